@@ -1,0 +1,155 @@
+"""How models are fused: the class that methods subclass, and what a run gives them.
+
+An algorithm decides; the engine moves bytes. `run` returns a lazy `WeightSource` (or a live module,
+where that is what a method makes), and whoever called it reads, writes or evaluates that.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+
+from fusion_core.config import ComponentConfig, ExpertWeights, dump_yaml, load_recipe, validated
+from fusion_core.errors import RecipeError
+from fusion_core.progress import Progress
+from fusion_core.weights import Kernel, MergedSource, Operands, SerialExecutor, WeightSource
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    from torch import nn
+
+    from fusion_core.model_pool import ModelPool
+    from fusion_core.task_pool import TaskPool
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+
+@dataclass
+class RunContext:
+    """What a run gives an algorithm; every field has a default, so that tests can make one."""
+
+    #: for algorithms that declare `needs_tasks`
+    tasks: TaskPool[Any] | None = None
+    #: everything random derives from it
+    seed: int = 0
+    #: where live models belong
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    executor: Executor = field(default_factory=SerialExecutor)
+    progress: Progress = field(default_factory=Progress)
+    #: refuse NaN and infinity in weights
+    finite: bool = True
+    #: build another algorithm from a name, or a mapping of name and options
+    algorithm: Callable[[Any], Algorithm[Any]] | None = None
+    #: receives what `log` is given
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
+    #: files to be committed with the model
+    side_files: dict[str, bytes] = field(default_factory=dict)
+
+    def merged(
+        self, pool: ModelPool[Any], kernel: Kernel, *, weights: Sequence[float] = ()
+    ) -> WeightSource:
+        """Return the lazy merge of a pool's models by a kernel."""
+        key = f"{self.seed}\0{type(kernel).__name__}"
+        operands = Operands(pool.base, pool.experts, tuple(weights), key, self.finite)
+        return MergedSource(kernel, operands)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report what was measured at a step to whoever listens (`fusion_metrics_logged`)."""
+        if self.on_metrics is not None:
+            self.on_metrics(step, metrics)
+
+    def save(self, name: str, data: bytes | Mapping[str, Any]) -> None:
+        """Add a file to the output directory: bytes, or a mapping to be written as JSON."""
+        if isinstance(data, Mapping):
+            data = json.dumps(data, indent=2).encode() + b"\n"
+        self.side_files[name] = data
+
+
+class Algorithm(ABC, Generic[ConfigT]):
+    """A way of fusing models: a configuration, and `run`.
+
+    class PickFirst(Algorithm[PickFirstConfig]):
+        config_class = PickFirstConfig
+
+        def run(self, pool, context):
+            return next(iter(pool.experts.values()))
+
+    A method that computes each tensor from the same tensor of every model, which is most methods, is
+    a `TensorwiseAlgorithm` and writes `merge` instead.
+    """
+
+    config_class: ClassVar[type[ComponentConfig]]
+
+    def __init__(self, config: ConfigT | None = None) -> None:
+        self.config: ConfigT = self.config_class() if config is None else config  # type: ignore[assignment]
+
+    @abstractmethod
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource | nn.Module:
+        """Fuse the pool's models.
+
+        The pool is aligned: every expert has the base's keys and shapes. Sources must not be
+        modified. Raise a `FusionError` for what the user can mend.
+        """
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Make an algorithm from a YAML file of its options, as `to_yaml` writes it."""
+        config: Any = validated(cls.config_class, load_recipe(path), prefix=str(path))
+        return cls(config)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the options, defaults included, as YAML."""
+        dump_yaml(self.config.model_dump(mode="json"), Path(path))
+
+
+class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
+    """A method that merges tensor by tensor, piece by piece: write `merge`, and `survey` if needed.
+
+    class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
+        config_class = DropConfig
+
+        def merge(self, piece):
+            deltas = piece.task_vectors
+            return piece.base + deltas.where(deltas.abs() > self.config.floor, 0).mean(dim=0)
+
+    `cut` says how finely tensors may be cut for `merge` (default: between any two elements), `scope`
+    what `survey` looks at first (default: nothing). Both may be properties that depend on the
+    options. A configuration with a field `weights: ExpertWeights` gives each expert its factor in
+    `piece.weights`.
+    """
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        """Return the lazy merge; the engine calls `survey` and `merge` when it is read."""
+        weights = expert_weights(getattr(self.config, "weights", None), list(pool.experts))
+        return context.merged(pool, self, weights=weights)
+
+
+def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> list[float]:
+    """Resolve the option `weights`: one factor an expert, in pool order, 1 where none is given.
+
+    Raises `RecipeError` for an unknown expert or a list of another length.
+    """
+    if weights is None:
+        return [1.0] * len(experts)
+    if isinstance(weights, Mapping):
+        unknown = sorted(weights.keys() - set(experts))
+        if unknown:
+            raise RecipeError(
+                f"algorithm.weights names {', '.join(unknown)}",
+                hint=f"The experts are: {', '.join(experts)}.",
+            )
+        return [float(weights.get(name, 1.0)) for name in experts]
+    if len(weights) != len(experts):
+        raise RecipeError(
+            f"algorithm.weights has {len(weights)} entries for {len(experts)} experts",
+            hint=f"The experts, in order: {', '.join(experts)}.",
+        )
+    return [float(weight) for weight in weights]

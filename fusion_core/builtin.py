@@ -1,0 +1,52 @@
+"""The core's own plugin, registered like any other: pool `checkpoints`, executors serial, threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import RecipeError
+from fusion_core.hookspecs import hookimpl
+from fusion_core.specs import ModelPoolSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from concurrent.futures import Executor
+
+
+@hookimpl
+def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
+    """Register the pool of any checkpoints."""
+    yield ModelPoolSpec(
+        name="checkpoints",
+        summary="Any safetensors checkpoints: directories, files, or live models.",
+        target="fusion_core.checkpoints:CheckpointsPool",
+        config="fusion_core.checkpoints_config:CheckpointsConfig",
+        offline=True,
+    )
+
+
+@hookimpl
+def fusion_create_executor(name: str, options: Mapping[str, str]) -> Executor | None:
+    """Create the executors that need nothing but this process."""
+    if name == "serial":
+        from fusion_core.weights import SerialExecutor
+
+        return SerialExecutor()
+    if name == "threads":
+        from concurrent.futures import ThreadPoolExecutor
+
+        return ThreadPoolExecutor(_workers(options), thread_name_prefix="fusion")
+    return None
+
+
+def _workers(options: Mapping[str, str]) -> int | None:
+    """Return the number of workers, None for the executor's own choice."""
+    if unknown := options.keys() - {"workers"}:
+        raise RecipeError(f"executor 'threads' has no option {', '.join(sorted(unknown))}")
+    if "workers" not in options:
+        import os
+
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not options["workers"].isdigit() or int(options["workers"]) < 1:
+        raise RecipeError(f"--workers {options['workers']}: not a positive number")
+    return int(options["workers"])

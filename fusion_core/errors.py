@@ -1,0 +1,83 @@
+"""Every error that a user can cause, as a tree; each class has one exit code.
+
+    FusionError                     1   a run failed
+    ├── RecipeError                 2   a recipe, an option or a flag is wrong
+    ├── PluginError                 3   a plugin is missing, broken or ambiguous
+    │   ├── UnknownComponentError
+    │   ├── AmbiguousComponentError
+    │   └── BrokenPluginError
+    ├── WeightsError                4   weights are bad
+    │   ├── CheckpointError             a checkpoint cannot be read
+    │   └── AlignmentError              models do not fit together
+    ├── DiskError                   6   the file system refused
+    └── OutputError                 7   the output is present or locked
+
+An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
+is a bug and is shown with its traceback.
+"""
+
+from typing import ClassVar
+
+
+class FusionError(Exception):
+    """A run failed for a reason that its user can do something about."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class RecipeError(FusionError):
+    """A recipe, an option or a flag is wrong; `message` has one line a problem."""
+
+    exit_code = 2
+
+
+class PluginError(FusionError):
+    """A plugin is missing, broken or ambiguous."""
+
+    exit_code = 3
+
+
+class UnknownComponentError(PluginError):
+    """No loaded plugin provides a component of this name."""
+
+
+class AmbiguousComponentError(PluginError):
+    """Several plugins provide a component of this name."""
+
+
+class BrokenPluginError(PluginError):
+    """A plugin failed to load, or did not keep its contract."""
+
+
+class WeightsError(FusionError):
+    """Weights are unreadable, not finite, or do not fit together."""
+
+    exit_code = 4
+
+
+class CheckpointError(WeightsError):
+    """A checkpoint is missing, truncated or malformed."""
+
+
+class AlignmentError(WeightsError):
+    """Models differ in keys, shapes or dtypes; `message` holds the table of differences."""
+
+
+class DiskError(FusionError):
+    """The file system is full, read-only or failing."""
+
+    exit_code = 6
+
+
+class OutputError(FusionError):
+    """The output is already present, or another run is writing it."""
+
+    exit_code = 7

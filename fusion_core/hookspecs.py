@@ -1,0 +1,80 @@
+"""Every hook of fusion-core: the framework's table of contents.
+
+A plugin is a module named in the entry-point group `fusion_core.plugins` of its distribution. It
+implements some of the hooks below, each marked with `fusion_core.hookimpl`, and imports nothing
+heavy: a spec names its class as a string, and the class is imported when a run needs it.
+
+    from fusion_core import AlgorithmSpec, hookimpl
+
+    @hookimpl
+    def fusion_register_algorithms():
+        yield AlgorithmSpec(
+            name="ties",
+            summary="Trim, elect signs, merge disjointly.",
+            target="fusion_ties.ties:Ties",
+            config="fusion_ties.config:TiesConfig",
+        )
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from concurrent.futures import Executor
+
+    from fusion_core.run import RunInfo, RunResult
+    from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+
+PROJECT = "fusion"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# --- what a plugin provides: called once, when plugins are discovered ---------------------------
+
+
+@hookspec
+def fusion_register_algorithms() -> Iterable[AlgorithmSpec]:  # type: ignore[empty-body]
+    """Return the algorithms that this plugin provides."""
+
+
+@hookspec
+def fusion_register_model_pools() -> Iterable[ModelPoolSpec]:  # type: ignore[empty-body]
+    """Return the model pools that this plugin provides."""
+
+
+@hookspec
+def fusion_register_task_pools() -> Iterable[TaskPoolSpec]:  # type: ignore[empty-body]
+    """Return the task pools that this plugin provides."""
+
+
+@hookspec(firstresult=True)
+def fusion_create_executor(name: str, options: Mapping[str, str]) -> Executor | None:
+    """Return a `concurrent.futures.Executor` if this plugin knows one called `name`, else None.
+
+    The first plugin that answers wins. `options` are the user's `key=value` pairs, e.g.
+    `{"workers": "4"}`; an unknown key is the plugin's to refuse with a `RecipeError`.
+    """
+
+
+# --- the life of a run: called only inside a run ------------------------------------------------
+
+
+@hookspec
+def fusion_run_started(run: RunInfo) -> None:
+    """Learn that a run starts: its recipe is resolved, nothing is read or written yet."""
+
+
+@hookspec
+def fusion_metrics_logged(run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
+    """Receive what an algorithm measured at `step` (objectives, coefficients)."""
+
+
+@hookspec
+def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
+    """Learn that a run ended well: the model is committed and, where tasks were given, evaluated."""

@@ -1,0 +1,91 @@
+"""What is fused: a base, its experts, and how weights become a live model.
+
+A pool is sources plus the knowledge of their kind: which class they belong to, which live parameter
+a tensor is, which files (configuration, tokenizer) make a directory loadable.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+from fusion_core.config import ComponentConfig
+from fusion_core.errors import RecipeError
+from fusion_core.weights import WeightSource, align
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from fusion_core.config import AlignmentPolicy
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+
+class ModelPool(ABC, Generic[ConfigT]):
+    """A base, experts, and how to build a live model of their kind.
+
+    A subclass's constructor sets `base` (or None) and `experts`, by name and in the order in which
+    results are summed, and reads no weights: sources are lazy. Merging needs nothing else; `build`
+    and `parameters` serve evaluation and adaptive algorithms.
+    """
+
+    config_class: ClassVar[type[ComponentConfig]]
+    base: WeightSource | None
+    experts: Mapping[str, WeightSource]
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build(self, weights: WeightSource) -> nn.Module:
+        """Return a live model with these weights, in evaluation mode, on the CPU.
+
+        In fp32, unless the pool's own models are live ones of another dtype.
+        """
+
+    def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
+        """Map the sources' tensor names to the parameters of a model that `build` returned."""
+        return dict(module.named_parameters(remove_duplicate=False))
+
+    def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
+        """Return the files that make a directory of weights loadable: name -> bytes, or a file.
+
+        `dtype` is what the weights are written in, where that is not the base's.
+        """
+        del dtype
+        return {}
+
+    def task_of(self, expert: str) -> str:
+        """Return the task that an expert was fine-tuned for; by default they share a name."""
+        return expert
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the inputs for the provenance; default: what each source says of itself."""
+        named = {**({"base": self.base} if self.base is not None else {}), **self.experts}
+        return {name: _identity(source) for name, source in named.items()}
+
+    def aligned(self, policy: AlignmentPolicy) -> Self:
+        """Return this pool with experts that have the base's keys and shapes.
+
+        Raises `RecipeError` for a pool without experts, `AlignmentError` for models that do not fit.
+        """
+        if not self.experts:
+            raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
+        clone = copy.copy(self)
+        clone.experts = align(self.base, self.experts, policy)
+        return clone
+
+    @property
+    def reference(self) -> WeightSource:
+        """The base or, without one, the first expert: it gives names, dtypes and buffers."""
+        return self.base if self.base is not None else next(iter(self.experts.values()))
+
+
+def _identity(source: WeightSource) -> dict[str, Any]:
+    files = getattr(source, "files", None)
+    return {"source": source.describe(), **({"files": dict(files())} if files else {})}

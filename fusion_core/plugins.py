@@ -1,0 +1,292 @@
+"""Find plugins, keep each one's failures to itself, and look components up by name.
+
+The loader is ours because pluggy's lets one plugin's import error crash the host and silently drops
+a second distribution that uses an entry-point name already seen. Here a plugin is its distribution:
+that is what users install, block and uninstall. This module imports no plugin's classes; a
+`Component` does, when it is asked to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import pluggy
+
+from fusion_core import hookspecs
+from fusion_core.errors import AmbiguousComponentError, BrokenPluginError, UnknownComponentError
+from fusion_core.specs import (
+    AlgorithmSpec,
+    ComponentSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+    load_target,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from concurrent.futures import Executor
+
+GROUP = "fusion_core.plugins"
+CORE = "fusion-core"
+BLOCK_VARIABLE = "FUSION_BLOCK_PLUGINS"
+
+_REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
+    "fusion_register_algorithms": AlgorithmSpec,
+    "fusion_register_model_pools": ModelPoolSpec,
+    "fusion_register_task_pools": TaskPoolSpec,
+}
+
+logger = logging.getLogger(__name__)
+SpecT = TypeVar("SpecT", bound=ComponentSpec)
+
+
+class PluginStatus(StrEnum):
+    """What became of a plugin when it was discovered."""
+
+    LOADED = "loaded"
+    BLOCKED = "blocked"
+    INCOMPATIBLE = "incompatible"
+    BROKEN = "broken"
+
+
+@dataclass(slots=True)
+class Plugin:
+    """One distribution in the entry-point group, and what became of it."""
+
+    distribution: str
+    version: str
+    module: str
+    summary: str = ""
+    status: PluginStatus = PluginStatus.LOADED
+    #: why it is not loaded, one line
+    detail: str = ""
+    error: BaseException | None = None
+    #: how long its import took
+    seconds: float = 0.0
+    components: list[ComponentSpec] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Component(Generic[SpecT]):
+    """A spec with the plugin that registered it."""
+
+    spec: SpecT
+    plugin: Plugin
+
+    @property
+    def qualified_name(self) -> str:
+        """The name that is never ambiguous: `distribution/name`."""
+        return f"{self.plugin.distribution}/{self.spec.name}"
+
+    def load_class(self) -> type[Any]:
+        """Import the component's class; this is where heavy imports happen."""
+        return self._load(self.spec.target)
+
+    def load_config(self) -> type[Any]:
+        """Import the component's configuration class."""
+        return self._load(self.spec.config)
+
+    def _load(self, target: str) -> type[Any]:
+        try:
+            loaded = load_target(target)
+        except Exception as error:
+            raise BrokenPluginError(
+                f"{self.spec.kind} {self.spec.name!r} of plugin {self.plugin.distribution} "
+                f"{self.plugin.version} cannot be imported from {target!r}: {_describe(error)}",
+                hint="Reinstall the plugin, or report this to its authors.",
+            ) from error
+        if not isinstance(loaded, type):
+            raise BrokenPluginError(
+                f"plugin {self.plugin.distribution}: {target!r} is {loaded!r}, not a class"
+            )
+        return loaded
+
+
+class PluginManager(pluggy.PluginManager):
+    """The plugins of this environment, in the order of their distributions' names."""
+
+    def __init__(self) -> None:
+        super().__init__(hookspecs.PROJECT)
+        self.add_hookspecs(hookspecs)
+        self.plugins: list[Plugin] = []
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:  # noqa: ANN401 - pluggy's type
+        """Look at hooks only: pluggy < 1.7 reads every attribute, which wakes lazy modules up."""
+        return super().parse_hookimpl_opts(plugin, name) if name.startswith("fusion_") else None
+
+    def discover(self, *, block: Iterable[str] = ()) -> None:
+        """Load every plugin of the environment that is not in `block` ("*" blocks all but us)."""
+        blocked = frozenset(block) | _blocked_by_environment()
+        for entry_point, distribution in _entry_points():
+            plugin = _describe_distribution(entry_point, distribution)
+            self.plugins.append(plugin)
+            if plugin.distribution != CORE and blocked & {plugin.distribution, "*"}:
+                plugin.status = PluginStatus.BLOCKED
+                plugin.detail = f"blocked by --no-plugin or {BLOCK_VARIABLE}"
+            elif unmet := _unmet_requirement(distribution):
+                plugin.status = PluginStatus.INCOMPATIBLE
+                plugin.detail = unmet
+            else:
+                self._load(plugin, entry_point)
+
+    def components(self, kind: type[SpecT]) -> Iterator[Component[SpecT]]:
+        """Every component of one kind."""
+        for plugin in self.plugins:
+            for spec in plugin.components:
+                if isinstance(spec, kind):
+                    yield Component(spec, plugin)
+
+    def find(self, kind: type[SpecT], name: str) -> Component[SpecT]:
+        """Look a component up by its name, an alias, or `distribution/name`.
+
+        Raises `UnknownComponentError` with the closest names, `AmbiguousComponentError` if several
+        plugins provide it.
+        """
+        found = [each for each in self.components(kind) if name in _names(each)]
+        if not found:
+            raise self._unknown(kind, name)
+        if len(found) > 1:
+            raise AmbiguousComponentError(
+                f"{kind.kind} {name!r} is provided by several plugins: "
+                + ", ".join(each.qualified_name for each in found),
+                hint="Use one of these full names, or block a plugin with --no-plugin.",
+            )
+        return found[0]
+
+    def create_executor(self, name: str, options: Mapping[str, str]) -> Executor:
+        """Ask the plugins for an executor called `name`."""
+        executor: Executor | None = self.hook.fusion_create_executor(name=name, options=options)
+        if executor is None:
+            raise UnknownComponentError(
+                f"no plugin provides an executor {name!r}",
+                hint="The core has 'serial' and 'threads'.",
+            )
+        return executor
+
+    def notify(self, hook: str, **arguments: object) -> None:
+        """Call a life-cycle hook of every plugin; one that raises is named in a warning."""
+        for implementation in getattr(self.hook, hook).get_hookimpls():
+            accepted = {name: arguments[name] for name in implementation.argnames}
+            try:
+                implementation.function(**accepted)
+            except Exception as error:  # noqa: BLE001 - a plugin cannot take a run down
+                logger.warning(
+                    "plugin %s failed in %s: %s", implementation.plugin_name, hook, _describe(error)
+                )
+
+    def _load(self, plugin: Plugin, entry_point: metadata.EntryPoint) -> None:
+        started = time.perf_counter()
+        module: object = None
+        try:
+            module = entry_point.load()
+            self.register(module, name=plugin.distribution)
+            self.check_pending()
+            plugin.components = list(self._registered_by(plugin.distribution))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit at import included
+            plugin.status = PluginStatus.BROKEN
+            plugin.detail = _describe(error)
+            plugin.error = error
+            if module is not None and self.is_registered(module):
+                self.unregister(module)
+        plugin.seconds = time.perf_counter() - started
+
+    def _registered_by(self, distribution: str) -> Iterator[ComponentSpec]:
+        seen: set[tuple[type, str]] = set()
+        for hook, kind in _REGISTER_HOOKS.items():
+            for implementation in getattr(self.hook, hook).get_hookimpls():
+                if implementation.plugin_name != distribution:
+                    continue
+                for spec in implementation.function():
+                    if not isinstance(spec, kind):
+                        raise TypeError(f"{hook} returned {spec!r}, which is no {kind.__name__}")
+                    if (kind, spec.name) in seen:
+                        raise ValueError(f"{hook} returned {spec.name!r} twice")
+                    seen.add((kind, spec.name))
+                    yield spec
+
+    def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
+        known = sorted({each for component in self.components(kind) for each in _names(component)})
+        close = difflib.get_close_matches(name, known, n=3)
+        short = [each for each in known if "/" not in each]
+        lines = [f"did you mean {' or '.join(close)}?"] if close else []
+        if not close:
+            lines.append(f"installed: {', '.join(short) or 'none'}")
+        lines += [
+            f"not loaded: {plugin.distribution} ({plugin.status}: {plugin.detail})"
+            for plugin in self.plugins
+            if plugin.status is not PluginStatus.LOADED
+        ]
+        return UnknownComponentError(f"there is no {kind.kind} {name!r}", hint="\n".join(lines))
+
+
+@lru_cache
+def load_plugins(block: frozenset[str] = frozenset()) -> PluginManager:
+    """Return this environment's plugins, discovered once in a process."""
+    manager = PluginManager()
+    manager.discover(block=block)
+    return manager
+
+
+def _blocked_by_environment() -> frozenset[str]:
+    names = os.environ.get(BLOCK_VARIABLE, "").split(",")
+    return frozenset(name.strip() for name in names if name.strip())
+
+
+def _entry_points() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:
+    """Return the group's entry points by distribution name, the first of each name on the path."""
+    found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
+    for distribution in metadata.distributions():
+        for entry_point in distribution.entry_points:
+            if entry_point.group == GROUP:
+                key = (_normalised(distribution.name), entry_point.name)
+                found.setdefault(key, (entry_point, distribution))
+    return [found[key] for key in sorted(found)]
+
+
+def _describe_distribution(
+    entry_point: metadata.EntryPoint, distribution: metadata.Distribution
+) -> Plugin:
+    return Plugin(
+        distribution=_normalised(distribution.name),
+        version=distribution.version,
+        module=entry_point.value,
+        summary=distribution.metadata["Summary"] or "",
+    )
+
+
+def _unmet_requirement(distribution: metadata.Distribution) -> str:
+    """Return how the distribution's own requirement on the core is unmet, or ""."""
+    ours = [line for line in distribution.requires or () if re.match(r"fusion[-_.]core\b", line)]
+    if not ours:
+        return ""
+    from packaging.requirements import Requirement
+
+    running = metadata.version(CORE)
+    for requirement in map(Requirement, ours):
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and not requirement.specifier.contains(running, prereleases=True):
+            return f"needs fusion-core{requirement.specifier}, this is {running}"
+    return ""
+
+
+def _names(component: Component[Any]) -> tuple[str, ...]:
+    return (component.spec.name, *component.spec.aliases, component.qualified_name)
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

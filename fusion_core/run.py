@@ -1,0 +1,422 @@
+"""The pipeline: recipe -> pools and algorithm -> lazy merge -> model directory -> report.
+
+`run_fusion` is what the command line calls, and what Python programs call: there is no other way.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fusion_core import provenance
+from fusion_core.algorithm import Algorithm, RunContext
+from fusion_core.config import Choice, choice_of, dump_yaml, load_recipe, resolve, resolve_component
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.model_pool import ModelPool
+from fusion_core.plugins import load_plugins
+from fusion_core.progress import Progress
+from fusion_core.specs import AlgorithmSpec
+from fusion_core.task_pool import Metrics, Report, TaskPool
+from fusion_core.weights import (
+    CastSource,
+    CheckpointSource,
+    StateDictSource,
+    WeightSource,
+    materialise,
+    staged,
+)
+from fusion_core.weights.writer import check_output, write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fusion_core.config import Resolved, ResolvedRecipe
+    from fusion_core.plugins import PluginManager
+
+OUTPUTS = Path("outputs")
+RECIPE = "recipe.yaml"
+PROVENANCE = "provenance.json"
+REPORT = "report.json"
+
+_SECTIONS: dict[str, type[Any]] = {
+    "algorithm": Algorithm,
+    "model_pool": ModelPool,
+    "task_pool": TaskPool,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out: nothing here changes the model that comes out."""
+
+    evaluate: bool = True
+    overwrite: bool = False
+    device: str = "cpu"
+    executor: str = "threads"
+    workers: int | None = None
+    progress: Progress = field(default_factory=Progress)
+    block: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What life-cycle hooks learn about a run."""
+
+    #: the resolved recipe, defaults included
+    recipe: Mapping[str, Any]
+    #: where the model goes; None for a run that writes nothing
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made."""
+
+    pool: ModelPool[Any]
+    #: the merged weights: in memory, or those of the directory written
+    weights: WeightSource
+    #: the directory, None for a run that wrote nothing
+    path: Path | None
+    #: what the tasks measured, None if there were none
+    report: Report | None
+    #: what the algorithm saved beside the model, by file name
+    side_files: Mapping[str, bytes]
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The merged model, live."""
+        return self.pool.build(self.weights)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready: everything is validated and instantiated, nothing is computed."""
+
+    resolved: ResolvedRecipe
+    plugins: PluginManager
+    options: RunOptions
+    algorithm: Algorithm[Any]
+    pool: ModelPool[Any]
+    tasks: TaskPool[Any] | None
+    path: Path | None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe: every default written out, the output's place left out."""
+        sections = {
+            "algorithm": _section(self.resolved.algorithm, self.algorithm),
+            "model_pool": _section(self.resolved.model_pool, self.pool),
+        }
+        if self.tasks is not None:
+            sections["task_pool"] = _section(self.resolved.task_pool, self.tasks)
+        rest = self.resolved.recipe.model_dump(
+            mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
+        )
+        return {**sections, **rest}
+
+    @property
+    def distributions(self) -> set[str]:
+        """The plugins that this run uses."""
+        found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
+        return {each.component.plugin.distribution for each in found if each is not None}
+
+
+def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
+    recipe: Mapping[str, Any] | str | Path | None = None,
+    *,
+    algorithm: Any = None,  # noqa: ANN401 - a name, a mapping or an object
+    model_pool: Any = None,  # noqa: ANN401
+    task_pool: Any = None,  # noqa: ANN401
+    seed: int | None = None,
+    output: Mapping[str, Any] | str | Path | None = None,
+    options: RunOptions | None = None,
+) -> RunResult:
+    """Fuse models, write the result, and evaluate it.
+
+    `recipe` is a mapping or a file; the other arguments override its sections. `algorithm`,
+    `model_pool` and `task_pool` are names, mappings of a name and options, or objects; a model pool
+    may also be `{"base": ..., "models": {...}}` of live modules, state dicts or paths. A pool of
+    live models writes nothing unless `output` names a path.
+
+    Raises a `FusionError` for everything that its caller can mend; nothing is left half-written.
+    """
+    sections = {"algorithm": algorithm, "model_pool": model_pool, "task_pool": task_pool}
+    raw = dict(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe or {})
+    raw |= {name: value for name, value in sections.items() if value is not None}
+    if seed is not None:
+        raw["seed"] = seed
+    if output is not None:
+        raw["output"] = {"path": str(output)} if isinstance(output, str | Path) else dict(output)
+    return execute(plan(raw, options or RunOptions()))
+
+
+def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
+    """Validate a recipe and instantiate its components; weights are not read, only headers."""
+    plugins = load_plugins(options.block)
+    live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
+    shaped = {**raw, **dict.fromkeys(live, {})}
+    resolved = resolve(shaped, plugins, live=frozenset(live))
+    _device(options.device)
+    algorithm = live.get("algorithm") or _created(resolved.algorithm)
+    pool = live.get("model_pool") or _created(resolved.model_pool)
+    tasks = live.get("task_pool") or _created(resolved.task_pool)
+    _check_needs(resolved.algorithm, pool, tasks)
+    path = _output_path(resolved, pool)
+    if path is not None:
+        check_output(path, overwrite=options.overwrite)
+    return Plan(resolved, plugins, options, algorithm, pool, tasks, path)
+
+
+def execute(plan: Plan) -> RunResult:
+    """Carry a plan out: merge, commit, evaluate."""
+    info = RunInfo(plan.recipe, plan.path)
+    plan.plugins.notify("fusion_run_started", run=info)
+    with _executor(plan) as executor:
+        pool = plan.pool.aligned(plan.resolved.recipe.alignment)
+        context = _context(plan, info, executor)
+        started = time.perf_counter()
+        fused = _as_source(plan.algorithm.run(pool, context), pool)
+        weights = _rounded(fused, pool, plan)
+        if plan.path is None:
+            weights.prepare(executor)
+            written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
+        else:
+            _write(plan, weights, context, started)
+            written = CheckpointSource(plan.path)
+    result = RunResult(pool, written, plan.path, None, context.side_files)
+    if plan.tasks is not None and plan.options.evaluate:
+        result = replace(result, report=_evaluated(plan, result))
+    plan.plugins.notify("fusion_run_finished", run=info, result=result)
+    return result
+
+
+def evaluate(
+    pool: ModelPool[Any],
+    tasks: TaskPool[Any],
+    weights: WeightSource,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    transductive: bool | None = None,
+) -> Report:
+    """Measure weights on every task, beside the pool's base and each task's own expert."""
+
+    def measured(label: str, source: WeightSource, names: list[str]) -> dict[str, Metrics]:
+        model = pool.build(source).to(_device(device))
+        return tasks.evaluate(model, tasks=names, label=label, progress=progress)
+
+    names = list(tasks.names)
+    individual: dict[str, Metrics] = {}
+    for expert, source in pool.experts.items():
+        if (task := pool.task_of(expert)) in names:
+            individual |= measured(f"expert {expert}", source, [task])
+    return Report(
+        tasks=measured("merged", weights, names),
+        pretrained={} if pool.base is None else measured("pretrained", pool.base, names),
+        individual={name: individual[name] for name in names if name in individual},
+        transductive=transductive,
+    )
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Add `report.json` to a model directory, in one step."""
+    data = json.dumps(report.as_json(), indent=2).encode() + b"\n"
+    write_durably(directory / REPORT, data)
+
+
+def _write(plan: Plan, weights: WeightSource, context: RunContext, started: float) -> None:
+    """Write the model directory: all of it, or nothing."""
+    path = plan.path
+    if path is None:
+        return
+    output = plan.resolved.recipe.output
+    with staged(path, overwrite=plan.options.overwrite) as staging:
+        materialise(
+            weights,
+            staging,
+            shard_size=output.shard_size,
+            executor=context.executor,
+            progress=plan.options.progress,
+        )
+        assets = plan.pool.assets(dtype=_dtype(output.dtype))
+        for name, content in {**assets, **context.side_files}.items():
+            staging.add(name, content)
+        dump_yaml(plan.recipe, staging.directory / RECIPE)
+        seconds = round(time.perf_counter() - started, 3)
+        timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+        staging.add(PROVENANCE, _provenance(plan, weights, staging.directory, timings))
+        staging.commit(overwrite=plan.options.overwrite)
+
+
+def _provenance(
+    plan: Plan, weights: WeightSource, directory: Path, timings: Mapping[str, Any]
+) -> bytes:
+    device = _device(plan.options.device)
+    parts = {
+        **provenance.environment(plan.distributions, plan.plugins.plugins, device),
+        "inputs": plan.pool.inputs(),
+        "tensors": provenance.counts(plan.pool, weights),
+        "outputs": provenance.outputs(directory),
+    }
+    return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"
+
+
+def _evaluated(plan: Plan, result: RunResult) -> Report:
+    """Evaluate what was made; a failure leaves a committed model where it is and says so."""
+    assert plan.tasks is not None  # noqa: S101 - the caller looked
+    sees_tasks = plan.resolved.algorithm is None or _sees_tasks(plan.resolved.algorithm)
+    try:
+        report = evaluate(
+            result.pool,
+            plan.tasks,
+            result.weights,
+            device=plan.options.device,
+            progress=plan.options.progress,
+            transductive=plan.tasks.transductive if sees_tasks else None,
+        )
+        if result.path is not None:
+            write_report(report, result.path)
+    except Exception as error:
+        if result.path is None:
+            raise
+        raise FusionError(
+            f"the model is complete in {result.path}, but its evaluation failed: {error}",
+            hint=f"Try again with: fuse evaluate {result.path}",
+        ) from error
+    return report
+
+
+def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
+    def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
+        plan.plugins.notify("fusion_metrics_logged", run=info, step=step, metrics=metrics)
+
+    def algorithm(of: Any) -> Algorithm[Any]:  # noqa: ANN401 - a name or a mapping
+        choice: Choice = choice_of(of)
+        inner = resolve_component(AlgorithmSpec, choice, plan.plugins, section="algorithm.of")
+        created: Algorithm[Any] = inner.create()
+        return created
+
+    outer = plan.resolved.algorithm
+    return RunContext(
+        tasks=plan.tasks if outer is None or _sees_tasks(outer) else None,
+        seed=plan.resolved.recipe.seed,
+        device=_device(plan.options.device),
+        executor=executor,
+        progress=plan.options.progress,
+        finite=plan.resolved.recipe.alignment.nan == "error",
+        algorithm=algorithm,
+        on_metrics=on_metrics,
+    )
+
+
+def _check_needs(
+    algorithm: Resolved[AlgorithmSpec] | None, pool: ModelPool[Any], tasks: TaskPool[Any] | None
+) -> None:
+    if algorithm is None:
+        return
+    spec, count = algorithm.component.spec, len(pool.experts)
+    if spec.needs_base and pool.base is None:
+        raise RecipeError(
+            f"algorithm {spec.name!r} needs a base, and the model pool has none",
+            hint="Name the model that the experts were fine-tuned from: model_pool.base.",
+        )
+    if _sees_tasks(algorithm) and tasks is None:
+        raise RecipeError(
+            f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
+            hint="Name a task pool with --task-pool; see: fuse list tasks",
+        )
+    if count < spec.min_experts or count > (spec.max_experts or count):
+        raise RecipeError(
+            f"algorithm {spec.name!r} takes {_range(spec)} experts, the model pool has {count}",
+            hint="Name them under model_pool.models.",
+        )
+
+
+def _range(spec: AlgorithmSpec) -> str:
+    if spec.max_experts is None:
+        return f"at least {spec.min_experts}"
+    return f"{spec.min_experts} to {spec.max_experts}"
+
+
+def _sees_tasks(algorithm: Resolved[AlgorithmSpec]) -> bool:
+    return algorithm.component.spec.needs_tasks != "none"
+
+
+def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
+    return None if resolved is None else resolved.create()
+
+
+def _section(resolved: Resolved[Any] | None, instance: Any) -> dict[str, Any]:  # noqa: ANN401
+    if resolved is not None:
+        return resolved.as_recipe()
+    kind = type(instance)
+    return {"name": f"{kind.__module__}:{kind.__qualname__}", **instance.config.model_dump(mode="json")}
+
+
+def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
+    given = resolved.recipe.output.path
+    if given is not None:
+        return Path(given)
+    live = any(isinstance(each, StateDictSource) for each in (pool.base, *pool.experts.values()))
+    if resolved.model_pool is None or live:
+        return None
+    algorithm = resolved.algorithm.name if resolved.algorithm else "custom"
+    stem = f"{resolved.model_pool.name}-{algorithm}"
+    numbers = range(1, 10**6)
+    return next(path for n in numbers if not (path := OUTPUTS / f"{stem}-{n}").exists())
+
+
+def _as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightSource:
+    """Read an algorithm's result, which may be a live model, by the pool's tensor names."""
+    if isinstance(fused, WeightSource):
+        return fused
+    live = {name: value.detach().cpu() for name, value in pool.parameters(fused).items()}
+    return StateDictSource(live, label="the fused model")
+
+
+def _rounded(fused: WeightSource, pool: ModelPool[Any], plan: Plan) -> WeightSource:
+    """Give every tensor the dtype to be stored in: the recipe's, or the base's."""
+    output = _dtype(plan.resolved.recipe.output.dtype)
+    infos = {
+        name: replace(info, dtype=output)
+        if output is not None and info.dtype.is_floating_point
+        else info
+        for name, info in pool.reference.infos.items()
+        if name in fused.infos
+    }
+    return CastSource(fused, infos, finite=plan.resolved.recipe.alignment.nan == "error")
+
+
+@contextmanager
+def _executor(plan: Plan) -> Iterator[Executor]:
+    workers = plan.options.workers
+    options = {} if workers is None else {"workers": str(workers)}
+    executor = plan.plugins.create_executor(plan.options.executor, options)
+    with executor:
+        yield executor
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    found: torch.dtype | None = None if name is None else getattr(torch, name)
+    return found
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"--device {name}: no such device", hint="Use cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"--device {name}: torch finds no CUDA device here", hint="Use cpu.")
+    return device

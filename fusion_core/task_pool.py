@@ -1,0 +1,160 @@
+"""What fused models are measured on: tasks with data, heads and metrics, and the report.
+
+A task's batches are a pure function of step, split and seed, so an adaptive search can be resumed
+and shared out. The report is the data of `report.json`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from fusion_core.config import ComponentConfig
+from fusion_core.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from torch import nn
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+Metrics = Mapping[str, float]
+
+SCHEMA = 1
+
+
+class Split(StrEnum):
+    """Which examples: UNLABELED is what adaptive algorithms see, TEST what results are measured on."""
+
+    TRAIN = "train"
+    UNLABELED = "unlabeled"
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples of one task: whatever the task's `logits` takes; no labels on UNLABELED."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(self.inputs.to(device), labels)
+
+
+class Task(ABC):
+    """One task: data, a head that is not fused, and a metric."""
+
+    name: str
+
+    @abstractmethod
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        """Return `size` examples; the same ones for the same arguments, in any process."""
+
+    @abstractmethod
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return scores of shape (examples, classes), differentiable in the model's parameters."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Measure a model on the whole test split: fractions by name, the main metric first."""
+
+
+class TaskPool(ABC, Generic[ConfigT]):
+    """Tasks by name, in a fixed order.
+
+    A subclass's constructor sets `names` and reads no data; a task reads its data when first used.
+    """
+
+    config_class: ClassVar[type[ComponentConfig]]
+    names: Sequence[str]
+    #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
+    transductive: bool = False
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> Task:
+        """Return one task; raises `RecipeError` naming close matches for an unknown one."""
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self[name] for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        *,
+        tasks: Sequence[str] | None = None,
+        label: str = "evaluate",
+        progress: Progress | None = None,
+    ) -> dict[str, Metrics]:
+        """Measure a model on every task, or on some; returns each task's metrics."""
+        found: dict[str, Metrics] = {}
+        names = self.names if tasks is None else tasks
+        with (progress or Progress()).track(label, total=len(names)) as advance:
+            for name in names:
+                found[name] = dict(self[name].evaluate(model))
+                advance(1, note=name)
+        return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the tasks measured of one model, beside the models that it was made from.
+
+    All numbers are fractions. A task's *main metric* is its first; `average` is the mean of the main
+    metrics, `normalised_average` the mean of main metric / the individual expert's.
+    """
+
+    tasks: Mapping[str, Metrics]
+    #: the base on every task, and each task's own expert, where the pool has them
+    pretrained: Mapping[str, Metrics] = field(default_factory=dict)
+    individual: Mapping[str, Metrics] = field(default_factory=dict)
+    #: whether the algorithm saw the (unlabeled) test examples; None if it saw none at all
+    transductive: bool | None = None
+
+    @property
+    def average(self) -> float:
+        """Mean of the tasks' main metrics."""
+        return mean_of(self.tasks)
+
+    @property
+    def normalised_average(self) -> float | None:
+        """Mean of main metric / individual expert's, or None unless every task has such a number."""
+        individual = {name: main(each) for name, each in self.individual.items()}
+        if not self.tasks or not all(individual.get(name) for name in self.tasks):
+            return None
+        ratios = [main(each) / individual[name] for name, each in self.tasks.items()]
+        return sum(ratios) / len(ratios)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `report.json` (documented in docs/reference/report.md)."""
+        rows = {"pretrained": self.pretrained, "individual": self.individual}
+        return {
+            "schema": SCHEMA,
+            "average": self.average,
+            "normalised_average": self.normalised_average,
+            "tasks": self.tasks,
+            "transductive": self.transductive,
+            "reference": {name: row for name, row in rows.items() if row},
+        }
+
+
+def main(metrics: Metrics) -> float:
+    """Return a task's main metric, its first."""
+    return next(iter(metrics.values()))
+
+
+def mean_of(tasks: Mapping[str, Metrics]) -> float:
+    """Return the mean of the tasks' main metrics."""
+    return sum(map(main, tasks.values())) / len(tasks)

@@ -1,0 +1,52 @@
+"""Named tensors that can be read a piece at a time, and the engine that moves them."""
+
+from fusion_core.weights.alignment import align
+from fusion_core.weights.checkpoint import CheckpointSource
+from fusion_core.weights.format import TensorInfo
+from fusion_core.weights.materialise import materialise
+from fusion_core.weights.merged import (
+    CastSource,
+    Kernel,
+    Linear,
+    MergedSource,
+    Operands,
+    Piece,
+    Scan,
+    Scope,
+    SerialExecutor,
+    in_order,
+)
+from fusion_core.weights.source import (
+    BLOCK,
+    Cut,
+    RenamedSource,
+    StateDictSource,
+    WeightSource,
+    assemble,
+)
+from fusion_core.weights.writer import Staging, staged
+
+__all__ = [
+    "BLOCK",
+    "CastSource",
+    "CheckpointSource",
+    "Cut",
+    "Kernel",
+    "Linear",
+    "MergedSource",
+    "Operands",
+    "Piece",
+    "RenamedSource",
+    "Scan",
+    "Scope",
+    "SerialExecutor",
+    "Staging",
+    "StateDictSource",
+    "TensorInfo",
+    "WeightSource",
+    "align",
+    "assemble",
+    "in_order",
+    "materialise",
+    "staged",
+]

@@ -1,0 +1,219 @@
+"""The safetensors format: the only place that parses bytes nobody vouches for.
+
+Stricter than the safetensors library: a header is at most 25 MB, names are unique and printable,
+every byte of the data belongs to exactly one tensor. What this module accepts, the library accepts
+with the same content. It knows bytes and descriptions, no files on disk beyond the one it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+LARGEST_HEADER = 25_000_000
+LARGEST_INDEX = 10 * 2**20
+_LARGEST_NAME = 512
+_MOST_DIMENSIONS = 8
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor's description: everything but its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies in a file; `offset` counts from the start of the file."""
+
+    info: TensorInfo
+    offset: int
+
+
+def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Read and check the header of an open safetensors file.
+
+    Returns its tensors, in the order of their offsets, and its metadata. Raises `CheckpointError`
+    naming `path` for anything that is not a complete, well-formed file.
+    """
+    size = os.fstat(descriptor).st_size
+    prefix = os.pread(descriptor, 8, 0)
+    if len(prefix) < 8:  # noqa: PLR2004 - the length of the length
+        raise CheckpointError(f"{path}: {size} bytes are no safetensors file")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(LARGEST_HEADER, size - 8):
+        raise CheckpointError(
+            f"{path}: the header claims {length} bytes of a file of {size}",
+            hint="The file is truncated or no safetensors file; download or save it again.",
+        )
+    header = parse_json(os.pread(descriptor, length, 8), path=path)
+    metadata = header.pop("__metadata__", {})
+    if not _is_text_map(metadata):
+        raise CheckpointError(f"{path}: __metadata__ does not map strings to strings")
+    spans = sorted((_span(name, entry, path) for name, entry in header.items()), key=_by_offset)
+    _check_contiguous(spans, size - 8 - length, path)
+    entries = {info.name: Entry(info, 8 + length + start) for info, start, _ in spans}
+    return entries, metadata
+
+
+def parse_index(text: bytes, *, path: str) -> dict[str, str]:
+    """Read and check `model.safetensors.index.json`; returns tensor name -> plain file name."""
+    if len(text) > LARGEST_INDEX:
+        raise CheckpointError(f"{path}: an index of {len(text)} bytes is refused")
+    weight_map = parse_json(text, path=path).get("weight_map")
+    if not _is_text_map(weight_map) or not weight_map:
+        raise CheckpointError(f"{path}: weight_map does not map tensor names to files")
+    for file in set(weight_map.values()):
+        if not _is_plain_file_name(file):
+            raise CheckpointError(f"{path}: {file!r} is no plain .safetensors file name")
+    return dict(weight_map)
+
+
+def parse_json(text: bytes, *, path: str) -> dict[str, Any]:
+    """Parse a JSON object, refusing repeated keys, NaN and anything too deep."""
+    try:
+        parsed = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path}: malformed JSON: {reason[:200]}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path}: the JSON is no object")
+    return parsed
+
+
+def build_header(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """Lay tensors out one after the other; returns length prefix with header, and data size.
+
+    The header is padded with spaces to a multiple of 8 bytes, as the library does, so that tensors
+    stay aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for info in infos:
+        start, end = end, end + info.nbytes
+        header[info.name] = {
+            "dtype": DTYPE_NAMES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, end
+
+
+def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
+    if not _is_printable_name(name):
+        raise CheckpointError(f"{path}: tensor name {name[:80]!r} is empty, too long or unprintable")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{path}: tensor {name!r} is not described by dtype, shape, offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}")
+    if not _is_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
+        raise CheckpointError(f"{path}: tensor {name!r} has the impossible shape {shape!r}")
+    if not _is_sizes(offsets) or len(offsets) != 2:  # noqa: PLR2004 - start and end
+        raise CheckpointError(f"{path}: tensor {name!r} has the impossible offsets {offsets!r}")
+    info = TensorInfo(name, tuple(shape), DTYPES[dtype])
+    start, end = offsets
+    # Zero-sized tensors may still declare dimensions whose product no machine can count.
+    if math.prod(max(size, 1) for size in shape) >= 2**62 or end - start != info.nbytes:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} cannot fill {offsets}"
+        )
+    return info, start, end
+
+
+def _check_contiguous(spans: list[tuple[TensorInfo, int, int]], size: int, path: str) -> None:
+    end = 0
+    for info, start, stop in spans:
+        if start != end:
+            raise CheckpointError(f"{path}: tensor {info.name!r} starts at {start}, not at {end}")
+        end = stop
+    if end != size:
+        raise CheckpointError(
+            f"{path}: tensors take {end} bytes, the file holds {size}",
+            hint="The file is truncated or has been appended to; download or save it again.",
+        )
+
+
+def _by_offset(span: tuple[TensorInfo, int, int]) -> tuple[int, int]:
+    return span[1], span[2]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is repeated")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_text_map(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def _is_sizes(value: object) -> bool:
+    # `True` is an int to Python, not to safetensors.
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**63 for each in value)
+
+
+def _is_printable_name(name: str) -> bool:
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:  # lone surrogates
+        return False
+    return 0 < len(encoded) <= _LARGEST_NAME and name.isprintable()
+
+
+def _is_plain_file_name(file: str) -> bool:
+    return (
+        _is_printable_name(file)
+        and file.endswith(".safetensors")
+        and file == PurePosixPath(file).name == PureWindowsPath(file).name
+    )

@@ -1,0 +1,1 @@
+"""AdaMerging for fusion-core: coefficients learned from unlabeled data."""

@@ -1,0 +1,1 @@
+"""Averages and task arithmetic for fusion-core."""

@@ -1,0 +1,25 @@
+"""Task arithmetic (arXiv:2212.04089)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.algorithm import Algorithm, RunContext, expert_weights
+from fusion_core.weights import Linear, WeightSource
+
+from fusion_linear.config import TaskArithmeticConfig
+
+if TYPE_CHECKING:
+    from fusion_core.model_pool import ModelPool
+
+
+class TaskArithmetic(Algorithm[TaskArithmeticConfig]):
+    """base + scale * sum of w_k * (expert_k - base). Shapes: any."""
+
+    config_class = TaskArithmeticConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        """Return the lazy linear combination."""
+        weights = expert_weights(self.config.weights, list(pool.experts))
+        factors = tuple(self.config.scale * weight for weight in weights)
+        return context.merged(pool, Linear(factors))

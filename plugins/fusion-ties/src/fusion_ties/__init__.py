@@ -1,0 +1,1 @@
+"""TIES merging for fusion-core."""

@@ -1,0 +1,23 @@
+"""Options of TIES."""
+
+from typing import Annotated, Literal
+
+from fusion_core.config import ComponentConfig, ExpertWeights
+from pydantic import Field
+
+
+class TiesConfig(ComponentConfig):
+    """How much of each task vector is kept, and how what is kept is combined."""
+
+    density: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """The fraction of each task vector's entries that is kept, the largest ones."""
+    scale: float = 1.0
+    """Lambda: the factor of the merged task vector."""
+    scope: Literal["model", "tensor"] = "model"
+    """One threshold over a whole model, as the paper, or one a tensor, as mergekit."""
+    weights: ExpertWeights | None = None
+    """One factor an expert, by name or in pool order; default: 1 each."""
+    normalize: bool = True
+    """The weighted mean over the experts that agree, as the paper; false: their sum."""
+    zero_sign: Literal["majority", "positive"] = "majority"
+    """The sign where trimmed entries cancel exactly: the whole scope's majority, or plus."""

@@ -1,0 +1,87 @@
+"""TIES-Merging (arXiv:2306.01708): trim, elect sign, disjoint merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from fusion_core.algorithm import TensorwiseAlgorithm
+from fusion_core.weights import Cut, Piece, Scan, Scope, in_order
+from fusion_core.weights.select import (
+    agreeing,
+    elected_sign,
+    kept_count,
+    kth_largest_magnitudes,
+    trimmed,
+)
+
+from fusion_ties.config import TiesConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TiesState:
+    """What must be known before an entry can be merged."""
+
+    #: each expert's smallest kept magnitude, shape (experts,)
+    thresholds: Tensor
+    #: the sign of entries that cancel exactly: 1, -1, or 0 where even the majority is tied
+    tie: float
+
+
+class Ties(TensorwiseAlgorithm[TiesConfig]):
+    """base + scale * (mean of the kept task-vector entries that have the elected sign).
+
+    An expert's entry is kept if its magnitude is among the `density` largest of the scope; entries
+    equal to the smallest kept one are kept too. The elected sign of an entry is that of the weighted
+    sum of what is kept. With `normalize: false` the agreeing entries are summed. Shapes: any.
+    Thresholds are exact, found by streaming.
+    """
+
+    config_class = TiesConfig
+    cut = Cut.ELEMENT
+
+    @property
+    def scope(self) -> Scope:
+        """One survey a model, or one a tensor."""
+        return Scope(self.config.scope)
+
+    def survey(self, scan: Scan) -> TiesState:
+        """Find the thresholds, and the majority sign if it is asked for."""
+        kept = kept_count(self.config.density, scan.numel)
+        if kept == 0 or scan.numel == 0:
+            return TiesState(torch.full((len(scan.operands.experts),), torch.inf), 1.0)
+        thresholds = kth_largest_magnitudes(scan, kept, _task_vectors)
+        if self.config.zero_sign == "positive":
+            return TiesState(thresholds, 1.0)
+        votes = scan(_SignVotes(thresholds), torch.add, torch.zeros((), dtype=torch.int64))
+        return TiesState(thresholds, float(votes.sign()))
+
+    def merge(self, piece: Piece) -> Tensor:
+        """Trim, elect, and merge one piece."""
+        state: TiesState = piece.state
+        rows = trimmed(piece.task_vectors, state.thresholds) * piece.weights
+        agree = agreeing(rows, elected_sign(rows, state.tie))
+        total = in_order(rows.where(agree, 0))
+        if self.config.normalize:
+            taking_part = in_order(piece.weights * agree)
+            total = total / taking_part.where(taking_part != 0, 1)
+        return piece.base + self.config.scale * total
+
+
+@dataclass(frozen=True)
+class _SignVotes:
+    """Counts positive minus negative signs of the summed, trimmed entries of a block."""
+
+    thresholds: Tensor
+
+    def __call__(self, piece: Piece) -> Tensor:
+        rows = trimmed(piece.task_vectors, self.thresholds) * piece.weights
+        return in_order(rows).sign().to(torch.int64).sum()
+
+
+def _task_vectors(piece: Piece) -> Tensor:
+    return piece.task_vectors

@@ -1,0 +1,1 @@
+"""CLIP model pools and classification tasks for fusion-core."""

@@ -1,0 +1,1 @@
+"""mini8: eight small tasks and their tiny CLIP experts, inside the wheel."""

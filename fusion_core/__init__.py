@@ -31,9 +31,33 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 - the names are strings, spelled once in _HOMES
-    *sorted(_HOME_OF),
+__all__ = [
+    "Algorithm",
+    "AlgorithmSpec",
+    "Batch",
+    "ComponentConfig",
+    "Cut",
+    "FusionError",
+    "ModelPool",
+    "ModelPoolSpec",
+    "Piece",
+    "Recipe",
+    "Report",
+    "RunContext",
+    "RunInfo",
+    "RunResult",
+    "Scan",
+    "Split",
+    "Task",
+    "TaskPool",
+    "TaskPoolSpec",
+    "TensorInfo",
+    "TensorwiseAlgorithm",
+    "WeightSource",
     "__version__",
+    "hookimpl",
+    "load_recipe",
+    "run_fusion",
 ]
 
 

@@ -82,8 +82,8 @@ class Algorithm(ABC, Generic[ConfigT]):
         def run(self, pool, context):
             return next(iter(pool.experts.values()))
 
-    A method that computes each tensor from the same tensor of every model, which is most methods, is
-    a `TensorwiseAlgorithm` and writes `merge` instead.
+    A method that computes each tensor from the same tensor of every model, which is most methods,
+    is a `TensorwiseAlgorithm` and writes `merge` instead.
     """
 
     config_class: ClassVar[type[ComponentConfig]]
@@ -107,7 +107,8 @@ class Algorithm(ABC, Generic[ConfigT]):
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the options, defaults included, as YAML."""
-        dump_yaml(self.config.model_dump(mode="json"), Path(path))
+        text = dump_yaml(self.config.model_dump(mode="json"))
+        Path(path).write_text(text, encoding="utf-8")
 
 
 class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
@@ -118,12 +119,13 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
 
         def merge(self, piece):
             deltas = piece.task_vectors
-            return piece.base + deltas.where(deltas.abs() > self.config.floor, 0).mean(dim=0)
+            kept = deltas.where(deltas.abs() > self.config.floor, 0)
+            return piece.base + in_order(kept) / len(kept)
 
-    `cut` says how finely tensors may be cut for `merge` (default: between any two elements), `scope`
-    what `survey` looks at first (default: nothing). Both may be properties that depend on the
-    options. A configuration with a field `weights: ExpertWeights` gives each expert its factor in
-    `piece.weights`.
+    `cut` says how finely tensors may be cut for `merge` (default: between any two elements),
+    `scope` what `survey` looks at first (default: nothing). Both may be properties that depend on
+    the options. A configuration with a field `weights: ExpertWeights` gives each expert its factor
+    in `piece.weights`.
     """
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:

@@ -1,4 +1,4 @@
-"""The core's own plugin, registered like any other: pool `checkpoints`, executors serial, threads."""
+"""The core's own plugin, registered like any other: a pool, and two executors."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
 def fusion_create_executor(name: str, options: Mapping[str, str]) -> Executor | None:
     """Create the executors that need nothing but this process."""
     if name == "serial":
+        if options:
+            raise RecipeError(f"executor 'serial' has no option {', '.join(sorted(options))}")
         from fusion_core.weights import SerialExecutor
 
         return SerialExecutor()
@@ -47,6 +49,6 @@ def _workers(options: Mapping[str, str]) -> int | None:
         import os
 
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if not options["workers"].isdigit() or int(options["workers"]) < 1:
+    if not options["workers"].isdecimal() or int(options["workers"]) < 1:
         raise RecipeError(f"--workers {options['workers']}: not a positive number")
     return int(options["workers"])

@@ -35,7 +35,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def build(self, weights: WeightSource) -> nn.Module:
         """Return a copy of the first live module of the pool with these weights.
 
-        Raises `FusionError` if the pool has only files or state dicts: it does not know their class.
+        Raises `FusionError` if the pool has only files or state dicts: their class is not known.
         """
         given = [self.config.base, *self.config.models.values()]
         module = next((each for each in given if isinstance(each, nn.Module)), None)

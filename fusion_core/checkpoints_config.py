@@ -37,7 +37,8 @@ def _named(value: object) -> object:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     names = [
-        Path(each).name.removesuffix(".safetensors") if isinstance(each, str | os.PathLike)
+        Path(each).name.removesuffix(".safetensors")
+        if isinstance(each, str | os.PathLike)
         else f"model-{number}"
         for number, each in enumerate(value, 1)
     ]

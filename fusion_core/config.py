@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
 
@@ -22,20 +24,21 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml import YAML, CollectionNode, SafeConstructor
 
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+    from ruamel.yaml import Node
 
     from fusion_core.plugins import Component, PluginManager
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 
-_LARGEST_YAML = 2**20
+_LARGEST_YAML = 2**16
+_MOST_NODES = 100_000
 _STRICT = ConfigDict(
     extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
 )
@@ -96,6 +99,8 @@ class AlignmentPolicy(BaseModel):
 
 
 def _from_name(value: object) -> object:
+    if value is None:  # a section that is there but empty
+        return {}
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -125,6 +130,8 @@ class Resolved(Generic[SpecT]):
 
     component: Component[SpecT]
     config: ComponentConfig
+    #: whether another plugin has a component of this name
+    ambiguous: bool = False
 
     @property
     def name(self) -> str:
@@ -133,7 +140,8 @@ class Resolved(Generic[SpecT]):
 
     def as_recipe(self) -> dict[str, Any]:
         """Return the section that says the same in full: name and every option."""
-        return {"name": self.name, **self.config.model_dump(mode="json")}
+        name = self.component.qualified_name if self.ambiguous else self.name
+        return {"name": name, **self.config.model_dump(mode="json")}
 
     def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
         """Import the class and instantiate it."""
@@ -156,21 +164,43 @@ class ResolvedRecipe:
 def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
     """Parse YAML 1.2; `origin` names the text in errors."""
     if len(text) > _LARGEST_YAML:
-        raise RecipeError(f"{origin}: larger than 1 MiB, which no recipe is")
+        raise RecipeError(f"{origin}: larger than 64 KiB, which no recipe is")
+    parser = YAML(typ="safe", pure=True)
+    parser.Constructor = _BoundedConstructor
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, RecursionError, ValueError) as error:
+        return parser.load(text)
+    except Exception as error:  # whatever the parser makes of a text that nobody vouches for
         problem = str(error).strip() or type(error).__name__
         raise RecipeError(f"{origin}: not valid YAML: {problem}") from error
 
 
-def dump_yaml(value: Mapping[str, Any], path: Path) -> None:
-    """Write a mapping as YAML, keys in their order."""
+class _BoundedConstructor(SafeConstructor):
+    """Refuses aliases that would unfold into more than any recipe holds."""
+
+    def construct_document(self, node: Node) -> Any:  # noqa: ANN401 - YAML holds anything
+        if _unfolded(node, {}) > _MOST_NODES:
+            raise ValueError("its aliases unfold into too much")
+        return super().construct_document(node)
+
+
+def _unfolded(node: Node, sizes: dict[int, int]) -> int:
+    """Count a node and what is below it, as often as aliases repeat it."""
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_NODES  # found again below itself: an alias that holds itself
+        inner = node.value if isinstance(node, CollectionNode) else ()
+        below = chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in inner)
+        sizes[id(node)] = 1 + sum(_unfolded(each, sizes) for each in below)
+    return sizes[id(node)]
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML, keys in their order."""
     writer = YAML()
     writer.default_flow_style = False
     writer.width = 2**16  # a wrapped string is harder to read and to compare
-    with path.open("w", encoding="utf-8") as stream:
-        writer.dump(dict(value), stream)
+    stream = StringIO()
+    writer.dump(dict(value), stream)
+    return stream.getvalue()
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
@@ -196,14 +226,20 @@ def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
             raise RecipeError(
                 f"--set {assignment!r} is no assignment", hint="Write --set algorithm.density=0.2."
             )
-        recipe = _assign(recipe, dotted.split("."), load_yaml(value, origin=f"--set {dotted}"))
+        value = load_yaml(value, origin=f"--set {dotted}")
+        try:
+            recipe = _assign(recipe, dotted.split("."), value)
+        except TypeError as error:
+            raise RecipeError(f"--set {assignment!r}: {error}") from error
     return recipe
 
 
 def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
-    branch = _from_name(node)  # `algorithm: ties` may be given options too
-    branch = dict(branch) if isinstance(branch, Mapping) else {}
     head, *rest = path
+    branch = _from_name(node)  # `algorithm: ties` may be given options too
+    if not isinstance(branch, Mapping):
+        raise TypeError(f"{_shown(node)} has no options, so none is {head!r}")
+    branch = dict(branch)
     branch[head] = _assign(branch.get(head), rest, value) if rest else value
     return branch
 
@@ -220,8 +256,13 @@ def resolve(
     `RecipeError` with one line a problem, all of them at once; `PluginError` if that is all that is
     wrong.
     """
-    recipe = validated(Recipe, raw)
     problems: list[RecipeError | PluginError] = []
+    try:
+        recipe = validated(Recipe, raw)
+    except RecipeError as error:
+        problems.append(error)
+        recipe, unreadable = _components_of(raw)
+        live |= unreadable
 
     def phase_two(kind: type[SpecT], section: str) -> Resolved[SpecT] | None:
         choice: Choice = getattr(recipe, section)
@@ -234,10 +275,15 @@ def resolve(
             return None
 
     algorithm = phase_two(AlgorithmSpec, "algorithm")
-    recipe = _with_default(recipe, "model_pool", lambda: _default_model_pool(recipe, plugins), live)
+    try:
+        default_pool = _default_model_pool(recipe, plugins, live)
+    except RecipeError as error:
+        problems.append(error)
+        default_pool = None
+    recipe = _with_default(recipe, "model_pool", default_pool, live)
     model_pool = phase_two(ModelPoolSpec, "model_pool")
     default_tasks = model_pool.component.spec.default_task_pool if model_pool else None
-    recipe = _with_default(recipe, "task_pool", lambda: default_tasks, live)
+    recipe = _with_default(recipe, "task_pool", default_tasks, live)
     task_pool = phase_two(TaskPoolSpec, "task_pool")
     if recipe.algorithm.name is None and "algorithm" not in live:
         problems.append(RecipeError("algorithm.name: required", hint="See: fuse list algorithms"))
@@ -255,28 +301,48 @@ def resolve_component(
     config_class = component.load_config()
     hint = f"See: fuse info {component.spec.name}"
     config = validated(config_class, choice.options, prefix=section, hint=hint)
-    return Resolved(component, config)
+    bare = component.spec.name
+    ambiguous = sum(bare in each.names for each in plugins.components(kind)) > 1
+    return Resolved(component, config, ambiguous)
 
 
 def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
     """Read a component's section: a name, or a mapping with `name` and options."""
-    return validated(Choice, _from_name(value) if value is not None else {})
+    return validated(Choice, _from_name(value))
 
 
-def _with_default(recipe: Recipe, section: str, default: Any, live: frozenset[str]) -> Recipe:  # noqa: ANN401
+def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
+    """Return what phase two can look at of a malformed recipe, and the sections that it cannot."""
+    choices: dict[str, Choice] = {}
+    for section in ("algorithm", "model_pool", "task_pool"):
+        try:
+            choices[section] = choice_of(raw.get(section))
+        except RecipeError:
+            continue
+    unreadable = {"algorithm", "model_pool", "task_pool"} - choices.keys()
+    if "algorithm" not in raw:
+        unreadable.add("algorithm")
+    return Recipe(**{"algorithm": Choice(), **choices}), frozenset(unreadable)
+
+
+def _with_default(recipe: Recipe, section: str, name: str | None, live: frozenset[str]) -> Recipe:
     choice: Choice = getattr(recipe, section)
-    if section in live or choice.name is not None or (name := default()) is None:
+    if section in live or choice.name is not None or name is None:
         return recipe
     return recipe.model_copy(update={section: Choice(name=name, **choice.options)})
 
 
-def _default_model_pool(recipe: Recipe, plugins: PluginManager) -> str:
+def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[str]) -> str | None:
+    if "model_pool" in live or recipe.model_pool.name is not None:
+        return None
     if recipe.model_pool.options:
         return "checkpoints"
     defaults = [each for each in plugins.components(ModelPoolSpec) if each.spec.default]
     if len(defaults) == 1:
         return defaults[0].qualified_name
-    known = ", ".join(each.qualified_name for each in defaults) or "no installed pool is the default"
+    known = (
+        ", ".join(each.qualified_name for each in defaults) or "no installed pool is the default"
+    )
     raise RecipeError(f"model_pool: required ({known})", hint="See: fuse list pools")
 
 
@@ -385,12 +451,13 @@ def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: 
     """Return the union of all components of a kind, each by its name alone or with options."""
     components = list(plugins.components(kind))
     names = tuple(name for each in components for name in (each.spec.name, *each.spec.aliases))
-    models = tuple(
-        create_model(
-            f"{kind.__name__}_{each.spec.name}",
-            __base__=each.load_config(),
-            name=(Literal[(each.spec.name, *each.spec.aliases, each.qualified_name)], ...),  # type: ignore[valid-type]
-        )
-        for each in components
-    )
-    return Union[(Literal[names], *models)] if models else Any  # type: ignore[valid-type] # noqa: UP007
+    models = tuple(map(_with_name, components))
+    return Union[(Literal[names], *models)] if models else Any
+
+
+def _with_name(component: Component[Any]) -> Any:  # noqa: ANN401 - a type
+    """Return a component's configuration class with one more field, its name."""
+    spec = component.spec
+    names: Any = Literal[(spec.name, *spec.aliases, component.qualified_name)]
+    title = f"{type(spec).__name__}_{spec.name}"
+    return create_model(title, __base__=component.load_config(), name=(names, ...))

@@ -77,4 +77,4 @@ def fusion_metrics_logged(run: RunInfo, step: int, metrics: Mapping[str, float])
 
 @hookspec
 def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
-    """Learn that a run ended well: the model is committed and, where tasks were given, evaluated."""
+    """Learn that a run ended well: the model is committed and, if there are tasks, evaluated."""

@@ -72,7 +72,7 @@ class ModelPool(ABC, Generic[ConfigT]):
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with experts that have the base's keys and shapes.
 
-        Raises `RecipeError` for a pool without experts, `AlignmentError` for models that do not fit.
+        Raises `RecipeError` for a pool without experts, `AlignmentError` if models do not fit.
         """
         if not self.experts:
             raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")

@@ -45,6 +45,9 @@ _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_task_pools": TaskPoolSpec,
 }
 
+# The core itself, in any spelling, and not `fusion-core-extras`.
+_CORE_REQUIREMENT = re.compile(r"fusion[-_.]+core(?![-_.]*\w)", re.IGNORECASE)
+
 logger = logging.getLogger(__name__)
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 
@@ -87,6 +90,11 @@ class Component(Generic[SpecT]):
         """The name that is never ambiguous: `distribution/name`."""
         return f"{self.plugin.distribution}/{self.spec.name}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that this component answers to."""
+        return (self.spec.name, *self.spec.aliases, self.qualified_name)
+
     def load_class(self) -> type[Any]:
         """Import the component's class; this is where heavy imports happen."""
         return self._load(self.spec.target)
@@ -125,16 +133,19 @@ class PluginManager(pluggy.PluginManager):
 
     def discover(self, *, block: Iterable[str] = ()) -> None:
         """Load every plugin of the environment that is not in `block` ("*" blocks all but us)."""
-        blocked = frozenset(block) | _blocked_by_environment()
+        blocked = frozenset(map(_normalised, block)) | _blocked_by_environment()
         for entry_point, distribution in _entry_points():
             plugin = _describe_distribution(entry_point, distribution)
+            known = {each.distribution for each in self.plugins}
             self.plugins.append(plugin)
             if plugin.distribution != CORE and blocked & {plugin.distribution, "*"}:
                 plugin.status = PluginStatus.BLOCKED
                 plugin.detail = f"blocked by --no-plugin or {BLOCK_VARIABLE}"
-            elif unmet := _unmet_requirement(distribution):
-                plugin.status = PluginStatus.INCOMPATIBLE
-                plugin.detail = unmet
+            elif plugin.distribution in known:
+                plugin.status = PluginStatus.BROKEN
+                plugin.detail = f"a distribution has one entry point in {GROUP}; this is a second"
+            elif problem := _unmet_requirement(distribution):
+                plugin.status, plugin.detail = problem
             else:
                 self._load(plugin, entry_point)
 
@@ -151,7 +162,7 @@ class PluginManager(pluggy.PluginManager):
         Raises `UnknownComponentError` with the closest names, `AmbiguousComponentError` if several
         plugins provide it.
         """
-        found = [each for each in self.components(kind) if name in _names(each)]
+        found = [each for each in self.components(kind) if name in each.names]
         if not found:
             raise self._unknown(kind, name)
         if len(found) > 1:
@@ -216,7 +227,7 @@ class PluginManager(pluggy.PluginManager):
                     yield spec
 
     def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
-        known = sorted({each for component in self.components(kind) for each in _names(component)})
+        known = sorted({each for component in self.components(kind) for each in component.names})
         close = difflib.get_close_matches(name, known, n=3)
         short = [each for each in known if "/" not in each]
         lines = [f"did you mean {' or '.join(close)}?"] if close else []
@@ -240,18 +251,27 @@ def load_plugins(block: frozenset[str] = frozenset()) -> PluginManager:
 
 def _blocked_by_environment() -> frozenset[str]:
     names = os.environ.get(BLOCK_VARIABLE, "").split(",")
-    return frozenset(name.strip() for name in names if name.strip())
+    return frozenset(_normalised(name.strip()) for name in names if name.strip())
 
 
 def _entry_points() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:
     """Return the group's entry points by distribution name, the first of each name on the path."""
     found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
     for distribution in metadata.distributions():
-        for entry_point in distribution.entry_points:
-            if entry_point.group == GROUP:
-                key = (_normalised(distribution.name), entry_point.name)
+        for entry_point in _group_of(distribution):
+            if name := distribution.metadata["Name"]:  # None where an installation was interrupted
+                key = (_normalised(name), entry_point.name)
                 found.setdefault(key, (entry_point, distribution))
     return [found[key] for key in sorted(found)]
+
+
+def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
+    """Return a distribution's entry points in the group; none if its list cannot be parsed."""
+    try:
+        return [each for each in distribution.entry_points if each.group == GROUP]
+    except Exception as error:  # noqa: BLE001 - whatever importlib.metadata makes of a mangled file
+        logger.warning("the entry points of a distribution are unreadable: %s", _describe(error))
+        return []
 
 
 def _describe_distribution(
@@ -265,23 +285,24 @@ def _describe_distribution(
     )
 
 
-def _unmet_requirement(distribution: metadata.Distribution) -> str:
-    """Return how the distribution's own requirement on the core is unmet, or ""."""
-    ours = [line for line in distribution.requires or () if re.match(r"fusion[-_.]core\b", line)]
+def _unmet_requirement(distribution: metadata.Distribution) -> tuple[PluginStatus, str] | None:
+    """Return how the distribution's own requirement on the core is unmet, or unreadable."""
+    ours = [line for line in distribution.requires or () if _CORE_REQUIREMENT.match(line)]
     if not ours:
-        return ""
-    from packaging.requirements import Requirement
+        return None
+    from packaging.requirements import InvalidRequirement, Requirement
 
     running = metadata.version(CORE)
-    for requirement in map(Requirement, ours):
+    try:
+        requirements = [Requirement(line) for line in ours]
+    except InvalidRequirement as error:
+        return PluginStatus.BROKEN, f"its metadata is malformed: {str(error).splitlines()[0]}"
+    for requirement in requirements:
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and not requirement.specifier.contains(running, prereleases=True):
-            return f"needs fusion-core{requirement.specifier}, this is {running}"
-    return ""
-
-
-def _names(component: Component[Any]) -> tuple[str, ...]:
-    return (component.spec.name, *component.spec.aliases, component.qualified_name)
+            unmet = f"needs fusion-core{requirement.specifier}, this is {running}"
+            return PluginStatus.INCOMPATIBLE, unmet
+    return None
 
 
 def _normalised(name: str) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights import CheckpointSource, assemble
+from fusion_core.weights import CheckpointSource
+from fusion_core.weights.source import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,9 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "plugins": {each.distribution: each.version for each in found if each.distribution in plugins},
+        "plugins": {
+            each.distribution: each.version for each in found if each.distribution in plugins
+        },
         "machine": platform.machine(),
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -64,7 +67,9 @@ def tensor_digest(source: WeightSource) -> str:
     for name in sorted(source.infos):
         info = source.infos[name]
         digest.update(f"{name}\0{info.dtype}\0{list(info.shape)}\0".encode())
-        digest.update(assemble(source, name).view(torch.uint8).numpy())
+        for start, stop in source.cut.ranges(info):
+            values = source.read(name, start, stop).contiguous()
+            digest.update(memory_of(values))
     return digest.hexdigest()
 
 

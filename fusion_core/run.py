@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,11 +21,12 @@ from fusion_core import provenance
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, dump_yaml, load_recipe, resolve, resolve_component
 from fusion_core.errors import FusionError, RecipeError
+from fusion_core.evaluation import RECIPE, device_of, evaluate, sees_tasks, write_report
 from fusion_core.model_pool import ModelPool
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.specs import AlgorithmSpec
-from fusion_core.task_pool import Metrics, Report, TaskPool
+from fusion_core.task_pool import Report, TaskPool
 from fusion_core.weights import (
     CastSource,
     CheckpointSource,
@@ -36,18 +35,17 @@ from fusion_core.weights import (
     materialise,
     staged,
 )
-from fusion_core.weights.writer import check_output, write_durably
+from fusion_core.weights.writer import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from concurrent.futures import Executor
 
     from fusion_core.config import Resolved, ResolvedRecipe
     from fusion_core.plugins import PluginManager
 
 OUTPUTS = Path("outputs")
-RECIPE = "recipe.yaml"
 PROVENANCE = "provenance.json"
-REPORT = "report.json"
 
 _SECTIONS: dict[str, type[Any]] = {
     "algorithm": Algorithm,
@@ -126,6 +124,11 @@ class Plan:
         return {**sections, **rest}
 
     @property
+    def algorithm_name(self) -> str:
+        """What to call the result."""
+        return self.resolved.algorithm.name if self.resolved.algorithm else "fused"
+
+    @property
     def distributions(self) -> set[str]:
         """The plugins that this run uses."""
         found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
@@ -165,9 +168,9 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
     plugins = load_plugins(options.block)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
-    shaped = {**raw, **dict.fromkeys(live, {})}
+    shaped = {**raw, **{name: {} for name in live}}
     resolved = resolve(shaped, plugins, live=frozenset(live))
-    _device(options.device)
+    device_of(options.device)
     algorithm = live.get("algorithm") or _created(resolved.algorithm)
     pool = live.get("model_pool") or _created(resolved.model_pool)
     tasks = live.get("task_pool") or _created(resolved.task_pool)
@@ -201,40 +204,6 @@ def execute(plan: Plan) -> RunResult:
     return result
 
 
-def evaluate(
-    pool: ModelPool[Any],
-    tasks: TaskPool[Any],
-    weights: WeightSource,
-    *,
-    device: str = "cpu",
-    progress: Progress | None = None,
-    transductive: bool | None = None,
-) -> Report:
-    """Measure weights on every task, beside the pool's base and each task's own expert."""
-
-    def measured(label: str, source: WeightSource, names: list[str]) -> dict[str, Metrics]:
-        model = pool.build(source).to(_device(device))
-        return tasks.evaluate(model, tasks=names, label=label, progress=progress)
-
-    names = list(tasks.names)
-    individual: dict[str, Metrics] = {}
-    for expert, source in pool.experts.items():
-        if (task := pool.task_of(expert)) in names:
-            individual |= measured(f"expert {expert}", source, [task])
-    return Report(
-        tasks=measured("merged", weights, names),
-        pretrained={} if pool.base is None else measured("pretrained", pool.base, names),
-        individual={name: individual[name] for name in names if name in individual},
-        transductive=transductive,
-    )
-
-
-def write_report(report: Report, directory: Path) -> None:
-    """Add `report.json` to a model directory, in one step."""
-    data = json.dumps(report.as_json(), indent=2).encode() + b"\n"
-    write_durably(directory / REPORT, data)
-
-
 def _write(plan: Plan, weights: WeightSource, context: RunContext, started: float) -> None:
     """Write the model directory: all of it, or nothing."""
     path = plan.path
@@ -252,7 +221,7 @@ def _write(plan: Plan, weights: WeightSource, context: RunContext, started: floa
         assets = plan.pool.assets(dtype=_dtype(output.dtype))
         for name, content in {**assets, **context.side_files}.items():
             staging.add(name, content)
-        dump_yaml(plan.recipe, staging.directory / RECIPE)
+        staging.add(RECIPE, dump_yaml(plan.recipe).encode())
         seconds = round(time.perf_counter() - started, 3)
         timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
         staging.add(PROVENANCE, _provenance(plan, weights, staging.directory, timings))
@@ -262,7 +231,7 @@ def _write(plan: Plan, weights: WeightSource, context: RunContext, started: floa
 def _provenance(
     plan: Plan, weights: WeightSource, directory: Path, timings: Mapping[str, Any]
 ) -> bytes:
-    device = _device(plan.options.device)
+    device = device_of(plan.options.device)
     parts = {
         **provenance.environment(plan.distributions, plan.plugins.plugins, device),
         "inputs": plan.pool.inputs(),
@@ -275,15 +244,16 @@ def _provenance(
 def _evaluated(plan: Plan, result: RunResult) -> Report:
     """Evaluate what was made; a failure leaves a committed model where it is and says so."""
     assert plan.tasks is not None  # noqa: S101 - the caller looked
-    sees_tasks = plan.resolved.algorithm is None or _sees_tasks(plan.resolved.algorithm)
+    outer = plan.resolved.algorithm
+    adapted = outer is None or sees_tasks(outer.component.spec)
     try:
         report = evaluate(
             result.pool,
             plan.tasks,
             result.weights,
-            device=plan.options.device,
+            device=device_of(plan.options.device),
             progress=plan.options.progress,
-            transductive=plan.tasks.transductive if sees_tasks else None,
+            transductive=plan.tasks.transductive if adapted else None,
         )
         if result.path is not None:
             write_report(report, result.path)
@@ -309,9 +279,9 @@ def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
 
     outer = plan.resolved.algorithm
     return RunContext(
-        tasks=plan.tasks if outer is None or _sees_tasks(outer) else None,
+        tasks=plan.tasks if outer is None or sees_tasks(outer.component.spec) else None,
         seed=plan.resolved.recipe.seed,
-        device=_device(plan.options.device),
+        device=device_of(plan.options.device),
         executor=executor,
         progress=plan.options.progress,
         finite=plan.resolved.recipe.alignment.nan == "error",
@@ -331,7 +301,7 @@ def _check_needs(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
             hint="Name the model that the experts were fine-tuned from: model_pool.base.",
         )
-    if _sees_tasks(algorithm) and tasks is None:
+    if sees_tasks(spec) and tasks is None:
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
             hint="Name a task pool with --task-pool; see: fuse list tasks",
@@ -349,10 +319,6 @@ def _range(spec: AlgorithmSpec) -> str:
     return f"{spec.min_experts} to {spec.max_experts}"
 
 
-def _sees_tasks(algorithm: Resolved[AlgorithmSpec]) -> bool:
-    return algorithm.component.spec.needs_tasks != "none"
-
-
 def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
     return None if resolved is None else resolved.create()
 
@@ -361,7 +327,10 @@ def _section(resolved: Resolved[Any] | None, instance: Any) -> dict[str, Any]:  
     if resolved is not None:
         return resolved.as_recipe()
     kind = type(instance)
-    return {"name": f"{kind.__module__}:{kind.__qualname__}", **instance.config.model_dump(mode="json")}
+    return {
+        "name": f"{kind.__module__}:{kind.__qualname__}",
+        **instance.config.model_dump(mode="json"),
+    }
 
 
 def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
@@ -371,7 +340,7 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
     live = any(isinstance(each, StateDictSource) for each in (pool.base, *pool.experts.values()))
     if resolved.model_pool is None or live:
         return None
-    algorithm = resolved.algorithm.name if resolved.algorithm else "custom"
+    algorithm = resolved.algorithm.name if resolved.algorithm else "fused"
     stem = f"{resolved.model_pool.name}-{algorithm}"
     numbers = range(1, 10**6)
     return next(path for n in numbers if not (path := OUTPUTS / f"{stem}-{n}").exists())
@@ -410,13 +379,3 @@ def _executor(plan: Plan) -> Iterator[Executor]:
 def _dtype(name: str | None) -> torch.dtype | None:
     found: torch.dtype | None = None if name is None else getattr(torch, name)
     return found
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"--device {name}: no such device", hint="Use cpu, cuda or cuda:1.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"--device {name}: torch finds no CUDA device here", hint="Use cpu.")
-    return device

@@ -22,7 +22,7 @@ TaskData = Literal["none", "unlabeled", "labeled"]
 class ComponentSpec:
     """One component of a plugin.
 
-    Raises `ValueError` for a name that is not kebab-case or a target that is not `module:attribute`.
+    Raises `ValueError` if a name is not kebab-case or a target is not `module:attribute`.
     """
 
     kind: ClassVar[str] = "component"

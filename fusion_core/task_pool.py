@@ -28,7 +28,7 @@ SCHEMA = 1
 
 
 class Split(StrEnum):
-    """Which examples: UNLABELED is what adaptive algorithms see, TEST what results are measured on."""
+    """Which examples: UNLABELED for adaptive algorithms, TEST to measure results on."""
 
     TRAIN = "train"
     UNLABELED = "unlabeled"
@@ -112,8 +112,8 @@ class TaskPool(ABC, Generic[ConfigT]):
 class Report:
     """What the tasks measured of one model, beside the models that it was made from.
 
-    All numbers are fractions. A task's *main metric* is its first; `average` is the mean of the main
-    metrics, `normalised_average` the mean of main metric / the individual expert's.
+    All numbers are fractions. A task's *main metric* is its first; `average` is the mean of the
+    main metrics, `normalised_average` the mean of main metric / the individual expert's.
     """
 
     tasks: Mapping[str, Metrics]
@@ -130,7 +130,7 @@ class Report:
 
     @property
     def normalised_average(self) -> float | None:
-        """Mean of main metric / individual expert's, or None unless every task has such a number."""
+        """Mean of main metric / individual expert's; None unless every task has such a number."""
         individual = {name: main(each) for name, each in self.individual.items()}
         if not self.tasks or not all(individual.get(name) for name in self.tasks):
             return None

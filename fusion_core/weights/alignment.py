@@ -43,9 +43,7 @@ class AlignedSource(WeightSource):
         self._source = source
         self._reference = reference
         self.cut = source.cut.coarser(reference.cut)
-        self.infos = {
-            name: source.infos.get(name, info) for name, info in reference.infos.items()
-        }
+        self.infos = {name: source.infos.get(name, info) for name, info in reference.infos.items()}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read from the expert, or from the reference what the expert lacks."""
@@ -79,7 +77,8 @@ def align(
     if differences:
         raise AlignmentError(_table(differences), hint=_hint(differences))
     return {
-        name: expert if expert.infos.keys() == reference.infos.keys()
+        name: expert
+        if expert.infos.keys() == reference.infos.keys()
         else AlignedSource(expert, reference)
         for name, expert in experts.items()
     }
@@ -97,9 +96,8 @@ def _differences(
             shapes = f"{list(theirs.shape)}, the base's is {list(ours.shape)}"
             yield Difference(key, name, f"shape {shapes}")
         elif ours.dtype != theirs.dtype:
-            if not (ours.dtype.is_floating_point and theirs.dtype.is_floating_point):
-                yield Difference(key, name, f"dtype {theirs.dtype}, the base's is {ours.dtype}")
-            elif policy.dtype == "error":
+            both_float = ours.dtype.is_floating_point and theirs.dtype.is_floating_point
+            if policy.dtype == "error" or not both_float:
                 yield Difference(key, name, f"dtype {theirs.dtype}, the base's is {ours.dtype}")
     if policy.missing == "error":
         for key in reference.infos.keys() - expert.infos.keys():

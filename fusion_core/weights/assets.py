@@ -60,9 +60,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _safe_config(path: Path, dtype: torch.dtype | None) -> bytes:
     config = {
-        key: value
-        for key, value in read_config(path).items()
-        if not key.startswith(_DANGEROUS)
+        key: value for key, value in read_config(path).items() if not key.startswith(_DANGEROUS)
     }
     if dtype is not None:
         config.pop("torch_dtype", None)

@@ -146,7 +146,9 @@ def build_header(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> tu
 
 def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
     if not _is_printable_name(name):
-        raise CheckpointError(f"{path}: tensor name {name[:80]!r} is empty, too long or unprintable")
+        raise CheckpointError(
+            f"{path}: tensor name {name[:80]!r} is empty, too long or unprintable"
+        )
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{path}: tensor {name!r} is not described by dtype, shape, offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -200,7 +202,9 @@ def _is_text_map(value: object) -> bool:
 
 def _is_sizes(value: object) -> bool:
     # `True` is an int to Python, not to safetensors.
-    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**63 for each in value)
+    return isinstance(value, list) and all(
+        type(each) is int and 0 <= each < 2**63 for each in value
+    )
 
 
 def _is_printable_name(name: str) -> bool:

@@ -47,4 +47,3 @@ def materialise(
         for count in run_all(executor, work, units):
             advance(count)
     staging.finish_shards()
-

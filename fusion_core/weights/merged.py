@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from fusion_core.errors import WeightsError
-from fusion_core.weights.format import TensorInfo
 from fusion_core.weights.source import Cut, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from fusion_core.weights.format import TensorInfo
 
 #: Units submitted ahead of the one whose result is awaited: their results are held in memory.
 _WINDOW = 16
@@ -45,10 +46,15 @@ class Scope(Enum):
 class Kernel(ABC):
     """How one piece of the operands becomes one piece of the merge."""
 
-    #: how finely tensors may be cut for `merge`
-    cut: Cut = Cut.ELEMENT
-    #: what `survey` looks at
-    scope: Scope = Scope.NONE
+    @property
+    def cut(self) -> Cut:
+        """How finely tensors may be cut for `merge`; a subclass may set a plain attribute."""
+        return Cut.ELEMENT
+
+    @property
+    def scope(self) -> Scope:
+        """What `survey` looks at; a subclass may set a plain attribute."""
+        return Scope.NONE
 
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own state
         """Gather statistics over a tensor or the model; every `Piece.state` then holds them."""
@@ -58,8 +64,8 @@ class Kernel(ABC):
     def merge(self, piece: Piece) -> torch.Tensor:
         """Merge one piece: pure, and the same for the same piece on any thread, in any order.
 
-        Returns a tensor of the shape of `piece.base`. Sum over experts with `in_order`, not with
-        `sum(dim=0)`: the latter's rounding depends on where the piece was cut.
+        Returns a tensor of the shape of one row of `piece.experts`. Sum over experts with
+        `in_order`, not with `sum(dim=0)`: its rounding depends on where the piece was cut.
         """
 
 
@@ -94,10 +100,11 @@ class Operands:
 class Piece:
     """The same range of one tensor in every operand.
 
-    `base`: its values, or None without a base; `experts` and `task_vectors` (experts - base) have
-    one more leading dimension, the expert. The range's shape is (elements,) at `Cut.ELEMENT`,
-    (rows, ...) at `Cut.ROW` and the tensor's own at `Cut.TENSOR`. Values are fp32, or fp64 where an
-    operand is fp64; kernels must not write into them.
+    `base`: its values; `experts` and `task_vectors` (experts - base) have one more leading
+    dimension, the expert. Where the pool has no base, `base` and `task_vectors` raise
+    `WeightsError`. The range's shape is (elements,) at `Cut.ELEMENT`, (rows, ...) at `Cut.ROW` and
+    the tensor's own at `Cut.TENSOR`. Values are fp32, or fp64 where an operand is fp64; kernels
+    must not write into them.
     """
 
     def __init__(
@@ -116,10 +123,14 @@ class Piece:
         self._shape = _piece_shape(info, self.stop - self.start, cut)
 
     @cached_property
-    def base(self) -> torch.Tensor | None:
-        """The base's values; None for a merge without a base."""
-        source = self._operands.base
-        return None if source is None else self._read(source)
+    def base(self) -> torch.Tensor:
+        """The base's values; raises `WeightsError` if the pool has no base."""
+        if self._operands.base is None:
+            raise WeightsError(
+                "this algorithm works on task vectors, and the pool has no base",
+                hint="Name the model that the experts were fine-tuned from: model_pool.base.",
+            )
+        return self._read(self._operands.base)
 
     @cached_property
     def experts(self) -> torch.Tensor:
@@ -129,11 +140,6 @@ class Piece:
     @cached_property
     def task_vectors(self) -> torch.Tensor:
         """The experts' differences from the base, stacked in pool order."""
-        if self.base is None:
-            raise WeightsError(
-                "this algorithm works on task vectors, and the pool has no base",
-                hint="Name the model that the experts were fine-tuned from: model_pool.base.",
-            )
         return self.experts - self.base
 
     @property
@@ -208,8 +214,9 @@ class Scan:
 class MergedSource(WeightSource):
     """A kernel applied to operands; computed when it is read.
 
-    Its floating-point tensors are fp32 (fp64 where an operand is): a merge of merges rounds once, at
-    the end, where a `CastSource` gives them the output's dtype. Tensors that are not floating-point are the reference's (the base's, or the first expert's).
+    Its floating-point tensors are fp32 (fp64 where an operand is): a merge of merges rounds once,
+    at the end, where a `CastSource` gives them the output's dtype. Tensors that are not
+    floating-point are the reference's (the base's, or the first expert's).
     """
 
     kernel: Kernel
@@ -266,7 +273,9 @@ class MergedSource(WeightSource):
 class CastSource(WeightSource):
     """A source with other dtypes: where a merge is rounded to what it is stored as."""
 
-    def __init__(self, source: WeightSource, infos: Mapping[str, TensorInfo], *, finite: bool) -> None:
+    def __init__(
+        self, source: WeightSource, infos: Mapping[str, TensorInfo], *, finite: bool
+    ) -> None:
         """`infos` describes the tensors as they are wanted; `finite` refuses overflow."""
         self._source = source
         self._finite = finite
@@ -294,7 +303,11 @@ class SerialExecutor(Executor):
     """Runs each call at once, on the thread that submits it."""
 
     def submit(
-        self, fn: Callable[..., PartT], /, *args: Any, **kwargs: Any  # noqa: ANN401
+        self,
+        fn: Callable[..., PartT],
+        /,
+        *args: Any,  # noqa: ANN401 - whatever `fn` takes
+        **kwargs: Any,  # noqa: ANN401
     ) -> Future[PartT]:
         """Run `fn` now."""
         future: Future[PartT] = Future()
@@ -396,7 +409,7 @@ def counter_uniform(key: str, start: int, stop: int) -> torch.Tensor:
 
 def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
     """Shift right without the sign, which torch's int64 would carry along."""
-    return (bits >> by) & (2 ** (64 - by) - 1)
+    return (bits >> by).bitwise_and(2 ** (64 - by) - 1)
 
 
 def _piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
@@ -405,5 +418,3 @@ def _piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
     if cut is Cut.ROW and len(info.shape) > 1:
         return (-1, *info.shape[1:]) if info.numel else info.shape
     return (count,)
-
-

@@ -7,7 +7,6 @@ answer down to one value in a few passes over the weights, exactly, in a few hun
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,8 @@ import torch
 from fusion_core.weights.merged import in_order
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fusion_core.weights.merged import Piece, Scan
 
 _DIGIT = 16
@@ -40,8 +41,8 @@ def kth_largest_magnitudes(
     rank = torch.full_like(found, k)
     for shift in range(8 * dtype.itemsize - _DIGIT, -1, -_DIGIT):
         counts = scan(
-                _DigitCount(rows, dtype, shift, found), torch.add, torch.zeros((), dtype=torch.int64)
-            )
+            _DigitCount(rows, dtype, shift, found), torch.add, torch.zeros((), dtype=torch.int64)
+        )
         from_above = counts.flip(-1).cumsum(-1)
         place = (from_above < rank[:, None]).sum(-1)
         digit = counts.shape[-1] - 1 - place
@@ -62,7 +63,9 @@ class _DigitCount:
     def __call__(self, piece: Piece) -> torch.Tensor:
         values = self.rows(piece).to(self.dtype).abs().flatten(1)
         keys = values.view(_INTEGERS[self.dtype])
-        return torch.stack([self._count(row, int(high)) for row, high in zip(keys, self.found, strict=True)])
+        return torch.stack(
+            [self._count(row, int(high)) for row, high in zip(keys, self.found, strict=True)]
+        )
 
     def _count(self, keys: torch.Tensor, high: int) -> torch.Tensor:
         digits = keys >> self.shift

@@ -7,6 +7,7 @@ knows files, algorithms or the engine.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from abc import ABC, abstractmethod
 from enum import Enum
@@ -56,8 +57,8 @@ class Cut(Enum):
 class WeightSource(ABC):
     """Named tensors, read by range of their elements in row-major order.
 
-    `infos` describes every tensor, in the order in which reading is cheapest. Sources are immutable;
-    reading is safe from several threads.
+    `infos` describes every tensor, in the order in which reading is cheapest. Sources are
+    immutable; reading is safe from several threads.
     """
 
     infos: Mapping[str, TensorInfo]
@@ -94,6 +95,13 @@ def assemble(source: WeightSource, name: str) -> torch.Tensor:
     info = source.infos[name]
     parts = [source.read(name, start, stop) for start, stop in source.cut.ranges(info)]
     return torch.cat(parts)
+
+
+def memory_of(values: torch.Tensor) -> memoryview:
+    """Return a contiguous tensor's own bytes, without numpy; keep the tensor alive meanwhile."""
+    if not values.nbytes:
+        return memoryview(b"")
+    return memoryview((ctypes.c_char * values.nbytes).from_address(values.data_ptr())).cast("B")
 
 
 class StateDictSource(WeightSource):

@@ -8,14 +8,12 @@ reader accepts it. Committing syncs files and directories and renames the stagin
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +21,11 @@ from typing import TYPE_CHECKING
 from fusion_core.errors import DiskError, OutputError
 from fusion_core.weights.checkpoint import INDEX, SINGLE
 from fusion_core.weights.format import build_header
+from fusion_core.weights.source import memory_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     import torch
 
     from fusion_core.weights.format import TensorInfo
@@ -79,6 +80,14 @@ class Staging:
         self.directory = output.parent / f".{output.name}.fuse-{uuid.uuid4().hex[:12]}"
         self.shards: list[Shard] = []
         self._homes: dict[str, Shard] = {}
+        self._made: list[Path] = []
+
+    def create(self) -> None:
+        """Make the staging directory, and the output's parents where they are missing."""
+        parent = self.output.absolute().parent
+        self._made = [each for each in (parent, *parent.parents) if not each.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir()
 
     def lay_out(self, infos: Sequence[TensorInfo], *, shard_size: int) -> None:
         """Reserve the space of every tensor, in files of at most `shard_size` bytes."""
@@ -94,10 +103,8 @@ class Staging:
         """Write elements of a tensor from `start` on; safe from several threads."""
         shard = self._homes[info.name]
         values = values.contiguous()
-        # The tensor's own memory: torch has no buffer protocol without numpy.
-        data = (ctypes.c_char * values.nbytes).from_address(values.data_ptr()) if values.nbytes else b""
         offset = shard.offsets[info.name] + start * info.dtype.itemsize
-        _write_at(shard.descriptor, memoryview(data), offset)
+        _write_at(shard.descriptor, memory_of(values), offset)
 
     def add(self, name: str, content: bytes | Path) -> None:
         """Add a side file: its bytes, or a file to copy."""
@@ -128,10 +135,13 @@ class Staging:
             shutil.rmtree(aside)
 
     def discard(self) -> None:
-        """Remove everything written so far."""
+        """Remove everything written so far, and the parents made for it if nothing else came in."""
         for shard in self.shards:
             shard.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+        with suppress(OSError):
+            for parent in self._made:
+                parent.rmdir()
 
 
 @contextmanager
@@ -144,8 +154,7 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Staging]:
     check_output(output, overwrite=overwrite)
     staging = Staging(output)
     try:
-        staging.directory.parent.mkdir(parents=True, exist_ok=True)
-        staging.directory.mkdir()
+        staging.create()
         yield staging
     except OSError as error:
         raise disk_error(error, output) from error
@@ -164,7 +173,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the whole new one, also after a crash."""
+    """Write a file in one step: readers see the old one or the new one, also after a crash."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as stream:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.algorithm import Algorithm, RunContext, TensorwiseAlgorithm, expert_weights
 from fusion_core.errors import RecipeError
 from fusion_core.weights import Linear, Piece, WeightSource, in_order
-
 from fusion_linear.config import SimpleAverageConfig, WeightedAverageConfig
 
 if TYPE_CHECKING:
-    from fusion_core.model_pool import ModelPool
     from torch import Tensor
+
+    from fusion_core.model_pool import ModelPool
 
 
 class SimpleAverage(TensorwiseAlgorithm[SimpleAverageConfig]):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.algorithm import Algorithm, RunContext, expert_weights
 from fusion_core.weights import Linear, WeightSource
-
 from fusion_linear.config import TaskArithmeticConfig
 
 if TYPE_CHECKING:

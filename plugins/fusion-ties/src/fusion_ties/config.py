@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from fusion_core.config import ComponentConfig, ExpertWeights
 from pydantic import Field
+
+from fusion_core.config import ComponentConfig, ExpertWeights
 
 
 class TiesConfig(ComponentConfig):

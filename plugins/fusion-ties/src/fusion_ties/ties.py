@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+
 from fusion_core.algorithm import TensorwiseAlgorithm
-from fusion_core.weights import Cut, Piece, Scan, Scope, in_order
+from fusion_core.weights import Piece, Scan, Scope, in_order
 from fusion_core.weights.select import (
     agreeing,
     elected_sign,
@@ -15,7 +16,6 @@ from fusion_core.weights.select import (
     kth_largest_magnitudes,
     trimmed,
 )
-
 from fusion_ties.config import TiesConfig
 
 if TYPE_CHECKING:
@@ -36,13 +36,12 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     """base + scale * (mean of the kept task-vector entries that have the elected sign).
 
     An expert's entry is kept if its magnitude is among the `density` largest of the scope; entries
-    equal to the smallest kept one are kept too. The elected sign of an entry is that of the weighted
-    sum of what is kept. With `normalize: false` the agreeing entries are summed. Shapes: any.
-    Thresholds are exact, found by streaming.
+    equal to the smallest kept one are kept too. The elected sign of an entry is that of the
+    weighted sum of what is kept. With `normalize: false` the agreeing entries are summed. Shapes:
+    any. Thresholds are exact, found by streaming.
     """
 
     config_class = TiesConfig
-    cut = Cut.ELEMENT
 
     @property
     def scope(self) -> Scope:

@@ -1,0 +1,1 @@
+"""The command `fuse`: parses, calls the floors below, prints."""

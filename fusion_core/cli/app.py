@@ -1,0 +1,72 @@
+"""The program `fuse`: its commands, its global options, and how errors are shown.
+
+Nothing heavy is imported here or in the command modules: `fuse --help`, `fuse list-plugins` and
+completion must feel instant. Help is plain text because typer's rich help alone costs as much time
+as everything else together.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from fusion_core.cli.evaluate import evaluate
+from fusion_core.cli.info import info
+from fusion_core.cli.listing import list_components, list_plugins
+from fusion_core.cli.run import RunCommand, run
+from fusion_core.cli.schema import schema
+from fusion_core.errors import FusionError
+
+app = typer.Typer(
+    name="fuse",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(cls=RunCommand)(run)
+app.command()(evaluate)
+app.command("list-plugins")(list_plugins)
+app.command("list")(list_components)
+app.command()(info)
+app.command()(schema)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"fuse {version('fusion-core')}")
+        raise typer.Exit
+
+
+@app.callback()
+def fuse(
+    context: typer.Context,
+    no_plugin: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+        typer.Option(metavar="NAME", help="Do not load this plugin; may be repeated."),
+    ] = None,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Fuse fine-tuned models into one, and measure what came out.
+
+    Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 plugin, 4 bad or mismatching weights, 6 disk,
+    7 output present, 130 interrupted.
+    """
+    context.obj = frozenset(no_plugin or ())
+
+
+def main() -> None:
+    """Run the program; what the user can mend is shown without a traceback."""
+    try:
+        app()
+    except FusionError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
+        sys.exit(error.exit_code)

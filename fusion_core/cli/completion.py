@@ -1,0 +1,53 @@
+"""Completion of component names; imports no more than `fuse list-plugins` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fusion_core.plugins import load_plugins
+from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Candidates = list[tuple[str, str]]
+
+
+def algorithms(incomplete: str) -> Candidates:
+    """Complete an algorithm's name."""
+    return _starting(incomplete, _names(AlgorithmSpec))
+
+
+def model_pools(incomplete: str) -> Candidates:
+    """Complete a model pool's name."""
+    return _starting(incomplete, _names(ModelPoolSpec))
+
+
+def task_pools(incomplete: str) -> Candidates:
+    """Complete a task pool's name."""
+    return _starting(incomplete, _names(TaskPoolSpec))
+
+
+def components(incomplete: str) -> Candidates:
+    """Complete the name of anything."""
+    return _starting(incomplete, _names(ComponentSpec))
+
+
+def tasks(incomplete: str) -> Candidates:
+    """Complete the last of a comma-separated list of tasks."""
+    before, comma, last = incomplete.rpartition(",")
+    found = (
+        (f"{before}{comma}{task}", each.spec.name)
+        for each in load_plugins().components(TaskPoolSpec)
+        for task in each.spec.tasks
+        if task.startswith(last)
+    )
+    return list(dict(found).items())
+
+
+def _names(kind: type[ComponentSpec]) -> Iterator[tuple[str, str]]:
+    return ((each.spec.name, each.spec.summary) for each in load_plugins().components(kind))
+
+
+def _starting(incomplete: str, names: Iterator[tuple[str, str]]) -> Candidates:
+    return [pair for pair in names if pair[0].startswith(incomplete)]

@@ -1,0 +1,67 @@
+"""`fuse evaluate MODEL`: measure a model directory on tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.progress import progress_for
+from fusion_core.cli.run import (
+    Assignments,
+    Device,
+    Pool,
+    Quiet,
+    TaskPoolName,
+    Tasks,
+    Verbose,
+    sections_from,
+    set_up_logging,
+)
+from fusion_core.plugins import load_plugins
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(help="A model directory.")],
+    pool: Pool = None,
+    task_pool: TaskPoolName = None,
+    tasks: Tasks = None,
+    assignments: Assignments = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a model on tasks.
+
+    Beside it are measured the pool's base and each task's own expert.
+
+    For a directory that `fuse run` wrote, pools and tasks are those of its recipe unless flags say
+    otherwise; its report.json is then made anew.
+    """
+    set_up_logging(verbose=verbose)
+    plugins = load_plugins(context.obj)
+    warn_of_broken_plugins(plugins)
+    from fusion_core.config import override
+    from fusion_core.evaluation import device_of, evaluate_directory
+
+    sections: dict[str, str | None] = {"model_pool.name": pool, "task_pool.name": task_pool}
+    raw: dict[str, Any] = override(sections_from({}, sections, tasks), assignments or [])
+    report = evaluate_directory(
+        model,
+        plugins,
+        model_pool=raw.get("model_pool"),
+        task_pool=raw.get("task_pool"),
+        device=device_of(device),
+        progress=progress_for(quiet=quiet),
+    )
+    if as_json:
+        print_json(report.as_json())
+        return
+    from fusion_core.report.table import print_report
+
+    print_report(report, model.name)

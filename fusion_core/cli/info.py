@@ -1,0 +1,98 @@
+"""`fuse info NAME`: one component, its needs and its options."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fusion_core.cli import completion
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, print_table
+from fusion_core.plugins import load_plugins
+from fusion_core.specs import ComponentSpec
+
+if TYPE_CHECKING:
+    from fusion_core.plugins import Component, PluginManager
+
+
+def info(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="an algorithm or a pool", autocompletion=completion.components)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show a component and its options."""
+    described = [_described(each) for each in _found(load_plugins(context.obj), name)]
+    if as_json:
+        print_json(described)
+        return
+    for number, each in enumerate(described):
+        if number:
+            print()
+        _print(each)
+
+
+def option_rows(options: list[dict[str, Any]]) -> list[list[str]]:
+    """Lay options out as table rows: name, type, default, description."""
+    return [
+        [
+            option["name"],
+            option["type"],
+            "required" if option["required"] else _default(option["default"]),
+            option["description"],
+        ]
+        for option in options
+    ]
+
+
+def options_as_json(component: Component[Any]) -> list[dict[str, Any]]:
+    """Describe a component's options; imports its configuration, nothing heavier."""
+    from pydantic_core import to_jsonable_python
+
+    from fusion_core.config import options_of
+
+    options: list[dict[str, Any]] = to_jsonable_python(
+        [asdict(option) for option in options_of(component.load_config())]
+    )
+    return options
+
+
+def _found(plugins: PluginManager, name: str) -> list[Component[Any]]:
+    """Find a name among all kinds: a pool of models and a pool of tasks may share one."""
+    named = [type(each.spec) for each in plugins.components(ComponentSpec) if name in each.names]
+    return [plugins.find(kind, name) for kind in dict.fromkeys(named or [ComponentSpec])]
+
+
+def _described(component: Component[Any]) -> dict[str, Any]:
+    spec = asdict(component.spec)
+    hidden = {"target", "config", "aliases", "name", "summary"}
+    return {
+        "kind": component.spec.kind,
+        "name": component.spec.name,
+        "summary": component.spec.summary,
+        "plugin": component.plugin.distribution,
+        "version": component.plugin.version,
+        **{key: value for key, value in spec.items() if key not in hidden},
+        "options": options_as_json(component),
+    }
+
+
+def _print(described: dict[str, Any]) -> None:
+    options = described.pop("options")
+    print(f"{described.pop('kind')} {described.pop('name')}: {described.pop('summary')}")
+    for key, value in described.items():
+        if value not in (None, False, "none", [], ()):
+            shown = ", ".join(value) if isinstance(value, list | tuple) else value
+            print(f"  {key.replace('_', ' ')}: {'yes' if value is True else shown}")
+    if options:
+        print()
+        print_table(["option", "type", "default", "description"], option_rows(options))
+
+
+def _default(value: Any) -> str:  # noqa: ANN401 - any option's
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,125 @@
+"""`fuse list-plugins` and `fuse list`: what is installed."""
+
+from __future__ import annotations
+
+import traceback
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fusion_core.cli.output import print_json, print_table
+from fusion_core.plugins import load_plugins
+from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+
+if TYPE_CHECKING:
+    from fusion_core.plugins import Plugin, PluginManager
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    ALGORITHMS = "algorithms"
+    POOLS = "pools"
+    TASKS = "tasks"
+
+
+def list_plugins(
+    context: typer.Context,
+    as_json: AsJson = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Show import times and tracebacks.")
+    ] = False,
+) -> None:
+    """Show plugins, and why one is not loaded."""
+    plugins = load_plugins(context.obj).plugins
+    if as_json:
+        print_json([_as_json(plugin) for plugin in plugins])
+        return
+    headings = ["plugin", "version", "status", "provides"]
+    rows = [_row(plugin) for plugin in plugins]
+    if verbose:
+        headings.append("import")
+        for row, plugin in zip(rows, plugins, strict=True):
+            row.append(f"{1000 * plugin.seconds:.0f} ms")
+    print_table(headings, rows)
+    if verbose:
+        for plugin in plugins:
+            if plugin.error is not None:
+                trace = "".join(traceback.format_exception(plugin.error))
+                print(f"\n{plugin.distribution}:\n{trace}", end="")
+
+
+def list_components(
+    context: typer.Context,
+    kind: Annotated[Kind, typer.Argument(help="algorithms, pools or tasks", metavar="KIND")],
+    as_json: AsJson = False,
+) -> None:
+    """List algorithms, pools or tasks."""
+    plugins = load_plugins(context.obj)
+    match kind:
+        case Kind.ALGORITHMS:
+            columns, rows = _algorithms(plugins)
+        case Kind.POOLS:
+            columns, rows = _pools(plugins)
+        case Kind.TASKS:
+            columns, rows = _tasks(plugins)
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        print_table(columns, [[_shown(cell) for cell in row] for row in rows])
+
+
+Rows = tuple[list[str], list[list[Any]]]
+
+
+def _algorithms(plugins: PluginManager) -> Rows:
+    rows = [
+        [each.spec.name, each.spec.summary, each.spec.reference, each.plugin.distribution]
+        for each in plugins.components(AlgorithmSpec)
+    ]
+    return ["name", "summary", "reference", "plugin"], sorted(rows)
+
+
+def _pools(plugins: PluginManager) -> Rows:
+    rows = [
+        [each.spec.name, each.spec.summary, each.spec.default, each.plugin.distribution]
+        for each in plugins.components(ModelPoolSpec)
+    ]
+    return ["name", "summary", "default", "plugin"], sorted(rows)
+
+
+def _tasks(plugins: PluginManager) -> Rows:
+    """List tasks; a pool whose tasks depend on its options has one row without a task."""
+    rows = [
+        [task, each.spec.name, each.spec.summary, each.plugin.distribution]
+        for each in plugins.components(TaskPoolSpec)
+        for task in each.spec.tasks or (None,)
+    ]
+    return ["task", "task pool", "summary", "plugin"], rows
+
+
+def _shown(cell: Any) -> str:  # noqa: ANN401 - a spec's field
+    if isinstance(cell, bool):
+        return "yes" if cell else ""
+    return "" if cell is None else str(cell)
+
+
+def _row(plugin: Plugin) -> list[str]:
+    provides = ", ".join(spec.name for spec in plugin.components)
+    return [plugin.distribution, plugin.version, str(plugin.status), provides or plugin.detail]
+
+
+def _as_json(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.distribution,
+        "version": plugin.version,
+        "summary": plugin.summary,
+        "module": plugin.module,
+        "status": str(plugin.status),
+        "detail": plugin.detail,
+        "import_seconds": round(plugin.seconds, 6),
+        "components": [{"kind": each.kind, "name": each.name} for each in plugin.components],
+    }

@@ -1,0 +1,49 @@
+"""How results are printed: tables for people, JSON for programs; results go to stdout alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fusion_core.plugins import PluginManager
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under headings: drawn on a terminal, plain columns into a pipe."""
+    if sys.stdout.isatty():
+        _print_drawn(headings, rows)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def warn_of_broken_plugins(plugins: PluginManager) -> None:
+    """Say in one line each which plugins failed to load."""
+    for plugin in plugins.plugins:
+        if plugin.error is not None or plugin.status == "incompatible":
+            line = f"warning: plugin {plugin.distribution} is {plugin.status}: {plugin.detail}"
+            print(line, file=sys.stderr)
+
+
+def _print_drawn(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,75 @@
+"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fusion_core.progress import Advance, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def progress_for(*, quiet: bool) -> Progress:
+    """Return the display that suits stderr."""
+    if quiet:
+        return Progress()
+    return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+class LineProgress(Progress):
+    """A line at the start and at the end of each piece of work, and every few seconds between."""
+
+    @contextmanager
+    def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
+        """Follow one piece of work."""
+        started = shown = time.monotonic()
+        done = 0
+
+        def advance(count: int = 1, *, note: str = "") -> None:
+            nonlocal done, shown
+            done += count
+            if time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                _say(f"{label}: {_amount(done, unit)} of {_amount(total, unit)} {note}".rstrip())
+
+        yield advance
+        _say(f"{label}: {_amount(done, unit)} in {time.monotonic() - started:.1f} s")
+
+
+class BarProgress(Progress):
+    """A bar that disappears when its work is done, leaving one line."""
+
+    @contextmanager
+    def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
+        """Follow one piece of work."""
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        started = time.monotonic()
+        console = Console(stderr=True)
+        with RichProgress(*columns, console=console, transient=True) as display:
+            bar = display.add_task(label, total=total, note="")
+            yield lambda count=1, *, note="": display.update(bar, advance=count, note=note)
+        _say(f"{label}: {_amount(total, unit)} in {time.monotonic() - started:.1f} s")
+
+
+def _amount(count: int, unit: str) -> str:
+    return f"{count / 1e6:,.1f} MB" if unit == "B" else f"{count}{unit and ' '}{unit}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

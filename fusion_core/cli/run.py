@@ -1,0 +1,204 @@
+"""`fuse run`: flags over file over defaults, then the pipeline."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from typer.core import TyperCommand
+
+from fusion_core.cli import completion
+from fusion_core.cli.info import option_rows, options_as_json
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.progress import progress_for
+from fusion_core.errors import FusionError
+from fusion_core.plugins import load_plugins
+from fusion_core.specs import AlgorithmSpec
+
+if TYPE_CHECKING:
+    from fusion_core.run import RunResult
+
+Algo = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads these annotations at run time
+    typer.Option(
+        "--algo", metavar="NAME", help="How to fuse.", autocompletion=completion.algorithms
+    ),
+]
+Pool = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="NAME", help="What to fuse: a model pool.", autocompletion=completion.model_pools
+    ),
+]
+TaskPoolName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="NAME", help="What to evaluate on.", autocompletion=completion.task_pools),
+]
+Tasks = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="A,B", help="Only these tasks of the task pool.", autocompletion=completion.tasks
+    ),
+]
+Assignments = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="An option, e.g. algorithm.density=0.3; repeatable."
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
+
+
+class RunCommand(TyperCommand):
+    """`fuse run`, whose help ends with the options of the algorithm that `--algo` names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's
+        """Remember the arguments: help is shown before they are parsed."""
+        self._arguments = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's
+        """Add the algorithm's options."""
+        super().format_options(ctx, formatter)
+        name = _value_of("--algo", self._arguments)
+        if name is None:
+            formatter.write("\nWith --algo NAME, this help shows the algorithm's options too.\n")
+            return
+        try:
+            component = load_plugins(ctx.obj or frozenset()).find(AlgorithmSpec, name)
+            rows = option_rows(options_as_json(component))
+        except FusionError as error:
+            formatter.write(f"\n{error}\n")
+            return
+        with formatter.section(f"Options of {name} (--set algorithm.OPTION=VALUE)"):
+            formatter.write_dl([(f"{row[0]}  {row[1]}", f"{row[3]} [{row[2]}]") for row in rows])
+
+
+def run(
+    context: typer.Context,
+    recipe: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
+    ] = None,
+    algo: Algo = None,
+    pool: Pool = None,
+    task_pool: TaskPoolName = None,
+    tasks: Tasks = None,
+    assignments: Assignments = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Default: outputs/<pool>-<algorithm>-<n>."
+        ),
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Default: 0.")] = None,  # noqa: UP045
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")] = False,
+    device: Device = "cpu",
+    executor: Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")] = "threads",
+    workers: Annotated[Optional[int], typer.Option(help="Default: one a core.", min=1)] = None,  # noqa: UP045
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved recipe, and stop.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fuse models, write the result, evaluate it.
+
+    The output directory loads with from_pretrained as it is; beside the weights it holds
+    recipe.yaml, provenance.json and, where tasks were evaluated, report.json.
+    """
+    set_up_logging(verbose=verbose)
+    warn_of_broken_plugins(load_plugins(context.obj))
+    sections = {"algorithm.name": algo, "model_pool.name": pool, "task_pool.name": task_pool}
+    raw = _raw(recipe, sections, tasks, assignments or [])
+    if seed is not None:
+        raw["seed"] = seed
+    if output is not None:
+        raw["output"] = {**raw.get("output", {}), "path": str(output)}
+
+    from fusion_core import run as pipeline
+
+    plan = pipeline.plan(
+        raw,
+        pipeline.RunOptions(
+            evaluate=not no_eval,
+            overwrite=overwrite,
+            device=device,
+            executor=executor,
+            workers=workers,
+            progress=progress_for(quiet=quiet),
+            block=context.obj,
+        ),
+    )
+    if print_config:
+        from fusion_core.config import dump_yaml
+
+        print(dump_yaml(plan.recipe), end="")
+        return
+    _show(pipeline.execute(plan), plan.algorithm_name, as_json=as_json)
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Send logs to stderr, one line each."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+def sections_from(
+    raw: dict[str, Any], sections: dict[str, str | None], tasks: str | None
+) -> dict[str, Any]:
+    """Apply the flags that name components and tasks; a name of another component drops options."""
+    for key, name in sections.items():
+        section = key.partition(".")[0]
+        if name is not None:
+            raw[section] = {**_options_kept(raw.get(section), name), "name": name}
+    if tasks is not None:
+        kept = raw.get("task_pool")
+        kept = {"name": kept} if isinstance(kept, str) else kept or {}
+        raw["task_pool"] = {**kept, "tasks": [task.strip() for task in tasks.split(",")]}
+    return raw
+
+
+def _raw(
+    recipe: Path | None, sections: dict[str, str | None], tasks: str | None, assignments: list[str]
+) -> dict[str, Any]:
+    from fusion_core.config import load_recipe, override
+
+    raw = {} if recipe is None else load_recipe(recipe)
+    return override(sections_from(raw, sections, tasks), assignments)
+
+
+def _options_kept(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML
+    """Keep a section's options if the flag names the same component as the file."""
+    if isinstance(section, dict) and section.get("name", name) == name:
+        return section
+    return {}
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == flag:
+            return following
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _show(result: RunResult, algorithm: str, *, as_json: bool) -> None:
+    report = None if result.report is None else result.report.as_json()
+    if as_json:
+        print_json({"path": None if result.path is None else str(result.path), "report": report})
+        return
+    if result.report is not None:
+        from fusion_core.report.table import print_report
+
+        print_report(result.report, algorithm)
+    if result.path is not None:
+        print(f"written: {result.path}")

@@ -1,0 +1,147 @@
+"""Measure a model on tasks, beside the base and the experts that it was made from.
+
+Serves `fuse run`, which evaluates what it has just committed, and `fuse evaluate`, which measures
+any directory that some model pool can build.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.config import Choice, choice_of, load_recipe, resolve_component
+from fusion_core.errors import PluginError, RecipeError
+from fusion_core.progress import Progress
+from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.task_pool import Metrics, Report
+from fusion_core.weights import CheckpointSource, WeightSource
+from fusion_core.weights.writer import write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from fusion_core.model_pool import ModelPool
+    from fusion_core.plugins import PluginManager
+    from fusion_core.task_pool import TaskPool
+
+RECIPE = "recipe.yaml"
+REPORT = "report.json"
+
+
+def evaluate(  # noqa: PLR0913 - what is measured, on what, where
+    pool: ModelPool[Any],
+    tasks: TaskPool[Any],
+    weights: WeightSource,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+    transductive: bool | None = None,
+) -> Report:
+    """Measure weights on every task, beside the pool's base and each task's own expert."""
+    progress = progress or Progress()
+    names = list(tasks.names)
+
+    def on_all(label: str, source: WeightSource) -> dict[str, Metrics]:
+        return tasks.evaluate(pool.build(source).to(device), label=label, progress=progress)
+
+    merged = on_all("evaluate merged", weights)
+    pretrained = {} if pool.base is None else on_all("evaluate pretrained", pool.base)
+    experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
+    individual: dict[str, Metrics] = {}
+    owned = [name for name in names if name in experts]
+    with progress.track("evaluate experts", total=len(owned)) as advance:
+        for name in owned:
+            expert = pool.build(experts[name]).to(device)
+            individual |= tasks.evaluate(expert, tasks=[name])
+            advance(1, note=name)
+    return Report(merged, pretrained, individual, transductive)
+
+
+def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
+    directory: Path,
+    plugins: PluginManager,
+    *,
+    model_pool: Any = None,  # noqa: ANN401 - a name, or a mapping of name and options
+    task_pool: Any = None,  # noqa: ANN401
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a model directory; what is not said is taken from the recipe beside the weights.
+
+    Without a recipe, the model pool is the one that goes with the task pool. Adds `report.json` to
+    the directory if it is measured on what its own recipe names.
+    """
+    weights = CheckpointSource(directory)
+    recipe = load_recipe(directory / RECIPE) if (directory / RECIPE).is_file() else {}
+    as_recorded = bool(recipe) and model_pool is None and task_pool is None
+    tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
+    pool_choice = choice_of(model_pool if model_pool is not None else recipe.get("model_pool"))
+    if pool_choice.name is None:
+        pool_choice = _pool_for(tasks_choice, plugins)
+    resolved = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
+    if tasks_choice.name is None:
+        name = resolved.component.spec.default_task_pool
+        tasks_choice = Choice(name=name, **tasks_choice.options)
+    if tasks_choice.name is None:
+        raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
+    tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool").create()
+    adapted = _adapted(recipe, plugins)
+    report = evaluate(
+        resolved.create(),
+        tasks,
+        weights,
+        device=device,
+        progress=progress,
+        transductive=tasks.transductive if adapted else None,
+    )
+    if as_recorded:
+        write_report(report, directory)
+    return report
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Add `report.json` to a model directory, in one step."""
+    data = json.dumps(report.as_json(), indent=2).encode() + b"\n"
+    write_durably(directory / REPORT, data)
+
+
+def sees_tasks(spec: AlgorithmSpec) -> bool:
+    """Tell whether an algorithm looks at the tasks' data."""
+    return spec.needs_tasks != "none"
+
+
+def device_of(name: str) -> torch.device:
+    """Return the torch device of a name; raises `RecipeError` if there is none here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(
+            f"device {name!r}: no such device", hint="Use cpu, cuda or cuda:1."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"device {name!r}: torch finds no CUDA device here", hint="Use cpu.")
+    return device
+
+
+def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:
+    """Return the model pool whose default task pool this is."""
+    known = plugins.find(TaskPoolSpec, tasks.name).spec.name if tasks.name else None
+    for component in plugins.components(ModelPoolSpec):
+        if known is not None and component.spec.default_task_pool == known:
+            return Choice(name=component.qualified_name)
+    raise RecipeError(
+        "how to build this model is not recorded beside it",
+        hint="Name the model pool that it belongs to with --pool; see: fuse list pools",
+    )
+
+
+def _adapted(recipe: Mapping[str, Any], plugins: PluginManager) -> bool:
+    """Tell whether the recorded algorithm saw tasks; an unknown one did not, as far as we know."""
+    name = choice_of(recipe.get("algorithm")).name
+    try:
+        return name is not None and sees_tasks(plugins.find(AlgorithmSpec, name).spec)
+    except PluginError:
+        return False

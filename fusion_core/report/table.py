@@ -1,0 +1,60 @@
+"""A report as a table on stdout: a row a task, a column a model, in percent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from fusion_core.task_pool import main, mean_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.task_pool import Metrics, Report
+
+
+def print_report(report: Report, name: str) -> None:
+    """Print a report to stdout; `name` heads the measured model's column."""
+    console = Console(highlight=False)
+    console.print(report_table(report, name))
+    for note in notes(report):
+        console.print(note, markup=False)
+
+
+def report_table(report: Report, name: str) -> Table:
+    """Lay a report out: pretrained, this model, individual experts, and the share of the latter."""
+    columns: dict[str, Mapping[str, Metrics]] = {
+        "pretrained": report.pretrained,
+        name: report.tasks,
+        "individual": report.individual,
+    }
+    shown = {heading: rows for heading, rows in columns.items() if rows}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("task")
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    for task in report.tasks:
+        table.add_row(task, *(_cell(rows.get(task)) for rows in shown.values()))
+    averages = (_percent(mean_of(rows)) for rows in shown.values())
+    table.add_row("average", *averages, style="bold")
+    return table
+
+
+def notes(report: Report) -> list[str]:
+    """Say what the numbers do not: the normalised average, and what was adapted on."""
+    found = ["accuracy in %"]
+    if report.normalised_average is not None:
+        found[0] += f"; on average {_percent(report.normalised_average)} of the individual experts'"
+    if report.transductive:
+        found.append("transductive: the algorithm saw the test examples, without their labels")
+    return found
+
+
+def _cell(metrics: Metrics | None) -> str:
+    return "" if metrics is None else _percent(main(metrics))
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

@@ -1,0 +1,19 @@
+"""Registers AdaMerging; imports nothing heavy."""
+
+from collections.abc import Iterator
+
+from fusion_core import AlgorithmSpec, hookimpl
+
+
+@hookimpl
+def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
+    """Register the adaptive methods."""
+    yield AlgorithmSpec(
+        name="adamerging",
+        summary="Learn merging coefficients by minimising entropy on unlabeled data.",
+        target="fusion_adamerging.adamerging:AdaMerging",
+        config="fusion_adamerging.config:AdaMergingConfig",
+        needs_base=True,
+        needs_tasks="unlabeled",
+        reference="arXiv:2310.02575",
+    )

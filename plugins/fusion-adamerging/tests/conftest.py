@@ -1,0 +1,132 @@
+"""Small live models of several kinds, and tasks on random inputs."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from fusion_core.checkpoints import CheckpointsPool
+from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.config import ComponentConfig
+from fusion_core.task_pool import Batch, Metrics, Split, Task, TaskPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLASSES = 4
+
+
+class TiedTransformer(nn.Module):
+    """An encoder whose output projection is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.output = nn.Linear(8, 11, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        tokens = (inputs.flatten(1)[:, :6].abs() * 7).long() % 11
+        return self.output(self.encoder(self.embedding(tokens)).mean(1))[:, :CLASSES]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, CLASSES))
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, CLASSES)
+    )
+
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": mlp,
+    "convolution": convolution,
+    "transformer": TiedTransformer,
+}
+
+
+class RandomTask(Task):
+    """Classify noise around a class mean that is the task's own."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.generator_seed = 1000 * number
+        means = torch.Generator().manual_seed(number)
+        self.means = torch.randn(CLASSES, 3, 4, 4, generator=means)
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(self.generator_seed + 97 * step + seed)
+        labels = torch.randint(CLASSES, (size,), generator=generator)
+        noise = torch.randn(size, 3, 4, 4, generator=generator)
+        inputs = self.means[labels] + 0.5 * noise
+        return Batch(inputs, None if split is Split.UNLABELED else labels)
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        dtype = next(model.parameters()).dtype
+        return model(batch.inputs.to(dtype))
+
+    def evaluate(self, model: nn.Module) -> Metrics:
+        batch = self.batch(0, size=256, split=Split.TEST, seed=12345)
+        assert batch.labels is not None
+        with torch.no_grad():
+            right = self.logits(model, batch).argmax(-1) == batch.labels
+        return {"accuracy": float(right.float().mean())}
+
+
+class RandomTasks(TaskPool[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def __init__(self, names: tuple[str, ...] = ("a", "b")) -> None:
+        super().__init__(ComponentConfig())
+        self.names = names
+
+    def __getitem__(self, name: str) -> Task:
+        return RandomTask(name, 1 + list(self.names).index(name))
+
+
+@pytest.fixture
+def tasks() -> RandomTasks:
+    return RandomTasks()
+
+
+@pytest.fixture
+def make_pool() -> Callable[..., CheckpointsPool]:
+    def make(kind: str = "mlp", *, experts: int = 2, trained: bool = False) -> CheckpointsPool:
+        torch.manual_seed(7)
+        base = BUILDERS[kind]()
+        names = [chr(ord("a") + number) for number in range(experts)]
+        models: dict[str, Any] = {}
+        for number, name in enumerate(names):
+            models[name] = copy.deepcopy(base)
+            if trained:
+                _train(models[name], RandomTask(name, 1 + number))
+            else:
+                _perturb(models[name], number)
+        return CheckpointsPool(CheckpointsConfig(base=base, models=models))
+
+    return make
+
+
+def _perturb(model: nn.Module, number: int) -> None:
+    generator = torch.Generator().manual_seed(100 + number)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def _train(model: nn.Module, task: RandomTask) -> None:
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(60):
+        batch = task.batch(step, size=64, split=Split.TRAIN, seed=0)
+        loss = nn.functional.cross_entropy(task.logits(model, batch), batch.labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()

@@ -1,0 +1,162 @@
+"""The search as a user sees it: coefficients, the merge they give, reproducibility, errors."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.config import AdaMergingConfig
+from fusion_core import RunContext, run_fusion
+from fusion_core.errors import FusionError, RecipeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_core.checkpoints import CheckpointsPool
+
+Make = "Callable[..., CheckpointsPool]"
+
+
+def _entropies(logged: list[dict[str, float]]) -> list[float]:
+    return [each["entropy"] for each in logged]
+
+
+def _run(pool: CheckpointsPool, tasks: Any, **options: Any) -> tuple[Any, list[dict[str, float]]]:
+    logged: list[dict[str, float]] = []
+    context = RunContext(tasks=tasks, on_metrics=lambda _, metrics: logged.append(dict(metrics)))
+    source = AdaMerging(AdaMergingConfig(**options)).run(pool, context)
+    return (source, json.loads(context.side_files["coefficients.json"])), logged
+
+
+@pytest.mark.parametrize("granularity", ["layer", "task"])
+def test_search_lowers_the_entropy(make_pool: Make, tasks: Any, granularity: str) -> None:
+    pool = make_pool("mlp", trained=True)
+    _, logged = _run(pool, tasks, granularity=granularity, steps=30, lr=0.02)
+    first, last = _entropies(logged)[:5], _entropies(logged)[-5:]
+    assert sum(last) < 0.95 * sum(first)
+    assert set(logged[0]) == {"entropy", "entropy/a", "entropy/b"}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer"])
+@pytest.mark.parametrize("granularity", ["layer", "task"])
+def test_the_merge_is_base_plus_coefficients_times_task_vectors(
+    make_pool: Make, tasks: Any, kind: str, granularity: str
+) -> None:
+    pool = make_pool(kind)
+    (source, saved), _ = _run(pool, tasks, granularity=granularity, steps=3)
+    for name, merged in source.state_dict().items():
+        base = pool.base.tensor(name)
+        if not base.is_floating_point():
+            assert torch.equal(merged, base)
+            continue
+        expected = base.clone()
+        for expert, weights in pool.experts.items():
+            factor = saved["tensors"].get(expert, {}).get(name, saved["rest"][expert])
+            expected += factor * (weights.tensor(name) - base)
+        torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_layer_wise_has_a_coefficient_a_parameter_and_task_wise_one_an_expert(
+    make_pool: Make, tasks: Any
+) -> None:
+    pool = make_pool("convolution")
+    (_, layer), _ = _run(pool, tasks, granularity="layer", steps=2)
+    (_, task), _ = _run(pool, tasks, granularity="task", steps=2)
+    parameters = {name for name, _ in pool.config.base.named_parameters()}
+    assert set(layer["tensors"]["a"]) == parameters
+    assert len(set(layer["tensors"]["a"].values())) > 1
+    assert task["tensors"] == {}
+    assert task["rest"]["a"] != task["rest"]["b"]
+
+
+def test_zero_steps_is_task_arithmetic(make_pool: Make, tasks: Any) -> None:
+    pool = make_pool("mlp")
+    (source, _), _ = _run(pool, tasks, steps=0, init=0.3)
+    for name, merged in source.state_dict().items():
+        base = pool.base.tensor(name)
+        total = sum(each.tensor(name) - base for each in pool.experts.values())
+        torch.testing.assert_close(merged, base + 0.3 * total, rtol=1e-6, atol=1e-6)
+
+
+def test_clamp_keeps_coefficients_in_the_unit_interval(make_pool: Make, tasks: Any) -> None:
+    pool = make_pool("mlp", trained=True)
+    free = _run(pool, tasks, steps=20, lr=0.1)[0][1]
+    clamped = _run(pool, tasks, steps=20, lr=0.1, clamp=True)[0][1]
+    assert any(not 0 <= value <= 1 for row in free["tensors"].values() for value in row.values())
+    assert all(0 <= value <= 1 for row in clamped["tensors"].values() for value in row.values())
+
+
+def test_same_seed_same_bits_other_seed_other_bits(make_pool: Make, tasks: Any) -> None:
+    pool = make_pool("mlp")
+    state = torch.random.get_rng_state()
+    results = []
+    for seed in (0, 0, 1):
+        context = RunContext(tasks=tasks, seed=seed)
+        AdaMerging(AdaMergingConfig(steps=5)).run(pool, context)
+        results.append(context.side_files["coefficients.json"])
+    assert results[0] == results[1] != results[2]
+    assert torch.equal(state, torch.random.get_rng_state()), "the global generator is not ours"
+
+
+def test_saved_coefficients_give_the_same_model_without_tasks(
+    make_pool: Make, tasks: Any, tmp_path: Path
+) -> None:
+    pool = make_pool("transformer")
+    first = run_fusion(
+        algorithm={"name": "adamerging", "steps": 4}, model_pool=pool, task_pool=tasks
+    )
+    path = tmp_path / "coefficients.json"
+    path.write_bytes(first.side_files["coefficients.json"])
+    algorithm = {"name": "adamerging", "coefficients": str(path)}
+    second = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=tasks)
+    assert second.side_files == first.side_files
+    for name, tensor in first.weights.state_dict().items():
+        assert torch.equal(tensor, second.weights.state_dict()[name])
+
+
+def test_inputs_are_not_modified(make_pool: Make, tasks: Any) -> None:
+    pool = make_pool("transformer")
+    modules = [pool.config.base, *pool.config.models.values()]
+    before = [{k: v.clone() for k, v in each.state_dict().items()} for each in modules]
+    flags = [[p.requires_grad for p in each.parameters()] for each in modules]
+    training = [each.training for each in modules]
+    _run(pool, tasks, steps=3)
+    for module, values in zip(modules, before, strict=True):
+        assert all(torch.equal(values[k], v) for k, v in module.state_dict().items())
+    assert flags == [[p.requires_grad for p in each.parameters()] for each in modules]
+    assert training == [each.training for each in modules]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no coefficients file"),
+        ("[]", "no coefficients file"),
+        ('{"rest": {"a": "x"}, "tensors": {}}', "no coefficients file"),
+        ('{"rest": {"a": 0.1}, "tensors": {}}', "for other models: b"),
+        ('{"rest": {"a": 0.1, "b": 0.2}, "tensors": {"a": {"zz": 1}}}', "for other models: zz"),
+    ],
+)
+def test_bad_coefficients_file_is_named(
+    make_pool: Make, tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "coefficients.json"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        AdaMerging(AdaMergingConfig(coefficients=str(path))).run(make_pool("mlp"), RunContext())
+    assert str(path) in str(caught.value)
+
+
+def test_divergence_stops_the_search(make_pool: Make, tasks: Any) -> None:
+    pool = make_pool("convolution")
+    with pytest.raises(FusionError, match="diverged at step"):
+        _run(pool, tasks, steps=5, lr=1e30, schedule="constant")
+
+
+def test_without_tasks_it_says_so(make_pool: Make) -> None:
+    with pytest.raises(RecipeError, match="needs tasks with unlabeled data"):
+        run_fusion(algorithm="adamerging", model_pool=make_pool("mlp"))

@@ -1,0 +1,98 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from fusion_core.plugins import BLOCK_VARIABLE, load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@dataclass
+class Site:
+    """A directory on sys.path in which tests install distributions."""
+
+    path: Path
+    modules: list[str] = field(default_factory=list)
+
+    def install(  # noqa: PLR0913 - what a distribution's metadata says
+        self,
+        distribution: str,
+        code: str,
+        *,
+        module: str | None = None,
+        version: str = "1.0",
+        requires: tuple[str, ...] = (),
+        entry_points: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> str:
+        """Write a module and the .dist-info that registers it; return the module's name."""
+        module = module or distribution.lower().replace("-", "_")
+        (self.path / f"{module}.py").write_text(textwrap.dedent(code))
+        for name, content in (files or {}).items():
+            (self.path / name).write_text(textwrap.dedent(content))
+        self.modules += [module, *(Path(name).stem for name in files or {})]
+        info = self.path / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        lines = [f"Name: {distribution}", f"Version: {version}", "Summary: A fake."]
+        lines += [f"Requires-Dist: {each}" for each in requires]
+        (info / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(lines) + "\n")
+        declared = {"main": module} if entry_points is None else entry_points
+        points = "\n".join(f"{name} = {value}" for name, value in declared.items())
+        (info / "entry_points.txt").write_text(f"[fusion_core.plugins]\n{points}\n")
+        return module
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """Return an empty site directory, first on sys.path."""
+    path = tmp_path / "site"
+    path.mkdir()
+    monkeypatch.syspath_prepend(path)
+    monkeypatch.delenv(BLOCK_VARIABLE, raising=False)
+    found = Site(path)
+    yield found
+    for name in found.modules:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_plugins() -> Iterator[None]:
+    """Discover plugins anew in every test: some install or block one."""
+    load_plugins.cache_clear()
+    yield
+    load_plugins.cache_clear()
+
+
+@pytest.fixture
+def models() -> dict[str, dict[str, torch.Tensor]]:
+    """Return a base and three experts, small but of every kind of shape."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    base = {
+        "layer.weight": normal(7, 5),
+        "layer.bias": normal(7),
+        "embedding.weight": normal(11, 3),
+        "scale": normal(),
+        "empty": torch.zeros(0, 4),
+        "steps": torch.tensor(3),
+    }
+    found = {"base": base}
+    for expert in ("a", "b", "c"):
+        found[expert] = {
+            name: value + 0.1 * normal(*value.shape) if value.is_floating_point() else value
+            for name, value in base.items()
+        }
+    return found

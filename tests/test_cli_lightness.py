@@ -1,0 +1,84 @@
+"""Help, listings and completion import nothing heavy: asserted on sys.modules, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "pydantic", "huggingface_hub", "rich", "numpy")
+
+# Runs the program as its entry point does, then reports which modules it has imported.
+PROGRAM = """
+import atexit, json, sys
+from fusion_core.cli.app import main
+report = sys.argv.pop()
+sys.argv[0] = "fuse"
+atexit.register(lambda: open(report, "w").write(json.dumps(sorted(sys.modules))))
+main()
+"""
+
+
+def _modules(tmp_path: Path, *arguments: str, **environment: str) -> tuple[set[str], str]:
+    report = tmp_path / "modules.json"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments, str(report)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return set(json.loads(report.read_text())), done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("run", "--help"),
+        ("list-plugins",),
+        ("list-plugins", "--json"),
+        ("list", "algorithms"),
+        ("list", "pools"),
+        ("list", "tasks"),
+    ],
+    ids=" ".join,
+)
+def test_reading_commands_are_light(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    modules, out = _modules(tmp_path, *arguments)
+    assert out
+    assert not modules & set(HEAVY)
+
+
+def test_options_are_shown_without_torch(tmp_path: Path) -> None:
+    for arguments in (("info", "ties"), ("run", "--algo", "ties", "--help"), ("schema",)):
+        modules, out = _modules(tmp_path, *arguments)
+        assert "density" in out
+        assert not modules & {"torch", "transformers", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("fuse run --algo t", {"task-arithmetic", "ties"}),
+        ("fuse run --pool checkp", {"checkpoints"}),
+        ("fuse info weigh", {"weighted-average"}),
+        ("fuse li", {"list-plugins", "list"}),
+    ],
+)
+def test_completion_is_light(tmp_path: Path, typed: str, offered: set[str]) -> None:
+    modules, out = _modules(
+        tmp_path,
+        COMP_WORDS=typed,
+        COMP_CWORD=str(len(typed.split()) - 1),
+        _FUSE_COMPLETE="complete_bash",
+    )
+    assert set(out.split()) >= offered
+    assert not modules & set(HEAVY)

@@ -1,0 +1,499 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusion_core.errors import (
+    AmbiguousComponentError,
+    BrokenPluginError,
+    PluginError,
+    RecipeError,
+    UnknownComponentError,
+)
+from fusion_core.plugins import Plugin, PluginManager, PluginStatus, load_plugins
+from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Site
+
+GOOD = """
+    from fusion_core import AlgorithmSpec, hookimpl
+
+    @hookimpl
+    def fusion_register_algorithms():
+        yield AlgorithmSpec(
+            name="{name}", summary="", target="{target}", config="fake.config:Config"
+        )
+"""
+
+
+def good(name: str, target: str = "fake.module:Class") -> str:
+    return GOOD.format(name=name, target=target)
+
+
+def discovered(block: tuple[str, ...] = ()) -> PluginManager:
+    manager = PluginManager()
+    manager.discover(block=block)
+    return manager
+
+
+def plugin_of(manager: PluginManager, distribution: str) -> Plugin:
+    (found,) = (each for each in manager.plugins if each.distribution == distribution)
+    return found
+
+
+def names(manager: PluginManager) -> set[str]:
+    return {each.qualified_name for each in manager.components(AlgorithmSpec)}
+
+
+def assert_others_work(manager: PluginManager) -> None:
+    """The core and a healthy neighbour are there, whatever became of the plugin under test."""
+    assert manager.find(ModelPoolSpec, "checkpoints").plugin.distribution == "fusion-core"
+    assert manager.find(AlgorithmSpec, "healthy").qualified_name == "zz-healthy/healthy"
+
+
+# --- what can be wrong with a plugin ------------------------------------------------------------
+
+BROKEN = {
+    "import-error": ("import no_such_module_at_all", "ModuleNotFoundError", "no_such_module"),
+    "syntax-error": ("def (", "SyntaxError", ""),
+    "system-exit": ("raise SystemExit(3)", "SystemExit", "3"),
+    "wrong-spec-type": (
+        """
+        from fusion_core import TaskPoolSpec, hookimpl
+        @hookimpl
+        def fusion_register_algorithms():
+            return [TaskPoolSpec(name="a", summary="", target="a:b", config="a:b")]
+        """,
+        "TypeError",
+        "no AlgorithmSpec",
+    ),
+    "returns-nothing": (
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_register_algorithms(): ...
+        """,
+        "TypeError",
+        "",
+    ),
+    "bad-name": (good("Not_Kebab"), "ValueError", "kebab-case"),
+    "misspelled-hook": (
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_register_algoritms():
+            return []
+        """,
+        "PluginValidationError",
+        "fusion_register_algoritms",
+    ),
+    "wrong-arguments": (
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_register_algorithms(nonsense):
+            return []
+        """,
+        "PluginValidationError",
+        "nonsense",
+    ),
+    "raising-hook": (
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_register_algorithms():
+            raise RuntimeError("no luck")
+        """,
+        "RuntimeError",
+        "no luck",
+    ),
+    "raising-late": (
+        """
+        from fusion_core import AlgorithmSpec, hookimpl
+        @hookimpl
+        def fusion_register_algorithms():
+            yield AlgorithmSpec(name="half", summary="", target="a:b", config="a:b")
+            raise RuntimeError("half way")
+        """,
+        "RuntimeError",
+        "half way",
+    ),
+    "exiting-hook": (
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_register_model_pools():
+            raise SystemExit
+        """,
+        "SystemExit",
+        "",
+    ),
+    "twice": (
+        """
+        from fusion_core import AlgorithmSpec, hookimpl
+        @hookimpl
+        def fusion_register_algorithms():
+            spec = AlgorithmSpec(name="double", summary="", target="a:b", config="a:b")
+            return [spec, spec]
+        """,
+        "ValueError",
+        "'double' twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_stays_alone(site: Site, case: str) -> None:
+    code, error, detail = BROKEN[case]
+    site.install("bad-one", code)
+    site.install("zz-healthy", good("healthy"))
+    manager = discovered()
+    plugin = plugin_of(manager, "bad-one")
+    assert plugin.status is PluginStatus.BROKEN
+    assert type(plugin.error).__name__ == error
+    assert plugin.detail.startswith(error)
+    assert detail in plugin.detail
+    assert plugin.components == []
+    assert manager.get_plugin("bad-one") is None
+    assert_others_work(manager)
+
+
+def test_a_healthy_plugin_is_described(site: Site) -> None:
+    module = site.install("Some.Thing", good("some"), version="3.2", module="some_thing")
+    plugin = plugin_of(discovered(), "some-thing")
+    assert (plugin.status, plugin.version, plugin.module) == (PluginStatus.LOADED, "3.2", module)
+    assert plugin.summary == "A fake."
+    assert plugin.detail == ""
+    assert [each.name for each in plugin.components] == ["some"]
+    assert plugin.seconds > 0
+
+
+def test_an_interrupt_during_discovery_is_not_swallowed(site: Site) -> None:
+    site.install("interrupting", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        discovered()
+
+
+def test_plugins_come_in_the_order_of_their_names(site: Site) -> None:
+    for name in ("zeta-x", "alpha-x", "mid-x"):
+        site.install(name, good(name))
+    found = [each.distribution for each in discovered().plugins]
+    assert found == sorted(found)
+    assert {"zeta-x", "alpha-x", "mid-x", "fusion-core"} <= set(found)
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_two_distributions_may_use_one_entry_point_name(site: Site) -> None:
+    site.install("one-x", good("first"), entry_points={"same": "one_x"})
+    site.install("two-x", good("second"), entry_points={"same": "two_x"})
+    assert {"one-x/first", "two-x/second"} <= names(discovered())
+
+
+def test_a_name_of_two_plugins_is_ambiguous_and_its_full_names_work(site: Site) -> None:
+    site.install("one-x", good("clash", "one.module:First"))
+    site.install("two-x", good("clash", "two.module:Second"))
+    manager = discovered()
+    with pytest.raises(AmbiguousComponentError, match="one-x/clash, two-x/clash") as caught:
+        manager.find(AlgorithmSpec, "clash")
+    assert caught.value.exit_code == 3
+    assert manager.find(AlgorithmSpec, "one-x/clash").spec.target == "one.module:First"
+    assert manager.find(AlgorithmSpec, "two-x/clash").spec.target == "two.module:Second"
+
+
+def test_an_alias_finds_its_component_and_clashes_like_a_name(site: Site) -> None:
+    code = good("original").replace('summary=""', 'summary="", aliases=("other-name",)')
+    site.install("one-x", code)
+    assert discovered().find(AlgorithmSpec, "other-name").spec.name == "original"
+    site.install("two-x", good("other-name"))
+    with pytest.raises(AmbiguousComponentError, match="one-x/original, two-x/other-name"):
+        discovered().find(AlgorithmSpec, "other-name")
+
+
+def test_kinds_do_not_share_names(site: Site) -> None:
+    code = """
+        from fusion_core import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
+        KEYS = {"name": "same", "summary": "", "target": "a:b", "config": "a:b"}
+        @hookimpl
+        def fusion_register_algorithms():
+            return [AlgorithmSpec(**KEYS)]
+        @hookimpl
+        def fusion_register_model_pools():
+            return [ModelPoolSpec(**KEYS)]
+        @hookimpl
+        def fusion_register_task_pools():
+            return [TaskPoolSpec(**KEYS)]
+    """
+    site.install("all-kinds", code)
+    manager = discovered()
+    for kind in (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec):
+        assert type(manager.find(kind, "same").spec) is kind
+
+
+def test_an_unknown_name_brings_close_ones_and_what_is_not_loaded(site: Site) -> None:
+    site.install("bad-one", "raise ImportError('libfoo is missing')")
+    site.install("blocked-one", good("blocked"))
+    site.install("picky-one", good("picky"), requires=("fusion-core>=99",))
+    site.install("zz-healthy", good("healthy"))
+    with pytest.raises(UnknownComponentError) as caught:
+        discovered(("blocked-one",)).find(AlgorithmSpec, "helthy")
+    error = caught.value
+    assert error.exit_code == 3
+    assert error.message == "there is no algorithm 'helthy'"
+    assert error.hint is not None
+    assert "did you mean healthy" in error.hint
+    assert "bad-one (broken: ImportError: libfoo is missing)" in error.hint
+    assert "blocked-one (blocked" in error.hint
+    assert "picky-one (incompatible: needs fusion-core>=99" in error.hint
+
+
+def test_an_unknown_name_without_close_ones_brings_the_list(site: Site) -> None:
+    site.install("zz-healthy", good("healthy"))
+    with pytest.raises(UnknownComponentError, match=r"installed: .*healthy"):
+        discovered().find(AlgorithmSpec, "qqqqqq")
+
+
+# --- what is never imported ---------------------------------------------------------------------
+
+
+def canary(path: Path) -> str:
+    return f"open({str(path)!r}, 'w').close()\n"
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    ["fusion-core>=99", "fusion_core<0.1", "Fusion.Core ==7", "fusion-core (>=2,<3)", "fusion-core!=0.1.0"],
+)
+def test_an_incompatible_plugin_is_never_imported(
+    site: Site, tmp_path: Path, requirement: str
+) -> None:
+    site.install("picky-one", canary(tmp_path / "woken"), requires=("torch", requirement))
+    plugin = plugin_of(discovered(), "picky-one")
+    assert plugin.status is PluginStatus.INCOMPATIBLE
+    assert plugin.detail.endswith("this is 0.1.0")
+    assert not (tmp_path / "woken").exists()
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        "fusion-core>=0.1",
+        "fusion-core",
+        "fusion-core>=99; extra == 'all'",
+        "fusion-core>=99; python_version < '3'",
+        "fusion-core-extras>=99",
+        "fusion-corelib>=99",
+    ],
+)
+def test_a_compatible_plugin_is_loaded(site: Site, requirement: str) -> None:
+    site.install("easy-one", good("easy"), requires=(requirement,))
+    plugin = plugin_of(discovered(), "easy-one")
+    assert (plugin.status, plugin.detail) == (PluginStatus.LOADED, "")
+
+
+@pytest.mark.parametrize("blocked", ["quiet-one", "Quiet_One", "*"])
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_a_blocked_plugin_is_never_imported(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, blocked: str
+) -> None:
+    site.install("quiet-one", canary(tmp_path / "woken"))
+    if how == "environment":
+        monkeypatch.setenv("FUSION_BLOCK_PLUGINS", f" {blocked} ,other")
+    manager = discovered((blocked,) if how == "argument" else ())
+    assert plugin_of(manager, "quiet-one").status is PluginStatus.BLOCKED
+    assert not (tmp_path / "woken").exists()
+    assert manager.find(ModelPoolSpec, "checkpoints")
+
+
+def test_the_core_cannot_be_blocked() -> None:
+    manager = discovered(("fusion-core", "*"))
+    assert plugin_of(manager, "fusion-core").status is PluginStatus.LOADED
+    assert names(manager) == set()
+
+
+def test_a_lazy_module_is_not_woken_up(site: Site) -> None:
+    code = good("lazy") + """
+    def __dir__():
+        return [*globals(), "Heavy"]
+
+    def __getattr__(name):
+        raise SystemExit(f"woken up by {name}")
+    """
+    site.install("lazy-one", code)
+    manager = discovered()
+    assert plugin_of(manager, "lazy-one").detail == ""
+    assert manager.find(AlgorithmSpec, "lazy")
+
+
+# --- odd installations --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", ["other_module", "two_points"])
+def test_a_second_entry_point_of_one_distribution_is_refused(site: Site, second: str) -> None:
+    site.install(
+        "two-points",
+        good("first"),
+        entry_points={"a": "two_points", "b": second},
+        files={"other_module.py": good("second")},
+    )
+    manager = discovered()
+    first, other = (each for each in manager.plugins if each.distribution == "two-points")
+    assert first.status is PluginStatus.LOADED
+    assert other.status is PluginStatus.BROKEN
+    assert "one entry point" in other.detail
+    assert manager.find(AlgorithmSpec, "first")
+    assert manager.get_plugin("two-points") is not None
+
+
+def test_leftovers_of_a_broken_installation_do_not_stop_discovery(site: Site) -> None:
+    site.install("zz-healthy", good("healthy"))
+    site.install("half-gone", good("half"))
+    (site.path / "half_gone-1.0.dist-info" / "METADATA").unlink()
+    assert_others_work(discovered())
+
+
+@pytest.mark.parametrize("requirement", ["fusion-core >= banana", "fusion-core >=1 ]", "fusion-core>=1; x"])
+def test_a_malformed_requirement_is_its_plugins_problem(site: Site, requirement: str) -> None:
+    site.install("mangled-one", good("mangled"), requires=(requirement,))
+    site.install("zz-healthy", good("healthy"))
+    manager = discovered()
+    assert plugin_of(manager, "mangled-one").status is PluginStatus.BROKEN
+    assert_others_work(manager)
+
+
+@pytest.mark.parametrize("content", ["[fusion_core.plugins]\nnonsense\n", "\x00[", "a = b\n"])
+def test_a_malformed_entry_point_file_is_its_plugins_problem(site: Site, content: str) -> None:
+    site.install("mangled-one", good("mangled"))
+    (site.path / "mangled_one-1.0.dist-info" / "entry_points.txt").write_text(content)
+    site.install("zz-healthy", good("healthy"))
+    assert_others_work(discovered())
+
+
+def test_the_first_of_two_installations_on_the_path_wins(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("twin-x", good("older"), version="1.0")
+    nearer = type(site)(tmp_path / "nearer")
+    nearer.path.mkdir()
+    nearer.install("twin-x", good("newer"), version="2.0", module="twin_x_new")
+    monkeypatch.syspath_prepend(nearer.path)
+    plugin = plugin_of(discovered(), "twin-x")
+    assert (plugin.version, [each.name for each in plugin.components]) == ("2.0", ["newer"])
+
+
+# --- components ---------------------------------------------------------------------------------
+
+
+def test_a_class_that_cannot_be_imported_is_its_plugins_fault(site: Site) -> None:
+    site.install("empty-x", good("hollow", "no_such_package:Thing"))
+    component = discovered().find(AlgorithmSpec, "hollow")
+    with pytest.raises(BrokenPluginError, match=r"empty-x 1\.0 cannot be imported") as caught:
+        component.load_class()
+    assert caught.value.exit_code == 3
+    with pytest.raises(BrokenPluginError, match="'fake.config:Config'"):
+        component.load_config()
+
+
+def test_a_target_that_is_no_class_is_refused(site: Site) -> None:
+    site.install("odd-x", good("odd", "odd_x:THING") + "\n    THING = 3\n")
+    with pytest.raises(BrokenPluginError, match="is 3, not a class"):
+        discovered().find(AlgorithmSpec, "odd").load_class()
+
+
+# --- the other hooks ----------------------------------------------------------------------------
+
+
+def test_a_raising_life_cycle_hook_is_named_and_the_others_are_called(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install(
+        "angry-one",
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_metrics_logged(step):
+            raise RuntimeError(f"not at {step}")
+        """,
+    )
+    site.install(
+        "calm-one",
+        """
+        from fusion_core import hookimpl
+        SEEN = []
+        @hookimpl
+        def fusion_metrics_logged(run, metrics):
+            SEEN.append((run, dict(metrics)))
+        """,
+    )
+    manager = discovered()
+    with caplog.at_level(logging.WARNING):
+        manager.notify("fusion_metrics_logged", run="the run", step=7, metrics={"loss": 1.0})
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "plugin angry-one failed in fusion_metrics_logged: RuntimeError: not at 7"
+    )
+    module = manager.get_plugin("calm-one")
+    assert module.SEEN == [("the run", {"loss": 1.0})]  # type: ignore[union-attr]
+
+
+def test_a_plugin_can_bring_an_executor(site: Site) -> None:
+    site.install(
+        "cluster-x",
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_create_executor(name, options):
+            return ThreadPoolExecutor(int(options["nodes"])) if name == "cluster" else None
+        """,
+    )
+    with discovered().create_executor("cluster", {"nodes": "2"}) as executor:
+        assert executor.submit(lambda: 5).result() == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("lightning", {}, UnknownComponentError),
+        ("threads", {"workers": "0"}, RecipeError),
+        ("threads", {"workers": "-1"}, RecipeError),
+        ("threads", {"workers": "many"}, RecipeError),
+        ("threads", {"workers": "²"}, RecipeError),
+        ("threads", {"wokers": "2"}, RecipeError),
+        ("serial", {"workers": "2"}, RecipeError),
+    ],
+)
+def test_executors_refuse_what_they_do_not_know(
+    name: str, options: dict[str, str], error: type[PluginError]
+) -> None:
+    with pytest.raises(error):
+        discovered().create_executor(name, options)
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": "3"}])
+def test_the_cores_executors_work(options: dict[str, str]) -> None:
+    with discovered().create_executor("threads", options) as executor:
+        assert list(executor.map(abs, [-1, -2])) == [1, 2]
+    with discovered().create_executor("serial", {}) as executor:
+        assert list(executor.map(abs, [-1, -2])) == [1, 2]
+
+
+def test_plugins_are_discovered_once_in_a_process(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    discover: Callable[..., None] = PluginManager.discover
+    monkeypatch.setattr(
+        PluginManager, "discover", lambda self, **keys: (calls.append(keys), discover(self, **keys))
+    )
+    assert load_plugins() is load_plugins()
+    assert load_plugins(frozenset({"x"})) is not load_plugins()
+    assert len(calls) == 2
+    assert site.path.is_dir()

@@ -32,7 +32,7 @@ def _describe_source(value: object) -> str:
     return value if isinstance(value, str) else f"<live {type(value).__name__}>"
 
 
-def _named(value: object) -> object:
+def named_after_paths(value: object) -> object:
     """Turn a list of models into a mapping, named after their paths."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
@@ -62,5 +62,5 @@ class CheckpointsConfig(ComponentConfig):
 
     base: Source | None = None
     """The model that the experts were fine-tuned from: a directory or a .safetensors file."""
-    models: Annotated[dict[str, Source], BeforeValidator(_named)]
+    models: Annotated[dict[str, Source], BeforeValidator(named_after_paths)]
     """The experts: a mapping of names to paths, or a list of paths."""

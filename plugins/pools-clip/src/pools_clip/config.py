@@ -1,18 +1,15 @@
 """Options of the CLIP pools; free of torch, so that listing them costs nothing."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import os
+from typing import Annotated
 
-from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.checkpoints_config import named_after_paths
 from fusion_core.config import ComponentConfig
 from pydantic import AfterValidator, BeforeValidator, Field
 
 
-def _named_after_paths(value: Any) -> Any:  # noqa: ANN401 - checked by the field's type next
-    """Name a list of models after their paths, as the pool `checkpoints` does."""
-    if isinstance(value, str | Mapping) or not value:
-        return value
-    return CheckpointsConfig(models=value).models
+def _as_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _with_place(template: str) -> str:
@@ -25,7 +22,7 @@ def _with_place(template: str) -> str:
     return template
 
 
-PathName = Annotated[str, Field(min_length=1)]
+PathName = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 Template = Annotated[str, AfterValidator(_with_place)]
 Templates = Annotated[list[Template], Field(min_length=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
@@ -40,7 +37,7 @@ class ClipConfig(ComponentConfig):
 
     base: PathName
     """The model that the experts were fine-tuned from: a CLIPModel or CLIPVisionModel directory."""
-    models: Annotated[dict[str, PathName], BeforeValidator(_named_after_paths)]
+    models: Annotated[dict[str, PathName], BeforeValidator(named_after_paths)]
     """The experts: a mapping of names to directories, or a list of directories."""
 
 

@@ -55,6 +55,15 @@ Source = Annotated[
 ]
 
 
+_PATH = {"type": "string"}
+_MODELS_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": _PATH},
+        {"type": "array", "items": _PATH},
+    ]
+}
+
+
 class CheckpointsConfig(ComponentConfig):
     """A base and experts, each a path (or, from Python, a live module or state dict)."""
 
@@ -62,5 +71,7 @@ class CheckpointsConfig(ComponentConfig):
 
     base: Source | None = None
     """The model that the experts were fine-tuned from: a directory or a .safetensors file."""
-    models: Annotated[dict[str, Source], BeforeValidator(named_after_paths)]
+    models: Annotated[
+        dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
+    ]
     """The experts: a mapping of names to paths, or a list of paths."""

@@ -24,14 +24,16 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from ruamel.yaml import YAML, CollectionNode, SafeConstructor
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.nodes import CollectionNode
 
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-    from ruamel.yaml import Node
+    from ruamel.yaml.nodes import Node
 
     from fusion_core.plugins import Component, PluginManager
 
@@ -313,7 +315,7 @@ def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
 
 def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
     """Return what phase two can look at of a malformed recipe, and the sections that it cannot."""
-    choices: dict[str, Choice] = {}
+    choices: dict[str, Any] = {}
     for section in ("algorithm", "model_pool", "task_pool"):
         try:
             choices[section] = choice_of(raw.get(section))
@@ -450,14 +452,25 @@ def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
 def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: ANN401 - a type
     """Return the union of all components of a kind, each by its name alone or with options."""
     components = list(plugins.components(kind))
-    names = tuple(name for each in components for name in (each.spec.name, *each.spec.aliases))
-    models = tuple(map(_with_name, components))
+    names = tuple(name for each in components for name in each.names)
+    models = tuple(_with_name(each) for each in components if _is_importable(each))
     return Union[(Literal[names], *models)] if models else Any
+
+
+def _is_importable(component: Component[Any]) -> bool:
+    """Tell whether a plugin's configuration can be imported; a run that needs it says why not."""
+    try:
+        component.load_config()
+    except PluginError:
+        return False
+    return True
 
 
 def _with_name(component: Component[Any]) -> Any:  # noqa: ANN401 - a type
     """Return a component's configuration class with one more field, its name."""
     spec = component.spec
-    names: Any = Literal[(spec.name, *spec.aliases, component.qualified_name)]
+    names: Any = Literal[component.names]
     title = f"{type(spec).__name__}_{spec.name}"
-    return create_model(title, __base__=component.load_config(), name=(names, ...))
+    # A pool may go without its name: it is the default one, or the model pool's own.
+    field: Any = (names, ...) if isinstance(spec, AlgorithmSpec) else (names | None, None)
+    return create_model(title, __base__=component.load_config(), name=field)

@@ -1,4 +1,4 @@
-"""Help, listings and completion import nothing heavy: asserted on sys.modules, in real processes."""
+"""Help, listings and completion import nothing heavy: asserted on sys.modules of real processes."""
 
 from __future__ import annotations
 

@@ -7,9 +7,8 @@ only the fields that describe an architecture are used: nothing in a file picks 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.assets import read_config
@@ -17,6 +16,7 @@ from fusion_core.weights.assets import read_config
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 _MODEL_TYPES = ("clip", "clip_vision_model")
@@ -62,22 +62,27 @@ class ClipDirectory:
     """A directory with a CLIPModel or a CLIPVisionModel."""
 
     path: Path
+    #: the whole `config.json`
+    config: Mapping[str, Any]
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The whole `config.json`; raises `CheckpointError` if it is missing or not CLIP's."""
-        path = self.path / "config.json"
-        if not path.is_file():
+    @classmethod
+    def open(cls, given: str, option: str) -> Self:
+        """Find a model's directory and read its configuration; `option` names it in errors.
+
+        Raises `CheckpointError` if directory or configuration is missing, or is not CLIP's.
+        """
+        path = local_directory(given, option)
+        if not (path / _CONFIG).is_file():
             raise CheckpointError(
-                f"{self.path} has no config.json", hint="Save the model with save_pretrained."
+                f"{option}: {path} has no {_CONFIG}", hint="Save the model with save_pretrained."
             )
-        config = read_config(path)
+        config = read_config(path / _CONFIG)
         if config.get("model_type") not in _MODEL_TYPES:
             raise CheckpointError(
-                f"{path}: model_type is {config.get('model_type')!r}, not CLIP",
+                f"{option}: {path / _CONFIG} says {config.get('model_type')!r}, not CLIP",
                 hint="The pool 'checkpoints' merges models of any kind.",
             )
-        return config
+        return cls(path, config)
 
     @property
     def is_whole(self) -> bool:

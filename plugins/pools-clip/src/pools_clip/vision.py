@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.weights import CheckpointSource, RenamedSource, WeightSource, assemble
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPTextConfig, CLIPVisionConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import nn
+    from transformers import CLIPTextModel, CLIPVisionModel
 
 PREFIX = "vision_model."
 _PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
@@ -27,7 +28,7 @@ _COUNTER = "position_ids"
 #: third faster. On CUDA its gradients are so only under torch.use_deterministic_algorithms.
 _ATTENTION = "sdpa"
 
-TowerT = TypeVar("TowerT", CLIPVisionModel, CLIPTextModel)
+TowerT = TypeVar("TowerT", "CLIPVisionModel", "CLIPTextModel")
 
 
 class VisionTower(RenamedSource):
@@ -67,6 +68,8 @@ def build_vision(config: CLIPVisionConfig, weights: WeightSource) -> CLIPVisionM
     Either spelling of the names will do. Raises `AlignmentError` for missing or unexpected tensors
     and other shapes.
     """
+    from transformers import CLIPVisionModel  # 3 seconds, which a merge alone does not need
+
     tensors = {
         canonical(name).removeprefix(PREFIX): assemble(weights, name).reshape(info.shape).float()
         for name, info in weights.infos.items()
@@ -76,6 +79,8 @@ def build_vision(config: CLIPVisionConfig, weights: WeightSource) -> CLIPVisionM
 
 def build_text(fields: Mapping[str, Any], checkpoint: CheckpointSource) -> CLIPTextModel:
     """Return the text tower of a CLIPModel checkpoint, fp32, in evaluation mode, on the CPU."""
+    from transformers import CLIPTextModel
+
     prefix = "text_model."
     tensors = {
         name.removeprefix(prefix): checkpoint.tensor(name).float()
@@ -107,7 +112,10 @@ def _configured(kind: Any, fields: Mapping[str, Any], origin: str) -> Any:  # no
 
 
 def _built(
-    kind: type[TowerT], config: Any, tensors: Mapping[str, torch.Tensor], origin: str  # noqa: ANN401
+    kind: type[TowerT],
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    origin: str,  # noqa: ANN401
 ) -> TowerT:
     # On the meta device nothing is allocated or initialised, and the global RNG is not touched.
     with torch.device("meta"):

@@ -1,0 +1,134 @@
+"""What of a CLIP model is not fused: projection, logit scale, zero-shot heads, preprocessor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import CheckpointSource
+from torch.nn import functional
+
+from pools_clip.preprocessor import Preprocessor
+from pools_clip.vision import architecture, build_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from pools_clip.directory import ClipDirectory
+
+#: Texts a step of the text tower.
+_TEXTS = 128
+
+#: The prompts of every class of a task, in the order of its labels.
+Prompts = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """CLIP's classifiers: cosine similarity of images and class embeddings, scaled."""
+
+    #: the visual projection, of shape (embedding, width)
+    projection: Tensor
+    #: exp(logit_scale)
+    scale: float
+    #: each task's class embeddings, unit vectors of shape (classes, embedding)
+    classes: Mapping[str, Tensor]
+
+    def logits(self, pooled: Tensor, task: str) -> Tensor:
+        """Return (images, classes) for a vision tower's pooled output of shape (images, width)."""
+        projection, classes = (
+            tensor.to(pooled.device) for tensor in (self.projection, self.classes[task])
+        )
+        features = functional.normalize(functional.linear(pooled, projection), dim=-1)
+        return self.scale * features @ classes.T
+
+
+class FrozenClip:
+    """The parts of a CLIPModel directory that tasks share; read when first used."""
+
+    def __init__(self, directory: ClipDirectory, prompts: Mapping[str, Prompts]) -> None:
+        self._directory = directory
+        self._prompts = prompts
+
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """The image processor; raises `CheckpointError` if the model has none."""
+        settings, path = self._directory.preprocessor, self._directory.path
+        if settings is None:
+            raise CheckpointError(
+                f"{path} has no preprocessor_config.json",
+                hint="Save the model's CLIPImageProcessor there too.",
+            )
+        vision = architecture(self._directory.vision, str(path))
+        shape = (vision.num_channels, vision.image_size, vision.image_size)
+        return Preprocessor(settings, shape, str(path))
+
+    @cached_property
+    def heads(self) -> Heads:
+        """The heads of all tasks, in fp32; the text tower is freed when they are made.
+
+        Raises `CheckpointError` for a model without a text tower, projections or a tokenizer.
+        """
+        checkpoint = CheckpointSource(self._directory.path)
+        encode = _TextEncoder(self._directory, checkpoint)
+        return Heads(
+            projection=_tensor(checkpoint, "visual_projection.weight"),
+            scale=_tensor(checkpoint, "logit_scale").exp().item(),
+            classes={name: _embeddings(encode, each) for name, each in self._prompts.items()},
+        )
+
+
+class _TextEncoder:
+    """Tokenizer, text tower and text projection: texts to unit vectors."""
+
+    def __init__(self, directory: ClipDirectory, checkpoint: CheckpointSource) -> None:
+        self._tokenizer = _tokenizer(directory)
+        self._tower = build_text(directory.text, checkpoint)
+        self._projection = _tensor(checkpoint, "text_projection.weight")
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return unit vectors of shape (texts, embedding)."""
+        tokens = self._tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self._tower.config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        pooled = self._tower(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        return functional.normalize(functional.linear(pooled, self._projection), dim=-1)
+
+
+def _embeddings(encode: _TextEncoder, prompts: Prompts) -> Tensor:
+    """Return one unit vector a class: the normalised mean of those of its prompts."""
+    texts = [text for each in prompts for text in each]
+    parts = [encode(texts[start : start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
+    per_class = torch.cat(parts).split([len(each) for each in prompts])
+    return functional.normalize(torch.stack([each.mean(dim=0) for each in per_class]), dim=-1)
+
+
+def _tokenizer(directory: ClipDirectory) -> Any:  # noqa: ANN401 - transformers' many classes
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory.path}: its tokenizer cannot be loaded: {error}",
+            hint="Save the model's tokenizer there too.",
+        ) from error
+
+
+def _tensor(checkpoint: CheckpointSource, name: str) -> Tensor:
+    if name not in checkpoint.infos:
+        raise CheckpointError(
+            f"{checkpoint.describe()} has no tensor {name!r}",
+            hint="Zero-shot heads need a whole CLIPModel.",
+        )
+    return checkpoint.tensor(name).float()

@@ -1,0 +1,120 @@
+"""Images in parquet files, as one tensor of bytes a split.
+
+Files are those of the `datasets` library: a column `image` of {bytes, path} and a column `label`.
+They are read row group by row group, only the columns needed, and decoded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from fusion_core.errors import FusionError
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pools_clip.preprocessor import Preprocessor
+
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images, uint8 of shape (images, channels, height, width), and their labels."""
+
+    pixels: torch.Tensor
+    #: int64 of shape (images,); None where they were not to be read
+    labels: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def read_images(
+    path: str, preprocessor: Preprocessor, *, classes: int | None, limit: int | None = None
+) -> Images:
+    """Read a parquet file, or its first `limit` rows; without `classes`, no labels are read.
+
+    Raises `FusionError` naming the file, and the row counted from 0, for a file that is no such
+    table, an image that cannot be decoded or does not fit the model, a label out of range.
+    """
+    columns = ["image"] if classes is None else ["image", "label"]
+    with _opened(path, columns) as file:
+        count = min(file.metadata.num_rows, limit or file.metadata.num_rows)
+        if not count:
+            raise FusionError(f"{path} holds no images")
+        pixels = torch.empty((count, *preprocessor.shape), dtype=torch.uint8)
+        labels = None if classes is None else torch.empty(count, dtype=torch.int64)
+        for row, batch in _rows(file, columns, count):
+            place = slice(row, row + len(batch))
+            images = _decoded(batch.column("image"), path, row)
+            pixels[place] = preprocessor.fitted(images, f"{path}, row", row)
+            if labels is not None and classes is not None:
+                labels[place] = _labels(batch.column("label"), classes, path, row)
+    return Images(pixels, labels)
+
+
+def _opened(path: str, columns: list[str]) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise FusionError(f"{path} is no readable parquet file: {error}") from error
+    missing = [name for name in columns if name not in file.schema_arrow.names]
+    if missing:
+        raise FusionError(
+            f"{path} has no column {missing[0]!r}, only {', '.join(file.schema_arrow.names)}",
+            hint="Write it with the datasets library: columns image (Image) and label (int64).",
+        )
+    return file
+
+
+def _rows(
+    file: pq.ParquetFile, columns: list[str], count: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    row = 0
+    for batch in file.iter_batches(_ROWS, columns=columns):
+        if row >= count:
+            return
+        yield row, batch.slice(0, count - row)
+        row += len(batch)
+
+
+def _decoded(column: pa.Array, path: str, row: int) -> list[Image.Image]:
+    return [
+        _image(value, f"{path}, row {number}")
+        for number, value in enumerate(column.to_pylist(), row)
+    ]
+
+
+def _image(value: Any, place: str) -> Image.Image:  # noqa: ANN401 - whatever the column holds
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise FusionError(
+            f"{place}: the image has no bytes",
+            hint="Embed the images when writing: Dataset.to_parquet does.",
+        )
+    try:
+        image = Image.open(BytesIO(data))
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FusionError(f"{place}: the image cannot be decoded: {error}") from error
+    ImageOps.exif_transpose(image, in_place=True)  # as the datasets library decodes it
+    return image
+
+
+def _labels(column: pa.Array, classes: int, path: str, row: int) -> list[int]:
+    labels = column.to_pylist()
+    for number, label in enumerate(labels, row):
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise FusionError(
+                f"{path}, row {number}: label {label} is none of 0 to {classes - 1}",
+                hint="The task needs one classname for every label.",
+            )
+    return labels

@@ -1,0 +1,90 @@
+"""The pool `clip`: what is fused is the vision tower of CLIP models."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.config import ComponentConfig
+from fusion_core.errors import AlignmentError
+from fusion_core.model_pool import ModelPool
+from fusion_core.weights import CheckpointSource, WeightSource
+
+from pools_clip.config import ClipConfig
+from pools_clip.directory import PREPROCESSOR, ClipDirectory
+from pools_clip.vision import VisionTower, architecture, build_vision, canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+    from transformers import CLIPVisionConfig
+
+#: What a tower computes depends on these, and no tensor's shape shows them.
+_UNSEEN = ("hidden_act", "layer_norm_eps", "num_attention_heads")
+
+
+class ClipPool(ModelPool[ComponentConfig]):
+    """Vision towers of a base and its experts, by the names of the hub's files: `vision_model.…`.
+
+    The text tower, the projections and the logit scale are not fused: they make the heads of
+    `clip-classification`. A pool that brings its own models passes a `ClipConfig` to this
+    constructor and then sets `config` to its own options, which are what a recipe records.
+
+    Raises `CheckpointError` for a missing directory or a model that is not CLIP, `AlignmentError`
+    for experts of another architecture.
+    """
+
+    config_class = ClipConfig
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        self._directory = ClipDirectory.open(config.base, "model_pool.base")
+        self.base: WeightSource = VisionTower(CheckpointSource(self._directory.path))
+        self.experts = {name: self._expert(name, given) for name, given in config.models.items()}
+
+    def build(self, weights: WeightSource) -> nn.Module:
+        """Return a CLIPVisionModel with exactly these weights: fp32, evaluation mode, on the CPU."""
+        return build_vision(self._architecture, weights)
+
+    def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
+        """Map `vision_model.…` to the live parameters of a model that `build` returned."""
+        return {canonical(name): value for name, value in module.named_parameters()}
+
+    def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
+        """Return what makes the weights a CLIPVisionModel directory: its configuration, and the
+        base's preprocessor if there is one."""
+        named = self._directory.dtype if dtype is None else str(dtype).removeprefix("torch.")
+        files = {
+            "config.json": {
+                "architectures": ["CLIPVisionModel"],
+                "model_type": "clip_vision_model",
+                **self._directory.vision,
+                **({"dtype": named} if named else {}),
+            },
+            PREPROCESSOR: self._directory.preprocessor,
+        }
+        return {name: _json(content) for name, content in files.items() if content is not None}
+
+    @cached_property
+    def _architecture(self) -> CLIPVisionConfig:
+        return architecture(self._directory.vision, str(self._directory.path))
+
+    def _expert(self, name: str, given: str) -> VisionTower:
+        directory = ClipDirectory.open(given, f"model_pool.models.{name}")
+        theirs = architecture(directory.vision, str(directory.path))
+        for field in _UNSEEN:
+            ours, other = getattr(self._architecture, field), getattr(theirs, field)
+            if ours != other:
+                raise AlignmentError(
+                    f"expert {name!r} has {field} {other!r}, the base {ours!r}",
+                    hint="Merge only models that were fine-tuned from the base.",
+                )
+        return VisionTower(CheckpointSource(directory.path))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"

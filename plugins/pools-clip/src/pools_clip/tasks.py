@@ -1,0 +1,177 @@
+"""The task pool `clip-classification`: images in parquet files, CLIP's zero-shot heads."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from fusion_core.config import ComponentConfig
+from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.task_pool import Batch, Metrics, Split, Task, TaskPool
+
+from pools_clip.choice import chosen, unknown_task
+from pools_clip.config import ClipClassificationConfig, Dataset
+from pools_clip.directory import ClipDirectory
+from pools_clip.heads import FrozenClip, Prompts
+from pools_clip.images import Images, read_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+
+class ClipClassification(TaskPool[ComponentConfig]):
+    """Image classification by CLIP's zero-shot heads, which are not fused.
+
+    UNLABELED are a task's `unlabeled` images or, where it has none, its test images without labels:
+    adapting on them is transductive. A pool that brings its own data passes a
+    `ClipClassificationConfig` to this constructor and then sets `config` to its own options.
+
+    Raises `RecipeError` for unknown tasks and files that are not there, `CheckpointError` for a
+    model that is no CLIPModel.
+    """
+
+    config_class = ClipClassificationConfig
+
+    def __init__(self, config: ClipClassificationConfig) -> None:
+        super().__init__(config)
+        self.names = chosen(config.tasks, list(config.datasets), "task_pool.tasks")
+        datasets = {name: config.datasets[name] for name in self.names}
+        _check_files(datasets)
+        self.transductive = config.transductive and any(
+            each.unlabeled is None for each in datasets.values()
+        )
+        prompts = {
+            name: _prompts(each, each.templates or config.templates)
+            for name, each in datasets.items()
+        }
+        clip = FrozenClip(_whole(config.clip), prompts)
+        self._tasks = {
+            name: ClipTask(name, dataset, clip, config) for name, dataset in datasets.items()
+        }
+
+    def __getitem__(self, name: str) -> Task:
+        """Return one task; raises `RecipeError` naming close matches for an unknown one."""
+        if name not in self._tasks:
+            raise unknown_task(name, self.names, "tasks")
+        return self._tasks[name]
+
+
+class ClipTask(Task):
+    """One dataset: its images, each split decoded once when first used, and its head."""
+
+    def __init__(
+        self, name: str, dataset: Dataset, clip: FrozenClip, config: ClipClassificationConfig
+    ) -> None:
+        self.name = name
+        self._dataset = dataset
+        self._clip = clip
+        self._config = config
+        self._splits: dict[Split, Images] = {}
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        """Return normalised pixels, fp32 of shape (size, channels, height, width).
+
+        Batches run through shuffled epochs, each of the whole number of batches that fit. Raises
+        `RecipeError` for a size that no batch can have.
+        """
+        images = self._images(split)
+        if not 0 < size <= len(images):
+            raise RecipeError(
+                f"a batch of {size}: task {self.name!r} has {len(images)} {split} images",
+                hint=f"Use a batch size from 1 to {len(images)}.",
+            )
+        rows = shuffled_rows(step, size, len(images), key=f"{seed}\0{self.name}\0{split}")
+        labels = None if images.labels is None else images.labels[rows]
+        return Batch(self._clip.preprocessor.scaled(images.pixels[rows]), labels)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return exp(logit_scale) * cosine similarity, of shape (images, classes)."""
+        return self._clip.heads.logits(model(batch.inputs).pooler_output, self.name)
+
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Return {"accuracy": fraction of the test images}, measured on the model's device."""
+        images = self._images(Split.TEST)
+        device = next(model.parameters()).device
+        correct = 0
+        with torch.inference_mode(), evaluation_mode(model):
+            for start in range(0, len(images), self._config.batch_size):
+                part = images[start : start + self._config.batch_size].to(device)
+                batch = Batch(self._clip.preprocessor.scaled(part.pixels), part.labels)
+                correct += int((self.logits(model, batch).argmax(dim=1) == part.labels).sum())
+        return {"accuracy": correct / len(images)}
+
+    def _images(self, split: Split) -> Images:
+        if split not in self._splits:
+            self._splits[split] = self._read(split)
+        return self._splits[split]
+
+    def _read(self, split: Split) -> Images:
+        data, read = self._dataset, self._clip.preprocessor
+        classes = len(data.classnames)
+        if split is Split.TEST:
+            return read_images(data.test, read, classes=classes, limit=self._config.limit)
+        if split is Split.TRAIN and data.train is not None:
+            return read_images(data.train, read, classes=classes)
+        if split is Split.UNLABELED and data.unlabeled is not None:
+            return read_images(data.unlabeled, read, classes=None)
+        if split is Split.UNLABELED and self._config.transductive:
+            return Images(self._images(Split.TEST).pixels, None)
+        raise RecipeError(
+            f"task {self.name!r} has no {split} images",
+            hint=f"Name a parquet file: task_pool.datasets.{self.name}.{split}.",
+        )
+
+
+def shuffled_rows(step: int, size: int, count: int, *, key: str) -> Tensor:
+    """Return the rows of one batch: a pure function, which uses no global random state.
+
+    An epoch is a permutation of all rows, drawn by key and epoch, and holds count // size batches;
+    the rows left over come in later epochs.
+    """
+    epoch, place = divmod(step, count // size)
+    digest = hashlib.sha256(f"{key}\0{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.randperm(count, generator=generator)[place * size : (place + 1) * size]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch a model to evaluation mode, and every module of it back to what it was in."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def _prompts(dataset: Dataset, templates: list[str]) -> Prompts:
+    return [[template.format(name) for template in templates] for name in dataset.classnames]
+
+
+def _check_files(datasets: Mapping[str, Dataset]) -> None:
+    """Find missing files before any work is done; raises `RecipeError` with one line a file."""
+    missing = [
+        f"task_pool.datasets.{name}.{split}: {path} does not exist"
+        for name, dataset in datasets.items()
+        for split in Split
+        if (path := getattr(dataset, split)) is not None and not Path(path).is_file()
+    ]
+    if missing:
+        raise RecipeError("\n".join(missing), hint="Give parquet files.")
+
+
+def _whole(given: str) -> ClipDirectory:
+    directory = ClipDirectory.open(given, "task_pool.clip")
+    if not directory.is_whole:
+        raise CheckpointError(
+            f"task_pool.clip: {given} is a CLIPVisionModel, without a text tower",
+            hint="Zero-shot heads need the whole CLIPModel that the base comes from.",
+        )
+    return directory

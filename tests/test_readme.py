@@ -1,0 +1,45 @@
+"""What the README shows is run: its Python, its recipe, and the table of the main job."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusion_core.config import load_yaml, resolve
+from fusion_core.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> Iterator[str]:
+    yield from re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("source", _blocks("python"), ids=lambda source: source.split("\n")[0])
+def test_python_runs(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_recipe_is_valid() -> None:
+    (source,) = _blocks("yaml")
+    resolved = resolve(load_yaml(source, origin="README.md"), load_plugins())
+    assert resolved.algorithm is not None
+    assert resolved.recipe.output.path == "merged"
+
+
+def test_packages_listed_are_those_of_the_repository() -> None:
+    listed = set(re.findall(r"^\| \[`([\w-]+)`\]\(plugins/", README, re.MULTILINE))
+    assert listed == {path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")}
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target

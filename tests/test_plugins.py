@@ -269,7 +269,13 @@ def canary(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "requirement",
-    ["fusion-core>=99", "fusion_core<0.1", "Fusion.Core ==7", "fusion-core (>=2,<3)", "fusion-core!=0.1.0"],
+    [
+        "fusion-core>=99",
+        "fusion_core<0.1",
+        "Fusion.Core ==7",
+        "fusion-core (>=2,<3)",
+        "fusion-core!=0.1.0",
+    ],
 )
 def test_an_incompatible_plugin_is_never_imported(
     site: Site, tmp_path: Path, requirement: str
@@ -319,13 +325,16 @@ def test_the_core_cannot_be_blocked() -> None:
 
 
 def test_a_lazy_module_is_not_woken_up(site: Site) -> None:
-    code = good("lazy") + """
+    code = (
+        good("lazy")
+        + """
     def __dir__():
         return [*globals(), "Heavy"]
 
     def __getattr__(name):
         raise SystemExit(f"woken up by {name}")
     """
+    )
     site.install("lazy-one", code)
     manager = discovered()
     assert plugin_of(manager, "lazy-one").detail == ""
@@ -359,7 +368,9 @@ def test_leftovers_of_a_broken_installation_do_not_stop_discovery(site: Site) ->
     assert_others_work(discovered())
 
 
-@pytest.mark.parametrize("requirement", ["fusion-core >= banana", "fusion-core >=1 ]", "fusion-core>=1; x"])
+@pytest.mark.parametrize(
+    "requirement", ["fusion-core >= banana", "fusion-core >=1 ]", "fusion-core>=1; x"]
+)
 def test_a_malformed_requirement_is_its_plugins_problem(site: Site, requirement: str) -> None:
     site.install("mangled-one", good("mangled"), requires=(requirement,))
     site.install("zz-healthy", good("healthy"))

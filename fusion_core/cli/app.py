@@ -7,6 +7,7 @@ as everything else together.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Optional
 
@@ -63,6 +64,9 @@ def fuse(
 
 def main() -> None:
     """Run the program; what the user can mend is shown without a traceback."""
+    # Read when torch is first imported: threads that wait for each other sleep instead of spinning.
+    # On a machine with other work, spinning made small models a hundred times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except FusionError as error:

@@ -36,7 +36,8 @@ class LineProgress(Progress):
             done += count
             if time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
                 shown = time.monotonic()
-                _say(f"{label}: {_amount(done, unit)} of {_amount(total, unit)} {note}".rstrip())
+                so_far = done if unit != "B" else _amount(done, unit)
+                _say(f"{label}: {so_far} of {_amount(total, unit)} {note}".rstrip())
 
         yield advance
         _say(f"{label}: {_amount(done, unit)} in {time.monotonic() - started:.1f} s")

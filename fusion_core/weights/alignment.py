@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from fusion_core.errors import AlignmentError
 from fusion_core.weights.source import WeightSource
 
@@ -18,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
 
+    import torch
+
     from fusion_core.config import AlignmentPolicy
 
 _LONGEST_TABLE = 20
-_EIGHT_BITS = {torch.float8_e4m3fn, torch.float8_e5m2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,8 @@ class Difference:
     tensor: str
     expert: str
     problem: str
+    #: the policy that would let it pass, if there is one
+    remedy: str = ""
 
     def __str__(self) -> str:
         return f"  {self.tensor}  {self.expert}: {self.problem}"
@@ -67,13 +68,15 @@ def align(
     Raises `AlignmentError` with a table of every difference that the policy does not allow.
     """
     reference = base if base is not None else next(iter(experts.values()))
+    first = next(iter(experts)) if base is None else None
     differences = [
         difference
         for name, expert in experts.items()
         if expert is not reference
-        for difference in _differences(reference, name, expert, policy)
+        for difference in _differences(reference, first, name, expert, policy)
     ]
-    differences += _refused(reference)
+    everyone = experts if base is None else {"base": base, **experts}
+    differences += [each for name, source in everyone.items() for each in _refused(name, source)]
     if differences:
         raise AlignmentError(_table(differences), hint=_hint(differences))
     return {
@@ -85,29 +88,38 @@ def align(
 
 
 def _differences(
-    reference: WeightSource, name: str, expert: WeightSource, policy: AlignmentPolicy
+    reference: WeightSource,
+    first: str | None,
+    name: str,
+    expert: WeightSource,
+    policy: AlignmentPolicy,
 ) -> Iterator[Difference]:
+    """Compare an expert with the base or, where there is none, with the `first` expert."""
+    measure = "the base" if first is None else first
     for key, theirs in expert.infos.items():
         ours = reference.infos.get(key)
         if ours is None:
             if policy.extra == "error":
-                yield Difference(key, name, "extra: not in the base")
+                yield Difference(key, name, f"extra: not in {measure}", "alignment.extra=drop")
         elif ours.shape != theirs.shape:
-            shapes = f"{list(theirs.shape)}, the base's is {list(ours.shape)}"
+            shapes = f"{list(theirs.shape)}, {measure}'s is {list(ours.shape)}"
             yield Difference(key, name, f"shape {shapes}")
         elif ours.dtype != theirs.dtype:
             both_float = ours.dtype.is_floating_point and theirs.dtype.is_floating_point
             if policy.dtype == "error" or not both_float:
-                yield Difference(key, name, f"dtype {theirs.dtype}, the base's is {ours.dtype}")
-    if policy.missing == "error":
+                dtypes = f"{theirs.dtype}, {measure}'s is {ours.dtype}"
+                remedy = "alignment.dtype=promote" if both_float else ""
+                yield Difference(key, name, f"dtype {dtypes}", remedy)
+    if policy.missing == "error" or first is not None:
+        remedy = "alignment.missing=base" if first is None else ""
         for key in reference.infos.keys() - expert.infos.keys():
-            yield Difference(key, name, "missing")
+            yield Difference(key, name, "missing", remedy)
 
 
-def _refused(reference: WeightSource) -> Iterator[Difference]:
-    for key, info in reference.infos.items():
-        if info.dtype in _EIGHT_BITS:
-            yield Difference(key, "base", f"{info.dtype}: scaled 8-bit weights are not merged")
+def _refused(name: str, source: WeightSource) -> Iterator[Difference]:
+    for key, info in source.infos.items():
+        if info.dtype.is_floating_point and info.dtype.itemsize == 1:
+            yield Difference(key, name, f"{info.dtype}: scaled 8-bit weights are not merged")
 
 
 def _table(differences: list[Difference]) -> str:
@@ -120,15 +132,6 @@ def _table(differences: list[Difference]) -> str:
 
 
 def _hint(differences: list[Difference]) -> str:
-    problems = " ".join(each.problem for each in differences)
-    allowed = [
-        f"alignment.{policy}={value}"
-        for policy, value, sign in (
-            ("missing", "base", "missing"),
-            ("extra", "drop", "extra"),
-            ("dtype", "promote", "dtype"),
-        )
-        if sign in problems
-    ]
+    allowed = sorted({each.remedy for each in differences if each.remedy})
     advice = f"; to allow some of this: {', '.join(allowed)}" if allowed else ""
     return f"Check that every expert was fine-tuned from this base{advice}."

@@ -32,7 +32,15 @@ _PATTERNS = (
     "vocab.txt",
     "merges.txt",
 )
-_DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation", "_name_or_path")
+_DANGEROUS = (
+    "auto_map",
+    "trust_remote_code",
+    "_attn_implementation",
+    "attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "_name_or_path",
+)
 
 
 def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str, bytes | Path]:
@@ -59,10 +67,16 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _safe_config(path: Path, dtype: torch.dtype | None) -> bytes:
-    config = {
-        key: value for key, value in read_config(path).items() if not key.startswith(_DANGEROUS)
-    }
+    config: dict[str, Any] = _safe(read_config(path))
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _safe(value: Any) -> Any:  # noqa: ANN401 - JSON holds anything; models nest configurations
+    if isinstance(value, list):
+        return [_safe(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _safe(each) for key, each in value.items() if not key.startswith(_DANGEROUS)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.format import Entry, parse_header, parse_index
+from fusion_core.weights.format import LARGEST_INDEX, Entry, parse_header, parse_index
 from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ class CheckpointSource(WeightSource):
         view = memoryview(buffer)
         offset = entry.offset + start * size
         while view:
-            count = os.preadv(self._descriptors[file], [view], offset)
+            try:
+                count = os.preadv(self._descriptors[file], [view], offset)
+            except OSError as error:
+                raise _unreadable(self._file_path(file), error) from error
             if count == 0:
                 raise CheckpointError(
                     f"{self._file_path(file)}: ends inside tensor {name!r}",
@@ -59,7 +62,7 @@ class CheckpointSource(WeightSource):
         return str(self.path)
 
     def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the input files: size, modification time and the hash of each header."""
+        """Identify the input files: each one's size and the hash of its header."""
         for file, descriptor in self._descriptors.items():
             status = os.fstat(descriptor)
             first = min(entry.offset for entry, home in self._entries.values() if home == file)
@@ -81,12 +84,14 @@ class CheckpointSource(WeightSource):
 
     def _open(self, file: str, index: dict[str, str]) -> None:
         path = self._file_path(file)
+        if path.exists() and not path.is_file():  # a pipe would block, a device never end
+            raise CheckpointError(f"{path} is no regular file")
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._descriptors[file] = descriptor
+            entries, _ = parse_header(descriptor, path=str(path))
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
-        self._descriptors[file] = descriptor
-        entries, _ = parse_header(descriptor, path=str(path))
+            raise _unreadable(path, error) from error
         for name, entry in entries.items():
             if index and index.get(name) != file:
                 raise CheckpointError(f"{path}: tensor {name!r} is not listed in {INDEX} for it")
@@ -96,7 +101,12 @@ class CheckpointSource(WeightSource):
         index = self.path / INDEX
         if not self.path.is_dir() or not index.is_file():
             return {}
-        return parse_index(index.read_bytes(), path=str(index))
+        try:
+            with index.open("rb") as stream:
+                text = stream.read(LARGEST_INDEX + 1)
+        except OSError as error:
+            raise _unreadable(index, error) from error
+        return parse_index(text, path=str(index))
 
     def _single(self) -> Path:
         if self.path.is_file():
@@ -130,3 +140,7 @@ class CheckpointSource(WeightSource):
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read: {error.strerror or error}")

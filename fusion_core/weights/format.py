@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.errors import CheckpointError
+from fusion_core.errors import CheckpointError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -114,7 +114,10 @@ def parse_json(text: bytes, *, path: str) -> dict[str, Any]:
     """Parse a JSON object, refusing repeated keys, NaN and anything too deep."""
     try:
         parsed = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_integer,
         )
     except (ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__
@@ -133,6 +136,8 @@ def build_header(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> tu
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for info in infos:
+        if info.dtype not in DTYPE_NAMES:
+            raise WeightsError(f"tensor {info.name!r}: safetensors files do not hold {info.dtype}")
         start, end = end, end + info.nbytes
         header[info.name] = {
             "dtype": DTYPE_NAMES[info.dtype],
@@ -192,12 +197,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _integer(digits: str) -> float:
+    # To Python -0 is the integer 0; to safetensors it is none, and so no size or offset.
+    return -0.0 if digits == "-0" else int(digits)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
 def _is_text_map(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(each, str) and _is_unicode(each) for pair in value.items() for each in pair
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can spell half of a surrogate pair, which is no character.
+    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _is_sizes(value: object) -> bool:
@@ -208,11 +225,8 @@ def _is_sizes(value: object) -> bool:
 
 
 def _is_printable_name(name: str) -> bool:
-    try:
-        encoded = name.encode("utf-8")
-    except UnicodeEncodeError:  # lone surrogates
-        return False
-    return 0 < len(encoded) <= _LARGEST_NAME and name.isprintable()
+    # Surrogates are not printable, so what is can be encoded.
+    return name.isprintable() and 0 < len(name.encode("utf-8")) <= _LARGEST_NAME
 
 
 def _is_plain_file_name(file: str) -> bool:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fusion_core.errors import WeightsError
+from fusion_core.errors import BrokenPluginError, WeightsError
 from fusion_core.weights.source import Cut, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fusion_core.weights.format import TensorInfo
 
@@ -240,7 +240,13 @@ class MergedSource(WeightSource):
         if not is_merged(info):
             return self.operands.reference.read(name, start, stop)
         piece = Piece(self.operands, info, (start, stop), self.cut, self._state(info))
-        return self.kernel.merge(piece).reshape(-1).to(info.dtype)
+        merged = self.kernel.merge(piece)
+        if merged.numel() != stop - start:
+            raise BrokenPluginError(
+                f"{self.describe()} made {merged.numel()} elements of the {stop - start} "
+                f"from {start} on of tensor {name!r}"
+            )
+        return merged.reshape(-1).to(info.dtype)
 
     def prepare(self, executor: Executor) -> None:
         """Make the surveys that span the model, the operands' first."""
@@ -347,7 +353,7 @@ def in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
 
 
 def run_all(
-    executor: Executor, function: Callable[[Any], PartT], units: Sequence[Any]
+    executor: Executor, function: Callable[[Any], PartT], units: Iterable[Any]
 ) -> Iterator[PartT]:
     """Run a function on every unit and yield the results in order.
 

@@ -61,7 +61,7 @@ class _DigitCount:
     found: torch.Tensor
 
     def __call__(self, piece: Piece) -> torch.Tensor:
-        values = self.rows(piece).to(self.dtype).abs().flatten(1)
+        values = self.rows(piece).to(self.dtype).abs().unsqueeze(-1).flatten(1)
         keys = values.view(_INTEGERS[self.dtype])
         return torch.stack(
             [self._count(row, int(high)) for row, high in zip(keys, self.found, strict=True)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core.errors import WeightsError
 from fusion_core.weights.format import TensorInfo
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ class StateDictSource(WeightSource):
     """A state dict in memory; its tensors are read where they are and never modified."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], *, label: str = "state dict") -> None:
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise WeightsError(f"{label}: {name!r} is a {type(tensor).__name__}, no tensor")
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self._label = label
         self.infos = {

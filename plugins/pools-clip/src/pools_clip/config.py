@@ -3,9 +3,10 @@
 import os
 from typing import Annotated
 
+from pydantic import AfterValidator, BeforeValidator, Field
+
 from fusion_core.checkpoints_config import named_after_paths
 from fusion_core.config import ComponentConfig
-from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def _as_text(value: object) -> object:
@@ -66,11 +67,11 @@ class ClipClassificationConfig(ComponentConfig):
     """The tasks by name: classnames, and the files test, unlabeled and train."""
     tasks: TaskNames | None = None
     """Which of the datasets, in this order; default: all."""
-    templates: Templates = [PHOTO]
+    templates: Templates = Field(default=[PHOTO])
     """Prompts with {} for the class name; a class's embedding is the mean over them."""
     transductive: bool = True
     """Where a task has no unlabeled file, adapt on its test images, without their labels."""
     limit: Count | None = None
     """A quick look: only the first test images of each task."""
-    batch_size: Count = 100
+    batch_size: Count = 50
     """Images a step when measuring accuracy."""

@@ -1,7 +1,8 @@
 """A CLIP model's directory: where it is, what architecture it says it has, how it wants its images.
 
 Everything that names a model comes through `local_directory`. Configurations are read as JSON, and
-only the fields that describe an architecture are used: nothing in a file picks code to run.
+only the fields that describe an architecture or pixels are used: nothing in a file picks code to
+run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fusion_core.weights.assets import read_config
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 _MODEL_TYPES = ("clip", "clip_vision_model")
@@ -39,6 +40,22 @@ _TOWER_FIELDS = frozenset(
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
+    }
+)
+#: The fields of an image processor's settings that decide which pixels it makes.
+_IMAGE_FIELDS = frozenset(
+    {
+        "do_convert_rgb",
+        "do_resize",
+        "size",
+        "resample",
+        "do_center_crop",
+        "crop_size",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
     }
 )
 
@@ -72,14 +89,14 @@ class ClipDirectory:
         Raises `CheckpointError` if directory or configuration is missing, or is not CLIP's.
         """
         path = local_directory(given, option)
-        if not (path / _CONFIG).is_file():
+        if not (path / CONFIG).is_file():
             raise CheckpointError(
-                f"{option}: {path} has no {_CONFIG}", hint="Save the model with save_pretrained."
+                f"{option}: {path} has no {CONFIG}", hint="Save the model with save_pretrained."
             )
-        config = read_config(path / _CONFIG)
+        config = read_config(path / CONFIG)
         if config.get("model_type") not in _MODEL_TYPES:
             raise CheckpointError(
-                f"{option}: {path / _CONFIG} says {config.get('model_type')!r}, not CLIP",
+                f"{option}: {path / CONFIG} says {config.get('model_type')!r}, not CLIP",
                 hint="The pool 'checkpoints' merges models of any kind.",
             )
         return cls(path, config)
@@ -87,17 +104,18 @@ class ClipDirectory:
     @property
     def is_whole(self) -> bool:
         """Whether this is a CLIPModel, with a text tower and projections."""
-        return self.config["model_type"] == "clip"
+        return bool(self.config["model_type"] == "clip")
 
     @property
     def vision(self) -> dict[str, Any]:
         """The vision tower's architecture, as far as the configuration spells it out."""
-        return _tower(self.config.get("vision_config", {}) if self.is_whole else self.config)
+        vision = self.config.get("vision_config", {}) if self.is_whole else self.config
+        return _only(_TOWER_FIELDS, vision)
 
     @property
     def text(self) -> dict[str, Any]:
         """The text tower's architecture; empty for a CLIPVisionModel."""
-        return _tower(self.config.get("text_config", {}) if self.is_whole else {})
+        return _only(_TOWER_FIELDS, self.config.get("text_config", {}) if self.is_whole else {})
 
     @property
     def dtype(self) -> str | None:
@@ -108,11 +126,12 @@ class ClipDirectory:
     def preprocessor(self) -> dict[str, Any] | None:
         """The image processor's settings, from either file that holds them; None without one."""
         if (self.path / PREPROCESSOR).is_file():
-            return read_config(self.path / PREPROCESSOR)
+            return _only(_IMAGE_FIELDS, read_config(self.path / PREPROCESSOR))
         if (self.path / _PROCESSOR).is_file():
-            return read_config(self.path / _PROCESSOR).get("image_processor")
+            settings = read_config(self.path / _PROCESSOR).get("image_processor")
+            return None if settings is None else _only(_IMAGE_FIELDS, settings)
         return None
 
 
-def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name in _TOWER_FIELDS}
+def _only(fields: frozenset[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name in fields}

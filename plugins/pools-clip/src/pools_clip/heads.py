@@ -7,15 +7,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fusion_core.errors import CheckpointError
-from fusion_core.weights import CheckpointSource
 from torch.nn import functional
 
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import CheckpointSource
+from pools_clip.cores import on_cores
 from pools_clip.preprocessor import Preprocessor
-from pools_clip.vision import architecture, build_text
+from pools_clip.vision import architecture, build_text, image_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -26,6 +27,8 @@ _TEXTS = 128
 
 #: The prompts of every class of a task, in the order of its labels.
 Prompts = list[list[str]]
+#: Token ids and attention mask, each of shape (texts, tokens).
+Tokens = tuple["Tensor", "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,7 @@ class FrozenClip:
                 hint="Save the model's CLIPImageProcessor there too.",
             )
         vision = architecture(self._directory.vision, str(path))
-        shape = (vision.num_channels, vision.image_size, vision.image_size)
-        return Preprocessor(settings, shape, str(path))
+        return Preprocessor(settings, image_shape(vision), str(path))
 
     @cached_property
     def heads(self) -> Heads:
@@ -75,12 +77,18 @@ class FrozenClip:
         Raises `CheckpointError` for a model without a text tower, projections or a tokenizer.
         """
         checkpoint = CheckpointSource(self._directory.path)
-        encode = _TextEncoder(self._directory, checkpoint)
-        return Heads(
-            projection=_tensor(checkpoint, "visual_projection.weight"),
-            scale=_tensor(checkpoint, "logit_scale").exp().item(),
-            classes={name: _embeddings(encode, each) for name, each in self._prompts.items()},
-        )
+        with torch.inference_mode(mode=False):  # autograd has no use for tensors made inside one
+            return Heads(
+                projection=_tensor(checkpoint, "visual_projection.weight"),
+                scale=_tensor(checkpoint, "logit_scale").exp().item(),
+                classes=self._classes(_TextEncoder(self._directory, checkpoint)),
+            )
+
+    def _classes(self, encode: _TextEncoder) -> dict[str, Tensor]:
+        # Tokenizers are not made for several threads: they run here, ahead of the text tower.
+        tokens = ((encode.tokens(each), list(map(len, each))) for each in self._prompts.values())
+        embeddings = on_cores(lambda task: _class_embeddings(encode(task[0]), task[1]), tokens)
+        return dict(zip(self._prompts, embeddings, strict=True))
 
 
 class _TextEncoder:
@@ -91,26 +99,29 @@ class _TextEncoder:
         self._tower = build_text(directory.text, checkpoint)
         self._projection = _tensor(checkpoint, "text_projection.weight")
 
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return unit vectors of shape (texts, embedding)."""
-        tokens = self._tokenizer(
-            list(texts),
+    def tokens(self, prompts: Prompts) -> Tokens:
+        """Tokenize the prompts of all classes, one after the other."""
+        encoded = self._tokenizer(
+            [text for each in prompts for text in each],
             padding=True,
             truncation=True,
             max_length=self._tower.config.max_position_embeddings,
             return_tensors="pt",
         )
-        pooled = self._tower(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """Return unit vectors of shape (texts, embedding)."""
+        parts = zip(*(torch.split(each, _TEXTS) for each in tokens), strict=True)
+        pooled = torch.cat([self._tower(ids, mask).pooler_output for ids, mask in parts])
         return functional.normalize(functional.linear(pooled, self._projection), dim=-1)
 
 
-def _embeddings(encode: _TextEncoder, prompts: Prompts) -> Tensor:
-    """Return one unit vector a class: the normalised mean of those of its prompts."""
-    texts = [text for each in prompts for text in each]
-    parts = [encode(texts[start : start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
-    per_class = torch.cat(parts).split([len(each) for each in prompts])
-    return functional.normalize(torch.stack([each.mean(dim=0) for each in per_class]), dim=-1)
+def _class_embeddings(texts: Tensor, counts: list[int]) -> Tensor:
+    """Return one unit vector a class: the normalised mean of those of its texts."""
+    means = [each.mean(dim=0) for each in torch.split(texts, counts)]
+    return functional.normalize(torch.stack(means), dim=-1)
 
 
 def _tokenizer(directory: ClipDirectory) -> Any:  # noqa: ANN401 - transformers' many classes

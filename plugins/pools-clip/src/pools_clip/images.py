@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from fusion_core.errors import FusionError
 from PIL import Image, ImageOps
+
+from fusion_core.errors import FusionError
+from pools_clip.cores import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,25 +47,29 @@ def read_images(
     table, an image that cannot be decoded or does not fit the model, a label out of range.
     """
     columns = ["image"] if classes is None else ["image", "label"]
+
+    def decoded(part: tuple[int, pa.RecordBatch]) -> tuple[int, Images]:
+        row, batch = part
+        labels = None if classes is None else _labels(batch.column("label"), classes, path, row)
+        images = _decoded(batch.column("image"), path, row)
+        return row, Images(preprocessor.fitted(images, f"{path}, row", row), labels)
+
     with _opened(path, columns) as file:
         count = min(file.metadata.num_rows, limit or file.metadata.num_rows)
         if not count:
             raise FusionError(f"{path} holds no images")
         pixels = torch.empty((count, *preprocessor.shape), dtype=torch.uint8)
-        labels = None if classes is None else torch.empty(count, dtype=torch.int64)
-        for row, batch in _rows(file, columns, count):
-            place = slice(row, row + len(batch))
-            images = _decoded(batch.column("image"), path, row)
-            pixels[place] = preprocessor.fitted(images, f"{path}, row", row)
-            if labels is not None and classes is not None:
-                labels[place] = _labels(batch.column("label"), classes, path, row)
-    return Images(pixels, labels)
+        labels: list[torch.Tensor] = []
+        for row, part in on_cores(decoded, _rows(file, path, columns, count)):
+            pixels[row : row + len(part)] = part.pixels
+            labels += [] if part.labels is None else [part.labels]
+    return Images(pixels, torch.cat(labels) if labels else None)
 
 
 def _opened(path: str, columns: list[str]) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise FusionError(f"{path} is no readable parquet file: {error}") from error
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
@@ -76,14 +81,17 @@ def _opened(path: str, columns: list[str]) -> pq.ParquetFile:
 
 
 def _rows(
-    file: pq.ParquetFile, columns: list[str], count: int
+    file: pq.ParquetFile, path: str, columns: list[str], count: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     row = 0
-    for batch in file.iter_batches(_ROWS, columns=columns):
-        if row >= count:
-            return
-        yield row, batch.slice(0, count - row)
-        row += len(batch)
+    try:
+        for batch in file.iter_batches(_ROWS, columns=columns):
+            yield row, batch.slice(0, count - row)
+            row += len(batch)
+            if row >= count:
+                return
+    except (OSError, pa.ArrowException) as error:
+        raise FusionError(f"{path} cannot be read from row {row} on: {error}") from error
 
 
 def _decoded(column: pa.Array, path: str, row: int) -> list[Image.Image]:
@@ -98,7 +106,7 @@ def _image(value: Any, place: str) -> Image.Image:  # noqa: ANN401 - whatever th
     if not isinstance(data, bytes):
         raise FusionError(
             f"{place}: the image has no bytes",
-            hint="Embed the images when writing: Dataset.to_parquet does.",
+            hint="Embed the files before writing; in the datasets library: embed_table_storage.",
         )
     try:
         image = Image.open(BytesIO(data))
@@ -109,7 +117,7 @@ def _image(value: Any, place: str) -> Image.Image:  # noqa: ANN401 - whatever th
     return image
 
 
-def _labels(column: pa.Array, classes: int, path: str, row: int) -> list[int]:
+def _labels(column: pa.Array, classes: int, path: str, row: int) -> torch.Tensor:
     labels = column.to_pylist()
     for number, label in enumerate(labels, row):
         if not isinstance(label, int) or not 0 <= label < classes:
@@ -117,4 +125,4 @@ def _labels(column: pa.Array, classes: int, path: str, row: int) -> list[int]:
                 f"{path}, row {number}: label {label} is none of 0 to {classes - 1}",
                 hint="The task needs one classname for every label.",
             )
-    return labels
+    return torch.tensor(labels)

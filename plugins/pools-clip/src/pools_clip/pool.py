@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import AlignmentError
 from fusion_core.model_pool import ModelPool
 from fusion_core.weights import CheckpointSource, WeightSource
-
 from pools_clip.config import ClipConfig
-from pools_clip.directory import PREPROCESSOR, ClipDirectory
+from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
 from pools_clip.vision import VisionTower, architecture, build_vision, canonical
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class ClipPool(ModelPool[ComponentConfig]):
     for experts of another architecture.
     """
 
-    config_class = ClipConfig
+    config_class: ClassVar[type[ComponentConfig]] = ClipConfig
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__(config)
@@ -47,7 +46,7 @@ class ClipPool(ModelPool[ComponentConfig]):
         self.experts = {name: self._expert(name, given) for name, given in config.models.items()}
 
     def build(self, weights: WeightSource) -> nn.Module:
-        """Return a CLIPVisionModel with exactly these weights: fp32, evaluation mode, on the CPU."""
+        """Return a CLIPVisionModel with exactly these weights: fp32, evaluating, on the CPU."""
         return build_vision(self._architecture, weights)
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
@@ -55,19 +54,19 @@ class ClipPool(ModelPool[ComponentConfig]):
         return {canonical(name): value for name, value in module.named_parameters()}
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
-        """Return what makes the weights a CLIPVisionModel directory: its configuration, and the
-        base's preprocessor if there is one."""
+        """Return what makes a CLIPVisionModel directory: configuration and preprocessor, if any."""
         named = self._directory.dtype if dtype is None else str(dtype).removeprefix("torch.")
-        files = {
-            "config.json": {
-                "architectures": ["CLIPVisionModel"],
-                "model_type": "clip_vision_model",
-                **self._directory.vision,
-                **({"dtype": named} if named else {}),
-            },
-            PREPROCESSOR: self._directory.preprocessor,
+        config = {
+            "architectures": ["CLIPVisionModel"],
+            "model_type": "clip_vision_model",
+            **self._directory.vision,
+            **({"dtype": named} if named else {}),
         }
-        return {name: _json(content) for name, content in files.items() if content is not None}
+        settings = self._directory.preprocessor
+        if settings is None:
+            return {CONFIG: _json(config)}
+        processor = {"image_processor_type": "CLIPImageProcessor", **settings}
+        return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
 
     @cached_property
     def _architecture(self) -> CLIPVisionConfig:

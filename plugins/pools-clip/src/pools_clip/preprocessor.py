@@ -9,31 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from fusion_core.errors import CheckpointError, FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from PIL.Image import Image
-
-    from pools_clip.directory import ClipDirectory
-
-
-_SETTINGS = frozenset(
-    {
-        "do_convert_rgb",
-        "do_resize",
-        "size",
-        "resample",
-        "do_center_crop",
-        "crop_size",
-        "do_rescale",
-        "rescale_factor",
-        "do_normalize",
-        "image_mean",
-        "image_std",
-    }
-)
 
 
 class Preprocessor:
@@ -67,7 +49,7 @@ class Preprocessor:
                 raise FusionError(
                     f"{place} {number}: preprocessing gives the shape {list(array.shape)}, the "
                     f"model takes {list(self.shape)}",
-                    hint=f"Check the model's preprocessor_config.json, or resize the images.",
+                    hint="Check the model's preprocessor_config.json, or resize the images.",
                 )
         return torch.stack([torch.from_numpy(array) for array in arrays])
 
@@ -81,9 +63,7 @@ def _processor(settings: Mapping[str, Any], origin: str) -> Any:  # noqa: ANN401
     from transformers import CLIPImageProcessorPil
 
     try:
-        return CLIPImageProcessorPil(
-            **{name: value for name, value in settings.items() if name in _SETTINGS}
-        )
+        return CLIPImageProcessorPil(**settings)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{origin}: impossible preprocessor: {error}") from error
 

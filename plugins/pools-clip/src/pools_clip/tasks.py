@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
+
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.task_pool import Batch, Metrics, Split, Task, TaskPool
-
 from pools_clip.choice import chosen, unknown_task
 from pools_clip.config import ClipClassificationConfig, Dataset
+from pools_clip.cores import on_cores
 from pools_clip.directory import ClipDirectory
 from pools_clip.heads import FrozenClip, Prompts
 from pools_clip.images import Images, read_images
@@ -35,7 +36,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
     model that is no CLIPModel.
     """
 
-    config_class = ClipClassificationConfig
+    config_class: ClassVar[type[ComponentConfig]] = ClipClassificationConfig
 
     def __init__(self, config: ClipClassificationConfig) -> None:
         super().__init__(config)
@@ -86,8 +87,7 @@ class ClipTask(Task):
                 hint=f"Use a batch size from 1 to {len(images)}.",
             )
         rows = shuffled_rows(step, size, len(images), key=f"{seed}\0{self.name}\0{split}")
-        labels = None if images.labels is None else images.labels[rows]
-        return Batch(self._clip.preprocessor.scaled(images.pixels[rows]), labels)
+        return self._batch(images, rows, torch.device("cpu"))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return exp(logit_scale) * cosine similarity, of shape (images, classes)."""
@@ -96,14 +96,29 @@ class ClipTask(Task):
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return {"accuracy": fraction of the test images}, measured on the model's device."""
         images = self._images(Split.TEST)
-        device = next(model.parameters()).device
-        correct = 0
-        with torch.inference_mode(), evaluation_mode(model):
-            for start in range(0, len(images), self._config.batch_size):
-                part = images[start : start + self._config.batch_size].to(device)
-                batch = Batch(self._clip.preprocessor.scaled(part.pixels), part.labels)
-                correct += int((self.logits(model, batch).argmax(dim=1) == part.labels).sum())
+        labels = cast("Tensor", images.labels)  # the test split is read with them
+        correct = int((self._predictions(model, images) == labels).sum())
         return {"accuracy": correct / len(images)}
+
+    def _predictions(self, model: nn.Module, images: Images) -> Tensor:
+        size, device = self._config.batch_size, next(model.parameters()).device
+        heads = self._clip.heads  # made here, once, not by every thread
+
+        def predicted(start: int) -> Tensor:
+            batch = self._batch(images, slice(start, start + size), device)
+            with torch.inference_mode():
+                pooled = model(batch.inputs).pooler_output
+                return heads.logits(pooled, self.name).argmax(dim=1).cpu()
+
+        starts = range(0, len(images), size)
+        with evaluation_mode(model):
+            found = map(predicted, starts) if device.type != "cpu" else on_cores(predicted, starts)
+            return torch.cat(list(found))
+
+    def _batch(self, images: Images, rows: slice | Tensor, device: torch.device) -> Batch:
+        pixels = images.pixels[rows].to(device)  # bytes travel, not floats
+        labels = None if images.labels is None else images.labels[rows].to(device)
+        return Batch(self._clip.preprocessor.scaled(pixels), labels)
 
     def _images(self, split: Split) -> Images:
         if split not in self._splits:

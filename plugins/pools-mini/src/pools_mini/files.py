@@ -1,0 +1,25 @@
+"""The files inside the package: checkpoints, images, and what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+
+
+def description() -> dict[str, Any]:
+    """Return the content of tasks.json: templates, and classnames and sources by task."""
+    content: dict[str, Any] = json.loads((DATA / "tasks.json").read_text(encoding="utf-8"))
+    return content
+
+
+def checkpoint(*parts: str) -> str:
+    """Return the directory of a model: "base", or "experts" and a task."""
+    return str(DATA.joinpath(*parts))
+
+
+def images(task: str, split: str) -> str:
+    """Return a task's parquet file: split is train, unlabeled or test."""
+    return str(DATA / "tasks" / task / f"{split}.parquet")

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion_core.config import AlignmentPolicy
+from fusion_core.errors import AlignmentError
+from fusion_core.weights import StateDictSource, WeightSource, align
+
+Infos = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+F32, F16, BF16, I64 = torch.float32, torch.float16, torch.bfloat16, torch.int64
+BOOL, FP8 = torch.bool, torch.float8_e4m3fn
+
+
+def weights(infos: Infos) -> StateDictSource:
+    tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in infos.items()}
+    return StateDictSource(tensors)
+
+
+def refused(base: Infos | None, *experts: Infos, **policy: Any) -> list[str]:
+    """Return the table's rows."""
+    sources: dict[str, WeightSource] = {
+        chr(97 + n): weights(each) for n, each in enumerate(experts)
+    }
+    with pytest.raises(AlignmentError) as caught:
+        align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
+    assert caught.value.exit_code == 4
+    head, *rows = caught.value.message.splitlines()
+    assert head.startswith("the models do not fit together: ")
+    return [row.strip() for row in rows]
+
+
+def aligned(base: Infos | None, *experts: Infos, **policy: Any) -> dict[str, WeightSource]:
+    sources: dict[str, WeightSource] = {
+        chr(97 + n): weights(each) for n, each in enumerate(experts)
+    }
+    return align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
+
+
+BASE: Infos = {"w": ((2, 3), F32), "b": ((2,), F32), "n": ((), I64)}
+
+
+def test_models_that_fit_are_passed_through() -> None:
+    base, expert = weights(BASE), weights(dict(reversed(BASE.items())))
+    assert align(base, {"a": expert}, AlignmentPolicy()) == {"a": expert}
+
+
+def test_every_difference_is_in_one_table() -> None:
+    rows = refused(
+        BASE,
+        {"w": ((3, 2), F32), "b": ((2,), F16), "x": ((1,), F32)},
+        {"w": ((2, 3), F32), "b": ((2,), I64), "n": ((), BOOL)},
+        dtype="error",
+    )
+    assert rows == [
+        "b  a: dtype torch.float16, the base's is torch.float32",
+        "b  b: dtype torch.int64, the base's is torch.float32",
+        "n  a: missing",
+        "n  b: dtype torch.bool, the base's is torch.int64",
+        "w  a: shape [3, 2], the base's is [2, 3]",
+        "x  a: extra: not in the base",
+    ]
+
+
+def test_a_long_table_is_cut_and_counted() -> None:
+    base: Infos = {f"t{n:03}": ((1,), F32) for n in range(50)}
+    rows = refused(base, {"t000": ((1,), F32)})
+    assert len(rows) == 21
+    assert rows[0] == "t001  a: missing"
+    assert rows[-1] == "... and 29 more"
+
+
+def test_without_a_base_the_first_expert_is_the_measure() -> None:
+    rows = refused(None, BASE, {"w": ((3, 2), F32), "b": ((2,), F32), "y": ((), F32)})
+    assert rows == [
+        "n  b: missing",
+        "w  b: shape [3, 2], a's is [2, 3]",
+        "y  b: extra: not in a",
+    ]
+
+
+def test_missing_tensors_may_be_the_bases() -> None:
+    base = StateDictSource({"w": torch.ones(2), "b": torch.full((2,), 5.0)})
+    expert = StateDictSource({"w": torch.zeros(2)}, label="lean")
+    found = align(base, {"a": expert}, AlignmentPolicy(missing="base"))["a"]
+    assert list(found.infos) == ["w", "b"]
+    assert torch.equal(found.tensor("w"), torch.zeros(2))
+    assert torch.equal(found.tensor("b"), torch.full((2,), 5.0))
+    assert found.describe() == "lean"
+
+
+def test_without_a_base_nothing_can_be_taken_from_it() -> None:
+    assert refused(None, BASE, {"w": ((2, 3), F32), "b": ((2,), F32)}, missing="base") == [
+        "n  b: missing"
+    ]
+
+
+def test_extra_tensors_may_be_dropped() -> None:
+    found = aligned(BASE, {**BASE, "head": ((9,), F32)}, extra="drop")["a"]
+    assert found.infos.keys() == BASE.keys()
+
+
+def test_float_dtypes_may_differ_but_not_kinds() -> None:
+    other: Infos = {"w": ((2, 3), BF16), "b": ((2,), torch.float64), "n": ((), I64)}
+    assert aligned(BASE, other)["a"].infos["w"].dtype is BF16
+    assert refused(BASE, {**BASE, "n": ((), F32)}) == [
+        "n  a: dtype torch.float32, the base's is torch.int64"
+    ]
+    assert refused(BASE, {**BASE, "n": ((), torch.int32)}) == [
+        "n  a: dtype torch.int32, the base's is torch.int64"
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz])
+@pytest.mark.parametrize("who", ["base", "a", "b", "all"])
+def test_eight_bit_floats_are_refused_wherever_they_are(dtype: torch.dtype, who: str) -> None:
+    models: dict[str, Infos] = {name: {"w": ((2,), F32)} for name in ("base", "a", "b")}
+    for name in models if who == "all" else [who]:
+        models[name] = {"w": ((2,), dtype)}
+    rows = refused(models["base"], models["a"], models["b"])
+    named = [who] if who != "all" else ["a", "b", "base"]
+    assert [row for row in rows if "8-bit" in row] == [
+        f"w  {name}: {dtype}: scaled 8-bit weights are not merged" for name in named
+    ]
+
+
+def test_without_a_base_eight_bit_floats_are_named_by_expert() -> None:
+    rows = refused(None, {"w": ((2,), FP8)}, {"w": ((2,), FP8)})
+    assert [row.split(":")[0] for row in rows] == ["w  a", "w  b"]
+
+
+@pytest.mark.parametrize(
+    ("expert", "hints"),
+    [
+        ({"w": ((2, 3), F32), "b": ((2,), F32)}, ["alignment.missing=base"]),
+        ({**BASE, "x": ((), F32)}, ["alignment.extra=drop"]),
+        ({**BASE, "w": ((3, 2), F32)}, []),
+        ({**BASE, "n": ((), BOOL)}, []),
+    ],
+)
+def test_a_hint_names_the_policies_that_would_help(expert: Infos, hints: list[str]) -> None:
+    with pytest.raises(AlignmentError) as caught:
+        aligned(BASE, expert)
+    assert caught.value.hint is not None
+    found = [word for word in caught.value.hint.split() if word.startswith("alignment.")]
+    assert [word.rstrip(".,") for word in found] == hints
+
+
+def test_a_hint_of_a_strict_dtype_policy() -> None:
+    with pytest.raises(AlignmentError, match=r"alignment\.dtype=promote"):
+        aligned(BASE, {**BASE, "w": ((2, 3), F16)}, dtype="error")
+
+
+infos = st.dictionaries(
+    st.sampled_from(["a.w", "a.b", "c", "missing", "dtype"]),
+    st.tuples(
+        st.lists(st.integers(0, 2), max_size=2).map(tuple), st.sampled_from([F32, F16, I64, BOOL])
+    ),
+    min_size=1,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    base=infos,
+    expert=infos,
+    missing=st.sampled_from(["error", "base"]),
+    extra=st.sampled_from(["error", "drop"]),
+    dtype=st.sampled_from(["error", "promote"]),
+)
+def test_the_differences_are_those_that_there_are(
+    base: Infos, expert: Infos, missing: str, extra: str, dtype: str
+) -> None:
+    expected = set()
+    for name in base.keys() | expert.keys():
+        if name not in expert:
+            expected |= {(name, "missing")} if missing == "error" else set()
+        elif name not in base:
+            expected |= {(name, "extra")} if extra == "error" else set()
+        elif base[name][0] != expert[name][0]:
+            expected.add((name, "shape"))
+        elif base[name][1] is not expert[name][1]:
+            floats = base[name][1].is_floating_point and expert[name][1].is_floating_point
+            if dtype == "error" or not floats:
+                expected.add((name, "dtype"))
+    policy = {"missing": missing, "extra": extra, "dtype": dtype}
+    if not expected:
+        assert aligned(base, expert, **policy)["a"].infos.keys() == base.keys()
+        return
+    rows = refused(base, expert, **policy)
+    found = {(row.split("  ")[0], row.split("a: ", 1)[1].split()[0].rstrip(":")) for row in rows}
+    assert found == expected
+    assert len(rows) == len(expected)

@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from fusion_core.errors import CheckpointError, WeightsError
+from fusion_core.weights import CheckpointSource, TensorInfo
+from fusion_core.weights.format import (
+    DTYPES,
+    LARGEST_HEADER,
+    LARGEST_INDEX,
+    build_header,
+    parse_header,
+    parse_index,
+    parse_json,
+)
+from fusion_core.weights.source import memory_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def packed(header: object, data: bytes = b"", *, pad: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text + pad)) + text + pad + data
+
+
+def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def accepted(path: Path, content: bytes) -> dict[str, TensorInfo]:
+    path.write_bytes(content)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        entries, _ = parse_header(descriptor, path=str(path))
+    finally:
+        os.close(descriptor)
+    return {name: each.info for name, each in entries.items()}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "x.safetensors"
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+EIGHT = b"\0" * 8
+REFUSED: dict[str, bytes] = {
+    "empty file": b"",
+    "shorter than its prefix": b"\0" * 7,
+    "prefix only": struct.pack("<Q", 0),
+    "prefix beyond the file": struct.pack("<Q", 100) + b"{}",
+    "prefix beyond 64 bits": b"\xff" * 8 + b"{}",
+    "no JSON": packed(b"nonsense"),
+    "no UTF-8": packed(b'{"\xff": 1}'),
+    "byte order mark": packed(b"\xef\xbb\xbf{}"),
+    "a list": packed(b"[]"),
+    "a string": packed(b'"x"'),
+    "NaN": packed(b'{"__metadata__": {"a": NaN}}'),
+    "infinite number": packed(json.dumps({"a": entry()}).replace("8]", "Infinity]").encode()),
+    "deep": packed(b"[" * 100_000),
+    "long integer": packed(b'{"a": ' + b"9" * 5000 + b"}"),
+    "two values": packed(b"{} {}"),
+    "trailing zero bytes in the header": packed(b"{}\0\0"),
+    "repeated tensor": packed(
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        EIGHT,
+    ),
+    "repeated key inside": packed(
+        b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT
+    ),
+    "metadata that is no mapping": packed({"__metadata__": [], "a": entry()}, EIGHT),
+    "metadata of numbers": packed({"__metadata__": {"a": 1}, "a": entry()}, EIGHT),
+    "metadata null": packed({"__metadata__": None, "a": entry()}, EIGHT),
+    "metadata no unicode": packed(b'{"__metadata__":{"a":"\\ud800"}}'),
+    "metadata key no unicode": packed(b'{"__metadata__":{"\\ud800":"a"}}'),
+    "entry that is no mapping": packed({"a": [1]}),
+    "entry without a shape": packed({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT),
+    "entry with more": packed({"a": {**entry(), "x": 1}}, EIGHT),
+    "unknown dtype": packed({"a": entry("F33")}, EIGHT),
+    "dtype in small letters": packed({"a": entry("f32")}, EIGHT),
+    "dtype that is a list": packed({"a": {**entry(), "dtype": ["F32"]}}, EIGHT),
+    "shape that is a number": packed({"a": entry(shape=2)}, EIGHT),
+    "negative size": packed({"a": entry(shape=[-2])}, EIGHT),
+    "negative zero": packed(
+        json.dumps({"a": entry()}).replace("[0, 8]", "[-0, 8]").encode(), EIGHT
+    ),
+    "size that is a float": packed({"a": entry(shape=[2.0])}, EIGHT),
+    "size that is a boolean": packed({"a": entry(shape=[True, 2])}, EIGHT),
+    "size that is null": packed({"a": entry(shape=[None])}, EIGHT),
+    "nine dimensions": packed({"a": entry(shape=[1] * 8 + [2])}, EIGHT),
+    "size beyond 63 bits": packed({"a": entry(shape=[2**63, 0], offsets=[0, 0])}),
+    "product beyond 62 bits": packed({"a": entry(shape=[2**40, 2**40, 0], offsets=[0, 0])}),
+    "offsets that are a number": packed({"a": entry(offsets=8)}, EIGHT),
+    "three offsets": packed({"a": entry(offsets=[0, 8, 8])}, EIGHT),
+    "one offset": packed({"a": entry(offsets=[0])}, EIGHT),
+    "offsets backwards": packed({"a": entry(offsets=[8, 0])}, EIGHT),
+    "offsets negative": packed({"a": entry(offsets=[-8, 0])}, EIGHT),
+    "offsets too far": packed({"a": entry(offsets=[0, 16])}, EIGHT),
+    "offsets that do not fit the shape": packed({"a": entry(shape=[3])}, EIGHT),
+    "a hole before": packed({"a": entry(offsets=[8, 16])}, EIGHT * 2),
+    "a hole between": packed({"a": entry(), "b": entry(offsets=[16, 24])}, EIGHT * 3),
+    "overlap": packed({"a": entry(), "b": entry(offsets=[4, 12])}, EIGHT * 2),
+    "the same bytes twice": packed({"a": entry(), "b": entry()}, EIGHT),
+    "trailing byte": packed({"a": entry()}, EIGHT + b"\0"),
+    "missing byte": packed({"a": entry()}, EIGHT[:7]),
+    "no tensor, but data": packed({}, EIGHT),
+    "empty name": packed({"": entry()}, EIGHT),
+    "name with a newline": packed({"a\nb": entry()}, EIGHT),
+    "name with an escape": packed({"a\x1b[31m": entry()}, EIGHT),
+    "name with a NUL": packed({"a\0": entry()}, EIGHT),
+    "name that turns the writing around": packed({"a\u202eb": entry()}, EIGHT),
+    "name no unicode": packed(
+        b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT
+    ),
+    "name too long": packed({"a" * 513: entry()}, EIGHT),
+    "name too long in bytes": packed({"ä" * 257: entry()}, EIGHT),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_malformed_files_are_refused_by_name(file: Path, case: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        accepted(file, REFUSED[case])
+    assert caught.value.message.startswith(str(file))
+    assert caught.value.exit_code == 4
+    assert len(caught.value.message) < 2000
+    assert caught.value.message.isprintable()
+
+
+def test_a_header_beyond_the_limit_is_refused_before_it_is_read(file: Path) -> None:
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", LARGEST_HEADER + 1))
+        stream.truncate(2 * LARGEST_HEADER)  # sparse
+    with pytest.raises(CheckpointError, match="header claims"):
+        accepted(file, file.read_bytes()[:8] + b"{" * (LARGEST_HEADER + 100))
+
+
+ACCEPTED: dict[str, tuple[bytes, dict[str, tuple[int, ...]]]] = {
+    "one": (packed({"a": entry()}, EIGHT), {"a": (2,)}),
+    "padded": (packed({"a": entry()}, EIGHT, pad=b"   "), {"a": (2,)}),
+    "metadata": (packed({"__metadata__": {"format": "pt"}, "a": entry()}, EIGHT), {"a": (2,)}),
+    "no dimensions": (packed({"a": entry(shape=[], offsets=[0, 4])}, b"\0" * 4), {"a": ()}),
+    "no elements": (packed({"a": entry(shape=[0, 3], offsets=[0, 0])}), {"a": (0, 3)}),
+    "no elements between": (
+        packed(
+            {"b": entry(offsets=[8, 16]), "e": entry(shape=[0], offsets=[8, 8]), "a": entry()},
+            EIGHT * 2,
+        ),
+        {"a": (2,), "e": (0,), "b": (2,)},
+    ),
+    "eight dimensions": (packed({"a": entry(shape=[1] * 7 + [2])}, EIGHT), {"a": (1,) * 7 + (2,)}),
+    "name of 512 bytes": (packed({"ä" * 256: entry()}, EIGHT), {"ä" * 256: (2,)}),
+    "odd but printable": (packed({"a b/[c]": entry()}, EIGHT), {"a b/[c]": (2,)}),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_well_formed_files_are_accepted_in_the_order_of_their_data(file: Path, case: str) -> None:
+    content, shapes = ACCEPTED[case]
+    found = accepted(file, content)
+    assert {name: info.shape for name, info in found.items()} == shapes
+    assert list(found) == list(shapes)
+    assert load_file(file).keys() == shapes.keys()
+
+
+# --- mutants ------------------------------------------------------------------------------------
+
+
+def _mutate(rng: random.Random, header: dict[str, Any], data: bytes) -> bytes:
+    """Break a good file in one of many ways that know its structure."""
+    header = json.loads(json.dumps(header))
+    name = rng.choice(list(header) or ["new"])
+    header.setdefault(name, {"dtype": "I8", "shape": [], "data_offsets": [0, 1]})
+    odd: list[Any] = [
+        0, 1, -1, 7, 8, 2**31, 2**62, 2**63, 2**64, 1.5, True, None, "", "F32", "F64", "BF16", "BOOL",
+        "U16", "U64", "C64", "F4", "I8", [], [0], [0, 0], [0, 8], [2, 0], [-1], [1] * 9, {}, {"a": 1},
+        "\ud800", "é", "\x00",
+    ]  # fmt: skip
+    kind = rng.randrange(14)
+    if kind == 0:
+        header[name] = rng.choice(odd)
+    elif kind == 1 and isinstance(header[name], dict):
+        header[name][rng.choice(["dtype", "shape", "data_offsets", "extra"])] = rng.choice(odd)
+    elif kind == 2 and isinstance(header[name], dict):
+        header[name].pop(rng.choice(list(header[name]) or [""]), None)
+    elif kind == 3:
+        header[rng.choice(["", "new", "a\n", "\ud800", "é", "x" * 600])] = header[name]
+    elif kind == 4:
+        header.pop(name)
+    elif kind in {5, 6} and name != "__metadata__":
+        offsets = header[name]["data_offsets"]
+        offsets[rng.randrange(2)] += rng.choice([-8, -4, -1, 1, 4, 8])
+    elif kind == 7 and name != "__metadata__":
+        header[name]["shape"].append(rng.choice([0, 1, 2]))
+    elif kind == 8:
+        other = rng.choice(list(header))
+        header[name], header[other] = header[other], header[name]
+    elif kind == 9:
+        data = data[: rng.randrange(len(data) + 1)] if rng.random() < 0.5 else data + b"\0"
+    text = bytearray(
+        json.dumps(header, ensure_ascii=rng.random() < 0.8, separators=(",", ":")).encode(
+            "utf-8", "surrogatepass"
+        )
+    )
+    if kind in {10, 11}:
+        for _ in range(rng.randint(1, 3)):
+            text[rng.randrange(len(text))] = rng.choice(
+                b'{}[]",:0123456789-+.eE \t\n\\utrfn\x00\xff'
+            )
+    elif kind == 12:
+        at = rng.randrange(len(text))
+        text[at:at] = rng.choice(
+            [b" ", b"-", b"0", b",", b'"', b"\xef\xbb\xbf", b"\\ud800", b"e0", b"\n"]
+        )
+    length = len(text)
+    if kind == 13:
+        length = max(0, length + rng.choice([-8, -1, 1, 8, 2**32, 2**62]))
+    return struct.pack("<Q", length) + bytes(text) + data
+
+
+def _base_file(rng: random.Random) -> tuple[dict[str, Any], bytes]:
+    infos = [
+        TensorInfo(
+            f"layer.{n}", tuple(rng.choice([0, 1, 2, 3]) for _ in range(rng.randrange(4))), dtype
+        )
+        for n, dtype in enumerate(rng.sample(list(DTYPES.values()), rng.randint(1, 4)))
+    ]
+    header, size = build_header(infos, {"format": "pt"} if rng.random() < 0.5 else {})
+    return json.loads(header[8:]), bytes(rng.randrange(2) for _ in range(size))
+
+
+def test_mutants_are_refused_or_read_as_safetensors_reads_them(file: Path) -> None:
+    rng = random.Random(2024)
+    taken = 0
+    for _ in range(3000):
+        content = _mutate(rng, *_base_file(rng))
+        try:
+            ours = accepted(file, content)
+        except CheckpointError:
+            continue
+        taken += 1
+        try:
+            with safe_open(file, "pt") as theirs:
+                assert set(theirs.keys()) == set(ours), content
+                source = CheckpointSource(file) if ours else None
+                for name, info in ours.items():
+                    tensor = theirs.get_tensor(name)
+                    assert (tuple(tensor.shape), tensor.dtype) == (info.shape, info.dtype), content
+                    assert source is not None
+                    assert _bytes(source.tensor(name)) == _bytes(tensor), content
+        except SafetensorError as error:  # pragma: no cover - the finding
+            pytest.fail(f"we accept what safetensors refuses ({error}): {content!r}")
+    assert taken > 150  # mutants that are still files: otherwise nothing was compared
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return bytes(memory_of(tensor.contiguous()))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=80))
+def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "random.safetensors"
+    with pytest.raises(CheckpointError):
+        accepted(file, content + b"\xff")
+
+
+# --- what we write ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_a_header_that_we_build_is_read_by_safetensors(file: Path, dtype: torch.dtype) -> None:
+    infos = [
+        TensorInfo("matrix", (3, 2), dtype),
+        TensorInfo("scalar", (), dtype),
+        TensorInfo("empty", (0, 5), dtype),
+        TensorInfo("last ü", (7,), dtype),
+    ]
+    header, size = build_header(infos, {"format": "pt", "note": "ü"})
+    assert len(header) % 8 == 0
+    assert size == sum(info.nbytes for info in infos)
+    data = bytes(n % 2 for n in range(size))
+    file.write_bytes(header + data)
+    with safe_open(file, "pt") as theirs:
+        assert theirs.metadata() == {"format": "pt", "note": "ü"}
+        for info in infos:
+            tensor = theirs.get_tensor(info.name)
+            assert (tuple(tensor.shape), tensor.dtype) == (info.shape, info.dtype)
+    assert list(accepted(file, header + data).values()) == infos
+    assert b"".join(_bytes(CheckpointSource(file).tensor(info.name)) for info in infos) == data
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16, torch.quint8])
+def test_a_dtype_that_the_format_lacks_is_named(dtype: torch.dtype) -> None:
+    with pytest.raises(WeightsError, match=r"'odd'.*torch\.\w+"):
+        build_header([TensorInfo("odd", (1,), dtype)], {})
+
+
+def test_what_safetensors_saves_is_read_alike(file: Path) -> None:
+    tensors = {
+        f"t{n}": torch.arange(24).reshape(2, 3, 4).to(dtype)
+        for n, dtype in enumerate(DTYPES.values())
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    source = CheckpointSource(file)
+    assert source.infos.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert _bytes(source.tensor(name)) == _bytes(tensor)
+
+
+def test_an_info_counts_its_elements_and_bytes() -> None:
+    info = TensorInfo("a", (3, 4), torch.bfloat16)
+    assert (info.numel, info.nbytes) == (12, 24)
+    assert TensorInfo("a", (), torch.float64).nbytes == 8
+    assert TensorInfo("a", (5, 0), torch.float64).nbytes == 0
+    assert math.prod(()) == 1
+
+
+# --- the index ----------------------------------------------------------------------------------
+
+HOSTILE = [
+    "../x.safetensors",
+    "/etc/x.safetensors",
+    "a/x.safetensors",
+    "a\\x.safetensors",
+    "..\\x.safetensors",
+    "C:\\x.safetensors",
+    "C:x.safetensors",
+    "x.safetensors/",
+    "./x.safetensors",
+    "x.bin",
+    "x.pkl",
+    "x.safetensors.exe",
+    "x.SAFETENSORS",
+    "x.safetensors\0",
+    "x\n.safetensors",
+    "\u202ex.safetensors",
+    "",
+    ".",
+    "..",
+    "a" * 600 + ".safetensors",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_index_names_plain_files_only(name: str) -> None:
+    text = json.dumps({"weight_map": {"a": "good.safetensors", "b": name}}).encode()
+    with pytest.raises(CheckpointError, match="no plain"):
+        parse_index(text, path="the index")
+
+
+def test_nothing_is_opened_when_an_index_is_hostile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "good.safetensors")
+    save_file({"b": torch.zeros(1)}, tmp_path.parent / "secret.safetensors")
+    index = {"weight_map": {"a": "good.safetensors", "b": "../secret.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    opened: list[object] = []
+    real = os.open
+    monkeypatch.setattr(
+        os, "open", lambda *given, **keys: (opened.append(given), real(*given, **keys))[1]
+    )
+    with pytest.raises(CheckpointError):
+        CheckpointSource(tmp_path)
+    assert [each for each in opened if "safetensors'" in repr(each)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"weight_map": {}}',
+        b'{"weight_map": []}',
+        b'{"weight_map": {"a": 1}}',
+        b'{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}',
+        b'{"weight_map": {"a": "x.safetensors"}, "weight_map": {"a": "x.safetensors"}}',
+        b'{"weight_map": ' + b"[" * 50_000,
+        b"\xff",
+        b" " * (LARGEST_INDEX + 1),
+    ],
+)
+def test_malformed_indexes_are_refused(text: bytes) -> None:
+    with pytest.raises(CheckpointError, match="the index"):
+        parse_index(text, path="the index")
+
+
+def test_a_good_index_is_a_mapping() -> None:
+    text = b'{"metadata": {"total_size": 3}, "weight_map": {"a": "x.safetensors"}}'
+    assert parse_index(text, path="") == {"a": "x.safetensors"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet='{}[]":,-0123456789.eE \\utrfnalsNI', max_size=30))
+def test_any_json_is_an_object_or_a_checkpoint_error(text: str) -> None:
+    try:
+        found = parse_json(text.encode(), path="fuzz")
+    except CheckpointError as error:
+        assert error.message.startswith("fuzz: ")  # noqa: PT017 - any other exception fails the test
+    else:
+        assert isinstance(found, dict)

@@ -1,0 +1,579 @@
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion_core.errors import BrokenPluginError, WeightsError
+from fusion_core.weights import (
+    CastSource,
+    Cut,
+    Kernel,
+    Linear,
+    MergedSource,
+    Operands,
+    Piece,
+    Scan,
+    Scope,
+    SerialExecutor,
+    StateDictSource,
+    assemble,
+    in_order,
+    source,
+)
+from fusion_core.weights.merged import check_finite, counter_uniform, run_all
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.weights import WeightSource
+
+Models = dict[str, dict[str, torch.Tensor]]
+
+
+def operands(models: Mapping[str, Mapping[str, torch.Tensor]], **keys: Any) -> Operands:
+    base = StateDictSource(models["base"], label="base") if "base" in models else None
+    experts = {
+        name: StateDictSource(each, label=name) for name, each in models.items() if name != "base"
+    }
+    return Operands(base, experts, **keys)
+
+
+def merged(models: Models, kernel: Kernel, **keys: Any) -> MergedSource:
+    return MergedSource(kernel, operands(models, **keys))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BLOCK", 8)
+
+
+# --- pieces -------------------------------------------------------------------------------------
+
+
+class Spy(Kernel):
+    """Returns the base and remembers the pieces."""
+
+    def __init__(self, cut: Cut) -> None:
+        self.kind = cut
+        self.pieces: list[Piece] = []
+
+    @property
+    def cut(self) -> Cut:
+        return self.kind
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        self.pieces.append(piece)
+        return piece.base
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("cut", "name", "shapes"),
+    [
+        (Cut.ELEMENT, "layer.weight", [(8,)] * 4 + [(3,)]),
+        (Cut.ELEMENT, "layer.bias", [(7,)]),
+        (Cut.ELEMENT, "scale", [(1,)]),
+        (Cut.ELEMENT, "empty", [(0,)]),
+        (Cut.ROW, "layer.weight", [(1, 5)] * 7),
+        (Cut.ROW, "embedding.weight", [(2, 3)] * 5 + [(1, 3)]),
+        (Cut.ROW, "layer.bias", [(7,)]),
+        (Cut.ROW, "scale", [(1,)]),
+        (Cut.ROW, "empty", [(0, 4)]),
+        (Cut.TENSOR, "layer.weight", [(7, 5)]),
+        (Cut.TENSOR, "scale", [()]),
+        (Cut.TENSOR, "empty", [(0, 4)]),
+    ],
+)
+def test_pieces_have_the_documented_shapes(
+    models: Models, cut: Cut, name: str, shapes: list[tuple[int, ...]]
+) -> None:
+    spy = Spy(cut)
+    whole = assemble(merged(models, spy, weights=(1.0, 2.0, 3.0)), name)
+    assert torch.equal(whole.reshape(models["base"][name].shape), models["base"][name])
+    assert [tuple(piece.base.shape) for piece in spy.pieces] == shapes
+    for piece, shape in zip(spy.pieces, shapes, strict=True):
+        assert piece.experts.shape == piece.task_vectors.shape == (3, *shape)
+        assert piece.uniform(0).shape == shape
+        assert piece.weights.shape == (3, *[1] * len(shape))
+        assert (piece.experts * piece.weights).shape == (3, *shape)
+        assert piece.names == ("a", "b", "c")
+        flat = models["b"][name].reshape(-1)[piece.start : piece.stop].reshape(shape)
+        assert torch.equal(piece.experts[1], flat)
+        assert torch.equal(piece.task_vectors[1], flat - piece.base)
+
+
+def test_a_pool_without_a_base_has_no_task_vectors(models: Models) -> None:
+    del models["base"]
+
+    class Asks(Kernel):
+        def merge(self, piece: Piece) -> torch.Tensor:
+            return piece.task_vectors[0]
+
+    with pytest.raises(WeightsError, match="the pool has no base") as caught:
+        merged(models, Asks()).tensor("scale")
+    assert "model_pool.base" in str(caught.value)
+    plain = merged(models, Linear((0.5, 0.25, 0.25), relative=False))
+    assert plain.infos.keys() == models["a"].keys()
+    assert torch.equal(plain.tensor("steps"), models["a"]["steps"])
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:-1], lambda x: torch.cat([x, x]), torch.sum])
+def test_a_kernel_of_the_wrong_size_is_caught(models: Models, wrong: Any) -> None:
+    class Wrong(Kernel):
+        def merge(self, piece: Piece) -> torch.Tensor:
+            result: torch.Tensor = wrong(piece.base)
+            return result
+
+    with pytest.raises(BrokenPluginError, match="elements of the 35 from 0 on of tensor 'layer.w"):
+        merged(models, Wrong()).tensor("layer.weight")
+
+
+@pytest.mark.parametrize("wide", ["base", "b"])
+def test_double_precision_is_kept_where_an_operand_has_it(models: Models, wide: str) -> None:
+    models[wide]["layer.bias"] = models[wide]["layer.bias"].double() + 1e-12
+    seen: dict[str, torch.dtype] = {}
+
+    class Watch(Kernel):
+        def merge(self, piece: Piece) -> torch.Tensor:
+            seen[piece.info.name] = piece.experts.dtype
+            assert piece.experts.dtype == piece.base.dtype == piece.weights.dtype
+            return piece.experts[1] if wide == "b" else piece.base
+
+    found = merged(models, Watch())
+    assert found.infos["layer.bias"].dtype is torch.float64
+    assert torch.equal(found.tensor("layer.bias"), models[wide]["layer.bias"])
+    assert found.tensor("layer.weight").dtype is torch.float32
+    assert seen == {"layer.bias": torch.float64, "layer.weight": torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_fp32(models: Models, dtype: torch.dtype) -> None:
+    halves = {
+        model: {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in each.items()
+        }
+        for model, each in models.items()
+    }
+    found = merged(halves, Linear((0.3, 0.3, 0.3))).tensor("layer.weight")
+    base = halves["base"]["layer.weight"].float()
+    total = base.clone() * 0
+    for expert in "abc":
+        total = total + (halves[expert]["layer.weight"].float() - base) * 0.3
+    assert torch.equal(found, base + total)
+
+
+def test_integer_buffers_are_the_bases(models: Models) -> None:
+    for n, expert in enumerate("abc"):
+        models[expert]["steps"] = torch.tensor(100 + n)
+    found = merged(models, Linear((1.0, 1.0, 1.0)))
+    assert found.infos["steps"].dtype is torch.int64
+    assert torch.equal(found.tensor("steps"), models["base"]["steps"])
+
+
+# --- determinism --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Busy(Kernel):
+    """Uses everything: a survey, weights, random numbers and a sum."""
+
+    scope: Scope = Scope.MODEL  # type: ignore[misc]
+    cut: Cut = Cut.ELEMENT  # type: ignore[misc]
+
+    def survey(self, scan: Scan) -> torch.Tensor:
+        return scan(_squares, torch.add, torch.zeros(()))
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        rows = piece.task_vectors * piece.weights
+        noise = torch.stack([piece.uniform(k) for k in range(len(rows))])
+        norms = piece.state.reshape(-1, *[1] * (rows.ndim - 1)).sqrt()
+        return piece.base + in_order(rows.where(noise < 0.5, 0) / norms)
+
+
+def _squares(piece: Piece) -> torch.Tensor:
+    return piece.task_vectors.square().reshape(len(piece.names), -1).sum(1)
+
+
+def big_models() -> Models:
+    generator = torch.Generator().manual_seed(3)
+    base = {
+        "w": torch.randn(700, 500, generator=generator),  # more than one block
+        "v": torch.randn(1000, generator=generator),
+        "s": torch.randn((), generator=generator),
+    }
+    experts = {
+        name: {
+            key: each + 0.01 * torch.randn(each.shape, generator=generator)
+            for key, each in base.items()
+        }
+        for name in "abcde"
+    }
+    return {"base": base, **experts}
+
+
+def everything(found: WeightSource) -> bytes:
+    state = found.state_dict()
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(source.memory_of(state[name].contiguous()))
+    return digest.digest()
+
+
+def test_workers_and_cuts_change_no_bit() -> None:
+    models = big_models()
+    digests = set()
+    for executor in (
+        SerialExecutor(),
+        ThreadPoolExecutor(1),
+        ThreadPoolExecutor(2),
+        ThreadPoolExecutor(4),
+    ):
+        for cut in Cut:
+            found = merged(models, Busy(cut=cut), weights=(1.0, 2.0, 0.5, -1.0, 3.0), key="7")
+            with executor if cut is Cut.TENSOR else _open(executor):
+                found.prepare(executor)
+                spans = [(n, *span) for n, i in found.infos.items() for span in found.cut.ranges(i)]
+                parts = list(run_all(executor, lambda unit, s=found: s.read(*unit), spans))
+            digest = hashlib.sha256()
+            for part in parts:
+                digest.update(source.memory_of(part.contiguous()))
+            digests.add(digest.digest())
+    assert len(digests) == 1
+
+
+class _open:  # noqa: N801 - reads like a function
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    def __enter__(self) -> Executor:
+        return self.executor
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_merge_leaves_its_operands_alone() -> None:
+    models = big_models()
+    before = {name: everything(StateDictSource(each)) for name, each in models.items()}
+    everything(merged(models, Busy()))
+    everything(merged(models, Linear((0.1,) * 5)))
+    assert {name: everything(StateDictSource(each)) for name, each in models.items()} == before
+
+
+def test_a_merge_of_merges_equals_its_steps(models: Models) -> None:
+    inner = merged({k: models[k] for k in ("base", "a", "b")}, Linear((0.5, 0.25)))
+    experts = {"inner": inner, "c": StateDictSource(models["c"])}
+    base = StateDictSource(models["base"])
+    nested = MergedSource(Linear((0.7, 0.4)), Operands(base, experts))
+    stepwise = MergedSource(
+        Linear((0.7, 0.4)),
+        Operands(base, {**experts, "inner": StateDictSource(inner.state_dict())}),
+    )
+    for name in models["base"]:
+        assert torch.equal(nested.tensor(name), stepwise.tensor(name))
+
+
+def test_a_merge_of_half_precision_merges_rounds_once(models: Models) -> None:
+    halves = {
+        model: {n: v.half() if v.is_floating_point() else v for n, v in each.items()}
+        for model, each in models.items()
+    }
+    inner = merged({k: halves[k] for k in ("base", "a", "b")}, Linear((0.33, 0.33)))
+    assert inner.infos["layer.weight"].dtype is torch.float32
+    assert not torch.equal(inner.tensor("layer.weight"), inner.tensor("layer.weight").half())
+
+
+def test_the_coarsest_cut_of_the_operands_rules(models: Models) -> None:
+    for cut in Cut:
+        inner = merged({k: models[k] for k in ("base", "a")}, Spy(cut))
+        spy = Spy(Cut.ELEMENT)
+        outer = MergedSource(spy, Operands(StateDictSource(models["base"]), {"x": inner}))
+        assert outer.cut is cut
+        outer.tensor("layer.weight")
+        rank = 1 if cut is Cut.ELEMENT else 2
+        assert [piece.base.ndim for piece in spy.pieces] == [rank]
+
+
+# --- surveys ------------------------------------------------------------------------------------
+
+
+class Surveyor(Kernel):
+    def __init__(self, scope: Scope) -> None:
+        self.asked = scope
+        self.surveys: list[list[str]] = []
+        self.seen: list[tuple[str, int, int]] = []
+
+    @property
+    def scope(self) -> Scope:
+        return self.asked
+
+    def survey(self, scan: Scan) -> int:
+        self.surveys.append([info.name for info in scan.infos])
+        total = scan(self._look, lambda total, part: total + part, 0)
+        assert total == scan.numel
+        return total
+
+    def _look(self, piece: Piece) -> int:
+        self.seen.append((piece.info.name, piece.start, piece.stop))
+        assert piece.state is None
+        return piece.base.numel()
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        assert piece.state == (None if self.asked is Scope.NONE else self.expected(piece))
+        return piece.base
+
+    def expected(self, piece: Piece) -> int:
+        return piece.info.numel if self.asked is Scope.TENSOR else 7 * 5 + 7 + 11 * 3 + 1
+
+
+FLOATS = ["layer.weight", "layer.bias", "embedding.weight", "scale", "empty"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("prepare", [True, False])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_a_survey_sees_its_scope_once(models: Models, scope: Scope, prepare: bool) -> None:  # noqa: FBT001
+    kernel = Surveyor(scope)
+    found = merged(models, kernel)
+    with ThreadPoolExecutor(3) as executor:
+        if prepare:
+            found.prepare(executor)
+            found.prepare(executor)
+        list(executor.map(found.tensor, [*models["base"]] * 3))
+    expected: list[list[str]] = {
+        Scope.NONE: [],
+        Scope.TENSOR: [[name] for name in FLOATS],
+        Scope.MODEL: [FLOATS],
+    }[scope]
+    assert sorted(kernel.surveys) == sorted(expected)
+    assert len(kernel.seen) == len(set(kernel.seen))
+    assert {name for name, _, _ in kernel.seen} == {n for each in expected for n in each}
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_scan_folds_in_the_order_of_the_blocks(models: Models) -> None:
+    class Order(Kernel):
+        scope = Scope.MODEL
+
+        def survey(self, scan: Scan) -> list[tuple[str, int]]:
+            return scan(lambda p: [(p.info.name, p.start)], lambda t, p: t + p, [])
+
+        def merge(self, piece: Piece) -> torch.Tensor:
+            raise AssertionError
+
+    found = merged(models, Order())
+    with ThreadPoolExecutor(4) as executor:
+        found.prepare(executor)
+    blocks = [
+        (name, start) for name in FLOATS for start, _ in Cut.ELEMENT.ranges(found.infos[name])
+    ]
+    assert found._states[""] == blocks  # noqa: SLF001
+
+
+def test_the_survey_of_an_operand_comes_first(models: Models) -> None:
+    inner = merged({k: models[k] for k in ("base", "a")}, Surveyor(Scope.MODEL))
+    outer_kernel = Surveyor(Scope.MODEL)
+    outer = MergedSource(outer_kernel, Operands(StateDictSource(models["base"]), {"x": inner}))
+    with ThreadPoolExecutor(2) as executor:
+        outer.prepare(executor)
+    assert len(inner.kernel.surveys) == len(outer_kernel.surveys) == 1  # type: ignore[attr-defined]
+
+
+def test_a_failing_survey_is_not_remembered(models: Models) -> None:
+    class Fails(Surveyor):
+        def survey(self, scan: Scan) -> int:
+            self.surveys.append([])
+            raise RuntimeError("no")
+
+    kernel = Fails(Scope.MODEL)
+    found = merged(models, kernel)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no"):
+            found.tensor("scale")
+    assert len(kernel.surveys) == 2
+
+
+# --- not a number -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("model", ["base", "b"])
+def test_not_a_number_is_refused_by_tensor_and_model(
+    models: Models, model: str, value: float
+) -> None:
+    models[model]["layer.bias"][3] = value
+    with pytest.raises(WeightsError, match=rf"^{model}: tensor 'layer\.bias' holds 1 values"):
+        merged(models, Linear((0.1,) * 3)).state_dict()
+    allowed = merged(models, Linear((0.1,) * 3), finite=False).tensor("layer.bias")
+    assert not allowed[3].isfinite()
+    assert allowed[[0, 1, 2, 4, 5, 6]].isfinite().all()
+
+
+def test_infinities_that_cancel_are_still_seen() -> None:
+    values = torch.tensor([float("inf"), -float("inf"), 1.0])
+    with pytest.raises(WeightsError, match="2 values"):
+        check_finite(values, "x", "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_finite_values_are_finite(dtype: torch.dtype) -> None:
+    check_finite(torch.full((100,), torch.finfo(dtype).max, dtype=dtype), "x", "model")
+    check_finite(torch.zeros(0, dtype=dtype), "x", "model")
+
+
+def test_an_overflow_of_the_output_is_refused(models: Models) -> None:
+    found = merged(models, Linear((1e8, 0.0, 0.0)))
+    infos = {
+        name: source.TensorInfo(name, info.shape, torch.float16)
+        for name, info in found.infos.items()
+        if info.dtype.is_floating_point
+    }
+    with pytest.raises(WeightsError, match=r"merge by Linear in torch\.float16: tensor 'layer"):
+        CastSource(found, infos, finite=True).state_dict()
+
+
+# --- random numbers -----------------------------------------------------------------------------
+
+
+def splitmix64(key: str, index: int) -> float:
+    """The reference, in whole numbers."""
+    mask = 2**64 - 1
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    z = (seed + index * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    z ^= z >> 31
+    return (z >> 40) / 2**24
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=10), st.integers(0, 2**40), st.integers(0, 50))
+def test_random_numbers_are_splitmix64(key: str, start: int, count: int) -> None:
+    found = counter_uniform(key, start, start + count)
+    assert found.dtype is torch.float32
+    assert found.tolist() == [splitmix64(key, start + n) for n in range(count)]
+
+
+def test_random_numbers_look_uniform() -> None:
+    numbers = counter_uniform("key", 0, 200_000)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = torch.histc(numbers, 100, 0, 1)
+    chi_square = ((counts - 2000) ** 2 / 2000).sum()
+    assert chi_square < 150  # 99 degrees of freedom: beyond 148 once in a thousand
+    assert abs(float((numbers[1:] - 0.5) @ (numbers[:-1] - 0.5)) / 200_000) < 1e-3
+
+
+def test_random_numbers_depend_on_seed_expert_tensor_and_element(models: Models) -> None:
+    def drawn(expert: int, name: str, key: str, start: int = 0) -> list[float]:
+        found = operands(models, key=key)
+        info = merged(models, Spy(Cut.ELEMENT)).infos[name]
+        return Piece(found, info, (start, start + 7), Cut.ELEMENT).uniform(expert).tolist()
+
+    variants = [
+        drawn(0, "layer.weight", "0"),
+        drawn(1, "layer.weight", "0"),
+        drawn(0, "layer.bias", "0"),
+        drawn(0, "layer.weight", "1"),
+        drawn(0, "layer.weight", "0", start=7),
+    ]
+    assert len({number for each in variants for number in each}) == 7 * len(variants)
+    assert drawn(0, "layer.weight", "0") == variants[0]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_random_numbers_do_not_depend_on_the_cut(models: Models) -> None:
+    class Noise(Spy):
+        def merge(self, piece: Piece) -> torch.Tensor:
+            return piece.uniform(2)
+
+    found = [merged(models, Noise(cut), key="k").tensor("layer.weight") for cut in Cut]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_results_come_in_the_order_of_the_units(workers: int) -> None:
+    executor = ThreadPoolExecutor(workers) if workers else SerialExecutor()
+    with executor:
+        assert list(run_all(executor, lambda n: n * n, range(100))) == [n * n for n in range(100)]
+        assert list(run_all(executor, lambda n: n, [])) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_first_error_stops_the_units_that_have_not_begun(workers: int) -> None:
+    ran: list[int] = []
+    gate = threading.Lock()
+
+    def work(unit: int) -> int:
+        with gate:
+            ran.append(unit)
+        if unit == 3:
+            raise WeightsError("three")
+        return unit
+
+    with (
+        ThreadPoolExecutor(workers) if workers else SerialExecutor() as executor,
+        pytest.raises(WeightsError, match="three"),
+    ):
+        list(run_all(executor, work, range(1000)))
+    assert len(ran) < 30
+
+
+def test_units_run_on_one_core_and_give_the_others_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        inside = list(run_all(SerialExecutor(), lambda _: torch.get_num_threads(), [0]))
+        with ThreadPoolExecutor(2) as executor:
+            inside += run_all(executor, lambda _: torch.get_num_threads(), range(8))
+        assert inside == [1] * 9
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_interrupt_is_not_a_result() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SerialExecutor().submit(interrupted)
+
+
+# --- linear -------------------------------------------------------------------------------------
+
+
+def test_coefficients_may_differ_between_tensors(models: Models) -> None:
+    by_name = {name: (float(n), 0.0, -1.0) for n, name in enumerate(FLOATS)}
+    found = merged(models, Linear(by_name))
+    for name, (a, _, c) in by_name.items():
+        base = models["base"][name]
+        expected = base + ((models["a"][name] - base) * a + (models["c"][name] - base) * c)
+        torch.testing.assert_close(found.tensor(name), expected)
+
+
+def test_a_coefficient_too_few_is_an_error(models: Models) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        merged(models, Linear((1.0, 1.0))).tensor("scale")
+
+
+def test_sums_in_order_do_not_depend_on_where_they_are_cut() -> None:
+    rows = torch.randn(7, 10_000, generator=torch.Generator().manual_seed(0)) * 1e3
+    whole = in_order(rows)
+    parts = [in_order(rows[:, start : start + 13]) for start in range(0, 10_000, 13)]
+    assert torch.equal(whole, torch.cat(parts))
+    one = rows[:1].clone()
+    in_order(one).zero_()
+    assert torch.equal(one, rows[:1])

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion_core.weights import Cut, Operands, Scan, SerialExecutor, StateDictSource, source
+from fusion_core.weights.select import (
+    agreeing,
+    elected_sign,
+    kept_count,
+    kth_largest_magnitudes,
+    trimmed,
+)
+
+FP32 = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
+FP64 = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=True)
+AWKWARD = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2**-149, -(2**-149), 1e-40, 3.4e38, 1.0000001])
+
+
+def scan_of(*experts: dict[str, torch.Tensor], cut: Cut = Cut.ELEMENT) -> Scan:
+    """Return a scan over experts around a base of zeros, so that they are their task vectors."""
+    base = {name: torch.zeros_like(tensor) for name, tensor in experts[0].items()}
+    sources = {str(n): StateDictSource(each) for n, each in enumerate(experts)}
+    operands = Operands(StateDictSource(base), sources)
+    return Scan(operands, list(StateDictSource(base).infos.values()), SerialExecutor(), cut)
+
+
+def reference(experts: tuple[dict[str, torch.Tensor], ...], k: int) -> torch.Tensor:
+    """Sort everything: what streaming must find."""
+    flat = [torch.cat([each.reshape(-1).double() for each in e.values()]).abs() for e in experts]
+    return torch.stack([each.sort(descending=True).values[k - 1] for each in flat])
+
+
+def assert_exact(*experts: dict[str, torch.Tensor], k: int, cut: Cut = Cut.ELEMENT) -> None:
+    scan = scan_of(*experts, cut=cut)
+    found = kth_largest_magnitudes(scan, k, lambda piece: piece.task_vectors)
+    assert found.shape == (len(experts),)
+    assert torch.equal(found.double(), reference(experts, k))
+    wide = any(each.dtype is torch.float64 for each in experts[0].values())
+    assert found.dtype is (torch.float64 if wide else torch.float32)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(FP32 | AWKWARD, min_size=1, max_size=40), st.data())
+def test_the_kth_largest_is_exact(values: list[float], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(values)))
+    block = data.draw(st.integers(1, 12))
+    cut = data.draw(st.integers(0, len(values)))
+    tensor = torch.tensor(values, dtype=torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "BLOCK", block)
+        assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(FP64 | AWKWARD, min_size=1, max_size=30), st.data())
+def test_the_kth_largest_is_exact_in_double_precision(
+    values: list[float], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, len(values)))
+    assert_exact({"x": torch.tensor(values, dtype=torch.float64)}, k=k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kth_largest_of_several_experts_and_tensors(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def expert(scale: float) -> dict[str, torch.Tensor]:
+        shapes = ((50, 40), (), (0, 3), (1001,))
+        return {
+            str(n): (scale * torch.randn(s, generator=generator)).to(dtype)
+            for n, s in enumerate(shapes)
+        }
+
+    experts = (expert(1.0), expert(1e-3), expert(30.0))
+    for k in (1, 2, 700, 3001, 3002):
+        assert_exact(*experts, k=k)
+
+
+@pytest.mark.parametrize("size", [2**18 - 1, 2**18, 2**18 + 1])
+def test_the_kth_largest_around_the_block_size(size: int) -> None:
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(size))
+    for k in (1, size // 5, size):
+        assert_exact({"x": tensor}, k=k)
+
+
+def test_mixed_precision_is_compared_in_the_wider_one() -> None:
+    experts = {
+        "single": torch.tensor([1.0, 3.0]),
+        "double": torch.tensor([1 + 1e-12, 2.0], dtype=torch.float64),
+    }
+    for k in (1, 2, 3, 4):
+        assert_exact(experts, k=k)
+
+
+def test_equal_magnitudes() -> None:
+    for value in (0.0, -0.0, 1.5, -1e-45, 3e38):
+        tensor = torch.full((37,), value)
+        tensor[::2] *= -1
+        for k in (1, 20, 37):
+            assert_exact({"x": tensor}, k=k)
+
+
+@pytest.mark.parametrize("cut", list(Cut))
+def test_pieces_of_every_shape_are_counted(cut: Cut) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "s": (),
+        "v": (5,),
+        "m": (3, 4),
+        "e": (0, 2),
+        "t": (2, 2, 2),
+    }
+    expert = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for k in (1, 13, 26):
+        assert_exact(expert, {n: 2 * each for n, each in expert.items()}, k=k, cut=cut)
+
+
+def test_the_order_of_workers_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BLOCK", 64)
+    scan = scan_of({"x": torch.randn(5000, generator=torch.Generator().manual_seed(1))})
+    serial = kth_largest_magnitudes(scan, 1000, lambda piece: piece.task_vectors)
+    with ThreadPoolExecutor(4) as executor:
+        threaded = Scan(scan.operands, scan.infos, executor)
+        found = kth_largest_magnitudes(threaded, 1000, lambda piece: piece.task_vectors)
+    assert torch.equal(serial, found)
+
+
+@pytest.mark.parametrize(
+    ("density", "numel", "kept"),
+    [
+        (0, 10, 0),
+        (1, 10, 10),
+        (0.2, 10, 2),
+        (0.19, 10, 1),
+        (1e-9, 10, 1),
+        (0.5, 1, 1),
+        (0.99, 3, 2),
+    ],
+)
+def test_kept_counts(density: float, numel: int, kept: int) -> None:
+    assert kept_count(density, numel) == kept
+
+
+def test_trimming_keeps_what_equals_the_threshold() -> None:
+    rows = torch.tensor([[1.0, -2.0, 3.0, -0.5], [0.0, -0.0, 1.0, -1.0]])
+    found = trimmed(rows, torch.tensor([2.0, 1.0]))
+    assert found.tolist() == [[0, -2, 3, 0], [0, 0, 1, -1]]
+    assert trimmed(rows.reshape(2, 2, 2), torch.tensor([2.0, 1.0])).tolist() == [
+        [[0, -2], [3, 0]],
+        [[0, 0], [1, -1]],
+    ]
+    assert torch.equal(trimmed(rows, torch.zeros(2)), rows)
+
+
+def test_signs_are_elected_by_mass_not_by_count() -> None:
+    rows = torch.tensor([[3.0, -1.0, 1.0, 0.0], [-1.0, -1.0, -1.0, 0.0], [-1.0, 1.0, 0.0, 0.0]])
+    assert elected_sign(rows, 1.0).tolist() == [1, -1, 1, 1]
+    assert elected_sign(rows, -1.0).tolist() == [1, -1, -1, -1]
+
+
+def test_zeros_never_agree() -> None:
+    rows = torch.tensor([[2.0, -2.0, 0.0], [-0.0, 3.0, 0.0]])
+    agree = agreeing(rows, torch.tensor([1.0, 1.0, -1.0]))
+    assert agree.tolist() == [[True, False, False], [False, True, False]]
+    assert not agreeing(rows, torch.zeros(3)).any()

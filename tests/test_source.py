@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion_core.errors import WeightsError
+from fusion_core.weights import (
+    BLOCK,
+    CastSource,
+    Cut,
+    RenamedSource,
+    StateDictSource,
+    TensorInfo,
+    assemble,
+    source,
+)
+from fusion_core.weights.source import memory_of
+
+sizes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=sizes, cut=st.sampled_from(list(Cut)), block=st.integers(1, 64))
+def test_ranges_cover_every_element_once(shape: tuple[int, ...], cut: Cut, block: int) -> None:
+    info = TensorInfo("x", shape, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "BLOCK", block)
+        ranges = list(cut.ranges(info))
+    assert (ranges[0][0], ranges[-1][1]) == (0, info.numel)
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(ranges))
+    assert all(start < stop for start, stop in ranges) or ranges == [(0, 0)]
+    row = info.numel // shape[0] if shape and shape[0] else 1
+    for start, stop in ranges:
+        if cut is Cut.TENSOR:
+            assert (start, stop) == (0, info.numel)
+        elif cut is Cut.ROW and len(shape) > 1:
+            assert start % max(row, 1) == stop % max(row, 1) == 0
+            assert stop - start <= max(block, row)
+        elif cut is Cut.ROW:
+            assert (start, stop) == (0, info.numel)
+        else:
+            assert start % block == 0
+            assert stop - start <= block
+
+
+def test_blocks_are_of_the_documented_size() -> None:
+    assert BLOCK == 2**18
+    info = TensorInfo("x", (2**18 + 1,), torch.float32)
+    assert list(Cut.ELEMENT.ranges(info)) == [(0, 2**18), (2**18, 2**18 + 1)]
+
+
+def test_the_coarser_of_two_cuts() -> None:
+    order = [Cut.ELEMENT, Cut.ROW, Cut.TENSOR]
+    for one, other in itertools.product(order, order):
+        assert one.coarser(other) is order[max(order.index(one), order.index(other))]
+
+
+def test_a_state_dict_is_read_where_it_is() -> None:
+    tensors = {
+        "matrix": torch.arange(6.0).reshape(2, 3),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "scalar": torch.tensor(7),
+    }
+    found = StateDictSource(tensors, label="mine")
+    assert found.describe() == "mine"
+    assert found.infos["turned"] == TensorInfo("turned", (3, 2), torch.float32)
+    assert found.read("matrix", 2, 5).tolist() == [2, 3, 4]
+    assert found.read("turned", 0, 6).tolist() == [0, 3, 1, 4, 2, 5]
+    assert torch.equal(found.tensor("turned"), tensors["turned"])
+    assert found.read("scalar", 0, 1).tolist() == [7]
+    assert not found.tensor("parameter").requires_grad
+    assert found.read("matrix", 0, 6).data_ptr() == tensors["matrix"].data_ptr()
+
+
+def test_a_state_dict_holds_tensors_only() -> None:
+    with pytest.raises(WeightsError, match=r"model: '_extra_state' is a dict, no tensor"):
+        StateDictSource({"_extra_state": {}}, label="model")  # type: ignore[dict-item]
+
+
+def test_a_state_dict_copy_is_fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BLOCK", 4)
+    given_ = {"a": torch.arange(10.0), "b": torch.tensor(1), "c": torch.zeros(0, 3)}
+    copied = StateDictSource(given_).state_dict()
+    assert copied.keys() == given_.keys()
+    for name, tensor in copied.items():
+        assert torch.equal(tensor, given_[name])
+        assert tensor.shape == given_[name].shape
+        tensor.fill_(5)
+    assert given_["a"].tolist() == list(range(10))
+    assert given_["b"] == 1
+
+
+def test_names_can_be_changed_and_left_out() -> None:
+    inner = StateDictSource({"a": torch.ones(2), "b": torch.zeros(3)}, label="inner")
+    renamed = RenamedSource(inner, {"x.a": "a"})
+    assert list(renamed.infos) == ["x.a"]
+    assert renamed.infos["x.a"] == TensorInfo("x.a", (2,), torch.float32)
+    assert torch.equal(renamed.tensor("x.a"), torch.ones(2))
+    assert renamed.describe() == "inner"
+
+
+def test_a_cast_rounds_once_and_only_what_it_names() -> None:
+    inner = StateDictSource({"a": torch.tensor([1 + 2**-9, 3.0]), "n": torch.tensor([5])})
+    infos = {**inner.infos, "a": TensorInfo("a", (2,), torch.bfloat16)}
+    cast = CastSource(inner, infos, finite=True)
+    assert torch.equal(assemble(cast, "a"), torch.tensor([1.0, 3.0], dtype=torch.bfloat16))
+    assert assemble(cast, "n").dtype is torch.int64
+
+
+def test_an_overflow_is_refused_by_name_unless_it_is_allowed() -> None:
+    inner = StateDictSource({"a": torch.tensor([1e6, 1.0])}, label="big")
+    infos = {"a": TensorInfo("a", (2,), torch.float16)}
+    with pytest.raises(WeightsError, match=r"big in torch\.float16: tensor 'a' holds 1 values"):
+        assemble(CastSource(inner, infos, finite=True), "a")
+    assert assemble(CastSource(inner, infos, finite=False), "a").tolist() == [float("inf"), 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int8, torch.bool])
+def test_memory_is_the_tensors_own(dtype: torch.dtype) -> None:
+    tensor = torch.ones(3, dtype=dtype)
+    view = memory_of(tensor)
+    assert len(view) == tensor.nbytes
+    assert bytes(view) == bytes(tensor.view(torch.uint8).tolist())
+    assert bytes(memory_of(torch.zeros(0, dtype=dtype))) == b""

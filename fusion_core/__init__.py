@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusion_core.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
-    from fusion_core.config import ComponentConfig, Recipe, load_recipe
+    from fusion_core.config import ComponentConfig, Recipe
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
     from fusion_core.model_pool import ModelPool
+    from fusion_core.recipes import load_recipe
     from fusion_core.run import RunInfo, RunResult, run_fusion
     from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
     from fusion_core.task_pool import Batch, Report, Split, Task, TaskPool
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "fusion_core.algorithm": ("Algorithm", "RunContext", "TensorwiseAlgorithm"),
-    "fusion_core.config": ("ComponentConfig", "Recipe", "load_recipe"),
+    "fusion_core.config": ("ComponentConfig", "Recipe"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
     "fusion_core.model_pool": ("ModelPool",),
+    "fusion_core.recipes": ("load_recipe",),
     "fusion_core.run": ("RunInfo", "RunResult", "run_fusion"),
     "fusion_core.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
     "fusion_core.task_pool": ("Batch", "Report", "Split", "Task", "TaskPool"),

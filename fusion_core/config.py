@@ -1,4 +1,4 @@
-"""Recipes: read from YAML, overridden by flags, validated in two phases, all errors at once.
+"""Recipes and options: validated in two phases, all errors at once.
 
 Phase one validates a recipe's shape without knowing any component. Phase two looks each component
 up by name, imports that one's configuration class only, and validates its options. Nothing heavy is
@@ -8,12 +8,9 @@ imported: configuration classes live in modules without torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
-from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,25 +19,19 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    create_model,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.nodes import CollectionNode
 
 from fusion_core.errors import PluginError, RecipeError
+from fusion_core.recipes import from_name, shown
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-    from ruamel.yaml.nodes import Node
 
     from fusion_core.plugins import Component, PluginManager
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 
-_LARGEST_YAML = 2**16
-_MOST_NODES = 100_000
 _STRICT = ConfigDict(
     extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
 )
@@ -100,13 +91,7 @@ class AlignmentPolicy(BaseModel):
     """NaN or infinity in the weights: refuse, or let it through."""
 
 
-def _from_name(value: object) -> object:
-    if value is None:  # a section that is there but empty
-        return {}
-    return {"name": value} if isinstance(value, str) else value
-
-
-Component_ = Annotated[Choice, BeforeValidator(_from_name)]
+Component_ = Annotated[Choice, BeforeValidator(from_name)]
 
 
 class Recipe(BaseModel):
@@ -158,95 +143,6 @@ class ResolvedRecipe:
     algorithm: Resolved[AlgorithmSpec] | None
     model_pool: Resolved[ModelPoolSpec] | None
     task_pool: Resolved[TaskPoolSpec] | None
-
-
-# --- reading and overriding ---------------------------------------------------------------------
-
-
-def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
-    """Parse YAML 1.2; `origin` names the text in errors."""
-    if len(text) > _LARGEST_YAML:
-        raise RecipeError(f"{origin}: larger than 64 KiB, which no recipe is")
-    parser = YAML(typ="safe", pure=True)
-    parser.Constructor = _BoundedConstructor
-    try:
-        return parser.load(text)
-    except Exception as error:  # whatever the parser makes of a text that nobody vouches for
-        problem = str(error).strip() or type(error).__name__
-        raise RecipeError(f"{origin}: not valid YAML: {problem}") from error
-
-
-class _BoundedConstructor(SafeConstructor):
-    """Refuses aliases that would unfold into more than any recipe holds."""
-
-    def construct_document(self, node: Node) -> Any:  # noqa: ANN401 - YAML holds anything
-        if _unfolded(node, {}) > _MOST_NODES:
-            raise ValueError("its aliases unfold into too much")
-        return super().construct_document(node)
-
-
-def _unfolded(node: Node, sizes: dict[int, int]) -> int:
-    """Count a node and what is below it, as often as aliases repeat it."""
-    if id(node) not in sizes:
-        sizes[id(node)] = _MOST_NODES  # found again below itself: an alias that holds itself
-        inner = node.value if isinstance(node, CollectionNode) else ()
-        below = chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in inner)
-        sizes[id(node)] = 1 + sum(_unfolded(each, sizes) for each in below)
-    return sizes[id(node)]
-
-
-def dump_yaml(value: Mapping[str, Any]) -> str:
-    """Return a mapping as YAML, keys in their order."""
-    writer = YAML()
-    writer.default_flow_style = False
-    writer.width = 2**16  # a wrapped string is harder to read and to compare
-    stream = StringIO()
-    writer.dump(dict(value), stream)
-    return stream.getvalue()
-
-
-def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe file; validation comes with the run, when flags have had their say.
-
-    Raises `RecipeError` if the file is missing, is not YAML, or is no mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from error
-    recipe = load_yaml(text, origin=str(path))
-    if not isinstance(recipe, dict):
-        raise RecipeError(f"recipe {str(path)!r} is no mapping of sections to options")
-    return recipe
-
-
-def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the recipe with `section.option=value` assignments applied; values are YAML."""
-    for assignment in assignments:
-        dotted, separator, value = assignment.partition("=")
-        if not separator or not all(dotted.split(".")):
-            raise RecipeError(
-                f"--set {assignment!r} is no assignment", hint="Write --set algorithm.density=0.2."
-            )
-        value = load_yaml(value, origin=f"--set {dotted}")
-        try:
-            recipe = _assign(recipe, dotted.split("."), value)
-        except TypeError as error:
-            raise RecipeError(f"--set {assignment!r}: {error}") from error
-    return recipe
-
-
-def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
-    head, *rest = path
-    branch = _from_name(node)  # `algorithm: ties` may be given options too
-    if not isinstance(branch, Mapping):
-        raise TypeError(f"{_shown(node)} has no options, so none is {head!r}")
-    branch = dict(branch)
-    branch[head] = _assign(branch.get(head), rest, value) if rest else value
-    return branch
-
-
-# --- validating ---------------------------------------------------------------------------------
 
 
 def resolve(
@@ -310,7 +206,7 @@ def resolve_component(
 
 def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
     """Read a component's section: a name, or a mapping with `name` and options."""
-    return validated(Choice, _from_name(value))
+    return validated(Choice, from_name(value))
 
 
 def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
@@ -372,7 +268,7 @@ def _line(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
         case "missing":
             return f"{where}: required"
         case _:
-            return f"{where} = {_shown(details['input'])}: {details['msg']}"
+            return f"{where} = {shown(details['input'])}: {details['msg']}"
 
 
 def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
@@ -385,11 +281,6 @@ def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(fields) or 'none'}"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line of a terminal
-
-
 def _raise_all(problems: Sequence[RecipeError | PluginError]) -> None:
     if len(problems) == 1:
         raise problems[0]
@@ -398,79 +289,3 @@ def _raise_all(problems: Sequence[RecipeError | PluginError]) -> None:
             "\n".join(problem.message for problem in problems),
             hint="\n".join(dict.fromkeys(problem.hint for problem in problems if problem.hint)),
         )
-
-
-# --- describing ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of a component, for people."""
-
-    name: str
-    type: str
-    default: Any
-    required: bool
-    description: str
-
-
-def options_of(config: type[BaseModel]) -> Iterator[Option]:
-    """Describe the fields of a configuration class, in their order."""
-    properties = config.model_json_schema().get("properties", {})
-    for name, field in config.model_fields.items():
-        default = field.get_default(call_default_factory=True, validated_data={})
-        yield Option(
-            name=name,
-            type=_type_name(properties[name]),
-            default=None if field.is_required() else default,
-            required=field.is_required(),
-            description=(field.description or "").replace("\n", " "),
-        )
-
-
-def _type_name(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return " | ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return str(schema["const"])
-    if "anyOf" in schema:
-        return " | ".join(dict.fromkeys(map(_type_name, schema["anyOf"])))
-    return str(schema.get("type", "any"))
-
-
-def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
-    """Return a JSON schema of recipes that knows every installed component's options."""
-    sections: dict[str, Any] = {
-        "algorithm": (_any_of(AlgorithmSpec, plugins), ...),
-        "model_pool": (_any_of(ModelPoolSpec, plugins) | None, None),
-        "task_pool": (_any_of(TaskPoolSpec, plugins) | None, None),
-    }
-    schema = create_model("Recipe", __base__=Recipe, **sections).model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: ANN401 - a type
-    """Return the union of all components of a kind, each by its name alone or with options."""
-    components = list(plugins.components(kind))
-    names = tuple(name for each in components for name in each.names)
-    models = tuple(_with_name(each) for each in components if _is_importable(each))
-    return Union[(Literal[names], *models)] if models else Any
-
-
-def _is_importable(component: Component[Any]) -> bool:
-    """Tell whether a plugin's configuration can be imported; a run that needs it says why not."""
-    try:
-        component.load_config()
-    except PluginError:
-        return False
-    return True
-
-
-def _with_name(component: Component[Any]) -> Any:  # noqa: ANN401 - a type
-    """Return a component's configuration class with one more field, its name."""
-    spec = component.spec
-    names: Any = Literal[component.names]
-    title = f"{type(spec).__name__}_{spec.name}"
-    # A pool may go without its name: it is the default one, or the model pool's own.
-    field: Any = (names, ...) if isinstance(spec, AlgorithmSpec) else (names | None, None)
-    return create_model(title, __base__=component.load_config(), name=field)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.config import Choice, choice_of, load_recipe, resolve_component
+from fusion_core.config import Choice, choice_of, resolve_component
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.progress import Progress
+from fusion_core.recipes import load_recipe
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.task_pool import Metrics, Report
 from fusion_core.weights import CheckpointSource, WeightSource

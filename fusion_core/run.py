@@ -19,12 +19,13 @@ from torch import nn
 
 from fusion_core import provenance
 from fusion_core.algorithm import Algorithm, RunContext
-from fusion_core.config import Choice, choice_of, dump_yaml, load_recipe, resolve, resolve_component
+from fusion_core.config import Choice, choice_of, resolve, resolve_component
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import RECIPE, device_of, evaluate, sees_tasks, write_report
 from fusion_core.model_pool import ModelPool
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
+from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.specs import AlgorithmSpec
 from fusion_core.task_pool import Report, TaskPool
 from fusion_core.weights import (

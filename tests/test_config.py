@@ -16,17 +16,13 @@ from fusion_core.config import (
     OutputOptions,
     Recipe,
     choice_of,
-    dump_yaml,
-    load_recipe,
-    load_yaml,
-    options_of,
-    override,
-    recipe_schema,
     resolve,
     validated,
 )
 from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
+from fusion_core.options import options_of, recipe_schema
 from fusion_core.plugins import PluginManager
+from fusion_core.recipes import dump_yaml, load_recipe, load_yaml, override
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +80,7 @@ def toys(site: Site) -> PluginManager:
 
 def _manager() -> PluginManager:
     manager = PluginManager()
-    manager.discover()
+    manager.discover(block={"pools-mini"})  # which would be a default pool beside the toys'
     return manager
 
 

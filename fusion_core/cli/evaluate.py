@@ -46,8 +46,8 @@ def evaluate(
     set_up_logging(verbose=verbose)
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
-    from fusion_core.config import override
     from fusion_core.evaluation import device_of, evaluate_directory
+    from fusion_core.recipes import override
 
     sections: dict[str, str | None] = {"model_pool.name": pool, "task_pool.name": task_pool}
     raw: dict[str, Any] = override(sections_from({}, sections, tasks), assignments or [])

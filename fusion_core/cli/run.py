@@ -138,7 +138,7 @@ def run(
         ),
     )
     if print_config:
-        from fusion_core.config import dump_yaml
+        from fusion_core.recipes import dump_yaml
 
         print(dump_yaml(plan.recipe), end="")
         return
@@ -169,7 +169,7 @@ def sections_from(
 def _raw(
     recipe: Path | None, sections: dict[str, str | None], tasks: str | None, assignments: list[str]
 ) -> dict[str, Any]:
-    from fusion_core.config import load_recipe, override
+    from fusion_core.recipes import load_recipe, override
 
     raw = {} if recipe is None else load_recipe(recipe)
     return override(sections_from(raw, sections, tasks), assignments)

@@ -14,6 +14,6 @@ def schema(context: typer.Context) -> None:
     It knows every installed component's options. In an editor: put
     `# yaml-language-server: $schema=FILE` on the first line of a recipe.
     """
-    from fusion_core.config import recipe_schema
+    from fusion_core.options import recipe_schema
 
     print_json(recipe_schema(load_plugins(context.obj)))

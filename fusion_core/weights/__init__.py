@@ -2,20 +2,11 @@
 
 from fusion_core.weights.alignment import align
 from fusion_core.weights.checkpoint import CheckpointSource
+from fusion_core.weights.execution import SerialExecutor
 from fusion_core.weights.format import TensorInfo
 from fusion_core.weights.materialise import materialise
-from fusion_core.weights.merged import (
-    CastSource,
-    Kernel,
-    Linear,
-    MergedSource,
-    Operands,
-    Piece,
-    Scan,
-    Scope,
-    SerialExecutor,
-    in_order,
-)
+from fusion_core.weights.merged import CastSource, Kernel, Linear, MergedSource, Scan, Scope
+from fusion_core.weights.piece import Operands, Piece, in_order
 from fusion_core.weights.source import (
     BLOCK,
     Cut,

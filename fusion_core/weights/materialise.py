@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core.progress import Progress
-from fusion_core.weights.merged import SerialExecutor, run_all
+from fusion_core.weights.execution import SerialExecutor, run_all
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -8,28 +8,24 @@ of further merges.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from fusion_core.errors import BrokenPluginError, WeightsError
+from fusion_core.errors import BrokenPluginError
+from fusion_core.weights.execution import SerialExecutor, run_all
+from fusion_core.weights.piece import Operands, Piece, check_finite, in_order, is_merged
 from fusion_core.weights.source import Cut, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
+
+    import torch
 
     from fusion_core.weights.format import TensorInfo
-
-#: Units submitted ahead of the one whose result is awaited: their results are held in memory.
-_WINDOW = 16
 
 PartT = TypeVar("PartT")
 TotalT = TypeVar("TotalT")
@@ -67,109 +63,6 @@ class Kernel(ABC):
         Returns a tensor of the shape of one row of `piece.experts`. Sum over experts with
         `in_order`, not with `sum(dim=0)`: its rounding depends on where the piece was cut.
         """
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What is merged: aligned sources, each expert's factor, and the key of random numbers."""
-
-    base: WeightSource | None
-    experts: Mapping[str, WeightSource]
-    weights: tuple[float, ...] = ()
-    #: what random numbers derive from, besides expert, tensor and element
-    key: str = ""
-    #: refuse NaN and infinity, in and out
-    finite: bool = True
-
-    @property
-    def reference(self) -> WeightSource:
-        """The source that gives names, order, shapes, and tensors that are not merged."""
-        return self.base if self.base is not None else next(iter(self.experts.values()))
-
-    @property
-    def sources(self) -> tuple[WeightSource, ...]:
-        """The base, if there is one, and the experts."""
-        return (*([] if self.base is None else [self.base]), *self.experts.values())
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype to compute a tensor in: fp64 if an operand is, else fp32."""
-        wide = any(each.infos[name].dtype is torch.float64 for each in self.sources)
-        return torch.float64 if wide else torch.float32
-
-
-class Piece:
-    """The same range of one tensor in every operand.
-
-    `base`: its values; `experts` and `task_vectors` (experts - base) have one more leading
-    dimension, the expert. Where the pool has no base, `base` and `task_vectors` raise
-    `WeightsError`. The range's shape is (elements,) at `Cut.ELEMENT`, (rows, ...) at `Cut.ROW` and
-    the tensor's own at `Cut.TENSOR`. Values are fp32, or fp64 where an operand is fp64; kernels
-    must not write into them.
-    """
-
-    def __init__(
-        self,
-        operands: Operands,
-        info: TensorInfo,
-        span: tuple[int, int],
-        cut: Cut,
-        state: Any = None,  # noqa: ANN401 - the kernel's own
-    ) -> None:
-        self.info = info
-        self.start, self.stop = span
-        #: what the kernel's survey returned
-        self.state = state
-        self._operands = operands
-        self._shape = _piece_shape(info, self.stop - self.start, cut)
-
-    @cached_property
-    def base(self) -> torch.Tensor:
-        """The base's values; raises `WeightsError` if the pool has no base."""
-        if self._operands.base is None:
-            raise WeightsError(
-                "this algorithm works on task vectors, and the pool has no base",
-                hint="Name the model that the experts were fine-tuned from: model_pool.base.",
-            )
-        return self._read(self._operands.base)
-
-    @cached_property
-    def experts(self) -> torch.Tensor:
-        """The experts' values, stacked in pool order."""
-        return torch.stack([self._read(source) for source in self._operands.experts.values()])
-
-    @cached_property
-    def task_vectors(self) -> torch.Tensor:
-        """The experts' differences from the base, stacked in pool order."""
-        return self.experts - self.base
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The experts' names, in pool order."""
-        return tuple(self._operands.experts)
-
-    @cached_property
-    def weights(self) -> torch.Tensor:
-        """The experts' factors, of shape (experts, 1, ...): they broadcast over `experts`."""
-        factors = self._operands.weights or (1.0,) * len(self._operands.experts)
-        column = (len(factors), *[1] * len(self._shape))
-        dtype = self._operands.dtype(self.info.name)
-        return torch.tensor(factors, dtype=dtype).reshape(column)
-
-    def uniform(self, expert: int) -> torch.Tensor:
-        """Uniform random numbers in [0, 1), one an element, of shape `base`.
-
-        Each depends on the seed, the algorithm, the expert, the tensor and the element's index
-        alone, so a random method gives the same bytes however the work is cut.
-        """
-        key = f"{self._operands.key}\0{self.names[expert]}\0{self.info.name}"
-        return counter_uniform(key, self.start, self.stop).reshape(self._shape)
-
-    def _read(self, source: WeightSource) -> torch.Tensor:
-        dtype = self._operands.dtype(self.info.name)
-        values = source.read(self.info.name, self.start, self.stop).to(dtype)
-        if self._operands.finite:
-            check_finite(values, self.info.name, source.describe())
-        return values.reshape(self._shape)
 
 
 @dataclass(frozen=True)
@@ -305,25 +198,6 @@ class CastSource(WeightSource):
         return self._source.describe()
 
 
-class SerialExecutor(Executor):
-    """Runs each call at once, on the thread that submits it."""
-
-    def submit(
-        self,
-        fn: Callable[..., PartT],
-        /,
-        *args: Any,  # noqa: ANN401 - whatever `fn` takes
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Future[PartT]:
-        """Run `fn` now."""
-        future: Future[PartT] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - it is the future's to carry
-            future.set_exception(error)
-        return future
-
-
 @dataclass(frozen=True)
 class Linear(Kernel):
     """base + sum of coefficient * task vector; not `relative`: sum of coefficient * expert.
@@ -341,86 +215,3 @@ class Linear(Kernel):
         rows = piece.task_vectors if self.relative else piece.experts
         combined = in_order(row * factor for row, factor in zip(rows, factors, strict=True))
         return piece.base + combined if self.relative else combined
-
-
-def in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
-    """Sum over the first dimension in its order, so that rounding does not depend on cuts."""
-    iterator = iter(rows)
-    total = next(iterator).clone()
-    for row in iterator:
-        total += row
-    return total
-
-
-def run_all(
-    executor: Executor, function: Callable[[Any], PartT], units: Iterable[Any]
-) -> Iterator[PartT]:
-    """Run a function on every unit and yield the results in order.
-
-    The first error cancels the units that have not begun and waits for those that have.
-    """
-    waiting: deque[Future[PartT]] = deque()
-    try:
-        for unit in units:
-            waiting.append(executor.submit(_single_threaded, function, unit))
-            if len(waiting) == _WINDOW:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-        wait(waiting)
-
-
-def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:
-    """Run a unit on one core: workers share the others, and sums round the same everywhere."""
-    before = torch.get_num_threads()
-    if before == 1:
-        return function(unit)
-    torch.set_num_threads(1)
-    try:
-        return function(unit)
-    finally:
-        torch.set_num_threads(before)
-
-
-def is_merged(info: TensorInfo) -> bool:
-    """Tell whether a tensor is merged; integers and booleans are copied."""
-    return info.dtype.is_floating_point
-
-
-def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
-    """Raise `WeightsError` naming tensor and model if a value is NaN or infinite."""
-    # A sum is finite only if all its terms are; it overflows rarely enough to look twice then.
-    wide = torch.promote_types(values.dtype, torch.float32)
-    if values.sum(dtype=wide).isfinite() or values.isfinite().all():
-        return
-    count = int((~values.isfinite()).sum())
-    raise WeightsError(
-        f"{origin}: tensor {name!r} holds {count} values that are NaN or infinite",
-        hint="Check the model, or set alignment.nan to 'allow' to let them through.",
-    )
-
-
-def counter_uniform(key: str, start: int, stop: int) -> torch.Tensor:
-    """Uniform fp32 numbers in [0, 1) for the counters start..stop of a key (splitmix64)."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
-    bits = torch.arange(start, stop, dtype=torch.int64) * -7046029254386353131 + seed
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        bits = (bits ^ _shifted(bits, shift)) * factor
-    bits = bits ^ _shifted(bits, 31)
-    return _shifted(bits, 40).to(torch.float32) * 2.0**-24
-
-
-def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
-    """Shift right without the sign, which torch's int64 would carry along."""
-    return (bits >> by).bitwise_and(2 ** (64 - by) - 1)
-
-
-def _piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
-    if cut is Cut.TENSOR:
-        return info.shape
-    if cut is Cut.ROW and len(info.shape) > 1:
-        return (-1, *info.shape[1:]) if info.numel else info.shape
-    return (count,)

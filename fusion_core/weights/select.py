@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merged import in_order
+from fusion_core.weights.piece import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core.weights.merged import Piece, Scan
+    from fusion_core.weights.merged import Scan
+    from fusion_core.weights.piece import Piece
 
 _DIGIT = 16
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fusion_core.weights.merged import run_all
+from fusion_core.weights.execution import run_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -1,0 +1,92 @@
+"""Options described: for people (`fuse info`, help) and for editors (a JSON schema of recipes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from pydantic import create_model
+
+from fusion_core.config import Recipe
+from fusion_core.errors import PluginError
+from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import BaseModel
+
+    from fusion_core.plugins import Component, PluginManager
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a component, for people."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+    description: str
+
+
+def options_of(config: type[BaseModel]) -> Iterator[Option]:
+    """Describe the fields of a configuration class, in their order."""
+    properties = config.model_json_schema().get("properties", {})
+    for name, field in config.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        yield Option(
+            name=name,
+            type=_type_name(properties[name]),
+            default=None if field.is_required() else default,
+            required=field.is_required(),
+            description=(field.description or "").replace("\n", " "),
+        )
+
+
+def _type_name(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(map(_type_name, schema["anyOf"])))
+    return str(schema.get("type", "any"))
+
+
+def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
+    """Return a JSON schema of recipes that knows every installed component's options."""
+    sections: dict[str, Any] = {
+        "algorithm": (_any_of(AlgorithmSpec, plugins), ...),
+        "model_pool": (_any_of(ModelPoolSpec, plugins) | None, None),
+        "task_pool": (_any_of(TaskPoolSpec, plugins) | None, None),
+    }
+    schema = create_model("Recipe", __base__=Recipe, **sections).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: ANN401 - a type
+    """Return the union of all components of a kind, each by its name alone or with options."""
+    components = list(plugins.components(kind))
+    names = tuple(name for each in components for name in each.names)
+    models = tuple(_with_name(each) for each in components if _is_importable(each))
+    return Union[(Literal[names], *models)] if models else Any
+
+
+def _is_importable(component: Component[Any]) -> bool:
+    """Tell whether a plugin's configuration can be imported; a run that needs it says why not."""
+    try:
+        component.load_config()
+    except PluginError:
+        return False
+    return True
+
+
+def _with_name(component: Component[Any]) -> Any:  # noqa: ANN401 - a type
+    """Return a component's configuration class with one more field, its name."""
+    spec = component.spec
+    names: Any = Literal[component.names]
+    title = f"{type(spec).__name__}_{spec.name}"
+    # A pool may go without its name: it is the default one, or the model pool's own.
+    field: Any = (names, ...) if isinstance(spec, AlgorithmSpec) else (names | None, None)
+    return create_model(title, __base__=component.load_config(), name=field)

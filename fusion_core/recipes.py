@@ -1,0 +1,123 @@
+"""Recipes as text: YAML in and out, and `section.option=value` assignments.
+
+YAML is read as version 1.2, without tags, within bounds: recipes come from anywhere. What a recipe
+means is not known here (`fusion_core.config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import StringIO
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.nodes import CollectionNode
+
+from fusion_core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ruamel.yaml.nodes import Node
+
+_LARGEST_YAML = 2**16
+_MOST_NODES = 100_000
+
+
+def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
+    """Parse YAML 1.2; `origin` names the text in errors."""
+    if len(text) > _LARGEST_YAML:
+        raise RecipeError(f"{origin}: larger than 64 KiB, which no recipe is")
+    parser = YAML(typ="safe", pure=True)
+    parser.Constructor = _BoundedConstructor
+    try:
+        return parser.load(text)
+    except Exception as error:  # whatever the parser makes of a text that nobody vouches for
+        problem = str(error).strip() or type(error).__name__
+        raise RecipeError(f"{origin}: not valid YAML: {problem}") from error
+
+
+class _BoundedConstructor(SafeConstructor):
+    """Refuses aliases that would unfold into more than any recipe holds."""
+
+    def construct_document(self, node: Node) -> Any:  # noqa: ANN401 - YAML holds anything
+        if _unfolded(node, {}) > _MOST_NODES:
+            raise ValueError("its aliases unfold into too much")
+        return super().construct_document(node)
+
+
+def _unfolded(node: Node, sizes: dict[int, int]) -> int:
+    """Count a node and what is below it, as often as aliases repeat it."""
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_NODES  # found again below itself: an alias that holds itself
+        inner = node.value if isinstance(node, CollectionNode) else ()
+        below = chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in inner)
+        sizes[id(node)] = 1 + sum(_unfolded(each, sizes) for each in below)
+    return sizes[id(node)]
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML, keys in their order."""
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.width = 2**16  # a wrapped string is harder to read and to compare
+    stream = StringIO()
+    writer.dump(dict(value), stream)
+    return stream.getvalue()
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe file; validation comes with the run, when flags have had their say.
+
+    Raises `RecipeError` if the file is missing, is not YAML, or is no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from error
+    recipe = load_yaml(text, origin=str(path))
+    if not isinstance(recipe, dict):
+        raise RecipeError(f"recipe {str(path)!r} is no mapping of sections to options")
+    return recipe
+
+
+def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the recipe with `section.option=value` assignments applied; values are YAML."""
+    for assignment in assignments:
+        dotted, separator, value = assignment.partition("=")
+        if not separator or not all(dotted.split(".")):
+            raise RecipeError(
+                f"--set {assignment!r} is no assignment", hint="Write --set algorithm.density=0.2."
+            )
+        value = load_yaml(value, origin=f"--set {dotted}")
+        try:
+            recipe = _assign(recipe, dotted.split("."), value)
+        except TypeError as error:
+            raise RecipeError(f"--set {assignment!r}: {error}") from error
+    return recipe
+
+
+def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
+    head, *rest = path
+    branch = from_name(node)  # `algorithm: ties` may be given options too
+    if not isinstance(branch, Mapping):
+        raise TypeError(f"{shown(node)} has no options, so none is {head!r}")
+    branch = dict(branch)
+    branch[head] = _assign(branch.get(head), rest, value) if rest else value
+    return branch
+
+
+def from_name(value: object) -> object:
+    """Spell a component's section out: a name alone is a mapping with that name."""
+    if value is None:  # a section that is there but empty
+        return {}
+    return {"name": value} if isinstance(value, str) else value
+
+
+def shown(value: object) -> str:
+    """Show a value in an error, on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line of a terminal

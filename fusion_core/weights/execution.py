@@ -1,0 +1,69 @@
+"""How units of work run on an executor: in order, a few ahead, each on one core."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Executor, Future, wait
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+#: Units submitted ahead of the one whose result is awaited: their results are held in memory.
+_WINDOW = 16
+
+PartT = TypeVar("PartT")
+
+
+class SerialExecutor(Executor):
+    """Runs each call at once, on the thread that submits it."""
+
+    def submit(
+        self,
+        fn: Callable[..., PartT],
+        /,
+        *args: Any,  # noqa: ANN401 - whatever `fn` takes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Future[PartT]:
+        """Run `fn` now."""
+        future: Future[PartT] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - it is the future's to carry
+            future.set_exception(error)
+        return future
+
+
+def run_all(
+    executor: Executor, function: Callable[[Any], PartT], units: Iterable[Any]
+) -> Iterator[PartT]:
+    """Run a function on every unit and yield the results in order.
+
+    The first error cancels the units that have not begun and waits for those that have.
+    """
+    waiting: deque[Future[PartT]] = deque()
+    try:
+        for unit in units:
+            waiting.append(executor.submit(_single_threaded, function, unit))
+            if len(waiting) == _WINDOW:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+
+
+def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:
+    """Run a unit on one core: workers share the others, and sums round the same everywhere."""
+    before = torch.get_num_threads()
+    if before == 1:
+        return function(unit)
+    torch.set_num_threads(1)
+    try:
+        return function(unit)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,175 @@
+"""One piece of a merge: the same range of one tensor in every operand, as a kernel sees it.
+
+Values come in the dtype to compute in, checked for NaN and infinity where the policy asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.errors import WeightsError
+from fusion_core.weights.source import Cut
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fusion_core.weights.format import TensorInfo
+    from fusion_core.weights.source import WeightSource
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What is merged: aligned sources, each expert's factor, and the key of random numbers."""
+
+    base: WeightSource | None
+    experts: Mapping[str, WeightSource]
+    weights: tuple[float, ...] = ()
+    #: what random numbers derive from, besides expert, tensor and element
+    key: str = ""
+    #: refuse NaN and infinity, in and out
+    finite: bool = True
+
+    @property
+    def reference(self) -> WeightSource:
+        """The source that gives names, order, shapes, and tensors that are not merged."""
+        return self.base if self.base is not None else next(iter(self.experts.values()))
+
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The base, if there is one, and the experts."""
+        return (*([] if self.base is None else [self.base]), *self.experts.values())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype to compute a tensor in: fp64 if an operand is, else fp32."""
+        wide = any(each.infos[name].dtype is torch.float64 for each in self.sources)
+        return torch.float64 if wide else torch.float32
+
+
+class Piece:
+    """The same range of one tensor in every operand.
+
+    `base`: its values; `experts` and `task_vectors` (experts - base) have one more leading
+    dimension, the expert. Where the pool has no base, `base` and `task_vectors` raise
+    `WeightsError`. The range's shape is (elements,) at `Cut.ELEMENT`, (rows, ...) at `Cut.ROW` and
+    the tensor's own at `Cut.TENSOR`. Values are fp32, or fp64 where an operand is fp64; kernels
+    must not write into them.
+    """
+
+    def __init__(
+        self,
+        operands: Operands,
+        info: TensorInfo,
+        span: tuple[int, int],
+        cut: Cut,
+        state: Any = None,  # noqa: ANN401 - the kernel's own
+    ) -> None:
+        self.info = info
+        self.start, self.stop = span
+        #: what the kernel's survey returned
+        self.state = state
+        self._operands = operands
+        self._shape = _piece_shape(info, self.stop - self.start, cut)
+
+    @cached_property
+    def base(self) -> torch.Tensor:
+        """The base's values; raises `WeightsError` if the pool has no base."""
+        if self._operands.base is None:
+            raise WeightsError(
+                "this algorithm works on task vectors, and the pool has no base",
+                hint="Name the model that the experts were fine-tuned from: model_pool.base.",
+            )
+        return self._read(self._operands.base)
+
+    @cached_property
+    def experts(self) -> torch.Tensor:
+        """The experts' values, stacked in pool order."""
+        return torch.stack([self._read(source) for source in self._operands.experts.values()])
+
+    @cached_property
+    def task_vectors(self) -> torch.Tensor:
+        """The experts' differences from the base, stacked in pool order."""
+        return self.experts - self.base
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experts' names, in pool order."""
+        return tuple(self._operands.experts)
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """The experts' factors, of shape (experts, 1, ...): they broadcast over `experts`."""
+        factors = self._operands.weights or (1.0,) * len(self._operands.experts)
+        column = (len(factors), *[1] * len(self._shape))
+        dtype = self._operands.dtype(self.info.name)
+        return torch.tensor(factors, dtype=dtype).reshape(column)
+
+    def uniform(self, expert: int) -> torch.Tensor:
+        """Uniform random numbers in [0, 1), one an element, of shape `base`.
+
+        Each depends on the seed, the algorithm, the expert, the tensor and the element's index
+        alone, so a random method gives the same bytes however the work is cut.
+        """
+        key = f"{self._operands.key}\0{self.names[expert]}\0{self.info.name}"
+        return counter_uniform(key, self.start, self.stop).reshape(self._shape)
+
+    def _read(self, source: WeightSource) -> torch.Tensor:
+        dtype = self._operands.dtype(self.info.name)
+        values = source.read(self.info.name, self.start, self.stop).to(dtype)
+        if self._operands.finite:
+            check_finite(values, self.info.name, source.describe())
+        return values.reshape(self._shape)
+
+
+def in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """Sum over the first dimension in its order, so that rounding does not depend on cuts."""
+    iterator = iter(rows)
+    total = next(iterator).clone()
+    for row in iterator:
+        total += row
+    return total
+
+
+def is_merged(info: TensorInfo) -> bool:
+    """Tell whether a tensor is merged; integers and booleans are copied."""
+    return info.dtype.is_floating_point
+
+
+def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
+    """Raise `WeightsError` naming tensor and model if a value is NaN or infinite."""
+    # A sum is finite only if all its terms are; it overflows rarely enough to look twice then.
+    wide = torch.promote_types(values.dtype, torch.float32)
+    if values.sum(dtype=wide).isfinite() or values.isfinite().all():
+        return
+    count = int((~values.isfinite()).sum())
+    raise WeightsError(
+        f"{origin}: tensor {name!r} holds {count} values that are NaN or infinite",
+        hint="Check the model, or set alignment.nan to 'allow' to let them through.",
+    )
+
+
+def counter_uniform(key: str, start: int, stop: int) -> torch.Tensor:
+    """Uniform fp32 numbers in [0, 1) for the counters start..stop of a key (splitmix64)."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
+    bits = torch.arange(start, stop, dtype=torch.int64) * -7046029254386353131 + seed
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        bits = (bits ^ _shifted(bits, shift)) * factor
+    bits = bits ^ _shifted(bits, 31)
+    return _shifted(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
+    """Shift right without the sign, which torch's int64 would carry along."""
+    return (bits >> by).bitwise_and(2 ** (64 - by) - 1)
+
+
+def _piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
+    if cut is Cut.TENSOR:
+        return info.shape
+    if cut is Cut.ROW and len(info.shape) > 1:
+        return (-1, *info.shape[1:]) if info.numel else info.shape
+    return (count,)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
@@ -26,11 +26,14 @@ from fusion_core.recipes import from_name, shown
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic_core import ErrorDetails
 
     from fusion_core.plugins import Component, PluginManager
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
+ResultT = TypeVar("ResultT")
 
 _STRICT = ConfigDict(
     extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -99,8 +102,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(**{**_STRICT, "arbitrary_types_allowed": True})
 
-    algorithm: Component_
-    """How to fuse: a name, or a mapping with `name` and options."""
+    algorithm: Component_ = Choice()
+    """How to fuse: a name, or a mapping with `name` and options; a run needs one."""
     model_pool: Component_ = Choice()
     """What to fuse; default: the pool that is installed as the default one."""
     task_pool: Component_ = Choice()
@@ -154,41 +157,59 @@ def resolve(
     `RecipeError` with one line a problem, all of them at once; `PluginError` if that is all that is
     wrong.
     """
-    problems: list[RecipeError | PluginError] = []
-    try:
-        recipe = validated(Recipe, raw)
-    except RecipeError as error:
-        problems.append(error)
+    problems = _Problems()
+    recipe = problems.attempt(validated, Recipe, raw)
+    if recipe is None:  # go on with what can be looked at, so that all errors come at once
         recipe, unreadable = _components_of(raw)
         live |= unreadable
 
-    def phase_two(kind: type[SpecT], section: str) -> Resolved[SpecT] | None:
+    def component(kind: type[SpecT], section: str) -> Resolved[SpecT] | None:
         choice: Choice = getattr(recipe, section)
         if section in live or choice.name is None:
             return None
-        try:
-            return resolve_component(kind, choice, plugins, section=section)
-        except (RecipeError, PluginError) as error:
-            problems.append(error)
-            return None
+        return problems.attempt(resolve_component, kind, choice, plugins, section=section)
 
-    algorithm = phase_two(AlgorithmSpec, "algorithm")
-    try:
-        default_pool = _default_model_pool(recipe, plugins, live)
-    except RecipeError as error:
-        problems.append(error)
-        default_pool = None
+    algorithm = component(AlgorithmSpec, "algorithm")
+    default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
     recipe = _with_default(recipe, "model_pool", default_pool, live)
-    model_pool = phase_two(ModelPoolSpec, "model_pool")
+    model_pool = component(ModelPoolSpec, "model_pool")
     default_tasks = model_pool.component.spec.default_task_pool if model_pool else None
     recipe = _with_default(recipe, "task_pool", default_tasks, live)
-    task_pool = phase_two(TaskPoolSpec, "task_pool")
+    task_pool = component(TaskPoolSpec, "task_pool")
     if recipe.algorithm.name is None and "algorithm" not in live:
-        problems.append(RecipeError("algorithm.name: required", hint="See: fuse list algorithms"))
-    if task_pool is None and recipe.task_pool.options and not problems:
-        problems.append(RecipeError("task_pool.name: required: the model pool has no tasks"))
-    _raise_all(problems)
+        missing = "algorithm.name" if "algorithm" in raw else "algorithm"
+        hint = "Name one with --algo; see: fuse list algorithms"
+        problems.found.append(RecipeError(f"{missing}: required", hint=hint))
+    if task_pool is None and recipe.task_pool.options and not problems.found:
+        hint = "Name a task pool with --task-pool; see: fuse list tasks"
+        problems.found.append(RecipeError("task_pool.name: required", hint=hint))
+    problems.raise_all()
     return ResolvedRecipe(recipe, algorithm, model_pool, task_pool)
+
+
+@dataclass(slots=True)
+class _Problems:
+    """What is wrong with a recipe, gathered so that all of it is said at once."""
+
+    found: list[RecipeError | PluginError] = field(default_factory=list)
+
+    def attempt(
+        self, function: Callable[..., ResultT], *arguments: object, **options: object
+    ) -> ResultT | None:
+        """Call a function; None if it finds a problem, which is kept."""
+        try:
+            return function(*arguments, **options)
+        except (RecipeError, PluginError) as error:
+            self.found.append(error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raise what was found: one error as it is, several as one `RecipeError`."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            hints = dict.fromkeys(each.hint for each in self.found if each.hint)
+            raise RecipeError("\n".join(each.message for each in self.found), hint="\n".join(hints))
 
 
 def resolve_component(
@@ -218,9 +239,7 @@ def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
         except RecipeError:
             continue
     unreadable = {"algorithm", "model_pool", "task_pool"} - choices.keys()
-    if "algorithm" not in raw:
-        unreadable.add("algorithm")
-    return Recipe(**{"algorithm": Choice(), **choices}), frozenset(unreadable)
+    return Recipe(**choices), frozenset(unreadable)
 
 
 def _with_default(recipe: Recipe, section: str, name: str | None, live: frozenset[str]) -> Recipe:
@@ -279,13 +298,3 @@ def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
             fields = list(inner.model_fields)
     close = difflib.get_close_matches(str(location[-1]), fields, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(fields) or 'none'}"
-
-
-def _raise_all(problems: Sequence[RecipeError | PluginError]) -> None:
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise RecipeError(
-            "\n".join(problem.message for problem in problems),
-            hint="\n".join(dict.fromkeys(problem.hint for problem in problems if problem.hint)),
-        )

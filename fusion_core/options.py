@@ -49,9 +49,13 @@ def _type_name(schema: Mapping[str, Any]) -> str:
         return " | ".join(map(str, schema["enum"]))
     if "const" in schema:
         return str(schema["const"])
-    if "anyOf" in schema:
-        return " | ".join(dict.fromkeys(map(_type_name, schema["anyOf"])))
-    return str(schema.get("type", "any"))
+    if "anyOf" in schema:  # an option that may be left out says so by its default
+        present = (each for each in schema["anyOf"] if each.get("type") != "null")
+        return " | ".join(dict.fromkeys(map(_type_name, present)))
+    if schema.get("type") == "array" and "items" in schema:
+        return f"list of {_type_name(schema['items'])}"
+    kind = str(schema.get("type", "any"))
+    return "mapping" if kind == "object" else kind
 
 
 def recipe_schema(plugins: PluginManager) -> dict[str, Any]:

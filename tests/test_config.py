@@ -510,7 +510,7 @@ def test_options_are_described() -> None:
         None,
     )
     assert needed.description == "What cannot be left out."
-    assert (factors.type, factors.required) == ("array | object | null", False)
+    assert (factors.type, factors.required) == ("list of number | mapping", False)
 
 
 def test_literals_are_described_by_their_values(toys: PluginManager) -> None:

@@ -18,22 +18,13 @@ from fusion_core.plugins import load_plugins
 from fusion_core.run import RunOptions
 from fusion_core.specs import TaskPoolSpec
 from fusion_core.task_pool import mean_of
+from pools_mini.plugin import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
 FUSE = Path(sys.executable).with_name("fuse")
-TASKS = (
-    "fashion-mnist",
-    "optdigits",
-    "latin",
-    "greek",
-    "hiragana",
-    "devanagari",
-    "textures",
-    "shapes",
-)
 
 
 def fuse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

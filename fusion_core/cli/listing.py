@@ -108,7 +108,7 @@ def _shown(cell: Any) -> str:  # noqa: ANN401 - a spec's field
 
 
 def _row(plugin: Plugin) -> list[str]:
-    provides = ", ".join(spec.name for spec in plugin.components)
+    provides = ", ".join(dict.fromkeys(spec.name for spec in plugin.components))
     return [plugin.distribution, plugin.version, str(plugin.status), provides or plugin.detail]
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from fusion_core import provenance
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve, resolve_component
-from fusion_core.errors import FusionError, RecipeError
+from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
 from fusion_core.evaluation import RECIPE, device_of, evaluate, sees_tasks, write_report
 from fusion_core.model_pool import ModelPool
 from fusion_core.plugins import load_plugins
@@ -172,9 +172,9 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     shaped = {**raw, **{name: {} for name in live}}
     resolved = resolve(shaped, plugins, live=frozenset(live))
     device_of(options.device)
-    algorithm = live.get("algorithm") or _created(resolved.algorithm)
-    pool = live.get("model_pool") or _created(resolved.model_pool)
-    tasks = live.get("task_pool") or _created(resolved.task_pool)
+    algorithm = live.get("algorithm", _created(resolved.algorithm))
+    pool = live.get("model_pool", _created(resolved.model_pool))
+    tasks = live.get("task_pool", _created(resolved.task_pool))
     _check_needs(resolved.algorithm, pool, tasks)
     path = _output_path(resolved, pool)
     if path is not None:
@@ -348,10 +348,31 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
 
 
 def _as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightSource:
-    """Read an algorithm's result, which may be a live model, by the pool's tensor names."""
-    if isinstance(fused, WeightSource):
-        return fused
-    live = {name: value.detach().cpu() for name, value in pool.parameters(fused).items()}
+    """Read an algorithm's result, which may be a live model, by the pool's tensor names.
+
+    Raises `BrokenPluginError` for a result with other names or shapes than the pool's models.
+    """
+    expected = pool.reference.infos
+    if isinstance(fused, nn.Module):
+        fused = _live_source(fused, pool)
+    wrong = [*fused.infos.keys() ^ expected.keys()] or [
+        name for name, info in expected.items() if fused.infos[name].shape != info.shape
+    ]
+    if wrong:
+        raise BrokenPluginError(
+            f"the algorithm returned other tensors than its models have: {len(wrong)}, "
+            f"among them {min(wrong)!r}"
+        )
+    return fused
+
+
+def _live_source(module: nn.Module, pool: ModelPool[Any]) -> WeightSource:
+    """Read a live model's parameters and buffers; integers that it does not name are copied."""
+    named = {**dict(module.named_buffers(remove_duplicate=False)), **pool.parameters(module)}
+    live = {n: value.detach().cpu() for n, value in named.items() if n in pool.reference.infos}
+    for name, info in pool.reference.infos.items():
+        if name not in live and not info.dtype.is_floating_point:
+            live[name] = pool.reference.tensor(name)
     return StateDictSource(live, label="the fused model")
 
 
@@ -363,7 +384,6 @@ def _rounded(fused: WeightSource, pool: ModelPool[Any], plan: Plan) -> WeightSou
         if output is not None and info.dtype.is_floating_point
         else info
         for name, info in pool.reference.infos.items()
-        if name in fused.infos
     }
     return CastSource(fused, infos, finite=plan.resolved.recipe.alignment.nan == "error")
 

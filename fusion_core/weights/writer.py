@@ -8,17 +8,19 @@ reader accepts it. Committing syncs files and directories and renames the stagin
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import shutil
+import sys
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import DiskError, OutputError
+from fusion_core.errors import BrokenPluginError, CheckpointError, DiskError, OutputError
 from fusion_core.weights.checkpoint import INDEX, SINGLE
 from fusion_core.weights.format import build_header
 from fusion_core.weights.source import memory_of
@@ -107,9 +109,15 @@ class Staging:
         _write_at(shard.descriptor, memory_of(values), offset)
 
     def add(self, name: str, content: bytes | Path) -> None:
-        """Add a side file: its bytes, or a file to copy."""
-        data = content.read_bytes() if isinstance(content, Path) else content
-        write_durably(self.directory / name, data)
+        """Add a side file: its bytes, or a file to copy.
+
+        Raises `BrokenPluginError` for a name that leads elsewhere or is taken: names come from
+        algorithms and pools.
+        """
+        path = self.directory / name
+        if path.parent != self.directory or path.name != name or path.exists():
+            raise BrokenPluginError(f"{name!r} cannot be the name of a side file, or is taken")
+        write_durably(path, _content_of(content) if isinstance(content, Path) else content)
 
     def finish_shards(self) -> None:
         """Complete every shard, and the index if there are several."""
@@ -119,20 +127,34 @@ class Staging:
             self.add(INDEX, _index(self.shards))
 
     def commit(self, *, overwrite: bool) -> None:
-        """Put the directory in its place, in one step where nothing is there yet."""
+        """Put the directory in its place in one step, or leave what is there as it was.
+
+        What it replaces is then the staging directory's content, and goes with that.
+        """
         sync_directory(self.directory)
-        aside = self.directory.with_name(f"{self.directory.name}.old")
-        if overwrite and self.output.exists():
-            self.output.rename(aside)
+        replaces = overwrite and self.output.exists()
+        if replaces:
+            _exchange(self.directory, self.output)
+        else:
+            self._move_in()
+        try:
+            sync_directory(self.output.absolute().parent)
+            for made in self._made:
+                sync_directory(made.parent)
+        except BaseException:
+            if replaces:
+                _exchange(self.directory, self.output)
+            else:
+                self.output.rename(self.directory)
+            raise
+
+    def _move_in(self) -> None:
         try:
             self.directory.rename(self.output)
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
             raise _present(self.output) from error
-        sync_directory(self.output.parent)
-        if aside.exists():
-            shutil.rmtree(aside)
 
     def discard(self) -> None:
         """Remove everything written so far, and the parents made for it if nothing else came in."""
@@ -181,10 +203,44 @@ def write_durably(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
+        sync_directory(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
-    sync_directory(path.parent)
+        if isinstance(error, OSError):
+            raise disk_error(error, path) from error
+        raise
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two directories change places: at once if the system can, else by a third name."""
+    if _exchanged_at_once(one, other):
+        return
+    aside = one.with_name(f"{one.name}.old")
+    other.rename(aside)
+    try:
+        one.rename(other)
+        aside.rename(one)
+    except BaseException:
+        if not one.exists():
+            other.rename(one)
+        aside.rename(other)
+        raise
+
+
+def _exchanged_at_once(one: Path, other: Path) -> bool:
+    """Exchange two directories by Linux's renameat2; False where it or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here = -100  # AT_FDCWD: relative to the working directory
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), 2) == 0:  # RENAME_EXCHANGE
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def sync_directory(directory: Path) -> None:
@@ -207,6 +263,13 @@ def disk_error(error: OSError, path: Path) -> DiskError:
     else:
         hint = "Check the path and its permissions, or write elsewhere with -o."
     return DiskError(f"{path} cannot be written: {reason}", hint=hint)
+
+
+def _content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _present(output: Path) -> OutputError:

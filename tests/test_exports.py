@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import fusion_core
+from fusion_core import weights
+
+LIGHT = [
+    "fusion_core",
+    "fusion_core.errors",
+    "fusion_core.specs",
+    "fusion_core.hookspecs",
+    "fusion_core.plugins",
+    "fusion_core.builtin",
+    "fusion_core.progress",
+    "fusion_linear.plugin",
+    "fusion_ties.plugin",
+]
+WITHOUT_TORCH = [
+    "fusion_core.config",
+    "fusion_core.recipes",
+    "fusion_core.options",
+    "fusion_core.checkpoints_config",
+    "fusion_linear.config",
+    "fusion_ties.config",
+]
+
+
+@pytest.mark.parametrize("name", fusion_core.__all__)
+def test_every_public_name_is_there_and_knows_its_home(name: str) -> None:
+    found = getattr(fusion_core, name)
+    if isinstance(found, type):
+        assert found.__name__ == name
+        assert found.__module__.startswith("fusion_core.")
+        assert found.__doc__
+
+
+def test_the_list_of_public_names_is_complete() -> None:
+    homes = {name for names in fusion_core._HOMES.values() for name in names}  # noqa: SLF001
+    assert {*homes, "__version__"} == set(fusion_core.__all__)
+    assert dir(fusion_core) == sorted(fusion_core.__all__)
+
+
+def test_other_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = fusion_core.nonsense  # type: ignore[attr-defined]
+    assert not hasattr(fusion_core, "torch")
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert fusion_core.__version__ == "0.1.0"
+
+
+@pytest.mark.parametrize("name", weights.__all__)
+def test_the_names_of_weights_are_there(name: str) -> None:
+    assert getattr(weights, name) is not None
+
+
+def imported(*modules: str) -> set[str]:
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_light_modules_import_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "pydantic", "huggingface_hub", "rich", "numpy", "ruamel"}
+    assert not imported(*LIGHT) & heavy
+
+
+def test_discovery_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fusion_core.plugins import load_plugins; load_plugins();"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "transformers", "pydantic", "numpy"}
+
+
+def test_configurations_are_free_of_torch() -> None:
+    assert not imported(*WITHOUT_TORCH) & {"torch", "transformers", "numpy", "huggingface_hub"}

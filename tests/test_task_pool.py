@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from fusion_core.config import ComponentConfig
+from fusion_core.progress import Progress
+from fusion_core.task_pool import Batch, Report, Split, Task, TaskPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fusion_core.progress import Advance
+
+
+class Constant(Task):
+    def __init__(self, name: str, value: float) -> None:
+        self.name = name
+        self.value = value
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        del model
+        return {"accuracy": self.value, "loss": 9.0}
+
+
+class Pool(TaskPool[ComponentConfig]):
+    config_class = ComponentConfig
+    names = ("one", "two", "three")
+
+    def __getitem__(self, name: str) -> Task:
+        return Constant(name, {"one": 0.5, "two": 0.25, "three": 1.0}[name])
+
+
+def test_a_pool_is_iterated_in_its_order() -> None:
+    pool = Pool(ComponentConfig())
+    assert [task.name for task in pool] == ["one", "two", "three"]
+    assert len(pool) == 3
+    assert not pool.transductive
+
+
+def test_a_pool_measures_all_tasks_or_some() -> None:
+    seen: list[object] = []
+
+    class Recording(Progress):
+        @contextmanager
+        def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
+            seen.append((label, total, unit))
+            yield lambda count=1, *, note="": seen.append((count, note))
+
+    pool = Pool(ComponentConfig())
+    found = pool.evaluate(nn.Identity(), tasks=["three", "one"], label="x", progress=Recording())
+    assert found == {"three": {"accuracy": 1.0, "loss": 9.0}, "one": {"accuracy": 0.5, "loss": 9.0}}
+    assert list(found) == ["three", "one"]
+    assert seen == [("x", 2, ""), (1, "three"), (1, "one")]
+    assert list(pool.evaluate(nn.Identity())) == ["one", "two", "three"]
+
+
+def test_silent_progress_accepts_everything() -> None:
+    with Progress().track("x", total=3, unit="B") as advance:
+        advance(1)
+        advance(2, note="two")
+
+
+TASKS: dict[str, dict[str, float]] = {"a": {"accuracy": 0.5, "f1": 0.1}, "b": {"f1": 0.75}}
+
+
+def test_a_report_averages_the_main_metrics() -> None:
+    report = Report(TASKS)
+    assert report.average == 0.625
+    assert report.normalised_average is None
+    assert report.as_json() == {
+        "schema": 1,
+        "average": 0.625,
+        "normalised_average": None,
+        "tasks": TASKS,
+        "transductive": None,
+        "reference": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("individual", "expected"),
+    [
+        ({"a": {"accuracy": 1.0}, "b": {"f1": 0.75}}, 0.75),
+        ({"a": {"accuracy": 0.5}, "b": {"f1": 1.0}}, 0.875),
+        ({"a": {"accuracy": 1.0}}, None),
+        ({"a": {"accuracy": 0.0}, "b": {"f1": 1.0}}, None),
+        ({}, None),
+    ],
+)
+def test_a_normalised_average_is_the_mean_of_ratios(
+    individual: dict[str, dict[str, float]], expected: float | None
+) -> None:
+    report = Report(TASKS, individual=individual)
+    assert report.normalised_average == expected
+
+
+def test_reference_rows_are_left_out_where_there_are_none() -> None:
+    rows = {"a": {"accuracy": 0.1}}
+    assert Report(TASKS, pretrained=rows).as_json()["reference"] == {"pretrained": rows}
+    both = Report(TASKS, pretrained=rows, individual=rows, transductive=True).as_json()
+    assert list(both["reference"]) == ["pretrained", "individual"]
+    assert both["transductive"] is True
+
+
+def test_a_batch_moves_with_or_without_labels() -> None:
+    meta = torch.device("meta")
+    moved = Batch(torch.ones(2), torch.ones(2)).to(meta)
+    assert moved.inputs.device == meta
+    assert moved.labels is not None
+    assert moved.labels.device == meta
+    assert Batch(torch.ones(2)).to(meta).labels is None

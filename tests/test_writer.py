@@ -1,0 +1,562 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fusion_core.errors import BrokenPluginError, CheckpointError, DiskError, OutputError
+from fusion_core.progress import Progress
+from fusion_core.weights import (
+    CheckpointSource,
+    StateDictSource,
+    WeightSource,
+    materialise,
+    staged,
+    writer,
+)
+from fusion_core.weights.writer import check_output, write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fusion_core.progress import Advance
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def state() -> State:
+    generator = torch.Generator().manual_seed(4)
+    return {
+        "a": torch.randn(30, 10, generator=generator),
+        "b": torch.randn(7, generator=generator).bfloat16(),
+        "n": torch.tensor(5),
+        "empty": torch.zeros(0, 3),
+        "flags": torch.tensor([True, False, True]),
+        "z": torch.randn(300, generator=generator).half(),
+    }
+
+
+def write(
+    state: State | WeightSource, output: Path, *, shard_size: int = 10**9, overwrite: bool = False
+) -> None:
+    source = state if isinstance(state, WeightSource) else StateDictSource(state)
+    with staged(output, overwrite=overwrite) as staging:
+        materialise(source, staging, shard_size=shard_size)
+        staging.add("config.json", b"{}")
+        staging.commit(overwrite=overwrite)
+
+
+def assert_holds(output: Path, state: State) -> None:
+    source = CheckpointSource(output)
+    assert source.infos.keys() == state.keys()
+    for name, tensor in state.items():
+        found = source.tensor(name)
+        assert found.dtype is tensor.dtype
+        assert torch.equal(found, tensor), name
+
+
+def everything_below(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+# --- what is written ----------------------------------------------------------------------------
+
+
+def test_safetensors_loads_what_is_written(state: State, tmp_path: Path) -> None:
+    write(state, tmp_path / "out")
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    loaded = load_file(tmp_path / "out" / "model.safetensors")
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("shard_size", [1, 600, 1200, 1300, 10_000])
+def test_shards_change_no_tensor(state: State, tmp_path: Path, shard_size: int) -> None:
+    write(state, tmp_path / "out", shard_size=shard_size)
+    assert_holds(tmp_path / "out", state)
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    loaded: State = {}
+    for shard in shards:
+        part = load_file(shard)
+        assert not loaded.keys() & part.keys()
+        assert len(part) == 1 or sum(each.nbytes for each in part.values()) <= shard_size
+        loaded |= part
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    index = tmp_path / "out" / "model.safetensors.index.json"
+    if len(shards) == 1:
+        assert shards[0].name == "model.safetensors"
+        assert not index.exists()
+    else:
+        expected = [
+            f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)
+        ]
+        assert [each.name for each in shards] == expected
+        content = json.loads(index.read_text())
+        assert content["metadata"]["total_size"] == sum(each.nbytes for each in state.values())
+        assert content["weight_map"].keys() == state.keys()
+
+
+def test_pieces_land_in_any_order(state: State, tmp_path: Path) -> None:
+    source = StateDictSource(state)
+    with staged(tmp_path / "out") as staging:
+        staging.lay_out(list(source.infos.values()), shard_size=500)
+        pieces = [
+            (info, start, min(start + 13, info.numel))
+            for info in reversed(source.infos.values())
+            for start in reversed(range(0, info.numel, 13))
+        ]
+        with ThreadPoolExecutor(4) as executor:
+            list(
+                executor.map(
+                    lambda each: staging.write(
+                        each[0], each[1], source.read(each[0].name, *each[1:])
+                    ),
+                    pieces,
+                )
+            )
+        staging.finish_shards()
+        staging.commit(overwrite=False)
+    assert_holds(tmp_path / "out", state)
+
+
+def test_a_view_is_written_as_it_reads(tmp_path: Path) -> None:
+    turned = torch.arange(12.0).reshape(3, 4).T
+    source = StateDictSource({"x": turned})
+    with staged(tmp_path / "out") as staging:
+        staging.lay_out(list(source.infos.values()), shard_size=10**9)
+        staging.write(source.infos["x"], 0, turned)
+        staging.finish_shards()
+        staging.commit(overwrite=False)
+    assert_holds(tmp_path / "out", {"x": turned})
+
+
+def test_progress_counts_every_byte(state: State, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Recording(Progress):
+        def track(self, label: str, *, total: int, unit: str = "") -> Any:
+            seen.append(total)
+            return super().track(label, total=total, unit=unit)
+
+    class Counting(Recording):
+        def track(self, label: str, *, total: int, unit: str = "") -> Any:
+            from contextlib import contextmanager
+
+            @contextmanager
+            def tracked() -> Iterator[Advance]:
+                seen.append(total)
+                yield lambda count, **_: seen.append(-count)
+
+            assert (label, unit) == ("merge", "B")
+            return tracked()
+
+    with staged(tmp_path / "out") as staging:
+        materialise(StateDictSource(state), staging, shard_size=10**9, progress=Counting())
+    assert sum(seen) == 0
+    assert seen[0] == sum(each.nbytes for each in state.values())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_modes_follow_the_umask(state: State, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write(state, tmp_path / "out", shard_size=600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
+    for path in (tmp_path / "out").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+
+
+def test_missing_parents_are_made(state: State, tmp_path: Path) -> None:
+    write(state, tmp_path / "some" / "where" / "out")
+    assert_holds(tmp_path / "some" / "where" / "out", state)
+
+
+def test_short_writes_are_continued(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:11], at))
+    write(state, tmp_path / "out")
+    assert_holds(tmp_path / "out", state)
+
+
+def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: Path) -> None:
+    source = StateDictSource(state)
+    with staged(tmp_path / "out") as staging:
+        staging.lay_out(list(source.infos.values()), shard_size=10**9)
+        for info in source.infos.values():
+            staging.write(info, 0, source.read(info.name, 0, info.numel))
+        with pytest.raises(CheckpointError):
+            CheckpointSource(staging.directory)
+        staging.finish_shards()
+        assert_holds(staging.directory, state)
+
+
+# --- the output's place -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "link", "broken link"])
+def test_what_is_there_is_not_touched(state: State, tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out"
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "precious").write_text("data")
+    if kind == "directory":
+        output.mkdir()
+        (output / "precious").write_text("data")
+    elif kind == "file":
+        output.write_text("data")
+    else:
+        output.symlink_to(target if kind == "link" else tmp_path / "nowhere")
+    before = everything_below(tmp_path)
+    with pytest.raises(OutputError) as caught:
+        write(state, output)
+    assert caught.value.exit_code == 7
+    if kind != "directory":
+        with pytest.raises(OutputError):
+            write(state, output, overwrite=True)
+    assert everything_below(tmp_path) == before
+
+
+def test_an_empty_directory_is_as_good_as_none(state: State, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write(state, tmp_path / "out")
+    assert_holds(tmp_path / "out", state)
+
+
+def test_a_directory_filled_in_the_meantime_is_not_touched(state: State, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(OutputError, match="already there"), staged(output) as staging:
+        materialise(StateDictSource(state), staging, shard_size=10**9)
+        output.mkdir()
+        (output / "precious").write_text("data")
+        staging.commit(overwrite=False)
+    assert everything_below(tmp_path) == {"out": b"", "out/precious": b"data"}
+
+
+@pytest.fixture(params=["at once", "by a third name"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param != "at once":
+        monkeypatch.setattr(writer, "_exchanged_at_once", lambda *_: False)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("how")
+def test_overwriting_replaces_everything(state: State, tmp_path: Path) -> None:
+    write(state, tmp_path / "out", shard_size=1)
+    (tmp_path / "out" / "stale").write_text("old")
+    write({"new": torch.ones(2)}, tmp_path / "out", overwrite=True)
+    assert_holds(tmp_path / "out", {"new": torch.ones(2)})
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert os.listdir(tmp_path) == ["out"]
+    write({"new": torch.zeros(2)}, tmp_path / "fresh", overwrite=True)
+    assert_holds(tmp_path / "fresh", {"new": torch.zeros(2)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it takes two steps")
+def test_an_exchange_takes_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    monkeypatch.setattr(os, "rename", None)
+    writer._exchange(tmp_path / "one", tmp_path / "two")  # noqa: SLF001
+    assert everything_below(tmp_path).keys() == {"one", "one/two", "two", "two/one"}
+    with pytest.raises(OSError, match="No such file"):
+        writer._exchange(tmp_path / "one", tmp_path / "three")  # noqa: SLF001
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", ".", "..", "model.safetensors"])
+def test_a_side_file_stays_in_its_place(state: State, tmp_path: Path, name: str) -> None:
+    with pytest.raises(BrokenPluginError, match="side file"), staged(tmp_path / "out") as staging:
+        materialise(StateDictSource(state), staging, shard_size=10**9)
+        staging.add(name, b"x")
+    assert everything_below(tmp_path) == {}
+
+
+def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match="vocab.txt cannot be read"),
+        staged(tmp_path / "out") as staging,
+    ):
+        staging.add("vocab.txt", tmp_path / "vocab.txt")
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "other"])
+def test_outputs_that_may_be_written(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out"
+    if kind != "missing":
+        output.mkdir()
+    if kind == "other":
+        (output / "x").touch()
+    check_output(output, overwrite=kind == "other")
+
+
+# --- order --------------------------------------------------------------------------------------
+
+
+def test_everything_is_synced_before_it_is_seen(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def recorded(name: str, place: Callable[..., str]) -> None:
+        real = getattr(os, name)
+
+        def call(*given: Any, **keys: Any) -> Any:
+            calls.append((name, place(*given)))
+            return real(*given, **keys)
+
+        monkeypatch.setattr(os, name, call)
+
+    def of_descriptor(descriptor: int, *_: object) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".fuse-")[0]
+
+    recorded("fsync", of_descriptor)
+    recorded(
+        "pwrite", lambda fd, _data, at: f"{of_descriptor(fd)}@{'header' if at == 0 else 'data'}"
+    )
+    recorded(
+        "rename", lambda one, other: f"{Path(one).name.split('.fuse-')[0]} -> {Path(other).name}"
+    )
+    real_replace = Path.replace
+    monkeypatch.setattr(
+        Path,
+        "replace",
+        lambda one, other: (calls.append(("replace", Path(other).name)), real_replace(one, other))[
+            1
+        ],
+    )
+    write(state, tmp_path / "new" / "out")
+    model = "model.safetensors"
+    steps = [call for n, call in enumerate(calls) if n == 0 or calls[n - 1] != call]
+    sidefile = steps.index(("replace", "config.json"))
+    assert steps[:4] == [
+        ("pwrite", f"{model}@data"),
+        ("fsync", model),
+        ("pwrite", f"{model}@header"),
+        ("fsync", model),
+    ]
+    assert steps[4][0] == "fsync"  # of the side file, before it gets its name
+    assert sidefile == 5
+    assert steps[6:] == [
+        ("fsync", ".out"),  # the staging directory, for the side file and again at the end
+        ("rename", ".out -> out"),
+        ("fsync", "new"),
+        ("fsync", tmp_path.name),  # where `new` was made
+    ]
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+FUNCTIONS = ("posix_fallocate", "pwrite", "fsync", "rename", "mkdir", "open")
+
+
+class Fault:
+    """Lets the Nth call of a function of `os` fail, until cleaning up begins."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, name: str, nth: int, error: BaseException
+    ) -> None:
+        self.calls = 0
+        self.fired = False
+        self.cleaning = False
+        real = getattr(os, name)
+        discard = writer.Staging.discard
+
+        def call(*given: Any, **keys: Any) -> Any:
+            self.calls += not self.cleaning
+            if self.calls == nth and not self.cleaning:
+                self.fired = True
+                raise error
+            return real(*given, **keys)
+
+        def cleaning(staging: writer.Staging) -> None:
+            self.cleaning = True
+            discard(staging)
+
+        patch.setattr(os, name, call)
+        patch.setattr(writer.Staging, "discard", cleaning)
+
+
+def attempts(
+    function: str, error: Callable[[], BaseException], attempt: Callable[[], None]
+) -> Iterator[BaseException]:
+    """Yield what came of an attempt in which the Nth call failed, for every N that there is."""
+    for nth in range(1, 200):
+        with pytest.MonkeyPatch.context() as patch:
+            fault = Fault(patch, function, nth, error())
+            try:
+                attempt()
+            except (DiskError, KeyboardInterrupt) as caught:
+                outcome: BaseException | None = caught
+            else:
+                outcome = None
+        if not fault.fired:
+            assert outcome is None
+            assert nth > 1, f"{function} was never called"
+            return
+        if function == "mkdir" and outcome is None:
+            continue  # of a parent that exists
+        assert outcome is not None, f"call {nth} of {function} failed, and nobody noticed"
+        yield outcome
+    pytest.fail("there are too many calls")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+def test_a_failing_disk_leaves_nothing(
+    state: State, tmp_path: Path, function: str, code: int
+) -> None:
+    output = tmp_path / "deep" / "out"
+
+    def attempt() -> None:
+        shutil.rmtree(tmp_path / "deep", ignore_errors=True)
+        write(state, output, shard_size=600)
+
+    count = 0
+    for outcome in attempts(function, lambda: OSError(code, os.strerror(code)), attempt):
+        assert isinstance(outcome, DiskError)
+        assert outcome.exit_code == 6
+        assert os.strerror(code) in outcome.message
+        assert ("bytes are free" in str(outcome)) == (code in {errno.ENOSPC, errno.EDQUOT})
+        assert everything_below(tmp_path) == {}
+        count += 1
+    assert count >= {"rename": 1, "mkdir": 2}.get(function, 3)
+    assert_holds(output, state)  # the attempt in which no call was left to fail
+
+
+@pytest.mark.usefixtures("how")
+@pytest.mark.parametrize("function", [each for each in FUNCTIONS if each != "mkdir"])
+@pytest.mark.parametrize("error", [lambda: OSError(errno.EIO, "broken"), KeyboardInterrupt])
+def test_a_fault_leaves_what_was_there(
+    state: State, tmp_path: Path, function: str, error: Callable[[], BaseException]
+) -> None:
+    if function == "rename" and getattr(writer._exchanged_at_once, "__name__", "") != "<lambda>":  # noqa: SLF001
+        return  # exchanging at once renames nothing
+    output = tmp_path / "out"
+    write({"old": torch.ones(3)}, output)
+    before = everything_below(tmp_path)
+    finished = False
+
+    def attempt() -> None:
+        nonlocal finished
+        write(state, output, shard_size=600, overwrite=True)
+        finished = True
+
+    for outcome in attempts(function, error, attempt):
+        assert isinstance(outcome, (DiskError, KeyboardInterrupt))
+        assert everything_below(tmp_path) == before
+    assert finished
+    assert_holds(output, state)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("bug"), KeyboardInterrupt(), CheckpointError("bad")]
+)
+def test_an_exception_half_way_leaves_nothing(
+    state: State, tmp_path: Path, error: BaseException
+) -> None:
+    class Failing(StateDictSource):
+        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+            if name == "z":
+                raise error
+            return super().read(name, start, stop)
+
+    with pytest.raises(type(error)):
+        write(Failing(state), tmp_path / "parent" / "out")
+    assert everything_below(tmp_path) == {}
+
+
+def test_descriptors_are_closed_whatever_happens(state: State, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(RuntimeError, match="half"), staged(tmp_path / "out") as staging:
+            staging.lay_out(list(StateDictSource(state).infos.values()), shard_size=1)
+            raise RuntimeError("half way")
+    write(state, tmp_path / "out")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import torch
+from fusion_core.weights import StateDictSource, materialise, staged
+
+class Slow(StateDictSource):
+    def read(self, name, start, stop):
+        if name == "stop":
+            print("half way", flush=True)
+            time.sleep(60)
+        return super().read(name, start, stop)
+
+state = {"a": torch.ones(1000), "stop": torch.ones(10), "z": torch.ones(1000)}
+with staged(Path(sys.argv[1]), overwrite=True) as staging:
+    materialise(Slow(state), staging, shard_size=2000)
+    staging.commit(overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_a_killed_run_leaves_no_half_written_output(tmp_path: Path, present: bool) -> None:  # noqa: FBT001
+    output = tmp_path / "out"
+    if present:
+        write({"old": torch.ones(2)}, output)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(output)], stdout=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"half way\n"
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    visible = [each.name for each in tmp_path.iterdir() if not each.name.startswith(".")]
+    assert visible == (["out"] if present else [])
+    if present:
+        assert_holds(output, {"old": torch.ones(2)})
+    (staging,) = (each for each in tmp_path.iterdir() if each.name.startswith(".out.fuse-"))
+    with pytest.raises(CheckpointError):
+        CheckpointSource(staging)
+    write({"next": torch.ones(2)}, output, overwrite=True)
+    assert_holds(output, {"next": torch.ones(2)})
+    assert time.time() > staging.stat().st_mtime - 1
+
+
+# --- single files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace", "open"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_file_is_the_old_one_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException
+) -> None:
+    write_durably(tmp_path / "report.json", b"old")
+    assert (tmp_path / "report.json").read_bytes() == b"old"
+    monkeypatch.setattr(os, function, lambda *_, **__: (_ for _ in ()).throw(error))
+    kind = DiskError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(kind):
+        write_durably(tmp_path / "report.json", b"new")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["report.json"]
+    assert (tmp_path / "report.json").read_bytes() in {b"old", b"new"}

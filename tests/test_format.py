@@ -187,9 +187,9 @@ def _mutate(rng: random.Random, header: dict[str, Any], data: bytes) -> bytes:
     name = rng.choice(list(header) or ["new"])
     header.setdefault(name, {"dtype": "I8", "shape": [], "data_offsets": [0, 1]})
     odd: list[Any] = [
-        0, 1, -1, 7, 8, 2**31, 2**62, 2**63, 2**64, 1.5, True, None, "", "F32", "F64", "BF16", "BOOL",
-        "U16", "U64", "C64", "F4", "I8", [], [0], [0, 0], [0, 8], [2, 0], [-1], [1] * 9, {}, {"a": 1},
-        "\ud800", "é", "\x00",
+        0, 1, -1, 7, 8, 2**31, 2**62, 2**63, 2**64, 1.5, True, None, "", "F32", "F64", "BF16",
+        "BOOL", "U16", "U64", "C64", "F4", "I8", [], [0], [0, 0], [0, 8], [2, 0], [-1], [1] * 9, {},
+        {"a": 1}, "\ud800", "é", "\x00",
     ]  # fmt: skip
     kind = rng.randrange(14)
     if kind == 0:

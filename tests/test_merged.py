@@ -133,7 +133,9 @@ def test_a_kernel_of_the_wrong_size_is_caught(models: Models, wrong: Any) -> Non
             result: torch.Tensor = wrong(piece.base)
             return result
 
-    with pytest.raises(BrokenPluginError, match="elements of the 35 from 0 on of tensor 'layer.w"):
+    with pytest.raises(
+        BrokenPluginError, match=r"elements of the 35 from 0 on of tensor 'layer\.w"
+    ):
         merged(models, Wrong()).tensor("layer.weight")
 
 

@@ -408,7 +408,7 @@ def test_a_class_that_cannot_be_imported_is_its_plugins_fault(site: Site) -> Non
     with pytest.raises(BrokenPluginError, match=r"empty-x 1\.0 cannot be imported") as caught:
         component.load_class()
     assert caught.value.exit_code == 3
-    with pytest.raises(BrokenPluginError, match="'fake.config:Config'"):
+    with pytest.raises(BrokenPluginError, match=r"'fake\.config:Config'"):
         component.load_config()
 
 

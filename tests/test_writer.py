@@ -297,7 +297,7 @@ def test_a_side_file_stays_in_its_place(state: State, tmp_path: Path, name: str)
 
 def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> None:
     with (
-        pytest.raises(CheckpointError, match="vocab.txt cannot be read"),
+        pytest.raises(CheckpointError, match=r"vocab\.txt cannot be read"),
         staged(tmp_path / "out") as staging,
     ):
         staging.add("vocab.txt", tmp_path / "vocab.txt")

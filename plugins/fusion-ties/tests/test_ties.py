@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_ties.config import TiesConfig
-from fusion_ties.ties import Ties
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +18,8 @@ from fusion_core.errors import RecipeError
 from fusion_core.plugins import load_plugins
 from fusion_core.specs import AlgorithmSpec
 from fusion_core.weights import WeightSource, source
+from fusion_ties.config import TiesConfig
+from fusion_ties.ties import Ties
 
 State = dict[str, torch.Tensor]
 
@@ -241,9 +241,8 @@ def test_a_majority_is_the_scopes() -> None:
 def test_copies_of_one_model_are_that_model(
     seed: int, count: int, scope: str, zero_sign: str
 ) -> None:
-    base, (expert,) = (lambda pair: (pair[0], pair[1].values()))(
-        random_models(seed, torch.float32, experts=1)
-    )
+    base, models = random_models(seed, torch.float32, experts=1)
+    (expert,) = models.values()
     experts = {str(n): expert for n in range(count)}
     found = merge(base, experts, density=1.0, scope=scope, zero_sign=zero_sign)
     for name in base:

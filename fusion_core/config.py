@@ -252,7 +252,7 @@ def _with_default(recipe: Recipe, section: str, name: str | None, live: frozense
 def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[str]) -> str | None:
     if "model_pool" in live or recipe.model_pool.name is not None:
         return None
-    if recipe.model_pool.options:
+    if recipe.model_pool.options.keys() & {"base", "models"}:  # what only that pool is told
         return "checkpoints"
     defaults = [each for each in plugins.components(ModelPoolSpec) if each.spec.default]
     if len(defaults) == 1:

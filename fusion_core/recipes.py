@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import StringIO
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 _LARGEST_YAML = 2**16
 _MOST_NODES = 100_000
+_DEEPEST = 100
 
 
 def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
     """Parse YAML 1.2; `origin` names the text in errors."""
     if len(text) > _LARGEST_YAML:
         raise RecipeError(f"{origin}: larger than 64 KiB, which no recipe is")
+    if _nesting(text) > _DEEPEST:
+        raise RecipeError(f"{origin}: nested deeper than {_DEEPEST} brackets, as no recipe is")
     parser = YAML(typ="safe", pure=True)
     parser.Constructor = _BoundedConstructor
     try:
@@ -38,6 +41,12 @@ def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds an
     except Exception as error:  # whatever the parser makes of a text that nobody vouches for
         problem = str(error).strip() or type(error).__name__
         raise RecipeError(f"{origin}: not valid YAML: {problem}") from error
+
+
+def _nesting(text: str) -> int:
+    """Return how deeply brackets nest: the parser takes seconds over tens of thousands."""
+    steps = ((each in "[{") - (each in "]}") for each in text)
+    return max(accumulate(steps), default=0)
 
 
 class _BoundedConstructor(SafeConstructor):

@@ -132,6 +132,7 @@ class Staging:
         What it replaces is then the staging directory's content, and goes with that.
         """
         sync_directory(self.directory)
+        empty = self.output.exists() and not any(self.output.iterdir())
         replaces = overwrite and self.output.exists()
         if replaces:
             _exchange(self.directory, self.output)
@@ -146,6 +147,8 @@ class Staging:
                 _exchange(self.directory, self.output)
             else:
                 self.output.rename(self.directory)
+                if empty:
+                    self.output.mkdir()
             raise
 
     def _move_in(self) -> None:
@@ -161,8 +164,8 @@ class Staging:
         for shard in self.shards:
             shard.close()
         shutil.rmtree(self.directory, ignore_errors=True)
-        with suppress(OSError):
-            for parent in self._made:
+        for parent in self._made:
+            with suppress(OSError):  # never made after all, or in use by now
                 parent.rmdir()
 
 
@@ -173,9 +176,9 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Staging]:
     Raises `OutputError` if the output is present and not to be overwritten, `DiskError` naming the
     path where the file system refuses.
     """
-    check_output(output, overwrite=overwrite)
     staging = Staging(output)
     try:
+        check_output(output, overwrite=overwrite)
         staging.create()
         yield staging
     except OSError as error:
@@ -216,14 +219,15 @@ def _exchange(one: Path, other: Path) -> None:
     if _exchanged_at_once(one, other):
         return
     aside = one.with_name(f"{one.name}.old")
-    other.rename(aside)
     try:
+        other.rename(aside)
         one.rename(other)
         aside.rename(one)
     except BaseException:
-        if not one.exists():
-            other.rename(one)
-        aside.rename(other)
+        if aside.exists():  # interrupted between the first rename and the last
+            if not one.exists():
+                other.rename(one)
+            aside.rename(other)
         raise
 
 

@@ -2,8 +2,8 @@
 
 The k-th largest magnitude over a whole model is found by streaming: the bits of a non-negative
 float, read as an integer, order as the floats do, so counting them digit by digit narrows the
-answer down to one value in a few passes over the weights, exactly, in memory that does not grow with
-the model.
+answer down to one value in a few passes over the weights, exactly, in memory that does not grow
+with the model.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 from fusion_core.plugins import BLOCK_VARIABLE, load_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 @dataclass
@@ -71,6 +72,38 @@ def _fresh_plugins() -> Iterator[None]:
     load_plugins.cache_clear()
     yield
     load_plugins.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def build_wheels() -> Callable[..., Path]:
+    """Return what builds wheels of projects into a directory; a project may be given as files."""
+
+    def build(root: Path, *projects: Path, files: Mapping[str, str]) -> Path:
+        for name, content in files.items():
+            path = root / "project" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(content), encoding="utf-8")
+        offline = ("--no-deps", "--no-index", "--no-build-isolation", "-w", root / "dist")
+        pip("wheel", *offline, *projects, root / "project")
+        return root / "dist"
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def install_wheels() -> Callable[..., None]:
+    """Return what installs wheels into a directory, without what they require."""
+
+    def install(site: Path, *wheels: Path) -> None:
+        pip("install", "--no-deps", "--no-index", "--target", site, *wheels)
+
+    return install
+
+
+def pip(*arguments: str | Path) -> None:
+    """Run pip, quietly."""
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*command, *arguments], check=True)
 
 
 @pytest.fixture

@@ -75,20 +75,15 @@ class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(
+    tmp_path_factory: pytest.TempPathFactory,
+    build_wheels: Callable[..., Path],
+    install_wheels: Callable[..., None],
+) -> Path:
     """A directory that pip installed the plugin's wheel into."""
     root = tmp_path_factory.mktemp("acme")
-    for name, content in FILES.items():
-        path = root / "project" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", root / "dist"]
-    subprocess.run([*pip, *build, root / "project"], check=True)
-    (wheel,) = (root / "dist").iterdir()
-    subprocess.run(
-        [*pip, "install", "--no-deps", "--no-index", "--target", root / "site", wheel], check=True
-    )
+    (wheel,) = build_wheels(root, files=FILES).iterdir()
+    install_wheels(root / "site", wheel)
     return root / "site"
 
 

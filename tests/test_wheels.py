@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import sysconfig
 import textwrap
 import venv
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {
@@ -89,26 +92,18 @@ PROGRAM = """
 """
 
 
-def pip(*arguments: str | Path) -> list[str | Path]:
-    return ["-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-
-
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[..., Path]) -> Path:
     """Build the wheels of the core, of two plugins and of a stranger's one."""
-    root = tmp_path_factory.mktemp("wheels")
-    for name, content in STRANGER.items():
-        path = root / "stranger" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(content))
-    build = pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", root / "dist")
-    sources = [*PACKAGES.values(), root / "stranger"]
-    subprocess.run([sys.executable, *build, *sources], check=True)
-    return root / "dist"
+    return build_wheels(tmp_path_factory.mktemp("wheels"), *PACKAGES.values(), files=STRANGER)
 
 
 @pytest.fixture(scope="module")
-def python(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(
+    wheels: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    install_wheels: Callable[..., None],
+) -> Path:
     """Install them into an environment of their own, which borrows torch and the like from ours."""
     home = tmp_path_factory.mktemp("venv")
     venv.create(home, with_pip=False)
@@ -120,8 +115,7 @@ def python(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not each.name.startswith(("fusion_", "_fusion_", "pools_", "_pools_", "__editable__")):
             (borrowed / each.name).symlink_to(each)
     (site / "borrowed.pth").write_text(f"{borrowed}\n")
-    install = pip("install", "--no-deps", "--no-index", "--target", site, *wheels.iterdir())
-    subprocess.run([sys.executable, *install], check=True)
+    install_wheels(site, *wheels.iterdir())
     return home / "bin" / "python"
 
 

@@ -102,11 +102,21 @@ def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
                 f"--set {assignment!r} is no assignment", hint="Write --set algorithm.density=0.2."
             )
         value = load_yaml(value, origin=f"--set {dotted}")
-        try:
-            recipe = _assign(recipe, dotted.split("."), value)
-        except TypeError as error:
-            raise RecipeError(f"--set {assignment!r}: {error}") from error
+        recipe = assign(recipe, dotted.split("."), value, origin=f"--set {assignment!r}")
     return recipe
+
+
+def assign(
+    recipe: Mapping[str, Any], path: Sequence[str], value: object, *, origin: str
+) -> dict[str, Any]:
+    """Return the recipe with one option set; `origin` names the flag in errors.
+
+    Raises `RecipeError` where the recipe holds something that has no options on the way.
+    """
+    try:
+        return _assign(recipe, path, value)
+    except TypeError as error:
+        raise RecipeError(f"{origin}: {error}") from error
 
 
 def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:

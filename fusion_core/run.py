@@ -109,6 +109,7 @@ class Plan:
     pool: ModelPool[Any]
     tasks: TaskPool[Any] | None
     path: Path | None
+    device: torch.device
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -127,7 +128,13 @@ class Plan:
     @property
     def algorithm_name(self) -> str:
         """What to call the result."""
-        return self.resolved.algorithm.name if self.resolved.algorithm else "fused"
+        return _algorithm_name(self.resolved)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the algorithm sees tasks; one given as an object may."""
+        outer = self.resolved.algorithm
+        return outer is None or sees_tasks(outer.component.spec)
 
     @property
     def distributions(self) -> set[str]:
@@ -171,7 +178,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
     shaped = {**raw, **{name: {} for name in live}}
     resolved = resolve(shaped, plugins, live=frozenset(live))
-    device_of(options.device)
+    device = device_of(options.device)
     algorithm = live.get("algorithm", _created(resolved.algorithm))
     pool = live.get("model_pool", _created(resolved.model_pool))
     tasks = live.get("task_pool", _created(resolved.task_pool))
@@ -179,7 +186,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     path = _output_path(resolved, pool)
     if path is not None:
         check_output(path, overwrite=options.overwrite)
-    return Plan(resolved, plugins, options, algorithm, pool, tasks, path)
+    return Plan(resolved, plugins, options, algorithm, pool, tasks, path, device)
 
 
 def execute(plan: Plan) -> RunResult:
@@ -196,7 +203,7 @@ def execute(plan: Plan) -> RunResult:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
         else:
-            _write(plan, weights, context, started)
+            _write(plan, plan.path, weights, context, started)
             written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
     if plan.tasks is not None and plan.options.evaluate:
@@ -205,11 +212,10 @@ def execute(plan: Plan) -> RunResult:
     return result
 
 
-def _write(plan: Plan, weights: WeightSource, context: RunContext, started: float) -> None:
+def _write(
+    plan: Plan, path: Path, weights: WeightSource, context: RunContext, started: float
+) -> None:
     """Write the model directory: all of it, or nothing."""
-    path = plan.path
-    if path is None:
-        return
     output = plan.resolved.recipe.output
     with staged(path, overwrite=plan.options.overwrite) as staging:
         materialise(
@@ -232,9 +238,8 @@ def _write(plan: Plan, weights: WeightSource, context: RunContext, started: floa
 def _provenance(
     plan: Plan, weights: WeightSource, directory: Path, timings: Mapping[str, Any]
 ) -> bytes:
-    device = device_of(plan.options.device)
     parts = {
-        **provenance.environment(plan.distributions, plan.plugins.plugins, device),
+        **provenance.environment(plan.distributions, plan.plugins.plugins, plan.device),
         "inputs": plan.pool.inputs(),
         "tensors": provenance.counts(plan.pool, weights),
         "outputs": provenance.outputs(directory),
@@ -245,16 +250,14 @@ def _provenance(
 def _evaluated(plan: Plan, result: RunResult) -> Report:
     """Evaluate what was made; a failure leaves a committed model where it is and says so."""
     assert plan.tasks is not None  # noqa: S101 - the caller looked
-    outer = plan.resolved.algorithm
-    adapted = outer is None or sees_tasks(outer.component.spec)
     try:
         report = evaluate(
             result.pool,
             plan.tasks,
             result.weights,
-            device=device_of(plan.options.device),
+            device=plan.device,
             progress=plan.options.progress,
-            transductive=plan.tasks.transductive if adapted else None,
+            transductive=plan.tasks.transductive if plan.adapts else None,
         )
         if result.path is not None:
             write_report(report, result.path)
@@ -278,11 +281,10 @@ def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
         created: Algorithm[Any] = inner.create()
         return created
 
-    outer = plan.resolved.algorithm
     return RunContext(
-        tasks=plan.tasks if outer is None or sees_tasks(outer.component.spec) else None,
+        tasks=plan.tasks if plan.adapts else None,
         seed=plan.resolved.recipe.seed,
-        device=device_of(plan.options.device),
+        device=plan.device,
         executor=executor,
         progress=plan.options.progress,
         finite=plan.resolved.recipe.alignment.nan == "error",
@@ -320,6 +322,10 @@ def _range(spec: AlgorithmSpec) -> str:
     return f"{spec.min_experts} to {spec.max_experts}"
 
 
+def _algorithm_name(resolved: ResolvedRecipe) -> str:
+    return resolved.algorithm.name if resolved.algorithm else "fused"
+
+
 def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
     return None if resolved is None else resolved.create()
 
@@ -341,8 +347,7 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
     live = any(isinstance(each, StateDictSource) for each in (pool.base, *pool.experts.values()))
     if resolved.model_pool is None or live:
         return None
-    algorithm = resolved.algorithm.name if resolved.algorithm else "fused"
-    stem = f"{resolved.model_pool.name}-{algorithm}"
+    stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"
     numbers = range(1, 10**6)
     return next(path for n in numbers if not (path := OUTPUTS / f"{stem}-{n}").exists())
 

@@ -195,6 +195,10 @@ BAD = {
         ("algorithm.scope", "model_pool.bse"),
     ),
     "no assignment": Bad(("--algo", "ties", *CHECKPOINTS, "--set", "x"), 2, ("--set 'x'",)),
+    "output with no options": Bad(
+        ("output.yaml", "-o", "out"), 2, ("output.name: unknown option", "path")
+    ),
+    "tasks of a list": Bad(("tasks.yaml", "--tasks", "a"), 2, ("--tasks a", "['a']")),
     "missing recipe": Bad(("nowhere.yaml",), 2, ("nowhere.yaml",)),
     "malformed recipe": Bad(("malformed.yaml",), 2, ("malformed.yaml", "YAML")),
     "recipe that is a list": Bad(("list.yaml",), 2, ("list.yaml", "mapping")),
@@ -284,6 +288,8 @@ def _break_things() -> None:
     for name, text in {
         "malformed.yaml": "algorithm: {name: ties",
         "list.yaml": "- algorithm",
+        "output.yaml": "algorithm: ties\noutput: out",
+        "tasks.yaml": "algorithm: ties\ntask_pool: [a]",
         "taken/notes.txt": "mine",
     }.items():
         Path(name).write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -49,8 +49,8 @@ def evaluate(
     from fusion_core.evaluation import device_of, evaluate_directory
     from fusion_core.recipes import override
 
-    sections: dict[str, str | None] = {"model_pool.name": pool, "task_pool.name": task_pool}
-    raw: dict[str, Any] = override(sections_from({}, sections, tasks), assignments or [])
+    names = {"model_pool": pool, "task_pool": task_pool}
+    raw = override(sections_from({}, names, tasks), assignments or [])
     report = evaluate_directory(
         model,
         plugins,

@@ -116,14 +116,17 @@ def run(
     """
     set_up_logging(verbose=verbose)
     warn_of_broken_plugins(load_plugins(context.obj))
-    sections = {"algorithm.name": algo, "model_pool.name": pool, "task_pool.name": task_pool}
-    raw = _raw(recipe, sections, tasks, assignments or [])
+    from fusion_core.recipes import assign, dump_yaml, load_recipe, override
+
+    raw = {} if recipe is None else load_recipe(recipe)
+    names = {"algorithm": algo, "model_pool": pool, "task_pool": task_pool}
+    raw = override(sections_from(raw, names, tasks), assignments or [])
     if seed is not None:
         raw["seed"] = seed
     if output is not None:
-        raw["output"] = {**raw.get("output", {}), "path": str(output)}
+        raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
 
-    from fusion_core import run as pipeline
+    from fusion_core import run as pipeline  # torch: not before the recipe has been read
 
     plan = pipeline.plan(
         raw,
@@ -138,8 +141,6 @@ def run(
         ),
     )
     if print_config:
-        from fusion_core.recipes import dump_yaml
-
         print(dump_yaml(plan.recipe), end="")
         return
     _show(pipeline.execute(plan), plan.algorithm_name, as_json=as_json)
@@ -152,27 +153,18 @@ def set_up_logging(*, verbose: bool) -> None:
 
 
 def sections_from(
-    raw: dict[str, Any], sections: dict[str, str | None], tasks: str | None
+    raw: dict[str, Any], names: dict[str, str | None], tasks: str | None
 ) -> dict[str, Any]:
     """Apply the flags that name components and tasks; a name of another component drops options."""
-    for key, name in sections.items():
-        section = key.partition(".")[0]
+    from fusion_core.recipes import assign
+
+    for section, name in names.items():
         if name is not None:
             raw[section] = {**_options_kept(raw.get(section), name), "name": name}
-    if tasks is not None:
-        kept = raw.get("task_pool")
-        kept = {"name": kept} if isinstance(kept, str) else kept or {}
-        raw["task_pool"] = {**kept, "tasks": [task.strip() for task in tasks.split(",")]}
-    return raw
-
-
-def _raw(
-    recipe: Path | None, sections: dict[str, str | None], tasks: str | None, assignments: list[str]
-) -> dict[str, Any]:
-    from fusion_core.recipes import load_recipe, override
-
-    raw = {} if recipe is None else load_recipe(recipe)
-    return override(sections_from(raw, sections, tasks), assignments)
+    if tasks is None:
+        return raw
+    listed = [task.strip() for task in tasks.split(",")]
+    return assign(raw, ("task_pool", "tasks"), listed, origin=f"--tasks {tasks}")
 
 
 def _options_kept(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML

@@ -348,8 +348,8 @@ def test_a_survey_sees_its_scope_once(models: Models, scope: Scope, prepare: boo
     found = merged(models, kernel)
     with ThreadPoolExecutor(3) as executor:
         if prepare:
-            found.prepare(executor)
-            found.prepare(executor)
+            for name in [None, None, *models["base"]]:
+                found.prepare(executor, name)
         list(executor.map(found.tensor, [*models["base"]] * 3))
     expected: list[list[str]] = {
         Scope.NONE: [],
@@ -378,7 +378,7 @@ def test_a_scan_folds_in_the_order_of_the_blocks(models: Models) -> None:
     blocks = [
         (name, start) for name in FLOATS for start, _ in Cut.ELEMENT.ranges(found.infos[name])
     ]
-    assert found._states[""] == blocks  # noqa: SLF001
+    assert found._surveys[""].made(lambda: None) == blocks  # noqa: SLF001
 
 
 def test_the_survey_of_an_operand_comes_first(models: Models) -> None:

@@ -14,7 +14,6 @@ from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from concurrent.futures import Executor
 
     import torch
 
@@ -51,9 +50,10 @@ class AlignedSource(WeightSource):
         home = self._source if name in self._source.infos else self._reference
         return home.read(name, start, stop)
 
-    def prepare(self, executor: Executor) -> None:
-        """Prepare the expert."""
-        self._source.prepare(executor)
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The expert, and the reference that fills its gaps."""
+        return self._source, self._reference
 
     def describe(self) -> str:
         """Name the expert."""

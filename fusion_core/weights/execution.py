@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Units submitted ahead of the one whose result is awaited: their results are held in memory.
 _WINDOW = 16
+#: Tensors surveyed while the one before them is merged.
+AHEAD = 2
 
 PartT = TypeVar("PartT")
 
@@ -37,7 +39,11 @@ class SerialExecutor(Executor):
 
 
 def run_all(
-    executor: Executor, function: Callable[[Any], PartT], units: Iterable[Any]
+    executor: Executor,
+    function: Callable[[Any], PartT],
+    units: Iterable[Any],
+    *,
+    window: int = _WINDOW,
 ) -> Iterator[PartT]:
     """Run a function on every unit and yield the results in order.
 
@@ -47,7 +53,7 @@ def run_all(
     try:
         for unit in units:
             waiting.append(executor.submit(_single_threaded, function, unit))
-            if len(waiting) == _WINDOW:
+            if len(waiting) == window:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -55,6 +61,17 @@ def run_all(
         for future in waiting:
             future.cancel()
         wait(waiting)
+
+
+def surveyors(executor: Executor) -> Executor:
+    """Return threads for functions that have work done on an executor and wait for it.
+
+    On threads of their own, no worker waits for another. Beside a `SerialExecutor` they are one,
+    too: nothing runs ahead.
+    """
+    if isinstance(executor, SerialExecutor):
+        return executor
+    return ThreadPoolExecutor(AHEAD, thread_name_prefix="fusion-survey")
 
 
 def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core.progress import Progress
-from fusion_core.weights.execution import SerialExecutor, run_all
+from fusion_core.weights.execution import AHEAD, SerialExecutor, run_all, surveyors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from concurrent.futures import Executor
 
     from fusion_core.weights.format import TensorInfo
@@ -35,7 +36,6 @@ def materialise(
     infos = list(source.infos.values())
     staging.lay_out(infos, shard_size=shard_size)
     source.prepare(executor)
-    units = [(info, *span) for info in infos for span in source.cut.ranges(info)]
 
     def work(unit: Unit) -> int:
         info, start, stop = unit
@@ -44,6 +44,19 @@ def materialise(
 
     total = sum(info.nbytes for info in infos)
     with (progress or Progress()).track("merge", total=total, unit="B") as advance:
-        for count in run_all(executor, work, units):
+        for count in run_all(executor, work, _units(source, infos, executor)):
             advance(count)
     staging.finish_shards()
+
+
+def _units(source: WeightSource, infos: list[TensorInfo], executor: Executor) -> Iterator[Unit]:
+    """Cut tensors into units, each tensor when it is prepared; the next ones are meanwhile."""
+
+    def prepare(info: TensorInfo) -> TensorInfo:
+        source.prepare(executor, info.name)
+        return info
+
+    with surveyors(executor) as threads:
+        for info in run_all(threads, prepare, infos, window=AHEAD):
+            for start, stop in source.cut.ranges(info):
+                yield info, start, stop

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.format import TensorInfo
 
+#: The key of a survey of the whole model: no tensor has an empty name.
+_WHOLE_MODEL = ""
+
 PartT = TypeVar("PartT")
 TotalT = TypeVar("TotalT")
 
@@ -114,8 +117,8 @@ class MergedSource(WeightSource):
 
     kernel: Kernel
     operands: Operands
-    _states: dict[str, Any] = field(default_factory=dict)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _surveys: dict[str, _Survey] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.infos = {
@@ -141,32 +144,73 @@ class MergedSource(WeightSource):
             )
         return merged.reshape(-1).to(info.dtype)
 
-    def prepare(self, executor: Executor) -> None:
-        """Make the surveys that span the model, the operands' first."""
-        for source in self.operands.sources:
-            source.prepare(executor)
-        with self._lock:
-            if self.kernel.scope is Scope.MODEL and "" not in self._states:
-                infos = [info for info in self.infos.values() if is_merged(info)]
-                self._states[""] = self._survey(infos, executor)
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The operands."""
+        return self.operands.sources
+
+    def prepare(self, executor: Executor, name: str | None = None) -> None:
+        """Prepare the operands, then survey what the kernel's scope says."""
+        super().prepare(executor, name)
+        if name is None and self.kernel.scope is Scope.MODEL:
+            self._survey(_WHOLE_MODEL, executor)
+        elif name is not None and self._is_surveyed(name):
+            self._survey(name, executor)
+
+    def _is_surveyed(self, name: str) -> bool:
+        known = name in self.infos and is_merged(self.infos[name])
+        return known and self.kernel.scope is Scope.TENSOR
 
     def describe(self) -> str:
         """Name the kernel."""
         return f"merge by {type(self.kernel).__name__}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        finished = {key: each for key, each in self._surveys.items() if each.done}
+        return {**self.__dict__, "_surveys": finished, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def _state(self, info: TensorInfo) -> Any:  # noqa: ANN401 - the kernel's own
         if self.kernel.scope is Scope.NONE:
             return None
-        key = info.name if self.kernel.scope is Scope.TENSOR else ""
-        with self._lock:
-            if key not in self._states and not key:
-                self.prepare(SerialExecutor())
-            elif key not in self._states:
-                self._states[key] = self._survey([info], SerialExecutor())
-            return self._states[key]
+        key = info.name if self.kernel.scope is Scope.TENSOR else _WHOLE_MODEL
+        return self._survey(key, SerialExecutor())
 
-    def _survey(self, infos: Sequence[TensorInfo], executor: Executor) -> Any:  # noqa: ANN401
-        return self.kernel.survey(Scan(self.operands, infos, executor, self._operand_cut))
+    def _survey(self, key: str, executor: Executor) -> Any:  # noqa: ANN401
+        with self._lock:
+            survey = self._surveys.setdefault(key, _Survey())
+        return survey.made(lambda: self.kernel.survey(self._scan(key, executor)))
+
+    def _scan(self, key: str, executor: Executor) -> Scan:
+        names = self.infos if key == _WHOLE_MODEL else [key]
+        infos = [self.infos[name] for name in names if is_merged(self.infos[name])]
+        return Scan(self.operands, infos, executor, self._operand_cut)
+
+
+class _Survey:
+    """What a kernel's survey found: made once, whoever asks first."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._found: Any = None
+        self._lock = threading.Lock()
+
+    def made(self, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - the kernel's own
+        """Return it, made now if nobody has; one that fails is made anew by whoever asks next."""
+        with self._lock:
+            if not self.done:
+                self._found = make()
+                self.done = True
+            return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"done": self.done, "_found": self._found}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
 
 
 class CastSource(WeightSource):
@@ -189,9 +233,10 @@ class CastSource(WeightSource):
             check_finite(values, name, f"{self.describe()} in {dtype}")
         return values
 
-    def prepare(self, executor: Executor) -> None:
-        """Prepare the source."""
-        self._source.prepare(executor)
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The source that is rounded."""
+        return (self._source,)
 
     def describe(self) -> str:
         """Name the source."""

@@ -82,9 +82,19 @@ class WeightSource(ABC):
         """Return every tensor, computed range by range as the engine does, in fresh memory."""
         return {name: assemble(self, name).reshape(self.infos[name].shape) for name in self.infos}
 
-    def prepare(self, executor: Executor) -> None:
-        """Run whatever must see all weights before the first read (a survey); default: nothing."""
-        del executor
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """What this source reads from, if it is not the place where its values are."""
+        return ()
+
+    def prepare(self, executor: Executor, name: str | None = None) -> None:
+        """Make the surveys that reading depends on: of the whole model or, by name, of a tensor.
+
+        The engine prepares the model once, then each tensor shortly before it is read. A source
+        that was not prepared makes its surveys when it is first read, on one core.
+        """
+        for source in self.sources:
+            source.prepare(executor, name)
 
     def describe(self) -> str:
         """Name this source in an error."""
@@ -145,9 +155,14 @@ class RenamedSource(WeightSource):
         """Read the tensor under its other name."""
         return self._source.read(self._names[name], start, stop)
 
-    def prepare(self, executor: Executor) -> None:
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The renamed source."""
+        return (self._source,)
+
+    def prepare(self, executor: Executor, name: str | None = None) -> None:
         """Prepare the renamed source."""
-        self._source.prepare(executor)
+        self._source.prepare(executor, None if name is None else self._names[name])
 
     def describe(self) -> str:
         """Name the renamed source."""

@@ -41,7 +41,7 @@ class RunContext:
     tasks: TaskPool[Any] | None = None
     #: everything random derives from it
     seed: int = 0
-    #: where live models belong
+    #: where live models belong, and matrices are merged
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     executor: Executor = field(default_factory=SerialExecutor)
     progress: Progress = field(default_factory=Progress)
@@ -59,7 +59,7 @@ class RunContext:
     ) -> WeightSource:
         """Return the lazy merge of a pool's models by a kernel."""
         key = f"{self.seed}\0{type(kernel).__name__}"
-        operands = Operands(pool.base, pool.experts, tuple(weights), key, self.finite)
+        operands = Operands(pool.base, pool.experts, tuple(weights), key, self.finite, self.device)
         return MergedSource(kernel, operands)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

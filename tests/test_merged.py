@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from fusion_core.errors import BrokenPluginError, WeightsError
 from fusion_core.weights import (
     CastSource,
+    CheckpointSource,
     Cut,
     Kernel,
     Linear,
@@ -24,6 +27,7 @@ from fusion_core.weights import (
     Scope,
     SerialExecutor,
     StateDictSource,
+    TensorInfo,
     assemble,
     in_order,
     source,
@@ -33,6 +37,7 @@ from fusion_core.weights.piece import check_finite, counter_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from fusion_core.weights import WeightSource
 
@@ -580,3 +585,69 @@ def test_sums_in_order_do_not_depend_on_where_they_are_cut() -> None:
     one = rows[:1].clone()
     in_order(one).zero_()
     assert torch.equal(one, rows[:1])
+
+
+class Delta(StateDictSource):
+    """An expert that is given by its difference from the base."""
+
+    is_delta = True
+
+
+def test_a_delta_gives_experts_and_task_vectors() -> None:
+    base = StateDictSource({"w": torch.tensor([1.0, 2**24])})
+    tiny = torch.tensor([2**-30, 0.5])  # the base swallows both
+    operands = Operands(base, {"d": Delta({"w": tiny}), "e": StateDictSource({"w": tiny})})
+    piece = Piece(operands, base.infos["w"], (0, 2), Cut.ELEMENT)
+    assert torch.equal(piece.task_vectors, torch.stack([tiny, tiny - base.tensor("w")]))
+    assert torch.equal(piece.experts, torch.stack([base.tensor("w"), tiny]))
+
+
+def test_a_delta_needs_a_base() -> None:
+    info = TensorInfo("w", (1,), torch.float32)
+    piece = Piece(Operands(None, {"d": Delta({"w": torch.ones(1)})}), info, (0, 1), Cut.ELEMENT)
+    assert torch.equal(piece._rows(relative=True), torch.ones(1, 1))  # noqa: SLF001
+    with pytest.raises(WeightsError, match="no base"):
+        _ = piece.experts
+
+
+def test_matrices_go_to_the_device_and_elements_stay() -> None:
+    """`meta` stands for a GPU: it shows where tensors are, without having values."""
+    tensors = StateDictSource({"w": torch.ones(2, 3)})
+    operands = Operands(tensors, {"a": tensors}, device=torch.device("meta"))
+    for cut, device in ((Cut.ELEMENT, "cpu"), (Cut.ROW, "meta"), (Cut.TENSOR, "meta")):
+        piece = Piece(operands, tensors.infos["w"], (0, 6), cut)
+        parts = (piece.base, piece.experts, piece.task_vectors, piece.weights, piece.uniform(0))
+        assert {part.device.type for part in parts} == {device}
+
+
+def test_a_prepared_merge_goes_to_another_process_with_its_surveys(
+    models: Models, tmp_path: Path
+) -> None:
+    for name in ("base", "a"):
+        save_file(models[name], tmp_path / f"{name}.safetensors")
+    base, expert = (CheckpointSource(tmp_path / f"{name}.safetensors") for name in ("base", "a"))
+    found = MergedSource(Mean(), Operands(base, {"a": expert}))
+    found.prepare(SerialExecutor())
+    again = pickle.loads(pickle.dumps(found))
+    assert again.kernel.surveys == []
+    assert torch.equal(again.tensor("scale"), found.tensor("scale"))
+
+
+class Mean(Kernel):
+    """Shifts everything by the mean of the model's task vectors."""
+
+    scope = Scope.MODEL
+
+    def __init__(self) -> None:
+        self.surveys: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"surveys": []}
+
+    def survey(self, scan: Scan) -> float:
+        self.surveys.append(scan.numel)
+        total: float = scan(lambda p: float(p.task_vectors.sum()), lambda t, p: t + p, 0.0)
+        return total / scan.numel
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        return piece.base + piece.state

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core.weights import Cut, Operands, Scan, SerialExecutor, StateDictSource, source
+from fusion_core.weights import (
+    Cut,
+    Operands,
+    Piece,
+    Scan,
+    SerialExecutor,
+    StateDictSource,
+    merged,
+    select,
+    source,
+)
 from fusion_core.weights.select import (
     agreeing,
     elected_sign,
@@ -54,6 +65,59 @@ def test_the_kth_largest_is_exact(values: list[float], data: st.DataObject) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "BLOCK", block)
         assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(FP32 | AWKWARD, min_size=1, max_size=80), st.data())
+def test_a_guess_is_proven_or_given_up(values: list[float], data: st.DataObject) -> None:
+    """Samples of a few elements mislead often; what is found must be exact all the same."""
+    k = data.draw(st.integers(1, len(values)))
+    cut = data.draw(st.integers(0, len(values)))
+    tensor = torch.tensor(values, dtype=torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "BLOCK", data.draw(st.integers(1, 40)))
+        patch.setattr(merged, "_SHORTEST_RUN", data.draw(st.integers(1, 3)))
+        patch.setattr(select, "_WORTH_A_GUESS", 2)
+        patch.setattr(select, "_SAMPLED", data.draw(st.integers(1, 8)))
+        patch.setattr(select, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
+        patch.setattr(select, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
+        patch.setattr(select, "_GUESSED", data.draw(st.sampled_from([1, 12, 20])))
+        assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)
+
+
+@pytest.mark.parametrize(
+    "values",
+    {
+        "normal": lambda g: torch.randn(300_001, generator=g),
+        "mostly zero": lambda g: torch.randn(300_001, generator=g).relu() * 1e-4,
+        "sorted": lambda g: torch.randn(300_001, generator=g).sort().values,
+        "bf16 grid": lambda g: torch.randn(300_001, generator=g).bfloat16().float(),
+        "denormal": lambda g: torch.randn(300_001, generator=g) * 1e-42,
+        "far apart": lambda g: torch.logspace(-44, 38, 300_001),
+        "one large": lambda g: torch.zeros(300_001).index_fill_(0, torch.tensor([7]), 3.0),
+    }.items(),
+    ids=lambda each: each[0],
+)
+def test_magnitudes_of_many_kinds(values: tuple[str, Any]) -> None:
+    tensor = values[1](torch.Generator().manual_seed(1))
+    for k in (1, 2, 3000, 60_000, 299_999, 300_001):
+        assert_exact({"x": tensor, "y": tensor[:5]}, {"x": -tensor, "y": tensor[5:10]}, k=k)
+
+
+def test_most_magnitudes_are_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed rests on it: a guess that failed would cost a pass and give the same result."""
+    passes = []
+    count = select._Count.__call__  # noqa: SLF001
+
+    def counted(self: Any, piece: Piece) -> Any:
+        passes.append(piece.start)
+        return count(self, piece)
+
+    monkeypatch.setattr(select._Count, "__call__", counted)  # noqa: SLF001
+    generator = torch.Generator().manual_seed(0)
+    expert = {"x": torch.randn(2**20, generator=generator)}
+    assert_exact(expert, k=2**18)
+    assert len(passes) == len(set(passes)) == 4
 
 
 @settings(max_examples=40, deadline=None)
@@ -166,5 +230,19 @@ def test_signs_are_elected_by_mass_not_by_count() -> None:
 def test_zeros_never_agree() -> None:
     rows = torch.tensor([[2.0, -2.0, 0.0], [-0.0, 3.0, 0.0]])
     agree = agreeing(rows, torch.tensor([1.0, 1.0, -1.0]))
-    assert agree.tolist() == [[True, False, False], [False, True, False]]
+    assert agree.tolist() == [[2, 0, 0], [0, 3, 0]]
     assert not agreeing(rows, torch.zeros(3)).any()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(FP32 | AWKWARD, min_size=1, max_size=30), st.data())
+def test_trimming_is_exact_at_the_threshold(values: list[float], data: st.DataObject) -> None:
+    row = torch.tensor([values], dtype=torch.float32)
+    between = st.sampled_from(row[0].abs().tolist()) | st.floats(0, allow_nan=False)
+    threshold = torch.tensor([data.draw(between)], dtype=torch.float64)
+    kept = row.where(row.double().abs() >= threshold, 0)
+    assert torch.equal(trimmed(row, threshold), kept)
+
+
+def test_an_infinite_threshold_keeps_nothing() -> None:
+    assert not trimmed(torch.tensor([[1.0, 3.4e38, torch.inf]]), torch.tensor([torch.inf])).any()

@@ -15,7 +15,7 @@ import torch
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.format import LARGEST_INDEX, Entry, parse_header, parse_index
-from fusion_core.weights.source import WeightSource
+from fusion_core.weights.source import WeightSource, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,12 +38,8 @@ class CheckpointSource(WeightSource):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read a range of a tensor from its file."""
         entry, file = self._entries[name]
-        size = entry.info.dtype.itemsize
-        if stop == start:
-            return torch.empty(0, dtype=entry.info.dtype)
-        buffer = bytearray((stop - start) * size)
-        view = memoryview(buffer)
-        offset = entry.offset + start * size
+        values = torch.empty(stop - start, dtype=entry.info.dtype)
+        view, offset = memory_of(values), entry.offset + start * values.itemsize
         while view:
             try:
                 count = os.preadv(self._descriptors[file], [view], offset)
@@ -55,7 +51,7 @@ class CheckpointSource(WeightSource):
                     hint="The file changed while it was being read.",
                 )
             view, offset = view[count:], offset + count
-        return torch.frombuffer(buffer, dtype=entry.info.dtype)
+        return values
 
     def describe(self) -> str:
         """Return the path."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -49,6 +50,7 @@ def run_all(
 
     The first error cancels the units that have not begun and waits for those that have.
     """
+    _keep_freed_memory()
     waiting: deque[Future[PartT]] = deque()
     try:
         for unit in units:
@@ -72,6 +74,16 @@ def surveyors(executor: Executor) -> Executor:
     if isinstance(executor, SerialExecutor):
         return executor
     return ThreadPoolExecutor(AHEAD, thread_name_prefix="fusion-survey")
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    """Free one large block: glibc then keeps what is freed below that size for the next unit.
+
+    By default it gives every piece's memory back to the system and faults it in again, which takes
+    as long as merging. Documented in mallopt(3); elsewhere this does nothing.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:

@@ -12,20 +12,27 @@ import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fusion_core.errors import BrokenPluginError
 from fusion_core.weights.execution import SerialExecutor, run_all
 from fusion_core.weights.piece import Operands, Piece, check_finite, in_order, is_merged
-from fusion_core.weights.source import Cut, WeightSource
+from fusion_core.weights.source import BLOCK, Cut, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
     import torch
 
     from fusion_core.weights.format import TensorInfo
+
+    Block = tuple[TensorInfo, tuple[int, int]]
+
+#: Fewer elements than this are not worth the calls that read them.
+_SHORTEST_RUN = 128
+_GOLDEN = 0.6180339887498949
 
 #: The key of a survey of the whole model: no tensor has an empty name.
 _WHOLE_MODEL = ""
@@ -86,12 +93,9 @@ class Scan:
         initial: TotalT,
     ) -> TotalT:
         """Run `kernel` on every block and fold what it returns, in the blocks' order."""
-
-        def part(block: tuple[TensorInfo, tuple[int, int]]) -> PartT:
-            return kernel(Piece(self.operands, *block, self.cut))
-
         total = initial
-        for result in run_all(self.executor, part, list(self._blocks())):
+        part = _Part(self.operands, kernel, self.cut)
+        for result in run_all(self.executor, part, self.blocks):
             total = fold(total, result)
         return total
 
@@ -100,10 +104,46 @@ class Scan:
         """Elements in one operand."""
         return sum(info.numel for info in self.infos)
 
-    def _blocks(self) -> Iterator[tuple[TensorInfo, tuple[int, int]]]:
-        for info in self.infos:
-            for span in self.cut.ranges(info):
-                yield info, span
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """What is looked at, in order."""
+        return [(info, span) for info in self.infos for span in self.cut.ranges(info)]
+
+    def sample(self, numel: int) -> Scan:
+        """Return a scan of about `numel` elements, evenly spread: for guesses to be proven later.
+
+        A run of every block or, where there are too many or the operands cannot be cut, of some.
+        """
+        shortest = _SHORTEST_RUN if self.cut is Cut.ELEMENT else BLOCK
+        filled = [block for block in self.blocks if block[0].numel]
+        step = max(1, len(filled) * shortest // max(numel, 1))
+        blocks = filled[::step]
+        if self.cut is Cut.ELEMENT:
+            run = max(_SHORTEST_RUN, numel // max(len(blocks), 1))
+            blocks = [(info, _run_of(span, run, n)) for n, (info, span) in enumerate(blocks)]
+        thinned = replace(self)
+        thinned.__dict__["blocks"] = blocks
+        return thinned
+
+
+def _run_of(span: tuple[int, int], run: int, number: int) -> tuple[int, int]:
+    """Take a run of a span at a place that differs from one span to the next."""
+    start, stop = span
+    room = max(stop - start - run, 0)
+    start += int(room * (number * _GOLDEN % 1))
+    return start, min(start + run, stop)
+
+
+@dataclass(frozen=True)
+class _Part(Generic[PartT]):
+    """The work of one block."""
+
+    operands: Operands
+    kernel: Callable[[Piece], PartT]
+    cut: Cut
+
+    def __call__(self, block: Block) -> PartT:
+        return self.kernel(Piece(self.operands, *block, self.cut))
 
 
 @dataclass
@@ -142,7 +182,7 @@ class MergedSource(WeightSource):
                 f"{self.describe()} made {merged.numel()} elements of the {stop - start} "
                 f"from {start} on of tensor {name!r}"
             )
-        return merged.reshape(-1).to(info.dtype)
+        return merged.reshape(-1).to(info.dtype).cpu()
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

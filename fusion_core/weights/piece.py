@@ -6,6 +6,7 @@ Values come in the dtype to compute in, checked for NaN and infinity where the p
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import WeightSource
 
 
+_CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Operands:
     """What is merged: aligned sources, each expert's factor, and the key of random numbers."""
@@ -33,6 +37,8 @@ class Operands:
     key: str = ""
     #: refuse NaN and infinity, in and out
     finite: bool = True
+    #: where matrices are merged; what is cut between elements stays on the CPU
+    device: torch.device = _CPU
 
     @property
     def reference(self) -> WeightSource:
@@ -74,26 +80,32 @@ class Piece:
         self.state = state
         self._operands = operands
         self._shape = _piece_shape(info, self.stop - self.start, cut)
+        # What is computed element by element takes longer to copy to a GPU than to compute.
+        self._device = _CPU if cut is Cut.ELEMENT else operands.device
 
     @cached_property
     def base(self) -> torch.Tensor:
         """The base's values; raises `WeightsError` if the pool has no base."""
+        return self._placed(self._base)
+
+    @cached_property
+    def _base(self) -> torch.Tensor:
         if self._operands.base is None:
             raise WeightsError(
                 "this algorithm works on task vectors, and the pool has no base",
                 hint="Name the model that the experts were fine-tuned from: model_pool.base.",
             )
-        return self._read(self._operands.base)
+        return self._filled(self._empty(), self._operands.base)
 
     @cached_property
     def experts(self) -> torch.Tensor:
         """The experts' values, stacked in pool order."""
-        return torch.stack([self._read(source) for source in self._operands.experts.values()])
+        return self._rows(relative=False)
 
     @cached_property
     def task_vectors(self) -> torch.Tensor:
         """The experts' differences from the base, stacked in pool order."""
-        return self.experts - self.base
+        return self._rows(relative=True)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,7 +118,7 @@ class Piece:
         factors = self._operands.weights or (1.0,) * len(self._operands.experts)
         column = (len(factors), *[1] * len(self._shape))
         dtype = self._operands.dtype(self.info.name)
-        return torch.tensor(factors, dtype=dtype).reshape(column)
+        return torch.tensor(factors, dtype=dtype, device=self._device).reshape(column)
 
     def uniform(self, expert: int) -> torch.Tensor:
         """Uniform random numbers in [0, 1), one an element, of shape `base`.
@@ -115,14 +127,31 @@ class Piece:
         alone, so a random method gives the same bytes however the work is cut.
         """
         key = f"{self._operands.key}\0{self.names[expert]}\0{self.info.name}"
-        return counter_uniform(key, self.start, self.stop).reshape(self._shape)
+        return self._placed(counter_uniform(key, self.start, self.stop).reshape(self._shape))
 
-    def _read(self, source: WeightSource) -> torch.Tensor:
-        dtype = self._operands.dtype(self.info.name)
-        values = source.read(self.info.name, self.start, self.stop).to(dtype)
+    def _rows(self, *, relative: bool) -> torch.Tensor:
+        """Stack the experts, or their task vectors: whichever a source has, the other follows."""
+        rows = self._empty(len(self.names))
+        for row, source in zip(rows, self._operands.experts.values(), strict=True):
+            self._filled(row, source)
+            if source.is_delta != relative:
+                row.add_(self._base, alpha=-1 if relative else 1)
+        return self._placed(rows)
+
+    def _filled(self, row: torch.Tensor, source: WeightSource) -> torch.Tensor:
+        values = source.read(self.info.name, self.start, self.stop)
+        row.copy_(values.reshape(self._shape))
         if self._operands.finite:
-            check_finite(values, self.info.name, source.describe())
-        return values.reshape(self._shape)
+            check_finite(row, self.info.name, source.describe())
+        return row
+
+    def _empty(self, *leading: int) -> torch.Tensor:
+        dtype = self._operands.dtype(self.info.name)
+        pinned = self._device.type == "cuda"  # what is copied to a GPU while the CPU goes on
+        return torch.empty((*leading, *self._shape), dtype=dtype, pin_memory=pinned)
+
+    def _placed(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self._device, non_blocking=True)
 
 
 def in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
@@ -171,5 +200,5 @@ def _piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
     if cut is Cut.TENSOR:
         return info.shape
     if cut is Cut.ROW and len(info.shape) > 1:
-        return (-1, *info.shape[1:]) if info.numel else info.shape
+        return (count // math.prod(info.shape[1:]), *info.shape[1:]) if count else info.shape
     return (count,)

@@ -1,14 +1,18 @@
 """Exact selection by magnitude, without sorting, and sign election: kernels that methods share.
 
-The k-th largest magnitude over a whole model is found by streaming: the bits of a non-negative
-float, read as an integer, order as the floats do, so counting them digit by digit narrows the
-answer down to one value in a few passes over the weights, exactly, in memory that does not grow
-with the model.
+The bits of a non-negative float, read as an integer, order as the floats do. So the k-th largest
+magnitude is found by counting: a sample says between which two values it should lie, one pass over
+the weights counts what is above them and tallies what is between, and the counts prove the guess
+right or say on which side to go on. Exact, in memory that does not grow with the model.
+
+Masks are slow: comparing costs five times as much as adding. So trimming and election are written
+as arithmetic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +25,22 @@ if TYPE_CHECKING:
     from fusion_core.weights.merged import Scan
     from fusion_core.weights.piece import Piece
 
-_DIGIT = 16
+    Rows = Callable[[Piece], torch.Tensor]
+
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+#: Elements an expert that a guess is made from, at most, and at most which part of all.
+_SAMPLE, _SAMPLED = 2**19, 32
+#: Fewer elements than this are tallied without a guess.
+_WORTH_A_GUESS = 2**16
+#: How far from a sample's quantile, in its standard deviations, the true one is looked for.
+_MARGIN = 5
+#: Bits of a digit: bins to tally a window in. A guessed window holds little, so that its tally may
+#: have many bins; of one that holds everything, every block makes a tally of them all.
+_GUESSED, _UNGUESSED = 20, 16
+#: Bins that are summed together to find the right one faster.
+_GROUP = 2**10
+#: So many values of a block are cheaper to pass on than to tally.
+_UNTALLIED = 2**15
 
 
 def kept_count(density: float, numel: int) -> int:
@@ -30,50 +48,176 @@ def kept_count(density: float, numel: int) -> int:
     return 0 if density == 0 else max(1, int(density * numel))
 
 
-def kth_largest_magnitudes(
-    scan: Scan, k: int, rows: Callable[[Piece], torch.Tensor]
-) -> torch.Tensor:
+def kth_largest_magnitudes(scan: Scan, k: int, rows: Rows) -> torch.Tensor:
     """Return each expert's k-th largest magnitude over everything a scan sees.
 
     `rows(piece)` gives fp32 or fp64 values of shape (experts, ...), the same on every pass. 1 <= k
-    <= `scan.numel`. The result has shape (experts,) and the rows' dtype; it is exact.
+    <= `scan.numel`. The result has shape (experts,) and the rows' dtype; it is exact. Takes one
+    pass beyond the sample, more where the sample misled or the magnitudes lie far apart.
     """
     dtype = _widest(scan)
-    found = torch.zeros(len(scan.operands.experts), dtype=torch.int64)
-    rank = torch.full_like(found, k)
-    for shift in range(8 * dtype.itemsize - _DIGIT, -1, -_DIGIT):
-        counts = scan(
-            _DigitCount(rows, dtype, shift, found), torch.add, torch.zeros((), dtype=torch.int64)
-        )
-        from_above = counts.flip(-1).cumsum(-1)
-        place = (from_above < rank[:, None]).sum(-1)
-        digit = counts.shape[-1] - 1 - place
-        rank -= (from_above - counts.flip(-1)).gather(-1, place[:, None]).squeeze(-1)
-        found = (found << _DIGIT) | digit
-    return found.to(_INTEGERS[dtype]).view(dtype)
+    searches = _guesses(scan, k, rows, dtype)
+    while any(each.bottom < each.top for each in searches):
+        tallies = [_Tally.empty(each) for each in searches]
+        tallies = scan(_Count(rows, dtype, tuple(searches)), _added, tallies)
+        searches = [each.narrowed(k, tally) for each, tally in zip(searches, tallies, strict=True)]
+    found = torch.tensor([each.bottom for each in searches], dtype=_INTEGERS[dtype])
+    return found.view(dtype)
 
 
 @dataclass(frozen=True)
-class _DigitCount:
-    """Counts, an expert, of the next 16 bits among magnitudes whose higher bits are `found`."""
+class _Search:
+    """What is known of one magnitude, as integers: bottom <= it <= top, and where to look next."""
 
-    rows: Callable[[Piece], torch.Tensor]
+    bottom: int
+    top: int
+    low: int
+    high: int
+
+    @property
+    def shift(self) -> int:
+        """Bits by which values in the window are rounded to be tallied."""
+        guessed = (self.low, self.high) != (self.bottom, self.top)
+        digit = _GUESSED if guessed else _UNGUESSED
+        return max(0, (self.high - self.low).bit_length() - digit)
+
+    def narrowed(self, k: int, tally: _Tally) -> _Search:
+        """Go on with what a pass has proven."""
+        if tally.above >= k:
+            bottom, top = self.high + 1, self.top
+        elif tally.above + int(tally.counts.sum()) < k:
+            bottom, top = self.bottom, self.low - 1
+        else:
+            bottom = self.low + (_place(tally.counts, k - tally.above) << self.shift)
+            top = min(bottom + (1 << self.shift) - 1, self.high)
+        return _Search(bottom, top, bottom, top)
+
+
+def _place(counts: torch.Tensor, k: int) -> int:
+    """Return the bin of the k-th largest: first its group of bins, then itself."""
+    groups = counts.view(-1, _GROUP).sum(1)
+    group, k = _place_in(groups, k)
+    place, _ = _place_in(counts[group * _GROUP : (group + 1) * _GROUP], k)
+    return group * _GROUP + place
+
+
+def _place_in(counts: torch.Tensor, k: int) -> tuple[int, int]:
+    """Return the bin of the k-th largest, and which it is among those of that bin."""
+    from_above = counts.flip(0).cumsum(0)
+    place = len(counts) - 1 - int((from_above < k).sum())
+    return place, k - int(counts[place + 1 :].sum())
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """How many magnitudes lie above a window, and how many in each of its bins."""
+
+    above: int
+    counts: torch.Tensor
+
+    @classmethod
+    def empty(cls, search: _Search) -> _Tally:
+        """Return one that has counted nothing."""
+        groups = ((search.high - search.low) >> search.shift) // _GROUP + 1
+        return cls(0, torch.zeros(groups * _GROUP, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one block adds to a tally: most bins stay as they are."""
+
+    above: int
+    bins: torch.Tensor
+    counts: torch.Tensor
+
+
+def _added(tallies: list[_Tally], parts: list[_Part]) -> list[_Tally]:
+    for tally, part in zip(tallies, parts, strict=True):
+        tally.counts.index_add_(0, part.bins, part.counts)
+    return [
+        replace(tally, above=tally.above + part.above)
+        for tally, part in zip(tallies, parts, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Counts one block, every expert in its own window."""
+
+    rows: Rows
     dtype: torch.dtype
-    shift: int
-    found: torch.Tensor
+    searches: tuple[_Search, ...]
+
+    def __call__(self, piece: Piece) -> list[_Part]:
+        keys = _Magnitudes(self.rows, self.dtype)(piece)
+        return [_count(row, search) for row, search in zip(keys, self.searches, strict=True)]
+
+
+def _count(keys: torch.Tensor, search: _Search) -> _Part:
+    mask = keys >= search.low
+    from_low = int(mask.count_nonzero())
+    mask &= keys <= search.high
+    if search.low == search.high:
+        inside = mask.count_nonzero().reshape(1)
+        return _Part(from_low - int(inside), torch.zeros_like(inside), inside)
+    picked = _picked(keys, mask)
+    bins = (picked - search.low) >> search.shift
+    return _Part(from_low - len(bins), *_tallied(bins))
+
+
+def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return keys[mask]: where little is picked, eight at once are passed over."""
+    even = len(keys) // 8 * 8
+    groups = mask[:even].view(torch.int64).nonzero().squeeze(1)
+    wide = keys[:even].view(-1, 8)[groups][mask[:even].view(-1, 8)[groups]]
+    return torch.cat([wide, keys[even:][mask[even:]]])
+
+
+def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return bins and how often each occurs; of a few, the same one may be there twice."""
+    if len(bins) < _UNTALLIED:
+        return bins, torch.ones((), dtype=torch.int64).expand(len(bins))
+    counts = torch.bincount(bins)
+    found = counts.nonzero().squeeze(1)
+    return found, counts[found]
+
+
+def _guesses(scan: Scan, k: int, rows: Rows, dtype: torch.dtype) -> list[_Search]:
+    """Guess from a sample where to look; from the whole range where there is too little."""
+    top = int(torch.iinfo(_INTEGERS[dtype]).max)
+    everywhere = [_Search(0, top, 0, top)] * len(scan.operands.experts)
+    if scan.numel < _WORTH_A_GUESS:
+        return everywhere
+    sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))
+    parts: list[torch.Tensor] = sample(_Magnitudes(rows, dtype), _appended, [])
+    samples = torch.cat(parts, dim=1)
+    return [_guess(row, k / scan.numel, top) for row in samples]
+
+
+@dataclass(frozen=True)
+class _Magnitudes:
+    """The magnitudes of a block themselves, as integers, of shape (experts, elements)."""
+
+    rows: Rows
+    dtype: torch.dtype
 
     def __call__(self, piece: Piece) -> torch.Tensor:
-        values = self.rows(piece).to(self.dtype).abs().unsqueeze(-1).flatten(1)
-        keys = values.view(_INTEGERS[self.dtype])
-        return torch.stack(
-            [self._count(row, int(high)) for row, high in zip(keys, self.found, strict=True)]
-        )
+        magnitudes = self.rows(piece).to(self.dtype).abs().unsqueeze(-1).flatten(1)
+        return magnitudes.view(_INTEGERS[self.dtype])
 
-    def _count(self, keys: torch.Tensor, high: int) -> torch.Tensor:
-        digits = keys >> self.shift
-        if self.shift + _DIGIT < 8 * self.dtype.itemsize:
-            digits = digits[(digits >> _DIGIT) == high] & (2**_DIGIT - 1)
-        return torch.bincount(digits, minlength=2**_DIGIT)
+
+def _appended(parts: list[torch.Tensor], part: torch.Tensor) -> list[torch.Tensor]:
+    return [*parts, part]
+
+
+def _guess(sample: torch.Tensor, fraction: float, top: int) -> _Search:
+    """Look around a sample's quantile, `fraction` of the way down from the largest."""
+    rank = fraction * len(sample)
+    margin = _MARGIN * math.sqrt(rank * (1 - fraction)) + _MARGIN
+    above, below = int(rank - margin), math.ceil(rank + margin)
+    high = top if above < 1 else int(sample.kthvalue(len(sample) + 1 - above).values)
+    low = 0 if below > len(sample) else int(sample.kthvalue(len(sample) + 1 - below).values)
+    return _Search(0, top, low, high)
 
 
 def _widest(scan: Scan) -> torch.dtype:
@@ -83,16 +227,33 @@ def _widest(scan: Scan) -> torch.dtype:
 
 def trimmed(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """Zero every entry whose magnitude is below its expert's threshold; equal ones are kept."""
-    column = thresholds.reshape(-1, *[1] * (task_vectors.ndim - 1))
-    return task_vectors.where(task_vectors.abs() >= column, 0)
+    kept = torch.empty_like(task_vectors)
+    for row, out, threshold in zip(task_vectors, kept, thresholds.tolist(), strict=True):
+        torch.hardshrink(row, _next_below(threshold, row.dtype), out=out)
+    return kept
+
+
+def _next_below(threshold: float, dtype: torch.dtype) -> float:
+    """Return the largest number below a threshold; infinity, which keeps nothing, as it is."""
+    rounded = torch.tensor(threshold, dtype=torch.float64).to(dtype)
+    if math.isinf(threshold) or float(rounded) < threshold:
+        return float(rounded)
+    return float(torch.nextafter(rounded, torch.full_like(rounded, -math.inf)))
 
 
 def elected_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
-    """Return the sign of the sum over experts; where that is exactly zero, the sign `tie`."""
-    sign = in_order(rows).sign()
-    return sign.where(sign != 0, tie)
+    """Return the sign of the sum over experts, 1 or -1; where that is exactly zero, the sign `tie`.
+
+    `tie` is 1, -1, or 0: then such entries have no sign, and are 0.
+    """
+    total = in_order(rows)
+    if tie == 0:
+        return total.sign_()
+    # An exact zero is +0, which has a sign to copy.
+    total = total if tie > 0 else torch.rsub(total, 0.0)
+    return torch.copysign(torch.ones_like(total), total).mul_(tie)
 
 
 def agreeing(rows: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """Tell which entries have the elected sign; zeros never do."""
-    return rows * sign > 0
+    """Return the magnitudes of entries that have the elected sign, and 0 for all others."""
+    return (rows * sign).clamp_min_(0)

@@ -65,6 +65,8 @@ class WeightSource(ABC):
     infos: Mapping[str, TensorInfo]
     #: the finest cut at which this source can be read
     cut: Cut = Cut.ELEMENT
+    #: whether values are differences from the base that this source is an expert beside
+    is_delta: bool = False
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -146,6 +148,7 @@ class RenamedSource(WeightSource):
         self._source = source
         self._names = dict(names)
         self.cut = source.cut
+        self.is_delta = source.is_delta
         self.infos = {
             here: TensorInfo(here, source.infos[there].shape, source.infos[there].dtype)
             for here, there in self._names.items()

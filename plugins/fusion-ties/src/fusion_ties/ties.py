@@ -62,13 +62,14 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect, and merge one piece."""
         state: TiesState = piece.state
-        rows = trimmed(piece.task_vectors, state.thresholds) * piece.weights
-        agree = agreeing(rows, elected_sign(rows, state.tie))
-        total = in_order(rows.where(agree, 0))
+        rows = trimmed(piece.task_vectors, state.thresholds).mul_(piece.weights)
+        sign = elected_sign(rows, state.tie)
+        agree = agreeing(rows, sign)
+        total = in_order(agree).mul_(sign)
         if self.config.normalize:
-            taking_part = in_order(piece.weights * agree)
-            total = total / taking_part.where(taking_part != 0, 1)
-        return piece.base + self.config.scale * total
+            share = in_order(agree.sign_().mul_(piece.weights))
+            total /= share + (1 - share.abs().sign_())  # where nobody takes part: by one
+        return total.mul_(self.config.scale).add_(piece.base)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fusion_core.recipes import load_recipe
     from fusion_core.run import RunInfo, RunResult, run_fusion
     from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
-    from fusion_core.task_pool import Batch, Report, Split, Task, TaskPool
+    from fusion_core.task_pool import Batch, FeatureTask, Report, Split, Task, TaskPool
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "fusion_core.recipes": ("load_recipe",),
     "fusion_core.run": ("RunInfo", "RunResult", "run_fusion"),
     "fusion_core.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
-    "fusion_core.task_pool": ("Batch", "Report", "Split", "Task", "TaskPool"),
+    "fusion_core.task_pool": ("Batch", "FeatureTask", "Report", "Split", "Task", "TaskPool"),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -39,6 +39,7 @@ __all__ = [
     "Batch",
     "ComponentConfig",
     "Cut",
+    "FeatureTask",
     "FusionError",
     "ModelPool",
     "ModelPoolSpec",

@@ -66,6 +66,25 @@ class Task(ABC):
         """Measure a model on the whole test split: fractions by name, the main metric first."""
 
 
+class FeatureTask(Task):
+    """A task whose head reads features, which the model computes of each example by itself.
+
+    Tasks with the same `features` can share a pass through the model, each with its own head.
+    """
+
+    @abstractmethod
+    def features(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """Return features of shape (examples, ...); row n depends on the n-th example alone."""
+
+    @abstractmethod
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """Return scores of shape (examples, classes), differentiable in the features."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the head's scores for the batch's features."""
+        return self.head(self.features(model, batch.inputs))
+
+
 class TaskPool(ABC, Generic[ConfigT]):
     """Tasks by name, in a fixed order.
 

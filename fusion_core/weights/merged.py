@@ -175,14 +175,18 @@ class MergedSource(WeightSource):
         info = self.infos[name]
         if not is_merged(info):
             return self.operands.reference.read(name, start, stop)
-        piece = Piece(self.operands, info, (start, stop), self.cut, self._state(info))
-        merged = self.kernel.merge(piece)
+        merged = self.kernel.merge(self.piece(name, start, stop))
         if merged.numel() != stop - start:
             raise BrokenPluginError(
                 f"{self.describe()} made {merged.numel()} elements of the {stop - start} "
                 f"from {start} on of tensor {name!r}"
             )
         return merged.reshape(-1).to(info.dtype).cpu()
+
+    def piece(self, name: str, start: int, stop: int) -> Piece:
+        """Return what the kernel merges for a range of a tensor, which must be one of `cut`."""
+        info = self.infos[name]
+        return Piece(self.operands, info, (start, stop), self.cut, self._state(info))
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -293,10 +297,14 @@ class Linear(Kernel):
     coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...]]
     relative: bool = True
 
+    def rows(self, piece: Piece) -> torch.Tensor:
+        """Return what is combined, of shape (experts, ...)."""
+        return piece.task_vectors if self.relative else piece.experts
+
     def merge(self, piece: Piece) -> torch.Tensor:
         """Combine one piece."""
         values = self.coefficients
         factors = values if isinstance(values, tuple) else values[piece.info.name]
-        rows = piece.task_vectors if self.relative else piece.experts
+        rows = self.rows(piece)
         combined = in_order(row * factor for row, factor in zip(rows, factors, strict=True))
         return piece.base + combined if self.relative else combined

@@ -11,7 +11,7 @@ import torch
 
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.task_pool import Batch, Metrics, Split, Task, TaskPool
+from fusion_core.task_pool import Batch, FeatureTask, Metrics, Split, Task, TaskPool
 from pools_clip.choice import chosen, unknown_task
 from pools_clip.config import ClipClassificationConfig, Dataset
 from pools_clip.cores import on_cores
@@ -62,7 +62,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
         return self._tasks[name]
 
 
-class ClipTask(Task):
+class ClipTask(FeatureTask):
     """One dataset: its images, each split decoded once when first used, and its head."""
 
     def __init__(
@@ -89,9 +89,14 @@ class ClipTask(Task):
         rows = shuffled_rows(step, size, len(images), key=f"{seed}\0{self.name}\0{split}")
         return self._batch(images, rows, torch.device("cpu"))
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+    def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the vision tower's pooled output, of shape (images, width)."""
+        pooled: Tensor = model(inputs).pooler_output
+        return pooled
+
+    def head(self, features: Tensor) -> Tensor:
         """Return exp(logit_scale) * cosine similarity, of shape (images, classes)."""
-        return self._clip.heads.logits(model(batch.inputs).pooler_output, self.name)
+        return self._clip.heads.logits(features, self.name)
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return {"accuracy": fraction of the test images}, measured on the model's device."""
@@ -102,13 +107,12 @@ class ClipTask(Task):
 
     def _predictions(self, model: nn.Module, images: Images) -> Tensor:
         size, device = self._config.batch_size, next(model.parameters()).device
-        heads = self._clip.heads  # made here, once, not by every thread
+        _ = self._clip.heads  # made here, once, not by every thread
 
         def predicted(start: int) -> Tensor:
             batch = self._batch(images, slice(start, start + size), device)
             with torch.inference_mode():
-                pooled = model(batch.inputs).pooler_output
-                return heads.logits(pooled, self.name).argmax(dim=1).cpu()
+                return self.logits(model, batch).argmax(dim=1).cpu()
 
         starts = range(0, len(images), size)
         with evaluation_mode(model):

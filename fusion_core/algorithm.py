@@ -17,9 +17,11 @@ import torch
 
 from fusion_core.config import ComponentConfig, ExpertWeights, validated
 from fusion_core.errors import RecipeError
+from fusion_core.metrics import MetricsLog
 from fusion_core.progress import Progress
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.weights import Kernel, MergedSource, Operands, SerialExecutor, WeightSource
+from fusion_core.weights.writer import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,17 +55,27 @@ class RunContext:
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: files to be committed with the model
     side_files: dict[str, bytes] = field(default_factory=dict)
+    #: what was logged
+    metrics: MetricsLog = field(default_factory=MetricsLog)
+    #: where an algorithm may keep what it resumes from; None where nothing is written
+    state: Path | None = None
+    #: where the model goes; None for a run that writes nothing
+    output: Path | None = None
 
     def merged(
         self, pool: ModelPool[Any], kernel: Kernel, *, weights: Sequence[float] = ()
-    ) -> WeightSource:
+    ) -> MergedSource:
         """Return the lazy merge of a pool's models by a kernel."""
         key = f"{self.seed}\0{type(kernel).__name__}"
         operands = Operands(pool.base, pool.experts, tuple(weights), key, self.finite, self.device)
         return MergedSource(kernel, operands)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report what was measured at a step to whoever listens (`fusion_metrics_logged`)."""
+        """Record what was measured at a step, and tell whoever listens (`fusion_metrics_logged`).
+
+        All of it is committed with the model as `metrics.jsonl`.
+        """
+        self.metrics.add(step, metrics)
         if self.on_metrics is not None:
             self.on_metrics(step, metrics)
 
@@ -72,6 +84,18 @@ class RunContext:
         if isinstance(data, Mapping):
             data = json.dumps(data, indent=2).encode() + b"\n"
         self.side_files[name] = data
+
+    def rescue(self, name: str, data: bytes) -> Path | None:
+        """Keep the last good result of a run that must stop, beside where its output would be.
+
+        Returns the file's path, None for a run that writes nothing.
+        """
+        if self.output is None:
+            return None
+        self.output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        path = self.output.with_name(f"{self.output.name}.{name}")
+        write_durably(path, data)
+        return path
 
 
 class Algorithm(ABC, Generic[ConfigT]):
@@ -99,6 +123,10 @@ class Algorithm(ABC, Generic[ConfigT]):
         The pool is aligned: every expert has the base's keys and shapes. Sources must not be
         modified. Raise a `FusionError` for what the user can mend.
         """
+
+    def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+        """Return the tasks as this method sees them, and as its result is measured on them."""
+        return pool
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.config import Choice, choice_of, resolve_component
+from fusion_core.config import Choice, Resolved, choice_of, resolve_component
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.progress import Progress
 from fusion_core.recipes import load_recipe
@@ -58,7 +58,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
             expert = pool.build(experts[name]).to(device)
             individual |= tasks.evaluate(expert, tasks=[name])
             advance(1, note=name)
-    return Report(merged, pretrained, individual, transductive)
+    return Report(merged, pretrained, individual, transductive, tasks.measured_on)
 
 
 def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
@@ -89,7 +89,10 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     if tasks_choice.name is None:
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
     tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool").create()
-    adapted = _adapted(recipe, plugins)
+    algorithm = _recorded(recipe, plugins)
+    if algorithm is not None:
+        tasks = algorithm.create().tasks(tasks)
+    adapted = algorithm is not None and sees_tasks(algorithm.component.spec)
     report = evaluate(
         resolved.create(),
         tasks,
@@ -139,10 +142,15 @@ def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:
     )
 
 
-def _adapted(recipe: Mapping[str, Any], plugins: PluginManager) -> bool:
-    """Tell whether the recorded algorithm saw tasks; an unknown one did not, as far as we know."""
-    name = choice_of(recipe.get("algorithm")).name
+def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
+    """Return the algorithm that a recipe names; one that is not here saw no tasks, for all we know.
+
+    Measured by hand on other tasks, what it may have seen there is not held against it.
+    """
     try:
-        return name is not None and sees_tasks(plugins.find(AlgorithmSpec, name).spec)
-    except PluginError:
-        return False
+        choice = choice_of(recipe.get("algorithm"))
+        if choice.name is None:
+            return None
+        return resolve_component(AlgorithmSpec, choice, plugins, section="algorithm")
+    except (PluginError, RecipeError):
+        return None

@@ -22,6 +22,7 @@ from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve, resolve_component
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
 from fusion_core.evaluation import RECIPE, device_of, evaluate, sees_tasks, write_report
+from fusion_core.metrics import FILE as METRICS
 from fusion_core.model_pool import ModelPool
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
@@ -182,6 +183,8 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     algorithm = live.get("algorithm", _created(resolved.algorithm))
     pool = live.get("model_pool", _created(resolved.model_pool))
     tasks = live.get("task_pool", _created(resolved.task_pool))
+    if tasks is not None and algorithm is not None:
+        tasks = algorithm.tasks(tasks)
     _check_needs(resolved.algorithm, pool, tasks)
     path = _output_path(resolved, pool)
     if path is not None:
@@ -198,6 +201,8 @@ def execute(plan: Plan) -> RunResult:
         context = _context(plan, info, executor)
         started = time.perf_counter()
         fused = _as_source(plan.algorithm.run(pool, context), pool)
+        if context.metrics.steps:
+            context.save(METRICS, context.metrics.as_bytes())
         weights = _rounded(fused, pool, plan)
         if plan.path is None:
             weights.prepare(executor)
@@ -290,6 +295,7 @@ def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
         finite=plan.resolved.recipe.alignment.nan == "error",
         algorithm=algorithm,
         on_metrics=on_metrics,
+        output=plan.path,
     )
 
 

@@ -49,6 +49,8 @@ def notes(report: Report) -> list[str]:
         found[0] += f"; on average {_percent(report.normalised_average)} of the individual experts'"
     if report.transductive:
         found.append("transductive: the algorithm saw the test examples, without their labels")
+    if report.measured_on is not None:
+        found.append(f"measured on {report.measured_on}")
     return found
 
 

@@ -24,8 +24,8 @@ from fusion_core.errors import (
     RecipeError,
     WeightsError,
 )
+from fusion_core.planning import RunOptions
 from fusion_core.recipes import load_recipe
-from fusion_core.run import RunOptions
 from fusion_core.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, in_order
 

@@ -126,11 +126,12 @@ def run(
     if output is not None:
         raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
 
-    from fusion_core import run as pipeline  # torch: not before the recipe has been read
+    from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
+    from fusion_core.run import execute
 
-    plan = pipeline.plan(
+    planned = plan(
         raw,
-        pipeline.RunOptions(
+        RunOptions(
             evaluate=not no_eval,
             overwrite=overwrite,
             device=device,
@@ -141,9 +142,9 @@ def run(
         ),
     )
     if print_config:
-        print(dump_yaml(plan.recipe), end="")
+        print(dump_yaml(planned.recipe), end="")
         return
-    _show(pipeline.execute(plan), plan.algorithm_name, as_json=as_json)
+    _show(execute(planned), planned.algorithm_name, as_json=as_json)
 
 
 def set_up_logging(*, verbose: bool) -> None:

@@ -18,6 +18,7 @@ from fusion_core.evaluation import device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
+from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
 from fusion_core.weights import StateDictSource
 from fusion_core.weights.writer import check_output
@@ -106,10 +107,12 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     shaped = {**raw, **{name: {} for name in live}}
     resolved = resolve(shaped, plugins, live=frozenset(live))
     device = device_of(options.device)
-    algorithm = live.get("algorithm", _created(resolved.algorithm))
+    algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
     pool = live.get("model_pool", _created(resolved.model_pool))
     tasks = live.get("task_pool", _created(resolved.task_pool))
     _check_needs(resolved.algorithm, pool, tasks)
+    if isinstance(algorithm, Selected):
+        algorithm.parts(pool)  # a pattern that matches nothing is refused before anything is read
     path = _output_path(resolved, pool)
     if path is not None:
         check_output(path, overwrite=options.overwrite)
@@ -169,6 +172,11 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
 
 def _algorithm_name(resolved: ResolvedRecipe) -> str:
     return resolved.algorithm.name if resolved.algorithm else "fused"
+
+
+def _algorithm(resolved: Resolved[AlgorithmSpec] | None) -> Algorithm[Any]:
+    assert resolved is not None  # noqa: S101 - a recipe without one was refused
+    return created(resolved)
 
 
 def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool

@@ -24,6 +24,7 @@ from fusion_core.fused import rounded
 from fusion_core.planning import Plan, RunOptions, plan
 from fusion_core.planning import executor_of as _executor
 from fusion_core.recipes import dump_yaml, load_recipe
+from fusion_core.selection import created
 from fusion_core.specs import AlgorithmSpec
 from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
 
@@ -193,9 +194,9 @@ def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
 
     def algorithm(of: Any) -> Algorithm[Any]:  # noqa: ANN401 - a name or a mapping
         choice: Choice = choice_of(of)
-        inner = resolve_component(AlgorithmSpec, choice, plan.plugins, section="algorithm.of")
-        created: Algorithm[Any] = inner.create()
-        return created
+        return created(
+            resolve_component(AlgorithmSpec, choice, plan.plugins, section="algorithm.of")
+        )
 
     return RunContext(
         tasks=plan.tasks if plan.adapts else None,

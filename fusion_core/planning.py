@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_core import provenance
 from fusion_core.algorithm import Algorithm
 from fusion_core.config import resolve
 from fusion_core.errors import RecipeError
@@ -86,6 +87,19 @@ class Plan:
     def algorithm_name(self) -> str:
         """What to call the result."""
         return _algorithm_name(self.resolved)
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The tensors that the algorithm does not see."""
+        if not isinstance(self.algorithm, Selected):
+            return frozenset()
+        names = self.pool.reference.infos
+        return frozenset(names) - frozenset(self.algorithm.selection.chosen(names))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors are merged, copied and dropped."""
+        return provenance.counts(self.pool, self.pool.reference, skipped=self.skipped)
 
     @property
     def adapts(self) -> bool:

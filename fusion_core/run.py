@@ -151,7 +151,7 @@ def _provenance(
     parts = {
         **provenance.environment(plan.distributions, plan.plugins.plugins, plan.device),
         "inputs": plan.pool.inputs(),
-        "tensors": provenance.counts(plan.pool, weights),
+        "tensors": provenance.counts(plan.pool, weights, skipped=plan.skipped),
         "outputs": provenance.outputs(directory),
     }
     return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"

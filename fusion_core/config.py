@@ -7,7 +7,7 @@ imported: configuration classes live in modules without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
@@ -20,8 +20,6 @@ from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskP
 from fusion_core.validation import STRICT, Options, validated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fusion_core.plugins import Component, PluginManager
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
@@ -135,14 +133,22 @@ class ResolvedRecipe:
     task_pool: Resolved[TaskPoolSpec] | None
 
 
+#: Makes a model of a recipe that a model pool names: its file, or the recipe itself.
+Nesting = Callable[[str | Mapping[str, Any]], Any]
+
+
 def resolve(
-    raw: Mapping[str, Any], plugins: PluginManager, *, live: frozenset[str] = frozenset()
+    raw: Mapping[str, Any],
+    plugins: PluginManager,
+    *,
+    live: frozenset[str] = frozenset(),
+    nesting: Nesting | None = None,
 ) -> ResolvedRecipe:
     """Validate a recipe in two phases.
 
-    `live` names the sections that the caller gave as objects: they are not looked up. Raises
-    `RecipeError` with one line a problem, all of them at once; `PluginError` if that is all that is
-    wrong.
+    `live` names the sections that the caller gave as objects: they are not looked up; `nesting`
+    makes models of recipes in the places of models. Raises `RecipeError` with one line a problem,
+    all of them at once; `PluginError` if that is all that is wrong.
     """
     problems = _Problems()
     recipe = problems.attempt(validated, Recipe, raw)
@@ -154,7 +160,8 @@ def resolve(
         choice: Choice = getattr(recipe, section)
         if section in live or choice.name is None:
             return None
-        return problems.attempt(resolve_component, kind, choice, plugins, section=section)
+        place = {"section": section, "nesting": nesting}
+        return problems.attempt(resolve_component, kind, choice, plugins, **place)
 
     algorithm = component(AlgorithmSpec, "algorithm")
     default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
@@ -200,7 +207,12 @@ class _Problems:
 
 
 def resolve_component(
-    kind: type[SpecT], choice: Choice, plugins: PluginManager, *, section: str
+    kind: type[SpecT],
+    choice: Choice,
+    plugins: PluginManager,
+    *,
+    section: str,
+    nesting: Nesting | None = None,
 ) -> Resolved[SpecT]:
     """Look one component up and validate its options; `section` prefixes errors.
 
@@ -214,7 +226,7 @@ def resolve_component(
     hint = f"See: fuse info {component.spec.name}"
     problems = _Problems()
     place: dict[str, Any] = {"prefix": section, "hint": hint}
-    config = problems.attempt(validated, config_class, own, **place, beside=shared)
+    config = problems.attempt(validated, config_class, own, **place, beside=shared, context=nesting)
     selection = problems.attempt(validated, Selection, given, **place)
     problems.raise_all()
     assert config is not None  # noqa: S101 - or it would have been a problem

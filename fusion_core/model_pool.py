@@ -69,6 +69,10 @@ class ModelPool(ABC, Generic[ConfigT]):
         named = {**({"base": self.base} if self.base is not None else {}), **self.experts}
         return {name: _identity(source) for name, source in named.items()}
 
+    def licences(self) -> Mapping[str, str | None]:
+        """Return the licence of every model by its name, `base` included; None where not known."""
+        return dict.fromkeys([*(["base"] if self.base is not None else []), *self.experts])
+
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with experts that have the base's keys and shapes.
 
@@ -87,5 +91,9 @@ class ModelPool(ABC, Generic[ConfigT]):
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:
-    files = getattr(source, "files", None)
-    return {"source": source.describe(), **({"files": dict(files())} if files else {})}
+    files, inputs = getattr(source, "files", None), getattr(source, "inputs", None)
+    return {
+        "source": source.describe(),
+        **({"files": dict(files())} if files else {}),
+        **({"inputs": inputs()} if inputs else {}),
+    }

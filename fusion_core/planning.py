@@ -6,26 +6,30 @@ Reads headers, no weights, and writes nothing. How a plan is carried out is not 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import provenance
 from fusion_core.algorithm import Algorithm
 from fusion_core.config import resolve
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
+from fusion_core.nested import RecipeSource, is_live, nested_in
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
+from fusion_core.recipes import load_recipe
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
-from fusion_core.weights import StateDictSource
 from fusion_core.weights.writer import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from concurrent.futures import Executor
 
     import torch
@@ -108,18 +112,34 @@ class Plan:
         return outer is None or sees_tasks(outer.component.spec)
 
     @property
+    def nested(self) -> dict[str, RecipeSource]:
+        """The recipes in the places of models, by the models' names."""
+        return nested_in(self.pool)
+
+    @property
     def distributions(self) -> set[str]:
         """The plugins that this run uses."""
         found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
-        return {each.component.plugin.distribution for each in found if each is not None}
+        ours = {each.component.plugin.distribution for each in found if each is not None}
+        return ours.union(*(each.plan.distributions for each in self.nested.values()))
 
 
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
+    found = _planned(raw, options)
+    path = _output_path(found.resolved, found.pool)
+    if path is not None:
+        check_output(path, overwrite=options.overwrite)
+    return replace(found, path=path)
+
+
+def _planned(raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] = ()) -> Plan:
+    """Plan a run that writes nothing; `inside` are the recipe files that led here."""
     plugins = load_plugins(options.block)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
     shaped = {**raw, **{name: {} for name in live}}
-    resolved = resolve(shaped, plugins, live=frozenset(live))
+    nesting = partial(_nested, options=options, inside=inside)
+    resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
     device = device_of(options.device)
     algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
     pool = live.get("model_pool", _created(resolved.model_pool))
@@ -127,10 +147,27 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     _check_needs(resolved.algorithm, pool, tasks)
     if isinstance(algorithm, Selected):
         algorithm.parts(pool)  # a pattern that matches nothing is refused before anything is read
-    path = _output_path(resolved, pool)
-    if path is not None:
-        check_output(path, overwrite=options.overwrite)
-    return Plan(resolved, plugins, options, algorithm, pool, tasks, path, device)
+    return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
+
+
+def _nested(
+    given: str | Path | Mapping[str, Any], *, options: RunOptions, inside: tuple[str, ...]
+) -> RecipeSource:
+    """Plan a recipe in the place of a model; raises its errors with its name in front of them."""
+    if isinstance(given, Mapping):
+        label, recipe = "the recipe in place of a model", given
+    else:
+        label, recipe = str(given), load_recipe(given)
+        path = os.path.realpath(given)
+        if path in inside:
+            loop = " -> ".join(map(os.path.relpath, [*inside[inside.index(path) :], path]))
+            raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
+        inside = (*inside, path)
+    try:
+        return RecipeSource(_planned(recipe, options, inside))
+    except FusionError as error:
+        lines = (f"{label}: {line}" for line in error.message.splitlines())
+        raise type(error)("\n".join(lines), hint=error.hint) from error
 
 
 @contextmanager
@@ -176,7 +213,7 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
     given = resolved.recipe.output.path
     if given is not None:
         return Path(given)
-    live = any(isinstance(each, StateDictSource) for each in (pool.base, *pool.experts.values()))
+    live = any(is_live(each) for each in (pool.base, *pool.experts.values()) if each is not None)
     if resolved.model_pool is None or live:
         return None
     stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"

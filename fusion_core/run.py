@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -104,6 +105,7 @@ def execute(plan: Plan) -> RunResult:
     info = RunInfo(plan.recipe, plan.path)
     plan.plugins.notify("fusion_run_started", run=info)
     with _executor(plan) as executor:
+        _start_nested(plan, info, executor)
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
         context = _context(plan, info, executor)
         started = time.perf_counter()
@@ -188,6 +190,28 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
     return report
 
 
+def _start_nested(plan: Plan, info: RunInfo, executor: Executor) -> None:
+    """Run the algorithms of the recipes in the places of models; what they merge stays lazy."""
+    for source in plan.nested.values():
+        inner = source.plan
+        _start_nested(inner, info, executor)
+        pool = inner.pool.aligned(inner.resolved.recipe.alignment)
+        context = _context(inner, info, executor)
+        merged = _as_source(inner.algorithm.run(pool, context), pool)
+        if inner.resolved.recipe.output.dtype is not None:
+            merged = _rounded(merged, pool, inner)
+        source.start(merged, context.side_files)
+
+
+def _nested_files(plan: Plan) -> dict[str, bytes]:
+    """Name what nested algorithms saved after the model whose place they take."""
+    return {
+        f"{re.sub(r'[^-_.a-zA-Z0-9]', '-', name)}.{file}": content
+        for name, source in plan.nested.items()
+        for file, content in source.side_files.items()
+    }
+
+
 def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
     def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
         plan.plugins.notify("fusion_metrics_logged", run=info, step=step, metrics=metrics)
@@ -207,4 +231,5 @@ def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
         finite=plan.resolved.recipe.alignment.nan == "error",
         algorithm=algorithm,
         on_metrics=on_metrics,
+        side_files=_nested_files(plan),
     )

@@ -81,20 +81,21 @@ class Options(BaseModel):
         return schema
 
 
-def validated(
+def validated(  # noqa: PLR0913 - what is validated, and what its errors are to say
     model: type[ModelT],
     values: object,
     *,
     prefix: str = "",
     hint: str | None = None,
     beside: Iterable[str] = (),
+    context: Any = None,  # noqa: ANN401 - what validators are given
 ) -> ModelT:
     """Validate values against a model; raises `RecipeError` with one line a problem.
 
     `beside` names what may stand beside the model's own options, for suggestions.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=context)
     except ValidationError as error:
         lines = [_line(details, model, prefix, beside) for details in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(lines)), hint=hint) from error

@@ -20,13 +20,13 @@ from fusion_core.plugins import load_plugins
 from fusion_core.recipes import dump_yaml, load_yaml
 from fusion_core.selection import Selected, SelectedPool
 from fusion_core.specs import AlgorithmSpec
-from fusion_core.weights import WeightSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Site
     from fusion_core.model_pool import ModelPool
+    from fusion_core.weights import WeightSource
 
 Models = dict[str, dict[str, torch.Tensor]]
 NAMES = ["model.embed", "model.0.mlp.up", "model.0.mlp.down", "model.0.attn.q", "head"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.fused import dtype_of
 from fusion_core.weights import StateDictSource, WeightSource
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class RecipeSource(WeightSource):
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.infos = _infos(plan.pool)
+        self.infos = _infos(plan.pool, dtype_of(plan.resolved.recipe.output.dtype))
         #: what its algorithm saved beside the model
         self.side_files: Mapping[str, bytes] = {}
         self._label = f"merge by {plan.algorithm_name}"
@@ -57,8 +58,7 @@ class RecipeSource(WeightSource):
         """The merge or, before it was started, what will be merged."""
         if self._merged is not None:
             return (self._merged,)
-        pool = self.plan.pool
-        return (*(() if pool.base is None else (pool.base,)), *pool.experts.values())
+        return tuple(self.plan.pool.by_name.values())
 
     def describe(self) -> str:
         """Name the algorithm."""
@@ -73,8 +73,7 @@ class RecipeSource(WeightSource):
 
 def nested_in(pool: ModelPool[Any]) -> dict[str, RecipeSource]:
     """Return the recipes in the places of a pool's models, by the model's name, `base` included."""
-    models = {**({} if pool.base is None else {"base": pool.base}), **pool.experts}
-    return {name: each for name, source in models.items() for each in _recipes(source)}
+    return {name: each for name, source in pool.by_name.items() for each in _recipes(source)}
 
 
 def is_live(source: WeightSource) -> bool:
@@ -90,11 +89,13 @@ def _recipes(source: WeightSource) -> Iterator[RecipeSource]:
         yield from _recipes(each)
 
 
-def _infos(pool: ModelPool[Any]) -> dict[str, TensorInfo]:
-    """Describe a merge before it is made: fp32, or fp64 where an operand is."""
+def _infos(pool: ModelPool[Any], stored: torch.dtype | None) -> dict[str, TensorInfo]:
+    """Describe a merge before it is made: fp32, or fp64 where an operand is, unless rounded."""
     sources = [pool.reference, *pool.experts.values()]
 
     def computed(name: str) -> torch.dtype:
+        if stored is not None:
+            return stored
         found = (each.infos[name].dtype for each in sources if name in each.infos)
         return torch.float64 if torch.float64 in found else torch.float32
 

@@ -213,7 +213,7 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
     given = resolved.recipe.output.path
     if given is not None:
         return Path(given)
-    live = any(is_live(each) for each in (pool.base, *pool.experts.values()) if each is not None)
+    live = any(map(is_live, pool.by_name.values()))
     if resolved.model_pool is None or live:
         return None
     stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"

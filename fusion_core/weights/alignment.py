@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from fusion_core.config import AlignmentPolicy
+    from fusion_core.weights.source import Cut
 
 _LONGEST_TABLE = 20
 
@@ -43,8 +44,12 @@ class AlignedSource(WeightSource):
     def __init__(self, source: WeightSource, reference: WeightSource) -> None:
         self._source = source
         self._reference = reference
-        self.cut = source.cut.coarser(reference.cut)
         self.infos = {name: source.infos.get(name, info) for name, info in reference.infos.items()}
+
+    @property
+    def cut(self) -> Cut:  # type: ignore[override]
+        """The coarser of both cuts, which a merge may know only when it is made."""
+        return self._source.cut.coarser(self._reference.cut)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read from the model, or from the reference what the model lacks."""

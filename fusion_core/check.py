@@ -114,8 +114,8 @@ def raise_if_bad(found: list[BadTensor], plan: Plan) -> None:
     """Raise `WeightsError` if weights are not finite, unless the recipe allows it."""
     if found and plan.resolved.recipe.alignment.nan == "error":
         raise WeightsError(
-            f"{len(found)} tensors hold NaN or infinity, among them {found[0].tensor!r} of "
-            f"{found[0].model}",
+            f"weights are NaN or infinite in tensors: {len(found)}, among them "
+            f"{found[0].tensor!r} of {found[0].model}",
             hint="Mend the models, or set alignment.nan to 'allow' to let them through.",
         )
 

@@ -18,7 +18,7 @@ from fusion_core import provenance
 from fusion_core.algorithm import Algorithm
 from fusion_core.config import resolve
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.evaluation import device_of, sees_tasks
+from fusion_core.evaluation import check_tasks, device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
 from fusion_core.nested import RecipeSource, is_live, nested_in
 from fusion_core.plugins import load_plugins
@@ -145,6 +145,8 @@ def _planned(raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...
     pool = live.get("model_pool", _created(resolved.model_pool))
     tasks = live.get("task_pool", _created(resolved.task_pool))
     _check_needs(resolved.algorithm, pool, tasks)
+    if tasks is not None:
+        check_tasks(tasks)
     if isinstance(algorithm, Selected):
         algorithm.parts(pool)  # a pattern that matches nothing is refused before anything is read
     return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 
-from fusion_core.config import ComponentConfig, ExpertWeights, validated
+from fusion_core.config import ComponentConfig, ExpertWeights
 from fusion_core.errors import RecipeError
 from fusion_core.metrics import MetricsLog
 from fusion_core.progress import Progress
 from fusion_core.recipes import dump_yaml, load_recipe
+from fusion_core.validation import validated
 from fusion_core.weights import Kernel, MergedSource, Operands, SerialExecutor, WeightSource
 from fusion_core.weights.writer import write_durably
 

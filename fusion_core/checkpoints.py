@@ -15,6 +15,7 @@ from torch import nn
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import FusionError
 from fusion_core.model_pool import ModelPool
+from fusion_core.nested import RecipeSource
 from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource
 from fusion_core.weights.assets import assets_of
 
@@ -52,11 +53,15 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         """Return the configuration, tokenizer and processor files of the base, or first expert."""
         first = next(iter(self.config.models.values()))
         origin = self.config.base if self.config.base is not None else first
+        if isinstance(origin, RecipeSource):
+            return origin.plan.pool.assets(dtype=dtype)
         return assets_of(Path(origin), dtype=dtype) if isinstance(origin, str) else {}
 
 
 def _source(given: Any, label: str) -> WeightSource:  # noqa: ANN401 - checked by the configuration
     if isinstance(given, str):
         return CheckpointSource(given)
+    if isinstance(given, WeightSource):
+        return given
     tensors = given if isinstance(given, Mapping) else given.state_dict()
     return StateDictSource(tensors, label=f"{label} (live)")

@@ -12,24 +12,38 @@ from pydantic import (
     ConfigDict,
     PlainSerializer,
     PlainValidator,
+    ValidationInfo,
     WithJsonSchema,
 )
 
 from fusion_core.config import ComponentConfig
 
 
-def _check_source(value: object) -> Any:  # noqa: ANN401 - a path, or the caller's live model
+def _check_source(value: object, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
+    if _is_recipe(value):
+        if info.context is None:
+            raise ValueError("a recipe, which only a run can merge")
+        return info.context(value)
     if isinstance(value, str | os.PathLike):
         if not os.fspath(value):
             raise ValueError("an empty path")
         return os.fspath(value)
     if isinstance(value, Mapping) or hasattr(value, "state_dict"):
         return value
-    raise ValueError("neither a path, a state dict nor a live model")
+    raise ValueError("neither a path, a recipe, a state dict nor a live model")
 
 
-def _describe_source(value: object) -> str:
-    return value if isinstance(value, str) else f"<live {type(value).__name__}>"
+def _is_recipe(value: object) -> bool:
+    """Tell whether a model is what another recipe merges: its file, or the recipe itself."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value).suffix in _RECIPES
+    return isinstance(value, Mapping) and "algorithm" in value
+
+
+def _describe_source(value: object) -> Any:  # noqa: ANN401 - a path, or a recipe in full
+    if isinstance(value, str):
+        return value
+    return getattr(value, "recipe", f"<live {type(value).__name__}>")
 
 
 def named_after_paths(value: object) -> object:
@@ -37,9 +51,7 @@ def named_after_paths(value: object) -> object:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     names = [
-        Path(each).name.removesuffix(".safetensors")
-        if isinstance(each, str | os.PathLike)
-        else f"model-{number}"
+        _name_of(Path(each)) if isinstance(each, str | os.PathLike) else f"model-{number}"
         for number, each in enumerate(value, 1)
     ]
     if len(set(names)) != len(names):
@@ -47,31 +59,36 @@ def named_after_paths(value: object) -> object:
     return dict(zip(names, value, strict=True))
 
 
+def _name_of(path: Path) -> str:
+    return path.stem if path.suffix in {".safetensors", *_RECIPES} else path.name
+
+
+_RECIPES = (".yaml", ".yml")
+_SOURCE = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["algorithm"]}]}
+_MODELS_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": _SOURCE},
+        {"type": "array", "items": _SOURCE},
+    ]
+}
+
 Source = Annotated[
     Any,
     PlainValidator(_check_source),
     PlainSerializer(_describe_source),
-    WithJsonSchema({"type": "string"}),
+    WithJsonSchema(_SOURCE),
 ]
 
 
-_PATH = {"type": "string"}
-_MODELS_SCHEMA = {
-    "anyOf": [
-        {"type": "object", "additionalProperties": _PATH},
-        {"type": "array", "items": _PATH},
-    ]
-}
-
-
 class CheckpointsConfig(ComponentConfig):
-    """A base and experts, each a path (or, from Python, a live module or state dict)."""
+    """A base and experts: paths or recipes (or, from Python, live modules or state dicts)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     base: Source | None = None
-    """The model that the experts were fine-tuned from: a directory or a .safetensors file."""
+    """The model that the experts were fine-tuned from: a directory, a .safetensors file, or a
+    recipe (a .yaml file, or the recipe itself)."""
     models: Annotated[
         dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
-    """The experts: a mapping of names to paths, or a list of paths."""
+    """The experts: a mapping of names to paths or recipes, or a list of them."""

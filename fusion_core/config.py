@@ -7,50 +7,34 @@ imported: configuration classes live in modules without torch.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
-from fusion_core.errors import PluginError, RecipeError
-from fusion_core.recipes import from_name, shown
+from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
+from fusion_core.patterns import Selection
+from fusion_core.recipes import from_name
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.validation import STRICT, Options, validated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pydantic_core import ErrorDetails
-
     from fusion_core.plugins import Component, PluginManager
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 ResultT = TypeVar("ResultT")
 
-_STRICT = ConfigDict(
-    extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-)
-
 #: One factor an expert, by name or in pool order; absent ones are 1.
 ExpertWeights = Mapping[str, float] | Sequence[float]
 
 
-class ComponentConfig(BaseModel):
+class ComponentConfig(Options):
     """The options of a component: frozen, and refusing what it does not know.
 
     A field's description is the docstring below it; `fuse info`, `--help` and the JSON schema show
     it.
     """
-
-    model_config = _STRICT
 
 
 class Choice(BaseModel):
@@ -66,10 +50,8 @@ class Choice(BaseModel):
         return dict(self.model_extra or {})
 
 
-class OutputOptions(BaseModel):
+class OutputOptions(Options):
     """Where the merged model goes, and in which form."""
-
-    model_config = _STRICT
 
     path: str | None = None
     """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
@@ -79,10 +61,8 @@ class OutputOptions(BaseModel):
     """The largest size of one file, e.g. 5GB; a larger tensor has a file of its own."""
 
 
-class AlignmentPolicy(BaseModel):
+class AlignmentPolicy(Options):
     """What to do where experts differ from the base; each policy is named, none is guessed."""
-
-    model_config = _STRICT
 
     missing: Literal["error", "base"] = "error"
     """A tensor that an expert lacks: refuse, or take the base's."""
@@ -97,10 +77,10 @@ class AlignmentPolicy(BaseModel):
 Component_ = Annotated[Choice, BeforeValidator(from_name)]
 
 
-class Recipe(BaseModel):
+class Recipe(Options):
     """One run: what to fuse, how, and where it goes (phase one: shape only)."""
 
-    model_config = ConfigDict(**{**_STRICT, "arbitrary_types_allowed": True})
+    model_config = ConfigDict(**{**STRICT, "arbitrary_types_allowed": True})
 
     algorithm: Component_ = Choice()
     """How to fuse: a name, or a mapping with `name` and options; a run needs one."""
@@ -122,6 +102,10 @@ class Resolved(Generic[SpecT]):
     config: ComponentConfig
     #: whether another plugin has a component of this name
     ambiguous: bool = False
+    #: which tensors an algorithm merges
+    selection: Selection = field(default_factory=Selection)
+    #: an algorithm's options where an override is to be applied, by the override's number
+    overridden: tuple[ComponentConfig, ...] = ()
 
     @property
     def name(self) -> str:
@@ -131,7 +115,8 @@ class Resolved(Generic[SpecT]):
     def as_recipe(self) -> dict[str, Any]:
         """Return the section that says the same in full: name and every option."""
         name = self.component.qualified_name if self.ambiguous else self.name
-        return {"name": name, **self.config.model_dump(mode="json")}
+        selection = self.selection.model_dump(mode="json", exclude_defaults=True)
+        return {"name": name, **self.config.model_dump(mode="json"), **selection}
 
     def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
         """Import the class and instantiate it."""
@@ -148,14 +133,22 @@ class ResolvedRecipe:
     task_pool: Resolved[TaskPoolSpec] | None
 
 
+#: Makes a model of a recipe that a model pool names: its file, or the recipe itself.
+Nesting = Callable[[str | Mapping[str, Any]], Any]
+
+
 def resolve(
-    raw: Mapping[str, Any], plugins: PluginManager, *, live: frozenset[str] = frozenset()
+    raw: Mapping[str, Any],
+    plugins: PluginManager,
+    *,
+    live: frozenset[str] = frozenset(),
+    nesting: Nesting | None = None,
 ) -> ResolvedRecipe:
     """Validate a recipe in two phases.
 
-    `live` names the sections that the caller gave as objects: they are not looked up. Raises
-    `RecipeError` with one line a problem, all of them at once; `PluginError` if that is all that is
-    wrong.
+    `live` names the sections that the caller gave as objects: they are not looked up; `nesting`
+    makes models of recipes in the places of models. Raises `RecipeError` with one line a problem,
+    all of them at once; `PluginError` if that is all that is wrong.
     """
     problems = _Problems()
     recipe = problems.attempt(validated, Recipe, raw)
@@ -167,7 +160,8 @@ def resolve(
         choice: Choice = getattr(recipe, section)
         if section in live or choice.name is None:
             return None
-        return problems.attempt(resolve_component, kind, choice, plugins, section=section)
+        place = {"section": section, "nesting": nesting}
+        return problems.attempt(resolve_component, kind, choice, plugins, **place)
 
     algorithm = component(AlgorithmSpec, "algorithm")
     default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
@@ -213,16 +207,59 @@ class _Problems:
 
 
 def resolve_component(
-    kind: type[SpecT], choice: Choice, plugins: PluginManager, *, section: str
+    kind: type[SpecT],
+    choice: Choice,
+    plugins: PluginManager,
+    *,
+    section: str,
+    nesting: Nesting | None = None,
 ) -> Resolved[SpecT]:
-    """Look one component up and validate its options; `section` prefixes errors."""
+    """Look one component up and validate its options; `section` prefixes errors.
+
+    Those that every algorithm takes (`Selection`) are told apart here, before its own are seen.
+    """
     component = plugins.find(kind, choice.name or "")
     config_class = component.load_config()
+    shared = shared_options(component)
+    own = {name: value for name, value in choice.options.items() if name not in shared}
+    given = {name: value for name, value in choice.options.items() if name in shared}
     hint = f"See: fuse info {component.spec.name}"
-    config = validated(config_class, choice.options, prefix=section, hint=hint)
+    problems = _Problems()
+    place: dict[str, Any] = {"prefix": section, "hint": hint}
+    config = problems.attempt(validated, config_class, own, **place, beside=shared, context=nesting)
+    selection = problems.attempt(validated, Selection, given, **place)
+    problems.raise_all()
+    assert config is not None  # noqa: S101 - or it would have been a problem
+    assert selection is not None  # noqa: S101
+    overridden = tuple(
+        validated(
+            config_class,
+            {**own, **each.options},
+            prefix=f"{section}.overrides.{number}",
+            hint=hint,
+        )
+        for number, each in enumerate(selection.overrides)
+    )
     bare = component.spec.name
     ambiguous = sum(bare in each.names for each in plugins.components(kind)) > 1
-    return Resolved(component, config, ambiguous)
+    return Resolved(component, config, ambiguous, selection, overridden)
+
+
+def shared_options(component: Component[Any]) -> Mapping[str, Any]:
+    """Return the fields that a component takes beside its own: those of `Selection`, or none.
+
+    Raises `BrokenPluginError` if the component has an option of such a name.
+    """
+    if not isinstance(component.spec, AlgorithmSpec):
+        return {}
+    taken = component.load_config().model_fields.keys() & Selection.model_fields.keys()
+    if taken:
+        raise BrokenPluginError(
+            f"algorithm {component.qualified_name!r} has an option {min(taken)!r}, a name that "
+            "means the same for every algorithm",
+            hint="Its authors have to rename it.",
+        )
+    return Selection.model_fields
 
 
 def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
@@ -261,40 +298,3 @@ def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[
         ", ".join(each.qualified_name for each in defaults) or "no installed pool is the default"
     )
     raise RecipeError(f"model_pool: required ({known})", hint="See: fuse list pools")
-
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-def validated(
-    model: type[ModelT], values: object, *, prefix: str = "", hint: str | None = None
-) -> ModelT:
-    """Validate values against a model; raises `RecipeError` with one line a problem."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [_line(details, model, prefix) for details in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(lines)), hint=hint) from error
-
-
-def _line(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
-    # Tags of a union's branches ("function-before[...]", "str") are pydantic's business.
-    place = [str(part) for part in details["loc"] if "[" not in str(part)]
-    where = ".".join([prefix, *place] if prefix else place) or "recipe"
-    match details["type"]:
-        case "extra_forbidden":
-            return f"{where}: unknown option{_suggestion(details['loc'], model)}"
-        case "missing":
-            return f"{where}: required"
-        case _:
-            return f"{where} = {shown(details['input'])}: {details['msg']}"
-
-
-def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    fields = list(model.model_fields)
-    if len(location) > 1 and location[0] in model.model_fields:
-        inner = model.model_fields[str(location[0])].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            fields = list(inner.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(fields) or 'none'}"

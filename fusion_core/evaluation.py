@@ -89,6 +89,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     if tasks_choice.name is None:
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
     tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool").create()
+    check_tasks(tasks)
     algorithm = _recorded(recipe, plugins)
     if algorithm is not None:
         tasks = algorithm.create().tasks(tasks)
@@ -121,13 +122,27 @@ def device_of(name: str) -> torch.device:
     """Return the torch device of a name; raises `RecipeError` if there is none here."""
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(
-            f"device {name!r}: no such device", hint="Use cpu, cuda or cuda:1."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"device {name!r}: torch finds no CUDA device here", hint="Use cpu.")
+    except RuntimeError:
+        device = torch.device("meta")
+    index = device.index or 0
+    if device.type == "cuda":
+        if index < torch.cuda.device_count() and torch.cuda.is_available():
+            return device
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        problem = f"torch finds {found or 'no'} CUDA device{'s' if found > 1 else ''} here"
+        raise RecipeError(f"device {name!r}: {problem}", hint="Use cpu.")
+    usable = device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())
+    if index or not usable:  # `meta`, say, holds no values
+        raise RecipeError(f"device {name!r}: no such device", hint="Use cpu, cuda or cuda:1.")
     return device
+
+
+def check_tasks(tasks: TaskPool[Any]) -> None:
+    """Raise `RecipeError` for a pool without tasks: there is nothing to measure or to adapt on."""
+    if not len(tasks):
+        raise RecipeError(
+            "the task pool has no tasks", hint="Name some with --tasks; see: fuse list tasks"
+        )
 
 
 def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:

@@ -66,8 +66,11 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     def inputs(self) -> Mapping[str, Any]:
         """Identify the inputs for the provenance; default: what each source says of itself."""
-        named = {**({"base": self.base} if self.base is not None else {}), **self.experts}
-        return {name: _identity(source) for name, source in named.items()}
+        return {name: _identity(source) for name, source in self.by_name.items()}
+
+    def licences(self) -> Mapping[str, str | None]:
+        """Return the licence of every model by its name, `base` included; None where not known."""
+        return dict.fromkeys(self.by_name)
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with experts that have the base's keys and shapes.
@@ -81,11 +84,20 @@ class ModelPool(ABC, Generic[ConfigT]):
         return clone
 
     @property
+    def by_name(self) -> Mapping[str, WeightSource]:
+        """The base, if there is one, and the experts, by name."""
+        return {**({} if self.base is None else {"base": self.base}), **self.experts}
+
+    @property
     def reference(self) -> WeightSource:
         """The base or, without one, the first expert: it gives names, dtypes and buffers."""
         return self.base if self.base is not None else next(iter(self.experts.values()))
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:
-    files = getattr(source, "files", None)
-    return {"source": source.describe(), **({"files": dict(files())} if files else {})}
+    files, inputs = getattr(source, "files", None), getattr(source, "inputs", None)
+    return {
+        "source": source.describe(),
+        **({"files": dict(files())} if files else {}),
+        **({"inputs": inputs()} if inputs else {}),
+    }

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 from pydantic import create_model
 
-from fusion_core.config import Recipe
+from fusion_core.config import Recipe, shared_options
 from fusion_core.errors import PluginError
+from fusion_core.patterns import Selection
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ class Option:
     default: Any
     required: bool
     description: str
+
+
+def options_of_component(component: Component[Any]) -> list[Option]:
+    """Describe a component's options: its own, then those that every one of its kind takes."""
+    shared = options_of(Selection) if shared_options(component) else ()
+    return [*options_of(component.load_config()), *shared]
 
 
 def options_of(config: type[BaseModel]) -> Iterator[Option]:
@@ -93,4 +100,5 @@ def _with_name(component: Component[Any]) -> Any:  # noqa: ANN401 - a type
     title = f"{type(spec).__name__}_{spec.name}"
     # A pool may go without its name: it is the default one, or the model pool's own.
     field: Any = (names, ...) if isinstance(spec, AlgorithmSpec) else (names | None, None)
-    return create_model(title, __base__=component.load_config(), name=field)
+    shared: Any = (Selection,) if shared_options(component) else ()
+    return create_model(title, __base__=(component.load_config(), *shared), name=field)

@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pluggy
 
 from fusion_core import hookspecs
-from fusion_core.errors import AmbiguousComponentError, BrokenPluginError, UnknownComponentError
+from fusion_core.errors import (
+    AmbiguousComponentError,
+    BrokenPluginError,
+    PluginError,
+    UnknownComponentError,
+)
 from fusion_core.specs import (
     AlgorithmSpec,
     ComponentSpec,
@@ -132,9 +137,14 @@ class PluginManager(pluggy.PluginManager):
         return super().parse_hookimpl_opts(plugin, name) if name.startswith("fusion_") else None
 
     def discover(self, *, block: Iterable[str] = ()) -> None:
-        """Load every plugin of the environment that is not in `block` ("*" blocks all but us)."""
+        """Load every plugin of the environment that is not in `block` ("*" blocks all but us).
+
+        Raises `PluginError` for a name to block that no installed plugin has.
+        """
         blocked = frozenset(map(_normalised, block)) | _blocked_by_environment()
-        for entry_point, distribution in _entry_points():
+        found = _entry_points()
+        _check_blocked(blocked, {_normalised(each.name) for _, each in found})
+        for entry_point, distribution in found:
             plugin = _describe_distribution(entry_point, distribution)
             known = {each.distribution for each in self.plugins}
             self.plugins.append(plugin)
@@ -252,6 +262,15 @@ def load_plugins(block: frozenset[str] = frozenset()) -> PluginManager:
 def _blocked_by_environment() -> frozenset[str]:
     names = os.environ.get(BLOCK_VARIABLE, "").split(",")
     return frozenset(_normalised(name.strip()) for name in names if name.strip())
+
+
+def _check_blocked(blocked: frozenset[str], installed: set[str]) -> None:
+    """Refuse a name that blocks nothing: whoever gave it believes that it does."""
+    for name in sorted(blocked - installed - {"*"}):
+        close = difflib.get_close_matches(name, installed, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "See: fuse list-plugins"
+        where = f"--no-plugin or {BLOCK_VARIABLE}"
+        raise PluginError(f"there is no plugin {name!r} to block by {where}", hint=hint)
 
 
 def _entry_points() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:

@@ -17,7 +17,7 @@ from fusion_core.weights import CheckpointSource
 from fusion_core.weights.source import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from fusion_core.model_pool import ModelPool
@@ -44,9 +44,13 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
     }
 
 
-def counts(pool: ModelPool[Any], merged: WeightSource) -> dict[str, int]:
-    """Account for every tensor: merged, copied as it is, or dropped by a policy."""
-    floating = sum(info.dtype.is_floating_point for info in merged.infos.values())
+def counts(
+    pool: ModelPool[Any], merged: WeightSource, *, skipped: Collection[str] = ()
+) -> dict[str, int]:
+    """Account for every tensor: merged, copied (integers and `skipped`), or dropped by a policy."""
+    floating = sum(
+        info.dtype.is_floating_point and name not in skipped for name, info in merged.infos.items()
+    )
     extra = {name for each in pool.experts.values() for name in each.infos} - merged.infos.keys()
     return {"merged": floating, "copied": len(merged.infos) - floating, "dropped": len(extra)}
 

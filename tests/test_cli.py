@@ -209,7 +209,10 @@ BAD = {
         ("--algo", "ties", *_with_base("empty", "x.safetensors")), 4, ("empty", "model.safetensors")
     ),
     "not safetensors": Bad(
-        ("--algo", "ties", *_with_base("list.yaml", "x.safetensors")), 4, ("list.yaml",)
+        ("--algo", "ties", *_with_base("taken/notes.txt", "x.safetensors")), 4, ("notes.txt",)
+    ),
+    "no recipe in place of a model": Bad(
+        ("--algo", "ties", *_with_base("list.yaml", "x.safetensors")), 2, ("list.yaml", "mapping")
     ),
     "other shapes": Bad(
         ("--algo", "ties", *_with_base("base.safetensors", "x.safetensors", "shape.safetensors")),

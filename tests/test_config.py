@@ -16,12 +16,12 @@ from fusion_core.config import (
     Recipe,
     choice_of,
     resolve,
-    validated,
 )
 from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
 from fusion_core.options import options_of, recipe_schema
 from fusion_core.plugins import PluginManager
 from fusion_core.recipes import dump_yaml, load_recipe, load_yaml, override
+from fusion_core.validation import validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ def test_all_errors_come_at_once(toys: PluginManager) -> None:
 def test_errors_in_names_and_options_come_together(toys: PluginManager) -> None:
     lines = refused({"algorithm": {"name": "toy", "x": 1}, "model_pool": "nonsense"}, toys)
     assert lines == [
-        "algorithm.x: unknown option; known: density, mode, steps",
+        "algorithm.x: unknown option; known: density, mode, steps, only, skip, overrides",
         "there is no model pool 'nonsense'",
     ]
 

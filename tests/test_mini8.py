@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fusion_core import run_fusion
+from fusion_core.planning import RunOptions
 from fusion_core.plugins import load_plugins
-from fusion_core.run import RunOptions
 from fusion_core.specs import TaskPoolSpec
 from fusion_core.task_pool import mean_of
 from pools_mini.plugin import TASKS

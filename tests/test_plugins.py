@@ -311,11 +311,26 @@ def test_a_blocked_plugin_is_never_imported(
 ) -> None:
     site.install("quiet-one", canary(tmp_path / "woken"))
     if how == "environment":
-        monkeypatch.setenv("FUSION_BLOCK_PLUGINS", f" {blocked} ,other")
+        monkeypatch.setenv("FUSION_BLOCK_PLUGINS", f" {blocked} ,fusion-core")
     manager = discovered((blocked,) if how == "argument" else ())
     assert plugin_of(manager, "quiet-one").status is PluginStatus.BLOCKED
     assert not (tmp_path / "woken").exists()
     assert manager.find(ModelPoolSpec, "checkpoints")
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_a_name_that_blocks_nothing_is_an_error(
+    site: Site, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    site.install("quiet-one", good("quiet"))
+    if how == "environment":
+        monkeypatch.setenv("FUSION_BLOCK_PLUGINS", "quite-one")
+    with pytest.raises(PluginError, match="no plugin 'quite-one' to block") as caught:
+        discovered(("quite-one",) if how == "argument" else ())
+    assert caught.value.hint == "did you mean quiet-one?"
+    with pytest.raises(PluginError) as caught:
+        discovered(("something-else-altogether",))
+    assert caught.value.hint is not None
 
 
 def test_the_core_cannot_be_blocked() -> None:
@@ -505,6 +520,6 @@ def test_plugins_are_discovered_once_in_a_process(
         PluginManager, "discover", lambda self, **keys: (calls.append(keys), discover(self, **keys))
     )
     assert load_plugins() is load_plugins()
-    assert load_plugins(frozenset({"x"})) is not load_plugins()
+    assert load_plugins(frozenset({"*"})) is not load_plugins()
     assert len(calls) == 2
     assert site.path.is_dir()

@@ -24,8 +24,8 @@ from fusion_core.errors import (
     RecipeError,
     WeightsError,
 )
+from fusion_core.planning import RunOptions
 from fusion_core.recipes import load_recipe
-from fusion_core.run import RunOptions
 from fusion_core.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, in_order
 
@@ -555,10 +555,10 @@ def test_a_pool_without_experts_is_refused(models: Models) -> None:
         run_fusion(algorithm=DropAndAverage(), model_pool=pool)
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:999"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:999", "meta", "cpu:3", "", "xla"])
 def test_a_device_that_is_not_there_is_refused(models: Models, device: str) -> None:
     pool = {"base": models["base"], "models": {"a": models["a"]}}
-    with pytest.raises(RecipeError, match="device"):
+    with pytest.raises(RecipeError, match=f"device '{device}'"):
         run_fusion(algorithm="ties", model_pool=pool, options=RunOptions(device=device))
 
 
@@ -703,6 +703,16 @@ def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:
         options=RunOptions(evaluate=False),
     )
     assert result.report is None
+
+
+def test_a_pool_without_tasks_is_refused(nets: tuple[Net, dict[str, Net]]) -> None:
+    base, experts = nets
+    with pytest.raises(RecipeError, match="the task pool has no tasks"):
+        run_fusion(
+            algorithm="ties",
+            model_pool={"base": base, "models": experts},
+            task_pool=Norms(),
+        )
 
 
 def test_only_algorithms_that_ask_for_tasks_see_them(

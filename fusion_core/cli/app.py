@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from fusion_core.cli.check import check
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=RunCommand)(run)
+app.command(cls=RunCommand)(check)
 app.command()(evaluate)
 app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from fusion_core.errors import PluginError
 from fusion_core.plugins import load_plugins
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fusion_core.plugins import Component
+
+SpecT = TypeVar("SpecT", bound=ComponentSpec)
 Candidates = list[tuple[str, str]]
 
 
@@ -38,7 +42,7 @@ def tasks(incomplete: str) -> Candidates:
     before, comma, last = incomplete.rpartition(",")
     found = (
         (f"{before}{comma}{task}", each.spec.name)
-        for each in load_plugins().components(TaskPoolSpec)
+        for each in _components(TaskPoolSpec)
         for task in each.spec.tasks
         if task.startswith(last)
     )
@@ -46,7 +50,15 @@ def tasks(incomplete: str) -> Candidates:
 
 
 def _names(kind: type[ComponentSpec]) -> Iterator[tuple[str, str]]:
-    return ((each.spec.name, each.spec.summary) for each in load_plugins().components(kind))
+    return ((each.spec.name, each.spec.summary) for each in _components(kind))
+
+
+def _components(kind: type[SpecT]) -> Iterator[Component[SpecT]]:
+    """Return what is installed; nothing where the command itself would say what is wrong."""
+    try:
+        return load_plugins().components(kind)
+    except PluginError:
+        return iter(())
 
 
 def _starting(incomplete: str, names: Iterator[tuple[str, str]]) -> Candidates:

@@ -52,10 +52,10 @@ def options_as_json(component: Component[Any]) -> list[dict[str, Any]]:
     """Describe a component's options; imports its configuration, nothing heavier."""
     from pydantic_core import to_jsonable_python
 
-    from fusion_core.options import options_of
+    from fusion_core.options import options_of_component
 
     options: list[dict[str, Any]] = to_jsonable_python(
-        [asdict(option) for option in options_of(component.load_config())]
+        [asdict(option) for option in options_of_component(component)]
     )
     return options
 

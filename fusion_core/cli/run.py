@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -19,6 +20,8 @@ from fusion_core.plugins import load_plugins
 from fusion_core.specs import AlgorithmSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fusion_core.run import RunResult
 
 Algo = Annotated[
@@ -49,6 +52,19 @@ Assignments = Annotated[
         "--set", metavar="KEY=VALUE", help="An option, e.g. algorithm.density=0.3; repeatable."
     ),
 ]
+RecipeFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
+]
+Output = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("-o", "--output", metavar="DIR", help="Default: outputs/<pool>-<algorithm>-<n>."),
+]
+Seed = Annotated[Optional[int], typer.Option(help="Default: 0.")]  # noqa: UP045
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
+NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
+ExecutorName = Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")]
+Workers = Annotated[Optional[int], typer.Option(help="Default: one a core.", min=1)]  # noqa: UP045
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
@@ -81,27 +97,22 @@ class RunCommand(TyperCommand):
 
 def run(
     context: typer.Context,
-    recipe: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
-    ] = None,
+    recipe: RecipeFile = None,
     algo: Algo = None,
     pool: Pool = None,
     task_pool: TaskPoolName = None,
     tasks: Tasks = None,
     assignments: Assignments = None,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Default: outputs/<pool>-<algorithm>-<n>."
-        ),
-    ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Default: 0.")] = None,  # noqa: UP045
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")] = False,
+    output: Output = None,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+    no_eval: NoEval = False,
     device: Device = "cpu",
-    executor: Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")] = "threads",
-    workers: Annotated[Optional[int], typer.Option(help="Default: one a core.", min=1)] = None,  # noqa: UP045
+    executor: ExecutorName = "threads",
+    workers: Workers = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, as `fuse check`, and stop.")
+    ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved recipe, and stop.")
     ] = False,
@@ -115,22 +126,14 @@ def run(
     recipe.yaml, provenance.json and, where tasks were evaluated, report.json.
     """
     set_up_logging(verbose=verbose)
-    warn_of_broken_plugins(load_plugins(context.obj))
-    from fusion_core.recipes import assign, dump_yaml, load_recipe, override
-
-    raw = {} if recipe is None else load_recipe(recipe)
     names = {"algorithm": algo, "model_pool": pool, "task_pool": task_pool}
-    raw = override(sections_from(raw, names, tasks), assignments or [])
-    if seed is not None:
-        raw["seed"] = seed
-    if output is not None:
-        raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
+    raw = recipe_from(context, recipe, names, tasks, assignments, seed=seed, output=output)
 
-    from fusion_core import run as pipeline  # torch: not before the recipe has been read
+    from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
 
-    plan = pipeline.plan(
+    planned = plan(
         raw,
-        pipeline.RunOptions(
+        RunOptions(
             evaluate=not no_eval,
             overwrite=overwrite,
             device=device,
@@ -141,9 +144,43 @@ def run(
         ),
     )
     if print_config:
-        print(dump_yaml(plan.recipe), end="")
+        from fusion_core.recipes import dump_yaml
+
+        print(dump_yaml(planned.recipe), end="")
         return
-    _show(pipeline.execute(plan), plan.algorithm_name, as_json=as_json)
+    if dry_run:
+        from fusion_core.cli.check import show_check
+
+        show_check(planned, as_json=as_json)
+        return
+    if not quiet:
+        print(f"tensors: {counted(planned.counts)}", file=sys.stderr)
+    from fusion_core.run import execute
+
+    _show(execute(planned), planned.algorithm_name, as_json=as_json)
+
+
+def recipe_from(
+    context: typer.Context,
+    recipe: Path | None,
+    names: dict[str, str | None],
+    tasks: str | None,
+    assignments: list[str] | None,
+    *,
+    seed: int | None,
+    output: Path | None,
+) -> dict[str, Any]:
+    """Read a recipe and let the flags override it; says which plugins failed to load."""
+    warn_of_broken_plugins(load_plugins(context.obj))
+    from fusion_core.recipes import assign, load_recipe, override
+
+    raw = {} if recipe is None else load_recipe(recipe)
+    raw = override(sections_from(raw, names, tasks), assignments or [])
+    if seed is not None:
+        raw["seed"] = seed
+    if output is not None:
+        raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
+    return raw
 
 
 def set_up_logging(*, verbose: bool) -> None:
@@ -181,6 +218,11 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
         if argument.startswith(f"{flag}="):
             return argument.partition("=")[2]
     return None
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Say what becomes of the tensors."""
+    return ", ".join(f"{count} {fate}" for fate, count in counts.items())
 
 
 def _show(result: RunResult, algorithm: str, *, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """Named tensors that can be read a piece at a time, and the engine that moves them."""
 
-from fusion_core.weights.alignment import align
+from fusion_core.weights.alignment import AlignedSource, align
 from fusion_core.weights.checkpoint import CheckpointSource
 from fusion_core.weights.execution import SerialExecutor
 from fusion_core.weights.format import TensorInfo
@@ -19,6 +19,7 @@ from fusion_core.weights.writer import Staging, staged
 
 __all__ = [
     "BLOCK",
+    "AlignedSource",
     "CastSource",
     "CheckpointSource",
     "Cut",

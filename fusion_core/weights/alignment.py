@@ -14,10 +14,12 @@ from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from concurrent.futures import Executor
 
     import torch
 
     from fusion_core.config import AlignmentPolicy
+    from fusion_core.weights.source import Cut
 
 _LONGEST_TABLE = 20
 
@@ -37,26 +39,39 @@ class Difference:
 
 
 class AlignedSource(WeightSource):
-    """An expert seen with exactly the reference's keys; what it lacks is the reference's."""
+    """A model seen with exactly the reference's keys; what it lacks is the reference's."""
 
     def __init__(self, source: WeightSource, reference: WeightSource) -> None:
         self._source = source
         self._reference = reference
-        self.cut = source.cut.coarser(reference.cut)
         self.infos = {name: source.infos.get(name, info) for name, info in reference.infos.items()}
 
+    @property
+    def cut(self) -> Cut:  # type: ignore[override]
+        """The coarser of both cuts, which a merge may know only when it is made."""
+        return self._source.cut.coarser(self._reference.cut)
+
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read from the expert, or from the reference what the expert lacks."""
-        home = self._source if name in self._source.infos else self._reference
-        return home.read(name, start, stop)
+        """Read from the model, or from the reference what the model lacks."""
+        return self._home(name).read(name, start, stop)
+
+    def prepare(self, executor: Executor, name: str | None = None) -> None:
+        """Prepare the one that a tensor is read from."""
+        if name is None:
+            super().prepare(executor)
+        else:
+            self._home(name).prepare(executor, name)
+
+    def _home(self, name: str) -> WeightSource:
+        return self._source if name in self._source.infos else self._reference
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The expert, and the reference that fills its gaps."""
+        """The model, and the reference that fills its gaps."""
         return self._source, self._reference
 
     def describe(self) -> str:
-        """Name the expert."""
+        """Name the model."""
         return self._source.describe()
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fusion_core.config import validated
 from fusion_core.errors import RecipeError
+from fusion_core.validation import validated
 from pools_clip.config import ClipClassificationConfig, ClipConfig
 
 DATASET = {"classnames": ["cat"], "test": "test.parquet"}

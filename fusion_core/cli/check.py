@@ -1,0 +1,170 @@
+"""`fuse check`: what a run would do, and whether it can, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, print_table
+from fusion_core.cli.progress import progress_for
+from fusion_core.cli.run import (
+    Algo,
+    Assignments,
+    Device,
+    ExecutorName,
+    NoEval,
+    Output,
+    Overwrite,
+    Pool,
+    Quiet,
+    RecipeFile,
+    Seed,
+    TaskPoolName,
+    Tasks,
+    Verbose,
+    Workers,
+    counted,
+    recipe_from,
+    set_up_logging,
+)
+
+if TYPE_CHECKING:
+    from fusion_core.check import Check, Model
+    from fusion_core.memory import Memory
+    from fusion_core.planning import Plan
+    from fusion_core.weights.finite import BadTensor
+
+
+def check(
+    context: typer.Context,
+    recipe: RecipeFile = None,
+    algo: Algo = None,
+    pool: Pool = None,
+    task_pool: TaskPoolName = None,
+    tasks: Tasks = None,
+    assignments: Assignments = None,
+    output: Output = None,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+    no_eval: NoEval = False,
+    device: Device = "cpu",
+    executor: ExecutorName = "threads",
+    workers: Workers = None,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Read all weights too, and look for NaN and infinity.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a run would do, and whether it can: nothing is written.
+
+    Looks at recipe, plugins, keys, shapes, dtypes, licences, disk and memory, from headers alone.
+    Exits as the run would: 4 if the models do not fit together, 6 if the output has no room.
+    """
+    set_up_logging(verbose=verbose)
+    names = {"algorithm": algo, "model_pool": pool, "task_pool": task_pool}
+    raw = recipe_from(context, recipe, names, tasks, assignments, seed=seed, output=output)
+
+    from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
+
+    planned = plan(
+        raw,
+        RunOptions(
+            evaluate=not no_eval,
+            overwrite=overwrite,
+            device=device,
+            executor=executor,
+            workers=workers,
+            progress=progress_for(quiet=quiet),
+            block=context.obj,
+        ),
+    )
+    show_check(planned, scan=scan, as_json=as_json)
+
+
+def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
+    """Print what a plan would do; raises what the run would, as far as it can be told."""
+    from fusion_core import check as core
+
+    checked = core.check(plan)
+    bad = core.scan(plan) if scan else None
+    if as_json:
+        print_json({**checked.as_json(), "scan": None if bad is None else _bad_as_json(bad)})
+    else:
+        _print(checked, bad)
+    if bad is not None:
+        core.raise_if_bad(bad, plan)
+    checked.raise_unless_it_fits()
+
+
+def _print(checked: Check, bad: list[BadTensor] | None) -> None:
+    columns = [[heading, *map(cell, checked.models)] for heading, cell in _COLUMNS.items()]
+    headings, *rows = zip(*(each for each in columns if any(each[1:])), strict=True)
+    print_table(headings, rows)
+    print()
+    print_table(["the run", ""], [*_rows(checked)])
+    if bad:
+        print()
+        counts = [[each.model, each.tensor, str(each.nan), str(each.infinite)] for each in bad]
+        print_table(["model", "tensor", "NaN", "infinite"], counts)
+    elif bad is not None:
+        print("\nscan: all weights are finite")
+
+
+def _differs(model: Model) -> str:
+    found = {"missing": model.missing, "extra": model.extra}
+    return ", ".join(f"{count} {kind}" for kind, count in found.items() if count)
+
+
+#: The columns of the table of models; one that is empty throughout is left out.
+_COLUMNS: dict[str, Callable[[Model], str]] = {
+    "model": lambda each: each.name,
+    "source": lambda each: each.source,
+    "tensors": lambda each: str(each.tensors),
+    "size": lambda each: size(each.bytes),
+    "dtype": lambda each: ", ".join(each.dtypes),
+    "licence": lambda each: each.licence or "",
+    "differs": _differs,
+}
+
+
+def _rows(checked: Check) -> list[list[str]]:
+    disk = checked.disk
+    free = "" if disk.free is None else f", {size(disk.free)} free"
+    rows = [
+        ["algorithm", checked.algorithm],
+        ["tensors", counted(checked.tensors)],
+        ["output", disk.path or "in memory"],
+        ["disk", f"{size(disk.needed)}{free}"],
+        ["memory", _memory(checked.memory)],
+    ]
+    unknown = [each.name for each in checked.models if each.licence is None and not each.nested]
+    if unknown:
+        rows.append(["licences", f"not known: {', '.join(unknown)}"])
+    rows += [["conflict", each] for each in checked.licence_conflicts]
+    return rows + [["licence", each] for each in checked.licence_limits]
+
+
+def _memory(memory: Memory) -> str:
+    word = "at least" if memory.at_least else "about"
+    parts = f"{size(memory.process)} Python and torch, {size(memory.merge)} merging ({memory.how})"
+    live = f", {size(memory.live)} a live model for tasks" if memory.live else ""
+    return f"{word} {size(memory.total)}: {parts}{live}"
+
+
+def _bad_as_json(bad: list[BadTensor]) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    return [asdict(each) for each in bad]
+
+
+def size(count: int) -> str:
+    """Show a number of bytes."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count} B"

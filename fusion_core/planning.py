@@ -1,0 +1,248 @@
+"""Plan a run: validate a recipe, make its components, see that they suit each other.
+
+Reads headers, no weights, and writes nothing. How a plan is carried out is not known here
+(`fusion_core.run`), nor what can be said about it beforehand (`fusion_core.check`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import provenance
+from fusion_core.algorithm import Algorithm
+from fusion_core.config import resolve
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.evaluation import check_tasks, device_of, sees_tasks
+from fusion_core.model_pool import ModelPool
+from fusion_core.nested import RecipeSource, is_live, nested_in
+from fusion_core.plugins import load_plugins
+from fusion_core.progress import Progress
+from fusion_core.recipes import load_recipe
+from fusion_core.selection import Selected, created
+from fusion_core.task_pool import TaskPool
+from fusion_core.weights.writer import check_output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
+
+    import torch
+
+    from fusion_core.config import Resolved, ResolvedRecipe
+    from fusion_core.plugins import PluginManager
+    from fusion_core.specs import AlgorithmSpec
+
+OUTPUTS = Path("outputs")
+
+_SECTIONS: dict[str, type[Any]] = {
+    "algorithm": Algorithm,
+    "model_pool": ModelPool,
+    "task_pool": TaskPool,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out: nothing here changes the model that comes out."""
+
+    evaluate: bool = True
+    overwrite: bool = False
+    device: str = "cpu"
+    executor: str = "threads"
+    workers: int | None = None
+    progress: Progress = field(default_factory=Progress)
+    block: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready: everything is validated and instantiated, nothing is computed."""
+
+    resolved: ResolvedRecipe
+    plugins: PluginManager
+    options: RunOptions
+    algorithm: Algorithm[Any]
+    pool: ModelPool[Any]
+    tasks: TaskPool[Any] | None
+    path: Path | None
+    device: torch.device
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe: every default written out, the output's place left out."""
+        sections = {
+            "algorithm": _section(self.resolved.algorithm, self.algorithm),
+            "model_pool": _section(self.resolved.model_pool, self.pool),
+        }
+        if self.tasks is not None:
+            sections["task_pool"] = _section(self.resolved.task_pool, self.tasks)
+        rest = self.resolved.recipe.model_dump(
+            mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
+        )
+        return {**sections, **rest}
+
+    @property
+    def algorithm_name(self) -> str:
+        """What to call the result."""
+        return _algorithm_name(self.resolved)
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The tensors that the algorithm does not see."""
+        if not isinstance(self.algorithm, Selected):
+            return frozenset()
+        names = self.pool.reference.infos
+        return frozenset(names) - frozenset(self.algorithm.selection.chosen(names))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors are merged, copied and dropped."""
+        return provenance.counts(self.pool, self.pool.reference, skipped=self.skipped)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the algorithm sees tasks; one given as an object may."""
+        outer = self.resolved.algorithm
+        return outer is None or sees_tasks(outer.component.spec)
+
+    @property
+    def nested(self) -> dict[str, RecipeSource]:
+        """The recipes in the places of models, by the models' names."""
+        return nested_in(self.pool)
+
+    @property
+    def distributions(self) -> set[str]:
+        """The plugins that this run uses."""
+        found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
+        ours = {each.component.plugin.distribution for each in found if each is not None}
+        return ours.union(*(each.plan.distributions for each in self.nested.values()))
+
+
+def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
+    """Validate a recipe and instantiate its components; weights are not read, only headers."""
+    found = _planned(raw, options)
+    path = _output_path(found.resolved, found.pool)
+    if path is not None:
+        check_output(path, overwrite=options.overwrite)
+    return replace(found, path=path)
+
+
+def _planned(raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] = ()) -> Plan:
+    """Plan a run that writes nothing; `inside` are the recipe files that led here."""
+    plugins = load_plugins(options.block)
+    live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
+    shaped = {**raw, **{name: {} for name in live}}
+    nesting = partial(_nested, options=options, inside=inside)
+    resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
+    device = device_of(options.device)
+    algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
+    pool = live.get("model_pool", _created(resolved.model_pool))
+    tasks = live.get("task_pool", _created(resolved.task_pool))
+    if tasks is not None:
+        tasks = algorithm.tasks(tasks)
+    _check_needs(resolved.algorithm, pool, tasks)
+    if tasks is not None:
+        check_tasks(tasks)
+    if isinstance(algorithm, Selected):
+        algorithm.parts(pool)  # a pattern that matches nothing is refused before anything is read
+    return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
+
+
+def _nested(
+    given: str | Path | Mapping[str, Any], *, options: RunOptions, inside: tuple[str, ...]
+) -> RecipeSource:
+    """Plan a recipe in the place of a model; raises its errors with its name in front of them."""
+    if isinstance(given, Mapping):
+        label, recipe = "the recipe in place of a model", given
+    else:
+        label, recipe = str(given), load_recipe(given)
+        path = os.path.realpath(given)
+        if path in inside:
+            loop = " -> ".join(map(os.path.relpath, [*inside[inside.index(path) :], path]))
+            raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
+        inside = (*inside, path)
+    try:
+        return RecipeSource(_planned(recipe, options, inside))
+    except FusionError as error:
+        lines = (f"{label}: {line}" for line in error.message.splitlines())
+        raise type(error)("\n".join(lines), hint=error.hint) from error
+
+
+@contextmanager
+def executor_of(plan: Plan) -> Iterator[Executor]:
+    """Open the executor that the options name."""
+    workers = plan.options.workers
+    options = {} if workers is None else {"workers": str(workers)}
+    executor = plan.plugins.create_executor(plan.options.executor, options)
+    with executor:
+        yield executor
+
+
+def _check_needs(
+    algorithm: Resolved[AlgorithmSpec] | None, pool: ModelPool[Any], tasks: TaskPool[Any] | None
+) -> None:
+    if algorithm is None:
+        return
+    spec, count = algorithm.component.spec, len(pool.experts)
+    if spec.needs_base and pool.base is None:
+        raise RecipeError(
+            f"algorithm {spec.name!r} needs a base, and the model pool has none",
+            hint="Name the model that the experts were fine-tuned from: model_pool.base.",
+        )
+    if sees_tasks(spec) and tasks is None:
+        raise RecipeError(
+            f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
+            hint="Name a task pool with --task-pool; see: fuse list tasks",
+        )
+    if count < spec.min_experts or count > (spec.max_experts or count):
+        raise RecipeError(
+            f"algorithm {spec.name!r} takes {_range(spec)} experts, the model pool has {count}",
+            hint="Name them under model_pool.models.",
+        )
+
+
+def _range(spec: AlgorithmSpec) -> str:
+    if spec.max_experts is None:
+        return f"at least {spec.min_experts}"
+    return f"{spec.min_experts} to {spec.max_experts}"
+
+
+def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
+    given = resolved.recipe.output.path
+    if given is not None:
+        return Path(given)
+    live = any(map(is_live, pool.by_name.values()))
+    if resolved.model_pool is None or live:
+        return None
+    stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"
+    numbers = range(1, 10**6)
+    return next(path for n in numbers if not (path := OUTPUTS / f"{stem}-{n}").exists())
+
+
+def _algorithm_name(resolved: ResolvedRecipe) -> str:
+    return resolved.algorithm.name if resolved.algorithm else "fused"
+
+
+def _algorithm(resolved: Resolved[AlgorithmSpec] | None) -> Algorithm[Any]:
+    assert resolved is not None  # noqa: S101 - a recipe without one was refused
+    return created(resolved)
+
+
+def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
+    return None if resolved is None else resolved.create()
+
+
+def _section(resolved: Resolved[Any] | None, instance: Any) -> dict[str, Any]:  # noqa: ANN401
+    if resolved is not None:
+        return resolved.as_recipe()
+    kind = type(instance)
+    return {
+        "name": f"{kind.__module__}:{kind.__qualname__}",
+        **instance.config.model_dump(mode="json"),
+    }

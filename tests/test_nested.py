@@ -1,0 +1,310 @@
+"""A recipe in the place of a model: merges of merges, without files in between."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fusion_core import run_fusion
+from fusion_core.algorithm import Algorithm, RunContext
+from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.config import ComponentConfig
+from fusion_core.errors import AlignmentError, CheckpointError, RecipeError
+from fusion_core.nested import nested_in
+from fusion_core.planning import RunOptions, plan
+from fusion_core.recipes import dump_yaml, load_recipe
+from fusion_core.task_pool import Batch, Split, Task, TaskPool
+from fusion_core.validation import validated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_core.model_pool import ModelPool
+    from fusion_core.weights import WeightSource
+
+Models = dict[str, dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def inner(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Save the models in bf16 below the working directory; return a recipe that merges two."""
+    monkeypatch.chdir(tmp_path)
+    for name, state in models.items():
+        directory = tmp_path / "in" / name
+        directory.mkdir(parents=True)
+        half = {n: v.bfloat16() if v.is_floating_point() else v for n, v in state.items()}
+        save_file(half, directory / "model.safetensors")
+        (directory / "config.json").write_text('{"model_type": "toy"}')
+    return {
+        "algorithm": {"name": "ties", "density": 0.4},
+        "model_pool": {"base": "in/base", "models": {"a": "in/a", "b": "in/b"}},
+    }
+
+
+def outer(math: object, **models: object) -> dict[str, Any]:
+    return {
+        "algorithm": {"name": "task-arithmetic", "scale": 0.7},
+        "model_pool": {"base": "in/base", "models": {"math": math, "c": "in/c", **models}},
+    }
+
+
+def weights_of(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ties", "task-arithmetic", "simple-average"])
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_a_nested_recipe_gives_what_a_directory_of_its_result_gives(
+    inner: dict[str, Any], tmp_path: Path, name: str, scope: str
+) -> None:
+    inner["algorithm"]["scope"] = scope
+    run_fusion({**inner, "output": {"path": "between", "dtype": "float32"}})
+    algorithm = {"name": name, **({"scope": scope} if name == "ties" else {})}
+    run_fusion({**outer("between"), "algorithm": algorithm, "output": {"path": "two-steps"}})
+    run_fusion({**outer(inner), "algorithm": algorithm, "output": {"path": "one-step"}})
+    assert weights_of(tmp_path / "one-step") == weights_of(tmp_path / "two-steps")
+    assert sorted(p.name for p in (tmp_path / "one-step").iterdir()) == sorted(
+        p.name for p in (tmp_path / "two-steps").iterdir()
+    )
+
+
+def test_it_is_rounded_in_between_only_where_it_says_so(
+    inner: dict[str, Any], tmp_path: Path
+) -> None:
+    run_fusion({**inner, "output": {"path": "between"}})  # bf16, as the base
+    run_fusion({**outer("between"), "output": {"path": "two-steps"}})
+    rounded = {**inner, "output": {"path": "nowhere", "dtype": "bfloat16"}}
+    run_fusion({**outer(rounded), "output": {"path": "rounded"}})
+    run_fusion({**outer(inner), "output": {"path": "exact"}})
+    assert weights_of(tmp_path / "rounded") == weights_of(tmp_path / "two-steps")
+    assert weights_of(tmp_path / "exact") != weights_of(tmp_path / "two-steps")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_a_list_and_the_base_may_be_recipes(inner: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "math.yaml").write_text(dump_yaml(inner))
+    run_fusion({**outer(inner), "output": {"path": "inline"}})
+    run_fusion({**outer("math.yaml"), "output": {"path": "file"}})
+    assert weights_of(tmp_path / "inline") == weights_of(tmp_path / "file")
+    pool = {"base": "math.yaml", "models": ["math.yaml", "in/c"]}
+    planned = plan({"algorithm": "ties", "model_pool": pool}, RunOptions())
+    assert list(planned.pool.experts) == ["math", "c"]
+    assert list(planned.nested) == ["base", "math"]
+    run_fusion({"algorithm": "ties", "model_pool": pool, "output": {"path": "on-a-merge"}})
+    stored = load_file(tmp_path / "on-a-merge" / "model.safetensors")
+    assert stored["layer.weight"].dtype is torch.float32  # the base's: a merge, not rounded
+    assert (tmp_path / "on-a-merge" / "config.json").is_file()
+
+
+def test_recipes_nest_deeper(inner: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(dump_yaml(inner))
+    (tmp_path / "two.yaml").write_text(dump_yaml(outer("one.yaml")))
+    run_fusion({**inner, "output": {"path": "one", "dtype": "float32"}})
+    run_fusion({**outer("one"), "output": {"path": "two", "dtype": "float32"}})
+    run_fusion({**outer("two"), "output": {"path": "by-steps"}})
+    run_fusion({**outer("two.yaml"), "output": {"path": "at-once"}})
+    assert weights_of(tmp_path / "at-once") == weights_of(tmp_path / "by-steps")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_it(inner: dict[str, Any], tmp_path: Path, workers: int) -> None:
+    recipe = {**outer(inner), "algorithm": "ties"}
+    run_fusion({**recipe, "output": {"path": "serial"}}, options=RunOptions(executor="serial"))
+    run_fusion({**recipe, "output": {"path": "out"}}, options=RunOptions(workers=workers))
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "serial")
+
+
+def test_a_recorded_recipe_holds_it_in_full_and_gives_the_same_files(
+    inner: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "math.yaml").write_text(dump_yaml(inner))
+    run_fusion({**outer("math.yaml"), "output": {"path": "one"}})
+    recorded = load_recipe(tmp_path / "one" / "recipe.yaml")
+    assert recorded["model_pool"]["models"]["math"]["algorithm"]["density"] == 0.4
+    assert recorded["model_pool"]["models"]["math"]["algorithm"]["scale"] == 1.0  # the default
+    (tmp_path / "math.yaml").unlink()
+    run_fusion(recorded, output="two")
+    for each in (tmp_path / "one").iterdir():
+        if each.name != "provenance.json":
+            assert each.read_bytes() == (tmp_path / "two" / each.name).read_bytes(), each.name
+    ours, theirs = (
+        json.loads((tmp_path / each / "provenance.json").read_text()) for each in ("one", "two")
+    )
+    assert ours.pop("timings")
+    assert theirs.pop("timings")
+    assert ours == theirs
+
+
+def test_the_provenance_names_what_went_into_it(inner: dict[str, Any], tmp_path: Path) -> None:
+    run_fusion({**outer(inner), "output": {"path": "out"}})
+    found = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert found["inputs"]["math"]["source"] == "merge by ties"
+    assert list(found["inputs"]["math"]["inputs"]) == ["base", "a", "b"]
+    assert found["inputs"]["math"]["inputs"]["a"]["source"] == "in/a"
+    assert "files" in found["inputs"]["math"]["inputs"]["a"]
+    assert {"fusion-linear", "fusion-ties"} <= found["plugins"].keys()
+
+
+def test_its_own_seed_and_patterns_hold(inner: dict[str, Any], models: Models) -> None:
+    inner["algorithm"]["only"] = "layer.weight"
+    result = run_fusion({**outer(inner), "output": {"path": "out"}, "seed": 5})
+    base, c = (models[name]["layer.bias"].bfloat16().float() for name in ("base", "c"))
+    found = result.weights.tensor("layer.bias")
+    assert torch.equal(found, (base + 0.7 * (c - base)).bfloat16())
+
+
+# --- what cannot be -----------------------------------------------------------------------------
+
+
+def test_recipes_that_need_each_other_are_refused(inner: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(dump_yaml(outer("two.yaml")))
+    (tmp_path / "two.yaml").write_text(dump_yaml(outer("./one.yaml")))
+    with pytest.raises(RecipeError, match=r"each other .*: two\.yaml -> one\.yaml -> two\.yaml"):
+        run_fusion("one.yaml")
+    (tmp_path / "self.yaml").write_text(dump_yaml(outer("self.yaml")))
+    with pytest.raises(RecipeError, match=r": self\.yaml -> self\.yaml"):
+        run_fusion("self.yaml")
+
+
+def test_two_models_may_be_the_same_recipe(inner: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "math.yaml").write_text(dump_yaml(inner))
+    run_fusion({**outer("math.yaml", again="math.yaml"), "output": {"path": "out"}})
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_its_errors_name_it(inner: dict[str, Any], tmp_path: Path) -> None:
+    inner["algorithm"] |= {"densty": 1, "scope": "all"}
+    (tmp_path / "math.yaml").write_text(dump_yaml(inner))
+    with pytest.raises(RecipeError) as caught:
+        run_fusion(outer("math.yaml"))
+    assert [line.partition(" ")[0] for line in caught.value.message.splitlines()] == [
+        "math.yaml:",
+        "math.yaml:",
+    ]
+    assert "did you mean density" in caught.value.message
+    with pytest.raises(RecipeError, match="the recipe in place of a model: algorithm"):
+        run_fusion(outer(inner))
+    with pytest.raises(RecipeError, match=r"'gone\.yaml' cannot be read"):
+        run_fusion(outer("gone.yaml"))
+
+
+def test_a_missing_model_inside_names_the_recipe(inner: dict[str, Any], tmp_path: Path) -> None:
+    inner["model_pool"]["models"]["a"] = "in/nowhere"
+    (tmp_path / "math.yaml").write_text(dump_yaml(inner))
+    with pytest.raises(CheckpointError, match=r"math\.yaml: in/nowhere does not exist"):
+        run_fusion(outer("math.yaml"))
+
+
+def test_models_inside_must_fit_together_and_so_must_their_merge(
+    inner: dict[str, Any], models: Models, tmp_path: Path
+) -> None:
+    odd = {**models["a"], "layer.weight": torch.zeros(2, 2)}
+    save_file(odd, tmp_path / "odd.safetensors")
+    broken = {**inner, "model_pool": {"base": "in/base", "models": ["odd.safetensors"]}}
+    with pytest.raises(AlignmentError, match=r"layer\.weight  odd: shape"):
+        run_fusion({**outer(broken), "output": {"path": "out"}})
+    alone = {"algorithm": "simple-average", "model_pool": {"models": ["odd.safetensors"]}}
+    with pytest.raises(AlignmentError, match=r"layer\.weight  math: shape"):
+        run_fusion({**outer(alone), "output": {"path": "out"}})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_inside_that_needs_tasks_asks_for_its_own(inner: dict[str, Any]) -> None:
+    inner["algorithm"] = "adamerging"
+    with pytest.raises(RecipeError, match=r"in place of a model: algorithm 'adamerging' needs t"):
+        run_fusion(outer(inner))
+
+
+def test_a_pool_of_another_kind_says_that_it_takes_none(inner: dict[str, Any]) -> None:
+    config = {"base": "in/base", "models": {"math": inner}}
+    with pytest.raises(RecipeError, match="which only a run can merge"):
+        validated(CheckpointsConfig, config)
+    with pytest.raises(RecipeError, match=r"model_pool\.models\.math = .*valid string"):
+        run_fusion({"algorithm": "ties", "model_pool": {"name": "clip", **config}})
+
+
+# --- live models, tasks, and what algorithms save -----------------------------------------------
+
+
+class Scores(Task):
+    name = "scores"
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(step)
+        return Batch(torch.randn(size, 3, generator=generator))
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return model(batch.inputs)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"accuracy": 0.5}
+
+
+class ScorePool(TaskPool[ComponentConfig]):
+    config_class = ComponentConfig
+    names = ("scores",)
+
+    def __getitem__(self, name: str) -> Task:
+        return Scores()
+
+
+def test_a_search_inside_runs_with_its_own_tasks_and_its_files_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, a, b = (nn.Linear(3, 4) for _ in range(3))
+    searched = {
+        "algorithm": {"name": "adamerging", "steps": 2},
+        "model_pool": {"base": base, "models": {"a": a, "b": b}},
+        "task_pool": ScorePool(ComponentConfig()),
+    }
+    recipe = {
+        "algorithm": "task-arithmetic",
+        "model_pool": {"base": base, "models": {"x y": searched, "b": b}},
+    }
+    result = run_fusion(recipe)
+    assert result.path is None  # live models: nothing is written unless asked
+    assert list(result.side_files) == ["x-y.coefficients.json"]
+    alone = run_fusion(searched, options=RunOptions(evaluate=False))
+    assert alone.side_files["coefficients.json"] == result.side_files["x-y.coefficients.json"]
+    by_hand = run_fusion(
+        {**recipe, "model_pool": {"base": base, "models": {"x": alone.model, "b": b}}}
+    )
+    assert torch.equal(result.weights.tensor("weight"), by_hand.weights.tensor("weight"))
+    written = run_fusion(recipe, output=tmp_path / "out")
+    assert (written.path / "x-y.coefficients.json").is_file()  # type: ignore[operator]
+
+
+class Average(Algorithm[ComponentConfig]):
+    """Asks for the values of whole tensors when it runs, which a lazy merge does not."""
+
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        assert all(each.tensor("layer.weight").isfinite().all() for each in pool.experts.values())
+        return next(iter(pool.experts.values()))
+
+
+def test_a_method_may_read_a_nested_merge_when_it_runs(inner: dict[str, Any]) -> None:
+    result = run_fusion({**outer(inner), "algorithm": Average()}, output="out")
+    assert result.weights.tensor("layer.weight").isfinite().all()
+
+
+def test_a_started_merge_can_be_sent_to_another_process(inner: dict[str, Any]) -> None:
+    result = run_fusion({**outer(inner), "output": {"path": "out"}})
+    (source,) = nested_in(result.pool).values()
+    there = pickle.loads(pickle.dumps(source))
+    assert torch.equal(there.tensor("layer.weight"), source.tensor("layer.weight"))
+
+
+def test_a_merge_in_memory_is_a_model_of_the_next(models: Models) -> None:
+    pool = {"base": models["base"], "models": {"a": models["a"], "b": models["b"]}}
+    first = run_fusion(algorithm="ties", model_pool=pool).weights
+    second = run_fusion(
+        algorithm="ties", model_pool={"base": models["base"], "models": {"m": first}}
+    )
+    assert second.weights.infos.keys() == models["base"].keys()

@@ -7,6 +7,7 @@ where that is what a method makes), and whoever called it reads, writes or evalu
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from fusion_core.errors import RecipeError
 from fusion_core.progress import Progress
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.weights import Kernel, MergedSource, Operands, SerialExecutor, WeightSource
+from fusion_core.weights.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +55,11 @@ class RunContext:
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: files to be committed with the model
     side_files: dict[str, bytes] = field(default_factory=dict)
+    #: a directory for what `run` needs to go on where it was stopped: written by `write_durably`,
+    #: there again with `--resume`, never part of the output; None if nothing is written
+    state: Path | None = None
+    #: the directory that is being written; None if nothing is
+    output: Path | None = None
 
     def merged(
         self, pool: ModelPool[Any], kernel: Kernel, *, weights: Sequence[float] = ()
@@ -72,6 +79,19 @@ class RunContext:
         if isinstance(data, Mapping):
             data = json.dumps(data, indent=2).encode() + b"\n"
         self.side_files[name] = data
+
+    def rescue(self, name: str, data: bytes) -> Path:
+        """Save the last good result where it stays although the run fails; returns the path.
+
+        It is written durably beside the output, as `<output>.<name>`; for a run that writes
+        nothing, into a temporary directory of its own.
+        """
+        if self.output is None:
+            path = Path(tempfile.mkdtemp(prefix="fusion-")) / name
+        else:
+            path = self.output.with_name(f"{self.output.name}.{name}")
+        write_durably(path, data)
+        return path
 
 
 class Algorithm(ABC, Generic[ConfigT]):

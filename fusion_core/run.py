@@ -31,11 +31,13 @@ from fusion_core.task_pool import Report, TaskPool
 from fusion_core.weights import (
     CastSource,
     CheckpointSource,
+    Staging,
     StateDictSource,
     WeightSource,
     materialise,
     staged,
 )
+from fusion_core.weights.materialise import held_in_memory
 from fusion_core.weights.writer import check_output
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class RunOptions:
 
     evaluate: bool = True
     overwrite: bool = False
+    #: go on with what a run of the same recipe, inputs and versions left when it was stopped
+    resume: bool = False
     device: str = "cpu"
     executor: str = "threads"
     workers: int | None = None
@@ -193,18 +197,19 @@ def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
     info = RunInfo(plan.recipe, plan.path)
     plan.plugins.notify("fusion_run_started", run=info)
-    with _executor(plan) as executor:
-        pool = plan.pool.aligned(plan.resolved.recipe.alignment)
-        context = _context(plan, info, executor)
+    pool = plan.pool.aligned(plan.resolved.recipe.alignment)
+    with _staging(plan) as staging, _executor(plan) as executor:
+        context = _context(plan, info, executor, staging)
         started = time.perf_counter()
         fused = _as_source(plan.algorithm.run(pool, context), pool)
         weights = _rounded(fused, pool, plan)
-        if plan.path is None:
+        if staging is None:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
         else:
-            _write(plan, plan.path, weights, context, started)
-            written = CheckpointSource(plan.path)
+            _write(plan, staging, weights, context, started)
+    if plan.path is not None:
+        written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
     if plan.tasks is not None and plan.options.evaluate:
         result = replace(result, report=_evaluated(plan, result))
@@ -212,39 +217,70 @@ def execute(plan: Plan) -> RunResult:
     return result
 
 
+@contextmanager
+def _staging(plan: Plan) -> Iterator[Staging | None]:
+    """Open the output's staging directory; None for a run that writes nothing."""
+    described = _described(plan)
+    if plan.options.resume and (plan.path is None or described is None):
+        raise RecipeError(
+            "a run with models in memory cannot be resumed: nothing tells them apart",
+            hint="Leave --resume out, or save the models and name their directories.",
+        )
+    if plan.path is None:
+        yield None
+        return
+    options = plan.options
+    with staged(
+        plan.path, overwrite=options.overwrite, plan=described, resume=options.resume
+    ) as staging:
+        yield staging
+
+
+def _described(plan: Plan) -> bytes | None:
+    """Say in full what a run does, before it does it; None if that cannot be told from files."""
+    sources = [*plan.pool.experts.values()] + ([plan.pool.base] if plan.pool.base else [])
+    if any(map(held_in_memory, sources)):
+        return None
+    parts = {"recipe": plan.recipe, "inputs": plan.pool.inputs(), **_environment(plan)}
+    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+
+
 def _write(
-    plan: Plan, path: Path, weights: WeightSource, context: RunContext, started: float
+    plan: Plan, staging: Staging, weights: WeightSource, context: RunContext, started: float
 ) -> None:
     """Write the model directory: all of it, or nothing."""
     output = plan.resolved.recipe.output
-    with staged(path, overwrite=plan.options.overwrite) as staging:
-        materialise(
-            weights,
-            staging,
-            shard_size=output.shard_size,
-            executor=context.executor,
-            progress=plan.options.progress,
-        )
-        assets = plan.pool.assets(dtype=_dtype(output.dtype))
-        for name, content in {**assets, **context.side_files}.items():
-            staging.add(name, content)
-        staging.add(RECIPE, dump_yaml(plan.recipe).encode())
-        seconds = round(time.perf_counter() - started, 3)
-        timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-        staging.add(PROVENANCE, _provenance(plan, weights, staging.directory, timings))
-        staging.commit(overwrite=plan.options.overwrite)
+    materialise(
+        weights,
+        staging,
+        shard_size=output.shard_size,
+        executor=context.executor,
+        progress=plan.options.progress,
+    )
+    assets = plan.pool.assets(dtype=_dtype(output.dtype))
+    for name, content in {**assets, **context.side_files}.items():
+        staging.add(name, content)
+    staging.add(RECIPE, dump_yaml(plan.recipe).encode())
+    seconds = round(time.perf_counter() - started, 3)
+    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+    staging.add(PROVENANCE, _provenance(plan, weights, staging, timings))
+    staging.commit(overwrite=plan.options.overwrite)
 
 
 def _provenance(
-    plan: Plan, weights: WeightSource, directory: Path, timings: Mapping[str, Any]
+    plan: Plan, weights: WeightSource, staging: Staging, timings: Mapping[str, Any]
 ) -> bytes:
     parts = {
-        **provenance.environment(plan.distributions, plan.plugins.plugins, plan.device),
+        **_environment(plan),
         "inputs": plan.pool.inputs(),
         "tensors": provenance.counts(plan.pool, weights),
-        "outputs": provenance.outputs(directory),
+        "outputs": provenance.outputs(staging),
     }
     return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    return provenance.environment(plan.distributions, plan.plugins.plugins, plan.device)
 
 
 def _evaluated(plan: Plan, result: RunResult) -> Report:
@@ -271,7 +307,7 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
     return report
 
 
-def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
+def _context(plan: Plan, info: RunInfo, executor: Executor, staging: Staging | None) -> RunContext:
     def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
         plan.plugins.notify("fusion_metrics_logged", run=info, step=step, metrics=metrics)
 
@@ -290,6 +326,8 @@ def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
         finite=plan.resolved.recipe.alignment.nan == "error",
         algorithm=algorithm,
         on_metrics=on_metrics,
+        state=None if staging is None else staging.state,
+        output=plan.path,
     )
 
 

@@ -25,7 +25,8 @@ from fusion_core.weights import (
     staged,
     writer,
 )
-from fusion_core.weights.writer import check_output, write_durably
+from fusion_core.weights.disk import write_durably
+from fusion_core.weights.writer import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

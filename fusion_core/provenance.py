@@ -75,7 +75,8 @@ def tensor_digest(source: WeightSource) -> str:
 def _hashed(source: WeightSource, info: TensorInfo) -> str:
     digest = hashlib.sha256()
     for start, stop in source.cut.ranges(info):
-        digest.update(memory_of(source.read(info.name, start, stop).contiguous()))
+        values = source.read(info.name, start, stop).contiguous()  # alive while it is hashed
+        digest.update(memory_of(values))
     return digest.hexdigest()
 
 

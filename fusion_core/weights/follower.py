@@ -1,14 +1,15 @@
 """Follows a merge: hashes what was written, makes it durable, and records that it is.
 
-Tensors are hashed in the order of the files, each byte read once, while it is still in memory, for
-two digests: its file's and its tensor's. Batches are synced and then journalled in the background,
-so that neither the merge nor the end of the run waits for much.
+Tensors are hashed while their bytes are still in memory, and their files in the order of what lies
+in them, each in a thread of its own. Batches are synced and then journalled in the background, so
+that neither the merge nor the end of the run waits for much.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from fusion_core.weights.fault import fault_point
 from fusion_core.weights.format import DTYPE_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from fusion_core.weights.disk import DataFile
     from fusion_core.weights.format import TensorInfo
@@ -37,10 +38,10 @@ class Follower:
         self._file_digests = {each.file: hashlib.sha256(each.header) for each in layout.shards}
         self._hashes: dict[str, Future[str]] = {}
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash")
+        self._file_hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash-file")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="fusion-sync")
-        self._syncs: list[Future[None]] = []
+        self._pending: deque[Future[None]] = deque()
         self._failed = False
-        self._buffer = memoryview(bytearray(_CHUNK))
         self._rest = iter(layout.places.values())
         self._next = next(self._rest, None)
         self._ready = set(journal.tensors)
@@ -65,10 +66,8 @@ class Follower:
         """Wait until everything is hashed, durable and recorded."""
         self._advance()
         self._flush()
-        for each in self._syncs:
-            each.result()
-        for future in self._hashes.values():
-            future.result()
+        while self._pending:
+            self._pending.popleft().result()
 
     @property
     def files_sha256(self) -> dict[str, str]:
@@ -78,36 +77,35 @@ class Follower:
     @property
     def tensors_sha256(self) -> dict[str, str]:
         """The digest of each tensor's bytes; call `complete` before."""
-        return {name: future.result() for name, future in self._hashes.items()}
+        return self._journal.tensors
 
     def close(self) -> None:
         """Stop, and wait for what is under way."""
-        for each in (self._syncer, self._hasher):  # a sync under way waits for hashes
+        for each in (self._syncer, self._hasher, self._file_hasher):  # a sync waits for hashes
             each.shutdown(cancel_futures=True)
 
     def _advance(self) -> None:
-        """Pass on to the hasher what is finished and next in the order of the files."""
+        """Pass on to be hashed what is finished and next in the order of the files."""
         while self._next is not None and self._next.info.name in self._ready:
             place = self._next
-            self._hashes[place.info.name] = self._hasher.submit(self._hash, place)
+            self._pending.append(self._file_hasher.submit(self._hash_into_file, place))
             if place.info.name not in self._journal.tensors:
+                hashing = self._hasher.submit(tensor_sha256, self._files[place.file], place)
+                self._hashes[place.info.name] = hashing
                 self._batch.append(place)
                 self._batch_bytes += place.info.nbytes
             self._next = next(self._rest, None)
 
-    def _hash(self, place: Place) -> str:
-        of_file, of_tensor = self._file_digests[place.file], hashlib.sha256()
-        file = self._files[place.file]
-        for chunk in file.chunks(place.offset, place.info.nbytes, self._buffer):
-            of_tensor.update(chunk)
-            of_file.update(chunk)
-        return of_tensor.hexdigest()
+    def _hash_into_file(self, place: Place) -> None:
+        digest = self._file_digests[place.file]
+        for chunk in _chunks(self._files[place.file], place):
+            digest.update(chunk)
 
     def _flush(self) -> None:
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         self._last_batch = time.monotonic()
         if batch:
-            self._syncs.append(self._syncer.submit(self._make_durable, batch))
+            self._pending.append(self._syncer.submit(self._make_durable, batch))
 
     def _make_durable(self, batch: list[Place]) -> None:
         """Sync, then record; nothing more is recorded once a sync has failed."""
@@ -124,17 +122,21 @@ class Follower:
             raise
 
     def _check(self) -> None:
-        while self._syncs and self._syncs[0].done():
-            self._syncs.pop(0).result()
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
 
 
 def tensor_sha256(file: DataFile, place: Place) -> str:
     """Hash a tensor's bytes as they lie in its file."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(place.info.nbytes, _CHUNK)))
-    for chunk in file.chunks(place.offset, place.info.nbytes, buffer):
+    for chunk in _chunks(file, place):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _chunks(file: DataFile, place: Place) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(place.info.nbytes, _CHUNK)))
+    return file.chunks(place.offset, place.info.nbytes, buffer)
 
 
 def tensors_digest(tensors: Mapping[str, tuple[TensorInfo, str]]) -> str:

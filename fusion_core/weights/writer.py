@@ -165,8 +165,8 @@ class Staging:
     def tensors_sha256(self) -> str:
         """One digest of all tensors, whatever the shard size, once the shards are finished."""
         found = self._following.tensors_sha256
-        places = self._layout.places
-        return tensors_digest({name: (places[name].info, found[name]) for name in found})
+        places = self._layout.places.items()
+        return tensors_digest({name: (place.info, found[name]) for name, place in places})
 
     def commit(self, *, overwrite: bool) -> None:
         """Put the directory in its place in one step, or leave what is there as it was.

@@ -220,8 +220,8 @@ def execute(plan: Plan) -> RunResult:
 @contextmanager
 def _staging(plan: Plan) -> Iterator[Staging | None]:
     """Open the output's staging directory; None for a run that writes nothing."""
-    described = _described(plan)
-    if plan.options.resume and (plan.path is None or described is None):
+    described = None if plan.path is None else _described(plan)
+    if plan.options.resume and described is None:
         raise RecipeError(
             "a run with models in memory cannot be resumed: nothing tells them apart",
             hint="Leave --resume out, or save the models and name their directories.",

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from fusion_core.cli import completion
 from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.output import print_json, print_notes, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import FusionError
 from fusion_core.plugins import load_plugins
@@ -98,6 +98,9 @@ def run(
     ] = None,
     seed: Annotated[Optional[int], typer.Option(help="Default: 0.")] = None,  # noqa: UP045
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a stopped run of the same left.")
+    ] = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")] = False,
     device: Device = "cpu",
     executor: Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")] = "threads",
@@ -133,6 +136,7 @@ def run(
         pipeline.RunOptions(
             evaluate=not no_eval,
             overwrite=overwrite,
+            resume=resume,
             device=device,
             executor=executor,
             workers=workers,
@@ -143,7 +147,12 @@ def run(
     if print_config:
         print(dump_yaml(plan.recipe), end="")
         return
-    _show(pipeline.execute(plan), plan.algorithm_name, as_json=as_json)
+    try:
+        result = pipeline.execute(plan)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        print_notes(stopped)
+        raise
+    _show(result, plan.algorithm_name, as_json=as_json)
 
 
 def set_up_logging(*, verbose: bool) -> None:

@@ -58,6 +58,14 @@ def locked(output: Path) -> Iterator[None]:
         fault_point("unlocked")
 
 
+def locked_outputs(directory: Path) -> Iterator[Path]:
+    """Yield the outputs in a directory that have a lock file, whether it is held or not."""
+    for path in directory.iterdir():
+        name, dot, suffix = path.name.rpartition(".")
+        if dot + suffix in {LOCK, OWNER} and len(name) > 1 and name.startswith("."):
+            yield path.with_name(name[1:])
+
+
 def _by_kernel(output: Path) -> tuple[Path, int] | None:
     """Lock by `flock`; None where there is none."""
     path = output.with_name(f".{output.name}{LOCK}")

@@ -43,7 +43,7 @@ def leftovers(directory: Path) -> list[Leftover]:
     """Find the staging directories of all outputs in a directory.
 
     What dead runs left half done is put in order on the way: an output that was moved aside is
-    put back, what a committed run did not come to remove is removed.
+    put back, and what nobody can go on from is removed.
     """
     with writing(directory):
         outputs = {each.output for each in workplaces_in(directory)}

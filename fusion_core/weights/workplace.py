@@ -163,7 +163,7 @@ def repair(output: Path) -> list[Workplace]:
         for each in list(workplaces_in(output.parent)):
             if each.output.name == output.name:
                 each.restore()
-                if each.is_spent:
+                if each.is_spent or not each.holds_work:
                     each.remove()
                 else:
                     kept.append(each)

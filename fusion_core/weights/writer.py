@@ -327,7 +327,6 @@ def _workplace(
     """Choose what to go on in: what a dead run of the same plan left, or a new one."""
     with writing(output):
         fitting = [each for each in left if plan is not None and each.continues(plan)]
-        fitting = [each for each in fitting if each.holds_work]
         newest = max(fitting, key=lambda each: each.touched, default=None)
     if resume and newest is not None:
         _log.info("going on in %s", newest.path)

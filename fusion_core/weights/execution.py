@@ -58,6 +58,8 @@ def run_all(
     """
     _keep_freed_memory()
     function = function if is_in_process(executor) else _Shipped.of(function, executor)
+    if isinstance(executor, SerialExecutor):
+        window = 1  # what is submitted is done: nothing is gained by waiting
     waiting: deque[Future[PartT]] = deque()
     try:
         for unit in units:

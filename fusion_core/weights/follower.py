@@ -79,10 +79,13 @@ class Follower:
         """The digest of each tensor's bytes; call `complete` before."""
         return self._journal.tensors
 
-    def close(self) -> None:
-        """Stop, and wait for what is under way."""
-        for each in (self._syncer, self._hasher, self._file_hasher):  # a sync waits for hashes
-            each.shutdown(cancel_futures=True)
+    def close(self, *, record: bool) -> None:
+        """Stop; before that, if asked to, make durable and record what is finished."""
+        if record:
+            self._flush()
+        self._file_hasher.shutdown(cancel_futures=True)
+        self._syncer.shutdown(cancel_futures=not record)
+        self._hasher.shutdown(cancel_futures=True)  # after the syncer, which waits for hashes
 
     def _advance(self) -> None:
         """Pass on to be hashed what is finished and next in the order of the files."""

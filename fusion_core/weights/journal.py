@@ -51,6 +51,10 @@ class Journal:
         self.committing = number
         self._append([{"commit": number}])
 
+    def close(self) -> None:
+        """Close the file; the journal can be begun again."""
+        self._file = None
+
     def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
         data = _lines(records)
         assert self._file is not None, "begin comes first"  # noqa: S101

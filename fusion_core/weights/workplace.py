@@ -104,17 +104,17 @@ class Workplace:
             exchanged_at_once(self.model, self.output)
 
     @property
-    def is_spent(self) -> bool:
-        """Whether it is rubbish: its output was committed, or it never came to have a plan."""
-        if not self.model.exists() or not self.plan.exists():
-            return True
-        number = Journal(self.journal).committing
-        return number is not None and number != self.model.stat().st_ino
+    def can_be_resumed(self) -> bool:
+        """Whether a run may go on here; otherwise it is rubbish.
 
-    @property
-    def holds_work(self) -> bool:
-        """Whether there is something to go on from."""
-        return bool(Journal(self.journal).tensors) or any(self.state.iterdir())
+        It is if there never came to be a plan or any work, or if its output has been committed.
+        """
+        if not self.model.exists() or not self.plan.exists():
+            return False
+        journal = Journal(self.journal)
+        if journal.committing not in {None, self.model.stat().st_ino}:
+            return False
+        return bool(journal.tensors) or any(self.state.iterdir())
 
     def continues(self, plan: bytes) -> bool:
         """Whether a run of this plan may go on here."""
@@ -157,14 +157,14 @@ def workplaces_in(directory: Path) -> Iterator[Workplace]:
 
 
 def repair(output: Path) -> list[Workplace]:
-    """Undo or finish what dead runs left half done; returns those of the output that hold work."""
+    """Undo or finish what dead runs left half done; returns what can be resumed of the output."""
     with writing(output):
         kept = []
         for each in list(workplaces_in(output.parent)):
             if each.output.name == output.name:
                 each.restore()
-                if each.is_spent or not each.holds_work:
-                    each.remove()
-                else:
+                if each.can_be_resumed:
                     kept.append(each)
+                else:
+                    each.remove()
         return kept

@@ -258,30 +258,26 @@ class Staging:
             output.mkdir()
 
     def close(self, error: BaseException | None) -> None:
-        """Stop what goes on in the background, and remove all that cannot be gone on from."""
+        """Stop what goes on in the background, and remove all that cannot be gone on from.
+
+        Work is kept if what stopped the run lies outside of it. Another `FusionError` says that
+        the recipe or its inputs have to change. Any other exception is somebody's bug: tensors may
+        be wrong, and only what an algorithm keeps stays.
+        """
+        is_outside = not isinstance(error, Exception) or isinstance(error, _FROM_OUTSIDE)
+        is_wanted = error is not None and self.workplace.plan.exists()
         if self._follower is not None:
-            self._follower.close()
+            self._follower.close(record=is_wanted and is_outside)
         self.shards, self._follower = Shards(), None
+        self._journal.close()
         with suppress(DiskError, OSError):  # where even this fails, `fuse clean` will do it
-            if error is not None and self._keeps_work(error):
+            if is_wanted and not is_outside and not isinstance(error, FusionError):
+                self.workplace.remove_tensors()
+            is_of_use = is_outside or not isinstance(error, FusionError)
+            if error is not None and is_of_use and self.workplace.can_be_resumed:
                 error.add_note("What is done is kept: the same command with --resume goes on.")
             else:
                 self.workplace.remove()
-
-    def _keeps_work(self, error: BaseException) -> bool:
-        """Decide by what stopped the run whether its work is of use.
-
-        It is if the cause lies outside of the run. Another `FusionError` says that the recipe or
-        its inputs have to change. Any other exception is somebody's bug: tensors may be wrong, and
-        only what an algorithm keeps stays.
-        """
-        if self.workplace.is_spent:
-            return False
-        if isinstance(error, Exception) and not isinstance(error, _FROM_OUTSIDE):
-            if isinstance(error, FusionError):
-                return False
-            self.workplace.remove_tensors()
-        return self.workplace.holds_work
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class DataFile:
                 os.ftruncate(self.descriptor, size)
 
     def __getstate__(self) -> Path:
-        return self.path
+        return self.path.absolute()
 
     def __setstate__(self, path: Path) -> None:
         self.__init__(path, flags=0)  # type: ignore[misc]

@@ -82,6 +82,7 @@ def _by_kernel(output: Path) -> tuple[Path, int] | None:
                 raise _taken(output, path) from error
             if error.errno not in _NO_FLOCK:
                 raise
+            path.unlink(missing_ok=True)  # nobody can have locked it
             return None
     return None
 

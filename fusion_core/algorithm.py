@@ -7,6 +7,7 @@ where that is what a method makes), and whoever called it reads, writes or evalu
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from fusion_core.progress import Progress
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.validation import validated
 from fusion_core.weights import Kernel, MergedSource, Operands, SerialExecutor, WeightSource
-from fusion_core.weights.writer import write_durably
+from fusion_core.weights.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,9 +59,10 @@ class RunContext:
     side_files: dict[str, bytes] = field(default_factory=dict)
     #: what was logged
     metrics: MetricsLog = field(default_factory=MetricsLog)
-    #: where an algorithm may keep what it resumes from; None where nothing is written
+    #: a directory for what `run` needs to go on where it was stopped: written by `write_durably`,
+    #: there again with `--resume`, never part of the output; None if nothing is written
     state: Path | None = None
-    #: where the model goes; None for a run that writes nothing
+    #: the directory that is being written; None if nothing is
     output: Path | None = None
 
     def merged(
@@ -86,15 +88,16 @@ class RunContext:
             data = json.dumps(data, indent=2).encode() + b"\n"
         self.side_files[name] = data
 
-    def rescue(self, name: str, data: bytes) -> Path | None:
-        """Keep the last good result of a run that must stop, beside where its output would be.
+    def rescue(self, name: str, data: bytes) -> Path:
+        """Save the last good result where it stays although the run fails; returns the path.
 
-        Returns the file's path, None for a run that writes nothing.
+        It is written durably beside the output, as `<output>.<name>`; for a run that writes
+        nothing, into a temporary directory of its own.
         """
         if self.output is None:
-            return None
-        self.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        path = self.output.with_name(f"{self.output.name}.{name}")
+            path = Path(tempfile.mkdtemp(prefix="fusion-")) / name
+        else:
+            path = self.output.with_name(f"{self.output.name}.{name}")
         write_durably(path, data)
         return path
 

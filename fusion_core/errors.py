@@ -10,7 +10,8 @@
     │   ├── CheckpointError             a checkpoint cannot be read
     │   └── AlignmentError              models do not fit together
     ├── DiskError                   6   the file system refused
-    └── OutputError                 7   the output is present or locked
+    ├── OutputError                 7   the output is present or locked
+    └── WorkerError                 1   a worker process died
 
 An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
 is a bug and is shown with its traceback.
@@ -81,3 +82,7 @@ class OutputError(FusionError):
     """The output is already present, or another run is writing it."""
 
     exit_code = 7
+
+
+class WorkerError(FusionError):
+    """A process that units of work ran in died."""

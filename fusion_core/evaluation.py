@@ -18,7 +18,7 @@ from fusion_core.recipes import load_recipe
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.task_pool import Metrics, Report
 from fusion_core.weights import CheckpointSource, WeightSource
-from fusion_core.weights.writer import write_durably
+from fusion_core.weights.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,12 +20,13 @@ from fusion_core.config import resolve
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import check_tasks, device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
-from fusion_core.nested import RecipeSource, is_live, nested_in
+from fusion_core.nested import RecipeSource, nested_in
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.recipes import load_recipe
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
+from fusion_core.weights import held_in_memory
 from fusion_core.weights.writer import check_output
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class RunOptions:
 
     evaluate: bool = True
     overwrite: bool = False
+    #: go on with what a run of the same recipe, inputs and versions left when it was stopped
+    resume: bool = False
     device: str = "cpu"
     executor: str = "threads"
     workers: int | None = None
@@ -217,7 +220,7 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
     given = resolved.recipe.output.path
     if given is not None:
         return Path(given)
-    live = any(map(is_live, pool.by_name.values()))
+    live = any(map(held_in_memory, pool.by_name.values()))
     if resolved.model_pool is None or live:
         return None
     stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"

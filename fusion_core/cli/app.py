@@ -8,15 +8,18 @@ as everything else together.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated, Optional
 
 import typer
 
 from fusion_core.cli.check import check
+from fusion_core.cli.clean import clean
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
+from fusion_core.cli.output import print_notes
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.errors import FusionError
@@ -35,6 +38,7 @@ app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)
 app.command()(info)
 app.command()(schema)
+app.command()(clean)
 
 
 def _show_version(value: bool) -> None:
@@ -59,9 +63,14 @@ def fuse(
     """Fuse fine-tuned models into one, and measure what came out.
 
     Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 plugin, 4 bad or mismatching weights, 6 disk,
-    7 output present, 130 interrupted.
+    7 output present or locked, 130 interrupted, 143 terminated.
     """
     context.obj = frozenset(no_plugin or ())
+
+
+def _terminated(number: int, _frame: object) -> None:
+    """End as an interrupt does: what is open is closed, what is done is kept."""
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -69,10 +78,12 @@ def main() -> None:
     # Read when torch is first imported: threads that wait for each other sleep instead of spinning.
     # On a machine with other work, spinning made small models a hundred times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except FusionError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(error.hint, file=sys.stderr)
+        print_notes(error)
         sys.exit(error.exit_code)

@@ -14,6 +14,7 @@ from fusion_core.weights.source import (
     StateDictSource,
     WeightSource,
     assemble,
+    held_in_memory,
 )
 from fusion_core.weights.writer import Staging, staged
 
@@ -38,6 +39,7 @@ __all__ = [
     "WeightSource",
     "align",
     "assemble",
+    "held_in_memory",
     "in_order",
     "materialise",
     "staged",

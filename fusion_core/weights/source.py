@@ -140,6 +140,13 @@ class StateDictSource(WeightSource):
         return self._label
 
 
+def held_in_memory(source: WeightSource) -> WeightSource | None:
+    """Return a source that a source reads from and that exists only in this process, if any."""
+    if isinstance(source, StateDictSource):
+        return source
+    return next(filter(None, map(held_in_memory, source.sources)), None)
+
+
 class RenamedSource(WeightSource):
     """Some tensors of another source, under other names."""
 

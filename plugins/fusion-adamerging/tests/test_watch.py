@@ -81,13 +81,18 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_coefficients(
     assert AdaMerging(again).run(pool, RunContext()).tensor("0.weight").isfinite().all()
 
 
-def test_a_run_that_writes_nothing_keeps_nothing(
-    make_pool: Callable[..., CheckpointsPool], tasks: Any
+def test_a_run_that_writes_nothing_keeps_them_in_a_place_of_their_own(
+    make_pool: Callable[..., CheckpointsPool],
+    tasks: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = AdaMergingConfig(steps=5, lr=1e30)
     with pytest.raises(SearchStoppedError, match=r"smaller algorithm\.lr") as caught:
         AdaMerging(config).run(make_pool("mlp"), RunContext(tasks=tasks))
-    assert "good" not in str(caught.value)
+    (kept,) = tmp_path.glob("*/coefficients.json")
+    assert str(kept) in str(caught.value)
 
 
 def test_nan_in_examples_is_named_with_its_task(

@@ -151,8 +151,6 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
             return error
         good = self._named(search.every(coefficients), search, merged)
         path = search.context.rescue(COEFFICIENTS, good.as_bytes())
-        if path is None:
-            return error
         kept = f"Those of step {step} were good and are in {path}, for algorithm.coefficients."
         return SearchStoppedError(error.message, hint=f"{error.hint}\n{kept}")
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.writer import write_durably
+from fusion_core.weights.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

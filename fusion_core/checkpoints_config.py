@@ -1,4 +1,7 @@
-"""The options of the pool `checkpoints`; free of torch, so that listing them costs nothing."""
+"""The options of the pool `checkpoints`; free of torch, so that listing them costs nothing.
+
+Paths and names on the hub are both text here: which of them a text is shows when it is looked for.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from pydantic import (
 )
 
 from fusion_core.config import ComponentConfig
+from fusion_core.hub import looks_like_id, parse
 
 
 def _check_source(value: object) -> Any:  # noqa: ANN401 - a path, or the caller's live model
@@ -32,14 +36,18 @@ def _describe_source(value: object) -> str:
     return value if isinstance(value, str) else f"<live {type(value).__name__}>"
 
 
+def _name_of(given: str) -> str:
+    if looks_like_id(given) and not Path(given).exists():
+        given = parse(given).repo
+    return Path(given).name.removesuffix(".safetensors")
+
+
 def named_after_paths(value: object) -> object:
-    """Turn a list of models into a mapping, named after their paths."""
+    """Turn a list of models into a mapping, named after their paths, hub ids without revision."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     names = [
-        Path(each).name.removesuffix(".safetensors")
-        if isinstance(each, str | os.PathLike)
-        else f"model-{number}"
+        _name_of(os.fspath(each)) if isinstance(each, str | os.PathLike) else f"model-{number}"
         for number, each in enumerate(value, 1)
     ]
     if len(set(names)) != len(names):
@@ -65,13 +73,14 @@ _MODELS_SCHEMA = {
 
 
 class CheckpointsConfig(ComponentConfig):
-    """A base and experts, each a path (or, from Python, a live module or state dict)."""
+    """A base and experts: paths, hub ids (or, from Python, live modules and state dicts)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     base: Source | None = None
-    """The model that the experts were fine-tuned from: a directory or a .safetensors file."""
+    """What the experts were fine-tuned from: a directory, a .safetensors file, or org/name@revision
+    on the hub."""
     models: Annotated[
         dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
-    """The experts: a mapping of names to paths, or a list of paths."""
+    """The experts, LoRA adapters among them: a mapping of names to paths or hub ids, or a list."""

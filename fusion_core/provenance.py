@@ -45,10 +45,10 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
 
 
 def counts(pool: ModelPool[Any], merged: WeightSource) -> dict[str, int]:
-    """Account for every tensor: merged, copied as it is, or dropped by a policy."""
+    """Account for every tensor of an aligned pool: merged, copied, or dropped by a policy."""
     floating = sum(info.dtype.is_floating_point for info in merged.infos.values())
-    extra = {name for each in pool.experts.values() for name in each.infos} - merged.infos.keys()
-    return {"merged": floating, "copied": len(merged.infos) - floating, "dropped": len(extra)}
+    copied = len(merged.infos) - floating
+    return {"merged": floating, "copied": copied, "dropped": len(pool.dropped)}
 
 
 def outputs(directory: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_core import provenance
+from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve, resolve_component
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
@@ -179,9 +179,12 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     shaped = {**raw, **{name: {} for name in live}}
     resolved = resolve(shaped, plugins, live=frozenset(live))
     device = device_of(options.device)
-    algorithm = live.get("algorithm", _created(resolved.algorithm))
-    pool = live.get("model_pool", _created(resolved.model_pool))
-    tasks = live.get("task_pool", _created(resolved.task_pool))
+    if resolved.recipe.output.path is not None:  # before anything is downloaded
+        check_output(Path(resolved.recipe.output.path), overwrite=options.overwrite)
+    with hub.session(options.progress):
+        algorithm = live.get("algorithm", _created(resolved.algorithm))
+        pool = live.get("model_pool", _created(resolved.model_pool))
+        tasks = live.get("task_pool", _created(resolved.task_pool))
     _check_needs(resolved.algorithm, pool, tasks)
     path = _output_path(resolved, pool)
     if path is not None:
@@ -193,7 +196,7 @@ def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
     info = RunInfo(plan.recipe, plan.path)
     plan.plugins.notify("fusion_run_started", run=info)
-    with _executor(plan) as executor:
+    with hub.session(plan.options.progress), _executor(plan) as executor:
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
         context = _context(plan, info, executor)
         started = time.perf_counter()
@@ -203,7 +206,7 @@ def execute(plan: Plan) -> RunResult:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
         else:
-            _write(plan, plan.path, weights, context, started)
+            _write(plan, plan.path, pool, weights, context, started)
             written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
     if plan.tasks is not None and plan.options.evaluate:
@@ -212,10 +215,15 @@ def execute(plan: Plan) -> RunResult:
     return result
 
 
-def _write(
-    plan: Plan, path: Path, weights: WeightSource, context: RunContext, started: float
+def _write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
+    plan: Plan,
+    path: Path,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    context: RunContext,
+    started: float,
 ) -> None:
-    """Write the model directory: all of it, or nothing."""
+    """Write the model directory: all of it, or nothing; `pool` is the aligned one."""
     output = plan.resolved.recipe.output
     with staged(path, overwrite=plan.options.overwrite) as staging:
         materialise(
@@ -225,23 +233,27 @@ def _write(
             executor=context.executor,
             progress=plan.options.progress,
         )
-        assets = plan.pool.assets(dtype=_dtype(output.dtype))
+        assets = pool.assets(dtype=_dtype(output.dtype))
         for name, content in {**assets, **context.side_files}.items():
             staging.add(name, content)
         staging.add(RECIPE, dump_yaml(plan.recipe).encode())
         seconds = round(time.perf_counter() - started, 3)
         timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-        staging.add(PROVENANCE, _provenance(plan, weights, staging.directory, timings))
+        staging.add(PROVENANCE, _provenance(plan, pool, weights, staging.directory, timings))
         staging.commit(overwrite=plan.options.overwrite)
 
 
 def _provenance(
-    plan: Plan, weights: WeightSource, directory: Path, timings: Mapping[str, Any]
+    plan: Plan,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    directory: Path,
+    timings: Mapping[str, Any],
 ) -> bytes:
     parts = {
         **provenance.environment(plan.distributions, plan.plugins.plugins, plan.device),
         "inputs": plan.pool.inputs(),
-        "tensors": provenance.counts(plan.pool, weights),
+        "tensors": provenance.counts(pool, weights),
         "outputs": provenance.outputs(directory),
     }
     return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"

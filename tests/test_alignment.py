@@ -39,7 +39,8 @@ def aligned(base: Infos | None, *experts: Infos, **policy: Any) -> dict[str, Wei
     sources: dict[str, WeightSource] = {
         chr(97 + n): weights(each) for n, each in enumerate(experts)
     }
-    return align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
+    found = align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
+    return dict(found.experts)
 
 
 BASE: Infos = {"w": ((2, 3), F32), "b": ((2,), F32), "n": ((), I64)}
@@ -47,7 +48,7 @@ BASE: Infos = {"w": ((2, 3), F32), "b": ((2,), F32), "n": ((), I64)}
 
 def test_models_that_fit_are_passed_through() -> None:
     base, expert = weights(BASE), weights(dict(reversed(BASE.items())))
-    assert align(base, {"a": expert}, AlignmentPolicy()) == {"a": expert}
+    assert align(base, {"a": expert}, AlignmentPolicy()).experts == {"a": expert}
 
 
 def test_every_difference_is_in_one_table() -> None:
@@ -87,7 +88,7 @@ def test_without_a_base_the_first_expert_is_the_measure() -> None:
 def test_missing_tensors_may_be_the_bases() -> None:
     base = StateDictSource({"w": torch.ones(2), "b": torch.full((2,), 5.0)})
     expert = StateDictSource({"w": torch.zeros(2)}, label="lean")
-    found = align(base, {"a": expert}, AlignmentPolicy(missing="base"))["a"]
+    found = align(base, {"a": expert}, AlignmentPolicy(missing="base")).experts["a"]
     assert list(found.infos) == ["w", "b"]
     assert torch.equal(found.tensor("w"), torch.zeros(2))
     assert torch.equal(found.tensor("b"), torch.full((2,), 5.0))

@@ -87,19 +87,20 @@ class LoraSource(WeightSource):
             info, product = self._product(name, module, keys, config)
             infos[name], self._products[name] = info, product
         for name, key in self._whole.items():
-            infos[name] = replace(self._adapter.infos[key], name=name)
+            if name not in self._products:
+                infos[name] = replace(self._adapter.infos[key], name=name)
         self.infos = infos
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Form a range of a task vector."""
-        info = self.infos[name]
-        if name in self._whole:
-            return self._difference(name, start, stop)
         if name not in self._products:
-            return torch.zeros(stop - start, dtype=info.dtype)
-        blocks = [span for span in self.cut.ranges(info) if span[0] < stop and start < span[1]]
-        values = torch.cat([self._block(name, *span) for span in blocks])
-        return values[start - blocks[0][0] : stop - blocks[0][0]]
+            if name in self._whole:
+                return self._difference(name, start, stop)
+            return torch.zeros(stop - start, dtype=self.infos[name].dtype)
+        product = self._rows(name, start, stop)
+        if name in self._whole:  # an embedding, which PEFT saves beside its factors
+            product = product + self._difference(name, start, stop)
+        return product
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -113,6 +114,15 @@ class LoraSource(WeightSource):
     def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Identify the adapter's file."""
         return self._adapter.files()
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Form the blocks that a range lies in, and return the range."""
+        spans = self.cut.ranges(self.infos[name])
+        blocks = [span for span in spans if span[0] < stop and start < span[1]]
+        if not blocks:
+            return torch.zeros(0, dtype=self.infos[name].dtype)
+        values = torch.cat([self._block(name, *span) for span in blocks])
+        return values[start - blocks[0][0] : stop - blocks[0][0]]
 
     def _block(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Multiply the factors for whole rows of a weight."""
@@ -185,6 +195,8 @@ def _sorted_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], d
     unknown: list[str] = []
     for key in adapter.infos:
         name = key.removeprefix(_PREFIX)
+        if ".original_module." in name:  # the base's, saved with what replaces it
+            continue
         if found := _LAYER.fullmatch(name):
             layers.setdefault(found["module"], {})[found["part"]] = key
         elif "lora_" in name or not name.endswith(_WHOLE):
@@ -220,7 +232,7 @@ def _rank_and_scale(module: str, config: Mapping[str, Any], name: str) -> tuple[
         rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
         alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
         return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, re.error) as error:
         raise CheckpointError(
             f"{name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
         ) from error

@@ -87,8 +87,10 @@ class LoraSource(WeightSource):
             info, product = self._product(name, module, keys, config)
             infos[name], self._products[name] = info, product
         for name, key in self._whole.items():
-            if name not in self._products:
-                infos[name] = replace(self._adapter.infos[key], name=name)
+            info = replace(self._adapter.infos[key], name=name)
+            if infos.setdefault(name, info).shape != info.shape and name in self._products:
+                raise CheckpointError(f"{location.name}: {key!r} and its factors differ in shape")
+            infos[name] = infos[name] if name in self._products else info
         self.infos = infos
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -117,12 +119,14 @@ class LoraSource(WeightSource):
 
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Form the blocks that a range lies in, and return the range."""
-        spans = self.cut.ranges(self.infos[name])
-        blocks = [span for span in spans if span[0] < stop and start < span[1]]
-        if not blocks:
-            return torch.zeros(0, dtype=self.infos[name].dtype)
-        values = torch.cat([self._block(name, *span) for span in blocks])
-        return values[start - blocks[0][0] : stop - blocks[0][0]]
+        info = self.infos[name]
+        _, step = next(self.cut.ranges(info))
+        if start >= stop:
+            return torch.zeros(0, dtype=info.dtype)
+        first = start // step * step
+        starts = range(first, stop, step)
+        values = torch.cat([self._block(name, n, min(n + step, info.numel)) for n in starts])
+        return values[start - first : stop - first]
 
     def _block(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Multiply the factors for whole rows of a weight."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core import hub
 from fusion_core.config import Choice, choice_of, resolve_component
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.progress import Progress
@@ -88,16 +89,18 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
         tasks_choice = Choice(name=name, **tasks_choice.options)
     if tasks_choice.name is None:
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
-    tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool").create()
+    chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
     adapted = _adapted(recipe, plugins)
-    report = evaluate(
-        resolved.create(),
-        tasks,
-        weights,
-        device=device,
-        progress=progress,
-        transductive=tasks.transductive if adapted else None,
-    )
+    with hub.session(progress):
+        tasks = chosen_tasks.create()
+        report = evaluate(
+            resolved.create(),
+            tasks,
+            weights,
+            device=device,
+            progress=progress,
+            transductive=tasks.transductive if adapted else None,
+        )
     if as_recorded:
         write_report(report, directory)
     return report

@@ -183,7 +183,10 @@ def test_progress_counts_the_bytes(hub: HubServer) -> None:
     with hf.session(shown):
         hf.download(MODEL, ALL)
         hf.download(MODEL, ALL)
-    assert shown.tracks == [("download org/name (0.0 MB)", len(WEIGHTS) + 2, "B")]
+    [(label, total, unit)] = shown.tracks
+    assert label.startswith("download org/name (10.2 kB, ")
+    assert label.endswith(" are free)")
+    assert (total, unit) == (len(WEIGHTS) + 2, "B")
     assert shown.done == len(WEIGHTS) + 2
 
 
@@ -316,7 +319,7 @@ def test_a_full_disk_is_found_before_anything_is_downloaded(
     error = failure(lambda: hf.download(MODEL, ALL))
     assert isinstance(error, DiskError)
     assert error.exit_code == 6
-    assert "needs 0.0 MB, and 0.0 MB are free" in error.message
+    assert "needs 10.2 kB, and 5.0 kB are free" in error.message
     assert not hub.asked("/resolve/")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FILES_AT_ONCE = 4
 _GLOB = frozenset("*?[")
-_GIGABYTE = 1e9
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def ask_commit(reference: Reference) -> str:
@@ -59,9 +59,9 @@ def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress
     without a network knows what is missing.
     """
     total = sum(each.size for each in wanted)
-    _check_room(pinned, total)
+    free = _room_for(pinned, total)
     first, *rest = sorted(wanted, key=lambda each: each.size)
-    label = f"download {pinned.repo} ({amount(total)})"
+    label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
     with asking(pinned), progress.track(label, total=total, unit="B") as advance:
         _transfer_one(pinned, first, None)
         advance(first.size)
@@ -78,9 +78,10 @@ def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress
 
 def amount(count: int) -> str:
     """Show a number of bytes to people."""
-    if count >= _GIGABYTE:
-        return f"{count / 1e9:,.1f} GB"
-    return f"{count / 1e6:,.1f} MB"
+    for size, unit in _UNITS:
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} B"
 
 
 @contextmanager
@@ -129,7 +130,8 @@ def _transfer_one(pinned: Reference, file: RemoteFile, bar: type[Any] | None) ->
         raise
 
 
-def _check_room(pinned: Reference, needed: int) -> None:
+def _room_for(pinned: Reference, needed: int) -> int:
+    """Return how much is free in the cache; raises `DiskError` if that is not enough."""
     cache = cache_directory()
     there = next(each for each in (cache, *cache.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
@@ -138,6 +140,7 @@ def _check_room(pinned: Reference, needed: int) -> None:
             f"{pinned} needs {amount(needed)}, and {amount(free)} are free in {cache}",
             hint="Make room there, or set HF_HOME to a directory on a larger disk.",
         )
+    return free
 
 
 def _bar(advance: Advance) -> type[Any]:

@@ -8,13 +8,15 @@ names alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
 #: Names that prefixes are guessed from; every guess is then tried on all names.
 _SAMPLE = 64
+_MOST_GUESSES = 16
 
 
 def same_tensors(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
@@ -39,8 +41,13 @@ def same_tensors(ours: Collection[str], theirs: Collection[str]) -> dict[str, st
     return {**best, **rest}
 
 
-def _prefixes(short: Collection[str], long: Collection[str]) -> Iterator[str]:
-    """Guess what stands before names of the one model in the other."""
-    sample = list(short)[:: max(1, len(short) // _SAMPLE)]
-    found = {name.removesuffix(end) for end in sample for name in long if name.endswith(f".{end}")}
-    yield from sorted(found)
+def _prefixes(short: Collection[str], long: Collection[str]) -> list[str]:
+    """Guess what stands before names of the one model in the other: what does most often."""
+    sample = set(list(short)[:: max(1, len(short) // _SAMPLE)])
+    found = Counter(
+        name[: dot + 1]
+        for name in long
+        for dot, each in enumerate(name)
+        if each == "." and name[dot + 1 :] in sample
+    )
+    return [prefix for prefix, _ in found.most_common(_MOST_GUESSES)]

@@ -9,6 +9,7 @@
     ├── WeightsError                4   weights are bad
     │   ├── CheckpointError             a checkpoint cannot be read
     │   └── AlignmentError              models do not fit together
+    ├── HubError                    5   the hub or the network refused
     ├── DiskError                   6   the file system refused
     ├── OutputError                 7   the output is present or locked
     └── WorkerError                 1   a worker process died
@@ -70,6 +71,12 @@ class CheckpointError(WeightsError):
 
 class AlignmentError(WeightsError):
     """Models differ in keys, shapes or dtypes; `message` holds the table of differences."""
+
+
+class HubError(FusionError):
+    """The hub or the network refused, or what came from there is damaged."""
+
+    exit_code = 5
 
 
 class DiskError(FusionError):

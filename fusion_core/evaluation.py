@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core import hub
 from fusion_core.config import Choice, Resolved, choice_of, resolve_component
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.progress import Progress
@@ -88,20 +89,22 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
         tasks_choice = Choice(name=name, **tasks_choice.options)
     if tasks_choice.name is None:
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
-    tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool").create()
-    check_tasks(tasks)
+    chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
     algorithm = _recorded(recipe, plugins)
-    if algorithm is not None:
-        tasks = algorithm.create().tasks(tasks)
     adapted = algorithm is not None and sees_tasks(algorithm.component.spec)
-    report = evaluate(
-        resolved.create(),
-        tasks,
-        weights,
-        device=device,
-        progress=progress,
-        transductive=tasks.transductive if adapted else None,
-    )
+    with hub.session(progress):
+        tasks = chosen_tasks.create()
+        check_tasks(tasks)
+        if algorithm is not None:
+            tasks = algorithm.create().tasks(tasks)
+        report = evaluate(
+            resolved.create(),
+            tasks,
+            weights,
+            device=device,
+            progress=progress,
+            transductive=tasks.transductive if adapted else None,
+        )
     if as_recorded:
         write_report(report, directory)
     return report

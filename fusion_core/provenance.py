@@ -46,12 +46,15 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
 def counts(
     pool: ModelPool[Any], merged: WeightSource, *, skipped: Collection[str] = ()
 ) -> dict[str, int]:
-    """Account for every tensor: merged, copied (integers and `skipped`), or dropped by a policy."""
+    """Account for every tensor of an aligned pool.
+
+    Merged, copied (integers and `skipped`), or dropped by a policy.
+    """
     floating = sum(
         info.dtype.is_floating_point and name not in skipped for name, info in merged.infos.items()
     )
-    extra = {name for each in pool.experts.values() for name in each.infos} - merged.infos.keys()
-    return {"merged": floating, "copied": len(merged.infos) - floating, "dropped": len(extra)}
+    copied = len(merged.infos) - floating
+    return {"merged": floating, "copied": copied, "dropped": len(pool.dropped)}
 
 
 def outputs(staging: Staging) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import provenance
+from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve_component
 from fusion_core.errors import FusionError, RecipeError
@@ -115,7 +115,11 @@ def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
     info = RunInfo(plan.recipe, plan.path)
     plan.plugins.notify("fusion_run_started", run=info)
-    with _staging(plan) as staging, _executor(plan) as executor:
+    with (
+        hub.session(plan.options.progress),
+        _staging(plan) as staging,
+        _executor(plan) as executor,
+    ):
         state = None if staging is None else staging.state
         _start_nested(plan, info, executor, state)
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
@@ -129,7 +133,7 @@ def execute(plan: Plan) -> RunResult:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
         else:
-            _write(plan, staging, weights, context, started)
+            _write(plan, staging, pool, weights, context, started)
     if plan.path is not None:
         written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
@@ -166,10 +170,15 @@ def _described(plan: Plan) -> bytes | None:
     return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _write(
-    plan: Plan, staging: Staging, weights: WeightSource, context: RunContext, started: float
+def _write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
+    plan: Plan,
+    staging: Staging,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    context: RunContext,
+    started: float,
 ) -> None:
-    """Write the model directory: all of it, or nothing."""
+    """Write the model directory: all of it, or nothing; `pool` is the aligned one."""
     output = plan.resolved.recipe.output
     materialise(
         weights,
@@ -178,23 +187,27 @@ def _write(
         executor=context.executor,
         progress=plan.options.progress,
     )
-    assets = plan.pool.assets(dtype=_dtype(output.dtype))
+    assets = pool.assets(dtype=_dtype(output.dtype))
     for name, content in {**assets, **context.side_files}.items():
         staging.add(name, content)
     staging.add(RECIPE, dump_yaml(plan.recipe).encode())
     seconds = round(time.perf_counter() - started, 3)
     timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-    staging.add(PROVENANCE, _provenance(plan, weights, staging, timings))
+    staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
     staging.commit(overwrite=plan.options.overwrite)
 
 
 def _provenance(
-    plan: Plan, weights: WeightSource, staging: Staging, timings: Mapping[str, Any]
+    plan: Plan,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    staging: Staging,
+    timings: Mapping[str, Any],
 ) -> bytes:
     parts = {
         **_environment(plan),
         "inputs": plan.pool.inputs(),
-        "tensors": provenance.counts(plan.pool, weights, skipped=plan.skipped),
+        "tensors": provenance.counts(pool, weights, skipped=plan.skipped),
         "outputs": provenance.outputs(staging),
     }
     return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from fusion_core import provenance
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.config import AlignmentPolicy
 from fusion_core.plugins import load_plugins
 from fusion_core.weights import (
     CheckpointSource,
@@ -84,7 +85,8 @@ def test_outputs_are_hashed_one_by_one(tmp_path: Path, shard_size: int) -> None:
 def test_every_tensor_is_accounted_for() -> None:
     expert = {**STATE, "head": torch.ones(1), "other": torch.ones(1)}
     pool = CheckpointsPool(CheckpointsConfig(base=STATE, models={"x": expert, "y": expert}))
-    found = provenance.counts(pool, StateDictSource(STATE))
+    aligned = pool.aligned(AlignmentPolicy(extra="drop"))
+    found = provenance.counts(aligned, StateDictSource(STATE))
     assert found == {"merged": 2, "copied": 1, "dropped": 2}
 
 

@@ -62,8 +62,8 @@ def fuse(
 ) -> None:
     """Fuse fine-tuned models into one, and measure what came out.
 
-    Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 plugin, 4 bad or mismatching weights, 6 disk,
-    7 output present or locked, 130 interrupted, 143 terminated.
+    Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 plugin, 4 bad or mismatching weights, 5 hub or
+    network, 6 disk, 7 output present or locked, 130 interrupted, 143 terminated.
     """
     context.obj = frozenset(no_plugin or ())
 

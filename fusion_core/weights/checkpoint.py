@@ -28,11 +28,12 @@ class CheckpointSource(WeightSource):
     """The tensors of a safetensors file, or of a directory with one file or an index of several.
 
     Only headers are read at construction. Raises `CheckpointError` naming the file for anything
-    missing, truncated or malformed.
+    missing, truncated or malformed. `name` is what to call it, where that is not the path.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, name: str | None = None) -> None:
         self.path = Path(path)
+        self._name = name or str(path)
         self._open_all()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -54,8 +55,8 @@ class CheckpointSource(WeightSource):
         return values
 
     def describe(self) -> str:
-        """Return the path."""
-        return str(self.path)
+        """Return the path, or the name given at construction."""
+        return self._name
 
     def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Identify the input files: size, time of change, hash of the header.
@@ -137,10 +138,10 @@ class CheckpointSource(WeightSource):
         return self.path / file if self.path.is_dir() else self.path
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}  # a worker opens the files itself
+        return {"path": self.path, "_name": self._name}  # a worker opens the files itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
+        self.__dict__.update(state)
         self._open_all()
 
     def __del__(self) -> None:

@@ -172,7 +172,8 @@ class RenamedSource(WeightSource):
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
         """Prepare the renamed source."""
-        self._source.prepare(executor, None if name is None else self._names[name])
+        if name is None or name in self._names:
+            self._source.prepare(executor, None if name is None else self._names[name])
 
     def describe(self) -> str:
         """Name the renamed source."""

@@ -10,7 +10,8 @@
     │   ├── CheckpointError             a checkpoint cannot be read
     │   └── AlignmentError              models do not fit together
     ├── DiskError                   6   the file system refused
-    └── OutputError                 7   the output is present or locked
+    ├── OutputError                 7   the output is present or locked
+    └── IntegrityError              8   a file is not what it was, or should be
 
 An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
 is a bug and is shown with its traceback.
@@ -81,3 +82,9 @@ class OutputError(FusionError):
     """The output is already present, or another run is writing it."""
 
     exit_code = 7
+
+
+class IntegrityError(FusionError):
+    """A file changed under a run, or does not have the content that was recorded for it."""
+
+    exit_code = 8

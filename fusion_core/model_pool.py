@@ -80,6 +80,11 @@ class ModelPool(ABC, Generic[ConfigT]):
         clone.experts = align(self.base, self.experts, policy)
         return clone
 
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` if a file changed since the pool was made."""
+        for source in (self.reference, *self.experts.values()):
+            source.check_unchanged()
+
     @property
     def reference(self) -> WeightSource:
         """The base or, without one, the first expert: it gives names, dtypes and buffers."""

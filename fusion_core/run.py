@@ -202,6 +202,7 @@ def execute(plan: Plan) -> RunResult:
         if plan.path is None:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
+            plan.pool.check_unchanged()
         else:
             _write(plan, plan.path, weights, context, started)
             written = CheckpointSource(plan.path)
@@ -232,6 +233,7 @@ def _write(
         seconds = round(time.perf_counter() - started, 3)
         timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
         staging.add(PROVENANCE, _provenance(plan, weights, staging.directory, timings))
+        plan.pool.check_unchanged()
         staging.commit(overwrite=plan.options.overwrite)
 
 

@@ -25,6 +25,7 @@ def test_each_class_has_the_exit_code_that_the_docstring_draws() -> None:
         "AlignmentError": 4,
         "DiskError": 6,
         "OutputError": 7,
+        "IntegrityError": 8,
     }
     for name in _tree(errors.FusionError):
         assert errors.__doc__ is not None

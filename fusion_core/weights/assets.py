@@ -7,8 +7,10 @@ that make a loader run code or pick an implementation.
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.weights.containment import member, open_member
 from fusion_core.weights.format import LARGEST_INDEX, parse_json
 
 if TYPE_CHECKING:
@@ -46,10 +48,11 @@ _DANGEROUS = (
 def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str, bytes | Path]:
     """Return the side files of a model directory: name -> file, the configuration as new bytes.
 
-    `dtype` replaces the one that the configuration names.
+    `dtype` replaces the one that the configuration names. Raises `CheckpointError` for a link that
+    leads out of the directory: what it leads to would be copied.
     """
     found: dict[str, bytes | Path] = {
-        path.name: path
+        path.name: member(path)
         for pattern in _PATTERNS
         for path in sorted(directory.glob(pattern))
         if path.is_file()
@@ -62,7 +65,7 @@ def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str,
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a model's `config.json`."""
-    with path.open("rb") as stream:
+    with os.fdopen(open_member(path), "rb") as stream:
         return parse_json(stream.read(LARGEST_INDEX), path=str(path))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +60,7 @@ class CheckpointSource(WeightSource):
         return str(self.path)
 
     def check_unchanged(self) -> None:
-        """Raise `IntegrityError` naming a file that is not the one that was opened, or not as it was.
+        """Raise `IntegrityError` naming a file that is another one, or not as it was when opened.
 
         A file is known by device, inode, size and time of change.
         """
@@ -101,7 +102,8 @@ class CheckpointSource(WeightSource):
             raise CheckpointError(f"{self.path} holds no tensors")
         lost = [name for name in index if name not in self._entries]
         if lost:
-            raise CheckpointError(f"{self.path / INDEX}: {lost[0]!r} is not in {index[lost[0]]!r}")
+            name, file = lost[0], index[lost[0]]
+            raise CheckpointError(f"{self.path / INDEX}: {shown(name)} is not in {file!r}")
         self.infos = {name: entry.info for name, (entry, _) in self._entries.items()}
 
     def _open(self, file: str, index: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Which files belong to a model: those in its directory, and the hub blobs it links to.
 
 Checkpoints come from anywhere, and a link in one may lead anywhere: to a private file that would be
-copied into an output, to a device that never ends. Whatever opens a file beside or with weights asks
+copied into an output, to a device that never ends. Whatever opens weights or files beside them asks
 here. It knows paths, not what is in the files.
 """
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 import struct
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
+from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,7 +114,7 @@ def parse_index(text: bytes, *, path: str) -> dict[str, str]:
         raise CheckpointError(f"{path}: weight_map does not map tensor names to files")
     for file in set(weight_map.values()):
         if not _is_plain_file_name(file):
-            raise CheckpointError(f"{path}: {file!r} is no plain .safetensors file name")
+            raise CheckpointError(f"{path}: {shown(file)} is no plain .safetensors file name")
     return dict(weight_map)
 
 
@@ -192,16 +192,12 @@ def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
         raise CheckpointError(f"{path}: tensor {name!r} is not described by dtype, shape, offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(
-            f"{path}: tensor {name!r} has the unknown dtype {reprlib.repr(dtype)}"
-        )
+        raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {shown(dtype)}")
     if not _is_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
-        raise CheckpointError(
-            f"{path}: tensor {name!r} has the impossible shape {reprlib.repr(shape)}"
-        )
+        raise CheckpointError(f"{path}: tensor {name!r} has the impossible shape {shown(shape)}")
     if not _is_sizes(offsets) or len(offsets) != 2:  # noqa: PLR2004 - start and end
         raise CheckpointError(
-            f"{path}: tensor {name!r} has the impossible offsets {reprlib.repr(offsets)}"
+            f"{path}: tensor {name!r} has the impossible offsets {shown(offsets)}"
         )
     info = TensorInfo(name, tuple(shape), DTYPES[dtype])
     start, end = offsets

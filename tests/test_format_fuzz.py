@@ -103,7 +103,8 @@ BYTES = b'{}[]",:0123456789-+.eE \t\r\n\\utrfnalse\x00\x1f\x7f\x80\xc0\xed\xff'
 PIECES = [
     b" ", b"-", b"0", b"00", b"1", b",", b'"', b"\xef\xbb\xbf", b"\\ud800", b"\\u0000", b"e0",
     b".0", b"\n", b"\t", b"[", b"{", b"[" * 2000, b"9" * 30, b"9" * 5000, b"\\/", b"\\", b"NaN",
-    b"null", b"//", b"/**/", b'"a":1,', b'"dtype":"F32",', b'"shape":[],', b"\xc3\xa9", b"\xed\xa0\x80",
+    b"null", b"//", b"/**/", b'"a":1,', b'"dtype":"F32",', b'"shape":[],', b"\xc3\xa9",
+    b"\xed\xa0\x80",
 ]  # fmt: skip
 
 

@@ -243,8 +243,8 @@ for label, header in {
 
 for file in (
     "../secret.safetensors", "../../secret.safetensors", "/etc/passwd", "/etc/x.safetensors",
-    "sub/x.safetensors", "./one.safetensors", "one.safetensors/", "one.safetensors/.", "..", ".", "",
-    "C:\\x.safetensors", "C:x.safetensors", "\\\\server\\share\\x.safetensors", "..\\x.safetensors",
+    "sub/x.safetensors", "./one.safetensors", "one.safetensors/", "one.safetensors/.", "..", ".",
+    "", "C:\\x.safetensors", "C:x.safetensors", "\\\\server\\share\\x.safetensors", "..\\x.safetensors",
     "a\\x.safetensors", "one.bin", "pytorch_model.bin", "one.SAFETENSORS", "one.safetensors\0",
     "one.safetensors\0.bin", "one\n.safetensors", "\x1b[2J.safetensors", "\u202e.safetensors",
     "file:///etc/x.safetensors", "a" * 600 + ".safetensors",
@@ -491,7 +491,7 @@ for label, text in {
     "a name": "algorithm: !!python/name:os.system",
     "a module": "algorithm: !!python/module:os",
     "a tag of its own": "algorithm: !mkdir CANARY",
-    "a set of tags": "%TAG ! tag:yaml.org,2002:python/\n---\nalgorithm: !object/apply:os.mkdir [CANARY]",
+    "a set of tags": "%TAG ! tag:yaml.org,2002:python/\n---\nseed: !object/apply:os.mkdir [CANARY]",
     "billion laughs": LAUGHS,
     "merged laughs": LAUGHS.replace("[x, x]", "{x: 1}").replace("[", "{<<: [").replace("]", "]}"),
     "an alias of itself": "algorithm: &a [*a]",
@@ -545,9 +545,7 @@ case(
     says=r"\\x1b\]0;owned\\x07 holds neither",
 )
 case("a line turned around in a path", path_called("\u202egpj"), says=r"\\u202egpj holds neither")
-case(
-    "markup in a path", path_called("[link=x][red]y"), says=r"\[link=x\]\[red\]y holds neither"
-)
+case("markup in a path", path_called("[link=x][red]y"), says=r"\[link=x\]\[red\]y holds neither")
 
 
 # --- every case, in a process of its own --------------------------------------------------------
@@ -693,7 +691,7 @@ def hub_snapshot(path: Path, *, shared: bool = False) -> Path:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["blobs of the repository", "shared blobs"])
 @pytest.mark.parametrize("through", ["itself", "a link"])
-def test_a_snapshot_in_a_hub_cache_is_read(tmp_path: Path, shared: bool, through: str) -> None:
+def test_a_snapshot_in_a_hub_cache_is_read(tmp_path: Path, *, shared: bool, through: str) -> None:
     snapshot = hub_snapshot(tmp_path, shared=shared)
     if through == "a link":
         (tmp_path / "link").symlink_to(snapshot)

@@ -8,10 +8,13 @@ files on disk beyond the one it is given.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
+import re
 import struct
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from reprlib import repr as shown
@@ -22,7 +25,7 @@ import torch
 from fusion_core.errors import CheckpointError, RecipeError, WeightsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 LARGEST_HEADER = 25_000_000
 #: The environment variable that sets another limit, in bytes: whoever runs the program may raise
@@ -35,6 +38,8 @@ LARGEST_INDEX = 10 * 2**20
 _BYTES_A_VALUE = 40
 _LARGEST_NAME = 512
 _MOST_DIMENSIONS = 8
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -80,6 +85,22 @@ class Entry:
     offset: int
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector off: where many objects are made, it walks all of them each time.
+
+    What is parsed holds no cycles. Of a header of 20,000 tensors it took two thirds of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[str, str]]:
     """Read and check the header of an open safetensors file.
 
@@ -101,10 +122,10 @@ def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[
         raise CheckpointError(f"{path}: __metadata__ does not map strings to strings")
     spans = sorted((_span(name, entry, path) for name, entry in header.items()), key=_by_offset)
     _check_contiguous(spans, size - 8 - length, path)
-    entries = {info.name: Entry(info, 8 + length + start) for info, start, _ in spans}
-    return entries, metadata
+    return {info.name: Entry(info, 8 + length + start) for info, start, _ in spans}, metadata
 
 
+@_uncollected()
 def parse_index(text: bytes, *, path: str) -> dict[str, str]:
     """Read and check `model.safetensors.index.json`; returns tensor name -> plain file name."""
     if len(text) > LARGEST_INDEX:
@@ -188,7 +209,7 @@ def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
         raise CheckpointError(
             f"{path}: tensor name {name[:80]!r} is empty, too long or unprintable"
         )
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise CheckpointError(f"{path}: tensor {name!r} is not described by dtype, shape, offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -202,7 +223,8 @@ def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
     info = TensorInfo(name, tuple(shape), DTYPES[dtype])
     start, end = offsets
     # Zero-sized tensors may still declare dimensions whose product no machine can count.
-    if math.prod(max(size, 1) for size in shape) >= 2**62 or end - start != info.nbytes:
+    product = math.prod(shape) or math.prod(size or 1 for size in shape)
+    if product >= 2**62 or end - start != info.nbytes:
         raise CheckpointError(
             f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} cannot fill {offsets}"
         )
@@ -250,14 +272,17 @@ def _is_text_map(value: object) -> bool:
 
 def _is_unicode(text: str) -> bool:
     # JSON can spell half of a surrogate pair, which is no character.
-    return not any("\ud800" <= each <= "\udfff" for each in text)
+    return text.isascii() or _SURROGATES.search(text) is None
 
 
 def _is_sizes(value: object) -> bool:
-    # `True` is an int to Python, not to safetensors.
-    return isinstance(value, list) and all(
-        type(each) is int and 0 <= each < 2**63 for each in value
-    )
+    if not isinstance(value, list):
+        return False
+    for each in value:  # noqa: SIM110 - runs for every tensor of every file, and `all` is slower
+        # `True` is an int to Python, not to safetensors.
+        if type(each) is not int or not 0 <= each < 2**63:
+            return False
+    return True
 
 
 def _is_printable_name(name: str) -> bool:

@@ -2,8 +2,8 @@
 
     python benchmarks/streaming.py --size 4 --repeats 3 --mergekit PATH/TO/VENV
 
-builds a base and three experts of random weights in the shapes of a Llama (bf16, `--size` GB in
-all), and times, interleaved and each after a `sync`:
+builds a base and three experts of random weights in the shapes of a Llama (bf16, `--size` GB in all),
+and times, interleaved and each after a `sync`:
 
 - the floor of each method: `cat` of its inputs, and writing and syncing a file of its output's size;
 - `fuse run`, from the command line. Its start-up (what `--print-config` takes, which loads, checks
@@ -11,8 +11,8 @@ all), and times, interleaved and each after a `sync`:
 - mergekit, if `--mergekit` names a virtual environment of its own that has it, less what its
   `--help` takes.
 
-What it prints are medians. Times of different runs, or of different machines, do not compare: ratios
-do. This process imports no torch: what a child's peak memory counts begins with its parent's.
+What it prints are medians. Times of different runs, or machines, do not compare: ratios do. This
+process imports no torch: what a child's peak memory counts begins with its parent's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
 EXPERTS = ("x", "y", "z")
 CHILDREN = Path(__file__).with_name("streaming_children.py")
@@ -110,7 +110,7 @@ class Bench:
         os.sync()
         started = time.perf_counter()
         subprocess.run(["cat", *files], stdout=subprocess.DEVNULL, check=True)
-        self._write(os.stat(files[0]).st_size)
+        self._write(Path(files[0]).stat().st_size)
         seconds = time.perf_counter() - started
         self.taken[f"floor {method.name}"].append(Usage(seconds, 0, 0))
         (self.directory / "floor").unlink()
@@ -161,10 +161,13 @@ class Bench:
 
     def seconds(self, label: str) -> float:
         """Return the median wall time of a measure, less its program's start-up."""
-        program = label.split()[0]
-        start = f"start-up {program}"
-        started = statistics.median(u.seconds for u in self.taken[start]) if self.taken[start] else 0
+        started = self.start_up(label.partition(" ")[0])
         return statistics.median(usage.seconds for usage in self.taken[label]) - started
+
+    def start_up(self, program: str) -> float:
+        """Return the median time that a program takes to start; the floor's is none."""
+        taken = self.taken[f"start-up {program}"]
+        return statistics.median(usage.seconds for usage in taken) if taken else 0.0
 
     def peak(self, label: str) -> int:
         """Return the highest peak of memory of a measure, in bytes."""
@@ -188,13 +191,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mergekit", type=Path, help="a virtual environment that has mergekit")
     parser.add_argument("--mergekit-repeats", type=int, default=1)
     parser.add_argument("--method", action="append", choices=[each.name for each in METHODS])
-    parser.add_argument("--directory", type=Path, help="where the files go; default: a temporary one")
+    parser.add_argument("--directory", type=Path, help="where the files go; default: TMPDIR")
     parser.add_argument("--json", type=Path, help="write every measure to this file")
     return parser.parse_args()
 
 
 def _run(bench: Bench, options: argparse.Namespace) -> None:
-    methods = [each for each in METHODS if each.name in (options.method or [m.name for m in METHODS])]
+    methods = [each for each in METHODS if not options.method or each.name in options.method]
     _child("build", str(bench.directory), str(options.size / (1 + len(EXPERTS))))
     for number in range(options.repeats):
         for method in methods:
@@ -220,14 +223,14 @@ def _print_table(bench: Bench, methods: Sequence[Method]) -> None:
     for method in methods:
         floor, ours = (bench.seconds(f"{who} {method.name}") for who in ("floor", "ours"))
         above = (bench.peak(f"ours {method.name}") - bare) / MB
-        cells = [method.name, f"{floor:.2f} s", f"{ours:.2f} s", f"{ours / floor:.2f}", f"{above:.0f} MB"]
+        cells = [method.name, f"{floor:.2f} s", f"{ours:.2f} s", f"{ours / floor:.2f}"]
+        cells.append(f"{above:.0f} MB")
         if label := _theirs(bench, method):
             theirs = bench.seconds(label)
             cells += [f"{theirs:.1f} s", f"{theirs / ours:.1f}", f"{bench.peak(label) / MB:.0f} MB"]
         print(_row(cells))
     for program in ("ours", "mergekit"):
-        if taken := bench.taken[f"start-up {program}"]:
-            print(f"start-up of {program}: {statistics.median(u.seconds for u in taken):.2f} s")
+        print(f"start-up of {program}: {bench.start_up(program):.2f} s")
     print(f"python with torch loaded: {bare / MB:.0f} MB; load: {os.getloadavg()[1]:.1f}")
 
 
@@ -247,13 +250,14 @@ def _agreement(bench: Bench, method: Method) -> str | None:
 
 
 def _child(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, str(CHILDREN), *arguments], capture_output=True, text=True)
+    command = [sys.executable, str(CHILDREN), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return done.stdout.strip()
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

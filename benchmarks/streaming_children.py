@@ -45,7 +45,7 @@ def _llama(parameters: float) -> tuple[dict[str, torch.Size], dict[str, object]]
         "self_attn.v_proj": (keys, hidden),
     }
     layers = max(1, _layers(hidden, parameters))
-    shapes = {"lm_head.weight": (_VOCABULARY, hidden), "model.embed_tokens.weight": (_VOCABULARY, hidden)}
+    shapes = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), (_VOCABULARY, hidden))
     for number in range(layers):
         shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)

@@ -2,10 +2,10 @@
 
     python benchmarks/streaming.py --size 4 --repeats 3 --mergekit PATH/TO/VENV
 
-builds a base and three experts of random weights in the shapes of a Llama (bf16, `--size` GB in all),
+builds a base and three experts of random weights, shaped as a Llama's (bf16, `--size` GB in all),
 and times, interleaved and each after a `sync`:
 
-- the floor of each method: `cat` of its inputs, and writing and syncing a file of its output's size;
+- the floor of each method: `cat` of its inputs, writing and syncing a file of its output's size;
 - `fuse run`, from the command line. Its start-up (what `--print-config` takes, which loads, checks
   and plans everything) is shown apart;
 - mergekit, if `--mergekit` names a virtual environment of its own that has it, less what its
@@ -216,7 +216,7 @@ def _run(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def _print_table(bench: Bench, methods: Sequence[Method]) -> None:
-    headings = ("method", "floor", "ours", "ours / floor", "peak above torch")
+    headings: tuple[str, ...] = ("method", "floor", "ours", "ours / floor", "peak above torch")
     headings += ("mergekit", "mergekit / ours", "mergekit's peak") if bench.mergekit else ()
     print(_row(headings), _row("---" for _ in headings), sep="\n")
     bare = bench.peak("bare")

@@ -6,11 +6,15 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
 from fusion_core.weights import CheckpointSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _VOCABULARY = 32_000
 
@@ -33,7 +37,7 @@ def _llama(parameters: float) -> tuple[dict[str, torch.Size], dict[str, object]]
     """Return the tensors of a Llama of about so many parameters, and its configuration."""
     hidden = next((each for each in (2048, 1024, 512) if _layers(each, parameters) >= 8), 256)
     inner, keys = hidden * 11 // 4, hidden // 8
-    layer = {
+    layer: dict[str, tuple[int, ...]] = {
         "input_layernorm": (hidden,),
         "mlp.down_proj": (hidden, inner),
         "mlp.gate_proj": (inner, hidden),
@@ -45,7 +49,9 @@ def _llama(parameters: float) -> tuple[dict[str, torch.Size], dict[str, object]]
         "self_attn.v_proj": (keys, hidden),
     }
     layers = max(1, _layers(hidden, parameters))
-    shapes = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), (_VOCABULARY, hidden))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("lm_head.weight", "model.embed_tokens.weight"), (_VOCABULARY, hidden)
+    )
     for number in range(layers):
         shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
@@ -141,4 +147,5 @@ def plan(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    {"build": build, "compare": compare, "plan": plan}[sys.argv[1]](*sys.argv[2:])
+    children: dict[str, Callable[..., None]] = {"build": build, "compare": compare, "plan": plan}
+    children[sys.argv[1]](*sys.argv[2:])

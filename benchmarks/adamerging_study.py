@@ -120,7 +120,7 @@ def spectral(pool: ClipPool) -> Any:  # noqa: ANN401 - experts by name
             continue
         start = value.float()
         deltas = torch.stack([row[tensor].float() - start for row in rows.values()])
-        shares = _shares(deltas) if value.ndim == 2 else deltas / count  # noqa: PLR2004
+        shares = _shares(deltas) if value.ndim == 2 else deltas / count
         for name, share in zip(rows, shares, strict=True):
             parts[name][tensor] = start + share
     return {name: StateDictSource(part, label=name) for name, part in parts.items()}

@@ -12,6 +12,7 @@
     ├── HubError                    5   the hub or the network refused
     ├── DiskError                   6   the file system refused
     ├── OutputError                 7   the output is present or locked
+    ├── IntegrityError              8   a file is not what it was, or should be
     └── WorkerError                 1   a worker process died
 
 An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
@@ -89,6 +90,12 @@ class OutputError(FusionError):
     """The output is already present, or another run is writing it."""
 
     exit_code = 7
+
+
+class IntegrityError(FusionError):
+    """A file changed under a run, or does not have the content that was recorded for it."""
+
+    exit_code = 8
 
 
 class WorkerError(FusionError):

@@ -89,6 +89,11 @@ class ModelPool(ABC, Generic[ConfigT]):
         clone.dropped = alignment.dropped
         return clone
 
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` if a file changed since the pool was made."""
+        for source in (self.reference, *self.experts.values()):
+            source.check_unchanged()
+
     @property
     def by_name(self) -> Mapping[str, WeightSource]:
         """The base, if there is one, and the experts, by name."""

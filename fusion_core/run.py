@@ -132,6 +132,7 @@ def execute(plan: Plan) -> RunResult:
         if staging is None:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
+            plan.pool.check_unchanged()
         else:
             _write(plan, staging, pool, weights, context, started)
     if plan.path is not None:
@@ -194,6 +195,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
     seconds = round(time.perf_counter() - started, 3)
     timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
     staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
+    pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)
 
 

@@ -27,6 +27,7 @@ def test_each_class_has_the_exit_code_that_the_docstring_draws() -> None:
         "DiskError": 6,
         "OutputError": 7,
         "WorkerError": 1,
+        "IntegrityError": 8,
     }
     for name in _tree(errors.FusionError):
         assert errors.__doc__ is not None

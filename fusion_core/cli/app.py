@@ -19,7 +19,7 @@ from fusion_core.cli.clean import clean
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
-from fusion_core.cli.output import print_notes
+from fusion_core.cli.output import print_notes, printable
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.errors import FusionError
@@ -63,7 +63,8 @@ def fuse(
     """Fuse fine-tuned models into one, and measure what came out.
 
     Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 plugin, 4 bad or mismatching weights, 5 hub or
-    network, 6 disk, 7 output present or locked, 130 interrupted, 143 terminated.
+    network, 6 disk, 7 output present or locked, 8 a file changed or is corrupt, 130 interrupted,
+    143 terminated.
     """
     context.obj = frozenset(no_plugin or ())
 
@@ -82,8 +83,8 @@ def main() -> None:
     try:
         app()
     except FusionError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+        print(f"error: {printable(error.message)}", file=sys.stderr)
         if error.hint:
-            print(error.hint, file=sys.stderr)
+            print(printable(error.hint), file=sys.stderr)
         print_notes(error)
         sys.exit(error.exit_code)

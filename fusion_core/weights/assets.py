@@ -7,11 +7,13 @@ that make a loader run code or pick an implementation.
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipes import load_yaml
+from fusion_core.weights.containment import member, open_member
 from fusion_core.weights.format import LARGEST_INDEX, parse_json
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ def assets_of(
     """Return the side files of a model directory: name -> file, the configuration as new bytes.
 
     `dtype` replaces the one that the configuration names, `vocabulary` a number of tokens by
-    another.
+    another. Raises `CheckpointError` for a link that leads out of the directory: what it leads to
+    would be copied.
     """
     found = _files(directory, SIDE_FILES)
     if "config.json" in found:
@@ -119,7 +122,7 @@ def _licence_in(fields: dict[str, Any]) -> str | None:
 
 def _files(directory: Path, patterns: Sequence[str]) -> dict[str, bytes | Path]:
     return {
-        path.name: path
+        path.name: member(path)
         for pattern in patterns
         for path in sorted(directory.glob(pattern))
         if path.is_file()
@@ -128,7 +131,7 @@ def _files(directory: Path, patterns: Sequence[str]) -> dict[str, bytes | Path]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a model's `config.json`."""
-    with path.open("rb") as stream:
+    with os.fdopen(open_member(path), "rb") as stream:
         return parse_json(stream.read(LARGEST_INDEX), path=str(path))
 
 

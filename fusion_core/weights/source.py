@@ -98,6 +98,14 @@ class WeightSource(ABC):
         for source in self.sources:
             source.prepare(executor, name)
 
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` if what this source reads from changed since it was opened.
+
+        Called when everything has been read, before a result is committed.
+        """
+        for source in self.sources:
+            source.check_unchanged()
+
     def describe(self) -> str:
         """Name this source in an error."""
         return type(self).__name__

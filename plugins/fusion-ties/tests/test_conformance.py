@@ -1,0 +1,26 @@
+"""What every algorithm keeps, checked by the suite of fusion-core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fusion_core import AlgorithmSpec
+from fusion_core.testing import AlgorithmSuite
+from fusion_ties import plugin
+
+
+class TestTies(AlgorithmSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        (found,) = plugin.fusion_register_algorithms()
+        return found
+
+    @pytest.fixture(params=["paper", "tensor", "sum"])
+    def options(self, request: pytest.FixtureRequest) -> dict[str, Any]:
+        return {
+            "paper": {},
+            "tensor": {"scope": "tensor", "zero_sign": "positive", "density": 0.5},
+            "sum": {"normalize": False, "scale": 0.3},
+        }[request.param]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.errors import FusionError
+from fusion_core.errors import AlignmentError, FusionError
 from fusion_core.model_pool import ModelPool
 from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource
 from fusion_core.weights.assets import assets_of
@@ -35,7 +35,8 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def build(self, weights: WeightSource) -> nn.Module:
         """Return a copy of the first live module of the pool with these weights.
 
-        Raises `FusionError` if the pool has only files or state dicts: their class is not known.
+        Raises `FusionError` if the pool has only files or state dicts: their class is not known,
+        `AlignmentError` for weights with other tensors than the module.
         """
         given = [self.config.base, *self.config.models.values()]
         module = next((each for each in given if isinstance(each, nn.Module)), None)
@@ -45,7 +46,13 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
                 hint="Load the merged directory with its own library, e.g. from_pretrained.",
             )
         built = copy.deepcopy(module).cpu().eval()
-        built.load_state_dict(weights.state_dict())
+        try:
+            built.load_state_dict(weights.state_dict())
+        except RuntimeError as error:
+            raise AlignmentError(
+                f"{weights.describe()} does not fit the pool's {type(module).__name__}: {error}",
+                hint="Give weights with the module's tensors.",
+            ) from error
         return built
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:

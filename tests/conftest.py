@@ -66,6 +66,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         sys.modules.pop(name, None)
 
 
+@pytest.fixture(scope="session")
+def make_site() -> type[Site]:
+    """Return the class of site directories, for fixtures that outlive a test."""
+    return Site
+
+
 @pytest.fixture(autouse=True)
 def _fresh_plugins() -> Iterator[None]:
     """Discover plugins anew in every test: some install or block one."""

@@ -90,8 +90,8 @@ class Bench:
 
     def modules(self, pool: Pool) -> dict[str, nn.Module]:
         """Return the live models that a pool was made of."""
-        given = pool.config.model_dump()
-        named = {"base": given.get("base"), **given.get("models", {})}
+        config = pool.config
+        named = {"base": getattr(config, "base", None), **getattr(config, "models", {})}
         return {name: each for name, each in named.items() if isinstance(each, nn.Module)}
 
 

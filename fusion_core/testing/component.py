@@ -235,9 +235,7 @@ def _is_bounded(line: str) -> bool:
 def _imported_by(module: str) -> frozenset[str]:
     """Return the top-level packages that importing a module brings along, in a fresh process."""
     code = f"import sys, {module}; print(*sys.modules)"
-    done = subprocess.run(  # noqa: S603 - this interpreter, on a module that a spec names
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise PluginError(f"{module} cannot be imported:\n{done.stderr}")
     return frozenset(name.partition(".")[0] for name in done.stdout.split())

@@ -63,7 +63,7 @@ class DeterminismChecks:
             )
 
     @on_every_model
-    @pytest.mark.parametrize("cut", list(Cut))
+    @pytest.mark.parametrize("cut", Cut, ids=lambda cut: cut.value)
     def test_cuts_do_not_matter(self, bench: Bench, model: str, cut: Cut) -> None:
         """However the engine cuts tensors, and operands can be cut: the same bytes."""
         pool = bench.pool(model)

@@ -45,7 +45,7 @@ def run_fuse(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         program = "from fusion_core.cli.app import main; main()"
-        done = subprocess.run(  # noqa: S603 - this interpreter
+        done = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

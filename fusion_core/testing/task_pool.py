@@ -123,7 +123,7 @@ class TaskPoolSuite(ComponentSuite):
     ) -> None:
         """A search can be resumed elsewhere: nothing depends on hash() or on the process."""
         spec, options = component.spec, config.model_dump(mode="json")
-        done = subprocess.run(  # noqa: S603 - this interpreter
+        done = subprocess.run(
             [sys.executable, "-c", _PROGRAM, json.dumps([spec.target, spec.config, options])],
             env={**os.environ, "PYTHONHASHSEED": "4242"},
             capture_output=True,
@@ -179,7 +179,7 @@ class TaskPoolSuite(ComponentSuite):
             if batch.labels is not None and int(batch.labels.max()) >= scores.shape[1]:
                 fail(f"{task.name}: a label beyond {scores.shape[1]} classes.", "Count from 0.")
             model.zero_grad()
-            scores.logsumexp(-1).sum().backward()
+            torch.autograd.backward(scores.logsumexp(-1).sum())
             if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
                 fail(f"{task.name}: no gradient reaches the model.", "Do not detach in `logits`.")
 

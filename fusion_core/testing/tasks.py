@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -48,8 +48,8 @@ class TinyTask(Task):
         batch = self.batch(0, size=_TEST_EXAMPLES, split=Split.TEST, seed=0)
         batch = batch.to(next(model.parameters()).device)
         with torch.no_grad():
-            right = self.logits(model, batch).argmax(-1) == batch.labels
-        return {"accuracy": float(right.double().mean())}
+            predicted = self.logits(model, batch).argmax(-1)
+        return {"accuracy": float(predicted.eq(cast("Tensor", batch.labels)).double().mean())}
 
 
 class TinyFeatureTask(FeatureTask, TinyTask):

@@ -17,10 +17,9 @@ class TestTies(AlgorithmSuite):
         (found,) = plugin.fusion_register_algorithms()
         return found
 
-    @pytest.fixture(params=["paper", "tensor", "sum"])
+    @pytest.fixture(params=["paper", "mergekit"])
     def options(self, request: pytest.FixtureRequest) -> dict[str, Any]:
         return {
             "paper": {},
-            "tensor": {"scope": "tensor", "zero_sign": "positive", "density": 0.5},
-            "sum": {"normalize": False, "scale": 0.3},
+            "mergekit": {"scope": "tensor", "zero_sign": "positive", "density": 0.5},
         }[request.param]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,13 +86,13 @@ def _fresh_plugins() -> Iterator[None]:
 def build_wheels() -> Callable[..., Path]:
     """Return what builds wheels of projects into a directory; a project may be given as files."""
 
-    def build(root: Path, *projects: Path, files: Mapping[str, str]) -> Path:
-        for name, content in files.items():
+    def build(root: Path, *projects: Path, files: Mapping[str, str] | None = None) -> Path:
+        for name, content in (files or {}).items():
             path = root / "project" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(textwrap.dedent(content), encoding="utf-8")
         offline = ("--no-deps", "--no-index", "--no-build-isolation", "-w", root / "dist")
-        pip("wheel", *offline, *projects, root / "project")
+        pip("wheel", *offline, *projects, *([root / "project"] if files else []))
         return root / "dist"
 
     return build
@@ -104,6 +106,35 @@ def install_wheels() -> Callable[..., None]:
         pip("install", "--no-deps", "--no-index", "--target", site, *wheels)
 
     return install
+
+
+@pytest.fixture(scope="session")
+def make_environment() -> Callable[..., Path]:
+    """Return what makes a virtual environment with some wheels installed, as users do.
+
+    It borrows torch and the like from this one, but no project of this repository. Returns its
+    `bin`, which has `python`, `fuse` and `pytest`.
+    """
+
+    def make(home: Path, *wheels: Path) -> Path:
+        venv.create(home, with_pip=False)
+        site = next((home / "lib").glob("python*")) / "site-packages"
+        borrowed = home / "borrowed"
+        borrowed.mkdir()
+        for each in Path(sysconfig.get_path("purelib")).iterdir():
+            if not each.name.startswith(
+                ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
+            ):
+                (borrowed / each.name).symlink_to(each)
+        (site / "borrowed.pth").write_text(f"{borrowed}\n")
+        python = home / "bin" / "python"
+        pip("--python", python, "install", "--no-index", *wheels)
+        pytest_script = home / "bin" / "pytest"
+        pytest_script.write_text(f"#!{python}\nimport pytest\npytest.console_main()\n")
+        pytest_script.chmod(0o755)
+        return home / "bin"
+
+    return make
 
 
 def pip(*arguments: str | Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree as ET
 
@@ -155,7 +156,8 @@ METHODS = """
         config_class = ComponentConfig
         def run(self, pool, context):
             states = [each.state_dict() for each in pool.experts.values()]
-            return StateDictSource({n: self.one(n, [s[n] for s in states]) for n in self.names(states)})
+            names = self.names(states)
+            return StateDictSource({n: self.one(n, [s[n] for s in states]) for n in names})
         def names(self, states):
             return states[0]
         def one(self, name, tensors):
@@ -257,8 +259,6 @@ def planted(
 
 def run_suites(root: Path, tests: str, checks: list[str]) -> dict[str, dict[str, str]]:
     """Run a test file in a process of its own; return what failed: class -> check -> message."""
-    import textwrap
-
     (root / "test_planted.py").write_text(textwrap.dedent(tests))
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=found.xml"]
     selected = ["-k", " or ".join(checks)] if checks else []

@@ -16,6 +16,7 @@ import typer
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
+from fusion_core.cli.new_plugin import new_plugin
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.errors import FusionError
@@ -33,6 +34,7 @@ app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)
 app.command()(info)
 app.command()(schema)
+app.command("new-plugin")(new_plugin)
 
 
 def _show_version(value: bool) -> None:

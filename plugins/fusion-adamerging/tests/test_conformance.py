@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from fusion_adamerging import plugin
-from fusion_core import AlgorithmSpec
 from fusion_core.testing import AlgorithmSuite
+
+if TYPE_CHECKING:
+    from fusion_core import AlgorithmSpec
 
 
 class TestAdaMerging(AlgorithmSuite):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from fusion_core import AlgorithmSpec
 from fusion_core.testing import AlgorithmSuite
 from fusion_linear import plugin
+
+if TYPE_CHECKING:
+    from fusion_core import AlgorithmSpec
 
 
 class TestLinearMethods(AlgorithmSuite):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core import AlgorithmSpec
 from fusion_core.testing import AlgorithmSuite
 from fusion_ties import plugin
+
+if TYPE_CHECKING:
+    from fusion_core import AlgorithmSpec
 
 
 class TestTies(AlgorithmSuite):

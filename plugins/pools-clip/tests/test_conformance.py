@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core import ModelPoolSpec, TaskPoolSpec
 from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
 from pools_clip import plugin
 from pools_clip.config import ClipConfig
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+    from fusion_core import ModelPoolSpec, TaskPoolSpec
 
 
 class TestClipPool(ModelPoolSuite):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core import ModelPoolSpec, TaskPoolSpec
 from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
 from pools_mini import plugin
+
+if TYPE_CHECKING:
+    from fusion_core import ModelPoolSpec, TaskPoolSpec
 
 PAIR = ["optdigits", "shapes"]
 

@@ -20,6 +20,9 @@ from fusion_core.cli.new_plugin import new_plugin
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.errors import FusionError
+from fusion_core.plugins import load_plugins
+
+_ASKS_FOR_HELP = {"-h", "--help"}
 
 app = typer.Typer(
     name="fuse",
@@ -52,6 +55,14 @@ def fuse(
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
         typer.Option(metavar="NAME", help="Do not load this plugin; may be repeated."),
     ] = None,
+    strict_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--strict-plugins",
+            envvar="FUSION_STRICT_PLUGINS",
+            help="Stop if a plugin is broken or incompatible, instead of going on without it.",
+        ),
+    ] = False,
     version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
@@ -62,6 +73,8 @@ def fuse(
     7 output present, 130 interrupted.
     """
     context.obj = frozenset(no_plugin or ())
+    if strict_plugins and not _ASKS_FOR_HELP & set(sys.argv):  # help always works
+        load_plugins(context.obj).require_all()
 
 
 def main() -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 
+ROOT = Path(__file__).parents[1]
+
+
 @dataclass
 class Site:
     """A directory on sys.path in which tests install distributions."""
@@ -99,6 +102,15 @@ def build_wheels() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def our_wheels(
+    tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[..., Path]
+) -> list[Path]:
+    """Return the wheels of the core and of every plugin of this repository."""
+    plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+    return sorted(build_wheels(tmp_path_factory.mktemp("ours"), ROOT, *plugins).iterdir())
+
+
+@pytest.fixture(scope="session")
 def install_wheels() -> Callable[..., None]:
     """Return what installs wheels into a directory, without what they require."""
 
@@ -129,9 +141,10 @@ def make_environment() -> Callable[..., Path]:
         (site / "borrowed.pth").write_text(f"{borrowed}\n")
         python = home / "bin" / "python"
         pip("--python", python, "install", "--no-index", *wheels)
-        pytest_script = home / "bin" / "pytest"
-        pytest_script.write_text(f"#!{python}\nimport pytest\npytest.console_main()\n")
-        pytest_script.chmod(0o755)
+        for tool in ("pip", "pytest"):
+            script = home / "bin" / tool
+            script.write_text(f'#!/bin/sh\nexec "{python}" -m {tool} "$@"\n')
+            script.chmod(0o755)
         return home / "bin"
 
     return make

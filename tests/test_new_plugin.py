@@ -66,13 +66,14 @@ class World:
 @pytest.fixture(scope="module")
 def world(
     tmp_path_factory: pytest.TempPathFactory,
+    our_wheels: list[Path],
     build_wheels: Callable[..., Path],
     make_environment: Callable[..., Path],
 ) -> World:
     root = tmp_path_factory.mktemp("world")
     written = [write_plugin(name, kind, root / name) for kind, name in NAMES.items()]
-    wheels = build_wheels(root / "built", ROOT, *PLUGINS, *written)
-    return World(root, make_environment(root / "environment", *wheels.iterdir()))
+    wheels = [*our_wheels, *build_wheels(root / "built", *written).iterdir()]
+    return World(root, make_environment(root / "environment", *wheels))
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.errors import CheckpointError, FusionError
+from fusion_core.errors import AlignmentError, CheckpointError, FusionError
 from fusion_core.model_pool import ModelPool
 from fusion_core.nested import RecipeSource
 from fusion_core.weights import (
@@ -96,7 +96,8 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def build(self, weights: WeightSource) -> nn.Module:
         """Return a copy of the first live module of the pool with these weights.
 
-        Raises `FusionError` if the pool has only files or state dicts: their class is not known.
+        Raises `FusionError` if the pool has only files or state dicts: their class is not known,
+        `AlignmentError` for weights with other tensors than the module.
         """
         given = [self.config.base, *self.config.models.values()]
         module = next((each for each in given if isinstance(each, nn.Module)), None)
@@ -108,7 +109,13 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         if weights.is_delta:
             weights = MergedSource(Linear((1.0,)), Operands(self.base, {"expert": weights}))
         built = copy.deepcopy(module).cpu().eval()
-        built.load_state_dict(weights.state_dict())
+        try:
+            built.load_state_dict(weights.state_dict())
+        except RuntimeError as error:
+            raise AlignmentError(
+                f"{weights.describe()} does not fit the pool's {type(module).__name__}: {error}",
+                hint="Give weights with the module's tensors.",
+            ) from error
         return built
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:

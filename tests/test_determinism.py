@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import run_fusion
+from fusion_core.planning import RunOptions
 from fusion_core.plugins import load_plugins
-from fusion_core.run import RunOptions
 from fusion_core.specs import AlgorithmSpec
 from fusion_core.weights import source
 

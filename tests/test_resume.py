@@ -17,7 +17,7 @@ from fusion_core import run_fusion
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import DiskError, FusionError, RecipeError
-from fusion_core.run import RunOptions
+from fusion_core.planning import RunOptions
 from fusion_core.weights import (
     StateDictSource,
     WeightSource,

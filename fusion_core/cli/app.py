@@ -19,10 +19,14 @@ from fusion_core.cli.clean import clean
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
+from fusion_core.cli.new_plugin import new_plugin
 from fusion_core.cli.output import print_notes, printable
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.errors import FusionError
+from fusion_core.plugins import load_plugins
+
+_ASKS_FOR_HELP = {"-h", "--help"}
 
 app = typer.Typer(
     name="fuse",
@@ -39,6 +43,7 @@ app.command("list")(list_components)
 app.command()(info)
 app.command()(schema)
 app.command()(clean)
+app.command("new-plugin")(new_plugin)
 
 
 def _show_version(value: bool) -> None:
@@ -56,6 +61,14 @@ def fuse(
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
         typer.Option(metavar="NAME", help="Do not load this plugin; may be repeated."),
     ] = None,
+    strict_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--strict-plugins",
+            envvar="FUSION_STRICT_PLUGINS",
+            help="Stop if a plugin is broken or incompatible, instead of going on without it.",
+        ),
+    ] = False,
     version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
@@ -67,6 +80,8 @@ def fuse(
     143 terminated.
     """
     context.obj = frozenset(no_plugin or ())
+    if strict_plugins and not _ASKS_FOR_HELP & set(sys.argv):  # help always works
+        load_plugins(context.obj).require_all()
 
 
 def _terminated(number: int, _frame: object) -> None:

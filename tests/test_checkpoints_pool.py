@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -279,3 +282,50 @@ def test_an_adapter_of_a_live_model_builds_a_live_model(tmp_path: Path) -> None:
     found = pool(base, a=str(tmp_path))
     built = found.build(found.experts["a"])
     assert torch.equal(built.state_dict()["0.weight"], base[0].weight + 3)
+
+
+OFFLINE = """
+import socket, sys
+def refuse(*_): raise AssertionError("a socket was opened")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from fusion_core.cli.app import main
+sys.argv[0] = "fuse"
+main()
+"""
+
+
+def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
+    hub: HubServer, directory: Path
+) -> None:
+    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
+    tensors = {f"base_model.model.layer.{part}.weight": each for part, each in factors.items()}
+    save_file({"layer.weight": torch.zeros(2, 2)}, directory / "base.safetensors")
+    save_file(tensors, directory / "factors.safetensors")
+    hub.add("org/base", {"model.safetensors": directory / "base.safetensors"})
+    files = {
+        "adapter_model.safetensors": directory / "factors.safetensors",
+        "adapter_config.json": b'{"peft_type": "LORA", "r": 1, "lora_alpha": 3}',
+        "README.md": b"---\nlicense: mit\n---\n",
+    }
+    hub.add("org/adapter", files)
+    assert pool("org/base", a="org/adapter").licences() == {"base": None, "a": "mit"}
+    hub.stop()
+    flags = [
+        "--set",
+        "algorithm.density=1.0",
+        "--set",
+        "model_pool.base=org/base",
+        "--set",
+        "model_pool.models=[org/adapter]",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, "run", "--algo", "ties", *flags, "-o", "out"],
+        cwd=directory,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    merged = CheckpointSource(directory / "out").tensor("layer.weight")
+    assert merged.tolist() == [[3, 3], [3, 3]]

@@ -423,3 +423,27 @@ def test_importing_the_room_imports_no_client() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user interrupts while one file is on its way and others wait."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100)
+    hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(8)})
+
+    class Interrupted(Recorder):
+        @contextmanager
+        def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Any]:
+            def advance(count: int = 1, *, note: str = "") -> None:
+                if count:
+                    raise KeyboardInterrupt
+
+            yield advance
+
+    with pytest.raises(KeyboardInterrupt), hf.session(Interrupted()):
+        hf.download(MODEL, ["*"])
+    cache = Path(os.environ["HF_HOME"])
+    assert not list(cache.rglob("*.safetensors"))
+    assert not list(cache.rglob("*.incomplete"))
+    assert len(contents(hf.download(MODEL, ["*"]))) == 8

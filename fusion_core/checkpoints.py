@@ -18,12 +18,10 @@ from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.model_pool import ModelPool
 from fusion_core.weights import (
     CheckpointSource,
-    Linear,
     LoraSource,
-    MergedSource,
-    Operands,
     StateDictSource,
     WeightSource,
+    as_weights,
 )
 from fusion_core.weights.assets import assets_of, licence_of, tokenizer_of
 from fusion_core.weights.location import Location, locate
@@ -102,10 +100,8 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
                 "the pool 'checkpoints' merges files without knowing which class they belong to",
                 hint="Load the merged directory with its own library, e.g. from_pretrained.",
             )
-        if weights.is_delta:
-            weights = MergedSource(Linear((1.0,)), Operands(self.base, {"expert": weights}))
         built = copy.deepcopy(module).cpu().eval()
-        built.load_state_dict(weights.state_dict())
+        built.load_state_dict(as_weights(weights, self.base).state_dict())
         return built
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:

@@ -33,6 +33,7 @@ from fusion_core.weights import (
     CheckpointSource,
     StateDictSource,
     WeightSource,
+    as_weights,
     materialise,
     staged,
 )
@@ -380,7 +381,7 @@ def _as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightS
             f"the algorithm returned other tensors than its models have: {len(wrong)}, "
             f"among them {min(wrong)!r}"
         )
-    return fused
+    return as_weights(fused, pool.base)
 
 
 def _live_source(module: nn.Module, pool: ModelPool[Any]) -> WeightSource:

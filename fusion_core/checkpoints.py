@@ -17,7 +17,6 @@ from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.model_pool import ModelPool
 from fusion_core.weights import (
-    CheckpointSource,
     LoraSource,
     StateDictSource,
     WeightSource,
@@ -55,7 +54,7 @@ class Model:
             state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
             return StateDictSource(state, label=f"{self.name} (live)")
         if not self.location.is_adapter:
-            return CheckpointSource(self.location.path, name=self.location.name)
+            return self.location.source()
         if base is None:
             named = base_of(self.location)
             raise CheckpointError(
@@ -68,7 +67,7 @@ class Model:
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
     """Checkpoints by path or hub id, adapters, live models: only names and shapes are known.
 
-    What is on the hub is downloaded when the pool is made.
+    Of what is on the hub, headers are read when the pool is made, weights when they are needed.
     """
 
     config_class = CheckpointsConfig

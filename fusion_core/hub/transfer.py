@@ -51,6 +51,33 @@ def ask_listing(pinned: Reference) -> list[RemoteFile]:
         ]
 
 
+def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
+    """Return the first bytes of a file, without downloading the rest."""
+    from huggingface_hub import hf_hub_url, utils
+
+    client: Any = utils
+    url = hf_hub_url(
+        pinned.repo,
+        path,
+        repo_type=pinned.kind,
+        revision=pinned.revision,
+        endpoint=endpoint(),
+    )
+    headers = {
+        **client.build_hf_headers(),
+        "Range": f"bytes=0-{count - 1}",
+        "Accept-Encoding": "identity",
+    }
+    found = bytearray()
+    with asking(pinned), client.http_stream_backoff("GET", url, headers=headers) as answer:
+        client.hf_raise_for_status(answer)
+        for chunk in answer.iter_bytes():
+            found += chunk
+            if len(found) >= count:  # a server that does not know ranges sends everything
+                break
+    return bytes(found[:count])
+
+
 def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
     """Download files of a commit to the cache; an interrupt ends it at the next chunk."""
     total = sum(each.size for each in wanted)

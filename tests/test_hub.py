@@ -252,8 +252,8 @@ def fails(pattern: str, status: int, **fault: Any) -> Callable[[HubServer], None
         (gated, "org/name is gated", "Accept them at https://huggingface.co/org/name"),
         (bad_token, "does not accept your token", "hf auth login"),
         (fails("/revision/", 401), "or it is private", "HF_TOKEN"),
-        (fails("/revision/", 403), "you may not read org/name", "Ask its owner"),
-        (fails("model.safetensors", 403), "you may not read org/name", "Ask its owner"),
+        (fails("/revision/", 403), "does not let you read this (403)", "Ask its owner"),
+        (fails("model.safetensors", 403), "does not let you read this (403)", "Ask its owner"),
         (fails("/revision/", 429), "limits your requests (429)", "Wait"),
         (fails("/tree/", 429), "limits your requests (429)", "Wait"),
         (fails("model.safetensors", 429), "limits your requests (429)", "Wait"),
@@ -262,7 +262,7 @@ def fails(pattern: str, status: int, **fault: Any) -> Callable[[HubServer], None
         (fails("model.safetensors", 503), "failing (503)", "later"),
         (fails("model.safetensors", 504, methods=("GET",)), "failing (504)", "later"),
         (fails("/revision/", 200), "cannot be read from the hub", "HF_ENDPOINT"),
-        (fails("/tree/", 418), "answers 418", ""),
+        (fails("/tree/", 418), "refuses (418)", ""),
     ],
 )
 @pytest.mark.usefixtures("impatient")

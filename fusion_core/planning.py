@@ -23,7 +23,7 @@ from fusion_core.model_pool import ModelPool
 from fusion_core.nested import RecipeSource, is_live, nested_in
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
-from fusion_core.recipes import load_recipe
+from fusion_core.recipes import load_recipe, shown
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
 from fusion_core.weights.writer import check_output
@@ -157,7 +157,7 @@ def _nested(
 ) -> RecipeSource:
     """Plan a recipe in the place of a model; raises its errors with its name in front of them."""
     if isinstance(given, Mapping):
-        label, recipe = "the recipe in place of a model", given
+        label, recipe = f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given
     else:
         label, recipe = str(given), load_recipe(given)
         path = os.path.realpath(given)

@@ -148,7 +148,7 @@ def _planned(raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...
     if tasks is not None:
         check_tasks(tasks)
     if isinstance(algorithm, Selected):
-        algorithm.parts(pool)  # a pattern that matches nothing is refused before anything is read
+        algorithm.selection.groups(pool.reference.infos)  # refuses a pattern that matches nothing
     return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
 
 

@@ -53,6 +53,42 @@ def plugin(session: nox.Session, plugin: str) -> None:
     session.run("pytest", f"plugins/{plugin}", *session.posargs)
 
 
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Try hostile input at its nightly size: two million headers, as many indexes."""
+    install(session, "test")
+    sizes = {"FUSION_FUZZ_MUTANTS": "2000000", "FUSION_CUTS": "2000", "FUSION_NIGHTLY": "1"}
+    files = ["format_fuzz", "hostile_inputs", "changing_inputs", "bad_weights", "determinism"]
+    tests = [f"tests/test_{name}.py" for name in files]
+    session.run("pytest", *tests, *session.posargs, env=sizes)
+
+
+@nox.session(default=False)
+def oracle(session: nox.Session) -> None:
+    """Methods against mergekit, which has an environment of its own: it pins what we do not."""
+    install(session, "test")
+    environment = {"FUSION_MERGEKIT": str(_mergekit(session))}
+    session.run("pytest", "oracles", *session.posargs, env=environment)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Benchmarks against mergekit; arguments go to them: `nox -s bench -- --size 4`."""
+    install(session, "test")
+    mergekit = ["--mergekit", str(_mergekit(session))]
+    session.run("python", "benchmarks/streaming.py", *mergekit, *session.posargs)
+
+
+def _mergekit(session: nox.Session) -> Path:
+    """Return a virtual environment with the mergekit that results are held against."""
+    place = session.cache_dir / "mergekit-0.1.5"
+    if not (place / "bin" / "mergekit-yaml").exists():
+        session.run("python", "-m", "venv", "--clear", str(place))
+        python = str(place / "bin" / "python")
+        session.run(python, "-m", "pip", "install", "mergekit==0.1.5", external=True)
+    return place
+
+
 def _in_tree_requirements(plugin: str) -> list[str]:
     """Return a plugin's directory and those of the plugins that it requires."""
     project = nox.project.load_toml(f"plugins/{plugin}/pyproject.toml")["project"]

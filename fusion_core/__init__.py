@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
     from fusion_core.model_pool import ModelPool
+    from fusion_core.planning import RunOptions
     from fusion_core.recipes import load_recipe
     from fusion_core.run import RunInfo, RunResult, run_fusion
     from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
@@ -25,6 +26,7 @@ _HOMES = {
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
     "fusion_core.model_pool": ("ModelPool",),
+    "fusion_core.planning": ("RunOptions",),
     "fusion_core.recipes": ("load_recipe",),
     "fusion_core.run": ("RunInfo", "RunResult", "run_fusion"),
     "fusion_core.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
@@ -48,6 +50,7 @@ __all__ = [
     "Report",
     "RunContext",
     "RunInfo",
+    "RunOptions",
     "RunResult",
     "Scan",
     "Split",

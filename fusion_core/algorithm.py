@@ -7,6 +7,7 @@ where that is what a method makes), and whoever called it reads, writes or evalu
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ import torch
 
 from fusion_core.config import ComponentConfig, ExpertWeights
 from fusion_core.errors import RecipeError
+from fusion_core.metrics import MetricsLog
 from fusion_core.progress import Progress
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.validation import validated
 from fusion_core.weights import Kernel, MergedSource, Operands, SerialExecutor, WeightSource
+from fusion_core.weights.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,17 +57,28 @@ class RunContext:
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: files to be committed with the model
     side_files: dict[str, bytes] = field(default_factory=dict)
+    #: what was logged
+    metrics: MetricsLog = field(default_factory=MetricsLog)
+    #: a directory for what `run` needs to go on where it was stopped: written by `write_durably`,
+    #: there again with `--resume`, never part of the output; None if nothing is written
+    state: Path | None = None
+    #: the directory that is being written; None if nothing is
+    output: Path | None = None
 
     def merged(
         self, pool: ModelPool[Any], kernel: Kernel, *, weights: Sequence[float] = ()
-    ) -> WeightSource:
+    ) -> MergedSource:
         """Return the lazy merge of a pool's models by a kernel."""
         key = f"{self.seed}\0{type(kernel).__name__}"
         operands = Operands(pool.base, pool.experts, tuple(weights), key, self.finite, self.device)
         return MergedSource(kernel, operands)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report what was measured at a step to whoever listens (`fusion_metrics_logged`)."""
+        """Record what was measured at a step, and tell whoever listens (`fusion_metrics_logged`).
+
+        All of it is committed with the model as `metrics.jsonl`.
+        """
+        self.metrics.add(step, metrics)
         if self.on_metrics is not None:
             self.on_metrics(step, metrics)
 
@@ -73,6 +87,19 @@ class RunContext:
         if isinstance(data, Mapping):
             data = json.dumps(data, indent=2).encode() + b"\n"
         self.side_files[name] = data
+
+    def rescue(self, name: str, data: bytes) -> Path:
+        """Save the last good result where it stays although the run fails; returns the path.
+
+        It is written durably beside the output, as `<output>.<name>`; for a run that writes
+        nothing, into a temporary directory of its own.
+        """
+        if self.output is None:
+            path = Path(tempfile.mkdtemp(prefix="fusion-")) / name
+        else:
+            path = self.output.with_name(f"{self.output.name}.{name}")
+        write_durably(path, data)
+        return path
 
 
 class Algorithm(ABC, Generic[ConfigT]):
@@ -100,6 +127,10 @@ class Algorithm(ABC, Generic[ConfigT]):
         The pool is aligned: every expert has the base's keys and shapes. Sources must not be
         modified. Raise a `FusionError` for what the user can mend.
         """
+
+    def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+        """Return the tasks as this method sees them, and as its result is measured on them."""
+        return pool
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:

@@ -18,7 +18,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
     """Register the pool of any checkpoints."""
     yield ModelPoolSpec(
         name="checkpoints",
-        summary="Any safetensors checkpoints: directories, files, or live models.",
+        summary="Any safetensors checkpoints and LoRA adapters: paths, hub ids, or live models.",
         target="fusion_core.checkpoints:CheckpointsPool",
         config="fusion_core.checkpoints_config:CheckpointsConfig",
         offline=True,

@@ -1,42 +1,103 @@
 """The pool `checkpoints`: any safetensors files, without knowing what model they belong to.
 
-From Python, live modules and state dicts are accepted wherever a path is, and never modified.
+Models are paths, names on the hub, or LoRA adapters. From Python, live modules and state dicts are
+accepted wherever a path is, and never modified.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.errors import FusionError
+from fusion_core.errors import AlignmentError, CheckpointError, FusionError
 from fusion_core.model_pool import ModelPool
 from fusion_core.nested import RecipeSource
-from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource
-from fusion_core.weights.assets import assets_of
+from fusion_core.weights import (
+    CheckpointSource,
+    Linear,
+    LoraSource,
+    MergedSource,
+    Operands,
+    StateDictSource,
+    WeightSource,
+)
+from fusion_core.weights.assets import assets_of, licence_of, tokenizer_of
+from fusion_core.weights.location import Location, locate
+from fusion_core.weights.lora import base_of
+from fusion_core.weights.vocabulary import vocabulary_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of the pool: where it is, or what the caller gave."""
+
+    name: str
+    live: Any = None
+    location: Location | None = None
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory that side files are taken from; a single file and live models have none."""
+        if self.location is None or self.location.is_adapter or not self.location.path.is_dir():
+            return None
+        return self.location.path
+
+    def source(self, base: WeightSource | None) -> WeightSource:
+        """Return the weights; an adapter's are differences from the base."""
+        if isinstance(self.live, WeightSource):
+            return self.live
+        if self.location is None:
+            state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
+            return StateDictSource(state, label=f"{self.name} (live)")
+        if not self.location.is_adapter:
+            return CheckpointSource(self.location.path, name=self.location.name)
+        if base is None:
+            named = base_of(self.location)
+            raise CheckpointError(
+                f"{self.location.name} is a LoRA adapter, which is nothing without its base",
+                hint=f"Name the base: model_pool.base={named or '...'}",
+            )
+        return LoraSource(self.location, base)
+
+
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
-    """Checkpoints by path, or live models; nothing but their names and shapes is known."""
+    """Checkpoints by path or hub id, adapters, live models: only names and shapes are known.
+
+    What is on the hub is downloaded when the pool is made.
+    """
 
     config_class = CheckpointsConfig
 
     def __init__(self, config: CheckpointsConfig) -> None:
         super().__init__(config)
-        self.base = None if config.base is None else _source(config.base, "base")
-        self.experts = {name: _source(each, name) for name, each in config.models.items()}
+        self._base = None if config.base is None else _model(config.base, "base", "base")
+        self._models = {
+            name: _model(each, name, f"models.{name}") for name, each in config.models.items()
+        }
+        if self._base is not None and self._base.location and self._base.location.is_adapter:
+            raise CheckpointError(
+                f"model_pool.base: {self._base.location.name} is an adapter, no model",
+                hint="Name the model that it was trained on, and the adapter under models.",
+            )
+        self.base = None if self._base is None else self._base.source(None)
+        self.experts = {name: each.source(self.base) for name, each in self._models.items()}
+        self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
 
     def build(self, weights: WeightSource) -> nn.Module:
         """Return a copy of the first live module of the pool with these weights.
 
-        Raises `FusionError` if the pool has only files or state dicts: their class is not known.
+        Raises `FusionError` if the pool has only files or state dicts: their class is not known,
+        `AlignmentError` for weights with other tensors than the module.
         """
         given = [self.config.base, *self.config.models.values()]
         module = next((each for each in given if isinstance(each, nn.Module)), None)
@@ -45,23 +106,48 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
                 "the pool 'checkpoints' merges files without knowing which class they belong to",
                 hint="Load the merged directory with its own library, e.g. from_pretrained.",
             )
+        if weights.is_delta:
+            weights = MergedSource(Linear((1.0,)), Operands(self.base, {"expert": weights}))
         built = copy.deepcopy(module).cpu().eval()
-        built.load_state_dict(weights.state_dict())
+        try:
+            built.load_state_dict(weights.state_dict())
+        except RuntimeError as error:
+            raise AlignmentError(
+                f"{weights.describe()} does not fit the pool's {type(module).__name__}: {error}",
+                hint="Give weights with the module's tensors.",
+            ) from error
         return built
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
-        """Return the configuration, tokenizer and processor files of the base, or first expert."""
-        first = next(iter(self.config.models.values()))
-        origin = self.config.base if self.config.base is not None else first
-        if isinstance(origin, RecipeSource):
-            return origin.plan.pool.assets(dtype=dtype)
-        return assets_of(Path(origin), dtype=dtype) if isinstance(origin, str) else {}
+        """Return the configuration, tokenizer and processor files of the base, or first expert.
+
+        Where embeddings were padded, the configuration names the new vocabulary's size, and the
+        tokenizer is that of a model that has all of its tokens.
+        """
+        first = self._base or next(iter(self._models.values()))
+        if isinstance(first.live, RecipeSource):
+            return first.live.plan.pool.assets(dtype=dtype)
+        if first.directory is None:
+            return {}
+        given, size = next(iter(self._sources.values())), vocabulary_of(self.reference)
+        if size == vocabulary_of(given):
+            return assets_of(first.directory, dtype=dtype)
+        found = assets_of(first.directory, dtype=dtype, vocabulary=(vocabulary_of(given), size))
+        for name, model in self._models.items():
+            if model.directory and vocabulary_of(self._sources[name]) == size:
+                return {**found, **tokenizer_of(model.directory)}
+        return found
+
+    def licences(self) -> Mapping[str, str | None]:
+        """Return each model's licence, as the card beside it names it."""
+        models = [*([] if self._base is None else [self._base]), *self._models.values()]
+        return {
+            each.name: None if each.location is None else licence_of(each.location.directory)
+            for each in models
+        }
 
 
-def _source(given: Any, label: str) -> WeightSource:  # noqa: ANN401 - checked by the configuration
+def _model(given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked
     if isinstance(given, str):
-        return CheckpointSource(given)
-    if isinstance(given, WeightSource):
-        return given
-    tensors = given if isinstance(given, Mapping) else given.state_dict()
-    return StateDictSource(tensors, label=f"{label} (live)")
+        return Model(name, location=locate(given, f"model_pool.{option}"))
+    return Model(name, live=given)

@@ -1,4 +1,7 @@
-"""The options of the pool `checkpoints`; free of torch, so that listing them costs nothing."""
+"""The options of the pool `checkpoints`; free of torch, so that listing them costs nothing.
+
+Paths and names on the hub are both text here: which of them a text is shows when it is looked for.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from pydantic import (
 )
 
 from fusion_core.config import ComponentConfig
+from fusion_core.hub import looks_like_id, parse
 
 
 def _check_source(value: object, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
@@ -46,21 +50,24 @@ def _describe_source(value: object) -> Any:  # noqa: ANN401 - a path, or a recip
     return getattr(value, "recipe", f"<live {type(value).__name__}>")
 
 
+def _name_of(given: str) -> str:
+    if looks_like_id(given) and not Path(given).exists():
+        given = parse(given).repo
+    path = Path(given)
+    return path.stem if path.suffix in {".safetensors", *_RECIPES} else path.name
+
+
 def named_after_paths(value: object) -> object:
-    """Turn a list of models into a mapping, named after their paths."""
+    """Turn a list of models into a mapping, named after their paths, hub ids without revision."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     names = [
-        _name_of(Path(each)) if isinstance(each, str | os.PathLike) else f"model-{number}"
+        _name_of(os.fspath(each)) if isinstance(each, str | os.PathLike) else f"model-{number}"
         for number, each in enumerate(value, 1)
     ]
     if len(set(names)) != len(names):
         raise ValueError("two of the models have the same name; write {name: path, ...} instead")
     return dict(zip(names, value, strict=True))
-
-
-def _name_of(path: Path) -> str:
-    return path.stem if path.suffix in {".safetensors", *_RECIPES} else path.name
 
 
 _RECIPES = (".yaml", ".yml")
@@ -81,14 +88,14 @@ Source = Annotated[
 
 
 class CheckpointsConfig(ComponentConfig):
-    """A base and experts: paths or recipes (or, from Python, live modules or state dicts)."""
+    """A base and experts: paths, hub ids or recipes (from Python also live models, state dicts)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     base: Source | None = None
-    """The model that the experts were fine-tuned from: a directory, a .safetensors file, or a
-    recipe (a .yaml file, or the recipe itself)."""
+    """What the experts were fine-tuned from: a directory, a .safetensors file, org/name@revision on
+    the hub, or a recipe (a .yaml file, or the recipe itself)."""
     models: Annotated[
         dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
-    """The experts: a mapping of names to paths or recipes, or a list of them."""
+    """The experts, LoRA adapters among them: a mapping of names to any of these, or a list."""

@@ -70,6 +70,8 @@ class AlignmentPolicy(Options):
     """A tensor that only an expert has: refuse, or leave it out."""
     dtype: Literal["error", "promote"] = "promote"
     """Different dtypes: refuse, or compute in the wider one."""
+    vocab: Literal["error", "pad"] = "error"
+    """Embeddings of different vocabulary sizes: refuse, or bring all to the largest."""
     nan: Literal["error", "allow"] = "error"
     """NaN or infinity in the weights: refuse, or let it through."""
 

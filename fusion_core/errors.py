@@ -9,8 +9,11 @@
     ├── WeightsError                4   weights are bad
     │   ├── CheckpointError             a checkpoint cannot be read
     │   └── AlignmentError              models do not fit together
+    ├── HubError                    5   the hub or the network refused
     ├── DiskError                   6   the file system refused
-    └── OutputError                 7   the output is present or locked
+    ├── OutputError                 7   the output is present or locked
+    ├── IntegrityError              8   a file is not what it was, or should be
+    └── WorkerError                 1   a worker process died
 
 An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
 is a bug and is shown with its traceback.
@@ -71,6 +74,12 @@ class AlignmentError(WeightsError):
     """Models differ in keys, shapes or dtypes; `message` holds the table of differences."""
 
 
+class HubError(FusionError):
+    """The hub or the network refused, or what came from there is damaged."""
+
+    exit_code = 5
+
+
 class DiskError(FusionError):
     """The file system is full, read-only or failing."""
 
@@ -81,3 +90,13 @@ class OutputError(FusionError):
     """The output is already present, or another run is writing it."""
 
     exit_code = 7
+
+
+class IntegrityError(FusionError):
+    """A file changed under a run, or does not have the content that was recorded for it."""
+
+    exit_code = 8
+
+
+class WorkerError(FusionError):
+    """A process that units of work ran in died."""

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.config import Choice, choice_of, resolve_component
+from fusion_core import hub
+from fusion_core.config import Choice, Resolved, choice_of, resolve_component
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.progress import Progress
 from fusion_core.recipes import load_recipe
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.task_pool import Metrics, Report
 from fusion_core.weights import CheckpointSource, WeightSource
-from fusion_core.weights.writer import write_durably
+from fusion_core.weights.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
             expert = pool.build(experts[name]).to(device)
             individual |= tasks.evaluate(expert, tasks=[name])
             advance(1, note=name)
-    return Report(merged, pretrained, individual, transductive)
+    return Report(merged, pretrained, individual, transductive, tasks.measured_on)
 
 
 def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
@@ -88,17 +89,22 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
         tasks_choice = Choice(name=name, **tasks_choice.options)
     if tasks_choice.name is None:
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
-    tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool").create()
-    check_tasks(tasks)
-    adapted = _adapted(recipe, plugins)
-    report = evaluate(
-        resolved.create(),
-        tasks,
-        weights,
-        device=device,
-        progress=progress,
-        transductive=tasks.transductive if adapted else None,
-    )
+    chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
+    algorithm = _recorded(recipe, plugins)
+    adapted = algorithm is not None and sees_tasks(algorithm.component.spec)
+    with hub.session(progress):
+        tasks = chosen_tasks.create()
+        check_tasks(tasks)
+        if algorithm is not None:
+            tasks = algorithm.create().tasks(tasks)
+        report = evaluate(
+            resolved.create(),
+            tasks,
+            weights,
+            device=device,
+            progress=progress,
+            transductive=tasks.transductive if adapted else None,
+        )
     if as_recorded:
         write_report(report, directory)
     return report
@@ -154,10 +160,15 @@ def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:
     )
 
 
-def _adapted(recipe: Mapping[str, Any], plugins: PluginManager) -> bool:
-    """Tell whether the recorded algorithm saw tasks; an unknown one did not, as far as we know."""
-    name = choice_of(recipe.get("algorithm")).name
+def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
+    """Return the algorithm that a recipe names; one that is not here saw no tasks, for all we know.
+
+    Measured by hand on other tasks, what it may have seen there is not held against it.
+    """
     try:
-        return name is not None and sees_tasks(plugins.find(AlgorithmSpec, name).spec)
-    except PluginError:
-        return False
+        choice = choice_of(recipe.get("algorithm"))
+        if choice.name is None:
+            return None
+        return resolve_component(AlgorithmSpec, choice, plugins, section="algorithm")
+    except (PluginError, RecipeError):
+        return None

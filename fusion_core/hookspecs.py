@@ -40,17 +40,27 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def fusion_register_algorithms() -> Iterable[AlgorithmSpec]:  # type: ignore[empty-body]
-    """Return the algorithms that this plugin provides."""
+    """Return the algorithms that this plugin provides.
+
+    Called once, when plugins are discovered; a generator will do. The classes that specs name are
+    imported when a run needs them.
+    """
 
 
 @hookspec
 def fusion_register_model_pools() -> Iterable[ModelPoolSpec]:  # type: ignore[empty-body]
-    """Return the model pools that this plugin provides."""
+    """Return the model pools that this plugin provides.
+
+    As `fusion_register_algorithms`.
+    """
 
 
 @hookspec
 def fusion_register_task_pools() -> Iterable[TaskPoolSpec]:  # type: ignore[empty-body]
-    """Return the task pools that this plugin provides."""
+    """Return the task pools that this plugin provides.
+
+    As `fusion_register_algorithms`.
+    """
 
 
 @hookspec(firstresult=True)
@@ -67,14 +77,24 @@ def fusion_create_executor(name: str, options: Mapping[str, str]) -> Executor | 
 
 @hookspec
 def fusion_run_started(run: RunInfo) -> None:
-    """Learn that a run starts: its recipe is resolved, nothing is read or written yet."""
+    """Learn that a run starts: its recipe is resolved, nothing is read or written yet.
+
+    `run.recipe` is the recipe with every default written out, `run.path` where the model goes.
+    """
 
 
 @hookspec
 def fusion_metrics_logged(run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
-    """Receive what an algorithm measured at `step` (objectives, coefficients)."""
+    """Receive what an algorithm measured at `step` (objectives, coefficients).
+
+    Called on the run's own thread: what takes long here slows the search down.
+    """
 
 
 @hookspec
 def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
-    """Learn that a run ended well: the model is committed and, if there are tasks, evaluated."""
+    """Learn that a run ended well: the model is committed and, if there are tasks, evaluated.
+
+    Not called for a run that failed. `result` holds the merged weights, the report, and
+    `result.model`, a live model that is built when it is asked for.
+    """

@@ -37,6 +37,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[ComponentConfig]]
     base: WeightSource | None
     experts: Mapping[str, WeightSource]
+    #: tensors of experts that alignment left out
+    dropped: frozenset[str] = frozenset()
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -73,15 +75,24 @@ class ModelPool(ABC, Generic[ConfigT]):
         return dict.fromkeys(self.by_name)
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
-        """Return this pool with experts that have the base's keys and shapes.
+        """Return this pool with models that have the same keys and shapes: the base's.
+
+        Under `alignment.vocab: pad` the base, too, gets the rows of the largest vocabulary.
 
         Raises `RecipeError` for a pool without experts, `AlignmentError` if models do not fit.
         """
         if not self.experts:
             raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
         clone = copy.copy(self)
-        clone.experts = align(self.base, self.experts, policy)
+        alignment = align(self.base, self.experts, policy)
+        clone.base, clone.experts = alignment.base, alignment.experts
+        clone.dropped = alignment.dropped
         return clone
+
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` if a file changed since the pool was made."""
+        for source in (self.reference, *self.experts.values()):
+            source.check_unchanged()
 
     @property
     def by_name(self) -> Mapping[str, WeightSource]:

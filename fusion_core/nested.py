@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.fused import dtype_of
-from fusion_core.weights import StateDictSource, WeightSource
+from fusion_core.weights import WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,11 +74,6 @@ class RecipeSource(WeightSource):
 def nested_in(pool: ModelPool[Any]) -> dict[str, RecipeSource]:
     """Return the recipes in the places of a pool's models, by the model's name, `base` included."""
     return {name: each for name, source in pool.by_name.items() for each in _recipes(source)}
-
-
-def is_live(source: WeightSource) -> bool:
-    """Tell whether a source reads from models in memory."""
-    return isinstance(source, StateDictSource) or any(map(is_live, source.sources))
 
 
 def _recipes(source: WeightSource) -> Iterator[RecipeSource]:

@@ -14,18 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import provenance
+from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm
 from fusion_core.config import resolve
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import check_tasks, device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
-from fusion_core.nested import RecipeSource, is_live, nested_in
+from fusion_core.nested import RecipeSource, nested_in
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.recipes import load_recipe, shown
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
+from fusion_core.weights import held_in_memory
 from fusion_core.weights.writer import check_output
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class RunOptions:
 
     evaluate: bool = True
     overwrite: bool = False
+    #: go on with what a run of the same recipe, inputs and versions left when it was stopped
+    resume: bool = False
     device: str = "cpu"
     executor: str = "threads"
     workers: int | None = None
@@ -103,7 +106,8 @@ class Plan:
     @property
     def counts(self) -> dict[str, int]:
         """How many tensors are merged, copied and dropped."""
-        return provenance.counts(self.pool, self.pool.reference, skipped=self.skipped)
+        pool = self.pool.aligned(self.resolved.recipe.alignment)
+        return provenance.counts(pool, pool.reference, skipped=self.skipped)
 
     @property
     def adapts(self) -> bool:
@@ -133,17 +137,24 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     return replace(found, path=path)
 
 
-def _planned(raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] = ()) -> Plan:
-    """Plan a run that writes nothing; `inside` are the recipe files that led here."""
+def _planned(
+    raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] | None = None
+) -> Plan:
+    """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
     plugins = load_plugins(options.block)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
     shaped = {**raw, **{name: {} for name in live}}
-    nesting = partial(_nested, options=options, inside=inside)
+    nesting = partial(_nested, options=options, inside=inside or ())
     resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
     device = device_of(options.device)
+    if resolved.recipe.output.path is not None and inside is None:  # before anything is downloaded
+        check_output(Path(resolved.recipe.output.path), overwrite=options.overwrite)
     algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
-    pool = live.get("model_pool", _created(resolved.model_pool))
-    tasks = live.get("task_pool", _created(resolved.task_pool))
+    with hub.session(options.progress):
+        pool = live.get("model_pool", _created(resolved.model_pool))
+        tasks = live.get("task_pool", _created(resolved.task_pool))
+    if tasks is not None:
+        tasks = algorithm.tasks(tasks)
     _check_needs(resolved.algorithm, pool, tasks)
     if tasks is not None:
         check_tasks(tasks)
@@ -215,7 +226,7 @@ def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
     given = resolved.recipe.output.path
     if given is not None:
         return Path(given)
-    live = any(map(is_live, pool.by_name.values()))
+    live = any(map(held_in_memory, pool.by_name.values()))
     if resolved.model_pool is None or live:
         return None
     stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"

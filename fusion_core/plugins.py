@@ -12,7 +12,9 @@ import difflib
 import logging
 import os
 import re
+import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -25,6 +27,7 @@ from fusion_core import hookspecs
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
+    FusionError,
     PluginError,
     UnknownComponentError,
 )
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
 GROUP = "fusion_core.plugins"
 CORE = "fusion-core"
 BLOCK_VARIABLE = "FUSION_BLOCK_PLUGINS"
+
+#: An import that takes longer is reported: every listing and every completion waits for it.
+SLOW_SECONDS = 0.5
 
 _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_algorithms": AlgorithmSpec,
@@ -183,35 +189,59 @@ class PluginManager(pluggy.PluginManager):
             )
         return found[0]
 
+    def clashes(self) -> Iterator[tuple[str, list[Component[Any]]]]:
+        """Names that several plugins give to components of one kind: ambiguous as they are."""
+        for kind in _REGISTER_HOOKS.values():
+            answering: dict[str, list[Component[Any]]] = {}
+            for component in self.components(kind):
+                for name in (component.spec.name, *component.spec.aliases):
+                    answering.setdefault(name, []).append(component)
+            yield from ((name, found) for name, found in answering.items() if len(found) > 1)
+
     def create_executor(self, name: str, options: Mapping[str, str]) -> Executor:
-        """Ask the plugins for an executor called `name`."""
-        executor: Executor | None = self.hook.fusion_create_executor(name=name, options=options)
-        if executor is None:
-            raise UnknownComponentError(
-                f"no plugin provides an executor {name!r}",
-                hint="The core has 'serial' and 'threads'.",
-            )
-        return executor
+        """Ask the plugins for an executor called `name`; the first answer wins."""
+        executor: Executor
+        for executor in self._called("fusion_create_executor", name=name, options=options):
+            if hasattr(executor, "submit"):  # None: this plugin knows none of that name
+                return executor
+        raise UnknownComponentError(
+            f"no plugin provides an executor {name!r}",
+            hint="The core has 'serial' and 'threads'.",
+        )
 
     def notify(self, hook: str, **arguments: object) -> None:
         """Call a life-cycle hook of every plugin; one that raises is named in a warning."""
-        for implementation in getattr(self.hook, hook).get_hookimpls():
+        for _ in self._called(hook, **arguments):
+            pass
+
+    def _called(self, hook: str, **arguments: object) -> Iterator[Any]:
+        """Call a hook of one plugin after the other, the last registered first.
+
+        What a plugin raises is its own: it is named in a warning, and the next one is called. A
+        `FusionError` is for the user, and goes on.
+        """
+        for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
             accepted = {name: arguments[name] for name in implementation.argnames}
             try:
-                implementation.function(**accepted)
-            except Exception as error:  # noqa: BLE001 - a plugin cannot take a run down
+                result = implementation.function(**accepted)
+            except (FusionError, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - SystemExit included
                 logger.warning(
                     "plugin %s failed in %s: %s", implementation.plugin_name, hook, _describe(error)
                 )
+            else:
+                yield result
 
     def _load(self, plugin: Plugin, entry_point: metadata.EntryPoint) -> None:
         started = time.perf_counter()
         module: object = None
         try:
-            module = entry_point.load()
-            self.register(module, name=plugin.distribution)
-            self.check_pending()
-            plugin.components = list(self._registered_by(plugin.distribution))
+            with redirect_stdout(sys.stderr):  # stdout carries results alone
+                module = entry_point.load()
+                self.register(module, name=plugin.distribution)
+                self.check_pending()
+                plugin.components = list(self._registered_by(plugin.distribution))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit at import included
@@ -249,6 +279,17 @@ class PluginManager(pluggy.PluginManager):
             if plugin.status is not PluginStatus.LOADED
         ]
         return UnknownComponentError(f"there is no {kind.kind} {name!r}", hint="\n".join(lines))
+
+    def require_all(self) -> None:
+        """Raise `BrokenPluginError` naming every plugin that should have loaded and did not."""
+        wanting = (PluginStatus.BROKEN, PluginStatus.INCOMPATIBLE)
+        lines = [
+            f"plugin {each.distribution} is {each.status}: {each.detail}"
+            for each in self.plugins
+            if each.status in wanting
+        ]
+        if lines:
+            raise BrokenPluginError("\n".join(lines), hint="See: fuse list-plugins -v")
 
 
 @lru_cache

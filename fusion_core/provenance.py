@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights import CheckpointSource
+from fusion_core.weights.follower import tensors_digest
 from fusion_core.weights.source import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from pathlib import Path
 
     from fusion_core.model_pool import ModelPool
     from fusion_core.plugins import Plugin
-    from fusion_core.weights import WeightSource
+    from fusion_core.weights import Staging, TensorInfo, WeightSource
 
 SCHEMA = 1
 
@@ -47,39 +46,45 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
 def counts(
     pool: ModelPool[Any], merged: WeightSource, *, skipped: Collection[str] = ()
 ) -> dict[str, int]:
-    """Account for every tensor: merged, copied (integers and `skipped`), or dropped by a policy."""
+    """Account for every tensor of an aligned pool.
+
+    Merged, copied (integers and `skipped`), or dropped by a policy.
+    """
     floating = sum(
         info.dtype.is_floating_point and name not in skipped for name, info in merged.infos.items()
     )
-    extra = {name for each in pool.experts.values() for name in each.infos} - merged.infos.keys()
-    return {"merged": floating, "copied": len(merged.infos) - floating, "dropped": len(extra)}
+    copied = len(merged.infos) - floating
+    return {"merged": floating, "copied": copied, "dropped": len(pool.dropped)}
 
 
-def outputs(directory: Path) -> dict[str, Any]:
-    """Hash every file of a finished directory, and the tensors apart from how they are sharded."""
+def outputs(staging: Staging) -> dict[str, Any]:
+    """Give size and hash of every file of a finished directory, and the tensors' own digest.
+
+    `tensors_sha256` does not depend on the shard size: see `tensor_digest`.
+    """
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-        for path in sorted(directory.iterdir())
-        if path.is_file()
+        name: {"bytes": size, "sha256": digest} for name, (size, digest) in staging.files.items()
     }
-    return {"files": files, "tensors_sha256": tensor_digest(CheckpointSource(directory))}
+    return {"files": files, "tensors_sha256": staging.tensors_sha256}
 
 
 def tensor_digest(source: WeightSource) -> str:
-    """Return one SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the digest of a source's tensors that `provenance.json` gives of an output's.
+
+    One SHA-256 over a line for each tensor, in the order of their names: name, dtype as safetensors
+    calls it, shape and SHA-256 of the bytes, e.g. `head.bias F32 [10] 9f86…`.
+    """
+    return tensors_digest(
+        {name: (info, _hashed(source, info)) for name, info in source.infos.items()}
+    )
+
+
+def _hashed(source: WeightSource, info: TensorInfo) -> str:
     digest = hashlib.sha256()
-    for name in sorted(source.infos):
-        info = source.infos[name]
-        digest.update(f"{name}\0{info.dtype}\0{list(info.shape)}\0".encode())
-        for start, stop in source.cut.ranges(info):
-            values = source.read(name, start, stop).contiguous()
-            digest.update(memory_of(values))
+    for start, stop in source.cut.ranges(info):
+        values = source.read(info.name, start, stop).contiguous()  # alive while it is hashed
+        digest.update(memory_of(values))
     return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def statement(parts: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,29 +8,40 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import provenance
+from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve_component
-from fusion_core.errors import FusionError
+from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import RECIPE, evaluate, write_report
 from fusion_core.fused import as_source as _as_source
 from fusion_core.fused import dtype_of as _dtype
 from fusion_core.fused import rounded
+from fusion_core.metrics import FILE as METRICS
+from fusion_core.metrics import MetricsLog
 from fusion_core.planning import Plan, RunOptions, plan
 from fusion_core.planning import executor_of as _executor
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.selection import created
 from fusion_core.specs import AlgorithmSpec
-from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
+from fusion_core.weights import (
+    CheckpointSource,
+    Staging,
+    StateDictSource,
+    WeightSource,
+    held_in_memory,
+    materialise,
+    staged,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
 
     from torch import nn
@@ -104,19 +115,28 @@ def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
     info = RunInfo(plan.recipe, plan.path)
     plan.plugins.notify("fusion_run_started", run=info)
-    with _executor(plan) as executor:
-        _start_nested(plan, info, executor)
+    with (
+        hub.session(plan.options.progress),
+        _staging(plan) as staging,
+        _executor(plan) as executor,
+    ):
+        state = None if staging is None else staging.state
+        _start_nested(plan, info, executor, state)
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
-        context = _context(plan, info, executor)
+        context = _context(plan, info, executor, state)
         started = time.perf_counter()
         fused = _as_source(plan.algorithm.run(pool, context), pool)
+        if context.metrics.steps:
+            context.save(METRICS, context.metrics.as_bytes())
         weights = _rounded(fused, pool, plan)
-        if plan.path is None:
+        if staging is None:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
+            plan.pool.check_unchanged()
         else:
-            _write(plan, plan.path, weights, context, started)
-            written = CheckpointSource(plan.path)
+            _write(plan, staging, pool, weights, context, started)
+    if plan.path is not None:
+        written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
     if plan.tasks is not None and plan.options.evaluate:
         result = replace(result, report=_evaluated(plan, result))
@@ -124,39 +144,79 @@ def execute(plan: Plan) -> RunResult:
     return result
 
 
-def _write(
-    plan: Plan, path: Path, weights: WeightSource, context: RunContext, started: float
-) -> None:
-    """Write the model directory: all of it, or nothing."""
-    output = plan.resolved.recipe.output
-    with staged(path, overwrite=plan.options.overwrite) as staging:
-        materialise(
-            weights,
-            staging,
-            shard_size=output.shard_size,
-            executor=context.executor,
-            progress=plan.options.progress,
+@contextmanager
+def _staging(plan: Plan) -> Iterator[Staging | None]:
+    """Open the output's staging directory; None for a run that writes nothing."""
+    described = None if plan.path is None else _described(plan)
+    if plan.options.resume and described is None:
+        raise RecipeError(
+            "a run with models in memory cannot be resumed: nothing tells them apart",
+            hint="Leave --resume out, or save the models and name their directories.",
         )
-        assets = plan.pool.assets(dtype=_dtype(output.dtype))
-        for name, content in {**assets, **context.side_files}.items():
-            staging.add(name, content)
-        staging.add(RECIPE, dump_yaml(plan.recipe).encode())
-        seconds = round(time.perf_counter() - started, 3)
-        timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-        staging.add(PROVENANCE, _provenance(plan, weights, staging.directory, timings))
-        staging.commit(overwrite=plan.options.overwrite)
+    if plan.path is None:
+        yield None
+        return
+    options = plan.options
+    with staged(
+        plan.path, overwrite=options.overwrite, plan=described, resume=options.resume
+    ) as staging:
+        yield staging
+
+
+def _described(plan: Plan) -> bytes | None:
+    """Say in full what a run does, before it does it; None if that cannot be told from files."""
+    if any(map(held_in_memory, plan.pool.by_name.values())):
+        return None
+    parts = {"recipe": plan.recipe, "inputs": plan.pool.inputs(), **_environment(plan)}
+    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
+    plan: Plan,
+    staging: Staging,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    context: RunContext,
+    started: float,
+) -> None:
+    """Write the model directory: all of it, or nothing; `pool` is the aligned one."""
+    output = plan.resolved.recipe.output
+    materialise(
+        weights,
+        staging,
+        shard_size=output.shard_size,
+        executor=context.executor,
+        progress=plan.options.progress,
+    )
+    assets = pool.assets(dtype=_dtype(output.dtype))
+    for name, content in {**assets, **context.side_files}.items():
+        staging.add(name, content)
+    staging.add(RECIPE, dump_yaml(plan.recipe).encode())
+    seconds = round(time.perf_counter() - started, 3)
+    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+    staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
+    pool.check_unchanged()
+    staging.commit(overwrite=plan.options.overwrite)
 
 
 def _provenance(
-    plan: Plan, weights: WeightSource, directory: Path, timings: Mapping[str, Any]
+    plan: Plan,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    staging: Staging,
+    timings: Mapping[str, Any],
 ) -> bytes:
     parts = {
-        **provenance.environment(plan.distributions, plan.plugins.plugins, plan.device),
+        **_environment(plan),
         "inputs": plan.pool.inputs(),
-        "tensors": provenance.counts(plan.pool, weights, skipped=plan.skipped),
-        "outputs": provenance.outputs(directory),
+        "tensors": provenance.counts(pool, weights, skipped=plan.skipped),
+        "outputs": provenance.outputs(staging),
     }
     return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    return provenance.environment(plan.distributions, plan.plugins.plugins, plan.device)
 
 
 def _rounded(fused: WeightSource, pool: ModelPool[Any], plan: Plan) -> WeightSource:
@@ -190,13 +250,14 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
     return report
 
 
-def _start_nested(plan: Plan, info: RunInfo, executor: Executor) -> None:
+def _start_nested(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> None:
     """Run the algorithms of the recipes in the places of models; what they merge stays lazy."""
-    for source in plan.nested.values():
+    for number, source in enumerate(plan.nested.values()):
         inner = source.plan
-        _start_nested(inner, info, executor)
+        place = None if state is None else state / f"nested-{number}"
+        _start_nested(inner, info, executor, place)
         pool = inner.pool.aligned(inner.resolved.recipe.alignment)
-        context = _context(inner, info, executor)
+        context = _context(inner, info, executor, place)
         merged = _as_source(inner.algorithm.run(pool, context), pool)
         if inner.resolved.recipe.output.dtype is not None:
             merged = _rounded(merged, pool, inner)
@@ -212,7 +273,7 @@ def _nested_files(plan: Plan) -> dict[str, bytes]:
     }
 
 
-def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
+def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> RunContext:
     def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
         plan.plugins.notify("fusion_metrics_logged", run=info, step=step, metrics=metrics)
 
@@ -231,5 +292,8 @@ def _context(plan: Plan, info: RunInfo, executor: Executor) -> RunContext:
         finite=plan.resolved.recipe.alignment.nan == "error",
         algorithm=algorithm,
         on_metrics=on_metrics,
+        state=state,
+        output=plan.path,
+        metrics=MetricsLog(None if state is None else state / METRICS),
         side_files=_nested_files(plan),
     )

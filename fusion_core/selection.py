@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fusion_core.config import Resolved
     from fusion_core.patterns import Selection
     from fusion_core.specs import AlgorithmSpec
+    from fusion_core.task_pool import TaskPool
 
 
 def created(resolved: Resolved[AlgorithmSpec]) -> Algorithm[Any]:
@@ -79,6 +80,10 @@ class Selected(Algorithm[ComponentConfig]):
             )
             for number, names in groups.items()
         ]
+
+    def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+        """Return the tasks as the algorithm sees them."""
+        return self.algorithm.tasks(pool)
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Let the algorithm merge what it is to see, and complete the result."""

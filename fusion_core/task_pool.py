@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from fusion_core.config import ComponentConfig
+from fusion_core.errors import RecipeError
 from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class Task(ABC):
 class FeatureTask(Task):
     """A task whose head reads features, which the model computes of each example by itself.
 
-    Tasks with the same `features` can share a pass through the model, each with its own head.
+    Tasks of one class can share a pass through the model, each with its own head: `features` is the
+    same function for all of them.
     """
 
     @abstractmethod
@@ -95,6 +97,8 @@ class TaskPool(ABC, Generic[ConfigT]):
     names: Sequence[str]
     #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
     transductive: bool = False
+    #: what `evaluate` measures on, in words, where that is not every test example
+    measured_on: str | None = None
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -108,6 +112,17 @@ class TaskPool(ABC, Generic[ConfigT]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def holdout(self) -> Self:
+        """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
+
+        So a method may adapt on examples like those that it is measured on, and none of them. The
+        same halves every time. Raises `RecipeError` where a pool cannot.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} has no halves of its test examples to hold out",
+            hint="Adapt on the pool's own unlabeled examples: --set algorithm.adapt_split=test",
+        )
 
     def evaluate(
         self,
@@ -141,6 +156,8 @@ class Report:
     individual: Mapping[str, Metrics] = field(default_factory=dict)
     #: whether the algorithm saw the (unlabeled) test examples; None if it saw none at all
     transductive: bool | None = None
+    #: what was measured on, in words; None for every test example
+    measured_on: str | None = None
 
     @property
     def average(self) -> float:
@@ -165,6 +182,7 @@ class Report:
             "normalised_average": self.normalised_average,
             "tasks": self.tasks,
             "transductive": self.transductive,
+            "measured_on": self.measured_on,
             "reference": {name: row for name, row in rows.items() if row},
         }
 

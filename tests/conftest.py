@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,9 @@ from fusion_core.plugins import BLOCK_VARIABLE, load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -66,6 +71,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         sys.modules.pop(name, None)
 
 
+@pytest.fixture(scope="session")
+def make_site() -> type[Site]:
+    """Return the class of site directories, for fixtures that outlive a test."""
+    return Site
+
+
 @pytest.fixture(autouse=True)
 def _fresh_plugins() -> Iterator[None]:
     """Discover plugins anew in every test: some install or block one."""
@@ -78,16 +89,25 @@ def _fresh_plugins() -> Iterator[None]:
 def build_wheels() -> Callable[..., Path]:
     """Return what builds wheels of projects into a directory; a project may be given as files."""
 
-    def build(root: Path, *projects: Path, files: Mapping[str, str]) -> Path:
-        for name, content in files.items():
+    def build(root: Path, *projects: Path, files: Mapping[str, str] | None = None) -> Path:
+        for name, content in (files or {}).items():
             path = root / "project" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(textwrap.dedent(content), encoding="utf-8")
         offline = ("--no-deps", "--no-index", "--no-build-isolation", "-w", root / "dist")
-        pip("wheel", *offline, *projects, root / "project")
+        pip("wheel", *offline, *projects, *([root / "project"] if files else []))
         return root / "dist"
 
     return build
+
+
+@pytest.fixture(scope="session")
+def our_wheels(
+    tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[..., Path]
+) -> list[Path]:
+    """Return the wheels of the core and of every plugin of this repository."""
+    plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+    return sorted(build_wheels(tmp_path_factory.mktemp("ours"), ROOT, *plugins).iterdir())
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +118,36 @@ def install_wheels() -> Callable[..., None]:
         pip("install", "--no-deps", "--no-index", "--target", site, *wheels)
 
     return install
+
+
+@pytest.fixture(scope="session")
+def make_environment() -> Callable[..., Path]:
+    """Return what makes a virtual environment with some wheels installed, as users do.
+
+    It borrows torch and the like from this one, but no project of this repository. Returns its
+    `bin`, which has `python`, `fuse` and `pytest`.
+    """
+
+    def make(home: Path, *wheels: Path) -> Path:
+        venv.create(home, with_pip=False)
+        site = next((home / "lib").glob("python*")) / "site-packages"
+        borrowed = home / "borrowed"
+        borrowed.mkdir()
+        for each in Path(sysconfig.get_path("purelib")).iterdir():
+            if not each.name.startswith(
+                ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
+            ):
+                (borrowed / each.name).symlink_to(each)
+        (site / "borrowed.pth").write_text(f"{borrowed}\n")
+        python = home / "bin" / "python"
+        pip("--python", python, "install", "--no-index", *wheels)
+        for tool in ("pip", "pytest"):
+            script = home / "bin" / tool
+            script.write_text(f'#!/bin/sh\nexec "{python}" -m {tool} "$@"\n')
+            script.chmod(0o755)
+        return home / "bin"
+
+    return make
 
 
 def pip(*arguments: str | Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fusion_core.config import AlignmentPolicy
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import StateDictSource, WeightSource, align
+from fusion_core.weights.spelling import same_tensors
 
 Infos = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -39,7 +40,8 @@ def aligned(base: Infos | None, *experts: Infos, **policy: Any) -> dict[str, Wei
     sources: dict[str, WeightSource] = {
         chr(97 + n): weights(each) for n, each in enumerate(experts)
     }
-    return align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
+    found = align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
+    return dict(found.experts)
 
 
 BASE: Infos = {"w": ((2, 3), F32), "b": ((2,), F32), "n": ((), I64)}
@@ -47,7 +49,7 @@ BASE: Infos = {"w": ((2, 3), F32), "b": ((2,), F32), "n": ((), I64)}
 
 def test_models_that_fit_are_passed_through() -> None:
     base, expert = weights(BASE), weights(dict(reversed(BASE.items())))
-    assert align(base, {"a": expert}, AlignmentPolicy()) == {"a": expert}
+    assert align(base, {"a": expert}, AlignmentPolicy()).experts == {"a": expert}
 
 
 def test_every_difference_is_in_one_table() -> None:
@@ -87,7 +89,7 @@ def test_without_a_base_the_first_expert_is_the_measure() -> None:
 def test_missing_tensors_may_be_the_bases() -> None:
     base = StateDictSource({"w": torch.ones(2), "b": torch.full((2,), 5.0)})
     expert = StateDictSource({"w": torch.zeros(2)}, label="lean")
-    found = align(base, {"a": expert}, AlignmentPolicy(missing="base"))["a"]
+    found = align(base, {"a": expert}, AlignmentPolicy(missing="base")).experts["a"]
     assert list(found.infos) == ["w", "b"]
     assert torch.equal(found.tensor("w"), torch.zeros(2))
     assert torch.equal(found.tensor("b"), torch.full((2,), 5.0))
@@ -196,3 +198,169 @@ def test_the_differences_are_those_that_there_are(
     found = {(row.split("  ")[0], row.split("a: ", 1)[1].split()[0].rstrip(":")) for row in rows}
     assert found == expected
     assert len(rows) == len(expected)
+
+
+# --- one tensor under two names -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "found"),
+    [
+        (["a", "b"], ["b", "a"], {"a": "a", "b": "b"}),
+        (["x.a", "x.b"], ["a", "b"], {"x.a": "a", "x.b": "b"}),
+        (["a", "b"], ["x.y.a", "x.y.b"], {"a": "x.y.a", "b": "x.y.b"}),
+        (["a", "b", "head"], ["x.a", "x.b", "head"], {"a": "x.a", "b": "x.b", "head": "head"}),
+        (["a", "b", "c"], ["x.a", "x.b"], {"a": "x.a", "b": "x.b"}),
+        # as they are, as long as a prefix does not make more of them meet
+        (["a", "x.a"], ["a", "x.a"], {"a": "a", "x.a": "x.a"}),
+        (["a", "b", "c"], ["a", "b", "x.c"], {"a": "a", "b": "b"}),
+        (["a"], ["b"], {}),
+        ([], ["a"], {}),
+        # a text tower and a vision tower have layers of the same names: the better fit wins
+        (
+            ["text.layer.0", "vision.layer.0", "vision.patch"],
+            ["layer.0", "patch"],
+            {"vision.layer.0": "layer.0", "vision.patch": "patch"},
+        ),
+        # a prefix ends at a dot
+        (["xa", "xb"], ["a", "b"], {}),
+    ],
+)
+def test_the_prefix_under_which_most_names_meet(
+    ours: list[str], theirs: list[str], found: dict[str, str]
+) -> None:
+    assert same_tensors(ours, theirs) == found
+
+
+def test_twenty_thousand_names_are_matched_quickly_enough_to_be_planned() -> None:
+    ours = [f"layers.{n}.weight" for n in range(20_000)]
+    found = same_tensors(ours, [f"model.{name}" for name in ours])
+    assert found == {name: f"model.{name}" for name in ours}
+
+
+def test_differences_are_shown_in_the_bases_spelling() -> None:
+    assert refused(
+        {"x.a": ((2,), F32), "x.b": ((2,), F32), "x.c": ((2,), F32)},
+        {"a": ((3,), F32), "b": ((2,), F32), "extra": ((2,), F32)},
+    ) == [
+        "extra  a: extra: not in the base",
+        "x.a  a: shape [3], the base's is [2]",
+        "x.c  a: missing",
+    ]
+
+
+# --- copies -------------------------------------------------------------------------------------
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_copy_that_one_model_lacks_is_no_difference() -> None:
+    for own, other in (
+        (random(5, 3, seed=1), random(5, 3, seed=2)),
+        (random(9), random(9, seed=3)),
+    ):
+        base = StateDictSource({"in": own, "head": own.clone()})
+        expert = StateDictSource({"in": other})
+        found = align(base, {"a": expert}, AlignmentPolicy()).experts["a"]
+        assert torch.equal(found.tensor("head"), other)
+        found = align(expert, {"a": base}, AlignmentPolicy()).experts["a"]
+        assert found.infos.keys() == {"in"}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        random(5, 3) + torch.eye(5, 3) * 1e-6,  # almost the same
+        random(5, 3).reshape(3, 5),
+        random(5, 3).double(),
+    ],
+)
+def test_what_is_no_copy_is_a_difference(head: torch.Tensor) -> None:
+    base = StateDictSource({"in": random(5, 3), "head": head})
+    expert = StateDictSource({"in": random(5, 3, seed=1)})
+    with pytest.raises(AlignmentError, match="head  a: missing"):
+        align(base, {"a": expert}, AlignmentPolicy())
+    with pytest.raises(AlignmentError, match="head  a: extra"):
+        align(expert, {"a": base}, AlignmentPolicy())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_tensors_of_one_value_are_alike_but_no_copies(value: float) -> None:
+    base = StateDictSource({"a.bias": torch.full((4,), value), "b.bias": torch.full((4,), value)})
+    expert = StateDictSource({"a.bias": torch.full((4,), value)})
+    with pytest.raises(AlignmentError, match=r"b\.bias  a: missing"):
+        align(base, {"a": expert}, AlignmentPolicy())
+
+
+def test_the_difference_of_a_copy_may_be_at_its_end() -> None:
+    own = random(2**19)
+    changed = own.clone()
+    changed[-1] += 1
+    base = StateDictSource({"in": own, "head": changed})
+    with pytest.raises(AlignmentError, match="head  a: missing"):
+        align(base, {"a": StateDictSource({"in": own})}, AlignmentPolicy())
+
+
+# --- vocabularies -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "pads"),
+    [
+        ("model.embed_tokens.weight", (7, 3), True),
+        ("lm_head.weight", (7, 3), True),
+        ("lm_head.bias", (7, 3), True),
+        ("transformer.wte.weight", (7, 3), True),
+        ("shared.weight", (7, 3), True),
+        ("bert.embeddings.word_embeddings.weight", (7, 3), True),
+        ("cls.predictions.bias", (7, 3), True),
+        ("text_model.embeddings.token_embedding.weight", (7, 3), True),
+        ("model.embed_tokens.weight", (5, 4), False),
+        ("model.embed_tokens.weight", (7, 4), False),
+        ("transformer.wpe.weight", (7, 3), False),
+        ("bert.embeddings.position_embeddings.weight", (7, 3), False),
+        ("classifier.weight", (7, 3), False),
+        ("score.weight", (7, 3), False),
+    ],
+)
+def test_only_embeddings_of_tokens_are_padded(
+    name: str,
+    theirs: tuple[int, ...],
+    pads: bool,  # noqa: FBT001
+) -> None:
+    base, expert = {name: ((5, 3), F32)}, {name: (theirs, F32)}
+    assert refused(base, expert) == [f"{name}  a: shape {list(theirs)}, the base's is [5, 3]"]
+    if pads:
+        assert aligned(base, expert, vocab="pad")["a"].infos[name].shape == theirs
+    else:
+        refused(base, expert, vocab="pad")
+
+
+def test_without_a_base_missing_rows_are_the_mean_of_those_that_have_them() -> None:
+    sizes = {"a": 2, "b": 5, "c": 4}
+    tensors = {name: random(size, 3, seed=n) for n, (name, size) in enumerate(sizes.items())}
+    experts: dict[str, WeightSource] = {
+        name: StateDictSource({"wte.weight": each}) for name, each in tensors.items()
+    }
+    found = align(None, experts, AlignmentPolicy(vocab="pad")).experts
+    a, b, c = (found[name].tensor("wte.weight") for name in "abc")
+    assert a.shape == b.shape == c.shape == (5, 3)
+    assert torch.equal(b, tensors["b"])
+    assert torch.equal(a[:2], tensors["a"])
+    torch.testing.assert_close(a[2:4], (tensors["b"][2:4] + tensors["c"][2:4]) / 2)
+    assert torch.equal(a[4:], tensors["b"][4:])
+    assert torch.equal(c[4:], tensors["b"][4:])
+
+
+def test_padded_tensors_are_the_same_read_whole_and_in_any_parts() -> None:
+    base = StateDictSource({"wte.weight": random(3, 4)})
+    expert = StateDictSource({"wte.weight": random(6, 4, seed=1)})
+    found = align(base, {"a": expert}, AlignmentPolicy(vocab="pad"))
+    for source in (found.base, found.experts["a"]):
+        assert source is not None
+        whole = source.tensor("wte.weight").reshape(-1)
+        for start in range(25):
+            for stop in range(start, 25):
+                assert torch.equal(source.read("wte.weight", start, stop), whole[start:stop])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core.errors import CheckpointError
+from fusion_core.errors import CheckpointError, IntegrityError
 from fusion_core.weights import CheckpointSource
 from fusion_core.weights.format import DTYPES
 
@@ -218,10 +218,12 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path) -> None:
     size = file.stat().st_size
     for end in (size - 1, size // 2, 0):
         os.truncate(file, end)
-        with pytest.raises(CheckpointError, match="ends inside tensor") as caught:
+        with pytest.raises(
+            IntegrityError, match=r"model\.safetensors changed .* ends inside"
+        ) as caught:
             for name in source.infos:
                 source.tensor(name)
-        assert caught.value.hint == "The file changed while it was being read."
+        assert caught.value.exit_code == 8
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:
@@ -272,14 +274,3 @@ def test_a_huge_index_is_refused_without_being_read(sharded: Path) -> None:
         stream.truncate(2**40)  # sparse; reading it would fail for lack of memory
     with pytest.raises(CheckpointError, match="an index of"):
         CheckpointSource(sharded)
-
-
-def test_links_into_a_snapshot_are_followed(single: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    (snapshot / "model.safetensors").symlink_to(single / "model.safetensors")
-    assert CheckpointSource(snapshot).infos.keys() == tensors().keys()
-    (snapshot / "model.safetensors").unlink()
-    (snapshot / "model.safetensors").symlink_to(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match="holds neither"):
-        CheckpointSource(snapshot)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,11 +12,13 @@ from torch import nn
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy
-from fusion_core.errors import CheckpointError, FusionError
+from fusion_core.errors import CheckpointError, FusionError, HubError
 from fusion_core.weights import CheckpointSource, StateDictSource
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from hub_server import HubServer
 
 
 def pool(base: Any = None, **models: Any) -> CheckpointsPool:
@@ -149,3 +152,130 @@ def test_a_single_file_and_live_models_have_no_files_beside_them(directory: Path
     assert pool(str(directory / "model.safetensors"), a=str(directory)).assets() == {}
     assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).assets() == {}
     assert pool(a=str(directory)).assets().keys() == {"tokenizer.json"}
+
+
+# --- paths, hub ids, licences -------------------------------------------------------------------
+
+
+def test_names_of_a_list_come_from_paths_and_hub_ids(tmp_path: Path) -> None:
+    given = ["./dir/math", "org/code@v2", "x/law.safetensors", nn.Linear(1, 1)]
+    found = CheckpointsConfig.model_validate({"models": given})
+    assert list(found.models) == ["math", "code", "law", "model-4"]
+
+
+def test_what_exists_as_a_path_is_a_path(
+    hub: HubServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = directory / "org" / "name"
+    local.mkdir(parents=True)
+    save_file({"weight": torch.zeros(2, 2)}, local / "model.safetensors")
+    monkeypatch.chdir(directory)
+    assert pool(a="org/name").experts["a"].describe() == "org/name"
+    assert hub.requests == []
+
+
+def test_a_name_that_is_neither_path_nor_repository_is_told_both_readings(hub: HubServer) -> None:
+    with pytest.raises(HubError) as caught:
+        pool(a="org/typo")
+    assert caught.value.message == (
+        "model_pool.models.a: org/typo is no path here, and as a name on the hub: "
+        "the hub has no model org/typo, or it is private"
+    )
+
+
+@pytest.mark.parametrize("given", ["gone", "./gone", "/gone/away", "a/b/c", "org/gone.safetensors"])
+def test_what_can_only_be_a_path_is_not_asked_of_the_hub(hub: HubServer, given: str) -> None:
+    with pytest.raises(CheckpointError, match="does not exist") as caught:
+        pool(a=given)
+    assert "org/name@revision" in (caught.value.hint or "")
+    assert hub.requests == []
+
+
+def test_of_a_sharded_repository_only_the_indexed_files_are_downloaded(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        save_file({name: torch.ones(2)}, tmp_path / f"{name}.safetensors")
+    shards = {f"{name}.safetensors": tmp_path / f"{name}.safetensors" for name in ("a", "b")}
+    index = json.dumps({"weight_map": {name: f"{name}.safetensors" for name in ("a", "b")}})
+    commit = hub.add(
+        "org/big",
+        {
+            **shards,
+            "model.safetensors.index.json": index.encode(),
+            "consolidated.safetensors": b"everything once more",
+            "model.fp16.safetensors": b"and again",
+            "README.md": b"---\nlicense: mit\n---\n",
+            "training_args.bin": b"pickle",
+            "vocab.txt": b"words",
+            "flax_model.msgpack": b"x",
+        },
+    )
+    found = pool("org/big", a="org/big")
+    assert isinstance(found.base, CheckpointSource)
+    assert found.base.describe() == f"org/big@{commit}"
+    assert found.base.infos.keys() == {"a", "b"}
+    assert {path.name for path in found.base.path.iterdir()} == {
+        *("a.safetensors", "b.safetensors", "model.safetensors.index.json"),
+        *("README.md", "vocab.txt"),
+    }
+    assert found.licences() == {"base": "mit", "a": "mit"}
+    assert found.assets().keys() == {"vocab.txt"}
+    assert found.inputs()["base"]["source"] == f"org/big@{commit}"
+    again = pickle.loads(pickle.dumps(found.base))
+    assert again.describe() == f"org/big@{commit}"
+
+
+def test_an_index_from_the_hub_that_leads_elsewhere_is_refused(hub: HubServer) -> None:
+    index = json.dumps({"weight_map": {"a": "../../secret.safetensors"}}).encode()
+    hub.add("org/evil", {"model.safetensors.index.json": index})
+    with pytest.raises(CheckpointError, match=r"no plain \.safetensors file name"):
+        pool(a="org/evil")
+
+
+def test_a_repository_of_pickles_is_refused_with_the_way_out(hub: HubServer) -> None:
+    hub.add("org/old", {"pytorch_model.bin": b"pickle", "config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=r"it has pytorch_model\.bin, a pickle") as caught:
+        pool(a="org/old")
+    assert "save_pretrained" in (caught.value.hint or "")
+    assert not hub.asked("/resolve/")
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\ntags: [x]\n---\n# Model", "apache-2.0"),
+        ("---\r\nlicense: mit\r\n---\r\n", "mit"),
+        ("---\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+        ("---\ntags:\n- a\nlicense:\n- mit\n- gpl\n---\n", "mit, gpl"),
+        ("---\nlicense: !!python/object:os.system x\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\ntags: [license]\n---\nlicense: mit\n", None),
+        ("license: mit\n", None),
+        ("", None),
+    ],
+)
+def test_a_licence_is_what_the_model_card_says(
+    directory: Path, card: str, licence: str | None
+) -> None:
+    (directory / "README.md").write_bytes(card.encode())
+    assert pool(a=str(directory)).licences() == {"a": licence}
+    assert pool(a=str(directory / "model.safetensors")).licences() == {"a": licence}
+
+
+def test_live_models_have_no_known_licence() -> None:
+    assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).licences() == {"base": None, "a": None}
+
+
+def test_an_adapter_of_a_live_model_builds_a_live_model(tmp_path: Path) -> None:
+    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
+    tensors = {f"base_model.model.0.{part}.weight": each for part, each in factors.items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 3}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    base = nn.Sequential(nn.Linear(2, 2))
+    found = pool(base, a=str(tmp_path))
+    built = found.build(found.experts["a"])
+    assert torch.equal(built.state_dict()["0.weight"], base[0].weight + 3)

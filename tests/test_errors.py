@@ -23,8 +23,11 @@ def test_each_class_has_the_exit_code_that_the_docstring_draws() -> None:
         "WeightsError": 4,
         "CheckpointError": 4,
         "AlignmentError": 4,
+        "HubError": 5,
         "DiskError": 6,
         "OutputError": 7,
+        "WorkerError": 1,
+        "IntegrityError": 8,
     }
     for name in _tree(errors.FusionError):
         assert errors.__doc__ is not None

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fusion_core.errors import CheckpointError, WeightsError
+from fusion_core.errors import CheckpointError, RecipeError, WeightsError
 from fusion_core.weights import CheckpointSource, TensorInfo
 from fusion_core.weights.format import (
     DTYPES,
+    HEADER_VARIABLE,
     LARGEST_HEADER,
     LARGEST_INDEX,
     build_header,
@@ -73,6 +73,9 @@ REFUSED: dict[str, bytes] = {
     "infinite number": packed(json.dumps({"a": entry()}).replace("8]", "Infinity]").encode()),
     "deep": packed(b"[" * 100_000),
     "long integer": packed(b'{"a": ' + b"9" * 5000 + b"}"),
+    "space before": packed(b" " + json.dumps({"a": entry()}).encode(), EIGHT),
+    "tab after": packed({"a": entry()}, EIGHT, pad=b"\t"),
+    "newline after": packed({"a": entry()}, EIGHT, pad=b"\n"),
     "two values": packed(b"{} {}"),
     "trailing zero bytes in the header": packed(b"{}\0\0"),
     "repeated tensor": packed(
@@ -127,6 +130,7 @@ REFUSED: dict[str, bytes] = {
     "name no unicode": packed(
         b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT
     ),
+    "shape of a thousand values": packed({"a": entry(shape=[1] * 1000)}, EIGHT),
     "name too long": packed({"a" * 513: entry()}, EIGHT),
     "name too long in bytes": packed({"ä" * 257: entry()}, EIGHT),
 }
@@ -142,12 +146,51 @@ def test_malformed_files_are_refused_by_name(file: Path, case: str) -> None:
     assert caught.value.message.isprintable()
 
 
-def test_a_header_beyond_the_limit_is_refused_before_it_is_read(file: Path) -> None:
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", LARGEST_HEADER + 1))
-        stream.truncate(2 * LARGEST_HEADER)  # sparse
-    with pytest.raises(CheckpointError, match="header claims"):
-        accepted(file, file.read_bytes()[:8] + b"{" * (LARGEST_HEADER + 100))
+def sparse(path: Path, *, header: int, size: int) -> Path:
+    """A file that claims a header of so many bytes, all of them zero."""
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", header))
+        stream.truncate(size)
+    return path
+
+
+def test_a_header_beyond_the_limit_is_refused_before_it_is_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse(file, header=LARGEST_HEADER + 1, size=2 * LARGEST_HEADER)
+    real = os.pread
+    lengths: list[int] = []
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: (lengths.append(n), real(fd, n, at))[1])
+    with pytest.raises(
+        CheckpointError, match=r"claims 25000001 bytes, more than 25000000"
+    ) as caught:
+        CheckpointSource(file)
+    assert HEADER_VARIABLE in str(caught.value.hint)
+    assert lengths == [8]
+
+
+def test_the_limit_can_be_set_by_whoever_runs_the_program(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = packed({"a": entry()}, EIGHT)
+    monkeypatch.setenv(HEADER_VARIABLE, str(len(content) - 17))
+    with pytest.raises(CheckpointError, match="more than"):
+        accepted(file, content)
+    monkeypatch.setenv(HEADER_VARIABLE, "1000")
+    assert accepted(file, content).keys() == {"a"}
+    monkeypatch.setenv(HEADER_VARIABLE, "lots")
+    with pytest.raises(RecipeError, match="no number of bytes"):
+        accepted(file, content)
+
+
+@pytest.mark.parametrize("value", ["[],", "{},", '"",', "1,", '{"a":0},'])
+def test_a_crowded_header_is_refused_before_it_is_parsed(
+    file: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setattr(json, "loads", pytest.fail)
+    text = '{"a":[' + value * 700_000 + "0]}"
+    with pytest.raises(CheckpointError, match=r"values in .* bytes of JSON are refused"):
+        accepted(file, packed(text.encode()))
 
 
 ACCEPTED: dict[str, tuple[bytes, dict[str, tuple[int, ...]]]] = {
@@ -176,96 +219,6 @@ def test_well_formed_files_are_accepted_in_the_order_of_their_data(file: Path, c
     assert {name: info.shape for name, info in found.items()} == shapes
     assert list(found) == list(shapes)
     assert load_file(file).keys() == shapes.keys()
-
-
-# --- mutants ------------------------------------------------------------------------------------
-
-
-def _mutate(rng: random.Random, header: dict[str, Any], data: bytes) -> bytes:
-    """Break a good file in one of many ways that know its structure."""
-    header = json.loads(json.dumps(header))
-    name = rng.choice(list(header) or ["new"])
-    header.setdefault(name, {"dtype": "I8", "shape": [], "data_offsets": [0, 1]})
-    odd: list[Any] = [
-        0, 1, -1, 7, 8, 2**31, 2**62, 2**63, 2**64, 1.5, True, None, "", "F32", "F64", "BF16",
-        "BOOL", "U16", "U64", "C64", "F4", "I8", [], [0], [0, 0], [0, 8], [2, 0], [-1], [1] * 9, {},
-        {"a": 1}, "\ud800", "é", "\x00",
-    ]  # fmt: skip
-    kind = rng.randrange(14)
-    if kind == 0:
-        header[name] = rng.choice(odd)
-    elif kind == 1 and isinstance(header[name], dict):
-        header[name][rng.choice(["dtype", "shape", "data_offsets", "extra"])] = rng.choice(odd)
-    elif kind == 2 and isinstance(header[name], dict):
-        header[name].pop(rng.choice(list(header[name]) or [""]), None)
-    elif kind == 3:
-        header[rng.choice(["", "new", "a\n", "\ud800", "é", "x" * 600])] = header[name]
-    elif kind == 4:
-        header.pop(name)
-    elif kind in {5, 6} and name != "__metadata__":
-        offsets = header[name]["data_offsets"]
-        offsets[rng.randrange(2)] += rng.choice([-8, -4, -1, 1, 4, 8])
-    elif kind == 7 and name != "__metadata__":
-        header[name]["shape"].append(rng.choice([0, 1, 2]))
-    elif kind == 8:
-        other = rng.choice(list(header))
-        header[name], header[other] = header[other], header[name]
-    elif kind == 9:
-        data = data[: rng.randrange(len(data) + 1)] if rng.random() < 0.5 else data + b"\0"
-    text = bytearray(
-        json.dumps(header, ensure_ascii=rng.random() < 0.8, separators=(",", ":")).encode(
-            "utf-8", "surrogatepass"
-        )
-    )
-    if kind in {10, 11}:
-        for _ in range(rng.randint(1, 3)):
-            text[rng.randrange(len(text))] = rng.choice(
-                b'{}[]",:0123456789-+.eE \t\n\\utrfn\x00\xff'
-            )
-    elif kind == 12:
-        at = rng.randrange(len(text))
-        text[at:at] = rng.choice(
-            [b" ", b"-", b"0", b",", b'"', b"\xef\xbb\xbf", b"\\ud800", b"e0", b"\n"]
-        )
-    length = len(text)
-    if kind == 13:
-        length = max(0, length + rng.choice([-8, -1, 1, 8, 2**32, 2**62]))
-    return struct.pack("<Q", length) + bytes(text) + data
-
-
-def _base_file(rng: random.Random) -> tuple[dict[str, Any], bytes]:
-    infos = [
-        TensorInfo(
-            f"layer.{n}", tuple(rng.choice([0, 1, 2, 3]) for _ in range(rng.randrange(4))), dtype
-        )
-        for n, dtype in enumerate(rng.sample(list(DTYPES.values()), rng.randint(1, 4)))
-    ]
-    header, size = build_header(infos, {"format": "pt"} if rng.random() < 0.5 else {})
-    return json.loads(header[8:]), bytes(rng.randrange(2) for _ in range(size))
-
-
-def test_mutants_are_refused_or_read_as_safetensors_reads_them(file: Path) -> None:
-    rng = random.Random(2024)
-    taken = 0
-    for _ in range(3000):
-        content = _mutate(rng, *_base_file(rng))
-        try:
-            ours = accepted(file, content)
-        except CheckpointError:
-            continue
-        taken += 1
-        try:
-            with safe_open(file, "pt") as theirs:
-                assert set(theirs.keys()) == set(ours), content
-                source = CheckpointSource(file) if ours else None
-                for name, info in ours.items():
-                    tensor = theirs.get_tensor(name)
-                    assert (tuple(tensor.shape), tensor.dtype) == (info.shape, info.dtype), content
-                    assert source is not None
-                    assert _bytes(source.tensor(name)) == _bytes(tensor), content
-        except SafetensorError as error:  # pragma: no cover - the finding
-            pytest.fail(f"we accept what safetensors refuses ({error}): {content!r}")
-    assert taken > 150  # mutants that are still files: otherwise nothing was compared
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -523,3 +523,124 @@ def test_plugins_are_discovered_once_in_a_process(
     assert load_plugins(frozenset({"*"})) is not load_plugins()
     assert len(calls) == 2
     assert site.path.is_dir()
+
+
+def test_an_exiting_life_cycle_hook_does_not_end_the_run(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install(
+        "leaving-one",
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_run_started():
+            raise SystemExit(9)
+        """,
+    )
+    discovered().notify("fusion_run_started", run="the run")
+    assert "leaving-one failed in fusion_run_started: SystemExit: 9" in caplog.text
+
+
+ODD_EXECUTORS = {
+    "raising": "raise RuntimeError('no cluster')",
+    "exiting": "raise SystemExit",
+    "no-executor": "return 7",
+}
+
+
+@pytest.mark.parametrize("body", ODD_EXECUTORS.values(), ids=ODD_EXECUTORS)
+def test_a_plugin_cannot_keep_others_from_making_executors(site: Site, body: str) -> None:
+    site.install(
+        "zz-odd",
+        f"""
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_create_executor(name):
+            {body}
+        """,
+    )
+    with discovered().create_executor("threads", {"workers": "1"}) as executor:
+        assert executor.submit(abs, -1).result() == 1
+
+
+def test_what_a_plugin_prints_when_imported_is_no_result(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.install(
+        "chatty-one", "print('hello from chatty')\n" + good("chatty").replace("\n    ", "\n")
+    )
+    assert plugin_of(discovered(), "chatty-one").status is PluginStatus.LOADED
+    assert capsys.readouterr() == ("", "hello from chatty\n")
+
+
+def test_names_of_several_plugins_are_found(site: Site) -> None:
+    site.install("one-x", good("clash"))
+    site.install("two-x", good("clash"))
+    site.install("three-x", good("alone"))
+    (found,) = discovered().clashes()
+    assert found[0] == "clash"
+    assert [each.qualified_name for each in found[1]] == ["one-x/clash", "two-x/clash"]
+
+
+def test_all_plugins_can_be_required(site: Site) -> None:
+    discovered(("blocked-one",)).require_all()
+    site.install("bad-one", "raise ImportError('libfoo is missing')")
+    site.install("picky-one", good("picky"), requires=("fusion-core>=99",))
+    site.install("blocked-one", "raise RuntimeError")
+    with pytest.raises(BrokenPluginError) as caught:
+        discovered(("blocked-one",)).require_all()
+    assert caught.value.message.splitlines() == [
+        "plugin bad-one is broken: ImportError: libfoo is missing",
+        "plugin picky-one is incompatible: needs fusion-core>=99, this is 0.1.0",
+    ]
+
+
+# --- as users see it ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def troubled(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Install one plugin for each thing that can be wrong, for processes of their own."""
+    for case, (code, _, _) in BROKEN.items():
+        site.install(f"bad-{case}", code)
+    site.install("picky-one", good("picky"), requires=("fusion-core>=99",))
+    site.install("slow-one", "import time; time.sleep(0.6)\n")
+    site.install("clash-a", good("clash"), entry_points={"same": "clash_a"})
+    site.install(
+        "clash-b",
+        good("clash").replace('summary=""', 'summary="", reference="arXiv:1"'),
+        entry_points={"same": "clash_b"},
+    )
+    monkeypatch.setenv("PYTHONPATH", str(site.path))
+    return site
+
+
+def test_everything_that_is_wrong_is_shown_with_its_cause(
+    troubled: Site, run_fuse: Callable[..., Any]
+) -> None:
+    out = run_fuse("list-plugins", "-v").stdout
+    for case, (_, error, detail) in BROKEN.items():
+        (row,) = (line for line in out.splitlines() if line.startswith(f"bad-{case} "))
+        assert error in row
+        assert detail in out
+        assert f"\nbad-{case}:\nTraceback" in out
+    assert "needs fusion-core>=99, this is 0.1.0" in out
+    assert "slow-one: importing slow_one took" in out
+    assert "algorithm 'clash' is provided by several plugins: clash-a/clash, clash-b/clash" in out
+    for command in (("--help",), ("run", "--help"), ("list", "algorithms"), ("list", "pools")):
+        assert run_fuse(*command).stdout
+    assert "checkpoints" in run_fuse("list", "pools").stdout
+
+
+def test_strict_plugins_stop_what_would_go_on_without_them(
+    troubled: Site, run_fuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = run_fuse("--strict-plugins", "list", "pools", code=3)
+    assert "plugin bad-import-error is broken: ModuleNotFoundError" in refused.stderr
+    assert "plugin picky-one is incompatible" in refused.stderr
+    assert refused.stdout == ""
+    assert run_fuse("--strict-plugins", "run", "--help").stdout
+    monkeypatch.setenv("FUSION_STRICT_PLUGINS", "1")
+    run_fuse("list", "pools", code=3)
+    monkeypatch.setenv("FUSION_BLOCK_PLUGINS", "*")
+    assert "checkpoints" in run_fuse("list", "pools").stdout

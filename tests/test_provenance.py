@@ -11,8 +11,15 @@ from safetensors.torch import save_file
 from fusion_core import provenance
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.config import AlignmentPolicy
 from fusion_core.plugins import load_plugins
-from fusion_core.weights import CheckpointSource, StateDictSource, source
+from fusion_core.weights import (
+    CheckpointSource,
+    StateDictSource,
+    materialise,
+    source,
+    staged,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,13 +28,15 @@ STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "e": torch.
 
 
 def test_the_tensors_digest_is_over_names_dtypes_shapes_and_bytes() -> None:
-    digest = hashlib.sha256()
-    digest.update(b"a\0torch.int64\0[]\0" + (3).to_bytes(8, "little"))
-    digest.update(
-        b"b\0torch.float32\0[2, 3]\0" + bytes(STATE["b"].view(torch.uint8).flatten().tolist())
+    def of_bytes(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    lines = (
+        f"a I64 [] {of_bytes((3).to_bytes(8, 'little'))}\n"
+        f"b F32 [2,3] {of_bytes(bytes(STATE['b'].view(torch.uint8).flatten().tolist()))}\n"
+        f"e F32 [0,2] {of_bytes(b'')}\n"
     )
-    digest.update(b"e\0torch.float32\0[0, 2]\0")
-    assert provenance.tensor_digest(StateDictSource(STATE)) == digest.hexdigest()
+    assert provenance.tensor_digest(StateDictSource(STATE)) == of_bytes(lines.encode())
 
 
 @pytest.mark.parametrize(
@@ -57,23 +66,27 @@ def test_the_digest_depends_on_neither_order_nor_blocks_nor_files(
     assert provenance.tensor_digest(StateDictSource(STATE)) == one
 
 
-def test_outputs_are_hashed_one_by_one(tmp_path: Path) -> None:
-    save_file(STATE, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_bytes(b"{}")
-    (tmp_path / "folder").mkdir()
-    found = provenance.outputs(tmp_path)
-    assert list(found["files"]) == ["config.json", "model.safetensors"]
-    assert found["files"]["config.json"] == {
-        "bytes": 2,
-        "sha256": hashlib.sha256(b"{}").hexdigest(),
-    }
+@pytest.mark.parametrize("shard_size", [1, 10**9])
+def test_outputs_are_hashed_one_by_one(tmp_path: Path, shard_size: int) -> None:
+    with staged(tmp_path / "out") as staging:
+        materialise(StateDictSource(STATE), staging, shard_size=shard_size)
+        staging.add("config.json", b"{}")
+        found = provenance.outputs(staging)
+        staging.commit(overwrite=False)
+    written = {each.name: each.read_bytes() for each in (tmp_path / "out").iterdir()}
+    assert list(found["files"]) == sorted(written)
+    for name, content in written.items():
+        digest = hashlib.sha256(content).hexdigest()
+        assert found["files"][name] == {"bytes": len(content), "sha256": digest}
     assert found["tensors_sha256"] == provenance.tensor_digest(StateDictSource(STATE))
+    assert found["tensors_sha256"] == provenance.tensor_digest(CheckpointSource(tmp_path / "out"))
 
 
 def test_every_tensor_is_accounted_for() -> None:
     expert = {**STATE, "head": torch.ones(1), "other": torch.ones(1)}
     pool = CheckpointsPool(CheckpointsConfig(base=STATE, models={"x": expert, "y": expert}))
-    found = provenance.counts(pool, StateDictSource(STATE))
+    aligned = pool.aligned(AlignmentPolicy(extra="drop"))
+    found = provenance.counts(aligned, StateDictSource(STATE))
     assert found == {"merged": 2, "copied": 1, "dropped": 2}
 
 

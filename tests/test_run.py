@@ -324,7 +324,13 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
         "model_pool": {"name": "checkpoints", **paths},
         "seed": 5,
         "output": {"dtype": None, "shard_size": 5_000_000_000},
-        "alignment": {"missing": "error", "extra": "error", "dtype": "promote", "nan": "error"},
+        "alignment": {
+            "missing": "error",
+            "extra": "error",
+            "dtype": "promote",
+            "vocab": "error",
+            "nan": "error",
+        },
     }
     assert isinstance(result.weights, CheckpointSource)
     assert result.report is None

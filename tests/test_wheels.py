@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sysconfig
 import textwrap
-import venv
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,21 +100,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[...,
 def python(
     wheels: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    install_wheels: Callable[..., None],
+    make_environment: Callable[..., Path],
 ) -> Path:
     """Install them into an environment of their own, which borrows torch and the like from ours."""
-    home = tmp_path_factory.mktemp("venv")
-    venv.create(home, with_pip=False)
-    ours = Path(sysconfig.get_path("purelib"))
-    site = next((home / "lib").glob("python*")) / "site-packages"
-    borrowed = site / "borrowed"
-    borrowed.mkdir()
-    for each in ours.iterdir():  # all but this project's own editable installations
-        if not each.name.startswith(("fusion_", "_fusion_", "pools_", "_pools_", "__editable__")):
-            (borrowed / each.name).symlink_to(each)
-    (site / "borrowed.pth").write_text(f"{borrowed}\n")
-    install_wheels(site, *wheels.iterdir())
-    return home / "bin" / "python"
+    home = tmp_path_factory.mktemp("environment")
+    return make_environment(home, *wheels.iterdir()) / "python"
 
 
 @pytest.mark.parametrize("name", PACKAGES)

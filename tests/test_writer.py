@@ -3,9 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,9 +20,11 @@ from fusion_core.weights import (
     WeightSource,
     materialise,
     staged,
+    workplace,
     writer,
 )
-from fusion_core.weights.writer import check_output, write_durably
+from fusion_core.weights.disk import exchanged_at_once, write_durably
+from fusion_core.weights.writer import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -192,15 +191,6 @@ def test_missing_parents_are_made(state: State, tmp_path: Path) -> None:
     assert_holds(tmp_path / "some" / "where" / "out", state)
 
 
-def test_short_writes_are_continued(
-    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:11], at))
-    write(state, tmp_path / "out")
-    assert_holds(tmp_path / "out", state)
-
-
 def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: Path) -> None:
     source = StateDictSource(state)
     with staged(tmp_path / "out") as staging:
@@ -258,7 +248,7 @@ def test_a_directory_filled_in_the_meantime_is_not_touched(state: State, tmp_pat
 @pytest.fixture(params=["at once", "by a third name"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "at once":
-        monkeypatch.setattr(writer, "_exchanged_at_once", lambda *_: False)
+        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     return str(request.param)
 
 
@@ -280,10 +270,10 @@ def test_an_exchange_takes_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
     monkeypatch.setattr(os, "rename", None)
-    writer._exchange(tmp_path / "one", tmp_path / "two")  # noqa: SLF001
+    assert exchanged_at_once(tmp_path / "one", tmp_path / "two")
     assert everything_below(tmp_path).keys() == {"one", "one/two", "two", "two/one"}
     with pytest.raises(OSError, match="No such file"):
-        writer._exchange(tmp_path / "one", tmp_path / "three")  # noqa: SLF001
+        exchanged_at_once(tmp_path / "one", tmp_path / "three")
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", ".", "..", "model.safetensors"])
@@ -315,167 +305,72 @@ def test_outputs_that_may_be_written(tmp_path: Path, kind: str) -> None:
 # --- order --------------------------------------------------------------------------------------
 
 
-def test_everything_is_synced_before_it_is_seen(
-    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[str, str]] = []
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Return the file operations that are made, each with the name of what it is made on."""
+    made: list[tuple[str, str]] = []
 
-    def recorded(name: str, place: Callable[..., str]) -> None:
-        real = getattr(os, name)
+    def recorded(function: str, name: Callable[..., str]) -> None:
+        real = getattr(os, function)
 
         def call(*given: Any, **keys: Any) -> Any:
-            calls.append((name, place(*given)))
-            return real(*given, **keys)
+            found = real(*given, **keys)
+            made.append((function, name(*given)))
+            return found
 
-        monkeypatch.setattr(os, name, call)
+        monkeypatch.setattr(os, function, call)
 
     def of_descriptor(descriptor: int, *_: object) -> str:
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".fuse-")[0]
+        return shown(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def shown(path: Path) -> str:
+        return path.name.split(".fuse-")[0]
 
     recorded("fsync", of_descriptor)
-    recorded(
-        "pwrite", lambda fd, _data, at: f"{of_descriptor(fd)}@{'header' if at == 0 else 'data'}"
-    )
-    recorded(
-        "rename", lambda one, other: f"{Path(one).name.split('.fuse-')[0]} -> {Path(other).name}"
-    )
-    real_replace = Path.replace
-    monkeypatch.setattr(
-        Path,
-        "replace",
-        lambda one, other: (calls.append(("replace", Path(other).name)), real_replace(one, other))[
-            1
-        ],
-    )
-    write(state, tmp_path / "new" / "out")
-    model = "model.safetensors"
-    steps = [call for n, call in enumerate(calls) if n == 0 or calls[n - 1] != call]
-    sidefile = steps.index(("replace", "config.json"))
-    assert steps[:4] == [
-        ("pwrite", f"{model}@data"),
-        ("fsync", model),
-        ("pwrite", f"{model}@header"),
-        ("fsync", model),
-    ]
-    assert steps[4][0] == "fsync"  # of the side file, before it gets its name
-    assert sidefile == 5
-    assert steps[6:] == [
-        ("fsync", ".out"),  # the staging directory, for the side file and again at the end
-        ("rename", ".out -> out"),
+    recorded("fdatasync", of_descriptor)
+    recorded("pwrite", lambda fd, data, at: f"{of_descriptor(fd)} {'header' if not at else 'data'}")
+    recorded("rename", lambda one, other: f"{shown(Path(one))} -> {shown(Path(other))}")
+    return made
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_everything_is_synced_before_it_is_seen(
+    state: State,
+    tmp_path: Path,
+    calls: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    overwrite: bool,  # noqa: FBT001
+) -> None:
+    """Data, then the journal that vouches for it; headers; directories; then the name."""
+    monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+    if overwrite:
+        write(state, tmp_path / "new" / "out")
+        calls.clear()
+    write(state, tmp_path / "new" / "out", overwrite=overwrite)
+    model, journal = "model.safetensors", "journal.jsonl"
+    data = max(n for n, call in enumerate(calls) if call == ("pwrite", f"{model} data"))
+    steps = [call for n, call in enumerate(calls[data:]) if calls[data:][n - 1] != call]
+    assert [each for each in steps if "lock" not in each[1]] == [
+        ("pwrite", f"{model} data"),
+        ("fdatasync", model),
+        ("pwrite", f"{journal} data"),
+        ("fdatasync", journal),
+        ("pwrite", f"{model} header"),
+        ("fdatasync", model),
+        ("fsync", "config.json"),
+        ("fsync", "model"),
+        ("pwrite", f"{journal} data"),
+        ("fdatasync", journal),
+        *([("rename", "out -> old")] if overwrite else []),
+        ("rename", "model -> out"),
         ("fsync", "new"),
-        ("fsync", tmp_path.name),  # where `new` was made
+        *([] if overwrite else [("fsync", tmp_path.name)]),  # where `new` was made
     ]
+    reserved = calls[:data]
+    assert ("fsync", "model") in reserved  # the shards' names are durable before the journal is
 
 
-# --- faults -------------------------------------------------------------------------------------
-
-FUNCTIONS = ("posix_fallocate", "pwrite", "fsync", "rename", "mkdir", "open")
-
-
-class Fault:
-    """Lets the Nth call of a function of `os` fail, until cleaning up begins."""
-
-    def __init__(
-        self, patch: pytest.MonkeyPatch, name: str, nth: int, error: BaseException
-    ) -> None:
-        self.calls = 0
-        self.fired = False
-        self.cleaning = False
-        real = getattr(os, name)
-        discard = writer.Staging.discard
-
-        def call(*given: Any, **keys: Any) -> Any:
-            self.calls += not self.cleaning
-            if self.calls == nth and not self.cleaning:
-                self.fired = True
-                raise error
-            return real(*given, **keys)
-
-        def cleaning(staging: writer.Staging) -> None:
-            self.cleaning = True
-            discard(staging)
-
-        patch.setattr(os, name, call)
-        patch.setattr(writer.Staging, "discard", cleaning)
-
-
-def attempts(
-    function: str, error: Callable[[], BaseException], attempt: Callable[[], None]
-) -> Iterator[BaseException]:
-    """Yield what came of an attempt in which the Nth call failed, for every N that there is."""
-    for nth in range(1, 200):
-        with pytest.MonkeyPatch.context() as patch:
-            fault = Fault(patch, function, nth, error())
-            try:
-                attempt()
-            except (DiskError, KeyboardInterrupt) as caught:
-                outcome: BaseException | None = caught
-            else:
-                outcome = None
-        if not fault.fired:
-            assert outcome is None
-            assert nth > 1, f"{function} was never called"
-            return
-        if function == "mkdir" and outcome is None:
-            continue  # of a parent that exists
-        assert outcome is not None, f"call {nth} of {function} failed, and nobody noticed"
-        yield outcome
-    pytest.fail("there are too many calls")
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
-def test_a_failing_disk_leaves_nothing(
-    state: State, tmp_path: Path, function: str, code: int
-) -> None:
-    output = tmp_path / "deep" / "er" / "out"
-
-    def attempt() -> None:
-        shutil.rmtree(tmp_path / "deep", ignore_errors=True)
-        write(state, output, shard_size=600)
-
-    count = 0
-    for outcome in attempts(function, lambda: OSError(code, os.strerror(code)), attempt):
-        assert isinstance(outcome, DiskError)
-        assert outcome.exit_code == 6
-        assert os.strerror(code) in outcome.message
-        assert ("bytes are free" in str(outcome)) == (code in {errno.ENOSPC, errno.EDQUOT})
-        assert everything_below(tmp_path) == {}
-        count += 1
-    assert count >= {"rename": 1, "mkdir": 2}.get(function, 3)
-    assert_holds(output, state)  # the attempt in which no call was left to fail
-
-
-#: How directories change places, and what can fail then: exchanging them at once renames nothing.
-CHANGES = [
-    (how, function)
-    for how in ("at once", "by a third name")
-    for function in FUNCTIONS
-    if function != "mkdir" and (how, function) != ("at once", "rename")
-]
-
-
-@pytest.mark.parametrize(("how", "function"), CHANGES, indirect=["how"])
-@pytest.mark.usefixtures("how")
-@pytest.mark.parametrize("error", [lambda: OSError(errno.EIO, "broken"), KeyboardInterrupt])
-def test_a_fault_leaves_what_was_there(
-    state: State, tmp_path: Path, function: str, error: Callable[[], BaseException]
-) -> None:
-    output = tmp_path / "out"
-    write({"old": torch.ones(3)}, output)
-    before = everything_below(tmp_path)
-    finished = False
-
-    def attempt() -> None:
-        nonlocal finished
-        write(state, output, shard_size=600, overwrite=True)
-        finished = True
-
-    for outcome in attempts(function, error, attempt):
-        assert isinstance(outcome, (DiskError, KeyboardInterrupt))
-        assert everything_below(tmp_path) == before
-    assert finished
-    assert_holds(output, state)
+# --- when it goes wrong -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -505,56 +400,13 @@ def test_descriptors_are_closed_whatever_happens(state: State, tmp_path: Path) -
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-import torch
-from fusion_core.weights import StateDictSource, materialise, staged
-
-class Slow(StateDictSource):
-    def read(self, name, start, stop):
-        if name == "stop":
-            print("half way", flush=True)
-            time.sleep(60)
-        return super().read(name, start, stop)
-
-state = {"a": torch.ones(1000), "stop": torch.ones(10), "z": torch.ones(1000)}
-with staged(Path(sys.argv[1]), overwrite=True) as staging:
-    materialise(Slow(state), staging, shard_size=2000)
-    staging.commit(overwrite=True)
-"""
-
-
-@pytest.mark.parametrize("present", [False, True])
-def test_a_killed_run_leaves_no_half_written_output(tmp_path: Path, present: bool) -> None:  # noqa: FBT001
-    output = tmp_path / "out"
-    if present:
-        write({"old": torch.ones(2)}, output)
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(output)], stdout=subprocess.PIPE
-    ) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == b"half way\n"
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    visible = [each.name for each in tmp_path.iterdir() if not each.name.startswith(".")]
-    assert visible == (["out"] if present else [])
-    if present:
-        assert_holds(output, {"old": torch.ones(2)})
-    (staging,) = (each for each in tmp_path.iterdir() if each.name.startswith(".out.fuse-"))
-    with pytest.raises(CheckpointError):
-        CheckpointSource(staging)
-    write({"next": torch.ones(2)}, output, overwrite=True)
-    assert_holds(output, {"next": torch.ones(2)})
-
-
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, 2])
 def test_an_interrupt_after_a_rename_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
     """The call has been made when the interrupt comes, where directories cannot be exchanged."""
     write({"old": torch.ones(2)}, tmp_path / "out")
-    monkeypatch.setattr(writer, "_exchanged_at_once", lambda *_: False)
+    monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     calls = 0
     rename = Path.rename
 
@@ -569,7 +421,7 @@ def test_an_interrupt_after_a_rename_loses_nothing(
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write({"new": torch.ones(2)}, tmp_path / "out", overwrite=True)
-    assert_holds(tmp_path / "out", {"new" if nth == 3 else "old": torch.ones(2)})
+    assert_holds(tmp_path / "out", {"new" if nth == 2 else "old": torch.ones(2)})
     assert os.listdir(tmp_path) == ["out"]
 
 

@@ -8,18 +8,25 @@ as everything else together.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated, Optional
 
 import typer
 
 from fusion_core.cli.check import check
+from fusion_core.cli.clean import clean
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
+from fusion_core.cli.new_plugin import new_plugin
+from fusion_core.cli.output import print_notes, printable
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.errors import FusionError
+from fusion_core.plugins import load_plugins
+
+_ASKS_FOR_HELP = {"-h", "--help"}
 
 app = typer.Typer(
     name="fuse",
@@ -35,6 +42,8 @@ app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)
 app.command()(info)
 app.command()(schema)
+app.command()(clean)
+app.command("new-plugin")(new_plugin)
 
 
 def _show_version(value: bool) -> None:
@@ -52,16 +61,32 @@ def fuse(
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
         typer.Option(metavar="NAME", help="Do not load this plugin; may be repeated."),
     ] = None,
+    strict_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--strict-plugins",
+            envvar="FUSION_STRICT_PLUGINS",
+            help="Stop if a plugin is broken or incompatible, instead of going on without it.",
+        ),
+    ] = False,
     version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
 ) -> None:
     """Fuse fine-tuned models into one, and measure what came out.
 
-    Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 plugin, 4 bad or mismatching weights, 6 disk,
-    7 output present, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 plugin, 4 bad or mismatching weights, 5 hub or
+    network, 6 disk, 7 output present or locked, 8 a file changed or is corrupt, 130 interrupted,
+    143 terminated.
     """
     context.obj = frozenset(no_plugin or ())
+    if strict_plugins and not _ASKS_FOR_HELP & set(sys.argv):  # help always works
+        load_plugins(context.obj).require_all()
+
+
+def _terminated(number: int, _frame: object) -> None:
+    """End as an interrupt does: what is open is closed, what is done is kept."""
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -69,10 +94,12 @@ def main() -> None:
     # Read when torch is first imported: threads that wait for each other sleep instead of spinning.
     # On a machine with other work, spinning made small models a hundred times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except FusionError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+        print(f"error: {printable(error.message)}", file=sys.stderr)
         if error.hint:
-            print(error.hint, file=sys.stderr)
+            print(printable(error.hint), file=sys.stderr)
+        print_notes(error)
         sys.exit(error.exit_code)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fusion_core.cli.output import print_json, print_table
-from fusion_core.plugins import load_plugins
+from fusion_core.plugins import SLOW_SECONDS, load_plugins
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fusion_core.plugins import Plugin, PluginManager
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -30,11 +32,12 @@ def list_plugins(
     context: typer.Context,
     as_json: AsJson = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Show import times and tracebacks.")
+        bool, typer.Option("-v", "--verbose", help="Show import times, and what is wrong.")
     ] = False,
 ) -> None:
     """Show plugins, and why one is not loaded."""
-    plugins = load_plugins(context.obj).plugins
+    manager = load_plugins(context.obj)
+    plugins = manager.plugins
     if as_json:
         print_json([_as_json(plugin) for plugin in plugins])
         return
@@ -46,10 +49,8 @@ def list_plugins(
             row.append(f"{1000 * plugin.seconds:.0f} ms")
     print_table(headings, rows)
     if verbose:
-        for plugin in plugins:
-            if plugin.error is not None:
-                trace = "".join(traceback.format_exception(plugin.error))
-                print(f"\n{plugin.distribution}:\n{trace}", end="")
+        for note in _notes(manager):
+            print(f"\n{note}")
 
 
 def list_components(
@@ -80,7 +81,7 @@ def _algorithms(plugins: PluginManager) -> Rows:
         [each.spec.name, each.spec.summary, each.spec.reference, each.plugin.distribution]
         for each in plugins.components(AlgorithmSpec)
     ]
-    return ["name", "summary", "reference", "plugin"], sorted(rows)
+    return ["name", "summary", "reference", "plugin"], sorted(rows, key=str)
 
 
 def _pools(plugins: PluginManager) -> Rows:
@@ -88,7 +89,7 @@ def _pools(plugins: PluginManager) -> Rows:
         [each.spec.name, each.spec.summary, each.spec.default, each.plugin.distribution]
         for each in plugins.components(ModelPoolSpec)
     ]
-    return ["name", "summary", "default", "plugin"], sorted(rows)
+    return ["name", "summary", "default", "plugin"], sorted(rows, key=str)
 
 
 def _tasks(plugins: PluginManager) -> Rows:
@@ -105,6 +106,25 @@ def _shown(cell: Any) -> str:  # noqa: ANN401 - a spec's field
     if isinstance(cell, bool):
         return "yes" if cell else ""
     return "" if cell is None else str(cell)
+
+
+def _notes(manager: PluginManager) -> Iterator[str]:
+    """Say what is wrong with plugins, and what to do."""
+    for plugin in manager.plugins:
+        if plugin.error is not None:
+            trace = "".join(traceback.format_exception(plugin.error))
+            yield f"{plugin.distribution}:\n{trace}".rstrip()
+        elif plugin.seconds > SLOW_SECONDS:
+            yield (
+                f"{plugin.distribution}: importing {plugin.module} took {plugin.seconds:.1f} s, "
+                "and every listing waits for it; it should import nothing heavy."
+            )
+    for name, components in manager.clashes():
+        full = ", ".join(each.qualified_name for each in components)
+        yield (
+            f"{components[0].spec.kind} {name!r} is provided by several plugins: {full}. Use one "
+            "of these full names, or block a plugin with --no-plugin."
+        )
 
 
 def _row(plugin: Plugin) -> list[str]:

@@ -17,6 +17,14 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would obey: names and paths in errors may come from anywhere."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under headings: drawn on a terminal, plain columns into a pipe."""
     if sys.stdout.isatty():
@@ -34,6 +42,12 @@ def warn_of_broken_plugins(plugins: PluginManager) -> None:
         if plugin.error is not None or plugin.status == "incompatible":
             line = f"warning: plugin {plugin.distribution} is {plugin.status}: {plugin.detail}"
             print(line, file=sys.stderr)
+
+
+def print_notes(error: BaseException) -> None:
+    """Print what was added to an exception on its way: what became of the work."""
+    for note in getattr(error, "__notes__", ()):
+        print(note, file=sys.stderr)
 
 
 def _print_drawn(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

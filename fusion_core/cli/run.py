@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from fusion_core.cli import completion
 from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.output import print_json, print_notes, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import FusionError
 from fusion_core.plugins import load_plugins
@@ -107,6 +107,9 @@ def run(
     output: Output = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a stopped run of the same left.")
+    ] = False,
     no_eval: NoEval = False,
     device: Device = "cpu",
     executor: ExecutorName = "threads",
@@ -136,6 +139,7 @@ def run(
         output=output,
         evaluate=not no_eval,
         overwrite=overwrite,
+        resume=resume,
         device=device,
         executor=executor,
         workers=workers,
@@ -155,7 +159,12 @@ def run(
         print(f"tensors: {counted(plan.counts)}", file=sys.stderr)
     from fusion_core.run import execute
 
-    _show(execute(plan), plan.algorithm_name, as_json=as_json)
+    try:
+        result = execute(plan)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        print_notes(stopped)
+        raise
+    _show(result, plan.algorithm_name, as_json=as_json)
 
 
 def planned(

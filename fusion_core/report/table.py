@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fusion_core.task_pool import main, mean_of
 
@@ -34,9 +35,9 @@ def report_table(report: Report, name: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("task")
     for heading in shown:
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")
     for task in report.tasks:
-        table.add_row(task, *(_cell(rows.get(task)) for rows in shown.values()))
+        table.add_row(Text(task), *(_cell(rows.get(task)) for rows in shown.values()))
     averages = (_percent(mean_of(rows)) for rows in shown.values())
     table.add_row("average", *averages, style="bold")
     return table
@@ -49,6 +50,8 @@ def notes(report: Report) -> list[str]:
         found[0] += f"; on average {_percent(report.normalised_average)} of the individual experts'"
     if report.transductive:
         found.append("transductive: the algorithm saw the test examples, without their labels")
+    if report.measured_on is not None:
+        found.append(f"measured on {report.measured_on}")
     return found
 
 

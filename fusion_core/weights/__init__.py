@@ -1,9 +1,10 @@
 """Named tensors that can be read a piece at a time, and the engine that moves them."""
 
-from fusion_core.weights.alignment import AlignedSource, align
+from fusion_core.weights.alignment import AlignedSource, Alignment, align
 from fusion_core.weights.checkpoint import CheckpointSource
 from fusion_core.weights.execution import SerialExecutor
 from fusion_core.weights.format import TensorInfo
+from fusion_core.weights.lora import LoraSource
 from fusion_core.weights.materialise import materialise
 from fusion_core.weights.merged import CastSource, Kernel, Linear, MergedSource, Scan, Scope
 from fusion_core.weights.piece import Operands, Piece, in_order
@@ -14,17 +15,20 @@ from fusion_core.weights.source import (
     StateDictSource,
     WeightSource,
     assemble,
+    held_in_memory,
 )
 from fusion_core.weights.writer import Staging, staged
 
 __all__ = [
     "BLOCK",
     "AlignedSource",
+    "Alignment",
     "CastSource",
     "CheckpointSource",
     "Cut",
     "Kernel",
     "Linear",
+    "LoraSource",
     "MergedSource",
     "Operands",
     "Piece",
@@ -38,6 +42,7 @@ __all__ = [
     "WeightSource",
     "align",
     "assemble",
+    "held_in_memory",
     "in_order",
     "materialise",
     "staged",

@@ -1,4 +1,4 @@
-"""The files beside the weights: configuration, tokenizer, processor.
+"""The files beside the weights: configuration, tokenizer, processor, and the card's licence.
 
 They are copied by name from a fixed list, never code. A configuration is copied without the fields
 that make a loader run code or pick an implementation.
@@ -7,20 +7,22 @@ that make a loader run code or pick an implementation.
 from __future__ import annotations
 
 import json
+import os
+import re
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.errors import RecipeError
+from fusion_core.recipes import load_yaml
+from fusion_core.weights.containment import member, open_member
 from fusion_core.weights.format import LARGEST_INDEX, parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
 
-_PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+_TOKENIZER = (
     "chat_template*",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,10 +30,30 @@ _PATTERNS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "bpe.codes",
+    "normalizer.json",
 )
+#: The files that come along with the weights.
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    *_TOKENIZER,
+)
+#: The model card: read for its licence, never copied.
+CARD = "README.md"
+_LARGEST_CARD = 2**20
+_LICENCE = re.compile(r"^licen[sc]e(_name)?:.*(?:\r?\n(?:[ \t]|- ).*)*", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A\ufeff?\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _DANGEROUS = (
     "auto_map",
     "trust_remote_code",
@@ -43,35 +65,85 @@ _DANGEROUS = (
 )
 
 
-def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str, bytes | Path]:
+def assets_of(
+    directory: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    vocabulary: tuple[int, int] | None = None,
+) -> dict[str, bytes | Path]:
     """Return the side files of a model directory: name -> file, the configuration as new bytes.
 
-    `dtype` replaces the one that the configuration names.
+    `dtype` replaces the one that the configuration names, `vocabulary` a number of tokens by
+    another. Raises `CheckpointError` for a link that leads out of the directory: what it leads to
+    would be copied.
     """
-    found: dict[str, bytes | Path] = {
-        path.name: path
-        for pattern in _PATTERNS
+    found = _files(directory, SIDE_FILES)
+    if "config.json" in found:
+        config = _safe(read_config(directory / "config.json"))
+        if dtype is not None:
+            config.pop("torch_dtype", None)
+            config["dtype"] = str(dtype).removeprefix("torch.")
+        if vocabulary is not None:
+            config = _with_vocabulary(config, *vocabulary)
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        found["config.json"] = text.encode() + b"\n"
+    return found
+
+
+def tokenizer_of(directory: Path) -> dict[str, bytes | Path]:
+    """Return the files of a model directory that make its tokenizer."""
+    return _files(directory, _TOKENIZER)
+
+
+def licence_of(directory: Path) -> str | None:
+    """Return the licence that the model card in a directory names; None if it names none."""
+    card = directory / CARD
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
+    if matter is None:
+        return None
+    named = "\n".join(found[0] for found in _LICENCE.finditer(matter[1]))
+    try:
+        fields = load_yaml(named, origin=str(card))
+    except RecipeError:
+        return None
+    return _licence_in(fields) if isinstance(fields, dict) else None
+
+
+def _licence_in(fields: dict[str, Any]) -> str | None:
+    named = fields.get("license", fields.get("licence"))
+    if isinstance(named, list):
+        named = ", ".join(map(str, named))
+    own = fields.get("license_name")
+    return str(own) if named == "other" and own else (str(named) if named else None)
+
+
+def _files(directory: Path, patterns: Sequence[str]) -> dict[str, bytes | Path]:
+    return {
+        path.name: member(path)
+        for pattern in patterns
         for path in sorted(directory.glob(pattern))
         if path.is_file()
     }
-    config = found.get("config.json")
-    if config is not None:
-        found["config.json"] = _safe_config(directory / "config.json", dtype)
-    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a model's `config.json`."""
-    with path.open("rb") as stream:
+    with os.fdopen(open_member(path), "rb") as stream:
         return parse_json(stream.read(LARGEST_INDEX), path=str(path))
 
 
-def _safe_config(path: Path, dtype: torch.dtype | None) -> bytes:
-    config: dict[str, Any] = _safe(read_config(path))
-    if dtype is not None:
-        config.pop("torch_dtype", None)
-        config["dtype"] = str(dtype).removeprefix("torch.")
-    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+def _with_vocabulary(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: after
+        if (key, each) == ("vocab_size", before)
+        else _with_vocabulary(each, before, after)
+        for key, each in value.items()
+    }
 
 
 def _safe(value: Any) -> Any:  # noqa: ANN401 - JSON holds anything; models nest configurations

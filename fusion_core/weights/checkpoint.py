@@ -1,6 +1,7 @@
 """A checkpoint on disk as a `WeightSource`: a safetensors file, or a directory of them.
 
-Files are read with `pread`: a memory map kills the process with SIGBUS when a file is truncated
+Files that change while they are read are an error, found at the latest by `check_unchanged`. They
+are read with `pread`: a memory map kills the process with SIGBUS when a file is truncated
 under it, and counts the page cache as this process's memory.
 """
 
@@ -9,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.errors import CheckpointError
+from fusion_core.errors import CheckpointError, IntegrityError
+from fusion_core.weights.containment import open_member, open_named, unreadable
 from fusion_core.weights.format import LARGEST_INDEX, Entry, parse_header, parse_index
 from fusion_core.weights.source import WeightSource, memory_of
 
@@ -28,11 +31,14 @@ class CheckpointSource(WeightSource):
     """The tensors of a safetensors file, or of a directory with one file or an index of several.
 
     Only headers are read at construction. Raises `CheckpointError` naming the file for anything
-    missing, truncated or malformed.
+    missing, truncated, malformed or outside the directory (`fusion_core.weights.containment`), and
+    for a directory with both one file and an index that leads elsewhere: loaders differ in which
+    they take. `name` is what to call it, where that is not the path.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, name: str | None = None) -> None:
         self.path = Path(path)
+        self._name = name or str(path)
         self._open_all()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -44,18 +50,29 @@ class CheckpointSource(WeightSource):
             try:
                 count = os.preadv(self._descriptors[file], [view], offset)
             except OSError as error:
-                raise _unreadable(self._file_path(file), error) from error
+                raise unreadable(self._file_path(file), error) from error
             if count == 0:
-                raise CheckpointError(
-                    f"{self._file_path(file)}: ends inside tensor {name!r}",
-                    hint="The file changed while it was being read.",
-                )
+                raise _changed(self._file_path(file), f"ends inside tensor {name!r}")
             view, offset = view[count:], offset + count
         return values
 
     def describe(self) -> str:
-        """Return the path."""
-        return str(self.path)
+        """Return the path, or the name given at construction."""
+        return self._name
+
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` naming a file that is another one, or not as it was when opened.
+
+        A file is known by device, inode, size and time of change.
+        """
+        for file, identity in self._identities.items():
+            path = self._file_path(file)
+            try:
+                now = _identity(path.stat())
+            except OSError as error:
+                raise _changed(path, error.strerror or "it is gone") from error
+            if now != identity:
+                raise _changed(path, "it is not as it was when the run began")
 
     def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Identify the input files: size, time of change, hash of the header.
@@ -77,6 +94,7 @@ class CheckpointSource(WeightSource):
 
     def _open_all(self) -> None:
         self._descriptors: dict[str, int] = {}
+        self._identities: dict[str, tuple[int, ...]] = {}
         self._entries: dict[str, tuple[Entry, str]] = {}
         index = self._index()
         for file in dict.fromkeys(index.values()) if index else [self._single().name]:
@@ -85,68 +103,85 @@ class CheckpointSource(WeightSource):
             raise CheckpointError(f"{self.path} holds no tensors")
         lost = [name for name in index if name not in self._entries]
         if lost:
-            raise CheckpointError(f"{self.path / INDEX}: {lost[0]!r} is not in {index[lost[0]]!r}")
+            name, file = lost[0], index[lost[0]]
+            raise CheckpointError(f"{self.path / INDEX}: {shown(name)} is not in {file!r}")
         self.infos = {name: entry.info for name, (entry, _) in self._entries.items()}
 
     def _open(self, file: str, index: dict[str, str]) -> None:
         path = self._file_path(file)
-        if path.exists() and not path.is_file():  # a pipe would block, a device never end
-            raise CheckpointError(f"{path} is no regular file")
+        descriptor = (open_named if path == self.path else open_member)(path)
+        self._descriptors[file] = descriptor
         try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            self._descriptors[file] = descriptor
+            self._identities[file] = _identity(os.fstat(descriptor))
             entries, _ = parse_header(descriptor, path=str(path))
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         for name, entry in entries.items():
             if index and index.get(name) != file:
                 raise CheckpointError(f"{path}: tensor {name!r} is not listed in {INDEX} for it")
             self._entries[name] = (entry, file)
 
     def _index(self) -> dict[str, str]:
-        index = self.path / INDEX
-        if not self.path.is_dir() or not index.is_file():
+        path = self.path / INDEX
+        if not self.path.is_dir() or not os.path.lexists(path):
             return {}
         try:
-            with index.open("rb") as stream:
+            with os.fdopen(open_member(path), "rb") as stream:
                 text = stream.read(LARGEST_INDEX + 1)
         except OSError as error:
-            raise _unreadable(index, error) from error
-        return parse_index(text, path=str(index))
+            raise unreadable(path, error) from error
+        index = parse_index(text, path=str(path))
+        if SINGLE not in index.values() and os.path.lexists(self.path / SINGLE):
+            raise CheckpointError(
+                f"{self.path} holds {SINGLE} and {INDEX}, which leads to other files",
+                hint=f"transformers would load {SINGLE}. Name that file itself to merge it, or "
+                "move what is stale out of the directory.",
+            )
+        return index
 
     def _single(self) -> Path:
-        if self.path.is_file():
-            if self.path.suffix != ".safetensors":
+        if self.path.is_dir():
+            if not os.path.lexists(self.path / SINGLE):
                 raise CheckpointError(
-                    f"{self.path} is no .safetensors file",
-                    hint="Convert it with transformers: model.save_pretrained(DIRECTORY).",
+                    f"{self.path} holds neither {SINGLE} nor {INDEX}",
+                    hint="Give the directory that save_pretrained wrote.",
                 )
-            return self.path
-        if not self.path.is_dir():
+            return self.path / SINGLE
+        if not os.path.lexists(self.path):
             raise CheckpointError(
                 f"{self.path} does not exist", hint="Give a directory or a .safetensors file."
             )
-        if not (self.path / SINGLE).is_file():
+        if self.path.suffix != ".safetensors":
             raise CheckpointError(
-                f"{self.path} holds neither {SINGLE} nor {INDEX}",
-                hint="Give the directory that save_pretrained wrote.",
+                f"{self.path} is no .safetensors file",
+                hint="Convert it with transformers: model.save_pretrained(DIRECTORY).",
             )
-        return self.path / SINGLE
+        return self.path
 
     def _file_path(self, file: str) -> Path:
         return self.path / file if self.path.is_dir() else self.path
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}  # a worker opens the files itself
+        # A worker opens the files itself.
+        return {"path": self.path, "_name": self._name, "_identities": self._identities}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
+        self.__dict__.update(state)
         self._open_all()
+        self._identities = state["_identities"]
+        self.check_unchanged()
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
 
 
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _changed(path: Path, how: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path} changed while it was being read: {how}",
+        hint="Run again when nothing writes to it.",
+    )

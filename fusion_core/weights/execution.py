@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections import deque
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+from fusion_core.errors import RecipeError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -48,9 +53,13 @@ def run_all(
 ) -> Iterator[PartT]:
     """Run a function on every unit and yield the results in order.
 
-    The first error cancels the units that have not begun and waits for those that have.
+    The first error cancels the units that have not begun and waits for those that have. Function,
+    units and results are pickled unless the executor `is_in_process`.
     """
     _keep_freed_memory()
+    function = function if is_in_process(executor) else _Shipped.of(function, executor)
+    if isinstance(executor, SerialExecutor):
+        window = 1  # what is submitted is done: nothing is gained by waiting
     waiting: deque[Future[PartT]] = deque()
     try:
         for unit in units:
@@ -59,10 +68,56 @@ def run_all(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenExecutor as error:
+        raise WorkerError(
+            f"a worker of the {type(executor).__name__} died",
+            hint="If memory ran out, use fewer workers: --workers.",
+        ) from error
     finally:
         for future in waiting:
             future.cancel()
         wait(waiting)
+
+
+def is_in_process(executor: Executor) -> bool:
+    """Tell whether an executor's workers share our memory, which only known kinds are trusted to.
+
+    An executor class may say so itself by an attribute `in_process`.
+    """
+    known = isinstance(executor, SerialExecutor | ThreadPoolExecutor)
+    return bool(getattr(executor, "in_process", known))
+
+
+@dataclass(frozen=True)
+class _Shipped:
+    """A function on its way to other processes: pickled once, unpickled once in each."""
+
+    sha256: bytes
+    pickled: bytes
+
+    @classmethod
+    def of(cls, function: Callable[[Any], Any], executor: Executor) -> _Shipped:
+        try:
+            pickled = pickle.dumps(function)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise RecipeError(
+                f"what is merged cannot be sent to the {type(executor).__name__}'s processes: "
+                f"{error}",
+                hint="Use --executor threads.",
+            ) from error
+        return cls(hashlib.sha256(pickled).digest(), pickled)
+
+    def __call__(self, unit: object) -> Any:  # noqa: ANN401 - what the function returns
+        return _unpickled(self)(unit)
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+@lru_cache(maxsize=2)
+def _unpickled(shipped: _Shipped) -> Callable[[Any], Any]:
+    function: Callable[[Any], Any] = pickle.loads(shipped.pickled)  # noqa: S301 - our own
+    return function
 
 
 def surveyors(executor: Executor) -> Executor:

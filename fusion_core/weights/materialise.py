@@ -3,24 +3,40 @@
 It knows sources and a staging directory, no algorithms. Pieces are cut as the source allows, at
 places that do not depend on the number of workers, and each piece is written where it belongs as
 soon as it is merged: memory holds a few pieces, whatever the model's size.
+
+Workers that share our memory are given one piece at a time. Other processes open all files
+themselves and are given whole tensors, so that each tensor's survey is made where it is used.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fusion_core.errors import RecipeError
 from fusion_core.progress import Progress
-from fusion_core.weights.execution import AHEAD, SerialExecutor, run_all, surveyors
+from fusion_core.weights.execution import (
+    AHEAD,
+    SerialExecutor,
+    is_in_process,
+    run_all,
+    surveyors,
+)
+from fusion_core.weights.source import held_in_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.format import TensorInfo
     from fusion_core.weights.source import WeightSource
-    from fusion_core.weights.writer import Staging
+    from fusion_core.weights.writer import Shards, Staging
 
-Unit = tuple["TensorInfo", int, int]
+    Span = tuple[TensorInfo, int, int]
+    Unit = tuple[Span, ...]
+
+#: Bytes that a unit for another process has at least: it costs a sync.
+_WORTH_SENDING = 32 * 2**20
 
 
 def materialise(
@@ -31,26 +47,57 @@ def materialise(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Compute a source and write it as safetensors shards into a staging directory."""
+    """Compute a source and write it as safetensors shards into a staging directory.
+
+    What the directory holds from a run that was stopped is not computed again. Raises `RecipeError`
+    for a source in memory on an executor of other processes.
+    """
     executor = executor or SerialExecutor()
-    infos = list(source.infos.values())
-    staging.lay_out(infos, shard_size=shard_size)
-    source.prepare(executor)
-
-    def work(unit: Unit) -> int:
-        info, start, stop = unit
-        staging.write(info, start, source.read(info.name, start, stop))
-        return (stop - start) * info.dtype.itemsize
-
+    if not is_in_process(executor):
+        _check_is_on_disk(source, executor)
+    staging.lay_out(list(source.infos.values()), shard_size=shard_size)
+    done = staging.finished_tensors
+    infos = [info for info in source.infos.values() if info.name not in done]
+    if infos:
+        source.prepare(executor)
+    work = _Work(source, staging.shards, is_shared=is_in_process(executor))
     total = sum(info.nbytes for info in infos)
-    with (progress or Progress()).track("merge", total=total, unit="B") as advance:
-        for count in run_all(executor, work, _units(source, infos, executor)):
-            advance(count)
+    label = "merge the rest" if done else "merge"
+    with (progress or Progress()).track(label, total=total, unit="B") as advance:
+        for spans in run_all(executor, work, _units(source, infos, executor)):
+            for info, start, stop in spans:
+                advance((stop - start) * info.dtype.itemsize)
+                if stop == info.numel:
+                    staging.finished(info.name)
     staging.finish_shards()
 
 
-def _units(source: WeightSource, infos: list[TensorInfo], executor: Executor) -> Iterator[Unit]:
-    """Cut tensors into units, each tensor when it is prepared; the next ones are meanwhile."""
+@dataclass(frozen=True)
+class _Work:
+    """What is done with one unit, in this process or, where nothing `is_shared`, in another."""
+
+    source: WeightSource
+    shards: Shards
+    is_shared: bool
+
+    def __call__(self, unit: Unit) -> Unit:
+        for info, start, stop in unit:
+            self.shards.write(info, start, self.source.read(info.name, start, stop))
+        if not self.is_shared:  # only this machine can make what it has written durable
+            self.shards.sync([info for info, _, _ in unit])
+        return unit
+
+
+def _units(source: WeightSource, infos: Sequence[TensorInfo], executor: Executor) -> Iterator[Unit]:
+    if is_in_process(executor):
+        return _pieces(source, infos, executor)
+    return _tensors(source, infos)
+
+
+def _pieces(
+    source: WeightSource, infos: Sequence[TensorInfo], executor: Executor
+) -> Iterator[Unit]:
+    """Cut tensors into pieces, each tensor when it is prepared; the next ones are meanwhile."""
 
     def prepare(info: TensorInfo) -> TensorInfo:
         source.prepare(executor, info.name)
@@ -59,4 +106,28 @@ def _units(source: WeightSource, infos: list[TensorInfo], executor: Executor) ->
     with surveyors(executor) as threads:
         for info in run_all(threads, prepare, infos, window=AHEAD):
             for start, stop in source.cut.ranges(info):
-                yield info, start, stop
+                yield ((info, start, stop),)
+
+
+def _tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:
+    """Yield whole tensors; small ones together."""
+    gathered: list[Span] = []
+    size = 0
+    for info in infos:
+        gathered += [(info, start, stop) for start, stop in source.cut.ranges(info)]
+        size += info.nbytes
+        if size >= _WORTH_SENDING:
+            yield tuple(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield tuple(gathered)
+
+
+def _check_is_on_disk(source: WeightSource, executor: Executor) -> None:
+    live = held_in_memory(source)
+    if live is not None:
+        raise RecipeError(
+            f"{live.describe()} is in this process's memory, and the {type(executor).__name__} "
+            "works in others",
+            hint="Use --executor threads, or save the model and name its directory.",
+        )

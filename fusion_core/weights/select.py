@@ -241,6 +241,26 @@ def _next_below(threshold: float, dtype: torch.dtype) -> float:
     return float(torch.nextafter(rounded, torch.full_like(rounded, -math.inf)))
 
 
+def majority_sign(scan: Scan, thresholds: torch.Tensor) -> float:
+    """Return the sign that most entries elect, 1 or -1; 0 where it is a tie.
+
+    An entry elects the sign of the weighted sum of its trimmed task vectors.
+    """
+    votes = scan(_SignVotes(thresholds), torch.add, torch.zeros((), dtype=torch.int64))
+    return float(votes.sign())
+
+
+@dataclass(frozen=True)
+class _SignVotes:
+    """Counts positive minus negative signs of the summed, trimmed entries of a block."""
+
+    thresholds: torch.Tensor
+
+    def __call__(self, piece: Piece) -> torch.Tensor:
+        rows = trimmed(piece.task_vectors, self.thresholds) * piece.weights
+        return in_order(rows).sign().to(torch.int64).sum()
+
+
 def elected_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
     """Return the sign of the sum over experts, 1 or -1; where that is exactly zero, the sign `tie`.
 

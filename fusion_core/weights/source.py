@@ -98,6 +98,14 @@ class WeightSource(ABC):
         for source in self.sources:
             source.prepare(executor, name)
 
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` if what this source reads from changed since it was opened.
+
+        Called when everything has been read, before a result is committed.
+        """
+        for source in self.sources:
+            source.check_unchanged()
+
     def describe(self) -> str:
         """Name this source in an error."""
         return type(self).__name__
@@ -140,6 +148,13 @@ class StateDictSource(WeightSource):
         return self._label
 
 
+def held_in_memory(source: WeightSource) -> WeightSource | None:
+    """Return a source that a source reads from and that exists only in this process, if any."""
+    if isinstance(source, StateDictSource):
+        return source
+    return next(filter(None, map(held_in_memory, source.sources)), None)
+
+
 class RenamedSource(WeightSource):
     """Some tensors of another source, under other names."""
 
@@ -165,7 +180,8 @@ class RenamedSource(WeightSource):
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
         """Prepare the renamed source."""
-        self._source.prepare(executor, None if name is None else self._names[name])
+        if name is None or name in self._names:
+            self._source.prepare(executor, None if name is None else self._names[name])
 
     def describe(self) -> str:
         """Name the renamed source."""

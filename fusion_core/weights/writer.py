@@ -1,112 +1,132 @@
 """Write a model directory that is either complete or not there.
 
-Everything is written into a staging directory beside the output. Shards are laid out beforehand
-(every size is known from the plan, so a full disk is found before any work), tensors land at fixed
-offsets in any order, and a shard's header comes last: until then its first bytes are zero and no
-reader accepts it. Committing syncs files and directories and renames the staging directory.
+Everything is written in a hidden directory beside the output (`workplace.py`), which one run at a
+time may have (`lock.py`). Shards are laid out beforehand: every size is known from the plan, so a
+full disk is found before any work. Tensors land at fixed offsets in any order, and what is finished
+is recorded (`follower.py`, `journal.py`), so that a run that was stopped can be resumed. A shard's
+header comes last: until then its first bytes are zero and no reader accepts it. Committing syncs
+files and directories and renames the directory. docs/explanation/commit-protocol.md goes through
+every step and what a crash after it leaves.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import json
-import os
-import shutil
-import sys
-import uuid
+import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import BrokenPluginError, CheckpointError, DiskError, OutputError
-from fusion_core.weights.checkpoint import INDEX, SINGLE
-from fusion_core.weights.format import build_header
+from fusion_core.errors import (
+    BrokenPluginError,
+    CheckpointError,
+    DiskError,
+    FusionError,
+    OutputError,
+    WorkerError,
+)
+from fusion_core.weights.checkpoint import INDEX, CheckpointSource
+from fusion_core.weights.disk import DataFile, free_bytes, sync_directory, write_new, writing
+from fusion_core.weights.fault import fault_point
+from fusion_core.weights.follower import Follower, tensor_sha256, tensors_digest
+from fusion_core.weights.journal import Journal
+from fusion_core.weights.layout import Layout
+from fusion_core.weights.lock import locked
 from fusion_core.weights.source import memory_of
+from fusion_core.weights.workplace import Workplace, repair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import torch
 
     from fusion_core.weights.format import TensorInfo
+    from fusion_core.weights.layout import Place
 
-_METADATA = {"format": "pt"}
+_log = logging.getLogger(__name__)
+
+#: What stops a run from outside: the work that is done is good.
+_FROM_OUTSIDE = (DiskError, OutputError, WorkerError, MemoryError)
 
 
-@dataclass
-class Shard:
-    """One file of the output, and where its tensors lie."""
+@dataclass(frozen=True)
+class Shards:
+    """The output's files, to write pieces into from any thread or, pickled, from any process."""
 
-    file: str
-    infos: list[TensorInfo]
-    header: bytes = b""
-    size: int = 0
-    descriptor: int = -1
-    offsets: dict[str, int] = field(default_factory=dict)
+    files: Mapping[str, DataFile] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
 
-    def lay_out(self, directory: Path) -> None:
-        """Create the file at its full size, its first bytes zero."""
-        self.header, data = build_header(self.infos, _METADATA)
-        self.size = len(self.header) + data
-        offset = len(self.header)
-        for info in self.infos:
-            self.offsets[info.name] = offset
-            offset += info.nbytes
-        self.descriptor = os.open(directory / self.file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self.descriptor, 0, self.size)
-        else:  # macOS, Windows: a sparse file; a full disk is found later
-            os.ftruncate(self.descriptor, self.size)
+    def write(self, info: TensorInfo, start: int, values: torch.Tensor) -> None:
+        """Write elements of a tensor from `start` on."""
+        place = self.places[info.name]
+        values = values.contiguous()
+        offset = place.offset + start * info.dtype.itemsize
+        self.files[place.file].write(memory_of(values), offset)
+        fault_point("piece written")
 
-    def finish(self) -> None:
-        """Make the data durable, then the header that declares it complete."""
-        os.fsync(self.descriptor)
-        _write_at(self.descriptor, memoryview(self.header), 0)
-        os.fsync(self.descriptor)
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+    def sync(self, infos: Sequence[TensorInfo]) -> None:
+        """Make everything durable that this process has written into the files of some tensors."""
+        for file in {self.places[info.name].file for info in infos}:
+            self.files[file].sync()
 
 
 class Staging:
     """A model directory in the making; `staged` opens one."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.directory = output.parent / f".{output.name}.fuse-{uuid.uuid4().hex[:12]}"
-        self.shards: list[Shard] = []
-        self._homes: dict[str, Shard] = {}
-        self._made: list[Path] = []
+    def __init__(self, workplace: Workplace, made: Sequence[Path]) -> None:
+        self.workplace = workplace
+        self.shards = Shards()
+        self._made = made
+        self._layout = Layout([])
+        self._journal = Journal(workplace.journal)
+        self._follower: Follower | None = None
+        self._side_files: dict[str, tuple[int, str]] = {}
 
-    def create(self) -> None:
-        """Make the staging directory, and the output's parents where they are missing."""
-        parent = self.output.absolute().parent
-        self._made = [each for each in (parent, *parent.parents) if not each.exists()]
-        parent.mkdir(parents=True, exist_ok=True)
-        self.directory.mkdir()
+    @property
+    def directory(self) -> Path:
+        """Where the files are, until they are committed."""
+        return self.workplace.model
+
+    @property
+    def state(self) -> Path:
+        """A directory for what an algorithm needs to be resumed; never part of the output."""
+        return self.workplace.state
+
+    @property
+    def finished_tensors(self) -> frozenset[str]:
+        """Names of those that need not be written: finished before, recorded and verified."""
+        return frozenset(self._journal.tensors)
 
     def lay_out(self, infos: Sequence[TensorInfo], *, shard_size: int) -> None:
-        """Reserve the space of every tensor, in files of at most `shard_size` bytes."""
-        groups = _grouped(infos, shard_size)
-        for number, group in enumerate(groups, 1):
-            name = SINGLE if len(groups) == 1 else _shard_name(number, len(groups))
-            shard = Shard(name, group)
-            self.shards.append(shard)
-            self._homes |= {info.name: shard for info in group}
-            shard.lay_out(self.directory)
+        """Reserve the space of every tensor, in files of at most `shard_size` bytes.
+
+        What an earlier run finished is kept if it is laid out in the same way.
+        """
+        self._layout = Layout.of(infos, shard_size)
+        continued = self._journal.layout == self._layout.sha256
+        names = {each.file for each in self._layout.shards} if continued else set()
+        with writing(self.directory):
+            for path in list(self.directory.iterdir()):
+                if path.name not in names:
+                    path.unlink()
+        self.shards = Shards(self._reserved(), self._layout.places)
+        self._journal.begin(self._layout.sha256, self._intact() if continued else {})
+        with writing(self.directory):
+            sync_directory(self.directory)
+            sync_directory(self.workplace.path)
+        self._follower = Follower(self._layout, self.shards.files, self._journal)
+        fault_point("laid out")
 
     def write(self, info: TensorInfo, start: int, values: torch.Tensor) -> None:
         """Write elements of a tensor from `start` on; safe from several threads."""
-        shard = self._homes[info.name]
-        values = values.contiguous()
-        offset = shard.offsets[info.name] + start * info.dtype.itemsize
-        _write_at(shard.descriptor, memory_of(values), offset)
+        self.shards.write(info, start, values)
+
+    def finished(self, name: str) -> None:
+        """Learn that all of a tensor is written; it is then hashed, made durable and recorded."""
+        self._following.finished(name)
 
     def add(self, name: str, content: bytes | Path) -> None:
         """Add a side file: its bytes, or a file to copy.
@@ -117,74 +137,174 @@ class Staging:
         path = self.directory / name
         if path.parent != self.directory or path.name != name or path.exists():
             raise BrokenPluginError(f"{name!r} cannot be the name of a side file, or is taken")
-        write_durably(path, _content_of(content) if isinstance(content, Path) else content)
+        data = content if isinstance(content, bytes) else _content_of(content)
+        write_new(path, data)
+        self._side_files[name] = (len(data), hashlib.sha256(data).hexdigest())
 
     def finish_shards(self) -> None:
         """Complete every shard, and the index if there are several."""
-        for shard in self.shards:
-            shard.finish()
-        if len(self.shards) > 1:
-            self.add(INDEX, _index(self.shards))
+        self._following.complete()
+        for shard in self._layout.shards:
+            self.shards.files[shard.file].write(memoryview(shard.header), 0)
+            fault_point("header written")
+        for file in self.shards.files.values():
+            file.sync()
+        fault_point("headers synced")
+        index = self._layout.index()
+        if index is not None:
+            self.add(INDEX, index)
+
+    @property
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Size and SHA-256 of every file, by name; of shards, once they are finished."""
+        digests = self._following.files_sha256
+        shards = {each.file: (each.size, digests[each.file]) for each in self._layout.shards}
+        return dict(sorted({**shards, **self._side_files}.items()))
+
+    @property
+    def tensors_sha256(self) -> str:
+        """One digest of all tensors, whatever the shard size, once the shards are finished."""
+        found = self._following.tensors_sha256
+        places = self._layout.places.items()
+        return tensors_digest({name: (place.info, found[name]) for name, place in places})
 
     def commit(self, *, overwrite: bool) -> None:
         """Put the directory in its place in one step, or leave what is there as it was.
 
-        What it replaces is then the staging directory's content, and goes with that.
+        What it replaces is then in the workplace, and goes with that.
         """
-        sync_directory(self.directory)
-        empty = self.output.exists() and not any(self.output.iterdir())
-        replaces = overwrite and self.output.exists()
-        if replaces:
-            _exchange(self.directory, self.output)
-        else:
-            self._move_in()
-        try:
-            sync_directory(self.output.absolute().parent)
-            for made in self._made:
-                sync_directory(made.parent)
-        except BaseException:
+        self._verify()
+        output = self.workplace.output
+        with writing(output):
+            sync_directory(self.directory)
+            self._journal.commit(self.directory.stat().st_ino)
+            fault_point("commit recorded")
+            was_empty = output.exists() and not any(output.iterdir())
+            replaces = overwrite and output.exists()
             if replaces:
-                _exchange(self.directory, self.output)
+                self.workplace.exchange()
             else:
-                self.output.rename(self.directory)
-                if empty:
-                    self.output.mkdir()
-            raise
+                self._move_in()
+            fault_point("in place")
+            try:
+                for changed in (output.absolute(), *self._made):
+                    sync_directory(changed.parent)
+            except BaseException:
+                self._withdraw(replaces=replaces, was_empty=was_empty)
+                raise
+        fault_point("committed")
+
+    @property
+    def _following(self) -> Follower:
+        assert self._follower is not None, "lay_out comes first"  # noqa: S101
+        return self._follower
+
+    def _reserved(self) -> dict[str, DataFile]:
+        files = {each.file: DataFile(self.directory / each.file) for each in self._layout.shards}
+        needed, free = self._layout.size - self._allocated(), free_bytes(self.directory)
+        for shard in self._layout.shards:
+            file = files[shard.file]
+            file.reserve(shard.size, needed=needed, free=free)
+            file.write(memoryview(bytes(len(shard.header))), 0)  # it may have been written before
+            fault_point("file reserved")
+        return files
+
+    def _allocated(self) -> int:
+        """Bytes that an earlier run has reserved already."""
+        blocks = [(self.directory / each.file).stat() for each in self._layout.shards]
+        return sum(min(each.st_blocks * 512, each.st_size) for each in blocks)
+
+    def _intact(self) -> dict[str, str]:
+        """Hash again what is recorded as finished; what has changed since is not."""
+        recorded, places = self._journal.tensors, self._layout.places
+
+        def is_intact(name: str) -> bool:
+            place = places[name]
+            return tensor_sha256(self.shards.files[place.file], place) == recorded[name]
+
+        with ThreadPoolExecutor() as threads:
+            kept = threads.map(is_intact, recorded)
+            return {
+                name: recorded[name] for name, intact in zip(recorded, kept, strict=True) if intact
+            }
+
+    def _verify(self) -> None:
+        """Read every header back, strictly, and compare it with the plan."""
+        expected = {name: place.info for name, place in self._layout.places.items()}
+        try:
+            found = CheckpointSource(self.directory).infos
+        except CheckpointError as error:
+            raise DiskError(f"what was written does not read back: {error.message}") from error
+        if list(found.items()) != list(expected.items()):
+            raise DiskError(f"{self.directory} does not read back as it was written")
+        fault_point("verified")
 
     def _move_in(self) -> None:
         try:
-            self.directory.rename(self.output)
+            self.directory.rename(self.workplace.output)
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
-            raise _present(self.output) from error
+            raise _present(self.workplace.output) from error
 
-    def discard(self) -> None:
-        """Remove everything written so far, and the parents made for it if nothing else came in."""
-        for shard in self.shards:
-            shard.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-        for parent in self._made:
-            with suppress(OSError):  # never made after all, or in use by now
-                parent.rmdir()
+    def _withdraw(self, *, replaces: bool, was_empty: bool) -> None:
+        """Take back what could not be made durable."""
+        output = self.workplace.output
+        if replaces:
+            self.workplace.exchange_back()
+            return
+        output.rename(self.directory)
+        if was_empty:
+            output.mkdir()
+
+    def close(self, error: BaseException | None) -> None:
+        """Stop what goes on in the background, and remove all that cannot be gone on from.
+
+        Work is kept if what stopped the run lies outside of it. Another `FusionError` says that
+        the recipe or its inputs have to change. Any other exception is somebody's bug: tensors may
+        be wrong, and only what an algorithm keeps stays.
+        """
+        is_outside = not isinstance(error, Exception) or isinstance(error, _FROM_OUTSIDE)
+        is_wanted = error is not None and self.workplace.plan.exists()
+        if self._follower is not None:
+            self._follower.close(record=is_wanted and is_outside)
+        self.shards, self._follower = Shards(), None
+        self._journal.close()
+        with suppress(DiskError, OSError):  # where even this fails, `fuse clean` will do it
+            if is_wanted and not is_outside and not isinstance(error, FusionError):
+                self.workplace.remove_tensors()
+            is_of_use = is_outside or not isinstance(error, FusionError)
+            if error is not None and is_of_use and self.workplace.can_be_resumed:
+                error.add_note("What is done is kept: the same command with --resume goes on.")
+            else:
+                self.workplace.remove()
 
 
 @contextmanager
-def staged(output: Path, *, overwrite: bool = False) -> Iterator[Staging]:
-    """Open a staging directory for `output`; it is gone afterwards unless it was committed.
+def staged(
+    output: Path, *, overwrite: bool = False, plan: bytes | None = None, resume: bool = False
+) -> Iterator[Staging]:
+    """Lock `output` and open a staging directory for it, which is gone afterwards.
 
-    Raises `OutputError` if the output is present and not to be overwritten, `DiskError` naming the
-    path where the file system refuses.
+    `plan` says in full what the run does: with `resume`, it goes on with work that a run of the
+    same plan left. Without a plan nothing is ever kept. Raises `OutputError` if the output is
+    present and not to be overwritten or another run is writing it, `DiskError` where the file
+    system refuses.
     """
-    staging = Staging(output)
-    try:
+    check_output(output, overwrite=overwrite)
+    with _parents_made(output) as made, locked(output):
+        left = repair(output)
         check_output(output, overwrite=overwrite)
-        staging.create()
-        yield staging
-    except OSError as error:
-        raise disk_error(error, output) from error
-    finally:
-        staging.discard()
+        staging = Staging(_workplace(output, left, plan, resume=resume), made)
+        try:
+            if not staging.workplace.path.exists():
+                staging.workplace.make(plan)
+            yield staging
+        except BaseException as error:
+            staging.close(error)
+            raise
+        else:
+            staging.close(None)
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -197,76 +317,36 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise _present(output)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+def _workplace(
+    output: Path, left: Sequence[Workplace], plan: bytes | None, *, resume: bool
+) -> Workplace:
+    """Choose what to go on in: what a dead run of the same plan left, or a new one."""
+    with writing(output):
+        fitting = [each for each in left if plan is not None and each.continues(plan)]
+        newest = max(fitting, key=lambda each: each.touched, default=None)
+    if resume and newest is not None:
+        _log.info("going on in %s", newest.path)
+        return newest
+    if resume:
+        _log.warning("nothing to resume for %s: starting afresh", output)
+    elif newest is not None:
+        _log.warning("%s holds work of a run like this: --resume would go on with it", newest.path)
+    return Workplace.beside(output)
+
+
+@contextmanager
+def _parents_made(output: Path) -> Iterator[list[Path]]:
+    """Make a path's parents; those made are removed again if nothing came into them."""
+    parent = output.absolute().parent
+    made = [each for each in (parent, *parent.parents) if not each.exists()]
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise disk_error(error, path) from error
-        raise
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Let two directories change places: at once if the system can, else by a third name."""
-    if _exchanged_at_once(one, other):
-        return
-    aside = one.with_name(f"{one.name}.old")
-    try:
-        other.rename(aside)
-        one.rename(other)
-        aside.rename(one)
-    except BaseException:
-        if aside.exists():  # interrupted between the first rename and the last
-            if not one.exists():
-                other.rename(one)
-            aside.rename(other)
-        raise
-
-
-def _exchanged_at_once(one: Path, other: Path) -> bool:
-    """Exchange two directories by Linux's renameat2; False where it or the file system cannot."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    here = -100  # AT_FDCWD: relative to the working directory
-    if renameat2(here, os.fsencode(one), here, os.fsencode(other), 2) == 0:  # RENAME_EXCHANGE
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
-        return False
-    raise OSError(code, os.strerror(code), str(other))
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a directory's entries durable, where directories can be opened (not on Windows)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
+        with writing(output):
+            parent.mkdir(parents=True, exist_ok=True)
+        yield made
     finally:
-        os.close(descriptor)
-
-
-def disk_error(error: OSError, path: Path) -> DiskError:
-    """Turn what the file system said into an error with a remedy."""
-    reason = error.strerror or str(error)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        free = shutil.disk_usage(_existing(path)).free
-        hint = f"{free:,} bytes are free there; make room, or write elsewhere with -o."
-    else:
-        hint = "Check the path and its permissions, or write elsewhere with -o."
-    return DiskError(f"{path} cannot be written: {reason}", hint=hint)
+        for each in made:
+            with suppress(OSError):  # never made after all, or in use by now
+                each.rmdir()
 
 
 def _content_of(path: Path) -> bytes:
@@ -281,36 +361,3 @@ def _present(output: Path) -> OutputError:
         f"output {output} is already there",
         hint="Choose another with -o, or replace it with --overwrite.",
     )
-
-
-def _existing(path: Path) -> Path:
-    return next(each for each in (path, *path.absolute().parents) if each.exists())
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count
-
-
-def _grouped(infos: Sequence[TensorInfo], shard_size: int) -> list[list[TensorInfo]]:
-    groups: list[list[TensorInfo]] = [[]]
-    room = shard_size
-    for info in infos:
-        if info.nbytes > room and groups[-1]:
-            groups.append([])
-            room = shard_size
-        groups[-1].append(info)
-        room -= info.nbytes
-    return groups
-
-
-def _shard_name(number: int, count: int) -> str:
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
-def _index(shards: Sequence[Shard]) -> bytes:
-    weight_map: Mapping[str, str] = {info.name: each.file for each in shards for info in each.infos}
-    total = sum(info.nbytes for each in shards for info in each.infos)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return json.dumps(index, indent=2).encode() + b"\n"

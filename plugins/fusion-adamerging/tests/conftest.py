@@ -12,7 +12,7 @@ from torch import nn
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import ComponentConfig
-from fusion_core.task_pool import Batch, Metrics, Split, Task, TaskPool
+from fusion_core.task_pool import Batch, FeatureTask, Metrics, Split, Task, TaskPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,15 +81,35 @@ class RandomTask(Task):
         return {"accuracy": float(right.float().mean())}
 
 
+class TurnedTask(RandomTask, FeatureTask):
+    """The same, its head a rotation of the model's outputs that is the task's own."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(name, number)
+        generator = torch.Generator().manual_seed(50 + number)
+        self.rotation = torch.linalg.qr(torch.randn(CLASSES, CLASSES, generator=generator)).Q
+
+    def features(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        return model(inputs.to(next(model.parameters()).dtype))
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        return features @ self.rotation.to(features.dtype)
+
+    logits = FeatureTask.logits
+
+
 class RandomTasks(TaskPool[ComponentConfig]):
     config_class = ComponentConfig
 
-    def __init__(self, names: tuple[str, ...] = ("a", "b")) -> None:
+    def __init__(
+        self, names: tuple[str, ...] = ("a", "b"), kind: type[RandomTask] = RandomTask
+    ) -> None:
         super().__init__(ComponentConfig())
         self.names = names
+        self.kind = kind
 
     def __getitem__(self, name: str) -> Task:
-        return RandomTask(name, 1 + list(self.names).index(name))
+        return self.kind(name, 1 + list(self.names).index(name))
 
 
 @pytest.fixture
@@ -98,21 +118,33 @@ def tasks() -> RandomTasks:
 
 
 @pytest.fixture
-def make_pool() -> Callable[..., CheckpointsPool]:
-    def make(kind: str = "mlp", *, experts: int = 2, trained: bool = False) -> CheckpointsPool:
-        torch.manual_seed(7)
-        base = BUILDERS[kind]()
-        names = [chr(ord("a") + number) for number in range(experts)]
-        models: dict[str, Any] = {}
-        for number, name in enumerate(names):
-            models[name] = copy.deepcopy(base)
-            if trained:
-                _train(models[name], RandomTask(name, 1 + number))
-            else:
-                _perturb(models[name], number)
-        return CheckpointsPool(CheckpointsConfig(base=base, models=models))
+def turned_tasks() -> RandomTasks:
+    return RandomTasks(("a", "b", "c"), TurnedTask)
 
-    return make
+
+def pool_of(
+    kind: str = "mlp",
+    *,
+    experts: int = 2,
+    trained: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> CheckpointsPool:
+    torch.manual_seed(7)
+    base = BUILDERS[kind]().to(dtype)
+    names = [chr(ord("a") + number) for number in range(experts)]
+    models: dict[str, Any] = {}
+    for number, name in enumerate(names):
+        models[name] = copy.deepcopy(base)
+        if trained:
+            _train(models[name], RandomTask(name, 1 + number))
+        else:
+            _perturb(models[name], number)
+    return CheckpointsPool(CheckpointsConfig(base=base, models=models))
+
+
+@pytest.fixture
+def make_pool() -> Callable[..., CheckpointsPool]:
+    return pool_of
 
 
 def _perturb(model: nn.Module, number: int) -> None:
@@ -120,6 +152,9 @@ def _perturb(model: nn.Module, number: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(0.3 * torch.rand(buffer.shape, generator=generator))
 
 
 def _train(model: nn.Module, task: RandomTask) -> None:

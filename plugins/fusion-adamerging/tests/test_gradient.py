@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fusion_adamerging.adamerging import AdaMerging, entropy
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.live_merge import LiveMerge
+from fusion_adamerging.objective import entropy
+from fusion_adamerging.passes import Batches, Passes
+from fusion_adamerging.search import Search
+from fusion_adamerging.state import StateStore
+from fusion_adamerging.trimming import TrimmedLinear
+from fusion_core import RunContext
 from fusion_core.task_pool import Split
+from fusion_core.weights import Linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,16 +26,50 @@ if TYPE_CHECKING:
 
     from fusion_core.checkpoints import CheckpointsPool
 
+KINDS = ["mlp", "convolution", "transformer"]
+CPU = torch.device("cpu")
+INIT = 0.3
+
+
+def live_merge(pool: CheckpointsPool, *, trim: bool = False, **options: Any) -> LiveMerge:
+    start = (INIT,) * len(pool.experts)
+    kernel = TrimmedLinear(start, density=0.3) if trim else Linear(start)
+    merged = RunContext().merged(pool, kernel)
+    return LiveMerge(pool, merged, CPU, dtype=torch.float64, **options)
+
+
+def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
+    """Task vectors by tensor, shape (experts, ...), trimmed and elected by sorting and masks."""
+    base = pool.base.state_dict()
+    names = [name for name, value in base.items() if value.is_floating_point()]
+    rows = {
+        name: torch.stack([each.tensor(name) - base[name] for each in pool.experts.values()])
+        for name in names
+    }
+    if not trim:
+        return rows
+    flat = torch.cat([rows[name].flatten(1) for name in names], dim=1)
+    count = int(0.3 * flat.shape[1])
+    smallest = flat.abs().sort(dim=1, descending=True).values[:, count - 1 : count]
+    kept = flat.where(flat.abs() >= smallest, 0)
+    signs = kept.sum(0).sign()
+    majority = signs.sum().sign()
+    kept = kept.where(kept.sign() == signs.where(signs != 0, majority), 0)
+    parts = kept.split([rows[name][0].numel() for name in names], dim=1)
+    return {name: part.view_as(rows[name]) for name, part in zip(names, parts, strict=True)}
+
 
 class Merged(torch.nn.Module):
     """The textbook way: coefficients in the graph, functional weights, autograd does the rest."""
 
-    def __init__(self, live: LiveMerge, coefficients: Tensor) -> None:
+    def __init__(
+        self, live: LiveMerge, pool: CheckpointsPool, rows: dict[str, Tensor], columns: Tensor
+    ) -> None:
         super().__init__()
         self.inner = live.model
         self.weights = {
-            name: (leaf.base + column @ leaf.task_vectors).view_as(leaf.parameter)
-            for leaf, column in zip(live.leaves, coefficients.T, strict=True)
+            name: pool.base.tensor(name) + torch.einsum("k,k...->...", column, rows[name])
+            for leaf, column in zip(live.leaves, columns.T, strict=True)
             for name in leaf.names
         }
         # What a live model is asked before it runs: its dtype.
@@ -39,33 +79,75 @@ class Merged(torch.nn.Module):
         return functional_call(self.inner, self.weights, (inputs,), tie_weights=False)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer"])
+def objectives(tasks: Any, model: nn.Module, step: int) -> list[Tensor]:
+    batches = [task.batch(step, size=8, split=Split.UNLABELED, seed=1) for task in tasks]
+    return [entropy(task.logits(model, each)) for task, each in zip(tasks, batches, strict=True)]
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("storage", ["fp32", "disk"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_equals_autograd_through_the_merge(
-    kind: str, make_pool: Callable[..., CheckpointsPool], tasks: Any
+    kind: str, storage: str, *, trim: bool, make_pool: Callable[..., CheckpointsPool], tasks: Any
 ) -> None:
-    live = LiveMerge(make_pool(kind, experts=3), torch.device("cpu"), torch.float64)
+    pool = make_pool(kind, experts=3, dtype=torch.float64)
+    live = live_merge(pool, trim=trim, storage=storage)
     generator = torch.Generator().manual_seed(3)
     shape = (3, len(live.leaves))
     coefficients = torch.rand(shape, generator=generator, dtype=torch.float64)
 
     live.merge(coefficients)
-    for objective in _objectives(tasks, live.model):
+    for objective in objectives(tasks, live.model, 5):
         objective.backward()
     ours = live.gradient()
 
     reference = coefficients.clone().requires_grad_(True)
-    sum(_objectives(tasks, Merged(live, reference))).backward()
+    merged = Merged(live, pool, dense_rows(pool, trim=trim), reference)
+    sum(objectives(tasks, merged, 5)).backward()
     torch.testing.assert_close(ours, reference.grad, rtol=1e-5, atol=1e-12)
     assert ours.abs().max() > 1e-4, "a zero gradient would agree with anything"
 
 
-def _objectives(tasks: Any, model: nn.Module) -> list[Tensor]:
-    batches = [task.batch(5, size=8, split=Split.UNLABELED, seed=1) for task in tasks]
-    return [entropy(task.logits(model, each)) for task, each in zip(tasks, batches, strict=True)]
+@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("granularity", ["layer", "task"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is six things
+    kind: str,
+    granularity: str,
+    *,
+    trim: bool,
+    clamp: bool,
+    make_pool: Callable[..., CheckpointsPool],
+    tasks: Any,
+) -> None:
+    pool = make_pool(kind, experts=2, dtype=torch.float64)
+    config = AdaMergingConfig(granularity=granularity, lr=0.2, steps=6, clamp=clamp)
+    live = live_merge(pool, trim=trim)
+    passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
+    names = list(pool.experts), list(tasks.names)
+    search = Search(config, live, passes, *names, StateStore(None, {}), RunContext())
+    ours = search.run(lambda _: None)
+
+    rows = dense_rows(pool, trim=trim)
+    reference = torch.full_like(search.learned, INIT).requires_grad_(True)
+    optimiser = torch.optim.Adam([reference], lr=0.2)
+    for step in range(6):
+        optimiser.param_groups[0]["lr"] = search.learning_rate(step)
+        merged = Merged(live, pool, rows, reference.expand(-1, len(live.leaves)))
+        optimiser.zero_grad()
+        sum(objectives(tasks, merged, step)).backward()
+        optimiser.step()
+        if clamp:
+            with torch.no_grad():
+                reference.clamp_(0, 1)
+    torch.testing.assert_close(ours, search.every(reference.detach()), rtol=1e-5, atol=1e-12)
+    assert (ours - INIT).abs().max() > 0.1
+    assert not clamp or (ours.min() >= 0 and ours.max() <= 1)
 
 
 def test_tied_parameters_are_one_leaf(make_pool: Callable[..., CheckpointsPool]) -> None:
-    live = LiveMerge(make_pool("transformer"), torch.device("cpu"))
+    live = live_merge(make_pool("transformer"))
     assert ("embedding.weight", "output.weight") in [leaf.names for leaf in live.leaves]
 
 
@@ -75,22 +157,42 @@ def test_parameters_that_no_expert_changed_are_no_leaves(
     pool = make_pool("mlp")
     for module in pool.config.models.values():
         module.load_state_dict({**module.state_dict(), "1.weight": pool.config.base[1].weight})
-    pool = type(pool)(pool.config)
-    live = LiveMerge(pool, torch.device("cpu"))
+    live = live_merge(type(pool)(pool.config))
     assert "1.weight" not in {name for leaf in live.leaves for name in leaf.names}
     assert not dict(live.model.named_parameters())["1.weight"].requires_grad
 
 
-def test_entropy_of_a_uniform_prediction_is_log_of_the_classes() -> None:
-    logits = torch.tensor([[2.0, 2.0, 2.0, 2.0], [100.0, 0.0, 0.0, 0.0]])
-    expected = torch.tensor(4.0).log() / 2  # the second row is certain
-    torch.testing.assert_close(entropy(logits), expected)
+def test_running_statistics_are_those_of_the_final_merge(
+    make_pool: Callable[..., CheckpointsPool],
+) -> None:
+    pool = make_pool("convolution")
+    live = live_merge(pool)
+    deltas = [each.tensor("1.running_mean") for each in pool.experts.values()]
+    expected = INIT * sum(deltas)  # a fresh base has zeros there
+    buffers = dict(live.model.named_buffers())
+    torch.testing.assert_close(buffers["1.running_mean"], expected.double())
+    assert buffers["1.running_mean"].abs().max() > 0.05
 
 
-def test_cosine_schedule_goes_from_lr_to_nearly_zero() -> None:
-    search = AdaMerging(AdaMergingConfig(steps=100, lr=0.01))
-    assert search.learning_rate(0) == 0.01
-    assert search.learning_rate(50) == pytest.approx(0.005)
-    assert 0 < search.learning_rate(99) < 1e-5
-    constant = AdaMerging(AdaMergingConfig(schedule="constant", lr=0.02))
-    assert constant.learning_rate(99) == 0.02
+@pytest.mark.parametrize("storage", ["bf16", "disk"])
+def test_other_places_for_task_vectors_give_the_same_model(
+    storage: str, make_pool: Callable[..., CheckpointsPool]
+) -> None:
+    pool = make_pool("transformer", experts=3)
+    models = []
+    for each in ("fp32", storage):
+        live = live_merge(pool, storage=each)
+        live.merge(torch.full((3, len(live.leaves)), 0.4, dtype=torch.float64))
+        models.append(dict(live.model.named_parameters()))
+    largest = 3 * 0.4 * 0.2 * 5  # of a sum of weighted task vectors, five sigmas out
+    tolerance = largest * 2**-8 if storage == "bf16" else 1e-12
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=0, atol=tolerance)
+
+
+def test_task_vectors_in_bf16_take_half_the_memory(
+    make_pool: Callable[..., CheckpointsPool],
+) -> None:
+    pool = make_pool("mlp")
+    leaves = live_merge(pool, storage="bf16").leaves
+    assert {leaf.vectors.rows.dtype for leaf in leaves} == {torch.bfloat16}

@@ -69,7 +69,7 @@ def write(
     folder.mkdir(parents=True)
     _write_base(folder / "base", model, words)
     for task in tasks:
-        _write_expert(folder / "experts" / task.name, model, experts[task.name])
+        write_expert(folder / "experts" / task.name, model, experts[task.name])
         _write_task(folder / "tasks" / task.name, task)
     _write_json(folder / "tasks.json", _description(tasks))
     _write_licences(folder / "LICENCES")
@@ -96,7 +96,8 @@ def _write_base(folder: Path, model: CLIPModel, words: PreTrainedTokenizerFast) 
     _write_json(folder / "preprocessor_config.json", _preprocessor())
 
 
-def _write_expert(folder: Path, model: CLIPModel, weights: State) -> None:
+def write_expert(folder: Path, model: CLIPModel, weights: State) -> None:
+    """Write an expert's vision tower as a checkpoint of its own."""
     folder.mkdir(parents=True)
     config = model.config.vision_config.to_dict()
     config |= {"architectures": ["CLIPVisionModel"], "dtype": "float32"}

@@ -1,117 +1,159 @@
-"""AdaMerging (arXiv:2310.02575): coefficients learned by entropy minimisation, without labels."""
+"""AdaMerging (arXiv:2310.02575): coefficients learned without labels, on examples of the tasks."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from fusion_adamerging.coefficients import Coefficients
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.live_merge import LiveMerge
+from fusion_adamerging.objective import teachers
+from fusion_adamerging.passes import Batches, Passes, expert_logits
+from fusion_adamerging.picture import picture
+from fusion_adamerging.ranks import Ranks, ranks_of
+from fusion_adamerging.search import Search
+from fusion_adamerging.state import StateStore
+from fusion_adamerging.trimming import TrimmedLinear
+from fusion_adamerging.watch import SearchStoppedError
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.errors import FusionError
-from fusion_core.task_pool import Split
-from fusion_core.weights import Linear, WeightSource
+from fusion_core.weights import Linear, MergedSource
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from fusion_core.model_pool import ModelPool
     from fusion_core.task_pool import TaskPool
 
+COEFFICIENTS = "coefficients.json"
+
 
 class AdaMerging(Algorithm[AdaMergingConfig]):
     """base + sum over experts of lambda_kl * task vector, the lambdas learned from unlabeled data.
 
-    Minimises the sum over tasks of the mean entropy of the merged model's predictions, with Adam
-    (betas 0.9, 0.999). A *layer* is one parameter tensor, by its canonical name; floating-point
-    tensors that are not parameters (running statistics) keep the coefficient `init` layer-wise, and
-    share their expert's task-wise. Ends in the same lazy linear combination as task arithmetic.
+    Minimises the sum over tasks of the mean entropy of the merged model's predictions (or of their
+    distance from each expert's), with Adam (betas 0.9, 0.999). A *layer* is one parameter tensor,
+    by its canonical name. Floating-point tensors that are not parameters (running statistics) and
+    parameters that no expert changed keep the coefficient `init`. Ends in the same lazy linear
+    combination as task arithmetic. Raises `FusionError` where the search diverges or collapses, the
+    last good coefficients then being kept beside the output.
     """
 
     config_class = AdaMergingConfig
 
-    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+    def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+        """Halve the test examples if adaptation is to see one half and evaluation the other."""
+        return pool.holdout() if self.config.adapt_split == "holdout" else pool
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""
-        experts, names = list(pool.experts), list(pool.reference.infos)
+        experts = list(pool.experts)
+        merged = context.merged(pool, self._kernel(len(experts)))
         if self.config.coefficients is not None:
-            path = self.config.coefficients
+            path, names = self.config.coefficients, _merged_names(merged)
             found = Coefficients.load(path, experts=experts, names=names)
         else:
-            found = self._search(pool, context)
-        context.save("coefficients.json", found.as_json())
-        return context.merged(pool, Linear(found.by_tensor(names, experts)))
+            found = self._searched(pool, merged, context)
+        context.save(COEFFICIENTS, found.as_bytes())
+        kernel: Any = merged.kernel
+        return replace(merged, kernel=replace(kernel, coefficients=found.by_tensor(experts)))
 
-    def _search(self, pool: ModelPool[Any], context: RunContext) -> Coefficients:
-        if context.tasks is None:
-            raise FusionError("adamerging needs tasks with unlabeled data")
-        live = LiveMerge(pool, context.device)
-        shape = (len(pool.experts), len(live.leaves) if self.config.granularity == "layer" else 1)
-        learned = torch.full(shape, self.config.init, device=context.device)
-        optimiser = torch.optim.Adam([learned], lr=self.config.lr)
-        with context.progress.track("adapt", total=self.config.steps, unit="steps") as advance:
-            for step in range(self.config.steps):
-                optimiser.param_groups[0]["lr"] = self.learning_rate(step)
-                live.merge(learned.expand(-1, len(live.leaves)))
-                entropies = self._entropies(live, context.tasks, step, context.seed)
-                gradient = live.gradient()
-                task_wise = self.config.granularity == "task"
-                learned.grad = gradient.sum(1, keepdim=True) if task_wise else gradient
-                optimiser.step()
-                if self.config.clamp:
-                    learned.clamp_(0, 1)
-                total = sum(entropies.values())
-                _check(total, learned, step)
-                context.log(step, {"entropy": total, **entropies})
-                advance(1, note=f"entropy {total / len(entropies):.3f}")
-        return self._named(learned, live, list(pool.experts))
+    def _kernel(self, experts: int) -> Linear:
+        start = (self.config.init,) * experts
+        if self.config.trim:
+            return TrimmedLinear(start, density=self.config.density)
+        return Linear(start)
 
-    def _entropies(
-        self, live: LiveMerge, tasks: TaskPool[Any], step: int, seed: int
-    ) -> dict[str, float]:
-        """Back-propagate each task's mean entropy in turn: activations of one task at a time."""
-        found = {}
-        device = next(live.model.parameters()).device
-        for task in tasks:
-            size, split = self.config.batch_size, Split.UNLABELED
-            batch = task.batch(step, size=size, split=split, seed=seed).to(device)
-            objective = entropy(task.logits(live.model, batch))
-            objective.backward()  # type: ignore[no-untyped-call]
-            found[f"entropy/{task.name}"] = objective.item()
+    def _searched(
+        self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
+    ) -> Coefficients:
+        merged.prepare(context.executor)
+        search = self._search(pool, merged, context, ranks_of(context.device))
+        try:
+            learned = search.run(lambda steps: self._teach(pool, search.passes, steps))
+        except SearchStoppedError as error:
+            raise self._rescued(error, search, merged) from error
+        found = self._named(learned, search, merged)
+        context.save("coefficients.svg", picture(found, context.metrics.steps, search.live.leaves))
         return found
 
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step (0-based)."""
-        if self.config.schedule == "constant":
-            return self.config.lr
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
+    def _search(
+        self, pool: ModelPool[Any], merged: MergedSource, context: RunContext, ranks: Ranks
+    ) -> Search:
+        if context.tasks is None:
+            raise FusionError("adamerging needs tasks with unlabeled data")
+        names = self._adapted(pool, context.tasks)
+        live = LiveMerge(pool, merged, context.device, storage=self.config.task_vectors)
+        passes = Passes(
+            live.model,
+            [context.tasks[name] for name in ranks.own(names)],
+            Batches(self.config.batch_size, context.seed),
+            context.device,
+            bf16=self.config.precision == "bf16",
+            shared=self.config.shared_pass,
+        )
+        experts = list(pool.experts)
+        leaves = [list(leaf.names) for leaf in live.leaves]
+        search = {
+            "options": self.config.model_dump(mode="json", exclude={"save_every"}),
+            "seed": context.seed,
+            "experts": experts,
+            "tasks": names,
+            "leaves": leaves,
+        }
+        store = StateStore(context.state, search)
+        return Search(self.config, live, passes, experts, names, store, context, ranks)
 
-    def _named(self, learned: Tensor, live: LiveMerge, experts: list[str]) -> Coefficients:
-        rows = dict(zip(experts, learned.tolist(), strict=True))
-        if self.config.granularity == "task":
-            return Coefficients({expert: row[0] for expert, row in rows.items()}, {})
-        tensors = {
-            expert: {
+    def _adapted(self, pool: ModelPool[Any], tasks: TaskPool[Any]) -> list[str]:
+        """Return the tasks to adapt on; raises `RecipeError` for one that is not there."""
+        if self.config.tasks is not None:
+            return [tasks[name].name for name in self.config.tasks]
+        own = {pool.task_of(expert) for expert in pool.experts}
+        return [name for name in tasks.names if name in own] or list(tasks.names)
+
+    def _teach(self, pool: ModelPool[Any], passes: Passes, steps: range) -> None:
+        """Let each task's expert say once what it predicts in all steps to come."""
+        if self.config.objective != "teacher":
+            return
+        experts = teachers(pool, [task.name for task in passes.tasks])
+        passes.teacher = {
+            task.name: expert_logits(
+                pool.build(pool.experts[experts[task.name]]),
+                task,
+                passes.batches,
+                steps,
+                passes.device,
+            )
+            for task in passes.tasks
+        }
+
+    def _named(self, learned: Tensor, search: Search, merged: MergedSource) -> Coefficients:
+        names = _merged_names(merged)
+        values = {}
+        for expert, row in zip(search.experts, learned.tolist(), strict=True):
+            own = {
                 name: value
-                for leaf, value in zip(live.leaves, row, strict=True)
+                for leaf, value in zip(search.live.leaves, row, strict=True)
                 for name in leaf.names
             }
-            for expert, row in rows.items()
-        }
-        return Coefficients(dict.fromkeys(experts, self.config.init), tensors)
+            values[expert] = {name: own.get(name, self.config.init) for name in names}
+        return Coefficients(values)
+
+    def _rescued(
+        self, error: SearchStoppedError, search: Search, merged: MergedSource
+    ) -> SearchStoppedError:
+        """Keep the last good coefficients, and say where they are."""
+        step, coefficients = search.good
+        if search.ranks.rank:
+            return error
+        good = self._named(search.every(coefficients), search, merged)
+        path = search.context.rescue(COEFFICIENTS, good.as_bytes())
+        kept = f"Those of step {step} were good and are in {path}, for algorithm.coefficients."
+        return SearchStoppedError(error.message, hint=f"{error.hint}\n{kept}")
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy, in nats, of the predictions: logits of shape (examples, classes) -> scalar."""
-    log_probabilities = logits.log_softmax(dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
-
-
-def _check(total: float, learned: Tensor, step: int) -> None:
-    if not (math.isfinite(total) and bool(learned.isfinite().all())):
-        raise FusionError(
-            f"adamerging diverged at step {step}: the entropy is {total}",
-            hint="Use a smaller algorithm.lr.",
-        )
+def _merged_names(merged: MergedSource) -> Sequence[str]:
+    return [name for name, info in merged.infos.items() if info.dtype.is_floating_point]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusion_core.errors import RecipeError
 
@@ -17,28 +17,23 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Coefficients:
-    """One coefficient an expert and tensor; `tensors` leaves out those that have the `rest`.
+    """One coefficient an expert and tensor.
 
     Keys are names, never positions, so a file still fits when a pool's order changes.
     """
 
-    #: each expert's coefficient for tensors that `tensors` does not name
-    rest: Mapping[str, float]
     #: expert -> tensor -> coefficient
-    tensors: Mapping[str, Mapping[str, float]]
+    values: Mapping[str, Mapping[str, float]]
 
-    def by_tensor(
-        self, names: Sequence[str], experts: Sequence[str]
-    ) -> dict[str, tuple[float, ...]]:
+    def by_tensor(self, experts: Sequence[str]) -> dict[str, tuple[float, ...]]:
         """Return each tensor's coefficients in the experts' order."""
-        return {
-            name: tuple(self.tensors.get(each, {}).get(name, self.rest[each]) for each in experts)
-            for name in names
-        }
+        rows = [self.values[each] for each in experts]
+        return {name: tuple(row[name] for row in rows) for name in rows[0]}
 
-    def as_json(self) -> dict[str, Any]:
+    def as_bytes(self) -> bytes:
         """Return the content of `coefficients.json`."""
-        return {"schema": SCHEMA, "rest": self.rest, "tensors": self.tensors}
+        content = {"schema": SCHEMA, "coefficients": self.values}
+        return json.dumps(content, indent=1).encode() + b"\n"
 
     @classmethod
     def load(cls, path: str, *, experts: Sequence[str], names: Sequence[str]) -> Coefficients:
@@ -48,25 +43,25 @@ class Coefficients:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = cls(
-                {expert: float(value) for expert, value in content["rest"].items()},
-                {
-                    expert: {name: float(value) for name, value in values.items()}
-                    for expert, values in content["tensors"].items()
-                },
-            )
+            values = {
+                expert: {name: float(value) for name, value in row.items()}
+                for expert, row in content["coefficients"].items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RecipeError(
                 f"algorithm.coefficients: {path!r} is no coefficients file: {error}",
                 hint="Give the coefficients.json of an earlier adamerging run.",
             ) from error
-        _check(found, path, experts=set(experts), names=set(names))
-        return found
+        _check_names(values, path, experts=set(experts), names=set(names))
+        return cls(values)
 
 
-def _check(found: Coefficients, path: str, *, experts: set[str], names: set[str]) -> None:
-    strange = (found.rest.keys() ^ experts) | (found.tensors.keys() - experts)
-    strange |= {name for values in found.tensors.values() for name in values} - names
+def _check_names(
+    values: Mapping[str, Mapping[str, float]], path: str, *, experts: set[str], names: set[str]
+) -> None:
+    strange = values.keys() ^ experts
+    for row in values.values():
+        strange |= row.keys() ^ names
     if strange:
         listed = ", ".join(sorted(strange)[:5])
         raise RecipeError(

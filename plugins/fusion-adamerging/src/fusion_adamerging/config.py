@@ -1,15 +1,31 @@
 """Options of AdaMerging."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field, model_validator
 
 from fusion_core.config import ComponentConfig
+
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "paper": {
+        "lr": 1e-3,
+        "steps": 1000,
+        "schedule": "constant",
+        "init": 0.3,
+        "clamp": False,
+        "precision": "fp32",
+        "objective": "entropy",
+    },
+}
 
 
 class AdaMergingConfig(ComponentConfig):
     """What is learned, and how the search goes."""
 
+    preset: Literal["default", "paper"] = "default"
+    """What options that are not given are: the defaults, or the paper's 1000 small steps."""
     granularity: Literal["layer", "task"] = "layer"
     """One coefficient an expert and parameter tensor, or one an expert."""
     steps: Annotated[int, Field(ge=0)] = 100
@@ -22,7 +38,35 @@ class AdaMergingConfig(ComponentConfig):
     """Every coefficient's first value: task arithmetic's scale."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Unlabeled examples of each task in a step."""
+    trim: bool = False
+    """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """With `trim`: the fraction of each task vector's entries that is kept before the election."""
     clamp: bool = False
     """Keep coefficients within [0, 1]."""
+    objective: Literal["entropy", "teacher"] = "entropy"
+    """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The model's passes in fp32, or under bf16 autocast; coefficients and sums stay in fp32."""
+    task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
+    """Where the search keeps them: in memory, in half of it, or read anew in every step."""
+    shared_pass: ByteSize = ByteSize(512_000_000)
+    """Tasks share a pass through the model while its activations take no more than this."""
+    tasks: list[str] | None = None
+    """The tasks to adapt on; default: the experts' own or, where none bears their names, all."""
+    adapt_split: Literal["test", "holdout"] = "test"
+    """Adapt on the tasks' unlabeled examples, which may be the test examples themselves, or on one
+    half of the test examples and measure on the other."""
     coefficients: str | None = None
     """A coefficients.json of an earlier run: use it and skip the search."""
+    save_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between two states that `--resume` goes on from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("preset")
+        preset = _PRESETS.get(name, {}) if isinstance(name, str) else {}
+        return {**preset, **values}

@@ -1,25 +1,31 @@
 """A live model whose weights are a linear merge, and the exact gradient of its coefficients.
 
 With W = W0 + sum of lambda_k * tv_k written into plain leaf parameters, the chain rule gives
-dL/dlambda_kl = <dL/dW_l, tv_kl>: one ordinary backward pass and one product of a matrix with a
+dL/dlambda_kl = <dL/dW_l, tv_kl>: an ordinary backward pass and one product of a matrix with a
 vector a tensor, however many experts there are. No autograd graph runs through the merge.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fusion_core.weights import assemble
+from fusion_adamerging.task_vectors import OnDisk, TaskVectors, pieces_of, resident
+from fusion_core.weights.execution import SerialExecutor, run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Executor
 
     from torch import Tensor, nn
 
     from fusion_core.model_pool import ModelPool
+    from fusion_core.weights import Linear, MergedSource
+
+Storage = Literal["fp32", "bf16", "disk"]
 
 
 @dataclass(frozen=True)
@@ -29,64 +35,94 @@ class Leaf:
     #: canonical names: several where parameters are tied
     names: tuple[str, ...]
     parameter: nn.Parameter
-    #: the base's values, shape (elements,)
-    base: Tensor
-    #: shape (experts, elements)
-    task_vectors: Tensor
+    vectors: TaskVectors
 
     def merge(self, coefficients: Tensor) -> None:
-        """Write base + coefficients @ task_vectors into the parameter."""
-        merged = torch.addmv(self.base, self.task_vectors.T, coefficients)
-        self.parameter.copy_(merged.view_as(self.parameter))
+        """Write base + coefficients @ task vectors into the parameter."""
+        self.vectors.merge(coefficients, self.parameter.detach().view(-1))
 
     def gradient(self) -> Tensor:
         """Return dL/dcoefficients, shape (experts,), and forget the parameter's gradient."""
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the parameter took no part in the loss
-            return self.task_vectors.new_zeros(len(self.task_vectors))
-        return self.task_vectors @ gradient.reshape(-1)
+            gradient = torch.zeros_like(self.parameter)
+        return self.vectors.project(gradient.reshape(-1))
 
 
 class LiveMerge:
-    """The base's live model with every merged parameter as a leaf.
+    """A pool's live model with every merged parameter as a leaf.
 
-    Parameters that no expert changed stay as they are and need no gradient. Memory: the model with
-    its gradient, the base, and one copy of the parameters an expert.
+    `merged` is the lazy merge that the search starts from; its kernel gives the task vectors.
+    Parameters that no expert changed are no leaves and need no gradient; floating-point tensors
+    that are no parameters keep the coefficients of `merged`. With P the bytes of the merged
+    parameters in fp32 and K experts, memory is P for the model, P for its gradient and, unless
+    task vectors stay on disk, P for the base and K * P for them (half of that in bf16).
     """
 
     def __init__(
-        self, pool: ModelPool[Any], device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        pool: ModelPool[Any],
+        merged: MergedSource,
+        device: torch.device,
+        *,
+        storage: Storage = "fp32",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        assert pool.base is not None  # noqa: S101 - the spec declares needs_base
-        self.model = pool.build(pool.base).to(device=device, dtype=dtype).eval()
+        self.model = pool.build(merged).to(device=device, dtype=dtype).eval()
         self.model.requires_grad_(False)
-        self.leaves = list(_leaves(pool, self.model))
+        self._on_disk = storage == "disk"
+        self.leaves = list(_leaves(pool, merged, self.model, storage))
 
     @torch.no_grad()
     def merge(self, coefficients: Tensor) -> None:
         """Set the model's weights; `coefficients` has shape (experts, leaves)."""
-        for leaf, column in zip(self.leaves, coefficients.T, strict=True):
-            leaf.merge(column)
+        pairs = zip(self.leaves, coefficients.T, strict=True)
+        for _ in self._on_all(lambda pair: pair[0].merge(pair[1]), pairs):
+            pass
 
     @torch.no_grad()
     def gradient(self) -> Tensor:
         """Return the gradient of everything back-propagated since, shape (experts, leaves)."""
-        return torch.stack([leaf.gradient() for leaf in self.leaves], dim=1)
+        return torch.stack(list(self._on_all(Leaf.gradient, self.leaves)), dim=1)
+
+    def _on_all(self, work: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
+        """Work on leaves one after the other on all cores or, reading from disk, side by side."""
+        if not self._on_disk:
+            yield from map(torch.no_grad()(work), units)
+            return
+        with _threads() as executor:
+            yield from run_all(executor, torch.no_grad()(work), units)
 
 
-def _leaves(pool: ModelPool[Any], model: nn.Module) -> Iterator[Leaf]:
+def _threads() -> Executor:
+    count = torch.get_num_threads()
+    return SerialExecutor() if count == 1 else ThreadPoolExecutor(count)
+
+
+def _leaves(
+    pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage
+) -> Iterator[Leaf]:
+    kernel: Any = merged.kernel
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in pool.parameters(model).items():
-        if name in pool.reference.infos:
+        if name in merged.infos:
             names.setdefault(parameter, []).append(name)
     for parameter, tied in names.items():
-        rows = [_flat(source, tied[0], parameter) for source in pool.experts.values()]
-        base = _flat(pool.reference, tied[0], parameter)
-        task_vectors = torch.stack(rows) - base
-        if task_vectors.any():
-            parameter.requires_grad_(True)
-            yield Leaf(tuple(tied), parameter, base, task_vectors)
+        if not _is_changed(merged, kernel, tied[0]):
+            continue
+        parameter.data = parameter.detach().contiguous()
+        parameter.requires_grad_(True)
+        yield Leaf(tuple(tied), parameter, _vectors(merged, kernel, tied[0], parameter, storage))
 
 
-def _flat(source: Any, name: str, like: Tensor) -> Tensor:  # noqa: ANN401 - a WeightSource
-    return assemble(source, name).to(device=like.device, dtype=like.dtype)
+def _is_changed(merged: MergedSource, kernel: Linear, name: str) -> bool:
+    return any(bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name))
+
+
+def _vectors(
+    merged: MergedSource, kernel: Linear, name: str, parameter: nn.Parameter, storage: Storage
+) -> TaskVectors:
+    if storage == "disk":
+        return OnDisk(merged, kernel, name)
+    dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
+    return resident(merged, kernel, name, like=parameter, dtype=dtype)

@@ -14,6 +14,7 @@ from fusion_core.weights.select import (
     elected_sign,
     kept_count,
     kth_largest_magnitudes,
+    majority_sign,
     trimmed,
 )
 from fusion_ties.config import TiesConfig
@@ -56,8 +57,7 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
         thresholds = kth_largest_magnitudes(scan, kept, _task_vectors)
         if self.config.zero_sign == "positive":
             return TiesState(thresholds, 1.0)
-        votes = scan(_SignVotes(thresholds), torch.add, torch.zeros((), dtype=torch.int64))
-        return TiesState(thresholds, float(votes.sign()))
+        return TiesState(thresholds, majority_sign(scan, thresholds))
 
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect, and merge one piece."""
@@ -70,17 +70,6 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
             share = in_order(agree.sign_().mul_(piece.weights))
             total /= share + (1 - share.abs().sign_())  # where nobody takes part: by one
         return total.mul_(self.config.scale).add_(piece.base)
-
-
-@dataclass(frozen=True)
-class _SignVotes:
-    """Counts positive minus negative signs of the summed, trimmed entries of a block."""
-
-    thresholds: Tensor
-
-    def __call__(self, piece: Piece) -> Tensor:
-        rows = trimmed(piece.task_vectors, self.thresholds) * piece.weights
-        return in_order(rows).sign().to(torch.int64).sum()
 
 
 def _task_vectors(piece: Piece) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import torch
 
@@ -50,6 +51,8 @@ class ClipClassification(TaskPool[ComponentConfig]):
             name: _prompts(each, each.templates or config.templates)
             for name, each in datasets.items()
         }
+        if config.limit is not None:
+            self.measured_on = f"the first {config.limit} test images of each task"
         clip = FrozenClip(_whole(config.clip), prompts)
         self._tasks = {
             name: ClipTask(name, dataset, clip, config) for name, dataset in datasets.items()
@@ -60,6 +63,14 @@ class ClipClassification(TaskPool[ComponentConfig]):
         if name not in self._tasks:
             raise unknown_task(name, self.names, "tasks")
         return self._tasks[name]
+
+    def holdout(self) -> Self:
+        """Return these tasks with their test images in halves, drawn by the task's name."""
+        clone = copy.copy(self)
+        clone._tasks = {name: task.halved() for name, task in self._tasks.items()}  # noqa: SLF001
+        clone.transductive = False
+        clone.measured_on = "a half of the test images, which adaptation did not see"
+        return clone
 
 
 class ClipTask(FeatureTask):
@@ -73,6 +84,13 @@ class ClipTask(FeatureTask):
         self._clip = clip
         self._config = config
         self._splits: dict[Split, Images] = {}
+        self._halved = False
+
+    def halved(self) -> Self:
+        """Return this task with one half of its test images as UNLABELED, the other as TEST."""
+        clone = copy.copy(self)
+        clone._halved, clone._splits = True, {}  # noqa: SLF001
+        return clone
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return normalised pixels, fp32 of shape (size, channels, height, width).
@@ -126,8 +144,19 @@ class ClipTask(FeatureTask):
 
     def _images(self, split: Split) -> Images:
         if split not in self._splits:
-            self._splits[split] = self._read(split)
+            halve = self._halved and split is not Split.TRAIN
+            self._splits |= self._halves() if halve else {split: self._read(split)}
         return self._splits[split]
+
+    def _halves(self) -> dict[Split, Images]:
+        images = self._read(Split.TEST)
+        labels, half = cast("Tensor", images.labels), len(images) // 2
+        rows = shuffled_rows(0, len(images), len(images), key=f"halves\0{self.name}")
+        seen, measured = rows[:half], rows[half:]
+        return {
+            Split.UNLABELED: Images(images.pixels[seen], None),
+            Split.TEST: Images(images.pixels[measured], labels[measured]),
+        }
 
     def _read(self, split: Split) -> Images:
         data, read = self._dataset, self._clip.preprocessor

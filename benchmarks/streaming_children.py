@@ -1,0 +1,152 @@
+"""What `streaming.py` needs torch for, as programs of their own: it must stay small itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+
+from fusion_core.weights import CheckpointSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_VOCABULARY = 32_000
+
+
+def build(directory: str, gigabytes: str) -> None:
+    """Write a base and three experts of so many gigabytes each."""
+    shapes, config = _llama(float(gigabytes) * 1e9 / 2)
+    generator = torch.Generator().manual_seed(0)
+    base = {n: _normal(shape, generator).mul_(0.02).bfloat16() for n, shape in shapes.items()}
+    _save(Path(directory) / "base", base, config)
+    for name in ("x", "y", "z"):
+        expert = {
+            key: (value + 0.001 * _normal(value.shape, generator)).bfloat16()
+            for key, value in base.items()
+        }
+        _save(Path(directory) / name, expert, config)
+
+
+def _llama(parameters: float) -> tuple[dict[str, torch.Size], dict[str, object]]:
+    """Return the tensors of a Llama of about so many parameters, and its configuration."""
+    hidden = next((each for each in (2048, 1024, 512) if _layers(each, parameters) >= 8), 256)
+    inner, keys = hidden * 11 // 4, hidden // 8
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (hidden,),
+        "mlp.down_proj": (hidden, inner),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.v_proj": (keys, hidden),
+    }
+    layers = max(1, _layers(hidden, parameters))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("lm_head.weight", "model.embed_tokens.weight"), (_VOCABULARY, hidden)
+    )
+    for number in range(layers):
+        shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": _VOCABULARY,
+        "torch_dtype": "bfloat16",
+    }
+    return {name: torch.Size(shape) for name, shape in shapes.items()}, config
+
+
+def _layers(hidden: int, parameters: float) -> int:
+    return round((parameters - 2 * _VOCABULARY * hidden) / (hidden * hidden * 10.5))
+
+
+def _normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _save(directory: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def compare(directory: str, ours: str, theirs: str, density: str) -> None:
+    """Say how far two merges differ, entries that tie a trimming threshold left out."""
+    names = ("base", "x", "y", "z")
+    base, *experts = (CheckpointSource(Path(directory) / name) for name in names)
+    one, other = (CheckpointSource(Path(directory) / name) for name in (ours, theirs))
+    total = ties = unequal = 0
+    worst = 0.0
+    for name in base.infos:
+        tied = torch.zeros(base.infos[name].numel, dtype=torch.bool)
+        origin = base.tensor(name).flatten().float()
+        for expert in experts:
+            tied |= _ties(expert.tensor(name).flatten().float().sub_(origin).abs_(), float(density))
+        mine, his = (each.tensor(name).flatten()[~tied].float() for each in (one, other))
+        difference = (mine - his).abs()
+        total, ties = total + tied.numel(), ties + int(tied.sum())
+        unequal += int(difference.count_nonzero())
+        if difference.numel():
+            worst = max(worst, float((difference / his.abs().clamp(min=1e-6)).max()))
+    print(
+        f"of {total:,} values {ties / total:.2%} tie a threshold; of the others "
+        f"{unequal} differ, at most by {worst:.1e} of the value"
+    )
+
+
+def _ties(magnitudes: torch.Tensor, density: float) -> torch.Tensor:
+    """Mark the entries whose magnitude is the threshold's, if more of them are than are kept."""
+    if density >= 1:
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
+    kept = max(1, int(density * magnitudes.numel()))
+    threshold = magnitudes.kthvalue(magnitudes.numel() - kept + 1).values
+    tied = magnitudes == threshold
+    return tied if int((magnitudes >= threshold).sum()) > kept else torch.zeros_like(tied)
+
+
+def plan(directory: str) -> None:
+    """Time what happens before the first weight is read, for 20,000 tensors in four models."""
+    from fusion_core.planning import RunOptions
+    from fusion_core.run import run_fusion
+
+    models = {}
+    for name in ("base", "x", "y", "z"):
+        path = Path(directory) / f"many-{name}.safetensors"
+        save_file({f"layers.{n}.weight": torch.zeros(2, 2) for n in range(20_000)}, path)
+        models[name] = str(path)
+
+    class FirstReadError(Exception):
+        pass
+
+    def read(*_: object) -> None:
+        raise FirstReadError
+
+    CheckpointSource.read = read  # type: ignore[assignment,method-assign]
+    started = time.perf_counter()
+    try:
+        run_fusion(
+            algorithm={"name": "ties", "scope": "tensor"},
+            model_pool={"name": "checkpoints", "base": models.pop("base"), "models": models},
+            output=Path(directory) / "planned",
+            options=RunOptions(executor="serial"),
+        )
+    except FirstReadError:
+        print(f"20,000 tensors in 4 models planned in {time.perf_counter() - started:.2f} s")
+
+
+if __name__ == "__main__":
+    children: dict[str, Callable[..., None]] = {"build": build, "compare": compare, "plan": plan}
+    children[sys.argv[1]](*sys.argv[2:])

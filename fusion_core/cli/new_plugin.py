@@ -1,0 +1,31 @@
+"""`fuse new-plugin NAME`: the package of a plugin that passes its tests as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from fusion_core.skeleton import Kind, Names, write_plugin
+
+
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Its distribution's name, e.g. fusion-median.")],
+    kind: Annotated[Kind, typer.Option(help="What it provides.")] = Kind.ALGORITHM,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        typer.Option("-o", "--output", metavar="DIR", help="Default: NAME, in this directory."),
+    ] = None,
+) -> None:
+    """Write the package of a new plugin.
+
+    As written it installs, is listed, runs, and passes its own tests, ruff and mypy.
+    """
+    names = Names.of(name)
+    directory = write_plugin(name, kind, output)
+    print(f"written: {directory}\n\nnext:")
+    print(f"  cd {directory}")
+    print('  pip install -e . "fusion-core[testing]"')
+    print("  pytest")
+    print(f"  fuse info {names.component}")

@@ -1,0 +1,106 @@
+"""The hub's own cache on this machine: where it is, and what lies there.
+
+Its layout is documented: `refs/<revision>` holds a commit, `snapshots/<commit>/` the files. The
+environment is read when it is asked for; huggingface_hub reads it once, when it is imported, which
+may have been long ago.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fusion_core.hub.reference import Reference
+
+_TRUE = {"1", "ON", "YES", "TRUE"}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository, as the hub lists it."""
+
+    path: str
+    size: int
+    #: a large file's sha256, a small one's git object id; None in a listing from the cache
+    digest: str | None = None
+
+
+def cache_directory() -> Path:
+    """Return the directory of the cache: HF_HUB_CACHE, or where HF_HOME says."""
+    if given := os.environ.get("HF_HUB_CACHE"):
+        return Path(given).expanduser()
+    if given := os.environ.get("HF_HOME"):
+        return Path(given).expanduser() / "hub"
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def endpoint() -> str | None:
+    """Return the hub's address, None for the usual one."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def is_offline() -> bool:
+    """Tell whether this process must not open a connection."""
+    given = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return given.upper() in _TRUE
+
+
+def snapshot_of(pinned: Reference) -> Path:
+    """Return the directory of a commit's files."""
+    return _folder(pinned) / "snapshots" / pinned.revision
+
+
+def is_cached(pinned: Reference, path: str) -> bool:
+    """Tell whether a file of a commit is there."""
+    return (snapshot_of(pinned) / path).is_file()
+
+
+def remembered_commit(reference: Reference) -> str | None:
+    """Return the commit that a revision was when the hub was last asked."""
+    path = _folder(reference) / "refs" / reference.revision
+    return path.read_text(encoding="ascii").strip() if path.is_file() else None
+
+
+def remember_commit(reference: Reference, commit: str) -> None:
+    """Keep a revision's commit for runs without a network."""
+    path = _folder(reference) / "refs" / reference.revision
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(commit, encoding="ascii")
+    temporary.replace(path)
+
+
+def remembered_listing(pinned: Reference) -> list[RemoteFile] | None:
+    """Return a commit's files as they were listed when one was first downloaded.
+
+    None if that is not known: a cache that another program filled may lack it.
+    """
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        found = get_cached_repo_tree(
+            pinned.repo,
+            repo_type=pinned.kind,
+            revision=pinned.revision,
+            cache_dir=cache_directory(),
+        )
+    except CachedRepoTreeNotFoundError:
+        return None
+    return [RemoteFile(each.path, each.size) for each in found]
+
+
+def files_there(pinned: Reference) -> list[RemoteFile]:
+    """Return what lies in a commit's directory."""
+    root = snapshot_of(pinned)
+    found = sorted(path for path in root.rglob("*") if path.is_file())
+    return [RemoteFile(path.relative_to(root).as_posix(), path.stat().st_size) for path in found]
+
+
+def _folder(reference: Reference) -> Path:
+    return cache_directory() / f"{reference.kind}s--{reference.repo.replace('/', '--')}"

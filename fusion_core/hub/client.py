@@ -1,0 +1,190 @@
+"""What a run asks of the hub: resolve a revision, list its files, download those that are missing.
+
+A commit never changes, so what the cache has of one is not asked for again: where all of it is
+there, nothing goes over the network.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import HubError
+from fusion_core.hub.cache import (
+    RemoteFile,
+    cache_directory,
+    files_there,
+    is_cached,
+    is_offline,
+    remember_commit,
+    remembered_commit,
+    remembered_listing,
+    snapshot_of,
+)
+from fusion_core.hub.failures import not_cached
+from fusion_core.hub.transfer import ask_commit, ask_listing, asking, transfer
+from fusion_core.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from fusion_core.hub.reference import Reference
+
+#: No pattern matches these: code, and weights that are programs. `files` fetches them by name.
+_PROGRAMS = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".so")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much a download takes, in bytes."""
+
+    total: int
+    #: what of it is not in the cache yet
+    missing: int
+
+
+@dataclass
+class Session:
+    """What a run has asked of the hub so far, so that it asks once."""
+
+    progress: Progress = field(default_factory=Progress)
+    commits: dict[Reference, str] = field(default_factory=dict)
+    listings: dict[Reference, dict[str, RemoteFile]] = field(default_factory=dict)
+
+
+_SESSION: ContextVar[Session | None] = ContextVar("hub session", default=None)
+
+
+@contextmanager
+def session(progress: Progress | None = None) -> Iterator[Session]:
+    """Show downloads in `progress`, and resolve each revision once, as long as this is open.
+
+    Inside another session this is that one.
+    """
+    outer = _SESSION.get()
+    if outer is not None:
+        yield outer
+        return
+    current = Session(progress or Progress())
+    token = _SESSION.set(current)
+    try:
+        yield current
+    finally:
+        _SESSION.reset(token)
+
+
+def resolve(reference: Reference) -> Reference:
+    """Return a reference to the commit that a revision is now; offline, when it was last seen.
+
+    Raises `HubError` if there is no such repository or revision, or no way to find out.
+    """
+    if reference.is_pinned:
+        return reference
+    known = _session().commits
+    if reference not in known:
+        known[reference] = _commit(reference)
+    return reference.at(known[reference])
+
+
+def listing(reference: Reference) -> Mapping[str, int]:
+    """Return the files of a repository and their sizes in bytes."""
+    return {path: each.size for path, each in _files_of(resolve(reference)).items()}
+
+
+def size(reference: Reference, patterns: Sequence[str]) -> Size:
+    """Return how much `download` would fetch."""
+    pinned = resolve(reference)
+    wanted = _matching(pinned, patterns)
+    missing = sum(each.size for each in wanted if not is_cached(pinned, each.path))
+    return Size(sum(each.size for each in wanted), missing)
+
+
+def download(reference: Reference, patterns: Sequence[str]) -> Path:
+    """Return a directory with every file that matches a pattern, downloading what is missing.
+
+    A pattern is a path in the repository whose parts may hold `*`, `?` and `[...]`; `*` does not
+    cross a `/`. Code and pickles match no pattern. The directory is the hub's own cache: for
+    reading only, and other files may lie beside. A file stays there only if its hash is the one
+    that the hub lists.
+
+    Raises `HubError` for what the hub or the network refuses, `DiskError` if the files do not fit
+    on the disk. Complete files are kept, and the next call goes on with the others.
+    """
+    pinned = resolve(reference)
+    return _fetched(pinned, _matching(pinned, patterns))
+
+
+def files(reference: Reference, paths: Sequence[str]) -> Path:
+    """Return a directory with exactly these files, also pickles: who asks vouches for them.
+
+    Raises as `download` does; also `HubError` for a path that the repository does not have.
+    """
+    pinned = resolve(reference)
+    known = _files_of(pinned)
+    for path in paths:
+        if path not in known:
+            shown = ", ".join(sorted(known)[:20]) or "nothing"
+            raise HubError(f"{pinned} has no file {path!r}", hint=f"It has: {shown}.")
+    return _fetched(pinned, [known[path] for path in paths])
+
+
+def _session() -> Session:
+    return _SESSION.get() or Session()
+
+
+def _commit(reference: Reference) -> str:
+    if not is_offline():
+        found = ask_commit(reference)
+        with asking(reference):
+            remember_commit(reference, found)
+        return found
+    known = remembered_commit(reference)
+    if known is None:
+        raise not_cached(reference, cache_directory())
+    return known
+
+
+def _files_of(pinned: Reference) -> dict[str, RemoteFile]:
+    known = _session().listings
+    if pinned not in known:
+        found = remembered_listing(pinned)
+        if found is None:
+            found = files_there(pinned) if is_offline() else ask_listing(pinned)
+        if not found and is_offline():
+            raise not_cached(pinned, cache_directory())
+        known[pinned] = {each.path: each for each in found}
+    return known[pinned]
+
+
+def _matching(pinned: Reference, patterns: Sequence[str]) -> list[RemoteFile]:
+    return [
+        each
+        for path, each in _files_of(pinned).items()
+        if not path.endswith(_PROGRAMS) and any(_matches(path, pattern) for pattern in patterns)
+    ]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _fetched(pinned: Reference, wanted: Sequence[RemoteFile]) -> Path:
+    missing = [each for each in wanted if not is_cached(pinned, each.path)]
+    if missing and is_offline():
+        raise not_cached(pinned, cache_directory(), missing[0].path)
+    if missing:
+        transfer(pinned, _with_digests(pinned, missing), _session().progress)
+    return snapshot_of(pinned)
+
+
+def _with_digests(pinned: Reference, wanted: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Return files with their hashes, which a listing from the cache lacks."""
+    if all(each.digest for each in wanted):
+        return list(wanted)
+    asked = {each.path: each for each in ask_listing(pinned)}
+    return [asked.get(each.path, each) for each in wanted]

@@ -1,0 +1,173 @@
+"""What can go wrong with the hub, each as one line that says so and one that says what to do.
+
+Nothing of a request but its status, and nothing of an address but its host, gets into a message:
+both may carry tokens.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import DiskError, FusionError, HubError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fusion_core.hub.reference import Reference
+
+_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+}
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+_SECRETS = re.compile(r"hf_[A-Za-z0-9]+|https?://\S+|(?i:bearer)\s+\S+")
+
+
+def explained(error: Exception, reference: Reference, *, cache: Path, endpoint: str) -> FusionError:
+    """Return the error to raise for what huggingface_hub raised."""
+    for each in _chain(error):
+        if isinstance(each, OSError) and each.errno in _DISK:
+            reason = each.strerror or str(each)
+            return DiskError(
+                f"{reference} cannot be downloaded to {cache}: {reason}",
+                hint="Make room or mend the permissions there, or set HF_HOME to another place.",
+            )
+    response = _response(error)
+    return (
+        _named(error, reference)
+        or (None if response is None else _refused(response, reference, endpoint))
+        or _unreachable(error, reference, endpoint)
+    )
+
+
+def not_cached(reference: Reference, cache: Path, missing: str = "") -> HubError:
+    """Return the error for what an offline run lacks."""
+    what = f"{missing} of {reference}" if missing else str(reference)
+    return HubError(
+        f"{what} is not in the cache {cache}, and HF_HUB_OFFLINE forbids to download it",
+        hint="Run once with the network (unset HF_HUB_OFFLINE); the cache then serves later runs.",
+    )
+
+
+def _named(error: Exception, reference: Reference) -> HubError | None:
+    """Explain the failures that huggingface_hub has classes for."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{'datasets/' * (reference.kind == 'dataset')}{reference.repo}"
+    for each in _chain(error):
+        match each:
+            case errors.GatedRepoError():
+                return HubError(
+                    f"{reference.repo} is gated: its owner asks you to accept terms first",
+                    hint=f"Accept them at {page}, then {_LOG_IN}.",
+                )
+            case errors.RevisionNotFoundError():
+                return HubError(
+                    f"{reference.repo} has no revision {reference.revision!r}",
+                    hint=f"Its branches and tags are listed at {page}/tree/main.",
+                )
+            case errors.RemoteEntryNotFoundError():
+                return HubError(
+                    f"a file that is wanted of {reference} is not there",
+                    hint=f"Its files are listed at {page}/tree/{reference.revision}.",
+                )
+            case errors.RepositoryNotFoundError():
+                return _unknown(reference)
+            case errors.OfflineModeIsEnabled():
+                return HubError(
+                    f"{reference} is not in the cache, and the hub client is offline",
+                    hint="Start a new process without HF_HUB_OFFLINE.",
+                )
+    return None
+
+
+def _unknown(reference: Reference) -> HubError:
+    return HubError(
+        f"the hub has no {reference.kind} {reference.repo}, or it is private",
+        hint=f"Check the spelling; for a private one, {_LOG_IN}.",
+    )
+
+
+def _refused(response: Any, reference: Reference, endpoint: str) -> HubError:  # noqa: ANN401
+    """Explain an HTTP status."""
+    status = response.status_code
+    if status == 401:  # noqa: PLR2004 - unauthorised
+        if "credentials" not in response.headers.get("X-Error-Message", ""):
+            return _unknown(reference)
+        return HubError(
+            f"the hub does not accept your token (401), asked for {reference}",
+            hint="Log in anew with `hf auth login`, or correct or unset HF_TOKEN.",
+        )
+    if status == 403:  # noqa: PLR2004 - forbidden
+        return HubError(
+            f"you may not read {reference} (403)",
+            hint="Ask its owner, or use a token with the permission to read it.",
+        )
+    if status == 429:  # noqa: PLR2004 - too many requests
+        return HubError(
+            f"the hub limits your requests (429), asked for {reference}",
+            hint=f"Wait some minutes and run again; to be allowed more, {_LOG_IN}.",
+        )
+    if status >= 500:  # noqa: PLR2004 - the server's fault
+        return HubError(
+            f"the hub at {endpoint} is failing ({status}), asked for {reference}",
+            hint="Run again later; what is complete in the cache is kept.",
+        )
+    return HubError(f"the hub at {endpoint} answers {status}, asked for {reference}")
+
+
+def _unreachable(error: Exception, reference: Reference, endpoint: str) -> HubError:
+    """Explain what happened on the way: no answer, half an answer, or one that makes no sense."""
+    text = _SECRETS.sub("[...]", str(error).strip().partition("\n")[0])[:200]
+    if any(_is_connection(each) for each in _chain(error)):
+        return HubError(
+            f"the hub at {endpoint} cannot be reached, asked for {reference}",
+            hint="Check the network and proxy. HF_HUB_OFFLINE=1 runs with what is in the cache; "
+            "`fuse list pools` shows which pools need no network.",
+        )
+    if "Consistency check failed" in text or _is_cut(error):
+        return HubError(
+            f"a download of {reference} broke off",
+            hint="Run again: files that are complete are kept.",
+        )
+    return HubError(
+        f"{reference} cannot be read from the hub at {endpoint}: {type(error).__name__}: {text}",
+        hint="Run again; if it stays, check HF_ENDPOINT and the proxy.",
+    )
+
+
+def http() -> Any:  # noqa: ANN401 - a module: httpx, or httpx2 from huggingface_hub 2 on
+    """Return the HTTP library that huggingface_hub uses."""
+    from huggingface_hub import utils
+
+    return utils.httpx  # type: ignore[attr-defined]
+
+
+def _is_connection(error: BaseException) -> bool:
+    library = http()
+    lost = (library.ConnectError, library.TimeoutException, library.ProxyError)
+    return isinstance(error, (*lost, ConnectionRefusedError))
+
+
+def _is_cut(error: Exception) -> bool:
+    return any(isinstance(each, http().TransportError) for each in _chain(error))
+
+
+def _response(error: Exception) -> Any:  # noqa: ANN401 - the HTTP library's
+    """Return the answer that an error, or one that it came from, reports."""
+    found = (getattr(each, "response", None) for each in _chain(error))
+    return next((each for each in found if each is not None), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

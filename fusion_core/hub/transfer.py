@@ -1,0 +1,179 @@
+"""Files on their way from the hub to the cache, each checked when it arrives."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self
+
+from fusion_core.errors import DiskError
+from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, snapshot_of
+from fusion_core.hub.failures import explained, http
+from fusion_core.hub.integrity import check_digest, discard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fusion_core.hub.reference import Reference
+    from fusion_core.progress import Advance, Progress
+
+_FILES_AT_ONCE = 4
+_GLOB = frozenset("*?[")
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def ask_commit(reference: Reference) -> str:
+    """Return the commit that a revision is."""
+    from huggingface_hub import HfApi
+
+    with asking(reference):
+        found = HfApi(endpoint=endpoint()).repo_info(
+            reference.repo, revision=reference.revision, repo_type=reference.kind
+        )
+    return str(found.sha)
+
+
+def ask_listing(pinned: Reference) -> list[RemoteFile]:
+    """Return a commit's files, with their hashes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with asking(pinned):
+        found = HfApi(endpoint=endpoint()).list_repo_tree(
+            pinned.repo, recursive=True, revision=pinned.revision, repo_type=pinned.kind
+        )
+        return [
+            RemoteFile(each.path, each.size, each.lfs.sha256 if each.lfs else each.blob_id)
+            for each in found
+            if isinstance(each, RepoFile)
+        ]
+
+
+def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
+    """Download files of a commit to the cache.
+
+    The smallest comes first and alone: with it the cache gets the commit's listing, by which a run
+    without a network knows what is missing.
+    """
+    total = sum(each.size for each in wanted)
+    free = _room_for(pinned, total)
+    first, *rest = sorted(wanted, key=lambda each: each.size)
+    label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
+    with asking(pinned), progress.track(label, total=total, unit="B") as advance:
+        _transfer_one(pinned, first, None)
+        advance(first.size)
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="fusion-hub") as threads:
+            bar = _bar(advance)
+            waiting = [threads.submit(_transfer_one, pinned, each, bar) for each in rest]
+            try:
+                for each in waiting:
+                    each.result()
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def amount(count: int) -> str:
+    """Show a number of bytes to people."""
+    for size, unit in _UNITS:
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} B"
+
+
+@contextmanager
+def asking(reference: Reference) -> Iterator[None]:
+    """Turn what huggingface_hub raises into our errors, and keep its log silent meanwhile.
+
+    Its warnings show whole URLs, which may be signed.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, LookupError, RuntimeError, http().HTTPError) as error:
+        where = endpoint() or "huggingface.co"
+        raise explained(error, reference, cache=cache_directory(), endpoint=where) from error
+    finally:
+        logger.setLevel(before)
+
+
+def _transfer_one(pinned: Reference, file: RemoteFile, bar: type[Any] | None) -> None:
+    """Download a file and check its hash; what is not right does not stay.
+
+    Without a bar the commit's listing is kept, too.
+    """
+    import huggingface_hub
+
+    where: dict[str, Any] = {
+        "repo_type": pinned.kind,
+        "revision": pinned.revision,
+        "cache_dir": cache_directory(),
+        "endpoint": endpoint(),
+    }
+    if bar is None:
+        only = "".join(f"[{each}]" if each in _GLOB else each for each in file.path)
+        huggingface_hub.snapshot_download(
+            pinned.repo, allow_patterns=[only], tqdm_class=_no_bar(), **where
+        )
+    else:
+        huggingface_hub.hf_hub_download(pinned.repo, file.path, tqdm_class=bar, **where)
+    path = snapshot_of(pinned) / file.path
+    try:
+        check_digest(path, file.digest, f"{pinned}: {file.path}")
+    except BaseException:
+        discard(path)
+        raise
+
+
+def _room_for(pinned: Reference, needed: int) -> int:
+    """Return how much is free in the cache; raises `DiskError` if that is not enough."""
+    cache = cache_directory()
+    there = next(each for each in (cache, *cache.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise DiskError(
+            f"{pinned} needs {amount(needed)}, and {amount(free)} are free in {cache}",
+            hint="Make room there, or set HF_HOME to a directory on a larger disk.",
+        )
+    return free
+
+
+def _bar(advance: Advance) -> type[Any]:
+    """Return a class that huggingface_hub takes for a progress bar of tqdm's."""
+    lock = Lock()
+
+    class Bar:
+        total = n = 0
+
+        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+            self.update(initial)
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def update(self, count: float | None = 1) -> None:
+            with lock:
+                advance(int(count or 0))
+
+        def update_transfer(self, count: float | None = 1) -> None: ...
+
+        def __getattr__(self, _: str) -> Any:  # noqa: ANN401 - whatever else a bar can do
+            return lambda *_, **__: None
+
+    return Bar
+
+
+def _no_bar() -> type[Any]:
+    from huggingface_hub.utils.tqdm import tqdm
+
+    def start(bar: Any, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - tqdm's
+        tqdm.__init__(bar, *arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    return type("NoBar", (tqdm,), {"__init__": start})

@@ -1,0 +1,53 @@
+"""What authors of plugins test with: conformance suites, tiny models and tasks, pytest fixtures.
+
+    from fusion_core import AlgorithmSpec
+    from fusion_core.testing import AlgorithmSuite
+
+    class TestMedian(AlgorithmSuite):
+        @pytest.fixture
+        def spec(self) -> AlgorithmSpec:
+            (found,) = plugin.fusion_register_algorithms()
+            return found
+
+Everything is imported when it is used: pytest loads the fixtures of this package in every session
+of an environment in which fusion-core is installed, and those sessions must not pay for torch.
+Nothing in the rest of the core knows this package. It needs the extra `fusion-core[testing]`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusion_core.testing.algorithm import AlgorithmSuite
+    from fusion_core.testing.model_pool import ModelPoolSuite
+    from fusion_core.testing.models import MODELS, tiny_pool
+    from fusion_core.testing.task_pool import TaskPoolSuite
+    from fusion_core.testing.tasks import TinyTasks
+
+_HOME_OF = {
+    "AlgorithmSuite": "algorithm",
+    "MODELS": "models",
+    "ModelPoolSuite": "model_pool",
+    "TaskPoolSuite": "task_pool",
+    "TinyTasks": "tasks",
+    "tiny_pool": "models",
+}
+
+__all__ = [
+    "MODELS",
+    "AlgorithmSuite",
+    "ModelPoolSuite",
+    "TaskPoolSuite",
+    "TinyTasks",
+    "tiny_pool",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fusion_core.testing' has no attribute {name!r}")
+    return getattr(import_module(f"fusion_core.testing.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,60 @@
+"""Fixtures for authors' own tests; pytest finds them wherever fusion-core is installed.
+
+Loaded in every session of such an environment, so torch is imported when a fixture is used.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fusion_core.checkpoints import CheckpointsPool
+    from fusion_core.testing.tasks import TinyTasks
+
+
+@pytest.fixture
+def make_tiny_pool() -> Callable[..., CheckpointsPool]:
+    """Return `fusion_core.testing.tiny_pool`: pools of tiny live models."""
+    from fusion_core.testing.models import tiny_pool
+
+    return tiny_pool
+
+
+@pytest.fixture
+def tiny_tasks() -> TinyTasks:
+    """Return three tiny tasks `a`, `b`, `c`, which fit the experts of a tiny pool."""
+    from fusion_core.testing.tasks import TinyTasks
+
+    return TinyTasks()
+
+
+@pytest.fixture
+def run_fuse(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what runs `fuse` in an empty directory, in a process of its own.
+
+    `run_fuse("list-plugins", "--json").stdout`; it fails the test if the exit code is not `code`.
+    """
+
+    def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        program = "from fusion_core.cli.app import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != code:
+            pytest.fail(f"exit code {done.returncode}:\n{done.stderr}", pytrace=False)
+        return done
+
+    return run

@@ -1,0 +1,66 @@
+"""What all suites share: checks are the same for everybody, and exceptions to them have a reason.
+
+A suite is a class of checks, which are methods `test_*`. An author subclasses it, supplies
+fixtures, and may declare that a check is expected to fail; that is strict, so a declaration that is
+no longer true fails in its turn. Knows pytest, and nothing of what is checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, ClassVar, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PREFIX = "test_"
+
+
+def fail(problem: str, remedy: str) -> NoReturn:
+    """Fail a check: say what is wrong, and what its author should do."""
+    pytest.fail(f"{problem}\n\nTo mend it: {remedy}", pytrace=False)
+
+
+class Suite:
+    """Checks that a subclass in a plugin's tests inherits and runs."""
+
+    #: the name of a check, as pytest shows it (with or without its parameters) -> why it must fail
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        super().__init_subclass__(**keywords)
+        checks = _checks(cls)
+        for name in sorted(checks & vars(cls).keys()):
+            raise TypeError(
+                f"{cls.__name__} overrides the check {name!r}, which is the same for every plugin; "
+                f"if yours must differ, say why: expected_failures = {{{name!r}: 'the reason'}}"
+            )
+        for name, reason in cls.expected_failures.items():
+            _check_expectation(cls.__name__, name, reason, checks)
+
+    @pytest.fixture(autouse=True)
+    def _expected_to_fail(self, request: pytest.FixtureRequest) -> None:
+        node = request.node
+        for name in (node.name, node.originalname):
+            if name in self.expected_failures:
+                reason = self.expected_failures[name]
+                request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+                return
+
+
+def _checks(suite: type) -> set[str]:
+    """Return the names of a suite's inherited checks: what authors add themselves is theirs."""
+    ours = [each for each in suite.__mro__[1:] if each.__module__.startswith(f"{__package__}.")]
+    return {name for each in ours for name in vars(each) if name.startswith(_PREFIX)}
+
+
+def _check_expectation(suite: str, name: str, reason: str, checks: set[str]) -> None:
+    plain = name.partition("[")[0]
+    if plain not in checks:
+        close = difflib.get_close_matches(plain, checks, n=1)
+        advice = f"; did you mean {close[0]!r}?" if close else ""
+        raise TypeError(f"{suite}.expected_failures names no check: {name!r}{advice}")
+    if not reason.strip():
+        raise TypeError(f"{suite}.expected_failures[{name!r}] must say why the check fails")

@@ -1,0 +1,167 @@
+"""What the writer asks of a file system, and what it does where a system lacks it.
+
+Knows paths, bytes and descriptors; nothing of tensors, staging directories or runs. Only what is
+done here, and in the modules that use `writing`, is ever reported as a `DiskError`: what a plugin
+does with files is its own affair.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import DiskError
+from fusion_core.weights.fault import fault_point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class DataFile:
+    """An open file that threads read and write at once; a pickle of it opens it anew.
+
+    Its descriptor is closed with the last reference: never while a thread is inside a call with
+    it, when its number might come to mean another file.
+    """
+
+    def __init__(self, path: Path, *, flags: int = os.O_CREAT) -> None:
+        self.path = path
+        with writing(path):
+            self.descriptor = os.open(path, os.O_RDWR | flags, 0o666)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write all of `data` at an offset."""
+        with writing(self.path):
+            while data:
+                count = os.pwrite(self.descriptor, data, offset)
+                data, offset = data[count:], offset + count
+
+    def chunks(self, offset: int, size: int, buffer: memoryview) -> Iterator[memoryview]:
+        """Read a span, a buffer at a time: each chunk holds until the next is asked for."""
+        while size:
+            with writing(self.path):
+                count = os.preadv(self.descriptor, [buffer[:size]], offset)
+                if not count:
+                    raise OSError(errno.EIO, "the file has been cut short")
+            yield buffer[:count]
+            offset, size = offset + count, size - count
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        with writing(self.path):
+            getattr(os, "fdatasync", os.fsync)(self.descriptor)
+
+    def reserve(self, size: int, *, needed: int, free: int) -> None:
+        """Give the file its size, and the space for it where the file system can promise that.
+
+        `needed` and `free` bytes are what an error says.
+        """
+        with writing(self.path, needed=needed, free=free):
+            try:
+                os.posix_fallocate(self.descriptor, 0, size)
+            except (AttributeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+                    raise
+                if needed > free:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                os.ftruncate(self.descriptor, size)
+
+    def __getstate__(self) -> Path:
+        return self.path.absolute()
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path, flags=0)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@contextmanager
+def writing(path: Path, *, needed: int | None = None, free: int | None = None) -> Iterator[None]:
+    """Report what the file system refuses as a `DiskError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(error, path, needed, free) from error
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that nobody looks for yet; durable once its directory is synced."""
+    with writing(path), path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fault_point("side file written")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file in one step: readers see the old one or the new one, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with writing(path):
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            sync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a directory's entries durable, where directories can be opened (not on Windows)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def exchanged_at_once(one: Path, other: Path) -> bool:
+    """Exchange two directories by Linux's renameat2; False where it or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here = -100  # AT_FDCWD: relative to the working directory
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), 2) == 0:  # RENAME_EXCHANGE
+        return True
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def free_bytes(path: Path) -> int:
+    """Return how much may still be written there."""
+    existing = next(each for each in (path, *path.absolute().parents) if each.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _disk_error(error: OSError, path: Path, needed: int | None, free: int | None) -> DiskError:
+    """Turn what the file system said into an error with a remedy."""
+    reason = error.strerror or str(error)
+    hint = "Check the path and its permissions, or write elsewhere with -o."
+    if error.errno in _FULL:
+        free = free_bytes(path) if free is None else free
+        amounts = f"{free:,} bytes are free there"
+        if needed is not None:
+            amounts = f"{needed:,} bytes are needed, {amounts}"
+        hint = f"{amounts}; make room, or write elsewhere with -o."
+    return DiskError(f"{path} cannot be written: {reason}", hint=hint)

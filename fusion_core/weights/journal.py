@@ -1,0 +1,90 @@
+"""The record of what is finished: one JSON object a line, in a file that only grows.
+
+The first line names the layout, each further one a tensor whose data is durable, with the SHA-256
+of its bytes; the last one says that the directory is about to get its name. A process that dies
+while it appends leaves a torn line, which does not count; a run that goes on writes the journal
+anew before it appends.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.weights.disk import DataFile, write_durably, writing
+from fusion_core.weights.fault import fault_point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+
+class Journal:
+    """A journal on disk, read when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: DataFile | None = None
+        self._end = 0
+        self.layout: str | None = None
+        #: SHA-256 by name of the tensors that are finished
+        self.tensors: dict[str, str] = {}
+        #: the number (inode) of the directory that was about to get its name
+        self.committing: int | None = None
+        self._read()
+
+    def begin(self, layout: str, tensors: Mapping[str, str]) -> None:
+        """Start anew, in one step: for a layout, with what is known to be finished."""
+        self.layout, self.tensors, self.committing = layout, dict(tensors), None
+        data = _lines([{"layout": layout}, *_records(tensors)])
+        write_durably(self._path, data)
+        self._file, self._end = DataFile(self._path), len(data)
+        fault_point("journal begun")
+
+    def add(self, tensors: Mapping[str, str]) -> None:
+        """Record finished tensors; their data must be durable."""
+        self.tensors |= tensors
+        self._append(_records(tensors))
+
+    def commit(self, number: int) -> None:
+        """Record that the directory of this number is complete and about to get its name."""
+        self.committing = number
+        self._append([{"commit": number}])
+
+    def close(self) -> None:
+        """Close the file; the journal can be begun again."""
+        self._file = None
+
+    def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        data = _lines(records)
+        assert self._file is not None, "begin comes first"  # noqa: S101
+        self._file.write(memoryview(data), self._end)
+        fault_point("journal written")
+        self._file.sync()
+        self._end += len(data)
+        fault_point("journal synced")
+
+    def _read(self) -> None:
+        with writing(self._path):
+            content = self._path.read_bytes() if self._path.exists() else b""
+        for line in content.split(b"\n")[:-1]:  # what follows the last newline is torn, or nothing
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                return
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if "layout" in record:
+            self.layout = str(record["layout"])
+        elif "commit" in record:
+            self.committing = int(record["commit"])
+        else:
+            self.tensors[str(record["name"])] = str(record["sha256"])
+
+
+def _records(tensors: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    yield from ({"name": name, "sha256": digest} for name, digest in tensors.items())
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in records)

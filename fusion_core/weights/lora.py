@@ -1,0 +1,255 @@
+"""A PEFT LoRA adapter as a `WeightSource` of task vectors: `scale * B @ A`, a few rows at a time.
+
+Nothing is unfolded beforehand. Products are formed on the fixed row blocks of `Cut.ROW`, so the
+bytes are the same however a merge is cut. What the adapter does not touch has a task vector of
+zeros; weights that it holds whole (`modules_to_save`, biases) have the difference from the base.
+Knows PEFT's file format (0.6 to 0.21), not PEFT.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights.assets import read_config
+from fusion_core.weights.checkpoint import CheckpointSource
+from fusion_core.weights.format import TensorInfo
+from fusion_core.weights.location import ADAPTER, ADAPTER_CONFIG
+from fusion_core.weights.source import Cut, WeightSource
+from fusion_core.weights.spelling import same_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fusion_core.weights.location import Location
+
+_LAYER = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.weight)?")
+_PREFIX = "base_model.model."
+_WHOLE = (".weight", ".bias")
+#: Options under which the task vector is not `scale * B @ A`.
+_OTHER_MATHS = (
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "arrow_config",
+    "target_parameters",
+    "trainable_token_indices",
+)
+_REPEATS, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{?]")
+_MOST_REPEATS = 2
+#: Ways to begin that leave the base as it is; the others subtract something from it.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Where the factors of one weight are in the adapter's file.
+
+    `transposed`: the weight's rows are A's columns (GPT-2's Conv1D, embeddings), not B's rows.
+    """
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool
+
+
+class LoraSource(WeightSource):
+    """The task vectors of a LoRA adapter, with the names and shapes of the base.
+
+    Raises `CheckpointError` naming what is not supported (DoRA, LoHa, LoKr, ...) or not understood.
+    """
+
+    cut = Cut.ROW
+    is_delta = True
+
+    def __init__(self, location: Location, base: WeightSource) -> None:
+        self._adapter = CheckpointSource(location.path / ADAPTER, name=location.name)
+        self._base = base
+        config = read_config(location.path / ADAPTER_CONFIG)
+        _check_supported(config, location.name)
+        layers, whole = _sorted_out(self._adapter)
+        targets = [f"{module}.weight" for module in layers]
+        spelled = same_tensors([*targets, *whole], base.infos)
+        self._products: dict[str, Product] = {}
+        self._whole = {spelled.get(name, name): key for name, key in whole.items()}
+        infos = dict(base.infos)
+        for module, keys in layers.items():
+            name = spelled.get(f"{module}.weight", f"{module}.weight")
+            info, product = self._product(name, module, keys, config)
+            infos[name], self._products[name] = info, product
+        for name, key in self._whole.items():
+            info = replace(self._adapter.infos[key], name=name)
+            if infos.setdefault(name, info).shape != info.shape and name in self._products:
+                raise CheckpointError(f"{location.name}: {key!r} and its factors differ in shape")
+            infos[name] = infos[name] if name in self._products else info
+        self.infos = infos
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Form a range of a task vector."""
+        if name not in self._products:
+            if name in self._whole:
+                return self._difference(name, start, stop)
+            return torch.zeros(stop - start, dtype=self.infos[name].dtype)
+        product = self._rows(name, start, stop)
+        if name in self._whole:  # an embedding, which PEFT saves beside its factors
+            product = product + self._difference(name, start, stop)
+        return product
+
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The base, from which whole weights differ."""
+        return (self._base,)
+
+    def describe(self) -> str:
+        """Name the adapter."""
+        return self._adapter.describe()
+
+    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Identify the adapter's file."""
+        return self._adapter.files()
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Form the blocks that a range lies in, and return the range."""
+        info = self.infos[name]
+        _, step = next(self.cut.ranges(info))
+        if start >= stop:
+            return torch.zeros(0, dtype=info.dtype)
+        first = start // step * step
+        starts = range(first, stop, step)
+        values = torch.cat([self._block(name, n, min(n + step, info.numel)) for n in starts])
+        return values[start - first : stop - first]
+
+    def _block(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Multiply the factors for whole rows of a weight."""
+        product, info = self._products[name], self.infos[name]
+        row = math.prod(info.shape[1:])
+        first, last = start // max(row, 1), stop // max(row, 1)
+        if product.transposed:
+            left = self._columns(product.a, first, last, info.dtype).T
+            right = self._factor(product.b, info.dtype).T
+        else:
+            rank = self._adapter.infos[product.b].shape[1]
+            rows = self._adapter.read(product.b, first * rank, last * rank)
+            left = rows.to(info.dtype).reshape(last - first, rank)
+            right = self._factor(product.a, info.dtype)
+        return (left @ right).mul_(product.scale).reshape(-1)
+
+    def _factor(self, key: str, dtype: torch.dtype) -> torch.Tensor:
+        """Read a factor as a matrix; a convolution's has its kernel in the columns."""
+        return self._adapter.tensor(key).to(dtype).flatten(1)
+
+    def _columns(self, key: str, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
+        rank, width = self._adapter.infos[key].shape
+        rows = [self._adapter.read(key, n * width + first, n * width + last) for n in range(rank)]
+        return torch.stack(rows).to(dtype)
+
+    def _difference(self, name: str, start: int, stop: int) -> torch.Tensor:
+        whole = self._adapter.read(self._whole[name], start, stop)
+        base = self._base.read(name, start, stop)
+        wide = torch.float64 if torch.float64 in {whole.dtype, base.dtype} else torch.float32
+        return whole.to(wide) - base.to(wide)
+
+    def _product(
+        self, name: str, module: str, keys: Mapping[str, str], config: Mapping[str, Any]
+    ) -> tuple[TensorInfo, Product]:
+        """Describe one weight's task vector and how it is formed."""
+        embedding = "embedding_A" in keys
+        a, b = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+        if keys.keys() != {a, b}:
+            raise CheckpointError(f"{self.describe()}: {module} has lora_{min(keys)} alone")
+        one, other = self._adapter.infos[keys[a]], self._adapter.infos[keys[b]]
+        rank, scale = _rank_and_scale(module, config, self.describe())
+        if (
+            one.shape[0] != rank
+            or other.shape[1] != rank
+            or other.numel != math.prod(other.shape[:2])
+        ):
+            raise CheckpointError(
+                f"{self.describe()}: the factors of {module} have the shapes {list(one.shape)} and "
+                f"{list(other.shape)}, which rank {rank} does not give"
+            )
+        straight, turned = (other.shape[0], *one.shape[1:]), (*one.shape[1:], other.shape[0])
+        ours = self._base.infos[name].shape if name in self._base.infos else None
+        flag = embedding or bool(config.get("fan_in_fan_out"))
+        transposed = (ours == turned) if straight != turned and ours is not None else flag
+        shape = turned if transposed else straight
+        wide = torch.float64 if torch.float64 in {one.dtype, other.dtype} else torch.float32
+        return TensorInfo(name, shape, wide), Product(keys[a], keys[b], scale, transposed)
+
+
+def base_of(location: Location) -> str | None:
+    """Return what an adapter calls the model that it was trained on."""
+    named = read_config(location.path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return named if isinstance(named, str) else None
+
+
+def _sorted_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the factors' keys by module and part, and the keys of whole weights by name."""
+    layers: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    unknown: list[str] = []
+    for key in adapter.infos:
+        name = key.removeprefix(_PREFIX)
+        if ".original_module." in name:  # the base's, saved with what replaces it
+            continue
+        if found := _LAYER.fullmatch(name):
+            layers.setdefault(found["module"], {})[found["part"]] = key
+        elif "lora_" in name or not name.endswith(_WHOLE):
+            unknown.append(key)
+        else:
+            whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
+    if unknown:
+        raise CheckpointError(
+            f"{adapter.describe()}: {len(unknown)} tensors are no part of a plain LoRA, "
+            f"among them {unknown[0]!r}",
+            hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
+        )
+    return layers, whole
+
+
+def _check_supported(config: Mapping[str, Any], name: str) -> None:
+    kind = config.get("peft_type")
+    reasons = [f"peft_type {kind}"] if kind != "LORA" else []
+    reasons += [option for option in _OTHER_MATHS if config.get(option)]
+    beginning = config.get("init_lora_weights", True)
+    if beginning not in _BEGINNINGS:
+        reasons.append(f"init_lora_weights {beginning!r}, which changes the base")
+    if reasons:
+        raise CheckpointError(
+            f"{name}: this adapter is no plain LoRA: {', '.join(reasons)}",
+            hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
+        )
+
+
+def _rank_and_scale(module: str, config: Mapping[str, Any], name: str) -> tuple[int, float]:
+    """Return a module's rank and the factor before its product, patterns considered."""
+    try:
+        rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
+        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
+        return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, re.error) as error:
+        raise CheckpointError(
+            f"{name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
+        ) from error
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:  # noqa: ANN401
+    """Return the value of the first pattern that a module's name ends with, as PEFT does.
+
+    Patterns come with the adapter: what could keep a regular expression busy for hours is refused.
+    """
+    for pattern, value in (patterns or {}).items():
+        if len(_REPEATS.findall(pattern)) > _MOST_REPEATS or _REPEATED_GROUP.search(pattern):
+            raise ValueError(f"the pattern {pattern[:80]!r} is too involved")
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

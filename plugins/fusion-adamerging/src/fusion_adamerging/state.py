@@ -1,0 +1,56 @@
+"""Where a search stands, on disk: two generations, so that one is whole whatever happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.weights.disk import write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_GENERATIONS = ("search-a.json", "search-b.json")
+
+
+@dataclass(frozen=True)
+class StateStore:
+    """Saves and recalls states of one search; `search` tells it from others."""
+
+    directory: Path | None
+    search: Mapping[str, Any]
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write a state durably over the older of the two; a float keeps its every bit."""
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        steps = {name: self._steps_of(name) for name in _GENERATIONS}
+        text = json.dumps({"search": self.search, "step": step, **state})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        write_durably(
+            self.directory / min(steps, key=steps.__getitem__), f"{digest}\n{text}".encode()
+        )
+
+    def recall(self) -> dict[str, Any] | None:
+        """Return the latest whole state of this search, None if there is none."""
+        found = [state for name in _GENERATIONS if (state := self._read(name)) is not None]
+        return max(found, key=lambda state: int(state["step"]), default=None)
+
+    def _steps_of(self, name: str) -> int:
+        state = self._read(name)
+        return -1 if state is None else int(state["step"])
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """Read one generation; one that is torn, damaged or of another search is none."""
+        path = None if self.directory is None else self.directory / name
+        if path is None or not path.is_file():
+            return None
+        digest, _, text = path.read_bytes().partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            return None
+        state: dict[str, Any] = json.loads(text)
+        return state if state["search"] == json.loads(json.dumps(self.search)) else None

@@ -1,0 +1,163 @@
+"""Batches through the live model: shared passes, precision, objectives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.objective import disagreement, entropy
+from fusion_adamerging.passes import Batches, Passes, expert_logits
+from fusion_core import RunContext
+from fusion_core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from fusion_core.checkpoints import CheckpointsPool
+
+CPU = torch.device("cpu")
+PLENTY = 10**9
+
+
+class Counting:
+    """Counts the calls of a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sizes: list[int] = []
+        model.register_forward_hook(lambda _, inputs, __: self.sizes.append(len(inputs[0])))
+
+
+def _passes(model: nn.Module, tasks: Any, **options: Any) -> Passes:
+    return Passes(model, list(tasks), Batches(8, 1), CPU, **options)
+
+
+def _gradients(model: nn.Module) -> list[torch.Tensor]:
+    found = [each.grad.clone() for each in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+def test_tasks_that_share_a_pass_give_the_same_gradient(
+    make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    model = make_pool("mlp").config.base.double()
+    apart, together = (_passes(model, turned_tasks, shared=shared) for shared in (0, PLENTY))
+    seen = apart.backward(3)
+    one_by_one = _gradients(model)
+    calls = Counting(model)
+    assert together.backward(4).keys() == seen.keys()  # what a task takes is measured first
+    calls.sizes.clear()
+    model.zero_grad()
+    again = together.backward(3)
+    assert calls.sizes == [24], "three tasks of 8 examples in one pass"
+    for name, each in seen.items():
+        assert again[name].objective == pytest.approx(each.objective, rel=1e-12)
+    torch.testing.assert_close(_gradients(model), one_by_one, rtol=1e-10, atol=1e-14)
+
+
+def test_as_many_tasks_share_a_pass_as_their_activations_allow(
+    make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    model = make_pool("mlp").config.base
+    passes = _passes(model, turned_tasks, shared=PLENTY)
+    passes.backward(0)
+    (room,) = passes.rooms.values()
+    one = PLENTY // room
+    # Of 8 examples an MLP keeps the flat inputs, the hidden units after tanh, and the head its own.
+    assert 8 * (48 + 16) * 4 <= one <= 8 * (48 + 16 + 4 * 5) * 4 + 200
+    calls = Counting(model)
+    _passes(model, turned_tasks, shared=int(2.2 * one)).backward(0)
+    assert calls.sizes == [8, 16, 8], "one to measure, then two tasks, then the third"
+
+
+def test_tasks_without_features_are_passed_through_one_by_one(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    model = make_pool("mlp").config.base
+    calls = Counting(model)
+    _passes(model, tasks, shared=PLENTY).backward(0)
+    assert calls.sizes == [8, 8]
+
+
+def test_bf16_passes_leave_gradients_in_fp32_and_close(
+    make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    model = make_pool("transformer").config.base.eval()
+    _passes(model, turned_tasks).backward(0)
+    exact = torch.cat([each.flatten() for each in _gradients(model)])
+    _passes(model, turned_tasks, bf16=True).backward(0)
+    rounded = torch.cat([each.flatten() for each in _gradients(model)])
+    assert rounded.dtype is torch.float32
+    assert not torch.equal(rounded, exact)
+    assert torch.cosine_similarity(rounded, exact, dim=0) > 0.99
+
+
+def test_what_is_seen_of_a_task_tells_predictions_of_one_class(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    model = make_pool("mlp").config.base
+    assert all(each.only_class is None for each in _passes(model, tasks).backward(0).values())
+    with torch.no_grad():
+        model[3].bias[2] = 1e3
+    seen = _passes(model, tasks).backward(0)
+    assert [(each.only_class, each.examples) for each in seen.values()] == [(2, 8), (2, 8)]
+
+
+def test_entropy_of_a_uniform_prediction_is_log_of_the_classes() -> None:
+    logits = torch.tensor([[2.0, 2.0, 2.0, 2.0], [100.0, 0.0, 0.0, 0.0]])
+    expected = torch.tensor(4.0).log() / 2  # the second row is certain
+    torch.testing.assert_close(entropy(logits), expected)
+
+
+def test_disagreement_is_zero_between_equals_and_known_by_hand_else() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    torch.testing.assert_close(disagreement(logits, logits + 5), torch.tensor(0.0))
+    ours, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    expected = 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()
+    torch.testing.assert_close(disagreement(ours, teacher), expected)
+
+
+def test_teachers_are_asked_once_for_every_step_to_come(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    pool = make_pool("mlp")
+    expert = pool.build(pool.experts["a"])
+    calls = Counting(expert)
+    logits = expert_logits(expert, tasks["a"], Batches(8, 1), range(2, 5), CPU)
+    assert calls.sizes == [8, 8, 8]
+    batch = Batches(8, 1).of(tasks["a"], 3)
+    torch.testing.assert_close(logits[3], expert(batch.inputs).detach())
+
+
+def test_the_teacher_objective_brings_predictions_nearer_to_the_experts(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    pool = make_pool("mlp", trained=True)
+    context = RunContext(tasks=tasks)
+    AdaMerging(AdaMergingConfig(objective="teacher", steps=30, lr=0.02)).run(pool, context)
+    totals = [step["teacher"] for step in context.metrics.steps.values()]
+    assert sum(totals[-5:]) < 0.7 * sum(totals[:5])
+
+
+def test_a_task_without_an_expert_has_no_teacher(
+    make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    config = AdaMergingConfig(objective="teacher", tasks=["a", "c"])
+    with pytest.raises(RecipeError, match="task 'c' has no expert of its own"):
+        AdaMerging(config).run(make_pool("mlp"), RunContext(tasks=turned_tasks))
+
+
+@pytest.mark.parametrize(("chosen", "adapted"), [(None, ["a", "b"]), (["c", "a"], ["c", "a"])])
+def test_adapts_on_the_experts_own_tasks_unless_told_others(
+    chosen: Any, adapted: list[str], make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    context = RunContext(tasks=turned_tasks)
+    AdaMerging(AdaMergingConfig(steps=1, tasks=chosen)).run(make_pool("mlp"), context)
+    seen = [key for key in context.metrics.steps[0] if key.startswith("entropy/")]
+    assert seen == [f"entropy/{name}" for name in adapted]

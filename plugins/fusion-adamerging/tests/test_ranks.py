@@ -1,0 +1,110 @@
+"""Several processes share the tasks out and find the same coefficients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.ranks import Ranks, ranks_of
+from fusion_core import RunContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from fusion_core.checkpoints import CheckpointsPool
+
+HERE = Path(__file__).parent
+SCRIPT = """
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, sys.argv[2])
+from conftest import RandomTasks, TurnedTask, pool_of
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.config import AdaMergingConfig
+from fusion_core import RunContext
+
+torch.set_num_threads(1)
+for granularity in ("layer", "task"):
+    context = RunContext(tasks=RandomTasks(("a", "b", "c"), TurnedTask))
+    config = AdaMergingConfig(steps=8, lr=0.05, granularity=granularity)
+    AdaMerging(config).run(pool_of("mlp", experts=3), context)
+    path = Path(sys.argv[1], f"{granularity}-{os.environ.get('RANK', 0)}.json")
+    path.write_bytes(context.side_files["coefficients.json"])
+"""
+Found = dict[str, dict[str, dict[str, float]]]
+
+
+def _found(folder: Path, world: int) -> list[Found]:
+    """Search in `world` processes; what each of them found, by granularity."""
+    folder.mkdir()
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={world}", "--rdzv-backend=c10d"]
+    arguments = ["--rdzv-endpoint=127.0.0.1:0", str(script), str(folder), str(HERE)]
+    command = [sys.executable, *launcher, *arguments]
+    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    return [
+        {
+            each: json.loads((folder / f"{each}-{rank}.json").read_text())["coefficients"]
+            for each in ("layer", "task")
+        }
+        for rank in range(world)
+    ]
+
+
+def _flat(found: dict[str, dict[str, float]]) -> torch.Tensor:
+    return torch.tensor([value for row in found.values() for value in row.values()])
+
+
+def _alone(pool: CheckpointsPool, tasks: Any, granularity: str) -> dict[str, dict[str, float]]:
+    context = RunContext(tasks=tasks)
+    config = AdaMergingConfig(steps=8, lr=0.05, granularity=granularity)
+    AdaMerging(config).run(pool, context)
+    found: dict[str, dict[str, float]] = json.loads(context.side_files["coefficients.json"])[
+        "coefficients"
+    ]
+    return found
+
+
+def test_several_processes_find_what_one_finds(
+    tmp_path: Path, make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    pool = make_pool("mlp", experts=3)
+    alone = {each: _alone(pool, turned_tasks, each) for each in ("layer", "task")}
+    both = _found(tmp_path / "two", 2)
+    assert both[0] == both[1], "every rank ends with the same coefficients"
+    assert _found(tmp_path / "again", 2) == both, "and again the same bits"
+    idle = _found(tmp_path / "four", 4)  # more processes than tasks
+    assert all(each == idle[0] for each in idle)
+    for granularity, found in alone.items():
+        for others in (both[0], idle[0]):
+            torch.testing.assert_close(
+                _flat(others[granularity]), _flat(found), rtol=1e-6, atol=1e-8
+            )
+        assert (_flat(found) - 0.3).abs().max() > 0.05
+
+
+def test_tasks_are_dealt_out_in_turn() -> None:
+    assert Ranks(1, 3).own(["a", "b", "c", "d", "e"]) == ["b", "e"]
+    assert Ranks().own(["a", "b"]) == ["a", "b"]
+
+
+def test_alone_there_is_nothing_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks = ranks_of(torch.device("cpu"))
+    assert ranks == Ranks()
+    assert ranks.gathered({"a": 1}) == [{"a": 1}]
+    assert not torch.distributed.is_initialized()

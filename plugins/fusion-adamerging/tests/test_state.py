@@ -1,0 +1,101 @@
+"""A search that goes on from a saved state ends with the same bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.state import StateStore
+from fusion_core import RunContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from fusion_core.checkpoints import CheckpointsPool
+
+SEARCH = {"seed": 1, "experts": ["a"]}
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def _coefficients(
+    pool: CheckpointsPool, tasks: Any, state: Path | None, die_after: int = 10**6, **options: Any
+) -> tuple[bytes | None, list[int]]:
+    taken: list[int] = []
+
+    def on_metrics(step: int, _: Mapping[str, float]) -> None:
+        taken.append(step)
+        if len(taken) == die_after:
+            raise KilledError
+
+    context = RunContext(tasks=tasks, on_metrics=on_metrics, state=state)
+    config = AdaMergingConfig(steps=12, save_every=3, lr=0.05, **options)
+    try:
+        AdaMerging(config).run(pool, context)
+    except KilledError:
+        return None, taken
+    return context.side_files["coefficients.json"], taken
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"granularity": "task"}, {"trim": True, "clamp": True}, {"objective": "teacher"}],
+)
+def test_a_search_killed_anywhere_resumes_to_the_same_bits(
+    options: dict[str, Any],
+    make_pool: Callable[..., CheckpointsPool],
+    turned_tasks: Any,
+    tmp_path: Path,
+) -> None:
+    pool = make_pool("mlp", experts=3, trained=True)
+    whole, _ = _coefficients(pool, turned_tasks, None, **options)
+    for die_after in range(1, 13):
+        state = tmp_path / str(die_after)
+        assert _coefficients(pool, turned_tasks, state, die_after, **options)[0] is None
+        resumed, taken = _coefficients(pool, turned_tasks, state, **options)
+        assert resumed == whole
+        assert taken[0] == (die_after - 1) // 3 * 3, "the last state before it died"
+
+
+def test_a_search_killed_again_and_again_still_arrives(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
+) -> None:
+    pool = make_pool("mlp")
+    whole, _ = _coefficients(pool, tasks, None)
+    found, lives = None, 0
+    while found is None:
+        found, _ = _coefficients(pool, tasks, tmp_path / "state", die_after=4)
+        lives += 1
+    assert found == whole
+    assert lives == 4
+
+
+def test_the_older_generation_serves_when_the_newer_is_damaged(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, SEARCH)
+    for step in (10, 20, 30):
+        store.save(step, {"value": step / 3})
+    assert store.recall() == {"search": SEARCH, "step": 30, "value": 10.0}
+    newest = next(path for path in tmp_path.iterdir() if b'"step": 30' in path.read_bytes())
+    whole = newest.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole.replace(b"30", b"31")):
+        newest.write_bytes(damaged)
+        assert store.recall() == {"search": SEARCH, "step": 20, "value": 20 / 3}
+    store.save(40, {"value": 0.0})
+    assert b'"step": 40' in newest.read_bytes(), "the damaged one is replaced, not the whole one"
+
+
+def test_a_state_of_another_search_is_not_taken_up(tmp_path: Path) -> None:
+    StateStore(tmp_path, SEARCH).save(10, {})
+    assert StateStore(tmp_path, {**SEARCH, "seed": 2}).recall() is None
+
+
+def test_without_a_place_nothing_is_saved() -> None:
+    store = StateStore(None, SEARCH)
+    store.save(1, {})
+    assert store.recall() is None

@@ -1,0 +1,46 @@
+"""What every pool keeps, checked by the suites of fusion-core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
+from pools_clip import plugin
+from pools_clip.config import ClipConfig
+from pools_clip.pool import ClipPool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from fusion_core import ModelPoolSpec, TaskPoolSpec
+
+
+class TestClipPool(ModelPoolSuite):
+    @pytest.fixture
+    def spec(self) -> ModelPoolSpec:
+        (found,) = plugin.fusion_register_model_pools()
+        return found
+
+    @pytest.fixture
+    def options(self, base: Path, experts: dict[str, str]) -> dict[str, Any]:
+        return {"base": str(base), "models": experts}
+
+
+class TestClipClassification(TaskPoolSuite):
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        (found,) = plugin.fusion_register_task_pools()
+        return found
+
+    @pytest.fixture
+    def options(self, base: Path, dataset: dict[str, Any]) -> dict[str, Any]:
+        return {"clip": str(base), "datasets": {"pets": dataset, "again": dataset}}
+
+    @pytest.fixture
+    def model(self, base: Path, experts: dict[str, str]) -> nn.Module:
+        pool = ClipPool(ClipConfig(base=str(base), models=experts))
+        return pool.build(pool.base)

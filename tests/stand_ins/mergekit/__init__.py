@@ -1,0 +1,1 @@
+"""Stands in for mergekit: just what docs/how-to/port-from-mergekit.md uses of it."""

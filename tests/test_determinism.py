@@ -1,0 +1,131 @@
+"""One recipe, one result: whatever the workers, the executor, the shards and the blocks.
+
+Every installed algorithm is run; `nox -s fuzz` tries three times as many settings of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fusion_core import run_fusion
+from fusion_core.planning import RunOptions
+from fusion_core.plugins import load_plugins
+from fusion_core.specs import AlgorithmSpec
+from fusion_core.weights import source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a run is carried out: nothing that may change its result."""
+
+    executor: str
+    workers: int | None
+    shard_size: int = 5_000_000_000
+    #: elements in a block; the smaller, the more pieces a tensor is cut into
+    block: int = source.BLOCK
+
+
+FIRST = Setting("serial", None)
+OTHERS = [
+    Setting("threads", 1, shard_size=20_000),
+    Setting("threads", 2),
+    Setting("threads", 2, shard_size=1, block=700),
+]
+NIGHTLY = [
+    Setting(executor, workers, shard, block)
+    for (executor, workers), shard, block in itertools.product(
+        [("serial", None), ("threads", 2), ("threads", 4)], [5_000_000_000, 9_000], [2**18, 999]
+    )
+]
+SETTINGS = OTHERS + (NIGHTLY if "FUSION_NIGHTLY" in os.environ else [])
+#: Variants beyond an algorithm's defaults, and options that have none.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "ties": [{"scope": "model"}, {"scope": "tensor", "density": 0.37}],
+    "adamerging": [{"steps": 2, "batch_size": 2}],
+}
+ALGORITHMS = [
+    (each.spec, options)
+    for each in load_plugins().components(AlgorithmSpec)
+    for options in OPTIONS.get(each.spec.name, [{}])
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Write a base and four experts, in two dtypes, of tensors that any block cuts."""
+    directory = tmp_path_factory.mktemp("models")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "matrix": (50, 60),
+        "wide": (3, 1999),
+        "vector": (2500,),
+        "scalar": (),
+        "last": (9, 9),
+    }
+
+    def normal(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    base = {name: normal(shape) for name, shape in shapes.items()}
+    paths = {}
+    for model in ("base", "a", "b", "c", "d"):
+        state = {n: v if model == "base" else v + 0.1 * normal(v.shape) for n, v in base.items()}
+        state["wide"] = state["wide"].bfloat16()
+        paths[model] = str(directory / f"{model}.safetensors")
+        save_file({**state, "steps": torch.tensor(3)}, paths[model])
+    return paths
+
+
+def digest(
+    spec: AlgorithmSpec, options: dict[str, Any], files: dict[str, str], setting: Setting, out: Path
+) -> str:
+    """Run an algorithm and return the digest of its tensors."""
+    models = {name: path for name, path in files.items() if name != "base"}
+    count = min(3, spec.max_experts or 3)
+    pool: Any = {"base": files["base"], "models": dict(list(models.items())[:count])}
+    if spec.needs_tasks != "none":
+        pool = {"name": "mini8", "tasks": ["optdigits", "latin"]}
+    run_fusion(
+        algorithm={"name": spec.name, **options},
+        model_pool=pool,
+        output={"path": str(out), "shard_size": setting.shard_size},
+        options=RunOptions(executor=setting.executor, workers=setting.workers, evaluate=False),
+    )
+    provenance = json.loads((out / "provenance.json").read_text())
+    found: str = provenance["outputs"]["tensors_sha256"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"), ALGORITHMS, ids=[f"{s.name} {o or ''}" for s, o in ALGORITHMS]
+)
+def test_a_result_does_not_depend_on_how_it_was_computed(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: AlgorithmSpec,
+    options: dict[str, Any],
+) -> None:
+    digests = {}
+    for number, setting in enumerate([FIRST, *SETTINGS]):
+        monkeypatch.setattr(source, "BLOCK", setting.block)
+        digests[setting] = digest(spec, options, files, setting, tmp_path / str(number))
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_the_digest_tells_results_apart(files: dict[str, str], tmp_path: Path) -> None:
+    spec = next(spec for spec, _ in ALGORITHMS if spec.name == "task-arithmetic")
+    one = digest(spec, {"scale": 0.3}, files, FIRST, tmp_path / "one")
+    other = digest(spec, {"scale": 0.3001}, files, FIRST, tmp_path / "other")
+    assert one != other

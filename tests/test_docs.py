@@ -1,0 +1,179 @@
+"""What the documentation says about plugins is true: pages are generated, code is run."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import runpy
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from fusion_core import Algorithm, ComponentConfig, run_fusion
+from fusion_core.config import resolve
+from fusion_core.plugins import load_plugins
+from fusion_core.recipes import load_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from conftest import Site
+    from fusion_core import ModelPool, RunContext, TaskPool, WeightSource
+
+DOCS = Path(__file__).parents[1] / "docs"
+HOOKSPECS = (DOCS.parent / "fusion_core" / "hookspecs.py").read_text(encoding="utf-8")
+HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
+HOOKS = [
+    node
+    for node in ast.parse(HOOKSPECS).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("fusion_")
+]
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "reference" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_hooks_is_what_the_source_says(generate: Any) -> None:
+    page = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
+    assert page == generate.hooks(HOOKSPECS), "run: python docs/reference/generate.py"
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_every_hook_is_on_it_with_its_exact_signature(hook: ast.FunctionDef) -> None:
+    page = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
+    shown = re.search(
+        rf"^### `{hook.name}`\n\n```python\n(.*?)\n```", page, re.MULTILINE | re.DOTALL
+    )
+    assert shown is not None
+    (written,) = ast.parse(shown[1]).body
+    assert isinstance(written, ast.FunctionDef)
+    assert ast.dump(written.args) == ast.dump(hook.args)
+    assert hook.returns is not None
+    assert written.returns is not None
+    assert ast.dump(written.returns) == ast.dump(hook.returns)
+    assert (ast.get_docstring(hook) or "no docstring") in page
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+# --- how-tos ------------------------------------------------------------------------------------
+
+
+def python_of(page: Path) -> str:
+    """Return the Python of a page as one program; what is marked as a file is another matter."""
+    text = re.sub(r"(?ms)^<!-- file: .*?^```$", "", page.read_text(encoding="utf-8"))
+    return "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", text))
+
+
+@pytest.mark.parametrize("page", [each for each in HOW_TO if python_of(each)], ids=lambda p: p.stem)
+def test_the_python_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent / "stand_ins")
+    Path("page.py").write_text(python_of(page), encoding="utf-8")
+    runpy.run_path("page.py", run_name="page")
+
+
+def test_every_how_to_shows_something_that_is_tested() -> None:
+    unproven = {page.stem for page in HOW_TO if not python_of(page)}
+    assert unproven == {"log-runs", "publish-a-plugin"}
+
+
+def test_recipes_in_how_tos_are_valid() -> None:
+    found = 0
+    for page in HOW_TO:
+        for source in re.findall(r"(?ms)^```yaml\n(.*?)^```", page.read_text(encoding="utf-8")):
+            resolve(load_yaml(source, origin=page.name), load_plugins())
+            found += 1
+    assert found
+
+
+def test_every_how_to_can_be_reached_from_the_tutorial() -> None:
+    linked: set[Path] = set()
+    pages = [DOCS / "tutorials" / "your-first-method.md"]
+    while pages:
+        page = pages.pop()
+        for target in re.findall(r"\]\(([^)#:]+\.md)", page.read_text(encoding="utf-8")):
+            found = (page.parent / target).resolve()
+            if found not in linked:
+                linked.add(found)
+                pages.append(found)
+    assert {page.resolve() for page in HOW_TO} <= linked
+
+
+# --- the plugin that logs to TensorBoard --------------------------------------------------------
+
+
+class Searching(Algorithm[ComponentConfig]):
+    """Logs as an adaptive method does."""
+
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        for step in range(3):
+            context.log(step, {"entropy": 1.0 / (1 + step)})
+        return pool.experts["a"]
+
+
+def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read the event file of a directory: tag -> steps and values."""
+    (file,) = directory.iterdir()
+    found: dict[str, list[tuple[int, float]]] = {}
+    for record in records(file.read_bytes()):
+        event = Event.FromString(record)
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """Split an event file into its records: length, checksum, content, checksum."""
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield data[12 : 12 + length]
+        data = data[16 + length :]
+
+
+def test_the_plugin_for_tensorboard_writes_what_a_run_measures(  # noqa: PLR0913, PLR0917
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_tiny_pool: Callable[..., ModelPool[Any]],
+    tiny_tasks: TaskPool[Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    page = (DOCS / "how-to" / "log-runs.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"(?ms)^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", page))
+    (code,) = (text for name, text in files.items() if name.endswith("/plugin.py"))
+    site.install("fusion-tensorboard", code, requires=("fusion-core>=0.1,<0.2",))
+    monkeypatch.setenv("FUSION_TENSORBOARD", str(tmp_path / "runs"))
+    result = run_fusion(
+        algorithm=Searching(),
+        model_pool=make_tiny_pool("mlp"),
+        task_pool=tiny_tasks,
+        output=str(tmp_path / "merged"),
+    )
+    assert caplog.text == ""
+    drawn = scalars(tmp_path / "runs" / "merged")
+    assert drawn["search/entropy"] == [(n, pytest.approx(1 / (1 + n))) for n in range(3)]
+    assert result.report is not None
+    for task, metrics in result.report.tasks.items():
+        assert drawn[f"tasks/{task}/accuracy"] == [(0, pytest.approx(metrics["accuracy"]))]

@@ -1,0 +1,89 @@
+"""What docs/how-to shows is run, with tiny models under the names that it uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from fusion_core.cli.app import app
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "how-to" / "merge-checkpoints.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return re.findall(r"^\$ (.*)$", "".join(blocks("console")), re.MULTILINE)
+
+
+def model(directory: Path, seed: int, words: int = 20) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    directory.mkdir()
+    shapes = {"model.embed_tokens.weight": (words, 4), "model.q_proj.weight": (4, 4)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps({"model_type": "toy", "vocab_size": words}))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> Path:
+    for seed, name in enumerate(("base", "math", "code")):
+        model(tmp_path / name, seed)
+        hub.add_directory(f"org/{name}", tmp_path / name)
+    model(tmp_path / "more-words", 5, words=23)
+    adapter = tmp_path / "french-lora"
+    adapter.mkdir()
+    factors = {"lora_A": torch.ones(2, 4), "lora_B": torch.ones(4, 2)}
+    named = {f"base_model.model.model.q_proj.{k}.weight": v for k, v in factors.items()}
+    save_file(named, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (recipe,) = blocks("yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_the_page_run_in_their_order(
+    place: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(commands()) == 6
+    for command in commands():
+        settings, _, program = command.rpartition("fuse ")
+        with monkeypatch.context() as patch:
+            if settings:
+                hub.requests.clear()
+                patch.setenv(*settings.strip().split("="))
+            done = CliRunner().invoke(app, shlex.split(program))
+            assert done.exit_code == 0, done.exception
+            assert done.stdout.startswith("written: merged")
+            assert not settings or hub.requests == []
+    from_hub, offline = (
+        (place / name / "model.safetensors").read_bytes()
+        for name in ("merged-hub", "merged-offline")
+    )
+    assert from_hub == offline == (place / "merged" / "model.safetensors").read_bytes()
+    words = load_file(place / "merged-words" / "model.safetensors")
+    assert words["model.embed_tokens.weight"].shape == (23, 4)
+    assert json.loads((place / "merged-words" / "config.json").read_text())["vocab_size"] == 23
+
+
+@pytest.mark.usefixtures("place")
+def test_the_python_of_the_page_runs() -> None:
+    (source,) = blocks("python")
+    exec(compile(source, "merge-checkpoints.md", "exec"), {"__name__": "how_to"})
+    assert Path("merged-from-python/model.safetensors").is_file()

@@ -1,0 +1,314 @@
+"""LoRA adapters, held against PEFT's own merge and against products written out."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from fusion_core.checkpoints import CheckpointsPool
+from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.config import AlignmentPolicy
+from fusion_core.errors import AlignmentError, CheckpointError
+from fusion_core.run import run_fusion
+from fusion_core.weights import BLOCK, Cut, Linear, MergedSource, Operands, StateDictSource
+from fusion_core.weights.execution import SerialExecutor
+from fusion_core.weights.location import Location
+from fusion_core.weights.lora import LoraSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base"}
+PREFIX = "base_model.model."
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def adapter(path: Path, tensors: Mapping[str, torch.Tensor], **config: Any) -> Location:
+    """Write an adapter as PEFT does."""
+    path.mkdir(exist_ok=True)
+    named = {f"{PREFIX}{name}": each.contiguous() for name, each in tensors.items()}
+    save_file(named, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    (path / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))
+    return Location(path, "the adapter")
+
+
+def factors(module: str, out: int, into: int, rank: int = 4) -> dict[str, torch.Tensor]:
+    return {
+        f"{module}.lora_A.weight": noise(rank, into, seed=1),
+        f"{module}.lora_B.weight": noise(out, rank, seed=2),
+    }
+
+
+def lora(path: Path, base: Mapping[str, torch.Tensor], tensors: Any, **config: Any) -> LoraSource:
+    return LoraSource(adapter(path, tensors, **config), StateDictSource(base))
+
+
+# --- against products written out ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_task_vector_is_the_scaled_product(tmp_path: Path, *, rslora: bool) -> None:
+    base = {"a.weight": torch.ones(6, 5), "a.bias": torch.ones(6), "n": torch.ones(2).long()}
+    tensors = factors("a", 6, 5)
+    found = lora(tmp_path, base, tensors, use_rslora=rslora)
+    scale = 8 / math.sqrt(4) if rslora else 8 / 4
+    product = tensors["a.lora_B.weight"] @ tensors["a.lora_A.weight"] * scale
+    assert found.is_delta
+    assert found.infos.keys() == base.keys()
+    torch.testing.assert_close(found.tensor("a.weight"), product)
+    assert found.tensor("a.bias").tolist() == [0] * 6
+    assert found.tensor("n").tolist() == [0, 0]
+
+
+def test_patterns_give_modules_their_own_rank_and_alpha(tmp_path: Path) -> None:
+    base = {f"h.{n}.q.weight": torch.zeros(6, 5) for n in range(2)}
+    tensors = factors("h.0.q", 6, 5, rank=2) | factors("h.1.q", 6, 5)
+    found = lora(tmp_path, base, tensors, rank_pattern={"h.0.q": 2}, alpha_pattern={r"0\.q": 32})
+    for layer, scale in ((0, 32 / 2), (1, 8 / 4)):
+        one, other = (tensors[f"h.{layer}.q.lora_{part}.weight"] for part in "BA")
+        torch.testing.assert_close(found.tensor(f"h.{layer}.q.weight"), one @ other * scale)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (5, 5)])
+def test_a_transposed_weight_has_a_transposed_product(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    out, into = size
+    tensors = factors("a", out, into)
+    base = {"a.weight": torch.zeros(into, out)}
+    found = lora(tmp_path, base, tensors, fan_in_fan_out=True)
+    product = tensors["a.lora_B.weight"] @ tensors["a.lora_A.weight"] * 2
+    torch.testing.assert_close(found.tensor("a.weight"), product.T)
+
+
+def test_an_embedding_is_looked_up_by_columns(tmp_path: Path) -> None:
+    a, b = noise(4, 9, seed=1), noise(3, 4, seed=2)
+    tensors = {"e.lora_embedding_A": a, "e.lora_embedding_B": b}
+    found = lora(tmp_path, {"e.weight": torch.zeros(9, 3)}, tensors)
+    torch.testing.assert_close(found.tensor("e.weight"), (b @ a).T * 2)
+
+
+def test_a_convolution_has_its_kernel_in_the_columns(tmp_path: Path) -> None:
+    a, b = noise(4, 3, 2, 2, seed=1), noise(6, 4, 1, 1, seed=2)
+    tensors = {"c.lora_A.weight": a, "c.lora_B.weight": b}
+    found = lora(tmp_path, {"c.weight": torch.zeros(6, 3, 2, 2)}, tensors)
+    expected = torch.einsum("or,rikl->oikl", b.flatten(1), a) * 2
+    torch.testing.assert_close(found.tensor("c.weight"), expected)
+
+
+def test_whole_weights_are_differences_from_the_base(tmp_path: Path) -> None:
+    base = {"a.weight": torch.ones(6, 5), "head.weight": noise(2, 5), "a.bias": torch.ones(6)}
+    tensors = {
+        **factors("a", 6, 5),
+        "head.weight": noise(2, 5, seed=3),
+        "a.base_layer.bias": torch.full((6,), 3.0),
+    }
+    found = lora(tmp_path, base, tensors)
+    assert torch.equal(found.tensor("head.weight"), tensors["head.weight"] - base["head.weight"])
+    assert found.tensor("a.bias").tolist() == [2] * 6
+
+
+def test_names_may_have_a_prefix_that_the_base_lacks_and_the_reverse(tmp_path: Path) -> None:
+    tensors = factors("transformer.h.0.q", 6, 5)
+    found = lora(tmp_path / "a", {"h.0.q.weight": torch.zeros(6, 5)}, tensors)
+    assert found.tensor("h.0.q.weight").any()
+    found = lora(tmp_path / "b", {"model.transformer.h.0.q.weight": torch.zeros(6, 5)}, tensors)
+    assert found.tensor("model.transformer.h.0.q.weight").any()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_the_bytes_depend_on_no_cut_and_no_number_of_threads(
+    tmp_path: Path, *, transposed: bool, dtype: torch.dtype
+) -> None:
+    out, into = 1300, 700
+    assert out * into > 3 * BLOCK
+    tensors = {name: each.to(dtype) for name, each in factors("a", out, into).items()}
+    shape = (into, out) if transposed else (out, into)
+    found = lora(tmp_path, {"a.weight": torch.zeros(shape)}, tensors, fan_in_fan_out=transposed)
+    info = found.infos["a.weight"]
+    whole = found.read("a.weight", 0, info.numel)
+    parts = [found.read("a.weight", *span) for span in Cut.ROW.ranges(info)]
+    assert len(parts) > 2
+    assert torch.equal(torch.cat(parts), whole)
+    row = shape[1]
+    assert torch.equal(found.read("a.weight", 7 * row, 9 * row), whole[7 * row : 9 * row])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(found.read("a.weight", 0, info.numel), whole)
+    finally:
+        torch.set_num_threads(before)
+    b, a = (tensors[f"a.lora_{part}.weight"].double() for part in "BA")
+    product = (b @ a * 2).T if transposed else b @ a * 2
+    torch.testing.assert_close(whole.reshape(shape).double(), product, rtol=1e-5, atol=1e-5)
+
+
+def test_a_merge_adds_the_task_vector_to_the_base(tmp_path: Path) -> None:
+    base = {"a.weight": noise(600, 700, seed=5), "a.bias": noise(600, seed=6)}
+    expert = lora(tmp_path, base, factors("a", 600, 700))
+    source = StateDictSource(base)
+    merged = MergedSource(Linear((0.5,)), Operands(source, {"x": expert}))
+    merged.prepare(SerialExecutor())
+    torch.testing.assert_close(
+        merged.state_dict()["a.weight"], base["a.weight"] + 0.5 * expert.tensor("a.weight")
+    )
+    assert torch.equal(merged.state_dict()["a.bias"], base["a.bias"])
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type LOHA"),
+        ({"peft_type": "IA3"}, "peft_type IA3"),
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"layer_replication": [[0, 4]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', which changes the base"),
+        ({"init_lora_weights": "olora", "use_dora": True}, "use_dora, init_lora_weights 'olora'"),
+        ({"r": 3}, "which rank 3 does not give"),
+        ({"r": 0}, "gives a no rank and alpha"),
+        ({"r": None}, "gives a no rank and alpha"),
+        ({"rank_pattern": {"(a+)+$": 4}}, "too involved"),
+        ({"rank_pattern": {"(": 4}}, "gives a no rank and alpha"),
+        ({"rank_pattern": [1]}, "gives a no rank and alpha"),
+    ],
+)
+def test_other_adapters_are_refused_by_name(
+    tmp_path: Path, config: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        lora(tmp_path, {"a.weight": torch.zeros(6, 5)}, factors("a", 6, 5), **config)
+    assert says in caught.value.message
+    assert caught.value.message.startswith("the adapter:")
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"a.lora_magnitude_vector": torch.ones(6)}, "a.lora_magnitude_vector"),
+        ({"a.lora_B.bias": torch.ones(6)}, "a.lora_B.bias"),
+        ({"a.hada_w1_a": torch.ones(6)}, "a.hada_w1_a"),
+        ({"b.lora_A.weight": torch.ones(4, 5)}, "b has lora_A alone"),
+    ],
+)
+def test_tensors_that_are_no_lora_are_named(
+    tmp_path: Path, extra: dict[str, torch.Tensor], says: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        lora(tmp_path, {"a.weight": torch.zeros(6, 5)}, {**factors("a", 6, 5), **extra})
+    assert says in caught.value.message
+
+
+def pool(base: Any, **models: Any) -> CheckpointsPool:
+    return CheckpointsPool(CheckpointsConfig(base=base, models=models))
+
+
+def test_an_adapter_of_another_base_is_in_the_table(tmp_path: Path) -> None:
+    adapter(tmp_path, factors("a", 6, 5) | factors("other", 3, 3))
+    found = pool({"a.weight": torch.zeros(6, 4)}, x=str(tmp_path))
+    with pytest.raises(AlignmentError) as caught:
+        found.aligned(AlignmentPolicy())
+    assert "a.weight  x: shape [6, 5], the base's is [6, 4]" in caught.value.message
+    assert "other.weight  x: extra: not in the base" in caught.value.message
+
+
+def test_an_adapter_needs_its_base(tmp_path: Path) -> None:
+    adapter(tmp_path, factors("a", 6, 5))
+    with pytest.raises(CheckpointError, match="nothing without its base") as caught:
+        pool(None, x=str(tmp_path))
+    assert caught.value.hint == "Name the base: model_pool.base=org/base"
+    with pytest.raises(CheckpointError, match="is an adapter, no model"):
+        pool(str(tmp_path), x={"a.weight": torch.ones(1)})
+
+
+def test_the_dtype_of_an_adapter_is_no_difference(tmp_path: Path) -> None:
+    adapter(tmp_path, factors("a", 6, 5))
+    found = pool({"a.weight": torch.zeros(6, 5, dtype=torch.bfloat16)}, x=str(tmp_path))
+    assert found.aligned(AlignmentPolicy(dtype="error")).experts["x"].is_delta
+
+
+# --- against PEFT -------------------------------------------------------------------------------
+
+
+def tiny(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            vocab_size=40,
+            n_positions=16,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        return transformers.GPT2LMHeadModel(config)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    if kind == "bert":
+        config = transformers.BertConfig(**sizes, num_attention_heads=2, vocab_size=40)
+        return transformers.BertForSequenceClassification(config)
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2, vocab_size=40)
+    return transformers.LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj", "v_proj"]}),
+        ("llama", {"target_modules": "all-linear", "use_rslora": True, "lora_alpha": 3}),
+        (
+            "llama",
+            {
+                "target_modules": ["q_proj", "down_proj"],
+                "rank_pattern": {"down_proj": 2, r"layers\.0\.self_attn\.q_proj": 8},
+                "alpha_pattern": {"q_proj": 5},
+            },
+        ),
+        ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("gpt2", {"target_modules": ["c_attn", "c_proj"]}),
+        ("bert", {"target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"}),
+        ("bert", {"target_modules": ["query", "value"], "bias": "lora_only"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_merging_one_adapter_is_what_peft_merges(
+    tmp_path: Path, kind: str, options: dict[str, Any]
+) -> None:
+    tiny(kind).save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    model = peft.get_peft_model(tiny(kind), peft.LoraConfig(r=4, **options))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad or "lora_" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.merge_and_unload().state_dict()
+    run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 1.0},
+        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "adapter")]},
+        output=tmp_path / "out",
+    )
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    assert found.keys() == base.keys()
+    assert any(not torch.equal(found[name], base[name]) for name in base)
+    for name, values in found.items():
+        torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,398 @@
+"""Runs that are stopped and resumed: what is kept, what is told, what is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fusion_core import run_fusion
+from fusion_core.algorithm import Algorithm, RunContext
+from fusion_core.config import ComponentConfig
+from fusion_core.errors import DiskError, FusionError, RecipeError
+from fusion_core.planning import RunOptions
+from fusion_core.weights import (
+    StateDictSource,
+    WeightSource,
+    fault,
+    follower,
+    materialise,
+    staged,
+)
+from fusion_core.weights.disk import write_durably
+from fusion_core.weights.workplace import workplaces_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_core.model_pool import ModelPool
+
+Models = dict[str, dict[str, torch.Tensor]]
+STATE = {f"layer.{n}": torch.full((10,), float(n)) for n in range(20)}
+
+
+@pytest.fixture(autouse=True)
+def _journal_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "BATCH_BYTES", 1)
+
+
+@pytest.fixture
+def pool(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    for name, state in models.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+    experts = {name: f"{name}.safetensors" for name in ("a", "b")}
+    return {"name": "checkpoints", "base": "base.safetensors", "models": experts}
+
+
+class Stopping(StateDictSource):
+    """Raises when one of its tensors is read, after those before it have been recorded."""
+
+    def __init__(self, error: BaseException | None, at: int = 12) -> None:
+        super().__init__(STATE)
+        self.error, self.at, self.reads = error, at, 0
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        self.reads += 1
+        if self.error is not None and name == f"layer.{self.at}":
+            raise self.error
+        return super().read(name, start, stop)
+
+
+def write(
+    source: WeightSource, output: Path, *, resume: bool = False, plan: bytes | None = b"{}"
+) -> None:
+    with staged(output, plan=plan, resume=resume) as staging:
+        materialise(source, staging, shard_size=300)
+        staging.commit(overwrite=False)
+
+
+def stopped(error: BaseException, output: Path, **options: Any) -> BaseException:
+    with pytest.raises(type(error)) as caught:
+        write(Stopping(error), output, **options)
+    return caught.value
+
+
+def left_in(directory: Path) -> list[str]:
+    return [each.output.name for each in workplaces_in(directory)]
+
+
+# --- what is kept -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(143), DiskError("full"), MemoryError()]
+)
+def test_work_is_kept_if_the_cause_lies_outside(tmp_path: Path, error: BaseException) -> None:
+    told = stopped(error, tmp_path / "out")
+    assert any("--resume" in note for note in told.__notes__)
+    assert os.listdir(tmp_path) == [each.path.name for each in workplaces_in(tmp_path)]
+    rest = Stopping(None)
+    write(rest, tmp_path / "out", resume=True)
+    assert rest.reads == 8
+    write(Stopping(None), tmp_path / "at-once")
+    for file in (tmp_path / "at-once").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["at-once", "out"]
+
+
+@pytest.mark.parametrize("error", [FusionError("bad weights"), RuntimeError("bug"), OSError("b")])
+def test_nothing_is_kept_if_the_tensors_may_be_wrong(tmp_path: Path, error: Exception) -> None:
+    told = stopped(error, tmp_path / "out")
+    assert not hasattr(told, "__notes__")
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_kept_if_nothing_was_finished(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(Stopping(KeyboardInterrupt(), at=0), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_kept_of_a_run_without_a_plan(tmp_path: Path) -> None:
+    stopped(KeyboardInterrupt(), tmp_path / "out", plan=None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_of_a_plugin_stays_what_it_is(tmp_path: Path) -> None:
+    error = OSError(28, "No space left for the plugin's own cache")
+    assert stopped(error, tmp_path / "out") is error
+
+
+# --- what is resumed ----------------------------------------------------------------------------
+
+
+def test_work_of_another_plan_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(KeyboardInterrupt(), tmp_path / "out")
+    fresh = Stopping(None)
+    write(fresh, tmp_path / "out", resume=True, plan=b'{"seed": 1}')
+    assert fresh.reads == 20
+    assert "nothing to resume" in caplog.text
+    assert "starting afresh" in caplog.text
+    assert left_in(tmp_path) == ["out"]
+
+
+def test_a_run_that_is_not_resumed_leaves_old_work_and_tells(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(KeyboardInterrupt(), tmp_path / "out")
+    fresh = Stopping(None)
+    write(fresh, tmp_path / "out")
+    assert fresh.reads == 20
+    assert "--resume would go on with it" in caplog.text
+    assert left_in(tmp_path) == ["out"]
+
+
+def test_work_for_an_output_of_a_similar_name_is_none_of_ours(tmp_path: Path) -> None:
+    names = ("out", "out.fuse-0123456789ab", "[o]ut", "ou*")
+    for name in names:
+        stopped(KeyboardInterrupt(), tmp_path / name)
+    for name in names:
+        rest = Stopping(None)
+        write(rest, tmp_path / name, resume=True)
+        assert rest.reads == 8
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
+def test_another_layout_starts_afresh(tmp_path: Path) -> None:
+    """An algorithm may decide otherwise the second time: tensors then have other places."""
+    stopped(KeyboardInterrupt(), tmp_path / "out")
+    source = StateDictSource({**STATE, "layer.3": torch.ones(11)})
+    write(source, tmp_path / "out", resume=True)
+    write(source, tmp_path / "at-once")
+    for file in (tmp_path / "at-once").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_tensor_that_has_changed_since_is_done_again(tmp_path: Path) -> None:
+    stopped(KeyboardInterrupt(), tmp_path / "out")
+    (left,) = workplaces_in(tmp_path)
+    shard = min(left.model.iterdir())
+    with shard.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x77")
+    rest = Stopping(None)
+    write(rest, tmp_path / "out", resume=True)
+    assert rest.reads == 9
+    write(Stopping(None), tmp_path / "at-once")
+    assert (tmp_path / "out" / shard.name).read_bytes() == (
+        tmp_path / "at-once" / shard.name
+    ).read_bytes()
+
+
+def test_the_same_recipe_goes_on_and_another_does_not(
+    pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(place: str) -> None:
+        if place == "header written":
+            raise KeyboardInterrupt
+
+    def run(scale: float, *, resume: bool) -> list[str]:
+        reached: list[str] = []
+        monkeypatch.setattr(fault, "listener", reached.append)
+        algorithm = {"name": "task-arithmetic", "scale": scale}
+        options = RunOptions(resume=resume, overwrite=True)
+        run_fusion(algorithm=algorithm, model_pool=pool, output="out", options=options)
+        return reached
+
+    pieces = run(0.5, resume=False).count("piece written")
+    monkeypatch.setattr(fault, "listener", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_fusion(algorithm={"name": "task-arithmetic", "scale": 0.5}, model_pool=pool, output="o")
+    (tmp_path / "out").rename(tmp_path / "kept")
+    (left,) = workplaces_in(tmp_path)
+    left.path.rename(tmp_path / left.path.name.replace(".o.", ".out."))
+    assert run(0.25, resume=True).count("piece written") == pieces
+    assert run(0.5, resume=True).count("piece written") == 0
+    for file in (tmp_path / "kept").glob("*[!e].*"):  # provenance.json has timings
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_models_in_memory_cannot_be_resumed(models: Models, tmp_path: Path) -> None:
+    pool = {"base": models["base"], "models": {"a": models["a"]}}
+    for output in (None, tmp_path / "out"):
+        with pytest.raises(RecipeError, match="in memory cannot be resumed"):
+            run_fusion(
+                algorithm="ties", model_pool=pool, output=output, options=RunOptions(resume=True)
+            )
+    assert os.listdir(tmp_path) == []
+
+
+# --- algorithms ---------------------------------------------------------------------------------
+
+
+class StepsConfig(ComponentConfig):
+    steps: int = 6
+
+
+class Steps(Algorithm[StepsConfig]):
+    """Searches in steps, each of which it can go on from."""
+
+    config_class = StepsConfig
+    error: BaseException | None = None
+    done: int = 0
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        assert context.state is not None
+        last = context.state / "step"
+        first = int(last.read_text()) if last.exists() else 0
+        for step in range(first, self.config.steps):
+            if step == 4 and self.error is not None:
+                raise self.error
+            write_durably(last, str(step + 1).encode())
+            self.done += 1
+        context.save("steps.txt", b"found")
+        return pool.experts["a"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of GPU memory")])
+def test_an_algorithm_goes_on_from_its_own_state(
+    pool: dict[str, Any], tmp_path: Path, error: BaseException
+) -> None:
+    first, second = Steps(StepsConfig()), Steps(StepsConfig())
+    first.error = error
+    with pytest.raises(type(error)) as caught:
+        run_fusion(algorithm=first, model_pool=pool, output="out")
+    assert any("--resume" in note for note in caught.value.__notes__)
+    assert not (tmp_path / "out").exists()
+    run_fusion(algorithm=second, model_pool=pool, output="out", options=RunOptions(resume=True))
+    assert (first.done, second.done) == (4, 2)
+    assert sorted(os.listdir("out")) == [
+        "model.safetensors",
+        "provenance.json",
+        "recipe.yaml",
+        "steps.txt",
+    ]
+    assert left_in(tmp_path) == []
+
+
+def test_an_algorithm_that_fails_by_its_recipe_leaves_nothing(
+    pool: dict[str, Any], tmp_path: Path
+) -> None:
+    algorithm = Steps(StepsConfig())
+    algorithm.error = FusionError("diverged")
+    with pytest.raises(FusionError, match="diverged"):
+        run_fusion(algorithm=algorithm, model_pool=pool, output="out")
+    assert left_in(tmp_path) == []
+
+
+def test_tensors_do_not_outlive_a_bug_but_an_algorithms_state_does(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="bug"),
+        staged(tmp_path / "out", plan=b"{}") as staging,
+    ):
+        write_durably(staging.state / "step", b"4")
+        materialise(Stopping(RuntimeError("bug")), staging, shard_size=300)
+    with staged(tmp_path / "out", plan=b"{}", resume=True) as staging:
+        assert (staging.state / "step").read_bytes() == b"4"
+        whole = Stopping(None)
+        materialise(whole, staging, shard_size=300)
+        assert whole.reads == 20
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_good_result_is_rescued_from_a_run_that_fails(tmp_path: Path, *, named: bool) -> None:
+    context = RunContext(output=tmp_path / "merged" if named else None)
+    path = context.rescue("coefficients.json", b"{}")
+    assert path.read_bytes() == b"{}"
+    assert path.name.endswith("coefficients.json")
+    if named:
+        assert path == tmp_path / "merged.coefficients.json"
+    else:
+        assert path != context.rescue("coefficients.json", b"{}")
+
+
+def test_a_run_in_memory_has_no_state(models: Models) -> None:
+    class Looks(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            assert context.state is None
+            return pool.experts["a"]
+
+    run_fusion(algorithm=Looks(), model_pool={"base": models["base"], "models": {"a": models["a"]}})
+
+
+# --- interrupts ---------------------------------------------------------------------------------
+
+
+def test_an_interrupt_while_threads_write_closes_nothing_under_them(tmp_path: Path) -> None:
+    """A second Ctrl-C does not wait for them; their descriptors must not mean other files then."""
+    source = StateDictSource(STATE)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out", plan=b"{}") as staging:
+        staging.lay_out(list(source.infos.values()), shard_size=10**9)
+        shards = staging.shards
+        raise KeyboardInterrupt
+    others = [os.open(tmp_path / f"other{n}", os.O_RDWR | os.O_CREAT) for n in range(20)]
+    info = source.infos["layer.1"]
+    shards.write(info, 0, source.tensor("layer.1"))  # as a thread that has not noticed yet
+    assert all((tmp_path / f"other{n}").stat().st_size == 0 for n in range(20))
+    for descriptor in others:
+        os.close(descriptor)
+
+
+STOPPED = """
+import sys
+from fusion_core.cli import app
+from fusion_core.weights import fault, follower
+follower.BATCH_BYTES = 1
+reached = []
+def listen(place):
+    reached.append(place)
+    if place == "journal synced" and reached.count(place) == 3:
+        print("now", flush=True)
+        sys.stdin.readline()
+fault.listener = listen
+app.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_signal_keeps_the_work_and_says_how_to_go_on(
+    pool: dict[str, Any], tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    models = json.dumps(pool["models"])
+    arguments = ["run", "--algo", "task-arithmetic", "--pool", "checkpoints", "-o", "out"]
+    arguments += [
+        "--set",
+        "model_pool.base=base.safetensors",
+        "--set",
+        f"model_pool.models={models}",
+    ]
+
+    def start(*more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", STOPPED, *arguments, *more],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with start() as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "now\n"
+        run.send_signal(sent)
+        _, told = run.communicate("go on\n")
+    assert run.returncode == code
+    assert "What is done is kept: the same command with --resume goes on." in told
+    assert "Traceback" not in told
+    assert left_in(tmp_path) == ["out"]
+    with start("--resume", "--executor", "serial", "-v") as again:
+        shown, told = again.communicate("go on\n")
+    assert again.returncode == 0, told
+    assert "going on in .out.fuse-" in told
+    assert "merge the rest" in told
+    assert shown.endswith("written: out\n")
+    assert left_in(tmp_path) == []

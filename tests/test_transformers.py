@@ -1,0 +1,344 @@
+"""Checkpoints as transformers writes them: merged, loaded with from_pretrained, run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from fusion_core.errors import AlignmentError
+from fusion_core.run import run_fusion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from hub_server import HubServer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+HEADS = {**SIZES, "num_attention_heads": 2}
+TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+SUM = {"name": "task-arithmetic", "scale": 0.5}
+WORDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
+PIXELS = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
+
+
+def llama(**options: Any) -> Any:
+    config = {**HEADS, **TOKENS, "vocab_size": 40, **options}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+
+
+def gpt2(**options: Any) -> Any:
+    config = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 40}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**config, **TOKENS, **options))
+
+
+def t5() -> Any:
+    config = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**config, vocab_size=40, decoder_start_token_id=0)
+    )
+
+
+def bert() -> Any:
+    return transformers.BertForMaskedLM(transformers.BertConfig(**HEADS, vocab_size=40))
+
+
+def clip() -> Any:
+    text = {**HEADS, **TOKENS, "vocab_size": 40, "max_position_embeddings": 12}
+    vision = {**HEADS, "image_size": 8, "patch_size": 4}
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    )
+
+
+def clip_vision() -> Any:
+    return clip().vision_model
+
+
+KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "llama": (llama, {"input_ids": WORDS}),
+    "llama-tied": (lambda: llama(tie_word_embeddings=True), {"input_ids": WORDS}),
+    "gpt2": (gpt2, {"input_ids": WORDS}),
+    "t5": (t5, {"input_ids": WORDS, "decoder_input_ids": WORDS}),
+    "bert": (bert, {"input_ids": WORDS}),
+    "clip": (clip, {"input_ids": WORDS, "pixel_values": PIXELS}),
+    "clip-vision": (clip_vision, {"pixel_values": PIXELS}),
+}
+
+
+def saved(make: Callable[..., Any], path: Path, seed: int = 0, **options: Any) -> Any:
+    torch.manual_seed(seed)
+    model = make(**options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    model.save_pretrained(path)
+    return model
+
+
+def merge(tmp_path: Path, base: str, *models: str, **sections: Any) -> Path:
+    run_fusion(
+        {"alignment": sections.pop("alignment", {})},
+        algorithm=sections.pop("algorithm", SUM),
+        model_pool={
+            "base": str(tmp_path / base),
+            "models": {f"m{n}": str(tmp_path / each) for n, each in enumerate(models)},
+        },
+        output={"path": str(tmp_path / "out"), **sections},
+    )
+    return tmp_path / "out"
+
+
+def rewrite(directory: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = directory / "model.safetensors"
+    tensors = change(load_file(path))
+    save_file({k: v.clone() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def outputs(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    found = model(**inputs).to_tuple()
+    return [each for each in found if isinstance(each, torch.Tensor)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merge_loads_and_computes_what_merging_by_hand_does(tmp_path: Path, kind: str) -> None:
+    make, inputs = KINDS[kind]
+    base, one, other = (
+        saved(make, tmp_path / name, seed) for seed, name in enumerate(("base", "one", "other"))
+    )
+    out = merge(tmp_path, "base", "one", "other", shard_size=10_000)
+    assert len(list(out.glob("*.safetensors"))) > 1
+    loaded, report = type(base).from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    mine, states = base.state_dict(), (one.state_dict(), other.state_dict())
+    by_hand = {
+        name: value + 0.5 * sum(state[name] - value for state in states)
+        if value.is_floating_point()
+        else value
+        for name, value in mine.items()
+    }
+    base.load_state_dict(by_hand)
+    expected = outputs(base, inputs)
+    assert expected
+    for ours, theirs in zip(outputs(loaded.eval(), inputs), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "t5", "bert"])
+def test_tied_weights_stay_tied(tmp_path: Path, kind: str) -> None:
+    for seed, name in enumerate(("base", "one")):
+        saved(KINDS[kind][0], tmp_path / name, seed)
+    loaded = type(KINDS[kind][0]()).from_pretrained(merge(tmp_path, "base", "one"))
+    head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
+    assert head.weight is embeddings.weight
+
+
+def with_head(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}
+
+
+@pytest.mark.parametrize("who", ["base", "one", "both"])
+def test_a_tied_head_that_only_some_wrote_is_no_difference(tmp_path: Path, who: str) -> None:
+    for seed, name in enumerate(("base", "one")):
+        saved(gpt2, tmp_path / name, seed)
+    expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
+    for name in ("base", "one"):
+        if who in {name, "both"}:
+            rewrite(tmp_path / name, with_head)
+    run_fusion(
+        algorithm=SUM,
+        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "one")]},
+        output=tmp_path / "again",
+    )
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert set(again) - set(expected) == ({"lm_head.weight"} if who != "one" else set())
+    for name, values in expected.items():
+        assert torch.equal(again[name], values)
+    if who != "one":
+        assert torch.equal(again["lm_head.weight"], again["transformer.wte.weight"])
+    loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again")
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+def test_a_head_of_its_own_is_a_difference(tmp_path: Path) -> None:
+    saved(gpt2, tmp_path / "base")
+    saved(gpt2, tmp_path / "one", 1)
+    rewrite(
+        tmp_path / "one",
+        lambda tensors: {**tensors, "lm_head.weight": tensors["transformer.wte.weight"] + 1e-3},
+    )
+    with pytest.raises(AlignmentError, match=r"lm_head\.weight  m0: extra"):
+        merge(tmp_path, "base", "one")
+
+
+# --- spellings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["base", "one", "other"])
+def test_vision_towers_merge_in_both_spellings(tmp_path: Path, who: str) -> None:
+    for seed, name in enumerate(("base", "one", "other")):
+        saved(clip_vision, tmp_path / name, seed)
+    expected = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
+    prefixed = {f"vision_model.{name}": values for name, values in expected.items()}
+    (tmp_path / "out").rename(tmp_path / "expected")
+    rewrite(tmp_path / who, lambda old: {f"vision_model.{k}": v for k, v in old.items()})
+    found = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
+    wanted = prefixed if who == "base" else expected
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    transformers.CLIPVisionModel.from_pretrained(tmp_path / "out")
+
+
+def test_a_headless_model_and_one_with_its_head_have_the_same_tensors(tmp_path: Path) -> None:
+    base = saved(gpt2, tmp_path / "base")
+    saved(gpt2, tmp_path / "one", 1)
+    expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
+    (tmp_path / "out").rename(tmp_path / "expected")
+    base.transformer.save_pretrained(tmp_path / "base")
+    found = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
+    assert {f"transformer.{name}" for name in found} == expected.keys()
+    assert all(torch.equal(values, expected[f"transformer.{k}"]) for k, values in found.items())
+
+
+def test_a_tower_against_the_whole_model_lacks_the_rest(tmp_path: Path) -> None:
+    saved(clip, tmp_path / "base")
+    saved(clip_vision, tmp_path / "one", 1)
+    with pytest.raises(AlignmentError) as caught:
+        merge(tmp_path, "base", "one")
+    assert "text_model" in caught.value.message
+    assert "vision_model" not in caught.value.message
+    out = merge(tmp_path, "base", "one", alignment={"missing": "base"})
+    found, base = (
+        load_file(out / "model.safetensors"),
+        load_file(tmp_path / "base/model.safetensors"),
+    )
+    changed = {name for name in base if not torch.equal(found[name], base[name])}
+    assert changed
+    assert all(name.startswith("vision_model.") for name in changed)
+
+
+# --- dtypes, vocabularies, side files -----------------------------------------------------------
+
+
+def test_experts_in_another_dtype_are_promoted_and_the_bases_is_written(tmp_path: Path) -> None:
+    saved(llama, tmp_path / "base")
+    saved(llama, tmp_path / "one", 1).half().save_pretrained(tmp_path / "one")
+    out = merge(tmp_path, "base", "one")
+    base, one, found = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "base", tmp_path / "one", out)
+    )
+    for name, values in found.items():
+        assert values.dtype is torch.float32
+        torch.testing.assert_close(values, base[name] + 0.5 * (one[name].float() - base[name]))
+    assert transformers.AutoModelForCausalLM.from_pretrained(out).dtype is torch.float32
+
+
+def test_vocabularies_of_different_sizes_are_refused_by_a_table(tmp_path: Path) -> None:
+    saved(llama, tmp_path / "base")
+    saved(llama, tmp_path / "one", 1, vocab_size=43)
+    with pytest.raises(AlignmentError) as caught:
+        merge(tmp_path, "base", "one")
+    assert caught.value.message.splitlines() == [
+        "the models do not fit together: 2 differences",
+        "  lm_head.weight  m0: shape [43, 16], the base's is [40, 16]",
+        "  model.embed_tokens.weight  m0: shape [43, 16], the base's is [40, 16]",
+    ]
+    assert "alignment.vocab=pad" in (caught.value.hint or "")
+
+
+def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
+    saved(llama, tmp_path / "base")
+    for seed, (name, size) in enumerate([("one", 43), ("two", 45), ("three", 38)], 1):
+        saved(llama, tmp_path / name, seed, vocab_size=size)
+    (tmp_path / "base" / "tokenizer.json").write_text("of 40")
+    (tmp_path / "two" / "tokenizer.json").write_text("of 45")
+    out = merge(tmp_path, "base", "one", "two", "three", alignment={"vocab": "pad"})
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert loaded.config.vocab_size == 45
+    assert (out / "tokenizer.json").read_text() == "of 45"
+    found = load_file(out / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    base, one, two, three = (
+        load_file(tmp_path / each / "model.safetensors")[name]
+        for each in ("base", "one", "two", "three")
+    )
+    ours = found[name]
+    sums = (one[:38] - base[:38]) + (two[:38] - base[:38]) + (three - base[:38])
+    torch.testing.assert_close(ours[:38], base[:38] + 0.5 * sums)
+    pair = (one[38:40] - base[38:]) + (two[38:40] - base[38:])
+    torch.testing.assert_close(ours[38:40], base[38:] + 0.5 * pair)
+    torch.testing.assert_close(ours[40:43], (one[40:] + two[40:43]) / 2)
+    torch.testing.assert_close(ours[43:], two[43:])
+    assert loaded(WORDS).logits.shape[-1] == 45
+
+
+def test_a_larger_base_keeps_its_tokens_under_the_policy(tmp_path: Path) -> None:
+    saved(llama, tmp_path / "base", vocab_size=45)
+    saved(llama, tmp_path / "one", 1)
+    out = merge(tmp_path, "base", "one", alignment={"vocab": "pad"})
+    found, base = (
+        load_file(out / "model.safetensors"),
+        load_file(tmp_path / "base/model.safetensors"),
+    )
+    assert torch.equal(found["lm_head.weight"][40:], base["lm_head.weight"][40:])
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 45
+
+
+def test_tokenizer_and_generation_files_come_along_and_code_does_not(tmp_path: Path) -> None:
+    saved(llama, tmp_path / "base")
+    saved(llama, tmp_path / "one", 1)
+    backend = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_tokenizer(), unk_token="<unk>", chat_template="{{ messages }}"
+    )
+    backend.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "modeling_evil.py").write_text("raise SystemExit")
+    config = tmp_path / "base" / "config.json"
+    with_code = {**json.loads(config.read_text()), "auto_map": {"AutoModel": "modeling_evil.X"}}
+    config.write_text(json.dumps(with_code))
+    out = merge(tmp_path, "base", "one")
+    assert not list(out.glob("*.py"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == "{{ messages }}"
+    assert tokenizer("hello")["input_ids"] == [1]
+    assert transformers.GenerationConfig.from_pretrained(out).eos_token_id == 1
+    assert (
+        type(transformers.AutoModelForCausalLM.from_pretrained(out)).__name__ == "LlamaForCausalLM"
+    )
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({"<unk>": 0, "hello": 1}, unk_token="<unk>"))
+
+
+# --- from the hub -------------------------------------------------------------------------------
+
+
+def test_models_from_the_hub_merge_like_local_ones(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("base", "one")):
+        saved(llama, tmp_path / name, seed)
+    expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
+    base = hub.add_directory("org/base", tmp_path / "base")
+    commit = hub.add_directory("org/one", tmp_path / "one", branch="v1")
+    hub.add("org/one", {"config.json": b"{}"})
+    monkeypatch.chdir(tmp_path)
+    pool = {"base": "org/base", "models": ["org/one@v1"]}
+    run_fusion(algorithm=SUM, model_pool=pool, output="from-hub")
+    found = load_file(tmp_path / "from-hub" / "model.safetensors")
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    provenance = json.loads((tmp_path / "from-hub" / "provenance.json").read_text())
+    sources = {name: each["source"] for name, each in provenance["inputs"].items()}
+    assert sources == {"base": f"org/base@{base}", "one": f"org/one@{commit}"}
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "from-hub")

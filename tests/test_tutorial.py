@@ -1,0 +1,108 @@
+"""The tutorial for authors: every file is written, every command run, every output compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorials" / "your-first-method.md"
+_BLOCK = re.compile(r"<!-- (\w+)(?:: (\S+))? -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a marked block is for (run, fails, shows or file), of which file, and its text."""
+
+    mark: str
+    path: str
+    text: str
+
+
+def blocks() -> list[Block]:
+    return [Block(*each) for each in _BLOCK.findall(TUTORIAL.read_text(encoding="utf-8"))]
+
+
+def test_every_block_of_the_tutorial_is_marked() -> None:
+    fences = re.findall(r"^```\w+$|^```$", TUTORIAL.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks())
+    assert {each.mark for each in blocks()} == {"run", "fails", "shows", "file"}
+
+
+def test_the_tutorial_does_what_it_says(
+    our_wheels: list[Path], make_environment: Callable[..., Path], tmp_path: Path
+) -> None:
+    binaries = make_environment(tmp_path / "environment", *our_wheels)
+    place, here = tmp_path / "work", "."
+    place.mkdir()
+    output = ""
+    for block in blocks():
+        match block.mark:
+            case "file":
+                target = place / block.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(block.text, encoding="utf-8")
+            case "shows":
+                assert_shown(block.text, output)
+            case _:
+                script = f"cd {here}\n{block.text}\npwd > {tmp_path / 'here'}\n"
+                output = run(script, place, binaries, fails=block.mark == "fails")
+                if block.mark == "run":
+                    here = (tmp_path / "here").read_text().strip()
+
+
+def run(script: str, place: Path, binaries: Path, *, fails: bool) -> str:
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "PIP_NO_INDEX": "1",  # what is needed is there; nothing may be fetched
+        "PIP_NO_BUILD_ISOLATION": "0",  # which is how pip spells that it shall not isolate
+    }
+    done = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout
+
+
+def assert_shown(text: str, output: str) -> None:
+    """Find each line in the output, in order; numbers and spaces may differ."""
+    printed = iter(plain(output))
+    for line in plain(text):
+        assert any(line in each for each in printed), f"{line!r} is not in:\n{output}"
+
+
+def plain(text: str) -> list[str]:
+    lines = (re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
+    return [re.sub(r"\d+(\.\d+)?", "N", line) for line in lines if line]
+
+
+@pytest.mark.parametrize(
+    ("text", "output", "good"),
+    [
+        ("a  1.5", "x\na 27\n", True),
+        ("a\nb", "a\nc\nb\n", True),
+        ("b\na", "a\nc\nb\n", False),
+        ("a", "b", False),
+    ],
+)
+def test_outputs_are_compared_line_by_line(text: str, output: str, good: bool) -> None:  # noqa: FBT001
+    if good:
+        assert_shown(text, output)
+    else:
+        with pytest.raises(AssertionError):
+            assert_shown(text, output)

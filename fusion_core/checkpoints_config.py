@@ -41,7 +41,7 @@ def _is_recipe(value: object) -> bool:
     """Tell whether a model is what another recipe merges: its file, or the recipe itself."""
     if isinstance(value, str | os.PathLike):
         return Path(value).suffix in _RECIPES
-    return isinstance(value, Mapping) and "algorithm" in value
+    return isinstance(value, Mapping) and not {"algorithm", "model_pool"}.isdisjoint(value)
 
 
 def _describe_source(value: object) -> Any:  # noqa: ANN401 - a path, or a recipe in full

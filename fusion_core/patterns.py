@@ -7,6 +7,7 @@ tensors that are found is not known here (`fusion_core.selection`).
 from __future__ import annotations
 
 import difflib
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,6 +109,12 @@ def matching(patterns: Sequence[str], names: Collection[str], option: str) -> se
 
 
 def _closest(pattern: str, names: Collection[str]) -> str:
-    plain = pattern.replace("*", "")
-    close = difflib.get_close_matches(plain, names, n=3, cutoff=0.4) or sorted(names)[:3]
-    return f"The closest names: {', '.join(close)}. `*` matches any characters, dots too."
+    """Name three tensors of different kinds: layers that differ by a number are of one kind."""
+    kinds = {_kind(name): name for name in reversed([*names])}
+    close = difflib.get_close_matches(_kind(pattern.replace("*", "")), kinds, n=3, cutoff=0.4)
+    listed = ", ".join(kinds[each] for each in close or sorted(kinds)[:3])
+    return f"The closest names: {listed}. `*` matches any characters, dots too."
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "0", name)

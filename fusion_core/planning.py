@@ -23,7 +23,7 @@ from fusion_core.model_pool import ModelPool
 from fusion_core.nested import RecipeSource, nested_in
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
-from fusion_core.recipes import load_recipe
+from fusion_core.recipes import load_recipe, shown
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
 from fusion_core.weights import held_in_memory
@@ -159,7 +159,7 @@ def _planned(
     if tasks is not None:
         check_tasks(tasks)
     if isinstance(algorithm, Selected):
-        algorithm.parts(pool)  # a pattern that matches nothing is refused before anything is read
+        algorithm.selection.groups(pool.reference.infos)  # refuses a pattern that matches nothing
     return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
 
 
@@ -168,7 +168,7 @@ def _nested(
 ) -> RecipeSource:
     """Plan a recipe in the place of a model; raises its errors with its name in front of them."""
     if isinstance(given, Mapping):
-        label, recipe = "the recipe in place of a model", given
+        label, recipe = f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given
     else:
         label, recipe = str(given), load_recipe(given)
         path = os.path.realpath(given)

@@ -398,3 +398,13 @@ def test_completion_offers_names() -> None:
     assert "ties" in dict(completion.algorithms("ti"))
     assert "checkpoints" in dict(completion.model_pools(""))
     assert "ties" not in dict(completion.algorithms("x"))
+
+
+def test_completion_is_silent_where_the_command_would_say_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fusion_core.cli import completion
+
+    monkeypatch.setenv("FUSION_BLOCK_PLUGINS", "no-such-plugin")
+    assert completion.algorithms("ti") == []
+    assert completion.tasks("m") == []

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import (
     Choice,
     ComponentConfig,
+    ExpertWeights,
     OutputOptions,
     Recipe,
     choice_of,
@@ -25,7 +29,6 @@ from fusion_core.validation import validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from conftest import Site
 
@@ -530,6 +533,94 @@ def test_not_a_number_is_no_option() -> None:
             validated(Config, {"scale": value})
 
 
+class Kinds(StrEnum):
+    ONE = "one"
+
+
+class Inner(ComponentConfig):
+    count: int = 1
+
+
+class Strict(ComponentConfig):
+    """Every kind of option that must not take text for a number, and those that convert."""
+
+    number: float = 1.0
+    bounded: Annotated[float, Field(ge=0, le=1)] | None = None
+    count: int = 1
+    flag: bool = False
+    weights: ExpertWeights | None = None
+    pair: tuple[int, float] = (1, 1.0)
+    kind: Kinds = Kinds.ONE
+    path: Path = Path()
+    either: int | str = 0
+    inner: Inner = Inner()
+    several: dict[str, Inner] = Field(default={})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("number", "0.5"),
+        ("number", True),
+        ("bounded", "0.5"),
+        ("bounded", False),
+        ("count", "7"),
+        ("count", True),
+        ("count", b"7"),
+        ("count", 7.5),
+        ("flag", "yes"),
+        ("flag", 1),
+        ("weights", {"a": "1"}),
+        ("weights", ["1"]),
+        ("weights", [True]),
+        ("pair", [1, "2"]),
+        ("inner", {"count": "7"}),
+        ("several", {"a": {"count": True}}),
+    ],
+)
+def test_text_is_no_number_and_no_truth_value(option: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=rf"^section\.{option}.* = .*Input should be") as caught:
+        validated(Strict, {option: value}, prefix="section")
+    assert "before" not in caught.value.message  # pydantic's own words for a union's branches
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "found"),
+    [
+        ("number", 1, 1.0),
+        ("bounded", 0, 0.0),
+        ("count", 1e3, 1000),  # as YAML reads 1e3
+        ("flag", True, True),
+        ("weights", {"a": 1}, {"a": 1.0}),
+        ("weights", [1, 0.5], [1.0, 0.5]),
+        ("pair", [1, 2], (1, 2.0)),
+        ("kind", "one", Kinds.ONE),
+        ("path", "a/b", Path("a/b")),
+        ("either", "7", "7"),
+        ("inner", {"count": 3}, Inner(count=3)),
+        ("several", {"a": {}}, {"a": Inner()}),
+    ],
+)
+def test_everything_else_is_converted(option: str, value: object, found: object) -> None:
+    assert getattr(validated(Strict, {option: value}), option) == found
+
+
+def test_a_strict_option_looks_the_same_in_a_schema() -> None:
+    properties = Strict.model_json_schema()["properties"]
+    assert properties["number"]["type"] == "number"
+    assert properties["bounded"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    assert properties["flag"]["type"] == "boolean"
+
+
+def test_a_configuration_made_of_another_is_as_strict() -> None:
+    class More(Strict):
+        extra: int = 0
+
+    for option in ("number", "extra"):
+        with pytest.raises(RecipeError, match=option):
+            validated(More, {option: "1"})
+
+
 # --- the JSON schema ----------------------------------------------------------------------------
 
 GOOD_RECIPES: list[dict[str, Any]] = [
@@ -538,6 +629,9 @@ GOOD_RECIPES: list[dict[str, Any]] = [
     {"algorithm": "toy-plugin/toy"},
     {"algorithm": {"name": "toy", "density": 0.5, "mode": "slow"}, "seed": 3},
     {"algorithm": {"name": "toy-plugin/toy"}},
+    {"algorithm": {"name": "toy", "only": "a.*", "skip": ["*.b", "c"]}},
+    {"algorithm": {"name": "toy", "overrides": [{"match": "a.*", "density": 0.5}]}},
+    {"algorithm": "toy", "model_pool": {"base": {"algorithm": "toy"}, "models": ["x.yaml"]}},
     {"algorithm": "toy", "model_pool": {"base": "b", "models": {"a": "x"}}},
     {"algorithm": "toy", "model_pool": {"base": "b", "models": ["x", "y"]}},
     {"algorithm": "toy", "model_pool": {"name": "checkpoints", "models": ["x"]}, "task_pool": None},
@@ -558,6 +652,9 @@ BAD_RECIPES: list[dict[str, Any]] = [
     {"algorithm": "toy", "output": {"shard_size": -1}},
     {"algorithm": "toy", "alignment": {"nan": "maybe"}},
     {"algorithm": "toy", "seed": "x"},
+    {"algorithm": {"name": "toy", "only": 3}},
+    {"algorithm": {"name": "toy", "overrides": [{"density": 0.5}]}},
+    {"algorithm": "toy", "model_pool": {"models": {"a": {"model_pool": "toys"}}}},
     {"algorithm": "toy", "seed": -3},
     {"algorithm": "toy", "tasks": []},
 ]

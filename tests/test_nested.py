@@ -188,7 +188,9 @@ def test_its_errors_name_it(inner: dict[str, Any], tmp_path: Path) -> None:
         "math.yaml:",
     ]
     assert "did you mean density" in caught.value.message
-    with pytest.raises(RecipeError, match="the recipe in place of a model: algorithm"):
+    with pytest.raises(
+        RecipeError, match=r"nested recipe \(algorithm: \{'name': 'ties'.*: algorithm\."
+    ):
         run_fusion(outer(inner))
     with pytest.raises(RecipeError, match=r"'gone\.yaml' cannot be read"):
         run_fusion(outer("gone.yaml"))
@@ -217,7 +219,7 @@ def test_models_inside_must_fit_together_and_so_must_their_merge(
 
 def test_a_method_inside_that_needs_tasks_asks_for_its_own(inner: dict[str, Any]) -> None:
     inner["algorithm"] = "adamerging"
-    with pytest.raises(RecipeError, match=r"in place of a model: algorithm 'adamerging' needs t"):
+    with pytest.raises(RecipeError, match=r"'adamerging'\): algorithm 'adamerging' needs"):
         run_fusion(outer(inner))
 
 

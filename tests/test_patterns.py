@@ -67,6 +67,13 @@ def test_a_pattern_that_matches_nothing_names_the_closest() -> None:
     assert "model.0.mlp.up" in str(caught.value.hint)
 
 
+def test_layers_that_differ_by_a_number_are_named_once() -> None:
+    names = [f"layers.{number}.{part}" for number in range(40) for part in ("up", "down")]
+    with pytest.raises(RecipeError) as caught:
+        Selection(only="layers.*.upp").chosen(names)
+    assert str(caught.value.hint).startswith("The closest names: layers.0.up, layers.0.down. ")
+
+
 def test_nothing_left_to_merge_is_an_error() -> None:
     with pytest.raises(RecipeError, match="leave no tensor"):
         Selection(only="head", skip="he*").chosen(NAMES)

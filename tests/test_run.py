@@ -24,6 +24,7 @@ from fusion_core.errors import (
     RecipeError,
     WeightsError,
 )
+from fusion_core.evaluation import device_of
 from fusion_core.planning import RunOptions
 from fusion_core.recipes import load_recipe
 from fusion_core.task_pool import Batch, Split, Task, TaskPool
@@ -566,6 +567,14 @@ def test_a_device_that_is_not_there_is_refused(models: Models, device: str) -> N
     pool = {"base": models["base"], "models": {"a": models["a"]}}
     with pytest.raises(RecipeError, match=f"device '{device}'"):
         run_fusion(algorithm="ties", model_pool=pool, options=RunOptions(device=device))
+
+
+def test_a_gpu_beyond_those_that_torch_finds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device_of(name).index for name in ("cuda", "cuda:0", "cuda:1")] == [None, 0, 1]
+    with pytest.raises(RecipeError, match="'cuda:2': torch finds 2 CUDA devices here"):
+        device_of("cuda:2")
 
 
 def test_the_seed_reaches_random_methods(models: Models) -> None:

@@ -27,7 +27,7 @@ from fusion_core.cli.run import (
     Verbose,
     Workers,
     counted,
-    recipe_from,
+    planned,
     set_up_logging,
 )
 
@@ -66,24 +66,21 @@ def check(
     Exits as the run would: 4 if the models do not fit together, 6 if the output has no room.
     """
     set_up_logging(verbose=verbose)
-    names = {"algorithm": algo, "model_pool": pool, "task_pool": task_pool}
-    raw = recipe_from(context, recipe, names, tasks, assignments, seed=seed, output=output)
-
-    from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
-
-    planned = plan(
-        raw,
-        RunOptions(
-            evaluate=not no_eval,
-            overwrite=overwrite,
-            device=device,
-            executor=executor,
-            workers=workers,
-            progress=progress_for(quiet=quiet),
-            block=context.obj,
-        ),
+    plan = planned(
+        context,
+        recipe,
+        {"algorithm": algo, "model_pool": pool, "task_pool": task_pool, "tasks": tasks},
+        assignments,
+        seed=seed,
+        output=output,
+        evaluate=not no_eval,
+        overwrite=overwrite,
+        device=device,
+        executor=executor,
+        workers=workers,
+        progress=progress_for(quiet=quiet),
     )
-    show_check(planned, scan=scan, as_json=as_json)
+    show_check(plan, scan=scan, as_json=as_json)
 
 
 def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from fusion_core.specs import AlgorithmSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fusion_core.planning import Plan
     from fusion_core.run import RunResult
 
 Algo = Annotated[
@@ -129,67 +130,71 @@ def run(
     recipe.yaml, provenance.json and, where tasks were evaluated, report.json.
     """
     set_up_logging(verbose=verbose)
-    names = {"algorithm": algo, "model_pool": pool, "task_pool": task_pool}
-    raw = recipe_from(context, recipe, names, tasks, assignments, seed=seed, output=output)
-
-    from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
-
-    planned = plan(
-        raw,
-        RunOptions(
-            evaluate=not no_eval,
-            overwrite=overwrite,
-            resume=resume,
-            device=device,
-            executor=executor,
-            workers=workers,
-            progress=progress_for(quiet=quiet),
-            block=context.obj,
-        ),
+    plan = planned(
+        context,
+        recipe,
+        {"algorithm": algo, "model_pool": pool, "task_pool": task_pool, "tasks": tasks},
+        assignments,
+        seed=seed,
+        output=output,
+        evaluate=not no_eval,
+        overwrite=overwrite,
+        resume=resume,
+        device=device,
+        executor=executor,
+        workers=workers,
+        progress=progress_for(quiet=quiet),
     )
     if print_config:
         from fusion_core.recipes import dump_yaml
 
-        print(dump_yaml(planned.recipe), end="")
+        print(dump_yaml(plan.recipe), end="")
         return
     if dry_run:
         from fusion_core.cli.check import show_check
 
-        show_check(planned, as_json=as_json)
+        show_check(plan, as_json=as_json)
         return
     if not quiet:
-        print(f"tensors: {counted(planned.counts)}", file=sys.stderr)
+        print(f"tensors: {counted(plan.counts)}", file=sys.stderr)
     from fusion_core.run import execute
 
     try:
-        result = execute(planned)
+        result = execute(plan)
     except (KeyboardInterrupt, SystemExit) as stopped:
         print_notes(stopped)
         raise
-    _show(result, planned.algorithm_name, as_json=as_json)
+    _show(result, plan.algorithm_name, as_json=as_json)
 
 
-def recipe_from(
+def planned(
     context: typer.Context,
     recipe: Path | None,
     names: dict[str, str | None],
-    tasks: str | None,
     assignments: list[str] | None,
     *,
     seed: int | None,
     output: Path | None,
-) -> dict[str, Any]:
-    """Read a recipe and let the flags override it; says which plugins failed to load."""
+    **options: Any,  # noqa: ANN401 - fields of RunOptions
+) -> Plan:
+    """Plan a run from flags over a file; says which plugins failed to load.
+
+    `names` are the flags that name a section's component, and `tasks`.
+    """
     warn_of_broken_plugins(load_plugins(context.obj))
     from fusion_core.recipes import assign, load_recipe, override
 
     raw = {} if recipe is None else load_recipe(recipe)
+    tasks = names.pop("tasks")
     raw = override(sections_from(raw, names, tasks), assignments or [])
     if seed is not None:
         raw["seed"] = seed
     if output is not None:
         raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
-    return raw
+
+    from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
+
+    return plan(raw, RunOptions(block=context.obj, **options))
 
 
 def set_up_logging(*, verbose: bool) -> None:

@@ -167,6 +167,19 @@ def test_without_tasks_it_says_so(make_pool: Make) -> None:
         run_fusion(algorithm="adamerging", model_pool=make_pool("mlp"))
 
 
+def test_tensors_that_are_skipped_get_no_coefficient_and_keep_the_bases_values(
+    make_pool: Make, tasks: Any
+) -> None:
+    pool = make_pool("mlp")
+    options = {"name": "adamerging", "steps": 3, "skip": "*.bias"}
+    result = run_fusion(algorithm=options, model_pool=pool, task_pool=tasks)
+    saved = json.loads(result.side_files["coefficients.json"])
+    assert all(set(values) == {"1.weight", "3.weight"} for values in saved["tensors"].values())
+    assert torch.equal(result.weights.tensor("3.bias"), pool.base.tensor("3.bias"))
+    assert not torch.equal(result.weights.tensor("3.weight"), pool.base.tensor("3.weight"))
+    assert torch.equal(result.model.state_dict()["1.bias"], pool.base.tensor("1.bias"))
+
+
 def test_the_search_is_drawn_and_logged(make_pool: Make, tasks: Any, tmp_path: Path) -> None:
     algorithm = {"name": "adamerging", "steps": 3}
     path = tmp_path / "out"

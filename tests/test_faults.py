@@ -281,6 +281,31 @@ def test_a_torn_or_foreign_journal_only_costs_time(case: Case) -> None:
         case.finish()
 
 
+def test_an_interrupt_at_any_place_leaves_one_of_two(place: Path) -> None:
+    """In this thread or another; resumed, and interrupted again at one of the first places."""
+    write(place / "once", resume=False)
+    expected = files_in(place / "once")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for second in (None, 1, 2, 4):
+        for number in itertools.count(1):
+            with contextlib.suppress(KeyboardInterrupt), at_place(number, interrupt) as reached:
+                write(place / "out", resume=False)
+            if len(reached) < number:
+                break
+            if second is not None and not (place / "out").exists():
+                with contextlib.suppress(KeyboardInterrupt), at_place(second, interrupt):
+                    write(place / "out", resume=True)
+            if not (place / "out").exists():
+                write(place / "out", resume=True)
+            assert files_in(place / "out") == expected
+            clean(place)
+            assert sorted(os.listdir(place)) == ["once", "out"]
+            shutil.rmtree(place / "out")
+
+
 # --- a failing disk -----------------------------------------------------------------------------
 
 FUNCTIONS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -130,6 +131,8 @@ def run(
         raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
 
     from fusion_core import run as pipeline  # torch: not before the recipe has been read
+
+    gc.freeze()  # what was imported stays: headers of many tensors are parsed twice as fast
 
     plan = pipeline.plan(
         raw,

@@ -11,8 +11,9 @@ and times, interleaved and each after a `sync`:
 - mergekit, if `--mergekit` names a virtual environment of its own that has it, less what its
   `--help` takes.
 
-What it prints are medians. On a machine with other work, compare processor times too. Times of different runs, or machines, do not compare: ratios do. This
-process imports no torch: what a child's peak memory counts begins with its parent's.
+What it prints are medians. Times of different runs, or machines, do not compare: ratios do; where a
+machine has other work, compare processor times too. This process imports no torch: what a child's
+peak memory counts begins with its parent's.
 """
 
 from __future__ import annotations

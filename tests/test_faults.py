@@ -574,7 +574,8 @@ def all_ending(children: Iterable[int]) -> Iterator[None]:
 
     def give_up(*_: object) -> None:
         for pid in children:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         pytest.fail("they wait for each other")
 
     before = signal.signal(signal.SIGALRM, give_up)

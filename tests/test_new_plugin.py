@@ -249,6 +249,12 @@ def test_the_command_says_what_comes_next(run_fuse: Callable[..., Any], tmp_path
     assert (again.stdout, "is there already" in again.stderr) == ("", True)
 
 
+def test_a_name_that_a_plugin_has_already_is_pointed_out(run_fuse: Callable[..., Any]) -> None:
+    err = run_fuse("new-plugin", "fusion-checkpoints", "--kind", "model-pool").stderr
+    assert "warning: fusion-core/checkpoints has the name 'checkpoints', too" in err
+    assert run_fuse("new-plugin", "pools-checkpoints").stderr == ""  # another kind
+
+
 @pytest.mark.parametrize(
     ("version", "expected"),
     [("0.1.0", ">=0.1,<0.2"), ("0.2.3.dev1", ">=0.2,<0.3"), ("1.4.0rc1", ">=1.4,<1.5")],

@@ -18,13 +18,10 @@ from fusion_core.errors import AlignmentError, CheckpointError, FusionError
 from fusion_core.model_pool import ModelPool
 from fusion_core.nested import RecipeSource
 from fusion_core.weights import (
-    CheckpointSource,
-    Linear,
     LoraSource,
-    MergedSource,
-    Operands,
     StateDictSource,
     WeightSource,
+    as_weights,
 )
 from fusion_core.weights.assets import assets_of, licence_of, tokenizer_of
 from fusion_core.weights.location import Location, locate
@@ -60,7 +57,7 @@ class Model:
             state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
             return StateDictSource(state, label=f"{self.name} (live)")
         if not self.location.is_adapter:
-            return CheckpointSource(self.location.path, name=self.location.name)
+            return self.location.source()
         if base is None:
             named = base_of(self.location)
             raise CheckpointError(
@@ -73,7 +70,7 @@ class Model:
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
     """Checkpoints by path or hub id, adapters, live models: only names and shapes are known.
 
-    What is on the hub is downloaded when the pool is made.
+    Of what is on the hub, headers are read when the pool is made, weights when they are needed.
     """
 
     config_class = CheckpointsConfig
@@ -106,11 +103,9 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
                 "the pool 'checkpoints' merges files without knowing which class they belong to",
                 hint="Load the merged directory with its own library, e.g. from_pretrained.",
             )
-        if weights.is_delta:
-            weights = MergedSource(Linear((1.0,)), Operands(self.base, {"expert": weights}))
         built = copy.deepcopy(module).cpu().eval()
         try:
-            built.load_state_dict(weights.state_dict())
+            built.load_state_dict(as_weights(weights, self.base).state_dict())
         except RuntimeError as error:
             raise AlignmentError(
                 f"{weights.describe()} does not fit the pool's {type(module).__name__}: {error}",

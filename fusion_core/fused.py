@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.weights import CastSource, StateDictSource, WeightSource
+from fusion_core.weights import CastSource, StateDictSource, WeightSource, as_weights
 
 if TYPE_CHECKING:
     from fusion_core.model_pool import ModelPool
@@ -35,7 +35,7 @@ def as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightSo
             f"the algorithm returned other tensors than its models have: {len(wrong)}, "
             f"among them {min(wrong)!r}"
         )
-    return fused
+    return as_weights(fused, pool.base)
 
 
 def _live_source(module: nn.Module, pool: ModelPool[Any]) -> WeightSource:

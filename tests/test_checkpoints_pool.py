@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,12 +16,11 @@ from torch import nn
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy
-from fusion_core.errors import CheckpointError, FusionError, HubError
-from fusion_core.weights import CheckpointSource, StateDictSource
+from fusion_core.errors import AlignmentError, CheckpointError, FusionError, HubError
+from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
+from fusion_core.weights.remote import RemoteSource
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hub_server import HubServer
 
 
@@ -212,10 +215,12 @@ def test_of_a_sharded_repository_only_the_indexed_files_are_downloaded(
         },
     )
     found = pool("org/big", a="org/big")
-    assert isinstance(found.base, CheckpointSource)
+    assert found.base is not None
     assert found.base.describe() == f"org/big@{commit}"
     assert found.base.infos.keys() == {"a", "b"}
-    assert {path.name for path in found.base.path.iterdir()} == {
+    assert found.base.tensor("a").tolist() == [1, 1]
+    (snapshot,) = (Path(os.environ["HF_HOME"]) / "hub").glob("*/snapshots/*")
+    assert {path.name for path in snapshot.iterdir()} == {
         *("a.safetensors", "b.safetensors", "model.safetensors.index.json"),
         *("README.md", "vocab.txt"),
     }
@@ -279,3 +284,115 @@ def test_an_adapter_of_a_live_model_builds_a_live_model(tmp_path: Path) -> None:
     found = pool(base, a=str(tmp_path))
     built = found.build(found.experts["a"])
     assert torch.equal(built.state_dict()["0.weight"], base[0].weight + 3)
+
+
+def test_models_that_do_not_fit_are_found_out_before_their_weights_are_downloaded(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    for name, size in (("base", 200_000), ("a", 200_001)):
+        save_file({"w": torch.ones(size), "b": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        hub.add(f"org/{name}", {"model.safetensors": tmp_path / f"{name}.safetensors"})
+    found = pool("org/base", a="org/a")
+    with pytest.raises(AlignmentError, match=r"shape \[200001\], the base's is \[200000\]"):
+        found.aligned(AlignmentPolicy())
+    asked = [each[2] for each in hub.asked("/resolve/", "GET")]
+    assert asked == ["bytes=0-131071"] * 2
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
+
+
+def test_weights_are_downloaded_once_when_they_are_read(hub: HubServer, tmp_path: Path) -> None:
+    save_file({"w": torch.arange(9.0)}, tmp_path / "w.safetensors")
+    hub.add("org/a", {"model.safetensors": tmp_path / "w.safetensors"})
+    source = pool(a="org/a").experts["a"]
+    assert isinstance(source, RemoteSource)
+    copied = pickle.loads(pickle.dumps(source))
+    hub.requests.clear()
+    source.prepare(SerialExecutor())
+    assert source.read("w", 3, 5).tolist() == [3, 4]
+    assert copied.tensor("w").tolist() == list(range(9))
+    assert len(hub.asked("/resolve/", "GET")) == 1
+    assert isinstance(pool(a="org/a").experts["a"], CheckpointSource)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "0 bytes are no safetensors file"),
+        (b"\x00" * 7, "7 bytes are no safetensors file"),
+        (b"\xff" * 8 + b"{}", "the header claims"),
+        ((10**6).to_bytes(8, "little") + b"{" * 100, "the header claims"),
+        ((2).to_bytes(8, "little") + b"[]", "the JSON is no object"),
+        ((2).to_bytes(8, "little") + b"{}" + b"rest", "tensors take 0 bytes, the file holds 4"),
+    ],
+)
+def test_a_malformed_header_on_the_hub_is_refused(hub: HubServer, data: bytes, says: str) -> None:
+    commit = hub.add("org/bad", {"model.safetensors": data})
+    with pytest.raises(CheckpointError) as caught:
+        pool(a="org/bad")
+    assert caught.value.message.startswith(f"org/bad@{commit}: model.safetensors: ")
+    assert says in caught.value.message
+
+
+def test_a_header_larger_than_usual_is_asked_for_again(hub: HubServer, tmp_path: Path) -> None:
+    tensors = {f"{'x' * 90}.{number}": torch.ones(1) for number in range(1500)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    hub.add("org/many", {"model.safetensors": tmp_path / "w.safetensors"})
+    assert pool(a="org/many").experts["a"].infos.keys() == tensors.keys()
+    assert len(hub.asked("/resolve/", "GET")) == 2
+
+
+def test_an_index_that_names_a_file_that_is_not_there_is_refused(hub: HubServer) -> None:
+    index = json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
+    hub.add("org/half", {"model.safetensors.index.json": index})
+    with pytest.raises(CheckpointError, match="the index names it, and it is not there"):
+        pool(a="org/half")
+
+
+OFFLINE = """
+import socket, sys
+def refuse(*_): raise AssertionError("a socket was opened")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from fusion_core.cli.app import main
+sys.argv[0] = "fuse"
+main()
+"""
+
+
+def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
+    hub: HubServer, directory: Path
+) -> None:
+    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
+    tensors = {f"base_model.model.layer.{part}.weight": each for part, each in factors.items()}
+    save_file({"layer.weight": torch.zeros(2, 2)}, directory / "base.safetensors")
+    save_file(tensors, directory / "factors.safetensors")
+    hub.add("org/base", {"model.safetensors": directory / "base.safetensors"})
+    files = {
+        "adapter_model.safetensors": directory / "factors.safetensors",
+        "adapter_config.json": b'{"peft_type": "LORA", "r": 1, "lora_alpha": 3}',
+        "README.md": b"---\nlicense: mit\n---\n",
+    }
+    hub.add("org/adapter", files)
+    online = pool("org/base", a="org/adapter")
+    assert online.licences() == {"base": None, "a": "mit"}
+    assert online.experts["a"].tensor("layer.weight").tolist() == [[3, 3], [3, 3]]
+    online.base.prepare(SerialExecutor())
+    hub.stop()
+    flags = [
+        "--set",
+        "algorithm.density=1.0",
+        "--set",
+        "model_pool.base=org/base",
+        "--set",
+        "model_pool.models=[org/adapter]",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, "run", "--algo", "ties", *flags, "-o", "out"],
+        cwd=directory,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    merged = CheckpointSource(directory / "out").tensor("layer.weight")
+    assert merged.tolist() == [[3, 3], [3, 3]]

@@ -252,8 +252,8 @@ def fails(pattern: str, status: int, **fault: Any) -> Callable[[HubServer], None
         (gated, "org/name is gated", "Accept them at https://huggingface.co/org/name"),
         (bad_token, "does not accept your token", "hf auth login"),
         (fails("/revision/", 401), "or it is private", "HF_TOKEN"),
-        (fails("/revision/", 403), "you may not read org/name", "Ask its owner"),
-        (fails("model.safetensors", 403), "you may not read org/name", "Ask its owner"),
+        (fails("/revision/", 403), "does not let you read this (403)", "Ask its owner"),
+        (fails("model.safetensors", 403), "does not let you read this (403)", "Ask its owner"),
         (fails("/revision/", 429), "limits your requests (429)", "Wait"),
         (fails("/tree/", 429), "limits your requests (429)", "Wait"),
         (fails("model.safetensors", 429), "limits your requests (429)", "Wait"),
@@ -262,7 +262,7 @@ def fails(pattern: str, status: int, **fault: Any) -> Callable[[HubServer], None
         (fails("model.safetensors", 503), "failing (503)", "later"),
         (fails("model.safetensors", 504, methods=("GET",)), "failing (504)", "later"),
         (fails("/revision/", 200), "cannot be read from the hub", "HF_ENDPOINT"),
-        (fails("/tree/", 418), "answers 418", ""),
+        (fails("/tree/", 418), "refuses (418)", ""),
     ],
 )
 @pytest.mark.usefixtures("impatient")
@@ -423,3 +423,27 @@ def test_importing_the_room_imports_no_client() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user interrupts while one file is on its way and others wait."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100)
+    hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(8)})
+
+    class Interrupted(Recorder):
+        @contextmanager
+        def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Any]:
+            def advance(count: int = 1, *, note: str = "") -> None:
+                if count:
+                    raise KeyboardInterrupt
+
+            yield advance
+
+    with pytest.raises(KeyboardInterrupt), hf.session(Interrupted()):
+        hf.download(MODEL, ["*"])
+    cache = Path(os.environ["HF_HOME"])
+    assert not list(cache.rglob("*.safetensors"))
+    assert not list(cache.rglob("*.incomplete"))
+    assert len(contents(hf.download(MODEL, ["*"]))) == 8

@@ -12,9 +12,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import AlignmentPolicy
+from fusion_core.config import AlignmentPolicy, ComponentConfig
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.run import run_fusion
 from fusion_core.weights import BLOCK, Cut, Linear, MergedSource, Operands, StateDictSource
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+    from fusion_core.model_pool import ModelPool
+    from fusion_core.weights import WeightSource
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base"}
 PREFIX = "base_model.model."
@@ -167,6 +171,21 @@ def test_a_merge_adds_the_task_vector_to_the_base(tmp_path: Path) -> None:
         merged.state_dict()["a.weight"], base["a.weight"] + 0.5 * expert.tensor("a.weight")
     )
     assert torch.equal(merged.state_dict()["a.bias"], base["a.bias"])
+
+
+def test_an_algorithm_that_returns_an_adapter_returns_its_model(tmp_path: Path) -> None:
+    class First(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            return next(iter(pool.experts.values()))
+
+    base, tensors = {"a.weight": torch.ones(6, 5)}, factors("a", 6, 5)
+    adapter(tmp_path, tensors)
+    pool = {"base": base, "models": {"x": str(tmp_path)}}
+    found = run_fusion(algorithm=First(), model_pool=pool).weights.tensor("a.weight")
+    product = tensors["a.lora_B.weight"] @ tensors["a.lora_A.weight"] * 2
+    torch.testing.assert_close(found, base["a.weight"] + product)
 
 
 # --- what is refused ----------------------------------------------------------------------------

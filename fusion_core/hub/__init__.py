@@ -8,12 +8,22 @@ this costs nothing. It knows repositories and files, not what is in them.
         directory = hub.download(pinned, ["config.json", "*.safetensors"])
 """
 
-from fusion_core.hub.client import Size, download, files, listing, resolve, session, size
+from fusion_core.hub.client import (
+    Size,
+    beginning,
+    download,
+    files,
+    listing,
+    resolve,
+    session,
+    size,
+)
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [
     "Reference",
     "Size",
+    "beginning",
     "download",
     "files",
     "listing",

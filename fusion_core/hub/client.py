@@ -25,7 +25,7 @@ from fusion_core.hub.cache import (
     snapshot_of,
 )
 from fusion_core.hub.failures import not_cached
-from fusion_core.hub.transfer import ask_commit, ask_listing, asking, transfer
+from fusion_core.hub.transfer import ask_beginning, ask_commit, ask_listing, asking, transfer
 from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -130,6 +130,20 @@ def files(reference: Reference, paths: Sequence[str]) -> Path:
             shown = ", ".join(sorted(known)[:20]) or "nothing"
             raise HubError(f"{pinned} has no file {path!r}", hint=f"It has: {shown}.")
     return _fetched(pinned, [known[path] for path in paths])
+
+
+def beginning(reference: Reference, path: str, count: int) -> bytes:
+    """Return the first bytes of a file, from the cache or the hub, without downloading the rest.
+
+    Raises as `download` does.
+    """
+    pinned = resolve(reference)
+    if is_cached(pinned, path):
+        with (snapshot_of(pinned) / path).open("rb") as stream:
+            return stream.read(count)
+    if is_offline():
+        raise not_cached(pinned, cache_directory(), path)
+    return ask_beginning(pinned, path, count)
 
 
 def _session() -> Session:

@@ -28,6 +28,21 @@ _DISK = {
     errno.ENOTDIR,
 }
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+#: What an HTTP status says, and what to do.
+_STATUSES = {
+    401: (
+        "the hub does not accept your token",
+        "Log in anew with `hf auth login`, or correct or unset HF_TOKEN.",
+    ),
+    403: (
+        "the hub does not let you read this",
+        "Ask its owner, or use a token with the permission to read it.",
+    ),
+    429: (
+        "the hub limits your requests",
+        f"Wait some minutes and run again; to be allowed more, {_LOG_IN}.",
+    ),
+}
 _SECRETS = re.compile(r"hf_[A-Za-z0-9]+|https?://\S+|(?i:bearer)\s+\S+")
 
 
@@ -99,29 +114,15 @@ def _unknown(reference: Reference) -> HubError:
 def _refused(response: Any, reference: Reference, endpoint: str) -> HubError:  # noqa: ANN401
     """Explain an HTTP status."""
     status = response.status_code
-    if status == 401:  # noqa: PLR2004 - unauthorised
-        if "credentials" not in response.headers.get("X-Error-Message", ""):
-            return _unknown(reference)
-        return HubError(
-            f"the hub does not accept your token (401), asked for {reference}",
-            hint="Log in anew with `hf auth login`, or correct or unset HF_TOKEN.",
-        )
-    if status == 403:  # noqa: PLR2004 - forbidden
-        return HubError(
-            f"you may not read {reference} (403)",
-            hint="Ask its owner, or use a token with the permission to read it.",
-        )
-    if status == 429:  # noqa: PLR2004 - too many requests
-        return HubError(
-            f"the hub limits your requests (429), asked for {reference}",
-            hint=f"Wait some minutes and run again; to be allowed more, {_LOG_IN}.",
-        )
+    if status == 401 and "credentials" not in response.headers.get("X-Error-Message", ""):  # noqa: PLR2004
+        return _unknown(reference)
     if status >= 500:  # noqa: PLR2004 - the server's fault
         return HubError(
             f"the hub at {endpoint} is failing ({status}), asked for {reference}",
             hint="Run again later; what is complete in the cache is kept.",
         )
-    return HubError(f"the hub at {endpoint} answers {status}, asked for {reference}")
+    says, advises = _STATUSES.get(status, ("the hub refuses", None))
+    return HubError(f"{says} ({status}), asked for {reference}", hint=advises)
 
 
 def _unreachable(error: Exception, reference: Reference, endpoint: str) -> HubError:

@@ -6,7 +6,7 @@ import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.errors import DiskError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fusion_core.progress import Advance, Progress
 
 _FILES_AT_ONCE = 4
-_GLOB = frozenset("*?[")
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -52,26 +51,49 @@ def ask_listing(pinned: Reference) -> list[RemoteFile]:
         ]
 
 
-def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
-    """Download files of a commit to the cache.
+def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
+    """Return the first bytes of a file, without downloading the rest."""
+    from huggingface_hub import hf_hub_url, utils
 
-    The smallest comes first and alone: with it the cache gets the commit's listing, by which a run
-    without a network knows what is missing.
-    """
+    client: Any = utils
+    url = hf_hub_url(
+        pinned.repo,
+        path,
+        repo_type=pinned.kind,
+        revision=pinned.revision,
+        endpoint=endpoint(),
+    )
+    headers = {
+        **client.build_hf_headers(),
+        "Range": f"bytes=0-{count - 1}",
+        "Accept-Encoding": "identity",
+    }
+    found = bytearray()
+    with asking(pinned), client.http_stream_backoff("GET", url, headers=headers) as answer:
+        client.hf_raise_for_status(answer)
+        for chunk in answer.iter_bytes():
+            found += chunk
+            if len(found) >= count:  # a server that does not know ranges sends everything
+                break
+    return bytes(found[:count])
+
+
+def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
+    """Download files of a commit to the cache; an interrupt ends it at the next chunk."""
     total = sum(each.size for each in wanted)
     free = _room_for(pinned, total)
-    first, *rest = sorted(wanted, key=lambda each: each.size)
     label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
     with asking(pinned), progress.track(label, total=total, unit="B") as advance:
-        _transfer_one(pinned, first, None)
-        advance(first.size)
+        _keep_listing(pinned)
+        stop = Event()
+        bar = _bar(advance, stop)
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="fusion-hub") as threads:
-            bar = _bar(advance)
-            waiting = [threads.submit(_transfer_one, pinned, each, bar) for each in rest]
+            waiting = [threads.submit(_transfer_one, pinned, each, bar) for each in wanted]
             try:
                 for each in waiting:
                     each.result()
             except BaseException:
+                stop.set()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -102,32 +124,36 @@ def asking(reference: Reference) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _transfer_one(pinned: Reference, file: RemoteFile, bar: type[Any] | None) -> None:
-    """Download a file and check its hash; what is not right does not stay.
+def _keep_listing(pinned: Reference) -> None:
+    """Have the cache keep a commit's listing: by it a run without network knows what is missing.
 
-    Without a bar the commit's listing is kept, too.
+    The client writes it with a snapshot, here one of no files.
     """
-    import huggingface_hub
+    from huggingface_hub import snapshot_download
 
-    where: dict[str, Any] = {
-        "repo_type": pinned.kind,
-        "revision": pinned.revision,
-        "cache_dir": cache_directory(),
-        "endpoint": endpoint(),
-    }
-    if bar is None:
-        only = "".join(f"[{each}]" if each in _GLOB else each for each in file.path)
-        huggingface_hub.snapshot_download(
-            pinned.repo, allow_patterns=[only], tqdm_class=_no_bar(), **where
-        )
-    else:
-        huggingface_hub.hf_hub_download(pinned.repo, file.path, tqdm_class=bar, **where)
+    snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=_no_bar(), **_where(pinned))
+
+
+def _transfer_one(pinned: Reference, file: RemoteFile, bar: type[Any]) -> None:
+    """Download a file and check its hash; what is not right does not stay."""
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(pinned.repo, file.path, tqdm_class=bar, **_where(pinned))
     path = snapshot_of(pinned) / file.path
     try:
         check_digest(path, file.digest, f"{pinned}: {file.path}")
     except BaseException:
         discard(path)
         raise
+
+
+def _where(pinned: Reference) -> dict[str, Any]:
+    return {
+        "repo_type": pinned.kind,
+        "revision": pinned.revision,
+        "cache_dir": cache_directory(),
+        "endpoint": endpoint(),
+    }
 
 
 def _room_for(pinned: Reference, needed: int) -> int:
@@ -143,7 +169,11 @@ def _room_for(pinned: Reference, needed: int) -> int:
     return free
 
 
-def _bar(advance: Advance) -> type[Any]:
+class _StoppedError(Exception):
+    """Another file's download failed, or the user interrupted."""
+
+
+def _bar(advance: Advance, stop: Event) -> type[Any]:
     """Return a class that huggingface_hub takes for a progress bar of tqdm's."""
     lock = Lock()
 
@@ -159,6 +189,8 @@ def _bar(advance: Advance) -> type[Any]:
         def __exit__(self, *_: object) -> None: ...
 
         def update(self, count: float | None = 1) -> None:
+            if stop.is_set():
+                raise _StoppedError
             with lock:
                 advance(int(count or 0))
 

@@ -6,7 +6,15 @@ from fusion_core.weights.execution import SerialExecutor
 from fusion_core.weights.format import TensorInfo
 from fusion_core.weights.lora import LoraSource
 from fusion_core.weights.materialise import materialise
-from fusion_core.weights.merged import CastSource, Kernel, Linear, MergedSource, Scan, Scope
+from fusion_core.weights.merged import (
+    CastSource,
+    Kernel,
+    Linear,
+    MergedSource,
+    Scan,
+    Scope,
+    as_weights,
+)
 from fusion_core.weights.piece import Operands, Piece, in_order
 from fusion_core.weights.source import (
     BLOCK,
@@ -41,6 +49,7 @@ __all__ = [
     "TensorInfo",
     "WeightSource",
     "align",
+    "as_weights",
     "assemble",
     "held_in_memory",
     "in_order",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import Cut
 
 _LONGEST_TABLE = 20
+#: A model has a few tied matrices; what lacks more tensors is another model, and is not read.
+_MOST_TIED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +137,15 @@ def _respelled(expert: WeightSource, reference: WeightSource, copies: Copies) ->
     are written once by some savers, twice by others.
     """
     names = same_tensors(reference.infos, expert.infos)
-    for key in reference.infos:
-        if key not in names:
-            twin = next((each for each in copies.of(key) if each in names), None)
-            if twin is not None:
-                names[key] = names[twin]
+    missing = [key for key in reference.infos if key not in names]
+    if len(missing) <= _MOST_TIED:
+        twins = {key: [each for each in copies.of(key) if each in names] for key in missing}
+        names |= {key: names[found[0]] for key, found in twins.items() if found}
     used, theirs = set(names.values()), Copies(expert)
-    for key in expert.infos:
-        if key not in used and key not in names and used.isdisjoint(theirs.of(key)):
-            names[key] = key
+    extra = [key for key in expert.infos if key not in used and key not in names]
+    if len(extra) <= _MOST_TIED:
+        extra = [key for key in extra if used.isdisjoint(theirs.of(key))]
+    names |= {key: key for key in extra}
     same = len(names) == len(expert.infos) and all(here == there for here, there in names.items())
     return expert if same else RenamedSource(expert, names)
 

@@ -1,13 +1,13 @@
 """Where a model is: a path on this machine, or a repository on the hub.
 
 What exists as a path is a path; otherwise what looks like `org/name` is asked of the hub. Of a
-repository only what a merge needs is downloaded: the safetensors files of its index, and the files
-beside them. Knows files' names, not what is in them, the index excepted.
+repository only what a merge needs is downloaded: the files beside the weights at once, the
+safetensors files of its index when they are read. Knows files' names, not what is in them, the
+index excepted.
 """
 
 from __future__ import annotations
 
-import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, HubError
 from fusion_core.weights.assets import CARD, SIDE_FILES
-from fusion_core.weights.checkpoint import INDEX, SINGLE
+from fusion_core.weights.checkpoint import INDEX, SINGLE, CheckpointSource
 from fusion_core.weights.format import LARGEST_INDEX, parse_index
+from fusion_core.weights.remote import RemoteSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,9 @@ class Location:
 
     path: Path
     name: str
+    #: weights that are still on the hub
+    pinned: hub.Reference | None = None
+    remote: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -40,8 +44,14 @@ class Location:
     @property
     def is_adapter(self) -> bool:
         """Whether this is a PEFT adapter, which has a base but is no model."""
-        whole = (self.path / SINGLE).is_file() or (self.path / INDEX).is_file()
+        whole = self.remote or (self.path / SINGLE).is_file() or (self.path / INDEX).is_file()
         return not whole and (self.path / ADAPTER_CONFIG).is_file()
+
+    def source(self) -> CheckpointSource | RemoteSource:
+        """Return the weights of a model."""
+        if self.pinned is not None and self.remote:
+            return RemoteSource(self.pinned, self.remote)
+        return CheckpointSource(self.path, name=self.name)
 
 
 def locate(given: str, option: str) -> Location:
@@ -58,19 +68,22 @@ def locate(given: str, option: str) -> Location:
             hint="Give a directory, a .safetensors file, or org/name@revision for the hub.",
         )
     try:
-        pinned = hub.resolve(hub.parse(given))
-        return Location(_downloaded(pinned), str(pinned))
+        return _on_hub(hub.resolve(hub.parse(given)))
     except HubError as error:
         message = f"{option}: {given} is no path here, and as a name on the hub: {error.message}"
         raise HubError(message, hint=error.hint) from error
 
 
-def _downloaded(pinned: hub.Reference) -> Path:
-    """Download what a merge needs of a repository."""
+def _on_hub(pinned: hub.Reference) -> Location:
+    """Download what lies beside a repository's weights, and an adapter's weights."""
     listing = hub.listing(pinned)
-    beside = [*SIDE_FILES, CARD, INDEX, ADAPTER_CONFIG]
     weights = _weights(pinned, listing)
-    return hub.download(pinned, [*beside, *map(glob.escape, weights)])
+    beside = [*SIDE_FILES, CARD, INDEX, ADAPTER_CONFIG]
+    if weights == [ADAPTER]:
+        return Location(hub.download(pinned, [*beside, ADAPTER]), str(pinned))
+    path = hub.download(pinned, beside)
+    missing = any(not (path / name).is_file() for name in weights)
+    return Location(path, str(pinned), pinned, tuple(weights) if missing else ())
 
 
 def _weights(pinned: hub.Reference, listing: Mapping[str, int]) -> list[str]:

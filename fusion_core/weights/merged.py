@@ -308,3 +308,10 @@ class Linear(Kernel):
         rows = self.rows(piece)
         combined = in_order(row * factor for row, factor in zip(rows, factors, strict=True))
         return piece.base + combined if self.relative else combined
+
+
+def as_weights(source: WeightSource, base: WeightSource | None) -> WeightSource:
+    """Return a source of weights: the source itself or, where it is differences, base + those."""
+    if not source.is_delta:
+        return source
+    return MergedSource(Linear((1.0,)), Operands(base, {source.describe(): source}))

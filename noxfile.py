@@ -44,6 +44,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Crashes, failing disks and races, in sizes for every night; each push has smaller ones."""
+    install(session, "test")
+    nightly = {"FUSION_FAULTS": "nightly"}
+    session.run("pytest", "tests/test_faults.py", *session.posargs, env=nightly)
+
+
+@nox.session(default=False)
 @nox.parametrize("plugin", [path.name for path in PLUGINS])
 def plugin(session: nox.Session, plugin: str) -> None:
     """One plugin's tests with nothing installed but the core and what that plugin requires."""

@@ -255,8 +255,8 @@ def _start_nested(plan: Plan, info: RunInfo, executor: Executor, state: Path | N
     for number, source in enumerate(plan.nested.values()):
         inner = source.plan
         place = None if state is None else state / f"nested-{number}"
-        if place is not None:
-            place.mkdir(exist_ok=True)
+        if place is not None and inner.adapts:  # else nothing is kept, so nothing can be resumed
+            place.mkdir(parents=True, exist_ok=True)
         _start_nested(inner, info, executor, place)
         pool = inner.pool.aligned(inner.resolved.recipe.alignment)
         context = _context(inner, info, executor, place)

@@ -314,15 +314,22 @@ def test_cuda_without_a_gpu_is_refused(
     assert "no CUDA device" in done.err
 
 
-def test_interrupt_exits_130_and_leaves_nothing(
+def test_interrupt_exits_130_and_leaves_only_what_can_be_resumed(
     fuse: Fuse, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fusion_core.weights.writer.Staging.finish_shards", interrupted)
     before = _contents(models)
-    assert fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "out").code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("fusion_core.weights.writer.Staging.finish_shards", interrupted)
+        done = fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "out")
+    assert done.code == 130
+    assert "--resume" in done.err
+    hidden = {name for name in _contents(models) if name.startswith(".out.fuse-")}
+    assert hidden
+    assert _contents(models).keys() - hidden == before.keys()
+    assert fuse("clean", ".", "--yes").code == 0
     assert _contents(models) == before
 
 

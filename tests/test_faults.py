@@ -110,7 +110,7 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(action: Callable[[], None]) -> int:
+def in_child(action: Callable[[], object]) -> int:
     """Run an action in a child process; returns its exit code, negative if a signal ended it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # this process has no other threads
@@ -127,7 +127,7 @@ def in_child(action: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_at(number: int, action: Callable[[], None]) -> bool:
+def killed_at(number: int, action: Callable[[], object]) -> bool:
     """Run an action in a child that is killed at a place; False if it came to its end before."""
 
     def child() -> None:
@@ -179,13 +179,19 @@ class Case:
         assert self.found == self.expected
         assert sorted(each.name for each in self.place.iterdir()) == ["in", "out"]
 
-    def finish(self) -> None:
-        """Go on until the end, as a user would."""
+    def go_on(self) -> bool:
+        """Resume, as a user would; False if all but the cleaning up had been done before."""
         try:
             self.run()
-        except OutputError:  # all but the cleaning up had been done
+        except OutputError:
             assert not self.replaces
             assert self.found == self.expected
+            return False
+        return True
+
+    def finish(self) -> None:
+        """Go on until the end."""
+        if not self.go_on():
             clean(self.place)
         self.check_finished()
 
@@ -256,8 +262,7 @@ def test_a_resumed_run_may_be_killed_again(case: Case) -> None:
     for _ in range(25 if NIGHTLY else 12):
         case.reset()
         for _ in range(chance.randint(1, 5)):
-            with contextlib.suppress(AssertionError):  # output already there: it was complete
-                killed_at(chance.randint(1, 60), case.run)
+            killed_at(chance.randint(1, 60), case.go_on)
             case.check_after_a_crash()
         case.finish()
 
@@ -279,6 +284,32 @@ def test_a_torn_or_foreign_journal_only_costs_time(case: Case) -> None:
         for shard in left.model.glob("*.safetensors"):
             shard.write_bytes(bytes(len(shard.read_bytes())))
         case.finish()
+
+
+def test_an_interrupt_at_any_place_leaves_one_of_two(place: Path) -> None:
+    """In this thread or another; resumed, and interrupted again at one of the first places."""
+    write(place / "once", resume=False)
+    expected = files_in(place / "once")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for second in (None, 1, 2, 4):
+        for number in itertools.count(1):
+            with contextlib.suppress(KeyboardInterrupt), at_place(number, interrupt) as reached:
+                write(place / "out", resume=False)
+            if second is not None and not (place / "out").exists():
+                with contextlib.suppress(KeyboardInterrupt), at_place(second, interrupt):
+                    write(place / "out", resume=True)
+            if not (place / "out").exists():
+                write(place / "out", resume=True)
+            assert files_in(place / "out") == expected
+            clean(place)
+            assert sorted(os.listdir(place)) == ["once", "out"]
+            shutil.rmtree(place / "out")
+            if len(reached) < number:
+                break
+        assert number > 30
 
 
 # --- a failing disk -----------------------------------------------------------------------------

@@ -162,16 +162,17 @@ def test_its_own_seed_and_patterns_hold(inner: dict[str, Any], models: Models) -
 def test_it_may_have_a_larger_vocabulary_than_its_base(
     inner: dict[str, Any], models: Models, tmp_path: Path
 ) -> None:
-    more = {**models["a"], "embedding.weight": torch.zeros(14, 3)}
-    save_file(more, tmp_path / "more.safetensors")
-    inner["model_pool"]["models"]["more"] = "more.safetensors"
+    sizes = {"base": 11, "a": 14, "b": 11, "c": 11}
+    for number, (name, rows) in enumerate(sizes.items()):
+        state = {**models[name], "lm_head.weight": torch.full((rows, 3), float(number))}
+        save_file(state, tmp_path / "in" / name / "model.safetensors")
     inner["alignment"] = {"vocab": "pad"}
     run_fusion({**inner, "output": {"path": "between", "dtype": "float32"}})
     padded = {"alignment": {"vocab": "pad"}}
     run_fusion({**outer("between"), **padded, "output": {"path": "two-steps"}})
     run_fusion({**outer(inner), **padded, "output": {"path": "one-step"}})
     assert weights_of(tmp_path / "one-step") == weights_of(tmp_path / "two-steps")
-    with pytest.raises(AlignmentError, match=r"embedding\.weight  math"):
+    with pytest.raises(AlignmentError, match=r"lm_head\.weight  math"):
         run_fusion({**outer(inner), "output": {"path": "refused"}})
 
 

@@ -53,8 +53,12 @@ def clean(
 
 
 def _agreed(yes: bool, as_json: bool) -> bool:
-    asks = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    asks = not as_json and _is_a_person()
     return yes or (asks and typer.confirm("Remove those that are not in use?"))
+
+
+def _is_a_person() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _show(found: Sequence[Leftover], place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -194,6 +195,7 @@ def planned(
 
     from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
 
+    gc.freeze()  # what was imported stays: headers of many tensors are parsed twice as fast
     return plan(raw, RunOptions(block=context.obj, **options))
 
 

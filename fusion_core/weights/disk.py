@@ -61,6 +61,12 @@ class DataFile:
         with writing(self.path):
             getattr(os, "fdatasync", os.fsync)(self.descriptor)
 
+    @property
+    def allocated(self) -> int:
+        """Bytes that the file already takes."""
+        status = os.fstat(self.descriptor)
+        return min(getattr(status, "st_blocks", 0) * 512, status.st_size)
+
     def reserve(self, size: int, *, needed: int, free: int) -> None:
         """Give the file its size, and the space for it where the file system can promise that.
 

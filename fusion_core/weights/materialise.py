@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fusion_core.weights.format import TensorInfo
+    from fusion_core.weights.shards import Shards
     from fusion_core.weights.source import WeightSource
-    from fusion_core.weights.writer import Shards, Staging
+    from fusion_core.weights.writer import Staging
 
     Span = tuple[TensorInfo, int, int]
     Unit = tuple[Span, ...]

@@ -14,9 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import (
@@ -28,23 +26,22 @@ from fusion_core.errors import (
     WorkerError,
 )
 from fusion_core.weights.checkpoint import INDEX, CheckpointSource
-from fusion_core.weights.disk import DataFile, free_bytes, sync_directory, write_new, writing
+from fusion_core.weights.disk import sync_directory, write_new, writing
 from fusion_core.weights.fault import fault_point
-from fusion_core.weights.follower import Follower, tensor_sha256, tensors_digest
+from fusion_core.weights.follower import Follower, tensors_digest
 from fusion_core.weights.journal import Journal
 from fusion_core.weights.layout import Layout
 from fusion_core.weights.lock import locked
-from fusion_core.weights.source import memory_of
+from fusion_core.weights.shards import Shards
 from fusion_core.weights.workplace import Workplace, repair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import torch
 
     from fusion_core.weights.format import TensorInfo
-    from fusion_core.weights.layout import Place
 
 _log = logging.getLogger(__name__)
 
@@ -52,35 +49,13 @@ _log = logging.getLogger(__name__)
 _FROM_OUTSIDE = (DiskError, OutputError, WorkerError, MemoryError)
 
 
-@dataclass(frozen=True)
-class Shards:
-    """The output's files, to write pieces into from any thread or, pickled, from any process."""
-
-    files: Mapping[str, DataFile] = field(default_factory=dict)
-    places: Mapping[str, Place] = field(default_factory=dict)
-
-    def write(self, info: TensorInfo, start: int, values: torch.Tensor) -> None:
-        """Write elements of a tensor from `start` on."""
-        place = self.places[info.name]
-        values = values.contiguous()
-        offset = place.offset + start * info.dtype.itemsize
-        self.files[place.file].write(memory_of(values), offset)
-        fault_point("piece written")
-
-    def sync(self, infos: Sequence[TensorInfo]) -> None:
-        """Make everything durable that this process has written into the files of some tensors."""
-        for file in {self.places[info.name].file for info in infos}:
-            self.files[file].sync()
-
-
 class Staging:
     """A model directory in the making; `staged` opens one."""
 
     def __init__(self, workplace: Workplace, made: Sequence[Path]) -> None:
         self.workplace = workplace
-        self.shards = Shards()
+        self.shards = Shards(Layout([]), {})
         self._made = made
-        self._layout = Layout([])
         self._journal = Journal(workplace.journal)
         self._follower: Follower | None = None
         self._side_files: dict[str, tuple[int, str]] = {}
@@ -105,19 +80,20 @@ class Staging:
 
         What an earlier run finished is kept if it is laid out in the same way.
         """
-        self._layout = Layout.of(infos, shard_size)
-        continued = self._journal.layout == self._layout.sha256
-        names = {each.file for each in self._layout.shards} if continued else set()
+        layout = Layout.of(infos, shard_size)
+        is_same = self._journal.layout == layout.sha256
+        names = {each.file for each in layout.shards} if is_same else set()
         with writing(self.directory):
             for path in list(self.directory.iterdir()):
                 if path.name not in names:
                     path.unlink()
-        self.shards = Shards(self._reserved(), self._layout.places)
-        self._journal.begin(self._layout.sha256, self._intact() if continued else {})
+        self.shards = Shards.reserve(layout, self.directory)
+        intact = self.shards.intact(self._journal.tensors) if is_same else {}
+        self._journal.begin(layout.sha256, intact)
         with writing(self.directory):
             sync_directory(self.directory)
             sync_directory(self.workplace.path)
-        self._follower = Follower(self._layout, self.shards.files, self._journal)
+        self._follower = Follower(layout, self.shards.files, self._journal)
         fault_point("laid out")
 
     def write(self, info: TensorInfo, start: int, values: torch.Tensor) -> None:
@@ -144,13 +120,8 @@ class Staging:
     def finish_shards(self) -> None:
         """Complete every shard, and the index if there are several."""
         self._following.complete()
-        for shard in self._layout.shards:
-            self.shards.files[shard.file].write(memoryview(shard.header), 0)
-            fault_point("header written")
-        for file in self.shards.files.values():
-            file.sync()
-        fault_point("headers synced")
-        index = self._layout.index()
+        self.shards.complete()
+        index = self.shards.layout.index()
         if index is not None:
             self.add(INDEX, index)
 
@@ -158,14 +129,14 @@ class Staging:
     def files(self) -> dict[str, tuple[int, str]]:
         """Size and SHA-256 of every file, by name; of shards, once they are finished."""
         digests = self._following.files_sha256
-        shards = {each.file: (each.size, digests[each.file]) for each in self._layout.shards}
+        shards = {each.file: (each.size, digests[each.file]) for each in self.shards.layout.shards}
         return dict(sorted({**shards, **self._side_files}.items()))
 
     @property
     def tensors_sha256(self) -> str:
         """One digest of all tensors, whatever the shard size, once the shards are finished."""
         found = self._following.tensors_sha256
-        places = self._layout.places.items()
+        places = self.shards.layout.places.items()
         return tensors_digest({name: (place.info, found[name]) for name, place in places})
 
     def commit(self, *, overwrite: bool) -> None:
@@ -199,38 +170,9 @@ class Staging:
         assert self._follower is not None, "lay_out comes first"  # noqa: S101
         return self._follower
 
-    def _reserved(self) -> dict[str, DataFile]:
-        files = {each.file: DataFile(self.directory / each.file) for each in self._layout.shards}
-        needed, free = self._layout.size - self._allocated(), free_bytes(self.directory)
-        for shard in self._layout.shards:
-            file = files[shard.file]
-            file.reserve(shard.size, needed=needed, free=free)
-            file.write(memoryview(bytes(len(shard.header))), 0)  # it may have been written before
-            fault_point("file reserved")
-        return files
-
-    def _allocated(self) -> int:
-        """Bytes that an earlier run has reserved already."""
-        blocks = [(self.directory / each.file).stat() for each in self._layout.shards]
-        return sum(min(each.st_blocks * 512, each.st_size) for each in blocks)
-
-    def _intact(self) -> dict[str, str]:
-        """Hash again what is recorded as finished; what has changed since is not."""
-        recorded, places = self._journal.tensors, self._layout.places
-
-        def is_intact(name: str) -> bool:
-            place = places[name]
-            return tensor_sha256(self.shards.files[place.file], place) == recorded[name]
-
-        with ThreadPoolExecutor() as threads:
-            kept = threads.map(is_intact, recorded)
-            return {
-                name: recorded[name] for name, intact in zip(recorded, kept, strict=True) if intact
-            }
-
     def _verify(self) -> None:
         """Read every header back, strictly, and compare it with the plan."""
-        expected = {name: place.info for name, place in self._layout.places.items()}
+        expected = {name: place.info for name, place in self.shards.layout.places.items()}
         try:
             found = CheckpointSource(self.directory).infos
         except CheckpointError as error:
@@ -268,7 +210,7 @@ class Staging:
         is_wanted = error is not None and self.workplace.plan.exists()
         if self._follower is not None:
             self._follower.close(record=is_wanted and is_outside)
-        self.shards, self._follower = Shards(), None
+        self.shards, self._follower = Shards(Layout([]), {}), None
         self._journal.close()
         with suppress(DiskError, OSError):  # where even this fails, `fuse clean` will do it
             if is_wanted and not is_outside and not isinstance(error, FusionError):

@@ -1,0 +1,189 @@
+"""`fuse clean`: what stopped runs left is shown, put in order, and removed when it is agreed to."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fusion_core.cli import clean as command
+from fusion_core.cli.app import app
+from fusion_core.errors import OutputError, RecipeError
+from fusion_core.weights import StateDictSource, materialise, staged, workplace
+from fusion_core.weights.leftovers import leftovers
+from fusion_core.weights.lock import locked
+from fusion_core.weights.workplace import Workplace, workplaces_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(output: Path, *, value: float = 1.0, overwrite: bool = False) -> None:
+    source = StateDictSource({"x": torch.full((30_000,), value)})
+    with staged(output, overwrite=overwrite, plan=b"{}") as staging:
+        materialise(source, staging, shard_size=10**9)
+        staging.commit(overwrite=overwrite)
+
+
+def interrupt(output: Path) -> Workplace:
+    """Leave what a run leaves that was interrupted."""
+    source = StateDictSource({"x": torch.ones(30_000)})
+    with pytest.raises(KeyboardInterrupt), staged(output, plan=b"{}") as staging:
+        materialise(source, staging, shard_size=10**9)
+        raise KeyboardInterrupt
+    (left,) = (each for each in workplaces_in(output.parent) if each.output == output)
+    return left
+
+
+def run(*arguments: str | Path, answer: str = "") -> str:
+    done = CliRunner().invoke(app, ["clean", *map(str, arguments)], input=answer)
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def listed(*arguments: str | Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run(*arguments, "--json"))
+    return found
+
+
+def test_there_may_be_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "out")
+    assert run() == "nothing to clean in outputs\n"
+    assert run(".") == "nothing to clean in .\n"
+    assert listed() == []
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="gone is no directory"):
+        run(tmp_path / "gone")
+
+
+def test_what_is_left_is_shown_with_size_age_and_what_is_done(tmp_path: Path) -> None:
+    left = interrupt(tmp_path / "out")
+    hours_ago = time.time() - 3 * 3600
+    for path in (left.path, *left.path.rglob("*")):
+        os.utime(path, (hours_ago, hours_ago))
+    shown = run(tmp_path)
+    assert str(left.path) in shown
+    assert "3 hours" in shown
+    assert "1 tensors" in shown
+    assert "0.1 MB" in shown
+    assert left.path.exists()
+    (row,) = listed(tmp_path)
+    assert row["output"] == str(tmp_path / "out")
+    assert row["bytes"] >= 120_000
+    assert row["age_seconds"] == pytest.approx(3 * 3600, abs=100)
+    assert (row["tensors"], row["in_use"], row["removed"]) == (1, False, False)
+
+
+def test_yes_removes_all_that_is_dead_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "done")
+    interrupt(tmp_path / "one")
+    alive = interrupt(tmp_path / "two")
+    for name in (".hidden", ".note.fuse-xyz", "three.fuse-0123456789ab"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".file.fuse-0123456789ab").touch()
+    with locked(tmp_path / "two"):
+        rows = {row["output"]: row for row in listed(tmp_path, "--yes")}
+        assert rows[str(tmp_path / "one")]["removed"]
+        assert rows[str(tmp_path / "two")]["in_use"]
+        assert not rows[str(tmp_path / "two")]["removed"]
+        assert "alive" in run(tmp_path, "--yes")
+    assert sorted(os.listdir(tmp_path)) == [
+        ".file.fuse-0123456789ab",
+        ".hidden",
+        ".note.fuse-xyz",
+        alive.path.name,
+        "done",
+        "three.fuse-0123456789ab",
+    ]
+
+
+@pytest.mark.parametrize("answer", ["y\n", "n\n"])
+def test_a_person_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    left = interrupt(tmp_path / "out")
+    monkeypatch.setattr(command, "_is_a_person", lambda: True)
+    assert "Remove those that are not in use?" in run(tmp_path, answer=answer)
+    assert left.path.exists() == (answer == "n\n")
+
+
+def test_a_run_that_begins_in_the_meantime_keeps_its_own(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    (found,) = leftovers(tmp_path)
+    with locked(tmp_path / "out"):
+        assert not found.remove()
+    assert found.workplace.path.exists()
+
+
+def test_locks_of_dead_runs_go_too(tmp_path: Path) -> None:
+    (tmp_path / ".out.fuse-lock").write_text("{}")
+    assert run(tmp_path).startswith("nothing to clean")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def between_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    """Leave what a crash leaves between the two renames that replace an output."""
+    write(tmp_path / "out", value=1.0)
+    made: list[Workplace] = []
+
+    def crash(place: Workplace) -> None:
+        place.output.rename(place.old)
+        made.append(place)
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Workplace, "exchange", crash)
+        write(tmp_path / "out", value=2.0, overwrite=True)
+    assert not (tmp_path / "out").exists()
+    return made[0]
+
+
+def value_of(output: Path) -> float:
+    from fusion_core.weights import CheckpointSource
+
+    return float(CheckpointSource(output).tensor("x")[0])
+
+
+def test_an_output_that_was_moved_aside_is_put_back(
+    tmp_path: Path, between_renames: Workplace
+) -> None:
+    (row,) = listed(tmp_path)
+    assert value_of(tmp_path / "out") == 1.0
+    assert row["tensors"] == 1
+    run(tmp_path, "--yes")
+    assert value_of(tmp_path / "out") == 1.0
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_next_run_puts_it_back_before_it_looks(
+    tmp_path: Path, between_renames: Workplace
+) -> None:
+    with pytest.raises(OutputError, match="already there"):
+        write(tmp_path / "out", value=3.0)
+    assert value_of(tmp_path / "out") == 1.0
+    write(tmp_path / "out", value=3.0, overwrite=True)
+    assert value_of(tmp_path / "out") == 3.0
+
+
+def test_an_output_that_was_deleted_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run had been committed, and was killed before it removed what it had replaced."""
+    monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+    write(tmp_path / "out", value=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "remove", lambda _: None)
+        write(tmp_path / "out", value=2.0, overwrite=True)
+    (tmp_path / "out" / "model.safetensors").unlink()
+    (tmp_path / "out").rmdir()
+    assert run(tmp_path).startswith("nothing to clean")
+    assert os.listdir(tmp_path) == []

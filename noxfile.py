@@ -12,6 +12,13 @@ nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
+#: Examples of how the API is used, which type checkers must accept or refuse as they say.
+TYPING = "tests/typing"
+#: Tests that run methods or pools of this repository; all others need nothing but the core.
+NEED_PLUGINS = {
+    *("cli", "cli_lightness", "docs", "exports", "mini8", "new_plugin", "provenance", "readme"),
+    *("run", "tutorial", "wheels"),
+}
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]
 
 
@@ -31,7 +38,7 @@ def checks(session: nox.Session) -> None:
     install(session, "lint", "types", "contracts", "test")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("mypy", *SOURCES)
+    session.run("mypy", *SOURCES, TYPING)
     session.run("lint-imports")
     session.run("pytest", "--cov", "--cov-report=term:skip-covered", *session.posargs)
 
@@ -95,6 +102,26 @@ def _mergekit(session: nox.Session) -> Path:
         python = str(place / "bin" / "python")
         session.run(python, "-m", "pip", "install", "mergekit==0.1.5", external=True)
     return place
+
+
+@nox.session(default=False)
+def core_alone(session: nox.Session) -> None:
+    """Test the core with no plugin installed: it needs none."""
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
+    alone = [
+        str(path)
+        for path in sorted(Path("tests").glob("test_*.py"))
+        if path.stem.removeprefix("test_") not in NEED_PLUGINS
+    ]
+    session.run("pytest", *alone, *session.posargs)
+
+
+@nox.session(default=False)
+def typing(session: nox.Session) -> None:
+    """Check the examples of tests/typing by mypy and by pyright."""
+    install(session, "types", "pyright", "test")
+    session.run("mypy", TYPING)
+    session.run("pyright")
 
 
 def _in_tree_requirements(plugin: str) -> list[str]:

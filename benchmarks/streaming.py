@@ -11,8 +11,9 @@ and times, interleaved and each after a `sync`:
 - mergekit, if `--mergekit` names a virtual environment of its own that has it, less what its
   `--help` takes.
 
-What it prints are medians. Times of different runs, or machines, do not compare: ratios do. This
-process imports no torch: what a child's peak memory counts begins with its parent's.
+What it prints are medians. Times of different runs, or machines, do not compare: ratios do; where a
+machine has other work, compare processor times too. This process imports no torch: what a child's
+peak memory counts begins with its parent's.
 """
 
 from __future__ import annotations
@@ -108,11 +109,12 @@ class Bench:
         """Read the inputs once, and write and sync as many bytes as the output has."""
         files = [str(Path(each) / "model.safetensors") for each in self.models(method).values()]
         os.sync()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), sum(os.times()[:4])
         subprocess.run(["cat", *files], stdout=subprocess.DEVNULL, check=True)
         self._write(Path(files[0]).stat().st_size)
         seconds = time.perf_counter() - started
-        self.taken[f"floor {method.name}"].append(Usage(seconds, 0, 0))
+        taken = Usage(seconds, sum(os.times()[:4]) - cpu, 0)
+        self.taken[f"floor {method.name}"].append(taken)
         (self.directory / "floor").unlink()
 
     def _write(self, size: int) -> None:
@@ -161,8 +163,14 @@ class Bench:
 
     def seconds(self, label: str) -> float:
         """Return the median wall time of a measure, less its program's start-up."""
-        started = self.start_up(label.partition(" ")[0])
-        return statistics.median(usage.seconds for usage in self.taken[label]) - started
+        start = self.start_up(label.partition(" ")[0])
+        return statistics.median(usage.seconds for usage in self.taken[label]) - start
+
+    def cpu(self, label: str) -> float:
+        """Return the median processor time of a measure, less its program's start-up."""
+        start = [usage.cpu for usage in self.taken[f"start-up {label.partition(' ')[0]}"]]
+        taken = [usage.cpu for usage in self.taken[label]]
+        return statistics.median(taken) - statistics.median(start or [0.0])
 
     def start_up(self, program: str) -> float:
         """Return the median time that a program takes to start; the floor's is none."""
@@ -216,7 +224,14 @@ def _run(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def _print_table(bench: Bench, methods: Sequence[Method]) -> None:
-    headings: tuple[str, ...] = ("method", "floor", "ours", "ours / floor", "peak above torch")
+    headings: tuple[str, ...] = (
+        "method",
+        "floor",
+        "ours",
+        "ours / floor",
+        "CPU: floor, ours",
+        "peak above torch",
+    )
     headings += ("mergekit", "mergekit / ours", "mergekit's peak") if bench.mergekit else ()
     print(_row(headings), _row("---" for _ in headings), sep="\n")
     bare = bench.peak("bare")
@@ -224,12 +239,13 @@ def _print_table(bench: Bench, methods: Sequence[Method]) -> None:
         floor, ours = (bench.seconds(f"{who} {method.name}") for who in ("floor", "ours"))
         above = (bench.peak(f"ours {method.name}") - bare) / MB
         cells = [method.name, f"{floor:.2f} s", f"{ours:.2f} s", f"{ours / floor:.2f}"]
-        cells.append(f"{above:.0f} MB")
+        cpu = (bench.cpu(f"{who} {method.name}") for who in ("floor", "ours"))
+        cells += [", ".join(f"{each:.1f} s" for each in cpu), f"{above:.0f} MB"]
         if label := _theirs(bench, method):
             theirs = bench.seconds(label)
             cells += [f"{theirs:.1f} s", f"{theirs / ours:.1f}", f"{bench.peak(label) / MB:.0f} MB"]
         print(_row(cells))
-    for program in ("ours", "mergekit"):
+    for program in ("ours", *(["mergekit"] if bench.mergekit else [])):
         print(f"start-up of {program}: {bench.start_up(program):.2f} s")
     print(f"python with torch loaded: {bare / MB:.0f} MB; load: {os.getloadavg()[1]:.1f}")
 

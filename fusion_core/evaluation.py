@@ -15,6 +15,7 @@ from fusion_core import hub
 from fusion_core.config import Choice, Resolved, choice_of, resolve_component
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.progress import Progress
+from fusion_core.ranks import own_gpu
 from fusion_core.recipes import load_recipe
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.task_pool import Metrics, Report
@@ -122,11 +123,16 @@ def sees_tasks(spec: AlgorithmSpec) -> bool:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the torch device of a name; raises `RecipeError` if there is none here."""
+    """Return the torch device of a name; raises `RecipeError` if there is none here.
+
+    `cuda` is, of several processes that torchrun started, each one's own.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
+    if device.index is None and device.type == "cuda" and own_gpu() is not None:
+        device = torch.device("cuda", own_gpu())
     index = device.index or 0
     if device.type == "cuda":
         if index < torch.cuda.device_count() and torch.cuda.is_available():

@@ -68,7 +68,9 @@ def fusion_create_executor(name: str, options: Mapping[str, str]) -> Executor | 
     """Return a `concurrent.futures.Executor` if this plugin knows one called `name`, else None.
 
     The first plugin that answers wins. `options` are the user's `key=value` pairs, e.g.
-    `{"workers": "4"}`; an unknown key is the plugin's to refuse with a `RecipeError`.
+    `{"workers": "4"}`; an unknown key is the plugin's to refuse with a `RecipeError`. What is
+    submitted is picklable, unless the executor is a `ThreadPoolExecutor` or has an attribute
+    `in_process` that is true.
     """
 
 

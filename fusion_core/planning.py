@@ -23,6 +23,7 @@ from fusion_core.model_pool import ModelPool
 from fusion_core.nested import RecipeSource, nested_in
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
+from fusion_core.ranks import helps
 from fusion_core.recipes import load_recipe, shown
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
@@ -132,7 +133,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
     found = _planned(raw, options)
     path = _output_path(found.resolved, found.pool)
-    if path is not None:
+    if path is not None and not helps():
         check_output(path, overwrite=options.overwrite)
     return replace(found, path=path)
 
@@ -147,8 +148,9 @@ def _planned(
     nesting = partial(_nested, options=options, inside=inside or ())
     resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
     device = device_of(options.device)
-    if resolved.recipe.output.path is not None and inside is None:  # before anything is downloaded
-        check_output(Path(resolved.recipe.output.path), overwrite=options.overwrite)
+    place = None if helps() or inside is not None else resolved.recipe.output.path
+    if place is not None:  # before anything is downloaded
+        check_output(Path(place), overwrite=options.overwrite)
     algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
     with hub.session(options.progress):
         pool = live.get("model_pool", _created(resolved.model_pool))

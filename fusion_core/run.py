@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,6 +24,7 @@ from fusion_core.fused import as_source, dtype_of, rounded
 from fusion_core.metrics import FILE as METRICS
 from fusion_core.metrics import MetricsLog
 from fusion_core.planning import Plan, RunOptions, executor_of, plan
+from fusion_core.ranks import helps
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.selection import created
 from fusion_core.specs import AlgorithmSpec
@@ -111,10 +112,10 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
 def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
     info = RunInfo(plan.recipe, plan.path)
-    plan.plugins.notify("fusion_run_started", run=info)
+    _notify(plan, "fusion_run_started", run=info)
     with (
         hub.session(plan.options.progress),
-        _staging(plan) as staging,
+        nullcontext() if helps() else _staging(plan) as staging,
         executor_of(plan) as executor,
     ):
         state = None if staging is None else staging.state
@@ -126,6 +127,8 @@ def execute(plan: Plan) -> RunResult:
         if context.metrics.steps:
             context.save(METRICS, context.metrics.as_bytes())
         weights = _rounded(fused, pool, plan)
+        if helps():  # the first process does the rest
+            return RunResult(pool, weights, None, None, context.side_files)
         if staging is None:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
@@ -137,8 +140,14 @@ def execute(plan: Plan) -> RunResult:
     result = RunResult(pool, written, plan.path, None, context.side_files)
     if plan.tasks is not None and plan.options.evaluate:
         result = replace(result, report=_evaluated(plan, result))
-    plan.plugins.notify("fusion_run_finished", run=info, result=result)
+    _notify(plan, "fusion_run_finished", run=info, result=result)
     return result
+
+
+def _notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes
+    """Tell plugins what happens; of several processes the first one does."""
+    if not helps():
+        plan.plugins.notify(hook, **what)
 
 
 @contextmanager
@@ -274,7 +283,7 @@ def _nested_files(plan: Plan) -> dict[str, bytes]:
 
 def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> RunContext:
     def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
-        plan.plugins.notify("fusion_metrics_logged", run=info, step=step, metrics=metrics)
+        _notify(plan, "fusion_metrics_logged", run=info, step=step, metrics=metrics)
 
     def algorithm(of: Any) -> Algorithm[Any]:  # noqa: ANN401 - a name or a mapping
         choice: Choice = choice_of(of)

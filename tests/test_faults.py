@@ -45,7 +45,7 @@ from fusion_core.weights.journal import Journal
 from fusion_core.weights.workplace import workplaces_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 NIGHTLY = os.environ.get("FUSION_FAULTS") == "nightly"
 
@@ -259,7 +259,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(case: Case) -> None:
 def test_a_resumed_run_may_be_killed_again(case: Case) -> None:
     """One to five kills in a row, at places drawn by chance."""
     chance = random.Random(7)
-    for _ in range(25 if NIGHTLY else 12):
+    for _ in range(45 if NIGHTLY else 12):
         case.reset()
         for _ in range(chance.randint(1, 5)):
             killed_at(chance.randint(1, 60), case.go_on)
@@ -434,7 +434,8 @@ def test_a_failing_disk_is_said_and_the_run_resumed(
             if not fault.fired:
                 break
             cases += 1
-        assert nth > 1, f"{function} was never called"
+        is_unused = function == "rename" and output == "replaced at once"
+        assert (nth == 1) == is_unused, f"{function} was called {nth - 1} times"
     assert cases >= 120
 
 
@@ -552,9 +553,8 @@ def test_of_several_runs_on_one_output_one_wins(place: Path, count: int) -> None
                     compete(lambda number=number: child(number), tell, place / f"{number}")
                 children[pid] = number
         os.write(start, b"!" * count)
-        signal.alarm(60)  # a loser that waits for the winner would wait for ever
-        ended = [os.wait() for _ in children]
-        signal.alarm(0)
+        with all_ending(children):
+            ended = [os.wait() for _ in children]
         (winner,) = (pid for pid, status in ended if status == 0)
         for pid, status in ended:
             if pid == winner:
@@ -566,6 +566,25 @@ def test_of_several_runs_on_one_output_one_wins(place: Path, count: int) -> None
         assert set(os.listdir(place / "deep")) == {f"out{n}" for n in range(attempt + 1)}
         for descriptor in (told, tell, go, start):
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def all_ending(children: Iterable[int]) -> Iterator[None]:
+    """Fail, and end them, if children do not: a loser that waits for the winner waits for ever."""
+
+    def give_up(*_: object) -> None:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        pytest.fail("they wait for each other")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def compete(action: Callable[[], None], tell: int, said: Path) -> None:

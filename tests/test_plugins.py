@@ -595,6 +595,19 @@ def test_all_plugins_can_be_required(site: Site) -> None:
     ]
 
 
+def test_a_hook_of_a_newer_core_may_be_optional(site: Site) -> None:
+    site.install(
+        "early-one",
+        """
+        from fusion_core import hookimpl
+        @hookimpl(optionalhook=True)
+        def fusion_something_of_the_future(run):
+            pass
+        """,
+    )
+    assert plugin_of(discovered(), "early-one").status is PluginStatus.LOADED
+
+
 # --- as users see it ----------------------------------------------------------------------------
 
 

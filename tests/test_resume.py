@@ -19,12 +19,14 @@ from fusion_core.config import ComponentConfig
 from fusion_core.errors import DiskError, FusionError, RecipeError
 from fusion_core.planning import RunOptions
 from fusion_core.weights import (
+    CheckpointSource,
     StateDictSource,
     WeightSource,
     fault,
     follower,
     materialise,
     staged,
+    workplace,
 )
 from fusion_core.weights.disk import write_durably
 from fusion_core.weights.workplace import workplaces_in
@@ -126,6 +128,31 @@ def test_an_error_of_a_plugin_stays_what_it_is(tmp_path: Path) -> None:
     assert stopped(error, tmp_path / "out") is error
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_was_replaced_is_no_work_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
+) -> None:
+    """Once directories have changed places, the old output lies where the new one was made."""
+
+    def interrupt(place: str) -> None:
+        if place == "in place":
+            raise KeyboardInterrupt
+
+    if not at_once:
+        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+    write(Stopping(None), tmp_path / "out")
+    monkeypatch.setattr(fault, "listener", interrupt)
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        staged(tmp_path / "out", plan=b"{}", overwrite=True) as staging,
+    ):
+        materialise(StateDictSource({"new": torch.ones(3)}), staging, shard_size=300)
+        staging.commit(overwrite=True)
+    assert not hasattr(caught.value, "__notes__")
+    assert os.listdir(tmp_path) == ["out"]
+    assert list(CheckpointSource(tmp_path / "out").infos) == ["new"]
+
+
 # --- what is resumed ----------------------------------------------------------------------------
 
 
@@ -166,7 +193,9 @@ def test_work_for_an_output_of_a_similar_name_is_none_of_ours(tmp_path: Path) ->
 def test_another_layout_starts_afresh(tmp_path: Path) -> None:
     """An algorithm may decide otherwise the second time: tensors then have other places."""
     stopped(KeyboardInterrupt(), tmp_path / "out")
-    source = StateDictSource({**STATE, "layer.3": torch.ones(11)})
+    others = {**STATE, "layer.3": torch.ones(11)}
+    del others["layer.5"]
+    source = StateDictSource(others)
     write(source, tmp_path / "out", resume=True)
     write(source, tmp_path / "at-once")
     for file in (tmp_path / "at-once").iterdir():

@@ -309,6 +309,15 @@ def test_a_check_cannot_be_overridden() -> None:
                 pass
 
 
+def test_not_even_from_the_side() -> None:
+    class Aside:
+        def test_tied_tensors_stay_tied(self) -> None:
+            pass
+
+    with pytest.raises(TypeError, match="Aside overrides the check"):
+        type("Sly", (Aside, AlgorithmSuite), {})
+
+
 def test_an_expected_failure_names_a_check_and_a_reason() -> None:
     with pytest.raises(TypeError, match=r"names no check: 'test_tied_tensors_stay'; did you mean"):
         type("Odd", (AlgorithmSuite,), {"expected_failures": {"test_tied_tensors_stay": "why"}})

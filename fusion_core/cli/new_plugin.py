@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from fusion_core.plugins import load_plugins
 from fusion_core.skeleton import Kind, Names, write_plugin
+from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+
+_SPECS: dict[Kind, type[ComponentSpec]] = {
+    Kind.ALGORITHM: AlgorithmSpec,
+    Kind.MODEL_POOL: ModelPoolSpec,
+    Kind.TASK_POOL: TaskPoolSpec,
+}
 
 
 def new_plugin(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Its distribution's name, e.g. fusion-median.")],
     kind: Annotated[Kind, typer.Option(help="What it provides.")] = Kind.ALGORITHM,
     output: Annotated[
@@ -24,6 +34,13 @@ def new_plugin(
     """
     names = Names.of(name)
     directory = write_plugin(name, kind, output)
+    for component in load_plugins(context.obj).components(_SPECS[kind]):
+        if names.component in component.names:
+            print(
+                f"warning: {component.qualified_name} has the name {names.component!r}, too; with "
+                "both installed, only full names work. Change `name` in plugin.py.",
+                file=sys.stderr,
+            )
     print(f"written: {directory}\n\nnext:")
     print(f"  cd {directory}")
     print('  pip install -e . "fusion-core[testing]"')

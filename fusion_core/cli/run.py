@@ -18,6 +18,7 @@ from fusion_core.cli.output import print_json, print_notes, warn_of_broken_plugi
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import FusionError
 from fusion_core.plugins import load_plugins
+from fusion_core.ranks import helps
 from fusion_core.specs import AlgorithmSpec
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def run(
     recipe.yaml, provenance.json and, where tasks were evaluated, report.json.
     """
     set_up_logging(verbose=verbose)
+    quiet = quiet or helps()
     plan = planned(
         context,
         recipe,
@@ -165,7 +167,8 @@ def run(
     except (KeyboardInterrupt, SystemExit) as stopped:
         print_notes(stopped)
         raise
-    _show(result, plan.algorithm_name, as_json=as_json)
+    if not helps():
+        _show(result, plan.algorithm_name, as_json=as_json)
 
 
 def planned(

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from fusion_core.testing.models import MODELS, tiny_pool
     from fusion_core.testing.task_pool import TaskPoolSuite
     from fusion_core.testing.tasks import TinyTasks
+    from fusion_core.testing.tensorwise import Mean
 
 _HOME_OF = {
     "AlgorithmSuite": "algorithm",
     "MODELS": "models",
+    "Mean": "tensorwise",
     "ModelPoolSuite": "model_pool",
     "TaskPoolSuite": "task_pool",
     "TinyTasks": "tasks",
@@ -36,6 +38,7 @@ _HOME_OF = {
 __all__ = [
     "MODELS",
     "AlgorithmSuite",
+    "Mean",
     "ModelPoolSuite",
     "TaskPoolSuite",
     "TinyTasks",

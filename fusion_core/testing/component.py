@@ -80,21 +80,11 @@ class ComponentSuite(Suite):
 
     def test_the_plugin_is_installed(self, spec: ComponentSpec) -> None:
         """The distribution is in the entry-point group, and registers this very spec."""
-        if _registered(spec) is None:
-            broken = [
-                f"{each.distribution} is {each.status}: {each.detail}"
-                for each in load_plugins().plugins
-                if each.status is not PluginStatus.LOADED
-            ]
-            fail(
-                f"no installed plugin registers {spec.kind} {spec.name!r}. {'; '.join(broken)}",
-                "Install the package (pip install -e .) and check its pyproject.toml: "
-                '[project.entry-points."fusion_core.plugins"] names the module with the hooks.',
-            )
+        _installed(spec)
 
-    def test_the_plugin_says_which_core_it_needs(self, component: Component[Any]) -> None:
+    def test_the_plugin_says_which_core_it_needs(self, spec: ComponentSpec) -> None:
         """It requires fusion-core within bounds, so a later core refuses it instead of failing."""
-        distribution = component.plugin.distribution
+        distribution = _installed(spec).plugin.distribution
         if distribution == CORE:
             return
         if not any(_is_bounded(each) for each in _requirements(distribution)):
@@ -121,9 +111,9 @@ class ComponentSuite(Suite):
 
     # --- lightness ------------------------------------------------------------------------------
 
-    def test_listing_it_imports_nothing_heavy(self, component: Component[Any]) -> None:
+    def test_listing_it_imports_nothing_heavy(self, spec: ComponentSpec) -> None:
         """The module with the hooks imports no library that a listing does not need."""
-        module = component.plugin.module.partition(":")[0]
+        module = _installed(spec).plugin.module.partition(":")[0]
         imported = _imported_by(module) & (HEAVY | _FOR_OPTIONS)
         if imported:
             fail(
@@ -213,6 +203,22 @@ class ComponentSuite(Suite):
 def _registered(spec: ComponentSpec) -> Component[Any] | None:
     found = (each for each in load_plugins().components(type(spec)) if each.spec == spec)
     return next(found, None)
+
+
+def _installed(spec: ComponentSpec) -> Component[Any]:
+    """Return the component as it is registered; fails if no plugin registers it."""
+    if (found := _registered(spec)) is not None:
+        return found
+    broken = [
+        f"{each.distribution} is {each.status}: {each.detail}"
+        for each in load_plugins().plugins
+        if each.status is not PluginStatus.LOADED
+    ]
+    return fail(
+        f"no installed plugin registers {spec.kind} {spec.name!r}. {'; '.join(broken)}",
+        "Install the package (pip install -e .) and check its pyproject.toml: "
+        '[project.entry-points."fusion_core.plugins"] names the module with the hooks.',
+    )
 
 
 def _requirements(distribution: str) -> list[str]:

@@ -32,11 +32,14 @@ class Suite:
     def __init_subclass__(cls, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         checks = _checks(cls)
-        for name in sorted(checks & vars(cls).keys()):
-            raise TypeError(
-                f"{cls.__name__} overrides the check {name!r}, which is the same for every plugin; "
-                f"if yours must differ, say why: expected_failures = {{{name!r}: 'the reason'}}"
-            )
+        for name in sorted(checks):
+            owner = next(each for each in cls.__mro__ if name in vars(each))
+            if owner not in _ours(cls):
+                raise TypeError(
+                    f"{owner.__name__} overrides the check {name!r}, which is the same for every "
+                    "plugin; if yours must differ, say why: "
+                    f"expected_failures = {{{name!r}: 'the reason'}}"
+                )
         for name, reason in cls.expected_failures.items():
             _check_expectation(cls.__name__, name, reason, checks)
 
@@ -52,8 +55,12 @@ class Suite:
 
 def _checks(suite: type) -> set[str]:
     """Return the names of a suite's inherited checks: what authors add themselves is theirs."""
-    ours = [each for each in suite.__mro__[1:] if each.__module__.startswith(f"{__package__}.")]
-    return {name for each in ours for name in vars(each) if name.startswith(_PREFIX)}
+    return {name for each in _ours(suite) for name in vars(each) if name.startswith(_PREFIX)}
+
+
+def _ours(suite: type) -> list[type]:
+    """Return the classes that this package contributes to a suite."""
+    return [each for each in suite.__mro__ if each.__module__.startswith(f"{__package__}.")]
 
 
 def _check_expectation(suite: str, name: str, reason: str, checks: set[str]) -> None:

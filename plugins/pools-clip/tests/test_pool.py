@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, CLIPVisionModel
 from fusion_core import run_fusion
 from fusion_core.config import AlignmentPolicy
 from fusion_core.errors import AlignmentError, CheckpointError
+from fusion_core.testing import Mean
 from fusion_core.weights import StateDictSource
 from pools_clip.config import ClipConfig
 from pools_clip.pool import ClipPool
@@ -117,7 +118,7 @@ def test_a_merge_loads_in_transformers(
     base: Path, experts: dict[str, str], tmp_path: Path, dtype: str | None
 ) -> None:
     result = run_fusion(
-        algorithm="simple-average",
+        algorithm=Mean(),
         model_pool={"name": "clip", "base": str(base), "models": experts},
         output={"path": str(tmp_path / "merged"), "dtype": dtype},
     )

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from fusion_core import run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.task_pool import Split
+from fusion_core.testing import Mean
 from pools_clip.config import ClipClassificationConfig, ClipConfig
 from pools_clip.pool import ClipPool
 from pools_clip.tasks import ClipClassification, shuffled_rows
@@ -286,7 +287,7 @@ def test_a_run_reports_base_experts_and_merge(
     tmp_path: Path,
 ) -> None:
     result = run_fusion(
-        algorithm={"name": "task-arithmetic", "scale": 0.3},
+        algorithm=Mean(),
         model_pool={"name": "clip", "base": str(base), "models": {"pets": experts["hub"]}},
         task_pool={"name": "clip-classification", **options},
         output={"path": str(tmp_path / "merged")},

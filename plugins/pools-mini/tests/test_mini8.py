@@ -16,6 +16,7 @@ from fusion_core import run_fusion
 from fusion_core.errors import RecipeError
 from fusion_core.specs import load_target
 from fusion_core.task_pool import Split
+from fusion_core.testing import Mean
 from pools_mini import plugin
 from pools_mini.config import Mini8Config, Mini8TasksConfig
 from pools_mini.files import DATA, description
@@ -41,7 +42,7 @@ def tasks() -> Mini8Tasks:
 def run(output: Path, **options: Any) -> RunResult:
     """Average two experts and take a quick look at their tasks."""
     return run_fusion(
-        algorithm="simple-average",
+        algorithm=Mean(),
         model_pool={"tasks": PAIR, "name": "mini8", **options},
         task_pool={"tasks": PAIR, "limit": 100},
         output={"path": str(output)},

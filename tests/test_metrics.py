@@ -1,0 +1,45 @@
+"""What was logged outlives the process that logged it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from fusion_core.metrics import MetricsLog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_lines_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.add(0, {"loss": 2.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": 2.0}\n'
+    log.add(1, {"loss": 1.5})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log.as_bytes()
+
+
+def test_steps_logged_again_after_a_resume_are_there_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsLog(path)
+    for step in range(5):
+        first.add(step, {"loss": float(step)})
+    again = MetricsLog(path)
+    for step in range(3, 7):
+        again.add(step, {"loss": float(step)})
+    lines = [json.loads(line) for line in again.as_bytes().splitlines()]
+    assert lines == [{"step": step, "loss": float(step)} for step in range(7)]
+
+
+def test_a_line_that_a_kill_tore_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "lo')
+    log = MetricsLog(path)
+    log.add(1, {"loss": 1.0})
+    assert path.read_text() == '{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0}\n'
+
+
+def test_without_a_file_they_are_kept_in_memory() -> None:
+    log = MetricsLog()
+    log.add(3, {"loss": 1.0})
+    assert log.as_bytes() == b'{"step": 3, "loss": 1.0}\n'

@@ -10,18 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_core import hub
 from fusion_core.errors import DiskError, WeightsError
 from fusion_core.fused import dtype_of, stored_infos
 from fusion_core.licences import conflicts, limits
 from fusion_core.memory import Memory, estimated
 from fusion_core.planning import executor_of
-from fusion_core.weights import RenamedSource
+from fusion_core.weights import AlignedSource, RenamedSource
 from fusion_core.weights.finite import BadTensor, bad_tensors
 from fusion_core.weights.format import build_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from fusion_core.model_pool import ModelPool
     from fusion_core.planning import Plan
     from fusion_core.weights import WeightSource
 
@@ -90,14 +92,14 @@ def check(plan: Plan) -> Check:
 
     Raises `AlignmentError` with a table of every difference if the models do not fit together.
     """
-    _align(plan)
+    pool = _aligned(plan)
     models = tuple(_models(plan))
     licences = {each.name: each.licence for each in models}
     return Check(
         plan.algorithm_name,
         models,
         plan.counts,
-        _disk(plan),
+        _disk(plan, pool),
         estimated(plan),
         tuple(conflicts(licences)),
         tuple(limits(licences)),
@@ -106,7 +108,7 @@ def check(plan: Plan) -> Check:
 
 def scan(plan: Plan) -> list[BadTensor]:
     """Read everything that the run would read, and return what holds NaN or infinity."""
-    with executor_of(plan) as executor:
+    with hub.session(plan.options.progress), executor_of(plan) as executor:
         return bad_tensors(dict(_read(plan)), executor, progress=plan.options.progress)
 
 
@@ -120,25 +122,22 @@ def raise_if_bad(found: list[BadTensor], plan: Plan) -> None:
         )
 
 
-def _align(plan: Plan) -> None:
-    for source in plan.nested.values():
-        _align(source.plan)
-    plan.pool.aligned(plan.resolved.recipe.alignment)
+def _aligned(plan: Plan) -> ModelPool[Any]:
+    return plan.pool.aligned(plan.resolved.recipe.alignment)
 
 
 def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
-    licences = plan.pool.licences()
-    reference, nested = plan.pool.reference.infos, plan.nested
+    licences, fitted, nested = plan.pool.licences(), _aligned(plan).by_name, plan.nested
     for name, source in plan.pool.by_name.items():
-        infos = source.infos
+        infos, seen = source.infos.values(), fitted[name]
         yield Model(
             prefix + name,
             source.describe(),
             len(infos),
-            sum(info.nbytes for info in infos.values()),
-            tuple(dict.fromkeys(str(info.dtype).removeprefix("torch.") for info in infos.values())),
-            len(reference.keys() - infos.keys()),
-            len(infos.keys() - reference.keys()),
+            sum(info.nbytes for info in infos),
+            tuple(dict.fromkeys(str(info.dtype).removeprefix("torch.") for info in infos)),
+            len(seen.missing) if isinstance(seen, AlignedSource) else 0,
+            len(seen.extra) if isinstance(seen, AlignedSource) else 0,
             licences.get(name),
             name in nested,
         )
@@ -147,21 +146,22 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
 
 
 def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
-    """Name what is read: of the reference everything, of experts what is merged."""
+    """Name what is read: of the reference everything, of experts what they have and is merged."""
     reference, nested = plan.pool.reference, plan.nested
-    for name, source in plan.pool.by_name.items():
+    for name, source in _aligned(plan).by_name.items():
         if name in nested:
             yield from _read(nested[name].plan, f"{prefix}{name}/")
-            continue
-        wanted = reference.infos.keys() & source.infos.keys()
-        if source is not reference:
-            wanted -= plan.skipped
-        yield prefix + name, RenamedSource(source, {n: n for n in source.infos if n in wanted})
+        elif plan.pool.by_name[name] is reference:
+            yield prefix + name, reference
+        else:
+            absent = source.missing if isinstance(source, AlignedSource) else frozenset()
+            wanted = [each for each in source.infos if each not in absent | plan.skipped]
+            yield prefix + name, RenamedSource(source, dict(zip(wanted, wanted, strict=True)))
 
 
-def _disk(plan: Plan) -> Disk:
+def _disk(plan: Plan, pool: ModelPool[Any]) -> Disk:
     dtype = dtype_of(plan.resolved.recipe.output.dtype)
-    header, data = build_header(list(stored_infos(plan.pool, dtype).values()), {"format": "pt"})
+    header, data = build_header(list(stored_infos(pool, dtype).values()), {"format": "pt"})
     beside = sum(
         each.stat().st_size if isinstance(each, Path) else len(each)
         for each in plan.pool.assets(dtype=dtype).values()

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 
 class RecipeSource(WeightSource):
-    """What another recipe merges: described from headers, and readable once it was started."""
+    """What another recipe merges: described from headers, and readable once it was started.
+
+    Raises `AlignmentError` if the recipe's models do not fit together.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.infos = _infos(plan.pool, dtype_of(plan.resolved.recipe.output.dtype))
+        recipe = plan.resolved.recipe
+        self.infos = _infos(plan.pool.aligned(recipe.alignment), dtype_of(recipe.output.dtype))
         #: what its algorithm saved beside the model
         self.side_files: Mapping[str, bytes] = {}
         self._label = f"merge by {plan.algorithm_name}"

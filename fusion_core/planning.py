@@ -181,8 +181,9 @@ def _nested(
     try:
         return RecipeSource(_planned(recipe, options, inside))
     except FusionError as error:
-        lines = (f"{label}: {line}" for line in error.message.splitlines())
-        raise type(error)("\n".join(lines), hint=error.hint) from error
+        lines = error.message.splitlines()  # a table's rows begin with a space
+        named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
+        raise type(error)("\n".join(named), hint=error.hint) from error
 
 
 @contextmanager

@@ -20,13 +20,10 @@ from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve_component
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import RECIPE, evaluate, write_report
-from fusion_core.fused import as_source as _as_source
-from fusion_core.fused import dtype_of as _dtype
-from fusion_core.fused import rounded
+from fusion_core.fused import as_source, dtype_of, rounded
 from fusion_core.metrics import FILE as METRICS
 from fusion_core.metrics import MetricsLog
-from fusion_core.planning import Plan, RunOptions, plan
-from fusion_core.planning import executor_of as _executor
+from fusion_core.planning import Plan, RunOptions, executor_of, plan
 from fusion_core.ranks import helps
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.selection import created
@@ -119,14 +116,14 @@ def execute(plan: Plan) -> RunResult:
     with (
         hub.session(plan.options.progress),
         nullcontext() if helps() else _staging(plan) as staging,
-        _executor(plan) as executor,
+        executor_of(plan) as executor,
     ):
         state = None if staging is None else staging.state
         _start_nested(plan, info, executor, state)
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
         context = _context(plan, info, executor, state)
         started = time.perf_counter()
-        fused = _as_source(plan.algorithm.run(pool, context), pool)
+        fused = as_source(plan.algorithm.run(pool, context), pool)
         if context.metrics.steps:
             context.save(METRICS, context.metrics.as_bytes())
         weights = _rounded(fused, pool, plan)
@@ -197,7 +194,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
         executor=context.executor,
         progress=plan.options.progress,
     )
-    assets = pool.assets(dtype=_dtype(output.dtype))
+    assets = pool.assets(dtype=dtype_of(output.dtype))
     for name, content in {**assets, **context.side_files}.items():
         staging.add(name, content)
     staging.add(RECIPE, dump_yaml(plan.recipe).encode())
@@ -232,7 +229,7 @@ def _rounded(fused: WeightSource, pool: ModelPool[Any], plan: Plan) -> WeightSou
     """Give every tensor the dtype to be stored in: the recipe's, or the base's."""
     recipe = plan.resolved.recipe
     finite = recipe.alignment.nan == "error"
-    return rounded(fused, pool, dtype=_dtype(recipe.output.dtype), finite=finite)
+    return rounded(fused, pool, dtype=dtype_of(recipe.output.dtype), finite=finite)
 
 
 def _evaluated(plan: Plan, result: RunResult) -> Report:
@@ -264,10 +261,12 @@ def _start_nested(plan: Plan, info: RunInfo, executor: Executor, state: Path | N
     for number, source in enumerate(plan.nested.values()):
         inner = source.plan
         place = None if state is None else state / f"nested-{number}"
+        if place is not None and inner.adapts:  # else nothing is kept, so nothing can be resumed
+            place.mkdir(parents=True, exist_ok=True)
         _start_nested(inner, info, executor, place)
         pool = inner.pool.aligned(inner.resolved.recipe.alignment)
         context = _context(inner, info, executor, place)
-        merged = _as_source(inner.algorithm.run(pool, context), pool)
+        merged = as_source(inner.algorithm.run(pool, context), pool)
         if inner.resolved.recipe.output.dtype is not None:
             merged = _rounded(merged, pool, inner)
         source.start(merged, context.side_files)

@@ -136,6 +136,31 @@ def test_models_that_do_not_fit_are_refused_with_the_table_of_a_run(pool: dict[s
     assert "2 differences" in one.value.message
 
 
+def respell(name: str, prefix: str) -> None:
+    """Save a model with a prefix before every name, as another library would."""
+    state = load_file(f"{name}.safetensors")
+    save_file({prefix + key: value for key, value in state.items()}, f"{name}.safetensors")
+
+
+def test_models_are_seen_as_a_run_sees_them(pool: dict[str, Any]) -> None:
+    respell("a", "model.")
+    found = checked(pool)
+    assert [(each.missing, each.extra) for each in found.models] == [(0, 0)] * 3
+    assert found.tensors == {"merged": 5, "copied": 1, "dropped": 0}
+
+
+def test_a_padded_vocabulary_takes_its_room(pool: dict[str, Any]) -> None:
+    for number, name in enumerate(("base", "a", "b")):
+        rows = 14 if name == "a" else 11
+        change(name, lm_head__weight=torch.full((rows, 3), number, dtype=torch.bfloat16))
+    alignment = {"vocab": "pad"}
+    found = checked(pool, alignment=alignment).disk.needed
+    assert found - checked({**pool, "models": ["b.safetensors"]}).disk.needed == 2 * 3 * 3
+    raw = {"algorithm": "ties", "model_pool": pool, "alignment": alignment}
+    run_fusion({**raw, "output": {"path": "out"}})
+    assert found == Path("out/model.safetensors").stat().st_size
+
+
 def test_no_weight_is_read(pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object) -> torch.Tensor:
         raise AssertionError("read")
@@ -290,6 +315,13 @@ def test_a_scan_looks_at_what_a_run_would_read(pool: dict[str, Any]) -> None:
     change("base", layer__bias=bad)
     found = _scanned(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"})
     assert found == [BadTensor("base", "layer.bias", 7, 0)]
+
+
+def test_a_scan_reads_models_under_other_names(pool: dict[str, Any]) -> None:
+    change("a", scale=torch.tensor(torch.inf))
+    respell("a", "model.")
+    assert _scanned(pool) == [BadTensor("a", "scale", 0, 1)]
+    assert _scanned(pool, {"name": "ties", "skip": "scale"}) == []
 
 
 def test_a_scan_goes_into_nested_recipes(pool: dict[str, Any]) -> None:

@@ -65,6 +65,16 @@ class AlignedSource(WeightSource):
         self.infos = {name: source.infos.get(name, info) for name, info in reference.infos.items()}
 
     @property
+    def missing(self) -> frozenset[str]:
+        """The tensors that the model lacks."""
+        return frozenset(self._reference.infos) - frozenset(self._source.infos)
+
+    @property
+    def extra(self) -> frozenset[str]:
+        """The tensors that only the model has."""
+        return frozenset(self._source.infos) - frozenset(self._reference.infos)
+
+    @property
     def cut(self) -> Cut:  # type: ignore[override]
         """The coarser of both cuts, which a merge may know only when it is made."""
         return self._source.cut.coarser(self._reference.cut)

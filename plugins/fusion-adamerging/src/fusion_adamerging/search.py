@@ -59,6 +59,8 @@ class Search:
         `teach` is called with these steps before the first of them. Raises `SearchStoppedError`
         where going on would lead astray; `good` then holds what is worth rescuing.
         """
+        if not self.live.leaves:  # every expert is the base
+            return self.every(self.learned)
         steps = range(self._resumed(), self.config.steps)
         teach(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")

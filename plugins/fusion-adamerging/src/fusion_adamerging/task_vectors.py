@@ -71,13 +71,13 @@ class OnDisk:
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Read base and task vectors piece by piece and combine them."""
         for part, piece in self._pieces():
-            base, rows = _placed(piece.base, out), _placed(self.kernel.rows(piece), out)
-            torch.addmv(base.reshape(-1), rows.flatten(1).T, coefficients, out=out[part])
+            base, rows = _placed(piece.base, out), _placed(rows_of(self.kernel, piece), out)
+            torch.addmv(base.reshape(-1), rows.T, coefficients, out=out[part])
 
     def project(self, gradient: Tensor) -> Tensor:
         """Read the task vectors piece by piece and sum their products, in order."""
         parts = [
-            _placed(self.kernel.rows(piece), gradient).flatten(1) @ gradient[part]
+            _placed(rows_of(self.kernel, piece), gradient) @ gradient[part]
             for part, piece in self._pieces()
         ]
         return torch.stack(parts).sum(dim=0)
@@ -95,8 +95,13 @@ def resident(
     rows = torch.empty((len(merged.operands.experts), numel), dtype=dtype, device=like.device)
     for part, piece in pieces_of(merged, name):
         base[part] = piece.base.reshape(-1)
-        rows[:, part] = kernel.rows(piece).flatten(1).to(dtype)
+        rows[:, part] = rows_of(kernel, piece).to(dtype)
     return Resident(base, rows)
+
+
+def rows_of(kernel: Linear, piece: Piece) -> Tensor:
+    """Return a piece's task vectors, shape (experts, elements); one element may be the tensor."""
+    return kernel.rows(piece).unsqueeze(-1).flatten(1)
 
 
 def pieces_of(merged: MergedSource, name: str) -> Iterator[tuple[slice, Piece]]:

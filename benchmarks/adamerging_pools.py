@@ -1,0 +1,95 @@
+"""Pools of random ViT-B/32 towers and random images, for benchmarks/adamerging_children.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from adamerging_children import batch_of, config, head_of
+from transformers import CLIPVisionModel
+
+from fusion_core import Batch, ComponentConfig, FeatureTask, ModelPool, TaskPool
+from fusion_core.weights import CheckpointSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from fusion_core import WeightSource
+
+_PREFIX = "vision_model."
+
+
+class Towers(ModelPool[ComponentConfig]):
+    """The base and its experts, each a directory."""
+
+    def __init__(self, folder: Path, experts: int) -> None:
+        super().__init__(ComponentConfig())
+        self.base = CheckpointSource(folder / "base")
+        self.experts = {
+            f"task-{number}": CheckpointSource(folder / f"expert-{number}")
+            for number in range(experts)
+        }
+
+    def build(self, weights: WeightSource) -> nn.Module:
+        """Return a live tower; it takes the tensors as they are, without a copy of its own."""
+        with torch.device("meta"):
+            model = CLIPVisionModel(config())
+        state = {name: weights.tensor(stored) for name, stored in self._names(model).items()}
+        model.load_state_dict(state, strict=False, assign=True)
+        for module in model.modules():
+            if hasattr(module, "position_ids"):
+                module.position_ids = torch.arange(module.num_positions).expand((1, -1))
+        return model.eval()
+
+    def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
+        """Map stored names to live parameters."""
+        live = dict(module.named_parameters())
+        return {stored: live[name] for name, stored in self._names(module).items()}
+
+    def _names(self, model: nn.Module) -> dict[str, str]:
+        stored = {each.removeprefix(_PREFIX): each for each in self.base.infos}
+        return {name: stored[name.removeprefix(_PREFIX)] for name, _ in model.named_parameters()}
+
+
+class RandomTask(FeatureTask):
+    """The same random images in every step."""
+
+    def __init__(self, number: int) -> None:
+        self.name = f"task-{number}"
+        self.weight = head_of(number)
+        self._number = number
+        self._images: Tensor | None = None
+
+    def batch(self, _step: int, *, size: int, **_: Any) -> Batch:  # noqa: ANN401 - of no effect
+        """Return the images."""
+        if self._images is None:
+            self._images = batch_of(self._number, size)
+        return Batch(self._images)
+
+    def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the pooled output."""
+        found: Tensor = model(inputs).pooler_output
+        return found
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return scores of 100 classes."""
+        return features @ self.weight
+
+    def evaluate(self, _model: nn.Module) -> dict[str, float]:
+        """Fail: random images tell nothing."""
+        raise NotImplementedError
+
+
+class RandomTasks(TaskPool[ComponentConfig]):
+    """As many tasks as experts."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(ComponentConfig())
+        self.names = [f"task-{number}" for number in range(count)]
+
+    def __getitem__(self, name: str) -> RandomTask:
+        """Return one of them."""
+        return RandomTask(list(self.names).index(name))

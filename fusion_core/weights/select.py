@@ -12,7 +12,7 @@ as arithmetic.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +41,8 @@ _GUESSED, _UNGUESSED = 20, 16
 _GROUP = 2**10
 #: So many values of a block are cheaper to pass on than to tally.
 _UNTALLIED = 2**15
+#: So many values of a window are kept rather than counted: clearing its bins would take longer.
+_FEW = 2**17
 
 
 def kept_count(density: float, numel: int) -> int:
@@ -58,7 +60,7 @@ def kth_largest_magnitudes(scan: Scan, k: int, rows: Rows) -> torch.Tensor:
     dtype = _widest(scan)
     searches = _guesses(scan, k, rows, dtype)
     while any(each.bottom < each.top for each in searches):
-        tallies = [_Tally.empty(each) for each in searches]
+        tallies = [_Tally(each) for each in searches]
         tallies = scan(_Count(rows, dtype, tuple(searches)), _added, tallies)
         searches = [each.narrowed(k, tally) for each, tally in zip(searches, tallies, strict=True)]
     found = torch.tensor([each.bottom for each in searches], dtype=_INTEGERS[dtype])
@@ -85,10 +87,10 @@ class _Search:
         """Go on with what a pass has proven."""
         if tally.above >= k:
             bottom, top = self.high + 1, self.top
-        elif tally.above + int(tally.counts.sum()) < k:
+        elif tally.above + tally.inside < k:
             bottom, top = self.bottom, self.low - 1
         else:
-            bottom = self.low + (_place(tally.counts, k - tally.above) << self.shift)
+            bottom = self.low + (tally.place(k - tally.above) << self.shift)
             top = min(bottom + (1 << self.shift) - 1, self.high)
         return _Search(bottom, top, bottom, top)
 
@@ -108,36 +110,59 @@ def _place_in(counts: torch.Tensor, k: int) -> tuple[int, int]:
     return place, k - int(counts[place + 1 :].sum())
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tally:
-    """How many magnitudes lie above a window, and how many in each of its bins."""
+    """How many magnitudes lie above a window, and where those lie that are in it.
 
-    above: int
-    counts: torch.Tensor
+    A few are kept as they are; when there are too many, they are counted by bin.
+    """
 
-    @classmethod
-    def empty(cls, search: _Search) -> _Tally:
-        """Return one that has counted nothing."""
-        groups = ((search.high - search.low) >> search.shift) // _GROUP + 1
-        return cls(0, torch.zeros(groups * _GROUP, dtype=torch.int64))
+    search: _Search
+    above: int = 0
+    inside: int = 0
+    few: list[torch.Tensor] = field(default_factory=list)
+    counts: torch.Tensor | None = None
+
+    def add(self, part: _Part) -> None:
+        """Add what one block holds."""
+        self.above += part.above
+        self.inside += part.inside
+        if part.counts is None and self.counts is None and self.inside <= _FEW:
+            self.few.append(part.bins)
+            return
+        self._count(part.bins, part.counts)
+
+    def place(self, k: int) -> int:
+        """Return the bin of the k-th largest in the window."""
+        if self.counts is not None:
+            return _place(self.counts, k)
+        return int(torch.cat(self.few).kthvalue(self.inside + 1 - k).values)
+
+    def _count(self, bins: torch.Tensor, counts: torch.Tensor | None) -> None:
+        if self.counts is None:
+            groups = ((self.search.high - self.search.low) >> self.search.shift) // _GROUP + 1
+            self.counts = torch.zeros(groups * _GROUP, dtype=torch.int64)
+            few, self.few = self.few, []
+            for each in few:
+                self._count(each, None)
+        once = torch.ones((), dtype=torch.int64).expand(len(bins))
+        self.counts.index_add_(0, bins, once if counts is None else counts)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one block adds to a tally: most bins stay as they are."""
+    """What one block adds to a tally: bins, and how often each occurs; None for once each."""
 
     above: int
+    inside: int
     bins: torch.Tensor
-    counts: torch.Tensor
+    counts: torch.Tensor | None = None
 
 
 def _added(tallies: list[_Tally], parts: list[_Part]) -> list[_Tally]:
     for tally, part in zip(tallies, parts, strict=True):
-        tally.counts.index_add_(0, part.bins, part.counts)
-    return [
-        replace(tally, above=tally.above + part.above)
-        for tally, part in zip(tallies, parts, strict=True)
-    ]
+        tally.add(part)
+    return tallies
 
 
 @dataclass(frozen=True)
@@ -159,10 +184,10 @@ def _count(keys: torch.Tensor, search: _Search) -> _Part:
     mask &= keys <= search.high
     if search.low == search.high:
         inside = mask.count_nonzero().reshape(1)
-        return _Part(from_low - int(inside), torch.zeros_like(inside), inside)
-    picked = _picked(keys, mask)
-    bins = (picked - search.low) >> search.shift
-    return _Part(from_low - len(bins), *_tallied(bins))
+        count = int(inside)
+        return _Part(from_low - count, count, torch.zeros_like(inside), inside)
+    bins = (_picked(keys, mask) - search.low) >> search.shift
+    return _Part(from_low - len(bins), len(bins), *_tallied(bins))
 
 
 def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -173,10 +198,10 @@ def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.cat([wide, keys[even:][mask[even:]]])
 
 
-def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return bins and how often each occurs; of a few, the same one may be there twice."""
+def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return bins and how often each occurs; a few as they are, the same one perhaps twice."""
     if len(bins) < _UNTALLIED:
-        return bins, torch.ones((), dtype=torch.int64).expand(len(bins))
+        return bins, None
     counts = torch.bincount(bins)
     found = counts.nonzero().squeeze(1)
     return found, counts[found]

@@ -8,7 +8,8 @@ from fusion_core import errors
 def _tree(kind: type[errors.FusionError]) -> dict[str, int]:
     found = {kind.__name__: kind.exit_code}
     for child in kind.__subclasses__():
-        found |= _tree(child)
+        if child.__module__ == errors.__name__:  # not those that a plugin adds for itself
+            found |= _tree(child)
     return found
 
 

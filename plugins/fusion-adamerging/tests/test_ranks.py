@@ -55,7 +55,8 @@ def _found(folder: Path, world: int) -> list[Found]:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={world}", "--rdzv-backend=c10d"]
     arguments = ["--rdzv-endpoint=127.0.0.1:0", str(script), str(folder), str(HERE)]
     command = [sys.executable, *launcher, *arguments]
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    done = subprocess.run(command, check=False, timeout=240, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return [
         {
             each: json.loads((folder / f"{each}-{rank}.json").read_text())["coefficients"]

@@ -40,7 +40,10 @@ def checks(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy", *SOURCES, TYPING)
     session.run("lint-imports")
-    session.run("pytest", "--cov", "--cov-report=term:skip-covered", *session.posargs)
+    coverage = ("--cov", "--cov-report=term:skip-covered")
+    # A process a core, each with one thread of torch's: more only wait for each other.
+    environment = {"OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "auto", *coverage, *session.posargs, env=environment)
 
 
 @nox.session(default=False)

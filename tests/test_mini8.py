@@ -145,6 +145,19 @@ def test_saved_coefficients_give_the_same_model(
     assert ours == (first / "model.safetensors").read_bytes()
 
 
+def test_adapting_on_a_half_is_measured_on_the_other(tmp_path: Path) -> None:
+    options = ("adapt_split=holdout", "steps=1", "batch_size=4")
+    flags = [part for each in options for part in ("--set", f"algorithm.{each}")]
+    done = fuse("run", "--algo", "adamerging", "--tasks", "latin", *flags, "-o", "m", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "measured on a half of the test images, which adaptation did not see" in done.stdout
+    expected = (tmp_path / "m" / "report.json").read_bytes()
+    report = json.loads(expected)
+    assert (report["transductive"], report["tasks"]["latin"]["accuracy"] * 400 % 1) == (False, 0)
+    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "m" / "report.json").read_bytes() == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

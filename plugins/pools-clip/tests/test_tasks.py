@@ -145,6 +145,39 @@ def test_labels_belong_to_their_images_and_unlabeled_has_none(
     assert task.batch(0, size=15, split=Split.UNLABELED, seed=0).labels is None
 
 
+def test_halves_hold_every_test_image_once_and_the_same_ones_every_time(
+    options: dict[str, Any], rows: Rows
+) -> None:
+    whole = opened(options)
+    halves = whole.holdout()["pets"]
+    seen = halves.batch(0, size=10, split=Split.UNLABELED, seed=0)
+    measured = halves.batch(0, size=10, split=Split.TEST, seed=0)
+    everything = whole["pets"].batch(0, size=20, split=Split.TEST, seed=0)
+    together = torch.cat([seen.inputs, measured.inputs]).flatten(1)
+    assert sorted(together.tolist()) == sorted(everything.inputs.flatten(1).tolist())
+    assert seen.labels is None
+    assert measured.labels is not None
+    again = opened(options).holdout()["pets"].batch(0, size=10, split=Split.TEST, seed=0)
+    assert torch.equal(again.inputs, measured.inputs)
+    with pytest.raises(RecipeError, match="has 10 test images"):
+        halves.batch(0, size=11, split=Split.TEST, seed=0)
+
+
+def test_halves_are_not_transductive_and_say_what_was_measured(options: dict[str, Any]) -> None:
+    whole = opened(options, **with_data(options, unlabeled=None))
+    assert whole.transductive
+    assert whole.measured_on is None
+    assert not whole.holdout().transductive
+    assert "a half of the test images" in whole.holdout().measured_on
+    assert opened(options, limit=3).measured_on == "the first 3 test images of each task"
+
+
+def test_training_images_are_not_halved(options: dict[str, Any], task: ClipTask) -> None:
+    arguments = {"size": 9, "split": Split.TRAIN, "seed": 0}
+    halved = opened(options).holdout()["pets"]
+    assert torch.equal(halved.batch(0, **arguments).inputs, task.batch(0, **arguments).inputs)
+
+
 @pytest.mark.parametrize("size", [0, 10])
 def test_a_batch_that_cannot_be_is_refused(task: ClipTask, size: int) -> None:
     with pytest.raises(RecipeError, match=rf"a batch of {size}: task 'pets' has 9 train images"):

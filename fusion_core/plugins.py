@@ -201,7 +201,9 @@ class PluginManager(pluggy.PluginManager):
     def create_executor(self, name: str, options: Mapping[str, str]) -> Executor:
         """Ask the plugins for an executor called `name`; the first answer wins."""
         executor: Executor
-        for executor in self._called("fusion_create_executor", name=name, options=options):
+        refusals = (FusionError,)  # of options: the user asked for this executor
+        arguments = {"name": name, "options": options}
+        for executor in self._called("fusion_create_executor", arguments, passes=refusals):
             if hasattr(executor, "submit"):  # None: this plugin knows none of that name
                 return executor
         raise UnknownComponentError(
@@ -210,21 +212,26 @@ class PluginManager(pluggy.PluginManager):
         )
 
     def notify(self, hook: str, **arguments: object) -> None:
-        """Call a life-cycle hook of every plugin; one that raises is named in a warning."""
-        for _ in self._called(hook, **arguments):
+        """Call a life-cycle hook of every plugin; one that raises is named in a warning.
+
+        Whatever it raises, a `FusionError` too: who only listens ends no run.
+        """
+        for _ in self._called(hook, arguments):
             pass
 
-    def _called(self, hook: str, **arguments: object) -> Iterator[Any]:
+    def _called(
+        self, hook: str, arguments: Mapping[str, object], passes: tuple[type[Exception], ...] = ()
+    ) -> Iterator[Any]:
         """Call a hook of one plugin after the other, the last registered first.
 
-        What a plugin raises is its own: it is named in a warning, and the next one is called. A
-        `FusionError` is for the user, and goes on.
+        What a plugin raises is its own: it is named in a warning, and the next one is called. What
+        `passes` is for the user, and goes on.
         """
         for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
             accepted = {name: arguments[name] for name in implementation.argnames}
             try:
                 result = implementation.function(**accepted)
-            except (FusionError, KeyboardInterrupt):
+            except (*passes, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit included
                 logger.warning(

@@ -17,10 +17,10 @@ TYPING = "tests/typing"
 #: Files of tests that run methods or pools of this repository; single ones in other files are
 #: marked `plugins`. All others need nothing but the core.
 NEED_PLUGINS = {
-    *("adaptive_resume", "bad_weights", "changing_inputs", "check", "cli", "cli_lightness"),
-    *("determinism", "docs", "exports", "faults", "hostile_inputs", "how_to", "mini8", "nested"),
-    *("new_plugin", "patterns", "provenance", "readme", "run", "transformers", "tutorial"),
-    "wheels",
+    *("adaptive_resume", "author_pages", "bad_weights", "changing_inputs", "check", "cli"),
+    *("cli_lightness", "determinism", "docs", "exports", "faults", "hostile_inputs", "how_to"),
+    *("mini8", "nested", "new_plugin", "patterns", "provenance", "readme", "run"),
+    *("transformers", "tutorial", "wheels"),
 }
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]
 

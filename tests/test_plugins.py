@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fusion_core.distributions import Plugin, PluginStatus
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
@@ -12,7 +13,7 @@ from fusion_core.errors import (
     RecipeError,
     UnknownComponentError,
 )
-from fusion_core.plugins import Plugin, PluginManager, PluginStatus, load_plugins
+from fusion_core.plugins import PluginManager, load_plugins
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:

@@ -156,7 +156,7 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
             return piece.base + in_order(kept) / len(kept)
 
     `cut` says how finely tensors may be cut for `merge` (default: between any two elements),
-    `scope` what `survey` looks at first (default: nothing). Both may be properties that depend on
+    `scope` what `survey` looks at first (default: nothing). Both are properties, and may depend on
     the options. A configuration with a field `weights: ExpertWeights` gives each expert its factor
     in `piece.weights`.
     """

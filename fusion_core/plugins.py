@@ -11,19 +11,26 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import re
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pluggy
 
 from fusion_core import hookspecs
+from fusion_core.distributions import (
+    CORE,
+    GROUP,
+    Plugin,
+    PluginStatus,
+    cause_of,
+    declared_plugins,
+    normalised,
+    unmet_requirement,
+)
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
@@ -42,9 +49,8 @@ from fusion_core.specs import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from concurrent.futures import Executor
+    from importlib import metadata
 
-GROUP = "fusion_core.plugins"
-CORE = "fusion-core"
 BLOCK_VARIABLE = "FUSION_BLOCK_PLUGINS"
 
 #: An import that takes longer is reported: every listing and every completion waits for it.
@@ -56,37 +62,8 @@ _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_task_pools": TaskPoolSpec,
 }
 
-# The core itself, in any spelling, and not `fusion-core-extras`.
-_CORE_REQUIREMENT = re.compile(r"fusion[-_.]+core(?![-_.]*\w)", re.IGNORECASE)
-
 logger = logging.getLogger(__name__)
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
-
-
-class PluginStatus(StrEnum):
-    """What became of a plugin when it was discovered."""
-
-    LOADED = "loaded"
-    BLOCKED = "blocked"
-    INCOMPATIBLE = "incompatible"
-    BROKEN = "broken"
-
-
-@dataclass(slots=True)
-class Plugin:
-    """One distribution in the entry-point group, and what became of it."""
-
-    distribution: str
-    version: str
-    module: str
-    summary: str = ""
-    status: PluginStatus = PluginStatus.LOADED
-    #: why it is not loaded, one line
-    detail: str = ""
-    error: BaseException | None = None
-    #: how long its import took
-    seconds: float = 0.0
-    components: list[ComponentSpec] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +97,7 @@ class Component(Generic[SpecT]):
         except Exception as error:
             raise BrokenPluginError(
                 f"{self.spec.kind} {self.spec.name!r} of plugin {self.plugin.distribution} "
-                f"{self.plugin.version} cannot be imported from {target!r}: {_describe(error)}",
+                f"{self.plugin.version} cannot be imported from {target!r}: {cause_of(error)}",
                 hint="Reinstall the plugin, or report this to its authors.",
             ) from error
         if not isinstance(loaded, type):
@@ -147,11 +124,11 @@ class PluginManager(pluggy.PluginManager):
 
         Raises `PluginError` for a name to block that no installed plugin has.
         """
-        blocked = frozenset(map(_normalised, block)) | _blocked_by_environment()
-        found = _entry_points()
-        _check_blocked(blocked, {_normalised(each.name) for _, each in found})
+        blocked = frozenset(map(normalised, block)) | _blocked_by_environment()
+        found = declared_plugins()
+        _check_blocked(blocked, {normalised(each.name) for _, each in found})
         for entry_point, distribution in found:
-            plugin = _describe_distribution(entry_point, distribution)
+            plugin = Plugin.declared(entry_point, distribution)
             known = {each.distribution for each in self.plugins}
             self.plugins.append(plugin)
             if plugin.distribution != CORE and blocked & {plugin.distribution, "*"}:
@@ -160,7 +137,7 @@ class PluginManager(pluggy.PluginManager):
             elif plugin.distribution in known:
                 plugin.status = PluginStatus.BROKEN
                 plugin.detail = f"a distribution has one entry point in {GROUP}; this is a second"
-            elif problem := _unmet_requirement(distribution):
+            elif problem := unmet_requirement(distribution):
                 plugin.status, plugin.detail = problem
             else:
                 self._load(plugin, entry_point)
@@ -201,7 +178,9 @@ class PluginManager(pluggy.PluginManager):
     def create_executor(self, name: str, options: Mapping[str, str]) -> Executor:
         """Ask the plugins for an executor called `name`; the first answer wins."""
         executor: Executor
-        for executor in self._called("fusion_create_executor", name=name, options=options):
+        refusals = (FusionError, KeyboardInterrupt)  # of options: the user asked for it
+        arguments = {"name": name, "options": options}
+        for executor in self._called("fusion_create_executor", arguments, passes=refusals):
             if hasattr(executor, "submit"):  # None: this plugin knows none of that name
                 return executor
         raise UnknownComponentError(
@@ -210,25 +189,33 @@ class PluginManager(pluggy.PluginManager):
         )
 
     def notify(self, hook: str, **arguments: object) -> None:
-        """Call a life-cycle hook of every plugin; one that raises is named in a warning."""
-        for _ in self._called(hook, **arguments):
+        """Call a life-cycle hook of every plugin; one that raises is named in a warning.
+
+        Whatever it raises, a `FusionError` too: who only listens ends no run.
+        """
+        for _ in self._called(hook, arguments):
             pass
 
-    def _called(self, hook: str, **arguments: object) -> Iterator[Any]:
+    def _called(
+        self,
+        hook: str,
+        arguments: Mapping[str, object],
+        passes: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+    ) -> Iterator[Any]:
         """Call a hook of one plugin after the other, the last registered first.
 
-        What a plugin raises is its own: it is named in a warning, and the next one is called. A
-        `FusionError` is for the user, and goes on.
+        What a plugin raises is its own: it is named in a warning, and the next one is called. What
+        `passes` is for the user, and goes on.
         """
         for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
             accepted = {name: arguments[name] for name in implementation.argnames}
             try:
                 result = implementation.function(**accepted)
-            except (FusionError, KeyboardInterrupt):
+            except passes:
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit included
                 logger.warning(
-                    "plugin %s failed in %s: %s", implementation.plugin_name, hook, _describe(error)
+                    "plugin %s failed in %s: %s", implementation.plugin_name, hook, cause_of(error)
                 )
             else:
                 yield result
@@ -246,7 +233,7 @@ class PluginManager(pluggy.PluginManager):
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit at import included
             plugin.status = PluginStatus.BROKEN
-            plugin.detail = _describe(error)
+            plugin.detail = cause_of(error)
             plugin.error = error
             if module is not None and self.is_registered(module):
                 self.unregister(module)
@@ -302,7 +289,7 @@ def load_plugins(block: frozenset[str] = frozenset()) -> PluginManager:
 
 def _blocked_by_environment() -> frozenset[str]:
     names = os.environ.get(BLOCK_VARIABLE, "").split(",")
-    return frozenset(_normalised(name.strip()) for name in names if name.strip())
+    return frozenset(normalised(name.strip()) for name in names if name.strip())
 
 
 def _check_blocked(blocked: frozenset[str], installed: set[str]) -> None:
@@ -312,62 +299,3 @@ def _check_blocked(blocked: frozenset[str], installed: set[str]) -> None:
         hint = f"did you mean {' or '.join(close)}?" if close else "See: fuse list-plugins"
         where = f"--no-plugin or {BLOCK_VARIABLE}"
         raise PluginError(f"there is no plugin {name!r} to block by {where}", hint=hint)
-
-
-def _entry_points() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:
-    """Return the group's entry points by distribution name, the first of each name on the path."""
-    found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
-    for distribution in metadata.distributions():
-        for entry_point in _group_of(distribution):
-            if name := distribution.metadata["Name"]:  # None where an installation was interrupted
-                key = (_normalised(name), entry_point.name)
-                found.setdefault(key, (entry_point, distribution))
-    return [found[key] for key in sorted(found)]
-
-
-def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
-    """Return a distribution's entry points in the group; none if its list cannot be parsed."""
-    try:
-        return [each for each in distribution.entry_points if each.group == GROUP]
-    except Exception as error:  # noqa: BLE001 - whatever importlib.metadata makes of a mangled file
-        logger.warning("the entry points of a distribution are unreadable: %s", _describe(error))
-        return []
-
-
-def _describe_distribution(
-    entry_point: metadata.EntryPoint, distribution: metadata.Distribution
-) -> Plugin:
-    return Plugin(
-        distribution=_normalised(distribution.name),
-        version=distribution.version,
-        module=entry_point.value,
-        summary=distribution.metadata["Summary"] or "",
-    )
-
-
-def _unmet_requirement(distribution: metadata.Distribution) -> tuple[PluginStatus, str] | None:
-    """Return how the distribution's own requirement on the core is unmet, or unreadable."""
-    ours = [line for line in distribution.requires or () if _CORE_REQUIREMENT.match(line)]
-    if not ours:
-        return None
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    running = metadata.version(CORE)
-    try:
-        requirements = [Requirement(line) for line in ours]
-    except InvalidRequirement as error:
-        return PluginStatus.BROKEN, f"its metadata is malformed: {str(error).splitlines()[0]}"
-    for requirement in requirements:
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and not requirement.specifier.contains(running, prereleases=True):
-            unmet = f"needs fusion-core{requirement.specifier}, this is {running}"
-            return PluginStatus.INCOMPATIBLE, unmet
-    return None
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -19,8 +19,8 @@ from fusion_core.weights.source import memory_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from fusion_core.distributions import Plugin
     from fusion_core.model_pool import ModelPool
-    from fusion_core.plugins import Plugin
     from fusion_core.weights import Staging, TensorInfo, WeightSource
 
 SCHEMA = 1

@@ -121,33 +121,45 @@ def install_wheels() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def make_environment() -> Callable[..., Path]:
+def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with torch and the like, and no project of this repository."""
+    found = tmp_path_factory.mktemp("borrowed")
+    ours = ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
+    for each in Path(sysconfig.get_path("purelib")).iterdir():
+        if not each.name.startswith(ours):
+            (found / each.name).symlink_to(each)
+    return found
+
+
+@pytest.fixture(scope="session")
+def make_environment(borrowed: Path, add_tools: Callable[..., None]) -> Callable[..., Path]:
     """Return what makes a virtual environment with some wheels installed, as users do.
 
-    It borrows torch and the like from this one, but no project of this repository. Returns its
-    `bin`, which has `python`, `fuse` and `pytest`.
+    All else is borrowed. Returns its `bin`, which has `python`, `fuse`, `pip` and `pytest`.
     """
 
     def make(home: Path, *wheels: Path) -> Path:
         venv.create(home, with_pip=False)
         site = next((home / "lib").glob("python*")) / "site-packages"
-        borrowed = home / "borrowed"
-        borrowed.mkdir()
-        for each in Path(sysconfig.get_path("purelib")).iterdir():
-            if not each.name.startswith(
-                ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
-            ):
-                (borrowed / each.name).symlink_to(each)
         (site / "borrowed.pth").write_text(f"{borrowed}\n")
-        python = home / "bin" / "python"
-        pip("--python", python, "install", "--no-index", *wheels)
-        for tool in ("pip", "pytest"):
-            script = home / "bin" / tool
-            script.write_text(f'#!/bin/sh\nexec "{python}" -m {tool} "$@"\n')
-            script.chmod(0o755)
+        pip("--python", home / "bin" / "python", "install", "--no-index", *wheels)
+        add_tools(home / "bin", "pip", "pytest")
         return home / "bin"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def add_tools() -> Callable[..., None]:
+    """Return what adds commands for modules that an environment has borrowed."""
+
+    def add(binaries: Path, *tools: str) -> None:
+        for tool in tools:
+            script = binaries / tool
+            script.write_text(f'#!/bin/sh\nexec "{binaries / "python"}" -m {tool} "$@"\n')
+            script.chmod(0o755)
+
+    return add
 
 
 def pip(*arguments: str | Path) -> None:

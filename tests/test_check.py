@@ -392,6 +392,24 @@ def test_licences_of_the_pool_are_shown(
 # --- the command --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_of_models_cannot_command_a_terminal(
+    fuse: Callable[..., Outcome],
+    pool: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,  # noqa: FBT001
+) -> None:
+    pool["models"] = {"a\x1b]0;owned\x07": "a.safetensors", "b\nmemory": "b.safetensors"}
+    Path("recipe.yaml").write_text(json.dumps({"algorithm": "ties", "model_pool": pool}))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    done = fuse("check", "recipe.yaml")
+    assert done.code == 0
+    assert "\x1b]" not in done.out
+    assert r"a\x1b]0;owned\x07" in done.out
+    assert "\nmemory  b" not in done.out
+    assert "b memory" in done.out
+
+
 @pytest.fixture
 def contents(tmp_path: Path) -> Iterator[None]:
     """Hold the test to leaving the directory as it was."""

@@ -358,6 +358,7 @@ main()
 """
 
 
+@pytest.mark.plugins
 def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
     hub: HubServer, directory: Path
 ) -> None:

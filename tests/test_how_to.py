@@ -84,6 +84,6 @@ def test_the_commands_of_the_page_run_in_their_order(
 
 @pytest.mark.usefixtures("place")
 def test_the_python_of_the_page_runs() -> None:
-    (source,) = blocks("python")
+    source = "\n".join(blocks("python"))
     exec(compile(source, "merge-checkpoints.md", "exec"), {"__name__": "how_to"})
     assert Path("merged-from-python/model.safetensors").is_file()

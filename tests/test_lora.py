@@ -287,6 +287,7 @@ def tiny(kind: str) -> nn.Module:
     return transformers.LlamaForCausalLM(config)
 
 
+@pytest.mark.plugins
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

@@ -77,6 +77,7 @@ def spawning(site: Site, processes: Executor, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(importlib.import_module("spawning"), "POOL", processes, raising=False)
 
 
+@pytest.mark.plugins
 @pytest.mark.usefixtures("spawning")
 @pytest.mark.parametrize(
     "algorithm",
@@ -106,6 +107,7 @@ def test_other_processes_write_the_same_bytes(
             assert written == (tmp_path / "threads" / name).read_bytes()
 
 
+@pytest.mark.plugins
 @pytest.mark.usefixtures("spawning")
 def test_models_in_memory_are_refused_by_name(models: Models, tmp_path: Path) -> None:
     pool = {"base": models["base"], "models": {"a": models["a"]}}

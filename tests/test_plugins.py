@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fusion_core.distributions import Plugin, PluginStatus
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
@@ -12,7 +13,7 @@ from fusion_core.errors import (
     RecipeError,
     UnknownComponentError,
 )
-from fusion_core.plugins import Plugin, PluginManager, PluginStatus, load_plugins
+from fusion_core.plugins import PluginManager, load_plugins
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
@@ -525,20 +526,46 @@ def test_plugins_are_discovered_once_in_a_process(
     assert site.path.is_dir()
 
 
-def test_an_exiting_life_cycle_hook_does_not_end_the_run(
-    site: Site, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("SystemExit(9)", "SystemExit: 9"),
+        ("RecipeError('no server')", "RecipeError: no server"),
+        ("WeightsError('no weights')", "WeightsError: no weights"),
+    ],
+)
+@pytest.mark.parametrize(
+    "hook", ["fusion_run_started", "fusion_metrics_logged", "fusion_run_finished"]
+)
+def test_nothing_that_a_life_cycle_hook_raises_ends_the_run(
+    site: Site, caplog: pytest.LogCaptureFixture, hook: str, raised: str, said: str
 ) -> None:
     site.install(
         "leaving-one",
+        f"""
+        from fusion_core import hookimpl
+        from fusion_core.errors import RecipeError, WeightsError
+        @hookimpl
+        def {hook}():
+            raise {raised}
+        """,
+    )
+    discovered().notify(hook, run="the run")
+    assert f"leaving-one failed in {hook}: {said}" in caplog.text
+
+
+def test_a_life_cycle_hook_can_be_interrupted(site: Site) -> None:
+    site.install(
+        "slow-one",
         """
         from fusion_core import hookimpl
         @hookimpl
         def fusion_run_started():
-            raise SystemExit(9)
+            raise KeyboardInterrupt
         """,
     )
-    discovered().notify("fusion_run_started", run="the run")
-    assert "leaving-one failed in fusion_run_started: SystemExit: 9" in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        discovered().notify("fusion_run_started", run="the run")
 
 
 ODD_EXECUTORS = {

@@ -218,6 +218,7 @@ def test_a_tensor_that_has_changed_since_is_done_again(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+@pytest.mark.plugins
 def test_the_same_recipe_goes_on_and_another_does_not(
     pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +247,7 @@ def test_the_same_recipe_goes_on_and_another_does_not(
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.plugins
 def test_models_in_memory_cannot_be_resumed(models: Models, tmp_path: Path) -> None:
     pool = {"base": models["base"], "models": {"a": models["a"]}}
     for output in (None, tmp_path / "out"):
@@ -385,6 +387,7 @@ app.main()
 """
 
 
+@pytest.mark.plugins
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )

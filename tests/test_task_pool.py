@@ -84,6 +84,7 @@ def test_a_report_averages_the_main_metrics() -> None:
         "normalised_average": None,
         "tasks": TASKS,
         "transductive": None,
+        "measured_on": None,
         "reference": {},
     }
 

@@ -76,7 +76,7 @@ class TestLiveCheckpoints(ModelPoolSuite):
         return {"base": config.base, "models": config.models}
 
 
-# --- ten planted faults -------------------------------------------------------------------------
+# --- planted faults -----------------------------------------------------------------------------
 
 PLUGIN = """
     from fusion_core import AlgorithmSpec, ModelPoolSpec, hookimpl
@@ -85,7 +85,7 @@ PLUGIN = """
         "sound": "Sound", "mutated-input": "MutatedInput", "wrong-dtype": "WrongDtype",
         "global-rng": "GlobalRng", "order-dependence": "OrderDependence",
         "dropped-buffer": "DroppedBuffer", "cut-dependence": "CutDependence",
-        "silent-nan": "SilentNan",
+        "silent-nan": "SilentNan", "written-piece": "WrittenPiece", "global-seed": "GlobalSeed",
     }
 
     @hookimpl
@@ -142,6 +142,15 @@ METHODS = """
     class GlobalRng(Sound):
         def merge(self, piece):
             return mean(piece) + 1e-6 * torch.rand_like(piece.experts[0])
+
+    class GlobalSeed(Sound):
+        def merge(self, piece):
+            torch.manual_seed(0)
+            return mean(piece)
+
+    class WrittenPiece(Sound):
+        def merge(self, piece):
+            return piece.experts.div_(len(piece.experts)).sum(dim=0)
 
     class OrderDependence(Sound):
         def merge(self, piece):
@@ -233,6 +242,8 @@ CAUGHT_BY = {
     "mutated_input": {"test_the_models_are_not_changed"},
     "wrong_dtype": {"test_every_tensor_is_kept_in_its_dtype"},
     "global_rng": {"test_global_state_is_not_changed", "test_the_seed_decides_everything"},
+    "global_seed": {"test_global_state_is_not_changed"},
+    "written_piece": {"test_pieces_are_not_written_into"},
     "order_dependence": {"test_the_order_of_experts_does_not_matter"},
     "dropped_buffer": {"test_every_tensor_is_kept_in_its_dtype"},
     "heavy_import": {"test_listing_it_imports_nothing_heavy"},

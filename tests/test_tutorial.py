@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,14 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorials" / "your-first-method.md"
+ROOT = Path(__file__).parents[1]
+TUTORIAL = ROOT / "docs" / "tutorials" / "your-first-method.md"
 _BLOCK = re.compile(r"<!-- (\w+)(?:: (\S+))? -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """What a marked block is for (run, fails, shows or file), of which file, and its text."""
+    """What a block is for (setup, run, fails, shows or file), of which file, and its text."""
 
     mark: str
     path: str
@@ -34,15 +36,20 @@ def blocks() -> list[Block]:
 def test_every_block_of_the_tutorial_is_marked() -> None:
     fences = re.findall(r"^```\w+$|^```$", TUTORIAL.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(fences) == 2 * len(blocks())
-    assert {each.mark for each in blocks()} == {"run", "fails", "shows", "file"}
+    assert {each.mark for each in blocks()} == {"setup", "run", "fails", "shows", "file"}
 
 
 def test_the_tutorial_does_what_it_says(
-    our_wheels: list[Path], make_environment: Callable[..., Path], tmp_path: Path
+    borrowed: Path,
+    add_tools: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    binaries = make_environment(tmp_path / "environment", *our_wheels)
+    monkeypatch.setenv("PYTHONPATH", str(borrowed))  # what `pip install` would fetch
     place, here = tmp_path / "work", "."
     place.mkdir()
+    (place / "fusion-core").symlink_to(ROOT)
+    ours, binaries = Path(sys.executable).parent, place / ".venv" / "bin"
     output = ""
     for block in blocks():
         match block.mark:
@@ -52,11 +59,16 @@ def test_the_tutorial_does_what_it_says(
                 target.write_text(block.text, encoding="utf-8")
             case "shows":
                 assert_shown(block.text, output)
+            case "setup":
+                run(block.text, place, ours, fails=False)
+                add_tools(binaries, "pytest")
             case _:
                 script = f"cd {here}\n{block.text}\npwd > {tmp_path / 'here'}\n"
                 output = run(script, place, binaries, fails=block.mark == "fails")
                 if block.mark == "run":
                     here = (tmp_path / "here").read_text().strip()
+    assert (place / here / "merged" / "model.safetensors").is_file()
+    run("ruff check . && ruff format --check .", place / here, ours, fails=False)
 
 
 def run(script: str, place: Path, binaries: Path, *, fails: bool) -> str:

@@ -15,7 +15,8 @@ from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_core.plugins import Plugin, PluginManager
+    from fusion_core.distributions import Plugin
+    from fusion_core.plugins import PluginManager
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -26,7 +26,11 @@ def printable(text: str) -> str:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under headings: drawn on a terminal, plain columns into a pipe."""
+    """Print rows under headings: drawn on a terminal, plain columns into a pipe.
+
+    Cells are escaped and on one line each: names of models may come from anywhere.
+    """
+    rows = [[printable(" ".join(cell.splitlines())) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _print_drawn(headings, rows)
         return

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core.testing.bench import Bench
-    from fusion_core.weights import TensorInfo, WeightSource
+    from fusion_core.weights import Piece, TensorInfo, WeightSource
 
 #: Rows or elements a piece: pieces of one, pieces that do not divide tensors, whole tensors.
 _STEPS = (1, 7, 10**9)
@@ -110,6 +110,16 @@ class DeterminismChecks:
             bench.merge(pool)
 
     @on_every_model
+    def test_pieces_are_not_written_into(self, bench: Bench, model: str) -> None:
+        """What a piece gives to `merge` is shared with whoever reads the piece next."""
+        source = bench.lazy(bench.pool(model))
+        if not isinstance(source, MergedSource):
+            return  # computed where the algorithm runs
+        for name, info in source.infos.items():
+            if info.dtype.is_floating_point:
+                _check_unwritten(source, source.piece(name, 0, info.numel))
+
+    @on_every_model
     def test_global_state_is_not_changed(self, bench: Bench, model: str) -> None:
         """Random numbers, default dtype, environment and the like belong to the process."""
         pool = bench.pool(model)
@@ -128,6 +138,18 @@ class DeterminismChecks:
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     fail(f"metric {name!r} is {value} at step {step}.", "Log finite numbers.")
+
+
+def _check_unwritten(source: MergedSource, piece: Piece) -> None:
+    parts = ["experts", *(["base", "task_vectors"] if source.operands.base is not None else [])]
+    before = {part: getattr(piece, part).clone() for part in parts}
+    source.kernel.merge(piece)
+    for part, values in before.items():
+        if differing_bytes({part: getattr(piece, part)}, {part: values}):
+            fail(
+                f"merging {piece.info.name!r} changed the piece's {part}.",
+                "Write into nothing that a piece gives you: mul, not mul_.",
+            )
 
 
 def _read_in_steps(source: WeightSource, step: int) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @contextmanager
 def untouched_globals(what: str) -> Iterator[None]:
     """Fail if what runs inside changes the state that it shares with the rest of the process."""
+    _draw()
     before = _global_state()
     yield
     after = _global_state()
@@ -36,6 +37,14 @@ def untouched_globals(what: str) -> Iterator[None]:
             "Draw random numbers from piece.uniform or from a torch.Generator of your own that is "
             "seeded with context.seed; put back whatever else you set.",
         )
+
+
+def _draw() -> None:
+    """Take every generator to where no seed puts it, so that one that is set anew is seen."""
+    torch.rand(1)
+    random.random()  # noqa: S311 - no secret
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.random()
 
 
 def _global_state() -> dict[str, Any]:

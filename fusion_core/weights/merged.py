@@ -54,12 +54,16 @@ class Kernel(ABC):
 
     @property
     def cut(self) -> Cut:
-        """How finely tensors may be cut for `merge`; a subclass may set a plain attribute."""
+        """How finely tensors may be cut for `merge`.
+
+        Subclasses override it by a property, which may depend on the options. A plain attribute
+        works, too, and mypy takes it; pyright does not.
+        """
         return Cut.ELEMENT
 
     @property
     def scope(self) -> Scope:
-        """What `survey` looks at; a subclass may set a plain attribute."""
+        """What `survey` looks at; overridden as `cut` is."""
         return Scope.NONE
 
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own state

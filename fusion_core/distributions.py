@@ -1,0 +1,112 @@
+"""What installed distributions say about themselves: their plugins, versions and requirements.
+
+Read from metadata alone; nothing of a plugin is imported here, and whatever is malformed is the
+distribution's own trouble.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import metadata
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from fusion_core.specs import ComponentSpec
+
+GROUP = "fusion_core.plugins"
+CORE = "fusion-core"
+
+# The core itself, in any spelling, and not `fusion-core-extras`.
+_CORE_REQUIREMENT = re.compile(r"fusion[-_.]+core(?![-_.]*\w)", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
+
+
+class PluginStatus(StrEnum):
+    """What became of a plugin when it was discovered."""
+
+    LOADED = "loaded"
+    BLOCKED = "blocked"
+    INCOMPATIBLE = "incompatible"
+    BROKEN = "broken"
+
+
+@dataclass(slots=True)
+class Plugin:
+    """One distribution in the entry-point group, and what became of it."""
+
+    distribution: str
+    version: str
+    module: str
+    summary: str = ""
+    status: PluginStatus = PluginStatus.LOADED
+    #: why it is not loaded, one line
+    detail: str = ""
+    error: BaseException | None = None
+    #: how long its import took
+    seconds: float = 0.0
+    components: list[ComponentSpec] = field(default_factory=list)
+
+    @classmethod
+    def declared(cls, entry_point: metadata.EntryPoint, by: metadata.Distribution) -> Self:
+        """Describe a plugin as its distribution does."""
+        return cls(
+            distribution=normalised(by.name),
+            version=by.version,
+            module=entry_point.value,
+            summary=by.metadata["Summary"] or "",
+        )
+
+
+def declared_plugins() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:
+    """Return the group's entry points by distribution name, the first of each name on the path."""
+    found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
+    for distribution in metadata.distributions():
+        for entry_point in _group_of(distribution):
+            if name := distribution.metadata["Name"]:  # None where an installation was interrupted
+                key = (normalised(name), entry_point.name)
+                found.setdefault(key, (entry_point, distribution))
+    return [found[key] for key in sorted(found)]
+
+
+def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
+    """Return a distribution's entry points in the group; none if its list cannot be parsed."""
+    try:
+        return [each for each in distribution.entry_points if each.group == GROUP]
+    except Exception as error:  # noqa: BLE001 - whatever importlib.metadata makes of a mangled file
+        logger.warning("the entry points of a distribution are unreadable: %s", cause_of(error))
+        return []
+
+
+def unmet_requirement(distribution: metadata.Distribution) -> tuple[PluginStatus, str] | None:
+    """Return how the distribution's own requirement on the core is unmet, or unreadable."""
+    ours = [line for line in distribution.requires or () if _CORE_REQUIREMENT.match(line)]
+    if not ours:
+        return None
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    running = metadata.version(CORE)
+    try:
+        requirements = [Requirement(line) for line in ours]
+    except InvalidRequirement as error:
+        return PluginStatus.BROKEN, f"its metadata is malformed: {str(error).splitlines()[0]}"
+    for requirement in requirements:
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and not requirement.specifier.contains(running, prereleases=True):
+            unmet = f"needs fusion-core{requirement.specifier}, this is {running}"
+            return PluginStatus.INCOMPATIBLE, unmet
+    return None
+
+
+def normalised(name: str) -> str:
+    """Spell a distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def cause_of(error: BaseException) -> str:
+    """Say what went wrong in one line: the error's type, and its message."""
+    message = " ".join(str(error).splitlines())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import CheckpointSource
 from pools_clip.cores import on_cores
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pools_clip.directory import ClipDirectory
+    from pools_clip.origin import Checkpoint
 
 #: Texts a step of the text tower.
 _TEXTS = 128
@@ -76,7 +76,7 @@ class FrozenClip:
 
         Raises `CheckpointError` for a model without a text tower, projections or a tokenizer.
         """
-        checkpoint = CheckpointSource(self._directory.path)
+        checkpoint = self._directory.weights()
         with torch.inference_mode(mode=False):  # autograd has no use for tensors made inside one
             return Heads(
                 projection=_tensor(checkpoint, "visual_projection.weight"),
@@ -94,7 +94,7 @@ class FrozenClip:
 class _TextEncoder:
     """Tokenizer, text tower and text projection: texts to unit vectors."""
 
-    def __init__(self, directory: ClipDirectory, checkpoint: CheckpointSource) -> None:
+    def __init__(self, directory: ClipDirectory, checkpoint: Checkpoint) -> None:
         self._tokenizer = _tokenizer(directory)
         self._tower = build_text(directory.text, checkpoint)
         self._projection = _tensor(checkpoint, "text_projection.weight")
@@ -136,7 +136,7 @@ def _tokenizer(directory: ClipDirectory) -> Any:  # noqa: ANN401 - transformers'
         ) from error
 
 
-def _tensor(checkpoint: CheckpointSource, name: str) -> Tensor:
+def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     if name not in checkpoint.infos:
         raise CheckpointError(
             f"{checkpoint.describe()} has no tensor {name!r}",

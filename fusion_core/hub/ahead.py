@@ -36,7 +36,9 @@ def size_of(wanted: Iterable[Wanted]) -> Size:
 def check_room(size: Size) -> str:
     """Say what has to be downloaded and what is free; raises `DiskError` if that is not enough."""
     free = room_for("the download", size.missing)
-    return f"{amount(size.missing)} of {amount(size.total)} to download, {amount(free)} are free"
+    if not size.missing:
+        return "nothing to download: all of it is in the cache"
+    return f"to download: {amount(size.missing)}; {amount(free)} are free"
 
 
 def fetch(wanted: Iterable[Wanted]) -> None:

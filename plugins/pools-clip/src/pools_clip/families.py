@@ -54,6 +54,8 @@ class Known:
     #: the names of the columns there
     image: str = "image"
     label: str = "label"
+    #: whether it has a split of test images a corruption, called like it
+    corrupted: bool = False
 
 
 def families() -> dict[str, Family]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve_component
+from fusion_core.downloads import wanted_of
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import RECIPE, evaluate, write_report
 from fusion_core.fused import as_source, dtype_of, rounded
@@ -121,6 +122,7 @@ def execute(plan: Plan) -> RunResult:
         state = None if staging is None else staging.state
         _start_nested(plan, info, executor, state)
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
+        _download(plan)
         context = _context(plan, info, executor, state)
         started = time.perf_counter()
         fused = as_source(plan.algorithm.run(pool, context), pool)
@@ -142,6 +144,19 @@ def execute(plan: Plan) -> RunResult:
         result = replace(result, report=_evaluated(plan, result))
     _notify(plan, "fusion_run_finished", run=info, result=result)
     return result
+
+
+def wanted(plan: Plan) -> list[hub.Wanted]:
+    """Return what a run reads from the hub, sooner or later."""
+    return wanted_of(plan.pool, plan.tasks if plan.adapts or plan.options.evaluate else None)
+
+
+def _download(plan: Plan) -> None:
+    """Have everything here before any work is done: what the hub refuses then costs nothing."""
+    files = wanted(plan)
+    if files and not helps():
+        hub.check_room(hub.size_of(files))
+        hub.fetch(files)
 
 
 def _notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes

@@ -59,14 +59,14 @@ def published_table(report: Report, published: Published, tasks: list[str], name
     ours = {task: main(metrics) for task, metrics in report.tasks.items()}
     rows = [(name, ours), *published.rows.items()]
     complete = [(label, row) for label, row in rows if all(task in row for task in tasks)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
     for heading in (*tasks, "average"):
-        table.add_column(Text(heading), justify="right")
+        table.add_column(Text(heading, overflow="fold"), justify="right", overflow="fold")
     for label, row in sorted(complete, key=lambda each: _mean(each[1], tasks)):
         cells = (_percent(row[task]) for task in tasks)
         table.add_row(
-            Text(f"this run: {label}" if row is ours else label),
+            Text(f"{label} (this run)" if row is ours else label),
             *cells,
             _percent(_mean(row, tasks)),
             style="bold" if row is ours else None,

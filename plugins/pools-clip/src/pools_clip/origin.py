@@ -74,9 +74,9 @@ def _base(reference: hub.Reference, option: str) -> Origin:
     except HubError as error:
         raise HubError(f"{option}: {error.message}", hint=error.hint) from error
     if converted is not None:
-        _say(f"{pinned} has no {SINGLE}; reading the hub's own conversion, {converted}")
+        say_once(f"{pinned} has no {SINGLE}; reading the hub's own conversion, {converted}")
         return Origin(beside, str(pinned), lambda: RemoteSource(converted, [SINGLE]), pinned)
-    _say(f"{pinned} has no {SINGLE}; reading {PICKLE}, a pickle, as plain tensors only")
+    say_once(f"{pinned} has no {SINGLE}; reading {PICKLE}, a pickle, as plain tensors only")
     return Origin(beside, str(pinned), lambda: PickledSource(pinned), pinned)
 
 
@@ -85,6 +85,6 @@ def _pinned(name: str) -> hub.Reference | None:
 
 
 @cache
-def _say(line: str) -> None:
+def say_once(line: str) -> None:
     """Say something once, however many pools open the model."""
     _LOG.warning(line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -365,6 +367,38 @@ def test_a_run_shows_eight_tasks_and_itself_among_the_published(
     assert list(report["tasks"]) == TA8
     assert list(report["reference"]["individual"]) == TA8
     assert report["published"]["rows"]["TIES λ=0.3"]["mnist"] == 0.941
+
+
+def test_adamerging_runs_from_an_empty_cache(serve: HubServer, tmp_path: Path) -> None:
+    steps = ("--set", "algorithm.steps=2", "--set", "algorithm.batch_size=4")
+    options = (*steps, "-o", str(tmp_path / "out"), "--tasks", "mnist,svhn,dtd")
+    result = fuse("run", "--algo", "adamerging", "--pool", "clip-vit-b32", *options)
+    assert "to download: " in result.stderr
+    assert "transductive" in result.stdout
+    learned = json.loads((tmp_path / "out/coefficients.json").read_text())
+    assert "vision_model.post_layernorm.bias" in json.dumps(learned)
+
+
+def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: Path) -> None:
+    fuse(
+        *RUN, "-o", str(tmp_path / "out"), "-q", "--tasks", "mnist,dtd",
+        "--set", "model_pool.tasks=[mnist]",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["tasks"]) == ["mnist", "dtd"]
+    assert list(report["reference"]["individual"]) == ["mnist"]
+
+
+def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
+    code = (
+        "import sys; sys.argv = ['fuse', 'info', 'clip-vit-b32']\n"
+        "from fusion_core.cli.app import app\n"
+        "app(standalone_mode=False); print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for text in ("sun397", "rendered-sst2", "3.4 GB", "licence", "arXiv:2406.03280"):
+        assert text in run.stdout
+    assert not {"torch", "transformers", "huggingface_hub"} & set(run.stdout.split())
 
 
 def test_after_a_download_a_run_without_network_opens_no_socket(

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core.model_pool import ModelPool
-    from fusion_core.task_pool import Report
+    from fusion_core.task_pool import Report, TaskPool
 
 PROVENANCE = "provenance.json"
 
@@ -114,6 +114,7 @@ def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
     info = RunInfo(plan.recipe, plan.path)
     _notify(plan, "fusion_run_started", run=info)
+    _download(plan)
     with (
         hub.session(plan.options.progress),
         nullcontext() if helps() else _staging(plan) as staging,
@@ -122,7 +123,6 @@ def execute(plan: Plan) -> RunResult:
         state = None if staging is None else staging.state
         _start_nested(plan, info, executor, state)
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
-        _download(plan)
         context = _context(plan, info, executor, state)
         started = time.perf_counter()
         fused = as_source(plan.algorithm.run(pool, context), pool)
@@ -148,15 +148,29 @@ def execute(plan: Plan) -> RunResult:
 
 def wanted(plan: Plan) -> list[hub.Wanted]:
     """Return what a run reads from the hub, sooner or later."""
-    return wanted_of(plan.pool, plan.tasks if plan.adapts or plan.options.evaluate else None)
+    return wanted_of(plan.pool, _tasks_read(plan))
+
+
+def _tasks_read(plan: Plan) -> TaskPool[Any] | None:
+    """Return the tasks if anything looks at them."""
+    return plan.tasks if plan.adapts or plan.options.evaluate else None
+
+
+def _inputs(plan: Plan) -> dict[str, Any]:
+    """Identify what goes into a run: models, and tasks' data that has a name."""
+    tasks = _tasks_read(plan)
+    data = {} if tasks is None else tasks.inputs()
+    return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
 
 
 def _download(plan: Plan) -> None:
     """Have everything here before any work is done: what the hub refuses then costs nothing."""
-    files = wanted(plan)
-    if files and not helps():
-        hub.check_room(hub.size_of(files))
-        hub.fetch(files)
+    with hub.session(plan.options.progress):
+        files = wanted(plan)
+        if files and not helps():
+            plan.pool.aligned(plan.resolved.recipe.alignment)  # from headers: it may all be in vain
+            hub.check_room(hub.size_of(files))
+            hub.fetch(files)
 
 
 def _notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes
@@ -188,7 +202,7 @@ def _described(plan: Plan) -> bytes | None:
     """Say in full what a run does, before it does it; None if that cannot be told from files."""
     if any(map(held_in_memory, plan.pool.by_name.values())):
         return None
-    parts = {"recipe": plan.recipe, "inputs": plan.pool.inputs(), **_environment(plan)}
+    parts = {"recipe": plan.recipe, **_inputs(plan), **_environment(plan)}
     return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -229,7 +243,7 @@ def _provenance(
 ) -> bytes:
     parts = {
         **_environment(plan),
-        "inputs": plan.pool.inputs(),
+        **_inputs(plan),
         "tensors": provenance.counts(pool, weights, skipped=plan.skipped),
         "outputs": provenance.outputs(staging),
     }

@@ -121,6 +121,10 @@ class TaskPool(ABC, Generic[ConfigT]):
         """Return the files on the hub that measuring needs, those in the cache too."""
         return ()
 
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the tasks' data for the provenance, as far as it has a name of its own."""
+        return {}
+
     def holdout(self) -> Self:
         """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
 

@@ -367,6 +367,9 @@ def test_a_run_shows_eight_tasks_and_itself_among_the_published(
     assert list(report["tasks"]) == TA8
     assert list(report["reference"]["individual"]) == TA8
     assert report["published"]["rows"]["TIES λ=0.3"]["mnist"] == 0.941
+    recorded = json.loads((tmp_path / "out/provenance.json").read_text())
+    commit = serve.repositories["datasets", "ylecun/mnist"].refs["main"]
+    assert recorded["tasks"]["mnist"]["data"] == f"ylecun/mnist@{commit}"
 
 
 def test_adamerging_runs_from_an_empty_cache(serve: HubServer, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
@@ -71,6 +71,11 @@ class ClipClassification(TaskPool[ComponentConfig]):
         """Return the base, for the heads, and the test images of data sets on the hub."""
         data = [each for data in self._data.values() for each in data.downloads()]
         return [*self._clip.downloads(), *data]
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the data sets on the hub by their commits and files."""
+        identities = {name: each.identity(Split.TEST) for name, each in self._data.items()}
+        return {name: each for name, each in identities.items() if each is not None}
 
     def holdout(self) -> Self:
         """Return these tasks with their test images in halves, drawn by the task's name."""

@@ -41,9 +41,11 @@ def download(
     with hub.session(progress_for(quiet=quiet)):
         wanted = wanted_of(*pools_of(sections, plugins))
         size = hub.size_of(wanted)
-        print(hub.check_room(size), file=sys.stderr)
+        outlook = hub.check_room(size)
+        if not quiet:
+            print(outlook, file=sys.stderr)
         hub.fetch(wanted)
     if as_json:
-        print_json({"bytes": size.total, "downloaded": size.missing})
+        print_json({"downloaded_bytes": size.missing})
     else:
-        print(f"complete: {len({each.reference for each in wanted})} repositories")
+        print("complete: HF_HUB_OFFLINE=1 fuse run needs no network now")

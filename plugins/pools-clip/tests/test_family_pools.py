@@ -225,6 +225,22 @@ def test_without_a_conversion_the_pickle_is_read_as_plain_tensors(
         assert torch.equal(tensor, expected[name])
 
 
+@pytest.mark.parametrize("converted", [True, False])
+def test_a_base_without_safetensors_serves_runs_without_network_too(
+    pickled: HubServer, base: Path, monkeypatch: pytest.MonkeyPatch, *, converted: bool
+) -> None:
+    if converted:
+        pickled.request(BASE, BOT, as_pickle(base) | files_of(base))
+    run_fusion(algorithm=Mean(), model_pool=ClipVitB32(FamilyConfig(tasks=["mnist"])))
+    pickled.stop()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    expected = load_file(base / "model.safetensors")
+    for name, tensor in bytes_of_weights(pool).items():
+        assert torch.equal(tensor, expected[name])
+    assert ("pickle" in json.dumps(pool.inputs()["base"])) is not converted
+
+
 class _Canary:
     def __reduce__(self) -> Any:
         return print, ("the canary sang",)

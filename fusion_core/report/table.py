@@ -25,8 +25,8 @@ def print_report(report: Report, name: str) -> None:
     if report.published is not None and (tasks := compared(report)):
         console.print()
         console.print(published_table(report, report.published, tasks, name))
-        console.print(f"published: {report.published.source}", markup=False)
-        console.print(f"measured on {report.published.family}", markup=False)
+        console.print(f"published: {report.published.source}", markup=False, soft_wrap=True)
+        console.print(f"of {report.published.family}", markup=False, soft_wrap=True)
 
 
 def report_table(report: Report, name: str) -> Table:

@@ -60,7 +60,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
             expert = pool.build(experts[name]).to(device)
             individual |= tasks.evaluate(expert, tasks=[name])
             advance(1, note=name)
-    return Report(merged, pretrained, individual, transductive, tasks.measured_on)
+    return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
 
 
 def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import RecipeError
 from fusion_core.weights import WeightSource, align
+from fusion_core.weights.remote import wanted_by
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
     from torch import nn
 
     from fusion_core.config import AlignmentPolicy
+    from fusion_core.hub import Wanted
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -73,6 +75,10 @@ class ModelPool(ABC, Generic[ConfigT]):
     def licences(self) -> Mapping[str, str | None]:
         """Return the licence of every model by its name, `base` included; None where not known."""
         return dict.fromkeys(self.by_name)
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the files on the hub that the weights are read from, those in the cache too."""
+        return [each for source in self.by_name.values() for each in wanted_by(source)]
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with models that have the same keys and shapes: the base's.

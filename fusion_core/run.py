@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import Choice, choice_of, resolve_component
+from fusion_core.downloads import wanted_of
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import RECIPE, evaluate, write_report
 from fusion_core.fused import as_source, dtype_of, rounded
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core.model_pool import ModelPool
-    from fusion_core.task_pool import Report
+    from fusion_core.task_pool import Report, TaskPool
 
 PROVENANCE = "provenance.json"
 
@@ -113,6 +114,7 @@ def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
     info = RunInfo(plan.recipe, plan.path)
     _notify(plan, "fusion_run_started", run=info)
+    _download(plan)
     with (
         hub.session(plan.options.progress),
         nullcontext() if helps() else _staging(plan) as staging,
@@ -144,6 +146,33 @@ def execute(plan: Plan) -> RunResult:
     return result
 
 
+def wanted(plan: Plan) -> list[hub.Wanted]:
+    """Return what a run reads from the hub, sooner or later."""
+    return wanted_of(plan.pool, _tasks_read(plan))
+
+
+def _tasks_read(plan: Plan) -> TaskPool[Any] | None:
+    """Return the tasks if anything looks at them."""
+    return plan.tasks if plan.adapts or plan.options.evaluate else None
+
+
+def _inputs(plan: Plan) -> dict[str, Any]:
+    """Identify what goes into a run: models, and tasks' data that has a name."""
+    tasks = _tasks_read(plan)
+    data = {} if tasks is None else tasks.inputs()
+    return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
+
+
+def _download(plan: Plan) -> None:
+    """Have everything here before any work is done: what the hub refuses then costs nothing."""
+    with hub.session(plan.options.progress):
+        files = wanted(plan)
+        if files and not helps():
+            plan.pool.aligned(plan.resolved.recipe.alignment)  # from headers: it may all be in vain
+            hub.check_room(hub.size_of(files))
+            hub.fetch(files)
+
+
 def _notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes
     """Tell plugins what happens; of several processes the first one does."""
     if not helps():
@@ -173,7 +202,7 @@ def _described(plan: Plan) -> bytes | None:
     """Say in full what a run does, before it does it; None if that cannot be told from files."""
     if any(map(held_in_memory, plan.pool.by_name.values())):
         return None
-    parts = {"recipe": plan.recipe, "inputs": plan.pool.inputs(), **_environment(plan)}
+    parts = {"recipe": plan.recipe, **_inputs(plan), **_environment(plan)}
     return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -214,7 +243,7 @@ def _provenance(
 ) -> bytes:
     parts = {
         **_environment(plan),
-        "inputs": plan.pool.inputs(),
+        **_inputs(plan),
         "tensors": provenance.counts(pool, weights, skipped=plan.skipped),
         "outputs": provenance.outputs(staging),
     }

@@ -74,6 +74,12 @@ class ModelPoolSpec(ComponentSpec):
     download_bytes: int | None = None
     #: used by `fuse run` without a pool
     default: bool = False
+    #: the experts' tasks, where they do not depend on what the pool is given
+    tasks: tuple[str, ...] = ()
+    #: under which terms, or where they stand
+    licence: str | None = None
+    #: what to cite
+    citation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

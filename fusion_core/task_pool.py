@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
+
+    from fusion_core.hub import Wanted
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 Metrics = Mapping[str, float]
@@ -99,6 +101,8 @@ class TaskPool(ABC, Generic[ConfigT]):
     transductive: bool = False
     #: what `evaluate` measures on, in words, where that is not every test example
     measured_on: str | None = None
+    #: figures that others published for these models and tasks
+    published: Published | None = None
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -112,6 +116,14 @@ class TaskPool(ABC, Generic[ConfigT]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the files on the hub that measuring needs, those in the cache too."""
+        return ()
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the tasks' data for the provenance, as far as it has a name of its own."""
+        return {}
 
     def holdout(self) -> Self:
         """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
@@ -142,6 +154,18 @@ class TaskPool(ABC, Generic[ConfigT]):
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Figures of others, to be seen beside one's own: the main metric by method and task."""
+
+    #: whose checkpoints they were measured on
+    family: str
+    #: where they stand
+    source: str
+    #: fractions: method -> task -> main metric
+    rows: Mapping[str, Mapping[str, float]]
+
+
 @dataclass(frozen=True)
 class Report:
     """What the tasks measured of one model, beside the models that it was made from.
@@ -158,6 +182,8 @@ class Report:
     transductive: bool | None = None
     #: what was measured on, in words; None for every test example
     measured_on: str | None = None
+    #: what others published for the same models and tasks
+    published: Published | None = None
 
     @property
     def average(self) -> float:
@@ -184,6 +210,7 @@ class Report:
             "transductive": self.transductive,
             "measured_on": self.measured_on,
             "reference": {name: row for name, row in rows.items() if row},
+            **({} if self.published is None else {"published": asdict(self.published)}),
         }
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LARGE = (".safetensors", ".bin", ".parquet", ".pt", ".model")
 
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/?]+))?$")
+_DISCUSSIONS = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/discussions$")
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 
 
@@ -42,6 +43,8 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     gated: bool = False
+    #: pull requests: number, author
+    requests: dict[int, str] = field(default_factory=dict)
     #: who does not send this sees nothing
     token: str | None = None
 
@@ -117,6 +120,14 @@ class HubServer:
         files = {path.relative_to(directory).as_posix(): path for path in found}
         return self.add(repo, files, **properties)
 
+    def request(self, repo: str, author: str, files: Mapping[str, bytes | Path]) -> str:
+        """Open a pull request of a model with these files; return its commit."""
+        found = self.repositories["models", repo]
+        number = len(found.requests) + 1
+        commit = self.add(repo, files, branch=f"refs/pr/{number}")
+        found.requests[number] = author
+        return commit
+
     def fail(self, pattern: str, **fault: Any) -> Fault:
         """Let requests fail whose path matches `*pattern*`."""
         made = Fault(f"*{pattern}*", **fault)
@@ -169,6 +180,8 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             raw = urlsplit(self.path).path
             if found := _API.match(raw):
                 self._api(method, *found.groups(), fault=fault)
+            elif found := _DISCUSSIONS.match(raw):
+                self._discussions(method, *found.groups(), fault=fault)
             elif found := _FILE.match(raw):
                 self._file(method, *found.groups(), fault=fault)
             else:
@@ -229,6 +242,25 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                     "likes": 0,
                     "siblings": [{"rfilename": path} for path in files],
                 }
+            headers = {"Content-Type": "application/json"}
+            self._send(method, 200, headers, json.dumps(answer).encode(), fault)
+
+        def _discussions(self, method: str, kind: str, repo: str, *, fault: Fault | None) -> None:
+            if self._commit(method, kind, unquote(repo), "main") is None:
+                return
+            found = [
+                {
+                    "num": number,
+                    "title": "Adding `safetensors` variant of this model",
+                    "status": "open",
+                    "author": {"name": author},
+                    "repo": {"name": unquote(repo), "type": kind.removesuffix("s")},
+                    "isPullRequest": True,
+                    "createdAt": "2023-01-01T00:00:00.000Z",
+                }
+                for number, author in server.repositories[kind, unquote(repo)].requests.items()
+            ]
+            answer = {"discussions": found, "count": len(found), "start": 0}
             headers = {"Content-Type": "application/json"}
             self._send(method, 200, headers, json.dumps(answer).encode(), fault)
 

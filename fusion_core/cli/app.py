@@ -16,6 +16,7 @@ import typer
 
 from fusion_core.cli.check import check
 from fusion_core.cli.clean import clean
+from fusion_core.cli.download import download
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
@@ -41,6 +42,7 @@ app.command()(evaluate)
 app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)
 app.command()(info)
+app.command()(download)
 app.command()(schema)
 app.command()(clean)
 app.command("new-plugin")(new_plugin)

@@ -85,11 +85,18 @@ def _print(described: dict[str, Any]) -> None:
     print(f"{described.pop('kind')} {described.pop('name')}: {described.pop('summary')}")
     for key, value in described.items():
         if value not in (None, False, "none", [], ()):
-            shown = ", ".join(value) if isinstance(value, list | tuple) else value
-            print(f"  {key.replace('_', ' ')}: {'yes' if value is True else shown}")
+            print(f"  {key.removesuffix('_bytes').replace('_', ' ')}: {_shown(key, value)}")
     if options:
         print()
         print_table(["option", "type", "default", "description"], option_rows(options))
+
+
+def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
+    if key.endswith("_bytes"):
+        return f"{value / 1e9:.1f} GB"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "yes" if value is True else str(value)
 
 
 def _default(value: Any) -> str:  # noqa: ANN401 - any option's

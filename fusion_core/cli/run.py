@@ -160,10 +160,15 @@ def run(
         return
     if not quiet:
         print(f"tensors: {counted(plan.counts)}", file=sys.stderr)
-    from fusion_core.run import execute
+    from fusion_core import hub
+    from fusion_core.run import execute, wanted
 
     try:
-        result = execute(plan)
+        with hub.session(plan.options.progress):
+            files = wanted(plan)
+            if files and not quiet:
+                print(hub.check_room(hub.size_of(files)), file=sys.stderr)
+            result = execute(plan)
     except (KeyboardInterrupt, SystemExit) as stopped:
         print_notes(stopped)
         raise

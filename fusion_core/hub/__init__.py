@@ -8,9 +8,12 @@ this costs nothing. It knows repositories and files, not what is in them.
         directory = hub.download(pinned, ["config.json", "*.safetensors"])
 """
 
+from fusion_core.hub.ahead import Wanted, check_room, fetch, size_of
+from fusion_core.hub.cache import assets_directory
 from fusion_core.hub.client import (
     Size,
     beginning,
+    conversion,
     download,
     files,
     listing,
@@ -23,8 +26,13 @@ from fusion_core.hub.reference import Reference, looks_like_id, parse
 __all__ = [
     "Reference",
     "Size",
+    "Wanted",
+    "assets_directory",
     "beginning",
+    "check_room",
+    "conversion",
     "download",
+    "fetch",
     "files",
     "listing",
     "looks_like_id",
@@ -32,4 +40,5 @@ __all__ = [
     "resolve",
     "session",
     "size",
+    "size_of",
 ]

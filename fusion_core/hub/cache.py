@@ -39,6 +39,16 @@ def cache_directory() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def assets_directory() -> Path:
+    """Return where to keep what is made of downloads: HF_ASSETS_CACHE, or beside the cache.
+
+    The convention of huggingface_hub, so that one variable moves all of it to another disk.
+    """
+    if given := os.environ.get("HF_ASSETS_CACHE"):
+        return Path(given).expanduser() / "fusion-core"
+    return cache_directory().parent / "assets" / "fusion-core"
+
+
 def endpoint() -> str | None:
     """Return the hub's address, None for the usual one."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None

@@ -25,7 +25,14 @@ from fusion_core.hub.cache import (
     snapshot_of,
 )
 from fusion_core.hub.failures import not_cached
-from fusion_core.hub.transfer import ask_beginning, ask_commit, ask_listing, asking, transfer
+from fusion_core.hub.transfer import (
+    ask_beginning,
+    ask_commit,
+    ask_conversions,
+    ask_listing,
+    asking,
+    transfer,
+)
 from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
 #: No pattern matches these: code, and weights that are programs. `files` fetches them by name.
 _PROGRAMS = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".so")
+_CONVERTED = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,38 @@ def files(reference: Reference, paths: Sequence[str]) -> Path:
             shown = ", ".join(sorted(known)[:20]) or "nothing"
             raise HubError(f"{pinned} has no file {path!r}", hint=f"It has: {shown}.")
     return _fetched(pinned, [known[path] for path in paths])
+
+
+def conversion(reference: Reference) -> Reference | None:
+    """Return the commit at which the hub's own bot offers a repository's pickles as safetensors.
+
+    None if it offers none, or only one of other pickles than these. What was found is remembered
+    for runs without a network. Raises `HubError` as `resolve` does.
+    """
+    pinned = resolve(reference)
+    place = pinned.at(f"conversion-of-{pinned.revision}")
+    known = remembered_commit(place)
+    if known is None and not is_offline():
+        known = next(_conversions(pinned), None)
+        if known is not None:
+            with asking(pinned):
+                remember_commit(place, known)
+    return None if known is None else pinned.at(known)
+
+
+def _conversions(pinned: Reference) -> Iterator[str]:
+    """Find conversions of the very pickles that a commit has."""
+    requests = ask_conversions(pinned)
+    ours = _pickles(ask_listing(pinned)) if requests else {}
+    for request in requests:
+        commit = ask_commit(pinned.at(request))
+        theirs = ask_listing(pinned.at(commit))
+        if _pickles(theirs) == ours and any(each.path.endswith(_CONVERTED) for each in theirs):
+            yield commit
+
+
+def _pickles(listed: Sequence[RemoteFile]) -> dict[str, str | None]:
+    return {each.path: each.digest for each in listed if each.path.endswith(".bin")}
 
 
 def beginning(reference: Reference, path: str, count: int) -> bytes:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fusion_core.progress import Advance, Progress
 
 _FILES_AT_ONCE = 4
+_BOT = "SFconvertbot"
+#: Repositories may have their discussions turned off.
+_NO_DISCUSSIONS = {403, 404}
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -49,6 +52,29 @@ def ask_listing(pinned: Reference) -> list[RemoteFile]:
             for each in found
             if isinstance(each, RepoFile)
         ]
+
+
+def ask_conversions(pinned: Reference) -> list[str]:
+    """Return the pull requests in which the hub's own bot offers safetensors, oldest first.
+
+    Anybody may open a pull request; only those of the bot count.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with asking(pinned):
+        try:
+            found = list(
+                HfApi(endpoint=endpoint()).get_repo_discussions(
+                    pinned.repo, author=_BOT, discussion_type="pull_request", repo_type=pinned.kind
+                )
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code in _NO_DISCUSSIONS:
+                return []
+            raise
+        ours = (each for each in found if each.author == _BOT and each.is_pull_request)
+        return [f"refs/pr/{each.num}" for each in sorted(ours, key=lambda each: each.num)]
 
 
 def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
@@ -81,7 +107,7 @@ def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
 def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
     """Download files of a commit to the cache; an interrupt ends it at the next chunk."""
     total = sum(each.size for each in wanted)
-    free = _room_for(pinned, total)
+    free = room_for(str(pinned), total)
     label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
     with asking(pinned), progress.track(label, total=total, unit="B") as advance:
         _keep_listing(pinned)
@@ -156,14 +182,14 @@ def _where(pinned: Reference) -> dict[str, Any]:
     }
 
 
-def _room_for(pinned: Reference, needed: int) -> int:
+def room_for(what: str, needed: int) -> int:
     """Return how much is free in the cache; raises `DiskError` if that is not enough."""
     cache = cache_directory()
     there = next(each for each in (cache, *cache.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DiskError(
-            f"{pinned} needs {amount(needed)}, and {amount(free)} are free in {cache}",
+            f"{what} needs {amount(needed)}, and {amount(free)} are free in {cache}",
             hint="Make room there, or set HF_HOME to a directory on a larger disk.",
         )
     return free

@@ -13,7 +13,7 @@ from fusion_core.task_pool import main, mean_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.task_pool import Metrics, Report
+    from fusion_core.task_pool import Metrics, Published, Report
 
 
 def print_report(report: Report, name: str) -> None:
@@ -22,6 +22,11 @@ def print_report(report: Report, name: str) -> None:
     console.print(report_table(report, name))
     for note in notes(report):
         console.print(note, markup=False)
+    if report.published is not None and (tasks := compared(report)):
+        console.print()
+        console.print(published_table(report, report.published, tasks, name))
+        console.print(f"published: {report.published.source}", markup=False, soft_wrap=True)
+        console.print(f"of {report.published.family}", markup=False, soft_wrap=True)
 
 
 def report_table(report: Report, name: str) -> Table:
@@ -43,6 +48,32 @@ def report_table(report: Report, name: str) -> Table:
     return table
 
 
+def compared(report: Report) -> list[str]:
+    """Return the tasks that were measured here and by whoever published figures."""
+    rows = [] if report.published is None else report.published.rows.values()
+    return [task for task in report.tasks if any(task in row for row in rows)]
+
+
+def published_table(report: Report, published: Published, tasks: list[str], name: str) -> Table:
+    """Lay out this run among published methods: a row a method, a column a task, by average."""
+    ours = {task: main(metrics) for task, metrics in report.tasks.items()}
+    rows = [(name, ours), *published.rows.items()]
+    complete = [(label, row) for label, row in rows if all(task in row for task in tasks)]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for heading in (*tasks, "average"):
+        table.add_column(Text(heading, overflow="fold"), justify="right", overflow="fold")
+    for label, row in sorted(complete, key=lambda each: _mean(each[1], tasks)):
+        cells = (_percent(row[task]) for task in tasks)
+        table.add_row(
+            Text(f"{label} (this run)" if row is ours else label),
+            *cells,
+            _percent(_mean(row, tasks)),
+            style="bold" if row is ours else None,
+        )
+    return table
+
+
 def notes(report: Report) -> list[str]:
     """Say what the numbers do not: the normalised average, and what was adapted on."""
     found = ["accuracy in %"]
@@ -53,6 +84,10 @@ def notes(report: Report) -> list[str]:
     if report.measured_on is not None:
         found.append(f"measured on {report.measured_on}")
     return found
+
+
+def _mean(row: Mapping[str, float], tasks: list[str]) -> float:
+    return sum(row[task] for task in tasks) / len(tasks)
 
 
 def _cell(metrics: Metrics | None) -> str:

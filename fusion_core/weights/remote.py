@@ -53,6 +53,11 @@ class RemoteSource(WeightSource):
         _ = self.local
 
     @property
+    def wanted(self) -> hub.Wanted:
+        """What this reads from the hub."""
+        return hub.Wanted(self._pinned, tuple(self._files))
+
+    @property
     def local(self) -> CheckpointSource:
         """The downloaded files."""
         with self._lock:
@@ -74,6 +79,14 @@ class RemoteSource(WeightSource):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+
+def wanted_by(source: WeightSource) -> Iterator[hub.Wanted]:
+    """Find what a source, and what it reads from, will read from the hub."""
+    if isinstance(source, RemoteSource):
+        yield source.wanted
+    for each in source.sources:
+        yield from wanted_by(each)
 
 
 def _header(pinned: hub.Reference, file: str) -> dict[str, Entry]:

@@ -41,7 +41,8 @@ def test_a_template_has_one_kind_of_place(template: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"tasks": []}, {"templates": []}, {"limit": 0}, {"batch_size": 0}, {"datasets": {}}]
+    "options",
+    [{"tasks": []}, {"templates": []}, {"limit": 0}, {"batch_size": 0}, {"corruption": "fog"}],
 )
 def test_nothing_to_work_on_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class TestClipPool(ModelPoolSuite):
     @pytest.fixture
     def spec(self) -> ModelPoolSpec:
-        (found,) = plugin.fusion_register_model_pools()
-        return found
+        return next(plugin.fusion_register_model_pools())
 
     @pytest.fixture
     def options(self, base: Path, experts: dict[str, str]) -> dict[str, Any]:
@@ -33,8 +32,7 @@ class TestClipPool(ModelPoolSuite):
 class TestClipClassification(TaskPoolSuite):
     @pytest.fixture
     def spec(self) -> TaskPoolSpec:
-        (found,) = plugin.fusion_register_task_pools()
-        return found
+        return next(plugin.fusion_register_task_pools())
 
     @pytest.fixture
     def options(self, base: Path, dataset: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Options of the CLIP pools; free of torch, so that listing them costs nothing."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -29,17 +29,37 @@ Templates = Annotated[list[Template], Field(min_length=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
+Corruption = Literal[
+    "contrast",
+    "gaussian_noise",
+    "impulse_noise",
+    "jpeg_compression",
+    "motion_blur",
+    "pixelate",
+    "spatter",
+]
+
+#: The tasks of a family unless others are named.
+DEFAULT_SET = "ta8"
 #: CLIP's own prompt
 PHOTO = "a photo of a {}."
 
 
 class ClipConfig(ComponentConfig):
-    """A base and experts, each a directory that `save_pretrained` wrote."""
+    """A base and experts: directories that `save_pretrained` wrote, or names on the hub."""
 
     base: PathName
-    """The model that the experts were fine-tuned from: a CLIPModel or CLIPVisionModel directory."""
+    """The model that the experts were fine-tuned from, a CLIPModel or CLIPVisionModel: a directory,
+    or org/name@revision on the hub."""
     models: Annotated[dict[str, PathName], BeforeValidator(named_after_paths)]
-    """The experts: a mapping of names to directories, or a list of directories."""
+    """The experts: a mapping of names to any of these, or a list."""
+
+
+class FamilyConfig(ComponentConfig):
+    """CLIP's base and the published experts of some tasks, from the hub."""
+
+    tasks: TaskNames = Field(default=[DEFAULT_SET])
+    """The tasks whose experts are fused, in this order; ta8, tall14 and tall20 stand for sets."""
 
 
 class Dataset(ComponentConfig):
@@ -61,16 +81,35 @@ class ClipClassificationConfig(ComponentConfig):
     """Image classification with the zero-shot heads of a CLIP model."""
 
     clip: PathName
-    """A CLIPModel directory: its text tower and projections make the heads, its preprocessor the
-    pixels."""
-    datasets: Annotated[dict[str, Dataset], Field(min_length=1)]
-    """The tasks by name: classnames, and the files test, unlabeled and train."""
+    """A CLIPModel, a directory or org/name@revision on the hub: its text tower and projections make
+    the heads, its preprocessor the pixels."""
+    datasets: dict[str, Dataset] = Field(default={})
+    """Tasks of your own by name: classnames, and the files test, unlabeled and train."""
     tasks: TaskNames | None = None
-    """Which of the datasets, in this order; default: all."""
+    """Which tasks, in this order: your own, or data sets on the hub (mnist, ...; ta8, tall14 and
+    tall20 stand for sets); default: all of your own, without any ta8."""
     templates: Templates = Field(default=[PHOTO])
-    """Prompts with {} for the class name; a class's embedding is the mean over them."""
+    """Prompts with {} for the class name, of your own tasks; a class is the mean over them."""
+    corruption: Corruption | None = None
+    """Measure on corrupted test images, of the data sets on the hub that have some."""
     transductive: bool = True
     """Where a task has no unlabeled file, adapt on its test images, without their labels."""
+    limit: Count | None = None
+    """A quick look: only the first test images of each task."""
+    batch_size: Count = 50
+    """Images a step when measuring accuracy."""
+
+
+class FamilyTasksConfig(ComponentConfig):
+    """Image classification on data sets from the hub, with the heads of a family's base."""
+
+    tasks: TaskNames = Field(default=[DEFAULT_SET])
+    """Which tasks, in this order, whether or not their experts are fused; ta8, tall14 and tall20
+    stand for sets."""
+    corruption: Corruption | None = None
+    """Measure on corrupted test images; stanford-cars, eurosat, resisc45 and gtsrb have some."""
+    transductive: bool = True
+    """Adapt on the test images, without their labels; there are no others."""
     limit: Count | None = None
     """A quick look: only the first test images of each task."""
     batch_size: Count = 50

@@ -1,6 +1,6 @@
 """A CLIP model's directory: where it is, what architecture it says it has, how it wants its images.
 
-Everything that names a model comes through `local_directory`. Configurations are read as JSON, and
+Where that is, `pools_clip.origin` knows. Configurations are read as JSON, and
 only the fields that describe an architecture or pixels are used: nothing in a file picks code to
 run.
 """
@@ -8,14 +8,17 @@ run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.assets import read_config
+from pools_clip.origin import find
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from pools_clip.origin import Checkpoint, Origin
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -60,25 +63,11 @@ _IMAGE_FIELDS = frozenset(
 )
 
 
-def local_directory(given: str, option: str) -> Path:
-    """Return the directory that a model's name stands for; `option` names it in errors.
-
-    Raises `CheckpointError` if there is none.
-    """
-    directory = Path(given)
-    if not directory.is_dir():
-        raise CheckpointError(
-            f"{option}: {given} is no directory",
-            hint="Give the directory that save_pretrained wrote.",
-        )
-    return directory
-
-
 @dataclass(frozen=True)
 class ClipDirectory:
-    """A directory with a CLIPModel or a CLIPVisionModel."""
+    """A directory, or a commit on the hub, with a CLIPModel or a CLIPVisionModel."""
 
-    path: Path
+    origin: Origin
     #: the whole `config.json`
     config: Mapping[str, Any]
 
@@ -88,7 +77,8 @@ class ClipDirectory:
 
         Raises `CheckpointError` if directory or configuration is missing, or is not CLIP's.
         """
-        path = local_directory(given, option)
+        origin = find(given, option)
+        path = origin.path
         if not (path / CONFIG).is_file():
             raise CheckpointError(
                 f"{option}: {path} has no {CONFIG}", hint="Save the model with save_pretrained."
@@ -99,7 +89,16 @@ class ClipDirectory:
                 f"{option}: {path / CONFIG} says {config.get('model_type')!r}, not CLIP",
                 hint="The pool 'checkpoints' merges models of any kind.",
             )
-        return cls(path, config)
+        return cls(origin, config)
+
+    @property
+    def path(self) -> Path:
+        """Where the files beside the weights are."""
+        return self.origin.path
+
+    def weights(self) -> Checkpoint:
+        """Open the weights."""
+        return self.origin.weights()
 
     @property
     def is_whole(self) -> bool:

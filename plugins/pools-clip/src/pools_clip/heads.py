@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import CheckpointSource
+from fusion_core.weights.remote import wanted_by
 from pools_clip.cores import on_cores
+from pools_clip.kept import kept
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
+    from fusion_core.hub import Wanted
     from pools_clip.directory import ClipDirectory
+    from pools_clip.origin import Checkpoint
 
 #: Texts a step of the text tower.
 _TEXTS = 128
+_CLASSES = "classes.float32"
 
 #: The prompts of every class of a task, in the order of its labels.
 Prompts = list[list[str]]
@@ -76,25 +81,51 @@ class FrozenClip:
 
         Raises `CheckpointError` for a model without a text tower, projections or a tokenizer.
         """
-        checkpoint = CheckpointSource(self._directory.path)
+        checkpoint = self._directory.weights()
         with torch.inference_mode(mode=False):  # autograd has no use for tensors made inside one
+            projection = _tensor(checkpoint, "visual_projection.weight")
             return Heads(
-                projection=_tensor(checkpoint, "visual_projection.weight"),
+                projection=projection,
                 scale=_tensor(checkpoint, "logit_scale").exp().item(),
-                classes=self._classes(_TextEncoder(self._directory, checkpoint)),
+                classes=self._classes(checkpoint, len(projection)),
             )
 
-    def _classes(self, encode: _TextEncoder) -> dict[str, Tensor]:
+    def downloads(self) -> Iterator[Wanted]:
+        """Return what is read of the hub."""
+        if self._directory.origin.pinned is not None:
+            yield from wanted_by(self._directory.weights())
+
+    def _classes(self, checkpoint: Checkpoint, width: int) -> dict[str, Tensor]:
+        """Return the class embeddings: those of a commit are computed once."""
+        pinned = self._directory.origin.pinned
+        if pinned is None:
+            return self._encoded(_TextEncoder(self._directory, checkpoint), self._prompts)
+        encoder = cache(lambda: _TextEncoder(self._directory, checkpoint))
+
+        def write(name: str, directory: Path) -> None:
+            found = self._encoded(encoder(), {name: self._prompts[name]})[name]
+            (directory / _CLASSES).write_bytes(found.numpy().tobytes())
+
+        found = {}
+        for name, prompts in self._prompts.items():
+            key = {"model": str(pinned), "weights": checkpoint.describe(), "prompts": prompts}
+            path = kept("heads", key, partial(write, name)) / _CLASSES
+            size = len(prompts) * width
+            flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.float32)
+            found[name] = flat.reshape(len(prompts), width)
+        return found
+
+    def _encoded(self, encode: _TextEncoder, prompts: Mapping[str, Prompts]) -> dict[str, Tensor]:
         # Tokenizers are not made for several threads: they run here, ahead of the text tower.
-        tokens = ((encode.tokens(each), list(map(len, each))) for each in self._prompts.values())
+        tokens = ((encode.tokens(each), list(map(len, each))) for each in prompts.values())
         embeddings = on_cores(lambda task: _class_embeddings(encode(task[0]), task[1]), tokens)
-        return dict(zip(self._prompts, embeddings, strict=True))
+        return dict(zip(prompts, embeddings, strict=True))
 
 
 class _TextEncoder:
     """Tokenizer, text tower and text projection: texts to unit vectors."""
 
-    def __init__(self, directory: ClipDirectory, checkpoint: CheckpointSource) -> None:
+    def __init__(self, directory: ClipDirectory, checkpoint: Checkpoint) -> None:
         self._tokenizer = _tokenizer(directory)
         self._tower = build_text(directory.text, checkpoint)
         self._projection = _tensor(checkpoint, "text_projection.weight")
@@ -136,7 +167,7 @@ def _tokenizer(directory: ClipDirectory) -> Any:  # noqa: ANN401 - transformers'
         ) from error
 
 
-def _tensor(checkpoint: CheckpointSource, name: str) -> Tensor:
+def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     if name not in checkpoint.infos:
         raise CheckpointError(
             f"{checkpoint.describe()} has no tensor {name!r}",

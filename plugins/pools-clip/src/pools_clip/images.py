@@ -19,7 +19,7 @@ from fusion_core.errors import FusionError
 from pools_clip.cores import on_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pools_clip.preprocessor import Preprocessor
 
@@ -38,29 +38,50 @@ class Images:
         return len(self.pixels)
 
 
-def read_images(
-    path: str, preprocessor: Preprocessor, *, classes: int | None, limit: int | None = None
+def count_rows(paths: Sequence[str], limit: int | None = None) -> int:
+    """Return how many rows parquet files have together, at most `limit`.
+
+    Raises `FusionError` naming a file that is no such table.
+    """
+    count = 0
+    for path in paths:
+        with _opened(path, []) as file:
+            count += file.metadata.num_rows
+    return min(count, limit or count)
+
+
+def read_images(  # noqa: PLR0913 - what is read, of which columns, and where to
+    path: str,
+    preprocessor: Preprocessor,
+    *,
+    classes: int | None,
+    limit: int | None = None,
+    columns: tuple[str, str] = ("image", "label"),
+    into: torch.Tensor | None = None,
 ) -> Images:
     """Read a parquet file, or its first `limit` rows; without `classes`, no labels are read.
 
-    Raises `FusionError` naming the file, and the row counted from 0, for a file that is no such
-    table, an image that cannot be decoded or does not fit the model, a label out of range.
+    Pixels are written to `into` where it is given: as many rows as are read. Raises `FusionError`
+    naming the file, and the row counted from 0, for a file that is no such table, an image that
+    cannot be decoded or does not fit the model, a label out of range.
     """
-    columns = ["image"] if classes is None else ["image", "label"]
+    image, label = columns
+    wanted = [image] if classes is None else [image, label]
 
     def decoded(part: tuple[int, pa.RecordBatch]) -> tuple[int, Images]:
         row, batch = part
-        labels = None if classes is None else _labels(batch.column("label"), classes, path, row)
-        images = _decoded(batch.column("image"), path, row)
+        labels = None if classes is None else _labels(batch.column(label), classes, path, row)
+        images = _decoded(batch.column(image), path, row)
         return row, Images(preprocessor.fitted(images, f"{path}, row", row), labels)
 
-    with _opened(path, columns) as file:
+    with _opened(path, wanted) as file:
         count = min(file.metadata.num_rows, limit or file.metadata.num_rows)
         if not count:
             raise FusionError(f"{path} holds no images")
-        pixels = torch.empty((count, *preprocessor.shape), dtype=torch.uint8)
+        shape = (count, *preprocessor.shape)
+        pixels = torch.empty(shape, dtype=torch.uint8) if into is None else into
         labels: list[torch.Tensor] = []
-        for row, part in on_cores(decoded, _rows(file, path, columns, count)):
+        for row, part in on_cores(decoded, _rows(file, path, wanted, count)):
             pixels[row : row + len(part)] = part.pixels
             labels += [] if part.labels is None else [part.labels]
     return Images(pixels, torch.cat(labels) if labels else None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import AlignmentError
 from fusion_core.model_pool import ModelPool
-from fusion_core.weights import CheckpointSource, WeightSource
+from fusion_core.weights.assets import licence_of
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
 from pools_clip.vision import VisionTower, architecture, build_vision, canonical
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import CLIPVisionConfig
+
+    from fusion_core.weights import WeightSource
 
 #: What a tower computes depends on these, and no tensor's shape shows them.
 _UNSEEN = ("hidden_act", "layer_norm_eps", "num_attention_heads")
@@ -42,7 +44,8 @@ class ClipPool(ModelPool[ComponentConfig]):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__(config)
         self._directory = ClipDirectory.open(config.base, "model_pool.base")
-        self.base: WeightSource = VisionTower(CheckpointSource(self._directory.path))
+        self._licences = {"base": licence_of(self._directory.path)}
+        self.base: WeightSource = VisionTower(self._directory.weights())
         self.experts = {name: self._expert(name, given) for name, given in config.models.items()}
 
     def build(self, weights: WeightSource) -> nn.Module:
@@ -68,6 +71,10 @@ class ClipPool(ModelPool[ComponentConfig]):
         processor = {"image_processor_type": "CLIPImageProcessor", **settings}
         return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
 
+    def licences(self) -> Mapping[str, str | None]:
+        """Return each model's licence, as the card beside it names it."""
+        return self._licences
+
     @cached_property
     def _architecture(self) -> CLIPVisionConfig:
         return architecture(self._directory.vision, str(self._directory.path))
@@ -82,7 +89,8 @@ class ClipPool(ModelPool[ComponentConfig]):
                     f"expert {name!r} has {field} {other!r}, the base {ours!r}",
                     hint="Merge only models that were fine-tuned from the base.",
                 )
-        return VisionTower(CheckpointSource(directory.path))
+        self._licences[name] = licence_of(directory.path)
+        return VisionTower(directory.weights())
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

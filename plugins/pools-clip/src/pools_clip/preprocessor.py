@@ -29,6 +29,8 @@ class Preprocessor:
         self, settings: Mapping[str, Any], shape: tuple[int, int, int], origin: str
     ) -> None:
         self.shape = shape
+        #: what decides which bytes an image becomes
+        self.identity = {"settings": dict(settings), "shape": list(shape)}
         self._processor = _processor(settings, origin)
         self._factor = self._processor.rescale_factor if self._processor.do_rescale else 1.0
         normalise = self._processor.do_normalize

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
@@ -14,16 +14,21 @@ from fusion_core.config import ComponentConfig
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.task_pool import Batch, FeatureTask, Metrics, Split, Task, TaskPool
 from pools_clip.choice import chosen, unknown_task
-from pools_clip.config import ClipClassificationConfig, Dataset
+from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
 from pools_clip.cores import on_cores
+from pools_clip.data_sets import DataSet, HubDataSet, LocalDataSet
 from pools_clip.directory import ClipDirectory
-from pools_clip.heads import FrozenClip, Prompts
-from pools_clip.images import Images, read_images
+from pools_clip.families import all_tasks, expanded, known
+from pools_clip.heads import FrozenClip
+from pools_clip.images import Images
+from pools_clip.stored_images import images_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
+
+    from fusion_core.hub import Wanted
 
 
 class ClipClassification(TaskPool[ComponentConfig]):
@@ -41,21 +46,19 @@ class ClipClassification(TaskPool[ComponentConfig]):
 
     def __init__(self, config: ClipClassificationConfig) -> None:
         super().__init__(config)
-        self.names = chosen(config.tasks, list(config.datasets), "task_pool.tasks")
-        datasets = {name: config.datasets[name] for name in self.names}
-        _check_files(datasets)
-        self.transductive = config.transductive and any(
-            each.unlabeled is None for each in datasets.values()
+        there = [*config.datasets, *(each for each in all_tasks() if each not in config.datasets)]
+        wanted = config.tasks or list(config.datasets) or [DEFAULT_SET]
+        self.names = chosen(expanded(wanted), there, "task_pool.tasks")
+        self._data = {name: _data_set(name, config) for name in self.names}
+        _check_files(self._data)
+        self.transductive = config.transductive and not all(
+            each.has(Split.UNLABELED) for each in self._data.values()
         )
-        prompts = {
-            name: _prompts(each, each.templates or config.templates)
-            for name, each in datasets.items()
-        }
-        if config.limit is not None:
-            self.measured_on = f"the first {config.limit} test images of each task"
-        clip = FrozenClip(_whole(config.clip), prompts)
+        self.measured_on = _measured_on(config)
+        prompts = {name: each.prompts for name, each in self._data.items()}
+        self._clip = FrozenClip(_whole(config.clip), prompts)
         self._tasks = {
-            name: ClipTask(name, dataset, clip, config) for name, dataset in datasets.items()
+            name: ClipTask(name, each, self._clip, config) for name, each in self._data.items()
         }
 
     def __getitem__(self, name: str) -> Task:
@@ -63,6 +66,16 @@ class ClipClassification(TaskPool[ComponentConfig]):
         if name not in self._tasks:
             raise unknown_task(name, self.names, "tasks")
         return self._tasks[name]
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the base, for the heads, and the test images of data sets on the hub."""
+        data = [each for data in self._data.values() for each in data.downloads()]
+        return [*self._clip.downloads(), *data]
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the data sets on the hub by their commits and files."""
+        identities = {name: each.identity(Split.TEST) for name, each in self._data.items()}
+        return {name: each for name, each in identities.items() if each is not None}
 
     def holdout(self) -> Self:
         """Return these tasks with their test images in halves, drawn by the task's name."""
@@ -77,10 +90,10 @@ class ClipTask(FeatureTask):
     """One dataset: its images, each split decoded once when first used, and its head."""
 
     def __init__(
-        self, name: str, dataset: Dataset, clip: FrozenClip, config: ClipClassificationConfig
+        self, name: str, data: DataSet, clip: FrozenClip, config: ClipClassificationConfig
     ) -> None:
         self.name = name
-        self._dataset = dataset
+        self._data = data
         self._clip = clip
         self._config = config
         self._splits: dict[Split, Images] = {}
@@ -159,14 +172,11 @@ class ClipTask(FeatureTask):
         }
 
     def _read(self, split: Split) -> Images:
-        data, read = self._dataset, self._clip.preprocessor
-        classes = len(data.classnames)
+        data, read = self._data, self._clip.preprocessor
         if split is Split.TEST:
-            return read_images(data.test, read, classes=classes, limit=self._config.limit)
-        if split is Split.TRAIN and data.train is not None:
-            return read_images(data.train, read, classes=classes)
-        if split is Split.UNLABELED and data.unlabeled is not None:
-            return read_images(data.unlabeled, read, classes=None)
+            return images_of(data, split, read, limit=self._config.limit)
+        if data.has(split):
+            return images_of(data, split, read, labeled=split is Split.TRAIN)
         if split is Split.UNLABELED and self._config.transductive:
             return Images(self._images(Split.TEST).pixels, None)
         raise RecipeError(
@@ -199,18 +209,34 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _prompts(dataset: Dataset, templates: list[str]) -> Prompts:
-    return [[template.format(name) for template in templates] for name in dataset.classnames]
+def _data_set(name: str, config: ClipClassificationConfig) -> DataSet:
+    """Return a task's data: the recipe's own files, or the data set of the table."""
+    if name in config.datasets:
+        return LocalDataSet(config.datasets[name], config.templates)
+    data = known(name)
+    if config.corruption is None:
+        return HubDataSet(data)
+    if not data.corrupted:
+        able = [each for each in all_tasks() if known(each).corrupted]
+        raise RecipeError(
+            f"task_pool.corruption: there are no corrupted images of {name!r}",
+            hint=f"Name tasks that have some: --tasks {','.join(able)}",
+        )
+    return HubDataSet(replace(data, test=config.corruption))
 
 
-def _check_files(datasets: Mapping[str, Dataset]) -> None:
+def _measured_on(config: ClipClassificationConfig) -> str | None:
+    """Say in words what is measured on, None for every test image."""
+    if config.corruption is None and config.limit is None:
+        return None
+    images = "test images" if config.corruption is None else f"{config.corruption} test images"
+    return images if config.limit is None else f"the first {config.limit} {images} of each task"
+
+
+def _check_files(data: Mapping[str, DataSet]) -> None:
     """Find missing files before any work is done; raises `RecipeError` with one line a file."""
-    missing = [
-        f"task_pool.datasets.{name}.{split}: {path} does not exist"
-        for name, dataset in datasets.items()
-        for split in Split
-        if (path := getattr(dataset, split)) is not None and not Path(path).is_file()
-    ]
+    local = {name: each for name, each in data.items() if isinstance(each, LocalDataSet)}
+    missing = [line for name, each in local.items() for line in each.missing(name)]
     if missing:
         raise RecipeError("\n".join(missing), hint="Give parquet files.")
 

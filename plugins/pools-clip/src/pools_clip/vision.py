@@ -12,13 +12,15 @@ import torch
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights import CheckpointSource, RenamedSource, WeightSource, assemble
+from fusion_core.weights import RenamedSource, WeightSource, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
     from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedModel
+
+    from pools_clip.origin import Checkpoint
 
 PREFIX = "vision_model."
 _PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
@@ -40,7 +42,7 @@ class VisionTower(RenamedSource):
     Raises `CheckpointError` for a checkpoint without a vision tower.
     """
 
-    def __init__(self, checkpoint: CheckpointSource) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         names = {
             canonical(name): name
             for name in _vision_names(checkpoint)
@@ -87,7 +89,7 @@ def build_vision(config: CLIPVisionConfig, weights: WeightSource) -> CLIPVisionM
     return _built(lambda: CLIPVisionModel(config), tensors, weights.describe())
 
 
-def build_text(fields: Mapping[str, Any], checkpoint: CheckpointSource) -> CLIPTextModel:
+def build_text(fields: Mapping[str, Any], checkpoint: Checkpoint) -> CLIPTextModel:
     """Return the text tower of a CLIPModel checkpoint, fp32, in evaluation mode, on the CPU."""
     from transformers import CLIPTextModel
 
@@ -101,7 +103,7 @@ def build_text(fields: Mapping[str, Any], checkpoint: CheckpointSource) -> CLIPT
     return _built(lambda: CLIPTextModel(config), tensors, checkpoint.describe())
 
 
-def _vision_names(checkpoint: CheckpointSource) -> list[str]:
+def _vision_names(checkpoint: Checkpoint) -> list[str]:
     prefixed = [name for name in checkpoint.infos if name.startswith(PREFIX)]
     if prefixed:
         return prefixed

@@ -42,6 +42,7 @@ class Mini8Tasks(ClipClassification):
 
     def __init__(self, config: Mini8TasksConfig) -> None:
         about = files.description()
+        chosen(config.tasks, list(about["tasks"]), "task_pool.tasks")  # these, not the hub's
         datasets = {name: _dataset(name, each) for name, each in about["tasks"].items()}
         super().__init__(
             ClipClassificationConfig(

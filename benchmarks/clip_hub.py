@@ -1,0 +1,133 @@
+"""The pools of the hub at full size: random ViT-B/32 weights through the whole of `fuse run`.
+
+    python benchmarks/clip_hub.py --experts 2 --images 64
+
+A hub on 127.0.0.1 serves a CLIPModel of ViT-B/32's shapes, experts of it and data sets of random
+images, under the true ids. `task-arithmetic`, `ties` and `adamerging` with a few steps then run on
+the pool `clip-vit-b32`, each as a process of its own: the first downloads, the others find the
+cache full. Prints wall time and peak memory as Markdown. Accuracies mean nothing, weights being
+random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from hub_server import HubServer  # noqa: E402 - a plugin of the tests
+
+from pools_clip.families import families, known, task_sets  # noqa: E402
+
+FAMILY = families()["clip-vit-b32"]
+METHODS = ("task-arithmetic", "ties", "adamerging")
+
+
+def files_of(directory: Path) -> dict[str, bytes | Path]:
+    """Return what a model's repository holds."""
+    return {path.name: path for path in directory.iterdir()}
+
+
+def save_base(directory: Path) -> CLIPModel:
+    """Save a whole CLIP with a tokenizer of few words."""
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig())
+    words = {"<pad>": 0, "<unk>": 1, "a": 2, "photo": 3, "of": 4, "number": 5, "<eos>": 6}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    for each in (model, tokens, CLIPImageProcessorPil()):
+        each.save_pretrained(directory)
+    return model
+
+
+def images(count: int) -> bytes:
+    """Return a parquet file of random pictures of ten classes."""
+    rows = []
+    for number in range(count):
+        noise = torch.randint(0, 256, (96, 128, 3), dtype=torch.uint8).numpy()
+        stream = BytesIO()
+        Image.fromarray(noise).save(stream, "JPEG")
+        rows.append({"image": {"bytes": stream.getvalue(), "path": None}, "label": number % 10})
+    stream = BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), stream)
+    return stream.getvalue()
+
+
+def serve(place: Path, tasks: list[str], count: int) -> HubServer:
+    """Start a hub with everything that the pool asks for."""
+    hub = HubServer()
+    model = save_base(place / "base")
+    hub.add(FAMILY.base, files_of(place / "base"))
+    for task, repository in FAMILY.experts(tasks).items():
+        with torch.no_grad():
+            for parameter in model.vision_model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+        model.vision_model.save_pretrained(place / task)
+        hub.add(repository, files_of(place / task))
+        about = known(task)
+        path = f"{about.config or 'data'}/test-00000-of-00001.parquet"
+        hub.add(about.dataset, {path: images(count)}, kind="dataset")
+    hub.start()
+    return hub
+
+
+def measured(method: str, tasks: list[str], place: Path, hub: HubServer) -> str:
+    """Run a method as a user does; return its row."""
+    names = ",".join(tasks)
+    command = [
+        *(sys.executable, "-c", "from fusion_core.cli.app import main; main()"),
+        *("run", "--algo", method, "--pool", "clip-vit-b32", "--tasks", names),
+        *("--set", f"model_pool.tasks=[{names}]", "-o", str(place / f"out-{method}")),
+        *(("--set", "algorithm.steps=3") if method == "adamerging" else ()),
+    ]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf")}
+    before, started = len(hub.asked("/resolve/", "GET")), time.perf_counter()
+    process = subprocess.Popen(command, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        sys.exit(f"{method} failed")
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    files = len(hub.asked("/resolve/", "GET")) - before
+    return f"| {method} | {seconds:.0f} s | {peak:.2f} GB | {files} |"
+
+
+def main() -> None:
+    """Measure every method, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--experts", type=int, default=2)
+    parser.add_argument("--images", type=int, default=64)
+    given = parser.parse_args()
+    tasks = ["mnist", "svhn", "eurosat", *task_sets()["ta8"]]
+    tasks = list(dict.fromkeys(tasks))[: given.experts]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        hub = serve(place, tasks, given.images)
+        rows = [measured(method, tasks, place, hub) for method in METHODS]
+        hub.stop()
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    here = f"this program: {own / 1e6:.1f} GB"
+    print(f"{len(tasks)} experts, {given.images} images a task; {here}\n")
+    print("| method | wall time | peak memory | requests for files |\n|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""`fuse download`: everything that a pool reads from the hub, ahead of a run."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.progress import progress_for
+from fusion_core.cli.run import Assignments, Pool, Quiet, TaskPoolName, Tasks, sections_from
+from fusion_core.errors import RecipeError
+from fusion_core.plugins import load_plugins
+
+
+def download(
+    context: typer.Context,
+    pool: Pool = None,
+    task_pool: TaskPoolName = None,
+    tasks: Tasks = None,
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download a pool's models and tasks.
+
+    What it takes and what is free on the disk is shown before. Downloads resume; afterwards
+    HF_HUB_OFFLINE=1 fuse run works without a network.
+    """
+    plugins = load_plugins(context.obj)
+    warn_of_broken_plugins(plugins)
+    from fusion_core import hub
+    from fusion_core.downloads import pools_of, wanted_of
+    from fusion_core.recipes import override
+
+    names = {"model_pool": pool, "task_pool": task_pool}
+    sections = override(sections_from({}, names, tasks), assignments or [])
+    if "model_pool" not in sections:
+        raise RecipeError("no pool to download", hint="Name one with --pool; see: fuse list pools")
+    with hub.session(progress_for(quiet=quiet)):
+        wanted = wanted_of(*pools_of(sections, plugins))
+        size = hub.size_of(wanted)
+        outlook = hub.check_room(size)
+        if not quiet:
+            print(outlook, file=sys.stderr)
+        hub.fetch(wanted)
+    if as_json:
+        print_json({"downloaded_bytes": size.missing})
+    else:
+        print("complete: HF_HUB_OFFLINE=1 fuse run needs no network now")

@@ -1,0 +1,39 @@
+"""What pools read from the hub, known ahead of a run: for its size, and to fetch it all at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.config import Choice, choice_of, resolve_component
+from fusion_core.specs import ModelPoolSpec, TaskPoolSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core import hub
+    from fusion_core.model_pool import ModelPool
+    from fusion_core.plugins import PluginManager
+    from fusion_core.task_pool import TaskPool
+
+
+def wanted_of(pool: ModelPool[Any], tasks: TaskPool[Any] | None) -> list[hub.Wanted]:
+    """Return everything that a run with these pools reads from the hub."""
+    return [*pool.downloads(), *(() if tasks is None else tasks.downloads())]
+
+
+def pools_of(
+    sections: Mapping[str, Any], plugins: PluginManager
+) -> tuple[ModelPool[Any], TaskPool[Any] | None]:
+    """Make a recipe's pools, as a run does; a pool's own tasks where none are named.
+
+    Raises `RecipeError` and `HubError` as a run would.
+    """
+    choice = choice_of(sections["model_pool"])
+    models = resolve_component(ModelPoolSpec, choice, plugins, section="model_pool")
+    choice = choice_of(sections.get("task_pool"))
+    name = choice.name or models.component.spec.default_task_pool
+    if name is None:
+        return models.create(), None
+    choice = Choice(name=name, **choice.options)
+    tasks = resolve_component(TaskPoolSpec, choice, plugins, section="task_pool")
+    return models.create(), tasks.create()

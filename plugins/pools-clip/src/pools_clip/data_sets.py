@@ -1,0 +1,152 @@
+"""Where a task's images and words are: parquet files here, or a data set on the hub.
+
+A data set's files are found by their names, so that a split is a download of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import hub
+from fusion_core.errors import HubError
+from fusion_core.task_pool import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pools_clip.config import Dataset
+    from pools_clip.families import Known
+
+#: Where the hub keeps every data set as parquet, whatever its owner uploaded.
+_CONVERTED = "refs/convert/parquet"
+
+
+class DataSet(ABC):
+    """One task's images by split, what its labels mean, and its prompts."""
+
+    classnames: Sequence[str]
+    templates: Sequence[str]
+    #: the columns of the images and of the labels
+    columns: tuple[str, str] = ("image", "label")
+
+    @abstractmethod
+    def has(self, split: Split) -> bool:
+        """Tell whether there are images of a split."""
+
+    @abstractmethod
+    def files(self, split: Split) -> list[str]:
+        """Return the parquet files of a split, downloading what is missing."""
+
+    def identity(self, split: Split) -> Mapping[str, Any] | None:
+        """Return what names the content of these files for good; None for files that may change."""
+        del split
+        return None
+
+    def downloads(self) -> Iterator[hub.Wanted]:
+        """Return what measuring reads from the hub."""
+        yield from ()
+
+    @property
+    def prompts(self) -> list[list[str]]:
+        """Every class's prompts, in the order of the labels."""
+        return [[each.format(name) for each in self.templates] for name in self.classnames]
+
+
+class LocalDataSet(DataSet):
+    """Parquet files named in a recipe."""
+
+    def __init__(self, given: Dataset, templates: Sequence[str]) -> None:
+        self._given = given
+        self.classnames = given.classnames
+        self.templates = given.templates or templates
+
+    def has(self, split: Split) -> bool:
+        """Tell whether a file is named."""
+        return getattr(self._given, split) is not None
+
+    def files(self, split: Split) -> list[str]:
+        """Return the file."""
+        return [getattr(self._given, split)]
+
+    def missing(self, name: str) -> Iterator[str]:
+        """Name files that are not there, one line each."""
+        for split in Split:
+            path = getattr(self._given, split)
+            if path is not None and not Path(path).is_file():
+                yield f"task_pool.datasets.{name}.{split}: {path} does not exist"
+
+
+class HubDataSet(DataSet):
+    """A data set of the table, at the commit that its main revision is when it is first asked for.
+
+    UNLABELED images are none of its own.
+    """
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self.classnames = known.classnames
+        self.templates = known.templates
+        self.columns = (known.image, known.label)
+
+    def has(self, split: Split) -> bool:
+        """Tell whether the data set has such a split."""
+        return split is not Split.UNLABELED
+
+    def files(self, split: Split) -> list[str]:
+        """Return the split's files in the hub's cache; raises `HubError`."""
+        wanted = self._wanted(split)
+        directory = hub.files(wanted.reference, wanted.paths)
+        return [str(directory / path) for path in wanted.paths]
+
+    def identity(self, split: Split) -> Mapping[str, Any]:
+        """Return the commit and the files of a split."""
+        wanted = self._wanted(split)
+        return {"data": str(wanted.reference), "files": wanted.paths, "columns": self.columns}
+
+    def downloads(self) -> Iterator[hub.Wanted]:
+        """Return the files of the test split."""
+        yield self._wanted(Split.TEST)
+
+    def _wanted(self, split: Split) -> hub.Wanted:
+        name = self._known.train if split is Split.TRAIN else self._known.test
+        if found := self._found(self._main, name):
+            return hub.Wanted(self._main, found)
+        if found := self._found(self._converted, name):
+            return hub.Wanted(self._converted, found)
+        raise HubError(
+            f"the data set {self._main} has no parquet files of the split {name!r}",
+            hint="Download it by hand, and name the files under task_pool.datasets.",
+        )
+
+    @cached_property
+    def _main(self) -> hub.Reference:
+        return hub.resolve(hub.parse(self._known.dataset, kind="dataset"))
+
+    @cached_property
+    def _converted(self) -> hub.Reference:
+        return hub.resolve(self._main.at(_CONVERTED))
+
+    def _found(self, pinned: hub.Reference, split: str) -> tuple[str, ...]:
+        """Return a split's files; none where they may belong to several configurations."""
+        folders: dict[str, list[str]] = {}
+        for path in sorted(hub.listing(pinned)):
+            folder = _folder(PurePosixPath(path), split)
+            if folder is not None:
+                folders.setdefault(folder, []).append(path)
+        wanted = self._known.config
+        if wanted is None and len(folders) == 1:
+            wanted = next(iter(folders))
+        return tuple(folders.get(wanted or "default", ()))
+
+
+def _folder(path: PurePosixPath, split: str) -> str | None:
+    """Return the configuration that a file of this split belongs to, None for any other file."""
+    shard = re.compile(rf"{re.escape(split)}(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")
+    if shard.fullmatch(path.name):
+        return path.parent.name
+    inside = re.fullmatch(r"\d+\.parquet", path.name) and path.parent.name == split
+    return path.parent.parent.name if inside else None

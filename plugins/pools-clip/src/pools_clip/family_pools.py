@@ -1,0 +1,121 @@
+"""The pools `clip-vit-…`: a base, its published experts and their data sets, from the hub."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+from fusion_core.errors import HubError
+from fusion_core.task_pool import Published
+from pools_clip.choice import chosen
+from pools_clip.config import (
+    ClipClassificationConfig,
+    ClipConfig,
+    FamilyConfig,
+    FamilyTasksConfig,
+)
+from pools_clip.families import all_tasks, expanded, families, published
+from pools_clip.pool import ClipPool
+from pools_clip.tasks import ClipClassification
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fusion_core.config import ComponentConfig
+    from fusion_core.hub import Wanted
+
+_WITHOUT_NETWORK = "The pool mini8 needs no network: --pool mini8."
+
+
+class FamilyPool(ClipPool):
+    """A family's base and experts, each expert called like its task.
+
+    Raises `RecipeError` for a task without an expert, `HubError` for what the hub refuses.
+    """
+
+    config_class: ClassVar[type[ComponentConfig]] = FamilyConfig
+    family: ClassVar[str]
+
+    def __init__(self, config: FamilyConfig) -> None:
+        family = families()[self.family]
+        tasks = chosen(expanded(config.tasks), all_tasks(), "model_pool.tasks")
+        with naming_mini8():
+            super().__init__(ClipConfig(base=family.base, models=family.experts(tasks)))
+        self.config = config
+
+
+class FamilyTasks(ClipClassification):
+    """Data sets from the hub, the heads of a family's base, and what others measured.
+
+    Raises `RecipeError` for an unknown task, `HubError` for what the hub refuses.
+    """
+
+    config_class: ClassVar[type[ComponentConfig]] = FamilyTasksConfig
+    family: ClassVar[str]
+
+    def __init__(self, config: FamilyTasksConfig) -> None:
+        base = families()[self.family].base
+        with naming_mini8():
+            super().__init__(ClipClassificationConfig(clip=base, **config.model_dump()))
+        self.config = config
+        self.published = None if config.corruption else _published(self.family)
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the base and the test images."""
+        with naming_mini8():
+            return super().downloads()
+
+
+class ClipVitB32(FamilyPool):
+    """CLIP ViT-B/32."""
+
+    family = "clip-vit-b32"
+
+
+class ClipVitB16(FamilyPool):
+    """CLIP ViT-B/16."""
+
+    family = "clip-vit-b16"
+
+
+class ClipVitL14(FamilyPool):
+    """CLIP ViT-L/14."""
+
+    family = "clip-vit-l14"
+
+
+class ClipVitB32Tasks(FamilyTasks):
+    """Tasks of CLIP ViT-B/32."""
+
+    family = "clip-vit-b32"
+
+
+class ClipVitB16Tasks(FamilyTasks):
+    """Tasks of CLIP ViT-B/16."""
+
+    family = "clip-vit-b16"
+
+
+class ClipVitL14Tasks(FamilyTasks):
+    """Tasks of CLIP ViT-L/14."""
+
+    family = "clip-vit-l14"
+
+
+def _published(family: str) -> Published:
+    found = published(family)
+    rows = {
+        method: {task: value / 100 for task, value in zip(found["tasks"], row, strict=True)}
+        for method, row in found["rows"].items()
+    }
+    return Published(found["family"], found["source"], rows)
+
+
+@contextmanager
+def naming_mini8() -> Iterator[None]:
+    """Name the pool that works without a network in what is said about the hub's failures."""
+    try:
+        yield
+    except HubError as error:
+        hint = f"{error.hint}\n{_WITHOUT_NETWORK}" if error.hint else _WITHOUT_NETWORK
+        raise HubError(error.message, hint=hint) from error

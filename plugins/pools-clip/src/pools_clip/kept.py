@@ -1,0 +1,65 @@
+"""What takes long to make of downloads, kept for the next run: decoded images, heads.
+
+A directory of files a key, beside the hub's cache; complete or not there at all. Only what is made
+of commits is kept, for nothing else has a name that never changes its meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import hub
+from fusion_core.errors import DiskError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+KEY = "key.json"
+
+
+def kept(kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """Return the directory that `make` fills, now or in an earlier run.
+
+    `key` is all that its content depends on. Raises `DiskError` if it cannot be written.
+    """
+    text = json.dumps(key, sort_keys=True, indent=1)
+    folder = hub.assets_directory() / kind
+    place = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+    if place.is_dir():
+        return place
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as staging:
+            _fill(Path(staging) / "new", text, make)
+            _settle(Path(staging) / "new", place)
+    except OSError as error:
+        raise DiskError(
+            f"{kind} cannot be kept in {folder}: {error.strerror or error}",
+            hint="Make room or mend the permissions there, or set HF_HOME to another place.",
+        ) from error
+    return place
+
+
+def _fill(directory: Path, key: str, make: Callable[[Path], None]) -> None:
+    directory.mkdir()
+    make(directory)
+    (directory / KEY).write_text(key, encoding="utf-8")
+    for path in directory.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _settle(new: Path, place: Path) -> None:
+    """Put a finished directory in its place, unless another run was faster."""
+    try:
+        new.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        shutil.rmtree(new)

@@ -1,0 +1,521 @@
+"""The pools of the hub, on a hub of our own: tiny repositories under the true ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fusion_core import hub as hub_client
+from fusion_core import run_fusion
+from fusion_core.cli.app import app
+from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
+from fusion_core.planning import RunOptions
+from fusion_core.testing import Mean
+from pools_clip import origin
+from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
+from pools_clip.families import all_tasks, families, known, published, task_sets
+from pools_clip.family_pools import ClipVitB32, ClipVitB32Tasks
+from pools_clip.pool import ClipPool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hub_server import HubServer
+
+BASE = "openai/clip-vit-base-patch32"
+EXPERT = "tanganke/clip-vit-base-patch32_"
+TA8 = ["sun397", "stanford-cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
+BOT = "SFconvertbot"
+GONE = {"X-Error-Code": "RepoNotFound"}
+
+
+def parquet(rows: Sequence[tuple[bytes, int]], columns: tuple[str, str]) -> bytes:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": data, "path": None} for data, _ in rows], image)
+    labels = pa.array([label for _, label in rows], pa.int64())
+    stream = BytesIO()
+    pq.write_table(pa.table(dict(zip(columns, [images, labels], strict=True))), stream)
+    return stream.getvalue()
+
+
+def files_of(directory: Path | str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir() if path.is_file()}
+
+
+def as_pickle(directory: Path) -> dict[str, bytes]:
+    """A model's files, its weights as a pickle alone."""
+    files, stream = files_of(directory), BytesIO()
+    files.pop("model.safetensors")
+    torch.save(load_file(directory / "model.safetensors"), stream)
+    return {**files, "pytorch_model.bin": stream.getvalue()}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet() -> None:
+    origin.say_once.cache_clear()
+
+
+@pytest.fixture
+def pickled(hub: HubServer, base: Path, experts: dict[str, str]) -> HubServer:
+    """A base that is a pickle, and one expert."""
+    hub.add(BASE, as_pickle(base))
+    hub.add(f"{EXPERT}mnist", files_of(experts["hub"]))
+    return hub
+
+
+@pytest.fixture
+def serve(hub: HubServer, base: Path, experts: dict[str, str], rows: Any) -> HubServer:
+    """The base, eight experts in both spellings, their data sets, and no Internet."""
+    hub.add(BASE, files_of(base) | {"flax_model.msgpack": b"x" * 99, "model.py": b"raise"})
+    for number, task in enumerate(TA8):
+        hub.add(EXPERT + task, files_of(experts["hub" if number % 2 else "memory"]))
+        data, about = parquet(rows[:10], ("image", "label")), known(task)
+        folder = about.config or "data"
+        hub.add(
+            about.dataset,
+            {
+                f"{folder}/test-00000-of-00002.parquet": data,
+                f"{folder}/test-00001-of-00002.parquet": parquet(rows[10:], ("image", "label")),
+                f"{folder}/train-00000-of-00001.parquet": b"nobody reads this",
+                f"{folder}/contrast-00000-of-00001.parquet": data,
+                "README.md": b"---\nlicense: mit\n---\n",
+            },
+            kind="dataset",
+        )
+    return hub
+
+
+def fuse(*arguments: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, list(arguments))
+    if code:
+        assert result.exception is not None
+        assert getattr(result.exception, "exit_code", None) == code, result.exception
+    else:
+        assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def bytes_of_weights(pool: ClipPool) -> dict[str, torch.Tensor]:
+    assert pool.base is not None
+    return pool.base.state_dict()
+
+
+# The tables
+
+
+def test_every_task_has_a_data_set_with_words_and_a_source() -> None:
+    assert list(map(len, task_sets().values())) == [8, 14, 20]
+    assert set(all_tasks()) == {each for tasks in task_sets().values() for each in tasks}
+    counts = {task: len(known(task).classnames) for task in TA8}
+    assert list(counts.values()) == [397, 196, 45, 10, 10, 43, 10, 47]
+    for task in all_tasks():
+        assert known(task).source
+        assert all(each.format("cat") != each for each in known(task).templates)
+
+
+@pytest.mark.parametrize("name", ["clip-vit-b32", "clip-vit-b16", "clip-vit-l14"])
+def test_an_expert_is_of_the_family_and_the_task_that_it_is_named_after(name: str) -> None:
+    family = families()[name]
+    for task, repository in family.experts(all_tasks()).items():
+        assert repository.endswith(f"_{task}")
+        assert repository.split("/")[1].startswith(family.base.split("/")[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "row", "average"),
+    [
+        ("clip-vit-b32", 20, "Layer-wise AdaMerging", 82.6),
+        ("clip-vit-b16", 11, "TIES", 77.5),
+        ("clip-vit-l14", 13, "Task Arithmetic", 80.7),
+    ],
+)
+def test_published_rows_have_the_averages_that_were_published(
+    name: str, count: int, row: str, average: float
+) -> None:
+    found = published(name)
+    assert len(found["rows"]) == count
+    assert all(len(each) == len(found["tasks"]) for each in found["rows"].values())
+    assert abs(sum(found["rows"][row]) / 8 - average) < 0.1
+
+
+# The model pools
+
+
+def test_only_the_files_that_a_merge_needs_are_downloaded(serve: HubServer) -> None:
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist", "dtd"]))
+    assert list(pool.experts) == ["mnist", "dtd"]
+    assert not serve.asked("model.safetensors", "HEAD")  # headers come by a range of bytes
+    run_fusion(algorithm=Mean(), model_pool=pool)
+    assert not serve.asked("msgpack")
+    assert not serve.asked(".py")
+    assert not serve.asked("sun397")
+
+
+def test_sets_of_tasks_may_be_mixed_with_tasks(serve: HubServer) -> None:
+    assert list(ClipVitB32(FamilyConfig()).experts) == TA8
+    with pytest.raises(RecipeError, match="'mnist' is named twice"):
+        ClipVitB32(FamilyConfig(tasks=["ta8", "mnist"]))
+    with pytest.raises(RecipeError, match="did you mean mnist"):
+        ClipVitB32(FamilyConfig(tasks=["mnst"]))
+
+
+def test_every_model_is_recorded_at_its_commit(serve: HubServer) -> None:
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    commit = serve.repositories["models", f"{EXPERT}mnist"].refs["main"]
+    assert pool.inputs()["mnist"]["source"] == f"{EXPERT}mnist@{commit}"
+
+
+def test_a_conversion_by_the_hub_itself_is_preferred_to_a_pickle(
+    pickled: HubServer, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, evil = as_pickle(base), {"model.safetensors": b"evil"}
+    pickled.request(BASE, "somebody", before | evil)
+    pickled.request(BASE, BOT, evil | {"pytorch_model.bin": b"of other weights"})
+    ours = pickled.request(BASE, BOT, before | files_of(base))
+    with caplog.at_level(logging.WARNING):
+        pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+        ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    assert pool.inputs()["base"]["source"] == f"{BASE}@{ours}"
+    assert len(caplog.messages) == 1
+    assert ours in caplog.text
+    assert not pickled.asked("pytorch_model.bin")
+    expected = load_file(base / "model.safetensors")
+    for name, tensor in bytes_of_weights(pool).items():
+        assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("discussions", [200, 403])
+def test_without_a_conversion_the_pickle_is_read_as_plain_tensors(
+    pickled: HubServer,
+    base: Path,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    discussions: int,
+) -> None:
+    if discussions != 200:
+        pickled.fail("/discussions", status=discussions)
+    out = tmp_path / "out"
+    with caplog.at_level(logging.WARNING):
+        run_fusion(
+            algorithm="task-arithmetic",
+            model_pool={"name": "clip-vit-b32", "tasks": ["mnist"]},
+            output={"path": str(out)},
+            options=RunOptions(evaluate=False),
+        )
+    assert [each for each in caplog.messages if "pickle" in each] == caplog.messages
+    assert len(caplog.messages) == 1
+    recorded = json.loads((out / "provenance.json").read_text())
+    assert "torch.load(weights_only=True, mmap=True)" in json.dumps(recorded)
+    expected = load_file(base / "model.safetensors")
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    for name, tensor in bytes_of_weights(pool).items():
+        assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_a_base_without_safetensors_serves_runs_without_network_too(
+    pickled: HubServer, base: Path, monkeypatch: pytest.MonkeyPatch, *, converted: bool
+) -> None:
+    if converted:
+        pickled.request(BASE, BOT, as_pickle(base) | files_of(base))
+    run_fusion(algorithm=Mean(), model_pool=ClipVitB32(FamilyConfig(tasks=["mnist"])))
+    pickled.stop()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    expected = load_file(base / "model.safetensors")
+    for name, tensor in bytes_of_weights(pool).items():
+        assert torch.equal(tensor, expected[name])
+    assert ("pickle" in json.dumps(pool.inputs()["base"])) is not converted
+
+
+class _Canary:
+    def __reduce__(self) -> Any:
+        return print, ("the canary sang",)
+
+
+@pytest.mark.parametrize("content", ["code", "stride", "text", "nothing", "cut"])
+def test_a_pickle_with_anything_but_tensors_of_its_size_is_refused(
+    hub: HubServer, base: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    stream = BytesIO()
+    value = {
+        "code": {"x": _Canary()},
+        "stride": {"vision_model.x": torch.zeros(1).expand(10**9)},
+        "text": {"x": "text"},
+        "nothing": {},
+        "cut": {"x": torch.zeros(10**4)},
+    }[content]
+    torch.save(value, stream)
+    data = stream.getvalue()[: 10**4 if content == "cut" else None]
+    hub.add(BASE, as_pickle(base) | {"pytorch_model.bin": data})
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    assert "canary" not in capsys.readouterr().out
+
+
+def test_a_pickle_of_anybody_else_is_refused(hub: HubServer, base: Path) -> None:
+    hub.add("someone/clip", as_pickle(base))
+    with pytest.raises(CheckpointError, match="a pickle, which can run code"):
+        ClipPool(ClipConfig(base="someone/clip", models={"x": "someone/clip"}))
+
+
+def test_experts_of_ones_own_are_a_recipe_of_ten_lines(
+    serve: HubServer, experts: dict[str, str], dataset: dict[str, Any], tmp_path: Path
+) -> None:
+    serve.add("me/pets", files_of(experts["memory"]))
+    recipe = {
+        "algorithm": {"name": "task-arithmetic"},
+        "model_pool": {
+            "name": "clip",
+            "base": BASE,
+            "models": {"pets": "me/pets", "mnist": f"{EXPERT}mnist"},
+        },
+        "task_pool": {
+            "name": "clip-classification",
+            "clip": BASE,
+            "datasets": {"pets": dataset},
+            "tasks": ["pets", "mnist"],
+        },
+        "output": {"path": str(tmp_path / "out")},
+    }
+    report = run_fusion(recipe).report
+    assert report is not None
+    assert list(report.tasks) == ["pets", "mnist"]
+    assert report.individual.keys() == {"pets", "mnist"}
+
+
+# The task pools
+
+
+def test_all_shards_of_the_test_split_are_read_and_no_other_split(serve: HubServer) -> None:
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["svhn"]))
+    model = ClipVitB32(FamilyConfig(tasks=["svhn"]))
+    found = tasks.evaluate(model.build(model.base))
+    assert 20 * found["svhn"]["accuracy"] == round(20 * found["svhn"]["accuracy"])
+    assert not serve.asked("train-")
+    assert len(serve.asked("cropped_digits/test-", "GET")) == 2
+
+
+def test_images_and_heads_are_made_once(serve: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    model = pool.build(pool.base)
+    first = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).evaluate(model)
+    for name in ("stored_images.read_images", "heads._TextEncoder"):
+        monkeypatch.setattr(f"pools_clip.{name}", None)  # who calls it fails
+    assert ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).evaluate(model) == first
+
+
+def test_images_are_the_same_from_the_cache_and_from_files_here(
+    serve: HubServer, dataset: dict[str, Any], base: Path
+) -> None:
+    from fusion_core.task_pool import Split
+    from pools_clip.config import ClipClassificationConfig
+    from pools_clip.tasks import ClipClassification
+
+    here = ClipClassification(
+        ClipClassificationConfig(clip=str(base), datasets={"mnist": dataset})
+    )["mnist"].batch(0, size=20, split=Split.TEST, seed=0)
+    there = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))["mnist"]
+    batch = there.batch(0, size=20, split=Split.TEST, seed=0)
+    assert torch.equal(batch.inputs, here.inputs)
+    assert here.labels is not None
+    assert batch.labels is not None
+    assert torch.equal(batch.labels, here.labels)
+    unlabeled = there.batch(0, size=3, split=Split.UNLABELED, seed=0)
+    assert unlabeled.labels is None
+
+
+def test_a_data_set_without_parquet_files_is_read_from_the_hubs_conversion(
+    serve: HubServer, rows: Any
+) -> None:
+    repository = known("fer2013").dataset
+    serve.add(repository, {"test/0.tar": b"tar"}, kind="dataset")
+    data = parquet(rows, ("jpg", "cls"))
+    serve.add(
+        repository,
+        {"default/test/0000.parquet": data, "default/train/0000.parquet": b"no"},
+        kind="dataset",
+        branch="refs/convert/parquet",
+    )
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["fer2013"], limit=4))
+    assert tasks.evaluate(pool.build(pool.base))["fer2013"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
+    assert tasks.measured_on == "the first 4 test images of each task"
+
+
+def test_corrupted_images_are_a_split_of_their_own(serve: HubServer) -> None:
+    options = {"tasks": ["eurosat"], "corruption": "contrast"}
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(**options))
+    pool = ClipVitB32(FamilyConfig(tasks=["eurosat"]))
+    tasks.evaluate(pool.build(pool.base))
+    assert not serve.asked("data/test-")
+    assert tasks.measured_on == "contrast test images"
+    with pytest.raises(RecipeError, match="no corrupted images of 'mnist'"):
+        ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"], corruption="contrast"))
+
+
+# The command line
+
+
+RUN = ("run", "--algo", "task-arithmetic", "--pool", "clip-vit-b32")
+
+
+def test_a_run_shows_eight_tasks_and_itself_among_the_published(
+    serve: HubServer, tmp_path: Path
+) -> None:
+    result = fuse(*RUN, "-o", str(tmp_path / "out"), "-q")
+    for text in (*TA8, "average", "Layer-wise AdaMerging", "task-arithmetic (this run)"):
+        assert text in " ".join(result.stdout.split()), text
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["tasks"]) == TA8
+    assert list(report["reference"]["individual"]) == TA8
+    assert report["published"]["rows"]["TIES λ=0.3"]["mnist"] == 0.941
+    recorded = json.loads((tmp_path / "out/provenance.json").read_text())
+    commit = serve.repositories["datasets", "ylecun/mnist"].refs["main"]
+    assert recorded["tasks"]["mnist"]["data"] == f"ylecun/mnist@{commit}"
+
+
+def test_adamerging_runs_from_an_empty_cache(serve: HubServer, tmp_path: Path) -> None:
+    steps = ("--set", "algorithm.steps=2", "--set", "algorithm.batch_size=4")
+    options = (*steps, "-o", str(tmp_path / "out"), "--tasks", "mnist,svhn,dtd")
+    result = fuse("run", "--algo", "adamerging", "--pool", "clip-vit-b32", *options)
+    assert "to download: " in result.stderr
+    assert "transductive" in result.stdout
+    learned = json.loads((tmp_path / "out/coefficients.json").read_text())
+    assert "vision_model.post_layernorm.bias" in json.dumps(learned)
+
+
+def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: Path) -> None:
+    fuse(
+        *RUN, "-o", str(tmp_path / "out"), "-q", "--tasks", "mnist,dtd",
+        "--set", "model_pool.tasks=[mnist]",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["tasks"]) == ["mnist", "dtd"]
+    assert list(report["reference"]["individual"]) == ["mnist"]
+
+
+def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
+    code = (
+        "import sys; sys.argv = ['fuse', 'info', 'clip-vit-b32']\n"
+        "from fusion_core.cli.app import app\n"
+        "app(standalone_mode=False); print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for text in ("sun397", "rendered-sst2", "3.4 GB", "licence", "arXiv:2406.03280"):
+        assert text in run.stdout
+    assert not {"torch", "transformers", "huggingface_hub"} & set(run.stdout.split())
+
+
+def test_after_a_download_a_run_without_network_opens_no_socket(
+    serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fuse("download", "--pool", "clip-vit-b32", "--tasks", "mnist,dtd")
+    assert "to download" in first.stderr
+    assert "are free" in first.stderr
+    serve.stop()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a socket")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    fuse(*RUN, "--tasks", "mnist,dtd", "-o", str(tmp_path / "out"), "-q")
+    again = fuse("download", "--pool", "clip-vit-b32", "--tasks", "mnist,dtd")
+    assert "nothing to download" in again.stderr
+
+
+def test_a_second_run_downloads_nothing(serve: HubServer, tmp_path: Path) -> None:
+    fuse(*RUN, "--tasks", "mnist", "-o", str(tmp_path / "one"), "-q")
+    before = len(serve.asked("/resolve/"))
+    fuse(*RUN, "--tasks", "mnist", "-o", str(tmp_path / "two"), "-q")
+    assert len(serve.asked("/resolve/")) == before
+
+
+def test_without_network_the_message_names_the_pool_that_needs_none(serve: HubServer) -> None:
+    serve.stop()
+    error = fuse(*RUN, "--dry-run", code=5).exception
+    assert "cannot be reached" in error.message
+    assert "mini8" in error.hint
+
+
+def test_offline_with_an_empty_cache_says_what_is_missing(
+    serve: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    error = fuse(*RUN, code=5).exception
+    assert BASE in error.message
+    assert "mini8" in error.hint
+    assert not serve.requests
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (f"{EXPERT}dtd", {"status": 404, "headers": GONE}, "the hub has no model"),
+        ("tanganke/dtd", {"status": 404, "headers": GONE}, "the hub has no dataset"),
+        ("", {"status": 429}, "limits your requests"),
+        ("dtd/resolve/*/model.safetensors", {"status": 503}, "is failing"),
+        ("dtd/resolve/*/data/test-", {"flip": True, "methods": ("GET",)}, "arrived damaged"),
+        ("dtd/resolve/*/model.safetensors", {"cut": 99, "methods": ("GET",)}, ""),
+    ],
+)
+def test_every_failure_of_the_hub_is_one_message_and_leaves_no_output(
+    serve: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[str, Mapping[str, Any], str],
+) -> None:
+    pattern, fault, says = case
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between its attempts
+    serve.fail(pattern, **fault)
+    error = fuse(*RUN, "--tasks", "dtd", "-o", str(tmp_path / "out"), "-q", code=5).exception
+    assert isinstance(error, HubError)
+    assert says in error.message
+    assert error.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gated_data_set_is_named_with_the_page_of_its_terms(
+    serve: HubServer, tmp_path: Path
+) -> None:
+    serve.repositories["datasets", "tanganke/dtd"].gated = True
+    error = fuse("download", "--pool", "clip-vit-b32", "--tasks", "dtd", code=5).exception
+    assert "gated" in error.message
+    assert "datasets/tanganke/dtd" in error.hint
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_first_download(
+    serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
+    for command in (("download", "--pool", "clip-vit-b32"), (*RUN, "-o", str(tmp_path / "out"))):
+        error = fuse(*command, "-q", code=6).exception
+        assert isinstance(error, DiskError)
+        assert "HF_HOME" in error.hint
+    assert not serve.asked("model.safetensors", "HEAD")
+    assert not serve.asked(".parquet")
+
+
+def test_what_is_made_of_downloads_lies_beside_them(
+    serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub_client.assets_directory() == tmp_path / "hf-home/assets/fusion-core"
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "elsewhere"))
+    assert hub_client.assets_directory() == tmp_path / "elsewhere/fusion-core"

@@ -46,9 +46,15 @@ def _workers(options: Mapping[str, str]) -> int | None:
     if unknown := options.keys() - {"workers"}:
         raise RecipeError(f"executor 'threads' has no option {', '.join(sorted(unknown))}")
     if "workers" not in options:
-        import os
-
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return cores()
     if not options["workers"].isdecimal() or int(options["workers"]) < 1:
         raise RecipeError(f"--workers {options['workers']}: not a positive number")
     return int(options["workers"])
+
+
+def cores() -> int:
+    """Return how many cores this process may use: the workers that executors have by default."""
+    import os
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

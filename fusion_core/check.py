@@ -5,7 +5,6 @@ Serves `fuse check` and `fuse run --dry-run`. Only `scan` reads weights.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,13 @@ from fusion_core.licences import conflicts, limits
 from fusion_core.memory import Memory, estimated
 from fusion_core.planning import executor_of
 from fusion_core.weights import AlignedSource, RenamedSource
+from fusion_core.weights.disk import free_bytes
 from fusion_core.weights.finite import BadTensor, bad_tensors
 from fusion_core.weights.format import build_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fusion_core.model_pool import ModelPool
     from fusion_core.planning import Plan
     from fusion_core.weights import WeightSource
 
@@ -92,14 +91,13 @@ def check(plan: Plan) -> Check:
 
     Raises `AlignmentError` with a table of every difference if the models do not fit together.
     """
-    pool = _aligned(plan)
     models = tuple(_models(plan))
     licences = {each.name: each.licence for each in models}
     return Check(
         plan.algorithm_name,
         models,
         plan.counts,
-        _disk(plan, pool),
+        _disk(plan),
         estimated(plan),
         tuple(conflicts(licences)),
         tuple(limits(licences)),
@@ -122,12 +120,8 @@ def raise_if_bad(found: list[BadTensor], plan: Plan) -> None:
         )
 
 
-def _aligned(plan: Plan) -> ModelPool[Any]:
-    return plan.pool.aligned(plan.resolved.recipe.alignment)
-
-
 def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
-    licences, fitted, nested = plan.pool.licences(), _aligned(plan).by_name, plan.nested
+    licences, fitted, nested = plan.pool.licences(), plan.aligned.by_name, plan.nested
     for name, source in plan.pool.by_name.items():
         infos, seen = source.infos.values(), fitted[name]
         yield Model(
@@ -148,7 +142,7 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
 def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
     """Name what is read: of the reference everything, of experts what they have and is merged."""
     reference, nested = plan.pool.reference, plan.nested
-    for name, source in _aligned(plan).by_name.items():
+    for name, source in plan.aligned.by_name.items():
         if name in nested:
             yield from _read(nested[name].plan, f"{prefix}{name}/")
         elif plan.pool.by_name[name] is reference:
@@ -159,9 +153,9 @@ def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
             yield prefix + name, RenamedSource(source, dict(zip(wanted, wanted, strict=True)))
 
 
-def _disk(plan: Plan, pool: ModelPool[Any]) -> Disk:
+def _disk(plan: Plan) -> Disk:
     dtype = dtype_of(plan.resolved.recipe.output.dtype)
-    header, data = build_header(list(stored_infos(pool, dtype).values()), {"format": "pt"})
+    header, data = build_header(list(stored_infos(plan.aligned, dtype).values()), {"format": "pt"})
     beside = sum(
         each.stat().st_size if isinstance(each, Path) else len(each)
         for each in plan.pool.assets(dtype=dtype).values()
@@ -169,5 +163,4 @@ def _disk(plan: Plan, pool: ModelPool[Any]) -> Disk:
     needed = len(header) + data + beside
     if plan.path is None:
         return Disk(None, needed, None)
-    there = next(each for each in (plan.path, *plan.path.absolute().parents) if each.exists())
-    return Disk(str(plan.path), needed, shutil.disk_usage(there).free)
+    return Disk(str(plan.path), needed, free_bytes(plan.path))

@@ -49,6 +49,12 @@ class Choice(BaseModel):
         """Everything but the name."""
         return dict(self.model_extra or {})
 
+    def or_named(self, name: str | None) -> Choice:
+        """Return this choice or, if it has no name, one of that name with the same options."""
+        if self.name is not None or name is None:
+            return self
+        return Choice(name=name, **self.options)
+
 
 class OutputOptions(Options):
     """Where the merged model goes, and in which form."""
@@ -282,10 +288,10 @@ def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
 
 
 def _with_default(recipe: Recipe, section: str, name: str | None, live: frozenset[str]) -> Recipe:
-    choice: Choice = getattr(recipe, section)
-    if section in live or choice.name is not None or name is None:
+    if section in live:
         return recipe
-    return recipe.model_copy(update={section: Choice(name=name, **choice.options)})
+    choice: Choice = getattr(recipe, section)
+    return recipe.model_copy(update={section: choice.or_named(name)})
 
 
 def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[str]) -> str | None:

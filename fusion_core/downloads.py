@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.config import Choice, choice_of, resolve_component
+from fusion_core.config import choice_of, resolve_component
 from fusion_core.specs import ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
@@ -30,10 +30,8 @@ def pools_of(
     """
     choice = choice_of(sections["model_pool"])
     models = resolve_component(ModelPoolSpec, choice, plugins, section="model_pool")
-    choice = choice_of(sections.get("task_pool"))
-    name = choice.name or models.component.spec.default_task_pool
-    if name is None:
+    choice = choice_of(sections.get("task_pool")).or_named(models.component.spec.default_task_pool)
+    if choice.name is None:
         return models.create(), None
-    choice = Choice(name=name, **choice.options)
     tasks = resolve_component(TaskPoolSpec, choice, plugins, section="task_pool")
     return models.create(), tasks.create()

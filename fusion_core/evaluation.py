@@ -85,9 +85,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     if pool_choice.name is None:
         pool_choice = _pool_for(tasks_choice, plugins)
     resolved = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
-    if tasks_choice.name is None:
-        name = resolved.component.spec.default_task_pool
-        tasks_choice = Choice(name=name, **tasks_choice.options)
+    tasks_choice = tasks_choice.or_named(resolved.component.spec.default_task_pool)
     if tasks_choice.name is None:
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
     chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
@@ -169,12 +167,12 @@ def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:
 def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
     """Return the algorithm that a recipe names; one that is not here saw no tasks, for all we know.
 
-    Measured by hand on other tasks, what it may have seen there is not held against it.
+    Raises `RecipeError` for options that it does not have: they may say what it has seen.
     """
+    choice = choice_of(recipe.get("algorithm"))
+    if choice.name is None:
+        return None
     try:
-        choice = choice_of(recipe.get("algorithm"))
-        if choice.name is None:
-            return None
         return resolve_component(AlgorithmSpec, choice, plugins, section="algorithm")
-    except (PluginError, RecipeError):
+    except PluginError:
         return None

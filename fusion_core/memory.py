@@ -9,13 +9,13 @@ three and eight experts on one to four workers, was 0.75 to 1.12 times this.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core.builtin import cores
 from fusion_core.selection import Selected
 from fusion_core.weights import Cut, Kernel, Scope
 from fusion_core.weights.execution import AHEAD
@@ -64,8 +64,7 @@ def workers(options: RunOptions) -> int:
     """Return how many workers the executor has, as far as it is one of the core's."""
     if options.executor == "serial":
         return 1
-    affinity = getattr(os, "sched_getaffinity", None)
-    return options.workers or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return options.workers or cores()
 
 
 def _piece(plan: Plan) -> int:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,14 @@ class Plan:
         """What to call the result."""
         return _algorithm_name(self.resolved)
 
+    @cached_property
+    def aligned(self) -> ModelPool[Any]:
+        """The pool with models that fit, from headers; raises `AlignmentError` if they do not.
+
+        Not for reading where recipes are nested: they say only when they run how they may be cut.
+        """
+        return self.pool.aligned(self.resolved.recipe.alignment)
+
     @property
     def skipped(self) -> frozenset[str]:
         """The tensors that the algorithm does not see."""
@@ -107,8 +115,7 @@ class Plan:
     @property
     def counts(self) -> dict[str, int]:
         """How many tensors are merged, copied and dropped."""
-        pool = self.pool.aligned(self.resolved.recipe.alignment)
-        return provenance.counts(pool, pool.reference, skipped=self.skipped)
+        return provenance.counts(self.aligned, self.aligned.reference, skipped=self.skipped)
 
     @property
     def adapts(self) -> bool:

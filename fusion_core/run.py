@@ -168,7 +168,7 @@ def _download(plan: Plan) -> None:
     with hub.session(plan.options.progress):
         files = wanted(plan)
         if files and not helps():
-            plan.pool.aligned(plan.resolved.recipe.alignment)  # from headers: it may all be in vain
+            _ = plan.aligned  # from headers: it may all be in vain
             hub.check_room(hub.size_of(files))
             hub.fetch(files)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from fusion_core.cli.app import main
 from fusion_core.plugins import BLOCK_VARIABLE, load_plugins
 
 if TYPE_CHECKING:
@@ -57,6 +58,29 @@ class Site:
         (info / "entry_points.txt").write_text(f"[fusion_core.plugins]\n{points}\n")
         return module
 
+    def install_wrap(self) -> None:
+        """Install an algorithm `wrap` that runs another one, named by its option `of`."""
+        self.install(
+            "wrapping-x",
+            """
+            from fusion_core import Algorithm, AlgorithmSpec, ComponentConfig, hookimpl
+
+            class Config(ComponentConfig):
+                of: object = "simple-average"
+
+            class Wrap(Algorithm):
+                config_class = Config
+                def run(self, pool, context):
+                    return context.algorithm(self.config.of).run(pool, context)
+
+            @hookimpl
+            def fusion_register_algorithms():
+                yield AlgorithmSpec(
+                    name="wrap", summary="", target="wrapping_x:Wrap", config="wrapping_x:Config"
+                )
+            """,
+        )
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
@@ -69,6 +93,33 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     yield found
     for name in found.modules:
         sys.modules.pop(name, None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Return what runs the command line in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fuse", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        return Outcome(int(code or 0), out, err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from fusion_core import run_fusion
 from fusion_core.check import Check, check, raise_if_bad, scan
 from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.cli.app import main
 from fusion_core.errors import AlignmentError, DiskError, WeightsError
 from fusion_core.licences import conflicts, limits
 from fusion_core.planning import RunOptions, plan
@@ -26,31 +23,7 @@ from fusion_core.weights.finite import BadTensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command printed, and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def fuse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fuse", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        out, err = capsys.readouterr()
-        return Outcome(int(str(code or 0)), out, err)
-
-    return run
+    from conftest import Outcome
 
 
 @pytest.fixture

@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion_core.cli.app import main
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command printed, and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 Fuse = "Callable[..., Outcome]"
-
-
-@pytest.fixture
-def fuse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fuse", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        out, err = capsys.readouterr()
-        return Outcome(int(code or 0), out, err)
-
-    return run
 
 
 @pytest.fixture

@@ -185,26 +185,7 @@ def test_a_pool_of_some_tensors_builds_whole_models() -> None:
 
 
 def test_an_algorithm_within_another_has_its_own_selection(models: Models, site: Site) -> None:
-    site.install(
-        "wrapping-x",
-        """
-        from fusion_core import Algorithm, AlgorithmSpec, ComponentConfig, hookimpl
-
-        class Config(ComponentConfig):
-            of: object = "simple-average"
-
-        class Wrap(Algorithm):
-            config_class = Config
-            def run(self, pool, context):
-                return context.algorithm(self.config.of).run(pool, context)
-
-        @hookimpl
-        def fusion_register_algorithms():
-            yield AlgorithmSpec(
-                name="wrap", summary="", target="wrapping_x:Wrap", config="wrapping_x:Config"
-            )
-        """,
-    )
+    site.install_wrap()
     inner = {"name": "ties", "skip": "layer.*"}
     found = merged(models, {"name": "wrap", "of": inner})
     expected = merged(models, inner)

@@ -267,26 +267,7 @@ def test_a_result_that_does_not_fit_is_refused(models: Models, change: str) -> N
 
 
 def test_an_algorithm_can_build_another(models: Models, site: Site) -> None:
-    site.install(
-        "wrapping-x",
-        """
-        from fusion_core import Algorithm, AlgorithmSpec, ComponentConfig, hookimpl
-
-        class Config(ComponentConfig):
-            of: object = "simple-average"
-
-        class Wrap(Algorithm):
-            config_class = Config
-            def run(self, pool, context):
-                return context.algorithm(self.config.of).run(pool, context)
-
-        @hookimpl
-        def fusion_register_algorithms():
-            yield AlgorithmSpec(
-                name="wrap", summary="", target="wrapping_x:Wrap", config="wrapping_x:Config"
-            )
-        """,
-    )
+    site.install_wrap()
     pool = {"base": models["base"], "models": {"a": models["a"], "b": models["b"]}}
     of = {"name": "task-arithmetic", "scale": 0.5}
     one = run_fusion(algorithm={"name": "wrap", "of": of}, model_pool=pool)

@@ -18,6 +18,7 @@ from fusion_core.weights import (
     merged,
     select,
     source,
+    tally,
 )
 from fusion_core.weights.select import (
     agreeing,
@@ -81,8 +82,8 @@ def test_a_guess_is_proven_or_given_up(values: list[float], data: st.DataObject)
         patch.setattr(select, "_SAMPLED", data.draw(st.integers(1, 8)))
         patch.setattr(select, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
         patch.setattr(select, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
-        patch.setattr(select, "_FEW", data.draw(st.sampled_from([0, 10, 2**17])))
-        patch.setattr(select, "_GUESSED", data.draw(st.sampled_from([1, 12, 20])))
+        patch.setattr(tally, "_FEW", data.draw(st.sampled_from([0, 10, 2**17])))
+        patch.setattr(tally, "_GUESSED", data.draw(st.sampled_from([1, 12, 20])))
         assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)
 
 

@@ -30,6 +30,7 @@ from fusion_core.cli.run import (
     planned,
     set_up_logging,
 )
+from fusion_core.progress import amount
 
 if TYPE_CHECKING:
     from fusion_core.check import Check, Model
@@ -122,7 +123,7 @@ _COLUMNS: dict[str, Callable[[Model], str]] = {
     "model": lambda each: each.name,
     "source": lambda each: each.source,
     "tensors": lambda each: str(each.tensors),
-    "size": lambda each: size(each.bytes),
+    "size": lambda each: amount(each.bytes),
     "dtype": lambda each: ", ".join(each.dtypes),
     "licence": lambda each: each.licence or "",
     "differs": _differs,
@@ -131,12 +132,12 @@ _COLUMNS: dict[str, Callable[[Model], str]] = {
 
 def _rows(checked: Check) -> list[list[str]]:
     disk = checked.disk
-    free = "" if disk.free is None else f", {size(disk.free)} free"
+    free = "" if disk.free is None else f", {amount(disk.free)} free"
     rows = [
         ["algorithm", checked.algorithm],
         ["tensors", counted(checked.tensors)],
         ["output", disk.path or "in memory"],
-        ["disk", f"{size(disk.needed)}{free}"],
+        ["disk", f"{amount(disk.needed)}{free}"],
         ["memory", _memory(checked.memory)],
     ]
     unknown = [each.name for each in checked.models if each.licence is None and not each.nested]
@@ -148,20 +149,14 @@ def _rows(checked: Check) -> list[list[str]]:
 
 def _memory(memory: Memory) -> str:
     word = "at least" if memory.at_least else "about"
-    parts = f"{size(memory.process)} Python and torch, {size(memory.merge)} merging ({memory.how})"
-    live = f", {size(memory.live)} a live model for tasks" if memory.live else ""
-    return f"{word} {size(memory.total)}: {parts}{live}"
+    parts = (
+        f"{amount(memory.process)} Python and torch, {amount(memory.merge)} merging ({memory.how})"
+    )
+    live = f", {amount(memory.live)} a live model for tasks" if memory.live else ""
+    return f"{word} {amount(memory.total)}: {parts}{live}"
 
 
 def _bad_as_json(bad: list[BadTensor]) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     return [asdict(each) for each in bad]
-
-
-def size(count: int) -> str:
-    """Show a number of bytes."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= factor:
-            return f"{count / factor:,.1f} {unit}"
-    return f"{count} B"

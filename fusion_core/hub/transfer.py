@@ -13,6 +13,7 @@ from fusion_core.errors import DiskError
 from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, snapshot_of
 from fusion_core.hub.failures import explained, http
 from fusion_core.hub.integrity import check_digest, discard
+from fusion_core.progress import amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +25,6 @@ _FILES_AT_ONCE = 4
 _BOT = "SFconvertbot"
 #: Repositories may have their discussions turned off.
 _NO_DISCUSSIONS = {403, 404}
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def ask_commit(reference: Reference) -> str:
@@ -122,14 +122,6 @@ def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress
                 stop.set()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
-
-
-def amount(count: int) -> str:
-    """Show a number of bytes to people."""
-    for size, unit in _UNITS:
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count} B"
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class MergeChecks:
     def test_half_precision_is_rounded_once(self, bench: Bench) -> None:
         """Merging bf16 models is merging the same values in fp32, rounded at the end."""
         if bench.tasks is not None:
-            return  # a search runs the models, and those compute in their own dtype
+            pytest.skip("a search runs the models, and those compute in their own dtype")
         pool = bench.pool("mlp", dtype=torch.bfloat16)
         wide = bench.merge(with_sources(pool, widened))
         infos = pool.reference.infos
@@ -118,7 +118,7 @@ class MergeChecks:
         """An adapter is read as a task vector: experts given so merge to the same model."""
         pool = with_sources(bench.pool("mlp"), on_grid)
         if pool.base is None:
-            return
+            pytest.skip("the pool has no base that experts could differ from")
         base = pool.base
         deltas = {name: as_delta(each, base) for name, each in pool.experts.items()}
         found = differing_values(

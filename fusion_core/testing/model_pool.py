@@ -97,7 +97,7 @@ class ModelPoolSuite(ComponentSuite):
         lacking = {last: without(pool.experts[last], tensor)}
         spoiled = with_experts(pool, {**{name: pool.experts[name] for name in others}, **lacking})
         if pool.base is None and not others:
-            return  # nothing to be compared with
+            pytest.skip("the only model has nothing to be compared with")
         try:
             spoiled.aligned(AlignmentPolicy())
         except AlignmentError as error:

@@ -32,7 +32,7 @@ class RefusalChecks:
         """A tensor that one model lacks, or has in another shape, is an error that names it."""
         pool = bench.pool("mlp")
         if pool.base is None and len(pool.experts) == 1:
-            return  # nothing to be compared
+            pytest.skip("the only model has nothing to be compared with")
         try:
             bench.merge(_with_last(pool, _MISFITS[problem]))
         except AlignmentError as error:
@@ -53,7 +53,7 @@ class RefusalChecks:
         """The same for the base, where the method reads it."""
         pool = bench.pool("mlp")
         if pool.base is None:
-            return
+            pytest.skip("the pool has no base")
         moved = bench.merge(with_base(pool, shifted(pool.base)))
         if differing_bytes(moved, bench.merge(pool)):
             _check_refused(bench, with_base(pool, spoiled(pool.base, _TENSOR)), "base")

@@ -73,14 +73,7 @@ class DataFile:
         `needed` and `free` bytes are what an error says.
         """
         with writing(self.path, needed=needed, free=free):
-            try:
-                os.posix_fallocate(self.descriptor, 0, size)
-            except (AttributeError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
-                    raise
-                if needed > free:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-                os.ftruncate(self.descriptor, size)
+            allocate(self.descriptor, size, fits=needed <= free)
 
     def __getstate__(self) -> Path:
         return self.path.absolute()
@@ -91,6 +84,21 @@ class DataFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+def allocate(descriptor: int, size: int, *, fits: bool) -> None:
+    """Give an open file its size, and its space where the file system can promise that.
+
+    Where it cannot, `fits` says whether there is room. Raises `OSError`.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+            raise
+        if not fits:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        os.ftruncate(descriptor, size)
 
 
 @contextmanager

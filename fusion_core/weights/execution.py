@@ -79,6 +79,18 @@ def run_all(
         wait(waiting)
 
 
+def on_cores(function: Callable[[Any], PartT], units: Iterable[Any]) -> Iterator[PartT]:
+    """Run a function on every unit, as many at a time as torch has threads; yields in order.
+
+    For work on batches and tensors that are too small to share among cores: as soon as something
+    else runs on one of them, the others wait for it at every operation. Measured for 800 images of
+    mini8 on two cores: idle, 0.17 s with a batch a core and 0.19 s with every operation on both;
+    busy, 0.5 s and 2 to 16 s. Units are taken a few ahead of the result that is awaited.
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as executor:
+        yield from run_all(executor, function, units)
+
+
 def is_in_process(executor: Executor) -> bool:
     """Tell whether an executor's workers share our memory, which only known kinds are trusted to.
 

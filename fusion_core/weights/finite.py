@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from fusion_core.progress import Progress
 from fusion_core.weights.execution import run_all
+from fusion_core.weights.piece import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,8 +54,7 @@ def _units(models: Mapping[str, WeightSource]) -> Iterator[Unit]:
 def _counted(unit: Unit) -> tuple[tuple[str, str], int, int, int]:
     model, source, name, start, stop = unit
     values = source.read(name, start, stop)
-    wide = torch.promote_types(values.dtype, torch.float32)
-    if values.sum(dtype=wide).isfinite():  # only if all its terms are
+    if is_finite(values):
         return (model, name), 0, 0, values.nbytes
     nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
     return (model, name), nan, infinite, values.nbytes

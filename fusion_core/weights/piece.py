@@ -168,11 +168,16 @@ def is_merged(info: TensorInfo) -> bool:
     return info.dtype.is_floating_point
 
 
-def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
-    """Raise `WeightsError` naming tensor and model if a value is NaN or infinite."""
+def is_finite(values: torch.Tensor) -> bool:
+    """Tell whether no value is NaN or infinite."""
     # A sum is finite only if all its terms are; it overflows rarely enough to look twice then.
     wide = torch.promote_types(values.dtype, torch.float32)
-    if values.sum(dtype=wide).isfinite() or values.isfinite().all():
+    return bool(values.sum(dtype=wide).isfinite() or values.isfinite().all())
+
+
+def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
+    """Raise `WeightsError` naming tensor and model if a value is NaN or infinite."""
+    if is_finite(values):
         return
     count = int((~values.isfinite()).sum())
     raise WeightsError(

@@ -12,12 +12,13 @@ as arithmetic.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from fusion_core.weights.piece import in_order
+from fusion_core.weights.tally import Part, Search, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,15 +35,8 @@ _SAMPLE, _SAMPLED = 2**19, 32
 _WORTH_A_GUESS = 2**16
 #: How far from a sample's quantile, in its standard deviations, the true one is looked for.
 _MARGIN = 5
-#: Bits of a digit: bins to tally a window in. A guessed window holds little, so that its tally may
-#: have many bins; of one that holds everything, every block makes a tally of them all.
-_GUESSED, _UNGUESSED = 20, 16
-#: Bins that are summed together to find the right one faster.
-_GROUP = 2**10
 #: So many values of a block are cheaper to pass on than to tally.
 _UNTALLIED = 2**15
-#: So many values of a window are kept rather than counted: clearing its bins would take longer.
-_FEW = 2**17
 
 
 def kept_count(density: float, numel: int) -> int:
@@ -60,106 +54,14 @@ def kth_largest_magnitudes(scan: Scan, k: int, rows: Rows) -> torch.Tensor:
     dtype = _widest(scan)
     searches = _guesses(scan, k, rows, dtype)
     while any(each.bottom < each.top for each in searches):
-        tallies = [_Tally(each) for each in searches]
+        tallies = [Tally(each) for each in searches]
         tallies = scan(_Count(rows, dtype, tuple(searches)), _added, tallies)
         searches = [each.narrowed(k, tally) for each, tally in zip(searches, tallies, strict=True)]
     found = torch.tensor([each.bottom for each in searches], dtype=_INTEGERS[dtype])
     return found.view(dtype)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What is known of one magnitude, as integers: bottom <= it <= top, and where to look next."""
-
-    bottom: int
-    top: int
-    low: int
-    high: int
-
-    @property
-    def shift(self) -> int:
-        """Bits by which values in the window are rounded to be tallied."""
-        guessed = (self.low, self.high) != (self.bottom, self.top)
-        digit = _GUESSED if guessed else _UNGUESSED
-        return max(0, (self.high - self.low).bit_length() - digit)
-
-    def narrowed(self, k: int, tally: _Tally) -> _Search:
-        """Go on with what a pass has proven."""
-        if tally.above >= k:
-            bottom, top = self.high + 1, self.top
-        elif tally.above + tally.inside < k:
-            bottom, top = self.bottom, self.low - 1
-        else:
-            bottom = self.low + (tally.place(k - tally.above) << self.shift)
-            top = min(bottom + (1 << self.shift) - 1, self.high)
-        return _Search(bottom, top, bottom, top)
-
-
-def _place(counts: torch.Tensor, k: int) -> int:
-    """Return the bin of the k-th largest: first its group of bins, then itself."""
-    groups = counts.view(-1, _GROUP).sum(1)
-    group, k = _place_in(groups, k)
-    place, _ = _place_in(counts[group * _GROUP : (group + 1) * _GROUP], k)
-    return group * _GROUP + place
-
-
-def _place_in(counts: torch.Tensor, k: int) -> tuple[int, int]:
-    """Return the bin of the k-th largest, and which it is among those of that bin."""
-    from_above = counts.flip(0).cumsum(0)
-    place = len(counts) - 1 - int((from_above < k).sum())
-    return place, k - int(counts[place + 1 :].sum())
-
-
-@dataclass
-class _Tally:
-    """How many magnitudes lie above a window, and where those lie that are in it.
-
-    A few are kept as they are; when there are too many, they are counted by bin.
-    """
-
-    search: _Search
-    above: int = 0
-    inside: int = 0
-    few: list[torch.Tensor] = field(default_factory=list)
-    counts: torch.Tensor | None = None
-
-    def add(self, part: _Part) -> None:
-        """Add what one block holds."""
-        self.above += part.above
-        self.inside += part.inside
-        if part.counts is None and self.counts is None and self.inside <= _FEW:
-            self.few.append(part.bins)
-            return
-        self._count(part.bins, part.counts)
-
-    def place(self, k: int) -> int:
-        """Return the bin of the k-th largest in the window."""
-        if self.counts is not None:
-            return _place(self.counts, k)
-        return int(torch.cat(self.few).kthvalue(self.inside + 1 - k).values)
-
-    def _count(self, bins: torch.Tensor, counts: torch.Tensor | None) -> None:
-        if self.counts is None:
-            groups = ((self.search.high - self.search.low) >> self.search.shift) // _GROUP + 1
-            self.counts = torch.zeros(groups * _GROUP, dtype=torch.int64)
-            few, self.few = self.few, []
-            for each in few:
-                self._count(each, None)
-        once = torch.ones((), dtype=torch.int64).expand(len(bins))
-        self.counts.index_add_(0, bins, once if counts is None else counts)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What one block adds to a tally: bins, and how often each occurs; None for once each."""
-
-    above: int
-    inside: int
-    bins: torch.Tensor
-    counts: torch.Tensor | None = None
-
-
-def _added(tallies: list[_Tally], parts: list[_Part]) -> list[_Tally]:
+def _added(tallies: list[Tally], parts: list[Part]) -> list[Tally]:
     for tally, part in zip(tallies, parts, strict=True):
         tally.add(part)
     return tallies
@@ -171,23 +73,23 @@ class _Count:
 
     rows: Rows
     dtype: torch.dtype
-    searches: tuple[_Search, ...]
+    searches: tuple[Search, ...]
 
-    def __call__(self, piece: Piece) -> list[_Part]:
+    def __call__(self, piece: Piece) -> list[Part]:
         keys = _Magnitudes(self.rows, self.dtype)(piece)
         return [_count(row, search) for row, search in zip(keys, self.searches, strict=True)]
 
 
-def _count(keys: torch.Tensor, search: _Search) -> _Part:
+def _count(keys: torch.Tensor, search: Search) -> Part:
     mask = keys >= search.low
     from_low = int(mask.count_nonzero())
     mask &= keys <= search.high
     if search.low == search.high:
         inside = mask.count_nonzero().reshape(1)
         count = int(inside)
-        return _Part(from_low - count, count, torch.zeros_like(inside), inside)
+        return Part(from_low - count, count, torch.zeros_like(inside), inside)
     bins = (_picked(keys, mask) - search.low) >> search.shift
-    return _Part(from_low - len(bins), len(bins), *_tallied(bins))
+    return Part(from_low - len(bins), len(bins), *_tallied(bins))
 
 
 def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -207,10 +109,10 @@ def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     return found, counts[found]
 
 
-def _guesses(scan: Scan, k: int, rows: Rows, dtype: torch.dtype) -> list[_Search]:
+def _guesses(scan: Scan, k: int, rows: Rows, dtype: torch.dtype) -> list[Search]:
     """Guess from a sample where to look; from the whole range where there is too little."""
     top = int(torch.iinfo(_INTEGERS[dtype]).max)
-    everywhere = [_Search(0, top, 0, top)] * len(scan.operands.experts)
+    everywhere = [Search(0, top, 0, top)] * len(scan.operands.experts)
     if scan.numel < _WORTH_A_GUESS:
         return everywhere
     sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))
@@ -235,14 +137,14 @@ def _appended(parts: list[torch.Tensor], part: torch.Tensor) -> list[torch.Tenso
     return [*parts, part]
 
 
-def _guess(sample: torch.Tensor, fraction: float, top: int) -> _Search:
+def _guess(sample: torch.Tensor, fraction: float, top: int) -> Search:
     """Look around a sample's quantile, `fraction` of the way down from the largest."""
     rank = fraction * len(sample)
     margin = _MARGIN * math.sqrt(rank * (1 - fraction)) + _MARGIN
     above, below = int(rank - margin), math.ceil(rank + margin)
     high = top if above < 1 else int(sample.kthvalue(len(sample) + 1 - above).values)
     low = 0 if below > len(sample) else int(sample.kthvalue(len(sample) + 1 - below).values)
-    return _Search(0, top, low, high)
+    return Search(0, top, low, high)
 
 
 def _widest(scan: Scan) -> torch.dtype:
@@ -264,6 +166,40 @@ def _next_below(threshold: float, dtype: torch.dtype) -> float:
     if math.isinf(threshold) or float(rounded) < threshold:
         return float(rounded)
     return float(torch.nextafter(rounded, torch.full_like(rounded, -math.inf)))
+
+
+@dataclass(frozen=True)
+class Trim:
+    """What must be known of all task vectors before one entry can be trimmed and elected."""
+
+    #: each expert's smallest kept magnitude, shape (experts,)
+    thresholds: torch.Tensor
+    #: the sign of entries that cancel exactly: 1, -1, or 0 where even the majority is tied
+    tie: float
+
+    @classmethod
+    def of(cls, scan: Scan, density: float, *, majority: bool = True) -> Trim:
+        """Survey what a scan sees: thresholds and, if it is asked for, the sign of the majority.
+
+        Without the majority, entries that cancel are positive.
+        """
+        kept = kept_count(density, scan.numel)
+        if kept == 0 or scan.numel == 0:
+            return cls(torch.full((len(scan.operands.experts),), torch.inf), 1.0)
+        thresholds = kth_largest_magnitudes(scan, kept, _task_vectors)
+        return cls(thresholds, majority_sign(scan, thresholds) if majority else 1.0)
+
+    def kept(self, task_vectors: torch.Tensor) -> torch.Tensor:
+        """Zero every entry that is not among the largest of its expert."""
+        return trimmed(task_vectors, self.thresholds)
+
+    def sign(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the sign that each entry elects, of shape (...)."""
+        return elected_sign(rows, self.tie)
+
+
+def _task_vectors(piece: Piece) -> torch.Tensor:
+    return piece.task_vectors
 
 
 def majority_sign(scan: Scan, thresholds: torch.Tensor) -> float:

@@ -7,18 +7,16 @@ vector a tensor, however many experts there are. No autograd graph runs through 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from fusion_adamerging.task_vectors import OnDisk, TaskVectors, pieces_of, resident
-from fusion_core.weights.execution import SerialExecutor, run_all
+from fusion_core.weights.execution import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Executor
 
     from torch import Tensor, nn
 
@@ -87,16 +85,8 @@ class LiveMerge:
 
     def _on_all(self, work: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
         """Work on leaves one after the other on all cores or, reading from disk, side by side."""
-        if not self._on_disk:
-            yield from map(torch.no_grad()(work), units)
-            return
-        with _threads() as executor:
-            yield from run_all(executor, torch.no_grad()(work), units)
-
-
-def _threads() -> Executor:
-    count = torch.get_num_threads()
-    return SerialExecutor() if count == 1 else ThreadPoolExecutor(count)
+        side_by_side = on_cores if self._on_disk else map
+        yield from side_by_side(torch.no_grad()(work), units)
 
 
 def _leaves(

@@ -6,27 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_core.weights import Linear, Piece, Scan, Scope
-from fusion_core.weights.select import (
-    agreeing,
-    elected_sign,
-    kept_count,
-    kth_largest_magnitudes,
-    majority_sign,
-    trimmed,
-)
+from fusion_core.weights.select import Trim, agreeing
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class TrimState:
-    """What must be known before an entry can be trimmed."""
-
-    #: each expert's smallest kept magnitude, shape (experts,)
-    thresholds: Tensor
-    #: the sign of entries that cancel exactly: 1, -1, or 0 where even the majority is tied
-    tie: float
 
 
 @dataclass(frozen=True)
@@ -44,19 +27,13 @@ class TrimmedLinear(Linear):
         """Thresholds are the whole model's."""
         return Scope.MODEL
 
-    def survey(self, scan: Scan) -> TrimState:
+    def survey(self, scan: Scan) -> Trim:
         """Find the thresholds and the sign of the majority."""
-        kept = kept_count(self.density, scan.numel)
-        thresholds = kth_largest_magnitudes(scan, kept, _task_vectors)
-        return TrimState(thresholds, majority_sign(scan, thresholds))
+        return Trim.of(scan, self.density)
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the entries that are left, in their places."""
-        state: TrimState = piece.state
-        rows = trimmed(piece.task_vectors, state.thresholds)
-        sign = elected_sign(rows, state.tie)
+        state: Trim = piece.state
+        rows = state.kept(piece.task_vectors)
+        sign = state.sign(rows)
         return agreeing(rows, sign).mul_(sign)
-
-
-def _task_vectors(piece: Piece) -> Tensor:
-    return piece.task_vectors

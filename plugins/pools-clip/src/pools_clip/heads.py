@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from fusion_core.errors import CheckpointError
+from fusion_core.weights.execution import on_cores
 from fusion_core.weights.remote import wanted_by
-from pools_clip.cores import on_cores
 from pools_clip.kept import kept
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape

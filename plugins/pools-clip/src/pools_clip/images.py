@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fusion_core.errors import FusionError
-from pools_clip.cores import on_cores
+from fusion_core.weights.execution import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

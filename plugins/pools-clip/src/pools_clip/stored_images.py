@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 import PIL
 import torch
 
+from fusion_core.weights.disk import allocate, free_bytes
 from pools_clip.images import Images, count_rows, read_images
 from pools_clip.kept import kept
 
@@ -95,7 +95,7 @@ def _room(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
     size = math.prod(shape)
     with path.open("xb") as stream:
         if size:
-            os.posix_fallocate(stream.fileno(), 0, size)
+            allocate(stream.fileno(), size, fits=size <= free_bytes(path))
     return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8).reshape(shape)
 
 

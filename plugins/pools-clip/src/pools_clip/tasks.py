@@ -13,9 +13,9 @@ import torch
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.task_pool import Batch, FeatureTask, Metrics, Split, Task, TaskPool
+from fusion_core.weights.execution import on_cores
 from pools_clip.choice import chosen, unknown_task
 from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
-from pools_clip.cores import on_cores
 from pools_clip.data_sets import DataSet, HubDataSet, LocalDataSet
 from pools_clip.directory import ClipDirectory
 from pools_clip.families import all_tasks, expanded, known

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from pools_clip.cores import on_cores
+from fusion_core.weights.execution import on_cores
 
 
 def test_results_come_in_order_from_threads_that_use_one_core() -> None:

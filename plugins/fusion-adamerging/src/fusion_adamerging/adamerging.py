@@ -11,7 +11,7 @@ from fusion_adamerging.live_merge import LiveMerge
 from fusion_adamerging.objective import teachers
 from fusion_adamerging.passes import Batches, Passes, expert_logits
 from fusion_adamerging.picture import picture
-from fusion_adamerging.ranks import Ranks, ranks_of
+from fusion_adamerging.ranks import Ranks, joined_ranks
 from fusion_adamerging.search import Search
 from fusion_adamerging.state import StateStore
 from fusion_adamerging.trimming import TrimmedLinear
@@ -71,7 +71,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
     ) -> Coefficients:
         merged.prepare(context.executor)
-        search = self._search(pool, merged, context, ranks_of(context.device))
+        search = self._search(pool, merged, context, joined_ranks())
         try:
             learned = search.run(lambda steps: self._teach(pool, search.passes, steps))
         except SearchStoppedError as error:

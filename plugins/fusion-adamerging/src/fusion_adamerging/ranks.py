@@ -1,26 +1,70 @@
 """Several processes that share the tasks out: ranks, as torchrun starts them.
 
 Each rank holds the live model and the task vectors, passes its own tasks through and projects its
-own summed gradient once. What is exchanged is small, and summed in the order of ranks, so that a
-run at the same number of ranks and threads gives the same bits.
+own summed gradient once. What is exchanged is small (K times the number of tensors, and figures),
+so it goes through the store where the ranks of a job meet anyway, for CPUs and GPUs alike: a
+process group would be another set of connections and threads, and gloo's can abort a rank as it
+ends. Sums are taken in the order of ranks, so that a run at the same number of ranks and threads
+gives the same bits.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+import pickle
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import distributed
 
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from torch._C._distributed_c10d import Store
 
 ItemT = TypeVar("ItemT")
+_PATIENCE = timedelta(minutes=30)  # a rank may have many tasks to record before it answers
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where ranks leave what they bring: in turns, which every rank takes in the same order."""
+
+    store: Store
+    turns: Iterator[int] = field(default_factory=count)
+
+    def gathered(self, rank: int, world: int, item: ItemT) -> list[ItemT]:
+        """Leave one item and return everybody's; the first rank clears them away once all are read.
+
+        The first rank may be the one that holds the store: it stays until the others have read.
+        """
+        turn = next(self.turns)
+        self.store.set(f"{turn}/{rank}", pickle.dumps(item))  # type: ignore[arg-type] # bytes too
+        brought = [self._brought(turn, each) for each in range(world)]
+        if self.store.add(f"{turn}/read", 1) == world:
+            self.store.set(f"{turn}/over", "")
+        if rank == 0:
+            self._clear(turn, world)
+        return [pickle.loads(each) for each in brought]  # noqa: S301 - of this very job
+
+    def _brought(self, turn: int, rank: int) -> bytes:
+        try:
+            return self.store.get(f"{turn}/{rank}")
+        except distributed.DistError as error:
+            raise FusionError(
+                f"rank {rank} brought nothing to the others ({error}); see what it printed"
+            ) from error
+
+    def _clear(self, turn: int, world: int) -> None:
+        self.store.wait([f"{turn}/over"])
+        for key in (*range(world), "read", "over"):
+            self.store.delete_key(f"{turn}/{key}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +73,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    meeting: Meeting | None = None
 
     def own(self, items: Sequence[ItemT]) -> list[ItemT]:
         """Return this rank's share."""
@@ -36,39 +81,36 @@ class Ranks:
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over ranks, in their order; the same bits on each."""
-        if self.world == 1:
-            return values
-        parts = [torch.empty_like(values) for _ in range(self.world)]
-        distributed.all_gather(parts, values.contiguous())
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        first, *others = self.gathered(values.cpu())
+        for other in others:
+            first = first + other
+        return first.to(values.device)
 
     def gathered(self, item: ItemT) -> list[ItemT]:
         """Return what every rank brought, in their order."""
-        if self.world == 1:
+        if self.meeting is None:
             return [item]
-        items: list[Any] = [None] * self.world
-        distributed.all_gather_object(items, item)
-        return items
+        return self.meeting.gathered(self.rank, self.world, item)
 
     def from_first(self, item: ItemT) -> ItemT:
         """Return what the first rank brought."""
         return self.gathered(item)[0]
 
 
-def ranks_of(device: torch.device) -> Ranks:
-    """Join the processes that torchrun started, if it did: over gloo, or nccl on GPUs.
-
-    They stay joined until the process ends: a group that is left and joined anew may hang.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+@cache
+def joined_ranks() -> Ranks:
+    """Join the processes that torchrun started, if it did; once in a process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     if not distributed.is_available():
         raise FusionError("this build of torch cannot run several processes")
-    if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(distributed.destroy_process_group)
-    return Ranks(distributed.get_rank(), world)
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, world = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+    except (ValueError, distributed.DistError) as error:
+        raise FusionError(
+            f"cannot join the other ranks: {error}; start them by torchrun"
+        ) from error
+    return Ranks(rank, world, Meeting(PrefixStore("fusion-adamerging", store)))

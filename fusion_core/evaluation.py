@@ -18,7 +18,7 @@ from fusion_core.progress import Progress
 from fusion_core.ranks import own_gpu
 from fusion_core.recipes import load_recipe
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
-from fusion_core.task_pool import Metrics, Report
+from fusion_core.task_pool import REPORT, Metrics, Report
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.disk import write_durably
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from fusion_core.task_pool import TaskPool
 
 RECIPE = "recipe.yaml"
-REPORT = "report.json"
 
 
 def evaluate(  # noqa: PLR0913 - what is measured, on what, where

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 Advance = Callable[..., None]
 
-_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
-
 
 class Progress:
     """A silent progress display; subclasses show something.
@@ -26,11 +24,3 @@ class Progress:
 
 def _silent(_count: int = 1, *, note: str = "") -> None:
     del note
-
-
-def amount(count: int) -> str:
-    """Show a number of bytes to people."""
-    for size, unit in _UNITS:
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count} B"

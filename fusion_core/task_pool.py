@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from pydantic import TypeAdapter
+
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import RecipeError
 from fusion_core.progress import Progress
@@ -28,6 +30,9 @@ ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 Metrics = Mapping[str, float]
 
 SCHEMA = 1
+REPORT = "report.json"
+_STORED = ("tasks", "transductive", "measured_on", "published")
+_REFERENCES = ("pretrained", "individual")
 
 
 class Split(StrEnum):
@@ -212,6 +217,20 @@ class Report:
             "reference": {name: row for name, row in rows.items() if row},
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:  # noqa: ANN401 - whatever a file holds
+        """Return the report that `as_json` gave; raises `ValueError` for anything else."""
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise ValueError(f"it is not of schema {SCHEMA}")
+        fields = {name: content[name] for name in _STORED if name in content}
+        beside = TypeAdapter(Mapping[str, Any]).validate_python(content.get("reference"))
+        references = {name: beside[name] for name in _REFERENCES if name in beside}
+        report = TypeAdapter(cls).validate_python({**fields, **references})
+        rows = (report.tasks, report.pretrained, report.individual)
+        if not report.tasks or not all(metrics for each in rows for metrics in each.values()):
+            raise ValueError("it has no tasks, or one without metrics")
+        return report
 
 
 def main(metrics: Metrics) -> float:

@@ -27,8 +27,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusion_core.errors import CheckpointError
-from fusion_core.report.table import print_report
-from fusion_core.task_pool import Report
+from fusion_core.report.table import print_reports
+from fusion_core.task_pool import Published, Report
 from fusion_core.weights import CheckpointSource
 from fusion_core.weights.assets import assets_of
 from fusion_core.weights.format import LARGEST_HEADER
@@ -742,10 +742,19 @@ def test_a_pipe_among_the_side_files_is_left_alone(tmp_path: Path) -> None:
 
 def test_markup_in_a_report_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report({"[red]mnist[/]": {"accuracy": 0.5}, "[/]": {"accuracy": 0.5}})
-    print_report(report, "[bold]m[/bold]")
+    print_reports({"[bold]m[/bold]": report})
     shown = capsys.readouterr().out
     assert "[red]mnist[/]" in shown
     assert "[bold]m[/bold]" in shown
+
+
+def test_a_report_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    published = Published("\x1b]0;f\a", "\x1b[2J", {"\x1b[31m": {"\x1b[2Jt": 0.5}})
+    tasks = {"\x1b[2Jt": {"accuracy": 0.5}}
+    print_reports({"\x1b[31mm": Report(tasks, measured_on="\x1b[5m", published=published)})
+    shown = capsys.readouterr().out
+    assert "\\x1b[2Jt" in shown
+    assert "\x1b" not in shown
 
 
 # --- truncated files ----------------------------------------------------------------------------

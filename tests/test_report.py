@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
-from fusion_core.report.table import notes, print_report
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.report.stored import read_report
+from fusion_core.report.table import notes, print_reports
 from fusion_core.task_pool import Published, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Outcome
 
 TASKS = {"latin": {"accuracy": 0.5, "loss": 9.0}, "greek": {"accuracy": 0.25}}
 PRETRAINED = {"latin": {"accuracy": 0.125}, "greek": {"accuracy": 0.0}}
@@ -11,7 +22,7 @@ INDIVIDUAL = {"latin": {"accuracy": 1.0}, "greek": {"accuracy": 0.5}}
 
 
 def printed(report: Report, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
-    print_report(report, "ties")
+    print_reports({"ties": report})
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
@@ -39,7 +50,7 @@ def test_a_task_without_an_expert_has_an_empty_cell(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(("transductive", "count"), [(None, 1), (False, 1), (True, 2)])
 def test_a_transductive_number_is_marked(transductive: bool | None, count: int) -> None:  # noqa: FBT001
-    assert len(notes(Report(TASKS, transductive=transductive))) == count
+    assert len(notes({"m": Report(TASKS, transductive=transductive)})) == count
 
 
 PUBLISHED = Published(
@@ -64,3 +75,124 @@ def test_published_rows_stand_beside_this_run_by_their_averages(
 def test_figures_of_other_tasks_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     alone = Report({"shapes": {"accuracy": 1.0}}, published=PUBLISHED)
     assert ["method"] not in [line[:1] for line in printed(alone, capsys)]
+
+
+def side_by_side(capsys: pytest.CaptureFixture[str], **reports: Report) -> list[list[str]]:
+    print_reports(reports)
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_reports_stand_side_by_side_and_share_what_is_equal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = {"latin": {"accuracy": 0.75}, "greek": {"accuracy": 0.5}}
+    lines = side_by_side(
+        capsys,
+        ties=Report(TASKS, PRETRAINED, INDIVIDUAL, published=PUBLISHED),
+        ada=Report(other, PRETRAINED, INDIVIDUAL, transductive=True, measured_on="a half"),
+    )
+    assert lines[:4] == [
+        ["task", "pretrained", "ties", "ada", "individual"],
+        ["latin", "12.5", "50.0", "75.0", "100.0"],
+        ["greek", "0.0", "25.0", "50.0", "50.0"],
+        ["average", "6.2", "37.5", "62.5", "75.0"],
+    ]
+    said = [" ".join(line) for line in lines[4:]]
+    assert said[0] == "accuracy in %; on average 50.0 (ties), 87.5 (ada) of the individual experts'"
+    assert said[1].startswith("transductive (ada): ")
+    assert said[2] == "measured on a half (ada)"
+    start = said.index("method latin greek average")
+    assert said[start + 1 : start + 4] == [
+        "theirs 25.0 0.0 12.5",
+        "ties (this run) 50.0 25.0 37.5",
+        "ada (this run) 75.0 50.0 62.5",
+    ]
+
+
+def test_averages_are_over_the_tasks_that_all_have(capsys: pytest.CaptureFixture[str]) -> None:
+    more = {**TASKS, "shapes": {"accuracy": 1.0}}
+    lines = side_by_side(capsys, a=Report(more), b=Report({"latin": {"accuracy": 1.0}}))
+    assert lines[:5] == [
+        ["task", "a", "b"],
+        ["latin", "50.0", "100.0"],
+        ["greek", "25.0"],
+        ["shapes", "100.0"],
+        ["average", "50.0", "100.0"],
+    ]
+    assert " ".join(lines[6]) == "averages are over the tasks that all have: latin"
+
+
+def test_without_a_common_task_there_is_no_average(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = side_by_side(
+        capsys, a=Report({"x": {"accuracy": 1.0}}), b=Report({"y": {"accuracy": 1.0}})
+    )
+    assert lines[3] == ["average"]
+    assert " ".join(lines[5]).endswith("that all have: none")
+
+
+def test_bases_that_differ_are_both_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = side_by_side(capsys, a=Report(TASKS, PRETRAINED), b=Report(TASKS, TASKS))
+    assert lines[0] == ["task", "pretrained", "of", "a", "pretrained", "of", "b", "a", "b"]
+
+
+def test_an_average_of_fewer_tasks_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(Report(TASKS, individual={"latin": {"accuracy": 1.0}}), capsys)
+    assert lines[3] == ["average", "37.5"]
+
+
+WHOLE = Report(TASKS, PRETRAINED, INDIVIDUAL, True, "a half", PUBLISHED)
+
+
+@pytest.mark.parametrize("report", [WHOLE, Report(TASKS)])
+def test_a_report_reads_back_as_it_was(report: Report) -> None:
+    assert Report.from_json(json.loads(json.dumps(report.as_json()))) == report
+
+
+def written(directory: Path, content: Any) -> Path:
+    directory.mkdir()
+    (directory / "report.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
+    return directory
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "[" * 100_000,
+        "[]",
+        {**WHOLE.as_json(), "schema": 2},
+        {**WHOLE.as_json(), "tasks": {}},
+        {**WHOLE.as_json(), "tasks": {"latin": {}}},
+        {**WHOLE.as_json(), "tasks": {"latin": {"accuracy": "good"}}},
+        {**WHOLE.as_json(), "tasks": {"latin": 0.5}},
+        {**WHOLE.as_json(), "reference": {"individual": {"latin": {}}}},
+        {**WHOLE.as_json(), "reference": 1},
+        {**WHOLE.as_json(), "published": {"family": "x"}},
+    ],
+    ids=lambda damage: str(damage)[:20],
+)
+def test_a_damaged_report_is_named(tmp_path: Path, damage: Any) -> None:
+    with pytest.raises(FusionError, match=r"report\.json is no report: .*\n.*fuse evaluate"):
+        read_report(written(tmp_path / "out", damage))
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"has no report\.json\nMeasure it first: fuse evaluate"):
+        read_report(tmp_path)
+    with pytest.raises(RecipeError, match="nowhere is no directory"):
+        read_report(tmp_path / "nowhere")
+
+
+def test_the_command_reads_directories(tmp_path: Path, fuse: Callable[..., Outcome]) -> None:
+    first = written(tmp_path / "first", WHOLE.as_json())
+    second = written(tmp_path / "second", Report(TASKS).as_json())
+    shown = fuse("compare", str(first), str(second))
+    assert shown.code == 0
+    assert str(first) in shown.out
+    assert str(second) in shown.out
+    found = json.loads(fuse("compare", "--json", str(first), str(second)).out)
+    assert found == {str(first): WHOLE.as_json(), str(second): Report(TASKS).as_json()}
+    assert fuse("compare", str(tmp_path)).code == RecipeError.exit_code
+    assert fuse("compare").code == RecipeError.exit_code

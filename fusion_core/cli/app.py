@@ -16,16 +16,18 @@ import typer
 
 from fusion_core.cli.check import check
 from fusion_core.cli.clean import clean
+from fusion_core.cli.compare import compare
 from fusion_core.cli.download import download
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
 from fusion_core.cli.new_plugin import new_plugin
-from fusion_core.cli.output import print_notes, printable
+from fusion_core.cli.output import print_notes
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.errors import FusionError
 from fusion_core.plugins import load_plugins
+from fusion_core.shown import printable
 
 _ASKS_FOR_HELP = {"-h", "--help"}
 
@@ -39,6 +41,7 @@ app = typer.Typer(
 app.command(cls=RunCommand)(run)
 app.command(cls=RunCommand)(check)
 app.command()(evaluate)
+app.command()(compare)
 app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)
 app.command()(info)

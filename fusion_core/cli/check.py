@@ -30,7 +30,7 @@ from fusion_core.cli.run import (
     planned,
     set_up_logging,
 )
-from fusion_core.progress import amount
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from fusion_core.check import Check, Model

@@ -62,6 +62,6 @@ def evaluate(
     if as_json:
         print_json(report.as_json())
         return
-    from fusion_core.report.table import print_report
+    from fusion_core.report.table import print_reports
 
-    print_report(report, model.name)
+    print_reports({model.resolve().name: report})

@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.shown import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,14 +17,6 @@ if TYPE_CHECKING:
 def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds
     """Print a value as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey: names and paths in errors may come from anywhere."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
-        for each in text
-    )
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -255,8 +255,8 @@ def _show(result: RunResult, algorithm: str, *, as_json: bool) -> None:
         print_json({"path": None if result.path is None else str(result.path), "report": report})
         return
     if result.report is not None:
-        from fusion_core.report.table import print_report
+        from fusion_core.report.table import print_reports
 
-        print_report(result.report, algorithm)
+        print_reports({algorithm: result.report})
     if result.path is not None:
         print(f"written: {result.path}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fusion_core.hub.cache import is_cached
 from fusion_core.hub.client import Size, files, listing, resolve
 from fusion_core.hub.transfer import room_for
-from fusion_core.progress import amount
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

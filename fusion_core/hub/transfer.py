@@ -13,7 +13,7 @@ from fusion_core.errors import DiskError
 from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, snapshot_of
 from fusion_core.hub.failures import explained, http
 from fusion_core.hub.integrity import check_digest, discard
-from fusion_core.progress import amount
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

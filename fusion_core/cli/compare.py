@@ -1,0 +1,35 @@
+"""`fuse compare DIR...`: what was measured of several models, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json
+
+
+def compare(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Model directories that fuse run wrote."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show what was measured of several models, side by side.
+
+    Beside them stand the base, the individual experts and, for pools that know some, the figures
+    that others published. Averages are over the tasks that all of them were measured on. Nothing is
+    measured anew: that is fuse evaluate.
+    """
+    from fusion_core.report.stored import read_reports
+
+    reports = read_reports(directories)
+    if as_json:
+        print_json({name: each.as_json() for name, each in reports.items()})
+        return
+    from fusion_core.report.table import print_reports
+
+    print_reports(reports)

@@ -21,12 +21,14 @@ from fusion_core.hub.client import (
     session,
     size,
 )
+from fusion_core.hub.failures import advising
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [
     "Reference",
     "Size",
     "Wanted",
+    "advising",
     "assets_directory",
     "beginning",
     "check_room",

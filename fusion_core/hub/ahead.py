@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core.hub.cache import is_cached
 from fusion_core.hub.client import Size, files, listing, resolve
+from fusion_core.hub.failures import advising
 from fusion_core.hub.transfer import room_for
 from fusion_core.shown import amount
 
@@ -22,6 +23,8 @@ class Wanted:
 
     reference: Reference
     paths: tuple[str, ...]
+    #: what to do instead, said where they cannot be had
+    otherwise: str = ""
 
 
 def size_of(wanted: Iterable[Wanted]) -> Size:
@@ -45,4 +48,5 @@ def check_room(size: Size) -> str:
 def fetch(wanted: Iterable[Wanted]) -> None:
     """Download all of it; raises as `download` does."""
     for each in wanted:
-        files(each.reference, each.paths)
+        with advising(each.otherwise):
+            files(each.reference, each.paths)

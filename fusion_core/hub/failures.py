@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import DiskError, FusionError, HubError
@@ -70,6 +71,16 @@ def not_cached(reference: Reference, cache: Path, missing: str = "") -> HubError
         f"{what} is not in the cache {cache}, and HF_HUB_OFFLINE forbids to download it",
         hint="Run once with the network (unset HF_HUB_OFFLINE); the cache then serves later runs.",
     )
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Add advice to the hints of what is said about the hub's failures."""
+    try:
+        yield
+    except HubError as error:
+        hint = "\n".join(filter(None, (error.hint, advice)))
+        raise HubError(error.message, hint=hint) from error
 
 
 def _named(error: Exception, reference: Reference) -> HubError | None:

@@ -485,7 +485,7 @@ def test_every_failure_of_the_hub_is_one_message_and_leaves_no_output(
     error = fuse(*RUN, "--tasks", "dtd", "-o", str(tmp_path / "out"), "-q", code=5).exception
     assert isinstance(error, HubError)
     assert says in error.message
-    assert error.hint
+    assert "mini8" in error.hint
     assert not (tmp_path / "out").exists()
 
 

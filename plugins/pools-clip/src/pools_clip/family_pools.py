@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fusion_core.errors import HubError
+from fusion_core import hub
 from fusion_core.task_pool import Published
 from pools_clip.choice import chosen
 from pools_clip.config import (
@@ -19,10 +19,9 @@ from pools_clip.pool import ClipPool
 from pools_clip.tasks import ClipClassification
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from fusion_core.config import ComponentConfig
-    from fusion_core.hub import Wanted
 
 _WITHOUT_NETWORK = "The pool mini8 needs no network: --pool mini8."
 
@@ -39,9 +38,13 @@ class FamilyPool(ClipPool):
     def __init__(self, config: FamilyConfig) -> None:
         family = families()[self.family]
         tasks = chosen(expanded(config.tasks), all_tasks(), "model_pool.tasks")
-        with naming_mini8():
+        with hub.advising(_WITHOUT_NETWORK):
             super().__init__(ClipConfig(base=family.base, models=family.experts(tasks)))
         self.config = config
+
+    def downloads(self) -> Sequence[hub.Wanted]:
+        """Return the weights of the base and the experts."""
+        return [replace(each, otherwise=_WITHOUT_NETWORK) for each in super().downloads()]
 
 
 class FamilyTasks(ClipClassification):
@@ -55,15 +58,15 @@ class FamilyTasks(ClipClassification):
 
     def __init__(self, config: FamilyTasksConfig) -> None:
         base = families()[self.family].base
-        with naming_mini8():
+        with hub.advising(_WITHOUT_NETWORK):
             super().__init__(ClipClassificationConfig(clip=base, **config.model_dump()))
         self.config = config
         self.published = None if config.corruption else _published(self.family)
 
-    def downloads(self) -> Sequence[Wanted]:
+    def downloads(self) -> Sequence[hub.Wanted]:
         """Return the base and the test images."""
-        with naming_mini8():
-            return super().downloads()
+        with hub.advising(_WITHOUT_NETWORK):
+            return [replace(each, otherwise=_WITHOUT_NETWORK) for each in super().downloads()]
 
 
 class ClipVitB32(FamilyPool):
@@ -109,13 +112,3 @@ def _published(family: str) -> Published:
         for method, row in found["rows"].items()
     }
     return Published(found["family"], found["source"], rows)
-
-
-@contextmanager
-def naming_mini8() -> Iterator[None]:
-    """Name the pool that works without a network in what is said about the hub's failures."""
-    try:
-        yield
-    except HubError as error:
-        hint = f"{error.hint}\n{_WITHOUT_NETWORK}" if error.hint else _WITHOUT_NETWORK
-        raise HubError(error.message, hint=hint) from error

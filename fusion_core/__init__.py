@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusion_core.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
     from fusion_core.config import ComponentConfig, Recipe
+    from fusion_core.context import RunInfo
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
     from fusion_core.model_pool import ModelPool
     from fusion_core.planning import RunOptions
     from fusion_core.recipes import load_recipe
-    from fusion_core.run import RunInfo, RunResult, run_fusion
+    from fusion_core.run import RunResult, run_fusion
     from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
     from fusion_core.task_pool import Batch, FeatureTask, Report, Split, Task, TaskPool
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
@@ -28,7 +29,8 @@ _HOMES = {
     "fusion_core.model_pool": ("ModelPool",),
     "fusion_core.planning": ("RunOptions",),
     "fusion_core.recipes": ("load_recipe",),
-    "fusion_core.run": ("RunInfo", "RunResult", "run_fusion"),
+    "fusion_core.context": ("RunInfo",),
+    "fusion_core.run": ("RunResult", "run_fusion"),
     "fusion_core.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
     "fusion_core.task_pool": ("Batch", "FeatureTask", "Report", "Split", "Task", "TaskPool"),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),

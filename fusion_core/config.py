@@ -1,29 +1,17 @@
-"""Recipes and options: validated in two phases, all errors at once.
+"""Recipes and options as models: their shape, without knowing any component.
 
-Phase one validates a recipe's shape without knowing any component. Phase two looks each component
-up by name, imports that one's configuration class only, and validates its options. Nothing heavy is
-imported: configuration classes live in modules without torch.
+Nothing heavy is imported: configuration classes live in modules without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
-from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
-from fusion_core.patterns import Selection
 from fusion_core.recipes import from_name
-from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.validation import STRICT, Options, validated
-
-if TYPE_CHECKING:
-    from fusion_core.plugins import Component, PluginManager
-
-SpecT = TypeVar("SpecT", bound=ComponentSpec)
-ResultT = TypeVar("ResultT")
 
 #: One factor an expert, by name or in pool order; absent ones are 1.
 ExpertWeights = Mapping[str, float] | Sequence[float]
@@ -102,207 +90,6 @@ class Recipe(Options):
     alignment: AlignmentPolicy = AlignmentPolicy()
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved(Generic[SpecT]):
-    """A component with its validated options."""
-
-    component: Component[SpecT]
-    config: ComponentConfig
-    #: whether another plugin has a component of this name
-    ambiguous: bool = False
-    #: which tensors an algorithm merges
-    selection: Selection = field(default_factory=Selection)
-    #: an algorithm's options where an override is to be applied, by the override's number
-    overridden: tuple[ComponentConfig, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The component's own name, whatever alias the recipe used."""
-        return self.component.spec.name
-
-    def as_recipe(self) -> dict[str, Any]:
-        """Return the section that says the same in full: name and every option."""
-        name = self.component.qualified_name if self.ambiguous else self.name
-        selection = self.selection.model_dump(mode="json", exclude_defaults=True)
-        return {"name": name, **self.config.model_dump(mode="json"), **selection}
-
-    def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
-        """Import the class and instantiate it."""
-        return self.component.load_class()(self.config)
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedRecipe:
-    """A recipe after both phases; a section is None where it was left out or given as an object."""
-
-    recipe: Recipe
-    algorithm: Resolved[AlgorithmSpec] | None
-    model_pool: Resolved[ModelPoolSpec] | None
-    task_pool: Resolved[TaskPoolSpec] | None
-
-
-#: Makes a model of a recipe that a model pool names: its file, or the recipe itself.
-Nesting = Callable[[str | Mapping[str, Any]], Any]
-
-
-def resolve(
-    raw: Mapping[str, Any],
-    plugins: PluginManager,
-    *,
-    live: frozenset[str] = frozenset(),
-    nesting: Nesting | None = None,
-) -> ResolvedRecipe:
-    """Validate a recipe in two phases.
-
-    `live` names the sections that the caller gave as objects: they are not looked up; `nesting`
-    makes models of recipes in the places of models. Raises `RecipeError` with one line a problem,
-    all of them at once; `PluginError` if that is all that is wrong.
-    """
-    problems = _Problems()
-    recipe = problems.attempt(validated, Recipe, raw)
-    if recipe is None:  # go on with what can be looked at, so that all errors come at once
-        recipe, unreadable = _components_of(raw)
-        live |= unreadable
-
-    def component(kind: type[SpecT], section: str) -> Resolved[SpecT] | None:
-        choice: Choice = getattr(recipe, section)
-        if section in live or choice.name is None:
-            return None
-        place = {"section": section, "nesting": nesting}
-        return problems.attempt(resolve_component, kind, choice, plugins, **place)
-
-    algorithm = component(AlgorithmSpec, "algorithm")
-    default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
-    recipe = _with_default(recipe, "model_pool", default_pool, live)
-    model_pool = component(ModelPoolSpec, "model_pool")
-    default_tasks = model_pool.component.spec.default_task_pool if model_pool else None
-    recipe = _with_default(recipe, "task_pool", default_tasks, live)
-    task_pool = component(TaskPoolSpec, "task_pool")
-    if recipe.algorithm.name is None and "algorithm" not in live:
-        missing = "algorithm.name" if "algorithm" in raw else "algorithm"
-        hint = "Name one with --algo; see: fuse list algorithms"
-        problems.found.append(RecipeError(f"{missing}: required", hint=hint))
-    if task_pool is None and recipe.task_pool.options and not problems.found:
-        hint = "Name a task pool with --task-pool; see: fuse list tasks"
-        problems.found.append(RecipeError("task_pool.name: required", hint=hint))
-    problems.raise_all()
-    return ResolvedRecipe(recipe, algorithm, model_pool, task_pool)
-
-
-@dataclass(slots=True)
-class _Problems:
-    """What is wrong with a recipe, gathered so that all of it is said at once."""
-
-    found: list[RecipeError | PluginError] = field(default_factory=list)
-
-    def attempt(
-        self, function: Callable[..., ResultT], *arguments: object, **options: object
-    ) -> ResultT | None:
-        """Call a function; None if it finds a problem, which is kept."""
-        try:
-            return function(*arguments, **options)
-        except (RecipeError, PluginError) as error:
-            self.found.append(error)
-            return None
-
-    def raise_all(self) -> None:
-        """Raise what was found: one error as it is, several as one `RecipeError`."""
-        if len(self.found) == 1:
-            raise self.found[0]
-        if self.found:
-            hints = dict.fromkeys(each.hint for each in self.found if each.hint)
-            raise RecipeError("\n".join(each.message for each in self.found), hint="\n".join(hints))
-
-
-def resolve_component(
-    kind: type[SpecT],
-    choice: Choice,
-    plugins: PluginManager,
-    *,
-    section: str,
-    nesting: Nesting | None = None,
-) -> Resolved[SpecT]:
-    """Look one component up and validate its options; `section` prefixes errors.
-
-    Those that every algorithm takes (`Selection`) are told apart here, before its own are seen.
-    """
-    component = plugins.find(kind, choice.name or "")
-    config_class = component.load_config()
-    shared = shared_options(component)
-    own = {name: value for name, value in choice.options.items() if name not in shared}
-    given = {name: value for name, value in choice.options.items() if name in shared}
-    hint = f"See: fuse info {component.spec.name}"
-    problems = _Problems()
-    place: dict[str, Any] = {"prefix": section, "hint": hint}
-    config = problems.attempt(validated, config_class, own, **place, beside=shared, context=nesting)
-    selection = problems.attempt(validated, Selection, given, **place)
-    problems.raise_all()
-    assert config is not None  # noqa: S101 - or it would have been a problem
-    assert selection is not None  # noqa: S101
-    overridden = tuple(
-        validated(
-            config_class,
-            {**own, **each.options},
-            prefix=f"{section}.overrides.{number}",
-            hint=hint,
-        )
-        for number, each in enumerate(selection.overrides)
-    )
-    bare = component.spec.name
-    ambiguous = sum(bare in each.names for each in plugins.components(kind)) > 1
-    return Resolved(component, config, ambiguous, selection, overridden)
-
-
-def shared_options(component: Component[Any]) -> Mapping[str, Any]:
-    """Return the fields that a component takes beside its own: those of `Selection`, or none.
-
-    Raises `BrokenPluginError` if the component has an option of such a name.
-    """
-    if not isinstance(component.spec, AlgorithmSpec):
-        return {}
-    taken = component.load_config().model_fields.keys() & Selection.model_fields.keys()
-    if taken:
-        raise BrokenPluginError(
-            f"algorithm {component.qualified_name!r} has an option {min(taken)!r}, a name that "
-            "means the same for every algorithm",
-            hint="Its authors have to rename it.",
-        )
-    return Selection.model_fields
-
-
 def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
     """Read a component's section: a name, or a mapping with `name` and options."""
     return validated(Choice, from_name(value))
-
-
-def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
-    """Return what phase two can look at of a malformed recipe, and the sections that it cannot."""
-    choices: dict[str, Any] = {}
-    for section in ("algorithm", "model_pool", "task_pool"):
-        try:
-            choices[section] = choice_of(raw.get(section))
-        except RecipeError:
-            continue
-    unreadable = {"algorithm", "model_pool", "task_pool"} - choices.keys()
-    return Recipe(**choices), frozenset(unreadable)
-
-
-def _with_default(recipe: Recipe, section: str, name: str | None, live: frozenset[str]) -> Recipe:
-    if section in live:
-        return recipe
-    choice: Choice = getattr(recipe, section)
-    return recipe.model_copy(update={section: choice.or_named(name)})
-
-
-def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[str]) -> str | None:
-    if "model_pool" in live or recipe.model_pool.name is not None:
-        return None
-    if recipe.model_pool.options.keys() & {"base", "models"}:  # what only that pool is told
-        return "checkpoints"
-    defaults = [each for each in plugins.components(ModelPoolSpec) if each.spec.default]
-    if len(defaults) == 1:
-        return defaults[0].qualified_name
-    known = (
-        ", ".join(each.qualified_name for each in defaults) or "no installed pool is the default"
-    )
-    raise RecipeError(f"model_pool: required ({known})", hint="See: fuse list pools")

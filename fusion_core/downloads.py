@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.config import choice_of, resolve_component
+from fusion_core.config import choice_of
+from fusion_core.resolving import resolve_component
 from fusion_core.specs import ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:

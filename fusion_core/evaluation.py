@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import hub
-from fusion_core.config import Choice, Resolved, choice_of, resolve_component
+from fusion_core.config import Choice, choice_of
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.progress import Progress
 from fusion_core.ranks import own_gpu
 from fusion_core.recipes import load_recipe
+from fusion_core.resolving import Resolved, resolve_component
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.task_pool import REPORT, Metrics, Report
 from fusion_core.weights import CheckpointSource, WeightSource

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 from pydantic import create_model
 
-from fusion_core.config import Recipe, shared_options
+from fusion_core.config import Recipe
 from fusion_core.errors import PluginError
 from fusion_core.patterns import Selection
+from fusion_core.resolving import shared_options
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm
-from fusion_core.config import resolve
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import check_tasks, device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
@@ -25,10 +24,11 @@ from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.ranks import helps
 from fusion_core.recipes import load_recipe, shown
+from fusion_core.resolving import resolve
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
 from fusion_core.weights import held_in_memory
-from fusion_core.weights.writer import check_output
+from fusion_core.weights.outputs import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.config import Resolved, ResolvedRecipe
     from fusion_core.plugins import PluginManager
+    from fusion_core.resolving import Resolved, ResolvedRecipe
     from fusion_core.specs import AlgorithmSpec
 
 OUTPUTS = Path("outputs")
@@ -122,6 +122,11 @@ class Plan:
         """Whether the algorithm sees tasks; one given as an object may."""
         outer = self.resolved.algorithm
         return outer is None or sees_tasks(outer.component.spec)
+
+    @property
+    def tasks_read(self) -> TaskPool[Any] | None:
+        """The tasks, if anything looks at them."""
+        return self.tasks if self.adapts or self.options.evaluate else None
 
     @property
     def nested(self) -> dict[str, RecipeSource]:

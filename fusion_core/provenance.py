@@ -58,13 +58,20 @@ def counts(
 
 
 def outputs(staging: Staging) -> dict[str, Any]:
-    """Give size and hash of every file of a finished directory, and the tensors' own digest.
+    """Identify every file of a finished directory, and the tensors by a digest of their own.
 
-    `tensors_sha256` does not depend on the shard size: see `tensor_digest`.
+    Of a shard, the hash is its header's: what follows is the tensors, which `tensors_sha256` covers
+    (see `tensor_digest`). That one does not depend on the shard size.
     """
-    files = {
-        name: {"bytes": size, "sha256": digest} for name, (size, digest) in staging.files.items()
+    shards = {
+        each.file: {"bytes": each.size, "header_sha256": hashlib.sha256(each.header).hexdigest()}
+        for each in staging.shards.layout.shards
     }
+    beside = {
+        name: {"bytes": size, "sha256": digest}
+        for name, (size, digest) in staging.side_files.items()
+    }
+    files = dict(sorted({**shards, **beside}.items()))
     return {"files": files, "tensors_sha256": staging.tensors_sha256}
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fusion_core.config import Resolved
     from fusion_core.patterns import Selection
+    from fusion_core.resolving import Resolved
     from fusion_core.specs import AlgorithmSpec
     from fusion_core.task_pool import TaskPool
 

@@ -20,12 +20,12 @@ from fusion_core.config import (
     OutputOptions,
     Recipe,
     choice_of,
-    resolve,
 )
 from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
 from fusion_core.options import options_of, recipe_schema
 from fusion_core.plugins import PluginManager
 from fusion_core.recipes import dump_yaml, load_recipe, load_yaml, override
+from fusion_core.resolving import resolve
 from fusion_core.validation import validated
 
 if TYPE_CHECKING:

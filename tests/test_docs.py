@@ -14,9 +14,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from fusion_core import Algorithm, ComponentConfig, run_fusion
-from fusion_core.config import resolve
 from fusion_core.plugins import load_plugins
 from fusion_core.recipes import load_yaml
+from fusion_core.resolving import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,11 +16,13 @@ LIGHT = [
     "fusion_core.plugins",
     "fusion_core.builtin",
     "fusion_core.progress",
+    "fusion_core.shown",
     "fusion_linear.plugin",
     "fusion_ties.plugin",
 ]
 WITHOUT_TORCH = [
     "fusion_core.config",
+    "fusion_core.resolving",
     "fusion_core.recipes",
     "fusion_core.options",
     "fusion_core.checkpoints_config",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fusion_core.config import resolve
 from fusion_core.plugins import load_plugins
 from fusion_core.recipes import load_yaml
+from fusion_core.resolving import resolve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

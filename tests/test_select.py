@@ -15,7 +15,7 @@ from fusion_core.weights import (
     Scan,
     SerialExecutor,
     StateDictSource,
-    merged,
+    scan,
     select,
     source,
     tally,
@@ -77,7 +77,7 @@ def test_a_guess_is_proven_or_given_up(values: list[float], data: st.DataObject)
     tensor = torch.tensor(values, dtype=torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "BLOCK", data.draw(st.integers(1, 40)))
-        patch.setattr(merged, "_SHORTEST_RUN", data.draw(st.integers(1, 3)))
+        patch.setattr(scan, "_SHORTEST_RUN", data.draw(st.integers(1, 3)))
         patch.setattr(select, "_WORTH_A_GUESS", 2)
         patch.setattr(select, "_SAMPLED", data.draw(st.integers(1, 8)))
         patch.setattr(select, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))

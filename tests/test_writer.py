@@ -24,7 +24,7 @@ from fusion_core.weights import (
     writer,
 )
 from fusion_core.weights.disk import exchanged_at_once, write_durably
-from fusion_core.weights.writer import check_output
+from fusion_core.weights.outputs import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

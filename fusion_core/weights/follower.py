@@ -1,8 +1,8 @@
 """Follows a merge: hashes what was written, makes it durable, and records that it is.
 
-Tensors are hashed while their bytes are still in memory, and their files in the order of what lies
-in them, each in a thread of its own. Batches are synced and then journalled in the background, so
-that neither the merge nor the end of the run waits for much.
+Tensors are hashed once, while their bytes are still in memory: hashing takes as long as merging.
+Batches are synced and then journalled in the background, so that neither the merge nor the end of
+the run waits for much.
 """
 
 from __future__ import annotations
@@ -35,16 +35,12 @@ class Follower:
     def __init__(self, layout: Layout, files: Mapping[str, DataFile], journal: Journal) -> None:
         self._files = files
         self._journal = journal
-        self._file_digests = {each.file: hashlib.sha256(each.header) for each in layout.shards}
+        self._places = layout.places
         self._hashes: dict[str, Future[str]] = {}
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash")
-        self._file_hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash-file")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="fusion-sync")
         self._pending: deque[Future[None]] = deque()
         self._failed = False
-        self._rest = iter(layout.places.values())
-        self._next = next(self._rest, None)
-        self._ready = set(journal.tensors)
         self._batch: list[Place] = []
         self._batch_bytes = 0
         self._last_batch = time.monotonic()
@@ -56,23 +52,19 @@ class Follower:
         syncing it again would not tell.
         """
         self._check()
-        self._ready.add(name)
-        self._advance()
+        place = self._places[name]
+        self._hashes[name] = self._hasher.submit(tensor_sha256, self._files[place.file], place)
+        self._batch.append(place)
+        self._batch_bytes += place.info.nbytes
         waited = time.monotonic() - self._last_batch
         if self._batch_bytes >= BATCH_BYTES or waited >= BATCH_SECONDS:
             self._flush()
 
     def complete(self) -> None:
         """Wait until everything is hashed, durable and recorded."""
-        self._advance()
         self._flush()
         while self._pending:
             self._pending.popleft().result()
-
-    @property
-    def files_sha256(self) -> dict[str, str]:
-        """The digest of each file, its header included; call `complete` before."""
-        return {file: digest.hexdigest() for file, digest in self._file_digests.items()}
 
     @property
     def tensors_sha256(self) -> dict[str, str]:
@@ -83,26 +75,8 @@ class Follower:
         """Stop; before that, if asked to, make durable and record what is finished."""
         if record:
             self._flush()
-        self._file_hasher.shutdown(cancel_futures=True)
         self._syncer.shutdown(cancel_futures=not record)
         self._hasher.shutdown(cancel_futures=True)  # after the syncer, which waits for hashes
-
-    def _advance(self) -> None:
-        """Pass on to be hashed what is finished and next in the order of the files."""
-        while self._next is not None and self._next.info.name in self._ready:
-            place = self._next
-            self._pending.append(self._file_hasher.submit(self._hash_into_file, place))
-            if place.info.name not in self._journal.tensors:
-                hashing = self._hasher.submit(tensor_sha256, self._files[place.file], place)
-                self._hashes[place.info.name] = hashing
-                self._batch.append(place)
-                self._batch_bytes += place.info.nbytes
-            self._next = next(self._rest, None)
-
-    def _hash_into_file(self, place: Place) -> None:
-        digest = self._file_digests[place.file]
-        for chunk in _chunks(self._files[place.file], place):
-            digest.update(chunk)
 
     def _flush(self) -> None:
         batch, self._batch, self._batch_bytes = self._batch, [], 0

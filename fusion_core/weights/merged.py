@@ -12,33 +12,25 @@ import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.weights.execution import SerialExecutor, run_all
-from fusion_core.weights.piece import Operands, Piece, check_finite, in_order, is_merged
-from fusion_core.weights.source import BLOCK, Cut, WeightSource
+from fusion_core.weights.execution import SerialExecutor
+from fusion_core.weights.piece import Operands, Piece, check_finite, is_merged
+from fusion_core.weights.scan import Scan
+from fusion_core.weights.source import Cut, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
     import torch
 
     from fusion_core.weights.format import TensorInfo
 
-    Block = tuple[TensorInfo, tuple[int, int]]
-
-#: Fewer elements than this are not worth the calls that read them.
-_SHORTEST_RUN = 128
-_GOLDEN = 0.6180339887498949
 
 #: The key of a survey of the whole model: no tensor has an empty name.
 _WHOLE_MODEL = ""
-
-PartT = TypeVar("PartT")
-TotalT = TypeVar("TotalT")
 
 
 class Scope(Enum):
@@ -77,77 +69,6 @@ class Kernel(ABC):
         Returns a tensor of the shape of one row of `piece.experts`. Sum over experts with
         `in_order`, not with `sum(dim=0)`: its rounding depends on where the piece was cut.
         """
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A pass over the operands in fixed blocks, with partial results folded in a fixed order."""
-
-    operands: Operands
-    #: the tensors to look at: one, or all that are merged
-    infos: Sequence[TensorInfo]
-    executor: Executor
-    #: the finest cut at which the operands can be read
-    cut: Cut = Cut.ELEMENT
-
-    def __call__(
-        self,
-        kernel: Callable[[Piece], PartT],
-        fold: Callable[[TotalT, PartT], TotalT],
-        initial: TotalT,
-    ) -> TotalT:
-        """Run `kernel` on every block and fold what it returns, in the blocks' order."""
-        total = initial
-        part = _Part(self.operands, kernel, self.cut)
-        for result in run_all(self.executor, part, self.blocks):
-            total = fold(total, result)
-        return total
-
-    @property
-    def numel(self) -> int:
-        """Elements in one operand."""
-        return sum(info.numel for info in self.infos)
-
-    @cached_property
-    def blocks(self) -> list[Block]:
-        """What is looked at, in order."""
-        return [(info, span) for info in self.infos for span in self.cut.ranges(info)]
-
-    def sample(self, numel: int) -> Scan:
-        """Return a scan of about `numel` elements, evenly spread: for guesses to be proven later.
-
-        A run of every block or, where there are too many or the operands cannot be cut, of some.
-        """
-        shortest = _SHORTEST_RUN if self.cut is Cut.ELEMENT else BLOCK
-        filled = [block for block in self.blocks if block[0].numel]
-        step = max(1, len(filled) * shortest // max(numel, 1))
-        blocks = filled[::step]
-        if self.cut is Cut.ELEMENT:
-            run = max(_SHORTEST_RUN, numel // max(len(blocks), 1))
-            blocks = [(info, _run_of(span, run, n)) for n, (info, span) in enumerate(blocks)]
-        thinned = replace(self)
-        thinned.__dict__["blocks"] = blocks
-        return thinned
-
-
-def _run_of(span: tuple[int, int], run: int, number: int) -> tuple[int, int]:
-    """Take a run of a span at a place that differs from one span to the next."""
-    start, stop = span
-    room = max(stop - start - run, 0)
-    start += int(room * (number * _GOLDEN % 1))
-    return start, min(start + run, stop)
-
-
-@dataclass(frozen=True)
-class _Part(Generic[PartT]):
-    """The work of one block."""
-
-    operands: Operands
-    kernel: Callable[[Piece], PartT]
-    cut: Cut
-
-    def __call__(self, block: Block) -> PartT:
-        return self.kernel(Piece(self.operands, *block, self.cut))
 
 
 @dataclass
@@ -289,33 +210,3 @@ class CastSource(WeightSource):
     def describe(self) -> str:
         """Name the source."""
         return self._source.describe()
-
-
-@dataclass(frozen=True)
-class Linear(Kernel):
-    """base + sum of coefficient * task vector; not `relative`: sum of coefficient * expert.
-
-    `coefficients`: one an expert in pool order, for every tensor alike or by tensor name.
-    """
-
-    coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...]]
-    relative: bool = True
-
-    def rows(self, piece: Piece) -> torch.Tensor:
-        """Return what is combined, of shape (experts, ...)."""
-        return piece.task_vectors if self.relative else piece.experts
-
-    def merge(self, piece: Piece) -> torch.Tensor:
-        """Combine one piece."""
-        values = self.coefficients
-        factors = values if isinstance(values, tuple) else values[piece.info.name]
-        rows = self.rows(piece)
-        combined = in_order(row * factor for row, factor in zip(rows, factors, strict=True))
-        return piece.base + combined if self.relative else combined
-
-
-def as_weights(source: WeightSource, base: WeightSource | None) -> WeightSource:
-    """Return a source of weights: the source itself or, where it is differences, base + those."""
-    if not source.is_delta:
-        return source
-    return MergedSource(Linear((1.0,)), Operands(base, {source.describe(): source}))

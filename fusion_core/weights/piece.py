@@ -157,7 +157,8 @@ class Piece:
 def in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     """Sum over the first dimension in its order, so that rounding does not depend on cuts."""
     iterator = iter(rows)
-    total = next(iterator).clone()
+    first, second = next(iterator), next(iterator, None)
+    total = first.clone() if second is None else first + second
     for row in iterator:
         total += row
     return total
@@ -172,7 +173,7 @@ def is_finite(values: torch.Tensor) -> bool:
     """Tell whether no value is NaN or infinite."""
     # A sum is finite only if all its terms are; it overflows rarely enough to look twice then.
     wide = torch.promote_types(values.dtype, torch.float32)
-    return bool(values.sum(dtype=wide).isfinite() or values.isfinite().all())
+    return math.isfinite(values.sum(dtype=wide).item()) or bool(values.isfinite().all())
 
 
 def check_finite(values: torch.Tensor, name: str, origin: str) -> None:

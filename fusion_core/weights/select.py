@@ -5,8 +5,8 @@ magnitude is found by counting: a sample says between which two values it should
 the weights counts what is above them and tallies what is between, and the counts prove the guess
 right or say on which side to go on. Exact, in memory that does not grow with the model.
 
-Masks are slow: comparing costs five times as much as adding. So trimming and election are written
-as arithmetic.
+Masks are slow: comparing into booleans costs five times as much as adding, or as comparing into the
+operands' own dtype. So trimming and election are written as arithmetic, and counting, too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fusion_core.weights.tally import Part, Search, Tally
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core.weights.merged import Scan
     from fusion_core.weights.piece import Piece
+    from fusion_core.weights.scan import Scan
 
     Rows = Callable[[Piece], torch.Tensor]
 
@@ -34,7 +34,7 @@ _SAMPLE, _SAMPLED = 2**19, 32
 #: Fewer elements than this are tallied without a guess.
 _WORTH_A_GUESS = 2**16
 #: How far from a sample's quantile, in its standard deviations, the true one is looked for.
-_MARGIN = 5
+_MARGIN = 4
 #: So many values of a block are cheaper to pass on than to tally.
 _UNTALLIED = 2**15
 
@@ -81,23 +81,28 @@ class _Count:
 
 
 def _count(keys: torch.Tensor, search: Search) -> Part:
-    mask = keys >= search.low
-    from_low = int(mask.count_nonzero())
-    mask &= keys <= search.high
+    from_low = torch.ge(keys, search.low, out=torch.empty_like(keys))
+    inside = torch.le(keys, search.high, out=torch.empty_like(keys)).mul_(from_low)
+    above = _total(from_low)
     if search.low == search.high:
-        inside = mask.count_nonzero().reshape(1)
-        count = int(inside)
-        return Part(from_low - count, count, torch.zeros_like(inside), inside)
-    bins = (_picked(keys, mask) - search.low) >> search.shift
-    return Part(from_low - len(bins), len(bins), *_tallied(bins))
+        count = _total(inside)
+        return Part(above - count, count, torch.zeros(1, dtype=torch.int64), torch.tensor([count]))
+    bins = (_picked(keys, inside.bool()) - search.low) >> search.shift
+    return Part(above - len(bins), len(bins), *_tallied(bins))
+
+
+def _total(ones: torch.Tensor) -> int:
+    """Count ones among zeros; they fit into their own dtype, which a block's length does."""
+    return int(ones.sum(dtype=ones.dtype))
 
 
 def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return keys[mask]: where little is picked, eight at once are passed over."""
     even = len(keys) // 8 * 8
     groups = mask[:even].view(torch.int64).nonzero().squeeze(1)
-    wide = keys[:even].view(-1, 8)[groups][mask[:even].view(-1, 8)[groups]]
-    return torch.cat([wide, keys[even:][mask[even:]]])
+    wide = keys[:even].view(-1, 8).index_select(0, groups)
+    picked = wide[mask[:even].view(-1, 8).index_select(0, groups)]
+    return torch.cat([picked, keys[even:][mask[even:]]]) if even < len(keys) else picked
 
 
 def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

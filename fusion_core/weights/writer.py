@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import (
@@ -31,17 +31,16 @@ from fusion_core.weights.fault import fault_point
 from fusion_core.weights.follower import Follower, tensors_digest
 from fusion_core.weights.journal import Journal
 from fusion_core.weights.layout import Layout
-from fusion_core.weights.lock import locked
 from fusion_core.weights.shards import Shards
-from fusion_core.weights.workplace import Workplace, repair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
 
     from fusion_core.weights.format import TensorInfo
+    from fusion_core.weights.workplace import Workplace
 
 _log = logging.getLogger(__name__)
 
@@ -126,11 +125,9 @@ class Staging:
             self.add(INDEX, index)
 
     @property
-    def files(self) -> dict[str, tuple[int, str]]:
-        """Size and SHA-256 of every file, by name; of shards, once they are finished."""
-        digests = self._following.files_sha256
-        shards = {each.file: (each.size, digests[each.file]) for each in self.shards.layout.shards}
-        return dict(sorted({**shards, **self._side_files}.items()))
+    def side_files(self) -> Mapping[str, tuple[int, str]]:
+        """Size and SHA-256 of every file but the shards, by name."""
+        return self._side_files
 
     @property
     def tensors_sha256(self) -> str:
@@ -187,7 +184,7 @@ class Staging:
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
-            raise _present(self.workplace.output) from error
+            raise present(self.workplace.output) from error
 
     def _withdraw(self, *, replaces: bool, was_empty: bool) -> None:
         """Take back what could not be made durable."""
@@ -222,75 +219,6 @@ class Staging:
                 self.workplace.remove()
 
 
-@contextmanager
-def staged(
-    output: Path, *, overwrite: bool = False, plan: bytes | None = None, resume: bool = False
-) -> Iterator[Staging]:
-    """Lock `output` and open a staging directory for it, which is gone afterwards.
-
-    `plan` says in full what the run does: with `resume`, it goes on with work that a run of the
-    same plan left. Without a plan nothing is ever kept. Raises `OutputError` if the output is
-    present and not to be overwritten or another run is writing it, `DiskError` where the file
-    system refuses.
-    """
-    check_output(output, overwrite=overwrite)
-    with _parents_made(output) as made, locked(output):
-        left = repair(output)
-        check_output(output, overwrite=overwrite)
-        staging = Staging(_workplace(output, left, plan, resume=resume), made)
-        try:
-            if not staging.workplace.path.exists():
-                staging.workplace.make(plan)
-            yield staging
-        except BaseException as error:
-            staging.close(error)
-            raise
-        else:
-            staging.close(None)
-
-
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise `OutputError` if a run must not write there."""
-    if output.is_symlink():
-        raise OutputError(f"output {output} is a symbolic link", hint="Name a directory itself.")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise _present(output)
-
-
-def _workplace(
-    output: Path, left: Sequence[Workplace], plan: bytes | None, *, resume: bool
-) -> Workplace:
-    """Choose what to go on in: what a dead run of the same plan left, or a new one."""
-    with writing(output):
-        fitting = [each for each in left if plan is not None and each.continues(plan)]
-        newest = max(fitting, key=lambda each: each.touched, default=None)
-    if resume and newest is not None:
-        _log.info("going on in %s", newest.path)
-        return newest
-    if resume:
-        _log.warning("nothing to resume for %s: starting afresh", output)
-    elif newest is not None:
-        _log.warning("%s holds work of a run like this: --resume would go on with it", newest.path)
-    return Workplace.beside(output)
-
-
-@contextmanager
-def _parents_made(output: Path) -> Iterator[list[Path]]:
-    """Make a path's parents; those made are removed again if nothing came into them."""
-    parent = output.absolute().parent
-    made = [each for each in (parent, *parent.parents) if not each.exists()]
-    try:
-        with writing(output):
-            parent.mkdir(parents=True, exist_ok=True)
-        yield made
-    finally:
-        for each in made:
-            with suppress(OSError):  # never made after all, or in use by now
-                each.rmdir()
-
-
 def _content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -298,7 +226,8 @@ def _content_of(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _present(output: Path) -> OutputError:
+def present(output: Path) -> OutputError:
+    """Return the error for an output that is not to be replaced."""
     return OutputError(
         f"output {output} is already there",
         hint="Choose another with -o, or replace it with --overwrite.",

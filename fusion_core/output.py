@@ -1,0 +1,107 @@
+"""The model directory of a run: opened, described before any work is done, written, committed."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import provenance
+from fusion_core.errors import RecipeError
+from fusion_core.evaluation import RECIPE
+from fusion_core.fused import dtype_of
+from fusion_core.recipes import dump_yaml
+from fusion_core.weights import Staging, WeightSource, held_in_memory, materialise, staged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fusion_core.algorithm import RunContext
+    from fusion_core.model_pool import ModelPool
+    from fusion_core.planning import Plan
+
+PROVENANCE = "provenance.json"
+
+
+def _inputs(plan: Plan) -> dict[str, Any]:
+    """Identify what goes into a run: models, and tasks' data that has a name."""
+    tasks = plan.tasks_read
+    data = {} if tasks is None else tasks.inputs()
+    return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
+
+
+@contextmanager
+def opened(plan: Plan) -> Iterator[Staging | None]:
+    """Open the output's staging directory; None for a run that writes nothing."""
+    described = None if plan.path is None else _described(plan)
+    if plan.options.resume and described is None:
+        raise RecipeError(
+            "a run with models in memory cannot be resumed: nothing tells them apart",
+            hint="Leave --resume out, or save the models and name their directories.",
+        )
+    if plan.path is None:
+        yield None
+        return
+    options = plan.options
+    with staged(
+        plan.path, overwrite=options.overwrite, plan=described, resume=options.resume
+    ) as staging:
+        yield staging
+
+
+def _described(plan: Plan) -> bytes | None:
+    """Say in full what a run does, before it does it; None if that cannot be told from files."""
+    if any(map(held_in_memory, plan.pool.by_name.values())):
+        return None
+    parts = {"recipe": plan.recipe, **_inputs(plan), **_environment(plan)}
+    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
+    plan: Plan,
+    staging: Staging,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    context: RunContext,
+    started: float,
+) -> None:
+    """Write the model directory: all of it, or nothing; `pool` is the aligned one."""
+    output = plan.resolved.recipe.output
+    materialise(
+        weights,
+        staging,
+        shard_size=output.shard_size,
+        executor=context.executor,
+        progress=plan.options.progress,
+    )
+    assets = pool.assets(dtype=dtype_of(output.dtype))
+    for name, content in {**assets, **context.side_files}.items():
+        staging.add(name, content)
+    staging.add(RECIPE, dump_yaml(plan.recipe).encode())
+    seconds = round(time.perf_counter() - started, 3)
+    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+    staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
+    pool.check_unchanged()
+    staging.commit(overwrite=plan.options.overwrite)
+
+
+def _provenance(
+    plan: Plan,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    staging: Staging,
+    timings: Mapping[str, Any],
+) -> bytes:
+    parts = {
+        **_environment(plan),
+        **_inputs(plan),
+        "tensors": provenance.counts(pool, weights, skipped=plan.skipped),
+        "outputs": provenance.outputs(staging),
+    }
+    return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    return provenance.environment(plan.distributions, plan.plugins.plugins, plan.device)

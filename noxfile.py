@@ -100,6 +100,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/streaming.py", *mergekit, *session.posargs)
 
 
+@nox.session(default=False)
+def full_size(session: nox.Session) -> None:
+    """Run the pools of the hub with full-size random weights; prints times and memory."""
+    install(session, "test")
+    session.run("pytest", "-s", "-m", "full_size", "plugins", *session.posargs)
+
+
 def _mergekit(session: nox.Session) -> Path:
     """Return a virtual environment with the mergekit that results are held against."""
     place = session.cache_dir / "mergekit-0.1.5"

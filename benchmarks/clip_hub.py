@@ -5,8 +5,8 @@
 A hub on 127.0.0.1 serves a CLIPModel of ViT-B/32's shapes, experts of it and data sets of random
 images, under the true ids. `task-arithmetic`, `ties` and `adamerging` with a few steps then run on
 the pool `clip-vit-b32`, each as a process of its own: the first downloads, the others find the
-cache full. Prints wall time and peak memory as Markdown. Accuracies mean nothing, weights being
-random.
+cache full; what they write is loaded by transformers. Prints wall time and peak memory as Markdown.
+Accuracies mean nothing, weights being random.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -104,6 +110,7 @@ def measured(method: str, tasks: list[str], place: Path, hub: HubServer) -> str:
     seconds = time.perf_counter() - started
     if status:
         sys.exit(f"{method} failed")
+    CLIPVisionModel.from_pretrained(place / f"out-{method}")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     files = len(hub.asked("/resolve/", "GET")) - before
     return f"| {method} | {seconds:.0f} s | {peak:.2f} GB | {files} |"

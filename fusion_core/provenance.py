@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights.follower import tensors_digest
+from fusion_core.weights.digest import bytes_digest, tensors_digest
 from fusion_core.weights.source import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from fusion_core.distributions import Plugin
     from fusion_core.model_pool import ModelPool
@@ -60,7 +60,7 @@ def counts(
 def outputs(staging: Staging) -> dict[str, Any]:
     """Identify every file of a finished directory, and the tensors by a digest of their own.
 
-    Of a shard, the hash is its header's: what follows is the tensors, which `tensors_sha256` covers
+    Of a shard, the hash is its header's: what follows is the tensors, which `tensors_blake3` covers
     (see `tensor_digest`). That one does not depend on the shard size.
     """
     shards = {
@@ -72,26 +72,24 @@ def outputs(staging: Staging) -> dict[str, Any]:
         for name, (size, digest) in staging.side_files.items()
     }
     files = dict(sorted({**shards, **beside}.items()))
-    return {"files": files, "tensors_sha256": staging.tensors_sha256}
+    return {"files": files, "tensors_blake3": staging.tensors_digest}
 
 
 def tensor_digest(source: WeightSource) -> str:
     """Return the digest of a source's tensors that `provenance.json` gives of an output's.
 
-    One SHA-256 over a line for each tensor, in the order of their names: name, dtype as safetensors
-    calls it, shape and SHA-256 of the bytes, e.g. `head.bias F32 [10] 9f86…`.
+    One BLAKE3 over a line for each tensor, in the order of their names: name, dtype as safetensors
+    calls it, shape and BLAKE3 of the bytes, e.g. `head.bias F32 [10] 9f86…`.
     """
     return tensors_digest(
-        {name: (info, _hashed(source, info)) for name, info in source.infos.items()}
+        {name: (info, bytes_digest(_chunks(source, info))) for name, info in source.infos.items()}
     )
 
 
-def _hashed(source: WeightSource, info: TensorInfo) -> str:
-    digest = hashlib.sha256()
+def _chunks(source: WeightSource, info: TensorInfo) -> Iterator[memoryview]:
     for start, stop in source.cut.ranges(info):
-        values = source.read(info.name, start, stop).contiguous()  # alive while it is hashed
-        digest.update(memory_of(values))
-    return digest.hexdigest()
+        values = source.read(info.name, start, stop).contiguous()
+        yield memory_of(values)  # which live until the next are asked for
 
 
 def statement(parts: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:

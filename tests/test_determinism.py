@@ -103,7 +103,7 @@ def digest(
         options=RunOptions(executor=setting.executor, workers=setting.workers, evaluate=False),
     )
     provenance = json.loads((out / "provenance.json").read_text())
-    found: str = provenance["outputs"]["tensors_sha256"]
+    found: str = provenance["outputs"]["tensors_blake3"]
     return found
 
 

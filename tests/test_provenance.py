@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import save_file
 
 from fusion_core import provenance
@@ -29,7 +30,7 @@ STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "e": torch.
 
 def test_the_tensors_digest_is_over_names_dtypes_shapes_and_bytes() -> None:
     def of_bytes(data: bytes) -> str:
-        return hashlib.sha256(data).hexdigest()
+        return blake3(data).hexdigest()
 
     lines = (
         f"a I64 [] {of_bytes((3).to_bytes(8, 'little'))}\n"
@@ -81,8 +82,8 @@ def test_outputs_are_hashed_one_by_one(tmp_path: Path, shard_size: int) -> None:
         key, hashed = ("header_sha256", content[:header]) if is_shard else ("sha256", content)
         digest = hashlib.sha256(hashed).hexdigest()
         assert found["files"][name] == {"bytes": len(content), key: digest}
-    assert found["tensors_sha256"] == provenance.tensor_digest(StateDictSource(STATE))
-    assert found["tensors_sha256"] == provenance.tensor_digest(CheckpointSource(tmp_path / "out"))
+    assert found["tensors_blake3"] == provenance.tensor_digest(StateDictSource(STATE))
+    assert found["tensors_blake3"] == provenance.tensor_digest(CheckpointSource(tmp_path / "out"))
 
 
 def test_every_tensor_is_accounted_for() -> None:

@@ -372,6 +372,7 @@ def test_an_interrupt_while_threads_write_closes_nothing_under_them(tmp_path: Pa
 
 
 STOPPED = """
+import signal
 import sys
 from fusion_core.cli import app
 from fusion_core.weights import fault, follower
@@ -383,6 +384,7 @@ def listen(place):
         print("now", flush=True)
         sys.stdin.readline()
 fault.listener = listen
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell ignores it
 app.main()
 """
 

@@ -374,7 +374,7 @@ def test_another_shard_size_gives_the_same_tensors(paths: dict[str, Any], tmp_pa
         output = {"path": f"out-{size}", "shard_size": size}
         run_fusion(algorithm="ties", model_pool=paths, output=output)
         statement = json.loads((tmp_path / f"out-{size}" / "provenance.json").read_text())
-        digests.add(statement["outputs"]["tensors_sha256"])
+        digests.add(statement["outputs"]["tensors_blake3"])
     assert len(digests) == 1
 
 

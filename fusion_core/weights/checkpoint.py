@@ -43,7 +43,8 @@ class CheckpointSource(WeightSource):
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read a range of a tensor from its file."""
-        entry, file = self._entries[name]
+        file = self._homes[name]
+        entry = self._entries[file][name]
         values = torch.empty(stop - start, dtype=entry.info.dtype)
         view, offset = memory_of(values), entry.offset + start * values.itemsize
         while view:
@@ -81,7 +82,7 @@ class CheckpointSource(WeightSource):
         """
         for file, descriptor in self._descriptors.items():
             status = os.fstat(descriptor)
-            first = min(entry.offset for entry, home in self._entries.values() if home == file)
+            first = min(entry.offset for entry in self._entries[file].values())
             digest = hashlib.sha256(os.pread(descriptor, first, 0)).hexdigest()
             yield (
                 file,
@@ -95,17 +96,19 @@ class CheckpointSource(WeightSource):
     def _open_all(self) -> None:
         self._descriptors: dict[str, int] = {}
         self._identities: dict[str, tuple[int, ...]] = {}
-        self._entries: dict[str, tuple[Entry, str]] = {}
+        self._entries: dict[str, dict[str, Entry]] = {}
+        self._homes: dict[str, str] = {}
         index = self._index()
         for file in dict.fromkeys(index.values()) if index else [self._single().name]:
             self._open(file, index)
-        if not self._entries:
+        if not self._homes:
             raise CheckpointError(f"{self.path} holds no tensors")
-        lost = [name for name in index if name not in self._entries]
+        lost = [name for name in index if name not in self._homes]
         if lost:
             name, file = lost[0], index[lost[0]]
             raise CheckpointError(f"{self.path / INDEX}: {shown(name)} is not in {file!r}")
-        self.infos = {name: entry.info for name, (entry, _) in self._entries.items()}
+        parts = self._entries.values()
+        self.infos = {name: entry.info for part in parts for name, entry in part.items()}
 
     def _open(self, file: str, index: dict[str, str]) -> None:
         path = self._file_path(file)
@@ -116,10 +119,11 @@ class CheckpointSource(WeightSource):
             entries, _ = parse_header(descriptor, path=str(path))
         except OSError as error:
             raise unreadable(path, error) from error
-        for name, entry in entries.items():
-            if index and index.get(name) != file:
-                raise CheckpointError(f"{path}: tensor {name!r} is not listed in {INDEX} for it")
-            self._entries[name] = (entry, file)
+        astray = next((name for name in entries if index and index.get(name) != file), None)
+        if astray is not None:
+            raise CheckpointError(f"{path}: tensor {astray!r} is not listed in {INDEX} for it")
+        self._entries[file] = entries
+        self._homes.update(dict.fromkeys(entries, file))
 
     def _index(self) -> dict[str, str]:
         path = self.path / INDEX

@@ -1,26 +1,24 @@
 """Follows a merge: hashes what was written, makes it durable, and records that it is.
 
-Tensors are hashed once, while their bytes are still in memory: hashing takes as long as merging.
+Tensors are hashed once, while their bytes are still in memory.
 Batches are synced and then journalled in the background, so that neither the merge nor the end of
 the run waits for much.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from fusion_core.weights.digest import bytes_digest
 from fusion_core.weights.fault import fault_point
-from fusion_core.weights.format import DTYPE_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from fusion_core.weights.disk import DataFile
-    from fusion_core.weights.format import TensorInfo
     from fusion_core.weights.journal import Journal
     from fusion_core.weights.layout import Layout, Place
 
@@ -53,7 +51,7 @@ class Follower:
         """
         self._check()
         place = self._places[name]
-        self._hashes[name] = self._hasher.submit(tensor_sha256, self._files[place.file], place)
+        self._hashes[name] = self._hasher.submit(place_digest, self._files[place.file], place)
         self._batch.append(place)
         self._batch_bytes += place.info.nbytes
         waited = time.monotonic() - self._last_batch
@@ -67,7 +65,7 @@ class Follower:
             self._pending.popleft().result()
 
     @property
-    def tensors_sha256(self) -> dict[str, str]:
+    def tensor_digests(self) -> dict[str, str]:
         """The digest of each tensor's bytes; call `complete` before."""
         return self._journal.tensors
 
@@ -103,27 +101,7 @@ class Follower:
             self._pending.popleft().result()
 
 
-def tensor_sha256(file: DataFile, place: Place) -> str:
+def place_digest(file: DataFile, place: Place) -> str:
     """Hash a tensor's bytes as they lie in its file."""
-    digest = hashlib.sha256()
-    for chunk in _chunks(file, place):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _chunks(file: DataFile, place: Place) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(place.info.nbytes, _CHUNK)))
-    return file.chunks(place.offset, place.info.nbytes, buffer)
-
-
-def tensors_digest(tensors: Mapping[str, tuple[TensorInfo, str]]) -> str:
-    """Return one SHA-256 for all tensors: of a line each, in order, whatever file each lies in.
-
-    A line is `name dtype shape sha256`, e.g. `head.bias F32 [10] 9f86…`, and ends with a newline.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        info, of_tensor = tensors[name]
-        shape = ",".join(map(str, info.shape))
-        digest.update(f"{name} {DTYPE_NAMES[info.dtype]} [{shape}] {of_tensor}\n".encode())
-    return digest.hexdigest()
+    return bytes_digest(file.chunks(place.offset, place.info.nbytes, buffer))

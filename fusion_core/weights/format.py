@@ -152,7 +152,7 @@ def parse_json(text: bytes, *, path: str) -> dict[str, Any]:
             text.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
-            parse_int=_integer,
+            parse_int=_integer if b"-0" in text else None,
         )
     except (ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__

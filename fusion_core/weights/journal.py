@@ -1,6 +1,6 @@
 """The record of what is finished: one JSON object a line, in a file that only grows.
 
-The first line names the layout, each further one a tensor whose data is durable, with the SHA-256
+The first line names the layout, each further one a tensor whose data is durable, with the digest
 of its bytes; the last one says that the directory is about to get its name. A process that dies
 while it appends leaves a torn line, which does not count; a run that goes on writes the journal
 anew before it appends.
@@ -27,7 +27,7 @@ class Journal:
         self._file: DataFile | None = None
         self._end = 0
         self.layout: str | None = None
-        #: SHA-256 by name of the tensors that are finished
+        #: digests by name of the tensors that are finished
         self.tensors: dict[str, str] = {}
         #: the number (inode) of the directory that was about to get its name
         self.committing: int | None = None
@@ -79,11 +79,11 @@ class Journal:
         elif "commit" in record:
             self.committing = int(record["commit"])
         else:
-            self.tensors[str(record["name"])] = str(record["sha256"])
+            self.tensors[str(record["name"])] = str(record["digest"])
 
 
 def _records(tensors: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    yield from ({"name": name, "sha256": digest} for name, digest in tensors.items())
+    yield from ({"name": name, "digest": digest} for name, digest in tensors.items())
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core.weights.disk import DataFile, free_bytes
 from fusion_core.weights.fault import fault_point
-from fusion_core.weights.follower import tensor_sha256
+from fusion_core.weights.follower import place_digest
 from fusion_core.weights.source import memory_of
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ class Shards:
         return cls(layout, files)
 
     def intact(self, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Hash tensors again; returns those that are as they were recorded, by SHA-256."""
+        """Hash tensors again; returns those that are as they were recorded, by digest."""
         places = [self.layout.places[name] for name in recorded]
         with ThreadPoolExecutor() as threads:
-            found = threads.map(lambda each: tensor_sha256(self.files[each.file], each), places)
+            found = threads.map(lambda each: place_digest(self.files[each.file], each), places)
             pairs = zip(recorded.items(), found, strict=True)
             return {name: expected for (name, expected), digest in pairs if digest == expected}
 

@@ -26,9 +26,10 @@ from fusion_core.errors import (
     WorkerError,
 )
 from fusion_core.weights.checkpoint import INDEX, CheckpointSource
+from fusion_core.weights.digest import tensors_digest
 from fusion_core.weights.disk import sync_directory, write_new, writing
 from fusion_core.weights.fault import fault_point
-from fusion_core.weights.follower import Follower, tensors_digest
+from fusion_core.weights.follower import Follower
 from fusion_core.weights.journal import Journal
 from fusion_core.weights.layout import Layout
 from fusion_core.weights.shards import Shards
@@ -130,9 +131,9 @@ class Staging:
         return self._side_files
 
     @property
-    def tensors_sha256(self) -> str:
+    def tensors_digest(self) -> str:
         """One digest of all tensors, whatever the shard size, once the shards are finished."""
-        found = self._following.tensors_sha256
+        found = self._following.tensor_digests
         places = self.shards.layout.places.items()
         return tensors_digest({name: (place.info, found[name]) for name, place in places})
 

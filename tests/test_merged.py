@@ -187,6 +187,25 @@ def test_integer_buffers_are_the_bases(models: Models) -> None:
     assert torch.equal(found.tensor("steps"), models["base"]["steps"])
 
 
+class Together(StateDictSource):
+    """A source that two readers must read from at once."""
+
+    meeting = threading.Barrier(2, timeout=30)
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        self.meeting.wait()
+        return super().read(name, start, stop)
+
+
+def test_pieces_are_read_side_by_side() -> None:
+    source = Together({"a": torch.arange(8.0)})
+    read = Operands(source, {"x": source})
+    pieces = [Piece(read, source.infos["a"], span, Cut.ELEMENT) for span in [(0, 4), (4, 8)]]
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda piece: piece.base, pieces)
+    assert torch.equal(torch.cat([first, second]), torch.arange(8.0))
+
+
 # --- determinism --------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ class SimpleAverage(TensorwiseAlgorithm[SimpleAverageConfig]):
 
     def merge(self, piece: Piece) -> Tensor:
         """Return the mean over experts."""
-        return in_order(piece.experts) / len(piece.experts)
+        return in_order(piece.experts).div_(len(piece.experts))
 
 
 class WeightedAverage(Algorithm[WeightedAverageConfig]):

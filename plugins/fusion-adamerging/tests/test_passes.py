@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,6 +75,18 @@ def test_as_many_tasks_share_a_pass_as_their_activations_allow(
     calls = Counting(model)
     _passes(model, turned_tasks, shared=int(2.2 * one)).backward(0)
     assert calls.sizes == [8, 16, 8], "one to measure, then two tasks, then the third"
+
+
+def test_no_activations_outlive_a_step(
+    make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    model = make_pool("mlp").config.base
+    made: list[weakref.ref[torch.Tensor]] = []
+    for layer in model:
+        layer.register_forward_hook(lambda _, __, output: made.append(weakref.ref(output)))
+    _passes(model, turned_tasks, shared=PLENTY).backward(0)
+    assert len(made) > len(model), "a pass that measures, and those that count"
+    assert [each() for each in made] == [None] * len(made)
 
 
 def test_tasks_without_features_are_passed_through_one_by_one(

@@ -98,7 +98,7 @@ class Passes:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
                 kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # itself, it would lead back to the graph, and none be freed
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             graph = self._logits([pair])  # as long as it lives, no two tensors share an address

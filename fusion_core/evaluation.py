@@ -90,6 +90,8 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
     chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
     algorithm = _recorded(recipe, plugins)
+    if algorithm is None and as_recorded:
+        _check_unadapted(directory)
     adapted = algorithm is not None and sees_tasks(algorithm.component.spec)
     with hub.session(progress):
         tasks = chosen_tasks.create()
@@ -162,6 +164,16 @@ def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:
         "how to build this model is not recorded beside it",
         hint="Name the model pool that it belongs to with --pool; see: fuse list pools",
     )
+
+
+def _check_unadapted(directory: Path) -> None:
+    """Raise `PluginError` where what the model has adapted on was recorded, and cannot be again."""
+    path = directory / REPORT
+    if path.is_file() and json.loads(path.read_bytes()).get("transductive") is not None:
+        raise PluginError(
+            f"the algorithm that made {directory} is not here, and its model has adapted on tasks",
+            hint="Install its plugin, or name --task-pool: figures are then shown, not recorded.",
+        )
 
 
 def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:

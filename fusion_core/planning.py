@@ -24,7 +24,7 @@ from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.ranks import helps
 from fusion_core.recipes import load_recipe, shown
-from fusion_core.resolving import resolve
+from fusion_core.resolving import resolve, resolved_as
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
 from fusion_core.weights import held_in_memory
@@ -159,6 +159,8 @@ def _planned(
     shaped = {**raw, **{name: {} for name in live}}
     nesting = partial(_nested, options=options, inside=inside or ())
     resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
+    if "algorithm" in live:
+        resolved = replace(resolved, algorithm=resolved_as(live["algorithm"], plugins))
     device = device_of(options.device)
     place = None if helps() or inside is not None else resolved.recipe.output.path
     if place is not None:  # before anything is downloaded

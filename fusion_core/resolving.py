@@ -53,6 +53,17 @@ class Resolved(Generic[SpecT]):
         return self.component.load_class()(self.config)
 
 
+def resolved_as(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
+    """Return what an algorithm given as an object is, if its very class is a plugin's."""
+    kind = type(algorithm)
+    known = list(plugins.components(AlgorithmSpec))
+    for component in known:
+        if component.spec.target == f"{kind.__module__}:{kind.__qualname__}":
+            ambiguous = sum(component.spec.name in each.names for each in known) > 1
+            return Resolved(component, algorithm.config, ambiguous)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedRecipe:
     """A recipe after both phases; a section is None where it was left out or given as an object."""

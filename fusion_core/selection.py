@@ -111,7 +111,13 @@ class SelectedPool(ModelPool[ComponentConfig]):
         self.experts = {name: RenamedSource(each, same) for name, each in pool.experts.items()}
 
     def build(self, weights: WeightSource) -> nn.Module:
-        """Return a live model: these weights, and the reference's for what is not merged."""
+        """Return a live model: these weights, and the reference's for what is not merged.
+
+        One of the pool's own models is built as it is, all of it.
+        """
+        for name, some in self.experts.items():
+            if weights is some:
+                return self._pool.build(self._pool.experts[name])
         return self._pool.build(AlignedSource(weights, self._pool.reference))
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
+from fusion_core.errors import DiskError
 from fusion_core.metrics import MetricsLog
 
 if TYPE_CHECKING:
@@ -37,6 +40,20 @@ def test_a_line_that_a_kill_tore_is_forgotten(tmp_path: Path) -> None:
     log = MetricsLog(path)
     log.add(1, {"loss": 1.0})
     assert path.read_text() == '{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"{}\n", b"[1]\n", b"\0\0\0\n"])
+def test_what_follows_a_damaged_line_is_forgotten(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0, "loss": 2.0}\n' + damage + b'{"step": 2, "loss": 1.0}\n')
+    assert list(MetricsLog(path).steps) == [0]
+    assert path.read_text() == '{"step": 0, "loss": 2.0}\n'
+
+
+def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "metrics.jsonl"
+    with pytest.raises(DiskError, match="gone"):
+        MetricsLog(path).add(0, {"loss": 1.0})
 
 
 def test_without_a_file_they_are_kept_in_memory() -> None:

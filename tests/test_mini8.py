@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import run_fusion
 from fusion_core.planning import RunOptions
 from fusion_core.plugins import load_plugins
@@ -155,6 +157,22 @@ def test_adapting_on_a_half_is_measured_on_the_other(tmp_path: Path) -> None:
     report = json.loads(expected)
     assert (report["transductive"], report["tasks"]["latin"]["accuracy"] * 400 % 1) == (False, 0)
     assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "m" / "report.json").read_bytes() == expected
+
+
+def test_what_an_object_has_adapted_on_is_known_when_it_is_measured_again(tmp_path: Path) -> None:
+    run_fusion(
+        algorithm=AdaMerging(AdaMergingConfig(steps=1, batch_size=4, adapt_split="holdout")),
+        model_pool="mini8",
+        task_pool={"name": "mini8", "tasks": ["latin"]},
+        output=tmp_path / "m",
+    )
+    expected = (tmp_path / "m" / "report.json").read_bytes()
+    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "m" / "report.json").read_bytes() == expected
+    refused = fuse("--no-plugin", "fusion-adamerging", "evaluate", "m", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "has adapted on tasks" in refused.stderr
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
 
 

@@ -20,6 +20,7 @@ from fusion_core.plugins import load_plugins
 from fusion_core.recipes import dump_yaml, load_yaml
 from fusion_core.selection import Selected, SelectedPool
 from fusion_core.specs import AlgorithmSpec
+from fusion_core.weights import StateDictSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,9 +178,12 @@ def test_a_pool_of_some_tensors_builds_whole_models() -> None:
     base, expert = nn.Linear(3, 2), nn.Linear(3, 2)
     pool = CheckpointsPool(CheckpointsConfig(base=base, models={"a": expert}))
     some = SelectedPool(pool, ["weight"])
-    built = some.build(some.experts["a"])
-    assert torch.equal(built.weight, expert.weight)
-    assert torch.equal(built.bias, base.bias)
+    merged = some.build(StateDictSource({"weight": torch.ones(2, 3)}))
+    assert torch.equal(merged.weight, torch.ones(2, 3))
+    assert torch.equal(merged.bias, base.bias)
+    own = some.build(some.experts["a"])
+    assert torch.equal(own.weight, expert.weight)
+    assert torch.equal(own.bias, expert.bias), "a model of the pool's is its own all over"
     assert some.inputs() == pool.inputs()
     assert (some.task_of("a"), some.assets()) == ("a", {})
 

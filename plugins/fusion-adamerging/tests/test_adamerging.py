@@ -148,6 +148,8 @@ def test_inputs_are_not_modified(make_pool: Make, tasks: Any) -> None:
         ("{", "no coefficients file"),
         ("[]", "no coefficients file"),
         ('{"coefficients": {"a": {"x": "?"}}}', "no coefficients file"),
+        ('{"coefficients": {"a": {"x": 1%s}}}' % ("0" * 400), "no coefficients file"),
+        ("[" * 10**5, "no coefficients file"),
         ('{"coefficients": {"a": {}}}', "for other models: .*b"),
         ('{"coefficients": {"a": {"zz": 1}, "b": {}}}', "for other models: .*zz"),
     ],
@@ -208,3 +210,98 @@ def test_a_preset_fills_in_what_is_not_given() -> None:
     assert AdaMergingConfig(preset="paper", steps=7).steps == 7
     assert AdaMergingConfig(**paper.model_dump()) == paper, "a resolved recipe says the same"
     assert AdaMergingConfig().steps < paper.steps
+
+
+@pytest.mark.parametrize(
+    ("learned", "used"),
+    [
+        ({"trim": True}, {}),
+        ({}, {"trim": True}),
+        ({"trim": True, "density": 0.3}, {"trim": True}),
+        ({"adapt_split": "holdout"}, {}),
+        ({}, {"adapt_split": "holdout"}),
+    ],
+)
+def test_coefficients_are_refused_where_they_mean_something_else(
+    make_pool: Make, tasks: Any, tmp_path: Path, learned: Any, used: Any
+) -> None:
+    pool, path = make_pool("mlp", experts=3), tmp_path / "coefficients.json"
+    _, saved = _run(pool, tasks, steps=1, **learned)[0]
+    path.write_text(json.dumps(saved))
+    again = AdaMerging(AdaMergingConfig(coefficients=str(path), **learned))
+    again.run(pool, RunContext())
+    with pytest.raises(RecipeError, match=r"was learned with .* not with .*") as caught:
+        AdaMerging(AdaMergingConfig(coefficients=str(path), **used)).run(pool, RunContext())
+    assert "--set algorithm." in str(caught.value.hint)
+
+
+def test_a_file_of_coefficients_says_how_they_were_learned(make_pool: Make, tasks: Any) -> None:
+    _, saved = _run(make_pool("mlp"), tasks, steps=1, objective="teacher")[0]
+    assert saved["learned"] == {
+        "granularity": "layer",
+        "objective": "teacher",
+        "trim": False,
+        "density": 0.2,
+        "adapt_split": "test",
+        "tasks": ["a", "b"],
+    }
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"]])
+def test_tasks_are_named_once_each(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="tasks"):
+        AdaMergingConfig(tasks=names)
+
+
+def test_a_teacher_is_all_of_an_expert_whatever_is_merged(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, asked = make_pool("mlp"), []
+    monkeypatch.setattr(
+        "fusion_adamerging.adamerging.expert_logits",
+        lambda expert, *_: asked.append(expert.state_dict()) or {0: torch.zeros(16, 4)},
+    )
+    options = {"name": "adamerging", "steps": 1, "objective": "teacher", "skip": "*.bias"}
+    run_fusion(algorithm=options, model_pool=pool, task_pool=tasks)
+    assert len(asked) == 2
+    for found, name in zip(asked, pool.experts, strict=True):
+        for tensor, value in found.items():
+            assert torch.equal(value, pool.experts[name].tensor(tensor)), (name, tensor)
+
+
+def test_what_takes_no_part_in_a_prediction_keeps_its_coefficient(
+    make_pool: Make, tasks: Any
+) -> None:
+    pool = make_pool("mlp")
+    kind = tasks.kind
+    tasks.kind = type("Blind", (kind,), {"logits": lambda _, __, batch: batch.inputs.flatten(1)})
+    (_, saved), _ = _run(pool, tasks, steps=2)
+    found = [value for row in saved["coefficients"].values() for value in row.values()]
+    assert found == pytest.approx([0.3] * len(found))
+
+
+def test_whole_numbers_are_no_leaves(make_pool: Make, tasks: Any) -> None:
+    pool = make_pool("mlp")
+    for number, module in enumerate([pool.config.base, *pool.config.models.values()]):
+        module[3].count = torch.nn.Parameter(torch.tensor(number), requires_grad=False)
+    pool = type(pool)(pool.config)
+    (source, saved), _ = _run(pool, tasks, steps=2)
+    assert "3.count" not in saved["coefficients"]["a"]
+    assert source.tensor("3.count") == 0
+
+
+def test_wide_models_are_searched_as_wide_as_they_are(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+    kind = tasks.kind
+    logits = kind.logits
+    monkeypatch.setattr(
+        kind,
+        "logits",
+        lambda task, model, batch: (
+            seen.add(next(model.parameters()).dtype) or logits(task, model, batch)
+        ),
+    )
+    _run(make_pool("mlp", dtype=torch.float64), tasks, steps=1)
+    assert seen == {torch.float64}

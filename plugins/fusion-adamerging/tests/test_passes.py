@@ -74,7 +74,7 @@ def test_as_many_tasks_share_a_pass_as_their_activations_allow(
     assert 8 * (48 + 16) * 4 <= one <= 8 * (48 + 16 + 4 * 5) * 4 + 200
     calls = Counting(model)
     _passes(model, turned_tasks, shared=int(2.2 * one)).backward(0)
-    assert calls.sizes == [8, 16, 8], "one to measure, then two tasks, then the third"
+    assert calls.sizes == [8, 1, 16, 8], "two to measure, then two tasks, then the third"
 
 
 def test_no_activations_outlive_a_step(
@@ -87,6 +87,45 @@ def test_no_activations_outlive_a_step(
     _passes(model, turned_tasks, shared=PLENTY).backward(0)
     assert len(made) > len(model), "a pass that measures, and those that count"
     assert [each() for each in made] == [None] * len(made)
+
+
+def test_a_pass_that_may_be_shared_counts_only_what_grows_with_the_tasks(
+    make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
+) -> None:
+    rooms = []
+    for bf16 in (False, True):
+        passes = _passes(make_pool("mlp").config.base, turned_tasks, shared=PLENTY, bf16=bf16)
+        passes.backward(0)
+        rooms.extend(passes.rooms.values())
+    assert rooms[1] > 1.5 * rooms[0], "weights in bf16 are kept once, activations take half"
+
+
+def test_a_batch_is_drawn_when_its_pass_begins(
+    make_pool: Callable[..., CheckpointsPool], turned_tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, events = make_pool("mlp").config.base, []
+    model.register_forward_hook(lambda *_: events.append("pass"))
+    batch = turned_tasks.kind.batch
+    monkeypatch.setattr(
+        turned_tasks.kind,
+        "batch",
+        lambda task, *a, **k: events.append(task.name) or batch(task, *a, **k),
+    )
+    _passes(model, turned_tasks, shared=0).backward(0)
+    assert [each for each in events if each != "pass"] == ["a", "b", "c"]
+    assert events.index("b") > events.index("pass")
+
+
+def test_classes_that_a_mask_rules_out_add_nothing() -> None:
+    logits = torch.tensor([[1.0, 2.0, -torch.inf]], requires_grad=True)
+    narrow = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    for objective in (entropy, lambda each: disagreement(each, each.detach() * 2)):
+        masked, plain = objective(logits), objective(narrow)
+        torch.testing.assert_close(masked, plain)
+        (found,) = torch.autograd.grad(masked, logits)
+        (expected,) = torch.autograd.grad(plain, narrow)
+        torch.testing.assert_close(found[:, :2], expected)
+        assert found[0, 2] == 0
 
 
 def test_tasks_without_features_are_passed_through_one_by_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.ranks import Meeting, Ranks, joined_ranks
 from fusion_core import RunContext
-from fusion_core.errors import FusionError
+from fusion_core.errors import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +122,7 @@ def test_several_processes_without_a_place_to_meet_are_refused(
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FusionError, match=r"cannot join the other ranks: .*RANK.*torchrun"):
+    with pytest.raises(WorkerError, match=r"cannot join the other ranks: .*RANK.*torchrun"):
         joined_ranks.__wrapped__()
 
 
@@ -142,5 +143,24 @@ def test_what_was_exchanged_is_cleared_away() -> None:
 def test_a_rank_that_brings_nothing_is_named() -> None:
     store = distributed.HashStore()
     store.set_timeout(timedelta(seconds=0.1))
-    with pytest.raises(FusionError, match="rank 1 brought nothing to the others"):
+    with pytest.raises(WorkerError, match="rank 1 brought nothing to the others"):
         Ranks(0, 2, Meeting(store)).gathered("mine")
+
+
+def test_ranks_that_are_started_again_read_nothing_that_dead_ones_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = distributed.HashStore()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    place = importlib.import_module("torch.distributed.rendezvous")
+    monkeypatch.setattr(place, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    found = []
+    for start in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        ranks = joined_ranks.__wrapped__()
+        assert ranks.meeting is not None
+        ranks.meeting.store.set_timeout(timedelta(seconds=0.1))
+        found.append(ranks)
+    found[0].meeting.store.set("0/1", "left by a dead rank")
+    with pytest.raises(WorkerError, match="rank 1 brought nothing"):
+        found[1].gathered("mine")

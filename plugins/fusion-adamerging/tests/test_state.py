@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.state import StateStore
 from fusion_core import RunContext
+from fusion_core.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +37,7 @@ def _coefficients(
             raise KilledError
 
     context = RunContext(tasks=tasks, on_metrics=on_metrics, state=state)
-    config = AdaMergingConfig(steps=12, save_every=3, lr=0.05, **options)
+    config = AdaMergingConfig(**{"steps": 12, "save_every": 3, "lr": 0.05, **options})
     try:
         AdaMerging(config).run(pool, context)
     except KilledError:
@@ -61,6 +63,30 @@ def test_a_search_killed_anywhere_resumes_to_the_same_bits(
         resumed, taken = _coefficients(pool, turned_tasks, state, **options)
         assert resumed == whole
         assert taken[0] == (die_after - 1) // 3 * 3, "the last state before it died"
+
+
+def test_the_end_of_a_search_is_saved_whatever_the_interval(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
+) -> None:
+    pool = make_pool("mlp")
+    first, _ = _coefficients(pool, tasks, tmp_path, steps=4)
+    again, taken = _coefficients(pool, tasks, tmp_path, steps=4)
+    assert again == first
+    assert taken == [], "no step is taken again while the merge goes on"
+
+
+def test_a_resumed_merge_takes_no_other_coefficients(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
+) -> None:
+    pool, path = make_pool("mlp"), tmp_path / "coefficients.json"
+    found, _ = _coefficients(pool, tasks, None)
+    assert found is not None
+    algorithm = AdaMerging(AdaMergingConfig(coefficients=str(path)))
+    for content, refused in ((found, False), (found, False), (found.replace(b"0.", b"0.1"), True)):
+        path.write_bytes(content)
+        context = RunContext(state=tmp_path / "state")
+        with pytest.raises(IntegrityError, match="stopped run") if refused else nullcontext():
+            algorithm.run(pool, context)
 
 
 def test_a_search_killed_again_and_again_still_arrives(

@@ -21,42 +21,73 @@ if TYPE_CHECKING:
     from fusion_core.checkpoints import CheckpointsPool
 
 
+VARIED = {0: 8, 1: 8}
+
+
 def test_a_collapse_is_many_predictions_in_a_row_of_one_class() -> None:
     watch = Watch()
-    assert watch.look(0, {"a": Seen(1.0, 16, None)})
+    assert watch.look(0, {"a": Seen(1.0, VARIED)})
     for step in range(1, 4):
-        assert not watch.look(step, {"a": Seen(0.1, 16, 7)}), "suspicious, so not good"
+        assert not watch.look(step, {"a": Seen(0.1, {7: 16})}), "suspicious, so not good"
     with pytest.raises(SearchStoppedError, match=r"step 4 .* 64 predictions .* 'a' .* class 7"):
-        watch.look(4, {"a": Seen(0.1, 16, 7)})
+        watch.look(4, {"a": Seen(0.1, {7: 16})})
 
 
 def test_another_class_or_a_varied_batch_begins_a_new_row() -> None:
     watch = Watch()
-    watch.look(0, {"a": Seen(1.0, 16, None)})
+    watch.look(0, {"a": Seen(1.0, VARIED)})
     for step in range(1, 40):
-        seen = Seen(0.1, 16, None if step % 4 == 0 else step % 2)
-        assert watch.look(step, {"a": seen}) == (step % 4 == 0)
+        classes = VARIED if step % 4 == 0 else {step % 2: 16}
+        assert watch.look(step, {"a": Seen(0.1, classes)}) == (step % 4 == 0)
 
 
 def test_a_task_that_never_had_two_classes_has_not_collapsed() -> None:
     watch = Watch()
-    assert all(watch.look(step, {"a": Seen(0.1, 16, 0)}) for step in range(20))
+    assert all(watch.look(step, {"a": Seen(0.1, {0: 16})}) for step in range(20))
+
+
+def test_where_a_class_was_common_before_it_takes_more_in_a_row() -> None:
+    watch = Watch()
+    watch.look(0, {"a": Seen(1.0, {3: 95, 1: 5})})
+    for step in range(1, 17):
+        watch.look(step, {"a": Seen(0.1, {3: 16})})
+    with pytest.raises(SearchStoppedError, match=r"the last 272 predictions"):  # 0.95**270 = 1e-6
+        watch.look(17, {"a": Seen(0.1, {3: 16})})
+
+
+def test_a_task_that_is_nearly_of_one_class_goes_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        watch = Watch()
+        for step in range(100):
+            rare = int((torch.rand(16, generator=generator) < 0.05).sum())
+            seen = {key: count for key, count in ((0, 16 - rare), (1, rare)) if count}
+            watch.look(step, {"a": Seen(0.1, seen)})
+
+
+def test_a_collapse_is_seen_one_prediction_at_a_time() -> None:
+    watch = Watch()
+    assert all(watch.look(step, {"a": Seen(1.0, {step % 3: 1})}) for step in range(30))
+    with pytest.raises(SearchStoppedError, match=r"the last 64 predictions .* class 7"):
+        for step in range(30, 100):
+            watch.look(step, {"a": Seen(0.1, {7: 1})})
+    assert step == 93
 
 
 def test_a_watch_goes_on_from_its_state() -> None:
     watch = Watch()
-    watch.look(0, {"a": Seen(1.0, 16, None)})
-    watch.look(1, {"a": Seen(0.1, 40, 7)})
+    watch.look(0, {"a": Seen(1.0, VARIED)})
+    watch.look(1, {"a": Seen(0.1, {7: 40})})
     recalled = Watch.recall(json.loads(json.dumps(watch.state())))
     assert recalled == watch
     with pytest.raises(SearchStoppedError, match="80 predictions"):
-        recalled.look(2, {"a": Seen(0.1, 40, 7)})
+        recalled.look(2, {"a": Seen(0.1, {7: 40})})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_objective_that_is_no_number_is_named(value: float) -> None:
     with pytest.raises(SearchStoppedError, match=f"step 3: task 'a' has an objective of {value}"):
-        Watch().look(3, {"a": Seen(value, 16, None)})
+        Watch().look(3, {"a": Seen(value, VARIED)})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 11.0, -11.0])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fusion_adamerging.coefficients import Coefficients
+import torch
+
+from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.live_merge import LiveMerge
 from fusion_adamerging.objective import teachers
@@ -17,11 +19,13 @@ from fusion_adamerging.state import StateStore
 from fusion_adamerging.trimming import TrimmedLinear
 from fusion_adamerging.watch import SearchStoppedError
 from fusion_core.algorithm import Algorithm, RunContext
-from fusion_core.errors import FusionError
+from fusion_core.errors import FusionError, IntegrityError
 from fusion_core.weights import Linear, MergedSource
+from fusion_core.weights.disk import write_durably, writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -52,12 +56,13 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         """Search (or load) the coefficients; the merge itself stays lazy."""
         experts = list(pool.experts)
         merged = context.merged(pool, self._kernel(len(experts)))
-        if self.config.coefficients is not None:
-            path, names = self.config.coefficients, _merged_names(merged)
-            found = Coefficients.load(path, experts=experts, names=names)
-        else:
+        if self.config.coefficients is None:
             found = self._searched(pool, merged, context)
-        context.save(COEFFICIENTS, found.as_bytes())
+        else:
+            found = self._loaded(self.config.coefficients, experts, merged)
+        content = found.as_bytes()
+        _check_still(content, context.state)
+        context.save(COEFFICIENTS, content)
         kernel: Any = merged.kernel
         return replace(merged, kernel=replace(kernel, coefficients=found.by_tensor(experts)))
 
@@ -66,6 +71,16 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         if self.config.trim:
             return TrimmedLinear(start, density=self.config.density)
         return Linear(start)
+
+    def _loaded(self, path: str, experts: Sequence[str], merged: MergedSource) -> Coefficients:
+        found = Coefficients.load(path, experts=experts, names=_merged_names(merged))
+        found.check_fits(path, self._learning([]))
+        return found
+
+    def _learning(self, tasks: Sequence[str]) -> dict[str, Any]:
+        """Say what coefficients are learned for, and on what: what they mean depends on it."""
+        options = self.config.model_dump(mode="json", include=LEARNED_WITH)
+        return {**options, "tasks": list(tasks)}
 
     def _searched(
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
@@ -86,7 +101,16 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         if context.tasks is None:
             raise FusionError("adamerging needs tasks with unlabeled data")
         names = self._adapted(pool, context.tasks)
-        live = LiveMerge(pool, merged, context.device, storage=self.config.task_vectors)
+        if self.config.objective == "teacher":
+            teachers(pool, names)  # refuses a task without one before anything is loaded
+        dtypes = {info.dtype for info in merged.infos.values()}
+        live = LiveMerge(
+            pool,
+            merged,
+            context.device,
+            storage=self.config.task_vectors,
+            dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
+        )
         passes = Passes(
             live.model,
             [context.tasks[name] for name in ranks.own(names)],
@@ -140,19 +164,40 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
                 for name in leaf.names
             }
             values[expert] = {name: own.get(name, self.config.init) for name in names}
-        return Coefficients(values)
+        return Coefficients(values, self._learning(search.tasks))
 
     def _rescued(
         self, error: SearchStoppedError, search: Search, merged: MergedSource
     ) -> SearchStoppedError:
         """Keep the last good coefficients, and say where they are."""
         step, coefficients = search.good
-        if search.ranks.rank:
+        path = None
+        if not search.ranks.rank:
+            good = self._named(search.every(coefficients), search, merged)
+            path = search.context.rescue(COEFFICIENTS, good.as_bytes())
+        search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
+        if path is None:
             return error
-        good = self._named(search.every(coefficients), search, merged)
-        path = search.context.rescue(COEFFICIENTS, good.as_bytes())
         kept = f"Those of step {step} were good and are in {path}, for algorithm.coefficients."
         return SearchStoppedError(error.message, hint=f"{error.hint}\n{kept}")
+
+
+def _check_still(content: bytes, state: Path | None) -> None:
+    """Keep the coefficients for a run that goes on; raises `IntegrityError` if they have changed.
+
+    What that run has written already was merged with those.
+    """
+    if state is None:
+        return
+    kept = state / COEFFICIENTS
+    if kept.is_file() and kept.read_bytes() != content:
+        raise IntegrityError(
+            "the coefficients are not those that the stopped run has merged with",
+            hint="Give algorithm.coefficients the same content, or leave --resume out.",
+        )
+    with writing(state):
+        state.mkdir(parents=True, exist_ok=True)
+    write_durably(kept, content)
 
 
 def _merged_names(merged: MergedSource) -> Sequence[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SCHEMA = 1
+#: The options of a search that what it found depends on, and that a file of coefficients names.
+LEARNED_WITH = {"granularity", "objective", "trim", "density", "adapt_split"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Coefficients:
 
     #: expert -> tensor -> coefficient
     values: Mapping[str, Mapping[str, float]]
+    #: options and tasks that they were learned with; empty where that is not known
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
     def by_tensor(self, experts: Sequence[str]) -> dict[str, tuple[float, ...]]:
         """Return each tensor's coefficients in the experts' order."""
@@ -32,7 +36,7 @@ class Coefficients:
 
     def as_bytes(self) -> bytes:
         """Return the content of `coefficients.json`."""
-        content = {"schema": SCHEMA, "coefficients": self.values}
+        content = {"schema": SCHEMA, "learned": self.learned, "coefficients": self.values}
         return json.dumps(content, indent=1).encode() + b"\n"
 
     @classmethod
@@ -47,13 +51,40 @@ class Coefficients:
                 expert: {name: float(value) for name, value in row.items()}
                 for expert, row in content["coefficients"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            learned = dict(content.get("learned", {}))
+        except _NO_COEFFICIENTS as error:
             raise RecipeError(
                 f"algorithm.coefficients: {path!r} is no coefficients file: {error}",
                 hint="Give the coefficients.json of an earlier adamerging run.",
             ) from error
         _check_names(values, path, experts=set(experts), names=set(names))
-        return cls(values)
+        return cls(values, learned)
+
+    def check_fits(self, path: str, options: Mapping[str, Any]) -> None:
+        """Raise `RecipeError` for options that give these coefficients another meaning.
+
+        Of trimmed task vectors they are no coefficients of whole ones, and a model whose
+        coefficients saw test examples cannot be measured as if they had not.
+        """
+        decisive = ["trim", *(["density"] if options["trim"] else []), "adapt_split"]
+        for name in decisive:
+            if self.learned.get(name, options[name]) != options[name]:
+                raise RecipeError(
+                    f"algorithm.coefficients: {path!r} was learned with {name}: "
+                    f"{self.learned[name]}, not with {options[name]}",
+                    hint=f"Add: --set algorithm.{name}={json.dumps(self.learned[name])}",
+                )
+
+
+_NO_COEFFICIENTS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def _check_names(

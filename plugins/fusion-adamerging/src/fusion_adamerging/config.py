@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import AfterValidator, ByteSize, Field, model_validator
 
 from fusion_core.config import ComponentConfig
 
@@ -19,6 +19,12 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "objective": "entropy",
     },
 }
+
+
+def _once_each(names: list[str]) -> list[str]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"named more than once: {', '.join(twice)}")
+    return names
 
 
 class AdaMergingConfig(ComponentConfig):
@@ -52,7 +58,7 @@ class AdaMergingConfig(ComponentConfig):
     """Where the search keeps them: in memory, in half of it, or read anew in every step."""
     shared_pass: ByteSize = ByteSize(512_000_000)
     """Tasks share a pass through the model while its activations take no more than this."""
-    tasks: list[str] | None = None
+    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_once_each)] | None = None
     """The tasks to adapt on; default: the experts' own or, where none bears their names, all."""
     adapt_split: Literal["test", "holdout"] = "test"
     """Adapt on the tasks' unlabeled examples, which may be the test examples themselves, or on one

@@ -66,6 +66,7 @@ class LiveMerge:
         storage: Storage = "fp32",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.dtype = dtype
         self.model = pool.build(merged).to(device=device, dtype=dtype).eval()
         self.model.requires_grad_(False)
         self._on_disk = storage == "disk"
@@ -95,7 +96,7 @@ def _leaves(
     kernel: Any = merged.kernel
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in pool.parameters(model).items():
-        if name in merged.infos:
+        if name in merged.infos and merged.infos[name].dtype.is_floating_point:
             names.setdefault(parameter, []).append(name)
     for parameter, tied in names.items():
         if not _is_changed(merged, kernel, tied[0]):

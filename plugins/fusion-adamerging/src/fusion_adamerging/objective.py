@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def entropy(logits: Tensor) -> Tensor:
     """Mean entropy, in nats, of the predictions: logits of shape (examples, classes) -> scalar."""
-    log_probabilities = logits.log_softmax(dim=-1)
+    log_probabilities = _log_probabilities(logits)
     return -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
 
 
@@ -26,8 +28,13 @@ def disagreement(logits: Tensor, teacher: Tensor) -> Tensor:
 
     Zero where they agree. Source: the self-labeling objective of SyMerge (arXiv:2412.19098).
     """
-    wanted = teacher.log_softmax(dim=-1)
-    return (wanted.exp() * (wanted - logits.log_softmax(dim=-1))).sum(dim=-1).mean()
+    wanted = _log_probabilities(teacher)
+    return (wanted.exp() * (wanted - _log_probabilities(logits))).sum(dim=-1).mean()
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Return them finite: a class that a mask rules out adds nothing, which 0 * inf would not."""
+    return logits.log_softmax(dim=-1).clamp_min(torch.finfo(logits.dtype).min)
 
 
 def teachers(pool: ModelPool[Any], tasks: list[str]) -> Mapping[str, str]:

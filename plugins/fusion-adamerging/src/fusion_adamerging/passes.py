@@ -7,8 +7,9 @@ and one large product takes less time than several small ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,7 +64,9 @@ class Passes:
             logits = self._logits(group)
             named = [(task.name, values) for (task, _), values in zip(group, logits, strict=True)]
             objectives = [self._objective(name, step, values) for name, values in named]
-            torch.stack(objectives).sum().backward()  # type: ignore[no-untyped-call]
+            total = torch.stack(objectives).sum()
+            if total.requires_grad:  # else nothing that is merged takes part in it
+                total.backward()  # type: ignore[no-untyped-call]
             for (name, values), objective in zip(named, objectives, strict=True):
                 seen[name] = _seen(objective, values)
         return seen
@@ -77,20 +80,32 @@ class Passes:
         """Group neighbouring tasks that can share a pass, as many as fit into one."""
         pairs = ((task, self.batches.of(task, step).to(self.device)) for task in self.tasks)
         for kind, members in groupby(pairs, key=_kind):
-            group = list(members)
-            room = 1 if kind is None else self._room(kind, group[0])
-            for start in range(0, len(group), room):
-                yield group[start : start + room]
+            yield from self._parted(kind, members)
+
+    def _parted(self, kind: object, members: Iterator[tuple[Task, Batch]]) -> Iterator[Group]:
+        for first in members:
+            room = 1 if kind is None else self._room(kind, first)
+            yield [first, *islice(members, room - 1)]
 
     def _room(self, kind: object, pair: tuple[Task, Batch]) -> int:
         """Return how many tasks like this one fit into a pass: what one takes is measured once."""
         if kind not in self.rooms:
-            taken = self._activations(pair)
-            self.rooms[kind] = max(1, self.shared // max(taken, 1))
+            self.rooms[kind] = max(1, self.shared // max(self._activations(*pair), 1))
         return self.rooms[kind]
 
-    def _activations(self, pair: tuple[Task, Batch]) -> int:
-        """Return the bytes that a task's pass keeps for its way back, parameters left out."""
+    def _activations(self, task: Task, batch: Batch) -> int:
+        """Return the bytes that a task's pass keeps for its way back and a shared one once a task.
+
+        That is what grows with the examples: parameters in bf16, say, are kept once for all.
+        """
+        examples = len(batch.inputs)
+        kept = self._kept((task, batch))
+        if examples == 1:
+            return kept
+        alone = self._kept((task, replace(batch, inputs=batch.inputs[:1])))
+        return (kept - alone) * examples // (examples - 1)
+
+    def _kept(self, pair: tuple[Task, Batch]) -> int:
         own = {each.untyped_storage().data_ptr() for each in self.model.parameters()}
         kept: dict[int, int] = {}
 
@@ -144,6 +159,4 @@ def _widened(values: Tensor) -> Tensor:
 
 
 def _seen(objective: Tensor, logits: Tensor) -> Seen:
-    classes = logits.detach().argmax(dim=-1).reshape(-1)
-    first, same = int(classes[0]), bool((classes == classes[0]).all())
-    return Seen(objective.item(), len(classes), first if same else None)
+    return Seen(objective.item(), Counter(logits.detach().argmax(dim=-1).reshape(-1).tolist()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import distributed
 
-from fusion_core.errors import FusionError
+from fusion_core.errors import FusionError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,26 +46,32 @@ class Meeting:
         The first rank may be the one that holds the store: it stays until the others have read.
         """
         turn = next(self.turns)
-        self.store.set(f"{turn}/{rank}", pickle.dumps(item))  # type: ignore[arg-type] # bytes too
+        with _meeting("the ranks no longer meet"):
+            self.store.set(f"{turn}/{rank}", pickle.dumps(item))  # type: ignore[arg-type] # bytes too
         brought = [self._brought(turn, each) for each in range(world)]
-        if self.store.add(f"{turn}/read", 1) == world:
-            self.store.set(f"{turn}/over", "")
-        if rank == 0:
-            self._clear(turn, world)
+        with _meeting("the ranks no longer meet"):
+            if self.store.add(f"{turn}/read", 1) == world:
+                self.store.set(f"{turn}/over", "")
+            if rank == 0:
+                self._clear(turn, world)
         return [pickle.loads(each) for each in brought]  # noqa: S301 - of this very job
 
     def _brought(self, turn: int, rank: int) -> bytes:
-        try:
+        with _meeting(f"rank {rank} brought nothing to the others"):
             return self.store.get(f"{turn}/{rank}")
-        except distributed.DistError as error:
-            raise FusionError(
-                f"rank {rank} brought nothing to the others ({error}); see what it printed"
-            ) from error
 
     def _clear(self, turn: int, world: int) -> None:
         self.store.wait([f"{turn}/over"])
         for key in (*range(world), "read", "over"):
             self.store.delete_key(f"{turn}/{key}")
+
+
+@contextmanager
+def _meeting(failure: str) -> Iterator[None]:
+    try:
+        yield
+    except distributed.DistError as error:
+        raise WorkerError(f"{failure} ({error}); see what they printed") from error
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,9 @@ def joined_ranks() -> Ranks:
     try:
         store, rank, world = next(iter(rendezvous("env://", timeout=_PATIENCE)))
     except (ValueError, distributed.DistError) as error:
-        raise FusionError(
+        raise WorkerError(
             f"cannot join the other ranks: {error}; start them by torchrun"
         ) from error
-    return Ranks(rank, world, Meeting(PrefixStore("fusion-adamerging", store)))
+    # Where torchrun starts all ranks again, it keeps the store, and in it what the dead ones left.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Ranks(rank, world, Meeting(PrefixStore(f"fusion-adamerging/{start}", store)))

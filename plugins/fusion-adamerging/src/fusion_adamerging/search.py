@@ -45,8 +45,7 @@ class Search:
     def __post_init__(self) -> None:
         columns = len(self.live.leaves) if self.config.granularity == "layer" else 1
         shape = (len(self.experts), columns)
-        dtype = next(self.live.model.parameters()).dtype
-        start = torch.full(shape, self.config.init, dtype=dtype)
+        start = torch.full(shape, self.config.init, dtype=self.live.dtype)
         self.learned = start.to(self.passes.device)
         self.optimiser = torch.optim.Adam([self.learned], lr=self.config.lr)
         self.watch = Watch()
@@ -69,7 +68,7 @@ class Search:
             for step in steps:
                 note = self._step(step)
                 advance(1, note=note)
-                if (step + 1) % self.config.save_every == 0:
+                if (step + 1) % self.config.save_every == 0 or step + 1 == steps.stop:
                     self._save(step + 1)
         check_size(self.config.steps, self.learned)
         return self.every(self.learned)

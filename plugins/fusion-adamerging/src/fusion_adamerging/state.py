@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.disk import write_durably
+from fusion_core.weights.disk import write_durably, writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,8 @@ class StateStore:
         """Write a state durably over the older of the two; a float keeps its every bit."""
         if self.directory is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
         steps = {name: self._steps_of(name) for name in _GENERATIONS}
         text = json.dumps({"search": self.search, "step": step, **state})
         digest = hashlib.sha256(text.encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 #: Merging coefficients of this size are no merge any more: task arithmetic's best is near 0.3.
 LARGEST = 10.0
-#: So many predictions in a row that are all of one class make a collapse.
-IN_A_ROW = 64
+#: So many predictions in a row that are all of one class make a collapse, or more: as many as a
+#: task where that class was common before gives by chance once in a million times.
+IN_A_ROW, CHANCE = 64, 1e-6
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,18 @@ class Seen:
 
     #: the mean over the batch of what is minimised, in nats
     objective: float
-    examples: int
-    #: the class of every prediction; None where they differ
-    only_class: int | None
+    #: how many predictions were of each class
+    classes: Mapping[int, int]
+
+    @property
+    def examples(self) -> int:
+        """How many there were."""
+        return sum(self.classes.values())
+
+    @property
+    def only_class(self) -> int | None:
+        """The class of every prediction; None where they differ."""
+        return next(iter(self.classes)) if len(self.classes) == 1 else None
 
 
 class SearchStoppedError(FusionError):
@@ -40,8 +51,8 @@ class Watch:
 
     #: by task: the class that every recent prediction had, and how many there were
     runs: dict[str, tuple[int, int]] = field(default_factory=dict)
-    #: tasks that have had predictions of more than one class
-    varied: set[str] = field(default_factory=set)
+    #: by task: how often each class was predicted before that
+    past: dict[str, Counter[int]] = field(default_factory=dict)
 
     def look(self, step: int, seen: Mapping[str, Seen]) -> bool:
         """Return whether the coefficients that gave this are good.
@@ -57,34 +68,48 @@ class Watch:
                     hint="Use a smaller algorithm.lr.",
                 )
             self._follow(step, task, each)
-        return not self.runs
+        return not any(4 * count >= self._limit(task) for task, (_, count) in self.runs.items())
 
     def _follow(self, step: int, task: str, seen: Seen) -> None:
-        if seen.only_class is None:
-            self.varied.add(task)
-            self.runs.pop(task, None)
+        past = self.past.setdefault(task, Counter())
+        only, (before, count) = seen.only_class, self.runs.pop(task, (None, 0))
+        if before is not None and before != only:
+            past[before] += count
+            count = 0
+        if only is None:
+            past.update(seen.classes)
             return
-        if task not in self.varied:  # it may well have one class only
-            return
-        before, count = self.runs.get(task, (seen.only_class, 0))
-        count = seen.examples + (count if before == seen.only_class else 0)
-        self.runs[task] = (seen.only_class, count)
-        if count >= IN_A_ROW:
+        count += seen.examples
+        self.runs[task] = (only, count)
+        if count >= self._limit(task):
             raise SearchStoppedError(
                 f"adamerging collapsed: at step {step} the last {count} predictions of task "
-                f"{task!r} are all of class {seen.only_class}",
+                f"{task!r} are all of class {only}",
                 hint="Use a smaller algorithm.lr, fewer algorithm.steps, or objective: teacher.",
             )
 
+    def _limit(self, task: str) -> float:
+        """Return how many predictions of the class that a task's latest had make a collapse.
+
+        The rarer it was before, the fewer. None do where there was no other.
+        """
+        past, (only, _) = self.past[task], self.runs[task]
+        if past.keys() <= {only}:
+            return math.inf
+        share = past[only] / past.total()
+        return max(IN_A_ROW, math.log(CHANCE) / math.log(share) if share else 0)
+
     def state(self) -> dict[str, Any]:
         """Return what to remember, as JSON."""
-        return {"runs": self.runs, "varied": sorted(self.varied)}
+        past = {task: list(counts.items()) for task, counts in self.past.items()}
+        return {"runs": self.runs, "past": past}
 
     @classmethod
     def recall(cls, state: Mapping[str, Any]) -> Watch:
         """Go on from `state`."""
         runs = {task: (int(run[0]), int(run[1])) for task, run in state["runs"].items()}
-        return cls(runs, set(state["varied"]))
+        past = {task: Counter(dict(counts)) for task, counts in state["past"].items()}
+        return cls(runs, past)
 
 
 def check_size(step: int, coefficients: Tensor) -> None:

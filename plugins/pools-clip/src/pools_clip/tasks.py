@@ -82,7 +82,9 @@ class ClipClassification(TaskPool[ComponentConfig]):
         clone = copy.copy(self)
         clone._tasks = {name: task.halved() for name, task in self._tasks.items()}  # noqa: SLF001
         clone.transductive = False
-        clone.measured_on = "a half of the test images, which adaptation did not see"
+        clone.measured_on = (
+            f"a half of {self.measured_on or 'the test images'}, which adaptation did not see"
+        )
         return clone
 
 

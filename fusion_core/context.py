@@ -52,10 +52,18 @@ def start_nested(plan: Plan, info: RunInfo, executor: Executor, state: Path | No
         start_nested(inner, info, executor, place)
         pool = inner.pool.aligned(inner.resolved.recipe.alignment)
         context = context_of(inner, info, executor, place)
-        merged = as_source(inner.algorithm.run(pool, context), pool)
+        merged = ran(inner.algorithm, pool, context)
         if inner.resolved.recipe.output.dtype is not None:
             merged = rounded_for(merged, pool, inner)
         source.start(merged, context.side_files)
+
+
+def ran(algorithm: Algorithm[Any], pool: ModelPool[Any], context: RunContext) -> WeightSource:
+    """Run an algorithm; what it logged is then among what it saved."""
+    fused = as_source(algorithm.run(pool, context), pool)
+    if context.metrics.steps:
+        context.save(METRICS, context.metrics.as_bytes())
+    return fused
 
 
 def _nested_files(plan: Plan) -> dict[str, bytes]:

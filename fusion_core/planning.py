@@ -19,6 +19,7 @@ from fusion_core.algorithm import Algorithm
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.evaluation import check_tasks, device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
+from fusion_core.needs import check_needs
 from fusion_core.nested import RecipeSource, nested_in
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
@@ -124,6 +125,14 @@ class Plan:
         return outer is None or sees_tasks(outer.component.spec)
 
     @property
+    def transductive(self) -> bool | None:
+        """Whether an algorithm saw the examples that are measured on; None where none saw tasks."""
+        own = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
+        within = [each.plan.transductive for each in self.nested.values()]
+        seen = [each for each in (*own, *within) if each is not None]
+        return any(seen) if seen else None
+
+    @property
     def tasks_read(self) -> TaskPool[Any] | None:
         """The tasks, if anything looks at them."""
         return self.tasks if self.adapts or self.options.evaluate else None
@@ -170,13 +179,24 @@ def _planned(
         pool = live.get("model_pool", _created(resolved.model_pool))
         tasks = live.get("task_pool", _created(resolved.task_pool))
     if tasks is not None:
-        tasks = algorithm.tasks(tasks)
-    _check_needs(resolved.algorithm, pool, tasks)
+        tasks = _seen_by(algorithm, tasks, nested=inside is not None)
+    check_needs(resolved.algorithm, pool, tasks)
     if tasks is not None:
         check_tasks(tasks)
     if isinstance(algorithm, Selected):
         algorithm.selection.groups(pool.reference.infos)  # refuses a pattern that matches nothing
     return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
+
+
+def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
+    """Return the tasks as an algorithm sees them, which has to be what is measured, too."""
+    seen = algorithm.tasks(tasks)
+    if nested and seen is not tasks:
+        raise RecipeError(
+            "its algorithm adapts on a part of the test examples, and the whole is measured",
+            hint="Adapt on one half in a run of its own, and name its output here.",
+        )
+    return seen
 
 
 def _nested(
@@ -208,35 +228,6 @@ def executor_of(plan: Plan) -> Iterator[Executor]:
     executor = plan.plugins.create_executor(plan.options.executor, options)
     with executor:
         yield executor
-
-
-def _check_needs(
-    algorithm: Resolved[AlgorithmSpec] | None, pool: ModelPool[Any], tasks: TaskPool[Any] | None
-) -> None:
-    if algorithm is None:
-        return
-    spec, count = algorithm.component.spec, len(pool.experts)
-    if spec.needs_base and pool.base is None:
-        raise RecipeError(
-            f"algorithm {spec.name!r} needs a base, and the model pool has none",
-            hint="Name the model that the experts were fine-tuned from: model_pool.base.",
-        )
-    if sees_tasks(spec) and tasks is None:
-        raise RecipeError(
-            f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
-            hint="Name a task pool with --task-pool; see: fuse list tasks",
-        )
-    if count < spec.min_experts or count > (spec.max_experts or count):
-        raise RecipeError(
-            f"algorithm {spec.name!r} takes {_range(spec)} experts, the model pool has {count}",
-            hint="Name them under model_pool.models.",
-        )
-
-
-def _range(spec: AlgorithmSpec) -> str:
-    if spec.max_experts is None:
-        return f"at least {spec.min_experts}"
-    return f"{spec.min_experts} to {spec.max_experts}"
 
 
 def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:

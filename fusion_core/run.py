@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
-from fusion_core.context import RunInfo, context_of, notify, rounded_for, start_nested
+from fusion_core.context import RunInfo, context_of, notify, ran, rounded_for, start_nested
 from fusion_core.downloads import wanted_of
 from fusion_core.errors import FusionError
 from fusion_core.evaluation import evaluate, write_report
-from fusion_core.fused import as_source
-from fusion_core.metrics import FILE as METRICS
 from fusion_core.output import opened, write
 from fusion_core.planning import Plan, RunOptions, executor_of, plan
 from fusion_core.ranks import helps
@@ -102,9 +100,7 @@ def execute(plan: Plan) -> RunResult:
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
         context = context_of(plan, info, executor, state)
         started = time.perf_counter()
-        fused = as_source(plan.algorithm.run(pool, context), pool)
-        if context.metrics.steps:
-            context.save(METRICS, context.metrics.as_bytes())
+        fused = ran(plan.algorithm, pool, context)
         weights = rounded_for(fused, pool, plan)
         if helps():  # the first process does the rest
             return RunResult(pool, weights, None, None, context.side_files)
@@ -148,7 +144,7 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
             result.weights,
             device=plan.device,
             progress=plan.options.progress,
-            transductive=plan.tasks.transductive if plan.adapts else None,
+            transductive=plan.transductive,
         )
         if result.path is not None:
             write_report(report, result.path)

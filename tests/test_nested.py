@@ -290,7 +290,7 @@ def test_a_search_inside_runs_with_its_own_tasks_and_its_files_are_kept(tmp_path
     }
     result = run_fusion(recipe)
     assert result.path is None  # live models: nothing is written unless asked
-    assert "x-y.coefficients.json" in result.side_files
+    assert {"x-y.coefficients.json", "x-y.metrics.jsonl"} <= result.side_files.keys()
     assert all(name.startswith("x-y.") for name in result.side_files)
     alone = run_fusion(searched, options=RunOptions(evaluate=False))
     assert alone.side_files["coefficients.json"] == result.side_files["x-y.coefficients.json"]
@@ -300,6 +300,38 @@ def test_a_search_inside_runs_with_its_own_tasks_and_its_files_are_kept(tmp_path
     assert torch.equal(result.weights.tensor("weight"), by_hand.weights.tensor("weight"))
     written = run_fusion(recipe, output=tmp_path / "out")
     assert (written.path / "x-y.coefficients.json").is_file()  # type: ignore[operator]
+
+
+class SeenPool(ScorePool):
+    transductive = True
+
+    def holdout(self) -> ScorePool:
+        return ScorePool(self.config)
+
+
+@pytest.mark.parametrize(("tasks", "marked"), [(SeenPool, True), (ScorePool, False)])
+def test_what_a_search_inside_saw_marks_the_report(
+    tasks: type[ScorePool],
+    marked: bool,  # noqa: FBT001
+) -> None:
+    base, a, b = (nn.Linear(3, 4) for _ in range(3))
+    searched: dict[str, Any] = {
+        "algorithm": {"name": "adamerging", "steps": 1},
+        "model_pool": {"base": base, "models": {"a": a, "b": b}},
+        "task_pool": tasks(ComponentConfig()),
+    }
+    recipe = {
+        "algorithm": "task-arithmetic",
+        "model_pool": {"base": base, "models": {"x": searched, "b": b}},
+        "task_pool": ScorePool(ComponentConfig()),
+    }
+    report = run_fusion(recipe).report
+    assert report is not None
+    assert report.transductive is marked
+    searched["algorithm"]["adapt_split"] = "holdout"
+    if marked:
+        with pytest.raises(RecipeError, match=r"adamerging.* adapts on a part"):
+            run_fusion(recipe)
 
 
 class Average(Algorithm[ComponentConfig]):

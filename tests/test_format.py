@@ -294,6 +294,7 @@ HOSTILE = [
     "..\\x.safetensors",
     "C:\\x.safetensors",
     "C:x.safetensors",
+    "model:x.safetensors",
     "x.safetensors/",
     "./x.safetensors",
     "x.bin",

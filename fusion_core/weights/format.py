@@ -295,4 +295,5 @@ def _is_plain_file_name(file: str) -> bool:
         _is_printable_name(file)
         and file.endswith(".safetensors")
         and file == PurePosixPath(file).name == PureWindowsPath(file).name
+        and ":" not in file  # to Windows a stream of a file, where it is no drive
     )

@@ -121,7 +121,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         """
         first = self._base or next(iter(self._models.values()))
         if isinstance(first.live, RecipeSource):
-            return first.live.plan.pool.assets(dtype=dtype)
+            return first.live.plan.pool.assets(dtype=dtype or _dtype(self.reference))
         if first.directory is None:
             return {}
         given, size = next(iter(self._sources.values())), vocabulary_of(self.reference)
@@ -140,6 +140,12 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             each.name: None if each.location is None else licence_of(each.location.directory)
             for each in models
         }
+
+
+def _dtype(source: WeightSource) -> torch.dtype | None:
+    """Return what a source's numbers are stored in."""
+    dtypes = (info.dtype for info in source.infos.values())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
 
 
 def _model(given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked

@@ -89,6 +89,11 @@ class ModelPool(ABC, Generic[ConfigT]):
         """
         if not self.experts:
             raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
+        if self.base is not None and "base" in self.experts:
+            raise RecipeError(
+                "an expert is called 'base', which the base is called already",
+                hint="Name it otherwise: model_pool.models: {name: path, ...}.",
+            )
         clone = copy.copy(self)
         alignment = align(self.base, self.experts, policy)
         clone.base, clone.experts = alignment.base, alignment.experts

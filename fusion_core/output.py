@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import provenance
@@ -14,15 +16,17 @@ from fusion_core.evaluation import RECIPE
 from fusion_core.fused import dtype_of
 from fusion_core.recipes import dump_yaml
 from fusion_core.weights import Staging, WeightSource, held_in_memory, materialise, staged
+from fusion_core.weights.containment import unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from fusion_core.algorithm import RunContext
     from fusion_core.model_pool import ModelPool
     from fusion_core.planning import Plan
 
 PROVENANCE = "provenance.json"
+Assets = Mapping[str, bytes | Path]
 
 
 def _inputs(plan: Plan) -> dict[str, Any]:
@@ -59,10 +63,23 @@ def _described(plan: Plan) -> bytes | None:
     return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
 
 
+def assets_of(plan: Plan, pool: ModelPool[Any]) -> Assets:
+    """Return a pool's side files before any work is done; raises `CheckpointError` for bad ones."""
+    assets = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
+    for content in assets.values():
+        if isinstance(content, Path):
+            try:
+                content.open("rb").close()
+            except OSError as error:
+                raise unreadable(content, error) from error
+    return assets
+
+
 def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
     plan: Plan,
     staging: Staging,
     pool: ModelPool[Any],
+    assets: Assets,
     weights: WeightSource,
     context: RunContext,
     started: float,
@@ -76,7 +93,6 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
         executor=context.executor,
         progress=plan.options.progress,
     )
-    assets = pool.assets(dtype=dtype_of(output.dtype))
     for name, content in {**assets, **context.side_files}.items():
         staging.add(name, content)
     staging.add(RECIPE, dump_yaml(plan.recipe).encode())

@@ -17,7 +17,7 @@ from fusion_core.context import RunInfo, context_of, notify, ran, rounded_for, s
 from fusion_core.downloads import wanted_of
 from fusion_core.errors import FusionError
 from fusion_core.evaluation import evaluate, write_report
-from fusion_core.output import opened, write
+from fusion_core.output import assets_of, opened, write
 from fusion_core.planning import Plan, RunOptions, executor_of, plan
 from fusion_core.ranks import helps
 from fusion_core.recipes import load_recipe
@@ -98,6 +98,7 @@ def execute(plan: Plan) -> RunResult:
         state = None if staging is None else staging.state
         start_nested(plan, info, executor, state)
         pool = plan.pool.aligned(plan.resolved.recipe.alignment)
+        assets = {} if staging is None else assets_of(plan, pool)
         context = context_of(plan, info, executor, state)
         started = time.perf_counter()
         fused = ran(plan.algorithm, pool, context)
@@ -109,7 +110,7 @@ def execute(plan: Plan) -> RunResult:
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
             plan.pool.check_unchanged()
         else:
-            write(plan, staging, pool, weights, context, started)
+            write(plan, staging, pool, assets, weights, context, started)
     if plan.path is not None:
         written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)

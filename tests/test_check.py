@@ -224,7 +224,8 @@ def test_memory_grows_with_workers_experts_and_cuts_and_not_with_the_model(
     one = estimate(large, "task-arithmetic", 1)
     piece = 2**18 * 4 * (2 * 2 + 3)
     assert estimate(large, "task-arithmetic", 3) - one == 2 * piece
-    more = {**large, "models": [*large["models"], "base.safetensors"]}
+    models = [*large["models"], "base.safetensors"]
+    more = {**large, "models": {f"model {n}": each for n, each in enumerate(models)}}
     assert estimate(more, "task-arithmetic", 1) - one == 2**18 * 4 * 2
     assert estimate(large, "ties", 1) > one + piece  # a survey beside
     whole = {"algorithm": "ties", "model_pool": large}

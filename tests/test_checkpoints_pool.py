@@ -16,7 +16,8 @@ from torch import nn
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy
-from fusion_core.errors import AlignmentError, CheckpointError, FusionError, HubError
+from fusion_core.errors import AlignmentError, CheckpointError, FusionError, HubError, RecipeError
+from fusion_core.run import run_fusion
 from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
 from fusion_core.weights.remote import RemoteSource
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from hub_server import HubServer
 
 
-def pool(base: Any = None, **models: Any) -> CheckpointsPool:
-    return CheckpointsPool(CheckpointsConfig(base=base, models=models))
+def pool(given: Any = None, /, **models: Any) -> CheckpointsPool:
+    return CheckpointsPool(CheckpointsConfig(base=given, models=models))
 
 
 @pytest.fixture
@@ -148,6 +149,54 @@ def test_a_malformed_configuration_is_refused(directory: Path, content: str) -> 
     (directory / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         pool(str(directory), a=str(directory)).assets()
+
+
+def test_a_configuration_may_hold_infinity(directory: Path) -> None:
+    (directory / "config.json").write_text('{"time_step_limit": [0.0, Infinity]}')
+    found = pool(a=str(directory)).assets()["config.json"]
+    assert isinstance(found, bytes)
+    assert json.loads(found) == {"time_step_limit": [0.0, float("inf")]}
+
+
+def test_files_beside_the_weights_are_looked_at_before_any_work(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion_core.weights.CheckpointSource.read", None)  # no weight is read
+    for content in ("[", '{"a": 1, "a": 2}'):
+        (directory / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            run_fusion(
+                algorithm="simple-average",
+                model_pool={"models": {"a": str(directory), "b": str(directory)}},
+                output=directory / "out",
+            )
+
+
+def test_a_file_that_cannot_be_read_is_named_before_any_work(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion_core.weights.CheckpointSource.read", None)
+    (directory / "tokenizer.json").write_text("{}")
+    there = Path.open
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "tokenizer.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return there(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json .*Permission denied"):
+        run_fusion(
+            algorithm="simple-average",
+            model_pool={"models": {"a": str(directory), "b": str(directory)}},
+            output=directory / "out",
+        )
+
+
+def test_no_expert_takes_the_name_of_the_base(directory: Path) -> None:
+    with pytest.raises(RecipeError, match="an expert is called 'base'"):
+        pool(str(directory), base=str(directory)).aligned(AlignmentPolicy())
+    pool(None, base=str(directory)).aligned(AlignmentPolicy())
 
 
 def test_a_single_file_and_live_models_have_no_files_beside_them(directory: Path) -> None:

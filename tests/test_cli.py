@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -382,3 +384,24 @@ def test_completion_is_silent_where_the_command_would_say_what_is_wrong(
     monkeypatch.setenv("FUSION_BLOCK_PLUGINS", "no-such-plugin")
     assert completion.algorithms("ti") == []
     assert completion.tasks("m") == []
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    script = """
+import resource
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+import sys
+from fusion_core.cli import app
+sys.argv = ["fuse", "--version"]
+try:
+    app.main()
+except SystemExit:
+    pass
+soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(soft == hard or (hard == resource.RLIM_INFINITY and soft > 1024))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("True\n")

@@ -16,7 +16,7 @@ from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy, ComponentConfig
-from fusion_core.errors import AlignmentError, CheckpointError
+from fusion_core.errors import AlignmentError, CheckpointError, IntegrityError
 from fusion_core.run import run_fusion
 from fusion_core.weights import BLOCK, Cut, Linear, MergedSource, Operands, StateDictSource
 from fusion_core.weights.execution import SerialExecutor
@@ -96,6 +96,59 @@ def test_a_transposed_weight_has_a_transposed_product(
     found = lora(tmp_path, base, tensors, fan_in_fan_out=True)
     product = tensors["a.lora_B.weight"] @ tensors["a.lora_A.weight"] * 2
     torch.testing.assert_close(found.tensor("a.weight"), product.T)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_square_weight_lies_as_those_beside_it(tmp_path: Path, *, turned: bool) -> None:
+    wide = torch.zeros(5, 7) if turned else torch.zeros(7, 5)
+    base = {
+        "h.0.proj.weight": torch.zeros(5, 5),
+        "h.0.proj.bias": torch.zeros(5),
+        "h.0.fc.weight": wide,
+        "h.0.fc.bias": torch.zeros(7),
+        "other.weight": wide.T,
+        "other.bias": torch.zeros(7),
+    }
+    tensors = factors("h.0.proj", 5, 5)
+    found = lora(tmp_path, base, tensors, fan_in_fan_out=not turned)
+    product = tensors["h.0.proj.lora_B.weight"] @ tensors["h.0.proj.lora_A.weight"] * 2
+    expected = product.T if turned else product
+    torch.testing.assert_close(found.tensor("h.0.proj.weight"), expected)
+
+
+def test_an_adapter_that_is_written_again_is_noticed(tmp_path: Path) -> None:
+    base, tensors = {"a.weight": torch.zeros(6, 5)}, factors("a", 6, 5)
+    found = lora(tmp_path, base, tensors)
+    found.check_unchanged()
+    adapter(tmp_path, {name: each + 1 for name, each in tensors.items()})
+    with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
+        found.check_unchanged()
+
+
+def test_an_adapter_is_known_by_its_scale_too(tmp_path: Path) -> None:
+    base, tensors = {"a.weight": torch.zeros(6, 5)}, factors("a", 6, 5)
+    location = adapter(tmp_path, tensors)
+    said = []
+    for alpha in (8, 8, 16):
+        config = {**CONFIG, "lora_alpha": alpha}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        said.append(dict(LoraSource(location, StateDictSource(base)).files()))
+    assert said[0] == said[1] != said[2]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config"),
+    [
+        ({"a.lora_A.weight": torch.zeros(4), "a.lora_B.weight": torch.zeros(6, 4)}, {}),
+        ({"a.lora_A.weight": torch.zeros(4, 5), "a.lora_B.weight": torch.zeros(())}, {}),
+        (factors("a", 6, 5), {"rank_pattern": {"(" * 5000: 2}}),
+    ],
+)
+def test_malformed_factors_and_patterns_are_named(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"^the adapter: .* a "):
+        lora(tmp_path, {"a.weight": torch.zeros(6, 5)}, tensors, **config)
 
 
 def test_an_embedding_is_looked_up_by_columns(tmp_path: Path) -> None:
@@ -304,6 +357,7 @@ def tiny(kind: str) -> nn.Module:
         ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
         ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
         ("gpt2", {"target_modules": ["c_attn", "c_proj"]}),
+        ("gpt2", {"target_modules": ["c_proj"], "flag": False}),  # as a last Linear leaves it
         ("bert", {"target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"}),
         ("bert", {"target_modules": ["query", "value"], "bias": "lora_only"}),
     ],
@@ -312,6 +366,8 @@ def tiny(kind: str) -> nn.Module:
 def test_merging_one_adapter_is_what_peft_merges(
     tmp_path: Path, kind: str, options: dict[str, Any]
 ) -> None:
+    options = dict(options)
+    flag = options.pop("flag", None)
     tiny(kind).save_pretrained(tmp_path / "base")
     torch.manual_seed(1)
     model = peft.get_peft_model(tiny(kind), peft.LoraConfig(r=4, **options))
@@ -320,6 +376,9 @@ def test_merging_one_adapter_is_what_peft_merges(
             if parameter.requires_grad or "lora_" in name:
                 parameter.normal_(std=0.1)
     model.save_pretrained(tmp_path / "adapter")
+    if flag is not None:
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "fan_in_fan_out": flag}))
     expected = model.merge_and_unload().state_dict()
     run_fusion(
         algorithm={"name": "task-arithmetic", "scale": 1.0},

@@ -87,6 +87,20 @@ def test_it_is_rounded_in_between_only_where_it_says_so(
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize(("inside", "said"), [(None, "float32"), ("float16", "float16")])
+def test_the_configuration_says_what_a_merge_on_a_nested_base_is_stored_as(
+    inner: dict[str, Any], tmp_path: Path, inside: str | None, said: str
+) -> None:
+    for config in (tmp_path / "in").glob("*/config.json"):
+        config.write_text('{"model_type": "toy", "torch_dtype": "bfloat16"}')
+    base = {**inner, **({"output": {"dtype": inside}} if inside else {})}
+    pool = {"base": base, "models": {"c": "in/c"}}
+    run_fusion(algorithm="task-arithmetic", model_pool=pool, output="out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == said
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored["layer.weight"].dtype is getattr(torch, said)
+
+
 def test_a_file_a_list_and_the_base_may_be_recipes(inner: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "math.yaml").write_text(dump_yaml(inner))
     run_fusion({**outer(inner), "output": {"path": "inline"}})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Annotated, Optional
 
 import typer
@@ -30,6 +31,7 @@ from fusion_core.plugins import load_plugins
 from fusion_core.shown import printable
 
 _ASKS_FOR_HELP = {"-h", "--help"}
+_MOST_FILES = 65_536
 
 app = typer.Typer(
     name="fuse",
@@ -94,12 +96,24 @@ def _terminated(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
 
+def _allow_many_files() -> None:
+    """Let as many files be open as the system allows: every shard of every model is."""
+    with suppress(ImportError, ValueError, OSError):  # not on Windows
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else hard
+        if soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Run the program; what the user can mend is shown without a traceback."""
     # Read when torch is first imported: threads that wait for each other sleep instead of spinning.
     # On a machine with other work, spinning made small models a hundred times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
+    _allow_many_files()
     try:
         app()
     except FusionError as error:

@@ -132,7 +132,7 @@ def _files(directory: Path, patterns: Sequence[str]) -> dict[str, bytes | Path]:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a model's `config.json`."""
     with os.fdopen(open_member(path), "rb") as stream:
-        return parse_json(stream.read(LARGEST_INDEX), path=str(path))
+        return parse_json(stream.read(LARGEST_INDEX), path=str(path), constants=True)
 
 
 def _with_vocabulary(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON

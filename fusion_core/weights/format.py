@@ -139,8 +139,11 @@ def parse_index(text: bytes, *, path: str) -> dict[str, str]:
     return dict(weight_map)
 
 
-def parse_json(text: bytes, *, path: str) -> dict[str, Any]:
-    """Parse a JSON object, refusing repeated keys, NaN and anything too deep or too crowded."""
+def parse_json(text: bytes, *, path: str, constants: bool = False) -> dict[str, Any]:
+    """Parse a JSON object, refusing repeated keys and anything too deep or too crowded.
+
+    So are NaN and Infinity, which are no JSON, unless `constants`: configurations hold some.
+    """
     values = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
     if values > _largest_header() // _BYTES_A_VALUE:
         raise CheckpointError(
@@ -151,7 +154,7 @@ def parse_json(text: bytes, *, path: str) -> dict[str, Any]:
         parsed = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_constant=_no_constant,
+            parse_constant=float if constants else _no_constant,
             parse_int=_integer if b"-0" in text else None,
         )
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,8 @@ Knows PEFT's file format (0.6 to 0.21), not PEFT.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from fusion_core.weights.assets import read_config
 from fusion_core.weights.checkpoint import CheckpointSource
 from fusion_core.weights.format import TensorInfo
 from fusion_core.weights.location import ADAPTER, ADAPTER_CONFIG
+from fusion_core.weights.orientation import is_turned_beside
 from fusion_core.weights.source import Cut, WeightSource
 from fusion_core.weights.spelling import same_tensors
 
@@ -42,6 +45,15 @@ _OTHER_MATHS = (
     "arrow_config",
     "target_parameters",
     "trainable_token_indices",
+)
+_NO_SCALE = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+    re.error,
 )
 _REPEATS, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{?]")
 _MOST_REPEATS = 2
@@ -75,6 +87,8 @@ class LoraSource(WeightSource):
         self._adapter = CheckpointSource(location.path / ADAPTER, name=location.name)
         self._base = base
         config = read_config(location.path / ADAPTER_CONFIG)
+        said = json.dumps(config, sort_keys=True).encode()
+        self._config_identity = {"content_sha256": hashlib.sha256(said).hexdigest()}
         _check_supported(config, location.name)
         layers, whole = _sorted_out(self._adapter)
         targets = [f"{module}.weight" for module in layers]
@@ -106,16 +120,17 @@ class LoraSource(WeightSource):
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The base, from which whole weights differ."""
-        return (self._base,)
+        """The base, from which whole weights differ, and the adapter's own tensors."""
+        return (self._base, self._adapter)
 
     def describe(self) -> str:
         """Name the adapter."""
         return self._adapter.describe()
 
     def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the adapter's file."""
-        return self._adapter.files()
+        """Identify the adapter's files: scales are the configuration's."""
+        yield from self._adapter.files()
+        yield ADAPTER_CONFIG, self._config_identity
 
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Form the blocks that a range lies in, and return the range."""
@@ -169,7 +184,8 @@ class LoraSource(WeightSource):
         one, other = self._adapter.infos[keys[a]], self._adapter.infos[keys[b]]
         rank, scale = _rank_and_scale(module, config, self.describe())
         if (
-            one.shape[0] != rank
+            min(len(one.shape), len(other.shape)) < 2  # noqa: PLR2004 - matrices
+            or one.shape[0] != rank
             or other.shape[1] != rank
             or other.numel != math.prod(other.shape[:2])
         ):
@@ -179,8 +195,10 @@ class LoraSource(WeightSource):
             )
         straight, turned = (other.shape[0], *one.shape[1:]), (*one.shape[1:], other.shape[0])
         ours = self._base.infos[name].shape if name in self._base.infos else None
-        flag = embedding or bool(config.get("fan_in_fan_out"))
-        transposed = (ours == turned) if straight != turned and ours is not None else flag
+        transposed = (ours == turned) if straight != turned and ours is not None else embedding
+        if straight == turned and not embedding:
+            beside = is_turned_beside(self._base, name)
+            transposed = bool(config.get("fan_in_fan_out")) if beside is None else beside
         shape = turned if transposed else straight
         wide = torch.float64 if torch.float64 in {one.dtype, other.dtype} else torch.float32
         return TensorInfo(name, shape, wide), Product(keys[a], keys[b], scale, transposed)
@@ -236,7 +254,7 @@ def _rank_and_scale(module: str, config: Mapping[str, Any], name: str) -> tuple[
         rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
         alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
         return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, re.error) as error:
+    except _NO_SCALE as error:
         raise CheckpointError(
             f"{name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
         ) from error

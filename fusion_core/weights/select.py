@@ -134,7 +134,8 @@ class _Magnitudes:
     dtype: torch.dtype
 
     def __call__(self, piece: Piece) -> torch.Tensor:
-        magnitudes = self.rows(piece).to(self.dtype).abs().unsqueeze(-1).flatten(1)
+        # On the CPU, where it is counted: what a GPU holds of a row is copied back once.
+        magnitudes = self.rows(piece).to(self.dtype).cpu().abs().unsqueeze(-1).flatten(1)
         return magnitudes.view(_INTEGERS[self.dtype])
 
 

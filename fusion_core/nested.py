@@ -76,8 +76,16 @@ class RecipeSource(WeightSource):
 
 
 def nested_in(pool: ModelPool[Any]) -> dict[str, RecipeSource]:
-    """Return the recipes in the places of a pool's models, by the model's name, `base` included."""
-    return {name: each for name, source in pool.by_name.items() for each in _recipes(source)}
+    """Return the recipes in the places of a pool's models, by the model's name, `base` included.
+
+    Each once: a base's is not its adapters' too.
+    """
+    found: dict[str, RecipeSource] = {}
+    for name, source in pool.by_name.items():
+        for each in _recipes(source):
+            if each not in found.values():
+                found[name] = each
+    return found
 
 
 def _recipes(source: WeightSource) -> Iterator[RecipeSource]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from fusion_core import run_fusion
 from fusion_core.algorithm import Algorithm, RunContext
+from fusion_core.check import scan
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import AlignmentError, CheckpointError, RecipeError
@@ -21,6 +22,8 @@ from fusion_core.planning import RunOptions, plan
 from fusion_core.recipes import dump_yaml, load_recipe
 from fusion_core.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.validation import validated
+from fusion_core.weights.location import ADAPTER
+from fusion_ties.ties import Ties
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,6 +102,30 @@ def test_the_configuration_says_what_a_merge_on_a_nested_base_is_stored_as(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == said
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert stored["layer.weight"].dtype is getattr(torch, said)
+
+
+def test_a_recipe_under_adapters_is_run_once(
+    inner: dict[str, Any], tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, into = models["base"]["layer.weight"].shape
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+    for number, name in enumerate("xy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        layer = "base_model.model.layer.lora"
+        pair = {f"{layer}_A.weight": torch.ones(1, into), f"{layer}_B.weight": torch.ones(out, 1)}
+        save_file({n: v + number for n, v in pair.items()}, tmp_path / name / ADAPTER)
+    runs: list[str] = []
+    there = Ties.run
+    monkeypatch.setattr(Ties, "run", lambda *all: runs.append("ties") or there(*all))
+    pool = {"base": inner, "models": {"x": "x", "y": "y"}}
+    recipe = {"algorithm": "task-arithmetic", "model_pool": pool}
+    run_fusion({**recipe, "output": {"path": "out"}})
+    assert runs == ["ties"]
+    scanned = scan(plan(recipe, RunOptions()))
+    assert scanned == []
+    save_file({n: v * torch.nan for n, v in pair.items()}, tmp_path / "y" / ADAPTER)
+    assert {each.model for each in scan(plan(recipe, RunOptions()))} == {"y"}
 
 
 def test_a_file_a_list_and_the_base_may_be_recipes(inner: dict[str, Any], tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from fusion_core import run_fusion
 from fusion_core.cli.app import app
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
 from fusion_core.planning import RunOptions
+from fusion_core.task_pool import Split
 from fusion_core.testing import Mean
-from pools_clip import origin
+from pools_clip import origin, stored_images
 from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
 from pools_clip.families import all_tasks, families, known, published, task_sets
 from pools_clip.family_pools import ClipVitB32, ClipVitB32Tasks
@@ -42,10 +43,12 @@ BOT = "SFconvertbot"
 GONE = {"X-Error-Code": "RepoNotFound"}
 
 
-def parquet(rows: Sequence[tuple[bytes, int]], columns: tuple[str, str]) -> bytes:
+def parquet(
+    rows: Sequence[tuple[bytes, int]], columns: tuple[str, str], kind: pa.DataType | None = None
+) -> bytes:
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array([{"bytes": data, "path": None} for data, _ in rows], image)
-    labels = pa.array([label for _, label in rows], pa.int64())
+    labels = pa.array([label for _, label in rows], kind or pa.int64())
     stream = BytesIO()
     pq.write_table(pa.table(dict(zip(columns, [images, labels], strict=True))), stream)
     return stream.getvalue()
@@ -354,6 +357,35 @@ def test_a_data_set_without_parquet_files_is_read_from_the_hubs_conversion(
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["fer2013"], limit=4))
     assert tasks.evaluate(pool.build(pool.base))["fer2013"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
     assert tasks.measured_on == "the first 4 test images of each task"
+
+
+def test_labels_that_are_booleans_are_kept_as_numbers(serve: HubServer, rows: Any) -> None:
+    two = [(data, bool(label % 2)) for data, label in rows]
+    data = parquet(two, ("image", "label"), pa.bool_())
+    serve.add(known("pcam").dataset, {"data/test-00000-of-00001.parquet": data}, kind="dataset")
+    for _ in range(2):  # decoded, then from the cache
+        batch = ClipVitB32Tasks(FamilyTasksConfig(tasks=["pcam"]))["pcam"].batch(
+            0, size=20, split=Split.TEST, seed=0
+        )
+        assert batch.labels is not None
+        assert batch.labels.dtype == torch.int64
+        assert int(batch.labels.sum()) == sum(label for _, label in two)
+
+
+def test_what_an_earlier_format_kept_is_decoded_anew(serve: HubServer) -> None:
+    def labels() -> torch.Tensor | None:
+        tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))
+        return tasks["mnist"].batch(0, size=20, split=Split.TEST, seed=0).labels
+
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr(stored_images, "_FORMAT", 1)
+        expected = labels()
+    [kept] = hub_client.assets_directory().glob("images/*/labels.int64")
+    kept.write_bytes(b"\1" * 20)  # a byte a label
+    found = labels()
+    assert expected is not None
+    assert found is not None
+    assert torch.equal(found, expected)
 
 
 def test_corrupted_images_are_a_split_of_their_own(serve: HubServer) -> None:

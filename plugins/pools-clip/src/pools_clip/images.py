@@ -146,4 +146,4 @@ def _labels(column: pa.Array, classes: int, path: str, row: int) -> torch.Tensor
                 f"{path}, row {number}: label {label} is none of 0 to {classes - 1}",
                 hint="The task needs one classname for every label.",
             )
-    return torch.tensor(labels)
+    return torch.tensor(labels, dtype=torch.int64)  # pcam stores False and True

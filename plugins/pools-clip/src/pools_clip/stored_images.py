@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pools_clip.preprocessor import Preprocessor
 
 _PIXELS, _LABELS = "pixels.uint8", "labels.int64"
+#: Counted up when what is written changes: what an earlier version kept is then decoded anew.
+_FORMAT = 2
 
 
 def images_of(
@@ -41,6 +43,7 @@ def images_of(
         return _read(data.files(split), data, preprocessor, classes, limit)
     key = {
         **identity,
+        "format": _FORMAT,
         "preprocessor": preprocessor.identity,
         "classes": classes,
         "limit": limit,

@@ -378,6 +378,27 @@ def test_offline_a_partial_download_is_not_taken_for_all_of_it(
     assert "test-1.parquet of org/name" in error.message
 
 
+def test_offline_a_listing_of_which_nothing_was_downloaded_is_known(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for a file there, and then elsewhere, does so without a network too."""
+    hub.add("org/name", FILES)
+    listed = dict(hf.listing(MODEL))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert dict(hf.listing(MODEL)) == listed
+    error = failure(lambda: hf.download(MODEL, ["config.json"]))
+    assert "config.json of org/name" in error.message
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(hub: HubServer) -> None:
+    hub.add("org/name", FILES)
+    directory = hf.download(MODEL, ALL)
+    refs = directory.parents[1] / "refs"
+    shutil.rmtree(refs)
+    refs.touch()  # a file: nothing can be put there, not even by root
+    assert hf.download(MODEL, ALL) == directory
+
+
 def test_offline_no_socket_is_opened(hub: HubServer) -> None:
     hub.add("org/name", FILES)
     hf.download(MODEL, ALL)

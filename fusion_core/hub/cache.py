@@ -8,6 +8,7 @@ may have been long ago.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,16 +78,20 @@ def remembered_commit(reference: Reference) -> str | None:
 
 
 def remember_commit(reference: Reference, commit: str) -> None:
-    """Keep a revision's commit for runs without a network."""
+    """Keep a revision's commit for runs without a network, where the cache can be written.
+
+    Where it cannot, a run with a network needs nothing of it.
+    """
     path = _folder(reference) / "refs" / reference.revision
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(commit, encoding="ascii")
-    temporary.replace(path)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(commit, encoding="ascii")
+        temporary.replace(path)
 
 
 def remembered_listing(pinned: Reference) -> list[RemoteFile] | None:
-    """Return a commit's files as they were listed when one was first downloaded.
+    """Return a commit's files as they were listed when the hub was first asked.
 
     None if that is not known: a cache that another program filled may lack it.
     """

@@ -104,13 +104,23 @@ def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
     return bytes(found[:count])
 
 
+def keep_listing(pinned: Reference) -> None:
+    """Have the cache keep a commit's listing: by it a run without network knows what is missing.
+
+    The client writes it with a snapshot, here one of no files.
+    """
+    from huggingface_hub import snapshot_download
+
+    with asking(pinned):
+        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=_no_bar(), **_where(pinned))
+
+
 def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
     """Download files of a commit to the cache; an interrupt ends it at the next chunk."""
     total = sum(each.size for each in wanted)
     free = room_for(str(pinned), total)
     label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
     with asking(pinned), progress.track(label, total=total, unit="B") as advance:
-        _keep_listing(pinned)
         stop = Event()
         bar = _bar(advance, stop)
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="fusion-hub") as threads:
@@ -140,16 +150,6 @@ def asking(reference: Reference) -> Iterator[None]:
         raise explained(error, reference, cache=cache_directory(), endpoint=where) from error
     finally:
         logger.setLevel(before)
-
-
-def _keep_listing(pinned: Reference) -> None:
-    """Have the cache keep a commit's listing: by it a run without network knows what is missing.
-
-    The client writes it with a snapshot, here one of no files.
-    """
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=_no_bar(), **_where(pinned))
 
 
 def _transfer_one(pinned: Reference, file: RemoteFile, bar: type[Any]) -> None:

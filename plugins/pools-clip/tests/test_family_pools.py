@@ -54,6 +54,18 @@ def parquet(
     return stream.getvalue()
 
 
+def serve_fer2013(server: HubServer, rows: Sequence[tuple[bytes, int]]) -> None:
+    """A data set whose owner uploaded archives, and which the hub keeps as parquet beside them."""
+    repository, data = known("fer2013").dataset, parquet(rows, ("jpg", "cls"))
+    server.add(repository, {"test/0.tar": b"tar"}, kind="dataset")
+    server.add(
+        repository,
+        {"default/test/0000.parquet": data, "default/train/0000.parquet": b"no"},
+        kind="dataset",
+        branch="refs/convert/parquet",
+    )
+
+
 def files_of(directory: Path | str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(directory).iterdir() if path.is_file()}
 
@@ -344,15 +356,7 @@ def test_images_are_the_same_from_the_cache_and_from_files_here(
 def test_a_data_set_without_parquet_files_is_read_from_the_hubs_conversion(
     serve: HubServer, rows: Any
 ) -> None:
-    repository = known("fer2013").dataset
-    serve.add(repository, {"test/0.tar": b"tar"}, kind="dataset")
-    data = parquet(rows, ("jpg", "cls"))
-    serve.add(
-        repository,
-        {"default/test/0000.parquet": data, "default/train/0000.parquet": b"no"},
-        kind="dataset",
-        branch="refs/convert/parquet",
-    )
+    serve_fer2013(serve, rows)
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["fer2013"], limit=4))
     assert tasks.evaluate(pool.build(pool.base))["fer2013"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
@@ -453,9 +457,11 @@ def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
 
 
 def test_after_a_download_a_run_without_network_opens_no_socket(
-    serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: HubServer, rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fuse("download", "--pool", "clip-vit-b32", "--tasks", "mnist,dtd")
+    serve_fer2013(serve, rows)
+    tasks = ("--tasks", "mnist,dtd,fer2013")
+    first = fuse("download", "--pool", "clip-vit-b32", *tasks)
     assert "to download" in first.stderr
     assert "are free" in first.stderr
     serve.stop()
@@ -465,8 +471,8 @@ def test_after_a_download_a_run_without_network_opens_no_socket(
         raise AssertionError("a socket")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    fuse(*RUN, "--tasks", "mnist,dtd", "-o", str(tmp_path / "out"), "-q")
-    again = fuse("download", "--pool", "clip-vit-b32", "--tasks", "mnist,dtd")
+    fuse(*RUN, *tasks, "-o", str(tmp_path / "out"), "-q")
+    again = fuse("download", "--pool", "clip-vit-b32", *tasks)
     assert "nothing to download" in again.stderr
 
 

@@ -10,6 +10,8 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -468,3 +470,68 @@ def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
     assert not list(cache.rglob("*.safetensors"))
     assert not list(cache.rglob("*.incomplete"))
     assert len(contents(hf.download(MODEL, ["*"]))) == 8
+
+
+class XetSession:
+    """A stand-in for hf_xet's: one file fails at once, the others would take half a minute."""
+
+    failing = 1000  # bytes
+
+    def __init__(self) -> None:
+        self.aborted = Event()
+        self.raised: list[BaseException] = []
+
+    def sigint_abort(self) -> None:
+        self.aborted.set()
+
+    @contextmanager
+    def new_file_download_group(self, *, progress_callback: Any, **_: object) -> Iterator[Any]:
+        started: list[int] = []
+        yield SimpleNamespace(start_download_file=lambda info, _: started.append(info.size))
+        if started == [self.failing]:
+            raise RuntimeError("xorb not found")
+        if not self.aborted.wait(30):
+            raise AssertionError("nobody ended this transfer")
+        reporting = Thread(target=self._report, args=(progress_callback,))
+        reporting.start()
+        reporting.join()
+        raise RuntimeError("the session was aborted")
+
+    def _report(self, callback: Any) -> None:
+        try:
+            callback(SimpleNamespace(
+                total_bytes_completed=10, total_bytes_completion_rate=1.0, total_bytes=10,
+                total_transfer_bytes_completed=10, total_transfer_bytes_completion_rate=1.0,
+            ))  # fmt: skip
+        except BaseException as error:  # noqa: BLE001 - whatever it is, Xet prints it
+            self.raised.append(error)
+
+
+def test_a_failure_ends_the_transfers_of_xet_at_once(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = XetSession()
+    info = lambda _, size: SimpleNamespace(size=size)  # noqa: E731
+    stand_in = SimpleNamespace(XetSession=lambda: session, XetFileInfo=info)
+    monkeypatch.setitem(sys.modules, "hf_xet", stand_in)
+    hub.xet = True
+    sizes = (2000, 3000, session.failing, 4000, 5000)
+    hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in sizes})
+    shown = Recorder()
+    started = time.monotonic()
+    with hf.session(shown):
+        error = failure(lambda: hf.download(MODEL, ["*"]))
+    assert time.monotonic() - started < 20
+    assert "xorb not found" in error.message
+    assert session.aborted.is_set()
+    assert session.raised == []
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete"))
+
+
+def test_without_a_way_to_end_xet_a_failure_is_still_the_first_one(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("huggingface_hub.utils._xet.abort_xet_session")
+    hub.add("org/name", FILES)
+    hub.fail("model.safetensors", status=403)
+    assert "does not let you read this" in failure(lambda: hf.download(MODEL, ALL)).message

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from threading import Event, Lock
+from threading import Event, Lock, get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.errors import DiskError
@@ -126,10 +126,11 @@ def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="fusion-hub") as threads:
             waiting = [threads.submit(_transfer_one, pinned, each, bar) for each in wanted]
             try:
-                for each in waiting:
+                for each in as_completed(waiting):
                     each.result()
             except BaseException:
                 stop.set()
+                _abort_xet()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -187,18 +188,31 @@ def room_for(what: str, needed: int) -> int:
     return free
 
 
+def _abort_xet() -> None:
+    """End the transfers that Xet has on its own threads: they hear of nothing that a bar raises."""
+    try:
+        from huggingface_hub.utils._xet import abort_xet_session
+    except ImportError:  # a version that reads Xet's files over HTTP, or ends a session otherwise
+        return
+    abort_xet_session()  # type: ignore[no-untyped-call]
+
+
 class _StoppedError(Exception):
     """Another file's download failed, or the user interrupted."""
 
 
 def _bar(advance: Advance, stop: Event) -> type[Any]:
-    """Return a class that huggingface_hub takes for a progress bar of tqdm's."""
+    """Return a class that huggingface_hub takes for a progress bar of tqdm's.
+
+    It raises on the thread that downloads. Xet advances it from another, where that ends nothing.
+    """
     lock = Lock()
 
     class Bar:
         total = n = 0
 
         def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+            self._owner = get_ident()
             self.update(initial)
 
         def __enter__(self) -> Self:
@@ -207,7 +221,7 @@ def _bar(advance: Advance, stop: Event) -> type[Any]:
         def __exit__(self, *_: object) -> None: ...
 
         def update(self, count: float | None = 1) -> None:
-            if stop.is_set():
+            if stop.is_set() and get_ident() == self._owner:
                 raise _StoppedError
             with lock:
                 advance(int(count or 0))

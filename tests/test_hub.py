@@ -339,6 +339,54 @@ def test_a_disk_that_fills_up_meanwhile_is_a_disk_error(
     assert "No space left" in error.message
 
 
+@pytest.mark.parametrize(
+    ("raised", "kind", "says"),
+    [
+        (ConnectionError("request failed"), HubError, "cannot be reached"),
+        (TimeoutError("deadline has elapsed"), HubError, "cannot be reached"),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), HubError, "cannot be read from"),
+        (OSError("IO error: No space left on device (os error 28)"), DiskError, "No space left"),
+        (RuntimeError("Data processing error: os error 28"), DiskError, "No space left"),
+        (RuntimeError("os error 281"), HubError, "cannot be read from"),
+    ],
+)
+def test_what_xet_raises_is_told_from_its_words(
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    kind: type[FusionError],
+    says: str,
+) -> None:
+    hub.add("org/name", FILES)
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", fail)
+    error = failure(lambda: hf.download(MODEL, ALL))
+    assert type(error) is kind
+    assert says in error.message
+
+
+def test_a_server_that_has_a_full_disk_is_not_ours(hub: HubServer) -> None:
+    fails("/revision/", 507, headers={"X-Error-Message": "No space left on device"})(hub)
+    error = failure(lambda: hf.resolve(MODEL))
+    assert isinstance(error, HubError)
+    assert "failing (507)" in error.message
+
+
+@pytest.mark.parametrize("address", ["hub.example", "localhost:80", "http://a:b:c", "http://[::1"])
+def test_an_endpoint_that_is_no_url_is_said_so(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    error = failure(lambda: hf.resolve(MODEL))
+    assert isinstance(error, HubError)
+    assert error.message == f"HF_ENDPOINT is no URL: {address!r}"
+    assert "https://huggingface.co" in (error.hint or "")
+    assert hub.requests == []
+
+
 # --- offline ------------------------------------------------------------------------------------
 
 

@@ -144,9 +144,10 @@ def asking(reference: Reference) -> Iterator[None]:
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     logger.setLevel(logging.ERROR)
+    theirs = (http().HTTPError, http().InvalidURL)
     try:
         yield
-    except (OSError, ValueError, LookupError, RuntimeError, http().HTTPError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, *theirs) as error:
         where = endpoint() or "huggingface.co"
         raise explained(error, reference, cache=cache_directory(), endpoint=where) from error
     finally:

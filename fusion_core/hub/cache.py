@@ -8,10 +8,14 @@ may have been long ago.
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fusion_core.errors import DiskError
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from fusion_core.hub.reference import Reference
@@ -48,6 +52,23 @@ def assets_directory() -> Path:
     if given := os.environ.get("HF_ASSETS_CACHE"):
         return Path(given).expanduser() / "fusion-core"
     return cache_directory().parent / "assets" / "fusion-core"
+
+
+def room_for(what: str, needed: int, directory: Path) -> int:
+    """Return how much is free in a directory; raises `DiskError` if that is not enough."""
+    free = shutil.disk_usage(_existing(directory)).free
+    if needed > free:
+        raise DiskError(
+            f"{what} needs {amount(needed)}, and {amount(free)} are free in {directory}",
+            hint="Make room there, or set HF_HOME to a directory on a larger disk.",
+        )
+    return free
+
+
+def on_one_disk() -> bool:
+    """Tell whether downloads and what is made of them take the same room."""
+    places = (cache_directory(), assets_directory())
+    return len({_existing(each).stat().st_dev for each in places}) == 1
 
 
 def endpoint() -> str | None:
@@ -115,6 +136,10 @@ def files_there(pinned: Reference) -> list[RemoteFile]:
     root = snapshot_of(pinned)
     found = sorted(path for path in root.rglob("*") if path.is_file())
     return [RemoteFile(path.relative_to(root).as_posix(), path.stat().st_size) for path in found]
+
+
+def _existing(directory: Path) -> Path:
+    return next(each for each in (directory, *directory.absolute().parents) if each.exists())
 
 
 def _folder(reference: Reference) -> Path:

@@ -51,6 +51,8 @@ class Size:
     total: int
     #: what of it is not in the cache yet
     missing: int
+    #: what is yet to be made of it and kept beside the cache
+    made: int = 0
 
 
 @dataclass

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from threading import Event, Lock, get_ident
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core.errors import DiskError
-from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, snapshot_of
+from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, room_for, snapshot_of
 from fusion_core.hub.failures import explained, http
 from fusion_core.hub.integrity import check_digest, discard
 from fusion_core.shown import amount
@@ -118,7 +116,7 @@ def keep_listing(pinned: Reference) -> None:
 def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
     """Download files of a commit to the cache; an interrupt ends it at the next chunk."""
     total = sum(each.size for each in wanted)
-    free = room_for(str(pinned), total)
+    free = room_for(str(pinned), total, cache_directory())
     label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
     with asking(pinned), progress.track(label, total=total, unit="B") as advance:
         stop = Event()
@@ -174,19 +172,6 @@ def _where(pinned: Reference) -> dict[str, Any]:
         "cache_dir": cache_directory(),
         "endpoint": endpoint(),
     }
-
-
-def room_for(what: str, needed: int) -> int:
-    """Return how much is free in the cache; raises `DiskError` if that is not enough."""
-    cache = cache_directory()
-    there = next(each for each in (cache, *cache.absolute().parents) if each.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise DiskError(
-            f"{what} needs {amount(needed)}, and {amount(free)} are free in {cache}",
-            hint="Make room there, or set HF_HOME to a directory on a larger disk.",
-        )
-    return free
 
 
 def _abort_xet() -> None:

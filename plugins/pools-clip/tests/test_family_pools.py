@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import socket
 import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -539,9 +541,6 @@ def test_a_gated_data_set_is_named_with_the_page_of_its_terms(
 def test_a_disk_that_is_too_small_is_found_before_the_first_download(
     serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-    from types import SimpleNamespace
-
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
     for command in (("download", "--pool", "clip-vit-b32"), (*RUN, "-o", str(tmp_path / "out"))):
         error = fuse(*command, "-q", code=6).exception
@@ -549,6 +548,55 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_download(
         assert "HF_HOME" in error.hint
     assert not serve.asked("model.safetensors", "HEAD")
     assert not serve.asked(".parquet")
+
+
+IMAGE = 3 * 8 * 8  # what a decoded image of the tiny model takes
+
+
+def needed(**options: Any) -> hub_client.Size:
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(**options))
+    return hub_client.size_of(tasks.downloads())
+
+
+def test_images_yet_to_be_decoded_need_room_too(serve: HubServer) -> None:
+    tables = known("mnist").rows, known("eurosat").rows
+    assert tables == (10_000, 2_700)
+    assert needed(tasks=["mnist", "eurosat"]).made == 12_700 * IMAGE
+    assert needed(tasks=["mnist", "eurosat"], limit=5).made == 10 * IMAGE
+    assert needed(tasks=["eurosat"], corruption="contrast").made == 2_700 * IMAGE
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))
+    hub_client.fetch(tasks.downloads())
+    assert needed(tasks=["mnist"]).made == 20 * IMAGE  # files that are here are counted
+    assert needed(tasks=["mnist"]).missing == 0
+    tasks["mnist"].batch(0, size=1, split=Split.TEST, seed=0)
+    assert needed(tasks=["mnist"]).made == 0
+
+
+def test_the_room_for_decoded_images_is_shown_and_compared(serve: HubServer) -> None:
+    command = ("download", "--pool", "clip-vit-b32", "--tasks", "mnist")
+    with pytest.MonkeyPatch.context() as small:
+        free = SimpleNamespace(free=10_000 * IMAGE)
+        small.setattr(shutil, "disk_usage", lambda _: free)
+        error = fuse(*command, "-q", code=6).exception
+    assert "with what is decoded of it, needs 2." in error.message
+    assert not serve.asked(".parquet")
+    assert ", to keep decoded: 1.9 MB; " in fuse(*command).stderr
+
+
+def test_decoded_images_may_lie_on_a_disk_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(small))
+    monkeypatch.setattr("fusion_core.hub.ahead.on_one_disk", lambda: False)
+    free = {small: 10}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(Path(path), 10**9))
+    )
+    hub_client.check_room(hub_client.Size(100, 100, made=10))
+    with pytest.raises(DiskError, match=f"what is decoded needs 11 B, .* in {small}"):
+        hub_client.check_room(hub_client.Size(100, 100, made=11))
 
 
 def test_what_is_made_of_downloads_lies_beside_them(

@@ -18,7 +18,9 @@ from fusion_core.errors import (
     AlignmentError,
     BrokenPluginError,
     CheckpointError,
+    DiskError,
     FusionError,
+    HubError,
     OutputError,
     PluginError,
     RecipeError,
@@ -688,6 +690,31 @@ def test_a_failing_evaluation_leaves_the_model(
     assert not (output / "report.json").exists()
     with pytest.raises(RuntimeError, match="gone"):
         run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("fails"))
+
+
+@pytest.mark.parametrize(("kind", "code"), [(DiskError, 6), (HubError, 5)])
+def test_an_evaluation_that_ends_on_a_full_disk_says_so(
+    nets: tuple[Net, dict[str, Net]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[FusionError],
+    code: int,
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("no room for images", hint="Make some.")
+
+    monkeypatch.setattr(Norm, "evaluate", fail)
+    base, experts = nets
+    output = tmp_path / "out"
+    with pytest.raises(kind, match="but its evaluation failed: no room for images\n") as caught:
+        run_fusion(
+            algorithm="ties",
+            model_pool={"base": base, "models": experts},
+            task_pool=Norms("a"),
+            output=output,
+        )
+    assert caught.value.exit_code == code
+    assert caught.value.hint == f"Make some.\nTry again with: fuse evaluate {output}"
 
 
 def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:

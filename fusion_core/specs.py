@@ -68,6 +68,8 @@ class ModelPoolSpec(ComponentSpec):
 
     #: the task pool that a run uses when it names none
     default_task_pool: str | None = None
+    #: options that this task pool has too, and takes over from here where they are not given
+    shared_options: tuple[str, ...] = ()
     #: works without any network
     offline: bool = False
     #: what a first run downloads

@@ -446,6 +446,24 @@ def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: P
     assert list(report["reference"]["individual"]) == ["mnist"]
 
 
+def test_the_tasks_of_the_models_are_those_that_are_measured(
+    serve: HubServer, tmp_path: Path
+) -> None:
+    """Unless a recipe names others; what it says besides stays."""
+    chosen = ("--set", "model_pool.tasks=[mnist, dtd]")
+    fuse(*RUN, "-o", str(tmp_path / "out"), "-q", *chosen, "--set", "task_pool.limit=5")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["tasks"]) == ["mnist", "dtd"]
+    assert "first 5" in report["measured_on"]
+    assert not serve.asked("sun397")
+    again = fuse("evaluate", str(tmp_path / "out"), "--json", "-q")
+    assert json.loads(again.stdout) == report
+    printed = fuse(*RUN, *chosen, "--task-pool", "pools-clip/clip-vit-b32", "--print-config")
+    assert printed.stdout.count("- mnist") == 2
+    fuse("download", "--pool", "clip-vit-b32", "-q", *chosen)
+    assert not serve.asked("sun397")
+
+
 def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
     code = (
         "import sys; sys.argv = ['fuse', 'info', 'clip-vit-b32']\n"

@@ -105,7 +105,7 @@ class FamilyTasksConfig(ComponentConfig):
 
     tasks: TaskNames = Field(default=[DEFAULT_SET])
     """Which tasks, in this order, whether or not their experts are fused; ta8, tall14 and tall20
-    stand for sets."""
+    stand for sets; default: those whose experts the model pool of this name fuses."""
     corruption: Corruption | None = None
     """Measure on corrupted test images; stanford-cars, eurosat, resisc45 and gtsrb have some."""
     transductive: bool = True

@@ -30,6 +30,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             target=f"pools_clip.family_pools:{_CLASSES[name]}",
             config="pools_clip.config:FamilyConfig",
             default_task_pool=name,
+            shared_options=("tasks",),
             download_bytes=family.base_bytes + len(default) * family.expert_bytes,
             tasks=tuple(all_tasks()),
             licence=licence(),

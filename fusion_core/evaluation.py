@@ -14,7 +14,7 @@ import torch
 from fusion_core import hub
 from fusion_core.config import Choice, choice_of
 from fusion_core.errors import PluginError, RecipeError
-from fusion_core.progress import Progress
+from fusion_core.progress import Progress, noting
 from fusion_core.ranks import own_gpu
 from fusion_core.recipes import load_recipe
 from fusion_core.resolving import Resolved, resolve_component, task_pool_of
@@ -55,7 +55,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
     individual: dict[str, Metrics] = {}
     owned = [name for name in names if name in experts]
-    with progress.track("evaluate experts", total=len(owned)) as advance:
+    with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
         for name in owned:
             expert = pool.build(experts[name]).to(device)
             individual |= tasks.evaluate(expert, tasks=[name])

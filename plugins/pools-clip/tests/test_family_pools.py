@@ -25,6 +25,7 @@ from fusion_core import run_fusion
 from fusion_core.cli.app import app
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
 from fusion_core.planning import RunOptions
+from fusion_core.progress import noting
 from fusion_core.task_pool import Split
 from fusion_core.testing import Mean
 from pools_clip import origin, stored_images
@@ -324,6 +325,21 @@ def test_all_shards_of_the_test_split_are_read_and_no_other_split(serve: HubServ
     assert 20 * found["svhn"]["accuracy"] == round(20 * found["svhn"]["accuracy"])
     assert not serve.asked("train-")
     assert len(serve.asked("cropped_digits/test-", "GET")) == 2
+
+
+def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
+    said = []
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"], batch_size=8))
+    with noting(lambda count, *, note: said.append((count, note))):
+        tasks.evaluate(pool.build(pool.base))
+    assert said == [
+        (0, "test-00000-of-00002.parquet: 10 of 10 images decoded"),
+        (0, "test-00001-of-00002.parquet: 10 of 10 images decoded"),
+        (0, "mnist: 8 of 20 images"),
+        (0, "mnist: 16 of 20 images"),
+        (0, "mnist: 20 of 20 images"),
+    ]
 
 
 def test_images_and_heads_are_made_once(serve: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

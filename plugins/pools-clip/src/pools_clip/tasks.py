@@ -12,6 +12,7 @@ import torch
 
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.progress import note
 from fusion_core.task_pool import Batch, FeatureTask, Metrics, Split, Task, TaskPool
 from fusion_core.weights.execution import on_cores
 from pools_clip.choice import chosen, unknown_task
@@ -152,10 +153,13 @@ class ClipTask(FeatureTask):
             with torch.inference_mode():
                 return self.logits(model, batch).argmax(dim=1).cpu()
 
-        starts = range(0, len(images), size)
+        starts, found = range(0, len(images), size), []
         with evaluation_mode(model):
-            found = map(predicted, starts) if device.type != "cpu" else on_cores(predicted, starts)
-            return torch.cat(list(found))
+            every = map(predicted, starts) if device.type != "cpu" else on_cores(predicted, starts)
+            for start, each in zip(starts, every, strict=True):
+                found.append(each)
+                note(f"{self.name}: {start + len(each):,} of {len(images):,} images")
+        return torch.cat(found)
 
     def _batch(self, images: Images, rows: slice | Tensor, device: torch.device) -> Batch:
         pixels = images.pixels[rows].to(device)  # bytes travel, not floats

@@ -354,7 +354,6 @@ def test_images_and_heads_are_made_once(serve: HubServer, monkeypatch: pytest.Mo
 def test_images_are_the_same_from_the_cache_and_from_files_here(
     serve: HubServer, dataset: dict[str, Any], base: Path
 ) -> None:
-    from fusion_core.task_pool import Split
     from pools_clip.config import ClipClassificationConfig
     from pools_clip.tasks import ClipClassification
 
@@ -487,7 +486,16 @@ def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
         "app(standalone_mode=False); print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for text in ("sun397", "rendered-sst2", "3.4 GB", "licence", "arXiv:2406.03280"):
+    models, images = "download of the models alone: 3.4 GB", "room for decoded examples"
+    for text in (
+        "sun397",
+        "rendered-sst2",
+        models,
+        images,
+        "13.2 GB",
+        "licence",
+        "arXiv:2406.03280",
+    ):
         assert text in run.stdout
     assert not {"torch", "transformers", "huggingface_hub"} & set(run.stdout.split())
 

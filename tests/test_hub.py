@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -583,3 +584,24 @@ def test_without_a_way_to_end_xet_a_failure_is_still_the_first_one(
     hub.add("org/name", FILES)
     hub.fail("model.safetensors", status=403)
     assert "does not let you read this" in failure(lambda: hf.download(MODEL, ALL)).message
+
+
+def test_an_interrupt_ends_the_transfers_of_xet_itself(hub: HubServer) -> None:
+    """The library's own threads wait for a server that says nothing for a long time."""
+    pytest.importorskip("hf_xet")
+    hub.xet = True
+    hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(6)})
+    hub.fail("reconstructions", delay=60)
+    program = "from fusion_core import hub; hub.download(hub.parse('org/name'), ['*'])"
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as running:
+        try:
+            while not hub.asked("reconstructions"):
+                assert running.poll() is None
+                time.sleep(0.05)
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=30)
+        finally:
+            running.kill()
+    assert said.rstrip().endswith(b"KeyboardInterrupt")
+    assert running.returncode == -signal.SIGINT
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete"))

@@ -592,7 +592,12 @@ def test_an_interrupt_ends_the_transfers_of_xet_itself(hub: HubServer) -> None:
     hub.xet = True
     hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(6)})
     hub.fail("reconstructions", delay=60)
-    program = "from fusion_core import hub; hub.download(hub.parse('org/name'), ['*'])"
+    program = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell ignores it
+from fusion_core import hub
+hub.download(hub.parse("org/name"), ["*"])
+"""
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as running:
         try:
             while not hub.asked("reconstructions"):

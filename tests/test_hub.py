@@ -158,7 +158,8 @@ def test_what_the_cache_has_of_a_commit_is_not_asked_for(hub: HubServer) -> None
 def test_a_second_download_goes_on_where_the_first_stopped(hub: HubServer) -> None:
     files = {f"{n}.json": bytes([n]) for n in range(6)}
     hub.add("org/name", {**files, "model.safetensors": WEIGHTS})
-    fault = hub.fail("model.safetensors", status=404, headers={"X-Error-Code": "EntryNotFound"})
+    gone = {"X-Error-Code": "EntryNotFound"}  # late: a failure ends what is still under way
+    fault = hub.fail("model.safetensors", status=404, headers=gone, delay=2)
     failure(lambda: hf.download(MODEL, ["*"]))
     hub.faults.remove(fault)
     hub.requests.clear()

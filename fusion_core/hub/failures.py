@@ -52,13 +52,13 @@ _SECRETS = re.compile(r"hf_[A-Za-z0-9]+|https?://\S+|(?i:bearer)\s+\S+")
 
 def explained(error: Exception, reference: Reference, *, cache: Path, endpoint: str) -> FusionError:
     """Return the error to raise for what huggingface_hub raised."""
-    response = _response(error)
     reason = next(filter(None, map(_refused_by_disk, _chain(error))), None)
-    if reason is not None and response is None:
+    if reason is not None:
         return DiskError(
             f"{reference} cannot be downloaded to {cache}: {reason}",
             hint="Make room or mend the permissions there, or set HF_HOME to another place.",
         )
+    response = _response(error)
     return (
         _named(error, reference)
         or (None if response is None else _refused(response, reference, endpoint))
@@ -142,8 +142,8 @@ def _refused_by_disk(error: BaseException) -> str | None:
     """Return what the file system said, None if it was not that; Xet says it in words only."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return error.strerror or str(error)
-    said = isinstance(error, OSError | RuntimeError) and _FULL.search(str(error))
-    return os.strerror(errno.ENOSPC) if said else None
+    ours = isinstance(error, OSError | RuntimeError) and getattr(error, "response", None) is None
+    return os.strerror(errno.ENOSPC) if ours and _FULL.search(str(error)) else None
 
 
 def _unreachable(error: Exception, reference: Reference, endpoint: str) -> HubError:

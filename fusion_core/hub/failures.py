@@ -46,6 +46,7 @@ _STATUSES = {
     ),
 }
 _LOST = {ConnectionError, TimeoutError}
+_UNSENT = "error sending request"
 _FULL = re.compile(r"No space left|\bos error 28\b")
 _SECRETS = re.compile(r"hf_[A-Za-z0-9]+|https?://\S+|(?i:bearer)\s+\S+")
 
@@ -182,7 +183,9 @@ def _is_connection(error: BaseException) -> bool:
     library = http()
     lost = (library.ConnectError, library.TimeoutException, library.ProxyError)
     # Xet raises the bare classes; of their subclasses a reset, for one, is a connection that broke.
-    return isinstance(error, (*lost, ConnectionRefusedError)) or type(error) in _LOST
+    if isinstance(error, (*lost, ConnectionRefusedError)) or type(error) in _LOST:
+        return True
+    return isinstance(error, RuntimeError) and _UNSENT in str(error)  # or says it in words only
 
 
 def _is_no_url(error: BaseException) -> bool:

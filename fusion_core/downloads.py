@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.config import choice_of
-from fusion_core.resolving import resolve_component
+from fusion_core.resolving import resolve_component, task_pool_of
 from fusion_core.specs import ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def pools_of(
     """
     choice = choice_of(sections["model_pool"])
     models = resolve_component(ModelPoolSpec, choice, plugins, section="model_pool")
-    choice = choice_of(sections.get("task_pool")).or_named(models.component.spec.default_task_pool)
+    choice = task_pool_of(choice_of(sections.get("task_pool")), models)
     if choice.name is None:
         return models.create(), None
     tasks = resolve_component(TaskPoolSpec, choice, plugins, section="task_pool")

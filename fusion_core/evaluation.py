@@ -14,10 +14,10 @@ import torch
 from fusion_core import hub
 from fusion_core.config import Choice, choice_of
 from fusion_core.errors import PluginError, RecipeError
-from fusion_core.progress import Progress
+from fusion_core.progress import Progress, noting
 from fusion_core.ranks import own_gpu
 from fusion_core.recipes import load_recipe
-from fusion_core.resolving import Resolved, resolve_component
+from fusion_core.resolving import Resolved, resolve_component, task_pool_of
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.task_pool import REPORT, Metrics, Report
 from fusion_core.weights import CheckpointSource, WeightSource
@@ -55,7 +55,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
     individual: dict[str, Metrics] = {}
     owned = [name for name in names if name in experts]
-    with progress.track("evaluate experts", total=len(owned)) as advance:
+    with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
         for name in owned:
             expert = pool.build(experts[name]).to(device)
             individual |= tasks.evaluate(expert, tasks=[name])
@@ -85,7 +85,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     if pool_choice.name is None:
         pool_choice = _pool_for(tasks_choice, plugins)
     resolved = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
-    tasks_choice = tasks_choice.or_named(resolved.component.spec.default_task_pool)
+    tasks_choice = task_pool_of(tasks_choice, resolved)
     if tasks_choice.name is None:
         raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
     chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")

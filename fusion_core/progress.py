@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 Advance = Callable[..., None]
 
@@ -24,3 +25,24 @@ class Progress:
 
 def _silent(_count: int = 1, *, note: str = "") -> None:
     del note
+
+
+_ADVANCE: ContextVar[Advance] = ContextVar("advance", default=_silent)
+
+
+@contextmanager
+def noting(advance: Advance) -> Iterator[None]:
+    """Show on this bar what is said by `note` as long as this is open; a silent bar shows none."""
+    if advance is _silent:  # an outer one may show it
+        yield
+        return
+    token = _ADVANCE.set(advance)
+    try:
+        yield
+    finally:
+        _ADVANCE.reset(token)
+
+
+def note(text: str) -> None:
+    """Say how far the step is that the innermost bar waits for."""
+    _ADVANCE.get()(0, note=text)

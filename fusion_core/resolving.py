@@ -106,10 +106,13 @@ def resolve(
 
     algorithm = component(AlgorithmSpec, "algorithm")
     default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
-    recipe = _with_default(recipe, "model_pool", default_pool, live)
+    if "model_pool" not in live:
+        named = recipe.model_pool.or_named(default_pool)
+        recipe = recipe.model_copy(update={"model_pool": named})
     model_pool = component(ModelPoolSpec, "model_pool")
-    default_tasks = model_pool.component.spec.default_task_pool if model_pool else None
-    recipe = _with_default(recipe, "task_pool", default_tasks, live)
+    if model_pool and "task_pool" not in live:
+        tasks = task_pool_of(recipe.task_pool, model_pool)
+        recipe = recipe.model_copy(update={"task_pool": tasks})
     task_pool = component(TaskPoolSpec, "task_pool")
     if recipe.algorithm.name is None and "algorithm" not in live:
         missing = "algorithm.name" if "algorithm" in raw else "algorithm"
@@ -186,6 +189,19 @@ def resolve_component(
     return Resolved(component, config, ambiguous, selection, overridden)
 
 
+def task_pool_of(choice: Choice, models: Resolved[ModelPoolSpec]) -> Choice:
+    """Return the task pool that goes with a model pool, unless another one is chosen.
+
+    What it shares with the model pool, the tasks for one, it takes over where nothing else is said.
+    """
+    spec = models.component.spec
+    choice = choice.or_named(spec.default_task_pool)
+    if choice.name is None or choice.name.rpartition("/")[2] != spec.default_task_pool:
+        return choice
+    options = models.config.model_dump(mode="json", include=set(spec.shared_options))
+    return Choice(name=choice.name, **{**options, **choice.options})
+
+
 def shared_options(component: Component[Any]) -> Mapping[str, Any]:
     """Return the fields that a component takes beside its own: those of `Selection`, or none.
 
@@ -213,13 +229,6 @@ def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
             continue
     unreadable = {"algorithm", "model_pool", "task_pool"} - choices.keys()
     return Recipe(**choices), frozenset(unreadable)
-
-
-def _with_default(recipe: Recipe, section: str, name: str | None, live: frozenset[str]) -> Recipe:
-    if section in live:
-        return recipe
-    choice: Choice = getattr(recipe, section)
-    return recipe.model_copy(update={section: choice.or_named(name)})
 
 
 def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[str]) -> str | None:

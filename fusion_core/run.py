@@ -152,8 +152,17 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
     except Exception as error:
         if result.path is None:
             raise
-        raise FusionError(
-            f"the model is complete in {result.path}, but its evaluation failed: {error}",
-            hint=f"Try again with: fuse evaluate {result.path}",
-        ) from error
+        raise _after_commit(error, result.path) from error
     return report
+
+
+def _after_commit(error: Exception, path: Path) -> FusionError:
+    """Say that the model is complete; a full disk stays one, with its exit code and its hint."""
+    kind, hint, said = FusionError, None, str(error)
+    if isinstance(error, FusionError):
+        kind, hint, said = type(error), error.hint, error.message
+    again = f"Try again with: fuse evaluate {path}"
+    return kind(
+        f"the model is complete in {path}, but its evaluation failed: {said}",
+        hint="\n".join(filter(None, (hint, again))),
+    )

@@ -68,9 +68,11 @@ class ModelPoolSpec(ComponentSpec):
 
     #: the task pool that a run uses when it names none
     default_task_pool: str | None = None
+    #: options that this task pool has too, and takes over from here where they are not given
+    shared_options: tuple[str, ...] = ()
     #: works without any network
     offline: bool = False
-    #: what a first run downloads
+    #: what a first run downloads of models
     download_bytes: int | None = None
     #: used by `fuse run` without a pool
     default: bool = False
@@ -92,6 +94,8 @@ class TaskPoolSpec(ComponentSpec):
     offline: bool = False
     #: the tasks' names, where they do not depend on options (for listings and completion)
     tasks: tuple[str, ...] = ()
+    #: what a first run keeps of the default tasks' examples, decoded
+    decoded_bytes: int | None = None
 
 
 def load_target(target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import RecipeError
-from fusion_core.progress import Progress
+from fusion_core.progress import Progress, noting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -152,7 +152,8 @@ class TaskPool(ABC, Generic[ConfigT]):
         """Measure a model on every task, or on some; returns each task's metrics."""
         found: dict[str, Metrics] = {}
         names = self.names if tasks is None else tasks
-        with (progress or Progress()).track(label, total=len(names)) as advance:
+        track = (progress or Progress()).track(label, total=len(names))
+        with track as advance, noting(advance):
             for name in names:
                 found[name] = dict(self[name].evaluate(model))
                 advance(1, note=name)

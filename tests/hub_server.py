@@ -6,7 +6,8 @@ A pytest plugin (named in the root conftest.py, so that plugins' tests have it t
         commit = hub.add("org/name", {"config.json": b"{}", "model.safetensors": data})
         hub.fail("model.safetensors", status=503)
 
-The fixture points HF_ENDPOINT and an empty cache at it. It advertises no Xet storage.
+The fixture points HF_ENDPOINT and an empty cache at it. It advertises Xet storage, as the real one
+does, where `hub.xet` is set: who downloads from that brings a stand-in for `hf_xet`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 LARGE = (".safetensors", ".bin", ".parquet", ".pt", ".model")
 
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/?]+))?$")
+_XET_TOKEN = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/xet-read-token/[0-9a-f]{40}$")
 _DISCUSSIONS = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/discussions$")
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 
@@ -85,6 +87,8 @@ class HubServer:
         #: the Authorization headers that were sent
         self.authorizations: set[str | None] = set()
         self.valid_tokens: set[str] | None = None
+        #: whether large files are listed with the hash that Xet knows them by
+        self.xet = False
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -180,6 +184,11 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             raw = urlsplit(self.path).path
             if found := _API.match(raw):
                 self._api(method, *found.groups(), fault=fault)
+            elif _XET_TOKEN.match(raw):
+                expires = str(int(time.time()) + 3600)
+                names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
+                values = (server.url, "token", expires)
+                self._send(method, 200, dict(zip(names, values, strict=True)), b"{}", fault)
             elif found := _DISCUSSIONS.match(raw):
                 self._discussions(method, *found.groups(), fault=fault)
             elif found := _FILE.match(raw):
@@ -228,7 +237,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             commit, files = found
             if what == "tree":
-                answer: Any = [_listed(path, data) for path, data in files.items()]
+                answer: Any = [_listed(path, data, xet=server.xet) for path, data in files.items()]
             else:
                 answer = {
                     "_id": commit[:24],
@@ -323,7 +332,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _listed(path: str, data: bytes) -> dict[str, Any]:
+def _listed(path: str, data: bytes, *, xet: bool = False) -> dict[str, Any]:
     """Describe a file as the hub's tree does."""
     blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
     entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": blob}
@@ -331,6 +340,8 @@ def _listed(path: str, data: bytes) -> dict[str, Any]:
         sha256 = hashlib.sha256(data).hexdigest()
         entry["oid"] = hashlib.sha1(sha256.encode()).hexdigest()  # the pointer's, not the data's
         entry["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 130}
+        if xet:
+            entry["xetHash"] = sha256
     return entry
 
 

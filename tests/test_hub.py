@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -155,7 +158,8 @@ def test_what_the_cache_has_of_a_commit_is_not_asked_for(hub: HubServer) -> None
 def test_a_second_download_goes_on_where_the_first_stopped(hub: HubServer) -> None:
     files = {f"{n}.json": bytes([n]) for n in range(6)}
     hub.add("org/name", {**files, "model.safetensors": WEIGHTS})
-    fault = hub.fail("model.safetensors", status=404, headers={"X-Error-Code": "EntryNotFound"})
+    gone = {"X-Error-Code": "EntryNotFound"}  # late: a failure ends what is still under way
+    fault = hub.fail("model.safetensors", status=404, headers=gone, delay=2)
     failure(lambda: hf.download(MODEL, ["*"]))
     hub.faults.remove(fault)
     hub.requests.clear()
@@ -337,6 +341,55 @@ def test_a_disk_that_fills_up_meanwhile_is_a_disk_error(
     assert "No space left" in error.message
 
 
+@pytest.mark.parametrize(
+    ("raised", "kind", "says"),
+    [
+        (ConnectionError("request failed"), HubError, "cannot be reached"),
+        (TimeoutError("deadline has elapsed"), HubError, "cannot be reached"),
+        (RuntimeError("error sending request for url (x)"), HubError, "cannot be reached"),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), HubError, "cannot be read from"),
+        (OSError("IO error: No space left on device (os error 28)"), DiskError, "No space left"),
+        (RuntimeError("Data processing error: os error 28"), DiskError, "No space left"),
+        (RuntimeError("os error 281"), HubError, "cannot be read from"),
+    ],
+)
+def test_what_xet_raises_is_told_from_its_words(
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    kind: type[FusionError],
+    says: str,
+) -> None:
+    hub.add("org/name", FILES)
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", fail)
+    error = failure(lambda: hf.download(MODEL, ALL))
+    assert type(error) is kind
+    assert says in error.message
+
+
+def test_a_server_that_has_a_full_disk_is_not_ours(hub: HubServer) -> None:
+    fails("/revision/", 507, headers={"X-Error-Message": "No space left on device"})(hub)
+    error = failure(lambda: hf.resolve(MODEL))
+    assert isinstance(error, HubError)
+    assert "failing (507)" in error.message
+
+
+@pytest.mark.parametrize("address", ["hub.example", "localhost:80", "http://a:b:c", "http://[::1"])
+def test_an_endpoint_that_is_no_url_is_said_so(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    error = failure(lambda: hf.resolve(MODEL))
+    assert isinstance(error, HubError)
+    assert error.message == f"HF_ENDPOINT is no URL: {address!r}"
+    assert "https://huggingface.co" in (error.hint or "")
+    assert hub.requests == []
+
+
 # --- offline ------------------------------------------------------------------------------------
 
 
@@ -376,6 +429,27 @@ def test_offline_a_partial_download_is_not_taken_for_all_of_it(
     assert contents(hf.download(MODEL, ["test-0.parquet"])) == {"test-0.parquet"}
     error = failure(lambda: hf.download(MODEL, ["test-*.parquet"]))
     assert "test-1.parquet of org/name" in error.message
+
+
+def test_offline_a_listing_of_which_nothing_was_downloaded_is_known(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for a file there, and then elsewhere, does so without a network too."""
+    hub.add("org/name", FILES)
+    listed = dict(hf.listing(MODEL))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert dict(hf.listing(MODEL)) == listed
+    error = failure(lambda: hf.download(MODEL, ["config.json"]))
+    assert "config.json of org/name" in error.message
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(hub: HubServer) -> None:
+    hub.add("org/name", FILES)
+    directory = hf.download(MODEL, ALL)
+    refs = directory.parents[1] / "refs"
+    shutil.rmtree(refs)
+    refs.touch()  # a file: nothing can be put there, not even by root
+    assert hf.download(MODEL, ALL) == directory
 
 
 def test_offline_no_socket_is_opened(hub: HubServer) -> None:
@@ -447,3 +521,94 @@ def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
     assert not list(cache.rglob("*.safetensors"))
     assert not list(cache.rglob("*.incomplete"))
     assert len(contents(hf.download(MODEL, ["*"]))) == 8
+
+
+class XetSession:
+    """A stand-in for hf_xet's: one file fails at once, the others would take half a minute."""
+
+    failing = 1000  # bytes
+
+    def __init__(self) -> None:
+        self.aborted = Event()
+        self.raised: list[BaseException] = []
+
+    def sigint_abort(self) -> None:
+        self.aborted.set()
+
+    @contextmanager
+    def new_file_download_group(self, *, progress_callback: Any, **_: object) -> Iterator[Any]:
+        started: list[int] = []
+        yield SimpleNamespace(start_download_file=lambda info, _: started.append(info.size))
+        if started == [self.failing]:
+            raise RuntimeError("xorb not found")
+        if not self.aborted.wait(30):
+            raise AssertionError("nobody ended this transfer")
+        reporting = Thread(target=self._report, args=(progress_callback,))
+        reporting.start()
+        reporting.join()
+        raise RuntimeError("the session was aborted")
+
+    def _report(self, callback: Any) -> None:
+        try:
+            callback(SimpleNamespace(
+                total_bytes_completed=10, total_bytes_completion_rate=1.0, total_bytes=10,
+                total_transfer_bytes_completed=10, total_transfer_bytes_completion_rate=1.0,
+            ))  # fmt: skip
+        except BaseException as error:  # noqa: BLE001 - whatever it is, Xet prints it
+            self.raised.append(error)
+
+
+def test_a_failure_ends_the_transfers_of_xet_at_once(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = XetSession()
+    info = lambda _, size: SimpleNamespace(size=size)  # noqa: E731
+    stand_in = SimpleNamespace(XetSession=lambda: session, XetFileInfo=info)
+    monkeypatch.setitem(sys.modules, "hf_xet", stand_in)
+    hub.xet = True
+    sizes = (2000, 3000, session.failing, 4000, 5000)
+    hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in sizes})
+    shown = Recorder()
+    started = time.monotonic()
+    with hf.session(shown):
+        error = failure(lambda: hf.download(MODEL, ["*"]))
+    assert time.monotonic() - started < 20
+    assert "xorb not found" in error.message
+    assert session.aborted.is_set()
+    assert session.raised == []
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete"))
+
+
+def test_without_a_way_to_end_xet_a_failure_is_still_the_first_one(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("huggingface_hub.utils._xet.abort_xet_session")
+    hub.add("org/name", FILES)
+    hub.fail("model.safetensors", status=403)
+    assert "does not let you read this" in failure(lambda: hf.download(MODEL, ALL)).message
+
+
+def test_an_interrupt_ends_the_transfers_of_xet_itself(hub: HubServer) -> None:
+    """The library's own threads wait for a server that says nothing for a long time."""
+    pytest.importorskip("hf_xet")
+    hub.xet = True
+    hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(6)})
+    hub.fail("reconstructions", delay=60)
+    program = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell ignores it
+from fusion_core import hub
+hub.download(hub.parse("org/name"), ["*"])
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as running:
+        try:
+            while not hub.asked("reconstructions"):
+                assert running.poll() is None
+                time.sleep(0.05)
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=30)
+        finally:
+            running.kill()
+    assert said.rstrip().endswith(b"KeyboardInterrupt")
+    assert running.returncode == -signal.SIGINT
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete"))

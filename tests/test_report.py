@@ -109,6 +109,34 @@ def test_reports_stand_side_by_side_and_share_what_is_equal(
     ]
 
 
+def test_every_family_of_checkpoints_has_a_table_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    large = Published("large experts", "a paper", {"ours": {"latin": 1.0, "greek": 1.0}})
+    lines = side_by_side(
+        capsys,
+        tiny=Report(TASKS, published=PUBLISHED),
+        large=Report(INDIVIDUAL, published=large),
+        again=Report(INDIVIDUAL, published=PUBLISHED),
+    )
+    said = [" ".join(line) for line in lines]
+    first = said.index("method latin greek average")
+    second = said.index("method latin greek average", first + 1)
+    assert said[first + 1 : first + 6] == [
+        "theirs 25.0 0.0 12.5",
+        "tiny (this run) 50.0 25.0 37.5",
+        "again (this run) 100.0 50.0 75.0",
+        "published: a paper",
+        "of tiny experts",
+    ]
+    assert said[second + 1 : second + 5] == [
+        "large (this run) 100.0 50.0 75.0",
+        "ours 100.0 100.0 100.0",
+        "published: a paper",
+        "of large experts",
+    ]
+
+
 def test_averages_are_over_the_tasks_that_all_have(capsys: pytest.CaptureFixture[str]) -> None:
     more = {**TASKS, "shapes": {"accuracy": 1.0}}
     lines = side_by_side(capsys, a=Report(more), b=Report({"latin": {"accuracy": 1.0}}))

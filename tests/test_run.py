@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,9 @@ from fusion_core.errors import (
     AlignmentError,
     BrokenPluginError,
     CheckpointError,
+    DiskError,
     FusionError,
+    HubError,
     OutputError,
     PluginError,
     RecipeError,
@@ -26,15 +29,18 @@ from fusion_core.errors import (
 )
 from fusion_core.evaluation import device_of
 from fusion_core.planning import RunOptions
+from fusion_core.progress import Progress, note
 from fusion_core.recipes import load_recipe
 from fusion_core.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, in_order
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Site
     from fusion_core.model_pool import ModelPool
+    from fusion_core.progress import Advance
 
 Models = dict[str, dict[str, torch.Tensor]]
 
@@ -650,6 +656,35 @@ def test_tasks_give_a_report_with_references(
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.as_json()
 
 
+def test_every_bar_of_an_evaluation_shows_how_far_its_task_is(
+    nets: tuple[Net, dict[str, Net]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Recording(Progress):
+        @contextmanager
+        def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
+            def advance(count: int = 1, *, note: str = "") -> None:
+                if not count:
+                    seen.append((label, note))
+
+            yield advance
+
+    def measure(task: Norm, _: object) -> dict[str, float]:
+        note(f"{task.name}: half")
+        return {"accuracy": 1.0}
+
+    monkeypatch.setattr(Norm, "evaluate", measure)
+    run_fusion(
+        algorithm="ties",
+        model_pool={"base": nets[0], "models": nets[1]},
+        task_pool=Norms("a"),
+        options=RunOptions(progress=Recording()),
+    )
+    bars = ("evaluate merged", "evaluate pretrained", "evaluate experts")
+    assert seen == [(bar, "a: half") for bar in bars]
+
+
 def test_a_normalised_average_needs_an_expert_for_every_task(
     nets: tuple[Net, dict[str, Net]],
 ) -> None:
@@ -688,6 +723,31 @@ def test_a_failing_evaluation_leaves_the_model(
     assert not (output / "report.json").exists()
     with pytest.raises(RuntimeError, match="gone"):
         run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("fails"))
+
+
+@pytest.mark.parametrize(("kind", "code"), [(DiskError, 6), (HubError, 5)])
+def test_an_evaluation_that_ends_on_a_full_disk_says_so(
+    nets: tuple[Net, dict[str, Net]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[FusionError],
+    code: int,
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("no room for images", hint="Make some.")
+
+    monkeypatch.setattr(Norm, "evaluate", fail)
+    base, experts = nets
+    output = tmp_path / "out"
+    with pytest.raises(kind, match="but its evaluation failed: no room for images\n") as caught:
+        run_fusion(
+            algorithm="ties",
+            model_pool={"base": base, "models": experts},
+            task_pool=Norms("a"),
+            output=output,
+        )
+    assert caught.value.exit_code == code
+    assert caught.value.hint == f"Make some.\nTry again with: fuse evaluate {output}"
 
 
 def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fusion_core.config import ComponentConfig
-from fusion_core.progress import Progress
+from fusion_core.progress import Progress, note, noting
 from fusion_core.task_pool import Batch, Report, Split, Task, TaskPool
 
 if TYPE_CHECKING:
@@ -63,6 +63,28 @@ def test_a_pool_measures_all_tasks_or_some() -> None:
     assert list(found) == ["three", "one"]
     assert seen == [("x", 2, ""), (1, "three"), (1, "one")]
     assert list(pool.evaluate(nn.Identity())) == ["one", "two", "three"]
+
+
+def test_a_task_says_how_far_it_is_on_the_bar_that_waits_for_it() -> None:
+    seen: list[tuple[int, str]] = []
+
+    class Slow(Constant):
+        def evaluate(self, model: nn.Module) -> dict[str, float]:
+            note(f"{self.name}: half")
+            return {"accuracy": 1.0}
+
+    class Slows(Pool):
+        def __getitem__(self, name: str) -> Task:
+            return Slow(name, 1.0)
+
+    def advance(count: int = 1, *, note: str = "") -> None:
+        seen.append((count, note))
+
+    with noting(advance):
+        Slows(ComponentConfig()).evaluate(nn.Identity(), tasks=["one"])
+    assert seen == [(0, "one: half")]  # a silent bar inside hides nothing
+    note("nobody listens")
+    assert len(seen) == 1
 
 
 def test_silent_progress_accepts_everything() -> None:

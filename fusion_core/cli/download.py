@@ -25,8 +25,10 @@ def download(
 ) -> None:
     """Download a pool's models and tasks.
 
-    What it takes and what is free on the disk is shown before. Downloads resume; afterwards
-    HF_HUB_OFFLINE=1 fuse run works without a network.
+    What it takes and what is free on the disk is shown before, the room for decoded examples
+    included. Complete files are kept: a second call fetches the others. A file that was under way
+    when the program ended starts anew. Afterwards HF_HUB_OFFLINE=1 fuse run works without a
+    network.
     """
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)

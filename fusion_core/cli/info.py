@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from fusion_core.plugins import Component, PluginManager
 
 
+_LABELS = {
+    "download_bytes": "download of the models alone",
+    "decoded_bytes": "room for decoded examples, beside their download",
+}
+
+
 def info(
     context: typer.Context,
     name: Annotated[
@@ -85,7 +91,7 @@ def _print(described: dict[str, Any]) -> None:
     print(f"{described.pop('kind')} {described.pop('name')}: {described.pop('summary')}")
     for key, value in described.items():
         if value not in (None, False, "none", [], ()):
-            print(f"  {key.removesuffix('_bytes').replace('_', ' ')}: {_shown(key, value)}")
+            print(f"  {_LABELS.get(key) or key.replace('_', ' ')}: {_shown(key, value)}")
     if options:
         print()
         print_table(["option", "type", "default", "description"], option_rows(options))

@@ -13,7 +13,6 @@ from fusion_core.hub.cache import assets_directory
 from fusion_core.hub.client import (
     Size,
     beginning,
-    conversion,
     download,
     files,
     listing,
@@ -21,6 +20,7 @@ from fusion_core.hub.client import (
     session,
     size,
 )
+from fusion_core.hub.conversion import conversion
 from fusion_core.hub.failures import advising
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 

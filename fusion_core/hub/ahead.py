@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_core.hub.cache import is_cached
+from fusion_core.hub.cache import (
+    assets_directory,
+    cache_directory,
+    is_cached,
+    on_one_disk,
+    room_for,
+)
 from fusion_core.hub.client import Size, files, listing, resolve
 from fusion_core.hub.failures import advising
-from fusion_core.hub.transfer import room_for
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
@@ -23,26 +28,43 @@ class Wanted:
 
     reference: Reference
     paths: tuple[str, ...]
+    #: what is yet to be made of them and kept in `assets_directory`, in bytes, as far as is known
+    made: int = 0
     #: what to do instead, said where they cannot be had
     otherwise: str = ""
 
 
 def size_of(wanted: Iterable[Wanted]) -> Size:
     """Return how much these are and how much of it is missing; a file named twice counts once."""
+    wanted = list(wanted)
     total = missing = 0
     for pinned, path in {(resolve(each.reference), path) for each in wanted for path in each.paths}:
         bytes_of_it = listing(pinned).get(path, 0)
         total += bytes_of_it
         missing += 0 if is_cached(pinned, path) else bytes_of_it
-    return Size(total, missing)
+    return Size(total, missing, sum(each.made for each in wanted))
 
 
 def check_room(size: Size) -> str:
-    """Say what has to be downloaded and what is free; raises `DiskError` if that is not enough."""
-    free = room_for("the download", size.missing)
-    if not size.missing:
+    """Say what will be downloaded, decoded and kept, and what is free.
+
+    Raises `DiskError` if that is not enough.
+    """
+    needed = {"to download": size.missing, "to keep decoded": size.made}
+    what = ", ".join(f"{each}: {amount(count)}" for each, count in needed.items() if count)
+    free = _room(size)
+    if not what:
         return "nothing to download: all of it is in the cache"
-    return f"to download: {amount(size.missing)}; {amount(free)} are free"
+    return f"{what}; {amount(free)} are free"
+
+
+def _room(size: Size) -> int:
+    """Return the free room of the cache; what is made may lie on a disk of its own."""
+    if on_one_disk():
+        what = "the download, with what is decoded of it," if size.made else "the download"
+        return room_for(what, size.missing + size.made, cache_directory())
+    room_for("what is decoded", size.made, assets_directory())
+    return room_for("the download", size.missing, cache_directory())
 
 
 def fetch(wanted: Iterable[Wanted]) -> None:

@@ -8,9 +8,14 @@ may have been long ago.
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fusion_core.errors import DiskError
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from fusion_core.hub.reference import Reference
@@ -49,6 +54,23 @@ def assets_directory() -> Path:
     return cache_directory().parent / "assets" / "fusion-core"
 
 
+def room_for(what: str, needed: int, directory: Path) -> int:
+    """Return how much is free in a directory; raises `DiskError` if that is not enough."""
+    free = shutil.disk_usage(_existing(directory)).free
+    if needed > free:
+        raise DiskError(
+            f"{what} needs {amount(needed)}, and {amount(free)} are free in {directory}",
+            hint="Make room there, or set HF_HOME to a directory on a larger disk.",
+        )
+    return free
+
+
+def on_one_disk() -> bool:
+    """Tell whether downloads and what is made of them take the same room."""
+    places = (cache_directory(), assets_directory())
+    return len({_existing(each).stat().st_dev for each in places}) == 1
+
+
 def endpoint() -> str | None:
     """Return the hub's address, None for the usual one."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
@@ -77,16 +99,20 @@ def remembered_commit(reference: Reference) -> str | None:
 
 
 def remember_commit(reference: Reference, commit: str) -> None:
-    """Keep a revision's commit for runs without a network."""
+    """Keep a revision's commit for runs without a network, where the cache can be written.
+
+    Where it cannot, a run with a network needs nothing of it.
+    """
     path = _folder(reference) / "refs" / reference.revision
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(commit, encoding="ascii")
-    temporary.replace(path)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(commit, encoding="ascii")
+        temporary.replace(path)
 
 
 def remembered_listing(pinned: Reference) -> list[RemoteFile] | None:
-    """Return a commit's files as they were listed when one was first downloaded.
+    """Return a commit's files as they were listed when the hub was first asked.
 
     None if that is not known: a cache that another program filled may lack it.
     """
@@ -110,6 +136,10 @@ def files_there(pinned: Reference) -> list[RemoteFile]:
     root = snapshot_of(pinned)
     found = sorted(path for path in root.rglob("*") if path.is_file())
     return [RemoteFile(path.relative_to(root).as_posix(), path.stat().st_size) for path in found]
+
+
+def _existing(directory: Path) -> Path:
+    return next(each for each in (directory, *directory.absolute().parents) if each.exists())
 
 
 def _folder(reference: Reference) -> Path:

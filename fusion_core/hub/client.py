@@ -28,9 +28,8 @@ from fusion_core.hub.failures import not_cached
 from fusion_core.hub.transfer import (
     ask_beginning,
     ask_commit,
-    ask_conversions,
     ask_listing,
-    asking,
+    keep_listing,
     transfer,
 )
 from fusion_core.progress import Progress
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 #: No pattern matches these: code, and weights that are programs. `files` fetches them by name.
 _PROGRAMS = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".so")
-_CONVERTED = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,8 @@ class Size:
     total: int
     #: what of it is not in the cache yet
     missing: int
+    #: what is yet to be made of it and kept beside the cache
+    made: int = 0
 
 
 @dataclass
@@ -140,38 +140,6 @@ def files(reference: Reference, paths: Sequence[str]) -> Path:
     return _fetched(pinned, [known[path] for path in paths])
 
 
-def conversion(reference: Reference) -> Reference | None:
-    """Return the commit at which the hub's own bot offers a repository's pickles as safetensors.
-
-    None if it offers none, or only one of other pickles than these. What was found is remembered
-    for runs without a network. Raises `HubError` as `resolve` does.
-    """
-    pinned = resolve(reference)
-    place = pinned.at(f"conversion-of-{pinned.revision}")
-    known = remembered_commit(place)
-    if known is None and not is_offline():
-        known = next(_conversions(pinned), None)
-        if known is not None:
-            with asking(pinned):
-                remember_commit(place, known)
-    return None if known is None else pinned.at(known)
-
-
-def _conversions(pinned: Reference) -> Iterator[str]:
-    """Find conversions of the very pickles that a commit has."""
-    requests = ask_conversions(pinned)
-    ours = _pickles(ask_listing(pinned)) if requests else {}
-    for request in requests:
-        commit = ask_commit(pinned.at(request))
-        theirs = ask_listing(pinned.at(commit))
-        if _pickles(theirs) == ours and any(each.path.endswith(_CONVERTED) for each in theirs):
-            yield commit
-
-
-def _pickles(listed: Sequence[RemoteFile]) -> dict[str, str | None]:
-    return {each.path: each.digest for each in listed if each.path.endswith(".bin")}
-
-
 def beginning(reference: Reference, path: str, count: int) -> bytes:
     """Return the first bytes of a file, from the cache or the hub, without downloading the rest.
 
@@ -193,8 +161,7 @@ def _session() -> Session:
 def _commit(reference: Reference) -> str:
     if not is_offline():
         found = ask_commit(reference)
-        with asking(reference):
-            remember_commit(reference, found)
+        remember_commit(reference, found)
         return found
     known = remembered_commit(reference)
     if known is None:
@@ -205,13 +172,22 @@ def _commit(reference: Reference) -> str:
 def _files_of(pinned: Reference) -> dict[str, RemoteFile]:
     known = _session().listings
     if pinned not in known:
-        found = remembered_listing(pinned)
-        if found is None:
-            found = files_there(pinned) if is_offline() else ask_listing(pinned)
+        found = _listed(pinned)
         if not found and is_offline():
             raise not_cached(pinned, cache_directory())
         known[pinned] = {each.path: each for each in found}
     return known[pinned]
+
+
+def _listed(pinned: Reference) -> list[RemoteFile]:
+    """List a commit's files, and keep the list: what is not there says where else to look."""
+    found = remembered_listing(pinned)
+    if found is None and is_offline():
+        return files_there(pinned)
+    if found is None:
+        found = ask_listing(pinned)
+        keep_listing(pinned)
+    return found
 
 
 def _matching(pinned: Reference, patterns: Sequence[str]) -> list[RemoteFile]:

@@ -7,6 +7,7 @@ both may carry tokens.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -44,18 +45,20 @@ _STATUSES = {
         f"Wait some minutes and run again; to be allowed more, {_LOG_IN}.",
     ),
 }
+_LOST = {ConnectionError, TimeoutError}
+_UNSENT = "error sending request"
+_FULL = re.compile(r"No space left|\bos error 28\b")
 _SECRETS = re.compile(r"hf_[A-Za-z0-9]+|https?://\S+|(?i:bearer)\s+\S+")
 
 
 def explained(error: Exception, reference: Reference, *, cache: Path, endpoint: str) -> FusionError:
     """Return the error to raise for what huggingface_hub raised."""
-    for each in _chain(error):
-        if isinstance(each, OSError) and each.errno in _DISK:
-            reason = each.strerror or str(each)
-            return DiskError(
-                f"{reference} cannot be downloaded to {cache}: {reason}",
-                hint="Make room or mend the permissions there, or set HF_HOME to another place.",
-            )
+    reason = next(filter(None, map(_refused_by_disk, _chain(error))), None)
+    if reason is not None:
+        return DiskError(
+            f"{reference} cannot be downloaded to {cache}: {reason}",
+            hint="Make room or mend the permissions there, or set HF_HOME to another place.",
+        )
     response = _response(error)
     return (
         _named(error, reference)
@@ -136,10 +139,23 @@ def _refused(response: Any, reference: Reference, endpoint: str) -> HubError:  #
     return HubError(f"{says} ({status}), asked for {reference}", hint=advises)
 
 
+def _refused_by_disk(error: BaseException) -> str | None:
+    """Return what the file system said, None if it was not that; Xet says it in words only."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return error.strerror or str(error)
+    ours = isinstance(error, OSError | RuntimeError) and getattr(error, "response", None) is None
+    return os.strerror(errno.ENOSPC) if ours and _FULL.search(str(error)) else None
+
+
 def _unreachable(error: Exception, reference: Reference, endpoint: str) -> HubError:
     """Explain what happened on the way: no answer, half an answer, or one that makes no sense."""
     text = _SECRETS.sub("[...]", str(error).strip().partition("\n")[0])[:200]
-    if any(_is_connection(each) for each in _chain(error)):
+    if any(map(_is_no_url, _chain(error))):
+        return HubError(
+            f"HF_ENDPOINT is no URL: {endpoint!r}",
+            hint="Write the whole address, https://huggingface.co for one, or unset HF_ENDPOINT.",
+        )
+    if any(map(_is_connection, _chain(error))):
         return HubError(
             f"the hub at {endpoint} cannot be reached, asked for {reference}",
             hint="Check the network and proxy. HF_HUB_OFFLINE=1 runs with what is in the cache; "
@@ -166,7 +182,14 @@ def http() -> Any:  # noqa: ANN401 - a module: httpx, or httpx2 from huggingface
 def _is_connection(error: BaseException) -> bool:
     library = http()
     lost = (library.ConnectError, library.TimeoutException, library.ProxyError)
-    return isinstance(error, (*lost, ConnectionRefusedError))
+    # Xet raises the bare classes; of their subclasses a reset, for one, is a connection that broke.
+    if isinstance(error, (*lost, ConnectionRefusedError)) or type(error) in _LOST:
+        return True
+    return isinstance(error, RuntimeError) and _UNSENT in str(error)  # or says it in words only
+
+
+def _is_no_url(error: BaseException) -> bool:
+    return isinstance(error, (http().UnsupportedProtocol, http().InvalidURL))
 
 
 def _is_cut(error: Exception) -> bool:

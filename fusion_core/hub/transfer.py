@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from threading import Event, Lock
+from threading import Event, Lock, get_ident
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core.errors import DiskError
-from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, snapshot_of
+from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, room_for, snapshot_of
 from fusion_core.hub.failures import explained, http
 from fusion_core.hub.integrity import check_digest, discard
 from fusion_core.shown import amount
@@ -104,22 +102,33 @@ def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
     return bytes(found[:count])
 
 
+def keep_listing(pinned: Reference) -> None:
+    """Have the cache keep a commit's listing: by it a run without network knows what is missing.
+
+    The client writes it with a snapshot, here one of no files.
+    """
+    from huggingface_hub import snapshot_download
+
+    with asking(pinned):
+        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=_no_bar(), **_where(pinned))
+
+
 def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress) -> None:
     """Download files of a commit to the cache; an interrupt ends it at the next chunk."""
     total = sum(each.size for each in wanted)
-    free = room_for(str(pinned), total)
+    free = room_for(str(pinned), total, cache_directory())
     label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
     with asking(pinned), progress.track(label, total=total, unit="B") as advance:
-        _keep_listing(pinned)
         stop = Event()
         bar = _bar(advance, stop)
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="fusion-hub") as threads:
             waiting = [threads.submit(_transfer_one, pinned, each, bar) for each in wanted]
             try:
-                for each in waiting:
+                for each in as_completed(waiting):
                     each.result()
             except BaseException:
                 stop.set()
+                _abort_xet()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -133,23 +142,14 @@ def asking(reference: Reference) -> Iterator[None]:
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     logger.setLevel(logging.ERROR)
+    theirs = (http().HTTPError, http().InvalidURL)
     try:
         yield
-    except (OSError, ValueError, LookupError, RuntimeError, http().HTTPError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, *theirs) as error:
         where = endpoint() or "huggingface.co"
         raise explained(error, reference, cache=cache_directory(), endpoint=where) from error
     finally:
         logger.setLevel(before)
-
-
-def _keep_listing(pinned: Reference) -> None:
-    """Have the cache keep a commit's listing: by it a run without network knows what is missing.
-
-    The client writes it with a snapshot, here one of no files.
-    """
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=_no_bar(), **_where(pinned))
 
 
 def _transfer_one(pinned: Reference, file: RemoteFile, bar: type[Any]) -> None:
@@ -174,17 +174,13 @@ def _where(pinned: Reference) -> dict[str, Any]:
     }
 
 
-def room_for(what: str, needed: int) -> int:
-    """Return how much is free in the cache; raises `DiskError` if that is not enough."""
-    cache = cache_directory()
-    there = next(each for each in (cache, *cache.absolute().parents) if each.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise DiskError(
-            f"{what} needs {amount(needed)}, and {amount(free)} are free in {cache}",
-            hint="Make room there, or set HF_HOME to a directory on a larger disk.",
-        )
-    return free
+def _abort_xet() -> None:
+    """End the transfers that Xet has on its own threads: they hear of nothing that a bar raises."""
+    try:
+        from huggingface_hub.utils._xet import abort_xet_session
+    except ImportError:  # a version that reads Xet's files over HTTP, or ends a session otherwise
+        return
+    abort_xet_session()  # type: ignore[no-untyped-call]
 
 
 class _StoppedError(Exception):
@@ -192,13 +188,17 @@ class _StoppedError(Exception):
 
 
 def _bar(advance: Advance, stop: Event) -> type[Any]:
-    """Return a class that huggingface_hub takes for a progress bar of tqdm's."""
+    """Return a class that huggingface_hub takes for a progress bar of tqdm's.
+
+    It raises on the thread that downloads. Xet advances it from another, where that ends nothing.
+    """
     lock = Lock()
 
     class Bar:
         total = n = 0
 
         def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+            self._owner = get_ident()
             self.update(initial)
 
         def __enter__(self) -> Self:
@@ -207,7 +207,7 @@ def _bar(advance: Advance, stop: Event) -> type[Any]:
         def __exit__(self, *_: object) -> None: ...
 
         def update(self, count: float | None = 1) -> None:
-            if stop.is_set():
+            if stop.is_set() and get_ident() == self._owner:
                 raise _StoppedError
             with lock:
                 advance(int(count or 0))

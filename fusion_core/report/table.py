@@ -32,8 +32,14 @@ def print_reports(reports: Reports) -> None:
     console.print(report_table(reports))
     for note in notes(reports):
         console.print(_text(note), soft_wrap=True)
-    published = next((each.published for each in reports.values() if each.published), None)
-    if published is not None and (tasks := compared(reports, published)):
+    known = [each.published for each in reports.values() if each.published is not None]
+    for published in {each.family: each for each in known}.values():
+        _print_published(console, of_family(reports, published), published)
+
+
+def _print_published(console: Console, reports: Reports, published: Published) -> None:
+    tasks = compared(reports, published)
+    if tasks:
         console.print()
         console.print(published_table(reports, published, tasks))
         console.print(_text(f"published: {published.source}"), soft_wrap=True)
@@ -59,6 +65,15 @@ def common(reports: Reports) -> list[str]:
     """Return the tasks that every report has."""
     first, *others = reports.values()
     return [task for task in first.tasks if all(task in each.tasks for each in others)]
+
+
+def of_family(reports: Reports, published: Published) -> Reports:
+    """Return the reports that figures may stand beside: none of another family's checkpoints."""
+    return {
+        name: each
+        for name, each in reports.items()
+        if each.published is None or each.published.family == published.family
+    }
 
 
 def compared(reports: Reports, published: Published) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -13,8 +14,10 @@ from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import RunContext, run_fusion
 from fusion_core.errors import RecipeError
+from fusion_core.progress import Progress, note
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fusion_core.checkpoints import CheckpointsPool
@@ -41,6 +44,29 @@ def test_search_lowers_the_entropy(make_pool: Make, tasks: Any, granularity: str
     assert sum(last) < 0.95 * sum(first)
     tasks_, means = {"entropy/a", "entropy/b"}, {"coefficient/a", "coefficient/b"}
     assert set(logged[0]) == {"entropy"} | tasks_ | means
+
+
+def test_what_a_step_waits_for_is_shown(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are decoded when a step first asks for them."""
+    seen: list[str] = []
+    kind = type(next(iter(tasks)))
+    batch = kind.batch
+
+    def decoding(task: Any, step: int, **options: Any) -> Any:
+        note("decoding")
+        return batch(task, step, **options)
+
+    class Recording(Progress):
+        @contextmanager
+        def track(self, *_: Any, **__: Any) -> Iterator[Any]:
+            yield lambda _=1, *, note="": seen.append(note)
+
+    monkeypatch.setattr(kind, "batch", decoding)
+    context = RunContext(tasks=tasks, progress=Recording())
+    AdaMerging(AdaMergingConfig(steps=1)).run(make_pool("mlp"), context)
+    assert "decoding" in seen
 
 
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import socket
 import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,8 +25,10 @@ from fusion_core import run_fusion
 from fusion_core.cli.app import app
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
 from fusion_core.planning import RunOptions
+from fusion_core.progress import noting
+from fusion_core.task_pool import Split
 from fusion_core.testing import Mean
-from pools_clip import origin
+from pools_clip import origin, stored_images
 from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
 from pools_clip.families import all_tasks, families, known, published, task_sets
 from pools_clip.family_pools import ClipVitB32, ClipVitB32Tasks
@@ -42,13 +46,27 @@ BOT = "SFconvertbot"
 GONE = {"X-Error-Code": "RepoNotFound"}
 
 
-def parquet(rows: Sequence[tuple[bytes, int]], columns: tuple[str, str]) -> bytes:
+def parquet(
+    rows: Sequence[tuple[bytes, int]], columns: tuple[str, str], kind: pa.DataType | None = None
+) -> bytes:
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array([{"bytes": data, "path": None} for data, _ in rows], image)
-    labels = pa.array([label for _, label in rows], pa.int64())
+    labels = pa.array([label for _, label in rows], kind or pa.int64())
     stream = BytesIO()
     pq.write_table(pa.table(dict(zip(columns, [images, labels], strict=True))), stream)
     return stream.getvalue()
+
+
+def serve_fer2013(server: HubServer, rows: Sequence[tuple[bytes, int]]) -> None:
+    """A data set whose owner uploaded archives, and which the hub keeps as parquet beside them."""
+    repository, data = known("fer2013").dataset, parquet(rows, ("jpg", "cls"))
+    server.add(repository, {"test/0.tar": b"tar"}, kind="dataset")
+    server.add(
+        repository,
+        {"default/test/0000.parquet": data, "default/train/0000.parquet": b"no"},
+        kind="dataset",
+        branch="refs/convert/parquet",
+    )
 
 
 def files_of(directory: Path | str) -> dict[str, bytes]:
@@ -309,6 +327,21 @@ def test_all_shards_of_the_test_split_are_read_and_no_other_split(serve: HubServ
     assert len(serve.asked("cropped_digits/test-", "GET")) == 2
 
 
+def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
+    said = []
+    pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"], batch_size=8))
+    with noting(lambda count, *, note: said.append((count, note))):
+        tasks.evaluate(pool.build(pool.base))
+    assert said == [
+        (0, "test-00000-of-00002.parquet: 10 of 10 images decoded"),
+        (0, "test-00001-of-00002.parquet: 10 of 10 images decoded"),
+        (0, "mnist: 8 of 20 images"),
+        (0, "mnist: 16 of 20 images"),
+        (0, "mnist: 20 of 20 images"),
+    ]
+
+
 def test_images_and_heads_are_made_once(serve: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     model = pool.build(pool.base)
@@ -321,7 +354,6 @@ def test_images_and_heads_are_made_once(serve: HubServer, monkeypatch: pytest.Mo
 def test_images_are_the_same_from_the_cache_and_from_files_here(
     serve: HubServer, dataset: dict[str, Any], base: Path
 ) -> None:
-    from fusion_core.task_pool import Split
     from pools_clip.config import ClipClassificationConfig
     from pools_clip.tasks import ClipClassification
 
@@ -341,19 +373,40 @@ def test_images_are_the_same_from_the_cache_and_from_files_here(
 def test_a_data_set_without_parquet_files_is_read_from_the_hubs_conversion(
     serve: HubServer, rows: Any
 ) -> None:
-    repository = known("fer2013").dataset
-    serve.add(repository, {"test/0.tar": b"tar"}, kind="dataset")
-    data = parquet(rows, ("jpg", "cls"))
-    serve.add(
-        repository,
-        {"default/test/0000.parquet": data, "default/train/0000.parquet": b"no"},
-        kind="dataset",
-        branch="refs/convert/parquet",
-    )
+    serve_fer2013(serve, rows)
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["fer2013"], limit=4))
     assert tasks.evaluate(pool.build(pool.base))["fer2013"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
     assert tasks.measured_on == "the first 4 test images of each task"
+
+
+def test_labels_that_are_booleans_are_kept_as_numbers(serve: HubServer, rows: Any) -> None:
+    two = [(data, bool(label % 2)) for data, label in rows]
+    data = parquet(two, ("image", "label"), pa.bool_())
+    serve.add(known("pcam").dataset, {"data/test-00000-of-00001.parquet": data}, kind="dataset")
+    for _ in range(2):  # decoded, then from the cache
+        batch = ClipVitB32Tasks(FamilyTasksConfig(tasks=["pcam"]))["pcam"].batch(
+            0, size=20, split=Split.TEST, seed=0
+        )
+        assert batch.labels is not None
+        assert batch.labels.dtype == torch.int64
+        assert int(batch.labels.sum()) == sum(label for _, label in two)
+
+
+def test_what_an_earlier_format_kept_is_decoded_anew(serve: HubServer) -> None:
+    def labels() -> torch.Tensor | None:
+        tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))
+        return tasks["mnist"].batch(0, size=20, split=Split.TEST, seed=0).labels
+
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr(stored_images, "_FORMAT", 1)
+        expected = labels()
+    [kept] = hub_client.assets_directory().glob("images/*/labels.int64")
+    kept.write_bytes(b"\1" * 20)  # a byte a label
+    found = labels()
+    assert expected is not None
+    assert found is not None
+    assert torch.equal(found, expected)
 
 
 def test_corrupted_images_are_a_split_of_their_own(serve: HubServer) -> None:
@@ -408,6 +461,24 @@ def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: P
     assert list(report["reference"]["individual"]) == ["mnist"]
 
 
+def test_the_tasks_of_the_models_are_those_that_are_measured(
+    serve: HubServer, tmp_path: Path
+) -> None:
+    """Unless a recipe names others; what it says besides stays."""
+    chosen = ("--set", "model_pool.tasks=[mnist, dtd]")
+    fuse(*RUN, "-o", str(tmp_path / "out"), "-q", *chosen, "--set", "task_pool.limit=5")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["tasks"]) == ["mnist", "dtd"]
+    assert "first 5" in report["measured_on"]
+    assert not serve.asked("sun397")
+    again = fuse("evaluate", str(tmp_path / "out"), "--json", "-q")
+    assert json.loads(again.stdout) == report
+    printed = fuse(*RUN, *chosen, "--task-pool", "pools-clip/clip-vit-b32", "--print-config")
+    assert printed.stdout.count("- mnist") == 2
+    fuse("download", "--pool", "clip-vit-b32", "-q", *chosen)
+    assert not serve.asked("sun397")
+
+
 def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
     code = (
         "import sys; sys.argv = ['fuse', 'info', 'clip-vit-b32']\n"
@@ -415,15 +486,26 @@ def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
         "app(standalone_mode=False); print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for text in ("sun397", "rendered-sst2", "3.4 GB", "licence", "arXiv:2406.03280"):
+    models, images = "download of the models alone: 3.4 GB", "room for decoded examples"
+    for text in (
+        "sun397",
+        "rendered-sst2",
+        models,
+        images,
+        "13.2 GB",
+        "licence",
+        "arXiv:2406.03280",
+    ):
         assert text in run.stdout
     assert not {"torch", "transformers", "huggingface_hub"} & set(run.stdout.split())
 
 
 def test_after_a_download_a_run_without_network_opens_no_socket(
-    serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: HubServer, rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fuse("download", "--pool", "clip-vit-b32", "--tasks", "mnist,dtd")
+    serve_fer2013(serve, rows)
+    tasks = ("--tasks", "mnist,dtd,fer2013")
+    first = fuse("download", "--pool", "clip-vit-b32", *tasks)
     assert "to download" in first.stderr
     assert "are free" in first.stderr
     serve.stop()
@@ -433,8 +515,8 @@ def test_after_a_download_a_run_without_network_opens_no_socket(
         raise AssertionError("a socket")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    fuse(*RUN, "--tasks", "mnist,dtd", "-o", str(tmp_path / "out"), "-q")
-    again = fuse("download", "--pool", "clip-vit-b32", "--tasks", "mnist,dtd")
+    fuse(*RUN, *tasks, "-o", str(tmp_path / "out"), "-q")
+    again = fuse("download", "--pool", "clip-vit-b32", *tasks)
     assert "nothing to download" in again.stderr
 
 
@@ -501,9 +583,6 @@ def test_a_gated_data_set_is_named_with_the_page_of_its_terms(
 def test_a_disk_that_is_too_small_is_found_before_the_first_download(
     serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-    from types import SimpleNamespace
-
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
     for command in (("download", "--pool", "clip-vit-b32"), (*RUN, "-o", str(tmp_path / "out"))):
         error = fuse(*command, "-q", code=6).exception
@@ -511,6 +590,55 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_download(
         assert "HF_HOME" in error.hint
     assert not serve.asked("model.safetensors", "HEAD")
     assert not serve.asked(".parquet")
+
+
+IMAGE = 3 * 8 * 8  # what a decoded image of the tiny model takes
+
+
+def needed(**options: Any) -> hub_client.Size:
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(**options))
+    return hub_client.size_of(tasks.downloads())
+
+
+def test_images_yet_to_be_decoded_need_room_too(serve: HubServer) -> None:
+    tables = known("mnist").rows, known("eurosat").rows
+    assert tables == (10_000, 2_700)
+    assert needed(tasks=["mnist", "eurosat"]).made == 12_700 * IMAGE
+    assert needed(tasks=["mnist", "eurosat"], limit=5).made == 10 * IMAGE
+    assert needed(tasks=["eurosat"], corruption="contrast").made == 2_700 * IMAGE
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))
+    hub_client.fetch(tasks.downloads())
+    assert needed(tasks=["mnist"]).made == 20 * IMAGE  # files that are here are counted
+    assert needed(tasks=["mnist"]).missing == 0
+    tasks["mnist"].batch(0, size=1, split=Split.TEST, seed=0)
+    assert needed(tasks=["mnist"]).made == 0
+
+
+def test_the_room_for_decoded_images_is_shown_and_compared(serve: HubServer) -> None:
+    command = ("download", "--pool", "clip-vit-b32", "--tasks", "mnist")
+    with pytest.MonkeyPatch.context() as small:
+        free = SimpleNamespace(free=10_000 * IMAGE)
+        small.setattr(shutil, "disk_usage", lambda _: free)
+        error = fuse(*command, "-q", code=6).exception
+    assert "with what is decoded of it, needs 2." in error.message
+    assert not serve.asked(".parquet")
+    assert ", to keep decoded: 1.9 MB; " in fuse(*command).stderr
+
+
+def test_decoded_images_may_lie_on_a_disk_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(small))
+    monkeypatch.setattr("fusion_core.hub.ahead.on_one_disk", lambda: False)
+    free = {small: 10}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(Path(path), 10**9))
+    )
+    hub_client.check_room(hub_client.Size(100, 100, made=10))
+    with pytest.raises(DiskError, match=f"what is decoded needs 11 B, .* in {small}"):
+        hub_client.check_room(hub_client.Size(100, 100, made=11))
 
 
 def test_what_is_made_of_downloads_lies_beside_them(

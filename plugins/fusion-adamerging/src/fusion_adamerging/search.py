@@ -13,6 +13,7 @@ import torch
 
 from fusion_adamerging.ranks import Ranks
 from fusion_adamerging.watch import Seen, Watch, check_size
+from fusion_core.progress import noting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ class Search:
         steps = range(self._resumed(), self.config.steps)
         teach(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")
-        with track as advance:
+        with track as advance, noting(advance):
             advance(steps.start)
             for step in steps:
                 note = self._step(step)

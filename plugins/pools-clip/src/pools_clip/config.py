@@ -95,7 +95,8 @@ class ClipClassificationConfig(ComponentConfig):
     transductive: bool = True
     """Where a task has no unlabeled file, adapt on its test images, without their labels."""
     limit: Count | None = None
-    """A quick look: only the first test images of each task."""
+    """A quick look: only the first test images of each task; all files of a split are downloaded
+    nevertheless."""
     batch_size: Count = 50
     """Images a step when measuring accuracy."""
 
@@ -105,12 +106,13 @@ class FamilyTasksConfig(ComponentConfig):
 
     tasks: TaskNames = Field(default=[DEFAULT_SET])
     """Which tasks, in this order, whether or not their experts are fused; ta8, tall14 and tall20
-    stand for sets."""
+    stand for sets; default: those whose experts the model pool of this name fuses."""
     corruption: Corruption | None = None
     """Measure on corrupted test images; stanford-cars, eurosat, resisc45 and gtsrb have some."""
     transductive: bool = True
     """Adapt on the test images, without their labels; there are no others."""
     limit: Count | None = None
-    """A quick look: only the first test images of each task."""
+    """A quick look: only the first test images of each task; all files of a split are downloaded
+    nevertheless."""
     batch_size: Count = 50
     """Images a step when measuring accuracy."""

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
-from fusion_core.errors import HubError
+from fusion_core.errors import HubError, RecipeError
 from fusion_core.task_pool import Split
+from pools_clip.families import all_tasks, known
+from pools_clip.images import count_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pools_clip.config import Dataset
+    from pools_clip.config import ClipClassificationConfig, Dataset
     from pools_clip.families import Known
 
 #: Where the hub keeps every data set as parquet, whatever its owner uploaded.
@@ -45,6 +48,10 @@ class DataSet(ABC):
         """Return what names the content of these files for good; None for files that may change."""
         del split
         return None
+
+    def count(self, split: Split) -> int | None:
+        """Return how many images a split has, None where only a download can tell."""
+        return count_rows(self.files(split))
 
     def downloads(self) -> Iterator[hub.Wanted]:
         """Return what measuring reads from the hub."""
@@ -86,11 +93,11 @@ class HubDataSet(DataSet):
     UNLABELED images are none of its own.
     """
 
-    def __init__(self, known: Known) -> None:
-        self._known = known
-        self.classnames = known.classnames
-        self.templates = known.templates
-        self.columns = (known.image, known.label)
+    def __init__(self, about: Known) -> None:
+        self._about = about
+        self.classnames = about.classnames
+        self.templates = about.templates
+        self.columns = (about.image, about.label)
 
     def has(self, split: Split) -> bool:
         """Tell whether the data set has such a split."""
@@ -107,12 +114,18 @@ class HubDataSet(DataSet):
         wanted = self._wanted(split)
         return {"data": str(wanted.reference), "files": wanted.paths, "columns": self.columns}
 
+    def count(self, split: Split) -> int | None:
+        """Count the images in files that are here; before that the table has the test split's."""
+        if hub.size_of([self._wanted(split)]).missing == 0:
+            return super().count(split)
+        return self._about.rows if split is Split.TEST else None
+
     def downloads(self) -> Iterator[hub.Wanted]:
         """Return the files of the test split."""
         yield self._wanted(Split.TEST)
 
     def _wanted(self, split: Split) -> hub.Wanted:
-        name = self._known.train if split is Split.TRAIN else self._known.test
+        name = self._about.train if split is Split.TRAIN else self._about.test
         if found := self._found(self._main, name):
             return hub.Wanted(self._main, found)
         if found := self._found(self._converted, name):
@@ -124,7 +137,7 @@ class HubDataSet(DataSet):
 
     @cached_property
     def _main(self) -> hub.Reference:
-        return hub.resolve(hub.parse(self._known.dataset, kind="dataset"))
+        return hub.resolve(hub.parse(self._about.dataset, kind="dataset"))
 
     @cached_property
     def _converted(self) -> hub.Reference:
@@ -137,10 +150,29 @@ class HubDataSet(DataSet):
             folder = _folder(PurePosixPath(path), split)
             if folder is not None:
                 folders.setdefault(folder, []).append(path)
-        wanted = self._known.config
+        wanted = self._about.config
         if wanted is None and len(folders) == 1:
             wanted = next(iter(folders))
         return tuple(folders.get(wanted or "default", ()))
+
+
+def data_set(name: str, config: ClipClassificationConfig) -> DataSet:
+    """Return a task's data: the recipe's own files, or the data set of the table.
+
+    Raises `RecipeError` for corrupted images of a task that has none.
+    """
+    if name in config.datasets:
+        return LocalDataSet(config.datasets[name], config.templates)
+    data = known(name)
+    if config.corruption is None:
+        return HubDataSet(data)
+    if not data.corrupted:
+        able = [each for each in all_tasks() if known(each).corrupted]
+        raise RecipeError(
+            f"task_pool.corruption: there are no corrupted images of {name!r}",
+            hint=f"Name tasks that have some: --tasks {','.join(able)}",
+        )
+    return HubDataSet(replace(data, test=config.corruption))
 
 
 def _folder(path: PurePosixPath, split: str) -> str | None:

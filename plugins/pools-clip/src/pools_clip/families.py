@@ -54,6 +54,8 @@ class Known:
     #: the names of the columns there
     image: str = "image"
     label: str = "label"
+    #: the images of its test split; None where that is not certain
+    rows: int | None = None
     #: whether it has a split of test images a corruption, called like it
     corrupted: bool = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fusion_core.errors import FusionError
+from fusion_core.progress import note
 from fusion_core.weights.execution import on_cores
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def read_images(  # noqa: PLR0913 - what is read, of which columns, and where to
         for row, part in on_cores(decoded, _rows(file, path, wanted, count)):
             pixels[row : row + len(part)] = part.pixels
             labels += [] if part.labels is None else [part.labels]
+            note(f"{Path(path).name}: {row + len(part):,} of {count:,} images decoded")
     return Images(pixels, torch.cat(labels) if labels else None)
 
 
@@ -146,4 +149,4 @@ def _labels(column: pa.Array, classes: int, path: str, row: int) -> torch.Tensor
                 f"{path}, row {number}: label {label} is none of 0 to {classes - 1}",
                 hint="The task needs one classname for every label.",
             )
-    return torch.tensor(labels)
+    return torch.tensor(labels, dtype=torch.int64)  # pcam stores False and True

@@ -28,11 +28,10 @@ def kept(kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Pat
 
     `key` is all that its content depends on. Raises `DiskError` if it cannot be written.
     """
-    text = json.dumps(key, sort_keys=True, indent=1)
-    folder = hub.assets_directory() / kind
-    place = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+    place = place_of(kind, key)
     if place.is_dir():
         return place
+    folder, text = place.parent, _text(key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as staging:
@@ -44,6 +43,16 @@ def kept(kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Pat
             hint="Make room or mend the permissions there, or set HF_HOME to another place.",
         ) from error
     return place
+
+
+def place_of(kind: str, key: Mapping[str, Any]) -> Path:
+    """Return where that is, whether or not it has been made."""
+    digest = hashlib.sha256(_text(key).encode()).hexdigest()
+    return hub.assets_directory() / kind / digest[:32]
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, indent=1)
 
 
 def _fill(directory: Path, key: str, make: Callable[[Path], None]) -> None:

@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 
 from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
-from pools_clip.families import all_tasks, citation, families, licence, task_sets
+from pools_clip.families import all_tasks, citation, families, known, licence, task_sets
 
 _CLASSES = {
     "clip-vit-b32": "ClipVitB32",
     "clip-vit-b16": "ClipVitB16",
     "clip-vit-l14": "ClipVitL14",
 }
+
+
+#: an image as every family takes it
+_IMAGE_BYTES = 3 * 224 * 224
 
 
 @hookimpl
@@ -30,6 +34,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             target=f"pools_clip.family_pools:{_CLASSES[name]}",
             config="pools_clip.config:FamilyConfig",
             default_task_pool=name,
+            shared_options=("tasks",),
             download_bytes=family.base_bytes + len(default) * family.expert_bytes,
             tasks=tuple(all_tasks()),
             licence=licence(),
@@ -47,6 +52,7 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
         config="pools_clip.config:ClipClassificationConfig",
         offline=True,
     )
+    rows = sum(known(task).rows or 0 for task in task_sets()["ta8"])
     for name, family in families().items():
         yield TaskPoolSpec(
             name=name,
@@ -54,4 +60,5 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             target=f"pools_clip.family_pools:{_CLASSES[name]}Tasks",
             config="pools_clip.config:FamilyTasksConfig",
             tasks=tuple(all_tasks()),
+            decoded_bytes=rows * _IMAGE_BYTES,
         )

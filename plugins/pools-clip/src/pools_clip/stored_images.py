@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import PIL
 import torch
 
 from fusion_core.weights.disk import allocate, free_bytes
 from pools_clip.images import Images, count_rows, read_images
-from pools_clip.kept import kept
+from pools_clip.kept import kept, place_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from fusion_core.task_pool import Split
     from pools_clip.data_sets import DataSet
     from pools_clip.preprocessor import Preprocessor
 
+_KIND = "images"
 _PIXELS, _LABELS = "pixels.uint8", "labels.int64"
+#: Counted up when what is written changes: what an earlier version kept is then decoded anew.
+_FORMAT = 2
 
 
 def images_of(
@@ -39,15 +43,38 @@ def images_of(
     identity = data.identity(split)
     if identity is None:
         return _read(data.files(split), data, preprocessor, classes, limit)
-    key = {
+    key = _key(identity, preprocessor, classes, limit)
+    make = partial(_write, data, split, preprocessor, classes, limit)
+    return _mapped(kept(_KIND, key, make), preprocessor, labeled=labeled)
+
+
+def bytes_to_store(
+    data: DataSet, split: Split, preprocessor: Preprocessor, *, limit: int | None = None
+) -> int:
+    """Return what decoding a labeled split will take on the disk.
+
+    0 where that is done or not kept, and where nobody knows how many images there are.
+    """
+    identity, classes = data.identity(split), len(data.classnames)
+    if identity is None:
+        return 0
+    if place_of(_KIND, _key(identity, preprocessor, classes, limit)).is_dir():
+        return 0
+    count = data.count(split) or 0
+    return min(count, limit or count) * math.prod(preprocessor.shape)
+
+
+def _key(
+    identity: Mapping[str, Any], preprocessor: Preprocessor, classes: int | None, limit: int | None
+) -> dict[str, Any]:
+    return {
         **identity,
+        "format": _FORMAT,
         "preprocessor": preprocessor.identity,
         "classes": classes,
         "limit": limit,
         "pillow": PIL.__version__,
     }
-    make = partial(_write, data, split, preprocessor, classes, limit)
-    return _mapped(kept("images", key, make), preprocessor, labeled=labeled)
 
 
 def _write(  # noqa: PLR0913, PLR0917 - what is read, how, and where to

@@ -12,16 +12,17 @@ import torch
 
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.progress import note
 from fusion_core.task_pool import Batch, FeatureTask, Metrics, Split, Task, TaskPool
 from fusion_core.weights.execution import on_cores
 from pools_clip.choice import chosen, unknown_task
 from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
-from pools_clip.data_sets import DataSet, HubDataSet, LocalDataSet
+from pools_clip.data_sets import DataSet, LocalDataSet, data_set
 from pools_clip.directory import ClipDirectory
-from pools_clip.families import all_tasks, expanded, known
+from pools_clip.families import all_tasks, expanded
 from pools_clip.heads import FrozenClip
 from pools_clip.images import Images
-from pools_clip.stored_images import images_of
+from pools_clip.stored_images import bytes_to_store, images_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
         there = [*config.datasets, *(each for each in all_tasks() if each not in config.datasets)]
         wanted = config.tasks or list(config.datasets) or [DEFAULT_SET]
         self.names = chosen(expanded(wanted), there, "task_pool.tasks")
-        self._data = {name: _data_set(name, config) for name in self.names}
+        self._data = {name: data_set(name, config) for name in self.names}
         _check_files(self._data)
         self.transductive = config.transductive and not all(
             each.has(Split.UNLABELED) for each in self._data.values()
@@ -69,7 +70,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
 
     def downloads(self) -> Sequence[Wanted]:
         """Return the base, for the heads, and the test images of data sets on the hub."""
-        data = [each for data in self._data.values() for each in data.downloads()]
+        data = [each for task in self._tasks.values() for each in task.downloads()]
         return [*self._clip.downloads(), *data]
 
     def inputs(self) -> Mapping[str, Any]:
@@ -106,6 +107,13 @@ class ClipTask(FeatureTask):
         clone = copy.copy(self)
         clone._halved, clone._splits = True, {}  # noqa: SLF001
         return clone
+
+    def downloads(self) -> Iterator[Wanted]:
+        """Return the files of the test images, with what these take when they are decoded."""
+        data, clip, limit = self._data, self._clip, self._config.limit
+        for each in data.downloads():
+            made = bytes_to_store(data, Split.TEST, clip.preprocessor, limit=limit)
+            yield replace(each, made=made)
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return normalised pixels, fp32 of shape (size, channels, height, width).
@@ -147,10 +155,13 @@ class ClipTask(FeatureTask):
             with torch.inference_mode():
                 return self.logits(model, batch).argmax(dim=1).cpu()
 
-        starts = range(0, len(images), size)
+        starts, found = range(0, len(images), size), []
         with evaluation_mode(model):
-            found = map(predicted, starts) if device.type != "cpu" else on_cores(predicted, starts)
-            return torch.cat(list(found))
+            every = map(predicted, starts) if device.type != "cpu" else on_cores(predicted, starts)
+            for start, each in zip(starts, every, strict=True):
+                found.append(each)
+                note(f"{self.name}: {start + len(each):,} of {len(images):,} images")
+        return torch.cat(found)
 
     def _batch(self, images: Images, rows: slice | Tensor, device: torch.device) -> Batch:
         pixels = images.pixels[rows].to(device)  # bytes travel, not floats
@@ -209,22 +220,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before.items():
             module.training = training
-
-
-def _data_set(name: str, config: ClipClassificationConfig) -> DataSet:
-    """Return a task's data: the recipe's own files, or the data set of the table."""
-    if name in config.datasets:
-        return LocalDataSet(config.datasets[name], config.templates)
-    data = known(name)
-    if config.corruption is None:
-        return HubDataSet(data)
-    if not data.corrupted:
-        able = [each for each in all_tasks() if known(each).corrupted]
-        raise RecipeError(
-            f"task_pool.corruption: there are no corrupted images of {name!r}",
-            hint=f"Name tasks that have some: --tasks {','.join(able)}",
-        )
-    return HubDataSet(replace(data, test=config.corruption))
 
 
 def _measured_on(config: ClipClassificationConfig) -> str | None:

@@ -22,6 +22,7 @@ from fusion_core.weights.assets import read_config
 from fusion_core.weights.checkpoint import CheckpointSource
 from fusion_core.weights.format import TensorInfo
 from fusion_core.weights.location import ADAPTER, ADAPTER_CONFIG
+from fusion_core.weights.lora_config import check_supported, rank_and_scale
 from fusion_core.weights.orientation import is_turned_beside
 from fusion_core.weights.source import Cut, WeightSource
 from fusion_core.weights.spelling import same_tensors
@@ -34,31 +35,6 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.weight)?")
 _PREFIX = "base_model.model."
 _WHOLE = (".weight", ".bias")
-#: Options under which the task vector is not `scale * B @ A`.
-_OTHER_MATHS = (
-    "use_dora",
-    "lora_bias",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "layer_replication",
-    "arrow_config",
-    "target_parameters",
-    "trainable_token_indices",
-)
-_NO_SCALE = (
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    ArithmeticError,
-    RecursionError,
-    re.error,
-)
-_REPEATS, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{?]")
-_MOST_REPEATS = 2
-#: Ways to begin that leave the base as it is; the others subtract something from it.
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +65,7 @@ class LoraSource(WeightSource):
         config = read_config(location.path / ADAPTER_CONFIG)
         said = json.dumps(config, sort_keys=True).encode()
         self._config_identity = {"content_sha256": hashlib.sha256(said).hexdigest()}
-        _check_supported(config, location.name)
+        check_supported(config, location.name)
         layers, whole = _sorted_out(self._adapter)
         targets = [f"{module}.weight" for module in layers]
         spelled = same_tensors([*targets, *whole], base.infos)
@@ -182,7 +158,7 @@ class LoraSource(WeightSource):
         if keys.keys() != {a, b}:
             raise CheckpointError(f"{self.describe()}: {module} has lora_{min(keys)} alone")
         one, other = self._adapter.infos[keys[a]], self._adapter.infos[keys[b]]
-        rank, scale = _rank_and_scale(module, config, self.describe())
+        rank, scale = rank_and_scale(module, config, self.describe())
         if (
             min(len(one.shape), len(other.shape)) < 2  # noqa: PLR2004 - matrices
             or one.shape[0] != rank
@@ -232,42 +208,3 @@ def _sorted_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], d
             hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
         )
     return layers, whole
-
-
-def _check_supported(config: Mapping[str, Any], name: str) -> None:
-    kind = config.get("peft_type")
-    reasons = [f"peft_type {kind}"] if kind != "LORA" else []
-    reasons += [option for option in _OTHER_MATHS if config.get(option)]
-    beginning = config.get("init_lora_weights", True)
-    if beginning not in _BEGINNINGS:
-        reasons.append(f"init_lora_weights {beginning!r}, which changes the base")
-    if reasons:
-        raise CheckpointError(
-            f"{name}: this adapter is no plain LoRA: {', '.join(reasons)}",
-            hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
-        )
-
-
-def _rank_and_scale(module: str, config: Mapping[str, Any], name: str) -> tuple[int, float]:
-    """Return a module's rank and the factor before its product, patterns considered."""
-    try:
-        rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
-        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-        return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except _NO_SCALE as error:
-        raise CheckpointError(
-            f"{name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
-        ) from error
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:  # noqa: ANN401
-    """Return the value of the first pattern that a module's name ends with, as PEFT does.
-
-    Patterns come with the adapter: what could keep a regular expression busy for hours is refused.
-    """
-    for pattern, value in (patterns or {}).items():
-        if len(_REPEATS.findall(pattern)) > _MOST_REPEATS or _REPEATED_GROUP.search(pattern):
-            raise ValueError(f"the pattern {pattern[:80]!r} is too involved")
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

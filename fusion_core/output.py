@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import provenance
-from fusion_core.errors import RecipeError
+from fusion_core.errors import OutputError, RecipeError
 from fusion_core.evaluation import RECIPE
 from fusion_core.fused import dtype_of
 from fusion_core.recipes import dump_yaml
-from fusion_core.weights import Staging, WeightSource, held_in_memory, materialise, staged
+from fusion_core.weights import (
+    CheckpointSource,
+    Staging,
+    WeightSource,
+    held_in_memory,
+    materialise,
+    staged,
+)
 from fusion_core.weights.containment import unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fusion_core.algorithm import RunContext
     from fusion_core.model_pool import ModelPool
@@ -49,10 +56,27 @@ def opened(plan: Plan) -> Iterator[Staging | None]:
         yield None
         return
     options = plan.options
+    if options.overwrite:
+        _check_spares(plan.path, plan.pool.by_name.values())
     with staged(
         plan.path, overwrite=options.overwrite, plan=described, resume=options.resume
     ) as staging:
         yield staging
+
+
+def _check_spares(output: Path, sources: Iterable[WeightSource]) -> None:
+    """Raise `OutputError` if replacing a directory would remove what is merged."""
+    for source in sources:
+        if isinstance(source, CheckpointSource) and _lies_in(source.path, output):
+            raise OutputError(
+                f"output {output} holds {source.path}, which is merged and would be removed",
+                hint="Write elsewhere with -o.",
+            )
+        _check_spares(output, source.sources)
+
+
+def _lies_in(path: Path, directory: Path) -> bool:
+    return path.resolve().is_relative_to(directory.resolve())
 
 
 def _described(plan: Plan) -> bytes | None:

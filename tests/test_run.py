@@ -882,3 +882,24 @@ def test_a_run_that_fails_is_not_announced_as_finished(models: Models, site: Sit
     from watching_y import SEEN  # type: ignore[import-not-found]
 
     assert SEEN == ["started"]
+
+
+@pytest.mark.parametrize("output", ["in", "in/base", "in/link"])
+def test_what_is_merged_is_not_overwritten(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, state in models.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        save_file(state, tmp_path / "in" / name / "model.safetensors")
+    (tmp_path / "in" / "link").mkdir()
+    (tmp_path / "in" / "link" / "x").write_text("kept")
+    pool = {"base": "in/base", "models": {name: f"in/{name}" for name in "ab"}}
+    recipe = {"algorithm": "ties", "model_pool": pool, "output": {"path": output}}
+    if output == "in/link":
+        run_fusion(recipe, options=RunOptions(overwrite=True))
+        assert not (tmp_path / "in" / "link" / "x").exists()
+        return
+    with pytest.raises(OutputError, match="in/base, which is merged and would be removed"):
+        run_fusion(recipe, options=RunOptions(overwrite=True))
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {*models, "link"}

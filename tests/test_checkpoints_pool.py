@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy
 from fusion_core.errors import AlignmentError, CheckpointError, FusionError, HubError
 from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
+from fusion_core.weights.assets import licence_of
 from fusion_core.weights.remote import RemoteSource
 
 if TYPE_CHECKING:
@@ -95,6 +97,53 @@ def test_a_live_model_is_copied_to_build_one() -> None:
 def test_files_alone_build_nothing(directory: Path) -> None:
     with pytest.raises(FusionError, match="without knowing which class"):
         pool(str(directory), a=str(directory)).build(StateDictSource({}))
+
+
+# --- what may not be looked at ------------------------------------------------------------------
+
+
+def _closed(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> None:
+    """Refuse a function for a path, as for a user who may not look there."""
+    real = getattr(Path, function)
+
+    def call(path: Path, *given: Any, **keys: Any) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *given, **keys)
+
+    monkeypatch.setattr(Path, function, call)
+
+
+def test_a_path_that_may_not_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _closed(monkeypatch, "exists", Path("org/closed"))
+    config = CheckpointsConfig(models=["org/closed"])
+    assert list(config.models) == ["closed"]
+    with pytest.raises(CheckpointError, match="org/closed cannot be read: Permission denied"):
+        CheckpointsPool(config)
+
+
+def test_a_path_that_is_too_long_is_named() -> None:
+    with pytest.raises(CheckpointError, match="xxx cannot be read: File name too long"):
+        pool(a="/" + "x" * 300)
+
+
+def test_a_directory_that_may_not_be_entered_is_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _closed(monkeypatch, "is_file", directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read: Permission denied") as caught:
+        pool(a=str(directory))
+    assert str(directory) in caught.value.message
+
+
+@pytest.mark.parametrize("function", ["is_file", "open"])
+def test_a_card_that_may_not_be_read_is_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    (directory / "README.md").write_text("---\nlicense: mit\n---\n")
+    _closed(monkeypatch, function, directory / "README.md")
+    with pytest.raises(CheckpointError, match=r"README.md cannot be read: Permission denied"):
+        licence_of(directory)
 
 
 # --- the files beside the weights ---------------------------------------------------------------

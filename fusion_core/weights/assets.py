@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipes import load_yaml
-from fusion_core.weights.containment import member, open_member
+from fusion_core.weights.containment import member, open_member, reading
 from fusion_core.weights.format import LARGEST_INDEX, parse_json
 
 if TYPE_CHECKING:
@@ -98,10 +98,11 @@ def tokenizer_of(directory: Path) -> dict[str, bytes | Path]:
 def licence_of(directory: Path) -> str | None:
     """Return the licence that the model card in a directory names; None if it names none."""
     card = directory / CARD
-    if not card.is_file():
-        return None
-    with card.open(encoding="utf-8", errors="replace") as stream:
-        matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
+    with reading(card):
+        if not card.is_file():
+            return None
+        with card.open(encoding="utf-8", errors="replace") as stream:
+            matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
     if matter is None:
         return None
     named = "\n".join(found[0] for found in _LICENCE.finditer(matter[1]))

@@ -19,7 +19,7 @@ from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy
 from fusion_core.errors import AlignmentError, CheckpointError, FusionError, HubError
 from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
-from fusion_core.weights.assets import licence_of
+from fusion_core.weights.assets import licence_of, tokenizer_of
 from fusion_core.weights.remote import RemoteSource
 
 if TYPE_CHECKING:
@@ -152,12 +152,39 @@ def test_a_card_that_may_not_be_read_is_named(
 def test_only_known_files_are_copied(directory: Path) -> None:
     for name in ("tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"):
         (directory / name).write_text(name)
-    for name in ("modeling_x.py", "pytorch_model.bin", "training_args.bin", ".git", "README.md"):
+    code = ("modeling_x.py", "chat_template.py", "chat_template.jinja.py")
+    for name in (*code, "pytorch_model.bin", "training_args.bin", ".git", "README.md"):
         (directory / name).write_text("no")
     (directory / "spiece.model").mkdir()
     found = pool(str(directory), a=str(directory)).assets()
     assert found.keys() == {"tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"}
     assert found["vocab.txt"] == directory / "vocab.txt"
+
+
+CONFIGURATIONS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_configuration_loses_what_makes_loaders_run_code(directory: Path, name: str) -> None:
+    code = {"auto_map": {"AutoTokenizer": "evil.X"}, "inner": {"trust_remote_code": True, "é": 1}}
+    (directory / name).write_text(json.dumps({"kept": 1e-6, **code}))
+    content = pool(str(directory), a=str(directory)).assets()[name]
+    assert isinstance(content, bytes)
+    assert json.loads(content) == {"kept": 1e-6, "inner": {"é": 1}}
+    if name == "tokenizer_config.json":
+        assert tokenizer_of(directory) == {name: content}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_without_them_keeps_its_bytes(directory: Path, name: str) -> None:
+    (directory / name).write_text('{"a":   null, "b": 1.50, "c": ["auto_map"]}')
+    assert pool(str(directory), a=str(directory)).assets()[name] == directory / name
 
 
 def test_a_configuration_loses_what_makes_loaders_run_code(directory: Path) -> None:

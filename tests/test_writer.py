@@ -203,6 +203,23 @@ def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: 
         assert_holds(staging.directory, state)
 
 
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_a_source_that_gives_another_number_of_elements_is_caught(
+    state: State, tmp_path: Path, surplus: int
+) -> None:
+    """A plugin's own: too many would overwrite the tensor behind."""
+
+    class Wrong(StateDictSource):
+        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+            del name, start
+            return torch.zeros(stop + surplus)
+
+    expected = r"'mine' gave \d+ elements of the \d+ from 0 on of tensor '\w+'"
+    with pytest.raises(BrokenPluginError, match=expected):
+        write(Wrong({"a": state["a"]}, label="'mine'"), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
 # --- the output's place -------------------------------------------------------------------------
 
 

@@ -17,7 +17,13 @@ from torch import nn
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy
-from fusion_core.errors import AlignmentError, CheckpointError, FusionError, HubError
+from fusion_core.errors import (
+    AlignmentError,
+    CheckpointError,
+    FusionError,
+    HubError,
+    IntegrityError,
+)
 from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
 from fusion_core.weights.assets import licence_of, tokenizer_of
 from fusion_core.weights.remote import RemoteSource
@@ -374,6 +380,33 @@ def test_models_that_do_not_fit_are_found_out_before_their_weights_are_downloade
     asked = [each[2] for each in hub.asked("/resolve/", "GET")]
     assert asked == ["bytes=0-131071"] * 2
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
+
+
+def test_the_limit_of_headers_holds_for_what_is_asked_of_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"w": torch.arange(9.0)}, file, metadata={"note": "x" * 200_000})
+    hub.add("org/a", {"model.safetensors": file})
+    monkeypatch.setenv("FUSION_LARGEST_HEADER", "150000")
+    with pytest.raises(CheckpointError, match="more than 150000"):
+        pool(a="org/a")
+    assert [each[2] for each in hub.asked("/resolve/", "GET")] == ["bytes=0-131071"]
+
+
+def test_a_download_that_changes_while_it_is_read_is_noticed(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    save_file({"w": torch.arange(9.0)}, tmp_path / "w.safetensors")
+    hub.add("org/a", {"model.safetensors": tmp_path / "w.safetensors"})
+    source = pool(a="org/a").experts["a"]
+    assert isinstance(source, RemoteSource)
+    source.check_unchanged()  # nothing has been read
+    source.prepare(SerialExecutor())
+    source.check_unchanged()
+    os.utime(source.local.path / "model.safetensors", (1, 1))
+    with pytest.raises(IntegrityError, match="changed while it was being read"):
+        source.check_unchanged()
 
 
 def test_weights_are_downloaded_once_when_they_are_read(hub: HubServer, tmp_path: Path) -> None:

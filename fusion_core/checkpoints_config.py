@@ -51,7 +51,8 @@ def _describe_source(value: object) -> Any:  # noqa: ANN401 - a path, or a recip
 
 
 def _name_of(given: str) -> str:
-    if looks_like_id(given) and not Path(given).exists():
+    # A path that nobody may look at is no error yet: the pool says so, with the option's name.
+    if looks_like_id(given) and not os.path.exists(given):  # noqa: PTH110 - Path's would raise
         given = parse(given).repo
     path = Path(given)
     return path.stem if path.suffix in {".safetensors", *_RECIPES} else path.name

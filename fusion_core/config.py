@@ -47,7 +47,7 @@ class Choice(BaseModel):
 class OutputOptions(Options):
     """Where the merged model goes, and in which form."""
 
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
     """The dtype of floating-point tensors; default: the base's."""

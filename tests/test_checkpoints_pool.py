@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -16,9 +17,17 @@ from torch import nn
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
 from fusion_core.config import AlignmentPolicy
-from fusion_core.errors import AlignmentError, CheckpointError, FusionError, HubError, RecipeError
+from fusion_core.errors import (
+    AlignmentError,
+    CheckpointError,
+    FusionError,
+    HubError,
+    IntegrityError,
+    RecipeError,
+)
 from fusion_core.run import run_fusion
 from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
+from fusion_core.weights.assets import licence_of, tokenizer_of
 from fusion_core.weights.remote import RemoteSource
 
 if TYPE_CHECKING:
@@ -98,18 +107,92 @@ def test_files_alone_build_nothing(directory: Path) -> None:
         pool(str(directory), a=str(directory)).build(StateDictSource({}))
 
 
+# --- what may not be looked at ------------------------------------------------------------------
+
+
+def _closed(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> None:
+    """Refuse a function for a path, as for a user who may not look there."""
+    real = getattr(Path, function)
+
+    def call(path: Path, *given: Any, **keys: Any) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *given, **keys)
+
+    monkeypatch.setattr(Path, function, call)
+
+
+def test_a_path_that_may_not_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _closed(monkeypatch, "exists", Path("org/closed"))
+    config = CheckpointsConfig(models=["org/closed"])
+    assert list(config.models) == ["closed"]
+    with pytest.raises(CheckpointError, match="org/closed cannot be read: Permission denied"):
+        CheckpointsPool(config)
+
+
+def test_a_path_that_is_too_long_is_named() -> None:
+    with pytest.raises(CheckpointError, match="xxx cannot be read: File name too long"):
+        pool(a="/" + "x" * 300)
+
+
+def test_a_directory_that_may_not_be_entered_is_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _closed(monkeypatch, "is_file", directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read: Permission denied") as caught:
+        pool(a=str(directory))
+    assert str(directory) in caught.value.message
+
+
+@pytest.mark.parametrize("function", ["is_file", "open"])
+def test_a_card_that_may_not_be_read_is_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    (directory / "README.md").write_text("---\nlicense: mit\n---\n")
+    _closed(monkeypatch, function, directory / "README.md")
+    with pytest.raises(CheckpointError, match=r"README.md cannot be read: Permission denied"):
+        licence_of(directory)
+
+
 # --- the files beside the weights ---------------------------------------------------------------
 
 
 def test_only_known_files_are_copied(directory: Path) -> None:
     for name in ("tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"):
         (directory / name).write_text(name)
-    for name in ("modeling_x.py", "pytorch_model.bin", "training_args.bin", ".git", "README.md"):
+    code = ("modeling_x.py", "chat_template.py", "chat_template.jinja.py")
+    for name in (*code, "pytorch_model.bin", "training_args.bin", ".git", "README.md"):
         (directory / name).write_text("no")
     (directory / "spiece.model").mkdir()
     found = pool(str(directory), a=str(directory)).assets()
     assert found.keys() == {"tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"}
     assert found["vocab.txt"] == directory / "vocab.txt"
+
+
+CONFIGURATIONS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_configuration_loses_what_makes_loaders_run_code(directory: Path, name: str) -> None:
+    code = {"auto_map": {"AutoTokenizer": "evil.X"}, "inner": {"trust_remote_code": True, "é": 1}}
+    (directory / name).write_text(json.dumps({"kept": 1e-6, **code}))
+    content = pool(str(directory), a=str(directory)).assets()[name]
+    assert isinstance(content, bytes)
+    assert json.loads(content) == {"kept": 1e-6, "inner": {"é": 1}}
+    if name == "tokenizer_config.json":
+        assert tokenizer_of(directory) == {name: content}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_without_them_keeps_its_bytes(directory: Path, name: str) -> None:
+    (directory / name).write_text('{"a":   null, "b": 1.50, "c": ["auto_map"]}')
+    assert pool(str(directory), a=str(directory)).assets()[name] == directory / name
 
 
 def test_a_configuration_loses_what_makes_loaders_run_code(directory: Path) -> None:
@@ -347,6 +430,33 @@ def test_models_that_do_not_fit_are_found_out_before_their_weights_are_downloade
     asked = [each[2] for each in hub.asked("/resolve/", "GET")]
     assert asked == ["bytes=0-131071"] * 2
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
+
+
+def test_the_limit_of_headers_holds_for_what_is_asked_of_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"w": torch.arange(9.0)}, file, metadata={"note": "x" * 200_000})
+    hub.add("org/a", {"model.safetensors": file})
+    monkeypatch.setenv("FUSION_LARGEST_HEADER", "150000")
+    with pytest.raises(CheckpointError, match="more than 150000"):
+        pool(a="org/a")
+    assert [each[2] for each in hub.asked("/resolve/", "GET")] == ["bytes=0-131071"]
+
+
+def test_a_download_that_changes_while_it_is_read_is_noticed(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    save_file({"w": torch.arange(9.0)}, tmp_path / "w.safetensors")
+    hub.add("org/a", {"model.safetensors": tmp_path / "w.safetensors"})
+    source = pool(a="org/a").experts["a"]
+    assert isinstance(source, RemoteSource)
+    source.check_unchanged()  # nothing has been read
+    source.prepare(SerialExecutor())
+    source.check_unchanged()
+    os.utime(source.local.path / "model.safetensors", (1, 1))
+    with pytest.raises(IntegrityError, match="changed while it was being read"):
+        source.check_unchanged()
 
 
 def test_weights_are_downloaded_once_when_they_are_read(hub: HubServer, tmp_path: Path) -> None:

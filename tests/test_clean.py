@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from fusion_core.cli import clean as command
 from fusion_core.cli.app import app
-from fusion_core.errors import OutputError, RecipeError
+from fusion_core.errors import DiskError, OutputError, RecipeError
 from fusion_core.weights import StateDictSource, materialise, staged, workplace
 from fusion_core.weights.leftovers import leftovers
 from fusion_core.weights.lock import locked
@@ -121,6 +122,39 @@ def test_a_run_that_begins_in_the_meantime_keeps_its_own(tmp_path: Path) -> None
     with locked(tmp_path / "out"):
         assert not found.remove()
     assert found.workplace.path.exists()
+
+
+def test_what_cannot_be_described_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another user's, or one whose run has just ended."""
+    closed, other = interrupt(tmp_path / "closed"), interrupt(tmp_path / "other")
+    real = Workplace.touched.fget  # type: ignore[attr-defined]
+
+    def touched(place: Workplace) -> float:
+        if place == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return float(real(place))
+
+    monkeypatch.setattr(Workplace, "touched", property(touched))
+    assert [each.workplace for each in leftovers(tmp_path)] == [other]
+    assert f"left out: {closed.path} cannot be written: Permission denied" in caplog.text
+
+
+def test_what_may_not_be_removed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(tmp_path / "out")
+    (found,) = leftovers(tmp_path)
+
+    def refused(_: Workplace) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "remove", refused)
+        with pytest.raises(DiskError, match="cannot be written: Permission denied"):
+            found.remove()
+        patch.setattr(Workplace, "remove", lambda _: None)  # as far as the file system lets us
+        assert not found.remove()
+    assert found.remove()
 
 
 def test_locks_of_dead_runs_go_too(tmp_path: Path) -> None:

@@ -209,6 +209,8 @@ BAD = {
     "output is a file": Bad(
         ("--algo", "ties", *CHECKPOINTS, "-o", "list.yaml"), 7, ("list.yaml", "file")
     ),
+    "output is the root": Bad(("--algo", "ties", *CHECKPOINTS, "-o", "/"), 7, ("/ is a mount",)),
+    "output without a name": Bad(("--algo", "ties", *CHECKPOINTS, "-o", ""), 2, ("output.path",)),
     "no experts": Bad(("--algo", "ties", *_with_base("base.safetensors")), 2, ("expert",)),
     "no base": Bad(("--algo", "ties", *_with_base("", "x.safetensors")), 2, ("'ties'", "base")),
     "no tasks": Bad(

@@ -323,6 +323,7 @@ FUNCTIONS = (
     "mkdir",
     "rename",
     "replace",
+    "unlink",
 )
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
 

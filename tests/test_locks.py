@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from fusion_core.errors import DiskError, OutputError
 from fusion_core.weights import CheckpointSource, StateDictSource, lock, materialise, staged
+from fusion_core.weights.disk import write_durably
 from fusion_core.weights.lock import locked
 
 if TYPE_CHECKING:
@@ -105,6 +107,24 @@ def test_a_lock_whose_file_was_removed_in_between_is_not_held(
 
 
 # --- space --------------------------------------------------------------------------------------
+
+
+def test_what_failed_stands_where_nothing_can_be_removed_either(
+    tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that turns read-only; the lock's descriptor is closed all the same."""
+    del system
+    descriptors = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else None
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(DiskError, match="Read-only"), locked(tmp_path / "out"):
+        monkeypatch.setattr(os, "unlink", refused)
+        monkeypatch.setattr(os, "fsync", refused)
+        write_durably(tmp_path / "x", b"")
+    if descriptors is not None:
+        assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 @pytest.mark.parametrize("code", [None, errno.EOPNOTSUPP, errno.EINVAL])

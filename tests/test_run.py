@@ -336,6 +336,44 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
     assert provenance["timings"].keys() == {"finished", "seconds"}
 
 
+@pytest.mark.parametrize("given", [".", "../{name}", "below/.."])
+@pytest.mark.parametrize("filled", [False, True])
+def test_the_working_directory_may_be_the_output(
+    paths: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    *,
+    filled: bool,
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    if filled:
+        (here / "below").mkdir()
+    monkeypatch.chdir(here)
+    pool = {
+        "base": "../in/base",
+        "models": {each: f"../{at}" for each, at in paths["models"].items()},
+    }
+    result = run_fusion(
+        algorithm="simple-average",
+        model_pool=pool,
+        output=given.format(name="here"),
+        options=RunOptions(overwrite=filled),
+    )
+    assert result.path is not None
+    assert (here / "model.safetensors").is_file()
+    assert result.weights.infos.keys() == CheckpointSource(here).infos.keys()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["here", "in"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_output_is_the_root(paths: dict[str, Any], *, overwrite: bool) -> None:
+    options = RunOptions(overwrite=overwrite)
+    with pytest.raises(OutputError, match="output / is a mount point"):
+        run_fusion(algorithm="simple-average", model_pool=paths, output="/", options=options)
+
+
 def test_inputs_are_not_touched(paths: dict[str, Any], tmp_path: Path) -> None:
     before = {each: files_of(tmp_path / "in" / each) for each in ("base", "a", "b", "c")}
     run_fusion(algorithm="ties", model_pool=paths, output="out")

@@ -203,6 +203,23 @@ def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: 
         assert_holds(staging.directory, state)
 
 
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_a_source_that_gives_another_number_of_elements_is_caught(
+    state: State, tmp_path: Path, surplus: int
+) -> None:
+    """A plugin's own: too many would overwrite the tensor behind."""
+
+    class Wrong(StateDictSource):
+        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+            del name, start
+            return torch.zeros(stop + surplus)
+
+    expected = r"'mine' gave \d+ elements of the \d+ from 0 on of tensor '\w+'"
+    with pytest.raises(BrokenPluginError, match=expected):
+        write(Wrong({"a": state["a"]}, label="'mine'"), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
 # --- the output's place -------------------------------------------------------------------------
 
 
@@ -227,6 +244,52 @@ def test_what_is_there_is_not_touched(state: State, tmp_path: Path, kind: str) -
         with pytest.raises(OutputError):
             write(state, output, overwrite=True)
     assert everything_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_mount_point_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
+    for output in (tmp_path / "disk", Path("/")):
+        with pytest.raises(OutputError, match=f"output {output} is a mount point") as caught:
+            check_output(output, overwrite=overwrite)
+        assert "Name a directory in it" in str(caught.value)
+    check_output(tmp_path / "disk" / "out", overwrite=overwrite)
+
+
+@pytest.mark.parametrize("function", ["exists", "is_symlink", "iterdir"])
+def test_a_place_that_cannot_be_looked_at_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, function, refused)
+    with pytest.raises(DiskError, match="out cannot be written: Permission denied"):
+        check_output(tmp_path / "out", overwrite=False)
+
+
+def test_a_parent_that_cannot_be_looked_at_is_said(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.exists
+
+    def exists(path: Path) -> bool:
+        if path == tmp_path / "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(DiskError, match="out cannot be written: Permission denied"):
+        write(state, tmp_path / "locked" / "out")
+
+
+def test_a_name_that_is_too_long_is_said(state: State, tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="File name too long"):
+        write(state, tmp_path / ("x" * 300))
 
 
 def test_an_empty_directory_is_as_good_as_none(state: State, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ RecipeFile = Annotated[
     typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
 ]
 Output = Annotated[
-    Optional[Path],  # noqa: UP045
+    Optional[str],  # noqa: UP045 - no Path, to which nothing at all would be the working directory
     typer.Option("-o", "--output", metavar="DIR", help="Default: outputs/<pool>-<algorithm>-<n>."),
 ]
 Seed = Annotated[Optional[int], typer.Option(help="Default: 0.")]  # noqa: UP045
@@ -183,7 +183,7 @@ def planned(
     assignments: list[str] | None,
     *,
     seed: int | None,
-    output: Path | None,
+    output: str | None,
     **options: Any,  # noqa: ANN401 - fields of RunOptions
 ) -> Plan:
     """Plan a run from flags over a file; says which plugins failed to load.
@@ -199,7 +199,7 @@ def planned(
     if seed is not None:
         raw["seed"] = seed
     if output is not None:
-        raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
+        raw = assign(raw, ("output", "path"), output, origin=f"-o {output}")
 
     from fusion_core.planning import RunOptions, plan  # torch: not before the recipe has been read
 

@@ -1,7 +1,8 @@
 """The files beside the weights: configuration, tokenizer, processor, and the card's licence.
 
-They are copied by name from a fixed list, never code. A configuration is copied without the fields
-that make a loader run code or pick an implementation.
+They are copied by name from a fixed list, never code. Configurations, the tokenizer's and the
+processors' too, are copied without the fields that make a loader run code or pick an
+implementation; one that has none of them keeps its bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipes import load_yaml
-from fusion_core.weights.containment import member, open_member
+from fusion_core.weights.containment import member, open_member, reading
 from fusion_core.weights.format import LARGEST_INDEX, parse_json
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 _TOKENIZER = (
-    "chat_template*",
+    "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -71,7 +73,7 @@ def assets_of(
     dtype: torch.dtype | None = None,
     vocabulary: tuple[int, int] | None = None,
 ) -> dict[str, bytes | Path]:
-    """Return the side files of a model directory: name -> file, the configuration as new bytes.
+    """Return the side files of a model directory: name -> file, or new bytes for a configuration.
 
     `dtype` replaces the one that the configuration names, `vocabulary` a number of tokens by
     another. Raises `CheckpointError` for a link that leads out of the directory: what it leads to
@@ -85,8 +87,7 @@ def assets_of(
             config["dtype"] = str(dtype).removeprefix("torch.")
         if vocabulary is not None:
             config = _with_vocabulary(config, *vocabulary)
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        found["config.json"] = text.encode() + b"\n"
+        found["config.json"] = _as_file(config)
     return found
 
 
@@ -98,10 +99,11 @@ def tokenizer_of(directory: Path) -> dict[str, bytes | Path]:
 def licence_of(directory: Path) -> str | None:
     """Return the licence that the model card in a directory names; None if it names none."""
     card = directory / CARD
-    if not card.is_file():
-        return None
-    with card.open(encoding="utf-8", errors="replace") as stream:
-        matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
+    with reading(card):
+        if not card.is_file():
+            return None
+        with card.open(encoding="utf-8", errors="replace") as stream:
+            matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
     if matter is None:
         return None
     named = "\n".join(found[0] for found in _LICENCE.finditer(matter[1]))
@@ -120,17 +122,28 @@ def _licence_in(fields: dict[str, Any]) -> str | None:
     return str(own) if named == "other" and own else (str(named) if named else None)
 
 
-def _files(directory: Path, patterns: Sequence[str]) -> dict[str, bytes | Path]:
+def _files(directory: Path, names: Sequence[str]) -> dict[str, bytes | Path]:
     return {
-        path.name: member(path)
-        for pattern in patterns
-        for path in sorted(directory.glob(pattern))
-        if path.is_file()
+        path.name: _content(path) for path in (directory / name for name in names) if path.is_file()
     }
 
 
+def _content(path: Path) -> bytes | Path:
+    """Return where a file lies or, if a loader might run code for what it says, safe new bytes."""
+    real = member(path)
+    if not path.name.endswith("_config.json"):
+        return real
+    config = read_config(path)
+    safe = _safe(config)
+    return real if safe == config else _as_file(safe)
+
+
+def _as_file(config: dict[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a model's `config.json`."""
+    """Read a model's `config.json`, or one of its kind."""
     with os.fdopen(open_member(path), "rb") as stream:
         return parse_json(stream.read(LARGEST_INDEX), path=str(path), constants=True)
 

@@ -10,9 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # A pipe is refused after it was opened, so opening must not wait for somebody to write into it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -59,6 +64,18 @@ def member(file: Path) -> Path:
         f"{file} is a link that leads out of its directory, to {real}",
         hint="Name the directory that holds the files themselves, or copy them.",
     )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Report what the file system refuses as a `CheckpointError` about `path`.
+
+    `Path.exists` and its like refuse, too: below a directory that is closed to us, or a long name.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:

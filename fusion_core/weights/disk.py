@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import DiskError
@@ -131,7 +131,8 @@ def write_durably(path: Path, data: bytes) -> None:
             temporary.replace(path)
             sync_directory(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed stands
+            temporary.unlink(missing_ok=True)
         raise
 
 

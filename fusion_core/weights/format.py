@@ -145,7 +145,7 @@ def parse_json(text: bytes, *, path: str, constants: bool = False) -> dict[str, 
     So are NaN and Infinity, which are no JSON, unless `constants`: configurations hold some.
     """
     values = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
-    if values > _largest_header() // _BYTES_A_VALUE:
+    if values > largest_header() // _BYTES_A_VALUE:
         raise CheckpointError(
             f"{path}: {values} values in {len(text)} bytes of JSON are refused",
             hint=f"If you trust the file, set {HEADER_VARIABLE} to {values * _BYTES_A_VALUE}.",
@@ -193,14 +193,15 @@ def _check_length(length: int, size: int, path: str) -> None:
             f"{path}: the header claims {length} bytes of a file of {size}",
             hint="The file is truncated or no safetensors file; download or save it again.",
         )
-    if length > _largest_header():
+    if length > largest_header():
         raise CheckpointError(
-            f"{path}: the header claims {length} bytes, more than {_largest_header()}",
+            f"{path}: the header claims {length} bytes, more than {largest_header()}",
             hint=f"If you trust the file, set {HEADER_VARIABLE} to at least that many bytes.",
         )
 
 
-def _largest_header() -> int:
+def largest_header() -> int:
+    """Return how many bytes a header may have."""
     given = os.environ.get(HEADER_VARIABLE) or str(LARGEST_HEADER)
     if not (given.isascii() and given.isdecimal()):
         raise RecipeError(f"{HEADER_VARIABLE}={given!r} is no number of bytes")

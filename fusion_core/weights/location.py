@@ -16,6 +16,7 @@ from fusion_core import hub
 from fusion_core.errors import CheckpointError, HubError
 from fusion_core.weights.assets import CARD, SIDE_FILES
 from fusion_core.weights.checkpoint import INDEX, SINGLE, CheckpointSource
+from fusion_core.weights.containment import reading
 from fusion_core.weights.format import LARGEST_INDEX, parse_index
 from fusion_core.weights.remote import RemoteSource
 
@@ -44,8 +45,9 @@ class Location:
     @property
     def is_adapter(self) -> bool:
         """Whether this is a PEFT adapter, which has a base but is no model."""
-        whole = self.remote or (self.path / SINGLE).is_file() or (self.path / INDEX).is_file()
-        return not whole and (self.path / ADAPTER_CONFIG).is_file()
+        with reading(self.path):
+            whole = self.remote or (self.path / SINGLE).is_file() or (self.path / INDEX).is_file()
+            return not whole and (self.path / ADAPTER_CONFIG).is_file()
 
     def source(self) -> CheckpointSource | RemoteSource:
         """Return the weights of a model."""
@@ -60,7 +62,9 @@ def locate(given: str, option: str) -> Location:
     Raises `CheckpointError` if it is neither, and what `hub.download` raises.
     """
     path = Path(given)
-    if path.exists():
+    with reading(path):
+        is_here = path.exists()
+    if is_here:
         return Location(path, given)
     if not hub.looks_like_id(given):
         raise CheckpointError(

@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import OutputError
@@ -53,7 +53,8 @@ def locked(output: Path) -> Iterator[None]:
         fault_point("locked")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is locked: who waits finds it gone and looks again
+        with suppress(OSError):  # a file left behind by flock locks nothing, and what failed stands
+            path.unlink(missing_ok=True)  # while it is locked: who waits finds it gone, looks again
         os.close(descriptor)
         fault_point("unlocked")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import RecipeError
+from fusion_core.errors import BrokenPluginError, RecipeError
 from fusion_core.progress import Progress
 from fusion_core.weights.execution import (
     AHEAD,
@@ -27,6 +27,8 @@ from fusion_core.weights.source import held_in_memory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
+
+    import torch
 
     from fusion_core.weights.format import TensorInfo
     from fusion_core.weights.shards import Shards
@@ -83,10 +85,19 @@ class _Work:
 
     def __call__(self, unit: Unit) -> Unit:
         for info, start, stop in unit:
-            self.shards.write(info, start, self.source.read(info.name, start, stop))
+            self.shards.write(info, start, self._read(info.name, start, stop))
         if not self.is_shared:  # only this machine can make what it has written durable
             self.shards.sync([info for info, _, _ in unit])
         return unit
+
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        values = self.source.read(name, start, stop)
+        if values.numel() != stop - start:  # more would be written over what lies behind
+            raise BrokenPluginError(
+                f"{self.source.describe()} gave {values.numel()} elements of the {stop - start} "
+                f"from {start} on of tensor {name!r}"
+            )
+        return values
 
 
 def _units(source: WeightSource, infos: Sequence[TensorInfo], executor: Executor) -> Iterator[Unit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,21 @@ def staged(
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise `OutputError` if a run must not write there."""
+    """Raise `OutputError` if a run must not write there, `DiskError` if that cannot be told."""
+    with writing(output):
+        _check_kind(output)
+        if output.exists() and any(output.iterdir()) and not overwrite:
+            raise present(output)
+
+
+def _check_kind(output: Path) -> None:
+    """Raise `OutputError` for what cannot give its name to another directory."""
     if output.is_symlink():
         raise OutputError(f"output {output} is a symbolic link", hint="Name a directory itself.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise present(output)
+    if not output.name or os.path.ismount(output):  # nothing can be renamed to it
+        raise OutputError(f"output {output} is a mount point", hint="Name a directory in it.")
 
 
 def _workplace(
@@ -77,7 +86,8 @@ def _workplace(
 def _parents_made(output: Path) -> Iterator[list[Path]]:
     """Make a path's parents; those made are removed again if nothing came into them."""
     parent = output.absolute().parent
-    made = [each for each in (parent, *parent.parents) if not each.exists()]
+    with writing(output):
+        made = [each for each in (parent, *parent.parents) if not each.exists()]
     try:
         with writing(output):
             parent.mkdir(parents=True, exist_ok=True)

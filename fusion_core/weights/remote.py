@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.checkpoint import CheckpointSource
-from fusion_core.weights.format import LARGEST_HEADER, Entry, parse_header
+from fusion_core.weights.format import Entry, largest_header, parse_header
 from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -74,6 +74,13 @@ class RemoteSource(WeightSource):
         """Identify the files."""
         return self.local.files()
 
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` if the downloaded files changed since they were opened."""
+        with self._lock:
+            local = self._local
+        if local is not None:
+            local.check_unchanged()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_local": None}
 
@@ -96,7 +103,7 @@ def _header(pinned: hub.Reference, file: str) -> dict[str, Entry]:
         raise CheckpointError(f"{label}: the index names it, and it is not there")
     beginning = hub.beginning(pinned, file, min(_USUAL_HEADER, size)) if size else b""
     needed = 8 + struct.unpack("<Q", beginning[:8].ljust(8, b"\0"))[0]
-    if len(beginning) < needed <= min(8 + LARGEST_HEADER, size):
+    if len(beginning) < needed <= min(8 + largest_header(), size):
         beginning = hub.beginning(pinned, file, needed)
     with tempfile.TemporaryFile() as stream:  # sparse: it takes no more room than the header
         stream.write(beginning)

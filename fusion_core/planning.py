@@ -173,7 +173,7 @@ def _planned(
     device = device_of(options.device)
     place = None if helps() or inside is not None else resolved.recipe.output.path
     if place is not None:  # before anything is downloaded
-        check_output(_directory(place), overwrite=options.overwrite)
+        check_output(Path(place), overwrite=options.overwrite)
     algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
     with hub.session(options.progress):
         pool = live.get("model_pool", _created(resolved.model_pool))
@@ -233,27 +233,13 @@ def executor_of(plan: Plan) -> Iterator[Executor]:
 def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
     given = resolved.recipe.output.path
     if given is not None:
-        return _directory(given)
+        return Path(given)
     live = any(map(held_in_memory, pool.by_name.values()))
     if resolved.model_pool is None or live:
         return None
     stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"
     numbers = range(1, 10**6)
     return next(path for n in numbers if not (path := OUTPUTS / f"{stem}-{n}").exists())
-
-
-def _directory(given: str) -> Path:
-    """Return an output as it was given, or in full where it is, or holds, the working directory.
-
-    That one has another name afterwards, or none: what is relative would not be found there.
-    """
-    path = Path(given)
-    if path.name in {"", ".."}:
-        return Path(os.path.realpath(path))
-    if path.is_absolute():
-        return path
-    whole = Path(os.path.realpath(path.parent)) / path.name
-    return whole if Path.cwd().is_relative_to(whole) else path
 
 
 def _algorithm_name(resolved: ResolvedRecipe) -> str:

@@ -252,10 +252,9 @@ def test_a_mount_point_is_refused_at_once(
 ) -> None:
     (tmp_path / "disk").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
-    for output in (tmp_path / "disk", Path("/")):
-        with pytest.raises(OutputError, match=f"output {output} is a mount point") as caught:
-            check_output(output, overwrite=overwrite)
-        assert "Name a directory in it" in str(caught.value)
+    with pytest.raises(OutputError, match="disk is a mount point") as caught:
+        check_output(tmp_path / "disk", overwrite=overwrite)
+    assert "Name a directory in it" in str(caught.value)
     check_output(tmp_path / "disk" / "out", overwrite=overwrite)
 
 

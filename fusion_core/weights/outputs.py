@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import OutputError
@@ -15,7 +16,6 @@ from fusion_core.weights.writer import Staging, present
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +61,12 @@ def _check_kind(output: Path) -> None:
         raise OutputError(f"output {output} is a symbolic link", hint="Name a directory itself.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
-    if not output.name or os.path.ismount(output):  # nothing can be renamed to it
+    if os.path.ismount(output):  # nothing can be renamed to it
         raise OutputError(f"output {output} is a mount point", hint="Name a directory in it.")
+    if Path.cwd().is_relative_to(output.resolve()):  # who works there would be left in no place
+        raise OutputError(
+            f"output {output} is the working directory, or holds it", hint="Name a directory in it."
+        )
 
 
 def _workplace(

@@ -23,7 +23,7 @@ from fusion_core.weights import (
     materialise,
     staged,
 )
-from fusion_core.weights.containment import unreadable
+from fusion_core.weights.containment import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -92,10 +92,8 @@ def assets_of(plan: Plan, pool: ModelPool[Any]) -> Assets:
     assets = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
     for content in assets.values():
         if isinstance(content, Path):
-            try:
+            with reading(content):
                 content.open("rb").close()
-            except OSError as error:
-                raise unreadable(content, error) from error
     return assets
 
 

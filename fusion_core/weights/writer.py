@@ -26,6 +26,7 @@ from fusion_core.errors import (
     WorkerError,
 )
 from fusion_core.weights.checkpoint import INDEX, CheckpointSource
+from fusion_core.weights.containment import reading
 from fusion_core.weights.digest import tensors_digest
 from fusion_core.weights.disk import sync_directory, write_new, writing
 from fusion_core.weights.fault import fault_point
@@ -221,10 +222,8 @@ class Staging:
 
 
 def _content_of(path: Path) -> bytes:
-    try:
+    with reading(path):
         return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def present(output: Path) -> OutputError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import BrokenPluginError, RecipeError
+from fusion_core.errors import RecipeError
 from fusion_core.progress import Progress
 from fusion_core.weights.execution import (
     AHEAD,
@@ -22,7 +22,7 @@ from fusion_core.weights.execution import (
     run_all,
     surveyors,
 )
-from fusion_core.weights.source import held_in_memory
+from fusion_core.weights.source import check_count, held_in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -92,11 +92,7 @@ class _Work:
 
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
         values = self.source.read(name, start, stop)
-        if values.numel() != stop - start:  # more would be written over what lies behind
-            raise BrokenPluginError(
-                f"{self.source.describe()} gave {values.numel()} elements of the {stop - start} "
-                f"from {start} on of tensor {name!r}"
-            )
+        check_count(values, name, (start, stop), self.source)  # more would reach what lies behind
         return values
 
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.errors import BrokenPluginError
 from fusion_core.weights.execution import SerialExecutor
 from fusion_core.weights.piece import Operands, Piece, check_finite, is_merged
 from fusion_core.weights.scan import Scan
-from fusion_core.weights.source import Cut, WeightSource
+from fusion_core.weights.source import Cut, WeightSource, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -101,11 +100,7 @@ class MergedSource(WeightSource):
         if not is_merged(info):
             return self.operands.reference.read(name, start, stop)
         merged = self.kernel.merge(self.piece(name, start, stop))
-        if merged.numel() != stop - start:
-            raise BrokenPluginError(
-                f"{self.describe()} made {merged.numel()} elements of the {stop - start} "
-                f"from {start} on of tensor {name!r}"
-            )
+        check_count(merged, name, (start, stop), self)
         return merged.reshape(-1).to(info.dtype).cpu()
 
     def piece(self, name: str, start: int, stop: int) -> Piece:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.errors import WeightsError
+from fusion_core.errors import BrokenPluginError, WeightsError
 from fusion_core.weights.format import TensorInfo
 
 if TYPE_CHECKING:
@@ -123,6 +123,18 @@ def memory_of(values: torch.Tensor) -> memoryview:
     if not values.nbytes:
         return memoryview(b"")
     return memoryview((ctypes.c_char * values.nbytes).from_address(values.data_ptr())).cast("B")
+
+
+def check_count(
+    values: torch.Tensor, name: str, span: tuple[int, int], source: WeightSource
+) -> None:
+    """Raise `BrokenPluginError` where a source gave fewer or more values than were asked for."""
+    start, stop = span
+    if values.numel() != stop - start:
+        raise BrokenPluginError(
+            f"{source.describe()} gave {values.numel()} elements of the {stop - start} "
+            f"from {start} on of tensor {name!r}"
+        )
 
 
 class StateDictSource(WeightSource):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from _thread import interrupt_main
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -529,7 +530,7 @@ class XetSession:
     failing = 1000  # bytes
 
     def __init__(self) -> None:
-        self.aborted = Event()
+        self.started, self.aborted = Event(), Event()
         self.raised: list[BaseException] = []
 
     def sigint_abort(self) -> None:
@@ -539,6 +540,7 @@ class XetSession:
     def new_file_download_group(self, *, progress_callback: Any, **_: object) -> Iterator[Any]:
         started: list[int] = []
         yield SimpleNamespace(start_download_file=lambda info, _: started.append(info.size))
+        self.started.set()
         if started == [self.failing]:
             raise RuntimeError("xorb not found")
         if not self.aborted.wait(30):
@@ -558,14 +560,20 @@ class XetSession:
             self.raised.append(error)
 
 
-def test_a_failure_ends_the_transfers_of_xet_at_once(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = XetSession()
+@pytest.fixture
+def session(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> XetSession:
+    """The hub's files are Xet's, of which the client knows this session only."""
+    found = XetSession()
     info = lambda _, size: SimpleNamespace(size=size)  # noqa: E731
-    stand_in = SimpleNamespace(XetSession=lambda: session, XetFileInfo=info)
+    stand_in = SimpleNamespace(XetSession=lambda: found, XetFileInfo=info)
     monkeypatch.setitem(sys.modules, "hf_xet", stand_in)
+    monkeypatch.setattr("huggingface_hub.utils._xet.get_xet_session", lambda: found)
+    monkeypatch.setattr("huggingface_hub.utils._xet.abort_xet_session", found.sigint_abort)
     hub.xet = True
+    return found
+
+
+def test_a_failure_ends_the_transfers_of_xet_at_once(hub: HubServer, session: XetSession) -> None:
     sizes = (2000, 3000, session.failing, 4000, 5000)
     hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in sizes})
     shown = Recorder()
@@ -577,6 +585,21 @@ def test_a_failure_ends_the_transfers_of_xet_at_once(
     assert session.aborted.is_set()
     assert session.raised == []
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete"))
+
+
+def test_an_interrupt_that_the_waiting_thread_does_not_feel_is_seen_all_the_same(
+    hub: HubServer, session: XetSession
+) -> None:
+    """A signal just before the main thread waits for a lock is only noted, as this one is."""
+    hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in (2000, 3000)})
+    interrupting = Thread(target=lambda: session.started.wait(30) and interrupt_main())
+    interrupting.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        hf.download(MODEL, ["*"])
+    interrupting.join()
+    assert time.monotonic() - started < 20
+    assert session.aborted.is_set()
 
 
 def test_without_a_way_to_end_xet_a_failure_is_still_the_first_one(

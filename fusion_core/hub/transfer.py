@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import Event, Lock, get_ident
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fusion_core.progress import Advance, Progress
 
 _FILES_AT_ONCE = 4
+_LOOK_UP = 0.2  # seconds
 _BOT = "SFconvertbot"
 #: Repositories may have their discussions turned off.
 _NO_DISCUSSIONS = {403, 404}
@@ -122,10 +123,8 @@ def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress
         stop = Event()
         bar = _bar(advance, stop)
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="fusion-hub") as threads:
-            waiting = [threads.submit(_transfer_one, pinned, each, bar) for each in wanted]
             try:
-                for each in as_completed(waiting):
-                    each.result()
+                _wait_for({threads.submit(_transfer_one, pinned, each, bar) for each in wanted})
             except BaseException:
                 stop.set()
                 _abort_xet()
@@ -150,6 +149,18 @@ def asking(reference: Reference) -> Iterator[None]:
         raise explained(error, reference, cache=cache_directory(), endpoint=where) from error
     finally:
         logger.setLevel(before)
+
+
+def _wait_for(transfers: set[Future[None]]) -> None:
+    """Wait for all, or raise what the first of them that fails raises.
+
+    Looks up now and then: an interrupt that comes just as the main thread begins to wait for a lock
+    is seen only when the wait ends.
+    """
+    while transfers:
+        done, transfers = wait(transfers, timeout=_LOOK_UP, return_when=FIRST_COMPLETED)
+        for each in done:
+            each.result()
 
 
 def _transfer_one(pinned: Reference, file: RemoteFile, bar: type[Any]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -36,3 +39,28 @@ def test_an_error_comes_out_as_it_is() -> None:
 
     with pytest.raises(ZeroDivisionError):
         list(on_cores(work, range(100)))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
+def test_what_is_freed_is_kept_for_work_that_asks_for_it_again() -> None:
+    program = """
+from contextlib import nullcontext
+from resource import RUSAGE_SELF, getrusage
+import torch
+from fusion_core.weights.execution import keeping_freed_memory, on_cores
+
+def faults():
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        list(on_cores(abs, [1, 2]))
+        blocks = [torch.ones(2**21) for _ in range(24)]
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+
+with keeping_freed_memory():
+    faults()
+    kept = faults()
+print(kept, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    kept, given_back = map(int, done.stdout.split())
+    assert kept * 4 < given_back

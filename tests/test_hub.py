@@ -592,7 +592,12 @@ def test_an_interrupt_that_the_waiting_thread_does_not_feel_is_seen_all_the_same
 ) -> None:
     """A signal just before the main thread waits for a lock is only noted, as this one is."""
     hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in (2000, 3000)})
-    interrupting = Thread(target=lambda: session.started.wait(30) and interrupt_main())
+
+    def interrupt() -> None:
+        session.started.wait(30)
+        interrupt_main()
+
+    interrupting = Thread(target=interrupt)
     interrupting.start()
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):

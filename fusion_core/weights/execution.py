@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import pickle
+import platform
 from collections import deque
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 _WINDOW = 16
 #: Tensors surveyed while the one before them is merged.
 AHEAD = 2
+
+#: mallopt(3)'s parameters, and the bytes of freed memory that are kept for the next pieces.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT = 64 * 2**20
 
 PartT = TypeVar("PartT")
 
@@ -56,7 +63,7 @@ def run_all(
     The first error cancels the units that have not begun and waits for those that have. Function,
     units and results are pickled unless the executor `is_in_process`.
     """
-    _keep_freed_memory()
+    _keep_freed_pieces()
     function = function if is_in_process(executor) else _Shipped.of(function, executor)
     if isinstance(executor, SerialExecutor):
         window = 1  # what is submitted is done: nothing is gained by waiting
@@ -143,14 +150,31 @@ def surveyors(executor: Executor) -> Executor:
     return ThreadPoolExecutor(AHEAD, thread_name_prefix="fusion-survey")
 
 
-@lru_cache(maxsize=1)
-def _keep_freed_memory() -> None:
-    """Free one large block: glibc then keeps what is freed below that size for the next unit.
+@contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Keep what is freed for what asks next: for work that needs the same memory again and again.
 
-    By default it gives every piece's memory back to the system and faults it in again, which takes
-    as long as merging. Documented in mallopt(3); elsewhere this does nothing.
+    By default glibc gives a pass's activations back to the system and faults them in again.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    _keep_freed_pieces()
+    _mallopt(_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        _mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_pieces() -> None:
+    """Keep as much of what is freed as pieces take; faulting it in takes as long as merging."""
+    _mallopt(_MMAP_THRESHOLD, _KEPT // 2)
+    _mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    """Set what mallopt(3) documents; where the allocator is not glibc's, this does nothing."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:

@@ -14,6 +14,7 @@ import torch
 from fusion_adamerging.ranks import Ranks
 from fusion_adamerging.watch import Seen, Watch, check_size
 from fusion_core.progress import noting
+from fusion_core.weights.execution import keeping_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ class Search:
         steps = range(self._resumed(), self.config.steps)
         teach(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")
-        with track as advance, noting(advance):
+        with track as advance, noting(advance), keeping_freed_memory():
             advance(steps.start)
             for step in steps:
                 note = self._step(step)

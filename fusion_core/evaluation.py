@@ -167,11 +167,21 @@ def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:
 
 
 def _check_unadapted(directory: Path) -> None:
-    """Raise `PluginError` where what the model has adapted on was recorded, and cannot be again."""
+    """Raise `PluginError` unless the model is known to have adapted on nothing.
+
+    What it has adapted on would be missing from a report made anew.
+    """
     path = directory / REPORT
-    if path.is_file() and json.loads(path.read_bytes()).get("transductive") is not None:
+    if not path.is_file():
+        return
+    try:
+        adapted = Report.from_json(json.loads(path.read_bytes())).transductive is not None
+    except (OSError, ValueError, RecursionError):  # who knows
+        adapted = True
+    if adapted:
         raise PluginError(
-            f"the algorithm that made {directory} is not here, and its model has adapted on tasks",
+            f"the algorithm that made {directory} is not here, and its model has adapted on tasks "
+            "for all that is known",
             hint="Install its plugin, or name --task-pool: figures are then shown, not recorded.",
         )
 

@@ -26,7 +26,7 @@ def check_needs(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
             hint="Name the model that the experts were fine-tuned from: model_pool.base.",
         )
-    if sees_tasks(spec) and tasks is None:
+    if sees_tasks(spec) and tasks is None and not _does_without(algorithm):
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
             hint="Name a task pool with --task-pool; see: fuse list tasks",
@@ -36,6 +36,11 @@ def check_needs(
             f"algorithm {spec.name!r} takes {_range(spec)} experts, the model pool has {count}",
             hint="Name them under model_pool.models.",
         )
+
+
+def _does_without(algorithm: Resolved[AlgorithmSpec]) -> bool:
+    option = algorithm.component.spec.needs_tasks_unless
+    return option is not None and getattr(algorithm.config, option) is not None
 
 
 def _range(spec: AlgorithmSpec) -> str:

@@ -13,5 +13,6 @@ def helps() -> bool:
 
 
 def own_gpu() -> int | None:
-    """Return the number of the GPU that is this process's own, None for a process by itself."""
-    return int(os.environ["LOCAL_RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    """Return the number of the GPU that is this process's own, None where torchrun gave none."""
+    given = os.environ.get("LOCAL_RANK")
+    return int(given) if given and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None

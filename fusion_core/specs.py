@@ -54,6 +54,8 @@ class AlgorithmSpec(ComponentSpec):
 
     needs_base: bool = False
     needs_tasks: TaskData = "none"
+    #: an option with which, given, it does without them
+    needs_tasks_unless: str | None = None
     min_experts: int = 1
     max_experts: int | None = None
     #: where it was published, e.g. "arXiv:2306.01708"
@@ -61,22 +63,12 @@ class AlgorithmSpec(ComponentSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelPoolSpec(ComponentSpec):
-    """A base, its experts, and how to build a live model of their kind."""
+class PoolSpec(ComponentSpec):
+    """What pools of either kind say of themselves."""
 
-    kind: ClassVar[str] = "model pool"
-
-    #: the task pool that a run uses when it names none
-    default_task_pool: str | None = None
-    #: options that this task pool has too, and takes over from here where they are not given
-    shared_options: tuple[str, ...] = ()
     #: works without any network
     offline: bool = False
-    #: what a first run downloads of models
-    download_bytes: int | None = None
-    #: used by `fuse run` without a pool
-    default: bool = False
-    #: the experts' tasks, where they do not depend on what the pool is given
+    #: the tasks' names, where they do not depend on options (for listings and completion)
     tasks: tuple[str, ...] = ()
     #: under which terms, or where they stand
     licence: str | None = None
@@ -85,15 +77,27 @@ class ModelPoolSpec(ComponentSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskPoolSpec(ComponentSpec):
+class ModelPoolSpec(PoolSpec):
+    """A base, its experts, and how to build a live model of their kind."""
+
+    kind: ClassVar[str] = "model pool"
+
+    #: the task pool that a run uses when it names none
+    default_task_pool: str | None = None
+    #: options that this task pool has too, and takes over from here where they are not given
+    shared_options: tuple[str, ...] = ()
+    #: what a first run downloads of models
+    download_bytes: int | None = None
+    #: used by `fuse run` without a pool
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPoolSpec(PoolSpec):
     """Tasks: data, heads and metrics."""
 
     kind: ClassVar[str] = "task pool"
 
-    #: works without any network
-    offline: bool = False
-    #: the tasks' names, where they do not depend on options (for listings and completion)
-    tasks: tuple[str, ...] = ()
     #: what a first run keeps of the default tasks' examples, decoded
     decoded_bytes: int | None = None
 

@@ -131,8 +131,37 @@ def test_everything_comes_from_the_commit_that_was_resolved(hub: HubServer) -> N
         directory = hf.download(MODEL, ["*.json"])
         assert (directory / "a.json").read_bytes() == (directory / "b.json").read_bytes() == b"old"
         assert len(hub.asked("/revision/")) == 1
-    assert hf.resolve(MODEL).revision == second != first
-    assert hf.resolve(MODEL.at(first)).revision == first
+    with hf.session(again=True):
+        assert hf.resolve(MODEL).revision == second != first
+        assert hf.resolve(MODEL.at(first)).revision == first
+
+
+def test_a_revision_is_looked_up_once_and_again_on_request(hub: HubServer) -> None:
+    first = hub.add("org/name", {"a.json": b"old"})
+    assert hf.resolve(MODEL).revision == first
+    second = hub.add("org/name", {"a.json": b"new"})
+    reference = Path(os.environ["HF_HOME"]) / "hub/models--org--name/refs/main"
+    os.utime(reference, (1e9, 1e9))
+    with hf.session():
+        assert hf.resolve(MODEL).revision == first
+        assert "revisions as of 2001-09-" in hf.check_room(hf.Size(0, 0))
+        assert "revisions as of 2001-09-" in hf.check_room(hf.Size(9, 9))
+    assert len(hub.asked("/revision/")) == 1
+    with hf.session(again=True):
+        assert hf.resolve(MODEL).revision == second
+        assert "revisions" not in hf.check_room(hf.Size(0, 0))
+    assert hf.resolve(MODEL).revision == second
+    assert len(hub.asked("/revision/")) == 2
+
+
+@pytest.mark.parametrize("written", ["", "0123abc", "\xff" * 40])
+def test_a_half_written_memory_of_a_revision_is_none(hub: HubServer, written: str) -> None:
+    commit = hub.add("org/name", FILES)
+    hf.resolve(MODEL)
+    reference = Path(os.environ["HF_HOME"]) / "hub/models--org--name/refs/main"
+    reference.write_text(written, encoding="latin-1")
+    assert hf.resolve(MODEL).revision == commit
+    assert reference.read_text() == commit
 
 
 def test_branches_and_tags_are_revisions(hub: HubServer) -> None:

@@ -174,6 +174,10 @@ def test_what_an_object_has_adapted_on_is_known_when_it_is_measured_again(tmp_pa
     assert refused.returncode == 3
     assert "has adapted on tasks" in refused.stderr
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
+    (tmp_path / "m" / "report.json").write_text("{")
+    assert fuse("--no-plugin", "fusion-adamerging", "evaluate", "m", cwd=tmp_path).returncode == 3
+    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "m" / "report.json").read_bytes() == expected
 
 
 @pytest.mark.parametrize(

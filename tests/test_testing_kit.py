@@ -99,6 +99,11 @@ PLUGIN = """
             name="unknown-option", summary="Planted.", target="faulty_methods:UnknownOption",
             config="faulty_options:Careless",
         )
+        yield AlgorithmSpec(
+            name="no-such-option", summary="Planted.", target="faulty_methods:Sound",
+            config="fusion_core.config:ComponentConfig",
+            needs_tasks="unlabeled", needs_tasks_unless="coefficients",
+        )
 
     @hookimpl
     def fusion_register_model_pools():
@@ -247,6 +252,7 @@ CAUGHT_BY = {
     "order_dependence": {"test_the_order_of_experts_does_not_matter"},
     "dropped_buffer": {"test_every_tensor_is_kept_in_its_dtype"},
     "heavy_import": {"test_listing_it_imports_nothing_heavy"},
+    "no_such_option": {"test_what_it_does_without_tasks_for_is_an_option"},
     "unknown_option": {"test_an_unknown_option_is_refused"},
     "cut_dependence": {"test_cuts_do_not_matter"},
     "silent_nan": {"test_nan_in_an_expert_is_refused_by_name"},

@@ -9,13 +9,22 @@ import typer
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
-from fusion_core.cli.run import Assignments, Pool, Quiet, TaskPoolName, Tasks, sections_from
+from fusion_core.cli.run import (
+    Assignments,
+    Pool,
+    Quiet,
+    RecipeFile,
+    TaskPoolName,
+    Tasks,
+    sections_from,
+)
 from fusion_core.errors import RecipeError
 from fusion_core.plugins import load_plugins
 
 
 def download(
     context: typer.Context,
+    recipe: RecipeFile = None,
     pool: Pool = None,
     task_pool: TaskPoolName = None,
     tasks: Tasks = None,
@@ -23,24 +32,25 @@ def download(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download a pool's models and tasks.
+    """Download the models and tasks of a recipe or a pool.
 
     What it takes and what is free on the disk is shown before, the room for decoded examples
     included. Complete files are kept: a second call fetches the others. A file that was under way
-    when the program ended starts anew. Afterwards HF_HUB_OFFLINE=1 fuse run works without a
-    network.
+    when the program ended starts anew. Afterwards fuse run needs no network, and reads the same
+    commits until fuse download looks up again what the branches are.
     """
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
     from fusion_core.downloads import pools_of, wanted_of
-    from fusion_core.recipes import override
+    from fusion_core.recipes import load_recipe, override
 
     names = {"model_pool": pool, "task_pool": task_pool}
-    sections = override(sections_from({}, names, tasks), assignments or [])
+    raw = {} if recipe is None else load_recipe(recipe)
+    sections = override(sections_from(raw, names, tasks), assignments or [])
     if "model_pool" not in sections:
         raise RecipeError("no pool to download", hint="Name one with --pool; see: fuse list pools")
-    with hub.session(progress_for(quiet=quiet)):
+    with hub.session(progress_for(quiet=quiet), again=True):
         wanted = wanted_of(*pools_of(sections, plugins))
         size = hub.size_of(wanted)
         outlook = hub.check_room(size)
@@ -50,4 +60,4 @@ def download(
     if as_json:
         print_json({"downloaded_bytes": size.missing})
     else:
-        print("complete: HF_HUB_OFFLINE=1 fuse run needs no network now")
+        print("complete: fuse run needs no network now")

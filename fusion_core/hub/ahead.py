@@ -12,7 +12,7 @@ from fusion_core.hub.cache import (
     on_one_disk,
     room_for,
 )
-from fusion_core.hub.client import Size, files, listing, resolve
+from fusion_core.hub.client import Size, files, listing, recalled, resolve
 from fusion_core.hub.failures import advising
 from fusion_core.shown import amount
 
@@ -46,7 +46,7 @@ def size_of(wanted: Iterable[Wanted]) -> Size:
 
 
 def check_room(size: Size) -> str:
-    """Say what will be downloaded, decoded and kept, and what is free.
+    """Say what will be downloaded, decoded and kept, what is free, and how old the revisions are.
 
     Raises `DiskError` if that is not enough.
     """
@@ -54,8 +54,14 @@ def check_room(size: Size) -> str:
     what = ", ".join(f"{each}: {amount(count)}" for each, count in needed.items() if count)
     free = _room(size)
     if not what:
-        return "nothing to download: all of it is in the cache"
-    return f"{what}; {amount(free)} are free"
+        return f"nothing to download: all of it is in the cache{_age()}"
+    return f"{what}; {amount(free)} are free{_age()}"
+
+
+def _age() -> str:
+    """Say that revisions were not looked up, where they may have moved since."""
+    since = recalled()
+    return f"; revisions as of {since} (fuse download looks again)" if since else ""
 
 
 def _room(size: Size) -> int:

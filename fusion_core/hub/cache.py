@@ -11,6 +11,7 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,14 @@ class RemoteFile:
     size: int
     #: a large file's sha256, a small one's git object id; None in a listing from the cache
     digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A commit that a revision was, and when the hub was asked."""
+
+    commit: str
+    since: date
 
 
 def cache_directory() -> Path:
@@ -92,10 +101,15 @@ def is_cached(pinned: Reference, path: str) -> bool:
     return (snapshot_of(pinned) / path).is_file()
 
 
-def remembered_commit(reference: Reference) -> str | None:
-    """Return the commit that a revision was when the hub was last asked."""
+def remembered_commit(reference: Reference) -> Remembered | None:
+    """Return the commit that a revision was when the hub was last asked, if that is known."""
     path = _folder(reference) / "refs" / reference.revision
-    return path.read_text(encoding="ascii").strip() if path.is_file() else None
+    if not path.is_file():
+        return None
+    commit = path.read_text(encoding="ascii", errors="replace").strip()
+    if not reference.at(commit).is_pinned:  # half-written by a program that was killed
+        return None
+    return Remembered(commit, datetime.fromtimestamp(path.stat().st_mtime).astimezone().date())
 
 
 def remember_commit(reference: Reference, commit: str) -> None:

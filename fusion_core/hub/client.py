@@ -1,7 +1,7 @@
 """What a run asks of the hub: resolve a revision, list its files, download those that are missing.
 
-A commit never changes, so what the cache has of one is not asked for again: where all of it is
-there, nothing goes over the network.
+What a revision is, is looked up once and remembered, and a commit never changes: of what the cache
+has nothing is asked again, and where all of it is there, nothing goes over the network.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import date
     from pathlib import Path
 
     from fusion_core.hub.reference import Reference
@@ -60,24 +61,29 @@ class Session:
     """What a run has asked of the hub so far, so that it asks once."""
 
     progress: Progress = field(default_factory=Progress)
+    #: look up what revisions are now, also those that the cache remembers
+    again: bool = False
     commits: dict[Reference, str] = field(default_factory=dict)
     listings: dict[Reference, dict[str, RemoteFile]] = field(default_factory=dict)
+    #: when the revisions were looked up that the cache remembers
+    recalled: set[date] = field(default_factory=set)
 
 
 _SESSION: ContextVar[Session | None] = ContextVar("hub session", default=None)
 
 
 @contextmanager
-def session(progress: Progress | None = None) -> Iterator[Session]:
+def session(progress: Progress | None = None, *, again: bool = False) -> Iterator[Session]:
     """Show downloads in `progress`, and resolve each revision once, as long as this is open.
 
-    Inside another session this is that one.
+    With `again` those are asked of the hub that the cache remembers, too. Inside another session
+    this is that one.
     """
     outer = _SESSION.get()
     if outer is not None:
         yield outer
         return
-    current = Session(progress or Progress())
+    current = Session(progress or Progress(), again)
     token = _SESSION.set(current)
     try:
         yield current
@@ -86,9 +92,11 @@ def session(progress: Progress | None = None) -> Iterator[Session]:
 
 
 def resolve(reference: Reference) -> Reference:
-    """Return a reference to the commit that a revision is now; offline, when it was last seen.
+    """Return a reference to the commit that a revision is.
 
-    Raises `HubError` if there is no such repository or revision, or no way to find out.
+    What the cache remembers counts, so that a second run reads the same as the first; a session
+    `again` looks it up anew. Raises `HubError` if there is no such repository or revision, or no
+    way to find out.
     """
     if reference.is_pinned:
         return reference
@@ -158,15 +166,24 @@ def _session() -> Session:
     return _SESSION.get() or Session()
 
 
+def recalled() -> date | None:
+    """Return when the oldest of the revisions was looked up that this session took from the cache.
+
+    None if it has looked up all of them itself.
+    """
+    return min(_session().recalled, default=None)
+
+
 def _commit(reference: Reference) -> str:
-    if not is_offline():
-        found = ask_commit(reference)
-        remember_commit(reference, found)
-        return found
     known = remembered_commit(reference)
-    if known is None:
+    if known is not None and (is_offline() or not _session().again):
+        _session().recalled.add(known.since)
+        return known.commit
+    if is_offline():
         raise not_cached(reference, cache_directory())
-    return known
+    found = ask_commit(reference)
+    remember_commit(reference, found)
+    return found
 
 
 def _files_of(pinned: Reference) -> dict[str, RemoteFile]:

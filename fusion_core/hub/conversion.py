@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.hub.cache import RemoteFile, is_offline, remember_commit, remembered_commit
-from fusion_core.hub.client import resolve
+from fusion_core.hub.cache import (
+    RemoteFile,
+    is_cached,
+    is_offline,
+    remember_commit,
+    remembered_commit,
+)
+from fusion_core.hub.client import listing, resolve
 from fusion_core.hub.transfer import ask_commit, ask_conversions, ask_listing
 
 if TYPE_CHECKING:
@@ -13,23 +19,30 @@ if TYPE_CHECKING:
 
     from fusion_core.hub.reference import Reference
 
-_CONVERTED = ".safetensors"
+_CONVERTED, _PICKLED = ".safetensors", ".bin"
 
 
 def conversion(reference: Reference) -> Reference | None:
     """Return the commit at which the hub's own bot offers a repository's pickles as safetensors.
 
-    None if it offers none, or only one of other pickles than these. What was found is remembered
-    for runs without a network. Raises `HubError` as `resolve` does.
+    None if it offers none, or only one of other pickles than these, and if the cache has pickles
+    of this commit already. What was found is remembered. Raises `HubError` as `resolve` does.
     """
     pinned = resolve(reference)
     place = pinned.at(f"conversion-of-{pinned.revision}")
-    known = remembered_commit(place)
-    if known is None and not is_offline():
-        known = next(_conversions(pinned), None)
-        if known is not None:
-            remember_commit(place, known)
-    return None if known is None else pinned.at(known)
+    if known := remembered_commit(place):
+        return pinned.at(known.commit)
+    if is_offline() or _has_pickles(pinned):
+        return None
+    found = next(_conversions(pinned), None)
+    if found is None:
+        return None
+    remember_commit(place, found)
+    return pinned.at(found)
+
+
+def _has_pickles(pinned: Reference) -> bool:
+    return any(is_cached(pinned, path) for path in listing(pinned) if path.endswith(_PICKLED))
 
 
 def _conversions(pinned: Reference) -> Iterator[str]:
@@ -44,4 +57,4 @@ def _conversions(pinned: Reference) -> Iterator[str]:
 
 
 def _pickles(listed: Sequence[RemoteFile]) -> dict[str, str | None]:
-    return {each.path: each.digest for each in listed if each.path.endswith(".bin")}
+    return {each.path: each.digest for each in listed if each.path.endswith(_PICKLED)}

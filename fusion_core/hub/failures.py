@@ -101,7 +101,8 @@ def _named(error: Exception, reference: Reference) -> HubError | None:
             case errors.RevisionNotFoundError():
                 return HubError(
                     f"{reference.repo} has no revision {reference.revision!r}",
-                    hint=f"Its branches and tags are listed at {page}/tree/main.",
+                    hint=f"Its branches and tags are listed at {page}/tree/main. If a branch moved "
+                    "and the commit is gone, fuse download looks up what it is now.",
                 )
             case errors.RemoteEntryNotFoundError():
                 return HubError(

@@ -14,6 +14,8 @@ from fusion_core.testing.suite import fail
 
 if TYPE_CHECKING:
     from fusion_core.model_pool import ModelPool
+    from fusion_core.plugins import Component
+    from fusion_core.specs import AlgorithmSpec
     from fusion_core.testing.bench import Bench
 
 _TENSOR = "1.weight"
@@ -65,6 +67,14 @@ class RefusalChecks:
             bench.pool("mlp", experts=bench.spec.min_experts),
             f"its spec says min_experts={bench.spec.min_experts}",
         )
+
+    def test_what_it_does_without_tasks_for_is_an_option(
+        self, spec: AlgorithmSpec, component: Component[Any]
+    ) -> None:
+        """The spec's `needs_tasks_unless` names an option."""
+        option = spec.needs_tasks_unless
+        if option is not None and option not in component.load_config().model_fields:
+            fail(f"its spec says needs_tasks_unless={option!r}, no option.", "Name an option.")
 
     def test_it_needs_a_base_only_if_it_declares_it(self, bench: Bench) -> None:
         """A method whose spec does not say `needs_base` merges pools without one."""

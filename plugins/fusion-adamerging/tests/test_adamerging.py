@@ -149,10 +149,16 @@ def test_saved_coefficients_give_the_same_model_without_tasks(
     path = tmp_path / "coefficients.json"
     path.write_bytes(first.side_files["coefficients.json"])
     algorithm = {"name": "adamerging", "coefficients": str(path)}
-    second = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=tasks)
-    assert second.side_files["coefficients.json"] == first.side_files["coefficients.json"]
-    for name, tensor in first.weights.state_dict().items():
-        assert torch.equal(tensor, second.weights.state_dict()[name])
+    for given in (tasks, None):
+        second = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=given)
+        assert second.side_files["coefficients.json"] == first.side_files["coefficients.json"]
+        for name, tensor in first.weights.state_dict().items():
+            assert torch.equal(tensor, second.weights.state_dict()[name])
+
+
+def test_a_search_without_tasks_is_refused(make_pool: Make) -> None:
+    with pytest.raises(RecipeError, match="'adamerging' needs tasks with unlabeled data"):
+        run_fusion(algorithm="adamerging", model_pool=make_pool("mlp"))
 
 
 def test_inputs_are_not_modified(make_pool: Make, tasks: Any) -> None:

@@ -106,6 +106,9 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_coefficients(
         AdaMerging(config).run(pool, context)
     kept = tmp_path / "out.coefficients.json"
     assert str(kept) in str(caught.value)
+    figures = tmp_path / "out.metrics.jsonl"
+    assert str(figures) in str(caught.value)
+    assert json.loads(figures.read_text().splitlines()[0])["step"] == 0
     good = json.loads(kept.read_text())["coefficients"]
     assert list(good["a"].values()) == pytest.approx([0.3] * len(good["a"])), "the first ones"
     again = AdaMergingConfig(coefficients=str(kept))

@@ -327,6 +327,21 @@ def test_all_shards_of_the_test_split_are_read_and_no_other_split(serve: HubServ
     assert len(serve.asked("cropped_digits/test-", "GET")) == 2
 
 
+@pytest.mark.parametrize(("limit", "read"), [(5, 1), (15, 2)])
+def test_of_a_few_images_only_the_files_are_read_that_hold_them(
+    serve: HubServer, limit: int, read: int
+) -> None:
+    """By the table the first file has 13016 of 26032 rows; that it has ten, a download shows."""
+    tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["svhn"], limit=limit))
+    model = ClipVitB32(FamilyConfig(tasks=["svhn"]))
+    (wanted,) = [each for each in tasks.downloads() if each.reference.kind == "dataset"]
+    assert wanted.paths == ("cropped_digits/test-00000-of-00002.parquet",)
+    found = tasks.evaluate(model.build(model.base))
+    assert limit * found["svhn"]["accuracy"] == round(limit * found["svhn"]["accuracy"])
+    assert len(serve.asked("cropped_digits/test-", "GET")) == read
+    assert len(tasks["svhn"].batch(0, size=limit, split=Split.TEST, seed=0).inputs) == limit
+
+
 def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
     said = []
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
@@ -493,8 +508,10 @@ def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
         models,
         images,
         "13.2 GB",
-        "licence",
+        "licence: as each repository's card names it",
+        "licence: each data set's own",
         "arXiv:2406.03280",
+        "arXiv:1311.3618 (dtd)",
     ):
         assert text in run.stdout
     assert not {"torch", "transformers", "huggingface_hub"} & set(run.stdout.split())
@@ -516,15 +533,19 @@ def test_after_a_download_a_run_without_network_opens_no_socket(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     fuse(*RUN, *tasks, "-o", str(tmp_path / "out"), "-q")
-    again = fuse("download", "--pool", "clip-vit-b32", *tasks)
-    assert "nothing to download" in again.stderr
+    for of in (("--pool", "clip-vit-b32", *tasks), (str(tmp_path / "out" / "recipe.yaml"),)):
+        assert "nothing to download" in fuse("download", *of).stderr
 
 
-def test_a_second_run_downloads_nothing(serve: HubServer, tmp_path: Path) -> None:
-    fuse(*RUN, "--tasks", "mnist", "-o", str(tmp_path / "one"), "-q")
-    before = len(serve.asked("/resolve/"))
-    fuse(*RUN, "--tasks", "mnist", "-o", str(tmp_path / "two"), "-q")
-    assert len(serve.asked("/resolve/")) == before
+def test_a_second_run_asks_the_hub_for_nothing(serve: HubServer, tmp_path: Path) -> None:
+    first = fuse(*RUN, "--tasks", "mnist", "-o", str(tmp_path / "one"))
+    assert "revisions as of" not in first.stderr
+    serve.requests.clear()
+    serve.stop()
+    second = fuse(*RUN, "--tasks", "mnist", "-o", str(tmp_path / "two"))
+    assert "nothing to download" in second.stderr
+    assert "revisions as of" in second.stderr
+    assert serve.requests == []
 
 
 def test_without_network_the_message_names_the_pool_that_needs_none(serve: HubServer) -> None:

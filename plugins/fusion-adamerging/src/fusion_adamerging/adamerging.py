@@ -20,6 +20,7 @@ from fusion_adamerging.trimming import TrimmedLinear
 from fusion_adamerging.watch import SearchStoppedError
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.errors import FusionError, IntegrityError
+from fusion_core.metrics import FILE as METRICS
 from fusion_core.weights import Linear, MergedSource
 from fusion_core.weights.disk import write_durably, writing
 
@@ -169,17 +170,19 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
     def _rescued(
         self, error: SearchStoppedError, search: Search, merged: MergedSource
     ) -> SearchStoppedError:
-        """Keep the last good coefficients, and say where they are."""
+        """Keep the last good coefficients and what was logged, and say where they are."""
         step, coefficients = search.good
-        path = None
+        kept = ""
         if not search.ranks.rank:
             good = self._named(search.every(coefficients), search, merged)
             path = search.context.rescue(COEFFICIENTS, good.as_bytes())
+            log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
+            kept = (
+                f"\nThose of step {step} were good and are in {path}, for algorithm.coefficients.\n"
+                f"Every step's figures are in {log}."
+            )
         search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
-        if path is None:
-            return error
-        kept = f"Those of step {step} were good and are in {path}, for algorithm.coefficients."
-        return SearchStoppedError(error.message, hint=f"{error.hint}\n{kept}")
+        return SearchStoppedError(error.message, hint=f"{error.hint}{kept}")
 
 
 def _check_still(content: bytes, state: Path | None) -> None:

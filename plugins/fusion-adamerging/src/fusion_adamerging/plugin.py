@@ -15,5 +15,6 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         config="fusion_adamerging.config:AdaMergingConfig",
         needs_base=True,
         needs_tasks="unlabeled",
+        needs_tasks_unless="coefficients",
         reference="arXiv:2310.02575",
     )

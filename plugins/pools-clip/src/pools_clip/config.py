@@ -95,8 +95,7 @@ class ClipClassificationConfig(ComponentConfig):
     transductive: bool = True
     """Where a task has no unlabeled file, adapt on its test images, without their labels."""
     limit: Count | None = None
-    """A quick look: only the first test images of each task; all files of a split are downloaded
-    nevertheless."""
+    """A quick look: only the first test images of each task, and the files that hold them."""
     batch_size: Count = 50
     """Images a step when measuring accuracy."""
 
@@ -112,7 +111,6 @@ class FamilyTasksConfig(ComponentConfig):
     transductive: bool = True
     """Adapt on the test images, without their labels; there are no others."""
     limit: Count | None = None
-    """A quick look: only the first test images of each task; all files of a split are downloaded
-    nevertheless."""
+    """A quick look: only the first test images of each task, and the files that hold them."""
     batch_size: Count = 50
     """Images a step when measuring accuracy."""

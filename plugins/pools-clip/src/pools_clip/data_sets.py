@@ -5,6 +5,7 @@ A data set's files are found by their names, so that a split is a download of it
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -41,8 +42,8 @@ class DataSet(ABC):
         """Tell whether there are images of a split."""
 
     @abstractmethod
-    def files(self, split: Split) -> list[str]:
-        """Return the parquet files of a split, downloading what is missing."""
+    def files(self, split: Split, limit: int | None = None) -> list[str]:
+        """Return the parquet files of a split's first `limit` images, downloading the missing."""
 
     def identity(self, split: Split) -> Mapping[str, Any] | None:
         """Return what names the content of these files for good; None for files that may change."""
@@ -53,8 +54,9 @@ class DataSet(ABC):
         """Return how many images a split has, None where only a download can tell."""
         return count_rows(self.files(split))
 
-    def downloads(self) -> Iterator[hub.Wanted]:
-        """Return what measuring reads from the hub."""
+    def downloads(self, limit: int | None = None) -> Iterator[hub.Wanted]:
+        """Return what measuring on the first `limit` images reads from the hub."""
+        del limit
         yield from ()
 
     @property
@@ -75,8 +77,9 @@ class LocalDataSet(DataSet):
         """Tell whether a file is named."""
         return getattr(self._given, split) is not None
 
-    def files(self, split: Split) -> list[str]:
+    def files(self, split: Split, limit: int | None = None) -> list[str]:
         """Return the file."""
+        del limit
         return [getattr(self._given, split)]
 
     def missing(self, name: str) -> Iterator[str]:
@@ -103,11 +106,15 @@ class HubDataSet(DataSet):
         """Tell whether the data set has such a split."""
         return split is not Split.UNLABELED
 
-    def files(self, split: Split) -> list[str]:
-        """Return the split's files in the hub's cache; raises `HubError`."""
-        wanted = self._wanted(split)
-        directory = hub.files(wanted.reference, wanted.paths)
-        return [str(directory / path) for path in wanted.paths]
+    def files(self, split: Split, limit: int | None = None) -> list[str]:
+        """Return the split's files in the hub's cache; raises `HubError`.
+
+        Of files that are shorter than the table says, all.
+        """
+        found = _fetched(self._wanted(split, limit))
+        if limit is None or count_rows(found) >= limit:
+            return found
+        return _fetched(self._wanted(split))
 
     def identity(self, split: Split) -> Mapping[str, Any]:
         """Return the commit and the files of a split."""
@@ -120,16 +127,17 @@ class HubDataSet(DataSet):
             return super().count(split)
         return self._about.rows if split is Split.TEST else None
 
-    def downloads(self) -> Iterator[hub.Wanted]:
-        """Return the files of the test split."""
-        yield self._wanted(Split.TEST)
+    def downloads(self, limit: int | None = None) -> Iterator[hub.Wanted]:
+        """Return the files of the test split's first images."""
+        yield self._wanted(Split.TEST, limit)
 
-    def _wanted(self, split: Split) -> hub.Wanted:
+    def _wanted(self, split: Split, limit: int | None = None) -> hub.Wanted:
         name = self._about.train if split is Split.TRAIN else self._about.test
+        rows = None if split is Split.TRAIN else self._about.rows
         if found := self._found(self._main, name):
-            return hub.Wanted(self._main, found)
+            return hub.Wanted(self._main, _first(found, limit, rows))
         if found := self._found(self._converted, name):
-            return hub.Wanted(self._converted, found)
+            return hub.Wanted(self._converted, _first(found, limit, rows))
         raise HubError(
             f"the data set {self._main} has no parquet files of the split {name!r}",
             hint="Download it by hand, and name the files under task_pool.datasets.",
@@ -154,6 +162,18 @@ class HubDataSet(DataSet):
         if wanted is None and len(folders) == 1:
             wanted = next(iter(folders))
         return tuple(folders.get(wanted or "default", ()))
+
+
+def _first(paths: tuple[str, ...], limit: int | None, rows: int | None) -> tuple[str, ...]:
+    """Return the files of the first images, `rows` being shared out evenly, as uploads do it."""
+    if limit is None or rows is None:
+        return paths
+    return paths[: math.ceil(limit * len(paths) / rows)]
+
+
+def _fetched(wanted: hub.Wanted) -> list[str]:
+    directory = hub.files(wanted.reference, wanted.paths)
+    return [str(directory / path) for path in wanted.paths]
 
 
 def data_set(name: str, config: ClipClassificationConfig) -> DataSet:

@@ -47,6 +47,8 @@ class Known:
     templates: list[str]
     #: where class names and templates are from
     source: str
+    #: who made the images, to be cited
+    citation: str
     config: str | None = None
     #: the names of the splits there
     test: str = "test"
@@ -92,9 +94,22 @@ def citation() -> str:
     return str(_table()["citation"])
 
 
+def citations_of_data() -> str:
+    """Return what to cite for each data set."""
+    named: dict[str, list[str]] = {}
+    for task in all_tasks():
+        named.setdefault(known(task).citation, []).append(task)
+    return "; ".join(f"{cited} ({', '.join(tasks)})" for cited, tasks in named.items())
+
+
 def licence() -> str:
-    """Say where the licences stand."""
+    """Say where the licences of base and experts stand."""
     return str(_table()["licence"])
+
+
+def licence_of_data() -> str:
+    """Say where the licences of data sets stand."""
+    return str(_table()["licence_of_data"])
 
 
 @cache

@@ -135,9 +135,9 @@ def _image(value: Any, place: str) -> Image.Image:  # noqa: ANN401 - whatever th
     try:
         image = Image.open(BytesIO(data))
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # as the datasets library decodes it
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FusionError(f"{place}: the image cannot be decoded: {error}") from error
-    ImageOps.exif_transpose(image, in_place=True)  # as the datasets library decodes it
     return image
 
 

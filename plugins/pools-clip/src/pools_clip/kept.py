@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
-from fusion_core.errors import DiskError
+from fusion_core.errors import DiskError, OutputError
+from fusion_core.weights.lock import locked, locked_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 KEY = "key.json"
 
@@ -34,9 +36,10 @@ def kept(kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Pat
     folder, text = place.parent, _text(key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as staging:
-            _fill(Path(staging) / "new", text, make)
-            _settle(Path(staging) / "new", place)
+        _sweep(folder)
+        with _staging(place) as new:
+            _fill(new, text, make)
+            _settle(new, place)
     except OSError as error:
         raise DiskError(
             f"{kind} cannot be kept in {folder}: {error.strerror or error}",
@@ -49,6 +52,24 @@ def place_of(kind: str, key: Mapping[str, Any]) -> Path:
     """Return where that is, whether or not it has been made."""
     digest = hashlib.sha256(_text(key).encode()).hexdigest()
     return hub.assets_directory() / kind / digest[:32]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed left half made; a run that is alive holds its lock."""
+    for left in [each for each in locked_outputs(folder) if each.is_dir()]:
+        with suppress(OutputError), locked(left):
+            shutil.rmtree(left)
+
+
+@contextmanager
+def _staging(place: Path) -> Iterator[Path]:
+    """Lend a name of this run's own; what is there is removed in the end."""
+    new = place.with_name(f"{place.name}-{secrets.token_hex(4)}")
+    with locked(new):
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def _text(key: Mapping[str, Any]) -> str:
@@ -71,4 +92,3 @@ def _settle(new: Path, place: Path) -> None:
     except OSError:
         if not place.is_dir():
             raise
-        shutil.rmtree(new)

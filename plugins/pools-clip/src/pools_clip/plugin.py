@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 
 from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
-from pools_clip.families import all_tasks, citation, families, known, licence, task_sets
+from pools_clip.families import (
+    all_tasks,
+    citation,
+    citations_of_data,
+    families,
+    known,
+    licence,
+    licence_of_data,
+    task_sets,
+)
 
 _CLASSES = {
     "clip-vit-b32": "ClipVitB32",
@@ -61,4 +70,6 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             config="pools_clip.config:FamilyTasksConfig",
             tasks=tuple(all_tasks()),
             decoded_bytes=rows * _IMAGE_BYTES,
+            licence=licence_of_data(),
+            citation=citations_of_data(),
         )

@@ -42,7 +42,7 @@ def images_of(
     classes = len(data.classnames) if labeled else None
     identity = data.identity(split)
     if identity is None:
-        return _read(data.files(split), data, preprocessor, classes, limit)
+        return _read(data.files(split, limit), data, preprocessor, classes, limit)
     key = _key(identity, preprocessor, classes, limit)
     make = partial(_write, data, split, preprocessor, classes, limit)
     return _mapped(kept(_KIND, key, make), preprocessor, labeled=labeled)
@@ -85,7 +85,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what is read, how, and where to
     limit: int | None,
     directory: Path,
 ) -> None:
-    files = data.files(split)
+    files = data.files(split, limit)
     count = count_rows(files, limit)
     pixels = _room(directory / _PIXELS, (count, *preprocessor.shape))
     images = _read(files, data, preprocessor, classes, limit, pixels)

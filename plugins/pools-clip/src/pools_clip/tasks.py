@@ -111,7 +111,7 @@ class ClipTask(FeatureTask):
     def downloads(self) -> Iterator[Wanted]:
         """Return the files of the test images, with what these take when they are decoded."""
         data, clip, limit = self._data, self._clip, self._config.limit
-        for each in data.downloads():
+        for each in data.downloads(limit):
             made = bytes_to_store(data, Split.TEST, clip.preprocessor, limit=limit)
             yield replace(each, made=made)
 

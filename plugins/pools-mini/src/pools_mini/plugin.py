@@ -26,7 +26,10 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
         target="pools_mini.pools:Mini8Pool",
         config="pools_mini.config:Mini8Config",
         default_task_pool="mini8",
+        shared_options=("tasks",),
         offline=True,
+        tasks=TASKS,
+        licence="Apache-2.0",
         default=True,
     )
 
@@ -41,4 +44,13 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
         config="pools_mini.config:Mini8TasksConfig",
         offline=True,
         tasks=TASKS,
+        licence=(
+            "fashion-mnist: MIT; optdigits: CC BY 4.0; textures, shapes: Apache-2.0; the others, "
+            "drawn with free fonts: mostly OFL 1.1; the package's data/LICENCES lists them"
+        ),
+        citation=(
+            "Xiao et al., Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
+            "Algorithms, arXiv:1708.07747 (fashion-mnist); Alpaydin and Kaynak, Optical "
+            "Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998 (optdigits)"
+        ),
     )

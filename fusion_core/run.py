@@ -149,6 +149,12 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
         )
         if result.path is not None:
             write_report(report, result.path)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if (path := result.path) is not None:
+            stopped.add_note(
+                f"The model is complete in {path}; to measure it: fuse evaluate {path}"
+            )
+        raise
     except Exception as error:
         if result.path is None:
             raise

@@ -773,6 +773,29 @@ def test_an_evaluation_that_ends_on_a_full_disk_says_so(
     assert caught.value.hint == f"Make some.\nTry again with: fuse evaluate {output}"
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_evaluation_says_that_the_model_is_complete(
+    nets: tuple[Net, dict[str, Net]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException],
+) -> None:
+    def stop(*_: object) -> None:
+        raise kind
+
+    monkeypatch.setattr(Norm, "evaluate", stop)
+    base, experts = nets
+    pool, output = {"base": base, "models": experts}, tmp_path / "out"
+    with pytest.raises(kind) as caught:
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"), output=output)
+    assert caught.value.__notes__ == [
+        f"The model is complete in {output}; to measure it: fuse evaluate {output}"
+    ]
+    with pytest.raises(kind) as caught:
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"))
+    assert not hasattr(caught.value, "__notes__")
+
+
 def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:
     base, experts = nets
     result = run_fusion(

@@ -23,7 +23,7 @@ from fusion_core.weights import (
     WeightSource,
     as_weights,
 )
-from fusion_core.weights.assets import assets_of, licence_of, tokenizer_of
+from fusion_core.weights.assets import assets_of, licence_of, tokenizer_of, with_vocabulary
 from fusion_core.weights.location import Location, locate
 from fusion_core.weights.lora import base_of
 from fusion_core.weights.vocabulary import vocabulary_of
@@ -119,19 +119,25 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         Where embeddings were padded, the configuration names the new vocabulary's size, and the
         tokenizer is that of a model that has all of its tokens.
         """
-        first = self._base or next(iter(self._models.values()))
-        if isinstance(first.live, RecipeSource):
-            return first.live.plan.pool.assets(dtype=dtype or _dtype(self.reference))
-        if first.directory is None:
-            return {}
-        given, size = next(iter(self._sources.values())), vocabulary_of(self.reference)
-        if size == vocabulary_of(given):
-            return assets_of(first.directory, dtype=dtype)
-        found = assets_of(first.directory, dtype=dtype, vocabulary=(vocabulary_of(given), size))
+        found = self._own_assets(dtype)
+        given, size = (
+            vocabulary_of(next(iter(self._sources.values()))),
+            vocabulary_of(self.reference),
+        )
+        if size == given:
+            return found
+        found = with_vocabulary(found, given, size)
         for name, model in self._models.items():
             if model.directory and vocabulary_of(self._sources[name]) == size:
                 return {**found, **tokenizer_of(model.directory)}
         return found
+
+    def _own_assets(self, dtype: torch.dtype | None) -> Mapping[str, bytes | Path]:
+        """Return the files beside the base or first expert; of a recipe those of its own first."""
+        first = self._base or next(iter(self._models.values()))
+        if isinstance(first.live, RecipeSource):
+            return first.live.plan.pool.assets(dtype=dtype or _dtype(self.reference))
+        return {} if first.directory is None else assets_of(first.directory, dtype=dtype)
 
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as the card beside it names it."""

@@ -217,6 +217,21 @@ def test_it_may_have_a_larger_vocabulary_than_its_base(
         run_fusion({**outer(inner), "output": {"path": "refused"}})
 
 
+def test_the_configuration_says_how_many_tokens_a_padded_nested_base_has(
+    inner: dict[str, Any], models: Models, tmp_path: Path
+) -> None:
+    for name, rows in {"base": 11, "a": 11, "b": 11, "c": 14}.items():
+        state = {**models[name], "lm_head.weight": torch.full((rows, 3), float(rows))}
+        save_file(state, tmp_path / "in" / name / "model.safetensors")
+        (tmp_path / "in" / name / "config.json").write_text(f'{{"vocab_size": {rows}}}')
+    (tmp_path / "in/c/vocab.txt").write_text("fourteen words")
+    recipe = {**outer("in/c"), "alignment": {"vocab": "pad"}, "output": {"path": "out"}}
+    recipe["model_pool"]["base"] = inner
+    run_fusion(recipe)
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 14
+    assert (tmp_path / "out/vocab.txt").read_text() == "fourteen words"
+
+
 # --- what cannot be -----------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from fusion_core.weights.containment import member, open_member, reading
 from fusion_core.weights.format import LARGEST_INDEX, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -67,17 +67,11 @@ _DANGEROUS = (
 )
 
 
-def assets_of(
-    directory: Path,
-    *,
-    dtype: torch.dtype | None = None,
-    vocabulary: tuple[int, int] | None = None,
-) -> dict[str, bytes | Path]:
+def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str, bytes | Path]:
     """Return the side files of a model directory: name -> file, or new bytes for a configuration.
 
-    `dtype` replaces the one that the configuration names, `vocabulary` a number of tokens by
-    another. Raises `CheckpointError` for a link that leads out of the directory: what it leads to
-    would be copied.
+    `dtype` replaces the one that the configuration names. Raises `CheckpointError` for a link that
+    leads out of the directory: what it leads to would be copied.
     """
     found = _files(directory, SIDE_FILES)
     if "config.json" in found:
@@ -85,10 +79,20 @@ def assets_of(
         if dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = str(dtype).removeprefix("torch.")
-        if vocabulary is not None:
-            config = _with_vocabulary(config, *vocabulary)
         found["config.json"] = _as_file(config)
     return found
+
+
+def with_vocabulary(
+    files: Mapping[str, bytes | Path], before: int, after: int
+) -> dict[str, bytes | Path]:
+    """Return side files whose configuration names another number of tokens."""
+    given = files.get("config.json")
+    if given is None:
+        return dict(files)
+    content = given if isinstance(given, bytes) else given.read_bytes()
+    config = parse_json(content, path="config.json", constants=True)
+    return {**files, "config.json": _as_file(_with_vocabulary(config, before, after))}
 
 
 def tokenizer_of(directory: Path) -> dict[str, bytes | Path]:

@@ -31,11 +31,20 @@ from pools_mini.pools import Mini8Pool, Mini8Tasks
 SHIPPED = 3
 Options = dict[str, Any]
 
-VARIANTS: dict[str, Options] = {
+#: Where the study began; what a variant says comes on top.
+START: Options = {"schedule": "cosine", "init": 0.3}
+#: What it ended with, and the paper's preset: these do not begin there.
+RESULTS: dict[str, Options] = {
     "default": {},
+    "default, bf16": {"precision": "bf16"},
+    "default, teacher": {"objective": "teacher"},
+    "default, teacher, lr 0.02": {"objective": "teacher", "lr": 0.02},
+    "default, task-wise": {"granularity": "task"},
     "paper": {"preset": "paper"},
+}
+BEGUN: dict[str, Options] = {
+    "start": {},
     "task-wise": {"granularity": "task"},
-    "task-wise, paper": {"granularity": "task", "preset": "paper"},
     "lr 0.003": {"lr": 0.003},
     "lr 0.02": {"lr": 0.02},
     "lr 0.03": {"lr": 0.03},
@@ -63,7 +72,16 @@ VARIANTS: dict[str, Options] = {
     "spectral start, teacher": {"init": 1.0, "objective": "teacher"},
     "spectral start, no search": {"init": 1.0, "steps": 0},
     "no search": {"steps": 0},
+    "lr 0.015": {"lr": 0.015},
+    "init 0.1, constant": {"init": 0.1, "schedule": "constant"},
+    "init 0.1, lr 0.02": {"init": 0.1, "lr": 0.02},
+    "init 0.2, lr 0.015": {"init": 0.2, "lr": 0.015},
+    "init 0.2, lr 0.02": {"init": 0.2, "lr": 0.02},
+    "init 0.2, lr 0.03": {"init": 0.2, "lr": 0.03},
+    "batch 32, constant": {"batch_size": 32, "schedule": "constant"},
+    "batch 32, lr 0.02": {"batch_size": 32, "lr": 0.02},
 }
+VARIANTS = RESULTS | {name: START | options for name, options in BEGUN.items()}
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ def test_layer_wise_has_a_coefficient_a_parameter_and_task_wise_one_an_expert(
     for saved in (layer, task):
         for row in saved["coefficients"].values():
             assert row.keys() == parameters | buffers
-            assert {row[name] for name in buffers} == {0.3}, "statistics keep the first value"
+            assert {row[name] for name in buffers} == {AdaMergingConfig().init}
     assert len({layer["coefficients"]["a"][name] for name in parameters}) == len(parameters)
     shared = [{row[n] for n in parameters} for row in task["coefficients"].values()]
     assert [len(values) for values in shared] == [1, 1]
@@ -309,7 +309,7 @@ def test_what_takes_no_part_in_a_prediction_keeps_its_coefficient(
     tasks.kind = type("Blind", (kind,), {"logits": lambda _, __, batch: batch.inputs.flatten(1)})
     (_, saved), _ = _run(pool, tasks, steps=2)
     found = [value for row in saved["coefficients"].values() for value in row.values()]
-    assert found == pytest.approx([0.3] * len(found))
+    assert found == pytest.approx([AdaMergingConfig().init] * len(found))
 
 
 def test_whole_numbers_are_no_leaves(make_pool: Make, tasks: Any) -> None:

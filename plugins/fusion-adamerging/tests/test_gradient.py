@@ -122,7 +122,9 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     tasks: Any,
 ) -> None:
     pool = make_pool(kind, experts=2, dtype=torch.float64)
-    config = AdaMergingConfig(granularity=granularity, lr=0.2, steps=6, clamp=clamp)
+    config = AdaMergingConfig(
+        granularity=granularity, lr=0.2, schedule="cosine", init=INIT, steps=6, clamp=clamp
+    )
     live = live_merge(pool, trim=trim)
     passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
     names = list(pool.experts), list(tasks.names)

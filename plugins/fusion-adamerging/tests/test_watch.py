@@ -110,7 +110,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_coefficients(
     assert str(figures) in str(caught.value)
     assert json.loads(figures.read_text().splitlines()[0])["step"] == 0
     good = json.loads(kept.read_text())["coefficients"]
-    assert list(good["a"].values()) == pytest.approx([0.3] * len(good["a"])), "the first ones"
+    assert list(good["a"].values()) == pytest.approx([config.init] * len(good["a"]))
     again = AdaMergingConfig(coefficients=str(kept))
     assert AdaMerging(again).run(pool, RunContext()).tensor("0.weight").isfinite().all()
 

@@ -38,10 +38,10 @@ class AdaMergingConfig(ComponentConfig):
     """Updates of the coefficients."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Adam's learning rate: about how far a coefficient moves in a step."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """How the learning rate goes on: down to zero along a cosine, or not at all."""
-    init: float = 0.3
-    """Every coefficient's first value: task arithmetic's scale."""
+    schedule: Literal["cosine", "constant"] = "constant"
+    """How the learning rate goes on: not at all, or down to zero along a cosine."""
+    init: float = 0.2
+    """Every coefficient's first value."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Unlabeled examples of each task in a step."""
     trim: bool = False

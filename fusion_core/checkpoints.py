@@ -119,11 +119,8 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         Where embeddings were padded, the configuration names the new vocabulary's size, and the
         tokenizer is that of a model that has all of its tokens.
         """
-        found = self._own_assets(dtype)
-        given, size = (
-            vocabulary_of(next(iter(self._sources.values()))),
-            vocabulary_of(self.reference),
-        )
+        found, size = self._own_assets(dtype), vocabulary_of(self.reference)
+        given = vocabulary_of(next(iter(self._sources.values())))
         if size == given:
             return found
         found = with_vocabulary(found, given, size)

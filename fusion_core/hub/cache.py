@@ -104,12 +104,13 @@ def is_cached(pinned: Reference, path: str) -> bool:
 def remembered_commit(reference: Reference) -> Remembered | None:
     """Return the commit that a revision was when the hub was last asked, if that is known."""
     path = _folder(reference) / "refs" / reference.revision
-    if not path.is_file():
+    try:
+        commit = path.read_text(encoding="ascii", errors="replace").strip()
+        since = datetime.fromtimestamp(path.stat().st_mtime).astimezone().date()
+    except OSError:  # never asked, or another user's secret
         return None
-    commit = path.read_text(encoding="ascii", errors="replace").strip()
-    if not reference.at(commit).is_pinned:  # half-written by a program that was killed
-        return None
-    return Remembered(commit, datetime.fromtimestamp(path.stat().st_mtime).astimezone().date())
+    # Half of one was written by a program that was killed.
+    return Remembered(commit, since) if reference.at(commit).is_pinned else None
 
 
 def remember_commit(reference: Reference, commit: str) -> None:

@@ -90,8 +90,10 @@ def with_vocabulary(
     given = files.get("config.json")
     if given is None:
         return dict(files)
-    content = given if isinstance(given, bytes) else given.read_bytes()
-    config = parse_json(content, path="config.json", constants=True)
+    if isinstance(given, bytes):
+        config = parse_json(given, path="config.json", constants=True)
+    else:
+        config = read_config(given)
     return {**files, "config.json": _as_file(_with_vocabulary(config, before, after))}
 
 

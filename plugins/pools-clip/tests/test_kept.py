@@ -69,6 +69,15 @@ def test_what_a_killed_run_left_is_removed_by_the_next(folder: Path) -> None:
     assert list(folder.iterdir()) == [place]
 
 
+def test_what_is_not_ours_to_remove_hinders_nobody(folder: Path) -> None:
+    """Its lock cannot be opened: here it is a directory, in a shared cache another user's file."""
+    left, lock = folder / "another-0a1b2c3d", folder / ".another-0a1b2c3d.fuse-lock"
+    left.mkdir(parents=True)
+    lock.mkdir()
+    place = kept("things", THING, make)
+    assert set(folder.iterdir()) == {left, lock, place}
+
+
 def test_what_a_run_is_making_is_left_alone_and_the_first_to_end_counts(folder: Path) -> None:
     with making(then="sys.stdin.readline()") as other:
         place = kept("things", THING, make)

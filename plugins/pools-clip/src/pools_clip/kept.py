@@ -55,10 +55,13 @@ def place_of(kind: str, key: Mapping[str, Any]) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what runs that were killed left half made; a run that is alive holds its lock."""
+    """Remove what runs that were killed left half made, as far as it is ours to remove.
+
+    A run that is alive holds its lock; in a cache that is shared, another user's cannot be opened.
+    """
     for left in [each for each in locked_outputs(folder) if each.is_dir()]:
-        with suppress(OutputError), locked(left):
-            shutil.rmtree(left)
+        with suppress(OutputError, DiskError), locked(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ class Mini8TasksConfig(ComponentConfig):
     """Eight tasks, their images inside the package; unlabeled images are not the test images."""
 
     tasks: TaskNames | None = None
-    """Which tasks, in this order; default: all eight."""
+    """Which tasks, in this order; default: those whose experts the model pool of this name fuses,
+    or all eight."""
     limit: Count | None = None
     """A quick look: only the first test images of each task."""
     batch_size: Count = 50

@@ -14,6 +14,7 @@ import torch
 from fusion_core import hub
 from fusion_core.config import Choice, choice_of
 from fusion_core.errors import PluginError, RecipeError
+from fusion_core.kernels import with_fast_products
 from fusion_core.progress import Progress, noting
 from fusion_core.ranks import own_gpu
 from fusion_core.recipes import load_recipe
@@ -47,18 +48,20 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     progress = progress or Progress()
     names = list(tasks.names)
 
-    def on_all(label: str, source: WeightSource) -> dict[str, Metrics]:
-        return tasks.evaluate(pool.build(source).to(device), label=label, progress=progress)
+    def measure(source: WeightSource, **options: Any) -> dict[str, Metrics]:  # noqa: ANN401
+        model = with_fast_products(pool.build(source))
+        return tasks.evaluate(model.to(device), **options)
 
-    merged = on_all("evaluate merged", weights)
-    pretrained = {} if pool.base is None else on_all("evaluate pretrained", pool.base)
+    merged = measure(weights, label="evaluate merged", progress=progress)
+    pretrained: dict[str, Metrics] = {}
+    if pool.base is not None:
+        pretrained = measure(pool.base, label="evaluate pretrained", progress=progress)
     experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
     individual: dict[str, Metrics] = {}
     owned = [name for name in names if name in experts]
     with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
         for name in owned:
-            expert = pool.build(experts[name]).to(device)
-            individual |= tasks.evaluate(expert, tasks=[name])
+            individual |= measure(experts[name], tasks=[name])
             advance(1, note=name)
     return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
 

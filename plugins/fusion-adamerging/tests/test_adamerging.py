@@ -9,10 +9,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+from torch import nn
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import RunContext, run_fusion
+from fusion_core import RunContext, kernels, run_fusion
 from fusion_core.errors import RecipeError
 from fusion_core.progress import Progress, note
 
@@ -337,3 +338,31 @@ def test_wide_models_are_searched_as_wide_as_they_are(
     )
     _run(make_pool("mlp", dtype=torch.float64), tasks, steps=1)
     assert seen == {torch.float64}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("objective", ["entropy", "teacher"])
+def test_faster_products_lead_to_the_same_coefficients(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    seen: list[bool] = []
+    logits = type(next(iter(tasks))).logits
+
+    def noting(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
+        layers = [each for each in model.modules() if isinstance(each, nn.Linear)]
+        seen.append(all(isinstance(each, kernels.OneDnnLinear) for each in layers))
+        return logits(task, model, batch)
+
+    def found(*, faster: bool) -> Any:
+        seen.clear()
+        monkeypatch.setattr(kernels, "_is_outrun_here", lambda: faster)
+        (_, coefficients), _ = _run(make_pool("mlp"), tasks, objective=objective, steps=5)
+        assert seen == [faster] * (20 if objective == "teacher" else 10)
+        return coefficients
+
+    monkeypatch.setattr(type(next(iter(tasks))), "logits", noting)
+    monkeypatch.setattr(kernels, "_WORTHWHILE", 1)
+    plainly, ours = found(faster=False), found(faster=True)
+    assert found(faster=True) == ours, "to the bit"
+    for task, row in plainly["coefficients"].items():
+        assert ours["coefficients"][task] == pytest.approx(row, rel=1e-4)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fusion_adamerging.task_vectors import OnDisk, TaskVectors, pieces_of, resident
+from fusion_core.kernels import with_fast_products
 from fusion_core.weights.execution import on_cores
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class LiveMerge:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
-        self.model = pool.build(merged).to(device=device, dtype=dtype).eval()
-        self.model.requires_grad_(False)
+        model = with_fast_products(pool.build(merged))
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._on_disk = storage == "disk"
         self.leaves = list(_leaves(pool, merged, self.model, storage))
 

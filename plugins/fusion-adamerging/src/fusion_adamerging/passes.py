@@ -16,6 +16,7 @@ import torch
 
 from fusion_adamerging.objective import disagreement, entropy
 from fusion_adamerging.watch import Seen
+from fusion_core.kernels import with_fast_products
 from fusion_core.task_pool import Batch, FeatureTask, Split
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def expert_logits(
     expert: nn.Module, task: Task, batches: Batches, steps: range, device: torch.device
 ) -> dict[int, Tensor]:
     """Return by step what a task's own expert predicts, on the CPU; (examples, classes) each."""
-    expert.to(device).eval()
+    with_fast_products(expert).to(device).eval()
     return {
         step: task.logits(expert, batches.of(task, step).to(device)).float().cpu() for step in steps
     }

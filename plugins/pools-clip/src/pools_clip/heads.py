@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from fusion_core.errors import CheckpointError
+from fusion_core.kernels import with_fast_products
 from fusion_core.weights.execution import on_cores
 from fusion_core.weights.remote import wanted_by
 from pools_clip.kept import kept
@@ -127,7 +128,7 @@ class _TextEncoder:
 
     def __init__(self, directory: ClipDirectory, checkpoint: Checkpoint) -> None:
         self._tokenizer = _tokenizer(directory)
-        self._tower = build_text(directory.text, checkpoint)
+        self._tower = with_fast_products(build_text(directory.text, checkpoint))
         self._projection = _tensor(checkpoint, "text_projection.weight")
 
     def tokens(self, prompts: Prompts) -> Tokens:

@@ -1,0 +1,251 @@
+"""Layers of oneDNN: the same numbers as torch's own, wherever a linear layer may stand."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from fusion_core import kernels
+from fusion_core.evaluation import evaluate
+from fusion_core.kernels import OneDnnLinear, is_outrun, with_fast_products
+from fusion_core.testing.models import tiny_pool
+from fusion_core.testing.tasks import TinyTask, TinyTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
+)
+
+ROWS, WIDTH, HEIGHT = 96, 320, 288
+BY_ONE_DNN = "_OneDnnProductBackward"
+
+
+def cpuinfo(vendor: str, family: int) -> str:
+    return (
+        f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2\n"
+        f"model name\t: AMD EPYC\n\nprocessor\t: 1\nvendor_id\t: {vendor}\ncpu family\t: {family}\n"
+    )
+
+
+@pytest.fixture
+def layer(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    monkeypatch.setattr(kernels, "_is_outrun_here", lambda: True)
+    return with_fast_products(plain_layer())
+
+
+def plain_layer(*, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(WIDTH, HEIGHT, bias=bias)
+
+
+def inputs(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(*(shape or (ROWS,)), WIDTH, generator=generator).requires_grad_()
+
+
+def made_by(result: Tensor) -> str:
+    assert result.grad_fn is not None
+    return result.grad_fn.name()
+
+
+def weighted(result: Tensor) -> Tensor:
+    """Return a scalar whose gradient is another one for every entry."""
+    return (result * torch.linspace(0.1, 1, result.numel()).reshape(result.shape)).sum()
+
+
+def gradients(result: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(weighted(result), of)
+
+
+def distance(found: Tensor, right: Tensor) -> float:
+    return ((found - right).norm() / right.norm()).item()
+
+
+def test_layers_are_changed_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(nn.Linear):
+        pass
+
+    for faster in (False, True):
+        monkeypatch.setattr(kernels, "_is_outrun_here", lambda faster=faster: faster)
+        model = nn.Sequential(plain_layer(), nn.Tanh(), nn.Sequential(plain_layer()), Other(2, 2))
+        before = {name: value.data_ptr() for name, value in model.state_dict().items()}
+        assert with_fast_products(model) is model
+        kinds = [type(each) for each in model.modules() if isinstance(each, nn.Linear)]
+        assert kinds == [*(2 * [OneDnnLinear if faster else nn.Linear]), Other]
+        assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (4, 24), (2, 3, 16)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.usefixtures("layer")
+def test_products_and_gradients_are_exact(shape: tuple[int, ...], *, bias: bool) -> None:
+    layer, given = with_fast_products(plain_layer(bias=bias)), inputs(*shape)
+    exact, exactly_given = plain_layer(bias=bias).double(), given.detach().double().requires_grad_()
+    found, expected = layer(given), exact(exactly_given)
+    assert made_by(found) == BY_ONE_DNN
+    ways_back = gradients(found, given, *layer.parameters())
+    right = gradients(expected, exactly_given, *exact.parameters())
+    for ours, theirs in zip((found, *ways_back), (expected, *right), strict=True):
+        assert ours.dtype is torch.float32
+        assert distance(ours, theirs) < 1e-6
+
+
+def test_only_the_gradients_that_are_asked_for_are_made(layer: nn.Linear) -> None:
+    given, plain = inputs(), plain_layer()
+    expected = gradients(plain(given), given, plain.weight, plain.bias)
+    layer.requires_grad_(False)
+    (passed_on,) = gradients(layer(given), given)
+    layer.bias.requires_grad_(True)
+    (of_bias,) = gradients(layer(given.detach()), layer.bias)
+    layer.bias.requires_grad_(False)
+    layer.weight.requires_grad_(True)
+    (of_weight,) = gradients(layer(given.detach()), layer.weight)
+    assert max(map(distance, (passed_on, of_weight, of_bias), expected)) < 1e-6
+
+
+def test_strided_operands_and_gradients_are_read_as_they_are(layer: nn.Linear) -> None:
+    given = inputs().detach().t().contiguous().t().requires_grad_()
+    layer.weight.data = layer.weight.detach().t().contiguous().t()
+    found = layer(given)
+    assert made_by(found) == BY_ONE_DNN
+    summed = torch.autograd.grad(found.sum(), (given, layer.weight))  # its gradient is expanded
+    plain = plain_layer()
+    expected = torch.autograd.grad(plain(given).sum(), (given, plain.weight))
+    assert max(map(distance, (found, *summed), (plain(given), *expected))) < 1e-6
+
+
+def test_what_repeats_to_the_bit_still_does(layer: nn.Linear) -> None:
+    given = inputs()
+
+    def every() -> Sequence[Tensor]:
+        return [layer(given), *gradients(layer(given), given, layer.weight, layer.bias)]
+
+    first = every()
+    for _ in range(5):
+        assert all(map(torch.equal, every(), first))
+
+
+def test_a_gradient_can_be_differentiated_again(layer: nn.Linear) -> None:
+    def twice(layer: nn.Module) -> tuple[Tensor, ...]:
+        given = (inputs(), *layer.parameters())
+        once = torch.autograd.grad(layer(given[0]).pow(3).sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(each.pow(2).sum() for each in once), given)
+
+    assert max(map(distance, twice(layer), twice(plain_layer()))) < 1e-5
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_layer_is_computed_again(layer: nn.Linear, *, reentrant: bool) -> None:
+    given = inputs()
+    expected = gradients(layer(given), given, layer.weight)
+    weighted(checkpoint(layer, given, use_reentrant=reentrant)).backward()
+    assert torch.equal(given.grad, expected[0])
+    assert torch.equal(layer.weight.grad, expected[1])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda layer: layer(inputs(4)), id="small"),
+        pytest.param(lambda layer: layer.double()(inputs().double()), id="double"),
+        pytest.param(lambda layer: layer.bfloat16()(inputs().bfloat16()), id="bf16"),
+        pytest.param(lambda layer: layer.to("meta")(inputs().to("meta")), id="meta"),
+    ],
+)
+def test_other_products_are_left_to_torch(
+    layer: nn.Linear, call: Callable[[nn.Module], Tensor]
+) -> None:
+    found = call(layer)
+    assert BY_ONE_DNN not in made_by(found)
+    if found.device.type != "meta":
+        assert torch.equal(found, call(plain_layer()))
+
+
+def test_a_single_vector_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_is_outrun_here", lambda: True)
+    monkeypatch.setattr(kernels, "_WORTHWHILE", 1)
+    layer = with_fast_products(plain_layer())
+    assert made_by(layer(inputs())) == BY_ONE_DNN
+    assert made_by(layer(inputs()[0])) != BY_ONE_DNN
+
+
+def test_autocast_goes_first(layer: nn.Linear) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs()).dtype is torch.bfloat16
+
+
+class Marked(Tensor):
+    """A tensor of another kind."""
+
+
+def test_tensors_of_other_kinds_keep_their_kind(layer: nn.Linear) -> None:
+    assert type(layer(inputs().detach().as_subclass(Marked))) is Marked
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_transformations_of_functions_see_a_layer_as_ever(layer: nn.Linear) -> None:
+    given, weight = inputs(4, 24).detach(), layer.weight.detach()
+
+    def every(layer: nn.Module) -> Any:
+        def loss(weight: Tensor) -> Tensor:
+            return functional_call(layer, {"weight": weight}, (given,)).square().mean()
+
+        return (
+            torch.vmap(layer)(given.repeat(1, 4, 1)),
+            torch.func.grad(loss)(weight),
+            torch.func.jvp(loss, (weight,), (weight,)),
+        )
+
+    torch.testing.assert_close(every(layer), every(plain_layer()))
+
+
+def test_a_layer_can_be_compiled(layer: nn.Linear) -> None:
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert distance(compiled(inputs()), plain_layer()(inputs())) < 1e-6
+
+
+def test_a_layer_can_be_copied_and_pickled(layer: nn.Linear) -> None:
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(again(inputs()), layer(inputs()))
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        (cpuinfo("AuthenticAMD", 26), True),
+        (cpuinfo("AuthenticAMD", 27), True),
+        (cpuinfo("AuthenticAMD", 25), False),  # Zen 4 takes two goes for 512 bits
+        (cpuinfo("GenuineIntel", 26), False),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n", False),
+        ("", False),
+    ],
+)
+def test_processors_whose_products_are_slow_are_known(processor: str, *, expected: bool) -> None:
+    assert is_outrun(processor) is expected
+
+
+def test_models_are_measured_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, tasks = tiny_pool("mlp"), TinyTasks()
+    cpu, seen = torch.device("cpu"), []
+    plainly = evaluate(pool, tasks, pool.experts["a"], device=cpu)
+
+    def measured(task: TinyTask, model: nn.Module) -> Any:
+        seen.append({type(each) for each in model.modules() if isinstance(each, nn.Linear)})
+        return unchanged(task, model)
+
+    unchanged = TinyTask.evaluate
+    monkeypatch.setattr(TinyTask, "evaluate", measured)
+    monkeypatch.setattr(kernels, "_is_outrun_here", lambda: True)
+    monkeypatch.setattr(kernels, "_WORTHWHILE", 1)
+    assert evaluate(pool, tasks, pool.experts["a"], device=cpu) == plainly
+    models = 3 + 3 + 3  # the merged one and the base on every task, each task's own expert
+    assert seen == models * [{OneDnnLinear}]

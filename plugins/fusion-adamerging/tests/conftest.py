@@ -32,8 +32,27 @@ class TiedTransformer(nn.Module):
         self.output.weight = self.embedding.weight
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        tokens = (inputs.flatten(1)[:, :6].abs() * 7).long() % 11
-        return self.output(self.encoder(self.embedding(tokens)).mean(1))[:, :CLASSES]
+        return self.output(self.encoder(self.embedding(_tokens(inputs))).mean(1))[:, :CLASSES]
+
+
+class Recurrent(nn.Module):
+    """A scaled recurrence over an embedding with sparse gradients; a layer takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8, sparse=True)
+        self.recurrence = nn.LSTM(8, 6, batch_first=True)
+        self.idle = nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.output = nn.Linear(6, CLASSES)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        states, _ = self.recurrence(self.embedding(_tokens(inputs)))
+        return self.output(self.scale * states[:, -1])
+
+
+def _tokens(inputs: torch.Tensor) -> torch.Tensor:
+    return (inputs.flatten(1)[:, :6].abs() * 7).long() % 11
 
 
 def mlp() -> nn.Module:
@@ -50,6 +69,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "convolution": convolution,
     "transformer": TiedTransformer,
+    "recurrent": Recurrent,
 }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from fusion_core.checkpoints import CheckpointsPool
 
-KINDS = ["mlp", "convolution", "transformer"]
+KINDS = ["mlp", "convolution", "transformer", "recurrent"]
 CPU = torch.device("cpu")
 INIT = 0.3
 
@@ -48,7 +48,7 @@ def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
     }
     if not trim:
         return rows
-    flat = torch.cat([rows[name].flatten(1) for name in names], dim=1)
+    flat = torch.cat([rows[name].reshape(len(pool.experts), -1) for name in names], dim=1)
     count = int(0.3 * flat.shape[1])
     smallest = flat.abs().sort(dim=1, descending=True).values[:, count - 1 : count]
     kept = flat.where(flat.abs() >= smallest, 0)
@@ -68,7 +68,7 @@ class Merged(torch.nn.Module):
         super().__init__()
         self.inner = live.model
         self.weights = {
-            name: pool.base.tensor(name) + torch.einsum("k,k...->...", column, rows[name])
+            name: pool.base.tensor(name) + sum(map(torch.mul, column, rows[name]))
             for leaf, column in zip(live.leaves, columns.T, strict=True)
             for name in leaf.names
         }

@@ -45,7 +45,9 @@ class Leaf:
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the parameter took no part in the loss
             gradient = torch.zeros_like(self.parameter)
-        return self.vectors.project(gradient.reshape(-1))
+        return self.vectors.project(
+            gradient.to_dense().reshape(-1)
+        )  # an embedding may make it sparse
 
 
 class LiveMerge:

@@ -351,8 +351,8 @@ def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
     assert said == [
         (0, "test-00000-of-00002.parquet: 10 of 10 images decoded"),
         (0, "test-00001-of-00002.parquet: 10 of 10 images decoded"),
-        (0, "mnist: 8 of 20 images"),
-        (0, "mnist: 16 of 20 images"),
+        (0, "mnist: 7 of 20 images"),
+        (0, "mnist: 14 of 20 images"),
         (0, "mnist: 20 of 20 images"),
     ]
 

@@ -199,6 +199,15 @@ def test_accuracy_does_not_depend_on_the_batch_size(
     assert other.evaluate(model) == task.evaluate(model)
 
 
+def test_images_are_measured_in_batches_of_one_size(
+    options: dict[str, Any], model: CLIPVisionModel
+) -> None:
+    sizes: list[int] = []
+    model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    opened(options, batch_size=12)["pets"].evaluate(model)  # of 20 images
+    assert sizes == [10, 10]
+
+
 def test_evaluating_leaves_the_model_as_it_was(task: ClipTask, model: CLIPVisionModel) -> None:
     model.train()
     model.encoder.eval()

@@ -97,7 +97,7 @@ class ClipClassificationConfig(ComponentConfig):
     limit: Count | None = None
     """A quick look: only the first test images of each task, and the files that hold them."""
     batch_size: Count = 50
-    """Images a step when measuring accuracy."""
+    """At most so many images a step when measuring accuracy."""
 
 
 class FamilyTasksConfig(ComponentConfig):
@@ -113,4 +113,4 @@ class FamilyTasksConfig(ComponentConfig):
     limit: Count | None = None
     """A quick look: only the first test images of each task, and the files that hold them."""
     batch_size: Count = 50
-    """Images a step when measuring accuracy."""
+    """At most so many images a step when measuring accuracy."""

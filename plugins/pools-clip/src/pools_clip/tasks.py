@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -147,7 +148,9 @@ class ClipTask(FeatureTask):
         return {"accuracy": correct / len(images)}
 
     def _predictions(self, model: nn.Module, images: Images) -> Tensor:
-        size, device = self._config.batch_size, next(model.parameters()).device
+        steps = math.ceil(len(images) / self._config.batch_size)
+        size = math.ceil(len(images) / steps)  # all alike: no core waits for a larger batch
+        device = next(model.parameters()).device
         _ = self._clip.heads  # made here, once, not by every thread
 
         def predicted(start: int) -> Tensor:

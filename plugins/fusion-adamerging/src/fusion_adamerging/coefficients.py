@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class Coefficients:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             values = {
-                expert: {name: float(value) for name, value in row.items()}
+                expert: {name: _number(value, expert, name) for name, value in row.items()}
                 for expert, row in content["coefficients"].items()
             }
             learned = dict(content.get("learned", {}))
@@ -85,6 +86,12 @@ _NO_COEFFICIENTS = (
     OverflowError,
     RecursionError,
 )
+
+
+def _number(value: Any, expert: str, name: str) -> float:  # noqa: ANN401 - what a file holds
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value} is no number, of {expert!r} for {name!r}")
+    return float(value)
 
 
 def _check_names(

@@ -6,17 +6,24 @@ distribution's own trouble.
 
 from __future__ import annotations
 
+import difflib
 import logging
+import os
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
+from fusion_core.errors import PluginError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fusion_core.specs import ComponentSpec
 
 GROUP = "fusion_core.plugins"
+BLOCK_VARIABLE = "FUSION_BLOCK_PLUGINS"
 CORE = "fusion-core"
 
 # The core itself, in any spelling, and not `fusion-core-extras`.
@@ -110,3 +117,19 @@ def cause_of(error: BaseException) -> str:
     """Say what went wrong in one line: the error's type, and its message."""
     message = " ".join(str(error).splitlines())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def blocked_among(installed: set[str], block: Iterable[str]) -> frozenset[str]:
+    """Return the plugins that are not to be loaded: those in `block`, and in the environment.
+
+    Raises `PluginError` for a name that blocks nothing: whoever gave it believes that it does.
+    """
+    listed = os.environ.get(BLOCK_VARIABLE, "").split(",")
+    names = [*block, *(name.strip() for name in listed if name.strip())]
+    blocked = frozenset(map(normalised, names))
+    for name in sorted(blocked - installed - {"*"}):
+        close = difflib.get_close_matches(name, installed, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "See: fuse list-plugins"
+        where = f"--no-plugin or {BLOCK_VARIABLE}"
+        raise PluginError(f"there is no plugin {name!r} to block by {where}", hint=hint)
+    return blocked

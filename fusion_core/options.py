@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from fusion_core.plugins import Component, PluginManager
+    from fusion_core.components import Component
+    from fusion_core.plugins import PluginManager
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,30 +2,30 @@
 
 The loader is ours because pluggy's lets one plugin's import error crash the host and silently drops
 a second distribution that uses an entry-point name already seen. Here a plugin is its distribution:
-that is what users install, block and uninstall. This module imports no plugin's classes; a
-`Component` does, when it is asked to.
+that is what users install, block and uninstall. This module imports no plugin's classes.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-import os
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from fusion_core import hookspecs
+from fusion_core.components import Component, SpecT
 from fusion_core.distributions import (
+    BLOCK_VARIABLE,
     CORE,
     GROUP,
     Plugin,
     PluginStatus,
+    blocked_among,
     cause_of,
     declared_plugins,
     normalised,
@@ -35,7 +35,6 @@ from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
     FusionError,
-    PluginError,
     UnknownComponentError,
 )
 from fusion_core.specs import (
@@ -43,15 +42,12 @@ from fusion_core.specs import (
     ComponentSpec,
     ModelPoolSpec,
     TaskPoolSpec,
-    load_target,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from concurrent.futures import Executor
     from importlib import metadata
-
-BLOCK_VARIABLE = "FUSION_BLOCK_PLUGINS"
 
 #: An import that takes longer is reported: every listing and every completion waits for it.
 SLOW_SECONDS = 0.5
@@ -63,48 +59,6 @@ _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
 }
 
 logger = logging.getLogger(__name__)
-SpecT = TypeVar("SpecT", bound=ComponentSpec)
-
-
-@dataclass(frozen=True, slots=True)
-class Component(Generic[SpecT]):
-    """A spec with the plugin that registered it."""
-
-    spec: SpecT
-    plugin: Plugin
-
-    @property
-    def qualified_name(self) -> str:
-        """The name that is never ambiguous: `distribution/name`."""
-        return f"{self.plugin.distribution}/{self.spec.name}"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Everything that this component answers to."""
-        return (self.spec.name, *self.spec.aliases, self.qualified_name)
-
-    def load_class(self) -> type[Any]:
-        """Import the component's class; this is where heavy imports happen."""
-        return self._load(self.spec.target)
-
-    def load_config(self) -> type[Any]:
-        """Import the component's configuration class."""
-        return self._load(self.spec.config)
-
-    def _load(self, target: str) -> type[Any]:
-        try:
-            loaded = load_target(target)
-        except Exception as error:
-            raise BrokenPluginError(
-                f"{self.spec.kind} {self.spec.name!r} of plugin {self.plugin.distribution} "
-                f"{self.plugin.version} cannot be imported from {target!r}: {cause_of(error)}",
-                hint="Reinstall the plugin, or report this to its authors.",
-            ) from error
-        if not isinstance(loaded, type):
-            raise BrokenPluginError(
-                f"plugin {self.plugin.distribution}: {target!r} is {loaded!r}, not a class"
-            )
-        return loaded
 
 
 class PluginManager(pluggy.PluginManager):
@@ -124,9 +78,8 @@ class PluginManager(pluggy.PluginManager):
 
         Raises `PluginError` for a name to block that no installed plugin has.
         """
-        blocked = frozenset(map(normalised, block)) | _blocked_by_environment()
         found = declared_plugins()
-        _check_blocked(blocked, {normalised(each.name) for _, each in found})
+        blocked = blocked_among({normalised(each.name) for _, each in found}, block)
         for entry_point, distribution in found:
             plugin = Plugin.declared(entry_point, distribution)
             known = {each.distribution for each in self.plugins}
@@ -285,17 +238,3 @@ def load_plugins(block: frozenset[str] = frozenset()) -> PluginManager:
     manager = PluginManager()
     manager.discover(block=block)
     return manager
-
-
-def _blocked_by_environment() -> frozenset[str]:
-    names = os.environ.get(BLOCK_VARIABLE, "").split(",")
-    return frozenset(normalised(name.strip()) for name in names if name.strip())
-
-
-def _check_blocked(blocked: frozenset[str], installed: set[str]) -> None:
-    """Refuse a name that blocks nothing: whoever gave it believes that it does."""
-    for name in sorted(blocked - installed - {"*"}):
-        close = difflib.get_close_matches(name, installed, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "See: fuse list-plugins"
-        where = f"--no-plugin or {BLOCK_VARIABLE}"
-        raise PluginError(f"there is no plugin {name!r} to block by {where}", hint=hint)

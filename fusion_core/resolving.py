@@ -18,7 +18,8 @@ from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskP
 from fusion_core.validation import validated
 
 if TYPE_CHECKING:
-    from fusion_core.plugins import Component, PluginManager
+    from fusion_core.components import Component
+    from fusion_core.plugins import PluginManager
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 ResultT = TypeVar("ResultT")

@@ -18,14 +18,13 @@ from fusion_core.weights import CheckpointSource, TensorInfo
 from fusion_core.weights.format import (
     DTYPES,
     HEADER_VARIABLE,
-    LARGEST_HEADER,
     LARGEST_INDEX,
     build_header,
     parse_header,
     parse_index,
-    parse_json,
 )
 from fusion_core.weights.source import memory_of
+from fusion_core.weights.untrusted import LARGEST_HEADER, parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,7 +31,7 @@ from fusion_core.report.table import print_reports
 from fusion_core.task_pool import Published, Report
 from fusion_core.weights import CheckpointSource
 from fusion_core.weights.assets import assets_of
-from fusion_core.weights.format import LARGEST_HEADER
+from fusion_core.weights.untrusted import LARGEST_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskP
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_core.plugins import Component
+    from fusion_core.components import Component
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 Candidates = list[tuple[str, str]]

@@ -14,7 +14,8 @@ from fusion_core.plugins import load_plugins
 from fusion_core.specs import ComponentSpec
 
 if TYPE_CHECKING:
-    from fusion_core.plugins import Component, PluginManager
+    from fusion_core.components import Component
+    from fusion_core.plugins import PluginManager
 
 
 _LABELS = {

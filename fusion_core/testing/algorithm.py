@@ -25,7 +25,7 @@ from fusion_core.testing.suite import fail
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fusion_core.plugins import Component
+    from fusion_core.components import Component
     from fusion_core.specs import AlgorithmSpec
     from fusion_core.task_pool import TaskPool
 

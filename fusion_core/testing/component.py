@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from fusion_core.components import Component
 from fusion_core.config import ComponentConfig
 from fusion_core.distributions import CORE, Plugin, PluginStatus
 from fusion_core.errors import PluginError, RecipeError
-from fusion_core.plugins import Component, load_plugins
+from fusion_core.plugins import load_plugins
 from fusion_core.recipes import dump_yaml, load_yaml
 from fusion_core.testing.suite import Suite, fail
 from fusion_core.validation import validated

@@ -33,7 +33,7 @@ from fusion_core.weights import CheckpointSource, Cut, WeightSource
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core.plugins import Component
+    from fusion_core.components import Component
     from fusion_core.specs import ModelPoolSpec
 
     Pool = ModelPool[Any]

@@ -13,8 +13,8 @@ from fusion_core.testing.sources import doubled, flattened, shifted, spoiled, wi
 from fusion_core.testing.suite import fail
 
 if TYPE_CHECKING:
+    from fusion_core.components import Component
     from fusion_core.model_pool import ModelPool
-    from fusion_core.plugins import Component
     from fusion_core.specs import AlgorithmSpec
     from fusion_core.testing.bench import Bench
 

@@ -24,8 +24,8 @@ from fusion_core.testing.suite import fail
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fusion_core.components import Component
     from fusion_core.config import ComponentConfig
-    from fusion_core.plugins import Component
     from fusion_core.specs import TaskPoolSpec
     from fusion_core.task_pool import Batch, Task
 

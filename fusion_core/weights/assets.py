@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.errors import RecipeError
 from fusion_core.recipes import load_yaml
 from fusion_core.weights.containment import member, open_member, reading
-from fusion_core.weights.format import LARGEST_INDEX, parse_json
+from fusion_core.weights.format import LARGEST_INDEX
+from fusion_core.weights.untrusted import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The safetensors format: the only place that parses bytes nobody vouches for.
+"""The safetensors format: headers and indices that nobody vouches for.
 
 Stricter than the safetensors library: a header is at most 25 MB and describes at most some 50,000
 tensors, names are unique and printable, every byte of the data belongs to exactly one tensor. What
@@ -12,7 +12,6 @@ import gc
 import json
 import math
 import os
-import re
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,23 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.errors import CheckpointError, RecipeError, WeightsError
+from fusion_core.errors import CheckpointError, WeightsError
+from fusion_core.weights.untrusted import HEADER_VARIABLE, is_text_map, largest_header, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-LARGEST_HEADER = 25_000_000
-#: The environment variable that sets another limit, in bytes: whoever runs the program may raise
-#: it, a recipe, which comes from anywhere, may not.
-HEADER_VARIABLE = "FUSION_LARGEST_HEADER"
 LARGEST_INDEX = 10 * 2**20
-#: A value of JSON for so many bytes of the limit: one of a few characters costs Python fifty times
-#: its size, and hostile input must not take hundreds of megabytes before it is refused. A tensor's
-#: description has twelve.
-_BYTES_A_VALUE = 40
 _LARGEST_NAME = 512
 _MOST_DIMENSIONS = 8
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 DTYPES: dict[str, torch.dtype] = {
@@ -121,7 +112,7 @@ def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[
         raise CheckpointError(f"{path}: the header is no JSON object padded with spaces")
     header = parse_json(text, path=path)
     metadata = header.pop("__metadata__", {})
-    if not _is_text_map(metadata):
+    if not is_text_map(metadata):
         raise CheckpointError(f"{path}: __metadata__ does not map strings to strings")
     spans = sorted((_span(name, entry, path) for name, entry in header.items()), key=_by_offset)
     _check_contiguous(spans, size - 8 - length, path)
@@ -134,38 +125,12 @@ def parse_index(text: bytes, *, path: str) -> dict[str, str]:
     if len(text) > LARGEST_INDEX:
         raise CheckpointError(f"{path}: an index of {len(text)} bytes is refused")
     weight_map = parse_json(text, path=path).get("weight_map")
-    if not _is_text_map(weight_map) or not weight_map:
+    if not is_text_map(weight_map) or not weight_map:
         raise CheckpointError(f"{path}: weight_map does not map tensor names to files")
     for file in set(weight_map.values()):
         if not _is_plain_file_name(file):
             raise CheckpointError(f"{path}: {shown(file)} is no plain .safetensors file name")
     return dict(weight_map)
-
-
-def parse_json(text: bytes, *, path: str, constants: bool = False) -> dict[str, Any]:
-    """Parse a JSON object, refusing repeated keys and anything too deep or too crowded.
-
-    So are NaN and Infinity, which are no JSON, unless `constants`: configurations hold some.
-    """
-    values = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
-    if values > largest_header() // _BYTES_A_VALUE:
-        raise CheckpointError(
-            f"{path}: {values} values in {len(text)} bytes of JSON are refused",
-            hint=f"If you trust the file, set {HEADER_VARIABLE} to {values * _BYTES_A_VALUE}.",
-        )
-    try:
-        parsed = json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=float if constants else _no_constant,
-            parse_int=_integer if b"-0" in text else None,
-        )
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise CheckpointError(f"{path}: malformed JSON: {reason[:200]}") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: the JSON is no object")
-    return parsed
 
 
 def build_header(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, int]:
@@ -201,14 +166,6 @@ def _check_length(length: int, size: int, path: str) -> None:
             f"{path}: the header claims {length} bytes, more than {largest_header()}",
             hint=f"If you trust the file, set {HEADER_VARIABLE} to at least that many bytes.",
         )
-
-
-def largest_header() -> int:
-    """Return how many bytes a header may have."""
-    given = os.environ.get(HEADER_VARIABLE) or str(LARGEST_HEADER)
-    if not (given.isascii() and given.isdecimal()):
-        raise RecipeError(f"{HEADER_VARIABLE}={given!r} is no number of bytes")
-    return int(given)
 
 
 def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
@@ -253,33 +210,6 @@ def _check_contiguous(spans: list[tuple[TensorInfo, int, int]], size: int, path:
 
 def _by_offset(span: tuple[TensorInfo, int, int]) -> tuple[int, int]:
     return span[1], span[2]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is repeated")
-    return found
-
-
-def _integer(digits: str) -> float:
-    # To Python -0 is the integer 0; to safetensors it is none, and so no size or offset.
-    return -0.0 if digits == "-0" else int(digits)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _is_text_map(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(each, str) and _is_unicode(each) for pair in value.items() for each in pair
-    )
-
-
-def _is_unicode(text: str) -> bool:
-    # JSON can spell half of a surrogate pair, which is no character.
-    return text.isascii() or _SURROGATES.search(text) is None
 
 
 def _is_sizes(value: object) -> bool:

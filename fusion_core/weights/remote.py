@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.checkpoint import CheckpointSource
-from fusion_core.weights.format import Entry, largest_header, parse_header
+from fusion_core.weights.format import Entry, parse_header
 from fusion_core.weights.source import WeightSource
+from fusion_core.weights.untrusted import largest_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

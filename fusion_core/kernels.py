@@ -43,7 +43,8 @@ def is_outrun(processor: str) -> bool:
     family = re.search(
         r"^vendor_id\s*: AuthenticAMD\ncpu family\s*: (\d+)$", processor, re.MULTILINE
     )
-    return family is not None and int(family[1]) >= _ZEN_5
+    wide = re.search(r"^flags\s*:.*\bavx512f\b", processor, re.MULTILINE)  # some machines hide it
+    return family is not None and int(family[1]) >= _ZEN_5 and wide is not None
 
 
 class OneDnnLinear(nn.Linear):

@@ -29,11 +29,12 @@ ROWS, WIDTH, HEIGHT = 96, 320, 288
 BY_ONE_DNN = "_OneDnnProductBackward"
 
 
-def cpuinfo(vendor: str, family: int) -> str:
-    return (
-        f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2\n"
-        f"model name\t: AMD EPYC\n\nprocessor\t: 1\nvendor_id\t: {vendor}\ncpu family\t: {family}\n"
+def cpuinfo(vendor: str, family: int, flags: str = "fpu avx2 avx512f avx512dq") -> str:
+    core = (
+        f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n"
+        f"flags\t\t: {flags}\nbogomips\t: 5192.24\n"
     )
+    return f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}\n"
 
 
 @pytest.fixture
@@ -224,6 +225,7 @@ def test_a_layer_can_be_copied_and_pickled(layer: nn.Linear) -> None:
         (cpuinfo("AuthenticAMD", 26), True),
         (cpuinfo("AuthenticAMD", 27), True),
         (cpuinfo("AuthenticAMD", 25), False),  # Zen 4 takes two goes for 512 bits
+        (cpuinfo("AuthenticAMD", 26, "fpu avx2"), False),
         (cpuinfo("GenuineIntel", 26), False),
         ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n", False),
         ("", False),

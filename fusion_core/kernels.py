@@ -52,12 +52,13 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
         """Return a tensor of shape (..., out_features) for one of shape (..., in_features)."""
-        weight, bias = self.weight, self.bias
-        large = input.dim() > 1 and input.numel() * len(weight) >= _WORTHWHILE
-        if large and all(map(_is_plain, (input, weight, bias))):
-            result: Tensor = _OneDnnProduct.apply(input, weight, bias)  # type: ignore[no-untyped-call]
-            return result
-        return super().forward(input)
+        operands = (input, self.weight, self.bias)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        if not (_is_large(input, self.weight) and all(map(_is_plain, operands))):
+            return super().forward(input)
+        result: Tensor = _OneDnnProduct.apply(*operands)  # type: ignore[no-untyped-call]
+        return result
 
 
 @lru_cache(maxsize=1)
@@ -69,10 +70,12 @@ def _is_outrun_here() -> bool:
     return torch.backends.mkldnn.is_available() and is_outrun(processor)  # type: ignore[no-untyped-call]
 
 
+def _is_large(inputs: Tensor, weight: Tensor) -> bool:
+    return inputs.dim() > 1 and inputs.numel() * len(weight) >= _WORTHWHILE
+
+
 def _is_plain(operand: Tensor | None) -> bool:
     """Tell whether it is what oneDNN takes, and nothing that stands in for a tensor."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
     if operand is None:
         return True
     kind = type(operand), operand.dtype, operand.device.type, operand.layout

@@ -36,7 +36,7 @@ from fusion_core.weights.execution import run_all
 from fusion_core.weights.piece import check_finite, counter_uniform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from fusion_core.weights import WeightSource
@@ -131,17 +131,45 @@ def test_a_pool_without_a_base_has_no_task_vectors(models: Models) -> None:
     assert torch.equal(plain.tensor("steps"), models["a"]["steps"])
 
 
-@pytest.mark.parametrize("wrong", [lambda x: x[:-1], lambda x: torch.cat([x, x]), torch.sum])
-def test_a_kernel_of_the_wrong_size_is_caught(models: Models, wrong: Any) -> None:
-    class Wrong(Kernel):
-        def merge(self, piece: Piece) -> torch.Tensor:
-            result: torch.Tensor = wrong(piece.base)
-            return result
+WRONG: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
+    "fewer": (lambda base: base[:-1], r"float32 of shape \[34\]"),
+    "more": (lambda base: torch.cat([base, base]), r"float32 of shape \[70\]"),
+    "a sum": (torch.sum, r"float32 of shape \[\]"),
+    "folded": (lambda base: base.reshape(7, 5), r"float32 of shape \[7, 5\]"),
+    "integers": (lambda base: base.int(), "int32 of shape"),
+    "truth values": (lambda base: base > 0, "bool of shape"),
+    "complex": (lambda base: base + 1j, "complex64 of shape"),
+    "nothing": (lambda base: None, "a NoneType, not a tensor"),
+    "a list": (lambda base: base.tolist(), "a list, not a tensor"),
+}
 
-    with pytest.raises(
-        BrokenPluginError, match=r"elements of the 35 from 0 on of tensor 'layer\.w"
-    ):
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_a_kernel_returns_has_the_shape_and_the_kind_of_its_piece(
+    models: Models, wrong: str
+) -> None:
+    make, said = WRONG[wrong]
+
+    class Wrong(Kernel):
+        def merge(self, piece: Piece) -> Any:
+            return make(piece.base)
+
+    with pytest.raises(BrokenPluginError, match=said) as caught:
         merged(models, Wrong()).tensor("layer.weight")
+    assert "algorithm Wrong: for tensor 'layer.weight'" in caught.value.message
+
+
+def test_a_sum_that_overflows_on_the_way_to_a_representable_result_gives_it() -> None:
+    large = torch.finfo(torch.float32).max
+    near = torch.tensor([large, -large, 1.0])
+    models = {name: {"w": near * factor} for name, factor in (("base", 1), ("a", 1), ("b", 0.75))}
+    mean = merged(models, Linear((0.5, 0.5), relative=False)).tensor("w")
+    assert torch.equal(mean, (near.double() * 0.875).float())
+    opposite = {"base": {"w": near}, "a": {"w": -near}}  # the task vector itself overflows
+    half = merged(opposite, Linear((0.25,))).tensor("w")
+    assert torch.equal(half, (near.double() * 0.5).float())
+    twice = merged(opposite, Linear((-1.0,))).tensor("w")  # nothing represents this
+    assert twice.isinf().tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("wide", ["base", "b"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from fusion_core.weights import (
     source,
 )
 from fusion_core.weights.source import memory_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 sizes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 
@@ -78,8 +82,35 @@ def test_a_state_dict_is_read_where_it_is() -> None:
 
 
 def test_a_state_dict_holds_tensors_only() -> None:
-    with pytest.raises(WeightsError, match=r"model: '_extra_state' is a dict, no tensor"):
+    with pytest.raises(WeightsError, match=r"model: '_extra_state' is a dict, not a tensor"):
         StateDictSource({"_extra_state": {}}, label="model")  # type: ignore[dict-item]
+
+
+def _fake() -> torch.Tensor:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.ones(2)
+
+
+UNREADABLE: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
+    "meta": (lambda: torch.ones(2, device="meta"), "meta device, without values"),
+    "sparse": (lambda: torch.eye(2).to_sparse(), r"layout torch\.sparse_coo"),
+    "csr": (lambda: torch.eye(2).to_sparse_csr(), r"layout torch\.sparse_csr"),
+    "complex": (lambda: torch.ones(2, dtype=torch.complex64), r"torch\.complex64"),
+    "quantised": (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "qint8"),
+    "wrapped": (_fake, "a FakeTensor, which only stands for numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning")
+def test_what_holds_no_plain_numbers_is_refused(kind: str) -> None:
+    make, said = UNREADABLE[kind]
+    with pytest.raises(WeightsError, match=rf"mine: 'w' is .*{said}") as caught:
+        StateDictSource({"w": make()}, label="mine")
+    assert caught.value.hint
 
 
 def test_a_state_dict_copy_is_fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:

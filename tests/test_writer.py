@@ -203,18 +203,25 @@ def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: 
         assert_holds(staging.directory, state)
 
 
-@pytest.mark.parametrize("surplus", [-1, 1])
-def test_a_source_that_gives_another_number_of_elements_is_caught(
-    state: State, tmp_path: Path, surplus: int
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda stop: torch.zeros(stop - 1), r"\d+ elements"),
+        (lambda stop: torch.zeros(stop + 1), r"\d+ elements"),  # would overwrite the next tensor
+        (lambda stop: torch.zeros(stop, dtype=torch.int32), r"torch\.int32 elements"),
+        (lambda stop: torch.zeros(stop, dtype=torch.complex64), r"torch\.complex64 elements"),
+        (lambda stop: [0.0] * stop, "a list instead"),
+    ],
+)
+def test_a_source_that_gives_other_values_than_asked_for_is_caught(
+    state: State, tmp_path: Path, make: Callable[[int], Any], said: str
 ) -> None:
-    """A plugin's own: too many would overwrite the tensor behind."""
-
     class Wrong(StateDictSource):
-        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        def read(self, name: str, start: int, stop: int) -> Any:
             del name, start
-            return torch.zeros(stop + surplus)
+            return make(stop)
 
-    expected = r"'mine' gave \d+ elements of the \d+ from 0 on of tensor '\w+'"
+    expected = rf"'mine' gave {said} of the \d+ from 0 on of tensor '\w+'"
     with pytest.raises(BrokenPluginError, match=expected):
         write(Wrong({"a": state["a"]}, label="'mine'"), tmp_path / "out")
     assert os.listdir(tmp_path) == []

@@ -22,7 +22,7 @@ from fusion_core.weights.execution import (
     run_all,
     surveyors,
 )
-from fusion_core.weights.source import check_count, held_in_memory
+from fusion_core.weights.source import check_values, held_in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,14 +85,14 @@ class _Work:
 
     def __call__(self, unit: Unit) -> Unit:
         for info, start, stop in unit:
-            self.shards.write(info, start, self._read(info.name, start, stop))
+            self.shards.write(info, start, self._read(info, start, stop))
         if not self.is_shared:  # only this machine can make what it has written durable
             self.shards.sync([info for info, _, _ in unit])
         return unit
 
-    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        values = self.source.read(name, start, stop)
-        check_count(values, name, (start, stop), self.source)  # more would reach what lies behind
+    def _read(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        values = self.source.read(info.name, start, stop)
+        check_values(values, info, (start, stop), self.source)  # more would reach what lies behind
         return values
 
 

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from fusion_core.errors import BrokenPluginError
 from fusion_core.weights.execution import SerialExecutor
-from fusion_core.weights.piece import Operands, Piece, check_finite, is_merged
+from fusion_core.weights.piece import Operands, Piece, check_finite, is_finite, is_merged
 from fusion_core.weights.scan import Scan
-from fusion_core.weights.source import Cut, WeightSource, check_count
+from fusion_core.weights.source import Cut, WeightSource, check_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from fusion_core.weights.format import TensorInfo
-
 
 #: The key of a survey of the whole model: no tensor has an empty name.
 _WHOLE_MODEL = ""
@@ -99,14 +101,34 @@ class MergedSource(WeightSource):
         info = self.infos[name]
         if not is_merged(info):
             return self.operands.reference.read(name, start, stop)
-        merged = self.kernel.merge(self.piece(name, start, stop))
-        check_count(merged, name, (start, stop), self)
+        merged = self._merge(self.piece(name, start, stop))
+        if self.operands.finite and not is_finite(merged):
+            merged = self._merge(self.piece(name, start, stop, wide=True))
         return merged.reshape(-1).to(info.dtype).cpu()
 
-    def piece(self, name: str, start: int, stop: int) -> Piece:
-        """Return what the kernel merges for a range of a tensor, which must be one of `cut`."""
+    def piece(self, name: str, start: int, stop: int, *, wide: bool = False) -> Piece:
+        """Return what the kernel merges for a range of a tensor, which must be one of `cut`.
+
+        `wide` gives it in fp64: a sum may overflow on the way to a mean that does not.
+        """
         info = self.infos[name]
-        return Piece(self.operands, info, (start, stop), self.cut, self._state(info))
+        operands = replace(self.operands, wide=True) if wide else self.operands
+        return Piece(operands, info, (start, stop), self.cut, self._state(info))
+
+    def _merge(self, piece: Piece) -> torch.Tensor:
+        """Merge a piece; raises `BrokenPluginError` for what is not one tensor of its shape."""
+        merged: Any = self.kernel.merge(piece)
+        kind = type(self.kernel).__name__
+        where = f"algorithm {kind}: for tensor {piece.info.name!r} `merge` returned"
+        if not isinstance(merged, Tensor):
+            raise BrokenPluginError(f"{where} a {type(merged).__name__}, not a tensor")
+        if merged.shape != piece.shape or not merged.dtype.is_floating_point:
+            given = f"{merged.dtype} of shape {list(merged.shape)}"
+            raise BrokenPluginError(
+                f"{where} {given}, not floating-point numbers of shape {list(piece.shape)}",
+                hint="Return a tensor of the shape of one row of `piece.experts`.",
+            )
+        return merged
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -191,8 +213,10 @@ class CastSource(WeightSource):
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read and round."""
-        dtype = self.infos[name].dtype
-        values = self._source.read(name, start, stop).to(dtype)
+        info = self.infos[name]
+        values = self._source.read(name, start, stop)
+        check_values(values, info, (start, stop), self._source)
+        values, dtype = values.to(info.dtype), info.dtype
         if self._finite and dtype.is_floating_point:
             check_finite(values, name, f"{self.describe()} in {dtype}")
         return values

@@ -39,6 +39,8 @@ class Operands:
     finite: bool = True
     #: where matrices are merged; what is cut between elements stays on the CPU
     device: torch.device = _CPU
+    #: compute in fp64 whatever the operands are
+    wide: bool = False
 
     @property
     def reference(self) -> WeightSource:
@@ -52,7 +54,7 @@ class Operands:
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype to compute a tensor in: fp64 if an operand is, else fp32."""
-        wide = any(each.infos[name].dtype is torch.float64 for each in self.sources)
+        wide = self.wide or any(each.infos[name].dtype is torch.float64 for each in self.sources)
         return torch.float64 if wide else torch.float32
 
 
@@ -79,7 +81,8 @@ class Piece:
         #: what the kernel's survey returned
         self.state = state
         self._operands = operands
-        self._shape = _piece_shape(info, self.stop - self.start, cut)
+        #: of `base`, of one row of `experts`, and of what is merged
+        self.shape = _piece_shape(info, self.stop - self.start, cut)
         # What is computed element by element takes longer to copy to a GPU than to compute.
         self._device = _CPU if cut is Cut.ELEMENT else operands.device
 
@@ -116,7 +119,7 @@ class Piece:
     def weights(self) -> torch.Tensor:
         """Return their factors, of shape (experts, 1, ...): they broadcast over `experts`."""
         factors = self._operands.weights or (1.0,) * len(self._operands.experts)
-        column = (len(factors), *[1] * len(self._shape))
+        column = (len(factors), *[1] * len(self.shape))
         dtype = self._operands.dtype(self.info.name)
         return torch.tensor(factors, dtype=dtype, device=self._device).reshape(column)
 
@@ -127,7 +130,7 @@ class Piece:
         alone, so a random method gives the same bytes however the work is cut.
         """
         key = f"{self._operands.key}\0{self.names[expert]}\0{self.info.name}"
-        return self._placed(counter_uniform(key, self.start, self.stop).reshape(self._shape))
+        return self._placed(counter_uniform(key, self.start, self.stop).reshape(self.shape))
 
     def _rows(self, *, relative: bool) -> torch.Tensor:
         """Stack the experts, or their task vectors: whichever a source has, the other follows."""
@@ -140,7 +143,7 @@ class Piece:
 
     def _filled(self, row: torch.Tensor, source: WeightSource) -> torch.Tensor:
         values = source.read(self.info.name, self.start, self.stop)
-        row.copy_(values.reshape(self._shape))
+        row.copy_(values.reshape(self.shape))
         if self._operands.finite:
             check_finite(row, self.info.name, source.describe())
         return row
@@ -148,7 +151,7 @@ class Piece:
     def _empty(self, *leading: int) -> torch.Tensor:
         dtype = self._operands.dtype(self.info.name)
         pinned = self._device.type == "cuda"  # what is copied to a GPU while the CPU goes on
-        return torch.empty((*leading, *self._shape), dtype=dtype, pin_memory=pinned)
+        return torch.empty((*leading, *self.shape), dtype=dtype, pin_memory=pinned)
 
     def _placed(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._device, non_blocking=True)

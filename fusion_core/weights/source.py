@@ -125,16 +125,26 @@ def memory_of(values: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_char * values.nbytes).from_address(values.data_ptr())).cast("B")
 
 
-def check_count(
-    values: torch.Tensor, name: str, span: tuple[int, int], source: WeightSource
+def check_values(
+    values: object, info: TensorInfo, span: tuple[int, int], source: WeightSource
 ) -> None:
-    """Raise `BrokenPluginError` where a source gave fewer or more values than were asked for."""
+    """Raise `BrokenPluginError` where a source gave other values than were asked for.
+
+    As many are wanted as the span holds, and floating-point numbers just where the tensor has them.
+    """
     start, stop = span
-    if values.numel() != stop - start:
-        raise BrokenPluginError(
-            f"{source.describe()} gave {values.numel()} elements of the {stop - start} "
-            f"from {start} on of tensor {name!r}"
-        )
+    if not isinstance(values, torch.Tensor):
+        found = f"a {type(values).__name__} instead"
+    elif values.numel() != stop - start:
+        found = f"{values.numel()} elements"
+    elif values.is_complex() or values.is_floating_point() != info.dtype.is_floating_point:
+        found = f"{values.dtype} elements"
+    else:
+        return
+    raise BrokenPluginError(
+        f"{source.describe()} gave {found} of the {stop - start} from {start} on of "
+        f"tensor {info.name!r}, which is {info.dtype}"
+    )
 
 
 class StateDictSource(WeightSource):
@@ -142,8 +152,9 @@ class StateDictSource(WeightSource):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], *, label: str = "state dict") -> None:
         for name, tensor in tensors.items():
-            if not isinstance(tensor, torch.Tensor):
-                raise WeightsError(f"{label}: {name!r} is a {type(tensor).__name__}, no tensor")
+            if (found := _unreadable(tensor)) is not None:
+                what, hint = found
+                raise WeightsError(f"{label}: {name!r} is {what}", hint=hint)
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self._label = label
         self.infos = {
@@ -158,6 +169,25 @@ class StateDictSource(WeightSource):
     def describe(self) -> str:
         """Return the label given at construction."""
         return self._label
+
+
+def _unreadable(value: object) -> tuple[str, str | None] | None:
+    """Say what a value is that is not plain numbers, and what to do; None for one that is."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}, not a tensor", None
+    if value.is_meta:
+        return "on the meta device, without values", "Load the weights before merging."
+    wrapped = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    if value.is_quantized or wrapped:  # classes that compute in place of torch's own, too
+        kind = type(value).__name__ if wrapped else str(value.dtype)
+        return f"a {kind}, which only stands for numbers", (
+            "Give plain tensors: dequantize() what is quantised, full_tensor() what is distributed."
+        )
+    if value.layout is not torch.strided:
+        return f"a tensor of layout {value.layout}", "Give a dense one: tensor.to_dense()."
+    if value.is_complex():
+        return f"{value.dtype}", "Methods merge real numbers: give torch.view_as_real(tensor)."
+    return None
 
 
 def held_in_memory(source: WeightSource) -> WeightSource | None:

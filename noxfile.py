@@ -19,7 +19,7 @@ TYPING = "tests/typing"
 NEED_PLUGINS = {
     *("adaptive_resume", "author_pages", "bad_weights", "changing_inputs", "check", "cli"),
     *("cli_lightness", "determinism", "docs", "exports", "faults", "hostile_inputs", "how_to"),
-    *("mini8", "nested", "new_plugin", "patterns", "provenance", "readme", "run"),
+    *("mini8", "nested", "new_plugin", "paths", "patterns", "provenance", "readme", "run"),
     *("transformers", "tutorial", "wheels"),
 }
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]

@@ -37,12 +37,27 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
+class _Noticed:
+    """The field `tasks` of a context: that an algorithm asked for them is remembered."""
+
+    def __get__(self, context: RunContext | None, owner: type[RunContext]) -> TaskPool[Any] | None:
+        if context is None:  # the field's default
+            return None
+        context.saw_tasks = True
+        tasks: TaskPool[Any] | None = context.__dict__["tasks"]
+        return tasks
+
+    def __set__(self, context: RunContext, tasks: TaskPool[Any] | None) -> None:
+        context.__dict__["tasks"] = tasks
+        context.saw_tasks = False
+
+
 @dataclass
 class RunContext:
     """What a run gives an algorithm; every field has a default, so that tests can make one."""
 
     #: for algorithms that declare `needs_tasks`
-    tasks: TaskPool[Any] | None = None
+    tasks: TaskPool[Any] | None = _Noticed()  # type: ignore[assignment]
     #: everything random derives from it
     seed: int = 0
     #: where live models belong, and matrices are merged
@@ -64,6 +79,8 @@ class RunContext:
     state: Path | None = None
     #: the directory that is being written; None if nothing is
     output: Path | None = None
+    #: whether the algorithm asked for the tasks
+    saw_tasks: bool = field(default=False, init=False)
 
     def merged(
         self, pool: ModelPool[Any], kernel: Kernel, *, weights: Sequence[float] = ()
@@ -140,7 +157,7 @@ class Algorithm(ABC, Generic[ConfigT]):
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the options, defaults included, as YAML."""
-        text = dump_yaml(self.config.model_dump(mode="json"))
+        text = dump_yaml(self.config.model_dump(mode="json", context=Path(path).parent))
         Path(path).write_text(text, encoding="utf-8")
 
 

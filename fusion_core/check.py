@@ -89,9 +89,11 @@ class Check:
 def check(plan: Plan) -> Check:
     """Say what a plan would do.
 
-    Raises `AlignmentError` with a table of every difference if the models do not fit together.
+    Raises `AlignmentError` with a table of every difference if the models do not fit together, and
+    what `Plan.check_data` raises.
     """
     models = tuple(_models(plan))
+    plan.check_data()
     licences = {each.name: each.licence for each in models}
     return Check(
         plan.algorithm_name,

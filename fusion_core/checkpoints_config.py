@@ -15,44 +15,46 @@ from pydantic import (
     ConfigDict,
     PlainSerializer,
     PlainValidator,
+    SerializationInfo,
     ValidationInfo,
     WithJsonSchema,
 )
 
-from fusion_core.config import ComponentConfig
+from fusion_core.config import ComponentConfig, as_written, model_path
 from fusion_core.hub import looks_like_id, parse
+from fusion_core.paths import input_path, path_of
 
 
-def _check_source(value: object, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
+def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
     if _is_recipe(value):
         if info.context is None:
             raise ValueError("a recipe, which only a run can merge")
-        return info.context(value)
+        return info.context(value if isinstance(value, Mapping) else input_path(value))
     if isinstance(value, str | os.PathLike):
-        if not os.fspath(value):
-            raise ValueError("an empty path")
-        return os.fspath(value)
+        return model_path(value)
     if isinstance(value, Mapping) or hasattr(value, "state_dict"):
         return value
     raise ValueError("neither a path, a recipe, a state dict nor a live model")
 
 
-def _is_recipe(value: object) -> bool:
+def _is_recipe(value: Any) -> bool:  # noqa: ANN401 - whatever a recipe holds
     """Tell whether a model is what another recipe merges: its file, or the recipe itself."""
     if isinstance(value, str | os.PathLike):
         return Path(value).suffix in _RECIPES
     return isinstance(value, Mapping) and not {"algorithm", "model_pool"}.isdisjoint(value)
 
 
-def _describe_source(value: object) -> Any:  # noqa: ANN401 - a path, or a recipe in full
+def _describe_source(value: Any, info: SerializationInfo) -> Any:  # noqa: ANN401 - a path, or a recipe in full
     if isinstance(value, str):
-        return value
-    return getattr(value, "recipe", f"<live {type(value).__name__}>")
+        return as_written(value, info)
+    if hasattr(value, "recipe_in"):
+        return value.recipe_in(info.context)
+    return f"<live {type(value).__name__}>"
 
 
 def _name_of(given: str) -> str:
-    # A path that nobody may look at is no error yet: the pool says so, with the option's name.
-    if looks_like_id(given) and not os.path.exists(given):  # noqa: PTH110 - Path's would raise
+    # A path that nobody may look at is not an error yet: the pool says so, with the option's name.
+    if looks_like_id(given) and not os.path.exists(path_of(given)):  # noqa: PTH110 - Path's would raise
         given = parse(given).repo
     path = Path(given)
     return path.stem if path.suffix in {".safetensors", *_RECIPES} else path.name
@@ -63,7 +65,9 @@ def named_after_paths(value: object) -> object:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     names = [
-        _name_of(os.fspath(each)) if isinstance(each, str | os.PathLike) else f"model-{number}"
+        _name_of(each if isinstance(each, str) else os.fspath(each))
+        if isinstance(each, str | os.PathLike)
+        else f"model-{number}"
         for number, each in enumerate(value, 1)
     ]
     if len(set(names)) != len(names):

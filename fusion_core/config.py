@@ -5,16 +5,50 @@ Nothing heavy is imported: configuration classes live in modules without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+)
 
+from fusion_core.hub import looks_like_id
+from fusion_core.paths import input_path, path_of, portable
 from fusion_core.recipes import from_name
 from fusion_core.validation import STRICT, Options, validated
 
 #: One factor an expert, by name or in pool order; absent ones are 1.
 ExpertWeights = Mapping[str, float] | Sequence[float]
+
+
+def model_path(value: str | os.PathLike[str]) -> str:
+    """Return where the path of a model leads, or its name on the hub where it is not there."""
+    path = input_path(value)
+    return path if os.path.lexists(path) or not looks_like_id(os.fspath(value)) else str(value)
+
+
+def as_written(path: str, info: SerializationInfo) -> str:
+    """Return a path, or a name on the hub, as a recipe in `info.context` names it."""
+    return portable(path, info.context) if os.path.lexists(path) else path
+
+
+def _if_path(read: Callable[[Any], str]) -> BeforeValidator:
+    return BeforeValidator(
+        lambda value: read(value) if isinstance(value, str | os.PathLike) else value
+    )
+
+
+#: A file or directory that is read: where recipes name it by a relative path, from their folder on.
+InputPath = Annotated[str, _if_path(input_path), PlainSerializer(as_written)]
+#: A model that is read: a path, or `org/name@revision` on the hub.
+ModelPath = Annotated[str, _if_path(model_path), PlainSerializer(as_written)]
 
 
 class ComponentConfig(Options):
@@ -47,7 +81,7 @@ class Choice(BaseModel):
 class OutputOptions(Options):
     """Where the merged model goes, and in which form."""
 
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: Annotated[str, _if_path(path_of)] | None = None
     """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
     """The dtype of floating-point tensors; default: the base's."""

@@ -21,6 +21,8 @@ is a bug and is shown with its traceback.
 
 from typing import ClassVar
 
+from fusion_core.shown import without_secrets
+
 
 class FusionError(Exception):
     """A run failed for a reason that its user can do something about."""
@@ -29,8 +31,8 @@ class FusionError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = without_secrets(message)
+        self.hint = None if hint is None else without_secrets(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message

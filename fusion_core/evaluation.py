@@ -13,7 +13,7 @@ import torch
 
 from fusion_core import hub
 from fusion_core.config import Choice, choice_of
-from fusion_core.errors import PluginError, RecipeError
+from fusion_core.errors import FusionError, PluginError, RecipeError
 from fusion_core.kernels import with_fast_products
 from fusion_core.progress import Progress, noting
 from fusion_core.ranks import own_gpu
@@ -99,6 +99,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     with hub.session(progress):
         tasks = chosen_tasks.create()
         check_tasks(tasks)
+        check_data(tasks, chosen_tasks.component.plugin.distribution)
         if algorithm is not None:
             tasks = algorithm.create().tasks(tasks)
         report = evaluate(
@@ -155,6 +156,14 @@ def check_tasks(tasks: TaskPool[Any]) -> None:
         raise RecipeError(
             "the task pool has no tasks", hint="Name some with --tasks; see: fuse list tasks"
         )
+
+
+def check_data(tasks: TaskPool[Any], plugin: str) -> None:
+    """Raise a `FusionError` naming plugin and task if a task's data is not there."""
+    try:
+        tasks.check()
+    except FusionError as error:
+        raise type(error)(f"{plugin}: {error.message}", hint=error.hint) from error
 
 
 def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:

@@ -17,6 +17,7 @@ from fusion_core.weights import WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from fusion_core.model_pool import ModelPool
     from fusion_core.planning import Plan
@@ -38,10 +39,9 @@ class RecipeSource(WeightSource):
         self._label = f"merge by {plan.algorithm_name}"
         self._merged: WeightSource | None = None
 
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        """The recipe, resolved."""
-        return self.plan.recipe
+    def recipe_in(self, folder: Path | None) -> Mapping[str, Any]:
+        """Return the recipe, resolved, with paths as a recipe in `folder` names them."""
+        return self.plan.recipe_in(folder)
 
     def inputs(self) -> Mapping[str, Any]:
         """Identify what the recipe merges."""

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core import provenance
 from fusion_core.errors import OutputError, RecipeError
 from fusion_core.evaluation import RECIPE
 from fusion_core.fused import dtype_of
+from fusion_core.paths import without_folders
 from fusion_core.recipes import dump_yaml
 from fusion_core.weights import (
     CheckpointSource,
@@ -117,7 +118,7 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
     )
     for name, content in {**assets, **context.side_files}.items():
         staging.add(name, content)
-    staging.add(RECIPE, dump_yaml(plan.recipe).encode())
+    staging.add(RECIPE, dump_yaml(plan.recipe_in(plan.path)).encode())
     seconds = round(time.perf_counter() - started, 3)
     timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
     staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
@@ -134,7 +135,7 @@ def _provenance(
 ) -> bytes:
     parts = {
         **_environment(plan),
-        **_inputs(plan),
+        **cast("dict[str, Any]", without_folders(_inputs(plan))),
         "tensors": provenance.counts(pool, weights, skipped=plan.skipped),
         "outputs": provenance.outputs(staging),
     }

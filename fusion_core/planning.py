@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub, provenance
 from fusion_core.algorithm import Algorithm
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.evaluation import check_tasks, device_of, sees_tasks
+from fusion_core.evaluation import check_data, check_tasks, device_of, sees_tasks
 from fusion_core.model_pool import ModelPool
 from fusion_core.needs import check_needs
 from fusion_core.nested import RecipeSource, nested_in
@@ -81,12 +81,16 @@ class Plan:
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe: every default written out, the output's place left out."""
+        return self.recipe_in(None)
+
+    def recipe_in(self, folder: Path | None) -> dict[str, Any]:
+        """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
         sections = {
-            "algorithm": _section(self.resolved.algorithm, self.algorithm),
-            "model_pool": _section(self.resolved.model_pool, self.pool),
+            "algorithm": _section(self.resolved.algorithm, self.algorithm, folder),
+            "model_pool": _section(self.resolved.model_pool, self.pool, folder),
         }
         if self.tasks is not None:
-            sections["task_pool"] = _section(self.resolved.task_pool, self.tasks)
+            sections["task_pool"] = _section(self.resolved.task_pool, self.tasks, folder)
         rest = self.resolved.recipe.model_dump(
             mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
         )
@@ -124,11 +128,14 @@ class Plan:
         outer = self.resolved.algorithm
         return outer is None or sees_tasks(outer.component.spec)
 
-    @property
-    def transductive(self) -> bool | None:
-        """Whether an algorithm saw the examples that are measured on; None where none saw tasks."""
-        own = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
-        within = [each.plan.transductive for each in self.nested.values()]
+    def transductive(self, *, saw_tasks: bool = True) -> bool | None:
+        """Tell whether an algorithm saw the examples that are measured on; None where none did.
+
+        `saw_tasks` says what only a run shows: whether one given as an object asked for them.
+        """
+        saw = self.adapts and (saw_tasks or self.resolved.algorithm is not None)
+        own = [self.tasks.transductive] if saw and self.tasks is not None else []
+        within = [each.plan.transductive() for each in self.nested.values()]
         seen = [each for each in (*own, *within) if each is not None]
         return any(seen) if seen else None
 
@@ -136,6 +143,15 @@ class Plan:
     def tasks_read(self) -> TaskPool[Any] | None:
         """The tasks, if anything looks at them."""
         return self.tasks if self.adapts or self.options.evaluate else None
+
+    def check_data(self) -> None:
+        """Raise a `FusionError` naming plugin and task if data that is read later is not there."""
+        if self.tasks_read is not None:
+            given = self.resolved.task_pool
+            plugin = given.component.plugin.distribution if given else type(self.tasks).__name__
+            check_data(self.tasks_read, plugin)
+        for source in self.nested.values():
+            source.plan.check_data()
 
     @property
     def nested(self) -> dict[str, RecipeSource]:
@@ -255,11 +271,15 @@ def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algori
     return None if resolved is None else resolved.create()
 
 
-def _section(resolved: Resolved[Any] | None, instance: Any) -> dict[str, Any]:  # noqa: ANN401
+def _section(
+    resolved: Resolved[Any] | None,
+    instance: Any,  # noqa: ANN401 - an algorithm or a pool
+    folder: Path | None,
+) -> dict[str, Any]:
     if resolved is not None:
-        return resolved.as_recipe()
+        return resolved.as_recipe(folder)
     kind = type(instance)
     return {
         "name": f"{kind.__module__}:{kind.__qualname__}",
-        **instance.config.model_dump(mode="json"),
+        **instance.config.model_dump(mode="json", context=folder),
     }

@@ -6,17 +6,19 @@ means is not known here (`fusion_core.config`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from io import StringIO
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.nodes import CollectionNode
 
 from fusion_core.errors import RecipeError
+from fusion_core.paths import placed_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,16 +83,18 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 def load_recipe(path: str | Path) -> dict[str, Any]:
     """Read a recipe file; validation comes with the run, when flags have had their say.
 
-    Raises `RecipeError` if the file is missing, is not YAML, or is no mapping.
+    Relative paths in it start in its own folder (`fusion_core.paths`). Raises `RecipeError` if the
+    file is missing, is not YAML, or is not a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from error
     recipe = load_yaml(text, origin=str(path))
     if not isinstance(recipe, dict):
-        raise RecipeError(f"recipe {str(path)!r} is no mapping of sections to options")
-    return recipe
+        raise RecipeError(f"recipe {str(path)!r} is not a mapping of sections to options")
+    placed: Any = placed_in(recipe, os.path.dirname(path))  # noqa: PTH120 - Path would say `.`
+    return cast("dict[str, Any]", placed)
 
 
 def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskP
 from fusion_core.validation import validated
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fusion_core.components import Component
     from fusion_core.plugins import PluginManager
 
@@ -43,11 +45,12 @@ class Resolved(Generic[SpecT]):
         """The component's own name, whatever alias the recipe used."""
         return self.component.spec.name
 
-    def as_recipe(self) -> dict[str, Any]:
-        """Return the section that says the same in full: name and every option."""
+    def as_recipe(self, folder: Path | None = None) -> dict[str, Any]:
+        """Return the section that says the same in full, for a recipe in `folder`."""
         name = self.component.qualified_name if self.ambiguous else self.name
         selection = self.selection.model_dump(mode="json", exclude_defaults=True)
-        return {"name": name, **self.config.model_dump(mode="json"), **selection}
+        options = self.config.model_dump(mode="json", context=folder)
+        return {"name": name, **options, **selection}
 
     def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
         """Import the class and instantiate it."""

@@ -90,6 +90,8 @@ def execute(plan: Plan) -> RunResult:
     info = RunInfo(plan.recipe, plan.path)
     notify(plan, "fusion_run_started", run=info)
     _download(plan)
+    if not helps():
+        plan.check_data()
     with (
         hub.session(plan.options.progress),
         nullcontext() if helps() else opened(plan) as staging,
@@ -115,7 +117,7 @@ def execute(plan: Plan) -> RunResult:
         written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
     if plan.tasks is not None and plan.options.evaluate:
-        result = replace(result, report=_evaluated(plan, result))
+        result = replace(result, report=_evaluated(plan, result, saw_tasks=context.saw_tasks))
     notify(plan, "fusion_run_finished", run=info, result=result)
     return result
 
@@ -135,7 +137,7 @@ def _download(plan: Plan) -> None:
             hub.fetch(files)
 
 
-def _evaluated(plan: Plan, result: RunResult) -> Report:
+def _evaluated(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
     """Evaluate what was made; a failure leaves a committed model where it is and says so."""
     assert plan.tasks is not None  # noqa: S101 - the caller looked
     try:
@@ -145,7 +147,7 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
             result.weights,
             device=plan.device,
             progress=plan.options.progress,
-            transductive=plan.transductive,
+            transductive=plan.transductive(saw_tasks=saw_tasks),
         )
         if result.path is not None:
             write_report(report, result.path)

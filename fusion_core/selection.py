@@ -7,7 +7,7 @@ is. What a recipe says about it is `fusion_core.patterns`.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.algorithm import Algorithm, RunContext
@@ -89,7 +89,8 @@ class Selected(Algorithm[ComponentConfig]):
         """Let the algorithm merge what it is to see, and complete the result."""
         merged = pool.reference
         for algorithm, some in self.parts(pool):
-            own = replace(context, side_files={})
+            own = copy(context)  # not `replace`, which asks for every field
+            own.side_files = {}
             merged = AlignedSource(as_source(algorithm.run(some, own), some), merged)
             if twice := own.side_files.keys() & context.side_files.keys():
                 raise FusionError(
@@ -97,6 +98,7 @@ class Selected(Algorithm[ComponentConfig]):
                     hint="Leave the overrides out: this method does not take them.",
                 )
             context.side_files |= own.side_files
+            context.saw_tasks |= own.saw_tasks
         return merged
 
 

@@ -1,5 +1,13 @@
 """How numbers and names are shown to people."""
 
+import re
+
+#: What stands before the host of a URL, with a scheme or without, and tokens of the hub.
+_SECRETS = re.compile(
+    r"""(?<=://)(?:[^\s/@]*|[^\s/@:]*:\S*)(?=@)|[^\s:/@'"]+:[^\s:/@'"]+(?=@[\w\[])"""
+    r"""|\bhf_[A-Za-z0-9]{30,}"""
+)
+
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -9,6 +17,11 @@ def amount(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} B"
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the credentials that URLs and tokens in it hold."""
+    return _SECRETS.sub("[...]", text)
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from pydantic import TypeAdapter
 
 from fusion_core.config import ComponentConfig
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 from fusion_core.progress import Progress, noting
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ SCHEMA = 1
 REPORT = "report.json"
 _STORED = ("tasks", "transductive", "measured_on", "published")
 _REFERENCES = ("pretrained", "individual")
+#: What a task may raise that has no batches of one test example, and measures all the same.
+_LEFT_TO_THE_RUN = (NotImplementedError, ValueError, TypeError, LookupError, RecipeError)
 
 
 class Split(StrEnum):
@@ -72,6 +75,15 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:
         """Measure a model on the whole test split: fractions by name, the main metric first."""
+
+    def check(self) -> None:
+        """Raise `OSError` or a `FusionError` if data is missing here, before anything runs.
+
+        By default one test example is read, and what else that raises is left for the run to say.
+        A task whose data is large, or comes from the hub, looks at less.
+        """
+        with suppress(*_LEFT_TO_THE_RUN):
+            self.batch(0, size=1, split=Split.TEST, seed=0)
 
 
 class FeatureTask(Task):
@@ -125,6 +137,19 @@ class TaskPool(ABC, Generic[ConfigT]):
     def downloads(self) -> Sequence[Wanted]:
         """Return the files on the hub that measuring needs, those in the cache too."""
         return ()
+
+    def check(self) -> None:
+        """Raise a `FusionError` naming the first task whose data is missing here."""
+        for name in self.names:
+            try:
+                self[name].check()
+            except FusionError as error:
+                raise type(error)(f"task {name!r}: {error.message}", hint=error.hint) from error
+            except OSError as error:
+                raise FusionError(
+                    f"task {name!r}: its data cannot be read: {error}",
+                    hint="Put it there, or leave the task out with --tasks.",
+                ) from error
 
     def inputs(self) -> Mapping[str, Any]:
         """Identify the tasks' data for the provenance, as far as it has a name of its own."""

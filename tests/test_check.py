@@ -23,7 +23,7 @@ from fusion_core.weights.finite import BadTensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from conftest import Outcome
+    from conftest import Outcome, Site
 
 
 @pytest.fixture
@@ -484,3 +484,39 @@ def test_a_run_says_what_became_of_the_tensors(fuse: Callable[..., Outcome], rec
     assert done.code == 0
     assert "tensors: 4 merged, 2 copied, 0 dropped" in done.err.splitlines()
     assert "tensors" not in fuse("run", recipe, "-q", "--overwrite").err
+
+
+@pytest.mark.parametrize("how", ["a missing file", "another reason"])
+def test_a_task_whose_data_is_missing_is_found_with_plugin_and_task(
+    fuse: Callable[..., Outcome], pool: dict[str, Any], site: Site, how: str
+) -> None:
+    site.install(
+        "tasks-birds",
+        """
+        from fusion_core import ComponentConfig, Task, TaskPool, TaskPoolSpec, hookimpl
+        class Birds(Task):
+            def __init__(self, name): self.name = name
+            def batch(self, step, *, size, split, seed): return open(f"{self.name}.csv")
+            def logits(self, model, batch): ...
+            def evaluate(self, model): ...
+        class BirdTasks(TaskPool):
+            config_class = ComponentConfig
+            names = ("here", "gone")
+            def __getitem__(self, name): return Birds(name)
+        KEYS = {"summary": "", "target": "tasks_birds:BirdTasks"}
+        @hookimpl
+        def fusion_register_task_pools():
+            yield TaskPoolSpec(name="birds", config="tasks_birds:ComponentConfig", **KEYS)
+        """,
+    )
+    Path("here.csv").touch()
+    if how == "another reason":
+        Path("gone.csv").mkdir()
+    recipe = {"algorithm": "task-arithmetic", "model_pool": pool, "task_pool": "birds"}
+    Path("birds.yaml").write_text(json.dumps({**recipe, "output": {"path": "out"}}))
+    for command in ("check", "run"):
+        done = fuse(command, "birds.yaml", "-q")
+        assert (done.code, done.out) == (1, "")
+        assert "error: tasks-birds: task 'gone': its data cannot be read: " in done.err
+    assert fuse("check", "birds.yaml", "--no-eval").code == 0
+    assert not Path("out").exists()

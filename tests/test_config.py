@@ -422,7 +422,7 @@ def test_a_dump_keeps_the_order_and_does_not_wrap() -> None:
 @pytest.mark.parametrize("content", [b"- a\n- b\n", b"just text", b"", b"5"])
 def test_a_recipe_file_holds_a_mapping(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recipe.yaml").write_bytes(content)
-    with pytest.raises(RecipeError, match="no mapping"):
+    with pytest.raises(RecipeError, match="not a mapping"):
         load_recipe(tmp_path / "recipe.yaml")
 
 
@@ -484,7 +484,7 @@ def test_models_are_named_after_their_paths(models: object, names: list[str]) ->
         ({"models": ["x/same", "y/same"]}, "the same name"),
         ({"models": "x"}, "dictionary"),
         ({"models": [5]}, "neither a path"),
-        ({"models": {"a": ""}}, "an empty path"),
+        ({"models": {"a": ""}}, "not a path: it is empty"),
         ({"models": {"a": "x"}, "base": 5}, "neither a path"),
         ({"models": {"a": "x"}, "bsae": "x"}, "did you mean base"),
         ({}, "models: required"),

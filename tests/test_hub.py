@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from _thread import interrupt_main
 from contextlib import contextmanager
 from pathlib import Path
@@ -408,16 +409,41 @@ def test_a_server_that_has_a_full_disk_is_not_ours(hub: HubServer) -> None:
     assert "failing (507)" in error.message
 
 
-@pytest.mark.parametrize("address", ["hub.example", "localhost:80", "http://a:b:c", "http://[::1"])
-def test_an_endpoint_that_is_no_url_is_said_so(
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("hub.example", "localhost:80", "http://a:b:c", "http://[::1", "http://", "ftp://hub"),
+        *("user:PASSWORD@hub", "http://user:PASS/WORD@hub", "http://hub:99999"),
+    ],
+)
+def test_an_endpoint_that_is_not_a_url_is_said_so(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
     error = failure(lambda: hf.resolve(MODEL))
     assert isinstance(error, HubError)
-    assert error.message == f"HF_ENDPOINT is no URL: {address!r}"
+    assert error.message == "HF_ENDPOINT is not a URL"
     assert "https://huggingface.co" in (error.hint or "")
     assert hub.requests == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "prepare", [private, fails("/revision/", 403), fails("/tree/", 500), lambda hub: hub.stop()]
+)
+def test_credentials_in_the_endpoint_are_shown_nowhere(
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[HubServer], None],
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("://", "://user:PASSWORD@"))
+    prepare(hub)
+    error = failure(lambda: hf.download(MODEL, ALL))
+    assert "PASSWORD" not in "".join(traceback.format_exception(error))
+    plain = FusionError(
+        "see https://user:PASSWORD@hub/x", hint="or user:PASSWORD@hub, hf_" + 34 * "A"
+    )
+    assert str(plain) == "see https://[...]@hub/x\nor [...]@hub, [...]"
 
 
 # --- offline ------------------------------------------------------------------------------------

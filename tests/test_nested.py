@@ -187,7 +187,7 @@ def test_the_provenance_names_what_went_into_it(inner: dict[str, Any], tmp_path:
     found = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert found["inputs"]["math"]["source"] == "merge by ties"
     assert list(found["inputs"]["math"]["inputs"]) == ["base", "a", "b"]
-    assert found["inputs"]["math"]["inputs"]["a"]["source"] == "in/a"
+    assert found["inputs"]["math"]["inputs"]["a"]["source"] == "a"
     assert "files" in found["inputs"]["math"]["inputs"]["a"]
     assert {"fusion-linear", "fusion-ties"} <= found["plugins"].keys()
 

@@ -308,7 +308,11 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
             "normalize": True,
             "zero_sign": "majority",
         },
-        "model_pool": {"name": "checkpoints", **paths},
+        "model_pool": {
+            "name": "checkpoints",
+            "base": "../in/base",
+            "models": {name: f"../in/{name}" for name in "abc"},
+        },
         "seed": 5,
         "output": {"dtype": None, "shard_size": 5_000_000_000},
         "alignment": {
@@ -325,7 +329,7 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
     assert provenance["schema"] == 1
     assert provenance["plugins"].keys() == {"fusion-core", "fusion-ties"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
-    assert provenance["inputs"]["a"]["source"] == "in/a"
+    assert provenance["inputs"]["a"]["source"] == "a"
     assert provenance["tensors"] == {"merged": 5, "copied": 1, "dropped": 0}
     assert provenance["outputs"]["files"].keys() == {
         "config.json",
@@ -850,6 +854,34 @@ def test_only_algorithms_that_ask_for_tasks_see_them(
     assert (blind.report.transductive, sees.report.transductive) == (None, False)
     with pytest.raises(RecipeError, match="needs tasks with unlabeled data"):
         run_fusion(algorithm="sees", model_pool=pool)
+
+
+class Peek(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        return pool.reference if context.tasks is not None else pool.experts["a"]
+
+
+class Ignore(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        return pool.experts["a"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "transductive"), [(DropAndAverage(), None), (Ignore(), None), (Peek(), False)]
+)
+def test_an_object_that_asks_for_no_tasks_adapts_on_none(
+    nets: tuple[Net, dict[str, Net]],
+    algorithm: Algorithm[Any],
+    transductive: bool | None,  # noqa: FBT001
+) -> None:
+    pool = {"base": nets[0], "models": nets[1]}
+    report = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=Norms("a")).report
+    assert report is not None
+    assert report.transductive is transductive
 
 
 # --- hooks --------------------------------------------------------------------------------------

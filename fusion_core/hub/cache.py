@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from fusion_core.errors import DiskError
+from fusion_core.errors import DiskError, HubError
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
@@ -81,8 +82,22 @@ def on_one_disk() -> bool:
 
 
 def endpoint() -> str | None:
-    """Return the hub's address, None for the usual one."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    """Return the hub's address, None for the usual one.
+
+    Raises `HubError` for what is not one; it is not shown, for it may hold a password.
+    """
+    given = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    try:
+        parts = urlsplit(given)
+        is_url = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if given and not is_url:
+        raise HubError(
+            "HF_ENDPOINT is not a URL",
+            hint="Write the whole address, https://huggingface.co for one, or unset HF_ENDPOINT.",
+        )
+    return given or None
 
 
 def is_offline() -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import DiskError, FusionError, HubError
+from fusion_core.shown import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,14 @@ def explained(error: Exception, reference: Reference, *, cache: Path, endpoint: 
         or (None if response is None else _refused(response, reference, endpoint))
         or _unreachable(error, reference, endpoint)
     )
+
+
+def hide_secrets(error: BaseException) -> None:
+    """Take credentials out of what an error, and those that it came from, say in a traceback."""
+    for each in _chain(error):
+        each.args = tuple(
+            without_secrets(part) if isinstance(part, str) else part for part in each.args
+        )
 
 
 def not_cached(reference: Reference, cache: Path, missing: str = "") -> HubError:
@@ -151,11 +160,6 @@ def _refused_by_disk(error: BaseException) -> str | None:
 def _unreachable(error: Exception, reference: Reference, endpoint: str) -> HubError:
     """Explain what happened on the way: no answer, half an answer, or one that makes no sense."""
     text = _SECRETS.sub("[...]", str(error).strip().partition("\n")[0])[:200]
-    if any(map(_is_no_url, _chain(error))):
-        return HubError(
-            f"HF_ENDPOINT is no URL: {endpoint!r}",
-            hint="Write the whole address, https://huggingface.co for one, or unset HF_ENDPOINT.",
-        )
     if any(map(_is_connection, _chain(error))):
         return HubError(
             f"the hub at {endpoint} cannot be reached, asked for {reference}",
@@ -189,10 +193,6 @@ def _is_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _UNSENT in str(error)  # or says it in words only
 
 
-def _is_no_url(error: BaseException) -> bool:
-    return isinstance(error, (http().UnsupportedProtocol, http().InvalidURL))
-
-
 def _is_cut(error: Exception) -> bool:
     return any(isinstance(each, http().TransportError) for each in _chain(error))
 
@@ -206,4 +206,4 @@ def _response(error: Exception) -> Any:  # noqa: ANN401 - the HTTP library's
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__

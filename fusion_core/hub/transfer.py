@@ -9,7 +9,7 @@ from threading import Event, Lock, get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.hub.cache import RemoteFile, cache_directory, endpoint, room_for, snapshot_of
-from fusion_core.hub.failures import explained, http
+from fusion_core.hub.failures import explained, hide_secrets, http
 from fusion_core.hub.integrity import check_digest, discard
 from fusion_core.shown import amount
 
@@ -28,9 +28,9 @@ _NO_DISCUSSIONS = {403, 404}
 
 def ask_commit(reference: Reference) -> str:
     """Return the commit that a revision is."""
-    from huggingface_hub import HfApi
-
     with asking(reference):
+        from huggingface_hub import HfApi
+
         found = HfApi(endpoint=endpoint()).repo_info(
             reference.repo, revision=reference.revision, repo_type=reference.kind
         )
@@ -39,10 +39,10 @@ def ask_commit(reference: Reference) -> str:
 
 def ask_listing(pinned: Reference) -> list[RemoteFile]:
     """Return a commit's files, with their hashes."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
     with asking(pinned):
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
         found = HfApi(endpoint=endpoint()).list_repo_tree(
             pinned.repo, recursive=True, revision=pinned.revision, repo_type=pinned.kind
         )
@@ -58,10 +58,10 @@ def ask_conversions(pinned: Reference) -> list[str]:
 
     Anybody may open a pull request; only those of the bot count.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     with asking(pinned):
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
         try:
             found = list(
                 HfApi(endpoint=endpoint()).get_repo_discussions(
@@ -138,6 +138,7 @@ def asking(reference: Reference) -> Iterator[None]:
 
     Its warnings show whole URLs, which may be signed.
     """
+    where = endpoint() or "huggingface.co"
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -145,7 +146,7 @@ def asking(reference: Reference) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, LookupError, RuntimeError, *theirs) as error:
-        where = endpoint() or "huggingface.co"
+        hide_secrets(error)
         raise explained(error, reference, cache=cache_directory(), endpoint=where) from error
     finally:
         logger.setLevel(before)

@@ -123,6 +123,9 @@ class WatchedTasks(TinyTasks):
         super().__init__(names)
         self._labels = labels
 
+    def check(self) -> None:
+        """Look at nothing: what the core asks of tasks before a run, algorithms are not told of."""
+
     def __getitem__(self, name: str) -> Task:
         """Return a task that is watched."""
         task = copy.copy(super().__getitem__(name))

@@ -295,7 +295,7 @@ def test_a_teacher_is_all_of_an_expert_whatever_is_merged(
     pool, asked = make_pool("mlp"), []
     monkeypatch.setattr(
         "fusion_adamerging.adamerging.expert_logits",
-        lambda expert, *_: asked.append(expert.state_dict()) or {0: torch.zeros(16, 4)},
+        lambda expert, *_: asked.append(expert.state_dict()) or [(0, torch.zeros(16, 4))],
     )
     options = {"name": "adamerging", "steps": 1, "objective": "teacher", "skip": "*.bias"}
     run_fusion(algorithm=options, model_pool=pool, task_pool=tasks)

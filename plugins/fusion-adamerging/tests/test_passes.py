@@ -181,7 +181,7 @@ def test_teachers_are_asked_once_for_every_step_to_come(
     pool = make_pool("mlp")
     expert = pool.build(pool.experts["a"])
     calls = Counting(expert)
-    logits = expert_logits(expert, tasks["a"], Batches(8, 1), range(2, 5), CPU)
+    logits = dict(expert_logits(expert, tasks["a"], Batches(8, 1), range(2, 5), CPU))
     assert calls.sizes == [8, 8, 8]
     batch = Batches(8, 1).of(tasks["a"], 3)
     torch.testing.assert_close(logits[3], expert(batch.inputs).detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,11 @@ import pytest
 from transformers import CLIPVisionModel
 
 from fusion_core import run_fusion
-from fusion_core.errors import RecipeError
+from fusion_core.errors import IntegrityError, RecipeError
 from fusion_core.specs import load_target
 from fusion_core.task_pool import Split
 from fusion_core.testing import Mean
-from pools_mini import plugin
+from pools_mini import files, plugin
 from pools_mini.config import Mini8Config, Mini8TasksConfig
 from pools_mini.files import DATA, description
 from pools_mini.pools import Mini8Pool, Mini8Tasks
@@ -84,6 +85,30 @@ def test_every_file_has_the_checksum_that_is_recorded() -> None:
     assert recorded.keys() == {str(path.relative_to(DATA)) for path in files}
     for name, digest in recorded.items():
         assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == digest, name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["base/model.safetensors", "base/config.json", "tasks/greek/test.parquet", "tasks.json"],
+)
+@pytest.mark.parametrize("damage", ["changed", "gone", "not listed"])
+def test_a_file_that_is_not_as_it_was_made_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
+) -> None:
+    data = Path(shutil.copytree(DATA, tmp_path / "data"))
+    monkeypatch.setattr(files, "DATA", data)
+    content = (data / name).read_bytes()
+    if damage == "changed":
+        (data / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "gone":
+        (data / name).unlink()
+    else:
+        sums = (data / "SHA256SUMS").read_text().splitlines()
+        (data / "SHA256SUMS").write_text("\n".join(each for each in sums if name not in each))
+    with pytest.raises(IntegrityError, match=f"{name}: ") as caught:
+        Mini8Pool(Mini8Config())
+        Mini8Tasks(Mini8TasksConfig())
+    assert "--force-reinstall pools-mini" in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("wheel", "pools_mini"), ("sdist", "src/pools_mini")])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core.model_pool import ModelPool
+    from fusion_core.progress import Progress
     from fusion_core.task_pool import TaskPool
 
 COEFFICIENTS = "coefficients.json"
@@ -89,7 +90,9 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         merged.prepare(context.executor)
         search = self._search(pool, merged, context, joined_ranks())
         try:
-            learned = search.run(lambda steps: self._teach(pool, search.passes, steps))
+            learned = search.run(
+                lambda steps: self._teach(pool, search.passes, steps, context.progress)
+            )
         except SearchStoppedError as error:
             raise self._rescued(error, search, merged) from error
         found = self._named(learned, search, merged)
@@ -139,21 +142,23 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         own = {pool.task_of(expert) for expert in pool.experts}
         return [name for name in tasks.names if name in own] or list(tasks.names)
 
-    def _teach(self, pool: ModelPool[Any], passes: Passes, steps: range) -> None:
+    def _teach(
+        self, pool: ModelPool[Any], passes: Passes, steps: range, progress: Progress
+    ) -> None:
         """Let each task's expert say once what it predicts in all steps to come."""
         if self.config.objective != "teacher":
             return
         experts = teachers(pool, [task.name for task in passes.tasks])
-        passes.teacher = {
-            task.name: expert_logits(
-                pool.build(pool.experts[experts[task.name]]),
-                task,
-                passes.batches,
-                steps,
-                passes.device,
-            )
-            for task in passes.tasks
-        }
+        total = len(passes.tasks) * len(steps)
+        passes.teacher = {}
+        with progress.track("ask the teachers", total=total, unit="batches") as advance:
+            for task in passes.tasks:
+                expert = pool.build(pool.experts[experts[task.name]])
+                asked = expert_logits(expert, task, passes.batches, steps, passes.device)
+                passes.teacher[task.name] = {}
+                for step, logits in asked:
+                    passes.teacher[task.name][step] = logits
+                    advance(1, note=task.name)
 
     def _named(self, learned: Tensor, search: Search, merged: MergedSource) -> Coefficients:
         names = _merged_names(merged)

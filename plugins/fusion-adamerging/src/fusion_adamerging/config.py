@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 
-from fusion_core.config import ComponentConfig
+from fusion_core.config import ComponentConfig, InputPath
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -63,7 +63,7 @@ class AdaMergingConfig(ComponentConfig):
     adapt_split: Literal["test", "holdout"] = "test"
     """Adapt on the tasks' unlabeled examples, which may be the test examples themselves, or on one
     half of the test examples and measure on the other."""
-    coefficients: str | None = None
+    coefficients: InputPath | None = None
     """A coefficients.json of an earlier run: use it and skip the search."""
     save_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two states that `--resume` goes on from."""

@@ -20,7 +20,7 @@ from fusion_core.kernels import with_fast_products
 from fusion_core.task_pool import Batch, FeatureTask, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -54,7 +54,7 @@ class Passes:
     #: tasks share a pass while its activations take no more bytes
     shared: int = 0
     #: by task and step the logits to agree with; None where entropy is what is minimised
-    teacher: Mapping[str, Mapping[int, Tensor]] | None = None
+    teacher: dict[str, dict[int, Tensor]] | None = None
     #: how many tasks of a kind fit into a pass, once that is known
     rooms: dict[Any, int] = field(default_factory=dict)
 
@@ -136,15 +136,15 @@ class Passes:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-@torch.no_grad()
 def expert_logits(
     expert: nn.Module, task: Task, batches: Batches, steps: range, device: torch.device
-) -> dict[int, Tensor]:
-    """Return by step what a task's own expert predicts, on the CPU; (examples, classes) each."""
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield by step what a task's own expert predicts, on the CPU; (examples, classes) each."""
     with_fast_products(expert).to(device).eval()
-    return {
-        step: task.logits(expert, batches.of(task, step).to(device)).float().cpu() for step in steps
-    }
+    for step in steps:
+        with torch.no_grad():
+            logits = task.logits(expert, batches.of(task, step).to(device))
+        yield step, logits.float().cpu()
 
 
 def _kind(pair: tuple[Task, Batch]) -> object:

@@ -1,16 +1,11 @@
 """Options of the CLIP pools; free of torch, so that listing them costs nothing."""
 
-import os
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fusion_core.checkpoints_config import named_after_paths
-from fusion_core.config import ComponentConfig
-
-
-def _as_text(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+from fusion_core.config import ComponentConfig, InputPath, ModelPath
 
 
 def _with_place(template: str) -> str:
@@ -23,7 +18,6 @@ def _with_place(template: str) -> str:
     return template
 
 
-PathName = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 Template = Annotated[str, AfterValidator(_with_place)]
 Templates = Annotated[list[Template], Field(min_length=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
@@ -48,10 +42,10 @@ PHOTO = "a photo of a {}."
 class ClipConfig(ComponentConfig):
     """A base and experts: directories that `save_pretrained` wrote, or names on the hub."""
 
-    base: PathName
+    base: ModelPath
     """The model that the experts were fine-tuned from, a CLIPModel or CLIPVisionModel: a directory,
     or org/name@revision on the hub."""
-    models: Annotated[dict[str, PathName], BeforeValidator(named_after_paths)]
+    models: Annotated[dict[str, ModelPath], BeforeValidator(named_after_paths)]
     """The experts: a mapping of names to any of these, or a list."""
 
 
@@ -67,11 +61,11 @@ class Dataset(ComponentConfig):
 
     classnames: Annotated[list[str], Field(min_length=1)]
     """What the labels 0, 1, ... mean, in words that the text tower reads."""
-    test: PathName
+    test: InputPath
     """The images that accuracy is measured on."""
-    unlabeled: PathName | None = None
+    unlabeled: InputPath | None = None
     """The images that adaptive algorithms see; their labels are never read."""
-    train: PathName | None = None
+    train: InputPath | None = None
     """Labeled images for algorithms that need some."""
     templates: Templates | None = None
     """This task's prompts, in place of the pool's."""
@@ -80,7 +74,7 @@ class Dataset(ComponentConfig):
 class ClipClassificationConfig(ComponentConfig):
     """Image classification with the zero-shot heads of a CLIP model."""
 
-    clip: PathName
+    clip: ModelPath
     """A CLIPModel, a directory or org/name@revision on the hub: its text tower and projections make
     the heads, its preprocessor the pixels."""
     datasets: dict[str, Dataset] = Field(default={})

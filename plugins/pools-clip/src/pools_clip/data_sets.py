@@ -82,6 +82,10 @@ class LocalDataSet(DataSet):
         del limit
         return [getattr(self._given, split)]
 
+    def check(self) -> None:
+        """Raise a `FusionError` for a file that is not a table of images."""
+        count_rows([getattr(self._given, split) for split in Split if self.has(split)])
+
     def missing(self, name: str) -> Iterator[str]:
         """Name files that are not there, one line each."""
         for split in Split:

@@ -109,6 +109,11 @@ class ClipTask(FeatureTask):
         clone._halved, clone._splits = True, {}  # noqa: SLF001
         return clone
 
+    def check(self) -> None:
+        """Look at the files that are here, not into them: `downloads` says what is on the hub."""
+        if isinstance(self._data, LocalDataSet):
+            self._data.check()
+
     def downloads(self) -> Iterator[Wanted]:
         """Return the files of the test images, with what these take when they are decoded."""
         data, clip, limit = self._data, self._clip, self._config.limit

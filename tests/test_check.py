@@ -493,10 +493,12 @@ def test_a_task_whose_data_is_missing_is_found_with_plugin_and_task(
     site.install(
         "tasks-birds",
         """
+        import pathlib
         from fusion_core import ComponentConfig, Task, TaskPool, TaskPoolSpec, hookimpl
         class Birds(Task):
             def __init__(self, name): self.name = name
-            def batch(self, step, *, size, split, seed): return open(f"{self.name}.csv")
+            def batch(self, step, *, size, split, seed):
+                return pathlib.Path(f"{self.name}.csv").read_text()
             def logits(self, model, batch): ...
             def evaluate(self, model): ...
         class BirdTasks(TaskPool):

@@ -172,6 +172,23 @@ def test_a_sum_that_overflows_on_the_way_to_a_representable_result_gives_it() ->
     assert twice.isinf().tolist() == [True, True, False]
 
 
+def test_a_survey_of_what_overflows_is_an_error_and_not_a_guess() -> None:
+    class Surveys(Kernel):
+        scope = Scope.TENSOR
+
+        def survey(self, scan: Scan) -> torch.Tensor:
+            return scan(
+                lambda piece: piece.task_vectors.abs().amax(), torch.maximum, torch.zeros(())
+            )
+
+        def merge(self, piece: Piece) -> torch.Tensor:
+            return piece.base.clone()
+
+    near = torch.full((2,), torch.finfo(torch.float32).max)
+    with pytest.raises(WeightsError, match="tensor 'w' and the base's are too far apart"):
+        merged({"base": {"w": near}, "a": {"w": -near}}, Surveys()).tensor("w")
+
+
 @pytest.mark.parametrize("wide", ["base", "b"])
 def test_double_precision_is_kept_where_an_operand_has_it(models: Models, wide: str) -> None:
     models[wide]["layer.bias"] = models[wide]["layer.bias"].double() + 1e-12

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from fusion_core.errors import BrokenPluginError
 from fusion_core.weights.execution import SerialExecutor
-from fusion_core.weights.piece import Operands, Piece, check_finite, is_finite, is_merged
+from fusion_core.weights.piece import (
+    Operands,
+    OutOfRangeError,
+    Piece,
+    check_finite,
+    is_finite,
+    is_merged,
+)
 from fusion_core.weights.scan import Scan
 from fusion_core.weights.source import Cut, WeightSource, check_values
 
@@ -101,8 +108,12 @@ class MergedSource(WeightSource):
         info = self.infos[name]
         if not is_merged(info):
             return self.operands.reference.read(name, start, stop)
-        merged = self._merge(self.piece(name, start, stop))
-        if self.operands.finite and not is_finite(merged):
+        try:
+            merged = self._merge(self.piece(name, start, stop))
+            is_good = not self.operands.finite or is_finite(merged)
+        except OutOfRangeError:
+            is_good = False
+        if not is_good:
             merged = self._merge(self.piece(name, start, stop, wide=True))
         return merged.reshape(-1).to(info.dtype).cpu()
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _CPU = torch.device("cpu")
 
 
+class OutOfRangeError(WeightsError):
+    """A task vector is not representable in the dtype to compute in."""
+
+
 @dataclass(frozen=True)
 class Operands:
     """What is merged: aligned sources, each expert's factor, and the key of random numbers."""
@@ -98,7 +102,10 @@ class Piece:
                 "this algorithm works on task vectors, and the pool has no base",
                 hint="Name the model that the experts were fine-tuned from: model_pool.base.",
             )
-        return self._filled(self._empty(), self._operands.base)
+        values = self._empty().copy_(self._read(self._operands.base))
+        if self._operands.finite:
+            check_finite(values, self.info.name, self._operands.base.describe())
+        return values
 
     @lazy
     def experts(self) -> torch.Tensor:
@@ -136,17 +143,24 @@ class Piece:
         """Stack the experts, or their task vectors: whichever a source has, the other follows."""
         rows = self._empty(len(self.names))
         for row, source in zip(rows, self._operands.experts.values(), strict=True):
-            self._filled(row, source)
+            row.copy_(self._read(source))
             if source.is_delta != relative:
                 row.add_(self._base, alpha=-1 if relative else 1)
+            if self._operands.finite and not is_finite(row):  # of both operands, in one look
+                self._blame(source, row.dtype)
         return self._placed(rows)
 
-    def _filled(self, row: torch.Tensor, source: WeightSource) -> torch.Tensor:
-        values = source.read(self.info.name, self.start, self.stop)
-        row.copy_(values.reshape(self.shape))
-        if self._operands.finite:
-            check_finite(row, self.info.name, source.describe())
-        return row
+    def _blame(self, source: WeightSource, dtype: torch.dtype) -> None:
+        """Raise `WeightsError` for values that are not finite, or whose difference is not."""
+        check_finite(self._read(source), self.info.name, source.describe())
+        raise OutOfRangeError(
+            f"{source.describe()}: tensor {self.info.name!r} and the base's are too far apart for "
+            f"a task vector in {dtype}",
+            hint="Save the models in float64, or check that the expert belongs to this base.",
+        )
+
+    def _read(self, source: WeightSource) -> torch.Tensor:
+        return source.read(self.info.name, self.start, self.stop).reshape(self.shape)
 
     def _empty(self, *leading: int) -> torch.Tensor:
         dtype = self._operands.dtype(self.info.name)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.weights import CheckpointSource, StateDictSource, lock, materialise, staged
+from fusion_core.weights import CheckpointSource, StateDictSource, lock, materialise, ours, staged
 from fusion_core.weights.disk import write_durably
 from fusion_core.weights.lock import locked
 
@@ -35,9 +35,9 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         raise OSError(errno.ENOLCK, "No locks available")
 
     if request.param == "no fcntl":
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setattr(ours, "fcntl", None)
     elif request.param == "no flock here":
-        monkeypatch.setattr(lock.fcntl, "flock", refused)
+        monkeypatch.setattr(ours.fcntl, "flock", refused)
     return str(request.param)
 
 
@@ -68,7 +68,7 @@ def test_a_lock_that_was_left_behind_is_taken_over_where_the_kernel_frees_it(
 def test_elsewhere_it_has_to_be_removed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(ours, "fcntl", None)
     left = tmp_path / ".out.fuse-owner"
     left.write_text(json.dumps({"pid": 1, "host": "gone"}))
     with pytest.raises(OutputError, match=r"process 1 on gone") as caught:

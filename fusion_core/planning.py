@@ -6,11 +6,13 @@ Reads headers, no weights, and writes nothing. How a plan is carried out is not 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,9 @@ from fusion_core.resolving import resolve, resolved_as
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
 from fusion_core.weights import held_in_memory
-from fusion_core.weights.outputs import check_output
+from fusion_core.weights.disk import writing
+from fusion_core.weights.target import check_output
+from fusion_core.weights.workplace import workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +97,20 @@ class Plan:
         return {**sections, **rest}
 
     @property
+    def numbered(self) -> Iterator[Path]:
+        """Where the output of a run may go that names none: first what there is to resume."""
+        stem = str(OUTPUTS / f"{_pool_name(self.resolved)}-{self.algorithm_name}-")
+        numbers = (Path(f"{stem}{n}") for n in count(1))
+        with writing(OUTPUTS):
+            left = self._resumable() if self.options.resume and OUTPUTS.is_dir() else ()
+            named = (path for path in left if str(path).startswith(stem))
+            yield from (path for path in chain(named, numbers) if not path.exists())
+
+    def _resumable(self) -> Iterator[Path]:
+        recipe = json.loads(json.dumps(self.recipe))
+        return (place.output for place in workplaces_in(OUTPUTS) if place.recipe == recipe)
+
+    @property
     def algorithm_name(self) -> str:
         """What to call the result."""
         return _algorithm_name(self.resolved)
@@ -153,7 +171,7 @@ class Plan:
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
     found = _planned(raw, options)
-    path = _output_path(found.resolved, found.pool)
+    path = _output_path(found)
     if path is not None and not helps():
         check_output(path, overwrite=options.overwrite)
     return replace(found, path=path)
@@ -230,16 +248,17 @@ def executor_of(plan: Plan) -> Iterator[Executor]:
         yield executor
 
 
-def _output_path(resolved: ResolvedRecipe, pool: ModelPool[Any]) -> Path | None:
-    given = resolved.recipe.output.path
+def _output_path(plan: Plan) -> Path | None:
+    """Return where the output goes; of a number, a run makes sure again when it claims it."""
+    given = plan.resolved.recipe.output.path
     if given is not None:
         return Path(given)
-    live = any(map(held_in_memory, pool.by_name.values()))
-    if resolved.model_pool is None or live:
-        return None
-    stem = f"{resolved.model_pool.name}-{_algorithm_name(resolved)}"
-    numbers = range(1, 10**6)
-    return next(path for n in numbers if not (path := OUTPUTS / f"{stem}-{n}").exists())
+    live = any(map(held_in_memory, plan.pool.by_name.values()))
+    return None if plan.resolved.model_pool is None or live else next(plan.numbered)
+
+
+def _pool_name(resolved: ResolvedRecipe) -> str:
+    return resolved.model_pool.name if resolved.model_pool else "models"
 
 
 def _algorithm_name(resolved: ResolvedRecipe) -> str:

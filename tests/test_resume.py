@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from signed import sign
 
 from fusion_core import run_fusion
 from fusion_core.algorithm import Algorithm, RunContext
@@ -141,6 +142,7 @@ def test_what_was_replaced_is_no_work_to_go_on_from(
     if not at_once:
         monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     write(Stopping(None), tmp_path / "out")
+    sign(tmp_path / "out")
     monkeypatch.setattr(fault, "listener", interrupt)
     with (
         pytest.raises(KeyboardInterrupt) as caught,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from signed import sign
 from torch import nn
 
 from fusion_core import run_fusion
@@ -938,14 +939,20 @@ def test_what_is_merged_is_not_overwritten(
     for name, state in models.items():
         (tmp_path / "in" / name).mkdir(parents=True)
         save_file(state, tmp_path / "in" / name / "model.safetensors")
+        sign(tmp_path / "in" / name)
     (tmp_path / "in" / "link").mkdir()
     (tmp_path / "in" / "link" / "x").write_text("kept")
+    sign(tmp_path / "in" / "link")
     pool = {"base": "in/base", "models": {name: f"in/{name}" for name in "ab"}}
     recipe = {"algorithm": "ties", "model_pool": pool, "output": {"path": output}}
     if output == "in/link":
         run_fusion(recipe, options=RunOptions(overwrite=True))
         assert not (tmp_path / "in" / "link" / "x").exists()
         return
-    with pytest.raises(OutputError, match="in/base, which is merged and would be removed"):
+    reasons = {
+        "in": "in was not written by fuse",
+        "in/base": "in/base, which is merged and would be removed",
+    }
+    with pytest.raises(OutputError, match=reasons[output]):
         run_fusion(recipe, options=RunOptions(overwrite=True))
     assert {path.name for path in (tmp_path / "in").iterdir()} == {*models, "link"}

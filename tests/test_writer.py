@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from signed import sign
 
-from fusion_core.errors import BrokenPluginError, CheckpointError, DiskError, OutputError
+from fusion_core.errors import (
+    BrokenPluginError,
+    CheckpointError,
+    DiskError,
+    OutputError,
+    RecipeError,
+)
 from fusion_core.progress import Progress
 from fusion_core.weights import (
     CheckpointSource,
@@ -24,7 +31,7 @@ from fusion_core.weights import (
     writer,
 )
 from fusion_core.weights.disk import exchanged_at_once, write_durably
-from fusion_core.weights.outputs import check_output
+from fusion_core.weights.target import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -318,6 +325,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_overwriting_replaces_everything(state: State, tmp_path: Path) -> None:
     write(state, tmp_path / "out", shard_size=1)
     (tmp_path / "out" / "stale").write_text("old")
+    sign(tmp_path / "out")
     write({"new": torch.ones(2)}, tmp_path / "out", overwrite=True)
     assert_holds(tmp_path / "out", {"new": torch.ones(2)})
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
@@ -354,14 +362,87 @@ def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> 
         staging.add("vocab.txt", tmp_path / "vocab.txt")
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "other"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "ours", "ours with a report"])
 def test_outputs_that_may_be_written(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"
     if kind != "missing":
         output.mkdir()
-    if kind == "other":
+    if kind.startswith("ours"):
         (output / "x").touch()
-    check_output(output, overwrite=kind == "other")
+        sign(output)
+    if kind.endswith("report"):
+        for name in ("report.json", ".report.json.fuse-01234567"):
+            (output / name).touch()
+    check_output(output, overwrite=kind.startswith("ours"))
+
+
+FOREIGN: dict[str, str | None] = {
+    "none": None,
+    "of another tool": '{"builder": {"id": "https://example.org"}, "materials": []}',
+    "not JSON": "who made this",
+    "another shape": '{"schema": 1, "versions": {"fusion-core": "0.1.0"}, "outputs": ["x"]}',
+    "no version": '{"schema": 1, "versions": {}, "outputs": {"files": {"x": {}}}}',
+    "nested": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("provenance", FOREIGN.values(), ids=FOREIGN)
+def test_what_fuse_did_not_write_is_not_replaced(
+    state: State, tmp_path: Path, provenance: str | None
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "x").write_text("precious")
+    if provenance is not None:
+        (output / "provenance.json").write_text(provenance)
+    before = everything_below(tmp_path)
+    with pytest.raises(OutputError, match="out was not written by fuse"):
+        write(state, output, overwrite=True)
+    assert everything_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "directory of a listed name", "link"])
+def test_what_lies_beside_a_model_is_not_deleted_with_it(
+    state: State, tmp_path: Path, kind: str
+) -> None:
+    output, notes = tmp_path / "out", tmp_path / "out" / "notes"
+    write(state, output)
+    if kind == "directory of a listed name":
+        notes.touch()
+    sign(output)
+    notes.unlink(missing_ok=True)
+    if kind == "file":
+        notes.touch()
+    elif kind == "link":
+        notes.symlink_to(tmp_path)
+    else:
+        notes.mkdir()
+    before = everything_below(output)
+    with pytest.raises(OutputError, match="what fuse did not write there: notes"):
+        write(state, output, overwrite=True)
+    assert everything_below(output) == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_put_into_an_output_meanwhile_is_not_deleted(state: State, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    write(state, output)
+    sign(output)
+    with (
+        pytest.raises(OutputError, match="did not write there: notes"),
+        staged(output, overwrite=True) as staging,
+    ):
+        materialise(StateDictSource({"new": torch.ones(2)}), staging, shard_size=10**9)
+        (output / "notes").write_text("data")
+        staging.commit(overwrite=True)
+    assert_holds(output, state)
+    assert (output / "notes").read_text() == "data"
+
+
+@pytest.mark.parametrize("name", ["merged.safetensors", "x.GGUF", "m.bin", "a\0b", "a\ud800"])
+def test_what_cannot_be_a_directory_is_said(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=r"is a directory|cannot be a path"):
+        check_output(tmp_path / name, overwrite=False)
 
 
 # --- order --------------------------------------------------------------------------------------
@@ -407,6 +488,7 @@ def test_everything_is_synced_before_it_is_seen(
     monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     if overwrite:
         write(state, tmp_path / "new" / "out")
+        sign(tmp_path / "new" / "out")
         calls.clear()
     write(state, tmp_path / "new" / "out", overwrite=overwrite)
     model, journal = "model.safetensors", "journal.jsonl"
@@ -426,9 +508,9 @@ def test_everything_is_synced_before_it_is_seen(
         *([("rename", "out -> old")] if overwrite else []),
         ("rename", "model -> out"),
         ("fsync", "new"),
-        *([] if overwrite else [("fsync", tmp_path.name)]),  # where `new` was made
     ]
     reserved = calls[:data]
+    assert overwrite or reserved[0] == ("fsync", tmp_path.name)  # where `new` was made
     assert ("fsync", "model") in reserved  # the shards' names are durable before the journal is
 
 
@@ -468,6 +550,7 @@ def test_an_interrupt_after_a_rename_loses_nothing(
 ) -> None:
     """The call has been made when the interrupt comes, where directories cannot be exchanged."""
     write({"old": torch.ones(2)}, tmp_path / "out")
+    sign(tmp_path / "out")
     monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     calls = 0
     rename = Path.rename

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from fusion_core.model_pool import ModelPool
     from fusion_core.planning import Plan
 
+_log = logging.getLogger(__name__)
+
 Assets = Mapping[str, bytes | Path]
 
 
@@ -60,7 +63,13 @@ def claimed(plan: Plan) -> Iterator[Plan]:
             yield plan
         else:
             path = next(path for path in plan.numbered if _is_claimed(path, stack))
+            _tell_of_work(plan)
             yield plan if path == plan.path else replace(plan, path=path)
+
+
+def _tell_of_work(plan: Plan) -> None:
+    if not plan.options.resume and (left := plan.unfinished):
+        _log.warning("%s holds work of a run like this: --resume would go on with it", left[0].path)
 
 
 def _is_claimed(path: Path, stack: ExitStack) -> bool:

@@ -32,6 +32,7 @@ from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
 from fusion_core.weights import held_in_memory
 from fusion_core.weights.disk import writing
+from fusion_core.weights.lock import is_locked
 from fusion_core.weights.target import check_output
 from fusion_core.weights.workplace import workplaces_in
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from fusion_core.plugins import PluginManager
     from fusion_core.resolving import Resolved, ResolvedRecipe
     from fusion_core.specs import AlgorithmSpec
+    from fusion_core.weights.workplace import Workplace
 
 OUTPUTS = Path("outputs")
 
@@ -98,17 +100,23 @@ class Plan:
 
     @property
     def numbered(self) -> Iterator[Path]:
-        """Where the output of a run may go that names none: first what there is to resume."""
-        stem = str(OUTPUTS / f"{_pool_name(self.resolved)}-{self.algorithm_name}-")
-        numbers = (Path(f"{stem}{n}") for n in count(1))
-        with writing(OUTPUTS):
-            left = self._resumable() if self.options.resume and OUTPUTS.is_dir() else ()
-            named = (path for path in left if str(path).startswith(stem))
-            yield from (path for path in chain(named, numbers) if not path.exists())
+        """Where the output of a run may go that names none.
 
-    def _resumable(self) -> Iterator[Path]:
+        A run that is resumed first goes on with its own; others leave that alone.
+        """
+        stem = f"{_pool_name(self.resolved)}-{self.algorithm_name}-"
+        with writing(OUTPUTS):
+            mine = [place.output for place in self.unfinished] if self.options.resume else []
+            taken = {place.output for place in workplaces_in(OUTPUTS)}
+            numbers = (path for n in count(1) if (path := OUTPUTS / f"{stem}{n}") not in taken)
+            yield from (path for path in chain(mine, numbers) if not path.exists())
+
+    @property
+    def unfinished(self) -> list[Workplace]:
+        """What dead runs of this recipe left among the outputs that have numbers."""
         recipe = json.loads(json.dumps(self.recipe))
-        return (place.output for place in workplaces_in(OUTPUTS) if place.recipe == recipe)
+        places = (each for each in workplaces_in(OUTPUTS) if each.recipe == recipe)
+        return [place for place in places if not is_locked(place.output)]
 
     @property
     def algorithm_name(self) -> str:
@@ -171,10 +179,7 @@ class Plan:
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
     found = _planned(raw, options)
-    path = _output_path(found)
-    if path is not None and not helps():
-        check_output(path, overwrite=options.overwrite)
-    return replace(found, path=path)
+    return replace(found, path=_output_path(found))
 
 
 def _planned(

@@ -206,9 +206,7 @@ def _shortage(path: Path, needed: int | None, free: int | None) -> str:
     """Say what a full file system lacks: bytes or, where it counts them, room for more files."""
     counted = os.statvfs(_existing(path)) if hasattr(os, "statvfs") else None
     if counted is not None and counted.f_files and not counted.f_favail:
-        return (
-            "It holds as many files as it can (df -i): none is left to give out, whatever the bytes"
-        )
+        return "The file system has no inode left (df -i): it holds as many files as it can"
     free = free_bytes(path) if free is None else free
     amounts = f"{free:,} bytes are free there"
     return amounts if needed is None else f"{needed:,} bytes are needed, {amounts}"

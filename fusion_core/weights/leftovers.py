@@ -68,7 +68,7 @@ def leftovers(directory: Path) -> list[Leftover]:
     """
     with writing(directory):
         outputs = [each for each in sorted(locked_outputs(directory)) if not is_locked(each)]
-        stale = [each for each in outputs if os.path.lexists(lock_of(each))]
+        stale = [each for each in outputs if not is_directory(lock_of(each))]
         found = [
             *(partial(_lock, output) for output in stale),
             *(partial(_workplace, place) for place in workplaces_in(directory)),

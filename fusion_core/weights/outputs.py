@@ -40,6 +40,7 @@ def claimed(output: Path, *, overwrite: bool = False) -> Iterator[None]:
     """
     check_output(output, overwrite=overwrite)
     with _parents_made(output), locked(output):
+        check_output(output, overwrite=overwrite)  # the run that had the lock may have made it
         yield
 
 

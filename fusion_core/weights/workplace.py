@@ -200,7 +200,7 @@ class Workplace:
 
 def workplaces_in(directory: Path) -> Iterator[Workplace]:
     """Yield those of all outputs in a directory, dead or alive, by name."""
-    for path in sorted(directory.iterdir()):
+    for path in sorted(directory.iterdir() if directory.is_dir() else ()):
         found = _NAME.fullmatch(path.name)
         if found is not None and is_directory(path):
             yield Workplace(path, path.with_name(found["output"]))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from planted import plant
 from signed import sign
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from fusion_core.errors import DiskError, OutputError, RecipeError
 from fusion_core.weights import StateDictSource, materialise, staged, workplace
 from fusion_core.weights.leftovers import leftovers
 from fusion_core.weights.lock import locked
+from fusion_core.weights.ours import take_flock
 from fusion_core.weights.workplace import Workplace, workplaces_in
 
 if TYPE_CHECKING:
@@ -168,6 +170,49 @@ def test_locks_of_dead_runs_go_too(tmp_path: Path) -> None:
     with locked(tmp_path / "other"):
         assert run(tmp_path, "--yes").endswith("removed: 1\n")
         assert os.listdir(tmp_path) == [".other.fuse-lock"]
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "hard link", "pipe"])
+def test_what_is_planted_as_a_lock_goes_and_what_it_leads_to_stays(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "victim").write_text("precious")
+    interrupt(tmp_path / "out")
+    plant(kind, tmp_path / ".out.fuse-lock", tmp_path / "victim")
+    before = sorted(os.listdir(tmp_path))
+    assert len(listed(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == before
+    assert run(tmp_path, "--yes").endswith("removed: 2\n")
+    assert os.listdir(tmp_path) == ["victim"]
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_directory_in_the_place_of_a_lock_hides_nothing_else(tmp_path: Path) -> None:
+    interrupt(tmp_path / "one")
+    interrupt(tmp_path / "two")
+    (tmp_path / ".one.fuse-lock").mkdir()
+    with pytest.raises(DiskError, match=r"\.one\.fuse-lock is not a regular file"):
+        run(tmp_path, "--yes")
+    assert [each.output.name for each in workplaces_in(tmp_path)] == ["one"]
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_file_that_was_about_to_replace_another_goes_too(tmp_path: Path, below: str) -> None:
+    write(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine" / ".x.fuse-01234567", tmp_path / ".x.fuse-0123456z"):
+        path.touch()
+    left = tmp_path / below / ".report.json.fuse-01234567"
+    left.write_text("{")
+    with left.open() as stream:
+        assert take_flock(stream.fileno())
+        (row,) = listed(tmp_path, "--yes")
+        assert (row["in_use"], row["removed"]) == (True, False)
+    (row,) = listed(tmp_path, "--yes")
+    assert (row["path"], row["removed"]) == (str(left), True)
+    assert not left.exists()
+    assert sorted(os.listdir(tmp_path)) == [".x.fuse-0123456z", "mine", "out"]
+    assert os.listdir(tmp_path / "mine") == [".x.fuse-01234567"]
 
 
 @pytest.fixture

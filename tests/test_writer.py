@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +28,9 @@ from fusion_core.weights import (
     CheckpointSource,
     StateDictSource,
     WeightSource,
+    fault,
     materialise,
+    ours,
     staged,
     workplace,
     writer,
@@ -354,6 +359,23 @@ def test_a_side_file_stays_in_its_place(state: State, tmp_path: Path, name: str)
     assert everything_below(tmp_path) == {}
 
 
+def test_a_side_file_of_any_size_takes_no_memory(state: State, tmp_path: Path) -> None:
+    size = 64 * 2**20
+    with (tmp_path / "tokenizer.model").open("wb") as stream:
+        stream.truncate(size)
+    with staged(tmp_path / "out") as staging:
+        materialise(StateDictSource(state), staging, shard_size=10**9)
+        tracemalloc.start()
+        staging.add("tokenizer.model", tmp_path / "tokenizer.model")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        digest = hashlib.sha256(bytes(size)).hexdigest()
+        assert staging.side_files["tokenizer.model"] == (size, digest)
+        staging.commit(overwrite=False)
+    assert most < size / 10
+    assert (tmp_path / "out" / "tokenizer.model").stat().st_size == size
+
+
 def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"vocab\.txt cannot be read"),
@@ -604,3 +626,29 @@ def test_a_file_is_the_old_one_or_the_new_one(
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["report.json"]
     assert (tmp_path / "report.json").read_bytes() in {b"old", b"new"}
+
+
+def test_a_disk_without_inodes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(tmp_path)
+    none_left = SimpleNamespace(f_files=real.f_files or 1, f_favail=0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "statvfs", lambda _: none_left)
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(DiskError, match="no inode left") as caught:
+        write_durably(tmp_path / "report.json", b"new")
+    assert "bytes" not in str(caught.value)
+
+
+def test_a_temporary_file_is_held_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(place: str) -> None:
+        seen.append((place, [ours.is_held(path) for path in tmp_path.iterdir()]))
+
+    seen: list[tuple[str, list[bool]]] = []
+    monkeypatch.setattr(fault, "listener", look)
+    write_durably(tmp_path / "report.json", b"new")
+    assert seen == [("temporary file written", [True])]

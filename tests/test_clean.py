@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,6 @@ from fusion_core.weights.leftovers import leftovers
 from fusion_core.weights.lock import locked
 from fusion_core.weights.ours import take_flock
 from fusion_core.weights.workplace import Workplace, workplaces_in
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def write(output: Path, *, value: float = 1.0, overwrite: bool = False) -> None:
@@ -111,6 +109,14 @@ def test_yes_removes_all_that_is_dead_and_nothing_else(tmp_path: Path) -> None:
         "done",
         "three.fuse-0123456789ab",
     ]
+
+
+def test_a_name_that_is_no_text_is_listed(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/.\xff.fuse-0123456789ab"))
+    place.mkdir()
+    assert "\\udcff" in run(tmp_path)
+    (row,) = listed(tmp_path, "--yes")
+    assert (row["path"], row["removed"]) == (str(place), True)
 
 
 @pytest.mark.parametrize("answer", ["y\n", "n\n"])

@@ -214,8 +214,7 @@ class Staging:
         the recipe or its inputs have to change. Any other exception is somebody's bug: tensors may
         be wrong, and only what an algorithm keeps stays.
         """
-        is_outside = not isinstance(error, Exception) or isinstance(error, _FROM_OUTSIDE)
-        is_outside = is_outside or is_out_of_memory(error)
+        is_outside = _lies_outside(error)
         is_wanted = error is not None and self.workplace.plan.exists()
         if self._follower is not None:
             self._follower.close(record=is_wanted and is_outside)
@@ -229,6 +228,11 @@ class Staging:
                 error.add_note("What is done is kept: the same command with --resume goes on.")
             else:
                 self.workplace.remove()
+
+
+def _lies_outside(error: BaseException | None) -> bool:
+    is_interrupt = not isinstance(error, Exception)
+    return is_interrupt or isinstance(error, _FROM_OUTSIDE) or is_out_of_memory(error)
 
 
 def _chunks_of(path: Path) -> Iterator[bytes]:

@@ -101,11 +101,10 @@ def _workplace(place: Workplace) -> Leftover:
 
 def _lock(output: Path) -> Leftover:
     def remove() -> None:
-        if not is_single(path):  # planted: it locks nothing
-            path.unlink(missing_ok=True)
-        else:
+        if is_single(path):
             with locked(output):  # which removes it in the end
-                pass
+                return
+        path.unlink(missing_ok=True)  # planted: it locks nothing
 
     path = lock_of(output)
     return _file(path, output, in_use=False, removal=remove)

@@ -101,7 +101,10 @@ def is_held(path: Path) -> bool:
 
 def is_single(path: Path) -> bool:
     """Tell whether a regular file of one name lies there, and no link."""
-    status = path.lstat()
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
     return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 

@@ -23,6 +23,7 @@ from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.task_pool import REPORT, Metrics, Report
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.disk import write_durably
+from fusion_core.weights.shortage import explained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 RECIPE = "recipe.yaml"
 
 
+@explained()
 def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     pool: ModelPool[Any],
     tasks: TaskPool[Any],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +17,7 @@ from fusion_core.errors import OutputError, RecipeError
 from fusion_core.evaluation import RECIPE
 from fusion_core.fused import dtype_of
 from fusion_core.paths import without_folders
+from fusion_core.ranks import helps
 from fusion_core.recipes import dump_yaml
 from fusion_core.weights import (
     CheckpointSource,
@@ -22,9 +25,11 @@ from fusion_core.weights import (
     WeightSource,
     held_in_memory,
     materialise,
-    staged,
 )
 from fusion_core.weights.containment import reading
+from fusion_core.weights.outputs import claimed as claimed_path
+from fusion_core.weights.outputs import staging_in
+from fusion_core.weights.target import PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,7 +38,8 @@ if TYPE_CHECKING:
     from fusion_core.model_pool import ModelPool
     from fusion_core.planning import Plan
 
-PROVENANCE = "provenance.json"
+_log = logging.getLogger(__name__)
+
 Assets = Mapping[str, bytes | Path]
 
 
@@ -45,8 +51,39 @@ def _inputs(plan: Plan) -> dict[str, Any]:
 
 
 @contextmanager
+def claimed(plan: Plan) -> Iterator[Plan]:
+    """Keep other runs from a run's output; yields the plan with that path.
+
+    Where none was named, it is the first number that no other run has taken.
+    """
+    with ExitStack() as stack:
+        if plan.path is None or helps():
+            yield plan
+        elif plan.resolved.recipe.output.path is not None:
+            stack.enter_context(claimed_path(plan.path, overwrite=plan.options.overwrite))
+            yield plan
+        else:
+            path = next(path for path in plan.numbered if _is_claimed(path, stack))
+            _tell_of_work(plan)
+            yield plan if path == plan.path else replace(plan, path=path)
+
+
+def _tell_of_work(plan: Plan) -> None:
+    if not plan.options.resume and (left := plan.unfinished):
+        _log.warning("%s holds work of a run like this: --resume would go on with it", left[0].path)
+
+
+def _is_claimed(path: Path, stack: ExitStack) -> bool:
+    try:
+        stack.enter_context(claimed_path(path))
+    except OutputError:
+        return False
+    return True
+
+
+@contextmanager
 def opened(plan: Plan) -> Iterator[Staging | None]:
-    """Open the output's staging directory; None for a run that writes nothing."""
+    """Open the staging directory of a claimed output; None for a run that writes nothing."""
     described = None if plan.path is None else _described(plan)
     if plan.options.resume and described is None:
         raise RecipeError(
@@ -59,7 +96,7 @@ def opened(plan: Plan) -> Iterator[Staging | None]:
     options = plan.options
     if options.overwrite:
         _check_spares(plan.path, plan.pool.by_name.values())
-    with staged(
+    with staging_in(
         plan.path, overwrite=options.overwrite, plan=described, resume=options.resume
     ) as staging:
         yield staging

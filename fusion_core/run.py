@@ -17,7 +17,7 @@ from fusion_core.context import RunInfo, context_of, notify, ran, rounded_for, s
 from fusion_core.downloads import wanted_of
 from fusion_core.errors import FusionError
 from fusion_core.evaluation import evaluate, write_report
-from fusion_core.output import assets_of, opened, write
+from fusion_core.output import assets_of, claimed, opened, write
 from fusion_core.planning import Plan, RunOptions, executor_of, plan
 from fusion_core.ranks import helps
 from fusion_core.recipes import load_recipe
@@ -26,6 +26,7 @@ from fusion_core.weights import (
     StateDictSource,
     WeightSource,
 )
+from fusion_core.weights.shortage import explained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,13 +86,29 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     return execute(plan(raw, options or RunOptions()))
 
 
+@explained()
 def execute(plan: Plan) -> RunResult:
-    """Carry a plan out: merge, commit, evaluate."""
-    info = RunInfo(plan.recipe, plan.path)
-    notify(plan, "fusion_run_started", run=info)
-    _download(plan)
-    if not helps():
-        plan.check_data()
+    """Carry a plan out: claim the output, merge, commit, evaluate."""
+    with claimed(plan) as final:
+        info = RunInfo(final.recipe, final.path)
+        notify(final, "fusion_run_started", run=info)
+        _download(final)
+        if not helps():
+            final.check_data()
+        result, saw_tasks = _merge(final, info)
+    if helps():  # the first process does the rest
+        return result
+    if final.tasks is not None and final.options.evaluate:
+        result = replace(result, report=_evaluated(final, result, saw_tasks=saw_tasks))
+    notify(final, "fusion_run_finished", run=info, result=result)
+    return result
+
+
+def _merge(plan: Plan, info: RunInfo) -> tuple[RunResult, bool]:
+    """Run the algorithm, and write what it made or keep it in memory.
+
+    Returns that, and whether the algorithm asked for tasks.
+    """
     with (
         hub.session(plan.options.progress),
         nullcontext() if helps() else opened(plan) as staging,
@@ -105,8 +122,8 @@ def execute(plan: Plan) -> RunResult:
         started = time.perf_counter()
         fused = ran(plan.algorithm, pool, context)
         weights = rounded_for(fused, pool, plan)
-        if helps():  # the first process does the rest
-            return RunResult(pool, weights, None, None, context.side_files)
+        if helps():
+            return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
         if staging is None:
             weights.prepare(executor)
             written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
@@ -116,10 +133,7 @@ def execute(plan: Plan) -> RunResult:
     if plan.path is not None:
         written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
-    if plan.tasks is not None and plan.options.evaluate:
-        result = replace(result, report=_evaluated(plan, result, saw_tasks=context.saw_tasks))
-    notify(plan, "fusion_run_finished", run=info, result=result)
-    return result
+    return result, context.saw_tasks
 
 
 def wanted(plan: Plan) -> list[hub.Wanted]:

@@ -31,6 +31,13 @@ def _overwrite(file: Path) -> None:
         stream.write(b"\x01" * 4)
 
 
+def _forge(file: Path) -> None:
+    """Write other bytes, and put back the times that a program can set."""
+    status = file.stat()
+    _overwrite(file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def _append(file: Path) -> None:
     with file.open("ab") as stream:
         stream.write(b"\0")
@@ -47,6 +54,7 @@ def _replace(file: Path) -> None:
 
 CHANGES: dict[str, Change] = {
     "overwritten": _overwrite,
+    "overwritten, with its time put back": _forge,
     "replaced": _replace,
     "appended to": _append,
     "shortened by a byte": lambda file: os.truncate(file, file.stat().st_size - 1),

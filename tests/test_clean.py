@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from planted import plant
+from signed import sign
 from typer.testing import CliRunner
 
 from fusion_core.cli import clean as command
@@ -18,10 +22,8 @@ from fusion_core.errors import DiskError, OutputError, RecipeError
 from fusion_core.weights import StateDictSource, materialise, staged, workplace
 from fusion_core.weights.leftovers import leftovers
 from fusion_core.weights.lock import locked
+from fusion_core.weights.ours import take_flock
 from fusion_core.weights.workplace import Workplace, workplaces_in
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def write(output: Path, *, value: float = 1.0, overwrite: bool = False) -> None:
@@ -29,6 +31,7 @@ def write(output: Path, *, value: float = 1.0, overwrite: bool = False) -> None:
     with staged(output, overwrite=overwrite, plan=b"{}") as staging:
         materialise(source, staging, shard_size=10**9)
         staging.commit(overwrite=overwrite)
+    sign(output)
 
 
 def interrupt(output: Path) -> Workplace:
@@ -63,7 +66,7 @@ def test_there_may_be_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="gone is no directory"):
+    with pytest.raises(RecipeError, match="gone is not a directory"):
         run(tmp_path / "gone")
 
 
@@ -108,6 +111,14 @@ def test_yes_removes_all_that_is_dead_and_nothing_else(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_that_is_no_text_is_listed(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/.\xff.fuse-0123456789ab"))
+    place.mkdir()
+    assert "\\udcff" in run(tmp_path)
+    (row,) = listed(tmp_path, "--yes")
+    assert (row["path"], row["removed"]) == (str(place), True)
+
+
 @pytest.mark.parametrize("answer", ["y\n", "n\n"])
 def test_a_person_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     left = interrupt(tmp_path / "out")
@@ -121,7 +132,7 @@ def test_a_run_that_begins_in_the_meantime_keeps_its_own(tmp_path: Path) -> None
     (found,) = leftovers(tmp_path)
     with locked(tmp_path / "out"):
         assert not found.remove()
-    assert found.workplace.path.exists()
+    assert found.path.exists()
 
 
 def test_what_cannot_be_described_hides_nothing_else(
@@ -137,7 +148,7 @@ def test_what_cannot_be_described_hides_nothing_else(
         return float(real(place))
 
     monkeypatch.setattr(Workplace, "touched", property(touched))
-    assert [each.workplace for each in leftovers(tmp_path)] == [other]
+    assert [each.path for each in leftovers(tmp_path)] == [other.path]
     assert f"left out: {closed.path} cannot be written: Permission denied" in caplog.text
 
 
@@ -153,14 +164,61 @@ def test_what_may_not_be_removed_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(DiskError, match="cannot be written: Permission denied"):
             found.remove()
         patch.setattr(Workplace, "remove", lambda _: None)  # as far as the file system lets us
-        assert not found.remove()
+        with pytest.raises(DiskError, match="cannot be removed"):
+            found.remove()
     assert found.remove()
 
 
 def test_locks_of_dead_runs_go_too(tmp_path: Path) -> None:
     (tmp_path / ".out.fuse-lock").write_text("{}")
-    assert run(tmp_path).startswith("nothing to clean")
-    assert os.listdir(tmp_path) == []
+    (row,) = listed(tmp_path)
+    assert (row["output"], row["tensors"]) == (str(tmp_path / "out"), None)
+    with locked(tmp_path / "other"):
+        assert run(tmp_path, "--yes").endswith("removed: 1\n")
+        assert os.listdir(tmp_path) == [".other.fuse-lock"]
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "hard link", "pipe"])
+def test_what_is_planted_as_a_lock_goes_and_what_it_leads_to_stays(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "victim").write_text("precious")
+    interrupt(tmp_path / "out")
+    plant(kind, tmp_path / ".out.fuse-lock", tmp_path / "victim")
+    before = sorted(os.listdir(tmp_path))
+    assert len(listed(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == before
+    assert run(tmp_path, "--yes").endswith("removed: 2\n")
+    assert os.listdir(tmp_path) == ["victim"]
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_directory_in_the_place_of_a_lock_hides_nothing_else(tmp_path: Path) -> None:
+    interrupt(tmp_path / "one")
+    interrupt(tmp_path / "two")
+    (tmp_path / ".one.fuse-lock").mkdir()
+    with pytest.raises(DiskError, match=r"\.one\.fuse-lock is not a regular file"):
+        run(tmp_path, "--yes")
+    assert [each.output.name for each in workplaces_in(tmp_path)] == ["one"]
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_file_that_was_about_to_replace_another_goes_too(tmp_path: Path, below: str) -> None:
+    write(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine" / ".x.fuse-01234567", tmp_path / ".x.fuse-0123456z"):
+        path.touch()
+    left = tmp_path / below / ".report.json.fuse-01234567"
+    left.write_text("{")
+    with left.open() as stream:
+        assert take_flock(stream.fileno())
+        (row,) = listed(tmp_path, "--yes")
+        assert (row["in_use"], row["removed"]) == (True, False)
+    (row,) = listed(tmp_path, "--yes")
+    assert (row["path"], row["removed"]) == (str(left), True)
+    assert not left.exists()
+    assert sorted(os.listdir(tmp_path)) == [".x.fuse-0123456z", "mine", "out"]
+    assert os.listdir(tmp_path / "mine") == [".x.fuse-01234567"]
 
 
 @pytest.fixture
@@ -191,7 +249,7 @@ def test_an_output_that_was_moved_aside_is_put_back(
     tmp_path: Path, between_renames: Workplace
 ) -> None:
     (row,) = listed(tmp_path)
-    assert value_of(tmp_path / "out") == 1.0
+    assert not (tmp_path / "out").exists()  # to list changes nothing
     assert row["tensors"] == 1
     run(tmp_path, "--yes")
     assert value_of(tmp_path / "out") == 1.0
@@ -217,7 +275,6 @@ def test_an_output_that_was_deleted_does_not_come_back(
     with monkeypatch.context() as patch:
         patch.setattr(Workplace, "remove", lambda _: None)
         write(tmp_path / "out", value=2.0, overwrite=True)
-    (tmp_path / "out" / "model.safetensors").unlink()
-    (tmp_path / "out").rmdir()
-    assert run(tmp_path).startswith("nothing to clean")
+    shutil.rmtree(tmp_path / "out")
+    assert run(tmp_path, "--yes").endswith("removed: 1\n")
     assert os.listdir(tmp_path) == []

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from signed import sign, statement_of
 
 from fusion_core import run_fusion
 from fusion_core.errors import DiskError, OutputError
@@ -163,6 +164,7 @@ class Case:
         if self.replaces:
             (self.place / "out").mkdir()
             (self.place / "out" / "old").write_text("as it was")
+            sign(self.place / "out")
             self.before = files_in(self.place / "out")
 
     @property
@@ -340,6 +342,8 @@ def write(output: Path, *, resume: bool, overwrite: bool = False) -> None:
     with staged(output, overwrite=overwrite, plan=b"{}", resume=resume) as staging:
         materialise(StateDictSource(STATE), staging, shard_size=700)
         staging.add("config.json", b"{}")
+        files = sorted(os.listdir(staging.directory))
+        staging.add("provenance.json", json.dumps(statement_of(*files)).encode())
         staging.commit(overwrite=overwrite)
 
 
@@ -368,6 +372,7 @@ class Target:
     def __init__(self, place: Path, *, overwrite: bool) -> None:
         self.output = place / "here" / "out"
         self.overwrite = overwrite
+        self.before: Files = {}
         write(place / "once", resume=False)
         self.expected = files_in(place / "once")
 
@@ -376,6 +381,8 @@ class Target:
         if self.overwrite:
             self.output.mkdir(parents=True)
             (self.output / "old").write_text("as it was")
+            sign(self.output)
+            self.before = files_in(self.output)
 
     def write(self, *, resume: bool = False) -> None:
         write(self.output, resume=resume, overwrite=self.overwrite)
@@ -386,7 +393,6 @@ class Target:
 
     def check(self, outcome: DiskError | None, code: int) -> None:
         """After a fault: an error that says what to do, and the output as before or complete."""
-        before = {"old": b"as it was"} if self.overwrite else {}
         if outcome is None:  # nothing needed that call
             assert self.found == self.expected
             return
@@ -395,7 +401,7 @@ class Target:
         if "read back" not in outcome.message:
             assert ("bytes are free" in str(outcome)) == (code in {errno.ENOSPC, errno.EDQUOT})
         aside = any(self.output.parent.glob(".out.fuse-*/old"))
-        assert self.found in (before, self.expected) or (aside and not self.output.exists())
+        assert self.found in (self.before, self.expected) or (aside and not self.output.exists())
 
     def resume(self) -> None:
         if self.overwrite or self.found != self.expected:

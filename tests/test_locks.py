@@ -7,13 +7,15 @@ import json
 import os
 import shutil
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from planted import plant
 
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.weights import CheckpointSource, StateDictSource, lock, materialise, staged
+from fusion_core.weights import CheckpointSource, StateDictSource, lock, materialise, ours, staged
 from fusion_core.weights.disk import write_durably
 from fusion_core.weights.lock import locked
 
@@ -35,9 +37,9 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         raise OSError(errno.ENOLCK, "No locks available")
 
     if request.param == "no fcntl":
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setattr(ours, "fcntl", None)
     elif request.param == "no flock here":
-        monkeypatch.setattr(lock.fcntl, "flock", refused)
+        monkeypatch.setattr(ours.fcntl, "flock", refused)
     return str(request.param)
 
 
@@ -65,10 +67,49 @@ def test_a_lock_that_was_left_behind_is_taken_over_where_the_kernel_frees_it(
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "hard link", "pipe", "directory"])
+@pytest.mark.parametrize("flock", [True, False], ids=["flock", "no flock"])
+def test_what_is_planted_as_a_lock_is_neither_followed_nor_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *, flock: bool
+) -> None:
+    if not flock:
+        monkeypatch.setattr(ours, "fcntl", None)
+    victim, planted = tmp_path / "victim", tmp_path / ".out.fuse-lock"
+    victim.write_text("precious")
+    plant(kind, planted, victim)
+    with pytest.raises(DiskError, match=r"\.out\.fuse-lock is not a regular file"):
+        write(tmp_path / "out")
+    assert victim.read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == [".out.fuse-lock", "victim"]
+
+
+def test_to_look_whether_a_run_is_alive_does_not_end_one_that_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that is looked at is held for a moment; the run tries again."""
+    path = tmp_path / ".out.fuse-lock"
+    path.touch()
+    looking = [os.open(path, os.O_RDONLY)]
+    assert ours.take_flock(looking[0], shared=True)
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(looking.pop()))
+    write(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["[" * 4000, '{"pid": [], "host": 1}', "\xff", ""])
+def test_whatever_a_lock_says_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with locked(tmp_path / "out"):
+        (tmp_path / ".out.fuse-lock").write_text(name, encoding="latin-1")
+        with pytest.raises(OutputError, match="by another run"):
+            write(tmp_path / "out")
+
+
 def test_elsewhere_it_has_to_be_removed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(ours, "fcntl", None)
     left = tmp_path / ".out.fuse-owner"
     left.write_text(json.dumps({"pid": 1, "host": "gone"}))
     with pytest.raises(OutputError, match=r"process 1 on gone") as caught:

@@ -42,12 +42,35 @@ def test_a_line_that_a_kill_tore_is_forgotten(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0}\n'
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"{}\n", b"[1]\n", b"\0\0\0\n"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\n",
+        b"{}\n",
+        b"[1]\n",
+        b"\0\0\0\n",
+        b"[" * 100_000 + b"\n",
+        b'{"step": "1", "loss": 1.0}\n',
+        b'{"step": [1], "loss": 1.0}\n',
+        b'{"step": 1e999, "loss": 1.0}\n',
+        b'{"step": 1, "loss": {}}\n',
+    ],
+    ids=lambda damage: damage[:30].decode("ascii", "replace"),
+)
 def test_what_follows_a_damaged_line_is_forgotten(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0, "loss": 2.0}\n' + damage + b'{"step": 2, "loss": 1.0}\n')
     assert list(MetricsLog(path).steps) == [0]
     assert path.read_text() == '{"step": 0, "loss": 2.0}\n'
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "metrics.jsonl"
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    with pytest.raises(DiskError, match="not a regular file"):
+        MetricsLog(path).add(0, {"loss": 1.0})
+    assert victim.read_text() == "precious"
 
 
 def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:

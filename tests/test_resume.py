@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from planted import plant
 from safetensors.torch import save_file
+from signed import sign
 
 from fusion_core import run_fusion
 from fusion_core.algorithm import Algorithm, RunContext
@@ -29,9 +32,12 @@ from fusion_core.weights import (
     workplace,
 )
 from fusion_core.weights.disk import write_durably
-from fusion_core.weights.workplace import workplaces_in
+from fusion_core.weights.journal import Journal
+from fusion_core.weights.leftovers import leftovers
+from fusion_core.weights.workplace import Workplace, workplaces_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fusion_core.model_pool import ModelPool
@@ -141,6 +147,7 @@ def test_what_was_replaced_is_no_work_to_go_on_from(
     if not at_once:
         monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     write(Stopping(None), tmp_path / "out")
+    sign(tmp_path / "out")
     monkeypatch.setattr(fault, "listener", interrupt)
     with (
         pytest.raises(KeyboardInterrupt) as caught,
@@ -151,6 +158,24 @@ def test_what_was_replaced_is_no_work_to_go_on_from(
     assert not hasattr(caught.value, "__notes__")
     assert os.listdir(tmp_path) == ["out"]
     assert list(CheckpointSource(tmp_path / "out").infos) == ["new"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=["GPU", "CPU", "cuBLAS", "system"],
+)
+def test_work_is_kept_where_memory_ran_out(tmp_path: Path, error: Exception) -> None:
+    told = stopped(error, tmp_path / "out")
+    assert any("--resume" in note for note in told.__notes__)
+    rest = Stopping(None)
+    write(rest, tmp_path / "out", resume=True)
+    assert rest.reads == 8
 
 
 # --- what is resumed ----------------------------------------------------------------------------
@@ -256,6 +281,110 @@ def test_models_in_memory_cannot_be_resumed(models: Models, tmp_path: Path) -> N
                 algorithm="ties", model_pool=pool, output=output, options=RunOptions(resume=True)
             )
     assert os.listdir(tmp_path) == []
+
+
+# --- what is planted ---------------------------------------------------------------------------
+
+
+BROKEN: dict[str, Callable[[Workplace, Path], object]] = {
+    "model is a link": lambda left, victim: _replaced_by_link(left.model, victim),
+    "state is a link": lambda left, victim: _replaced_by_link(left.state, victim),
+    "no model": lambda left, _: shutil.rmtree(left.model),
+    "no state": lambda left, _: shutil.rmtree(left.state),
+    "a link in state": lambda left, victim: (left.state / "nested-0").symlink_to(victim),
+    "a directory in model": lambda left, _: (left.model / "x").mkdir(),
+    "something else beside them": lambda left, _: (left.path / "x").mkdir(),
+    **{
+        f"{name} is a {kind}": lambda left, victim, name=name, kind=kind: plant(
+            kind, left.path / name, victim / "precious"
+        )
+        for name in ("plan.json", "journal.jsonl", "model/model-00001-of-00020.safetensors")
+        for kind in ("link", "hard link", "pipe", "directory")
+    },
+}
+
+
+def _replaced_by_link(directory: Path, victim: Path) -> None:
+    shutil.rmtree(directory)
+    directory.symlink_to(victim)
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("then", ["resume", "run", "clean"])
+def test_work_with_something_planted_in_it_is_in_nobodys_way(
+    tmp_path: Path, how: str, then: str
+) -> None:
+    """It is neither gone on from nor followed, and goes as other rubbish does."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("data")
+    stopped(KeyboardInterrupt(), tmp_path / "out")
+    (left,) = workplaces_in(tmp_path)
+    BROKEN[how](left, victim)
+    if then == "clean":
+        (found,) = leftovers(tmp_path)
+        assert os.path.lexists(left.path)
+        assert found.remove()
+    else:
+        fresh = Stopping(None)
+        write(fresh, tmp_path / "out", resume=then == "resume")
+        assert fresh.reads == 20
+        shutil.rmtree(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["victim"]
+    assert os.listdir(victim) == ["precious"]
+    assert (victim / "precious").read_text() == "data"
+
+
+def test_work_of_another_user_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(KeyboardInterrupt(), tmp_path / "out")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    fresh = Stopping(None)
+    write(fresh, tmp_path / "out", resume=True)
+    assert fresh.reads == 20
+    assert left_in(tmp_path) == ["out"]
+
+
+HOSTILE = [
+    b"1e999",
+    b'{"commit": 1e999}',
+    b'{"commit": ' + b"9" * 5000 + b"}",
+    b"[" * 10_000,
+    b'{"name":' * 1_500 + b"1",
+    b"\xff\xfe",
+    b"[]",
+    b"null",
+    b'{"name": ["layer.1"], "digest": "' + b"0" * 64 + b'"}',
+    b'{"name": "layer.1", "digest": "short"}',
+    b'{"layout": null}',
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE, ids=lambda line: line[:30].decode("ascii", "replace"))
+def test_a_journal_ends_where_a_line_is_wrong(tmp_path: Path, line: bytes) -> None:
+    good = b'{"name": "layer.%d", "digest": "' + b"0" * 64 + b'"}\n'
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"layout": "x"}\n' + good % 1 + line + b"\n" + good % 2)
+    journal = Journal(path)
+    assert (journal.layout, list(journal.tensors)) == ("x", ["layer.1"])
+
+
+def test_a_journal_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with path.open("wb") as stream:
+        stream.truncate(2**40)
+    assert Journal(path).tensors == {}
+
+
+def test_a_tensor_that_nobody_knows_is_not_looked_for(tmp_path: Path) -> None:
+    stopped(KeyboardInterrupt(), tmp_path / "out")
+    (left,) = workplaces_in(tmp_path)
+    with left.journal.open("a") as stream:
+        stream.write('{"name": "\\ud800", "digest": "' + "0" * 64 + '"}\n')
+    rest = Stopping(None)
+    write(rest, tmp_path / "out", resume=True)
+    assert rest.reads == 8
 
 
 # --- algorithms ---------------------------------------------------------------------------------

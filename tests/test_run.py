@@ -3,14 +3,16 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from signed import sign
 from torch import nn
 
-from fusion_core import run_fusion
+from fusion_core import run, run_fusion
 from fusion_core.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
 from fusion_core.checkpoints import CheckpointsPool
 from fusion_core.checkpoints_config import CheckpointsConfig
@@ -28,15 +30,24 @@ from fusion_core.errors import (
     WeightsError,
 )
 from fusion_core.evaluation import device_of
-from fusion_core.planning import RunOptions
+from fusion_core.planning import RunOptions, plan
 from fusion_core.progress import Progress, note
 from fusion_core.recipes import load_recipe
+from fusion_core.run import execute
 from fusion_core.task_pool import Batch, Split, Task, TaskPool
-from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, in_order
+from fusion_core.weights import (
+    CheckpointSource,
+    Piece,
+    StateDictSource,
+    WeightSource,
+    fault,
+    in_order,
+)
+from fusion_core.weights.disk import write_durably
+from fusion_core.weights.lock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from conftest import Site
     from fusion_core.model_pool import ModelPool
@@ -970,14 +981,103 @@ def test_what_is_merged_is_not_overwritten(
     for name, state in models.items():
         (tmp_path / "in" / name).mkdir(parents=True)
         save_file(state, tmp_path / "in" / name / "model.safetensors")
+        sign(tmp_path / "in" / name)
     (tmp_path / "in" / "link").mkdir()
     (tmp_path / "in" / "link" / "x").write_text("kept")
+    sign(tmp_path / "in" / "link")
     pool = {"base": "in/base", "models": {name: f"in/{name}" for name in "ab"}}
     recipe = {"algorithm": "ties", "model_pool": pool, "output": {"path": output}}
     if output == "in/link":
         run_fusion(recipe, options=RunOptions(overwrite=True))
         assert not (tmp_path / "in" / "link" / "x").exists()
         return
-    with pytest.raises(OutputError, match="in/base, which is merged and would be removed"):
+    reasons = {
+        "in": "in was not written by fuse",
+        "in/base": "in/base, which is merged and would be removed",
+    }
+    with pytest.raises(OutputError, match=reasons[output]):
         run_fusion(recipe, options=RunOptions(overwrite=True))
     assert {path.name for path in (tmp_path / "in").iterdir()} == {*models, "link"}
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def test_a_number_that_another_run_has_locked_is_not_taken(paths: dict[str, Any]) -> None:
+    Path("outputs").mkdir()
+    with locked(Path("outputs/checkpoints-ties-1")):
+        result = run_fusion(algorithm="ties", model_pool=paths)
+    assert result.path == Path("outputs/checkpoints-ties-2")
+
+
+def test_a_number_that_came_into_being_meanwhile_is_not_taken(paths: dict[str, Any]) -> None:
+    first, second = (plan(given(paths), RunOptions()) for _ in range(2))
+    assert first.path == second.path
+    numbers = [execute(each).path for each in (first, second)]
+    assert numbers == [Path(f"outputs/checkpoints-ties-{n}") for n in (1, 2)]
+
+
+def given(paths: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
+    return {"algorithm": "ties", "model_pool": {"name": "checkpoints", **paths}, "seed": seed}
+
+
+def test_of_several_stopped_runs_each_goes_on_with_its_own_work(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(place: str) -> None:
+        if place == "headers synced":
+            raise KeyboardInterrupt
+
+    for seed in (1, 2, 3):
+        monkeypatch.setattr(fault, "listener", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_fusion(given(paths, seed=seed))
+    reached: list[str] = []
+    monkeypatch.setattr(fault, "listener", reached.append)
+    for seed in (3, 1, 2):
+        result = run_fusion(given(paths, seed=seed), options=RunOptions(resume=True))
+        assert result.path == Path(f"outputs/checkpoints-ties-{seed}")
+    assert "piece written" not in reached
+    assert not caplog.text
+
+
+def test_work_that_is_left_under_a_number_stays_there_and_is_told(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(place: str) -> None:
+        if place == "headers synced":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fault, "listener", interrupt)
+        run_fusion(given(paths))
+    assert run_fusion(given(paths)).path == Path("outputs/checkpoints-ties-2")
+    assert "checkpoints-ties-1.fuse-" in caplog.text
+    assert "--resume would go on with it" in caplog.text
+
+
+def test_who_comes_second_is_told_before_anything_else_happens(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_download", None)
+    with locked(Path("out")), pytest.raises(OutputError, match="is being written by"):
+        run_fusion(given(paths), output="out")
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_memory_that_runs_out_is_said_and_the_work_kept(paths: dict[str, Any]) -> None:
+    class Greedy(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            assert context.state is not None
+            write_durably(context.state / "step", b"1")
+            torch.empty(2**60, dtype=torch.uint8)
+            return pool.experts["a"]
+
+    with pytest.raises(FusionError, match="out of memory: ") as caught:
+        run_fusion(algorithm=Greedy(), model_pool={"name": "checkpoints", **paths}, output="out")
+    assert "--workers" in str(caught.value)
+    assert any("--resume" in note for note in caught.value.__notes__)

@@ -1,30 +1,42 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from signed import sign
 
-from fusion_core.errors import BrokenPluginError, CheckpointError, DiskError, OutputError
+from fusion_core.errors import (
+    BrokenPluginError,
+    CheckpointError,
+    DiskError,
+    OutputError,
+    RecipeError,
+)
 from fusion_core.progress import Progress
 from fusion_core.weights import (
     CheckpointSource,
     StateDictSource,
     WeightSource,
+    fault,
     materialise,
+    ours,
     staged,
     workplace,
     writer,
 )
 from fusion_core.weights.disk import exchanged_at_once, write_durably
-from fusion_core.weights.outputs import check_output
+from fusion_core.weights.target import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -325,6 +337,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_overwriting_replaces_everything(state: State, tmp_path: Path) -> None:
     write(state, tmp_path / "out", shard_size=1)
     (tmp_path / "out" / "stale").write_text("old")
+    sign(tmp_path / "out")
     write({"new": torch.ones(2)}, tmp_path / "out", overwrite=True)
     assert_holds(tmp_path / "out", {"new": torch.ones(2)})
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
@@ -353,6 +366,23 @@ def test_a_side_file_stays_in_its_place(state: State, tmp_path: Path, name: str)
     assert everything_below(tmp_path) == {}
 
 
+def test_a_side_file_of_any_size_takes_no_memory(state: State, tmp_path: Path) -> None:
+    size = 64 * 2**20
+    with (tmp_path / "tokenizer.model").open("wb") as stream:
+        stream.truncate(size)
+    with staged(tmp_path / "out") as staging:
+        materialise(StateDictSource(state), staging, shard_size=10**9)
+        tracemalloc.start()
+        staging.add("tokenizer.model", tmp_path / "tokenizer.model")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        digest = hashlib.sha256(bytes(size)).hexdigest()
+        assert staging.side_files["tokenizer.model"] == (size, digest)
+        staging.commit(overwrite=False)
+    assert most < size / 10
+    assert (tmp_path / "out" / "tokenizer.model").stat().st_size == size
+
+
 def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"vocab\.txt cannot be read"),
@@ -361,14 +391,87 @@ def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> 
         staging.add("vocab.txt", tmp_path / "vocab.txt")
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "other"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "ours", "ours with a report"])
 def test_outputs_that_may_be_written(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"
     if kind != "missing":
         output.mkdir()
-    if kind == "other":
+    if kind.startswith("ours"):
         (output / "x").touch()
-    check_output(output, overwrite=kind == "other")
+        sign(output)
+    if kind.endswith("report"):
+        for name in ("report.json", ".report.json.fuse-01234567"):
+            (output / name).touch()
+    check_output(output, overwrite=kind.startswith("ours"))
+
+
+FOREIGN: dict[str, str | None] = {
+    "none": None,
+    "of another tool": '{"builder": {"id": "https://example.org"}, "materials": []}',
+    "not JSON": "who made this",
+    "another shape": '{"schema": 1, "versions": {"fusion-core": "0.1.0"}, "outputs": ["x"]}',
+    "no version": '{"schema": 1, "versions": {}, "outputs": {"files": {"x": {}}}}',
+    "nested": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("provenance", FOREIGN.values(), ids=FOREIGN)
+def test_what_fuse_did_not_write_is_not_replaced(
+    state: State, tmp_path: Path, provenance: str | None
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "x").write_text("precious")
+    if provenance is not None:
+        (output / "provenance.json").write_text(provenance)
+    before = everything_below(tmp_path)
+    with pytest.raises(OutputError, match="out was not written by fuse"):
+        write(state, output, overwrite=True)
+    assert everything_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "directory of a listed name", "link"])
+def test_what_lies_beside_a_model_is_not_deleted_with_it(
+    state: State, tmp_path: Path, kind: str
+) -> None:
+    output, notes = tmp_path / "out", tmp_path / "out" / "notes"
+    write(state, output)
+    if kind == "directory of a listed name":
+        notes.touch()
+    sign(output)
+    notes.unlink(missing_ok=True)
+    if kind == "file":
+        notes.touch()
+    elif kind == "link":
+        notes.symlink_to(tmp_path)
+    else:
+        notes.mkdir()
+    before = everything_below(output)
+    with pytest.raises(OutputError, match="what fuse did not write there: notes"):
+        write(state, output, overwrite=True)
+    assert everything_below(output) == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_put_into_an_output_meanwhile_is_not_deleted(state: State, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    write(state, output)
+    sign(output)
+    with (
+        pytest.raises(OutputError, match="did not write there: notes"),
+        staged(output, overwrite=True) as staging,
+    ):
+        materialise(StateDictSource({"new": torch.ones(2)}), staging, shard_size=10**9)
+        (output / "notes").write_text("data")
+        staging.commit(overwrite=True)
+    assert_holds(output, state)
+    assert (output / "notes").read_text() == "data"
+
+
+@pytest.mark.parametrize("name", ["merged.safetensors", "x.GGUF", "m.bin", "a\0b", "a\ud800"])
+def test_what_cannot_be_a_directory_is_said(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=r"is a directory|cannot be a path"):
+        check_output(tmp_path / name, overwrite=False)
 
 
 # --- order --------------------------------------------------------------------------------------
@@ -414,6 +517,7 @@ def test_everything_is_synced_before_it_is_seen(
     monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     if overwrite:
         write(state, tmp_path / "new" / "out")
+        sign(tmp_path / "new" / "out")
         calls.clear()
     write(state, tmp_path / "new" / "out", overwrite=overwrite)
     model, journal = "model.safetensors", "journal.jsonl"
@@ -433,9 +537,9 @@ def test_everything_is_synced_before_it_is_seen(
         *([("rename", "out -> old")] if overwrite else []),
         ("rename", "model -> out"),
         ("fsync", "new"),
-        *([] if overwrite else [("fsync", tmp_path.name)]),  # where `new` was made
     ]
     reserved = calls[:data]
+    assert overwrite or reserved[0] == ("fsync", tmp_path.name)  # where `new` was made
     assert ("fsync", "model") in reserved  # the shards' names are durable before the journal is
 
 
@@ -475,6 +579,7 @@ def test_an_interrupt_after_a_rename_loses_nothing(
 ) -> None:
     """The call has been made when the interrupt comes, where directories cannot be exchanged."""
     write({"old": torch.ones(2)}, tmp_path / "out")
+    sign(tmp_path / "out")
     monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
     calls = 0
     rename = Path.rename
@@ -528,3 +633,29 @@ def test_a_file_is_the_old_one_or_the_new_one(
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["report.json"]
     assert (tmp_path / "report.json").read_bytes() in {b"old", b"new"}
+
+
+def test_a_disk_without_inodes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(tmp_path)
+    none_left = SimpleNamespace(f_files=real.f_files or 1, f_favail=0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "statvfs", lambda _: none_left)
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(DiskError, match="no inode left") as caught:
+        write_durably(tmp_path / "report.json", b"new")
+    assert "bytes" not in str(caught.value)
+
+
+def test_a_temporary_file_is_held_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(place: str) -> None:
+        seen.append((place, [ours.is_held(path) for path in tmp_path.iterdir()]))
+
+    seen: list[tuple[str, list[bool]]] = []
+    monkeypatch.setattr(fault, "listener", look)
+    write_durably(tmp_path / "report.json", b"new")
+    assert seen == [("temporary file written", [True])]

@@ -10,7 +10,7 @@ import typer
 
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
-from fusion_core.errors import RecipeError
+from fusion_core.errors import DiskError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +30,14 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what stopped runs left beside their outputs, and remove it.
+    """List what stopped runs left beside and in their outputs, and remove it.
 
-    Such a directory, .NAME.fuse-..., can be gone on from: by the same fuse run with --resume. Those
-    of runs that are alive are shown and never touched. On a terminal this asks before it removes
-    anything; elsewhere it removes with --yes only.
+    A directory .NAME.fuse-... can be gone on from: by the same fuse run with --resume. What belongs
+    to runs that are alive is shown and never touched. On a terminal this asks before it removes
+    anything; elsewhere it removes with --yes only. To list changes nothing.
     """
     if directory is not None and not directory.is_dir():
-        raise RecipeError(f"{directory} is no directory", hint="Name one that outputs lie in.")
+        raise RecipeError(f"{directory} is not a directory", hint="Name one that outputs lie in.")
     from fusion_core.weights.leftovers import leftovers
 
     place = directory or _OUTPUTS
@@ -45,11 +45,24 @@ def clean(
     dead = [each for each in found if not each.in_use]
     if not as_json:
         _show(found, place)
-    removed = [each for each in dead if each.remove()] if dead and _agreed(yes, as_json) else []
+    removed, errors = _remove(dead) if dead and _agreed(yes, as_json) else ([], [])
     if as_json:
         print_json([_as_json(each, removed) for each in found])
     elif removed:
         print(f"removed: {len(removed)}")
+    if errors:
+        raise DiskError("\n".join(error.message for error in errors), hint=errors[0].hint)
+
+
+def _remove(dead: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
+    """Remove what can be removed, whatever is wrong with the rest."""
+    removed, errors = [], []
+    for leftover in dead:
+        try:
+            removed += [leftover] if leftover.remove() else []
+        except DiskError as error:
+            errors.append(error)
+    return removed, errors
 
 
 def _agreed(yes: bool, as_json: bool) -> bool:
@@ -65,13 +78,14 @@ def _show(found: Sequence[Leftover], place: Path) -> None:
     if not found:
         print(f"nothing to clean in {place}")
         return
-    headings = ("directory", "size", "age", "finished", "run")
+    headings = ("left", "size", "age", "finished", "run")
     print_table(headings, [_row(each) for each in found])
 
 
 def _row(each: Leftover) -> tuple[str, ...]:
     size, run = f"{each.size / 1e6:,.1f} MB", "alive" if each.in_use else "dead"
-    return (str(each.workplace.path), size, _age(each.age), f"{each.tensors} tensors", run)
+    finished = "" if each.tensors is None else f"{each.tensors} tensors"
+    return (str(each.path), size, _age(each.age), finished, run)
 
 
 def _age(seconds: float) -> str:
@@ -83,8 +97,8 @@ def _age(seconds: float) -> str:
 
 def _as_json(each: Leftover, removed: Sequence[Leftover]) -> dict[str, Any]:
     return {
-        "path": str(each.workplace.path),
-        "output": str(each.workplace.output),
+        "path": str(each.path),
+        "output": str(each.output),
         "bytes": each.size,
         "age_seconds": round(each.age, 1),
         "tensors": each.tensors,

@@ -8,6 +8,7 @@ may have been long ago.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,10 +135,11 @@ def remember_commit(reference: Reference, commit: str) -> None:
     Where it cannot, a run with a network needs nothing of it.
     """
     path = _folder(reference) / "refs" / reference.revision
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(commit, encoding="ascii")
+        with temporary.open("x", encoding="ascii") as stream:  # no link that others planted there
+            stream.write(commit)
         temporary.replace(path)
 
 

@@ -64,7 +64,7 @@ class CheckpointSource(WeightSource):
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` naming a file that is another one, or not as it was when opened.
 
-        A file is known by device, inode, size and time of change.
+        A file is known by device, inode, size, and the times when its content and it were changed.
         """
         for file, identity in self._identities.items():
             path = self._file_path(file)
@@ -181,7 +181,7 @@ class CheckpointSource(WeightSource):
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _changed(path: Path, how: str) -> IntegrityError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -18,13 +19,16 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import DiskError
 from fusion_core.weights.fault import fault_point
+from fusion_core.weights.ours import NotOursError, is_single, open_ours, take_flock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.fuse-[0-9a-f]{8}", re.DOTALL)
 
 
 class DataFile:
@@ -37,7 +41,7 @@ class DataFile:
     def __init__(self, path: Path, *, flags: int = os.O_CREAT) -> None:
         self.path = path
         with writing(path):
-            self.descriptor = os.open(path, os.O_RDWR | flags, 0o666)
+            self.descriptor = open_ours(path, os.O_RDWR | flags)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data` at an offset."""
@@ -110,30 +114,45 @@ def writing(path: Path, *, needed: int | None = None, free: int | None = None) -
         raise _disk_error(error, path, needed, free) from error
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file that nobody looks for yet; durable once its directory is synced."""
-    with writing(path), path.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with writing(path), _new(path) as stream:
+        _write(stream, chunks)
     fault_point("side file written")
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file in one step: readers see the old one or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}.fuse-{uuid.uuid4().hex[:8]}")
     try:
-        with writing(path):
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+        with writing(path), _new(temporary) as stream:
+            with suppress(OSError):  # it only tells `fuse clean` that somebody is at work
+                take_flock(stream.fileno())
+            _write(stream, [data])
+            fault_point("temporary file written")
             temporary.replace(path)
             sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):  # what failed stands
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _new(path: Path) -> BinaryIO:
+    return os.fdopen(open_ours(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+
+
+def _write(stream: BinaryIO, chunks: Iterable[bytes]) -> None:
+    stream.writelines(chunks)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def target_of(temporary: Path) -> Path | None:
+    """Return the file that a temporary file of `write_durably` was to become; None for others."""
+    found = _TEMPORARY.fullmatch(temporary.name)
+    is_one = found is not None and is_single(temporary)
+    return temporary.with_name(found["target"]) if found and is_one else None
 
 
 def sync_directory(directory: Path) -> None:
@@ -165,18 +184,29 @@ def exchanged_at_once(one: Path, other: Path) -> bool:
 
 def free_bytes(path: Path) -> int:
     """Return how much may still be written there."""
-    existing = next(each for each in (path, *path.absolute().parents) if each.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def _disk_error(error: OSError, path: Path, needed: int | None, free: int | None) -> DiskError:
     """Turn what the file system said into an error with a remedy."""
     reason = error.strerror or str(error)
     hint = "Check the path and its permissions, or write elsewhere with -o."
-    if error.errno in _FULL:
-        free = free_bytes(path) if free is None else free
-        amounts = f"{free:,} bytes are free there"
-        if needed is not None:
-            amounts = f"{needed:,} bytes are needed, {amounts}"
-        hint = f"{amounts}; make room, or write elsewhere with -o."
+    if isinstance(error, NotOursError):
+        hint = f"Look at what it is, in {path.absolute().parent}, and remove it."
+    elif error.errno in _FULL:
+        hint = f"{_shortage(path, needed, free)}; make room, or write elsewhere with -o."
     return DiskError(f"{path} cannot be written: {reason}", hint=hint)
+
+
+def _shortage(path: Path, needed: int | None, free: int | None) -> str:
+    """Say what a full file system lacks: bytes or, where it counts them, room for more files."""
+    counted = os.statvfs(_existing(path)) if hasattr(os, "statvfs") else None
+    if counted is not None and counted.f_files and not counted.f_favail:
+        return "The file system has no inode left (df -i): it holds as many files as it can"
+    free = free_bytes(path) if free is None else free
+    amounts = f"{free:,} bytes are free there"
+    return amounts if needed is None else f"{needed:,} bytes are needed, {amounts}"

@@ -19,14 +19,11 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import OutputError
+from fusion_core.errors import CheckpointError, OutputError
 from fusion_core.weights.disk import writing
 from fusion_core.weights.fault import fault_point
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from fusion_core.weights.ours import is_held, open_ours, read_ours, take_flock
+from fusion_core.weights.untrusted import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +31,10 @@ if TYPE_CHECKING:
 
 LOCK, OWNER = ".fuse-lock", ".fuse-owner"
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-#: For so long, in seconds, a holder may not have written its name yet.
+#: For so long, in seconds, a holder may not have written its name yet, and one that only looks
+#: whether a lock is held may hold it.
 _PATIENCE = 0.05
+_LARGEST_NAME = 4096
 
 
 @contextmanager
@@ -67,38 +66,50 @@ def locked_outputs(directory: Path) -> Iterator[Path]:
             yield path.with_name(name[1:])
 
 
+def is_locked(output: Path) -> bool:
+    """Tell whether a run is writing `output`; nothing is written to find out."""
+    return is_held(lock_of(output)) or os.path.lexists(output.with_name(f".{output.name}{OWNER}"))
+
+
+def lock_of(output: Path) -> Path:
+    """Return the file by which `output` is locked."""
+    return output.with_name(f".{output.name}{LOCK}")
+
+
 def _by_kernel(output: Path) -> tuple[Path, int] | None:
     """Lock by `flock`; None where there is none."""
-    path = output.with_name(f".{output.name}{LOCK}")
-    while fcntl is not None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    path, busy = lock_of(output), 0
+    while busy < 2:  # noqa: PLR2004 - once more, after a moment: somebody may only have looked
+        descriptor = open_ours(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
-                return path, descriptor
-            os.close(descriptor)  # of a run that has just ended
+            is_ours = take_flock(descriptor)
         except OSError as error:
             os.close(descriptor)
-            if error.errno in {errno.EAGAIN, errno.EACCES}:
-                raise _taken(output, path) from error
             if error.errno not in _NO_FLOCK:
                 raise
             path.unlink(missing_ok=True)  # nobody can have locked it
             return None
-    return None
+        if is_ours and _is_at(descriptor, path):
+            return path, descriptor
+        os.close(descriptor)  # another run's, or that of one that has just ended
+        if not is_ours:
+            busy += 1
+            time.sleep(_PATIENCE)
+    raise _taken(output, path)
 
 
 def _by_existence(output: Path) -> tuple[Path, int]:
     path = output.with_name(f".{output.name}{OWNER}")
     try:
-        return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        return path, open_ours(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     except FileExistsError as error:
+        time.sleep(_PATIENCE)
         raise _taken(output, path, remedy=f" If it is no more, remove {path}.") from error
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
 
@@ -110,13 +121,16 @@ def _sign(descriptor: int) -> None:
 
 
 def _taken(output: Path, path: Path, *, remedy: str = "") -> OutputError:
-    time.sleep(_PATIENCE)
-    try:
-        holder = json.loads(path.read_bytes())
-        who = f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError):  # it has just ended, or has not signed yet
-        who = "another run"
     return OutputError(
-        f"output {output} is being written by {who}",
+        f"output {output} is being written by {_holder(path)}",
         hint=f"Wait for it, or write elsewhere with -o.{remedy}",
     )
+
+
+def _holder(path: Path) -> str:
+    """Name who has signed a lock, unless it has just ended, or has not signed yet."""
+    with suppress(OSError, CheckpointError):
+        match parse_json(read_ours(path, _LARGEST_NAME) or b"", path=str(path)):
+            case {"pid": int(pid), "host": str(host)}:
+                return f"process {pid} on {host}"
+    return "another run"

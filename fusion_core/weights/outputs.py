@@ -1,21 +1,20 @@
-"""Where a model may be written, and the staging directory that is opened for it."""
+"""The staging directory that is opened for an output, and what keeps other runs away from it."""
 
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import OutputError
-from fusion_core.weights.disk import writing
+from fusion_core.weights.disk import sync_directory, writing
 from fusion_core.weights.lock import locked
+from fusion_core.weights.target import check_output
 from fusion_core.weights.workplace import Workplace, repair
-from fusion_core.weights.writer import Staging, present
+from fusion_core.weights.writer import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
@@ -24,49 +23,48 @@ _log = logging.getLogger(__name__)
 def staged(
     output: Path, *, overwrite: bool = False, plan: bytes | None = None, resume: bool = False
 ) -> Iterator[Staging]:
-    """Lock `output` and open a staging directory for it, which is gone afterwards.
+    """Claim `output` and open a staging directory for it, which is gone afterwards."""
+    with (
+        claimed(output, overwrite=overwrite),
+        staging_in(output, overwrite=overwrite, plan=plan, resume=resume) as staging,
+    ):
+        yield staging
 
-    `plan` says in full what the run does: with `resume`, it goes on with work that a run of the
-    same plan left. Without a plan nothing is ever kept. Raises `OutputError` if the output is
-    present and not to be overwritten or another run is writing it, `DiskError` where the file
-    system refuses.
+
+@contextmanager
+def claimed(output: Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Keep `output` from other runs, with its parents made.
+
+    Raises `OutputError` if it is present and not to be overwritten or another run is writing it,
+    `DiskError` where the file system refuses.
     """
     check_output(output, overwrite=overwrite)
-    with _parents_made(output) as made, locked(output):
-        left = repair(output)
-        check_output(output, overwrite=overwrite)
-        staging = Staging(_workplace(output, left, plan, resume=resume), made)
-        try:
-            if not staging.workplace.path.exists():
-                staging.workplace.make(plan)
-            yield staging
-        except BaseException as error:
-            staging.close(error)
-            raise
-        else:
-            staging.close(None)
+    with _parents_made(output), locked(output):
+        check_output(output, overwrite=overwrite)  # the run that had the lock may have made it
+        yield
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise `OutputError` if a run must not write there, `DiskError` if that cannot be told."""
-    with writing(output):
-        _check_kind(output)
-        if output.exists() and any(output.iterdir()) and not overwrite:
-            raise present(output)
+@contextmanager
+def staging_in(
+    output: Path, *, overwrite: bool, plan: bytes | None, resume: bool
+) -> Iterator[Staging]:
+    """Open a staging directory for an output that is claimed; raises as `claimed` does.
 
-
-def _check_kind(output: Path) -> None:
-    """Raise `OutputError` for what cannot give its name to another directory."""
-    if output.is_symlink():
-        raise OutputError(f"output {output} is a symbolic link", hint="Name a directory itself.")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
-    if os.path.ismount(output):  # nothing can be renamed to it
-        raise OutputError(f"output {output} is a mount point", hint="Name a directory in it.")
-    if Path.cwd().is_relative_to(output.resolve()):  # who works there would be left in no place
-        raise OutputError(
-            f"output {output} is the working directory, or holds it", hint="Name a directory in it."
-        )
+    `plan` says in full what the run does: with `resume`, it goes on with work that a run of the
+    same plan left. Without a plan nothing is ever kept.
+    """
+    left = repair(output)
+    check_output(output, overwrite=overwrite)
+    staging = Staging(_workplace(output, left, plan, resume=resume))
+    try:
+        if not staging.workplace.path.exists():
+            staging.workplace.make(plan)
+        yield staging
+    except BaseException as error:
+        staging.close(error)
+        raise
+    else:
+        staging.close(None)
 
 
 def _workplace(
@@ -87,7 +85,7 @@ def _workplace(
 
 
 @contextmanager
-def _parents_made(output: Path) -> Iterator[list[Path]]:
+def _parents_made(output: Path) -> Iterator[None]:
     """Make a path's parents; those made are removed again if nothing came into them."""
     parent = output.absolute().parent
     with writing(output):
@@ -95,8 +93,10 @@ def _parents_made(output: Path) -> Iterator[list[Path]]:
     try:
         with writing(output):
             parent.mkdir(parents=True, exist_ok=True)
-        yield made
+            for directory in made:
+                sync_directory(directory.parent)
+        yield
     finally:
-        for each in made:
+        for directory in made:
             with suppress(OSError):  # never made after all, or in use by now
-                each.rmdir()
+                directory.rmdir()

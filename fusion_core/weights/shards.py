@@ -50,11 +50,11 @@ class Shards:
 
     def intact(self, recorded: Mapping[str, str]) -> dict[str, str]:
         """Hash tensors again; returns those that are as they were recorded, by digest."""
-        places = [self.layout.places[name] for name in recorded]
+        places = [place for name, place in self.layout.places.items() if name in recorded]
         with ThreadPoolExecutor() as threads:
             found = threads.map(lambda each: place_digest(self.files[each.file], each), places)
-            pairs = zip(recorded.items(), found, strict=True)
-            return {name: expected for (name, expected), digest in pairs if digest == expected}
+            digests = zip((place.info.name for place in places), found, strict=True)
+            return {name: digest for name, digest in digests if digest == recorded[name]}
 
     def write(self, info: TensorInfo, start: int, values: torch.Tensor) -> None:
         """Write elements of a tensor from `start` on."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from fusion_core.errors import (
     WorkerError,
 )
 from fusion_core.weights.checkpoint import INDEX, CheckpointSource
-from fusion_core.weights.containment import reading
+from fusion_core.weights.containment import open_named, reading
 from fusion_core.weights.digest import tensors_digest
 from fusion_core.weights.disk import sync_directory, write_new, writing
 from fusion_core.weights.fault import fault_point
@@ -34,9 +34,11 @@ from fusion_core.weights.follower import Follower
 from fusion_core.weights.journal import Journal
 from fusion_core.weights.layout import Layout
 from fusion_core.weights.shards import Shards
+from fusion_core.weights.shortage import is_out_of_memory
+from fusion_core.weights.target import check_output, present
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -44,19 +46,18 @@ if TYPE_CHECKING:
     from fusion_core.weights.format import TensorInfo
     from fusion_core.weights.workplace import Workplace
 
-_log = logging.getLogger(__name__)
+_CHUNK = 2**20
 
-#: What stops a run from outside: the work that is done is good.
-_FROM_OUTSIDE = (DiskError, OutputError, WorkerError, MemoryError)
+#: What stops a run from outside: the work that is done is good. So is it where memory ran out.
+_FROM_OUTSIDE = (DiskError, OutputError, WorkerError)
 
 
 class Staging:
     """A model directory in the making; `staged` opens one."""
 
-    def __init__(self, workplace: Workplace, made: Sequence[Path]) -> None:
+    def __init__(self, workplace: Workplace) -> None:
         self.workplace = workplace
         self.shards = Shards(Layout([]), {})
-        self._made = made
         self._journal = Journal(workplace.journal)
         self._follower: Follower | None = None
         self._side_files: dict[str, tuple[int, str]] = {}
@@ -114,9 +115,17 @@ class Staging:
         path = self.directory / name
         if path.parent != self.directory or path.name != name or path.exists():
             raise BrokenPluginError(f"{name!r} cannot be the name of a side file, or is taken")
-        data = content if isinstance(content, bytes) else _content_of(content)
-        write_new(path, data)
-        self._side_files[name] = (len(data), hashlib.sha256(data).hexdigest())
+        size, digest = 0, hashlib.sha256()
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal size
+            for chunk in [content] if isinstance(content, bytes) else _chunks_of(content):
+                size += len(chunk)
+                digest.update(chunk)
+                yield chunk
+
+        write_new(path, chunks())
+        self._side_files[name] = (size, digest.hexdigest())
 
     def finish_shards(self) -> None:
         """Complete every shard, and the index if there are several."""
@@ -152,13 +161,13 @@ class Staging:
             was_empty = output.exists() and not any(output.iterdir())
             replaces = overwrite and output.exists()
             if replaces:
+                check_output(output, overwrite=True)  # somebody may have put something there
                 self.workplace.exchange()
             else:
                 self._move_in()
             fault_point("in place")
             try:
-                for changed in (output.absolute(), *self._made):
-                    sync_directory(changed.parent)
+                sync_directory(output.absolute().parent)
             except BaseException:
                 self._withdraw(replaces=replaces, was_empty=was_empty)
                 raise
@@ -205,7 +214,7 @@ class Staging:
         the recipe or its inputs have to change. Any other exception is somebody's bug: tensors may
         be wrong, and only what an algorithm keeps stays.
         """
-        is_outside = not isinstance(error, Exception) or isinstance(error, _FROM_OUTSIDE)
+        is_outside = _lies_outside(error)
         is_wanted = error is not None and self.workplace.plan.exists()
         if self._follower is not None:
             self._follower.close(record=is_wanted and is_outside)
@@ -221,14 +230,12 @@ class Staging:
                 self.workplace.remove()
 
 
-def _content_of(path: Path) -> bytes:
-    with reading(path):
-        return path.read_bytes()
+def _lies_outside(error: BaseException | None) -> bool:
+    is_interrupt = not isinstance(error, Exception)
+    return is_interrupt or isinstance(error, _FROM_OUTSIDE) or is_out_of_memory(error)
 
 
-def present(output: Path) -> OutputError:
-    """Return the error for an output that is not to be replaced."""
-    return OutputError(
-        f"output {output} is already there",
-        hint="Choose another with -o, or replace it with --overwrite.",
-    )
+def _chunks_of(path: Path) -> Iterator[bytes]:
+    with reading(path), os.fdopen(open_named(path), "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk

@@ -13,7 +13,7 @@ from fusion_core.errors import CheckpointError
 from fusion_core.kernels import with_fast_products
 from fusion_core.weights.execution import on_cores
 from fusion_core.weights.remote import wanted_by
-from pools_clip.kept import kept
+from pools_clip.kept import kept, write_file
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape
 
@@ -105,7 +105,7 @@ class FrozenClip:
 
         def write(name: str, directory: Path) -> None:
             found = self._encoded(encoder(), {name: self._prompts[name]})[name]
-            (directory / _CLASSES).write_bytes(found.numpy().tobytes())
+            write_file(directory / _CLASSES, found.numpy().tobytes())
 
         found = {}
         for name, prompts in self._prompts.items():

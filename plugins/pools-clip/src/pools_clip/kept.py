@@ -82,10 +82,16 @@ def _text(key: Mapping[str, Any]) -> str:
 def _fill(directory: Path, key: str, make: Callable[[Path], None]) -> None:
     directory.mkdir()
     make(directory)
-    (directory / KEY).write_text(key, encoding="utf-8")
+    write_file(directory / KEY, key.encode())
     for path in directory.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file; a cache may be shared, and a link that others plant is not followed."""
+    with path.open("xb") as stream:
+        stream.write(data)
 
 
 def _settle(new: Path, place: Path) -> None:

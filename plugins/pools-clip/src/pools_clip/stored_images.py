@@ -11,7 +11,7 @@ import torch
 
 from fusion_core.weights.disk import allocate, free_bytes
 from pools_clip.images import Images, count_rows, read_images
-from pools_clip.kept import kept, place_of
+from pools_clip.kept import kept, place_of, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +90,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what is read, how, and where to
     pixels = _room(directory / _PIXELS, (count, *preprocessor.shape))
     images = _read(files, data, preprocessor, classes, limit, pixels)
     if images.labels is not None:
-        (directory / _LABELS).write_bytes(images.labels.numpy().tobytes())
+        write_file(directory / _LABELS, images.labels.numpy().tobytes())
 
 
 def _read(  # noqa: PLR0913, PLR0917 - what is read, and how

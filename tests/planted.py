@@ -1,0 +1,24 @@
+"""What somebody may put in the place of a file, to have us overwrite another or wait for ever."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def plant(kind: str, place: Path, victim: Path) -> None:
+    """Replace what is there by something of a kind that leads to `victim`, or nowhere."""
+    place.unlink(missing_ok=True)
+    if kind == "link":
+        place.symlink_to(victim)
+    elif kind == "link to nothing":
+        place.symlink_to(victim.with_name("nothing"))
+    elif kind == "hard link":
+        place.hardlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "directory":
+        place.mkdir()

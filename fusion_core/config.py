@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 from fusion_core.recipes import from_name
 from fusion_core.validation import STRICT, Options, validated
@@ -44,14 +44,20 @@ class Choice(BaseModel):
         return Choice(name=name, **self.options)
 
 
+def _check_path(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("no path holds a NUL")
+    return path
+
+
 class OutputOptions(Options):
     """Where the merged model goes, and in which form."""
 
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: Annotated[str, Field(min_length=1), AfterValidator(_check_path)] | None = None
     """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
     """The dtype of floating-point tensors; default: the base's."""
-    shard_size: Annotated[ByteSize, Field(gt=0)] = ByteSize(5_000_000_000)
+    shard_size: Annotated[ByteSize, Field(gt=0, lt=2**63)] = ByteSize(5_000_000_000)
     """The largest size of one file, e.g. 5GB; a larger tensor has a file of its own."""
 
 

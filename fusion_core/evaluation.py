@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import hub
+from fusion_core.blame import forbid_exit
 from fusion_core.config import Choice, choice_of
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.kernels import with_fast_products
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 RECIPE = "recipe.yaml"
 
 
+@forbid_exit()
 def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     pool: ModelPool[Any],
     tasks: TaskPool[Any],
@@ -66,6 +68,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
 
 
+@forbid_exit()
 def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     directory: Path,
     plugins: PluginManager,
@@ -132,7 +135,7 @@ def device_of(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.index is None and device.type == "cuda" and own_gpu() is not None:
         device = torch.device("cuda", own_gpu())

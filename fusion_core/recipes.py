@@ -21,11 +21,12 @@ from fusion_core.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ruamel.yaml.nodes import Node
+    from ruamel.yaml.nodes import Node, ScalarNode
 
 _LARGEST_YAML = 2**16
 _MOST_NODES = 100_000
 _DEEPEST = 100
+_LONGEST_INTEGER = 1_000
 
 
 def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
@@ -57,6 +58,15 @@ class _BoundedConstructor(SafeConstructor):
             raise ValueError("its aliases unfold into too much")
         return super().construct_document(node)
 
+    def construct_yaml_int(self, node: ScalarNode) -> Any:  # noqa: ANN401 - as the parser's own
+        """Refuse integers that no option takes, and that Python does not print."""
+        if len(node.value) > _LONGEST_INTEGER:
+            raise ValueError(f"an integer of {len(node.value):,} digits")
+        return super().construct_yaml_int(node)
+
+
+_BoundedConstructor.add_constructor("tag:yaml.org,2002:int", _BoundedConstructor.construct_yaml_int)
+
 
 def _unfolded(node: Node, sizes: dict[int, int]) -> int:
     """Count a node and what is below it, as often as aliases repeat it."""
@@ -85,7 +95,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # or a NUL, which no path holds
         raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from error
     recipe = load_yaml(text, origin=str(path))
     if not isinstance(recipe, dict):
@@ -138,5 +148,8 @@ def from_name(value: object) -> object:
 
 def shown(value: object) -> str:
     """Show a value in an error, on one line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - an integer of 5,000 digits, or an object of the caller's
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line of a terminal

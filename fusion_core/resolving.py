@@ -51,7 +51,7 @@ class Resolved(Generic[SpecT]):
 
     def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
         """Import the class and instantiate it."""
-        return self.component.load_class()(self.config)
+        return self.component.create(self.config)
 
 
 def resolved_as(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401

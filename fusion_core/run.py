@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
+from fusion_core.blame import forbid_exit
 from fusion_core.context import RunInfo, context_of, notify, ran, rounded_for, start_nested
 from fusion_core.downloads import wanted_of
 from fusion_core.errors import FusionError
@@ -56,6 +57,7 @@ class RunResult:
         return self.pool.build(self.weights)
 
 
+@forbid_exit()
 def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     recipe: Mapping[str, Any] | str | Path | None = None,
     *,
@@ -87,12 +89,23 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
 
 def execute(plan: Plan) -> RunResult:
     """Carry a plan out: merge, commit, evaluate."""
+    committed: list[Path] = []
+    try:
+        return _execute(plan, committed)
+    except KeyboardInterrupt as stopped:
+        if committed and not hasattr(stopped, "__notes__"):
+            stopped.add_note(f"The model is complete in {committed[0]}.")
+        raise
+
+
+def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     info = RunInfo(plan.recipe, plan.path)
     notify(plan, "fusion_run_started", run=info)
     _download(plan)
     with (
         hub.session(plan.options.progress),
         nullcontext() if helps() else opened(plan) as staging,
+        forbid_exit(),  # inside the staging directory, which keeps what an interrupt leaves
         executor_of(plan) as executor,
     ):
         state = None if staging is None else staging.state
@@ -111,6 +124,7 @@ def execute(plan: Plan) -> RunResult:
             plan.pool.check_unchanged()
         else:
             write(plan, staging, pool, assets, weights, context, started)
+            committed.append(staging.workplace.output)
     if plan.path is not None:
         written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
@@ -149,7 +163,7 @@ def _evaluated(plan: Plan, result: RunResult) -> Report:
         )
         if result.path is not None:
             write_report(report, result.path)
-    except (KeyboardInterrupt, SystemExit) as stopped:
+    except KeyboardInterrupt as stopped:
         if (path := result.path) is not None:
             stopped.add_note(
                 f"The model is complete in {path}; to measure it: fuse evaluate {path}"

@@ -111,7 +111,8 @@ def _line(details: ErrorDetails, model: type[BaseModel], prefix: str, beside: It
         case "missing":
             return f"{where}: required"
         case _:
-            return f"{where} = {shown(details['input'])}: {details['msg']}"
+            problem = details["msg"].removeprefix("Value error, ")
+            return f"{where} = {shown(details['input'])}: {problem}"
 
 
 def _suggestion(

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 #: Pools that would be there beside the toys'; they are not when the core is tested alone.
 POOLS = [name for name in ("pools-clip", "pools-mini") if find_spec(name.replace("-", "_"))]
 
+HUGE = pytest.param(10**5000, id="more digits than Python prints")
+
 TOY = """
     from fusion_core import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
 
@@ -57,7 +59,7 @@ TOY = """
 TOY_CONFIG = """
     from typing import Annotated, Literal
     from pydantic import Field
-    from fusion_core import ComponentConfig
+    from fusion_core import Algorithm, ComponentConfig
 
     class ToyConfig(ComponentConfig):
         density: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -72,9 +74,8 @@ TOY_CONFIG = """
     class TasksConfig(ComponentConfig):
         rounds: int = 1
 
-    class Toy:
-        def __init__(self, config):
-            self.config = config
+    class Toy(Algorithm):
+        def run(self, pool, context): ...
 """
 
 
@@ -186,7 +187,7 @@ def test_a_live_section_is_not_looked_up(toys: PluginManager) -> None:
     assert found.task_pool is None
 
 
-@pytest.mark.parametrize("value", ["x", 1.5, -1, 2**63, None, [1]])
+@pytest.mark.parametrize("value", ["x", 1.5, -1, 2**63, HUGE, None, [1]])
 def test_seeds_are_integers(toys: PluginManager, value: object) -> None:
     (line,) = refused({"algorithm": "toy", "model_pool": "toys", "seed": value}, toys)
     assert line.startswith("seed = ")
@@ -337,6 +338,7 @@ def test_set_replaces_no_list_or_number_by_a_mapping(present: object) -> None:
         ("{{a: 1}: 2}", "unhashable"),
         ("a: \x00", "character"),
         ("a: " + "9" * 5000, "digits"),
+        ("a: 0x" + "f" * 5000, "digits"),
         ("- " * 2000, "recursion"),
         ("a: *nowhere", "undefined alias"),
     ],
@@ -452,7 +454,7 @@ def test_shard_sizes(value: object, expected: int) -> None:
     assert validated(OutputOptions, {"shard_size": value}).shard_size == expected
 
 
-@pytest.mark.parametrize("value", ["5 bananas", -1, 0, "many", [], None])
+@pytest.mark.parametrize("value", ["5 bananas", -1, 0, HUGE, "many", [], None])
 def test_bad_shard_sizes(value: object) -> None:
     with pytest.raises(RecipeError, match=r"^shard_size = "):
         validated(OutputOptions, {"shard_size": value})
@@ -706,6 +708,10 @@ def test_what_a_run_records_fits_the_schema(
 def test_a_broken_configuration_does_not_take_the_schema_down(site: Site) -> None:
     site.install("toy-plugin", TOY, files={"toy_config.py": TOY_CONFIG})
     site.install("hollow-x", TOY.replace("toy_config", "no_such").replace('"toy', '"hollow'))
+    odd = {"odd_config.py": TOY_CONFIG.replace("steps: int", 'steps: "Nowhere"')}
+    site.install(
+        "odd-x", TOY.replace("toy_config", "odd_config").replace('"toy', '"odd'), files=odd
+    )
     manager = _manager()
     validator = jsonschema.Draft202012Validator(recipe_schema(manager))
     assert validator.is_valid({"algorithm": {"name": "toy", "density": 0.1}})

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import provenance
 from fusion_core.errors import OutputError, RecipeError
-from fusion_core.evaluation import RECIPE
 from fusion_core.fused import dtype_of
-from fusion_core.recipes import dump_yaml
+from fusion_core.recipes import RECIPE, dump_yaml
 from fusion_core.weights import (
     CheckpointSource,
     Staging,

@@ -153,6 +153,8 @@ class Plan:
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
     found = _planned(raw, options)
+    if found.tasks_read is not None:
+        found.pool.check_builds()
     path = _output_path(found.resolved, found.pool)
     if path is not None and not helps():
         check_output(path, overwrite=options.overwrite)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from ruamel.yaml.nodes import Node, ScalarNode
 
+#: The file beside merged weights that says how they were made.
+RECIPE = "recipe.yaml"
+
 _LARGEST_YAML = 2**16
 _MOST_NODES = 100_000
 _DEEPEST = 100

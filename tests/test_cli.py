@@ -216,6 +216,11 @@ BAD = {
     "no tasks": Bad(
         ("--algo", "adamerging", *CHECKPOINTS), 2, ("'adamerging'", "tasks", "--task-pool")
     ),
+    "tasks of files of any class": Bad(
+        ("--algo", "ties", *CHECKPOINTS, "--task-pool", "mini8"),
+        1,
+        ("'checkpoints'", "tasks", "fuse list pools"),
+    ),
     "same names": Bad(
         ("--algo", "ties", *_with_base("base.safetensors", "x.safetensors", "./x.safetensors")),
         2,
@@ -364,9 +369,12 @@ def test_no_arguments_shows_help(fuse: Fuse) -> None:
 
 
 def test_evaluate_needs_a_way_to_build_the_model(fuse: Fuse, models: Path) -> None:
-    done = fuse("evaluate", "base.safetensors")
-    assert done.code == 2
-    assert "--pool" in done.err
+    fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "merged")
+    pool = ("--pool", "checkpoints")
+    for arguments in (("base.safetensors",), ("merged",), ("merged", *pool)):
+        done = fuse("evaluate", *arguments)
+        assert done.code == 2
+        assert f"fuse evaluate {arguments[0]} --pool NAME; see: fuse list pools" in done.err
     assert fuse("evaluate", "gone").code == 4
 
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
 
 from fusion_core.recipes import from_name
 from fusion_core.validation import STRICT, Options, validated
@@ -44,10 +52,33 @@ class Choice(BaseModel):
         return Choice(name=name, **self.options)
 
 
+#: What dtypes are called elsewhere, and what they are called here and in what is recorded.
+_DTYPES = {
+    "fp64": "float64",
+    "double": "float64",
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+}
+
+
+def _dtype_called(name: object) -> object:
+    return _DTYPES.get(name, name) if isinstance(name, str) else name
+
+
 def _check_path(path: str) -> str:
     if "\0" in path:
         raise ValueError("no path holds a NUL")
     return path
+
+
+Dtype = Annotated[
+    Literal["float64", "float32", "float16", "bfloat16"],
+    BeforeValidator(_dtype_called),
+    WithJsonSchema({"enum": ["float64", "float32", "float16", "bfloat16", *_DTYPES]}),
+]
 
 
 class OutputOptions(Options):
@@ -55,8 +86,8 @@ class OutputOptions(Options):
 
     path: Annotated[str, Field(min_length=1), AfterValidator(_check_path)] | None = None
     """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
-    dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
-    """The dtype of floating-point tensors; default: the base's."""
+    dtype: Dtype | None = None
+    """The dtype of floating-point tensors; default: the base's. `fp16`, `bf16`, ... will do."""
     shard_size: Annotated[ByteSize, Field(gt=0, lt=2**63)] = ByteSize(5_000_000_000)
     """The largest size of one file, e.g. 5GB; a larger tensor has a file of its own."""
 

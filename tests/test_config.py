@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -303,6 +305,51 @@ def test_set_keeps_what_it_does_not_name() -> None:
     assert recipe == {"algorithm": "ties", "output": {"dtype": "float16"}, "seed": 1}
 
 
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ("density", "algorithm.density"),
+        ("densty", "algorithm.density"),
+        ("only", "algorithm.only"),
+        ("size", "model_pool.size"),
+        ("rounds", "task_pool.rounds"),
+        ("dtype", "output.dtype"),
+        ("vocab", "alignment.vocab"),
+        ("algoritm", "algorithm"),
+    ],
+)
+def test_an_option_without_its_section_is_told_where_it_belongs(
+    toys: PluginManager, given: str, place: str
+) -> None:
+    sections = {"algorithm": "toy", "model_pool": "toys", "task_pool": "games"}
+    (line,) = refused({**sections, given: 1}, toys)
+    assert line == f"{given}: unknown option; did you mean {place}?"
+
+
+def test_what_no_section_has_is_told_what_there_is(toys: PluginManager) -> None:
+    (line,) = refused({"algorithm": "toy", "model_pool": "toys", "zzz": 1}, toys)
+    assert line.endswith("known: algorithm, model_pool, task_pool, seed, output, alignment")
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", "mergekit"),
+        ("slices: [{sources: [{model: a, layer_range: [0, 4]}]}]", "mergekit"),
+        ("_target_: fusion_bench.method.SimpleAverageAlgorithm", "FusionBench"),
+        ("method: {name: ties}\nmodelpool: {}\ntaskpool: {}", "FusionBench"),
+        ("defaults: [{method: dummy}, _self_]\nhydra: {}", "FusionBench"),
+    ],
+)
+def test_a_file_of_another_program_is_recognised(
+    toys: PluginManager, text: str, program: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"^this is a configuration of {program}, ") as caught:
+        resolve(load_yaml(text, origin=""), toys)
+    (page,) = re.findall(r"See (.*\.md)\.$", str(caught.value.hint))
+    assert (Path(__file__).parents[1] / page).is_file()
+
+
 def test_a_later_set_wins_and_sections_are_made() -> None:
     changed = override({"model_pool": None}, ["model_pool.models.a=x", "model_pool.models.a=y"])
     assert changed == {"model_pool": {"models": {"a": "y"}}}
@@ -314,6 +361,24 @@ def test_a_later_set_wins_and_sections_are_made() -> None:
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
         override({}, [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        *((text, json.dumps(text)) for text in ("*norm*", "&a", "!a", "%a", "@a", "`a", "**")),
+        *((text, json.dumps(text)) for text in ("#a", "a #b", "&a b", "|", "a: *b", "[a", ",a")),
+        ("[*a, 'b']", "[\"*a\", 'b']"),
+        ('"a', '"\\"a"'),
+    ],
+)
+def test_text_that_has_to_be_quoted_is_shown_quoted(text: str, quoted: str) -> None:
+    with pytest.raises(RecipeError, match=r"^--set algorithm\.only: ") as caught:
+        override({}, [f"algorithm.only={text}"])
+    (command,) = re.findall("--set (.*)$", str(caught.value.hint))
+    assert shlex.split(command) == [f"algorithm.only={quoted}"]
+    means = override({}, shlex.split(command))["algorithm"]["only"]
+    assert means == (["*a", "b"] if text.startswith("[*") else text)
 
 
 @pytest.mark.parametrize("present", [["a", "b"], 5, True])
@@ -424,7 +489,7 @@ def test_a_dump_keeps_the_order_and_does_not_wrap() -> None:
 @pytest.mark.parametrize("content", [b"- a\n- b\n", b"just text", b"", b"5"])
 def test_a_recipe_file_holds_a_mapping(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recipe.yaml").write_bytes(content)
-    with pytest.raises(RecipeError, match="no mapping"):
+    with pytest.raises(RecipeError, match="is not a mapping"):
         load_recipe(tmp_path / "recipe.yaml")
 
 
@@ -458,6 +523,17 @@ def test_shard_sizes(value: object, expected: int) -> None:
 def test_bad_shard_sizes(value: object) -> None:
     with pytest.raises(RecipeError, match=r"^shard_size = "):
         validated(OutputOptions, {"shard_size": value})
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        *(("bf16", "bfloat16"), ("fp16", "float16"), ("half", "float16"), ("float", "float32")),
+        *(("fp32", "float32"), ("double", "float64"), ("fp64", "float64"), ("float16", "float16")),
+    ],
+)
+def test_dtypes_have_short_names_and_are_recorded_by_their_own(given: str, recorded: str) -> None:
+    assert OutputOptions(dtype=given).model_dump(mode="json")["dtype"] == recorded
 
 
 def test_a_choice_is_a_name_or_a_mapping() -> None:
@@ -560,6 +636,17 @@ class Strict(ComponentConfig):
     several: dict[str, Inner] = Field(default={})
 
 
+def test_options_from_python_are_refused_as_those_of_a_recipe_are() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Strict(bounded=2, count="3", inner={"count": "x"}, cuont=1)
+    assert caught.value.message.splitlines() == [
+        "bounded = 2: Input should be less than or equal to 1",
+        "count = '3': Input should be a valid integer, not text",
+        "inner.count = 'x': Input should be a valid integer, not text",
+        "cuont: unknown option; did you mean count?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -627,6 +714,7 @@ def test_a_configuration_made_of_another_is_as_strict() -> None:
 # --- the JSON schema ----------------------------------------------------------------------------
 
 GOOD_RECIPES: list[dict[str, Any]] = [
+    {"algorithm": "toy", "output": {"dtype": "bf16"}},
     {"algorithm": "toy"},
     {"algorithm": "play", "model_pool": "toys", "task_pool": "games"},
     {"algorithm": "toy-plugin/toy"},

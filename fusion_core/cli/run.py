@@ -130,7 +130,15 @@ def run(
 
     The output directory loads with from_pretrained as it is; beside the weights it holds
     recipe.yaml, provenance.json and, where tasks were evaluated, report.json.
-    """
+
+    \b
+    Examples:
+      fuse run --algo ties --pool mini8
+      fuse run --algo ties --set model_pool.base=base \\
+        --set 'model_pool.models=[math, code]' -o merged
+      fuse run recipe.yaml --set algorithm.density=0.3 -o merged --overwrite
+      fuse run recipe.yaml --set 'algorithm.skip="*norm*"' --dry-run
+    """  # noqa: D301 - \b is typer's: lines stay as they are
     set_up_logging(verbose=verbose)
     quiet = quiet or helps()
     plan = planned(

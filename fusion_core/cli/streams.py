@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -42,10 +41,10 @@ def _reopen_closed() -> None:
 class _Stream:
     """A stream that leads nowhere once it could not be written, which `failed` hears each time."""
 
-    def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
+    def __init__(self, stream: TextIO, failed: Callable[[Exception], None]) -> None:
         self._stream = stream
         self._failed = failed
-        self._lost: OSError | None = None
+        self._lost: Exception | None = None
         if hasattr(stream, "reconfigure"):  # names of files need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
 
@@ -61,9 +60,9 @@ class _Stream:
     def _tried(self, do: Callable[..., Any], *arguments: str) -> Any:  # noqa: ANN401 - what it returns
         try:
             return do(*arguments)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # or a plugin has closed it
             self._lost = error
-            with suppress(OSError):  # what is left in the buffer is not tried again at the end
+            with suppress(OSError, ValueError):  # what is left is not tried again at the end
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
@@ -72,11 +71,12 @@ class _Stream:
                 self._failed(self._lost)
 
 
-def _ignore(_: OSError) -> None: ...
+def _ignore(_: Exception) -> None: ...
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: Exception) -> None:
     """End the program where results are lost; quietly where whoever reads them has enough."""
-    if error.errno == errno.EPIPE:
+    if isinstance(error, BrokenPipeError):
         raise typer.Exit(1) from error
-    raise DiskError(f"stdout cannot be written: {error.strerror}") from error
+    reason = error.strerror if isinstance(error, OSError) else error
+    raise DiskError(f"stdout cannot be written: {reason}") from error

@@ -134,7 +134,7 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
             tuple(dict.fromkeys(str(info.dtype).removeprefix("torch.") for info in infos)),
             len(seen.missing) if isinstance(seen, AlignedSource) else 0,
             len(seen.extra) if isinstance(seen, AlignedSource) else 0,
-            licences.get(name),
+            licences.get(name) or plan.licence,
             name in nested,
         )
         if name in nested:

@@ -96,13 +96,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         Raises `FusionError` if the pool has only files or state dicts: their class is not known,
         `AlignmentError` for weights with other tensors than the module.
         """
-        given = [self.config.base, *self.config.models.values()]
-        module = next((each for each in given if isinstance(each, nn.Module)), None)
-        if module is None:
-            raise FusionError(
-                "the pool 'checkpoints' merges files without knowing which class they belong to",
-                hint="Load the merged directory with its own library, e.g. from_pretrained.",
-            )
+        module = self._module()
         built = copy.deepcopy(module).cpu().eval()
         try:
             built.load_state_dict(as_weights(weights, self.base).state_dict())
@@ -112,6 +106,22 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
                 hint="Give weights with the module's tensors.",
             ) from error
         return built
+
+    def check_builds(self) -> None:
+        """Raise `FusionError` if the pool has no live module."""
+        self._module()
+
+    def _module(self) -> nn.Module:
+        given = [self.config.base, *self.config.models.values()]
+        module = next((each for each in given if isinstance(each, nn.Module)), None)
+        if module is None:
+            raise FusionError(
+                "the pool 'checkpoints' merges files without knowing which class they belong to, "
+                "so it can neither evaluate nor adapt on tasks",
+                hint="Leave the tasks out, or use the pool of the models' family; see: "
+                "fuse list pools\nTheir own library measures any merge: it loads the directory.",
+            )
+        return module
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
         """Return the configuration, tokenizer and processor files of the base, or first expert.

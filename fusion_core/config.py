@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     SerializationInfo,
+    WithJsonSchema,
 )
 
 from fusion_core.hub import looks_like_id
@@ -78,14 +79,37 @@ class Choice(BaseModel):
         return Choice(name=name, **self.options)
 
 
+#: What dtypes are called elsewhere, and what they are called here and in what is recorded.
+_DTYPES = {
+    "fp64": "float64",
+    "double": "float64",
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+}
+
+
+def _dtype_called(name: object) -> object:
+    return _DTYPES.get(name, name) if isinstance(name, str) else name
+
+
+Dtype = Annotated[
+    Literal["float64", "float32", "float16", "bfloat16"],
+    BeforeValidator(_dtype_called),
+    WithJsonSchema({"enum": ["float64", "float32", "float16", "bfloat16", *_DTYPES]}),
+]
+
+
 class OutputOptions(Options):
     """Where the merged model goes, and in which form."""
 
     path: Annotated[str, _if_path(path_of)] | None = None
     """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
-    dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
-    """The dtype of floating-point tensors; default: the base's."""
-    shard_size: Annotated[ByteSize, Field(gt=0)] = ByteSize(5_000_000_000)
+    dtype: Dtype | None = None
+    """The dtype of floating-point tensors; default: the base's. `fp16`, `bf16`, ... will do."""
+    shard_size: Annotated[ByteSize, Field(gt=0, lt=2**63)] = ByteSize(5_000_000_000)
     """The largest size of one file, e.g. 5GB; a larger tensor has a file of its own."""
 
 

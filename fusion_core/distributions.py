@@ -29,6 +29,8 @@ CORE = "fusion-core"
 # The core itself, in any spelling, and not `fusion-core-extras`.
 _CORE_REQUIREMENT = re.compile(r"fusion[-_.]+core(?![-_.]*\w)", re.IGNORECASE)
 
+_LONGEST_CAUSE = 1_000
+
 logger = logging.getLogger(__name__)
 
 
@@ -114,8 +116,11 @@ def normalised(name: str) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """Say what went wrong in one line: the error's type, and its message."""
-    message = " ".join(str(error).splitlines())
+    """Say what went wrong in one line: the error's type, and its message, whatever that holds."""
+    try:
+        message = " ".join(str(error).splitlines())[:_LONGEST_CAUSE]
+    except Exception:  # noqa: BLE001 - a plugin's error, whose own text may fail
+        message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

@@ -16,7 +16,7 @@
     └── WorkerError                 1   a worker process died
 
 An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
-is a bug and is shown with its traceback.
+is a bug, ours or a plugin's; `fuse` says whose, and shows its traceback with --traceback.
 """
 
 from typing import ClassVar
@@ -102,3 +102,7 @@ class IntegrityError(FusionError):
 
 class WorkerError(FusionError):
     """A process that units of work ran in died."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the program to end (SIGTERM), which is handled as an interrupt is."""

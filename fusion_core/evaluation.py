@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import hub
+from fusion_core.blame import forbid_exit
 from fusion_core.config import Choice, choice_of
 from fusion_core.errors import FusionError, PluginError, RecipeError
 from fusion_core.kernels import with_fast_products
 from fusion_core.progress import Progress, noting
 from fusion_core.ranks import own_gpu
-from fusion_core.recipes import load_recipe
+from fusion_core.recipes import RECIPE, load_recipe
 from fusion_core.resolving import Resolved, resolve_component, task_pool_of
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
-from fusion_core.task_pool import REPORT, Metrics, Report
+from fusion_core.task_pool import REPORT, Metrics, Report, how_to_measure
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.disk import write_durably
 from fusion_core.weights.shortage import explained
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from fusion_core.plugins import PluginManager
     from fusion_core.task_pool import TaskPool
 
-RECIPE = "recipe.yaml"
+_CHECKPOINTS = "checkpoints"
 
 
 @explained()
+@forbid_exit()
 def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     pool: ModelPool[Any],
     tasks: TaskPool[Any],
@@ -68,6 +70,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
 
 
+@forbid_exit()
 def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     directory: Path,
     plugins: PluginManager,
@@ -87,12 +90,16 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     as_recorded = bool(recipe) and model_pool is None and task_pool is None
     tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
     pool_choice = choice_of(model_pool if model_pool is not None else recipe.get("model_pool"))
-    if pool_choice.name is None:
-        pool_choice = _pool_for(tasks_choice, plugins)
+    if _builds_nothing(pool_choice, plugins):
+        named = tasks_choice if model_pool is None else Choice()
+        pool_choice = _pool_for(named, plugins, directory)
     resolved = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
     tasks_choice = task_pool_of(tasks_choice, resolved)
     if tasks_choice.name is None:
-        raise RecipeError("no tasks to evaluate on", hint="Name a task pool with --task-pool.")
+        raise RecipeError(
+            "no tasks to evaluate on",
+            hint="Name a task pool with --task-pool; see: fuse list tasks",
+        )
     chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
     algorithm = _recorded(recipe, plugins)
     if algorithm is None and as_recorded:
@@ -135,7 +142,7 @@ def device_of(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.index is None and device.type == "cuda" and own_gpu() is not None:
         device = torch.device("cuda", own_gpu())
@@ -168,15 +175,20 @@ def check_data(tasks: TaskPool[Any], plugin: str) -> None:
         raise type(error)(f"{plugin}: {error.message}", hint=error.hint) from error
 
 
-def _pool_for(tasks: Choice, plugins: PluginManager) -> Choice:
+def _builds_nothing(pool: Choice, plugins: PluginManager) -> bool:
+    """Tell whether a pool knows no class of models: none, or that of any checkpoints."""
+    return pool.name is None or plugins.find(ModelPoolSpec, pool.name).spec.name == _CHECKPOINTS
+
+
+def _pool_for(tasks: Choice, plugins: PluginManager, directory: Path) -> Choice:
     """Return the model pool whose default task pool this is."""
     known = plugins.find(TaskPoolSpec, tasks.name).spec.name if tasks.name else None
     for component in plugins.components(ModelPoolSpec):
         if known is not None and component.spec.default_task_pool == known:
             return Choice(name=component.qualified_name)
     raise RecipeError(
-        "how to build this model is not recorded beside it",
-        hint="Name the model pool that it belongs to with --pool; see: fuse list pools",
+        f"how to build the model in {directory} is not recorded: it may be of any class",
+        hint=how_to_measure(directory),
     )
 
 

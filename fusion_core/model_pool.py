@@ -52,6 +52,9 @@ class ModelPool(ABC, Generic[ConfigT]):
         In fp32, unless the pool's own models are live ones of another dtype.
         """
 
+    def check_builds(self) -> None:
+        """Raise a `FusionError` if `build` cannot make a model: asked before any work is done."""
+
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the sources' tensor names to the parameters of a model that `build` returned."""
         return dict(module.named_parameters(remove_duplicate=False))

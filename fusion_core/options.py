@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 from pydantic import create_model
 
 from fusion_core.config import Recipe
+from fusion_core.distributions import cause_of
 from fusion_core.errors import PluginError
 from fusion_core.patterns import Selection
 from fusion_core.resolving import shared_options
@@ -36,7 +37,17 @@ class Option:
 def options_of_component(component: Component[Any]) -> list[Option]:
     """Describe a component's options: its own, then those that every one of its kind takes."""
     shared = options_of(Selection) if shared_options(component) else ()
-    return [*options_of(component.load_config()), *shared]
+    return [*options_of(_config_of(component)), *shared]
+
+
+def _config_of(component: Component[Any]) -> type[BaseModel]:
+    """Load a configuration class; raises `BrokenPluginError` if it cannot be described."""
+    config: type[BaseModel] = component.load_config()
+    try:
+        config.model_json_schema()
+    except Exception as error:
+        raise component.broken(f"cannot be described: {cause_of(error)}") from error
+    return config
 
 
 def options_of(config: type[BaseModel]) -> Iterator[Option]:
@@ -82,14 +93,14 @@ def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: 
     """Return the union of all components of a kind, each by its name alone or with options."""
     components = list(plugins.components(kind))
     names = tuple(name for each in components for name in each.names)
-    models = tuple(_with_name(each) for each in components if _is_importable(each))
+    models = tuple(_with_name(each) for each in components if _is_usable(each))
     return Union[(Literal[names], *models)] if models else Any
 
 
-def _is_importable(component: Component[Any]) -> bool:
-    """Tell whether a plugin's configuration can be imported; a run that needs it says why not."""
+def _is_usable(component: Component[Any]) -> bool:
+    """Tell whether a plugin's configuration can be described; `fuse info` says why not."""
     try:
-        component.load_config()
+        _config_of(component)
     except PluginError:
         return False
     return True

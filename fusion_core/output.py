@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core import provenance
 from fusion_core.errors import OutputError, RecipeError
-from fusion_core.evaluation import RECIPE
 from fusion_core.fused import dtype_of
 from fusion_core.paths import without_folders
 from fusion_core.ranks import helps
-from fusion_core.recipes import dump_yaml
+from fusion_core.recipes import RECIPE, dump_yaml
 from fusion_core.weights import (
     CheckpointSource,
     Staging,

@@ -109,7 +109,13 @@ def matching(patterns: Sequence[str], names: Collection[str], option: str) -> se
 
 
 def _closest(pattern: str, names: Collection[str]) -> str:
-    """Name three tensors of different kinds: layers that differ by a number are of one kind."""
+    """Suggest the pattern with stars around it, or three tensors of different kinds.
+
+    Layers that differ by a number are of one kind.
+    """
+    around = f"*{pattern.strip('*')}*"
+    if any(fnmatchcase(name, around) for name in names):
+        return f"Did you mean {around!r}? `*` matches any characters, dots too."
     kinds = {_kind(name): name for name in reversed([*names])}
     close = difflib.get_close_matches(_kind(pattern.replace("*", "")), kinds, n=3, cutoff=0.4)
     listed = ", ".join(kinds[each] for each in close or sorted(kinds)[:3])

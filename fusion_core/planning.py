@@ -166,6 +166,13 @@ class Plan:
         return any(seen) if seen else None
 
     @property
+    def licence(self) -> str | None:
+        """The licence that the pool's spec names for its models, not words on where it stands."""
+        pool = self.resolved.model_pool
+        named = None if pool is None else pool.component.spec.licence
+        return None if named is None or " " in named else named
+
+    @property
     def tasks_read(self) -> TaskPool[Any] | None:
         """The tasks, if anything looks at them."""
         return self.tasks if self.adapts or self.options.evaluate else None
@@ -195,6 +202,8 @@ class Plan:
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
     found = _planned(raw, options)
+    if found.tasks_read is not None:
+        found.pool.check_builds()
     return replace(found, path=_output_path(found))
 
 

@@ -200,7 +200,9 @@ class PluginManager(pluggy.PluginManager):
                     continue
                 for spec in implementation.function():
                     if not isinstance(spec, kind):
-                        raise TypeError(f"{hook} returned {spec!r}, which is no {kind.__name__}")
+                        raise TypeError(
+                            f"{hook} returned {spec!r}, not a spec of class {kind.__name__}"
+                        )
                     if (kind, spec.name) in seen:
                         raise ValueError(f"{hook} returned {spec.name!r} twice")
                     seen.add((kind, spec.name))

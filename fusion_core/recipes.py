@@ -6,7 +6,9 @@ means is not known here (`fusion_core.config`).
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from collections.abc import Mapping
 from io import StringIO
 from itertools import accumulate, chain
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import CollectionNode
 
 from fusion_core.errors import RecipeError
@@ -23,11 +26,18 @@ from fusion_core.paths import placed_in
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ruamel.yaml.nodes import Node
+    from ruamel.yaml.nodes import Node, ScalarNode
+
+#: The file beside merged weights that says how they were made.
+RECIPE = "recipe.yaml"
 
 _LARGEST_YAML = 2**16
 _MOST_NODES = 100_000
 _DEEPEST = 100
+_LONGEST_INTEGER = 1_000
+_CLOSING = {"[": "]", "{": "}"}
+#: How YAML spells a value that is none.
+_NOTHING = {"", "~", "null", "Null", "NULL"}
 
 
 def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
@@ -42,13 +52,36 @@ def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds an
         return parser.load(text)
     except Exception as error:  # whatever the parser makes of a text that nobody vouches for
         problem = str(error).strip() or type(error).__name__
-        raise RecipeError(f"{origin}: not valid YAML: {problem}") from error
+        hint = _QUOTE if isinstance(error, MarkedYAMLError) else None
+        raise RecipeError(f"{origin}: not valid YAML: {problem}", hint=hint) from error
+
+
+_QUOTE = 'Text that begins with one of * & ! % @ ` [ { has to be quoted: "*LayerNorm*".'
 
 
 def _nesting(text: str) -> int:
     """Return how deeply brackets nest: the parser takes seconds over tens of thousands."""
     steps = ((each in "[{") - (each in "]}") for each in text)
     return max(accumulate(steps), default=0)
+
+
+#: Other programs' files: keys that no recipe has, and what their parts are called here.
+_FOREIGN = {
+    "mergekit": (
+        {"merge_method", "slices", "tokenizer_source"},
+        (
+            "merge_method is algorithm.name, parameters are algorithm.<option>, models are "
+            "model_pool.models, base_model is model_pool.base, dtype is output.dtype"
+        ),
+    ),
+    "FusionBench": (
+        {"modelpool", "taskpool", "_target_", "defaults", "hydra"},
+        (
+            "method is algorithm, modelpool is model_pool, taskpool is task_pool, _target_ is a "
+            "section's name, and only fuse's own flags override a file"
+        ),
+    ),
+}
 
 
 class _BoundedConstructor(SafeConstructor):
@@ -58,6 +91,15 @@ class _BoundedConstructor(SafeConstructor):
         if _unfolded(node, {}) > _MOST_NODES:
             raise ValueError("its aliases unfold into too much")
         return super().construct_document(node)
+
+    def construct_yaml_int(self, node: ScalarNode) -> Any:  # noqa: ANN401 - as the parser's own
+        """Refuse integers that no option takes, and that Python does not print."""
+        if len(node.value) > _LONGEST_INTEGER:
+            raise ValueError(f"an integer of {len(node.value):,} digits")
+        return super().construct_yaml_int(node)
+
+
+_BoundedConstructor.add_constructor("tag:yaml.org,2002:int", _BoundedConstructor.construct_yaml_int)
 
 
 def _unfolded(node: Node, sizes: dict[int, int]) -> int:
@@ -97,17 +139,62 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     return cast("dict[str, Any]", placed)
 
 
+def check_own_kind(recipe: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` for what is another program's: mergekit's or FusionBench's."""
+    for program, (foreign, names) in _FOREIGN.items():
+        if found := sorted(foreign & {*recipe}):
+            raise RecipeError(
+                f"this is a configuration of {program}, not a recipe: it has {', '.join(found)}",
+                hint=f"What is what here: {names}.\n"
+                f"See docs/how-to/port-from-{program.lower()}.md.",
+            )
+
+
 def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Return the recipe with `section.option=value` assignments applied; values are YAML."""
     for assignment in assignments:
-        dotted, separator, value = assignment.partition("=")
+        dotted, separator, text = assignment.partition("=")
         if not separator or not all(dotted.split(".")):
             raise RecipeError(
-                f"--set {assignment!r} is no assignment", hint="Write --set algorithm.density=0.2."
+                f"--set {assignment!r} is not an assignment",
+                hint="Write --set algorithm.density=0.2.",
             )
-        value = load_yaml(value, origin=f"--set {dotted}")
+        value = _value_of(text, dotted)
         recipe = assign(recipe, dotted.split("."), value, origin=f"--set {assignment!r}")
     return recipe
+
+
+def _value_of(text: str, dotted: str) -> Any:  # noqa: ANN401 - YAML holds anything
+    """Read the value of an assignment; text that YAML takes for more than text has to be quoted.
+
+    Else `#a`, `&a` and `a #b` would be taken for less than they are without a word.
+    """
+    quoted = shlex.quote(f"{dotted}={_quoted(text)}")
+    hint = f"If text is meant, quote it for YAML and for the shell: --set {quoted}"
+    if text[:1] in _CLOSING and not text.endswith(_CLOSING[text[0]]):
+        hint = f"{_CLOSING[text[0]]!r} is missing. {hint}"
+    try:
+        value = load_yaml(text, origin=f"--set {dotted}")
+    except RecipeError as error:
+        if not isinstance(error.__cause__, MarkedYAMLError):
+            raise
+        problem = str(error.__cause__.problem).partition("\n")[0]
+        why = "" if "alias" in problem else f": {problem}"
+        message = f"--set {dotted}: {shown(text)} cannot be read as YAML{why}"
+        raise RecipeError(message, hint=hint) from error
+    plain = text.strip()
+    means_itself = value == plain if isinstance(value, str) else plain in _NOTHING
+    if isinstance(value, str | None) and not means_itself and plain[:1] not in {'"', "'"}:
+        raise RecipeError(f"--set {dotted}: {shown(text)} would be {shown(value)}", hint=hint)
+    return value
+
+
+def _quoted(text: str) -> str:
+    """Quote text for YAML; of a list, each of its texts."""
+    if text.startswith("[") and text.endswith("]"):
+        return f"[{', '.join(_quoted(item.strip()) for item in text[1:-1].split(','))}]"
+    is_quoted = len(text) > 1 and text[0] in "'\"" and text[0] == text[-1]
+    return text if is_quoted else json.dumps(text, ensure_ascii=False)
 
 
 def assign(
@@ -142,5 +229,8 @@ def from_name(value: object) -> object:
 
 def shown(value: object) -> str:
     """Show a value in an error, on one line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - an integer of 5,000 digits, or an object of the caller's
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line of a terminal

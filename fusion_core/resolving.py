@@ -7,13 +7,21 @@ options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fusion_core.config import Choice, ComponentConfig, Recipe, choice_of
+from fusion_core.config import (
+    AlignmentPolicy,
+    Choice,
+    ComponentConfig,
+    OutputOptions,
+    Recipe,
+    choice_of,
+)
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
 from fusion_core.patterns import Selection
+from fusion_core.recipes import check_own_kind
 from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.validation import validated
 
@@ -22,6 +30,14 @@ if TYPE_CHECKING:
 
     from fusion_core.components import Component
     from fusion_core.plugins import PluginManager
+
+_KINDS: dict[str, type[ComponentSpec]] = {
+    "algorithm": AlgorithmSpec,
+    "model_pool": ModelPoolSpec,
+    "task_pool": TaskPoolSpec,
+}
+#: The pool that takes any models.
+_ANY = "checkpoints"
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 ResultT = TypeVar("ResultT")
@@ -54,7 +70,7 @@ class Resolved(Generic[SpecT]):
 
     def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
         """Import the class and instantiate it."""
-        return self.component.load_class()(self.config)
+        return self.component.create(self.config)
 
 
 def resolved_as(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
@@ -96,7 +112,8 @@ def resolve(
     all of them at once; `PluginError` if that is all that is wrong.
     """
     problems = _Problems()
-    recipe = problems.attempt(validated, Recipe, raw)
+    check_own_kind(raw)
+    recipe = problems.attempt(validated, Recipe, raw, beside=_options_below(raw, plugins))
     if recipe is None:  # go on with what can be looked at, so that all errors come at once
         recipe, unreadable = _components_of(raw)
         live |= unreadable
@@ -223,15 +240,29 @@ def shared_options(component: Component[Any]) -> Mapping[str, Any]:
     return Selection.model_fields
 
 
+def _options_below(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[str]:
+    """Name the options of a recipe's sections, for what stands one level too high."""
+    for section, kind in _KINDS.items():
+        try:
+            choice = choice_of(raw.get(section)).or_named(_ANY if kind is ModelPoolSpec else None)
+            component = plugins.find(kind, choice.name or "")
+            names = [*component.load_config().model_fields, *shared_options(component)]
+        except (RecipeError, PluginError):  # which is said for itself
+            continue
+        yield from (f"{section}.{name}" for name in names)
+    for section, options in (("output", OutputOptions), ("alignment", AlignmentPolicy)):
+        yield from (f"{section}.{name}" for name in options.model_fields)
+
+
 def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
     """Return what phase two can look at of a malformed recipe, and the sections that it cannot."""
     choices: dict[str, Any] = {}
-    for section in ("algorithm", "model_pool", "task_pool"):
+    for section in _KINDS:
         try:
             choices[section] = choice_of(raw.get(section))
         except RecipeError:
             continue
-    unreadable = {"algorithm", "model_pool", "task_pool"} - choices.keys()
+    unreadable = _KINDS.keys() - choices.keys()
     return Recipe(**choices), frozenset(unreadable)
 
 
@@ -239,7 +270,7 @@ def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[
     if "model_pool" in live or recipe.model_pool.name is not None:
         return None
     if recipe.model_pool.options.keys() & {"base", "models"}:  # what only that pool is told
-        return "checkpoints"
+        return _ANY
     defaults = [each for each in plugins.components(ModelPoolSpec) if each.spec.default]
     if len(defaults) == 1:
         return defaults[0].qualified_name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
+from fusion_core.blame import forbid_exit
 from fusion_core.context import RunInfo, context_of, notify, ran, rounded_for, start_nested
 from fusion_core.downloads import wanted_of
 from fusion_core.errors import FusionError
@@ -57,6 +58,7 @@ class RunResult:
         return self.pool.build(self.weights)
 
 
+@forbid_exit()
 def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     recipe: Mapping[str, Any] | str | Path | None = None,
     *,
@@ -89,13 +91,25 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
 @explained()
 def execute(plan: Plan) -> RunResult:
     """Carry a plan out: claim the output, merge, commit, evaluate."""
+    committed: list[Path] = []
+    try:
+        return _execute(plan, committed)
+    except KeyboardInterrupt as stopped:
+        if committed and not hasattr(stopped, "__notes__"):
+            path = committed[0]
+            measure = f"; to measure it: fuse evaluate {path}" if plan.tasks is not None else ""
+            stopped.add_note(f"The model is complete in {path}{measure}")
+        raise
+
+
+def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     with claimed(plan) as final:
         info = RunInfo(final.recipe, final.path)
         notify(final, "fusion_run_started", run=info)
         _download(final)
         if not helps():
             final.check_data()
-        result, saw_tasks = _merge(final, info)
+        result, saw_tasks = _merge(final, info, committed)
     if helps():  # the first process does the rest
         return result
     if final.tasks is not None and final.options.evaluate:
@@ -104,14 +118,15 @@ def execute(plan: Plan) -> RunResult:
     return result
 
 
-def _merge(plan: Plan, info: RunInfo) -> tuple[RunResult, bool]:
+def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult, bool]:
     """Run the algorithm, and write what it made or keep it in memory.
 
-    Returns that, and whether the algorithm asked for tasks.
+    Returns that, and whether the algorithm asked for tasks; `committed` learns of what is written.
     """
     with (
         hub.session(plan.options.progress),
         nullcontext() if helps() else opened(plan) as staging,
+        forbid_exit(),  # inside the staging directory, which keeps what an interrupt leaves
         executor_of(plan) as executor,
     ):
         state = None if staging is None else staging.state
@@ -130,6 +145,7 @@ def _merge(plan: Plan, info: RunInfo) -> tuple[RunResult, bool]:
             plan.pool.check_unchanged()
         else:
             write(plan, staging, pool, assets, weights, context, started)
+            committed.append(staging.workplace.output)
     if plan.path is not None:
         written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)
@@ -165,12 +181,6 @@ def _evaluated(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
         )
         if result.path is not None:
             write_report(report, result.path)
-    except (KeyboardInterrupt, SystemExit) as stopped:
-        if (path := result.path) is not None:
-            stopped.add_note(
-                f"The model is complete in {path}; to measure it: fuse evaluate {path}"
-            )
-        raise
     except Exception as error:
         if result.path is None:
             raise

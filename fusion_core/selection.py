@@ -46,7 +46,7 @@ def created(resolved: Resolved[AlgorithmSpec]) -> Algorithm[Any]:
             "same options",
             hint="Leave them out; only and skip work.",
         )
-    return Selected(algorithm, selection, [type(algorithm)(each) for each in resolved.overridden])
+    return Selected(algorithm, selection, [*map(resolved.component.create, resolved.overridden)])
 
 
 class Selected(Algorithm[ComponentConfig]):

@@ -26,6 +26,9 @@ class ComponentSpec:
     """
 
     kind: ClassVar[str] = "component"
+    #: what the class is one of, and its configuration; text, as those are, since both are heavy
+    base: ClassVar[str] = "builtins:object"
+    config_base: ClassVar[str] = "fusion_core.config:ComponentConfig"
 
     #: kebab-case
     name: str
@@ -51,6 +54,7 @@ class AlgorithmSpec(ComponentSpec):
     """A way of fusing models."""
 
     kind: ClassVar[str] = "algorithm"
+    base: ClassVar[str] = "fusion_core.algorithm:Algorithm"
 
     needs_base: bool = False
     needs_tasks: TaskData = "none"
@@ -81,6 +85,7 @@ class ModelPoolSpec(PoolSpec):
     """A base, its experts, and how to build a live model of their kind."""
 
     kind: ClassVar[str] = "model pool"
+    base: ClassVar[str] = "fusion_core.model_pool:ModelPool"
 
     #: the task pool that a run uses when it names none
     default_task_pool: str | None = None
@@ -97,6 +102,7 @@ class TaskPoolSpec(PoolSpec):
     """Tasks: data, heads and metrics."""
 
     kind: ClassVar[str] = "task pool"
+    base: ClassVar[str] = "fusion_core.task_pool:TaskPool"
 
     #: what a first run keeps of the default tasks' examples, decoded
     decoded_bytes: int | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -20,7 +20,8 @@ from fusion_core.errors import FusionError, RecipeError
 from fusion_core.progress import Progress, noting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+    from pathlib import Path
 
     import torch
     from torch import nn
@@ -230,6 +231,10 @@ class Report:
         ratios = [main(each) / individual[name] for name, each in self.tasks.items()]
         return sum(ratios) / len(ratios)
 
+    def over(self, tasks: Collection[str]) -> Self:
+        """Return the report on some of the tasks: averages are then over these."""
+        return replace(self, tasks={name: self.tasks[name] for name in tasks})
+
     def as_json(self) -> dict[str, Any]:
         """Return the content of `report.json` (documented in docs/reference/report.md)."""
         rows = {"pretrained": self.pretrained, "individual": self.individual}
@@ -267,3 +272,11 @@ def main(metrics: Metrics) -> float:
 def mean_of(tasks: Mapping[str, Metrics]) -> float:
     """Return the mean of the tasks' main metrics."""
     return sum(map(main, tasks.values())) / len(tasks)
+
+
+def how_to_measure(directory: Path) -> str:
+    """Say how a model is measured for which no tasks, or no way to build it, are recorded."""
+    return (
+        f"If it is of a family that a pool knows, name it: fuse evaluate {directory} --pool NAME; "
+        "see: fuse list pools\nAny other model is measured with its own library."
+    )

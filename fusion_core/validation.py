@@ -15,8 +15,9 @@ from fusion_core.errors import RecipeError
 from fusion_core.recipes import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from pydantic._internal._model_construction import ModelMetaclass
     from pydantic_core import ErrorDetails
 
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -62,7 +63,20 @@ def _strict(part: Any) -> Any:  # noqa: ANN401 - a node of pydantic's schema, or
             return {k: each if k in _OTHER_PARTS else _strict(each) for k, each in part.items()}
 
 
-class Options(BaseModel):
+if TYPE_CHECKING:
+    _OptionsType = ModelMetaclass
+else:  # type checkers would take no note of options' names and types
+
+    class _OptionsType(type(BaseModel)):
+        def __call__(cls, *arguments, **values):  # noqa: ANN002, ANN003, ANN204
+            """Say of options given from Python what is said of those in a recipe."""
+            try:
+                return super().__call__(*arguments, **values)
+            except ValidationError as error:
+                raise _refusal(error, cls) from error
+
+
+class Options(BaseModel, metaclass=_OptionsType):
     """Options: frozen, refusing what they do not know, and taking no text for a number.
 
     YAML tells numbers and truth values from text, so `"0.5"` and `"yes"` are mistakes, while
@@ -92,35 +106,52 @@ def validated(  # noqa: PLR0913 - what is validated, and what its errors are to 
 ) -> ModelT:
     """Validate values against a model; raises `RecipeError` with one line a problem.
 
-    `beside` names what may stand beside the model's own options, for suggestions.
+    `beside` names what may stand beside the model's own options, for suggestions; what stands
+    elsewhere, with its section: `algorithm.density`. It is read only if something is wrong.
     """
     try:
         return model.model_validate(values, context=context)
     except ValidationError as error:
-        lines = [_line(details, model, prefix, beside) for details in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(lines)), hint=hint) from error
+        raise _refusal(error, model, prefix=prefix, hint=hint, beside=beside) from error
 
 
-def _line(details: ErrorDetails, model: type[BaseModel], prefix: str, beside: Iterable[str]) -> str:
+def _refusal(
+    error: ValidationError,
+    model: type[BaseModel],
+    *,
+    prefix: str = "",
+    hint: str | None = None,
+    beside: Iterable[str] = (),
+) -> RecipeError:
+    known = [*model.model_fields, *beside]
+    lines = [_line(details, model, prefix, known) for details in error.errors()]
+    return RecipeError("\n".join(dict.fromkeys(lines)), hint=hint)
+
+
+def _line(details: ErrorDetails, model: type[BaseModel], prefix: str, known: Sequence[str]) -> str:
     # Tags of a union's branches ("function-before[...]", "str") are pydantic's business.
     place = [str(part) for part in details["loc"] if "[" not in str(part)]
     where = ".".join([prefix, *place] if prefix else place) or "recipe"
     match details["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown option{_suggestion(details['loc'], model, beside)}"
+            return f"{where}: unknown option{_suggestion(details['loc'], model, known)}"
         case "missing":
             return f"{where}: required"
         case _:
-            return f"{where} = {shown(details['input'])}: {details['msg']}"
+            problem = details["msg"].removeprefix("Value error, ")
+            return f"{where} = {shown(details['input'])}: {problem}"
 
 
 def _suggestion(
-    location: tuple[int | str, ...], model: type[BaseModel], beside: Iterable[str]
+    location: tuple[int | str, ...], model: type[BaseModel], known: Sequence[str]
 ) -> str:
-    fields = [*model.model_fields, *beside]
     if len(location) > 1 and location[0] in model.model_fields:
         inner = model.model_fields[str(location[0])].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            fields = list(inner.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(fields) or 'none'}"
+            known = list(inner.model_fields)
+    name = str(location[-1])
+    places = {each.rpartition(".")[2]: each for each in reversed(known)}  # the first of a name
+    close = [name] if name in places else difflib.get_close_matches(name, places, n=1)
+    if close:
+        return f"; did you mean {places[close[0]]}?"
+    return f"; known: {', '.join(each for each in known if '.' not in each) or 'none'}"

@@ -363,6 +363,11 @@ def test_licences_of_the_pool_are_shown(
     assert len(data["licence_conflicts"]) == 1
 
 
+def test_a_licence_that_the_pools_spec_names_is_every_models(fuse: Callable[..., Outcome]) -> None:
+    done = fuse("check", "--algo", "ties", "--pool", "mini8", "--no-eval", "--json")
+    assert {model["licence"] for model in json.loads(done.out)["models"]} == {"Apache-2.0"}
+
+
 # --- the command --------------------------------------------------------------------------------
 
 

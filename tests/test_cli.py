@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+
+from fusion_core.cli.progress import BarProgress
 
 Fuse = "Callable[..., Outcome]"
 
@@ -216,6 +222,11 @@ BAD = {
     "no tasks": Bad(
         ("--algo", "adamerging", *CHECKPOINTS), 2, ("'adamerging'", "tasks", "--task-pool")
     ),
+    "tasks of files of any class": Bad(
+        ("--algo", "ties", *CHECKPOINTS, "--task-pool", "mini8"),
+        1,
+        ("'checkpoints'", "tasks", "fuse list pools"),
+    ),
     "same names": Bad(
         ("--algo", "ties", *_with_base("base.safetensors", "x.safetensors", "./x.safetensors")),
         2,
@@ -326,6 +337,23 @@ def test_list_names_components(fuse: Fuse, kind: str, name: str) -> None:
     assert name in {row["name"] for row in json.loads(fuse("list", kind, "--json").out)}
 
 
+def test_listing_without_a_kind_shows_all(fuse: Fuse) -> None:
+    lines = fuse("list").out.splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["algorithms:", "pools:", "tasks:"]
+    data = json.loads(fuse("list", "--json").out)
+    assert data["pools"] == json.loads(fuse("list", "pools", "--json").out)
+    assert list(data) == ["algorithms", "pools", "tasks"]
+
+
+def test_info_without_a_name_says_what_can_be_asked_for(fuse: Fuse) -> None:
+    names = json.loads(fuse("info", "--json").out)
+    assert "ties" in names["algorithms"]
+    assert "checkpoints" in names["model pools"]
+    shown = fuse("info").out
+    assert shown.startswith("fuse info NAME shows ")
+    assert ", ".join(names["task pools"]) in shown
+
+
 def test_info_shows_options_with_types_defaults_and_meaning(fuse: Fuse) -> None:
     shown = fuse("info", "ties").out
     assert "arXiv:2306.01708" in shown
@@ -344,8 +372,29 @@ def test_run_help_shows_the_options_of_the_algorithm(fuse: Fuse) -> None:
         shown = fuse("run", *arguments).out
         assert "Options of ties" in shown
         assert "density" in shown
-    assert "Options of" not in fuse("run", "--help").out
+    shown = fuse("run", "--help").out
+    assert "Options of" not in shown
+    assert "Examples:\n    fuse run --algo ties --pool mini8\n" in shown
     assert "did you mean ties?" in fuse("run", "--algo", "tise", "--help").out
+
+
+@pytest.mark.parametrize("width", [60, 70])
+def test_a_narrow_terminal_shows_bar_percentage_and_time(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    screen = io.StringIO()
+    console = partial(Console, file=screen, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr("rich.console.Console", lambda **_: console())
+    label = "download openai/clip-vit-base-patch32 (600.0 MB, 70.0 GB are free)"
+    with BarProgress().track(label, total=4) as advance:
+        advance(3, note="vision_model.encoder.layers.0.self_attn.q_proj.weight")
+    lines = [
+        line for line in re.split(r"[\r\n]|\x1b\[\d*[A-Z]", screen.getvalue()) if "75%" in line
+    ]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"downl.*… ━+ +75% [-:\d]+ vis.*…", line)
+        assert len(line) <= width
 
 
 def test_schema_describes_recipes(fuse: Fuse) -> None:
@@ -364,9 +413,12 @@ def test_no_arguments_shows_help(fuse: Fuse) -> None:
 
 
 def test_evaluate_needs_a_way_to_build_the_model(fuse: Fuse, models: Path) -> None:
-    done = fuse("evaluate", "base.safetensors")
-    assert done.code == 2
-    assert "--pool" in done.err
+    fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "merged")
+    pool = ("--pool", "checkpoints")
+    for arguments in (("base.safetensors",), ("merged",), ("merged", *pool)):
+        done = fuse("evaluate", *arguments)
+        assert done.code == 2
+        assert f"fuse evaluate {arguments[0]} --pool NAME; see: fuse list pools" in done.err
     assert fuse("evaluate", "gone").code == 4
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 #: Pools that would be there beside the toys'; they are not when the core is tested alone.
 POOLS = [name for name in ("pools-clip", "pools-mini") if find_spec(name.replace("-", "_"))]
 
+HUGE = pytest.param(10**5000, id="more digits than Python prints")
+
 TOY = """
     from fusion_core import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
 
@@ -57,7 +61,7 @@ TOY = """
 TOY_CONFIG = """
     from typing import Annotated, Literal
     from pydantic import Field
-    from fusion_core import ComponentConfig
+    from fusion_core import Algorithm, ComponentConfig
 
     class ToyConfig(ComponentConfig):
         density: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -72,9 +76,8 @@ TOY_CONFIG = """
     class TasksConfig(ComponentConfig):
         rounds: int = 1
 
-    class Toy:
-        def __init__(self, config):
-            self.config = config
+    class Toy(Algorithm):
+        def run(self, pool, context): ...
 """
 
 
@@ -186,7 +189,7 @@ def test_a_live_section_is_not_looked_up(toys: PluginManager) -> None:
     assert found.task_pool is None
 
 
-@pytest.mark.parametrize("value", ["x", 1.5, -1, 2**63, None, [1]])
+@pytest.mark.parametrize("value", ["x", 1.5, -1, 2**63, HUGE, None, [1]])
 def test_seeds_are_integers(toys: PluginManager, value: object) -> None:
     (line,) = refused({"algorithm": "toy", "model_pool": "toys", "seed": value}, toys)
     assert line.startswith("seed = ")
@@ -302,6 +305,51 @@ def test_set_keeps_what_it_does_not_name() -> None:
     assert recipe == {"algorithm": "ties", "output": {"dtype": "float16"}, "seed": 1}
 
 
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ("density", "algorithm.density"),
+        ("densty", "algorithm.density"),
+        ("only", "algorithm.only"),
+        ("size", "model_pool.size"),
+        ("rounds", "task_pool.rounds"),
+        ("dtype", "output.dtype"),
+        ("vocab", "alignment.vocab"),
+        ("algoritm", "algorithm"),
+    ],
+)
+def test_an_option_without_its_section_is_told_where_it_belongs(
+    toys: PluginManager, given: str, place: str
+) -> None:
+    sections = {"algorithm": "toy", "model_pool": "toys", "task_pool": "games"}
+    (line,) = refused({**sections, given: 1}, toys)
+    assert line == f"{given}: unknown option; did you mean {place}?"
+
+
+def test_what_no_section_has_is_told_what_there_is(toys: PluginManager) -> None:
+    (line,) = refused({"algorithm": "toy", "model_pool": "toys", "zzz": 1}, toys)
+    assert line.endswith("known: algorithm, model_pool, task_pool, seed, output, alignment")
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", "mergekit"),
+        ("slices: [{sources: [{model: a, layer_range: [0, 4]}]}]", "mergekit"),
+        ("_target_: fusion_bench.method.SimpleAverageAlgorithm", "FusionBench"),
+        ("method: {name: ties}\nmodelpool: {}\ntaskpool: {}", "FusionBench"),
+        ("defaults: [{method: dummy}, _self_]\nhydra: {}", "FusionBench"),
+    ],
+)
+def test_a_file_of_another_program_is_recognised(
+    toys: PluginManager, text: str, program: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"^this is a configuration of {program}, ") as caught:
+        resolve(load_yaml(text, origin=""), toys)
+    (page,) = re.findall(r"See (.*\.md)\.$", str(caught.value.hint))
+    assert (Path(__file__).parents[1] / page).is_file()
+
+
 def test_a_later_set_wins_and_sections_are_made() -> None:
     changed = override({"model_pool": None}, ["model_pool.models.a=x", "model_pool.models.a=y"])
     assert changed == {"model_pool": {"models": {"a": "y"}}}
@@ -313,6 +361,24 @@ def test_a_later_set_wins_and_sections_are_made() -> None:
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
         override({}, [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        *((text, json.dumps(text)) for text in ("*norm*", "&a", "!a", "%a", "@a", "`a", "**")),
+        *((text, json.dumps(text)) for text in ("#a", "a #b", "&a b", "|", "a: *b", "[a", ",a")),
+        ("[*a, 'b']", "[\"*a\", 'b']"),
+        ('"a', '"\\"a"'),
+    ],
+)
+def test_text_that_has_to_be_quoted_is_shown_quoted(text: str, quoted: str) -> None:
+    with pytest.raises(RecipeError, match=r"^--set algorithm\.only: ") as caught:
+        override({}, [f"algorithm.only={text}"])
+    (command,) = re.findall("--set (.*)$", str(caught.value.hint))
+    assert shlex.split(command) == [f"algorithm.only={quoted}"]
+    means = override({}, shlex.split(command))["algorithm"]["only"]
+    assert means == (["*a", "b"] if text.startswith("[*") else text)
 
 
 @pytest.mark.parametrize("present", [["a", "b"], 5, True])
@@ -337,6 +403,7 @@ def test_set_replaces_no_list_or_number_by_a_mapping(present: object) -> None:
         ("{{a: 1}: 2}", "unhashable"),
         ("a: \x00", "character"),
         ("a: " + "9" * 5000, "digits"),
+        ("a: 0x" + "f" * 5000, "digits"),
         ("- " * 2000, "recursion"),
         ("a: *nowhere", "undefined alias"),
     ],
@@ -452,10 +519,21 @@ def test_shard_sizes(value: object, expected: int) -> None:
     assert validated(OutputOptions, {"shard_size": value}).shard_size == expected
 
 
-@pytest.mark.parametrize("value", ["5 bananas", -1, 0, "many", [], None])
+@pytest.mark.parametrize("value", ["5 bananas", -1, 0, HUGE, "many", [], None])
 def test_bad_shard_sizes(value: object) -> None:
     with pytest.raises(RecipeError, match=r"^shard_size = "):
         validated(OutputOptions, {"shard_size": value})
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        *(("bf16", "bfloat16"), ("fp16", "float16"), ("half", "float16"), ("float", "float32")),
+        *(("fp32", "float32"), ("double", "float64"), ("fp64", "float64"), ("float16", "float16")),
+    ],
+)
+def test_dtypes_have_short_names_and_are_recorded_by_their_own(given: str, recorded: str) -> None:
+    assert OutputOptions(dtype=given).model_dump(mode="json")["dtype"] == recorded
 
 
 def test_a_choice_is_a_name_or_a_mapping() -> None:
@@ -558,6 +636,17 @@ class Strict(ComponentConfig):
     several: dict[str, Inner] = Field(default={})
 
 
+def test_options_from_python_are_refused_as_those_of_a_recipe_are() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Strict(bounded=2, count="3", inner={"count": "x"}, cuont=1)
+    assert caught.value.message.splitlines() == [
+        "bounded = 2: Input should be less than or equal to 1",
+        "count = '3': Input should be a valid integer, not text",
+        "inner.count = 'x': Input should be a valid integer, not text",
+        "cuont: unknown option; did you mean count?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -625,6 +714,7 @@ def test_a_configuration_made_of_another_is_as_strict() -> None:
 # --- the JSON schema ----------------------------------------------------------------------------
 
 GOOD_RECIPES: list[dict[str, Any]] = [
+    {"algorithm": "toy", "output": {"dtype": "bf16"}},
     {"algorithm": "toy"},
     {"algorithm": "play", "model_pool": "toys", "task_pool": "games"},
     {"algorithm": "toy-plugin/toy"},
@@ -706,6 +796,10 @@ def test_what_a_run_records_fits_the_schema(
 def test_a_broken_configuration_does_not_take_the_schema_down(site: Site) -> None:
     site.install("toy-plugin", TOY, files={"toy_config.py": TOY_CONFIG})
     site.install("hollow-x", TOY.replace("toy_config", "no_such").replace('"toy', '"hollow'))
+    odd = {"odd_config.py": TOY_CONFIG.replace("steps: int", 'steps: "Nowhere"')}
+    site.install(
+        "odd-x", TOY.replace("toy_config", "odd_config").replace('"toy', '"odd'), files=odd
+    )
     manager = _manager()
     validator = jsonschema.Draft202012Validator(recipe_schema(manager))
     assert validator.is_valid({"algorithm": {"name": "toy", "density": 0.1}})

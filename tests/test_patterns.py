@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,6 +67,14 @@ def test_a_pattern_that_matches_nothing_names_the_closest() -> None:
     with pytest.raises(RecipeError, match=r"algorithm\.skip: .* '\*\.mpl\.up'") as caught:
         Selection(skip="*.mpl.up").chosen(NAMES)
     assert "model.0.mlp.up" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("pattern", ["attn", "attn.q", "0.mlp*", "*attn"])
+def test_stars_around_a_pattern_are_suggested(pattern: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Selection(only=pattern).chosen([name for name in NAMES if name != pattern])
+    (suggested,) = re.findall(r"^Did you mean '(.*)'\?", str(caught.value.hint))
+    assert Selection(only=suggested).chosen(NAMES)
 
 
 def test_layers_that_differ_by_a_number_are_named_once() -> None:

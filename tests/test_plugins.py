@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fusion_core.config import Choice
 from fusion_core.distributions import Plugin, PluginStatus
 from fusion_core.errors import (
     AmbiguousComponentError,
@@ -14,6 +16,7 @@ from fusion_core.errors import (
     UnknownComponentError,
 )
 from fusion_core.plugins import PluginManager, load_plugins
+from fusion_core.resolving import resolve_component
 from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
@@ -428,10 +431,53 @@ def test_a_class_that_cannot_be_imported_is_its_plugins_fault(site: Site) -> Non
         component.load_config()
 
 
-def test_a_target_that_is_no_class_is_refused(site: Site) -> None:
-    site.install("odd-x", good("odd", "odd_x:THING") + "\n    THING = 3\n")
-    with pytest.raises(BrokenPluginError, match="is 3, not a class"):
-        discovered().find(AlgorithmSpec, "odd").load_class()
+CLASSES = """
+from fusion_core import Algorithm, ComponentConfig
+
+class Config(ComponentConfig): ...
+class Unrelated: ...
+class Abstract(Algorithm): ...
+class Failing(Algorithm):
+    def __init__(self, config):
+        raise {raised}
+    def run(self, pool, context): ...
+THING = 3
+"""
+
+ODD_CLASSES = {
+    "no class": ("THING", "Config", "is 3, not a class of Algorithm"),
+    "another class": ("Unrelated", "Config", "Unrelated'>, not a class of Algorithm"),
+    "a configuration as an algorithm": ("Config", "Config", "not a class of Algorithm"),
+    "abstract": ("Abstract", "Config", "does not define run"),
+    "no configuration": ("Failing", "Unrelated", "not a class of ComponentConfig"),
+    "fails": ("Failing", "Config", "cannot be made: KeyError: 'x'"),
+}
+
+
+@pytest.mark.parametrize(("target", "config", "said"), ODD_CLASSES.values(), ids=ODD_CLASSES)
+def test_a_class_that_does_not_keep_the_contract_is_its_plugins_fault(
+    site: Site, target: str, config: str, said: str
+) -> None:
+    code = good("odd", f"odd_classes:{target}").replace("fake.config:", "odd_classes:")
+    site.install(
+        "odd-x",
+        code.replace(":Config", f":{config}"),
+        files={"odd_classes.py": CLASSES.format(raised="KeyError('x')")},
+    )
+    with pytest.raises(BrokenPluginError, match=re.escape(said)) as caught:
+        resolve_component(AlgorithmSpec, Choice(name="odd"), discovered(), section="").create()
+    assert str(caught.value).startswith("algorithm 'odd' of plugin odd-x 1.0 cannot be ")
+
+
+@pytest.mark.parametrize("raised", ["RecipeError('no')", "MemoryError", "KeyboardInterrupt"])
+def test_what_is_not_a_plugins_fault_leaves_its_constructor_as_it_is(
+    site: Site, raised: str
+) -> None:
+    code = good("odd", "odd_classes:Failing").replace("fake.config:", "odd_classes:")
+    classes = CLASSES.format(raised=raised) + "from fusion_core.errors import RecipeError\n"
+    site.install("odd-x", code, files={"odd_classes.py": classes})
+    with pytest.raises((RecipeError, MemoryError, KeyboardInterrupt)):
+        discovered().find(AlgorithmSpec, "odd").create(None)
 
 
 # --- the other hooks ----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.report.stored import read_report
+from fusion_core.report.stored import compared_as_json, read_report
 from fusion_core.report.table import notes, print_reports
 from fusion_core.task_pool import Published, Report
 
@@ -139,14 +139,19 @@ def test_every_family_of_checkpoints_has_a_table_of_its_own(
 
 def test_averages_are_over_the_tasks_that_all_have(capsys: pytest.CaptureFixture[str]) -> None:
     more = {**TASKS, "shapes": {"accuracy": 1.0}}
-    lines = side_by_side(capsys, a=Report(more), b=Report({"latin": {"accuracy": 1.0}}))
+    reports = {
+        "a": Report(more, individual={**INDIVIDUAL, "shapes": {"accuracy": 0.5}}),
+        "b": Report({"latin": {"accuracy": 1.0}}),
+    }
+    lines = side_by_side(capsys, **reports)
     assert lines[:5] == [
-        ["task", "a", "b"],
-        ["latin", "50.0", "100.0"],
-        ["greek", "25.0"],
-        ["shapes", "100.0"],
-        ["average", "50.0", "100.0"],
+        ["task", "a", "b", "individual"],
+        ["latin", "50.0", "100.0", "100.0"],
+        ["greek", "25.0", "50.0"],
+        ["shapes", "100.0", "50.0"],
+        ["average", "50.0", "100.0", "100.0"],
     ]
+    assert "on average 50.0 (a) of the" in " ".join(lines[5])
     assert " ".join(lines[6]) == "averages are over the tasks that all have: latin"
 
 
@@ -202,14 +207,17 @@ def written(directory: Path, content: Any) -> Path:
     ids=lambda damage: str(damage)[:20],
 )
 def test_a_damaged_report_is_named(tmp_path: Path, damage: Any) -> None:
-    with pytest.raises(FusionError, match=r"report\.json is no report: .*\n.*fuse evaluate"):
+    with pytest.raises(FusionError, match=r"report\.json is not a report: .*\n.*fuse evaluate"):
         read_report(written(tmp_path / "out", damage))
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"has no report\.json\nIf it is of a family .* --pool"):
+        read_report(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("task_pool: mini8")
     with pytest.raises(RecipeError, match=r"has no report\.json\nMeasure it first: fuse evaluate"):
         read_report(tmp_path)
-    with pytest.raises(RecipeError, match="nowhere is no directory"):
+    with pytest.raises(RecipeError, match="nowhere is not a directory"):
         read_report(tmp_path / "nowhere")
 
 
@@ -221,6 +229,37 @@ def test_the_command_reads_directories(tmp_path: Path, fuse: Callable[..., Outco
     assert str(first) in shown.out
     assert str(second) in shown.out
     found = json.loads(fuse("compare", "--json", str(first), str(second)).out)
-    assert found == {str(first): WHOLE.as_json(), str(second): Report(TASKS).as_json()}
+    over = {"averaged_over": ["latin", "greek"]}
+    assert found == {
+        str(first): {**WHOLE.as_json(), **over},
+        str(second): {**Report(TASKS).as_json(), **over},
+    }
     assert fuse("compare", str(tmp_path)).code == RecipeError.exit_code
     assert fuse("compare").code == RecipeError.exit_code
+
+
+def test_what_has_no_report_is_skipped_by_name(
+    tmp_path: Path, fuse: Callable[..., Outcome]
+) -> None:
+    good = written(tmp_path / "good", WHOLE.as_json())
+    damaged = written(tmp_path / "damaged", "{")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    done = fuse("compare", *sorted(tmp_path.iterdir()), "--json")
+    assert list(json.loads(done.out)) == [str(good)]
+    skipped = [line.split(":")[1].split()[0] for line in done.err.splitlines()]
+    assert skipped == [f"{damaged}/report.json", f"{tmp_path}/empty", f"{tmp_path}/notes.txt"]
+    done = fuse("compare", tmp_path / "empty", tmp_path / "notes.txt")
+    assert (done.code, done.out) == (2, "")
+    assert "empty has no report.json\n" in done.err
+    assert "notes.txt is not a directory\n" in done.err
+
+
+def test_averages_in_json_are_over_the_tasks_that_all_have() -> None:
+    part = Report({"latin": {"accuracy": 1.0}}, individual=INDIVIDUAL)
+    found = compared_as_json({"a": Report(TASKS, individual=INDIVIDUAL), "b": part})
+    keys = ("average", "normalised_average", "averaged_over")
+    assert [found["a"][key] for key in keys] == [0.5, 0.5, ["latin"]]
+    assert [found["b"][key] for key in keys] == [1.0, 1.0, ["latin"]]
+    apart = compared_as_json({"a": part, "b": Report({"greek": {"accuracy": 1.0}})})
+    assert [apart["a"][key] for key in keys] == [None, None, []]

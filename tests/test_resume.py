@@ -19,7 +19,7 @@ from signed import sign
 from fusion_core import run_fusion
 from fusion_core.algorithm import Algorithm, RunContext
 from fusion_core.config import ComponentConfig
-from fusion_core.errors import DiskError, FusionError, RecipeError
+from fusion_core.errors import DiskError, FusionError, RecipeError, Terminated
 from fusion_core.planning import RunOptions
 from fusion_core.weights import (
     CheckpointSource,
@@ -96,7 +96,7 @@ def left_in(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), SystemExit(143), DiskError("full"), MemoryError()]
+    "error", [KeyboardInterrupt(), Terminated(), DiskError("full"), MemoryError()]
 )
 def test_work_is_kept_if_the_cause_lies_outside(tmp_path: Path, error: BaseException) -> None:
     told = stopped(error, tmp_path / "out")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from fusion_core.errors import (
     OutputError,
     PluginError,
     RecipeError,
+    Terminated,
     WeightsError,
 )
 from fusion_core.evaluation import device_of
@@ -788,27 +790,64 @@ def test_an_evaluation_that_ends_on_a_full_disk_says_so(
     assert caught.value.hint == f"Make some.\nTry again with: fuse evaluate {output}"
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_evaluation_says_that_the_model_is_complete(
-    nets: tuple[Net, dict[str, Net]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[BaseException],
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
-        raise kind
+        raise Terminated
 
     monkeypatch.setattr(Norm, "evaluate", stop)
     base, experts = nets
     pool, output = {"base": base, "models": experts}, tmp_path / "out"
-    with pytest.raises(kind) as caught:
+    with pytest.raises(Terminated) as caught:
         run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"), output=output)
     assert caught.value.__notes__ == [
         f"The model is complete in {output}; to measure it: fuse evaluate {output}"
     ]
-    with pytest.raises(kind) as caught:
+    with pytest.raises(Terminated) as caught:
         run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"))
     assert not hasattr(caught.value, "__notes__")
+
+
+def test_an_interrupt_after_the_commit_says_that_the_model_is_complete(
+    paths: dict[str, Any], tmp_path: Path, site: Site
+) -> None:
+    site.install(
+        "slow-x",
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_run_finished():
+            raise KeyboardInterrupt
+        """,
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_fusion(algorithm="ties", model_pool=paths, output=tmp_path / "out")
+    assert caught.value.__notes__ == [f"The model is complete in {tmp_path / 'out'}."]
+
+
+class Leaving(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        sys.exit(0)
+
+
+def test_an_algorithm_that_ends_the_program_is_an_error(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(BrokenPluginError, match=r"SystemExit: 0, in Leaving\.run \(.*test_run"):
+        run_fusion(algorithm=Leaving(), model_pool=paths, output=tmp_path / "out")
+    assert not [each for each in tmp_path.iterdir() if "out" in each.name]
+
+
+def test_an_evaluation_that_ends_the_program_leaves_the_model(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Norm, "evaluate", lambda *_: sys.exit())
+    pool = {"base": nets[0], "models": nets[1]}
+    with pytest.raises(BrokenPluginError, match=r"the model is complete in .*: SystemExit, in "):
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"), output=tmp_path / "out")
 
 
 def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:

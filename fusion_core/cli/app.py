@@ -11,30 +11,46 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
+from fusion_core.blame import forbid_exit
 from fusion_core.cli.check import check
 from fusion_core.cli.clean import clean
 from fusion_core.cli.compare import compare
 from fusion_core.cli.download import download
 from fusion_core.cli.evaluate import evaluate
+from fusion_core.cli.failures import TRACEBACK_VARIABLE, explain
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
 from fusion_core.cli.new_plugin import new_plugin
-from fusion_core.cli.output import print_notes
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
-from fusion_core.errors import FusionError
+from fusion_core.cli.streams import guard_streams
+from fusion_core.errors import Terminated
 from fusion_core.plugins import load_plugins
-from fusion_core.shown import printable
 
 _ASKS_FOR_HELP = {"-h", "--help"}
 _MOST_FILES = 65_536
 
+
+class Program(TyperGroup):
+    """The commands, which end the program by errors alone."""
+
+    def invoke(self, ctx: Any) -> None:  # noqa: ANN401 - typer's
+        """Run a command; typer itself would make silent exits of interrupts and closed pipes."""
+        try:
+            with forbid_exit():
+                super().invoke(ctx)
+        except (KeyboardInterrupt, OSError) as error:
+            sys.exit(explain(error))
+
+
 app = typer.Typer(
     name="fuse",
+    cls=Program,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -76,6 +92,10 @@ def fuse(
             help="Stop if a plugin is broken or incompatible, instead of going on without it.",
         ),
     ] = False,
+    traceback: Annotated[  # noqa: ARG001 - read where errors are shown, whatever raises them
+        bool,
+        typer.Option("--traceback", help=f"Show errors with it, as {TRACEBACK_VARIABLE}=1 does."),
+    ] = False,
     version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
@@ -91,9 +111,9 @@ def fuse(
         load_plugins(context.obj).require_all()
 
 
-def _terminated(number: int, _frame: object) -> None:
+def _terminate(_number: int, _frame: object) -> None:
     """End as an interrupt does: what is open is closed, what is done is kept."""
-    sys.exit(128 + number)
+    raise Terminated
 
 
 def _allow_many_files() -> None:
@@ -108,17 +128,24 @@ def _allow_many_files() -> None:
 
 
 def main() -> None:
-    """Run the program; what the user can mend is shown without a traceback."""
+    """Run the program; whatever ends it is said in a few lines, a traceback only if wanted."""
     # Read when torch is first imported: threads that wait for each other sleep instead of spinning.
     # On a machine with other work, spinning made small models a hundred times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _terminate)
     _allow_many_files()
+    with guard_streams():
+        try:
+            _run()
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - nothing else is above
+            sys.exit(explain(error))
+
+
+def _run() -> None:
     try:
         app()
-    except FusionError as error:
-        print(f"error: {printable(error.message)}", file=sys.stderr)
-        if error.hint:
-            print(printable(error.hint), file=sys.stderr)
-        print_notes(error)
-        sys.exit(error.exit_code)
+    except SystemExit:
+        sys.stdout.flush()  # raises what kept results from being written, whoever swallowed it
+        raise

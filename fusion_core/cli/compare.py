@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json
+from fusion_core.shown import printable
 
 
 def compare(
@@ -22,13 +24,16 @@ def compare(
 
     Beside them stand the base, the individual experts and, for pools that know some, the figures
     that others published. Averages are over the tasks that all of them were measured on. Nothing is
-    measured anew: that is fuse evaluate.
+    measured anew: that is fuse evaluate. What has no report is named and skipped, so
+    fuse compare outputs/* does.
     """
-    from fusion_core.report.stored import read_reports
+    from fusion_core.report.stored import compared_as_json, read_reports
 
-    reports = read_reports(directories)
+    reports, problems = read_reports(directories)
+    for problem in problems:
+        print(f"skipped: {printable(problem.message)}", file=sys.stderr)
     if as_json:
-        print_json({name: each.as_json() for name, each in reports.items()})
+        print_json(compared_as_json(reports))
         return
     from fusion_core.report.table import print_reports
 

@@ -43,10 +43,11 @@ def download(
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
     from fusion_core.downloads import pools_of, wanted_of
-    from fusion_core.recipes import load_recipe, override
+    from fusion_core.recipes import check_own_kind, load_recipe, override
 
     names = {"model_pool": pool, "task_pool": task_pool}
     raw = {} if recipe is None else load_recipe(recipe)
+    check_own_kind(raw)
     sections = override(sections_from(raw, names, tasks), assignments or [])
     if "model_pool" not in sections:
         raise RecipeError("no pool to download", hint="Name one with --pool; see: fuse list pools")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -11,7 +11,7 @@ from fusion_core.cli import completion
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.plugins import load_plugins
-from fusion_core.specs import ComponentSpec
+from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 if TYPE_CHECKING:
     from fusion_core.components import Component
@@ -27,12 +27,17 @@ _LABELS = {
 def info(
     context: typer.Context,
     name: Annotated[
-        str, typer.Argument(help="an algorithm or a pool", autocompletion=completion.components)
-    ],
+        Optional[str],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(help="an algorithm or a pool", autocompletion=completion.components),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a component and its options."""
-    described = [_described(each) for each in _found(load_plugins(context.obj), name)]
+    """Show a component and its options; without a name, what can be asked for."""
+    plugins = load_plugins(context.obj)
+    if name is None:
+        _show_names(plugins, as_json=as_json)
+        return
+    described = [_described(each) for each in _found(plugins, name)]
     if as_json:
         print_json(described)
         return
@@ -40,6 +45,19 @@ def info(
         if number:
             print()
         _print(each)
+
+
+def _show_names(plugins: PluginManager, *, as_json: bool) -> None:
+    names = {
+        f"{kind.kind}s": sorted(each.spec.name for each in plugins.components(kind))
+        for kind in (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec)
+    }
+    if as_json:
+        print_json(names)
+        return
+    print("fuse info NAME shows what a component is, what it needs and which options it has.\n")
+    for kind, known in names.items():
+        print(f"{kind}: {', '.join(known) or 'none'}")
 
 
 def option_rows(options: list[dict[str, Any]]) -> list[list[str]]:

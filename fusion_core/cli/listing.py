@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -56,22 +56,27 @@ def list_plugins(
 
 def list_components(
     context: typer.Context,
-    kind: Annotated[Kind, typer.Argument(help="algorithms, pools or tasks", metavar="KIND")],
+    kind: Annotated[
+        Optional[Kind],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(help="algorithms, pools or tasks; default: all", metavar="KIND"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List algorithms, pools or tasks."""
     plugins = load_plugins(context.obj)
-    match kind:
-        case Kind.ALGORITHMS:
-            columns, rows = _algorithms(plugins)
-        case Kind.POOLS:
-            columns, rows = _pools(plugins)
-        case Kind.TASKS:
-            columns, rows = _tasks(plugins)
+    found = {each.value: _ROWS[each](plugins) for each in (Kind if kind is None else [kind])}
     if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
-    else:
+        data = {name: _as_dicts(*rows) for name, rows in found.items()}
+        print_json(data if kind is None else data[kind])
+        return
+    for number, (name, (columns, rows)) in enumerate(found.items()):
+        if kind is None:
+            print(f"\n{name}:" if number else f"{name}:")
         print_table(columns, [[_shown(cell) for cell in row] for row in rows])
+
+
+def _as_dicts(columns: list[str], rows: list[list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 Rows = tuple[list[str], list[list[Any]]]
@@ -101,6 +106,9 @@ def _tasks(plugins: PluginManager) -> Rows:
         for task in each.spec.tasks or (None,)
     ]
     return ["task", "task pool", "summary", "plugin"], rows
+
+
+_ROWS = {Kind.ALGORITHMS: _algorithms, Kind.POOLS: _pools, Kind.TASKS: _tasks}
 
 
 def _shown(cell: Any) -> str:  # noqa: ANN401 - a spec's field

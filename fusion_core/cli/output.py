@@ -43,12 +43,6 @@ def warn_of_broken_plugins(plugins: PluginManager) -> None:
             print(line, file=sys.stderr)
 
 
-def print_notes(error: BaseException) -> None:
-    """Print what was added to an exception on its way: what became of the work."""
-    for note in getattr(error, "__notes__", ()):
-        print(note, file=sys.stderr)
-
-
 def _print_drawn(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table

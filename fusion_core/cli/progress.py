@@ -12,7 +12,11 @@ from fusion_core.progress import Advance, Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
 _SECONDS_BETWEEN_LINES = 5.0
+_BAR = 20  # columns
 
 
 def progress_for(*, quiet: bool) -> Progress:
@@ -50,22 +54,33 @@ class BarProgress(Progress):
     def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
         """Follow one piece of work."""
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-        )
         started = time.monotonic()
         console = Console(stderr=True)
-        with RichProgress(*columns, console=console, transient=True) as display:
+        with RichProgress(*_columns(), console=console, transient=True) as display:
             bar = display.add_task(label, total=total, note="")
             yield lambda count=1, *, note="": display.update(bar, advance=count, note=note)
         _say(f"{label}: {_amount(total, unit)} in {time.monotonic() - started:.1f} s")
+
+
+def _columns() -> Iterator[ProgressColumn]:
+    """Lay a bar out: where the line is too narrow, words shrink and nothing else does."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    class Words(TextColumn):
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
+
+    fixed = Column(no_wrap=True)
+    yield Words("{task.description}", markup=False, table_column=Column())
+    yield BarColumn(_BAR, table_column=fixed)
+    yield TextColumn("{task.percentage:>3.0f}%", table_column=fixed)
+    yield TimeRemainingColumn(table_column=fixed)
+    yield Words("{task.fields[note]}", markup=False, table_column=Column())
 
 
 def _amount(count: int, unit: str) -> str:

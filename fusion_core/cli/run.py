@@ -14,9 +14,9 @@ from typer.core import TyperCommand
 from fusion_core.cli import completion
 from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, print_notes, warn_of_broken_plugins
+from fusion_core.cli.output import print_json, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
-from fusion_core.errors import FusionError
+from fusion_core.errors import DiskError, FusionError
 from fusion_core.plugins import load_plugins
 from fusion_core.ranks import helps
 from fusion_core.specs import AlgorithmSpec
@@ -130,7 +130,15 @@ def run(
 
     The output directory loads with from_pretrained as it is; beside the weights it holds
     recipe.yaml, provenance.json and, where tasks were evaluated, report.json.
-    """
+
+    \b
+    Examples:
+      fuse run --algo ties --pool mini8
+      fuse run --algo ties --set model_pool.base=base \\
+        --set 'model_pool.models=[math, code]' -o merged
+      fuse run recipe.yaml --set algorithm.density=0.3 -o merged --overwrite
+      fuse run recipe.yaml --set 'algorithm.skip="*norm*"' --dry-run
+    """  # noqa: D301 - \b is typer's: lines stay as they are
     set_up_logging(verbose=verbose)
     quiet = quiet or helps()
     plan = planned(
@@ -163,15 +171,11 @@ def run(
     from fusion_core import hub
     from fusion_core.run import execute, wanted
 
-    try:
-        with hub.session(plan.options.progress):
-            files = wanted(plan)
-            if files and not quiet:
-                print(hub.check_room(hub.size_of(files)), file=sys.stderr)
-            result = execute(plan)
-    except (KeyboardInterrupt, SystemExit) as stopped:
-        print_notes(stopped)
-        raise
+    with hub.session(plan.options.progress):
+        files = wanted(plan)
+        if files and not quiet:
+            print(hub.check_room(hub.size_of(files)), file=sys.stderr)
+        result = execute(plan)
     if not helps():
         _show(result, plan.algorithm_name, as_json=as_json)
 
@@ -250,6 +254,16 @@ def counted(counts: Mapping[str, int]) -> str:
 
 
 def _show(result: RunResult, algorithm: str, *, as_json: bool) -> None:
+    try:
+        _print(result, algorithm, as_json=as_json)
+        sys.stdout.flush()
+    except DiskError as error:  # of stdout
+        if result.path is not None:
+            error.add_note(f"The model is complete in {result.path}.")
+        raise
+
+
+def _print(result: RunResult, algorithm: str, *, as_json: bool) -> None:
     report = None if result.report is None else result.report.as_json()
     if as_json:
         print_json({"path": None if result.path is None else str(result.path), "report": report})

@@ -125,7 +125,8 @@ def transfer(pinned: Reference, wanted: Sequence[RemoteFile], progress: Progress
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="fusion-hub") as threads:
             try:
                 _wait_for({threads.submit(_transfer_one, pinned, each, bar) for each in wanted})
-            except BaseException:
+            except BaseException as error:
+                error.add_note("Complete files are kept: the same command fetches the others.")
                 stop.set()
                 _abort_xet()
                 threads.shutdown(wait=False, cancel_futures=True)

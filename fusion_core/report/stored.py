@@ -1,24 +1,60 @@
-"""Reports from the directories that they were written to."""
+"""Reports from the directories that they were written to, and what they have in common."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.task_pool import REPORT, Report
+from fusion_core.recipes import RECIPE, load_recipe
+from fusion_core.task_pool import REPORT, Report, how_to_measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 
-def read_reports(directories: Iterable[Path]) -> dict[str, Report]:
-    """Return the reports of model directories, under the directories' names.
+def read_reports(directories: Iterable[Path]) -> tuple[dict[str, Report], list[FusionError]]:
+    """Return the reports of model directories by name, and what is wrong with the others.
 
-    Raises as `read_report` does.
+    Raises `FusionError` if none has a report.
     """
-    return {str(each): read_report(each) for each in directories}
+    reports: dict[str, Report] = {}
+    problems: list[FusionError] = []
+    for directory in directories:
+        try:
+            reports[str(directory)] = read_report(directory)
+        except FusionError as problem:
+            problems.append(problem)
+    if len(problems) == 1 and not reports:
+        raise problems[0]
+    if not reports:
+        lines = "\n".join(problem.message for problem in problems)
+        raise RecipeError(lines, hint="Name directories that fuse run wrote and measured.")
+    return reports, problems
+
+
+def common(reports: Mapping[str, Report]) -> list[str]:
+    """Return the tasks that every report has."""
+    first, *others = reports.values()
+    return [task for task in first.tasks if all(task in other.tasks for other in others)]
+
+
+def compared_as_json(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """Return reports as JSON's data, their averages over the tasks that all have."""
+    shared = common(reports)
+    return {
+        name: {**report.as_json(), **_averages(report, shared)} for name, report in reports.items()
+    }
+
+
+def _averages(report: Report, tasks: list[str]) -> dict[str, Any]:
+    same = report.over(tasks)
+    return {
+        "average": same.average if tasks else None,
+        "normalised_average": same.normalised_average,
+        "averaged_over": tasks,
+    }
 
 
 def read_report(directory: Path) -> Report:
@@ -27,16 +63,23 @@ def read_report(directory: Path) -> Report:
     Raises `RecipeError` for a directory that holds no report, `FusionError` for a damaged one.
     """
     if not directory.is_dir():
-        raise RecipeError(f"{directory} is no directory", hint="Name those that fuse run wrote.")
+        hint = "Name directories that fuse run wrote."
+        raise RecipeError(f"{directory} is not a directory", hint=hint)
     path = directory / REPORT
     if not path.is_file():
-        raise RecipeError(
-            f"{directory} has no {REPORT}", hint=f"Measure it first: fuse evaluate {directory}"
-        )
+        raise RecipeError(f"{directory} has no {REPORT}", hint=_how_to_measure(directory))
     try:
         return Report.from_json(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FusionError(
-            f"{path} is no report: {reason}", hint=f"Make it anew: fuse evaluate {directory}"
+            f"{path} is not a report: {reason}", hint=f"Make it anew: fuse evaluate {directory}"
         ) from error
+
+
+def _how_to_measure(directory: Path) -> str:
+    """Say how a model can be measured, if it can: only with tasks, by a pool that builds models."""
+    path = directory / RECIPE
+    if path.is_file() and "task_pool" in load_recipe(path):
+        return f"Measure it first: fuse evaluate {directory}"
+    return how_to_measure(directory)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fusion_core.report.stored import common
 from fusion_core.shown import printable
 from fusion_core.task_pool import main, mean_of
 
@@ -59,12 +60,6 @@ def report_table(reports: Reports) -> Table:
     averages = (_average(rows, shared) for rows in columns.values())
     table.add_row("average", *averages, style="bold")
     return table
-
-
-def common(reports: Reports) -> list[str]:
-    """Return the tasks that every report has."""
-    first, *others = reports.values()
-    return [task for task in first.tasks if all(task in each.tasks for each in others)]
 
 
 def of_family(reports: Reports, published: Published) -> Reports:
@@ -119,7 +114,8 @@ def notes(reports: Reports) -> list[str]:
 
 
 def _scale(reports: Reports) -> str:
-    shares = {name: each.normalised_average for name, each in reports.items()}
+    shared = common(reports)
+    shares = {name: each.over(shared).normalised_average for name, each in reports.items()}
     shown = [
         _percent(share) + ("" if len(reports) == 1 else f" ({name})")
         for name, share in shares.items()

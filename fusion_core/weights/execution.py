@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from fusion_core.blame import forbid_exit
 from fusion_core.errors import RecipeError, WorkerError
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def _mallopt(parameter: int, value: int) -> None:
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
+@forbid_exit()  # here, where it is still known whose it is: a traceback does not leave a process
 def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:
     """Run a unit on one core: workers share the others, and sums round the same everywhere."""
     before = torch.get_num_threads()

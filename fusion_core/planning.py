@@ -6,13 +6,11 @@ Reads headers, no weights, and writes nothing. How a plan is carried out is not 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from fusion_core.evaluation import check_data, check_tasks, device_of, sees_task
 from fusion_core.model_pool import ModelPool
 from fusion_core.needs import check_needs
 from fusion_core.nested import RecipeSource, nested_in
+from fusion_core.numbers import output_path
 from fusion_core.plugins import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.ranks import helps
@@ -30,11 +29,7 @@ from fusion_core.recipes import load_recipe, shown
 from fusion_core.resolving import resolve, resolved_as
 from fusion_core.selection import Selected, created
 from fusion_core.task_pool import TaskPool
-from fusion_core.weights import held_in_memory
-from fusion_core.weights.disk import writing
-from fusion_core.weights.lock import is_locked
 from fusion_core.weights.target import check_output
-from fusion_core.weights.workplace import workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,9 +40,6 @@ if TYPE_CHECKING:
     from fusion_core.plugins import PluginManager
     from fusion_core.resolving import Resolved, ResolvedRecipe
     from fusion_core.specs import AlgorithmSpec
-    from fusion_core.weights.workplace import Workplace
-
-OUTPUTS = Path("outputs")
 
 _SECTIONS: dict[str, type[Any]] = {
     "algorithm": Algorithm,
@@ -101,26 +93,6 @@ class Plan:
             mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
         )
         return {**sections, **rest}
-
-    @property
-    def numbered(self) -> Iterator[Path]:
-        """Where the output of a run may go that names none.
-
-        A run that is resumed first goes on with its own; others leave that alone.
-        """
-        stem = f"{_pool_name(self.resolved)}-{self.algorithm_name}-"
-        with writing(OUTPUTS):
-            mine = [place.output for place in self.unfinished] if self.options.resume else []
-            taken = {place.output for place in workplaces_in(OUTPUTS)}
-            numbers = (path for n in count(1) if (path := OUTPUTS / f"{stem}{n}") not in taken)
-            yield from (path for path in chain(mine, numbers) if not path.exists())
-
-    @property
-    def unfinished(self) -> list[Workplace]:
-        """What dead runs of this recipe left among the outputs that have numbers."""
-        recipe = json.loads(json.dumps(self.recipe))
-        places = (each for each in workplaces_in(OUTPUTS) if each.recipe == recipe)
-        return [place for place in places if not is_locked(place.output)]
 
     @property
     def algorithm_name(self) -> str:
@@ -204,7 +176,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     found = _planned(raw, options)
     if found.tasks_read is not None:
         found.pool.check_builds()
-    return replace(found, path=_output_path(found))
+    return replace(found, path=output_path(found))
 
 
 def _planned(
@@ -276,19 +248,6 @@ def executor_of(plan: Plan) -> Iterator[Executor]:
     executor = plan.plugins.create_executor(plan.options.executor, options)
     with executor:
         yield executor
-
-
-def _output_path(plan: Plan) -> Path | None:
-    """Return where the output goes; of a number, a run makes sure again when it claims it."""
-    given = plan.resolved.recipe.output.path
-    if given is not None:
-        return Path(given)
-    live = any(map(held_in_memory, plan.pool.by_name.values()))
-    return None if plan.resolved.model_pool is None or live else next(plan.numbered)
-
-
-def _pool_name(resolved: ResolvedRecipe) -> str:
-    return resolved.model_pool.name if resolved.model_pool else "models"
 
 
 def _algorithm_name(resolved: ResolvedRecipe) -> str:

@@ -97,7 +97,7 @@ def execute(plan: Plan) -> RunResult:
     except KeyboardInterrupt as stopped:
         if committed and not hasattr(stopped, "__notes__"):
             path = committed[0]
-            measure = f"; to measure it: fuse evaluate {path}" if plan.tasks is not None else ""
+            measure = f"; to measure it: fuse evaluate {path}" if plan.tasks is not None else "."
             stopped.add_note(f"The model is complete in {path}{measure}")
         raise
 

@@ -493,8 +493,13 @@ def test_a_run_says_what_became_of_the_tensors(fuse: Callable[..., Outcome], rec
 
 @pytest.mark.parametrize("how", ["a missing file", "another reason"])
 def test_a_task_whose_data_is_missing_is_found_with_plugin_and_task(
-    fuse: Callable[..., Outcome], pool: dict[str, Any], site: Site, how: str
+    fuse: Callable[..., Outcome],
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     site.install(
         "tasks-birds",
         """
@@ -519,7 +524,7 @@ def test_a_task_whose_data_is_missing_is_found_with_plugin_and_task(
     Path("here.csv").touch()
     if how == "another reason":
         Path("gone.csv").mkdir()
-    recipe = {"algorithm": "task-arithmetic", "model_pool": pool, "task_pool": "birds"}
+    recipe = {"algorithm": "task-arithmetic", "model_pool": "mini8", "task_pool": "birds"}
     Path("birds.yaml").write_text(json.dumps({**recipe, "output": {"path": "out"}}))
     for command in ("check", "run"):
         done = fuse(command, "birds.yaml", "-q")

@@ -404,7 +404,7 @@ case("a named link to a pipe", pipe_link, says="no regular file")
 case("a named link to a device", device_link, says="no regular file")
 case("weights are a directory", lambda path: (path / SINGLE).mkdir(), says="no regular file")
 case("weights are a socket", listening, says="no regular file")
-case("a path with NUL", lambda path: merge(f"{path}\0x"), says="cannot be read|does not exist")
+case("a path with NUL", lambda path: merge(f"{path}\0x"), code=2, says="not a path")
 
 # --- code ---------------------------------------------------------------------------------------
 

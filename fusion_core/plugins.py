@@ -201,7 +201,7 @@ class PluginManager(pluggy.PluginManager):
                 for spec in implementation.function():
                     if not isinstance(spec, kind):
                         raise TypeError(
-                            f"{hook} returned {spec!r}, not a spec of class {kind.__name__}"
+                            f"{hook} returned {spec!r}, not an instance of {kind.__name__}"
                         )
                     if (kind, spec.name) in seen:
                         raise ValueError(f"{hook} returned {spec.name!r} twice")

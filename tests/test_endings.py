@@ -120,3 +120,9 @@ def test_lost_results_are_an_error(command: str) -> None:
 def test_a_reader_that_has_enough_hears_nothing() -> None:
     done = fuse("schema", "| head -c 1")
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+@pytest.mark.parametrize("command", ["compare", "evaluate", "clean"])
+def test_a_path_that_the_system_refuses_is_no_bug(command: str) -> None:
+    done = fuse(f"{command} {'x' * 300}")
+    assert (done.returncode, done.stderr) == (6, f"error: {'x' * 300}: File name too long\n")

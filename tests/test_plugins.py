@@ -75,7 +75,7 @@ BROKEN = {
             return [TaskPoolSpec(name="a", summary="", target="a:b", config="a:b")]
         """,
         "TypeError",
-        "no AlgorithmSpec",
+        "not an instance of AlgorithmSpec",
     ),
     "returns-nothing": (
         """

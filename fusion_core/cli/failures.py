@@ -12,7 +12,7 @@ import typer
 
 from fusion_core.blame import plugin_behind
 from fusion_core.distributions import cause_of
-from fusion_core.errors import FusionError, Terminated
+from fusion_core.errors import DiskError, FusionError, Terminated
 from fusion_core.shown import printable
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def _told(error: BaseException) -> tuple[int, list[str]]:
             return error.exit_code, []
         case MemoryError():
             return 1, ["error: memory ran out", "See what a run needs with fuse check."]
+        case OSError(filename=str(), strerror=str()) if plugin_behind(error) is None:
+            return DiskError.exit_code, [f"error: {error.filename}: {error.strerror}"]
         case _:
             return 1, [*_bug(error)]
 

@@ -285,7 +285,7 @@ def test_a_file_of_coefficients_says_how_they_were_learned(make_pool: Make, task
 
 @pytest.mark.parametrize("names", [[], ["a", "a"]])
 def test_tasks_are_named_once_each(names: list[str]) -> None:
-    with pytest.raises(ValueError, match="tasks"):
+    with pytest.raises(RecipeError, match=r"^tasks = "):
         AdaMergingConfig(tasks=names)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import RecipeError
 from fusion_core.weights import WeightSource, align
+from fusion_core.weights.quantised import refuse_quantised
 from fusion_core.weights.remote import wanted_by
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from fusion_core.config import AlignmentPolicy
     from fusion_core.hub import Wanted
+    from fusion_core.weights.assets import Files
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -64,6 +66,14 @@ class ModelPool(ABC, Generic[ConfigT]):
         del dtype
         return {}
 
+    def beside(self) -> Mapping[str, Files]:
+        """Return what lies beside each model's weights and says what it is, by the model's name.
+
+        `config.json`, the tokenizer's files and the like: models are compared by them. Default:
+        nothing is known.
+        """
+        return {}
+
     def task_of(self, expert: str) -> str:
         """Return the task that an expert was fine-tuned for; by default they share a name."""
         return expert
@@ -85,7 +95,8 @@ class ModelPool(ABC, Generic[ConfigT]):
 
         Under `alignment.vocab: pad` the base, too, gets the rows of the largest vocabulary.
 
-        Raises `RecipeError` for a pool without experts, `AlignmentError` if models do not fit.
+        Raises `RecipeError` for a pool without experts, `CheckpointError` for quantised models,
+        `AlignmentError` if models do not fit.
         """
         if not self.experts:
             raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
@@ -94,6 +105,7 @@ class ModelPool(ABC, Generic[ConfigT]):
                 "an expert is called 'base', which the base is called already",
                 hint="Name it otherwise: model_pool.models: {name: path, ...}.",
             )
+        refuse_quantised(self.by_name, self.beside())
         clone = copy.copy(self)
         alignment = align(self.base, self.experts, policy)
         clone.base, clone.experts = alignment.base, alignment.experts

@@ -125,8 +125,6 @@ def align(
         if expert is not reference
         for difference in _differences(reference, first, name, expert, policy)
     ]
-    everyone = experts if base is None else {"base": base, **experts}
-    differences += [each for name, source in everyone.items() for each in _refused(name, source)]
     if differences:
         raise AlignmentError(_table(differences), hint=_hint(differences))
     padded, seen = _padded(reference, seen)
@@ -218,12 +216,6 @@ def _differences(
         remedy = "alignment.missing=base" if first is None else ""
         for key in reference.infos.keys() - expert.infos.keys():
             yield Difference(key, name, "missing", remedy)
-
-
-def _refused(name: str, source: WeightSource) -> Iterator[Difference]:
-    for key, info in source.infos.items():
-        if info.dtype.is_floating_point and info.dtype.itemsize == 1:
-            yield Difference(key, name, f"{info.dtype}: scaled 8-bit weights are not merged")
 
 
 def _table(differences: list[Difference]) -> str:

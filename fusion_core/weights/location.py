@@ -17,6 +17,7 @@ from fusion_core.errors import CheckpointError, HubError
 from fusion_core.weights.assets import CARD, SIDE_FILES
 from fusion_core.weights.checkpoint import INDEX, SINGLE, CheckpointSource
 from fusion_core.weights.containment import reading
+from fusion_core.weights.foreign import no_model
 from fusion_core.weights.format import LARGEST_INDEX, parse_index
 from fusion_core.weights.remote import RemoteSource
 
@@ -100,10 +101,9 @@ def _weights(pinned: hub.Reference, listing: Mapping[str, int]) -> list[str]:
     for name in (SINGLE, ADAPTER):
         if name in listing:
             return [name]
-    pickles = sorted(path for path in listing if path.endswith((".bin", ".pt", ".pth")))
-    also = f"; it has {pickles[0]}, a pickle, which can run code" if pickles else ""
-    raise CheckpointError(
-        f"{pinned} has neither {SINGLE} nor {INDEX} nor {ADAPTER}{also}",
-        hint="Convert it with transformers: from_pretrained, then save_pretrained(DIRECTORY). "
-        "The hub's own conversion may be a revision: org/name@refs/pr/NUMBER.",
+    raise no_model(
+        str(pinned),
+        f"has neither {SINGLE} nor {INDEX} nor {ADAPTER}",
+        listing,
+        f"Download the file and name it: hf download {pinned.repo} ",
     )

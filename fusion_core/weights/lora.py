@@ -20,10 +20,12 @@ import torch
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.assets import read_config
 from fusion_core.weights.checkpoint import CheckpointSource
+from fusion_core.weights.foreign import DEQUANTISE
 from fusion_core.weights.format import TensorInfo
 from fusion_core.weights.location import ADAPTER, ADAPTER_CONFIG
 from fusion_core.weights.lora_config import check_supported, rank_and_scale
 from fusion_core.weights.orientation import is_turned_beside
+from fusion_core.weights.quantised import packed
 from fusion_core.weights.source import Cut, WeightSource
 from fusion_core.weights.spelling import same_tensors
 
@@ -66,6 +68,8 @@ class LoraSource(WeightSource):
         said = json.dumps(config, sort_keys=True).encode()
         self._config_identity = {"content_sha256": hashlib.sha256(said).hexdigest()}
         check_supported(config, location.name)
+        if (reason := packed(self._adapter.infos)) is not None:
+            raise CheckpointError(f"{location.name} is quantised: {reason}", hint=DEQUANTISE)
         layers, whole = _sorted_out(self._adapter)
         targets = [f"{module}.weight" for module in layers]
         spelled = same_tensors([*targets, *whole], base.infos)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import RecipeError
 from fusion_core.weights import WeightSource, align
+from fusion_core.weights.agreement import Agreement
 from fusion_core.weights.quantised import refuse_quantised
 from fusion_core.weights.remote import wanted_by
 
@@ -43,6 +45,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     experts: Mapping[str, WeightSource]
     #: tensors of experts that alignment left out
     dropped: frozenset[str] = frozenset()
+    #: what alignment let pass and a user should know
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -106,16 +110,21 @@ class ModelPool(ABC, Generic[ConfigT]):
                 hint="Name it otherwise: model_pool.models: {name: path, ...}.",
             )
         refuse_quantised(self.by_name, self.beside())
+        differences, warnings = self._agreement.judged(policy)
         clone = copy.copy(self)
-        alignment = align(self.base, self.experts, policy)
+        alignment = align(self.base, self.experts, policy, differences)
         clone.base, clone.experts = alignment.base, alignment.experts
-        clone.dropped = alignment.dropped
+        clone.dropped, clone.warnings = alignment.dropped, tuple(warnings)
         return clone
 
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` if a file changed since the pool was made."""
         for source in (self.reference, *self.experts.values()):
             source.check_unchanged()
+
+    @cached_property
+    def _agreement(self) -> Agreement:
+        return Agreement(self.base, self.by_name, self.beside())
 
     @property
     def by_name(self) -> Mapping[str, WeightSource]:

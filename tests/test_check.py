@@ -363,6 +363,19 @@ def test_licences_of_the_pool_are_shown(
     assert len(data["licence_conflicts"]) == 1
 
 
+def test_warnings_are_shown_by_check_and_by_run(
+    fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {"base": b'{"norm_eps": 1e-6}', "a": b'{"norm_eps": 1e-5}'}
+    beside = {name: {"config.json": config} for name, config in configs.items()}
+    monkeypatch.setattr(CheckpointsPool, "beside", lambda _: beside)
+    said = "a: config.json norm_eps: 1e-05, the base's is 1e-06"
+    assert f"warning    {said}\n" in fuse("check", recipe).out
+    assert json.loads(fuse("check", recipe, "--json").out)["warnings"] == [said]
+    done = fuse("run", recipe, "-q")
+    assert (done.code, done.err) == (0, f"warning: {said}\n")
+
+
 # --- the command --------------------------------------------------------------------------------
 
 

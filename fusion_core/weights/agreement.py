@@ -9,9 +9,9 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fusion_core.weights import configuration
+from fusion_core.weights import configuration, tokens
 from fusion_core.weights.assets import CONFIG, parsed
-from fusion_core.weights.difference import Doubt, judged
+from fusion_core.weights.difference import Doubt
 from fusion_core.weights.origin import other_base
 
 if TYPE_CHECKING:
@@ -45,15 +45,23 @@ class Agreement:
 
     def judged(self, policy: AlignmentPolicy) -> tuple[list[Difference], list[str]]:
         """Return what the policies make of the doubts: errors and warnings."""
-        found = (
-            [judged(self._configurations, policy, "config")] if policy.config != "ignore" else []
-        )
-        return [each for one in found for each in one[0]], [
-            each for one in found for each in one[1]
-        ]
+        errors: list[Difference] = []
+        warnings: list[str] = []
+        for kind in ("config", "tokenizer"):
+            setting = getattr(policy, kind)
+            for doubt in () if setting == "ignore" else getattr(self, f"_{kind}"):
+                if doubt.serious and setting == "error":
+                    errors.append(doubt.as_difference(f"alignment.{kind}=warn"))
+                else:
+                    warnings.append(str(doubt))
+        return errors, warnings
 
     @cached_property
-    def _configurations(self) -> list[Doubt]:
+    def _tokenizer(self) -> list[Doubt]:
+        return [*tokens.conflicts(self._files), *tokens.roles(self._files)]
+
+    @cached_property
+    def _config(self) -> list[Doubt]:
         return [*self._configured(), *self._tokenizer_classes(), *self._bases()]
 
     def _configured(self) -> Iterator[Doubt]:

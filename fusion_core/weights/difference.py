@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fusion_core.errors import AlignmentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from fusion_core.config import AlignmentPolicy
 
 _LONGEST_TABLE = 20
 
@@ -43,19 +41,9 @@ class Doubt:
     def __str__(self) -> str:
         return f"{self.expert}: {self.subject}: {self.problem}"
 
-
-def judged(
-    doubts: Iterable[Doubt], policy: AlignmentPolicy, kind: Literal["config", "tokenizer"]
-) -> tuple[list[Difference], list[str]]:
-    """Return which doubts a policy makes errors, and which warnings."""
-    errors, warnings = [], []
-    for doubt in doubts:
-        if doubt.serious and getattr(policy, kind) == "error":
-            remedy = f"alignment.{kind}=warn"
-            errors.append(Difference(doubt.subject, doubt.expert, doubt.problem, remedy))
-        else:
-            warnings.append(str(doubt))
-    return errors, warnings
+    def as_difference(self, remedy: str) -> Difference:
+        """Return it as an error of a table."""
+        return Difference(self.subject, self.expert, self.problem, remedy)
 
 
 def misfit(beside: Sequence[Difference], tensors: Iterable[Difference]) -> AlignmentError:

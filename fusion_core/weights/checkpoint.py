@@ -113,6 +113,13 @@ class CheckpointSource(WeightSource):
 
     def _open(self, file: str, index: dict[str, str]) -> None:
         path = self._file_path(file)
+        if index and not self._has(file):
+            lost = [each for each in dict.fromkeys(index.values()) if not self._has(each)]
+            raise CheckpointError(
+                f"{path} does not exist, and {INDEX} names it: "
+                f"{len(lost)} of {len(set(index.values()))} shards are missing",
+                hint="Finish copying the model, or download it again.",
+            )
         descriptor = (open_named if path == self.path else open_member)(path)
         self._descriptors[file] = descriptor
         try:
@@ -162,6 +169,9 @@ class CheckpointSource(WeightSource):
             kind, hint = kind_of(self.path.name) or ("of another kind", CONVERT)
             raise CheckpointError(f"{self.path} is no .safetensors file: it is {kind}", hint=hint)
         return self.path
+
+    def _has(self, file: str) -> bool:
+        return os.path.lexists(self._file_path(file))
 
     def _file_path(self, file: str) -> Path:
         return self.path / file if self.path.is_dir() else self.path

@@ -482,8 +482,8 @@ def test_models_are_named_after_their_paths(models: object, names: list[str]) ->
     ("values", "problem"),
     [
         ({"models": ["x/same", "y/other", "z/same"]}, "the same name, same;"),
-        ({"models": "x"}, "a mapping of names to models nor a list"),
-        ({"models": 5}, "a mapping of names to models nor a list"),
+        ({"models": "x"}, "a mapping of names to models, or a list"),
+        ({"models": 5}, "a mapping of names to models, or a list"),
         ({"models": [5]}, "neither a path"),
         ({"models": {"a": ""}}, "an empty path"),
         ({"models": {"a": "x"}, "base": 5}, "neither a path"),

@@ -211,6 +211,13 @@ def test_what_means_the_same_is_no_difference(tmp_path: Path, base: Any, expert:
     assert warnings(*pair(tmp_path, base, expert)) == ()
 
 
+def test_of_many_keys_that_differ_some_are_shown(tmp_path: Path) -> None:
+    configs = ({f"k{n}": each for n in range(99)} for each in "ab")
+    found = warnings(*pair(tmp_path, *configs))
+    assert found[-1] == "m0: config.json: 79 more keys differ"
+    assert len(found) == 21
+
+
 @pytest.mark.parametrize("kind", ["LlamaConfig", "Gemma3TextConfig", "GPTNeoXConfig", "T5Config"])
 def test_transformers_writes_what_compares_as_equal(tmp_path: Path, kind: str) -> None:
     config = getattr(transformers, kind)()

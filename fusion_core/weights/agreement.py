@@ -27,7 +27,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 #: Classes that any tokenizer may be loaded as.
 _ANY_TOKENIZER = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
-_MOST_DOUBTS = 100
+_MOST_DOUBTS = 20
 
 
 class Agreement:
@@ -70,9 +70,11 @@ class Agreement:
             first, ours = next(iter(configs.items()))
             measure = "the base" if first == "base" else first
             found = configuration.differences(ours, theirs, name, measure)
-            yield from sorted(found, key=lambda each: (not each.serious, each.subject))[
-                :_MOST_DOUBTS
-            ]
+            ordered = sorted(found, key=lambda each: (not each.serious, each.subject))
+            yield from ordered[:_MOST_DOUBTS]
+            if len(ordered) > _MOST_DOUBTS:
+                more = f"{len(ordered) - _MOST_DOUBTS} more keys differ"
+                yield Doubt(CONFIG, name, more, ordered[_MOST_DOUBTS].serious)
 
     def _tokenizer_classes(self) -> Iterator[Doubt]:
         classes = {

@@ -86,7 +86,7 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     if output is not None:
         raw["output"] = {"path": str(output)} if isinstance(output, str | Path) else dict(output)
     planned = plan(raw, options or RunOptions())
-    for warning in planned.warnings:
+    for warning in () if helps() else planned.warnings:
         _LOG.warning("%s", warning)
     return execute(planned)
 

@@ -79,7 +79,8 @@ def fuzz(session: nox.Session) -> None:
     """Try hostile input at its nightly size: two million headers, as many indexes."""
     install(session, "test")
     sizes = {"FUSION_FUZZ_MUTANTS": "2000000", "FUSION_CUTS": "2000", "FUSION_NIGHTLY": "1"}
-    files = ["format_fuzz", "hostile_inputs", "changing_inputs", "bad_weights", "determinism"]
+    files = ["format_fuzz", "beside_fuzz", "module_patterns", "hostile_inputs", "changing_inputs"]
+    files += ["bad_weights", "determinism"]
     tests = [f"tests/test_{name}.py" for name in files]
     session.run("pytest", *tests, *session.posargs, env=sizes)
 

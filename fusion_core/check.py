@@ -71,6 +71,7 @@ class Check:
     memory: Memory
     licence_conflicts: tuple[str, ...]
     licence_limits: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON's data."""
@@ -103,6 +104,7 @@ def check(plan: Plan) -> Check:
         estimated(plan),
         tuple(conflicts(licences)),
         tuple(limits(licences)),
+        tuple(plan.warnings),
     )
 
 

@@ -7,6 +7,7 @@ accepted wherever a path is, and never modified.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,26 @@ from fusion_core.weights import (
     WeightSource,
     as_weights,
 )
-from fusion_core.weights.assets import assets_of, licence_of, tokenizer_of, with_vocabulary
-from fusion_core.weights.location import Location, locate
+from fusion_core.weights.assets import (
+    CONFIG,
+    assets_of,
+    beside,
+    licence_of,
+    tokenizer_of,
+    with_vocabulary,
+)
+from fusion_core.weights.checkpoint import SINGLE
+from fusion_core.weights.location import ADAPTER_CONFIG, Location, locate
 from fusion_core.weights.lora import base_of
+from fusion_core.weights.quantised import QUANTISERS_FILES
 from fusion_core.weights.vocabulary import vocabulary_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+
+    from fusion_core.weights.assets import Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,19 @@ class Model:
         if self.location is None or self.location.is_adapter or not self.location.path.is_dir():
             return None
         return self.location.path
+
+    def beside(self) -> Files:
+        """Return what says which model this is; a file has some where it is a directory's model."""
+        if self.location is not None:
+            path, directory = self.location.path, self.location.directory
+            if self.location.is_adapter:  # trainers may put the base's own configuration there
+                return {**beside(directory, ADAPTER_CONFIG), CONFIG: b"{}"}
+            is_whole = path.is_dir() or path.name == SINGLE
+            return beside(directory, *QUANTISERS_FILES) if is_whole else {}
+        if isinstance(self.live, RecipeSource):
+            return self.live.plan.aligned.assets()
+        describe = getattr(getattr(self.live, "config", None), "to_dict", None)
+        return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
 
     def source(self, base: WeightSource | None) -> WeightSource:
         """Return the weights; an adapter's are differences from the base."""
@@ -146,13 +171,20 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             return first.live.plan.pool.assets(dtype=dtype or _dtype(self.reference))
         return {} if first.directory is None else assets_of(first.directory, dtype=dtype)
 
+    def beside(self) -> Mapping[str, Files]:
+        """Return the files beside each model; of a recipe, those that its result would have."""
+        return {each.name: each.beside() for each in self._all}
+
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as the card beside it names it."""
-        models = [*([] if self._base is None else [self._base]), *self._models.values()]
         return {
             each.name: None if each.location is None else licence_of(each.location.directory)
-            for each in models
+            for each in self._all
         }
+
+    @property
+    def _all(self) -> list[Model]:
+        return [*([] if self._base is None else [self._base]), *self._models.values()]
 
 
 def _dtype(source: WeightSource) -> torch.dtype | None:

@@ -62,16 +62,21 @@ def _name_of(given: str) -> str:
 
 def named_after_paths(value: object) -> object:
     """Turn a list of models into a mapping, named after their paths, hub ids without revision."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if isinstance(value, Mapping):
         return value
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ValueError("give a mapping of names to models, or a list of models")  # noqa: TRY004 - pydantic wants it
     names = [
         _name_of(each if isinstance(each, str) else os.fspath(each))
         if isinstance(each, str | os.PathLike)
         else f"model-{number}"
         for number, each in enumerate(value, 1)
     ]
-    if len(set(names)) != len(names):
-        raise ValueError("two of the models have the same name; write {name: path, ...} instead")
+    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
+    if twice is not None:
+        raise ValueError(
+            f"two of the models have the same name, {twice}; write {{name: path, ...}} instead"
+        )
     return dict(zip(names, value, strict=True))
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from fusion_core.config import ComponentConfig
 from fusion_core.errors import RecipeError
 from fusion_core.weights import WeightSource, align
+from fusion_core.weights.agreement import Agreement
+from fusion_core.weights.quantised import refuse_quantised
 from fusion_core.weights.remote import wanted_by
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from fusion_core.config import AlignmentPolicy
     from fusion_core.hub import Wanted
+    from fusion_core.weights.assets import Files
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -41,6 +45,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     experts: Mapping[str, WeightSource]
     #: tensors of experts that alignment left out
     dropped: frozenset[str] = frozenset()
+    #: what alignment let pass and a user should know
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -67,6 +73,14 @@ class ModelPool(ABC, Generic[ConfigT]):
         del dtype
         return {}
 
+    def beside(self) -> Mapping[str, Files]:
+        """Return what lies beside each model's weights and says what it is, by the model's name.
+
+        `config.json`, the tokenizer's files and the like: models are compared by them. Default:
+        nothing is known.
+        """
+        return {}
+
     def task_of(self, expert: str) -> str:
         """Return the task that an expert was fine-tuned for; by default they share a name."""
         return expert
@@ -88,7 +102,8 @@ class ModelPool(ABC, Generic[ConfigT]):
 
         Under `alignment.vocab: pad` the base, too, gets the rows of the largest vocabulary.
 
-        Raises `RecipeError` for a pool without experts, `AlignmentError` if models do not fit.
+        Raises `RecipeError` for a pool without experts, `CheckpointError` for quantised models,
+        `AlignmentError` if models do not fit.
         """
         if not self.experts:
             raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
@@ -97,16 +112,22 @@ class ModelPool(ABC, Generic[ConfigT]):
                 "an expert is called 'base', which the base is called already",
                 hint="Name it otherwise: model_pool.models: {name: path, ...}.",
             )
+        refuse_quantised(self.by_name, self.beside())
+        differences, warnings = self._agreement.judged(policy)
         clone = copy.copy(self)
-        alignment = align(self.base, self.experts, policy)
+        alignment = align(self.base, self.experts, policy, differences)
         clone.base, clone.experts = alignment.base, alignment.experts
-        clone.dropped = alignment.dropped
+        clone.dropped, clone.warnings = alignment.dropped, tuple(warnings)
         return clone
 
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` if a file changed since the pool was made."""
         for source in (self.reference, *self.experts.values()):
             source.check_unchanged()
+
+    @cached_property
+    def _agreement(self) -> Agreement:
+        return Agreement(self.base, self.by_name, self.beside())
 
     @property
     def by_name(self) -> Mapping[str, WeightSource]:

@@ -108,6 +108,15 @@ class Plan:
         return self.pool.aligned(self.resolved.recipe.alignment)
 
     @property
+    def warnings(self) -> list[str]:
+        """What alignment let pass and a user should know, of nested recipes too."""
+        inner = {name: each.plan.warnings for name, each in self.nested.items()}
+        return [
+            *self.aligned.warnings,
+            *(f"{name}/{said}" for name, warnings in inner.items() for said in warnings),
+        ]
+
+    @property
     def skipped(self) -> frozenset[str]:
         """The tensors that the algorithm does not see."""
         if not isinstance(self.algorithm, Selected):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from fusion_core.model_pool import ModelPool
     from fusion_core.task_pool import Report
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
         raw["seed"] = seed
     if output is not None:
         raw["output"] = {"path": str(output)} if isinstance(output, str | Path) else dict(output)
-    return execute(plan(raw, options or RunOptions()))
+    planned = plan(raw, options or RunOptions())
+    for warning in () if helps() else planned.warnings:
+        _LOG.warning("%s", warning)
+    return execute(planned)
 
 
 @explained()

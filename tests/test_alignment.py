@@ -15,7 +15,7 @@ from fusion_core.weights.spelling import same_tensors
 Infos = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 F32, F16, BF16, I64 = torch.float32, torch.float16, torch.bfloat16, torch.int64
-BOOL, FP8 = torch.bool, torch.float8_e4m3fn
+BOOL = torch.bool
 
 
 def weights(infos: Infos) -> StateDictSource:
@@ -116,24 +116,6 @@ def test_float_dtypes_may_differ_but_not_kinds() -> None:
     assert refused(BASE, {**BASE, "n": ((), torch.int32)}) == [
         "n  a: dtype torch.int32, the base's is torch.int64"
     ]
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz])
-@pytest.mark.parametrize("who", ["base", "a", "b", "all"])
-def test_eight_bit_floats_are_refused_wherever_they_are(dtype: torch.dtype, who: str) -> None:
-    models: dict[str, Infos] = {name: {"w": ((2,), F32)} for name in ("base", "a", "b")}
-    for name in models if who == "all" else [who]:
-        models[name] = {"w": ((2,), dtype)}
-    rows = refused(models["base"], models["a"], models["b"])
-    named = [who] if who != "all" else ["a", "b", "base"]
-    assert [row for row in rows if "8-bit" in row] == [
-        f"w  {name}: {dtype}: scaled 8-bit weights are not merged" for name in named
-    ]
-
-
-def test_without_a_base_eight_bit_floats_are_named_by_expert() -> None:
-    rows = refused(None, {"w": ((2,), FP8)}, {"w": ((2,), FP8)})
-    assert [row.split(":")[0] for row in rows] == ["w  a", "w  b"]
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,19 @@ def test_a_licence_that_the_pools_spec_names_is_every_models(fuse: Callable[...,
     assert {model["licence"] for model in json.loads(done.out)["models"]} == {"Apache-2.0"}
 
 
+def test_warnings_are_shown_by_check_and_by_run(
+    fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {"base": b'{"norm_eps": 1e-6}', "a": b'{"norm_eps": 1e-5}'}
+    beside = {name: {"config.json": config} for name, config in configs.items()}
+    monkeypatch.setattr(CheckpointsPool, "beside", lambda _: beside)
+    said = "a: config.json norm_eps: 1e-05, the base's is 1e-06"
+    assert f"warning    {said}\n" in fuse("check", recipe).out
+    assert json.loads(fuse("check", recipe, "--json").out)["warnings"] == [said]
+    done = fuse("run", recipe, "-q")
+    assert (done.code, done.err) == (0, f"warning: {said}\n")
+
+
 # --- the command --------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import pickle
@@ -99,6 +100,18 @@ def test_short_reads_are_continued(single: Path, monkeypatch: pytest.MonkeyPatch
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: real(fd, [views[0][:7]], at))
     assert torch.equal(source.tensor("vector"), tensors()["vector"])
+
+
+def test_too_many_open_files_are_told_the_way_out(
+    single: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(CheckpointError, match="Too many open files") as caught:
+        CheckpointSource(single)
+    assert "ulimit -n" in (caught.value.hint or "")
 
 
 def test_a_failing_disk_is_a_checkpoint_error(
@@ -228,7 +241,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path) -> None:
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     (sharded / "two.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"two\.safetensors cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=r"two\.safetensors does not exist.* 1 of 2 shards"):
         CheckpointSource(sharded)
 
 
@@ -244,7 +257,7 @@ def test_a_truncated_shard_is_named(sharded: Path) -> None:
         ({"vector": "one.safetensors"}, "'vector'"),
         ({"scalar": None}, "'scalar' is not listed"),
         ({"ghost": "one.safetensors"}, "'ghost' is not in 'one.safetensors'"),
-        ({"ghost": "three.safetensors"}, "three.safetensors cannot be read"),
+        ({"ghost": "three.safetensors"}, "three.safetensors does not exist"),
     ],
 )
 def test_an_index_must_fit_its_shards(

@@ -313,9 +313,33 @@ def test_a_name_that_is_neither_path_nor_repository_is_told_both_readings(hub: H
     with pytest.raises(HubError) as caught:
         pool(a="org/typo")
     assert caught.value.message == (
-        "model_pool.models.a: org/typo is no path here, and as a name on the hub: "
+        "model_pool.models.a: org/typo does not exist here, and as a name on the hub: "
         "the hub has no model org/typo, or it is private"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("llama/maths", HubError),
+        ("lama/math", HubError),
+        ("./llama/maht", CheckpointError),
+        ("lama/maths/model.safetensor", CheckpointError),
+    ],
+)
+def test_a_misspelt_path_is_told_what_lies_there(
+    hub: HubServer,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    error: type[FusionError],
+) -> None:
+    (directory / "llama" / "math").mkdir(parents=True)
+    (directory / "model.safetensors").rename(directory / "llama" / "math" / "model.safetensors")
+    monkeypatch.chdir(directory)
+    with pytest.raises(error, match=f"^model_pool.models.a: {given} does not exist") as caught:
+        pool(a=given)
+    assert "Did you mean llama/math" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("given", ["gone", "./gone", "/gone/away", "a/b/c", "org/gone.safetensors"])

@@ -559,8 +559,9 @@ def test_models_are_named_after_their_paths(models: object, names: list[str]) ->
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"models": ["x/same", "y/same"]}, "the same name"),
-        ({"models": "x"}, "dictionary"),
+        ({"models": ["x/same", "y/other", "z/same"]}, "the same name, same;"),
+        ({"models": "x"}, "a mapping of names to models, or a list"),
+        ({"models": 5}, "a mapping of names to models, or a list"),
         ({"models": [5]}, "neither a path"),
         ({"models": {"a": ""}}, "not a path: it is empty"),
         ({"models": {"a": "x"}, "base": 5}, "neither a path"),

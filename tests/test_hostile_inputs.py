@@ -257,7 +257,7 @@ for file in (
 case(
     "index leads to nothing",
     indexed({"b": "three.safetensors"}),
-    says="three.safetensors cannot be",
+    says="three.safetensors does not exist",
 )
 case("index lies: a tensor nobody has", indexed({"c": "one.safetensors"}), says="'c' is not in")
 case("index lies: the other file", indexed({"b": "one.safetensors"}), says="'b' is not in 'one")

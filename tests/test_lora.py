@@ -141,10 +141,9 @@ def test_an_adapter_is_known_by_its_scale_too(tmp_path: Path) -> None:
     [
         ({"a.lora_A.weight": torch.zeros(4), "a.lora_B.weight": torch.zeros(6, 4)}, {}),
         ({"a.lora_A.weight": torch.zeros(4, 5), "a.lora_B.weight": torch.zeros(())}, {}),
-        (factors("a", 6, 5), {"rank_pattern": {"(" * 5000: 2}}),
     ],
 )
-def test_malformed_factors_and_patterns_are_named(
+def test_malformed_factors_are_named(
     tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]
 ) -> None:
     with pytest.raises(CheckpointError, match=r"^the adapter: .* a "):
@@ -257,9 +256,12 @@ def test_an_algorithm_that_returns_an_adapter_returns_its_model(tmp_path: Path) 
         ({"r": 3}, "which rank 3 does not give"),
         ({"r": 0}, "gives a no rank and alpha"),
         ({"r": None}, "gives a no rank and alpha"),
-        ({"rank_pattern": {"(a+)+$": 4}}, "too involved"),
-        ({"rank_pattern": {"(": 4}}, "gives a no rank and alpha"),
-        ({"rank_pattern": [1]}, "gives a no rank and alpha"),
+        ({"rank_pattern": {"(a+)+?$": 4}}, "rank_pattern in adapter_config.json: the pattern '(a"),
+        ({"rank_pattern": {"(" * 5000: 4}}, "the pattern '((("),
+        ({"rank_pattern": {f"{n:0999}": 4 for n in range(999)}}, "too involved"),
+        ({"alpha_pattern": {r"(a)\1": 4}}, "alpha_pattern in adapter_config.json: the pattern"),
+        ({"alpha_pattern": {"a": [4]}}, "gives a no rank and alpha"),
+        ({"rank_pattern": [1]}, "rank_pattern in adapter_config.json"),
     ],
 )
 def test_other_adapters_are_refused_by_name(

@@ -332,6 +332,8 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
             "missing": "error",
             "extra": "error",
             "dtype": "promote",
+            "config": "error",
+            "tokenizer": "error",
             "vocab": "error",
             "nan": "error",
         },

@@ -259,12 +259,13 @@ def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
     saved(llama, tmp_path / "base")
     for seed, (name, size) in enumerate([("one", 43), ("two", 45), ("three", 38)], 1):
         saved(llama, tmp_path / name, seed, vocab_size=size)
-    (tmp_path / "base" / "tokenizer.json").write_text("of 40")
-    (tmp_path / "two" / "tokenizer.json").write_text("of 45")
+    for name, size in (("base", 40), ("two", 45)):
+        words = {f"word {n}": n for n in range(size)}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
     out = merge(tmp_path, "base", "one", "two", "three", alignment={"vocab": "pad"})
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert loaded.config.vocab_size == 45
-    assert (out / "tokenizer.json").read_text() == "of 45"
+    assert "word 44" in (out / "tokenizer.json").read_text()
     found = load_file(out / "model.safetensors")
     name = "model.embed_tokens.weight"
     base, one, two, three = (

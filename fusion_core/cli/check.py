@@ -144,7 +144,8 @@ def _rows(checked: Check) -> list[list[str]]:
     if unknown:
         rows.append(["licences", f"not known: {', '.join(unknown)}"])
     rows += [["conflict", each] for each in checked.licence_conflicts]
-    return rows + [["licence", each] for each in checked.licence_limits]
+    rows += [["licence", each] for each in checked.licence_limits]
+    return rows + [["warning", each] for each in checked.warnings]
 
 
 def _memory(memory: Memory) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.shown import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from fusion_core.plugins import PluginManager
 
@@ -39,8 +39,13 @@ def warn_of_broken_plugins(plugins: PluginManager) -> None:
     """Say in one line each which plugins failed to load."""
     for plugin in plugins.plugins:
         if plugin.error is not None or plugin.status == "incompatible":
-            line = f"warning: plugin {plugin.distribution} is {plugin.status}: {plugin.detail}"
-            print(line, file=sys.stderr)
+            print_warnings([f"plugin {plugin.distribution} is {plugin.status}: {plugin.detail}"])
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print what a user should know though it stands in no way, on one line each."""
+    for said in warnings:
+        print(f"warning: {printable(' '.join(said.splitlines()))}", file=sys.stderr)
 
 
 def _print_drawn(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

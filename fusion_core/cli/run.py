@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from fusion_core.cli import completion
 from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.output import print_json, print_warnings, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import DiskError, FusionError
 from fusion_core.plugins import load_plugins
@@ -166,6 +166,8 @@ def run(
 
         show_check(plan, as_json=as_json)
         return
+    if not helps():
+        print_warnings(plan.warnings)
     if not quiet:
         print(f"tensors: {counted(plan.counts)}", file=sys.stderr)
     from fusion_core import hub

@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.errors import AlignmentError
+from fusion_core.weights.difference import Difference, misfit
 from fusion_core.weights.source import RenamedSource, WeightSource
 from fusion_core.weights.spelling import same_tensors
 from fusion_core.weights.tied import Copies
 from fusion_core.weights.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.config import AlignmentPolicy
     from fusion_core.weights.source import Cut
 
-_LONGEST_TABLE = 20
 #: A model has a few tied matrices; what lacks more tensors is another model, and is not read.
 _MOST_TIED = 8
 
@@ -39,20 +38,6 @@ class Alignment:
     experts: Mapping[str, WeightSource]
     #: tensors that some expert has and the result has not
     dropped: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One way in which an expert does not fit the reference."""
-
-    tensor: str
-    expert: str
-    problem: str
-    #: the policy that would let it pass, if there is one
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"  {self.tensor}  {self.expert}: {self.problem}"
 
 
 class AlignedSource(WeightSource):
@@ -104,13 +89,16 @@ class AlignedSource(WeightSource):
 
 
 def align(
-    base: WeightSource | None, experts: Mapping[str, WeightSource], policy: AlignmentPolicy
+    base: WeightSource | None,
+    experts: Mapping[str, WeightSource],
+    policy: AlignmentPolicy,
+    beside: Sequence[Difference] = (),
 ) -> Alignment:
     """Return the models with the keys of the base (or of the first expert, without one).
 
     Their shapes are the base's, too, except that embeddings may have more rows under the policy
     `vocab: pad`. Raises `AlignmentError` with a table of every difference that the policy does not
-    allow.
+    allow, and of those `beside` the weights.
     """
     reference = base if base is not None else next(iter(experts.values()))
     first = next(iter(experts)) if base is None else None
@@ -125,10 +113,8 @@ def align(
         if expert is not reference
         for difference in _differences(reference, first, name, expert, policy)
     ]
-    everyone = experts if base is None else {"base": base, **experts}
-    differences += [each for name, source in everyone.items() for each in _refused(name, source)]
-    if differences:
-        raise AlignmentError(_table(differences), hint=_hint(differences))
+    if differences or beside:
+        raise misfit(beside, differences)
     padded, seen = _padded(reference, seen)
     fitted = {
         name: expert
@@ -218,24 +204,3 @@ def _differences(
         remedy = "alignment.missing=base" if first is None else ""
         for key in reference.infos.keys() - expert.infos.keys():
             yield Difference(key, name, "missing", remedy)
-
-
-def _refused(name: str, source: WeightSource) -> Iterator[Difference]:
-    for key, info in source.infos.items():
-        if info.dtype.is_floating_point and info.dtype.itemsize == 1:
-            yield Difference(key, name, f"{info.dtype}: scaled 8-bit weights are not merged")
-
-
-def _table(differences: list[Difference]) -> str:
-    ordered = sorted(differences, key=lambda each: (each.tensor, each.expert))
-    rows = [str(each) for each in ordered[:_LONGEST_TABLE]]
-    if len(ordered) > _LONGEST_TABLE:
-        rows.append(f"  ... and {len(ordered) - _LONGEST_TABLE} more")
-    plural = "difference" if len(ordered) == 1 else "differences"
-    return "\n".join([f"the models do not fit together: {len(ordered)} {plural}", *rows])
-
-
-def _hint(differences: list[Difference]) -> str:
-    allowed = sorted({each.remedy for each in differences if each.remedy})
-    advice = f"; to allow some of this: {', '.join(allowed)}" if allowed else ""
-    return f"Check that every expert was fine-tuned from this base{advice}."

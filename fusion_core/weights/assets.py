@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
@@ -19,11 +21,14 @@ from fusion_core.weights.format import LARGEST_INDEX
 from fusion_core.weights.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     import torch
 
+#: Files by name: where each is, or what it holds.
+Files = Mapping[str, bytes | Path]
+
+CONFIG = "config.json"
 _TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
@@ -45,7 +50,7 @@ _TOKENIZER = (
 )
 #: The files that come along with the weights.
 SIDE_FILES = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
@@ -75,27 +80,36 @@ def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str,
     leads out of the directory: what it leads to would be copied.
     """
     found = _files(directory, SIDE_FILES)
-    if "config.json" in found:
-        config = _safe(read_config(directory / "config.json"))
+    if CONFIG in found:
+        config = _safe(read_config(directory / CONFIG))
         if dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = str(dtype).removeprefix("torch.")
-        found["config.json"] = _as_file(config)
+        found[CONFIG] = _as_file(config)
     return found
 
 
-def with_vocabulary(
-    files: Mapping[str, bytes | Path], before: int, after: int
-) -> dict[str, bytes | Path]:
-    """Return side files whose configuration names another number of tokens."""
-    given = files.get("config.json")
-    if given is None:
-        return dict(files)
+def beside(directory: Path, *more: str) -> dict[str, bytes | Path]:
+    """Return the files of a model directory that say what the model is; none is read."""
+    names = (CONFIG, *_TOKENIZER, *more)
+    found = (path for path in (directory / name for name in names) if path.is_file())
+    return {path.name: member(path) for path in found}
+
+
+def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
+    """Read a configuration that lies beside a model; None if there is none."""
+    given = files.get(name)
     if isinstance(given, bytes):
-        config = parse_json(given, path="config.json", constants=True)
-    else:
-        config = read_config(given)
-    return {**files, "config.json": _as_file(_with_vocabulary(config, before, after))}
+        return parse_json(given, path=f"{name} of {model}", constants=True)
+    return None if given is None else read_config(given)
+
+
+def with_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
+    """Return side files whose configuration names another number of tokens."""
+    config = parsed(files, CONFIG, "the base")
+    if config is None:
+        return dict(files)
+    return {**files, CONFIG: _as_file(_with_vocabulary(config, before, after))}
 
 
 def tokenizer_of(directory: Path) -> dict[str, bytes | Path]:

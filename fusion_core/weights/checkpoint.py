@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.errors import CheckpointError, IntegrityError
-from fusion_core.weights.containment import open_member, open_named, unreadable
+from fusion_core.weights.containment import open_member, open_named, reading, unreadable
+from fusion_core.weights.foreign import CONVERT, kind_of, no_model
 from fusion_core.weights.format import LARGEST_INDEX, Entry, parse_header, parse_index
 from fusion_core.weights.source import WeightSource, memory_of
 
@@ -112,6 +113,13 @@ class CheckpointSource(WeightSource):
 
     def _open(self, file: str, index: dict[str, str]) -> None:
         path = self._file_path(file)
+        if index and not self._has(file):
+            lost = [each for each in dict.fromkeys(index.values()) if not self._has(each)]
+            raise CheckpointError(
+                f"{path} does not exist, and {INDEX} names it: "
+                f"{len(lost)} of {len(set(index.values()))} shards are missing",
+                hint="Finish copying the model, or download it again.",
+            )
         descriptor = (open_named if path == self.path else open_member)(path)
         self._descriptors[file] = descriptor
         try:
@@ -146,9 +154,11 @@ class CheckpointSource(WeightSource):
     def _single(self) -> Path:
         if self.path.is_dir():
             if not os.path.lexists(self.path / SINGLE):
-                raise CheckpointError(
-                    f"{self.path} holds neither {SINGLE} nor {INDEX}",
-                    hint="Give the directory that save_pretrained wrote.",
+                raise no_model(
+                    str(self.path),
+                    f"holds neither {SINGLE} nor {INDEX}",
+                    _names_in(self.path),
+                    f"Name the file itself: {self.path}/",
                 )
             return self.path / SINGLE
         if not os.path.lexists(self.path):
@@ -156,11 +166,12 @@ class CheckpointSource(WeightSource):
                 f"{self.path} does not exist", hint="Give a directory or a .safetensors file."
             )
         if self.path.suffix != ".safetensors":
-            raise CheckpointError(
-                f"{self.path} is no .safetensors file",
-                hint="Convert it with transformers: model.save_pretrained(DIRECTORY).",
-            )
+            kind, hint = kind_of(self.path.name) or ("of another kind", CONVERT)
+            raise CheckpointError(f"{self.path} is no .safetensors file: it is {kind}", hint=hint)
         return self.path
+
+    def _has(self, file: str) -> bool:
+        return os.path.lexists(self._file_path(file))
 
     def _file_path(self, file: str) -> Path:
         return self.path / file if self.path.is_dir() else self.path
@@ -178,6 +189,11 @@ class CheckpointSource(WeightSource):
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def _names_in(directory: Path) -> list[str]:
+    with reading(directory):
+        return [each.name for each in directory.iterdir()]
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

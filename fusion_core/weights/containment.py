@@ -83,7 +83,9 @@ def unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:
     reason = getattr(error, "strerror", None) or str(error)
     if getattr(error, "errno", None) == errno.ENOENT and path.is_symlink():
         reason = "it is a link to nothing"
-    return CheckpointError(f"{path} cannot be read: {reason}")
+    too_many = getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}
+    hint = "Allow more files to be open at once: ulimit -n 65536." if too_many else None
+    return CheckpointError(f"{path} cannot be read: {reason}", hint=hint)
 
 
 def _blob_stores(root: Path) -> tuple[Path, ...]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.errors import CheckpointError, WeightsError
+from fusion_core.weights.foreign import DEQUANTISE
 from fusion_core.weights.untrusted import HEADER_VARIABLE, is_text_map, largest_header, parse_json
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+#: Numbers of fewer bits than torch computes with: 4 to 8, and the scales that belong to them.
+_PACKED_DTYPES = ("F4", "F6", "F8", "I4", "U4")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -177,7 +180,7 @@ def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
         raise CheckpointError(f"{path}: tensor {name!r} is not described by dtype, shape, offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {shown(dtype)}")
+        raise _unknown_dtype(name, dtype, path)
     if not _is_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
         raise CheckpointError(f"{path}: tensor {name!r} has the impossible shape {shown(shape)}")
     if not _is_sizes(offsets) or len(offsets) != 2:  # noqa: PLR2004 - start and end
@@ -193,6 +196,13 @@ def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
             f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} cannot fill {offsets}"
         )
     return info, start, end
+
+
+def _unknown_dtype(name: str, dtype: object, path: str) -> CheckpointError:
+    said = f"{path}: tensor {name!r} has the unknown dtype {shown(dtype)}"
+    if not str(dtype).startswith(_PACKED_DTYPES):
+        return CheckpointError(said)
+    return CheckpointError(f"{said}: the checkpoint is quantised", hint=DEQUANTISE)
 
 
 def _check_contiguous(spans: list[tuple[TensorInfo, int, int]], size: int, path: str) -> None:

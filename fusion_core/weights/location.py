@@ -9,6 +9,8 @@ index excepted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +19,15 @@ from fusion_core.errors import CheckpointError, HubError
 from fusion_core.weights.assets import CARD, SIDE_FILES
 from fusion_core.weights.checkpoint import INDEX, SINGLE, CheckpointSource
 from fusion_core.weights.containment import reading
+from fusion_core.weights.foreign import no_model
 from fusion_core.weights.format import LARGEST_INDEX, parse_index
 from fusion_core.weights.remote import RemoteSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: A folder of more files than this is no place to look for what was meant.
+_MOST_NEIGHBOURS = 1000
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -66,16 +71,31 @@ def locate(given: str, option: str) -> Location:
         is_here = path.exists()
     if is_here:
         return Location(path, given)
+    close = _close_to(path)
+    meant = None if close is None else f"Did you mean {close}?"
     if not hub.looks_like_id(given):
-        raise CheckpointError(
-            f"{option}: {given} does not exist",
-            hint="Give a directory, a .safetensors file, or org/name@revision for the hub.",
-        )
+        usual = "Give a directory, a .safetensors file, or org/name@revision for the hub."
+        raise CheckpointError(f"{option}: {given} does not exist", hint=meant or usual)
     try:
         return _on_hub(hub.resolve(hub.parse(given)))
     except HubError as error:
-        message = f"{option}: {given} is no path here, and as a name on the hub: {error.message}"
-        raise HubError(message, hint=error.hint) from error
+        message = f"{option}: {given} does not exist here, and as a name on the hub: "
+        raise HubError(message + error.message, hint=meant or error.hint) from error
+
+
+def _close_to(path: Path) -> Path | None:
+    """Return what lies here under nearly the same name."""
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        try:
+            entries = [] if (found / part).exists() else islice(found.iterdir(), _MOST_NEIGHBOURS)
+            near = get_close_matches(part, [each.name for each in entries], n=1, cutoff=0.75)
+        except OSError:
+            return None
+        if not near and not (found / part).exists():
+            return None
+        found /= near[0] if near else part
+    return found
 
 
 def _on_hub(pinned: hub.Reference) -> Location:
@@ -100,10 +120,9 @@ def _weights(pinned: hub.Reference, listing: Mapping[str, int]) -> list[str]:
     for name in (SINGLE, ADAPTER):
         if name in listing:
             return [name]
-    pickles = sorted(path for path in listing if path.endswith((".bin", ".pt", ".pth")))
-    also = f"; it has {pickles[0]}, a pickle, which can run code" if pickles else ""
-    raise CheckpointError(
-        f"{pinned} has neither {SINGLE} nor {INDEX} nor {ADAPTER}{also}",
-        hint="Convert it with transformers: from_pretrained, then save_pretrained(DIRECTORY). "
-        "The hub's own conversion may be a revision: org/name@refs/pr/NUMBER.",
+    raise no_model(
+        str(pinned),
+        f"has neither {SINGLE} nor {INDEX} nor {ADAPTER}",
+        listing,
+        f"Download the file and name it: hf download {pinned.repo} ",
     )

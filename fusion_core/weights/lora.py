@@ -20,10 +20,12 @@ import torch
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.assets import read_config
 from fusion_core.weights.checkpoint import CheckpointSource
+from fusion_core.weights.foreign import DEQUANTISE
 from fusion_core.weights.format import TensorInfo
 from fusion_core.weights.location import ADAPTER, ADAPTER_CONFIG
-from fusion_core.weights.lora_config import check_supported, rank_and_scale
+from fusion_core.weights.lora_config import Scales, check_supported
 from fusion_core.weights.orientation import is_turned_beside
+from fusion_core.weights.quantised import packed
 from fusion_core.weights.source import Cut, WeightSource
 from fusion_core.weights.spelling import same_tensors
 
@@ -66,15 +68,18 @@ class LoraSource(WeightSource):
         said = json.dumps(config, sort_keys=True).encode()
         self._config_identity = {"content_sha256": hashlib.sha256(said).hexdigest()}
         check_supported(config, location.name)
+        if (reason := packed(self._adapter.infos)) is not None:
+            raise CheckpointError(f"{location.name} is quantised: {reason}", hint=DEQUANTISE)
         layers, whole = _sorted_out(self._adapter)
         targets = [f"{module}.weight" for module in layers]
         spelled = same_tensors([*targets, *whole], base.infos)
+        scales = Scales(config, location.name)
         self._products: dict[str, Product] = {}
         self._whole = {spelled.get(name, name): key for name, key in whole.items()}
         infos = dict(base.infos)
         for module, keys in layers.items():
             name = spelled.get(f"{module}.weight", f"{module}.weight")
-            info, product = self._product(name, module, keys, config)
+            info, product = self._product(name, module, keys, scales, config)
             infos[name], self._products[name] = info, product
         for name, key in self._whole.items():
             info = replace(self._adapter.infos[key], name=name)
@@ -150,7 +155,12 @@ class LoraSource(WeightSource):
         return whole.to(wide) - base.to(wide)
 
     def _product(
-        self, name: str, module: str, keys: Mapping[str, str], config: Mapping[str, Any]
+        self,
+        name: str,
+        module: str,
+        keys: Mapping[str, str],
+        scales: Scales,
+        config: Mapping[str, Any],
     ) -> tuple[TensorInfo, Product]:
         """Describe one weight's task vector and how it is formed."""
         embedding = "embedding_A" in keys
@@ -158,7 +168,7 @@ class LoraSource(WeightSource):
         if keys.keys() != {a, b}:
             raise CheckpointError(f"{self.describe()}: {module} has lora_{min(keys)} alone")
         one, other = self._adapter.infos[keys[a]], self._adapter.infos[keys[b]]
-        rank, scale = rank_and_scale(module, config, self.describe())
+        rank, scale = scales.of(module)
         if (
             min(len(one.shape), len(other.shape)) < 2  # noqa: PLR2004 - matrices
             or one.shape[0] != rank

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.location import ADAPTER_CONFIG
+from fusion_core.weights.module_patterns import ModulePatterns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,17 +24,7 @@ _OTHER_MATHS = (
     "target_parameters",
     "trainable_token_indices",
 )
-_NO_SCALE = (
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    ArithmeticError,
-    RecursionError,
-    re.error,
-)
-_REPEATS, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{?]")
-_MOST_REPEATS = 2
+_NO_SCALE = (LookupError, TypeError, ValueError, ArithmeticError)
 #: Ways to begin that leave the base as it is; the others subtract something from it.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
 
@@ -54,26 +44,38 @@ def check_supported(config: Mapping[str, Any], name: str) -> None:
         )
 
 
-def rank_and_scale(module: str, config: Mapping[str, Any], name: str) -> tuple[int, float]:
-    """Return a module's rank and the factor before its product, patterns considered."""
-    try:
-        rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
-        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-        return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except _NO_SCALE as error:
-        raise CheckpointError(
-            f"{name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
-        ) from error
+class Scales:
+    """Every module's rank and the factor before its product.
 
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:  # noqa: ANN401
-    """Return the value of the first pattern that a module's name ends with, as PEFT does.
-
-    Patterns come with the adapter: what could keep a regular expression busy for hours is refused.
+    Raises `CheckpointError` for patterns that are not understood, and for a module without a rank.
     """
-    for pattern, value in (patterns or {}).items():
-        if len(_REPEATS.findall(pattern)) > _MOST_REPEATS or _REPEATED_GROUP.search(pattern):
-            raise ValueError(f"the pattern {pattern[:80]!r} is too involved")
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        self._name = name
+        self._rslora = bool(config.get("use_rslora"))
+        self._usual: tuple[Any, Any] = (config.get("r"), config.get("lora_alpha"))
+        self._own = [self._patterns(config, key) for key in ("rank_pattern", "alpha_pattern")]
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Return a module's rank and factor."""
+        try:
+            rank, alpha = (
+                usual if (number := patterns.first(module)) is None else values[number]
+                for usual, (patterns, values) in zip(self._usual, self._own, strict=True)
+            )
+            rank, alpha = int(rank), float(alpha)
+            return rank, alpha / (math.sqrt(rank) if self._rslora else rank)
+        except _NO_SCALE as error:
+            raise CheckpointError(
+                f"{self._name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
+            ) from error
+
+    def _patterns(self, config: Mapping[str, Any], key: str) -> tuple[ModulePatterns, list[Any]]:
+        try:
+            given = dict(config.get(key) or {})
+            return ModulePatterns(given), list(given.values())
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self._name}: {key} in {ADAPTER_CONFIG}: {error}",
+                hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
+            ) from error

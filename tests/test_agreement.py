@@ -1,0 +1,347 @@
+"""What lies beside the weights is compared: configurations, tokenizers, adapters' bases."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from fusion_core.checkpoints import CheckpointsPool
+from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.config import AlignmentPolicy
+from fusion_core.errors import AlignmentError, CheckpointError
+from fusion_core.run import run_fusion
+from fusion_core.testing import Mean
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hub_server import HubServer
+
+WEIGHTS = {"q.weight": torch.zeros(8, 8), "q.bias": torch.zeros(8)}
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 100,
+}
+GPT2: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "n_embd": 64,
+    "n_head": 4,
+    "n_inner": None,
+    "n_layer": 2,
+    "n_positions": 32,
+    "scale_attn_weights": True,
+}
+CLIP: dict[str, Any] = {
+    "architectures": ["CLIPModel"],
+    "model_type": "clip",
+    "projection_dim": 8,
+    "text_config": {"model_type": "clip_text_model", "hidden_size": 16, "hidden_act": "quick_gelu"},
+    "vision_config": {"model_type": "clip_vision_model", "hidden_size": 32, "patch_size": 4},
+}
+GONE = object()
+
+
+def changed(config: dict[str, Any], **values: Any) -> dict[str, Any]:
+    return {k: v for k, v in {**config, **values}.items() if v is not GONE}
+
+
+def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def model(path: Path, config: dict[str, Any] | None = None, **files: Any) -> str:
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(WEIGHTS, path / "model.safetensors")
+    for name, content in {"config": config, **files}.items():
+        if content is not None:
+            (path / f"{name}.json").write_text(json.dumps(content))
+    return str(path)
+
+
+def adapter(path: Path, **config: Any) -> str:
+    path.mkdir(parents=True, exist_ok=True)
+    names = {"lora_A": (2, 8), "lora_B": (8, 2)}
+    factors = {f"base_model.model.q.{k}.weight": torch.ones(v) for k, v in names.items()}
+    save_file(factors, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def warnings(base: Any, *models: Any, **policy: Any) -> tuple[str, ...]:
+    named = {f"m{n}": each for n, each in enumerate(models)}
+    found = CheckpointsPool(CheckpointsConfig(base=base, models=named))
+    return found.aligned(AlignmentPolicy(**policy)).warnings
+
+
+def rows(base: Any, *models: Any) -> list[str]:
+    with pytest.raises(AlignmentError) as caught:
+        warnings(base, *models)
+    assert "alignment.config=warn" in (caught.value.hint or "")
+    return [row.strip() for row in caught.value.message.splitlines()[1:]]
+
+
+def pair(tmp_path: Path, ours: Any, theirs: Any) -> tuple[str, str]:
+    return model(tmp_path / "base", ours), model(tmp_path / "one", theirs)
+
+
+# --- configurations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "expert", "row"),
+    [
+        (LLAMA, changed(LLAMA, rope_theta=10000.0), "rope_theta  m0: 10000.0, the base's is 500"),
+        (LLAMA, changed(LLAMA, rope_theta=GONE), "rope_theta  m0: 10000.0, the base's is 500000.0"),
+        (LLAMA, changed(LLAMA, num_attention_heads=4), "num_attention_heads  m0: 4"),
+        (LLAMA, changed(LLAMA, num_key_value_heads=2), "num_key_value_heads  m0: 2"),
+        (changed(LLAMA, num_key_value_heads=GONE), changed(LLAMA, num_key_value_heads=2), "key_"),
+        (LLAMA, changed(LLAMA, head_dim=16), "head_dim  m0: 16, the base's is 8"),
+        (LLAMA, changed(LLAMA, hidden_act="gelu"), "hidden_act  m0: 'gelu', the base's is 'silu'"),
+        (LLAMA, changed(LLAMA, tie_word_embeddings=True), "tie_word_embeddings  m0: True"),
+        (changed(LLAMA, tie_word_embeddings=GONE), changed(LLAMA, tie_word_embeddings=True), "tie"),
+        (LLAMA, changed(LLAMA, attention_bias=True), "attention_bias  m0: True"),
+        (LLAMA, changed(LLAMA, model_type="qwen2"), "model_type  m0: 'qwen2'"),
+        (LLAMA, changed(LLAMA, architectures=["Qwen2ForCausalLM"]), "architectures  m0: ['Qwen2Fo"),
+        (
+            without(LLAMA, "model_type"),
+            changed(LLAMA, architectures=["Qwen2ForCausalLM"], model_type=GONE),
+            "architectures  m0: ['Qwen2ForCausalLM']",
+        ),
+        (
+            changed(LLAMA, num_experts_per_tok=2),
+            changed(LLAMA, num_experts_per_tok=4),
+            "num_experts_per_tok",
+        ),
+        (changed(LLAMA, layer_types=["a"]), changed(LLAMA, layer_types=["b"]), "layer_types"),
+        (
+            LLAMA,
+            changed(LLAMA, rope_theta=GONE, rope_parameters={"rope_theta": 1e4, "rope_type": "x"}),
+            "rope_theta  m0: 10000.0",
+        ),
+        (GPT2, changed(GPT2, n_head=2), "num_attention_heads  m0: 2"),
+        (GPT2, changed(GPT2, activation_function="relu"), "hidden_act  m0: 'relu'"),
+        (GPT2, changed(GPT2, scale_attn_weights=False), "scale_attn_weights  m0: False"),
+        (
+            CLIP,
+            {**CLIP, "text_config": {**CLIP["text_config"], "hidden_act": "gelu"}},
+            "text_config.hidden_act  m0: 'gelu'",
+        ),
+        (CLIP, {"model_type": "clip_vision_model", "patch_size": 8}, "patch_size  m0: 8"),
+    ],
+)
+def test_what_makes_a_merge_meaningless_is_an_error(
+    tmp_path: Path, base: Any, expert: Any, row: str
+) -> None:
+    paths = pair(tmp_path, base, expert)
+    assert any(found.startswith("config.json ") and row in found for found in rows(*paths))
+    assert any(row.split(maxsplit=1)[0] in found for found in warnings(*paths, config="warn"))
+    assert warnings(*paths, config="ignore") == ()
+
+
+@pytest.mark.parametrize(
+    ("base", "expert", "says"),
+    [
+        (LLAMA, changed(LLAMA, rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling.rop"),
+        (LLAMA, changed(LLAMA, max_position_embeddings=8192), "max_position_embeddings: 8192"),
+        (LLAMA, changed(LLAMA, rms_norm_eps=1e-5), "rms_norm_eps: 1e-05, the base's is 1e-06"),
+        (changed(LLAMA, hitherto="a"), changed(LLAMA, hitherto="b"), "hitherto: 'b'"),
+        (changed(LLAMA, sliding_window=8), changed(LLAMA, sliding_window=None), "sliding_window"),
+        (GPT2, changed(GPT2, activation_function="gelu"), "hidden_act: 'gelu'"),
+    ],
+)
+def test_what_may_is_a_warning(tmp_path: Path, base: Any, expert: Any, says: str) -> None:
+    paths = pair(tmp_path, base, expert)
+    (found,) = warnings(*paths)
+    assert found.startswith("m0: config.json ")
+    assert says in found
+    assert warnings(*paths, config="ignore") == ()
+
+
+@pytest.mark.parametrize(
+    ("base", "expert"),
+    [
+        (LLAMA, {}),
+        (None, LLAMA),
+        (LLAMA, changed(LLAMA, architectures=["LlamaModel"])),
+        (
+            LLAMA,
+            changed(LLAMA, architectures=["LlamaForSequenceClassification"], id2label={"0": 1}),
+        ),
+        (LLAMA, changed(LLAMA, vocab_size=101, eos_token_id=5, torch_dtype="float16", _x=1)),
+        (LLAMA, changed(LLAMA, attention_dropout=0.1, use_cache=False, transformers_version="5")),
+        (LLAMA, changed(LLAMA, hidden_act="swish", head_dim=8, rms_norm_eps=1.0000000000000001e-6)),
+        (
+            LLAMA,
+            changed(
+                LLAMA,
+                rope_theta=GONE,
+                rope_scaling=GONE,
+                rope_parameters={"rope_theta": 500000, "rope_type": "default"},
+            ),
+        ),
+        (GPT2, changed(GPT2, activation_function="gelu_pytorch_tanh", summary_type="mean")),
+        (CLIP, {"model_type": "clip_vision_model", "hidden_size": 32, "patch_size": 4}),
+        ({"model_type": "clip_text_model", "hidden_size": 16}, CLIP),
+        (changed(LLAMA, model_type="v"), {"model_type": "v", "text_config": LLAMA}),
+    ],
+)
+def test_what_means_the_same_is_no_difference(tmp_path: Path, base: Any, expert: Any) -> None:
+    assert warnings(*pair(tmp_path, base, expert)) == ()
+
+
+def test_of_many_keys_that_differ_some_are_shown(tmp_path: Path) -> None:
+    configs = ({f"k{n}": each for n in range(99)} for each in "ab")
+    found = warnings(*pair(tmp_path, *configs))
+    assert found[-1] == "m0: config.json: 79 more keys differ"
+    assert len(found) == 21
+
+
+@pytest.mark.parametrize("kind", ["LlamaConfig", "Gemma3TextConfig", "GPTNeoXConfig", "T5Config"])
+def test_transformers_writes_what_compares_as_equal(tmp_path: Path, kind: str) -> None:
+    config = getattr(transformers, kind)()
+    config.save_pretrained(tmp_path / "one")
+    base = model(tmp_path / "base", config.to_dict())
+    assert warnings(base, model(tmp_path / "one")) == ()
+
+
+def test_gemma_3_is_spelled_in_two_ways(tmp_path: Path) -> None:
+    shared = {"model_type": "gemma3_text", "hidden_size": 64}
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None}
+    layers = {
+        "full_attention": {"rope_theta": 1e6, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+    }
+    base = model(tmp_path / "base", {**shared, **old})
+    assert warnings(base, model(tmp_path / "one", {**shared, "rope_parameters": layers})) == ()
+    layers["sliding_attention"]["rope_theta"] = 1e5
+    found = rows(base, model(tmp_path / "one", {**shared, "rope_parameters": layers}))
+    assert found == ["config.json rope_local_base_freq  m0: 100000.0, the base's is 10000.0"]
+
+
+def test_without_a_base_the_first_that_says_something_is_the_measure(tmp_path: Path) -> None:
+    models = [model(tmp_path / "a"), *pair(tmp_path, LLAMA, changed(LLAMA, rope_theta=1.0))]
+    assert rows(None, *models) == ["config.json rope_theta  m2: 1.0, m1's is 500000.0"]
+
+
+def test_live_models_and_files_named_model_have_configurations_too(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 4}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2)
+    live = transformers.LlamaForCausalLM(config)
+    live.save_pretrained(tmp_path)
+    config.num_attention_heads = 4
+    assert "num_attention_heads" in "".join(rows(f"{tmp_path}/model.safetensors", live))
+
+
+@pytest.mark.plugins
+def test_nested_recipes_have_the_configuration_of_their_result(tmp_path: Path) -> None:
+    base, one = pair(tmp_path, LLAMA, changed(LLAMA, rms_norm_eps=1e-5))
+    strange = model(tmp_path / "strange", changed(LLAMA, rope_theta=1e4))
+    inner = {"algorithm": "simple-average", "model_pool": {"models": [base, one]}}
+    pool = {"base": strange, "models": {"inner": inner}}
+    with pytest.raises(AlignmentError, match=r"config\.json rope_theta  inner: 500000\.0"):
+        run_fusion(algorithm=Mean(), model_pool=pool)
+
+
+def test_python_logs_each_warning_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, one = pair(tmp_path, LLAMA, changed(LLAMA, rms_norm_eps=1e-5))
+    with caplog.at_level(logging.WARNING):
+        run_fusion(
+            algorithm=Mean(), model_pool={"base": base, "models": [one]}, output=tmp_path / "out"
+        )
+    assert [each.getMessage() for each in caplog.records] == [
+        "one: config.json rms_norm_eps: 1e-05, the base's is 1e-06"
+    ]
+
+
+def test_tokenizers_of_different_classes_are_an_error(tmp_path: Path) -> None:
+    classes = {"base": "LlamaTokenizer", "same": "LlamaTokenizerFast", "any": "TokenizersBackend"}
+    classes |= {"other": "GPT2Tokenizer"}
+    base, *same, other = (
+        model(tmp_path / name, tokenizer_config={"tokenizer_class": kind})
+        for name, kind in classes.items()
+    )
+    assert warnings(base, *same) == ()
+    assert rows(base, other) == ["tokenizer_class  m0: 'GPT2Tokenizer', base's is 'LlamaTokenizer'"]
+
+
+# --- an adapter's base --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        None,
+        "",
+        "org/base",
+        "Base",
+        "other/Base-bnb-4bit",
+        "gone/../base/",
+        "/gone/x",
+        "\0",
+        "x" * 5000,
+    ],
+)
+def test_an_adapter_of_the_base_or_of_none_that_is_known_fits(tmp_path: Path, named: Any) -> None:
+    base = model(tmp_path / "base")
+    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path=named)) == ()
+
+
+def test_an_adapter_that_names_another_model_by_name_alone_is_a_warning(tmp_path: Path) -> None:
+    base = model(tmp_path / "base")
+    (found,) = warnings(base, adapter(tmp_path / "a", base_model_name_or_path="org/other"))
+    assert "'org/other'" in found
+    base = model(tmp_path / "base", {"_name_or_path": "org/other"})
+    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path="org/other")) == ()
+
+
+def test_an_adapter_of_another_model_on_the_hub_is_an_error(tmp_path: Path, hub: HubServer) -> None:
+    model(tmp_path / "base")
+    hub.add_directory("org/Llama-3-8B", tmp_path / "base")
+    one = adapter(tmp_path / "a", base_model_name_or_path="else/Meta-Llama-3-8B-unsloth-bnb-4bit")
+    assert warnings("org/Llama-3-8B", one) == ()
+    other = adapter(tmp_path / "b", base_model_name_or_path="org/Llama-3-8B-Instruct")
+    assert "Llama-3-8B-Instruct" in rows("org/Llama-3-8B", other)[0]
+
+
+def test_an_adapter_of_another_directory_is_an_error_unless_it_is_a_copy(tmp_path: Path) -> None:
+    base, copy = model(tmp_path / "base"), model(tmp_path / "copy")
+    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path=copy)) == ()
+    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path=base)) == ()
+    save_file({k: v + 1 for k, v in WEIGHTS.items()}, tmp_path / "copy/model.safetensors")
+    one = adapter(tmp_path / "a", base_model_name_or_path=copy)
+    assert "base_model_name_or_path" in rows(base, one)[0]
+    assert len(warnings(base, one, config="warn")) == 1
+
+
+def test_an_adapters_base_that_is_live_is_not_doubted(tmp_path: Path) -> None:
+    assert warnings(WEIGHTS, adapter(tmp_path, base_model_name_or_path="org/other")) == ()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_configuration_that_is_none_is_named(tmp_path: Path, name: str) -> None:
+    base = model(tmp_path / "base", LLAMA)
+    (tmp_path / "base" / name).write_text("[1]")
+    with pytest.raises(CheckpointError, match=name):
+        warnings(base, base)

@@ -1,0 +1,257 @@
+"""Tokenizers are compared by token and number, in whatever files they are."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from fusion_core.checkpoints import CheckpointsPool
+from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.config import AlignmentPolicy
+from fusion_core.errors import AlignmentError, CheckpointError
+from fusion_core.weights.assets import beside
+from fusion_core.weights.sentencepiece import pieces
+from fusion_core.weights.tokens import conflicts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+WORDS = ["<unk>", "a", "b", "é", "▁c", "😀"]
+
+
+def model(path: Path, files: Mapping[str, bytes | str | dict[str, Any]], rows: int = 6) -> str:
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({"embed_tokens.weight": torch.zeros(rows, 2)}, path / "model.safetensors")
+    for name, content in files.items():
+        text = json.dumps(content) if isinstance(content, dict) else content
+        (path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def numbered(words: Sequence[str]) -> dict[str, int]:
+    return {word: number for number, word in enumerate(words)}
+
+
+def hugging_face(kind: str, words: Sequence[str], added: Sequence[str] = ()) -> str:
+    made: Any = {
+        "bpe": lambda: models.BPE(vocab=numbered(words), merges=[("a", "b")][: "ab" in words]),
+        "word level": lambda: models.WordLevel(numbered(words), unk_token="<unk>"),
+        "word piece": lambda: models.WordPiece(numbered(words), unk_token="<unk>"),
+        "unigram": lambda: models.Unigram([(word, -1.0) for word in words], unk_id=0),
+    }[kind]()
+    tokenizer = Tokenizer(made)
+    tokenizer.add_special_tokens(list(added))
+    return str(tokenizer.to_str(pretty=True))
+
+
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+def sentence_piece(words: Sequence[str]) -> bytes:
+    found = b"\x12\x02\x08\x01"  # the trainer's settings, which nobody asks for
+    for word in words:
+        text = word.encode()
+        piece = b"\x0a" + varint(len(text)) + text + b"\x15\0\0\x80\x3f" + b"\x18\x01"
+        found += b"\x0a" + varint(len(piece)) + piece
+    return found
+
+
+def tiktoken(words: Sequence[str]) -> bytes:
+    tokens = (base64.b64encode(word.encode()) for word in words)
+    return b"".join(b"%s %d\n" % (token, number) for number, token in enumerate(tokens))
+
+
+FORMS: dict[str, Any] = {
+    **{kind: lambda words, kind=kind: {"tokenizer.json": hugging_face(kind, words)}
+       for kind in ("bpe", "word level", "word piece", "unigram")},
+    "vocab.json": lambda words: {"vocab.json": numbered(words)},
+    "vocab.txt": lambda words: {"vocab.txt": "\n".join(words) + "\n"},
+    "tokenizer.model": lambda words: {"tokenizer.model": sentence_piece(words)},
+    "spiece.model": lambda words: {"spiece.model": sentence_piece(words)},
+    "sentencepiece.bpe.model": lambda words: {"sentencepiece.bpe.model": sentence_piece(words)},
+    "source.spm": lambda words: {"source.spm": sentence_piece(words)},
+    "tiktoken": lambda words: {"tokenizer.model": tiktoken(words)},
+    "added_tokens.json": lambda words: {
+        "vocab.json": numbered(words[:1]),
+        "added_tokens.json": {word: n for n, word in enumerate(words) if n},
+    },
+    "added_tokens_decoder": lambda words: {
+        "vocab.json": numbered(words[:1]),
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {str(n): {"content": word} for n, word in enumerate(words)}
+        },
+    },
+}  # fmt: skip
+
+
+def found(*models: str) -> list[str]:
+    named = {f"m{n}": beside(Path(each)) for n, each in enumerate(models)}
+    return [str(each) for each in conflicts(named)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_number_that_means_two_tokens_is_found_in_every_form(tmp_path: Path, form: str) -> None:
+    base = model(tmp_path / "base", FORMS[form](WORDS))
+    assert found(base, model(tmp_path / "same", FORMS[form](WORDS))) == []
+    assert found(base, model(tmp_path / "more", FORMS[form]([*WORDS, "more"]))) == []
+    swapped = ["<unk>", "b", "a", *WORDS[3:]]
+    (said,) = found(base, model(tmp_path / "other", FORMS[form](swapped)))
+    assert said.splitlines()[0] == "m1: tokenizer: 2 numbers mean other tokens"
+    if form != "tiktoken":
+        assert said.splitlines()[1:] == ["    1: 'b', m0's is 'a'", "    2: 'a', m0's is 'b'"]
+
+
+@pytest.mark.parametrize("one", ["bpe", "vocab.json", "vocab.txt", "tokenizer.model"])
+@pytest.mark.parametrize("other", ["unigram", "vocab.txt", "spiece.model"])
+def test_forms_are_compared_with_each_other(tmp_path: Path, one: str, other: str) -> None:
+    base = model(tmp_path / "base", FORMS[one](WORDS))
+    assert found(base, model(tmp_path / "same", FORMS[other](WORDS))) == []
+    assert len(found(base, model(tmp_path / "other", FORMS[other](WORDS[::-1])))) == 1
+
+
+def test_what_tokenizers_save_is_read_as_they_read_it(tmp_path: Path) -> None:
+    """The byte-level alphabet, escapes and merges in both spellings among it."""
+    tokenizer = Tokenizer(
+        models.BPE(vocab={'"merges": [': 0, "\\": 1, "ab": 2, "a": 3, "b": 4}, merges=[("a", "b")])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    tokenizer.add_tokens(["<new>"])
+    saved = json.loads(tokenizer.to_str())
+    old = {**saved, "model": {**saved["model"], "merges": ["a b"]}}
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    for number, content in enumerate((saved, old)):
+        one = model(tmp_path / f"{number}", {"tokenizer.json": content})
+        assert found(model(tmp_path / "words", {"vocab.json": numbered(words)}), one) == []
+        assert (
+            len(found(model(tmp_path / "words", {"vocab.json": numbered(words[::-1])}), one)) == 1
+        )
+
+
+def test_tiktoken_is_spelled_as_byte_level_vocabularies_are(tmp_path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {bytes([n]): n for n in range(256)}
+    lines = b"".join(base64.b64encode(token) + b" %d\n" % n for token, n in tokens.items())
+    one = model(tmp_path / "one", {"tokenizer.model": lines})
+    letters = {decoders.ByteLevel().decode([each]): each for each in alphabet}
+    ascii_only = {letters[chr(n)]: n for n in range(128)}
+    assert found(model(tmp_path / "base", {"vocab.json": ascii_only}), one) == []
+
+
+def test_experts_are_compared_where_the_base_says_nothing(tmp_path: Path) -> None:
+    base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
+    one = model(tmp_path / "one", {"vocab.json": numbered([*WORDS, "x"])})
+    other = model(tmp_path / "other", {"vocab.json": numbered([*WORDS, "y"])})
+    assert found(base, one, other) == [
+        "m2: tokenizer: 1 number means another token\n    6: 'y', m1's is 'x'"
+    ]
+    assert found(model(tmp_path / "none", {}), one, other) != []
+
+
+def test_numbers_that_tokenizers_shift_are_compared_among_themselves(tmp_path: Path) -> None:
+    name = "sentencepiece.bpe.model"
+    base = model(
+        tmp_path / "base",
+        {"tokenizer.json": hugging_face("unigram", ["<s>", *WORDS]), name: sentence_piece(WORDS)},
+    )
+    assert found(base, model(tmp_path / "one", {name: sentence_piece(WORDS)})) == []
+    assert len(found(base, model(tmp_path / "two", {name: sentence_piece(WORDS[::-1])}))) == 1
+
+
+def test_files_of_the_same_bytes_are_not_read(tmp_path: Path) -> None:
+    files = {"tokenizer.json": "nonsense"}
+    assert found(model(tmp_path / "a", files), model(tmp_path / "b", files)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "nonsense"),
+        ("tokenizer.json", "[" * 900),
+        ("tokenizer.json", '{"model": {"vocab": 5}}'),
+        ("tokenizer.json", '{"model": {"vocab": [["a", 1], 5]}}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": "b"}}}'),
+        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": [{"id": Infinity}]}'),
+        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": 5}'),
+        ("vocab.json", '{"a": 1.5}'),
+        ("vocab.json", '{"\\ud800": 1}'),
+        ("vocab.txt", b"\xff"),
+        ("tokenizer.model", b""),
+        ("tokenizer.model", b"\x0a\xff"),
+        ("tokenizer.model", b"\xff" * 50),
+        ("tokenizer.model", b"IQ== 0\nIQ==\n"),
+        ("added_tokens.json", '{"a": "b"}'),
+        ("tokenizer.json", b" " * 50_000_001),
+        ("tokenizer.model", b"\x0a\0" * 1_000_001),
+    ],
+)
+def test_what_is_no_tokenizer_is_named(tmp_path: Path, name: str, content: Any) -> None:
+    main = {"vocab.json": numbered(WORDS)} if name == "added_tokens.json" else {}
+    good = {**FORMS["tokenizer.model"](WORDS), "vocab.json": numbered(WORDS)}
+    good |= {**FORMS["bpe"](WORDS), "vocab.txt": "a"}
+    base = model(tmp_path / "base", good)
+    with pytest.raises(CheckpointError, match=name):
+        found(base, model(tmp_path / "one", {**main, name: content}))
+
+
+def test_protobuf_is_read_as_it_is_written() -> None:
+    words = ["", "x" * 127, "y" * 128, "z" * 70_000]
+    assert pieces(sentence_piece(words), most=4) == words
+
+
+# --- as a policy --------------------------------------------------------------------------------
+
+
+def aligned(base: str, *models: str, **policy: Any) -> tuple[str, ...]:
+    config = CheckpointsConfig(base=base, models={f"m{n}": each for n, each in enumerate(models)})
+    return CheckpointsPool(config).aligned(AlignmentPolicy(**policy)).warnings
+
+
+@pytest.mark.parametrize("rows", [6, 7])
+def test_conflicts_are_an_error_whatever_becomes_of_the_rows(tmp_path: Path, rows: int) -> None:
+    words = [*WORDS[::-1], "more"][:rows]
+    base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
+    one = model(tmp_path / "one", {"vocab.json": numbered(words)}, rows)
+    with pytest.raises(AlignmentError) as caught:
+        aligned(base, one, vocab="pad")
+    assert "  tokenizer  m0: 6 numbers mean other tokens\n    0: '😀'" in caught.value.message
+    assert "alignment.tokenizer=warn" in (caught.value.hint or "")
+    assert len(aligned(base, one, vocab="pad", tokenizer="warn")) == 1
+    assert aligned(base, one, vocab="pad", tokenizer="ignore") == ()
+
+
+def test_ten_conflicts_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    words = [f"w{n}" for n in range(30)]
+    base = model(tmp_path / "base", {"vocab.json": numbered(words)})
+    (said,) = aligned(
+        base, model(tmp_path / "one", {"vocab.json": numbered(words[::-1])}), tokenizer="warn"
+    )
+    assert len(said.splitlines()) == 12
+    assert said.endswith("    ... and 20 more")
+
+
+def test_other_special_tokens_are_warnings(tmp_path: Path) -> None:
+    files = {"vocab.json": numbered(WORDS), "special_tokens_map.json": {"eos_token": "a"}}
+    base = model(tmp_path / "base", files)
+    config = {"eos_token": {"content": "b"}, "pad_token": None, "bos_token": "a"}
+    one = model(tmp_path / "one", {**files, "tokenizer_config.json": config})
+    assert aligned(base, one) == ("m0: tokenizer eos_token: 'b', base's is 'a'",)
+
+
+def test_an_adapters_own_tokenizer_is_compared(tmp_path: Path) -> None:
+    base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+    one = model(tmp_path / "one", {"adapter_config.json": config, "vocab.txt": "<unk>\nb\na"})
+    (tmp_path / "one" / "model.safetensors").unlink()
+    names = {"lora_embedding_A": (1, 6), "lora_embedding_B": (2, 1)}
+    factors = {f"base_model.model.embed_tokens.{k}": torch.ones(v) for k, v in names.items()}
+    save_file(factors, tmp_path / "one" / "adapter_model.safetensors")
+    with pytest.raises(AlignmentError, match="2 numbers mean other tokens"):
+        aligned(base, one)

@@ -13,7 +13,7 @@ import typer
 from fusion_core.blame import plugin_behind
 from fusion_core.distributions import cause_of
 from fusion_core.errors import DiskError, FusionError, Terminated
-from fusion_core.shown import printable
+from fusion_core.shown import printable, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +25,10 @@ TRACEBACK_VARIABLE = "FUSION_TRACEBACK"
 def explain(error: BaseException) -> int:
     """Say on stderr what ended the program and what became of the work; returns the exit code."""
     if _wants_traceback():
-        traceback.print_exception(error)
+        print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
     code, lines = _told(error)
     for line in (*lines, *getattr(error, "__notes__", ())):
-        print(printable(line), file=sys.stderr)
+        print(printable(without_secrets(line)), file=sys.stderr)
     return code
 
 

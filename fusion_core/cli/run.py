@@ -19,6 +19,7 @@ from fusion_core.cli.progress import progress_for
 from fusion_core.errors import DiskError, FusionError
 from fusion_core.plugins import load_plugins
 from fusion_core.ranks import helps
+from fusion_core.shown import without_secrets
 from fusion_core.specs import AlgorithmSpec
 
 if TYPE_CHECKING:
@@ -214,9 +215,17 @@ def planned(
 
 
 def set_up_logging(*, verbose: bool) -> None:
-    """Send logs to stderr, one line each."""
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    """Send logs to stderr, one line each, without the credentials of URLs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True
+    )
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 def sections_from(

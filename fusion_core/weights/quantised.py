@@ -107,8 +107,9 @@ def _many_integers(infos: Iterable[TensorInfo]) -> str | None:
 
 
 def _is_integer(info: TensorInfo) -> bool:
+    # Of eight bytes are indices: nobody packs weights into those.
     is_number = info.dtype.is_floating_point or info.dtype.is_complex
-    return not is_number and str(info.dtype) != "torch.bool"
+    return not is_number and str(info.dtype) != "torch.bool" and info.dtype.itemsize <= 4  # noqa: PLR2004
 
 
 def _is_buffer(info: TensorInfo) -> bool:

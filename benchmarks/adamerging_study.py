@@ -21,7 +21,7 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import RunContext
-from fusion_core.config import AlignmentPolicy
+from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import StateDictSource
 from pools_clip.config import ClipConfig
 from pools_clip.pool import ClipPool

@@ -8,31 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusion_core.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
-    from fusion_core.config import ComponentConfig, Recipe
-    from fusion_core.context import RunInfo
+    from fusion_core.contracts.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.report import Report
+    from fusion_core.contracts.run import RunInfo, RunResult
+    from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+    from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
-    from fusion_core.model_pool import ModelPool
-    from fusion_core.planning import RunOptions
-    from fusion_core.recipes import load_recipe
-    from fusion_core.run import RunResult, run_fusion
-    from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
-    from fusion_core.task_pool import Batch, FeatureTask, Report, Split, Task, TaskPool
+    from fusion_core.planning.plan import RunOptions
+    from fusion_core.recipe.config import ComponentConfig, Recipe
+    from fusion_core.recipe.text import load_recipe
+    from fusion_core.running.run import run_fusion
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
 
 _HOMES = {
-    "fusion_core.algorithm": ("Algorithm", "RunContext", "TensorwiseAlgorithm"),
-    "fusion_core.config": ("ComponentConfig", "Recipe"),
+    "fusion_core.contracts.algorithm": ("Algorithm", "RunContext", "TensorwiseAlgorithm"),
+    "fusion_core.contracts.model_pool": ("ModelPool",),
+    "fusion_core.contracts.report": ("Report",),
+    "fusion_core.contracts.run": ("RunInfo", "RunResult"),
+    "fusion_core.contracts.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
+    "fusion_core.contracts.task_pool": ("Batch", "FeatureTask", "Split", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
-    "fusion_core.model_pool": ("ModelPool",),
-    "fusion_core.planning": ("RunOptions",),
-    "fusion_core.recipes": ("load_recipe",),
-    "fusion_core.context": ("RunInfo",),
-    "fusion_core.run": ("RunResult", "run_fusion"),
-    "fusion_core.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
-    "fusion_core.task_pool": ("Batch", "FeatureTask", "Report", "Split", "Task", "TaskPool"),
+    "fusion_core.planning.plan": ("RunOptions",),
+    "fusion_core.recipe.config": ("ComponentConfig", "Recipe"),
+    "fusion_core.recipe.text": ("load_recipe",),
+    "fusion_core.running.run": ("run_fusion",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from concurrent.futures import Executor
 
-    from fusion_core.context import RunInfo
-    from fusion_core.run import RunResult
-    from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+    from fusion_core.contracts.run import RunInfo, RunResult
+    from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 
 PROJECT = "fusion"
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from fusion_core.cli.app import main
-from fusion_core.distributions import BLOCK_VARIABLE
-from fusion_core.plugins import load_plugins
+from fusion_core.plugins.distributions import BLOCK_VARIABLE
+from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -11,11 +11,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import AlignmentPolicy
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.run import run_fusion
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running.run import run_fusion
 from fusion_core.testing import Mean
 
 if TYPE_CHECKING:

@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core.algorithm import Algorithm, RunContext, TensorwiseAlgorithm, expert_weights
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import ComponentConfig, ExpertWeights
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.algorithm import (
+    Algorithm,
+    RunContext,
+    TensorwiseAlgorithm,
+    expert_weights,
+)
 from fusion_core.errors import RecipeError
+from fusion_core.recipe.config import ComponentConfig, ExpertWeights
 from fusion_core.weights import Cut, MergedSource, Piece, Scan, Scope, WeightSource, in_order
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
 
 Models = dict[str, dict[str, torch.Tensor]]
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core.config import AlignmentPolicy
 from fusion_core.errors import AlignmentError
+from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import StateDictSource, WeightSource, align
-from fusion_core.weights.spelling import same_tensors
+from fusion_core.weights.reading.spelling import same_tensors
 
 Infos = dict[str, tuple[tuple[int, ...], torch.dtype]]
 

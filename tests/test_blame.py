@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.blame import forbid_exit, plugin_behind
 from fusion_core.errors import BrokenPluginError
+from fusion_core.machine.blame import forbid_exit, plugin_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from fusion_core import run_fusion
 from fusion_core.errors import FusionError, IntegrityError
-from fusion_core.planning import RunOptions
+from fusion_core.planning.plan import RunOptions
 from fusion_core.weights import CheckpointSource
-from fusion_core.weights import checkpoint as checkpoint_module
-from fusion_core.weights.writer import Staging
+from fusion_core.weights.reading import checkpoint as checkpoint_module
+from fusion_core.weights.writing.writer import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable

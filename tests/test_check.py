@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusion_core import run_fusion
-from fusion_core.check import Check, check, raise_if_bad, scan
-from fusion_core.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.checking._licences import conflicts, limits
+from fusion_core.checking.check import Check, check, raise_if_bad, scan
 from fusion_core.errors import AlignmentError, DiskError, WeightsError
-from fusion_core.licences import conflicts, limits
-from fusion_core.planning import RunOptions, plan
+from fusion_core.planning.plan import RunOptions, plan
 from fusion_core.weights import CheckpointSource, Cut, Scope
-from fusion_core.weights.finite import BadTensor
+from fusion_core.weights.merging.finite import BadTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from fusion_core.errors import CheckpointError, IntegrityError
 from fusion_core.weights import CheckpointSource
-from fusion_core.weights.format import DTYPES
+from fusion_core.weights.reading.format import DTYPES
 
 if TYPE_CHECKING:
     from pathlib import Path

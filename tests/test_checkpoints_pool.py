@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import AlignmentPolicy
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import (
     AlignmentError,
     CheckpointError,
@@ -25,10 +24,11 @@ from fusion_core.errors import (
     IntegrityError,
     RecipeError,
 )
-from fusion_core.run import run_fusion
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running.run import run_fusion
 from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
-from fusion_core.weights.assets import licence_of, tokenizer_of
-from fusion_core.weights.remote import RemoteSource
+from fusion_core.weights.reading.assets import licence_of, tokenizer_of
+from fusion_core.weights.reading.remote import RemoteSource
 
 if TYPE_CHECKING:
     from hub_server import HubServer

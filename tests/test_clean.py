@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 from fusion_core.cli import clean as command
 from fusion_core.cli.app import app
 from fusion_core.errors import DiskError, OutputError, RecipeError
-from fusion_core.weights import StateDictSource, materialise, staged, workplace
-from fusion_core.weights.leftovers import leftovers
-from fusion_core.weights.lock import locked
-from fusion_core.weights.ours import take_flock
-from fusion_core.weights.workplace import Workplace, workplaces_in
+from fusion_core.weights import StateDictSource, materialise, staged
+from fusion_core.weights.writing import workplace
+from fusion_core.weights.writing.leftovers import leftovers
+from fusion_core.weights.writing.lock import locked
+from fusion_core.weights.writing.ours import take_flock
+from fusion_core.weights.writing.workplace import Workplace, workplaces_in
 
 
 def write(output: Path, *, value: float = 1.0, overwrite: bool = False) -> None:

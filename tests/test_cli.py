@@ -304,7 +304,7 @@ def test_interrupt_exits_130_and_leaves_only_what_can_be_resumed(
 
     before = _contents(models)
     with monkeypatch.context() as patch:
-        patch.setattr("fusion_core.weights.writer.Staging.finish_shards", interrupted)
+        patch.setattr("fusion_core.weights.writing.writer.Staging.finish_shards", interrupted)
         done = fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "out")
     assert done.code == 130
     assert "--resume" in done.err

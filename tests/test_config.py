@@ -14,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import (
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
+from fusion_core.planning.described import options_of, recipe_schema
+from fusion_core.planning.resolving import resolve
+from fusion_core.plugins.manager import PluginManager
+from fusion_core.recipe.config import (
     Choice,
     ComponentConfig,
     ExpertWeights,
@@ -23,12 +27,8 @@ from fusion_core.config import (
     Recipe,
     choice_of,
 )
-from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
-from fusion_core.options import options_of, recipe_schema
-from fusion_core.plugins import PluginManager
-from fusion_core.recipes import dump_yaml, load_recipe, load_yaml, override
-from fusion_core.resolving import resolve
-from fusion_core.validation import validated
+from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml, override
+from fusion_core.recipe.validation import validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -594,7 +594,7 @@ def test_options_are_described() -> None:
 
 
 def test_literals_are_described_by_their_values(toys: PluginManager) -> None:
-    from fusion_core.specs import AlgorithmSpec
+    from fusion_core.contracts.specs import AlgorithmSpec
 
     options = {
         each.name: each for each in options_of(toys.find(AlgorithmSpec, "toy").load_config())

@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 
-from fusion_core.weights.execution import on_cores
+from fusion_core.weights.merging.execution import on_cores
 
 
 def test_results_come_in_order_from_threads_that_use_one_core() -> None:
@@ -47,7 +47,7 @@ def test_what_is_freed_is_kept_for_work_that_asks_for_it_again() -> None:
 from contextlib import nullcontext
 from resource import RUSAGE_SELF, getrusage
 import torch
-from fusion_core.weights.execution import keeping_freed_memory, on_cores
+from fusion_core.weights.merging.execution import keeping_freed_memory, on_cores
 
 def faults():
     before = getrusage(RUSAGE_SELF).ru_minflt

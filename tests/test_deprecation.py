@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 import fusion_core
-from fusion_core import deprecation
-from fusion_core.deprecation import (
+from fusion_core.plugins import deprecation
+from fusion_core.plugins.deprecation import (
     FusionDeprecationWarning,
     deprecated,
     expired,

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import run_fusion
-from fusion_core.planning import RunOptions
-from fusion_core.plugins import load_plugins
-from fusion_core.specs import AlgorithmSpec
+from fusion_core.contracts.specs import AlgorithmSpec
+from fusion_core.planning.plan import RunOptions
+from fusion_core.plugins.manager import load_plugins
 from fusion_core.weights import source
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from fusion_core import Algorithm, ComponentConfig, run_fusion
-from fusion_core.plugins import load_plugins
-from fusion_core.recipes import load_yaml
-from fusion_core.resolving import resolve
+from fusion_core.planning.resolving import resolve
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.text import load_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

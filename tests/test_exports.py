@@ -11,7 +11,7 @@ from fusion_core import weights
 LIGHT = [
     "fusion_core",
     "fusion_core.errors",
-    "fusion_core.specs",
+    "fusion_core.contracts.specs",
     "fusion_core.hookspecs",
     "fusion_core.plugins",
     "fusion_core.builtin",
@@ -21,11 +21,11 @@ LIGHT = [
     "fusion_ties.plugin",
 ]
 WITHOUT_TORCH = [
-    "fusion_core.config",
-    "fusion_core.resolving",
-    "fusion_core.recipes",
-    "fusion_core.options",
-    "fusion_core.checkpoints_config",
+    "fusion_core.recipe.config",
+    "fusion_core.planning.plan.resolving",
+    "fusion_core.recipe.text",
+    "fusion_core.planning.described",
+    "fusion_core.builtin.checkpoints_config",
     "fusion_linear.config",
     "fusion_ties.config",
 ]

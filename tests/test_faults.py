@@ -32,18 +32,13 @@ from signed import sign, statement_of
 
 from fusion_core import run_fusion
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.planning import RunOptions
-from fusion_core.weights import (
-    CheckpointSource,
-    StateDictSource,
-    fault,
-    follower,
-    materialise,
-    staged,
-    workplace,
-)
-from fusion_core.weights.journal import Journal
-from fusion_core.weights.workplace import workplaces_in
+from fusion_core.planning.plan import RunOptions
+from fusion_core.weights import CheckpointSource, StateDictSource, materialise, staged
+from fusion_core.weights.writing import _fault as fault
+from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing import workplace
+from fusion_core.weights.writing._journal import Journal
+from fusion_core.weights.writing.workplace import workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -199,7 +194,7 @@ class Case:
 
 
 def clean(place: Path) -> None:
-    from fusion_core.weights.leftovers import leftovers
+    from fusion_core.weights.writing.leftovers import leftovers
 
     assert all(each.remove() for each in leftovers(place))
 

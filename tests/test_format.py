@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core.errors import CheckpointError, RecipeError, WeightsError
 from fusion_core.weights import CheckpointSource, TensorInfo
-from fusion_core.weights.format import (
+from fusion_core.weights.reading.format import (
     DTYPES,
     HEADER_VARIABLE,
     LARGEST_INDEX,
@@ -23,8 +23,8 @@ from fusion_core.weights.format import (
     parse_header,
     parse_index,
 )
+from fusion_core.weights.reading.untrusted import LARGEST_HEADER, parse_json
 from fusion_core.weights.source import memory_of
-from fusion_core.weights.untrusted import LARGEST_HEADER, parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,13 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import CheckpointSource, TensorInfo
-from fusion_core.weights.format import DTYPE_NAMES, DTYPES, build_header, parse_header, parse_index
+from fusion_core.weights.reading.format import (
+    DTYPE_NAMES,
+    DTYPES,
+    build_header,
+    parse_header,
+    parse_index,
+)
 from fusion_core.weights.source import memory_of
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fusion_core.contracts.report import Published, Report
 from fusion_core.errors import CheckpointError
 from fusion_core.report.table import print_reports
-from fusion_core.task_pool import Published, Report
 from fusion_core.weights import CheckpointSource
-from fusion_core.weights.assets import assets_of
-from fusion_core.weights.untrusted import LARGEST_HEADER
+from fusion_core.weights.reading.assets import assets_of
+from fusion_core.weights.reading.untrusted import LARGEST_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from fusion_core import kernels
-from fusion_core.evaluation import evaluate
-from fusion_core.kernels import OneDnnLinear, is_outrun, with_fast_products
-from fusion_core.testing.models import tiny_pool
-from fusion_core.testing.tasks import TinyTask, TinyTasks
+from fusion_core.machine import products as kernels
+from fusion_core.machine.products import OneDnnLinear, is_outrun, with_fast_products
+from fusion_core.running.evaluation import evaluate
+from fusion_core.testing._models import tiny_pool
+from fusion_core.testing._tasks import TinyTask, TinyTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,9 +15,10 @@ import torch
 from planted import plant
 
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.weights import CheckpointSource, StateDictSource, lock, materialise, ours, staged
-from fusion_core.weights.disk import write_durably
-from fusion_core.weights.lock import locked
+from fusion_core.weights import CheckpointSource, StateDictSource, materialise, staged
+from fusion_core.weights.writing import lock, ours
+from fusion_core.weights.writing.disk import write_durably
+from fusion_core.weights.writing.lock import locked
 
 if TYPE_CHECKING:
     from pathlib import Path

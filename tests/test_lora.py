@@ -12,16 +12,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from fusion_core.algorithm import Algorithm, RunContext
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import AlignmentPolicy, ComponentConfig
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.algorithm import Algorithm, RunContext
 from fusion_core.errors import AlignmentError, CheckpointError, IntegrityError
-from fusion_core.run import run_fusion
+from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
+from fusion_core.running.run import run_fusion
 from fusion_core.weights import BLOCK, Cut, Linear, MergedSource, Operands, StateDictSource
-from fusion_core.weights.execution import SerialExecutor
-from fusion_core.weights.location import Location
-from fusion_core.weights.lora import LoraSource
+from fusion_core.weights.merging.execution import SerialExecutor
+from fusion_core.weights.reading.location import Location
+from fusion_core.weights.reading.lora import LoraSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base"}

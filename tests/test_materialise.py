@@ -15,19 +15,19 @@ from safetensors.torch import save_file
 
 from fusion_core import run_fusion
 from fusion_core.errors import DiskError, RecipeError, WorkerError
-from fusion_core.planning import RunOptions
+from fusion_core.planning.plan import RunOptions
 from fusion_core.weights import (
     CheckpointSource,
     RenamedSource,
     StateDictSource,
     WeightSource,
-    follower,
     materialise,
     staged,
 )
-from fusion_core.weights.execution import is_in_process
+from fusion_core.weights.merging.execution import is_in_process
 from fusion_core.weights.source import held_in_memory
-from fusion_core.weights.workplace import workplaces_in
+from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing.workplace import workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +152,7 @@ def test_a_worker_that_dies_ends_the_run_and_the_work_is_kept(
     pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "BATCH_BYTES", 1)
-    engine = importlib.import_module("fusion_core.weights.materialise")
+    engine = importlib.import_module("fusion_core.weights.writing.materialise")
     monkeypatch.setattr(engine, "_WORTH_SENDING", 1)
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes,

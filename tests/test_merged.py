@@ -32,8 +32,8 @@ from fusion_core.weights import (
     in_order,
     source,
 )
-from fusion_core.weights.execution import run_all
-from fusion_core.weights.piece import check_finite, counter_uniform
+from fusion_core.weights.merging.execution import run_all
+from fusion_core.weights.merging.piece import check_finite, counter_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.errors import DiskError
-from fusion_core.metrics import MetricsLog
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,10 +16,10 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import run_fusion
-from fusion_core.planning import RunOptions
-from fusion_core.plugins import load_plugins
-from fusion_core.specs import TaskPoolSpec
-from fusion_core.task_pool import mean_of
+from fusion_core.contracts.report import mean_of
+from fusion_core.contracts.specs import TaskPoolSpec
+from fusion_core.planning.plan import RunOptions
+from fusion_core.plugins.manager import load_plugins
 from pools_mini.plugin import TASKS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from fusion_core.weights.module_patterns import ModulePatterns
+from fusion_core.weights.reading._module_patterns import ModulePatterns
 
 PATTERNS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "20000")) // 4
 PARTS = [

@@ -12,23 +12,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fusion_core import run_fusion
-from fusion_core.algorithm import Algorithm, RunContext
-from fusion_core.check import scan
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import ComponentConfig
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.checking.check import scan
+from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.errors import AlignmentError, CheckpointError, RecipeError
-from fusion_core.nested import nested_in
-from fusion_core.planning import RunOptions, plan
-from fusion_core.recipes import dump_yaml, load_recipe
-from fusion_core.task_pool import Batch, Split, Task, TaskPool
-from fusion_core.validation import validated
-from fusion_core.weights.location import ADAPTER
+from fusion_core.planning.nested import nested_in
+from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.text import dump_yaml, load_recipe
+from fusion_core.recipe.validation import validated
+from fusion_core.weights.reading.location import ADAPTER
 from fusion_ties.ties import Ties
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 
 Models = dict[str, dict[str, torch.Tensor]]

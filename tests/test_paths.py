@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from fusion_core import load_recipe, run_fusion
 from fusion_core.errors import RecipeError
-from fusion_core.paths import RecipeText, input_path, path_of, portable
-from fusion_core.recipes import dump_yaml
+from fusion_core.recipe.paths import RecipeText, input_path, path_of, portable
+from fusion_core.recipe.text import dump_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable

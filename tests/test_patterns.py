@@ -11,23 +11,23 @@ import torch
 from torch import nn
 
 from fusion_core import run_fusion
-from fusion_core.algorithm import Algorithm, RunContext
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import ComponentConfig
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError, WeightsError
-from fusion_core.patterns import Selection, matching
-from fusion_core.plugins import load_plugins
-from fusion_core.recipes import dump_yaml, load_yaml
-from fusion_core.selection import Selected, SelectedPool
-from fusion_core.specs import AlgorithmSpec
+from fusion_core.planning.selection import Selected, SelectedPool
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.patterns import Selection, matching
+from fusion_core.recipe.text import dump_yaml, load_yaml
 from fusion_core.weights import StateDictSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Site
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 
 Models = dict[str, dict[str, torch.Tensor]]
@@ -321,7 +321,7 @@ def test_a_recipe_without_patterns_does_not_mention_them(models: Models, tmp_pat
 
 
 def test_every_algorithm_shows_them() -> None:
-    from fusion_core.options import options_of_component
+    from fusion_core.planning.described import options_of_component
 
     for component in load_plugins().components(AlgorithmSpec):
         names = [option.name for option in options_of_component(component)]

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.config import Choice
-from fusion_core.distributions import Plugin, PluginStatus
+from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
@@ -15,9 +14,10 @@ from fusion_core.errors import (
     RecipeError,
     UnknownComponentError,
 )
-from fusion_core.plugins import PluginManager, load_plugins
-from fusion_core.resolving import resolve_component
-from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.planning.resolving import resolve_component
+from fusion_core.plugins.distributions import Plugin, PluginStatus
+from fusion_core.plugins.manager import PluginManager, load_plugins
+from fusion_core.recipe.config import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable

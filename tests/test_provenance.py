@@ -9,11 +9,11 @@ import torch
 from blake3 import blake3
 from safetensors.torch import save_file
 
-from fusion_core import provenance
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import AlignmentPolicy
-from fusion_core.plugins import load_plugins
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running import _provenance as provenance
 from fusion_core.weights import (
     CheckpointSource,
     StateDictSource,

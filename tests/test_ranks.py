@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from fusion_core import RunContext, run_fusion
-from fusion_core.algorithm import Algorithm
-from fusion_core.config import ComponentConfig
-from fusion_core.evaluation import device_of
-from fusion_core.ranks import helps, own_gpu
+from fusion_core.contracts.algorithm import Algorithm
+from fusion_core.machine.devices import device_of
+from fusion_core.machine.ranks import helps, own_gpu
+from fusion_core.recipe.config import ComponentConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 
 

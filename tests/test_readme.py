@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fusion_core.plugins import load_plugins
-from fusion_core.recipes import load_yaml
-from fusion_core.resolving import resolve
+from fusion_core.planning.resolving import resolve
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.text import load_yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

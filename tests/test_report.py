@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fusion_core.contracts.report import Published, Report
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.report.stored import compared_as_json, read_report
 from fusion_core.report.table import notes, print_reports
-from fusion_core.task_pool import Published, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable

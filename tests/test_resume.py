@@ -17,30 +17,24 @@ from safetensors.torch import save_file
 from signed import sign
 
 from fusion_core import run_fusion
-from fusion_core.algorithm import Algorithm, RunContext
-from fusion_core.config import ComponentConfig
+from fusion_core.contracts.algorithm import Algorithm, RunContext
 from fusion_core.errors import DiskError, FusionError, RecipeError, Terminated
-from fusion_core.planning import RunOptions
-from fusion_core.weights import (
-    CheckpointSource,
-    StateDictSource,
-    WeightSource,
-    fault,
-    follower,
-    materialise,
-    staged,
-    workplace,
-)
-from fusion_core.weights.disk import write_durably
-from fusion_core.weights.journal import Journal
-from fusion_core.weights.leftovers import leftovers
-from fusion_core.weights.workplace import Workplace, workplaces_in
+from fusion_core.planning.plan import RunOptions
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
+from fusion_core.weights.writing import _fault as fault
+from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing import workplace
+from fusion_core.weights.writing._journal import Journal
+from fusion_core.weights.writing.disk import write_durably
+from fusion_core.weights.writing.leftovers import leftovers
+from fusion_core.weights.writing.workplace import Workplace, workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
 
 Models = dict[str, dict[str, torch.Tensor]]
 STATE = {f"layer.{n}": torch.full((10,), float(n)) for n in range(20)}
@@ -504,7 +498,7 @@ STOPPED = """
 import signal
 import sys
 from fusion_core.cli import app
-from fusion_core.weights import fault, follower
+from fusion_core.weights.writing import _fault as fault, _follower as follower
 follower.BATCH_BYTES = 1
 reached = []
 def listen(place):

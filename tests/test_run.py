@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from signed import sign
 from torch import nn
 
-from fusion_core import run, run_fusion
-from fusion_core.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import ComponentConfig
+from fusion_core import run_fusion
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
+from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.errors import (
     AlignmentError,
     BrokenPluginError,
@@ -31,28 +31,23 @@ from fusion_core.errors import (
     Terminated,
     WeightsError,
 )
-from fusion_core.evaluation import device_of
-from fusion_core.planning import RunOptions, plan
+from fusion_core.machine.devices import device_of
+from fusion_core.planning.plan import RunOptions, plan
 from fusion_core.progress import Progress, note
-from fusion_core.recipes import load_recipe
-from fusion_core.run import execute
-from fusion_core.task_pool import Batch, Split, Task, TaskPool
-from fusion_core.weights import (
-    CheckpointSource,
-    Piece,
-    StateDictSource,
-    WeightSource,
-    fault,
-    in_order,
-)
-from fusion_core.weights.disk import write_durably
-from fusion_core.weights.lock import locked
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.text import load_recipe
+from fusion_core.running import run
+from fusion_core.running.run import execute
+from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, in_order
+from fusion_core.weights.writing import _fault as fault
+from fusion_core.weights.writing.disk import write_durably
+from fusion_core.weights.writing.lock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conftest import Site
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.progress import Advance
 
 Models = dict[str, dict[str, torch.Tensor]]

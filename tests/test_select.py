@@ -8,19 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core.weights import (
-    Cut,
-    Operands,
-    Piece,
-    Scan,
-    SerialExecutor,
-    StateDictSource,
-    scan,
-    select,
-    source,
-    tally,
-)
-from fusion_core.weights.select import (
+from fusion_core.weights import Cut, Operands, Piece, Scan, SerialExecutor, StateDictSource, source
+from fusion_core.weights.merging import _tally as tally
+from fusion_core.weights.merging import scan, select
+from fusion_core.weights.merging.select import (
     agreeing,
     elected_sign,
     kept_count,

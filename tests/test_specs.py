@@ -5,7 +5,13 @@ import pickle
 
 import pytest
 
-from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec, load_target
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    ComponentSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+    load_target,
+)
 
 
 def _spec(**changes: object) -> ComponentSpec:

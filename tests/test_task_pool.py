@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_core.config import ComponentConfig
+from fusion_core.contracts.report import Report
+from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.progress import Progress, note, noting
-from fusion_core.task_pool import Batch, Report, Split, Task, TaskPool
+from fusion_core.recipe.config import ComponentConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,8 +15,8 @@ import torch
 
 from fusion_core import ModelPoolSpec, TaskPoolSpec, builtin, testing
 from fusion_core.testing import AlgorithmSuite, ModelPoolSuite, TaskPoolSuite, TinyTasks, tiny_pool
-from fusion_core.testing.compare import differing_bytes, differing_values
-from fusion_core.testing.models import MODELS, tiny_model
+from fusion_core.testing._compare import differing_bytes, differing_values
+from fusion_core.testing._models import MODELS, tiny_model
 from fusion_core.weights import StateDictSource, materialise, staged
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ PLUGIN = """
         for name, target in METHODS.items():
             yield AlgorithmSpec(
                 name=name, summary="Planted.", target=f"faulty_methods:{target}",
-                config="fusion_core.config:ComponentConfig",
+                config="fusion_core.recipe.config:ComponentConfig",
             )
         yield AlgorithmSpec(
             name="unknown-option", summary="Planted.", target="faulty_methods:UnknownOption",
@@ -101,7 +101,7 @@ PLUGIN = """
         )
         yield AlgorithmSpec(
             name="no-such-option", summary="Planted.", target="faulty_methods:Sound",
-            config="fusion_core.config:ComponentConfig",
+            config="fusion_core.recipe.config:ComponentConfig",
             needs_tasks="unlabeled", needs_tasks_unless="coefficients",
         )
 
@@ -109,7 +109,7 @@ PLUGIN = """
     def fusion_register_model_pools():
         yield ModelPoolSpec(
             name="missing-key", summary="Planted.", target="faulty_methods:MissingKey",
-            config="fusion_core.config:ComponentConfig",
+            config="fusion_core.recipe.config:ComponentConfig",
         )
 """
 
@@ -221,14 +221,14 @@ HEAVY = """
     def fusion_register_algorithms():
         yield AlgorithmSpec(
             name="heavy-import", summary="Planted.", target="faulty_methods:Sound",
-            config="fusion_core.config:ComponentConfig",
+            config="fusion_core.recipe.config:ComponentConfig",
         )
 """
 
 TESTS = """
     import pytest
-    from fusion_core.plugins import load_plugins
-    from fusion_core.specs import ComponentSpec
+    from fusion_core.plugins.manager import load_plugins
+    from fusion_core.contracts.specs import ComponentSpec
     from fusion_core.testing import AlgorithmSuite, ModelPoolSuite
 
     NAMES = {each.spec.name: each.spec for each in load_plugins().components(ComponentSpec)}
@@ -356,8 +356,8 @@ def test_own_tests_may_be_added_and_refined() -> None:
 
 EXPECTING = """
     import pytest
-    from fusion_core.plugins import load_plugins
-    from fusion_core.specs import AlgorithmSpec
+    from fusion_core.plugins.manager import load_plugins
+    from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.testing import AlgorithmSuite
 
     CHECK = "test_the_order_of_experts_does_not_matter"
@@ -430,8 +430,8 @@ class TestTinyTasks(TaskPoolSuite):
         return TaskPoolSpec(
             name="tiny",
             summary="What tests are made with.",
-            target="fusion_core.testing.tasks:TinyTasks",
-            config="fusion_core.config:ComponentConfig",
+            target="fusion_core.testing._tasks:TinyTasks",
+            config="fusion_core.recipe.config:ComponentConfig",
         )
 
     @pytest.fixture

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import AlignmentPolicy
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights.assets import beside
-from fusion_core.weights.sentencepiece import pieces
-from fusion_core.weights.tokens import conflicts
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.weights.aligning._sentencepiece import pieces
+from fusion_core.weights.aligning._tokens import conflicts
+from fusion_core.weights.reading.assets import beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

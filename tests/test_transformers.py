@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from fusion_core.errors import AlignmentError
-from fusion_core.run import run_fusion
+from fusion_core.running.run import run_fusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable

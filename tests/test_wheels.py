@@ -69,7 +69,7 @@ PROGRAM = """
     from safetensors.torch import load_file, save_file
     import fusion_core
     from fusion_core import run_fusion
-    from fusion_core.plugins import load_plugins
+    from fusion_core.plugins.manager import load_plugins
 
     save_file({"w": torch.tensor([1.0, -5.0])}, "one.safetensors")
     save_file({"w": torch.tensor([0.0, 3.0])}, "two.safetensors")

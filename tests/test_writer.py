@@ -24,19 +24,11 @@ from fusion_core.errors import (
     RecipeError,
 )
 from fusion_core.progress import Progress
-from fusion_core.weights import (
-    CheckpointSource,
-    StateDictSource,
-    WeightSource,
-    fault,
-    materialise,
-    ours,
-    staged,
-    workplace,
-    writer,
-)
-from fusion_core.weights.disk import exchanged_at_once, write_durably
-from fusion_core.weights.target import check_output
+from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
+from fusion_core.weights.writing import _fault as fault
+from fusion_core.weights.writing import ours, workplace, writer
+from fusion_core.weights.writing.disk import exchanged_at_once, write_durably
+from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

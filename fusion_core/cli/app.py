@@ -16,7 +16,6 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from fusion_core.blame import forbid_exit
 from fusion_core.cli.check import check
 from fusion_core.cli.clean import clean
 from fusion_core.cli.compare import compare
@@ -30,7 +29,8 @@ from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.cli.streams import guard_streams
 from fusion_core.errors import Terminated
-from fusion_core.plugins import load_plugins
+from fusion_core.machine.blame import forbid_exit
+from fusion_core.plugins.manager import load_plugins
 
 _ASKS_FOR_HELP = {"-h", "--help"}
 _MOST_FILES = 65_536

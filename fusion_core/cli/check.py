@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, print_table
-from fusion_core.cli.progress import progress_for
-from fusion_core.cli.run import (
+from fusion_core.cli.flags import (
     Algo,
     Assignments,
     Device,
@@ -30,13 +27,16 @@ from fusion_core.cli.run import (
     planned,
     set_up_logging,
 )
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, print_table
+from fusion_core.cli.progress import progress_for
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
-    from fusion_core.check import Check, Model
-    from fusion_core.memory import Memory
-    from fusion_core.planning import Plan
-    from fusion_core.weights.finite import BadTensor
+    from fusion_core.checking.check import Check, Model
+    from fusion_core.checking.memory import Memory
+    from fusion_core.planning.plan import Plan
+    from fusion_core.weights.merging.finite import BadTensor
 
 
 def check(
@@ -86,7 +86,7 @@ def check(
 
 def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
     """Print what a plan would do; raises what the run would, as far as it can be told."""
-    from fusion_core import check as core
+    from fusion_core.checking import check as core
 
     checked = core.check(plan)
     bad = core.scan(plan) if scan else None

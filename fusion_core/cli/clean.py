@@ -15,7 +15,7 @@ from fusion_core.errors import DiskError, RecipeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.weights.leftovers import Leftover
+    from fusion_core.weights.writing.leftovers import Leftover
 
 _OUTPUTS = Path("outputs")  # where `fuse run` puts what no -o names
 
@@ -38,7 +38,7 @@ def clean(
     """
     if directory is not None and not directory.is_dir():
         raise RecipeError(f"{directory} is not a directory", hint="Name one that outputs lie in.")
-    from fusion_core.weights.leftovers import leftovers
+    from fusion_core.weights.writing.leftovers import leftovers
 
     place = directory or _OUTPUTS
     found = leftovers(place) if place.is_dir() else []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import PluginError
-from fusion_core.plugins import load_plugins
-from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_core.components import Component
+    from fusion_core.plugins.components import Component
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 Candidates = list[tuple[str, str]]

@@ -6,10 +6,7 @@ import sys
 
 import typer
 
-from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, warn_of_broken_plugins
-from fusion_core.cli.progress import progress_for
-from fusion_core.cli.run import (
+from fusion_core.cli.flags import (
     Assignments,
     Pool,
     Quiet,
@@ -18,8 +15,11 @@ from fusion_core.cli.run import (
     Tasks,
     sections_from,
 )
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.progress import progress_for
 from fusion_core.errors import RecipeError
-from fusion_core.plugins import load_plugins
+from fusion_core.plugins.manager import load_plugins
 
 
 def download(
@@ -42,8 +42,8 @@ def download(
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
-    from fusion_core.downloads import pools_of, wanted_of
-    from fusion_core.recipes import check_own_kind, load_recipe, override
+    from fusion_core.planning.downloads import pools_of, wanted_of
+    from fusion_core.recipe.text import check_own_kind, load_recipe, override
 
     names = {"model_pool": pool, "task_pool": task_pool}
     raw = {} if recipe is None else load_recipe(recipe)

@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, warn_of_broken_plugins
-from fusion_core.cli.progress import progress_for
-from fusion_core.cli.run import (
+from fusion_core.cli.flags import (
     Assignments,
     Device,
     Pool,
@@ -21,7 +18,10 @@ from fusion_core.cli.run import (
     sections_from,
     set_up_logging,
 )
-from fusion_core.plugins import load_plugins
+from fusion_core.cli.listing import AsJson
+from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.progress import progress_for
+from fusion_core.plugins.manager import load_plugins
 
 
 def evaluate(
@@ -46,8 +46,9 @@ def evaluate(
     set_up_logging(verbose=verbose)
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
-    from fusion_core.evaluation import device_of, evaluate_directory
-    from fusion_core.recipes import override
+    from fusion_core.machine.devices import device_of
+    from fusion_core.recipe.text import override
+    from fusion_core.running.evaluation import evaluate_directory
 
     names = {"model_pool": pool, "task_pool": task_pool}
     raw = override(sections_from({}, names, tasks), assignments or [])

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fusion_core.blame import plugin_behind
-from fusion_core.distributions import cause_of
 from fusion_core.errors import DiskError, FusionError, Terminated
+from fusion_core.machine.blame import plugin_behind
+from fusion_core.machine.installed import cause_of
 from fusion_core.shown import printable, without_secrets
 
 if TYPE_CHECKING:

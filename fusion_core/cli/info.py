@@ -10,12 +10,12 @@ import typer
 from fusion_core.cli import completion
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
-from fusion_core.plugins import load_plugins
-from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
-    from fusion_core.components import Component
-    from fusion_core.plugins import PluginManager
+    from fusion_core.plugins.components import Component
+    from fusion_core.plugins.manager import PluginManager
 
 
 _LABELS = {
@@ -77,7 +77,7 @@ def options_as_json(component: Component[Any]) -> list[dict[str, Any]]:
     """Describe a component's options; imports its configuration, nothing heavier."""
     from pydantic_core import to_jsonable_python
 
-    from fusion_core.options import options_of_component
+    from fusion_core.planning.described import options_of_component
 
     options: list[dict[str, Any]] = to_jsonable_python(
         [asdict(option) for option in options_of_component(component)]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fusion_core.cli.output import print_json, print_table
-from fusion_core.plugins import SLOW_SECONDS, load_plugins
-from fusion_core.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.plugins.manager import SLOW_SECONDS, load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_core.distributions import Plugin
-    from fusion_core.plugins import PluginManager
+    from fusion_core.plugins.distributions import Plugin
+    from fusion_core.plugins.manager import PluginManager
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

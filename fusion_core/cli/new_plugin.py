@@ -8,9 +8,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from fusion_core.plugins import load_plugins
+from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.plugins.manager import load_plugins
 from fusion_core.skeleton import Kind, Names, write_plugin
-from fusion_core.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
 
 _SPECS: dict[Kind, type[ComponentSpec]] = {
     Kind.ALGORITHM: AlgorithmSpec,

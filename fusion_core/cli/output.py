@@ -11,7 +11,7 @@ from fusion_core.shown import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fusion_core.plugins import PluginManager
+    from fusion_core.plugins.manager import PluginManager
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds

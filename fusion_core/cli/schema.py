@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from fusion_core.cli.output import print_json
-from fusion_core.plugins import load_plugins
+from fusion_core.plugins.manager import load_plugins
 
 
 def schema(context: typer.Context) -> None:
@@ -14,6 +14,6 @@ def schema(context: typer.Context) -> None:
     It knows every installed component's options. In an editor: put
     `# yaml-language-server: $schema=FILE` on the first line of a recipe.
     """
-    from fusion_core.options import recipe_schema
+    from fusion_core.planning.described import recipe_schema
 
     print_json(recipe_schema(load_plugins(context.obj)))

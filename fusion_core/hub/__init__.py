@@ -8,9 +8,9 @@ this costs nothing. It knows repositories and files, not what is in them.
         directory = hub.download(pinned, ["config.json", "*.safetensors"])
 """
 
-from fusion_core.hub.ahead import Wanted, check_room, fetch, size_of
-from fusion_core.hub.cache import assets_directory
-from fusion_core.hub.client import (
+from fusion_core.hub._ahead import Wanted, check_room, fetch, size_of
+from fusion_core.hub._cache import assets_directory
+from fusion_core.hub._client import (
     Size,
     beginning,
     download,
@@ -20,8 +20,8 @@ from fusion_core.hub.client import (
     session,
     size,
 )
-from fusion_core.hub.conversion import conversion
-from fusion_core.hub.failures import advising
+from fusion_core.hub._conversion import conversion
+from fusion_core.hub._failures import advising
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.recipes import RECIPE, load_recipe
-from fusion_core.task_pool import REPORT, Report, how_to_measure
+from fusion_core.recipe.text import RECIPE, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fusion_core.contracts.report import main, mean_of
 from fusion_core.report.stored import common
 from fusion_core.shown import printable
-from fusion_core.task_pool import main, mean_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from fusion_core.task_pool import Metrics, Published, Report
+    from fusion_core.contracts.report import Metrics, Published, Report
 
     Rows = Mapping[str, Metrics]
     Reports = Mapping[str, Report]

@@ -18,12 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusion_core.testing.algorithm import AlgorithmSuite
-    from fusion_core.testing.model_pool import ModelPoolSuite
-    from fusion_core.testing.models import MODELS, tiny_pool
-    from fusion_core.testing.task_pool import TaskPoolSuite
-    from fusion_core.testing.tasks import TinyTasks
-    from fusion_core.testing.tensorwise import Mean
+    from fusion_core.testing._algorithm import AlgorithmSuite
+    from fusion_core.testing._model_pool import ModelPoolSuite
+    from fusion_core.testing._models import MODELS, tiny_pool
+    from fusion_core.testing._task_pool import TaskPoolSuite
+    from fusion_core.testing._tasks import TinyTasks
+    from fusion_core.testing._tensorwise import Mean
 
 _HOME_OF = {
     "AlgorithmSuite": "algorithm",

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core.checkpoints import CheckpointsPool
-    from fusion_core.testing.tasks import TinyTasks
+    from fusion_core.builtin.checkpoints import CheckpointsPool
+    from fusion_core.testing._tasks import TinyTasks
 
 
 @pytest.fixture
 def make_tiny_pool() -> Callable[..., CheckpointsPool]:
     """Return `fusion_core.testing.tiny_pool`: pools of tiny live models."""
-    from fusion_core.testing.models import tiny_pool
+    from fusion_core.testing._models import tiny_pool
 
     return tiny_pool
 
@@ -31,7 +31,7 @@ def make_tiny_pool() -> Callable[..., CheckpointsPool]:
 @pytest.fixture
 def tiny_tasks() -> TinyTasks:
     """Return three tiny tasks `a`, `b`, `c`, which fit the experts of a tiny pool."""
-    from fusion_core.testing.tasks import TinyTasks
+    from fusion_core.testing._tasks import TinyTasks
 
     return TinyTasks()
 

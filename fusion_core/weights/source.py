@@ -1,7 +1,7 @@
 """Weights as named tensors that can be read a piece at a time.
 
 A checkpoint on disk is a `WeightSource`, a state dict in memory is one, and a merge of sources is
-one again (`fusion_core.weights.merged`). Reading is by tensor and range of elements; nothing here
+one again (`fusion_core.weights.merging`). Reading is by tensor and range of elements; nothing here
 knows files, algorithms or the engine.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
 
 from fusion_core.errors import BrokenPluginError, WeightsError
-from fusion_core.weights.format import TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -228,3 +228,22 @@ class RenamedSource(WeightSource):
     def describe(self) -> str:
         """Name the renamed source."""
         return self._source.describe()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor's description: everything but its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
-from fusion_core.config import ComponentConfig
-from fusion_core.task_pool import Batch, FeatureTask, Metrics, Split, Task, TaskPool
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
+from fusion_core.recipe.config import ComponentConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fusion_core.contracts.report import Metrics
 
 CLASSES = 4
 

@@ -13,15 +13,16 @@ from torch import nn
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import RunContext, kernels, run_fusion
+from fusion_core import RunContext, run_fusion
 from fusion_core.errors import RecipeError
+from fusion_core.machine import products as kernels
 from fusion_core.progress import Progress, note
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fusion_core.checkpoints import CheckpointsPool
+    from fusion_core.builtin.checkpoints import CheckpointsPool
 
 Make = "Callable[..., CheckpointsPool]"
 

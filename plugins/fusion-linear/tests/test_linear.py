@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fusion_core import run_fusion
+from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import RecipeError
-from fusion_core.plugins import load_plugins
-from fusion_core.specs import AlgorithmSpec
+from fusion_core.plugins.manager import load_plugins
 
 State = dict[str, torch.Tensor]
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_core import run_fusion
-from fusion_core.algorithm import RunContext
-from fusion_core.checkpoints import CheckpointsPool
-from fusion_core.checkpoints_config import CheckpointsConfig
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.algorithm import RunContext
+from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import RecipeError
-from fusion_core.plugins import load_plugins
-from fusion_core.specs import AlgorithmSpec
-from fusion_core.validation import validated
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.validation import validated
 from fusion_core.weights import WeightSource, source
 from fusion_ties.config import TiesConfig
 from fusion_ties.ties import Ties

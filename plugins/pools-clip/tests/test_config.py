@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fusion_core.errors import RecipeError
-from fusion_core.validation import validated
+from fusion_core.recipe.validation import validated
 from pools_clip.config import ClipClassificationConfig, ClipConfig
 
 DATASET = {"classnames": ["cat"], "test": "test.parquet"}

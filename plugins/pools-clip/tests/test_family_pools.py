@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 from fusion_core import hub as hub_client
 from fusion_core import run_fusion
 from fusion_core.cli.app import app
+from fusion_core.contracts.task_pool import Split
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
-from fusion_core.planning import RunOptions
+from fusion_core.planning.plan import RunOptions
 from fusion_core.progress import noting
-from fusion_core.task_pool import Split
 from fusion_core.testing import Mean
 from pools_clip import origin, stored_images
 from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
@@ -652,7 +652,7 @@ def test_decoded_images_may_lie_on_a_disk_of_their_own(
     small = tmp_path / "small"
     small.mkdir()
     monkeypatch.setenv("HF_ASSETS_CACHE", str(small))
-    monkeypatch.setattr("fusion_core.hub.ahead.on_one_disk", lambda: False)
+    monkeypatch.setattr("fusion_core.hub._ahead.on_one_disk", lambda: False)
     free = {small: 10}
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(Path(path), 10**9))

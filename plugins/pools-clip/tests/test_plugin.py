@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.specs import load_target
+from fusion_core.contracts.specs import load_target
 from pools_clip import plugin
 
 if TYPE_CHECKING:
-    from fusion_core.specs import ComponentSpec
+    from fusion_core.contracts.specs import ComponentSpec
 
 SPECS = [*plugin.fusion_register_model_pools(), *plugin.fusion_register_task_pools()]
 HEAVY = {"torch", "transformers", "pyarrow", "PIL", "numpy"}

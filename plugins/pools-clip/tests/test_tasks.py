@@ -13,8 +13,8 @@ from torch.nn import functional
 from transformers import AutoTokenizer
 
 from fusion_core import run_fusion
+from fusion_core.contracts.task_pool import Split
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.task_pool import Split
 from fusion_core.testing import Mean
 from pools_clip.config import ClipClassificationConfig, ClipConfig
 from pools_clip.pool import ClipPool

@@ -14,9 +14,9 @@ import pytest
 from transformers import CLIPVisionModel
 
 from fusion_core import run_fusion
+from fusion_core.contracts.specs import load_target
+from fusion_core.contracts.task_pool import Split
 from fusion_core.errors import IntegrityError, RecipeError
-from fusion_core.specs import load_target
-from fusion_core.task_pool import Split
 from fusion_core.testing import Mean
 from pools_mini import files, plugin
 from pools_mini.config import Mini8Config, Mini8TasksConfig

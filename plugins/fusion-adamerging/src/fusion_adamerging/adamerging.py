@@ -18,11 +18,11 @@ from fusion_adamerging.search import Search
 from fusion_adamerging.state import StateStore
 from fusion_adamerging.trimming import TrimmedLinear
 from fusion_adamerging.watch import SearchStoppedError
-from fusion_core.algorithm import Algorithm, RunContext
+from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.metrics import FILE as METRICS
 from fusion_core.errors import FusionError, IntegrityError
-from fusion_core.metrics import FILE as METRICS
 from fusion_core.weights import Linear, MergedSource
-from fusion_core.weights.disk import write_durably, writing
+from fusion_core.weights.writing.disk import write_durably, writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.model_pool import ModelPool
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.progress import Progress
-    from fusion_core.task_pool import TaskPool
 
 COEFFICIENTS = "coefficients.json"
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 
-from fusion_core.config import ComponentConfig, InputPath
+from fusion_core.contracts.options import InputPath
+from fusion_core.recipe.config import ComponentConfig
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.disk import write_durably, writing
+from fusion_core.weights.writing.disk import write_durably, writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

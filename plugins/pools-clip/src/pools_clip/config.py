@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fusion_core.checkpoints_config import named_after_paths
-from fusion_core.config import ComponentConfig, InputPath, ModelPath
+from fusion_core.builtin.checkpoints_config import named_after_paths
+from fusion_core.contracts.options import InputPath, ModelPath
+from fusion_core.recipe.config import ComponentConfig
 
 
 def _with_place(template: str) -> str:

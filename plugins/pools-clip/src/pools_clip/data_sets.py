@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
+from fusion_core.contracts.task_pool import Split
 from fusion_core.errors import HubError, RecipeError
-from fusion_core.task_pool import Split
 from pools_clip.families import all_tasks, known
 from pools_clip.images import count_rows
 

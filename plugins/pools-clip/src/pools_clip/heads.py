@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from fusion_core.errors import CheckpointError
-from fusion_core.kernels import with_fast_products
-from fusion_core.weights.execution import on_cores
-from fusion_core.weights.remote import wanted_by
+from fusion_core.machine.products import with_fast_products
+from fusion_core.weights.merging.execution import on_cores
+from fusion_core.weights.reading.remote import wanted_by
 from pools_clip.kept import kept, write_file
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.weights.lock import locked, locked_outputs
+from fusion_core.weights.writing.lock import locked, locked_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

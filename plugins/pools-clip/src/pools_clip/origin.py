@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, HubError
-from fusion_core.weights.assets import CARD, SIDE_FILES
-from fusion_core.weights.checkpoint import INDEX, SINGLE, CheckpointSource
-from fusion_core.weights.location import locate
-from fusion_core.weights.remote import RemoteSource
+from fusion_core.weights.reading.assets import CARD, SIDE_FILES
+from fusion_core.weights.reading.checkpoint import INDEX, SINGLE, CheckpointSource
+from fusion_core.weights.reading.location import locate
+from fusion_core.weights.reading.remote import RemoteSource
 from pools_clip.families import bases
 from pools_clip.pickled import PICKLE, PickledSource
 

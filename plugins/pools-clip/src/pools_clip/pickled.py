@@ -15,8 +15,7 @@ import torch
 
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, IntegrityError
-from fusion_core.weights.format import TensorInfo
-from fusion_core.weights.source import WeightSource
+from fusion_core.weights.source import TensorInfo, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import PIL
 import torch
 
-from fusion_core.weights.disk import allocate, free_bytes
+from fusion_core.weights.writing.disk import allocate, free_bytes
 from pools_clip.images import Images, count_rows, read_images
 from pools_clip.kept import kept, place_of, write_file
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from fusion_core.task_pool import Split
+    from fusion_core.contracts.task_pool import Split
     from pools_clip.data_sets import DataSet
     from pools_clip.preprocessor import Preprocessor
 

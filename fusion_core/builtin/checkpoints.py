@@ -1,0 +1,199 @@
+"""The pool `checkpoints`: any safetensors files, without knowing what model they belong to.
+
+Models are paths, names on the hub, or LoRA adapters. From Python, live modules and state dicts are
+accepted wherever a path is, and never modified.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.model_pool import ModelPool
+from fusion_core.errors import AlignmentError, CheckpointError, FusionError
+from fusion_core.planning.nested import RecipeSource
+from fusion_core.weights import (
+    LoraSource,
+    StateDictSource,
+    WeightSource,
+    as_weights,
+)
+from fusion_core.weights.aligning.vocabulary import vocabulary_of
+from fusion_core.weights.reading.assets import (
+    CONFIG,
+    assets_of,
+    beside,
+    licence_of,
+    tokenizer_of,
+    with_vocabulary,
+)
+from fusion_core.weights.reading.checkpoint import SINGLE
+from fusion_core.weights.reading.location import ADAPTER_CONFIG, Location, locate
+from fusion_core.weights.reading.lora import base_of
+from fusion_core.weights.reading.quantised import QUANTISERS_FILES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from fusion_core.weights.reading.assets import Files
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of the pool: where it is, or what the caller gave."""
+
+    name: str
+    live: Any = None
+    location: Location | None = None
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory that side files are taken from; a single file and live models have none."""
+        if self.location is None or self.location.is_adapter or not self.location.path.is_dir():
+            return None
+        return self.location.path
+
+    def beside(self) -> Files:
+        """Return what says which model this is; a file has some where it is a directory's model."""
+        if self.location is not None:
+            path, directory = self.location.path, self.location.directory
+            if self.location.is_adapter:  # trainers may put the base's own configuration there
+                return {**beside(directory, ADAPTER_CONFIG), CONFIG: b"{}"}
+            is_whole = path.is_dir() or path.name == SINGLE
+            return beside(directory, *QUANTISERS_FILES) if is_whole else {}
+        if isinstance(self.live, RecipeSource):
+            return self.live.plan.aligned.assets()
+        describe = getattr(getattr(self.live, "config", None), "to_dict", None)
+        return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
+
+    def source(self, base: WeightSource | None) -> WeightSource:
+        """Return the weights; an adapter's are differences from the base."""
+        if isinstance(self.live, WeightSource):
+            return self.live
+        if self.location is None:
+            state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
+            return StateDictSource(state, label=f"{self.name} (live)")
+        if not self.location.is_adapter:
+            return self.location.source()
+        if base is None:
+            named = base_of(self.location)
+            raise CheckpointError(
+                f"{self.location.name} is a LoRA adapter, which is nothing without its base",
+                hint=f"Name the base: model_pool.base={named or '...'}",
+            )
+        return LoraSource(self.location, base)
+
+
+class CheckpointsPool(ModelPool[CheckpointsConfig]):
+    """Checkpoints by path or hub id, adapters, live models: only names and shapes are known.
+
+    Of what is on the hub, headers are read when the pool is made, weights when they are needed.
+    """
+
+    config_class = CheckpointsConfig
+
+    def __init__(self, config: CheckpointsConfig) -> None:
+        super().__init__(config)
+        self._base = None if config.base is None else _model(config.base, "base", "base")
+        self._models = {
+            name: _model(each, name, f"models.{name}") for name, each in config.models.items()
+        }
+        if self._base is not None and self._base.location and self._base.location.is_adapter:
+            raise CheckpointError(
+                f"model_pool.base: {self._base.location.name} is an adapter, no model",
+                hint="Name the model that it was trained on, and the adapter under models.",
+            )
+        self.base = None if self._base is None else self._base.source(None)
+        self.experts = {name: each.source(self.base) for name, each in self._models.items()}
+        self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
+
+    def build(self, weights: WeightSource) -> nn.Module:
+        """Return a copy of the first live module of the pool with these weights.
+
+        Raises `FusionError` if the pool has only files or state dicts: their class is not known,
+        `AlignmentError` for weights with other tensors than the module.
+        """
+        module = self._module()
+        built = copy.deepcopy(module).cpu().eval()
+        try:
+            built.load_state_dict(as_weights(weights, self.base).state_dict())
+        except RuntimeError as error:
+            raise AlignmentError(
+                f"{weights.describe()} does not fit the pool's {type(module).__name__}: {error}",
+                hint="Give weights with the module's tensors.",
+            ) from error
+        return built
+
+    def check_builds(self) -> None:
+        """Raise `FusionError` if the pool has no live module."""
+        self._module()
+
+    def _module(self) -> nn.Module:
+        given = [self.config.base, *self.config.models.values()]
+        module = next((each for each in given if isinstance(each, nn.Module)), None)
+        if module is None:
+            raise FusionError(
+                "the pool 'checkpoints' merges files without knowing which class they belong to, "
+                "so it can neither evaluate nor adapt on tasks",
+                hint="Leave the tasks out, or use the pool of the models' family; see: "
+                "fuse list pools\nTheir own library measures any merge: it loads the directory.",
+            )
+        return module
+
+    def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
+        """Return the configuration, tokenizer and processor files of the base, or first expert.
+
+        Where embeddings were padded, the configuration names the new vocabulary's size, and the
+        tokenizer is that of a model that has all of its tokens.
+        """
+        found, size = self._own_assets(dtype), vocabulary_of(self.reference)
+        given = vocabulary_of(next(iter(self._sources.values())))
+        if size == given:
+            return found
+        found = with_vocabulary(found, given, size)
+        for name, model in self._models.items():
+            if model.directory and vocabulary_of(self._sources[name]) == size:
+                return {**found, **tokenizer_of(model.directory)}
+        return found
+
+    def _own_assets(self, dtype: torch.dtype | None) -> Mapping[str, bytes | Path]:
+        """Return the files beside the base or first expert; of a recipe those of its own first."""
+        first = self._base or next(iter(self._models.values()))
+        if isinstance(first.live, RecipeSource):
+            return first.live.plan.pool.assets(dtype=dtype or _dtype(self.reference))
+        return {} if first.directory is None else assets_of(first.directory, dtype=dtype)
+
+    def beside(self) -> Mapping[str, Files]:
+        """Return the files beside each model; of a recipe, those that its result would have."""
+        return {each.name: each.beside() for each in self._all}
+
+    def licences(self) -> Mapping[str, str | None]:
+        """Return each model's licence, as the card beside it names it."""
+        return {
+            each.name: None if each.location is None else licence_of(each.location.directory)
+            for each in self._all
+        }
+
+    @property
+    def _all(self) -> list[Model]:
+        return [*([] if self._base is None else [self._base]), *self._models.values()]
+
+
+def _dtype(source: WeightSource) -> torch.dtype | None:
+    """Return what a source's numbers are stored in."""
+    dtypes = (info.dtype for info in source.infos.values())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+
+
+def _model(given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked
+    if isinstance(given, str):
+        return Model(name, location=locate(given, f"model_pool.{option}"))
+    return Model(name, live=given)

@@ -1,0 +1,112 @@
+"""The options of the pool `checkpoints`; free of torch, so that listing them costs nothing.
+
+Paths and names on the hub are both text here: which of them a text is shows when it is looked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    SerializationInfo,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from fusion_core.contracts.options import as_written, model_path
+from fusion_core.hub import looks_like_id, parse
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.paths import input_path, path_of
+
+
+def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
+    if _is_recipe(value):
+        if info.context is None:
+            raise ValueError("a recipe, which only a run can merge")
+        return info.context(value if isinstance(value, Mapping) else input_path(value))
+    if isinstance(value, str | os.PathLike):
+        return model_path(value)
+    if isinstance(value, Mapping) or hasattr(value, "state_dict"):
+        return value
+    raise ValueError("neither a path, a recipe, a state dict nor a live model")
+
+
+def _is_recipe(value: Any) -> bool:  # noqa: ANN401 - whatever a recipe holds
+    """Tell whether a model is what another recipe merges: its file, or the recipe itself."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value).suffix in _RECIPES
+    return isinstance(value, Mapping) and not {"algorithm", "model_pool"}.isdisjoint(value)
+
+
+def _describe_source(value: Any, info: SerializationInfo) -> Any:  # noqa: ANN401 - a path, or a recipe in full
+    if isinstance(value, str):
+        return as_written(value, info)
+    if hasattr(value, "recipe_in"):
+        return value.recipe_in(info.context)
+    return f"<live {type(value).__name__}>"
+
+
+def _name_of(given: str) -> str:
+    # A path that nobody may look at is not an error yet: the pool says so, with the option's name.
+    if looks_like_id(given) and not os.path.exists(path_of(given)):  # noqa: PTH110 - Path's would raise
+        given = parse(given).repo
+    path = Path(given)
+    return path.stem if path.suffix in {".safetensors", *_RECIPES} else path.name
+
+
+def named_after_paths(value: object) -> object:
+    """Turn a list of models into a mapping, named after their paths, hub ids without revision."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ValueError("give a mapping of names to models, or a list of models")  # noqa: TRY004 - pydantic wants it
+    names = [
+        _name_of(each if isinstance(each, str) else os.fspath(each))
+        if isinstance(each, str | os.PathLike)
+        else f"model-{number}"
+        for number, each in enumerate(value, 1)
+    ]
+    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
+    if twice is not None:
+        raise ValueError(
+            f"two of the models have the same name, {twice}; write {{name: path, ...}} instead"
+        )
+    return dict(zip(names, value, strict=True))
+
+
+_RECIPES = (".yaml", ".yml")
+_SOURCE = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["algorithm"]}]}
+_MODELS_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": _SOURCE},
+        {"type": "array", "items": _SOURCE},
+    ]
+}
+
+Source = Annotated[
+    Any,
+    PlainValidator(_check_source),
+    PlainSerializer(_describe_source),
+    WithJsonSchema(_SOURCE),
+]
+
+
+class CheckpointsConfig(ComponentConfig):
+    """A base and experts: paths, hub ids or recipes (from Python also live models, state dicts)."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    base: Source | None = None
+    """What the experts were fine-tuned from: a directory, a .safetensors file, org/name@revision on
+    the hub, or a recipe (a .yaml file, or the recipe itself)."""
+    models: Annotated[
+        dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
+    ]
+    """The experts, LoRA adapters among them: a mapping of names to any of these, or a list."""

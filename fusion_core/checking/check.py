@@ -1,0 +1,170 @@
+"""What a run would do, said beforehand: from headers alone, and nothing is written.
+
+Serves `fuse check` and `fuse run --dry-run`. Only `scan` reads weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import hub
+from fusion_core.checking._licences import conflicts, limits
+from fusion_core.checking.memory import Memory, estimated
+from fusion_core.errors import DiskError, WeightsError
+from fusion_core.planning.plan import executor_of
+from fusion_core.planning.result import dtype_of, stored_infos
+from fusion_core.weights import AlignedSource, RenamedSource
+from fusion_core.weights.merging.finite import BadTensor, bad_tensors
+from fusion_core.weights.reading.format import build_header
+from fusion_core.weights.writing.disk import free_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fusion_core.planning.plan import Plan
+    from fusion_core.weights import WeightSource
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of the run, and how it fits."""
+
+    name: str
+    source: str
+    tensors: int
+    bytes: int
+    dtypes: tuple[str, ...]
+    #: tensors that it lacks and the base gives, and that only it has: as the policies allow
+    missing: int
+    extra: int
+    licence: str | None
+    #: whether it is what a nested recipe merges, whose models follow
+    nested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What the output takes, and what is free where it goes; None without an output."""
+
+    path: str | None
+    needed: int
+    free: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room."""
+        return self.free is None or self.needed <= self.free
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a run would read, make and need."""
+
+    algorithm: str
+    models: tuple[Model, ...]
+    tensors: Mapping[str, int]
+    disk: Disk
+    memory: Memory
+    licence_conflicts: tuple[str, ...]
+    licence_limits: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON's data."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def raise_unless_it_fits(self) -> None:
+        """Raise `DiskError` if the output has no room."""
+        if not self.disk.fits:
+            raise DiskError(
+                f"{self.disk.path}: the output takes {self.disk.needed:,} bytes, "
+                f"{self.disk.free:,} are free there",
+                hint="Make room, or write elsewhere with -o.",
+            )
+
+
+def check(plan: Plan) -> Check:
+    """Say what a plan would do.
+
+    Raises `AlignmentError` with a table of every difference if the models do not fit together, and
+    what `Plan.check_data` raises.
+    """
+    models = tuple(_models(plan))
+    plan.check_data()
+    licences = {each.name: each.licence for each in models}
+    return Check(
+        plan.algorithm_name,
+        models,
+        plan.counts,
+        _disk(plan),
+        estimated(plan),
+        tuple(conflicts(licences)),
+        tuple(limits(licences)),
+        tuple(plan.warnings),
+    )
+
+
+def scan(plan: Plan) -> list[BadTensor]:
+    """Read everything that the run would read, and return what holds NaN or infinity."""
+    with hub.session(plan.options.progress), executor_of(plan) as executor:
+        return bad_tensors(dict(_read(plan)), executor, progress=plan.options.progress)
+
+
+def raise_if_bad(found: list[BadTensor], plan: Plan) -> None:
+    """Raise `WeightsError` if weights are not finite, unless the recipe allows it."""
+    if found and plan.resolved.recipe.alignment.nan == "error":
+        raise WeightsError(
+            f"weights are NaN or infinite in tensors: {len(found)}, among them "
+            f"{found[0].tensor!r} of {found[0].model}",
+            hint="Mend the models, or set alignment.nan to 'allow' to let them through.",
+        )
+
+
+def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
+    licences, fitted, nested = plan.pool.licences(), plan.aligned.by_name, plan.nested
+    for name, source in plan.pool.by_name.items():
+        infos, seen = source.infos.values(), fitted[name]
+        yield Model(
+            prefix + name,
+            source.describe(),
+            len(infos),
+            sum(info.nbytes for info in infos),
+            tuple(dict.fromkeys(str(info.dtype).removeprefix("torch.") for info in infos)),
+            len(seen.missing) if isinstance(seen, AlignedSource) else 0,
+            len(seen.extra) if isinstance(seen, AlignedSource) else 0,
+            licences.get(name) or plan.licence,
+            name in nested,
+        )
+        if name in nested:
+            yield from _models(nested[name].plan, f"{prefix}{name}/")
+
+
+def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
+    """Name what is read: of the reference everything, of experts what they have and is merged."""
+    reference, nested = plan.pool.reference, plan.nested
+    for name, source in plan.aligned.by_name.items():
+        if name in nested:
+            yield from _read(nested[name].plan, f"{prefix}{name}/")
+        elif plan.pool.by_name[name] is reference:
+            yield prefix + name, reference
+        else:
+            absent = source.missing if isinstance(source, AlignedSource) else frozenset()
+            wanted = [each for each in source.infos if each not in absent | plan.skipped]
+            yield prefix + name, RenamedSource(source, dict(zip(wanted, wanted, strict=True)))
+
+
+def _disk(plan: Plan) -> Disk:
+    dtype = dtype_of(plan.resolved.recipe.output.dtype)
+    header, data = build_header(list(stored_infos(plan.aligned, dtype).values()), {"format": "pt"})
+    beside = sum(
+        each.stat().st_size if isinstance(each, Path) else len(each)
+        for each in plan.pool.assets(dtype=dtype).values()
+    )
+    needed = len(header) + data + beside
+    if plan.path is None:
+        return Disk(None, needed, None)
+    return Disk(str(plan.path), needed, free_bytes(plan.path))

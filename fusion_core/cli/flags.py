@@ -1,0 +1,165 @@
+"""Every flag that commands share, once, and how a run is planned from them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from fusion_core.cli import completion
+from fusion_core.cli.output import warn_of_broken_plugins
+from fusion_core.planning.plan import Plan
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.shown import without_secrets
+
+Algo = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads these annotations at run time
+    typer.Option(
+        "--algo", metavar="NAME", help="How to fuse.", autocompletion=completion.algorithms
+    ),
+]
+
+
+Pool = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="NAME", help="What to fuse: a model pool.", autocompletion=completion.model_pools
+    ),
+]
+
+
+TaskPoolName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="NAME", help="What to evaluate on.", autocompletion=completion.task_pools),
+]
+
+
+Tasks = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="A,B", help="Only these tasks of the task pool.", autocompletion=completion.tasks
+    ),
+]
+
+
+Assignments = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="An option, e.g. algorithm.density=0.3; repeatable."
+    ),
+]
+
+
+RecipeFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
+]
+
+
+Output = Annotated[
+    Optional[str],  # noqa: UP045 - no Path, to which nothing at all would be the working directory
+    typer.Option("-o", "--output", metavar="DIR", help="Default: outputs/<pool>-<algorithm>-<n>."),
+]
+
+
+Seed = Annotated[Optional[int], typer.Option(help="Default: 0.")]  # noqa: UP045
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
+
+
+NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
+
+
+ExecutorName = Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")]
+
+
+Workers = Annotated[Optional[int], typer.Option(help="Default: one a core.", min=1)]  # noqa: UP045
+
+
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]
+
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+
+
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
+
+
+def planned(
+    context: typer.Context,
+    recipe: Path | None,
+    names: dict[str, str | None],
+    assignments: list[str] | None,
+    *,
+    seed: int | None,
+    output: str | None,
+    **options: Any,  # noqa: ANN401 - fields of RunOptions
+) -> Plan:
+    """Plan a run from flags over a file; says which plugins failed to load.
+
+    `names` are the flags that name a section's component, and `tasks`.
+    """
+    warn_of_broken_plugins(load_plugins(context.obj))
+    from fusion_core.recipe.text import assign, load_recipe, override
+
+    raw = {} if recipe is None else load_recipe(recipe)
+    tasks = names.pop("tasks")
+    raw = override(sections_from(raw, names, tasks), assignments or [])
+    if seed is not None:
+        raw["seed"] = seed
+    if output is not None:
+        raw = assign(raw, ("output", "path"), output, origin=f"-o {output}")
+
+    from fusion_core.planning.plan import (  # torch: not before the recipe has been read
+        RunOptions,
+        plan,
+    )
+
+    gc.freeze()  # what was imported stays: headers of many tensors are parsed twice as fast
+    return plan(raw, RunOptions(block=context.obj, **options))
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Send logs to stderr, one line each, without the credentials of URLs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True
+    )
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+def sections_from(
+    raw: dict[str, Any], names: dict[str, str | None], tasks: str | None
+) -> dict[str, Any]:
+    """Apply the flags that name components and tasks; a name of another component drops options."""
+    from fusion_core.recipe.text import assign
+
+    for section, name in names.items():
+        if name is not None:
+            raw[section] = {**_options_kept(raw.get(section), name), "name": name}
+    if tasks is None:
+        return raw
+    listed = [task.strip() for task in tasks.split(",")]
+    return assign(raw, ("task_pool", "tasks"), listed, origin=f"--tasks {tasks}")
+
+
+def _options_kept(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML
+    """Keep a section's options if the flag names the same component as the file."""
+    if isinstance(section, dict) and section.get("name", name) == name:
+        return section
+    return {}
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Say what becomes of the tensors."""
+    return ", ".join(f"{count} {fate}" for fate, count in counts.items())

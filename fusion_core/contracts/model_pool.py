@@ -1,0 +1,149 @@
+"""What is fused: a base, its experts, and how weights become a live model.
+
+A pool is sources plus the knowledge of their kind: which class they belong to, which live parameter
+a tensor is, which files (configuration, tokenizer) make a directory loadable.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+from fusion_core.errors import RecipeError
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.weights import WeightSource, align
+from fusion_core.weights.aligning.agreement import Agreement
+from fusion_core.weights.reading.quantised import refuse_quantised
+from fusion_core.weights.reading.remote import wanted_by
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from fusion_core.hub import Wanted
+    from fusion_core.recipe.config import AlignmentPolicy
+    from fusion_core.weights.reading.assets import Files
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+
+class ModelPool(ABC, Generic[ConfigT]):
+    """A base, experts, and how to build a live model of their kind.
+
+    A subclass's constructor sets `base` (or None) and `experts`, by name and in the order in which
+    results are summed, and reads no weights: sources are lazy. Merging needs nothing else; `build`
+    and `parameters` serve evaluation and adaptive algorithms.
+    """
+
+    config_class: ClassVar[type[ComponentConfig]]
+    base: WeightSource | None
+    experts: Mapping[str, WeightSource]
+    #: tensors of experts that alignment left out
+    dropped: frozenset[str] = frozenset()
+    #: what alignment let pass and a user should know
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build(self, weights: WeightSource) -> nn.Module:
+        """Return a live model with these weights, in evaluation mode, on the CPU.
+
+        In fp32, unless the pool's own models are live ones of another dtype.
+        """
+
+    def check_builds(self) -> None:
+        """Raise a `FusionError` if `build` cannot make a model: asked before any work is done."""
+
+    def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
+        """Map the sources' tensor names to the parameters of a model that `build` returned."""
+        return dict(module.named_parameters(remove_duplicate=False))
+
+    def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
+        """Return the files that make a directory of weights loadable: name -> bytes, or a file.
+
+        `dtype` is what the weights are written in, where that is not the base's.
+        """
+        del dtype
+        return {}
+
+    def beside(self) -> Mapping[str, Files]:
+        """Return what lies beside each model's weights and says what it is, by the model's name.
+
+        `config.json`, the tokenizer's files and the like: models are compared by them. Default:
+        nothing is known.
+        """
+        return {}
+
+    def task_of(self, expert: str) -> str:
+        """Return the task that an expert was fine-tuned for; by default they share a name."""
+        return expert
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the inputs for the provenance; default: what each source says of itself."""
+        return {name: _identity(source) for name, source in self.by_name.items()}
+
+    def licences(self) -> Mapping[str, str | None]:
+        """Return the licence of every model by its name, `base` included; None where not known."""
+        return dict.fromkeys(self.by_name)
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the files on the hub that the weights are read from, those in the cache too."""
+        return [each for source in self.by_name.values() for each in wanted_by(source)]
+
+    def aligned(self, policy: AlignmentPolicy) -> Self:
+        """Return this pool with models that have the same keys and shapes: the base's.
+
+        Under `alignment.vocab: pad` the base, too, gets the rows of the largest vocabulary.
+
+        Raises `RecipeError` for a pool without experts, `CheckpointError` for quantised models,
+        `AlignmentError` if models do not fit.
+        """
+        if not self.experts:
+            raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
+        if self.base is not None and "base" in self.experts:
+            raise RecipeError(
+                "an expert is called 'base', which the base is called already",
+                hint="Name it otherwise: model_pool.models: {name: path, ...}.",
+            )
+        refuse_quantised(self.by_name, self.beside())
+        differences, warnings = self._agreement.judged(policy)
+        clone = copy.copy(self)
+        alignment = align(self.base, self.experts, policy, differences)
+        clone.base, clone.experts = alignment.base, alignment.experts
+        clone.dropped, clone.warnings = alignment.dropped, tuple(warnings)
+        return clone
+
+    def check_unchanged(self) -> None:
+        """Raise `IntegrityError` if a file changed since the pool was made."""
+        for source in (self.reference, *self.experts.values()):
+            source.check_unchanged()
+
+    @cached_property
+    def _agreement(self) -> Agreement:
+        return Agreement(self.base, self.by_name, self.beside())
+
+    @property
+    def by_name(self) -> Mapping[str, WeightSource]:
+        """The base, if there is one, and the experts, by name."""
+        return {**({} if self.base is None else {"base": self.base}), **self.experts}
+
+    @property
+    def reference(self) -> WeightSource:
+        """The base or, without one, the first expert: it gives names, dtypes and buffers."""
+        return self.base if self.base is not None else next(iter(self.experts.values()))
+
+
+def _identity(source: WeightSource) -> dict[str, Any]:
+    files, inputs = getattr(source, "files", None), getattr(source, "inputs", None)
+    return {
+        "source": source.describe(),
+        **({"files": dict(files())} if files else {}),
+        **({"inputs": inputs()} if inputs else {}),
+    }

@@ -1,0 +1,114 @@
+"""What a plugin registers: frozen descriptions of components, cheap to make and to list.
+
+A spec names its class and its configuration as `"module:attribute"` strings. Neither is imported
+before a run needs it, so `fuse list-plugins` costs nothing however heavy the plugins are. This
+module knows the standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, Literal
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+TaskData = Literal["none", "unlabeled", "labeled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentSpec:
+    """One component of a plugin.
+
+    Raises `ValueError` if a name is not kebab-case or a target is not `module:attribute`.
+    """
+
+    kind: ClassVar[str] = "component"
+    #: what the class is one of, and its configuration; text, as those are, since both are heavy
+    base: ClassVar[str] = "builtins:object"
+    config_base: ClassVar[str] = "fusion_core.recipe.config:ComponentConfig"
+
+    #: kebab-case
+    name: str
+    #: one line, shown in listings
+    summary: str
+    #: the class, as "module:attribute"
+    target: str
+    #: its configuration (a `ComponentConfig`), as "module:attribute" of a module without torch
+    config: str
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.aliases):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{self.kind} name {name!r} is not kebab-case")
+        for target in (self.target, self.config):
+            if not _TARGET.fullmatch(target):
+                raise ValueError(f"{self.kind} {self.name!r}: {target!r} is not 'module:attribute'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmSpec(ComponentSpec):
+    """A way of fusing models."""
+
+    kind: ClassVar[str] = "algorithm"
+    base: ClassVar[str] = "fusion_core.contracts.algorithm:Algorithm"
+
+    needs_base: bool = False
+    needs_tasks: TaskData = "none"
+    #: an option with which, given, it does without them
+    needs_tasks_unless: str | None = None
+    min_experts: int = 1
+    max_experts: int | None = None
+    #: where it was published, e.g. "arXiv:2306.01708"
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec(ComponentSpec):
+    """What pools of either kind say of themselves."""
+
+    #: works without any network
+    offline: bool = False
+    #: the tasks' names, where they do not depend on options (for listings and completion)
+    tasks: tuple[str, ...] = ()
+    #: under which terms, or where they stand
+    licence: str | None = None
+    #: what to cite
+    citation: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPoolSpec(PoolSpec):
+    """A base, its experts, and how to build a live model of their kind."""
+
+    kind: ClassVar[str] = "model pool"
+    base: ClassVar[str] = "fusion_core.contracts.model_pool:ModelPool"
+
+    #: the task pool that a run uses when it names none
+    default_task_pool: str | None = None
+    #: options that this task pool has too, and takes over from here where they are not given
+    shared_options: tuple[str, ...] = ()
+    #: what a first run downloads of models
+    download_bytes: int | None = None
+    #: used by `fuse run` without a pool
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPoolSpec(PoolSpec):
+    """Tasks: data, heads and metrics."""
+
+    kind: ClassVar[str] = "task pool"
+    base: ClassVar[str] = "fusion_core.contracts.task_pool:TaskPool"
+
+    #: what a first run keeps of the default tasks' examples, decoded
+    decoded_bytes: int | None = None
+
+
+def load_target(target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there
+    """Import what a `"module:attribute"` string names."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

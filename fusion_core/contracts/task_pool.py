@@ -1,0 +1,178 @@
+"""What fused models are measured on: tasks with data, heads and metrics, and the report.
+
+A task's batches are a pure function of step, split and seed, so an adaptive search can be resumed
+and shared out. The report is the data of `report.json`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.progress import Progress, noting
+from fusion_core.recipe.config import ComponentConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from fusion_core.contracts.report import Metrics, Published
+    from fusion_core.hub import Wanted
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+#: What a task may raise that has no batches of one test example, and measures all the same.
+_LEFT_TO_THE_RUN = (NotImplementedError, ValueError, TypeError, LookupError, RecipeError)
+
+
+class Split(StrEnum):
+    """Which examples: UNLABELED for adaptive algorithms, TEST to measure results on."""
+
+    TRAIN = "train"
+    UNLABELED = "unlabeled"
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples of one task: whatever the task's `logits` takes; no labels on UNLABELED."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(self.inputs.to(device), labels)
+
+
+class Task(ABC):
+    """One task: data, a head that is not fused, and a metric."""
+
+    name: str
+
+    @abstractmethod
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        """Return `size` examples; the same ones for the same arguments, in any process."""
+
+    @abstractmethod
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return scores of shape (examples, classes), differentiable in the model's parameters."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Measure a model on the whole test split: fractions by name, the main metric first."""
+
+    def check(self) -> None:
+        """Raise `OSError` or a `FusionError` if data is missing here, before anything runs.
+
+        By default one test example is read, and what else that raises is left for the run to say.
+        A task whose data is large, or comes from the hub, looks at less.
+        """
+        with suppress(*_LEFT_TO_THE_RUN):
+            self.batch(0, size=1, split=Split.TEST, seed=0)
+
+
+class FeatureTask(Task):
+    """A task whose head reads features, which the model computes of each example by itself.
+
+    Tasks of one class can share a pass through the model, each with its own head: `features` is the
+    same function for all of them.
+    """
+
+    @abstractmethod
+    def features(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """Return features of shape (examples, ...); row n depends on the n-th example alone."""
+
+    @abstractmethod
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """Return scores of shape (examples, classes), differentiable in the features."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the head's scores for the batch's features."""
+        return self.head(self.features(model, batch.inputs))
+
+
+class TaskPool(ABC, Generic[ConfigT]):
+    """Tasks by name, in a fixed order.
+
+    A subclass's constructor sets `names` and reads no data; a task reads its data when first used.
+    """
+
+    config_class: ClassVar[type[ComponentConfig]]
+    names: Sequence[str]
+    #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
+    transductive: bool = False
+    #: what `evaluate` measures on, in words, where that is not every test example
+    measured_on: str | None = None
+    #: figures that others published for these models and tasks
+    published: Published | None = None
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> Task:
+        """Return one task; raises `RecipeError` naming close matches for an unknown one."""
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self[name] for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the files on the hub that measuring needs, those in the cache too."""
+        return ()
+
+    def check(self) -> None:
+        """Raise a `FusionError` naming the first task whose data is missing here."""
+        for name in self.names:
+            try:
+                self[name].check()
+            except FusionError as error:
+                raise type(error)(f"task {name!r}: {error.message}", hint=error.hint) from error
+            except OSError as error:
+                raise FusionError(
+                    f"task {name!r}: its data cannot be read: {error}",
+                    hint="Put it there, or leave the task out with --tasks.",
+                ) from error
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the tasks' data for the provenance, as far as it has a name of its own."""
+        return {}
+
+    def holdout(self) -> Self:
+        """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
+
+        So a method may adapt on examples like those that it is measured on, and none of them. The
+        same halves every time. Raises `RecipeError` where a pool cannot.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} has no halves of its test examples to hold out",
+            hint="Adapt on the pool's own unlabeled examples: --set algorithm.adapt_split=test",
+        )
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        *,
+        tasks: Sequence[str] | None = None,
+        label: str = "evaluate",
+        progress: Progress | None = None,
+    ) -> dict[str, Metrics]:
+        """Measure a model on every task, or on some; returns each task's metrics."""
+        found: dict[str, Metrics] = {}
+        names = self.names if tasks is None else tasks
+        track = (progress or Progress()).track(label, total=len(names))
+        with track as advance, noting(advance):
+            for name in names:
+                found[name] = dict(self[name].evaluate(model))
+                advance(1, note=name)
+        return found

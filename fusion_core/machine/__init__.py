@@ -1,0 +1,1 @@
+"""What this process runs on: devices, ranks, matrix products, installed distributions."""

@@ -1,0 +1,51 @@
+"""Distributions that declare plugins, and whose an error is, from metadata alone."""
+
+from __future__ import annotations
+
+import logging
+import re
+from importlib import metadata
+
+GROUP = "fusion_core.plugins"
+
+
+CORE = "fusion-core"
+
+logger = logging.getLogger(__name__)
+
+
+_LONGEST_CAUSE = 1_000
+
+
+def declared_plugins() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:
+    """Return the group's entry points by distribution name, the first of each name on the path."""
+    found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
+    for distribution in metadata.distributions():
+        for entry_point in _group_of(distribution):
+            if name := distribution.metadata["Name"]:  # None where an installation was interrupted
+                key = (normalised(name), entry_point.name)
+                found.setdefault(key, (entry_point, distribution))
+    return [found[key] for key in sorted(found)]
+
+
+def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
+    """Return a distribution's entry points in the group; none if its list cannot be parsed."""
+    try:
+        return [each for each in distribution.entry_points if each.group == GROUP]
+    except Exception as error:  # noqa: BLE001 - whatever importlib.metadata makes of a mangled file
+        logger.warning("the entry points of a distribution are unreadable: %s", cause_of(error))
+        return []
+
+
+def normalised(name: str) -> str:
+    """Spell a distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def cause_of(error: BaseException) -> str:
+    """Say what went wrong in one line: the error's type, and its message, whatever that holds."""
+    try:
+        message = " ".join(str(error).splitlines())[:_LONGEST_CAUSE]
+    except Exception:  # noqa: BLE001 - a plugin's error, whose own text may fail
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,0 +1,1 @@
+"""From a recipe to a plan: everything validated and made, nothing computed."""

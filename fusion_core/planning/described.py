@@ -1,0 +1,117 @@
+"""Options described: for people (`fuse info`, help) and for editors (a JSON schema of recipes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from pydantic import create_model
+
+from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.errors import PluginError
+from fusion_core.machine.installed import cause_of
+from fusion_core.planning.resolving import shared_options
+from fusion_core.recipe.config import Recipe
+from fusion_core.recipe.patterns import Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import BaseModel
+
+    from fusion_core.plugins.components import Component
+    from fusion_core.plugins.manager import PluginManager
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a component, for people."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+    description: str
+
+
+def options_of_component(component: Component[Any]) -> list[Option]:
+    """Describe a component's options: its own, then those that every one of its kind takes."""
+    shared = options_of(Selection) if shared_options(component) else ()
+    return [*options_of(_config_of(component)), *shared]
+
+
+def _config_of(component: Component[Any]) -> type[BaseModel]:
+    """Load a configuration class; raises `BrokenPluginError` if it cannot be described."""
+    config: type[BaseModel] = component.load_config()
+    try:
+        config.model_json_schema()
+    except Exception as error:
+        raise component.broken(f"cannot be described: {cause_of(error)}") from error
+    return config
+
+
+def options_of(config: type[BaseModel]) -> Iterator[Option]:
+    """Describe the fields of a configuration class, in their order."""
+    properties = config.model_json_schema().get("properties", {})
+    for name, field in config.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        yield Option(
+            name=name,
+            type=_type_name(properties[name]),
+            default=None if field.is_required() else default,
+            required=field.is_required(),
+            description=(field.description or "").replace("\n", " "),
+        )
+
+
+def _type_name(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:  # an option that may be left out says so by its default
+        present = (each for each in schema["anyOf"] if each.get("type") != "null")
+        return " | ".join(dict.fromkeys(map(_type_name, present)))
+    if schema.get("type") == "array" and "items" in schema:
+        return f"list of {_type_name(schema['items'])}"
+    kind = str(schema.get("type", "any"))
+    return "mapping" if kind == "object" else kind
+
+
+def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
+    """Return a JSON schema of recipes that knows every installed component's options."""
+    sections: dict[str, Any] = {
+        "algorithm": (_any_of(AlgorithmSpec, plugins), ...),
+        "model_pool": (_any_of(ModelPoolSpec, plugins) | None, None),
+        "task_pool": (_any_of(TaskPoolSpec, plugins) | None, None),
+    }
+    schema = create_model("Recipe", __base__=Recipe, **sections).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: ANN401 - a type
+    """Return the union of all components of a kind, each by its name alone or with options."""
+    components = list(plugins.components(kind))
+    names = tuple(name for each in components for name in each.names)
+    models = tuple(_with_name(each) for each in components if _is_usable(each))
+    return Union[(Literal[names], *models)] if models else Any
+
+
+def _is_usable(component: Component[Any]) -> bool:
+    """Tell whether a plugin's configuration can be described; `fuse info` says why not."""
+    try:
+        _config_of(component)
+    except PluginError:
+        return False
+    return True
+
+
+def _with_name(component: Component[Any]) -> Any:  # noqa: ANN401 - a type
+    """Return a component's configuration class with one more field, its name."""
+    spec = component.spec
+    names: Any = Literal[component.names]
+    title = f"{type(spec).__name__}_{spec.name}"
+    # A pool may go without its name: it is the default one, or the model pool's own.
+    field: Any = (names, ...) if isinstance(spec, AlgorithmSpec) else (names | None, None)
+    shared: Any = (Selection,) if shared_options(component) else ()
+    return create_model(title, __base__=(component.load_config(), *shared), name=field)

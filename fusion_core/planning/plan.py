@@ -1,0 +1,301 @@
+"""Plan a run: validate a recipe, make its components, see that they suit each other.
+
+Reads headers, no weights, and writes nothing. How a plan is carried out is not known here
+(`fusion_core.running`), nor what can be said about it beforehand (`fusion_core.checking`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import hub
+from fusion_core.contracts.algorithm import Algorithm
+from fusion_core.contracts.model_pool import ModelPool
+from fusion_core.contracts.task_pool import TaskPool
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.machine.devices import device_of
+from fusion_core.machine.ranks import helps
+from fusion_core.planning.needs import check_data, check_needs, check_tasks, sees_tasks
+from fusion_core.planning.nested import RecipeSource, nested_in
+from fusion_core.planning.numbers import output_path
+from fusion_core.planning.resolving import resolve, resolved_as
+from fusion_core.planning.selection import Selected, created
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.progress import Progress
+from fusion_core.recipe.text import load_recipe, shown
+from fusion_core.weights.writing.target import check_output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
+
+    import torch
+
+    from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.planning.resolving import Resolved, ResolvedRecipe
+    from fusion_core.plugins.manager import PluginManager
+    from fusion_core.weights.source import WeightSource
+
+_SECTIONS: dict[str, type[Any]] = {
+    "algorithm": Algorithm,
+    "model_pool": ModelPool,
+    "task_pool": TaskPool,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out: nothing here changes the model that comes out."""
+
+    evaluate: bool = True
+    overwrite: bool = False
+    #: go on with what a run of the same recipe, inputs and versions left when it was stopped
+    resume: bool = False
+    device: str = "cpu"
+    executor: str = "threads"
+    workers: int | None = None
+    progress: Progress = field(default_factory=Progress)
+    block: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready: everything is validated and instantiated, nothing is computed."""
+
+    resolved: ResolvedRecipe
+    plugins: PluginManager
+    options: RunOptions
+    algorithm: Algorithm[Any]
+    pool: ModelPool[Any]
+    tasks: TaskPool[Any] | None
+    path: Path | None
+    device: torch.device
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe: every default written out, the output's place left out."""
+        return self.recipe_in(None)
+
+    def recipe_in(self, folder: Path | None) -> dict[str, Any]:
+        """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
+        sections = {
+            "algorithm": _section(self.resolved.algorithm, self.algorithm, folder),
+            "model_pool": _section(self.resolved.model_pool, self.pool, folder),
+        }
+        if self.tasks is not None:
+            sections["task_pool"] = _section(self.resolved.task_pool, self.tasks, folder)
+        rest = self.resolved.recipe.model_dump(
+            mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
+        )
+        return {**sections, **rest}
+
+    @property
+    def algorithm_name(self) -> str:
+        """What to call the result."""
+        return _algorithm_name(self.resolved)
+
+    @cached_property
+    def aligned(self) -> ModelPool[Any]:
+        """The pool with models that fit, from headers; raises `AlignmentError` if they do not.
+
+        Not for reading where recipes are nested: they say only when they run how they may be cut.
+        """
+        return self.pool.aligned(self.resolved.recipe.alignment)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What alignment let pass and a user should know, of nested recipes too."""
+        inner = {name: each.plan.warnings for name, each in self.nested.items()}
+        return [
+            *self.aligned.warnings,
+            *(f"{name}/{said}" for name, warnings in inner.items() for said in warnings),
+        ]
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The tensors that the algorithm does not see."""
+        if not isinstance(self.algorithm, Selected):
+            return frozenset()
+        names = self.pool.reference.infos
+        return frozenset(names) - frozenset(self.algorithm.selection.chosen(names))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors are merged, copied and dropped."""
+        return count_tensors(self.aligned, self.aligned.reference, skipped=self.skipped)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the algorithm sees tasks; one given as an object may."""
+        outer = self.resolved.algorithm
+        return outer is None or sees_tasks(outer.component.spec)
+
+    def transductive(self, *, saw_tasks: bool = True) -> bool | None:
+        """Tell whether an algorithm saw the examples that are measured on; None where none did.
+
+        `saw_tasks` says what only a run shows: whether one given as an object asked for them.
+        """
+        saw = self.adapts and (saw_tasks or self.resolved.algorithm is not None)
+        own = [self.tasks.transductive] if saw and self.tasks is not None else []
+        within = [each.plan.transductive() for each in self.nested.values()]
+        seen = [each for each in (*own, *within) if each is not None]
+        return any(seen) if seen else None
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the pool's spec names for its models, not words on where it stands."""
+        pool = self.resolved.model_pool
+        named = None if pool is None else pool.component.spec.licence
+        return None if named is None or " " in named else named
+
+    @property
+    def tasks_read(self) -> TaskPool[Any] | None:
+        """The tasks, if anything looks at them."""
+        return self.tasks if self.adapts or self.options.evaluate else None
+
+    def check_data(self) -> None:
+        """Raise a `FusionError` naming plugin and task if data that is read later is not there."""
+        if self.tasks_read is not None:
+            given = self.resolved.task_pool
+            plugin = given.component.plugin.distribution if given else type(self.tasks).__name__
+            check_data(self.tasks_read, plugin)
+        for source in self.nested.values():
+            source.plan.check_data()
+
+    @property
+    def nested(self) -> dict[str, RecipeSource]:
+        """The recipes in the places of models, by the models' names."""
+        return nested_in(self.pool)
+
+    @property
+    def distributions(self) -> set[str]:
+        """The plugins that this run uses."""
+        found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
+        ours = {each.component.plugin.distribution for each in found if each is not None}
+        return ours.union(*(each.plan.distributions for each in self.nested.values()))
+
+
+def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
+    """Validate a recipe and instantiate its components; weights are not read, only headers."""
+    found = _planned(raw, options)
+    if found.tasks_read is not None:
+        found.pool.check_builds()
+    return replace(found, path=output_path(found))
+
+
+def _planned(
+    raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] | None = None
+) -> Plan:
+    """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
+    plugins = load_plugins(options.block)
+    live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
+    shaped = {**raw, **{name: {} for name in live}}
+    nesting = partial(_nested, options=options, inside=inside or ())
+    resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
+    if "algorithm" in live:
+        resolved = replace(resolved, algorithm=resolved_as(live["algorithm"], plugins))
+    device = device_of(options.device)
+    place = None if helps() or inside is not None else resolved.recipe.output.path
+    if place is not None:  # before anything is downloaded
+        check_output(Path(place), overwrite=options.overwrite)
+    algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
+    with hub.session(options.progress):
+        pool = live.get("model_pool", _created(resolved.model_pool))
+        tasks = live.get("task_pool", _created(resolved.task_pool))
+    if tasks is not None:
+        tasks = _seen_by(algorithm, tasks, nested=inside is not None)
+    check_needs(resolved.algorithm, pool, tasks)
+    if tasks is not None:
+        check_tasks(tasks)
+    if isinstance(algorithm, Selected):
+        algorithm.selection.groups(pool.reference.infos)  # refuses a pattern that matches nothing
+    return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
+
+
+def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
+    """Return the tasks as an algorithm sees them, which has to be what is measured, too."""
+    seen = algorithm.tasks(tasks)
+    if nested and seen is not tasks:
+        raise RecipeError(
+            "its algorithm adapts on a part of the test examples, and the whole is measured",
+            hint="Adapt on one half in a run of its own, and name its output here.",
+        )
+    return seen
+
+
+def _nested(
+    given: str | Path | Mapping[str, Any], *, options: RunOptions, inside: tuple[str, ...]
+) -> RecipeSource:
+    """Plan a recipe in the place of a model; raises its errors with its name in front of them."""
+    if isinstance(given, Mapping):
+        label, recipe = f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given
+    else:
+        label, recipe = str(given), load_recipe(given)
+        path = os.path.realpath(given)
+        if path in inside:
+            loop = " -> ".join(map(os.path.relpath, [*inside[inside.index(path) :], path]))
+            raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
+        inside = (*inside, path)
+    try:
+        return RecipeSource(_planned(recipe, options, inside))
+    except FusionError as error:
+        lines = error.message.splitlines()  # a table's rows begin with a space
+        named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
+        raise type(error)("\n".join(named), hint=error.hint) from error
+
+
+@contextmanager
+def executor_of(plan: Plan) -> Iterator[Executor]:
+    """Open the executor that the options name."""
+    workers = plan.options.workers
+    options = {} if workers is None else {"workers": str(workers)}
+    executor = plan.plugins.create_executor(plan.options.executor, options)
+    with executor:
+        yield executor
+
+
+def _algorithm_name(resolved: ResolvedRecipe) -> str:
+    return resolved.algorithm.name if resolved.algorithm else "fused"
+
+
+def _algorithm(resolved: Resolved[AlgorithmSpec] | None) -> Algorithm[Any]:
+    assert resolved is not None  # noqa: S101 - a recipe without one was refused
+    return created(resolved)
+
+
+def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
+    return None if resolved is None else resolved.create()
+
+
+def _section(
+    resolved: Resolved[Any] | None,
+    instance: Any,  # noqa: ANN401 - an algorithm or a pool
+    folder: Path | None,
+) -> dict[str, Any]:
+    if resolved is not None:
+        return resolved.as_recipe(folder)
+    kind = type(instance)
+    return {
+        "name": f"{kind.__module__}:{kind.__qualname__}",
+        **instance.config.model_dump(mode="json", context=folder),
+    }
+
+
+def count_tensors(
+    pool: ModelPool[Any], merged: WeightSource, *, skipped: Collection[str] = ()
+) -> dict[str, int]:
+    """Account for every tensor of an aligned pool.
+
+    Merged, copied (integers and `skipped`), or dropped by a policy.
+    """
+    floating = sum(
+        info.dtype.is_floating_point and name not in skipped for name, info in merged.infos.items()
+    )
+    copied = len(merged.infos) - floating
+    return {"merged": floating, "copied": copied, "dropped": len(pool.dropped)}

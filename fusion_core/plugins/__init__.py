@@ -1,0 +1,1 @@
+"""Find plugins, keep each one's failures to itself, and look components up by name."""

@@ -1,0 +1,81 @@
+"""What a plugin registered: a description, and the class that it stands for once that is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import isabstract
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from fusion_core.contracts.specs import ComponentSpec, load_target
+from fusion_core.errors import BrokenPluginError, FusionError
+from fusion_core.machine.installed import cause_of
+
+if TYPE_CHECKING:
+    from fusion_core.plugins.distributions import Plugin
+
+SpecT = TypeVar("SpecT", bound=ComponentSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class Component(Generic[SpecT]):
+    """A spec with the plugin that registered it."""
+
+    spec: SpecT
+    plugin: Plugin
+
+    @property
+    def qualified_name(self) -> str:
+        """The name that is never ambiguous: `distribution/name`."""
+        return f"{self.plugin.distribution}/{self.spec.name}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that this component answers to."""
+        return (self.spec.name, *self.spec.aliases, self.qualified_name)
+
+    def create(self, config: object) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
+        """Import the component's class and make one of it.
+
+        Raises `BrokenPluginError` if the class is not what it is registered as, or if its
+        constructor fails with anything but a `FusionError`.
+        """
+        kind = self.load_class()
+        try:
+            return kind(config)
+        except (FusionError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise self.broken(f"cannot be made: {cause_of(error)}") from error
+
+    def load_class(self) -> type[Any]:
+        """Import the component's class; this is where heavy imports happen."""
+        return self._load(self.spec.target, self.spec.base)
+
+    def load_config(self) -> type[Any]:
+        """Import the component's configuration class."""
+        return self._load(self.spec.config, self.spec.config_base)
+
+    def _load(self, target: str, base: str) -> type[Any]:
+        try:
+            loaded = load_target(target)
+        except (Exception, SystemExit) as error:
+            raise self.broken(f"cannot be imported from {target!r}: {cause_of(error)}") from error
+        expected = load_target(base)
+        if not isinstance(loaded, type) or not issubclass(loaded, expected):
+            raise self.broken(
+                f"cannot be used: {target!r} is {loaded!r}, not a class of {expected.__name__}"
+            )
+        if isabstract(loaded):
+            abstract: frozenset[str] = vars(loaded)["__abstractmethods__"]
+            missing = ", ".join(sorted(abstract))
+            raise self.broken(f"cannot be used: {target!r} does not define {missing}")
+        return loaded
+
+    def broken(self, problem: str) -> BrokenPluginError:
+        """Return the error for a component that does not keep its contract."""
+        spec, plugin = self.spec, self.plugin
+        who = f"{spec.kind} {spec.name!r} of plugin {plugin.distribution} {plugin.version}"
+        return BrokenPluginError(
+            f"{who} {problem}",
+            hint="Reinstall the plugin, or report this to its authors.",
+        )

@@ -1,0 +1,137 @@
+"""Recipes and options as models: their shape, without knowing any component.
+
+Nothing heavy is imported: configuration classes live in modules without torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
+
+from fusion_core.recipe.paths import path_of
+from fusion_core.recipe.text import from_name
+from fusion_core.recipe.validation import STRICT, Options, validated
+
+#: One factor an expert, by name or in pool order; absent ones are 1.
+ExpertWeights = Mapping[str, float] | Sequence[float]
+
+
+def _if_path(read: Callable[[Any], str]) -> BeforeValidator:
+    return BeforeValidator(
+        lambda value: read(value) if isinstance(value, str | os.PathLike) else value
+    )
+
+
+class ComponentConfig(Options):
+    """The options of a component: frozen, and refusing what it does not know.
+
+    A field's description is the docstring below it; `fuse info`, `--help` and the JSON schema show
+    it.
+    """
+
+
+class Choice(BaseModel):
+    """A component's name and options, the options not yet validated."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, arbitrary_types_allowed=True)
+
+    name: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+    def or_named(self, name: str | None) -> Choice:
+        """Return this choice or, if it has no name, one of that name with the same options."""
+        if self.name is not None or name is None:
+            return self
+        return Choice(name=name, **self.options)
+
+
+#: What dtypes are called elsewhere, and what they are called here and in what is recorded.
+_DTYPES = {
+    "fp64": "float64",
+    "double": "float64",
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+}
+
+
+def _dtype_called(name: object) -> object:
+    return _DTYPES.get(name, name) if isinstance(name, str) else name
+
+
+Dtype = Annotated[
+    Literal["float64", "float32", "float16", "bfloat16"],
+    BeforeValidator(_dtype_called),
+    WithJsonSchema({"enum": ["float64", "float32", "float16", "bfloat16", *_DTYPES]}),
+]
+
+
+class OutputOptions(Options):
+    """Where the merged model goes, and in which form."""
+
+    path: Annotated[str, _if_path(path_of)] | None = None
+    """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
+    dtype: Dtype | None = None
+    """The dtype of floating-point tensors; default: the base's. `fp16`, `bf16`, ... will do."""
+    shard_size: Annotated[ByteSize, Field(gt=0, lt=2**63)] = ByteSize(5_000_000_000)
+    """The largest size of one file, e.g. 5GB; a larger tensor has a file of its own."""
+
+
+class AlignmentPolicy(Options):
+    """What to do where experts differ from the base; each policy is named, none is guessed."""
+
+    missing: Literal["error", "base"] = "error"
+    """A tensor that an expert lacks: refuse, or take the base's."""
+    extra: Literal["error", "drop"] = "error"
+    """A tensor that only an expert has: refuse, or leave it out."""
+    dtype: Literal["error", "promote"] = "promote"
+    """Different dtypes: refuse, or compute in the wider one."""
+    config: Literal["error", "warn", "ignore"] = "error"
+    """Configurations that make a merge meaningless (rope, heads, activation): refuse, or warn."""
+    tokenizer: Literal["error", "warn", "ignore"] = "error"
+    """Tokenizers that give one number to different tokens: refuse, or warn."""
+    vocab: Literal["error", "pad"] = "error"
+    """Embeddings of different vocabulary sizes: refuse, or bring all to the largest."""
+    nan: Literal["error", "allow"] = "error"
+    """NaN or infinity in the weights: refuse, or let it through."""
+
+
+Component_ = Annotated[Choice, BeforeValidator(from_name)]
+
+
+class Recipe(Options):
+    """One run: what to fuse, how, and where it goes (phase one: shape only)."""
+
+    model_config = ConfigDict(**{**STRICT, "arbitrary_types_allowed": True})
+
+    algorithm: Component_ = Choice()
+    """How to fuse: a name, or a mapping with `name` and options; a run needs one."""
+    model_pool: Component_ = Choice()
+    """What to fuse; default: the pool that is installed as the default one."""
+    task_pool: Component_ = Choice()
+    """What to evaluate on, and what adaptive algorithms see; default: the model pool's own."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Everything random derives from it."""
+    output: OutputOptions = OutputOptions()
+    alignment: AlignmentPolicy = AlignmentPolicy()
+
+
+def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
+    """Read a component's section: a name, or a mapping with `name` and options."""
+    return validated(Choice, from_name(value))

@@ -1,0 +1,1 @@
+"""Carry a plan out: merge, commit, evaluate, record."""

@@ -1,0 +1,184 @@
+"""The model directory of a run: opened, described before any work is done, written, committed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fusion_core.errors import OutputError, RecipeError
+from fusion_core.machine.ranks import helps
+from fusion_core.planning.numbers import numbered, unfinished
+from fusion_core.planning.plan import count_tensors
+from fusion_core.planning.result import dtype_of
+from fusion_core.recipe.paths import without_folders
+from fusion_core.recipe.text import RECIPE, dump_yaml
+from fusion_core.running import _provenance as provenance
+from fusion_core.weights import (
+    CheckpointSource,
+    Staging,
+    WeightSource,
+    held_in_memory,
+    materialise,
+)
+from fusion_core.weights.reading.containment import reading
+from fusion_core.weights.writing.outputs import claimed as claimed_path
+from fusion_core.weights.writing.outputs import staging_in
+from fusion_core.weights.writing.target import PROVENANCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fusion_core.contracts.algorithm import RunContext
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.planning.plan import Plan
+
+_log = logging.getLogger(__name__)
+
+Assets = Mapping[str, bytes | Path]
+
+
+def _inputs(plan: Plan) -> dict[str, Any]:
+    """Identify what goes into a run: models, and tasks' data that has a name."""
+    tasks = plan.tasks_read
+    data = {} if tasks is None else tasks.inputs()
+    return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
+
+
+@contextmanager
+def claimed(plan: Plan) -> Iterator[Plan]:
+    """Keep other runs from a run's output; yields the plan with that path.
+
+    Where none was named, it is the first number that no other run has taken.
+    """
+    with ExitStack() as stack:
+        if plan.path is None or helps():
+            yield plan
+        elif plan.resolved.recipe.output.path is not None:
+            stack.enter_context(claimed_path(plan.path, overwrite=plan.options.overwrite))
+            yield plan
+        else:
+            path = next(path for path in numbered(plan) if _is_claimed(path, stack))
+            _tell_of_work(plan)
+            yield plan if path == plan.path else replace(plan, path=path)
+
+
+def _tell_of_work(plan: Plan) -> None:
+    if not plan.options.resume and (left := unfinished(plan)):
+        _log.warning("%s holds work of a run like this: --resume would go on with it", left[0].path)
+
+
+def _is_claimed(path: Path, stack: ExitStack) -> bool:
+    try:
+        stack.enter_context(claimed_path(path))
+    except OutputError:
+        return False
+    return True
+
+
+@contextmanager
+def opened(plan: Plan) -> Iterator[Staging | None]:
+    """Open the staging directory of a claimed output; None for a run that writes nothing."""
+    described = None if plan.path is None else _described(plan)
+    if plan.options.resume and described is None:
+        raise RecipeError(
+            "a run with models in memory cannot be resumed: nothing tells them apart",
+            hint="Leave --resume out, or save the models and name their directories.",
+        )
+    if plan.path is None:
+        yield None
+        return
+    options = plan.options
+    if options.overwrite:
+        _check_spares(plan.path, plan.pool.by_name.values())
+    with staging_in(
+        plan.path, overwrite=options.overwrite, plan=described, resume=options.resume
+    ) as staging:
+        yield staging
+
+
+def _check_spares(output: Path, sources: Iterable[WeightSource]) -> None:
+    """Raise `OutputError` if replacing a directory would remove what is merged."""
+    for source in sources:
+        if isinstance(source, CheckpointSource) and _lies_in(source.path, output):
+            raise OutputError(
+                f"output {output} holds {source.path}, which is merged and would be removed",
+                hint="Write elsewhere with -o.",
+            )
+        _check_spares(output, source.sources)
+
+
+def _lies_in(path: Path, directory: Path) -> bool:
+    return path.resolve().is_relative_to(directory.resolve())
+
+
+def _described(plan: Plan) -> bytes | None:
+    """Say in full what a run does, before it does it; None if that cannot be told from files."""
+    if any(map(held_in_memory, plan.pool.by_name.values())):
+        return None
+    parts = {"recipe": plan.recipe, **_inputs(plan), **_environment(plan)}
+    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+
+
+def assets_of(plan: Plan, pool: ModelPool[Any]) -> Assets:
+    """Return a pool's side files before any work is done; raises `CheckpointError` for bad ones."""
+    assets = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
+    for content in assets.values():
+        if isinstance(content, Path):
+            with reading(content):
+                content.open("rb").close()
+    return assets
+
+
+def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
+    plan: Plan,
+    staging: Staging,
+    pool: ModelPool[Any],
+    assets: Assets,
+    weights: WeightSource,
+    context: RunContext,
+    started: float,
+) -> None:
+    """Write the model directory: all of it, or nothing; `pool` is the aligned one."""
+    output = plan.resolved.recipe.output
+    materialise(
+        weights,
+        staging,
+        shard_size=output.shard_size,
+        executor=context.executor,
+        progress=plan.options.progress,
+    )
+    for name, content in {**assets, **context.side_files}.items():
+        staging.add(name, content)
+    staging.add(RECIPE, dump_yaml(plan.recipe_in(plan.path)).encode())
+    seconds = round(time.perf_counter() - started, 3)
+    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+    staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
+    pool.check_unchanged()
+    staging.commit(overwrite=plan.options.overwrite)
+
+
+def _provenance(
+    plan: Plan,
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    staging: Staging,
+    timings: Mapping[str, Any],
+) -> bytes:
+    parts = {
+        **_environment(plan),
+        **cast("dict[str, Any]", without_folders(_inputs(plan))),
+        "tensors": count_tensors(pool, weights, skipped=plan.skipped),
+        "outputs": provenance.outputs(staging),
+    }
+    return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    return provenance.environment(plan.distributions, plan.plugins.plugins, plan.device)

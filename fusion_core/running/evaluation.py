@@ -1,0 +1,181 @@
+"""Measure a model on tasks, beside the base and the experts that it was made from.
+
+Serves `fuse run`, which evaluates what it has just committed, and `fuse evaluate`, which measures
+any directory that some model pool can build.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import hub
+from fusion_core.contracts.report import REPORT, Metrics, Report, how_to_measure
+from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.errors import PluginError, RecipeError
+from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.products import with_fast_products
+from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
+from fusion_core.planning.resolving import Resolved, resolve_component, task_pool_of
+from fusion_core.progress import Progress, noting
+from fusion_core.recipe.config import Choice, choice_of
+from fusion_core.recipe.text import RECIPE, load_recipe
+from fusion_core.weights import CheckpointSource, WeightSource
+from fusion_core.weights.merging.shortage import explained
+from fusion_core.weights.writing.disk import write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.plugins.manager import PluginManager
+
+_CHECKPOINTS = "checkpoints"
+
+
+@explained()
+@forbid_exit()
+def evaluate(  # noqa: PLR0913 - what is measured, on what, where
+    pool: ModelPool[Any],
+    tasks: TaskPool[Any],
+    weights: WeightSource,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+    transductive: bool | None = None,
+) -> Report:
+    """Measure weights on every task, beside the pool's base and each task's own expert."""
+    progress = progress or Progress()
+    names = list(tasks.names)
+
+    def measure(source: WeightSource, **options: Any) -> dict[str, Metrics]:  # noqa: ANN401
+        model = with_fast_products(pool.build(source))
+        return tasks.evaluate(model.to(device), **options)
+
+    merged = measure(weights, label="evaluate merged", progress=progress)
+    pretrained: dict[str, Metrics] = {}
+    if pool.base is not None:
+        pretrained = measure(pool.base, label="evaluate pretrained", progress=progress)
+    experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
+    individual: dict[str, Metrics] = {}
+    owned = [name for name in names if name in experts]
+    with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
+        for name in owned:
+            individual |= measure(experts[name], tasks=[name])
+            advance(1, note=name)
+    return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
+
+
+@forbid_exit()
+def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
+    directory: Path,
+    plugins: PluginManager,
+    *,
+    model_pool: Any = None,  # noqa: ANN401 - a name, or a mapping of name and options
+    task_pool: Any = None,  # noqa: ANN401
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a model directory; what is not said is taken from the recipe beside the weights.
+
+    Without a recipe, the model pool is the one that goes with the task pool. Adds `report.json` to
+    the directory if it is measured on what its own recipe names.
+    """
+    weights = CheckpointSource(directory)
+    recipe = load_recipe(directory / RECIPE) if (directory / RECIPE).is_file() else {}
+    as_recorded = bool(recipe) and model_pool is None and task_pool is None
+    tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
+    pool_choice = choice_of(model_pool if model_pool is not None else recipe.get("model_pool"))
+    if _builds_nothing(pool_choice, plugins):
+        named = tasks_choice if model_pool is None else Choice()
+        pool_choice = _pool_for(named, plugins, directory)
+    resolved = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
+    tasks_choice = task_pool_of(tasks_choice, resolved)
+    if tasks_choice.name is None:
+        raise RecipeError(
+            "no tasks to evaluate on",
+            hint="Name a task pool with --task-pool; see: fuse list tasks",
+        )
+    chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
+    algorithm = _recorded(recipe, plugins)
+    if algorithm is None and as_recorded:
+        _check_unadapted(directory)
+    adapted = algorithm is not None and sees_tasks(algorithm.component.spec)
+    with hub.session(progress):
+        tasks = chosen_tasks.create()
+        check_tasks(tasks)
+        check_data(tasks, chosen_tasks.component.plugin.distribution)
+        if algorithm is not None:
+            tasks = algorithm.create().tasks(tasks)
+        report = evaluate(
+            resolved.create(),
+            tasks,
+            weights,
+            device=device,
+            progress=progress,
+            transductive=tasks.transductive if adapted else None,
+        )
+    if as_recorded:
+        write_report(report, directory)
+    return report
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Add `report.json` to a model directory, in one step."""
+    data = json.dumps(report.as_json(), indent=2).encode() + b"\n"
+    write_durably(directory / REPORT, data)
+
+
+def _builds_nothing(pool: Choice, plugins: PluginManager) -> bool:
+    """Tell whether a pool knows no class of models: none, or that of any checkpoints."""
+    return pool.name is None or plugins.find(ModelPoolSpec, pool.name).spec.name == _CHECKPOINTS
+
+
+def _pool_for(tasks: Choice, plugins: PluginManager, directory: Path) -> Choice:
+    """Return the model pool whose default task pool this is."""
+    known = plugins.find(TaskPoolSpec, tasks.name).spec.name if tasks.name else None
+    for component in plugins.components(ModelPoolSpec):
+        if known is not None and component.spec.default_task_pool == known:
+            return Choice(name=component.qualified_name)
+    raise RecipeError(
+        f"how to build the model in {directory} is not recorded: it may be of any class",
+        hint=how_to_measure(directory),
+    )
+
+
+def _check_unadapted(directory: Path) -> None:
+    """Raise `PluginError` unless the model is known to have adapted on nothing.
+
+    What it has adapted on would be missing from a report made anew.
+    """
+    path = directory / REPORT
+    if not path.is_file():
+        return
+    try:
+        adapted = Report.from_json(json.loads(path.read_bytes())).transductive is not None
+    except (OSError, ValueError, RecursionError):  # who knows
+        adapted = True
+    if adapted:
+        raise PluginError(
+            f"the algorithm that made {directory} is not here, and its model has adapted on tasks "
+            "for all that is known",
+            hint="Install its plugin, or name --task-pool: figures are then shown, not recorded.",
+        )
+
+
+def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
+    """Return the algorithm that a recipe names; one that is not here saw no tasks, for all we know.
+
+    Raises `RecipeError` for options that it does not have: they may say what it has seen.
+    """
+    choice = choice_of(recipe.get("algorithm"))
+    if choice.name is None:
+        return None
+    try:
+        return resolve_component(AlgorithmSpec, choice, plugins, section="algorithm")
+    except PluginError:
+        return None

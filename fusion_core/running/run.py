@@ -1,0 +1,183 @@
+"""The pipeline: recipe -> pools and algorithm -> lazy merge -> model directory -> report.
+
+`run_fusion` is what the command line calls, and what Python programs call: there is no other way.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import hub
+from fusion_core.contracts.run import RunInfo, RunResult
+from fusion_core.errors import FusionError
+from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.ranks import helps
+from fusion_core.planning.downloads import wanted_of
+from fusion_core.planning.plan import Plan, RunOptions, executor_of, plan
+from fusion_core.recipe.text import load_recipe
+from fusion_core.running._context import context_of, notify, ran, rounded_for, start_nested
+from fusion_core.running._output import assets_of, claimed, opened, write
+from fusion_core.running.evaluation import evaluate, write_report
+from fusion_core.weights import (
+    CheckpointSource,
+    StateDictSource,
+    WeightSource,
+)
+from fusion_core.weights.merging.shortage import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.contracts.report import Report
+
+_LOG = logging.getLogger(__name__)
+
+
+@forbid_exit()
+def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
+    recipe: Mapping[str, Any] | str | Path | None = None,
+    *,
+    algorithm: Any = None,  # noqa: ANN401 - a name, a mapping or an object
+    model_pool: Any = None,  # noqa: ANN401
+    task_pool: Any = None,  # noqa: ANN401
+    seed: int | None = None,
+    output: Mapping[str, Any] | str | Path | None = None,
+    options: RunOptions | None = None,
+) -> RunResult:
+    """Fuse models, write the result, and evaluate it.
+
+    `recipe` is a mapping or a file; the other arguments override its sections. `algorithm`,
+    `model_pool` and `task_pool` are names, mappings of a name and options, or objects; a model pool
+    may also be `{"base": ..., "models": {...}}` of live modules, state dicts or paths. A pool of
+    live models writes nothing unless `output` names a path.
+
+    Raises a `FusionError` for everything that its caller can mend; nothing is left half-written.
+    """
+    sections = {"algorithm": algorithm, "model_pool": model_pool, "task_pool": task_pool}
+    raw = dict(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe or {})
+    raw |= {name: value for name, value in sections.items() if value is not None}
+    if seed is not None:
+        raw["seed"] = seed
+    if output is not None:
+        raw["output"] = {"path": str(output)} if isinstance(output, str | Path) else dict(output)
+    planned = plan(raw, options or RunOptions())
+    for warning in () if helps() else planned.warnings:
+        _LOG.warning("%s", warning)
+    return execute(planned)
+
+
+@explained()
+def execute(plan: Plan) -> RunResult:
+    """Carry a plan out: claim the output, merge, commit, evaluate."""
+    committed: list[Path] = []
+    try:
+        return _execute(plan, committed)
+    except KeyboardInterrupt as stopped:
+        if committed and not hasattr(stopped, "__notes__"):
+            path = committed[0]
+            measure = f"; to measure it: fuse evaluate {path}" if plan.tasks is not None else "."
+            stopped.add_note(f"The model is complete in {path}{measure}")
+        raise
+
+
+def _execute(plan: Plan, committed: list[Path]) -> RunResult:
+    with claimed(plan) as final:
+        info = RunInfo(final.recipe, final.path)
+        notify(final, "fusion_run_started", run=info)
+        _download(final)
+        if not helps():
+            final.check_data()
+        result, saw_tasks = _merge(final, info, committed)
+    if helps():  # the first process does the rest
+        return result
+    if final.tasks is not None and final.options.evaluate:
+        result = replace(result, report=_evaluated(final, result, saw_tasks=saw_tasks))
+    notify(final, "fusion_run_finished", run=info, result=result)
+    return result
+
+
+def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult, bool]:
+    """Run the algorithm, and write what it made or keep it in memory.
+
+    Returns that, and whether the algorithm asked for tasks; `committed` learns of what is written.
+    """
+    with (
+        hub.session(plan.options.progress),
+        nullcontext() if helps() else opened(plan) as staging,
+        forbid_exit(),  # inside the staging directory, which keeps what an interrupt leaves
+        executor_of(plan) as executor,
+    ):
+        state = None if staging is None else staging.state
+        start_nested(plan, info, executor, state)
+        pool = plan.pool.aligned(plan.resolved.recipe.alignment)
+        assets = {} if staging is None else assets_of(plan, pool)
+        context = context_of(plan, info, executor, state)
+        started = time.perf_counter()
+        fused = ran(plan.algorithm, pool, context)
+        weights = rounded_for(fused, pool, plan)
+        if helps():
+            return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
+        if staging is None:
+            weights.prepare(executor)
+            written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
+            plan.pool.check_unchanged()
+        else:
+            write(plan, staging, pool, assets, weights, context, started)
+            committed.append(staging.workplace.output)
+    if plan.path is not None:
+        written = CheckpointSource(plan.path)
+    result = RunResult(pool, written, plan.path, None, context.side_files)
+    return result, context.saw_tasks
+
+
+def wanted(plan: Plan) -> list[hub.Wanted]:
+    """Return what a run reads from the hub, sooner or later."""
+    return wanted_of(plan.pool, plan.tasks_read)
+
+
+def _download(plan: Plan) -> None:
+    """Have everything here before any work is done: what the hub refuses then costs nothing."""
+    with hub.session(plan.options.progress):
+        files = wanted(plan)
+        if files and not helps():
+            _ = plan.aligned  # from headers: it may all be in vain
+            hub.check_room(hub.size_of(files))
+            hub.fetch(files)
+
+
+def _evaluated(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
+    """Evaluate what was made; a failure leaves a committed model where it is and says so."""
+    assert plan.tasks is not None  # noqa: S101 - the caller looked
+    try:
+        report = evaluate(
+            result.pool,
+            plan.tasks,
+            result.weights,
+            device=plan.device,
+            progress=plan.options.progress,
+            transductive=plan.transductive(saw_tasks=saw_tasks),
+        )
+        if result.path is not None:
+            write_report(report, result.path)
+    except Exception as error:
+        if result.path is None:
+            raise
+        raise _after_commit(error, result.path) from error
+    return report
+
+
+def _after_commit(error: Exception, path: Path) -> FusionError:
+    """Say that the model is complete; a full disk stays one, with its exit code and its hint."""
+    kind, hint, said = FusionError, None, str(error)
+    if isinstance(error, FusionError):
+        kind, hint, said = type(error), error.hint, error.message
+    again = f"Try again with: fuse evaluate {path}"
+    return kind(
+        f"the model is complete in {path}, but its evaluation failed: {said}",
+        hint="\n".join(filter(None, (hint, again))),
+    )

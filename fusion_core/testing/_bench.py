@@ -1,0 +1,144 @@
+"""An algorithm on the bench: run by the pipeline that users run, on pools made to measure."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fusion_core.contracts.algorithm import RunContext
+from fusion_core.contracts.task_pool import Split
+from fusion_core.errors import BrokenPluginError
+from fusion_core.planning.plan import RunOptions
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running.run import run_fusion
+from fusion_core.testing._suite import fail
+from fusion_core.testing._tasks import TinyTasks
+from fusion_core.weights import SerialExecutor, WeightSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fusion_core.contracts.algorithm import Algorithm
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.run import RunResult
+    from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.contracts.task_pool import Batch, Task, TaskPool
+
+    Pool = ModelPool[Any]
+    State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An algorithm, and what a run of it needs."""
+
+    spec: AlgorithmSpec
+    algorithm: Algorithm[Any]
+    make_pool: Callable[..., Pool]
+    tasks: TaskPool[Any] | None
+    #: how many experts are merged, unless a check says otherwise
+    experts: int
+    #: what the algorithm logged in the last run
+    logged: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+
+    def pool(self, model: str, **changes: Any) -> Pool:  # noqa: ANN401 - what `tiny_pool` takes
+        """Return a pool of tiny models."""
+        return self.make_pool(model, **{"experts": self.experts, **changes})
+
+    def run(
+        self,
+        pool: Pool,
+        *,
+        output: Path | None = None,
+        seed: int = 3,
+        **options: Any,  # noqa: ANN401
+    ) -> RunResult:
+        """Run the pipeline; a merge with other tensors than the models fails the check."""
+        target = None if output is None else {"path": str(output), "shard_size": 1500}
+        try:
+            return run_fusion(
+                algorithm=self.algorithm,
+                model_pool=pool,
+                task_pool=self.tasks,
+                seed=seed,
+                output=target,
+                options=RunOptions(evaluate=False, **{"executor": "serial", **options}),
+            )
+        except BrokenPluginError as error:
+            return fail(
+                f"{self.spec.name!r}: {error.message}.",
+                "Return every tensor that `pool.reference` has, in its shape, and no other.",
+            )
+
+    def merge(self, pool: Pool, **options: Any) -> State:  # noqa: ANN401 - what `run` takes
+        """Run the pipeline and return the merged weights."""
+        return self.run(pool, **options).weights.state_dict()
+
+    def lazy(self, pool: Pool, *, on_metrics: Any = None) -> WeightSource | None:  # noqa: ANN401
+        """Return what the algorithm makes of a pool, not computed; None if that is a live model."""
+        context = RunContext(tasks=self.tasks, seed=3, on_metrics=on_metrics)
+        fused = self.algorithm.run(pool.aligned(AlignmentPolicy()), context)
+        if isinstance(fused, nn.Module):
+            return None
+        fused.prepare(SerialExecutor())
+        return fused
+
+    def modules(self, pool: Pool) -> dict[str, nn.Module]:
+        """Return the live models that a pool was made of."""
+        config = pool.config
+        named = {"base": getattr(config, "base", None), **getattr(config, "models", {})}
+        return {name: each for name, each in named.items() if isinstance(each, nn.Module)}
+
+
+def with_base(pool: Pool, base: WeightSource | None) -> Pool:
+    """Return a pool with another base."""
+    clone = copy.copy(pool)
+    clone.base = base
+    return clone
+
+
+def with_experts(pool: Pool, experts: Mapping[str, WeightSource]) -> Pool:
+    """Return a pool with other experts."""
+    clone = copy.copy(pool)
+    clone.experts = experts
+    return clone
+
+
+def with_sources(pool: Pool, change: Callable[[WeightSource], WeightSource]) -> Pool:
+    """Return a pool with every source seen through a function."""
+    changed = with_experts(pool, {name: change(each) for name, each in pool.experts.items()})
+    return changed if pool.base is None else with_base(changed, change(pool.base))
+
+
+class WatchedTasks(TinyTasks):
+    """Tiny tasks that an algorithm may look at only as far as its spec declares."""
+
+    def __init__(self, names: Sequence[str], *, labels: bool) -> None:
+        super().__init__(names)
+        self._labels = labels
+
+    def check(self) -> None:
+        """Look at nothing: what the core asks of tasks before a run, algorithms are not told of."""
+
+    def __getitem__(self, name: str) -> Task:
+        """Return a task that is watched."""
+        task = copy.copy(super().__getitem__(name))
+        batch, labels = task.batch, self._labels
+
+        def watched(step: int, *, size: int, split: Split, seed: int) -> Batch:
+            if split is Split.TEST or (split is Split.TRAIN and not labels):
+                fail(
+                    f"the algorithm asked task {name!r} for its {split} examples.",
+                    "Use Split.UNLABELED, or declare needs_tasks='labeled' and use Split.TRAIN; "
+                    "what results are measured on is never for algorithms.",
+                )
+            return batch(step, size=size, split=split, seed=seed)
+
+        task.batch = watched  # type: ignore[method-assign]
+        return task

@@ -1,0 +1,173 @@
+"""Checks that an algorithm is a function of models, options and seed, and touches nothing else."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from fusion_core.testing._bench import with_sources
+from fusion_core.testing._compare import differing_bytes
+from fusion_core.testing._guards import untouched_globals, untouched_modules
+from fusion_core.testing._merging import on_every_model
+from fusion_core.testing._sources import recut
+from fusion_core.testing._suite import fail
+from fusion_core.weights import Cut, MergedSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from fusion_core.testing._bench import Bench
+    from fusion_core.weights import Piece, TensorInfo, WeightSource
+
+#: Rows or elements a piece: pieces of one, pieces that do not divide tensors, whole tensors.
+_STEPS = (1, 7, 10**9)
+
+
+class DeterminismChecks:
+    """Part of the `AlgorithmSuite`."""
+
+    @on_every_model
+    def test_the_seed_decides_everything(self, bench: Bench, model: str) -> None:
+        """The same models, options and seed give the same bytes, whatever ran before."""
+        pool = bench.pool(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            first = bench.merge(pool)
+            bench.merge(bench.pool("mlp", seed=5))
+            torch.manual_seed(2)
+            found = differing_bytes(first, bench.merge(pool))
+        if found:
+            fail(
+                f"two runs with one seed differ: {found}.",
+                "Draw random numbers from piece.uniform, or from a torch.Generator seeded with "
+                "context.seed; keep no state in the algorithm between runs.",
+            )
+
+    @on_every_model
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_workers_do_not_matter(self, bench: Bench, model: str, workers: int) -> None:
+        """On the calling thread, on one worker or on several: the same bytes."""
+        pool = bench.pool(model)
+        threaded = bench.merge(pool, executor="threads", workers=workers)
+        found = differing_bytes(bench.merge(pool), threaded)
+        if found:
+            fail(
+                f"{workers} worker(s) give another merge: {found}.",
+                "`merge` must be pure: same piece, same bytes, on any thread, in any order.",
+            )
+
+    @on_every_model
+    @pytest.mark.parametrize("cut", Cut, ids=lambda cut: cut.value)
+    def test_cuts_do_not_matter(self, bench: Bench, model: str, cut: Cut) -> None:
+        """However the engine cuts tensors, and operands can be cut: the same bytes."""
+        pool = bench.pool(model)
+        whole = bench.lazy(pool)
+        if whole is None:
+            pytest.skip("the result is a live model, which nobody cuts")
+        coarse = bench.lazy(with_sources(pool, lambda source: recut(source, cut)))
+        assert coarse is not None  # noqa: S101 - the same algorithm
+        expected = whole.state_dict()
+        for step in _STEPS:
+            found = differing_bytes(expected, _read_in_steps(coarse, step))
+            if found:
+                fail(
+                    f"the merge depends on where tensors are cut: {found} (operands cut by "
+                    f"{cut.value}, pieces of {step}).",
+                    "Sum over experts by in_order, not by sum(dim=0) or mean(dim=0), whose "
+                    "rounding depends on the piece's size; gather statistics in `survey`; or "
+                    "declare a coarser `cut`.",
+                )
+
+    def test_the_merge_can_be_sent_to_another_process(self, bench: Bench) -> None:
+        """Pickled and read elsewhere, a lazy merge has the same bytes: any executor can run it."""
+        source = bench.lazy(bench.pool("mlp"))
+        if not isinstance(source, MergedSource):
+            pytest.skip("what is returned is no lazy merge by a kernel")
+        expected = source.state_dict()
+        try:
+            again = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own bytes
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            fail(
+                f"the merge cannot be pickled: {error}",
+                "Keep numbers, names and tensors in kernels; no functions made on the spot, no "
+                "open files, no locks.",
+            )
+        found = differing_bytes(expected, again.state_dict())
+        if found:
+            fail(f"the merge comes out of a pickle changed: {found}.", "Keep all state picklable.")
+
+    @on_every_model
+    def test_the_models_are_not_changed(self, bench: Bench, model: str) -> None:
+        """The user's live models are as they were: values, gradients, modes."""
+        pool = bench.pool(model)
+        with untouched_modules(f"{bench.spec.name!r}", bench.modules(pool)):
+            bench.merge(pool)
+
+    @on_every_model
+    def test_pieces_are_not_written_into(self, bench: Bench, model: str) -> None:
+        """What a piece gives to `merge` is shared with whoever reads the piece next."""
+        source = bench.lazy(bench.pool(model))
+        if not isinstance(source, MergedSource):
+            pytest.skip("what is returned is no lazy merge by a kernel")
+        for name, info in source.infos.items():
+            if info.dtype.is_floating_point:
+                _check_unwritten(source, source.piece(name, 0, info.numel))
+
+    @on_every_model
+    def test_global_state_is_not_changed(self, bench: Bench, model: str) -> None:
+        """Random numbers, default dtype, environment and the like belong to the process."""
+        pool = bench.pool(model)
+        bench.merge(pool)  # what a first run imports may set what it likes
+        with untouched_globals(f"{bench.spec.name!r}"):
+            bench.merge(pool)
+
+    def test_metrics_are_finite_and_steps_go_up(self, bench: Bench) -> None:
+        """What is logged can be drawn: numbers, at steps that never go back."""
+        logged: list[tuple[int, Mapping[str, float]]] = []
+        bench.lazy(bench.pool("mlp"), on_metrics=lambda *each: logged.append(each))
+        steps = [step for step, _ in logged]
+        if steps != sorted(steps):
+            fail("context.log was given a step after a later one.", "Count steps upwards.")
+        for step, metrics in logged:
+            for name, value in metrics.items():
+                if not math.isfinite(value):
+                    fail(f"metric {name!r} is {value} at step {step}.", "Log finite numbers.")
+
+
+def _check_unwritten(source: MergedSource, piece: Piece) -> None:
+    parts = ["experts", *(["base", "task_vectors"] if source.operands.base is not None else [])]
+    before = {part: getattr(piece, part).clone() for part in parts}
+    source.kernel.merge(piece)
+    for part, values in before.items():
+        if differing_bytes({part: getattr(piece, part)}, {part: values}):
+            fail(
+                f"merging {piece.info.name!r} changed the piece's {part}.",
+                "Write into nothing that a piece gives you: mul, not mul_.",
+            )
+
+
+def _read_in_steps(source: WeightSource, step: int) -> dict[str, Tensor]:
+    """Read every tensor in pieces of `step` of what its cut allows."""
+    return {
+        name: torch.cat([source.read(name, *span) for span in _spans(info, source.cut, step)]).view(
+            info.shape
+        )
+        for name, info in source.infos.items()
+    }
+
+
+def _spans(info: TensorInfo, cut: Cut, step: int) -> Iterator[tuple[int, int]]:
+    unit = {
+        Cut.ELEMENT: 1,
+        Cut.ROW: info.numel // info.shape[0] if len(info.shape) > 1 and info.numel else info.numel,
+        Cut.TENSOR: info.numel,
+    }[cut]
+    length = max(min(unit * step, info.numel), 1)
+    for start in range(0, max(info.numel, 1), length):
+        yield start, min(start + length, info.numel)

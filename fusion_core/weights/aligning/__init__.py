@@ -1,0 +1,1 @@
+"""Do the models fit together? Keys, shapes, configurations, tokenizers, vocabularies."""

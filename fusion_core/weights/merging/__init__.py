@@ -1,0 +1,1 @@
+"""Merges as lazy sources: kernels, pieces, surveys, and how units of work run."""

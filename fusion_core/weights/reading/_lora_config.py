@@ -1,0 +1,81 @@
+"""What PEFT's `adapter_config.json` says: whether an adapter is a plain LoRA, ranks and scales."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights.reading._module_patterns import ModulePatterns
+from fusion_core.weights.reading.location import ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Options under which the task vector is not `scale * B @ A`.
+_OTHER_MATHS = (
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "arrow_config",
+    "target_parameters",
+    "trainable_token_indices",
+)
+_NO_SCALE = (LookupError, TypeError, ValueError, ArithmeticError)
+#: Ways to begin that leave the base as it is; the others subtract something from it.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
+
+
+def check_supported(config: Mapping[str, Any], name: str) -> None:
+    """Raise `CheckpointError` for an adapter whose task vectors are no plain products."""
+    kind = config.get("peft_type")
+    reasons = [f"peft_type {kind}"] if kind != "LORA" else []
+    reasons += [option for option in _OTHER_MATHS if config.get(option)]
+    beginning = config.get("init_lora_weights", True)
+    if beginning not in _BEGINNINGS:
+        reasons.append(f"init_lora_weights {beginning!r}, which changes the base")
+    if reasons:
+        raise CheckpointError(
+            f"{name}: this adapter is no plain LoRA: {', '.join(reasons)}",
+            hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
+        )
+
+
+class Scales:
+    """Every module's rank and the factor before its product.
+
+    Raises `CheckpointError` for patterns that are not understood, and for a module without a rank.
+    """
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        self._name = name
+        self._rslora = bool(config.get("use_rslora"))
+        self._usual: tuple[Any, Any] = (config.get("r"), config.get("lora_alpha"))
+        self._own = [self._patterns(config, key) for key in ("rank_pattern", "alpha_pattern")]
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Return a module's rank and factor."""
+        try:
+            rank, alpha = (
+                usual if (number := patterns.first(module)) is None else values[number]
+                for usual, (patterns, values) in zip(self._usual, self._own, strict=True)
+            )
+            rank, alpha = int(rank), float(alpha)
+            return rank, alpha / (math.sqrt(rank) if self._rslora else rank)
+        except _NO_SCALE as error:
+            raise CheckpointError(
+                f"{self._name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
+            ) from error
+
+    def _patterns(self, config: Mapping[str, Any], key: str) -> tuple[ModulePatterns, list[Any]]:
+        try:
+            given = dict(config.get(key) or {})
+            return ModulePatterns(given), list(given.values())
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self._name}: {key} in {ADAPTER_CONFIG}: {error}",
+                hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
+            ) from error

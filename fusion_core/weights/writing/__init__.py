@@ -1,0 +1,1 @@
+"""A model directory that is either complete or not there."""

@@ -40,6 +40,7 @@ _ALIKE = {"gelu", "gelu_pytorch_tanh"}
 #: What a key means that is not there, for the kinds of models that agree on it.
 _LLAMAS = frozenset({"llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3"})
 _DEFAULTS_OF_LLAMAS = {
+    "hidden_act": "silu",
     "rope_theta": 10000.0,
     "attention_bias": False,
     "mlp_bias": False,

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.report import Report
     from fusion_core.contracts.run import RunInfo, RunResult
-    from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+    from fusion_core.contracts.specs import (
+        AlgorithmSpec,
+        ExecutorSpec,
+        ModelPoolSpec,
+        TaskPoolSpec,
+    )
     from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
@@ -27,7 +32,12 @@ _HOMES = {
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.report": ("Report",),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
-    "fusion_core.contracts.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
+    "fusion_core.contracts.specs": (
+        "AlgorithmSpec",
+        "ExecutorSpec",
+        "ModelPoolSpec",
+        "TaskPoolSpec",
+    ),
     "fusion_core.contracts.task_pool": ("Batch", "FeatureTask", "Split", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
@@ -45,6 +55,7 @@ __all__ = [
     "Batch",
     "ComponentConfig",
     "Cut",
+    "ExecutorSpec",
     "FeatureTask",
     "FusionError",
     "ModelPool",

@@ -6,15 +6,17 @@ import gc
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from fusion_core.cli import completion
 from fusion_core.cli.output import warn_of_broken_plugins
-from fusion_core.planning.plan import Plan
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.shown import without_secrets
+
+if TYPE_CHECKING:
+    from fusion_core.planning.plan import Plan
 
 Algo = Annotated[
     Optional[str],  # noqa: UP045 - typer reads these annotations at run time
@@ -75,10 +77,20 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
 
 
-ExecutorName = Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")]
+ExecutorName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="NAME",
+        help="What merges run on; default: threads.",
+        autocompletion=completion.executors,
+    ),
+]
 
 
-Workers = Annotated[Optional[int], typer.Option(help="Default: one a core.", min=1)]  # noqa: UP045
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Short for --set executor.workers; default: one a core.", min=1),
+]
 
 
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]

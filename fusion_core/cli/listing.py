@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fusion_core.cli.output import print_json, print_table
-from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import AlgorithmSpec, ExecutorSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.plugins.manager import SLOW_SECONDS, load_plugins
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Kind(StrEnum):
     ALGORITHMS = "algorithms"
     POOLS = "pools"
     TASKS = "tasks"
+    EXECUTORS = "executors"
 
 
 def list_plugins(
@@ -58,11 +59,11 @@ def list_components(
     context: typer.Context,
     kind: Annotated[
         Optional[Kind],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(help="algorithms, pools or tasks; default: all", metavar="KIND"),
+        typer.Argument(help="algorithms, pools, tasks or executors; default: all", metavar="KIND"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List algorithms, pools or tasks."""
+    """List algorithms, pools, tasks or executors."""
     plugins = load_plugins(context.obj)
     found = {each.value: _ROWS[each](plugins) for each in (Kind if kind is None else [kind])}
     if as_json:
@@ -108,7 +109,20 @@ def _tasks(plugins: PluginManager) -> Rows:
     return ["task", "task pool", "summary", "plugin"], rows
 
 
-_ROWS = {Kind.ALGORITHMS: _algorithms, Kind.POOLS: _pools, Kind.TASKS: _tasks}
+def _executors(plugins: PluginManager) -> Rows:
+    rows = [
+        [each.spec.name, each.spec.summary, each.plugin.distribution]
+        for each in plugins.components(ExecutorSpec)
+    ]
+    return ["name", "summary", "plugin"], sorted(rows)
+
+
+_ROWS = {
+    Kind.ALGORITHMS: _algorithms,
+    Kind.POOLS: _pools,
+    Kind.TASKS: _tasks,
+    Kind.EXECUTORS: _executors,
+}
 
 
 def _shown(cell: Any) -> str:  # noqa: ANN401 - a spec's field

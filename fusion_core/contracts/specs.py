@@ -29,6 +29,8 @@ class ComponentSpec:
     #: what the class is one of, and its configuration; text, as those are, since both are heavy
     base: ClassVar[str] = "builtins:object"
     config_base: ClassVar[str] = "fusion_core.recipe.config:ComponentConfig"
+    #: whether a function that makes one may stand in the class's place
+    takes_functions: ClassVar[bool] = False
 
     #: kebab-case
     name: str
@@ -106,6 +108,19 @@ class TaskPoolSpec(PoolSpec):
 
     #: what a first run keeps of the default tasks' examples, decoded
     decoded_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorSpec(ComponentSpec):
+    """What merges run on: a class or function that makes an `Executor` of its configuration.
+
+    What is submitted is picklable, unless the executor is a `ThreadPoolExecutor` or has an
+    attribute `in_process` that is true.
+    """
+
+    kind: ClassVar[str] = "executor"
+    base: ClassVar[str] = "concurrent.futures:Executor"
+    takes_functions: ClassVar[bool] = True
 
 
 def load_target(target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,13 +27,10 @@ from fusion_core.planning.resolving import resolve, resolved_as
 from fusion_core.planning.selection import Selected, created
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Progress
-from fusion_core.recipe.text import load_recipe, shown
+from fusion_core.recipe.text import assign, load_recipe, shown
 from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Executor
-
     import torch
 
     from fusion_core.contracts.specs import AlgorithmSpec
@@ -58,7 +54,9 @@ class RunOptions:
     #: go on with what a run of the same recipe, inputs and versions left when it was stopped
     resume: bool = False
     device: str = "cpu"
-    executor: str = "threads"
+    #: a name, or a mapping of name and options; default: the recipe's
+    executor: str | Mapping[str, Any] | None = None
+    #: short for the executor's option of this name
     workers: int | None = None
     progress: Progress = field(default_factory=Progress)
     block: frozenset[str] = frozenset()
@@ -183,10 +181,19 @@ class Plan:
 
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
-    found = _planned(raw, options)
+    found = _planned(_with_executor(raw, options), options)
     if found.tasks_read is not None:
         found.pool.check_builds()
     return replace(found, path=output_path(found))
+
+
+def _with_executor(raw: Mapping[str, Any], options: RunOptions) -> Mapping[str, Any]:
+    """Return a recipe with the executor that the options name: the whole run's own."""
+    if options.executor is not None:
+        raw = {**raw, "executor": options.executor}
+    if options.workers is None:
+        return raw
+    return assign(raw, ("executor", "workers"), options.workers, origin="workers")
 
 
 def _planned(
@@ -248,16 +255,6 @@ def _nested(
         lines = error.message.splitlines()  # a table's rows begin with a space
         named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
         raise type(error)("\n".join(named), hint=error.hint) from error
-
-
-@contextmanager
-def executor_of(plan: Plan) -> Iterator[Executor]:
-    """Open the executor that the options name."""
-    workers = plan.options.workers
-    options = {} if workers is None else {"workers": str(workers)}
-    executor = plan.plugins.create_executor(plan.options.executor, options)
-    with executor:
-        yield executor
 
 
 def _algorithm_name(resolved: ResolvedRecipe) -> str:

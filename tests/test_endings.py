@@ -64,7 +64,7 @@ ENDS = {
     "bug": ("{}['x']", 1, "error: a bug in plugin odd-x 1.0: KeyError: 'x'\nPlease report it"),
     "recursion": ("f = lambda: f(); globals().update(f=f); f()", 1, "a bug in plugin odd-x 1.0"),
     "no exception": ("raise BaseException('odd')", 1, "odd-x 1.0: BaseException: odd"),
-    "memory": ("raise MemoryError", 1, "error: memory ran out"),
+    "memory": ("raise MemoryError", 1, "error: out of memory"),
     "interrupt": ("raise KeyboardInterrupt", 130, "interrupted: nothing was written or kept\n"),
     "SIGTERM": (
         "os.kill(os.getpid(), signal.SIGTERM); signal.pause()",

@@ -63,7 +63,7 @@ class ExecutorSuite(ComponentSuite):
         for _ in range(2):
             with make() as executor:
                 try:
-                    answer = executor.submit(abs, -1).result()
+                    answer: object = executor.submit(abs, -1).result()
                 except RuntimeError as error:
                     answer = error
             if answer != 1:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
         AlgorithmSpec,
+        CommandSpec,
         ExecutorSpec,
         ModelPoolSpec,
         TaskPoolSpec,
@@ -34,6 +35,7 @@ _HOMES = {
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
     "fusion_core.contracts.specs": (
         "AlgorithmSpec",
+        "CommandSpec",
         "ExecutorSpec",
         "ModelPoolSpec",
         "TaskPoolSpec",
@@ -53,6 +55,7 @@ __all__ = [
     "Algorithm",
     "AlgorithmSpec",
     "Batch",
+    "CommandSpec",
     "ComponentConfig",
     "Cut",
     "ExecutorSpec",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
         AlgorithmSpec,
+        CommandSpec,
         ExecutorSpec,
         ModelPoolSpec,
         TaskPoolSpec,
@@ -72,6 +73,14 @@ def fusion_register_executors() -> Iterable[ExecutorSpec]:  # type: ignore[empty
     """Return the executors that this plugin provides: what merges can run on.
 
     As `fusion_register_algorithms`; what a spec names may be a function instead of a class.
+    """
+
+
+@hookspec
+def fusion_register_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-body]
+    """Return the commands that this plugin adds to `fuse`.
+
+    As `fusion_register_algorithms`: what a spec names is imported when its command is called.
     """
 
 

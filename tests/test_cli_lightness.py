@@ -51,6 +51,7 @@ def _modules(tmp_path: Path, *arguments: str, **environment: str) -> tuple[set[s
         ("list", "pools"),
         ("list", "tasks"),
         ("list", "executors"),
+        ("list", "commands"),
     ],
     ids=" ".join,
 )

@@ -12,6 +12,7 @@ from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
+    CommandSpec,
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
 
 
+_KINDS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, ExecutorSpec, CommandSpec)
 _LABELS = {
     "download_bytes": "download of the models alone",
     "decoded_bytes": "room for decoded examples, beside their download",
@@ -35,7 +37,8 @@ def info(
     name: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
         typer.Argument(
-            help="an algorithm, a pool or an executor", autocompletion=completion.components
+            help="a component or a command",
+            autocompletion=completion.components,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -58,7 +61,7 @@ def info(
 def _show_names(plugins: PluginManager, *, as_json: bool) -> None:
     names = {
         f"{kind.kind}s": sorted(each.spec.name for each in plugins.components(kind))
-        for kind in (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, ExecutorSpec)
+        for kind in _KINDS
     }
     if as_json:
         print_json(names)

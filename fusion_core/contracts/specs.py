@@ -8,7 +8,7 @@ module knows the standard library only.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
@@ -121,6 +121,22 @@ class ExecutorSpec(ComponentSpec):
     kind: ClassVar[str] = "executor"
     base: ClassVar[str] = "concurrent.futures:Executor"
     takes_functions: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandSpec(ComponentSpec):
+    """A command of `fuse`: a function as Typer takes it, or a Typer app.
+
+    It is imported when the command is called; help and completion show the summary.
+    """
+
+    kind: ClassVar[str] = "command"
+    takes_functions: ClassVar[bool] = True
+
+    #: a command's options are its flags
+    config: str = field(default=ComponentSpec.config_base, init=False)
+    #: the heading that `fuse --help` shows it under
+    group: str = "Commands"
 
 
 def load_target(target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there

@@ -62,18 +62,19 @@ class Component(Generic[SpecT]):
         return self._load_class(self.spec.config, self.spec.config_base)
 
     def _load_maker(self) -> Callable[..., Any]:
-        if self.spec.takes_functions and isfunction(found := self._load(self.spec.target)):
+        if self.spec.takes_functions and isfunction(found := self.load(self.spec.target)):
             return found
         return self.load_class()
 
-    def _load(self, target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there
+    def load(self, target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there
+        """Import what a target of the spec names; `BrokenPluginError` if that fails."""
         try:
             return load_target(target)
         except (Exception, SystemExit) as error:
             raise self.broken(f"cannot be imported from {target!r}: {cause_of(error)}") from error
 
     def _load_class(self, target: str, base: str) -> type[Any]:
-        loaded, expected = self._load(target), load_target(base)
+        loaded, expected = self.load(target), load_target(base)
         if not isinstance(loaded, type) or not issubclass(loaded, expected):
             raise self.broken(
                 f"cannot be used: {target!r} is {loaded!r}, not a class of {expected.__name__}"

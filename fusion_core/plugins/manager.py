@@ -20,6 +20,7 @@ import pluggy
 from fusion_core import hookspecs
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
+    CommandSpec,
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
@@ -30,7 +31,7 @@ from fusion_core.errors import (
     BrokenPluginError,
     UnknownComponentError,
 )
-from fusion_core.machine.installed import CORE, GROUP, cause_of, declared_plugins, normalised
+from fusion_core.machine.installed import CORE, GROUP, cause_of, declared_plugins
 from fusion_core.plugins.components import Component, SpecT
 from fusion_core.plugins.distributions import (
     BLOCK_VARIABLE,
@@ -52,6 +53,7 @@ _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_model_pools": ModelPoolSpec,
     "fusion_register_task_pools": TaskPoolSpec,
     "fusion_register_executors": ExecutorSpec,
+    "fusion_register_commands": CommandSpec,
 }
 
 logger = logging.getLogger(__name__)
@@ -75,9 +77,9 @@ class PluginManager(pluggy.PluginManager):
         Raises `PluginError` for a name to block that no installed plugin has.
         """
         found = declared_plugins()
-        blocked = blocked_among({normalised(each.name) for _, each in found}, block)
-        for entry_point, distribution in found:
-            plugin = Plugin.declared(entry_point, distribution)
+        declared = [Plugin.declared(*each) for each in found]
+        blocked = blocked_among({plugin.distribution for plugin in declared}, block)
+        for plugin, (entry_point, distribution) in zip(declared, found, strict=True):
             known = {each.distribution for each in self.plugins}
             self.plugins.append(plugin)
             if plugin.distribution != CORE and blocked & {plugin.distribution, "*"}:

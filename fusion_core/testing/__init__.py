@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusion_core.testing._algorithm import AlgorithmSuite
+    from fusion_core.testing._command import CommandSuite
     from fusion_core.testing._executor import ExecutorSuite
     from fusion_core.testing._model_pool import ModelPoolSuite
     from fusion_core.testing._models import MODELS, tiny_pool
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "AlgorithmSuite": "_algorithm",
+    "CommandSuite": "_command",
     "ExecutorSuite": "_executor",
     "MODELS": "_models",
     "Mean": "_tensorwise",
@@ -40,6 +42,7 @@ _HOME_OF = {
 __all__ = [
     "MODELS",
     "AlgorithmSuite",
+    "CommandSuite",
     "ExecutorSuite",
     "Mean",
     "ModelPoolSuite",

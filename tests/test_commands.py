@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fusion_core.plugins.known import BROUGHT_BY
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -98,6 +100,14 @@ def test_a_misspelled_command_of_a_plugin_is_recognised(site: Site, fuse: Fuse) 
     install(site, "shout")
     done = fuse("shuot")
     assert (done.code, "'shout'" in done.err) == (2, True)
+
+
+def test_a_command_that_we_know_says_what_to_install(
+    fuse: Fuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BROUGHT_BY, "fusion-sweep", {"command": ("sweep",)})
+    done = fuse("sweep", "recipe.yaml")
+    assert (done.code, "pip install fusion-sweep" in done.err) == (3, True)
 
 
 @pytest.mark.parametrize(

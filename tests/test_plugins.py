@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.contracts.specs import AlgorithmSpec, ExecutorSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    CommandSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
@@ -16,6 +23,7 @@ from fusion_core.errors import (
 )
 from fusion_core.planning.resolving import resolve_component
 from fusion_core.plugins.distributions import Plugin, PluginStatus
+from fusion_core.plugins.known import BROUGHT_BY
 from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.recipe.config import Choice
 
@@ -661,6 +669,42 @@ def test_what_a_plugin_prints_when_imported_is_no_result(
     )
     assert plugin_of(discovered(), "chatty-one").status is PluginStatus.LOADED
     assert capsys.readouterr() == ("", "hello from chatty\n")
+
+
+OURS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, CommandSpec)
+
+
+@pytest.mark.plugins
+def test_what_our_plugins_bring_is_known() -> None:
+    for kind in OURS:
+        brought: dict[str, set[str]] = {}
+        for each in discovered().components(kind):
+            if each.plugin.distribution != "fusion-core":
+                names = {each.spec.name, *each.spec.aliases}
+                brought.setdefault(each.plugin.distribution, set()).update(names)
+        known = {
+            name: set(kinds[kind.kind]) for name, kinds in BROUGHT_BY.items() if kind.kind in kinds
+        }
+        assert known == brought
+
+
+@pytest.mark.parametrize("name", ["sweep", "fusion-sweep/sweep"])
+@pytest.mark.parametrize("kind", OURS)
+def test_a_known_name_says_what_to_install(
+    kind: type[ComponentSpec], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BROUGHT_BY, "fusion-sweep", {kind.kind: ("sweep",)})
+    with pytest.raises(UnknownComponentError, match="there is no") as caught:
+        discovered().find(kind, name)
+    assert "it comes with fusion-sweep: pip install fusion-sweep" in str(caught.value)
+
+
+@pytest.mark.plugins
+def test_what_is_only_blocked_needs_no_installing() -> None:
+    with pytest.raises(UnknownComponentError) as caught:
+        discovered(("fusion-ties",)).find(AlgorithmSpec, "ties")
+    assert "not loaded: fusion-ties (blocked" in str(caught.value)
+    assert "pip install" not in str(caught.value)
 
 
 def test_names_of_several_plugins_are_found(site: Site) -> None:

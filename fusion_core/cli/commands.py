@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from fusion_core.contracts.specs import CommandSpec
 from fusion_core.errors import PluginError, UnknownComponentError
 from fusion_core.machine.installed import cause_of
+from fusion_core.plugins.known import home_of
 from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
@@ -54,13 +55,16 @@ def commands_of_plugins(block: frozenset[str], taken: Collection[str]) -> dict[s
 
 
 def find_command(block: frozenset[str], name: str) -> PluginCommand | None:
-    """Find a plugin's command by its name or full name; None if there is none.
+    """Find a plugin's command by its name or full name; None if nobody knows it.
 
-    Raises `AmbiguousComponentError` if several plugins provide it.
+    Raises `AmbiguousComponentError` if several plugins provide it, `UnknownComponentError` if one
+    that is not installed does.
     """
     try:
         return PluginCommand(name, load_plugins(block).find(CommandSpec, name))
     except UnknownComponentError:
+        if home_of(CommandSpec.kind, name) is not None:
+            raise
         return None
 
 

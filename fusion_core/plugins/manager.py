@@ -40,6 +40,7 @@ from fusion_core.plugins.distributions import (
     blocked_among,
     unmet_requirement,
 )
+from fusion_core.plugins.known import home_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -182,9 +183,12 @@ class PluginManager(pluggy.PluginManager):
         known = sorted({each for component in self.components(kind) for each in component.names})
         close = difflib.get_close_matches(name, known, n=3)
         short = [each for each in known if "/" not in each]
-        lines = [f"did you mean {' or '.join(close)}?"] if close else []
-        if not close:
-            lines.append(f"installed: {', '.join(short) or 'none'}")
+        meant = f"did you mean {' or '.join(close)}?" if close else None
+        installed = f"installed: {', '.join(short) or 'none'}"
+        home = home_of(kind.kind, name)
+        if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
+            meant = f"it comes with {home}: pip install {home}"
+        lines = [meant or installed]
         lines += [
             f"not loaded: {plugin.distribution} ({plugin.status}: {plugin.detail})"
             for plugin in self.plugins

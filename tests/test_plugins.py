@@ -304,6 +304,7 @@ def test_an_incompatible_plugin_is_never_imported(
     "requirement",
     [
         "fusion-core>=0.1",
+        "fusion-core<0.2,>=0.1",
         "fusion-core",
         "fusion-core>=99; extra == 'all'",
         "fusion-core>=99; python_version < '3'",

@@ -96,7 +96,7 @@ class TestExecutors(ExecutorSuite):
 # --- planted faults -----------------------------------------------------------------------------
 
 PLUGIN = """
-    from fusion_core import AlgorithmSpec, ModelPoolSpec, hookimpl
+    from fusion_core import AlgorithmSpec, CommandSpec, ExecutorSpec, ModelPoolSpec, hookimpl
 
     METHODS = {
         "sound": "Sound", "mutated-input": "MutatedInput", "wrong-dtype": "WrongDtype",
@@ -128,6 +128,51 @@ PLUGIN = """
             name="missing-key", summary="Planted.", target="faulty_methods:MissingKey",
             config="fusion_core.recipe.config:ComponentConfig",
         )
+
+    @hookimpl
+    def fusion_register_executors():
+        for name, target in {"lost-error": "LosingErrors", "closed-one": "get_closed"}.items():
+            yield ExecutorSpec(
+                name=name, summary="Planted.", target=f"faulty_executors:{target}",
+                config="fusion_core.recipe.config:ComponentConfig",
+            )
+
+    @hookimpl
+    def fusion_register_commands():
+        for name, target in {"any-flag": "lenient", "no-command": "NOTHING", "info": "ok"}.items():
+            yield CommandSpec(name=name, summary="Planted.", target=f"faulty_commands:{target}")
+        yield CommandSpec(name="heavy-help", summary="Planted.", target="faulty_methods:mean")
+"""
+
+EXECUTORS = """
+    from concurrent.futures import ThreadPoolExecutor
+
+    class LosingErrors(ThreadPoolExecutor):
+        def __init__(self, config):
+            super().__init__(1)
+        def submit(self, function, /, *arguments):
+            def attempt():
+                try:
+                    return function(*arguments)
+                except LookupError:
+                    return None
+            return super().submit(attempt)
+
+    SHARED = ThreadPoolExecutor(1)
+
+    def get_closed(config):
+        return SHARED
+"""
+
+COMMANDS = """
+    import typer
+
+    def ok():
+        pass
+
+    NOTHING = 3
+    lenient = typer.Typer()
+    lenient.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(ok)
 """
 
 OPTIONS = """
@@ -246,13 +291,17 @@ TESTS = """
     import pytest
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.contracts.specs import ComponentSpec
-    from fusion_core.testing import AlgorithmSuite, ModelPoolSuite
+    from fusion_core.testing import AlgorithmSuite, CommandSuite, ExecutorSuite, ModelPoolSuite
 
+    SUITES = {
+        "algorithm": AlgorithmSuite, "model pool": ModelPoolSuite, "executor": ExecutorSuite,
+        "command": CommandSuite,
+    }
     NAMES = {each.spec.name: each.spec for each in load_plugins().components(ComponentSpec)}
 
     def suite_of(name):
-        kind = ModelPoolSuite if name == "missing-key" else AlgorithmSuite
         spec = pytest.fixture(lambda self: NAMES[name])
+        kind = SUITES[NAMES[name].kind]
         return type("Test_" + name.replace("-", "_"), (kind,), {"spec": spec})
 
     for name, spec in NAMES.items():
@@ -274,6 +323,12 @@ CAUGHT_BY = {
     "cut_dependence": {"test_cuts_do_not_matter"},
     "silent_nan": {"test_nan_in_an_expert_is_refused_by_name"},
     "missing_key": {"test_building_refuses_what_does_not_fit"},
+    "lost_error": {"test_what_work_raises_comes_back"},
+    "closed_one": {"test_it_can_be_made_again"},
+    "any_flag": {"test_an_unknown_flag_is_refused"},
+    "no_command": {"test_it_shows_its_help"},
+    "info": {"test_its_name_is_not_the_cores"},
+    "heavy_help": {"test_its_help_imports_nothing_heavy"},
 }
 
 
@@ -284,7 +339,12 @@ def planted(
     """Run the checks that should catch something on every planted fault: class -> check -> text."""
     root = tmp_path_factory.mktemp("planted")
     (root / "site").mkdir()
-    files = {"faulty_methods.py": METHODS, "faulty_options.py": OPTIONS}
+    files = {
+        "faulty_methods.py": METHODS,
+        "faulty_options.py": OPTIONS,
+        "faulty_executors.py": EXECUTORS,
+        "faulty_commands.py": COMMANDS,
+    }
     site = make_site(root / "site")
     site.install("faulty-plugin", PLUGIN, requires=("fusion-core>=0.1,<0.2",), files=files)
     site.install("heavy-plugin", HEAVY, requires=("fusion-core>=0.1,<0.2",))

@@ -23,12 +23,13 @@ from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.needs import check_data, check_needs, check_tasks, sees_tasks
 from fusion_core.planning.nested import RecipeSource, nested_in
-from fusion_core.planning.numbers import output_path
+from fusion_core.planning.numbers import numbered
 from fusion_core.planning.resolving import resolve, resolved_as
 from fusion_core.planning.selection import Selected, created
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.recipe.text import load_recipe, shown
+from fusion_core.weights import held_in_memory
 from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
@@ -94,6 +95,12 @@ class Plan:
             mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
         )
         return {**sections, **rest}
+
+    @property
+    def numbered(self) -> Iterator[Path]:
+        """The places for a run that names none, as far as they are free."""
+        stem = f"{self.resolved.model_pool.name}-" if self.resolved.model_pool else ""
+        return numbered(stem + self.algorithm_name, self.recipe if self.options.resume else None)
 
     @property
     def algorithm_name(self) -> str:
@@ -186,7 +193,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     found = _planned(raw, options)
     if found.tasks_read is not None:
         found.pool.check_builds()
-    return replace(found, path=output_path(found))
+    return replace(found, path=_output_path(found))
 
 
 def _planned(
@@ -258,6 +265,15 @@ def executor_of(plan: Plan) -> Iterator[Executor]:
     executor = plan.plugins.create_executor(plan.options.executor, options)
     with executor:
         yield executor
+
+
+def _output_path(plan: Plan) -> Path | None:
+    """Return where the output goes; of a number, a run makes sure again when it claims it."""
+    given = plan.resolved.recipe.output.path
+    if given is not None:
+        return Path(given)
+    live = any(map(held_in_memory, plan.pool.by_name.values()))
+    return None if plan.resolved.model_pool is None or live else next(plan.numbered)
 
 
 def _algorithm_name(resolved: ResolvedRecipe) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import OutputError, RecipeError
 from fusion_core.machine.ranks import helps
-from fusion_core.planning.numbers import numbered, unfinished
+from fusion_core.planning.numbers import unfinished
 from fusion_core.planning.plan import count_tensors
 from fusion_core.planning.result import dtype_of
 from fusion_core.recipe.paths import without_folders
@@ -64,13 +64,13 @@ def claimed(plan: Plan) -> Iterator[Plan]:
             stack.enter_context(claimed_path(plan.path, overwrite=plan.options.overwrite))
             yield plan
         else:
-            path = next(path for path in numbered(plan) if _is_claimed(path, stack))
+            path = next(path for path in plan.numbered if _is_claimed(path, stack))
             _tell_of_work(plan)
             yield plan if path == plan.path else replace(plan, path=path)
 
 
 def _tell_of_work(plan: Plan) -> None:
-    if not plan.options.resume and (left := unfinished(plan)):
+    if not plan.options.resume and (left := unfinished(plan.recipe)):
         _log.warning("%s holds work of a run like this: --resume would go on with it", left[0].path)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from conftest import Outcome, Site
 
+pytestmark = pytest.mark.plugins
+
 
 @pytest.fixture
 def pool(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 
+pytestmark = pytest.mark.plugins
+
 Models = dict[str, dict[str, torch.Tensor]]
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 
+pytestmark = pytest.mark.plugins
+
 Models = dict[str, dict[str, torch.Tensor]]
 NAMES = ["model.embed", "model.0.mlp.up", "model.0.mlp.down", "model.0.attn.q", "head"]
 

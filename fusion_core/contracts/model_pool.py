@@ -141,9 +141,5 @@ class ModelPool(ABC, Generic[ConfigT]):
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:
-    files, inputs = getattr(source, "files", None), getattr(source, "inputs", None)
-    return {
-        "source": source.describe(),
-        **({"files": dict(files())} if files else {}),
-        **({"inputs": inputs()} if inputs else {}),
-    }
+    known = {"files": dict(source.files()), "inputs": source.inputs()}
+    return {"source": source.describe(), **{key: value for key, value in known.items() if value}}

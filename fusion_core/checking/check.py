@@ -140,7 +140,7 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
             name in nested,
         )
         if name in nested:
-            yield from _models(nested[name].plan, f"{prefix}{name}/")
+            yield from _models(nested[name], f"{prefix}{name}/")
 
 
 def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
@@ -148,7 +148,7 @@ def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
     reference, nested = plan.pool.reference, plan.nested
     for name, source in plan.aligned.by_name.items():
         if name in nested:
-            yield from _read(nested[name].plan, f"{prefix}{name}/")
+            yield from _read(nested[name], f"{prefix}{name}/")
         elif plan.pool.by_name[name] is reference:
             yield prefix + name, reference
         else:

@@ -72,12 +72,12 @@ def _piece(plan: Plan) -> int:
     wide = any(info.dtype is torch.float64 for info in plan.pool.reference.infos.values())
     own = _longest(plan) * (2 * len(plan.pool.experts) + 3) * (8 if wide else 4)
     surveyed = 1 if _scope(plan) is Scope.NONE else 2
-    return own * surveyed + max((_piece(each.plan) for each in plan.nested.values()), default=0)
+    return own * surveyed + max(map(_piece, plan.nested.values()), default=0)
 
 
 def _surveys(plan: Plan) -> int:
     at_once = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}[_scope(plan)]
-    inner = sum(_surveys(each.plan) for each in plan.nested.values())
+    inner = sum(map(_surveys, plan.nested.values()))
     return at_once * len(plan.pool.experts) * _SURVEY + inner
 
 

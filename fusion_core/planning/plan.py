@@ -22,9 +22,10 @@ from fusion_core.errors import FusionError, RecipeError
 from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.needs import check_data, check_needs, check_tasks, sees_tasks
-from fusion_core.planning.nested import RecipeSource, nested_in
+from fusion_core.planning.nested import RecipeSource, infos_of_merge
 from fusion_core.planning.numbers import output_path
 from fusion_core.planning.resolving import resolve, resolved_as
+from fusion_core.planning.result import dtype_of
 from fusion_core.planning.selection import Selected, created
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Progress
@@ -76,6 +77,8 @@ class Plan:
     tasks: TaskPool[Any] | None
     path: Path | None
     device: torch.device
+    #: of the recipes in the places of models, by the models' names
+    nested: Mapping[str, Plan]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -102,20 +105,19 @@ class Plan:
 
     @cached_property
     def aligned(self) -> ModelPool[Any]:
-        """The pool with models that fit, from headers; raises `AlignmentError` if they do not.
+        """The pool with models that fit; raises `AlignmentError` if they do not.
 
-        Not for reading where recipes are nested: they say only when they run how they may be cut.
+        From headers: a run reads it with merges in the places of recipes.
         """
         return self.pool.aligned(self.resolved.recipe.alignment)
 
     @property
     def warnings(self) -> list[str]:
         """What alignment let pass and a user should know, of nested recipes too."""
-        inner = {name: each.plan.warnings for name, each in self.nested.items()}
-        return [
-            *self.aligned.warnings,
-            *(f"{name}/{said}" for name, warnings in inner.items() for said in warnings),
-        ]
+        inner = (
+            f"{name}/{warning}" for name, plan in self.nested.items() for warning in plan.warnings
+        )
+        return [*self.aligned.warnings, *inner]
 
     @property
     def skipped(self) -> frozenset[str]:
@@ -143,8 +145,8 @@ class Plan:
         """
         saw = self.adapts and (saw_tasks or self.resolved.algorithm is not None)
         own = [self.tasks.transductive] if saw and self.tasks is not None else []
-        within = [each.plan.transductive() for each in self.nested.values()]
-        seen = [each for each in (*own, *within) if each is not None]
+        within = [plan.transductive() for plan in self.nested.values()]
+        seen = [answer for answer in (*own, *within) if answer is not None]
         return any(seen) if seen else None
 
     @property
@@ -165,20 +167,15 @@ class Plan:
             given = self.resolved.task_pool
             plugin = given.component.plugin.distribution if given else type(self.tasks).__name__
             check_data(self.tasks_read, plugin)
-        for source in self.nested.values():
-            source.plan.check_data()
-
-    @property
-    def nested(self) -> dict[str, RecipeSource]:
-        """The recipes in the places of models, by the models' names."""
-        return nested_in(self.pool)
+        for plan in self.nested.values():
+            plan.check_data()
 
     @property
     def distributions(self) -> set[str]:
         """The plugins that this run uses."""
         found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
-        ours = {each.component.plugin.distribution for each in found if each is not None}
-        return ours.union(*(each.plan.distributions for each in self.nested.values()))
+        ours = {part.component.plugin.distribution for part in found if part is not None}
+        return ours.union(*(plan.distributions for plan in self.nested.values()))
 
 
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
@@ -196,7 +193,8 @@ def _planned(
     plugins = load_plugins(options.block)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
     shaped = {**raw, **{name: {} for name in live}}
-    nesting = partial(_nested, options=options, inside=inside or ())
+    plans: dict[RecipeSource, Plan] = {}
+    nesting = partial(_place_of, plans=plans, options=options, inside=inside or ())
     resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
     if "algorithm" in live:
         resolved = replace(resolved, algorithm=resolved_as(live["algorithm"], plugins))
@@ -215,7 +213,9 @@ def _planned(
         check_tasks(tasks)
     if isinstance(algorithm, Selected):
         algorithm.selection.groups(pool.reference.infos)  # refuses a pattern that matches nothing
-    return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
+    models = pool.by_name.items()
+    nested = {n: inner for place, inner in plans.items() for n, model in models if model is place}
+    return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device, nested)
 
 
 def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
@@ -229,10 +229,17 @@ def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -
     return seen
 
 
-def _nested(
-    given: str | Path | Mapping[str, Any], *, options: RunOptions, inside: tuple[str, ...]
+def _place_of(
+    given: str | Path | Mapping[str, Any],
+    *,
+    plans: dict[RecipeSource, Plan],
+    options: RunOptions,
+    inside: tuple[str, ...],
 ) -> RecipeSource:
-    """Plan a recipe in the place of a model; raises its errors with its name in front of them."""
+    """Return the place of what a recipe merges, and add its plan to `plans`.
+
+    Raises its errors with its name in front of them.
+    """
     if isinstance(given, Mapping):
         label, recipe = f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given
     else:
@@ -243,11 +250,20 @@ def _nested(
             raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
         inside = (*inside, path)
     try:
-        return RecipeSource(_planned(recipe, options, inside))
+        plan = _planned(recipe, options, inside)
+        place = _place(plan)
     except FusionError as error:
         lines = error.message.splitlines()  # a table's rows begin with a space
         named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
         raise type(error)("\n".join(named), hint=error.hint) from error
+    plans[place] = plan
+    return place
+
+
+def _place(plan: Plan) -> RecipeSource:
+    infos = infos_of_merge(plan.aligned, dtype_of(plan.resolved.recipe.output.dtype))
+    label = f"merge by {plan.algorithm_name}"
+    return RecipeSource(label, infos, plan.pool, plan.aligned, plan.recipe_in)
 
 
 @contextmanager

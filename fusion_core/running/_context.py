@@ -32,20 +32,38 @@ def notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what t
         plan.plugins.notify(hook, **what)
 
 
-def start_nested(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> None:
-    """Run the algorithms of the recipes in the places of models; what they merge stays lazy."""
-    for number, source in enumerate(plan.nested.values()):
-        inner = source.plan
+def prepare(
+    plan: Plan, info: RunInfo, executor: Executor, state: Path | None
+) -> tuple[ModelPool[Any], RunContext]:
+    """Return what a plan's algorithm is given: the pool, aligned, and a context.
+
+    Recipes in the places of models are run first; what they merge stays lazy. `state` is where
+    algorithms keep what they resume from.
+    """
+    merges: dict[str, WeightSource] = {}
+    side_files: dict[str, bytes] = {}
+    for number, (name, nested) in enumerate(plan.nested.items()):
         place = None if state is None else state / f"nested-{number}"
-        if place is not None and inner.adapts:  # else nothing is kept, so nothing can be resumed
+        if place is not None and nested.adapts:  # else nothing is kept, so nothing can be resumed
             place.mkdir(parents=True, exist_ok=True)
-        start_nested(inner, info, executor, place)
-        pool = inner.pool.aligned(inner.resolved.recipe.alignment)
-        context = context_of(inner, info, executor, place)
-        merged = ran(inner.algorithm, pool, context)
-        if inner.resolved.recipe.output.dtype is not None:
-            merged = rounded_for(merged, pool, inner)
-        source.start(merged, context.side_files)
+        merges[name], found = _merge_nested(nested, info, executor, place)
+        stem = re.sub(r"[^-_.a-zA-Z0-9]", "-", name)
+        side_files |= {f"{stem}.{file}": content for file, content in found.items()}
+    pool = plan.pool.with_sources(merges).aligned(plan.resolved.recipe.alignment)
+    context = _context(plan, info, executor, state)
+    context.side_files |= side_files
+    return pool, context
+
+
+def _merge_nested(
+    plan: Plan, info: RunInfo, executor: Executor, state: Path | None
+) -> tuple[WeightSource, Mapping[str, bytes]]:
+    """Return the lazy merge of a recipe in the place of a model, and what was saved beside it."""
+    pool, context = prepare(plan, info, executor, state)
+    merged = ran(plan.algorithm, pool, context)
+    if plan.resolved.recipe.output.dtype is not None:
+        merged = rounded_for(merged, pool, plan)
+    return merged, context.side_files
 
 
 def ran(algorithm: Algorithm[Any], pool: ModelPool[Any], context: RunContext) -> WeightSource:
@@ -56,18 +74,7 @@ def ran(algorithm: Algorithm[Any], pool: ModelPool[Any], context: RunContext) ->
     return fused
 
 
-def _nested_files(plan: Plan) -> dict[str, bytes]:
-    """Name what nested algorithms saved after the model whose place they take."""
-    return {
-        f"{re.sub(r'[^-_.a-zA-Z0-9]', '-', name)}.{file}": content
-        for name, source in plan.nested.items()
-        for file, content in source.side_files.items()
-    }
-
-
-def context_of(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> RunContext:
-    """Return what a plan's algorithm is given; `state` is where it keeps what it resumes from."""
-
+def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> RunContext:
     def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
         notify(plan, "fusion_metrics_logged", run=info, step=step, metrics=metrics)
 
@@ -89,7 +96,6 @@ def context_of(plan: Plan, info: RunInfo, executor: Executor, state: Path | None
         state=state,
         output=plan.path,
         metrics=MetricsLog(None if state is None else state / METRICS),
-        side_files=_nested_files(plan),
     )
 
 

@@ -20,7 +20,7 @@ from fusion_core.machine.ranks import helps
 from fusion_core.planning.downloads import wanted_of
 from fusion_core.planning.plan import Plan, RunOptions, executor_of, plan
 from fusion_core.recipe.text import load_recipe
-from fusion_core.running._context import context_of, notify, ran, rounded_for, start_nested
+from fusion_core.running._context import notify, prepare, ran, rounded_for
 from fusion_core.running._output import assets_of, claimed, opened, write
 from fusion_core.running.evaluation import evaluate, write_report
 from fusion_core.weights import (
@@ -113,10 +113,8 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         executor_of(plan) as executor,
     ):
         state = None if staging is None else staging.state
-        start_nested(plan, info, executor, state)
-        pool = plan.pool.aligned(plan.resolved.recipe.alignment)
+        pool, context = prepare(plan, info, executor, state)
         assets = {} if staging is None else assets_of(plan, pool)
-        context = context_of(plan, info, executor, state)
         started = time.perf_counter()
         fused = ran(plan.algorithm, pool, context)
         weights = rounded_for(fused, pool, plan)

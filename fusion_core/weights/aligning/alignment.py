@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fusion_core.recipe.config import AlignmentPolicy
-    from fusion_core.weights.source import Cut
 
 #: A model has a few tied matrices; what lacks more tensors is another model, and is not read.
 _MOST_TIED = 8
@@ -46,6 +45,7 @@ class AlignedSource(WeightSource):
     def __init__(self, source: WeightSource, reference: WeightSource) -> None:
         self._source = source
         self._reference = reference
+        self.cut = source.cut.coarser(reference.cut)
         self.is_delta = source.is_delta
         self.infos = {name: source.infos.get(name, info) for name, info in reference.infos.items()}
 
@@ -58,11 +58,6 @@ class AlignedSource(WeightSource):
     def extra(self) -> frozenset[str]:
         """The tensors that only the model has."""
         return frozenset(self._source.infos) - frozenset(self._reference.infos)
-
-    @property
-    def cut(self) -> Cut:  # type: ignore[override]
-        """The coarser of both cuts, which a merge may know only when it is made."""
-        return self._source.cut.coarser(self._reference.cut)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read from the model; what it lacks is the reference's, or a difference of zero."""

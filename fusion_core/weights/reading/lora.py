@@ -8,6 +8,7 @@ Knows PEFT's file format (0.6 to 0.21), not PEFT.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -86,6 +87,12 @@ class LoraSource(WeightSource):
                 raise CheckpointError(f"{location.name}: {key!r} and its factors differ in shape")
             infos[name] = infos[name] if name in self._products else info
         self.infos = infos
+
+    def on(self, base: WeightSource) -> LoraSource:
+        """Return the same adapter on other weights of its base."""
+        clone = copy.copy(self)
+        clone._base = base  # noqa: SLF001 - of this class
+        return clone
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Form a range of a task vector."""

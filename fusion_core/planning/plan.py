@@ -26,9 +26,10 @@ from fusion_core.planning.nested import RecipeSource, infos_of_merge
 from fusion_core.planning.numbers import output_path
 from fusion_core.planning.resolving import resolve, resolved_as
 from fusion_core.planning.result import dtype_of
-from fusion_core.planning.selection import Selected, created
+from fusion_core.planning.selection import Part, create_algorithms, parts_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Progress
+from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.text import load_recipe, shown
 from fusion_core.weights.writing.target import check_output
 
@@ -72,7 +73,7 @@ class Plan:
     resolved: ResolvedRecipe
     plugins: PluginManager
     options: RunOptions
-    algorithm: Algorithm[Any]
+    parts: tuple[Part, ...]
     pool: ModelPool[Any]
     tasks: TaskPool[Any] | None
     path: Path | None
@@ -88,7 +89,7 @@ class Plan:
     def recipe_in(self, folder: Path | None) -> dict[str, Any]:
         """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
         sections = {
-            "algorithm": _section(self.resolved.algorithm, self.algorithm, folder),
+            "algorithm": _section(self.resolved.algorithm, self.parts[0].algorithm, folder),
             "model_pool": _section(self.resolved.model_pool, self.pool, folder),
         }
         if self.tasks is not None:
@@ -121,11 +122,10 @@ class Plan:
 
     @property
     def skipped(self) -> frozenset[str]:
-        """The tensors that the algorithm does not see."""
-        if not isinstance(self.algorithm, Selected):
-            return frozenset()
+        """The tensors that no algorithm sees."""
         names = self.pool.reference.infos
-        return frozenset(names) - frozenset(self.algorithm.selection.chosen(names))
+        seen = (names if part.names is None else part.names for part in self.parts)
+        return frozenset(names).difference(*seen)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -202,20 +202,20 @@ def _planned(
     place = None if helps() or inside is not None else resolved.recipe.output.path
     if place is not None:  # before anything is downloaded
         check_output(Path(place), overwrite=options.overwrite)
-    algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
+    algorithms = [live["algorithm"]] if "algorithm" in live else _algorithms(resolved.algorithm)
     with hub.session(options.progress):
         pool = live.get("model_pool", _created(resolved.model_pool))
         tasks = live.get("task_pool", _created(resolved.task_pool))
     if tasks is not None:
-        tasks = _seen_by(algorithm, tasks, nested=inside is not None)
+        tasks = _seen_by(algorithms[0], tasks, nested=inside is not None)
     check_needs(resolved.algorithm, pool, tasks)
     if tasks is not None:
         check_tasks(tasks)
-    if isinstance(algorithm, Selected):
-        algorithm.selection.groups(pool.reference.infos)  # refuses a pattern that matches nothing
+    selection = Selection() if resolved.algorithm is None else resolved.algorithm.selection
+    parts = parts_of(algorithms, selection, pool)
     models = pool.by_name.items()
     nested = {n: inner for place, inner in plans.items() for n, model in models if model is place}
-    return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device, nested)
+    return Plan(resolved, plugins, options, parts, pool, tasks, None, device, nested)
 
 
 def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
@@ -280,9 +280,9 @@ def _algorithm_name(resolved: ResolvedRecipe) -> str:
     return resolved.algorithm.name if resolved.algorithm else "fused"
 
 
-def _algorithm(resolved: Resolved[AlgorithmSpec] | None) -> Algorithm[Any]:
+def _algorithms(resolved: Resolved[AlgorithmSpec] | None) -> list[Algorithm[Any]]:
     assert resolved is not None  # noqa: S101 - a recipe without one was refused
-    return created(resolved)
+    return create_algorithms(resolved)
 
 
 def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool

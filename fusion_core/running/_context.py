@@ -11,19 +11,23 @@ from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.resolving import resolve_component
-from fusion_core.planning.result import as_source, dtype_of, rounded
-from fusion_core.planning.selection import created
-from fusion_core.recipe.config import Choice, choice_of
+from fusion_core.planning.result import dtype_of, stored_infos
+from fusion_core.planning.selection import create_algorithms, parts_of
+from fusion_core.recipe.config import Choice, ComponentConfig, choice_of
+from fusion_core.recipe.patterns import Selection
+from fusion_core.running._parts import run_parts
+from fusion_core.weights import CastSource, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunInfo
+    from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.plan import Plan
-    from fusion_core.weights import WeightSource
+    from fusion_core.planning.resolving import Resolved
 
 
 def notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes
@@ -60,18 +64,25 @@ def _merge_nested(
 ) -> tuple[WeightSource, Mapping[str, bytes]]:
     """Return the lazy merge of a recipe in the place of a model, and what was saved beside it."""
     pool, context = prepare(plan, info, executor, state)
-    merged = ran(plan.algorithm, pool, context)
+    merged = run_algorithm(plan, pool, context)
     if plan.resolved.recipe.output.dtype is not None:
-        merged = rounded_for(merged, pool, plan)
+        merged = round_for(plan, merged, pool)
     return merged, context.side_files
 
 
-def ran(algorithm: Algorithm[Any], pool: ModelPool[Any], context: RunContext) -> WeightSource:
-    """Run an algorithm; what it logged is then among what it saved."""
-    fused = as_source(algorithm.run(pool, context), pool)
+def run_algorithm(plan: Plan, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+    """Run a plan's algorithm; what it logged is then among what it saved."""
+    merged = run_parts(plan.parts, pool, context)
     if context.metrics.steps:
         context.save(METRICS, context.metrics.as_bytes())
-    return fused
+    return merged
+
+
+def round_for(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
+    """Give every tensor the dtype to be stored in: the recipe's, or the base's."""
+    recipe = plan.resolved.recipe
+    infos = stored_infos(pool, dtype_of(recipe.output.dtype))
+    return CastSource(merged, infos, finite=recipe.alignment.nan == "error")
 
 
 def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> RunContext:
@@ -80,7 +91,7 @@ def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) 
 
     def algorithm(of: Any) -> Algorithm[Any]:  # noqa: ANN401 - a name or a mapping
         choice: Choice = choice_of(of)
-        return created(
+        return _inner(
             resolve_component(AlgorithmSpec, choice, plan.plugins, section="algorithm.of")
         )
 
@@ -99,8 +110,24 @@ def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) 
     )
 
 
-def rounded_for(fused: WeightSource, pool: ModelPool[Any], plan: Plan) -> WeightSource:
-    """Give every tensor the dtype to be stored in: the recipe's, or the base's."""
-    recipe = plan.resolved.recipe
-    finite = recipe.alignment.nan == "error"
-    return rounded(fused, pool, dtype=dtype_of(recipe.output.dtype), finite=finite)
+def _inner(resolved: Resolved[AlgorithmSpec]) -> Algorithm[Any]:
+    """Make an algorithm that another one has among its options."""
+    algorithms = create_algorithms(resolved)
+    plain = resolved.selection == Selection()
+    return algorithms[0] if plain else _Inner(algorithms, resolved.selection)
+
+
+class _Inner(Algorithm[ComponentConfig]):
+    """An algorithm among another one's options, with patterns of its own."""
+
+    def __init__(self, algorithms: Sequence[Algorithm[Any]], selection: Selection) -> None:
+        super().__init__(algorithms[0].config)
+        self._algorithms, self._selection = algorithms, selection
+
+    def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+        """Return the tasks as the algorithm sees them."""
+        return self._algorithms[0].tasks(pool)
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        """Run the algorithm on its tensors."""
+        return run_parts(parts_of(self._algorithms, self._selection, pool), pool, context)

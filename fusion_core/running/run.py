@@ -20,7 +20,7 @@ from fusion_core.machine.ranks import helps
 from fusion_core.planning.downloads import wanted_of
 from fusion_core.planning.plan import Plan, RunOptions, executor_of, plan
 from fusion_core.recipe.text import load_recipe
-from fusion_core.running._context import notify, prepare, ran, rounded_for
+from fusion_core.running._context import notify, prepare, round_for, run_algorithm
 from fusion_core.running._output import assets_of, claimed, opened, write
 from fusion_core.running.evaluation import evaluate, write_report
 from fusion_core.weights import (
@@ -116,8 +116,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         pool, context = prepare(plan, info, executor, state)
         assets = {} if staging is None else assets_of(plan, pool)
         started = time.perf_counter()
-        fused = ran(plan.algorithm, pool, context)
-        weights = rounded_for(fused, pool, plan)
+        weights = round_for(plan, run_algorithm(plan, pool, context), pool)
         if helps():
             return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
         if staging is None:

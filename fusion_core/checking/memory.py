@@ -45,7 +45,7 @@ class Memory:
     how: str
 
 
-def estimated(plan: Plan) -> Memory:
+def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run; memory of a GPU is not looked at."""
     infos = plan.pool.reference.infos.values()
     evaluated = plan.tasks is not None and (plan.options.evaluate or plan.adapts)

@@ -8,17 +8,21 @@ nothing here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fusion_core.errors import BrokenPluginError
+from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
+from fusion_core.recipe.text import load_recipe, shown
 from fusion_core.weights import WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import torch
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import TensorInfo
@@ -60,17 +64,28 @@ class RecipeSource(WeightSource):
         return f"<{self.label}>"
 
 
-def infos_of_merge(pool: ModelPool[Any], stored: torch.dtype | None) -> dict[str, TensorInfo]:
-    """Describe a merge before it is made: fp32, or fp64 where an operand is, unless rounded."""
-    sources = [pool.reference, *pool.experts.values()]
+def read_nested(
+    given: str | Path | Mapping[str, Any], inside: tuple[str, ...]
+) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
+    """Return what to call a recipe in errors, the recipe, and the files that lead to its models.
 
-    def computed(name: str) -> torch.dtype:
-        if stored is not None:
-            return stored
-        found = (source.infos[name].dtype for source in sources if name in source.infos)
-        return torch.float64 if torch.float64 in found else torch.float32
+    `inside` are those that led here. Raises `RecipeError` for a file that is one of them.
+    """
+    if isinstance(given, Mapping):
+        return f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given, inside
+    recipe, path = load_recipe(given), os.path.realpath(given)
+    if path in inside:
+        loop = " -> ".join(map(os.path.relpath, [*inside[inside.index(path) :], path]))
+        raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
+    return str(given), recipe, (*inside, path)
 
-    return {
-        name: replace(info, dtype=computed(name)) if info.dtype.is_floating_point else info
-        for name, info in pool.reference.infos.items()
-    }
+
+@contextmanager
+def name_errors(label: str) -> Iterator[None]:
+    """Put a recipe's name in front of the errors that it meets."""
+    try:
+        yield
+    except FusionError as error:
+        lines = error.message.splitlines()  # a table's rows begin with a space
+        named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
+        raise type(error)("\n".join(named), hint=error.hint) from error

@@ -6,8 +6,6 @@ Reads headers, no weights, and writes nothing. How a plan is carried out is not 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,23 +16,23 @@ from fusion_core import hub
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.contracts.task_pool import TaskPool
-from fusion_core.errors import FusionError, RecipeError
+from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
+from fusion_core.planning.dtypes import dtype_of, infos_of_merge
 from fusion_core.planning.needs import check_data, check_needs, check_tasks, sees_tasks
-from fusion_core.planning.nested import RecipeSource, infos_of_merge
-from fusion_core.planning.numbers import output_path
-from fusion_core.planning.resolving import resolve, resolved_as
-from fusion_core.planning.result import dtype_of
+from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
+from fusion_core.planning.numbers import free_paths
+from fusion_core.planning.resolving import resolve, resolve_object
 from fusion_core.planning.selection import Part, create_algorithms, parts_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.recipe.patterns import Selection
-from fusion_core.recipe.text import load_recipe, shown
+from fusion_core.weights import held_in_memory
 from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from concurrent.futures import Executor
 
     import torch
@@ -102,7 +100,7 @@ class Plan:
     @property
     def algorithm_name(self) -> str:
         """What to call the result."""
-        return _algorithm_name(self.resolved)
+        return self.resolved.algorithm.name if self.resolved.algorithm else "fused"
 
     @cached_property
     def aligned(self) -> ModelPool[Any]:
@@ -149,6 +147,12 @@ class Plan:
         seen = [answer for answer in (*own, *within) if answer is not None]
         return any(seen) if seen else None
 
+    def free_paths(self) -> Iterator[Path]:
+        """Yield where the output of a run that names none may go."""
+        assert self.resolved.model_pool is not None  # noqa: S101 - a pool of live models needs a name
+        stem = f"{self.resolved.model_pool.name}-{self.algorithm_name}"
+        return free_paths(stem, self.recipe if self.options.resume else None)
+
     @property
     def licence(self) -> str | None:
         """The licence that the pool's spec names for its models, not words on where it stands."""
@@ -174,19 +178,28 @@ class Plan:
     def distributions(self) -> set[str]:
         """The plugins that this run uses."""
         found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
-        ours = {part.component.plugin.distribution for part in found if part is not None}
+        ours = {used.component.plugin.distribution for used in found if used is not None}
         return ours.union(*(plan.distributions for plan in self.nested.values()))
 
 
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
-    found = _planned(raw, options)
+    found = _plan(raw, options)
     if found.tasks_read is not None:
         found.pool.check_builds()
-    return replace(found, path=output_path(found))
+    return replace(found, path=_output_path(found))
 
 
-def _planned(
+def _output_path(plan: Plan) -> Path | None:
+    """Return where the output goes; of a number, a run makes sure again when it claims it."""
+    given = plan.resolved.recipe.output.path
+    if given is not None:
+        return Path(given)
+    live = any(map(held_in_memory, plan.pool.by_name.values()))
+    return None if plan.resolved.model_pool is None or live else next(plan.free_paths())
+
+
+def _plan(
     raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] | None = None
 ) -> Plan:
     """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
@@ -197,17 +210,17 @@ def _planned(
     nesting = partial(_place_of, plans=plans, options=options, inside=inside or ())
     resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
     if "algorithm" in live:
-        resolved = replace(resolved, algorithm=resolved_as(live["algorithm"], plugins))
+        resolved = replace(resolved, algorithm=resolve_object(live["algorithm"], plugins))
     device = device_of(options.device)
     place = None if helps() or inside is not None else resolved.recipe.output.path
     if place is not None:  # before anything is downloaded
         check_output(Path(place), overwrite=options.overwrite)
     algorithms = [live["algorithm"]] if "algorithm" in live else _algorithms(resolved.algorithm)
     with hub.session(options.progress):
-        pool = live.get("model_pool", _created(resolved.model_pool))
-        tasks = live.get("task_pool", _created(resolved.task_pool))
+        pool = live.get("model_pool", _create(resolved.model_pool))
+        tasks = live.get("task_pool", _create(resolved.task_pool))
     if tasks is not None:
-        tasks = _seen_by(algorithms[0], tasks, nested=inside is not None)
+        tasks = _tasks_for(algorithms[0], tasks, nested=inside is not None)
     check_needs(resolved.algorithm, pool, tasks)
     if tasks is not None:
         check_tasks(tasks)
@@ -218,7 +231,7 @@ def _planned(
     return Plan(resolved, plugins, options, parts, pool, tasks, None, device, nested)
 
 
-def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
+def _tasks_for(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
     """Return the tasks as an algorithm sees them, which has to be what is measured, too."""
     seen = algorithm.tasks(tasks)
     if nested and seen is not tasks:
@@ -236,34 +249,15 @@ def _place_of(
     options: RunOptions,
     inside: tuple[str, ...],
 ) -> RecipeSource:
-    """Return the place of what a recipe merges, and add its plan to `plans`.
-
-    Raises its errors with its name in front of them.
-    """
-    if isinstance(given, Mapping):
-        label, recipe = f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given
-    else:
-        label, recipe = str(given), load_recipe(given)
-        path = os.path.realpath(given)
-        if path in inside:
-            loop = " -> ".join(map(os.path.relpath, [*inside[inside.index(path) :], path]))
-            raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
-        inside = (*inside, path)
-    try:
-        plan = _planned(recipe, options, inside)
-        place = _place(plan)
-    except FusionError as error:
-        lines = error.message.splitlines()  # a table's rows begin with a space
-        named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
-        raise type(error)("\n".join(named), hint=error.hint) from error
+    """Return the place of what a recipe merges, and add its plan to `plans`."""
+    label, recipe, inside = read_nested(given, inside)
+    with name_errors(label):
+        plan = _plan(recipe, options, inside)
+        infos = infos_of_merge(plan.aligned, dtype_of(plan.resolved.recipe.output.dtype))
+    name = f"merge by {plan.algorithm_name}"
+    place = RecipeSource(name, infos, plan.pool, plan.aligned, plan.recipe_in)
     plans[place] = plan
     return place
-
-
-def _place(plan: Plan) -> RecipeSource:
-    infos = infos_of_merge(plan.aligned, dtype_of(plan.resolved.recipe.output.dtype))
-    label = f"merge by {plan.algorithm_name}"
-    return RecipeSource(label, infos, plan.pool, plan.aligned, plan.recipe_in)
 
 
 @contextmanager
@@ -276,16 +270,12 @@ def executor_of(plan: Plan) -> Iterator[Executor]:
         yield executor
 
 
-def _algorithm_name(resolved: ResolvedRecipe) -> str:
-    return resolved.algorithm.name if resolved.algorithm else "fused"
-
-
 def _algorithms(resolved: Resolved[AlgorithmSpec] | None) -> list[Algorithm[Any]]:
     assert resolved is not None  # noqa: S101 - a recipe without one was refused
     return create_algorithms(resolved)
 
 
-def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
+def _create(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
     return None if resolved is None else resolved.create()
 
 

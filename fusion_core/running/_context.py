@@ -10,8 +10,8 @@ from fusion_core.contracts.metrics import FILE as METRICS
 from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.machine.ranks import helps
+from fusion_core.planning.dtypes import dtype_of, stored_infos
 from fusion_core.planning.resolving import resolve_component
-from fusion_core.planning.result import dtype_of, stored_infos
 from fusion_core.planning.selection import create_algorithms, parts_of
 from fusion_core.recipe.config import Choice, ComponentConfig, choice_of
 from fusion_core.recipe.patterns import Selection

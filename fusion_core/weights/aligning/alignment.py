@@ -99,7 +99,7 @@ def align(
     first = next(iter(experts)) if base is None else None
     copies = Copies(reference)
     seen = {
-        name: expert if expert is reference else _respelled(expert, reference, copies)
+        name: expert if expert is reference else _respell(expert, reference, copies)
         for name, expert in experts.items()
     }
     differences = [
@@ -110,7 +110,7 @@ def align(
     ]
     if differences or beside:
         raise misfit(beside, differences)
-    padded, seen = _padded(reference, seen)
+    padded, seen = _pad(reference, seen)
     fitted = {
         name: expert
         if expert.infos.keys() == padded.infos.keys()
@@ -121,7 +121,7 @@ def align(
     return Alignment(None if base is None else padded, fitted, frozenset(dropped))
 
 
-def _respelled(expert: WeightSource, reference: WeightSource, copies: Copies) -> WeightSource:
+def _respell(expert: WeightSource, reference: WeightSource, copies: Copies) -> WeightSource:
     """Return an expert with the reference's names, as far as it has the same tensors.
 
     A tensor that only one of them has is none if it is a copy of one that both have: tied weights
@@ -141,7 +141,7 @@ def _respelled(expert: WeightSource, reference: WeightSource, copies: Copies) ->
     return expert if same else RenamedSource(expert, names)
 
 
-def _padded(
+def _pad(
     reference: WeightSource, experts: Mapping[str, WeightSource]
 ) -> tuple[WeightSource, dict[str, WeightSource]]:
     """Bring embeddings to the largest vocabulary, where there are several."""

@@ -70,7 +70,7 @@ class LoraSource(WeightSource):
         check_supported(config, location.name)
         if (reason := packed(self._adapter.infos)) is not None:
             raise CheckpointError(f"{location.name} is quantised: {reason}", hint=DEQUANTISE)
-        layers, whole = _sorted_out(self._adapter)
+        layers, whole = _sort_out(self._adapter)
         targets = [f"{module}.weight" for module in layers]
         spelled = same_tensors([*targets, *whole], base.infos)
         scales = Scales(config, location.name)
@@ -202,7 +202,7 @@ def base_of(location: Location) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _sorted_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def _sort_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Return the factors' keys by module and part, and the keys of whole weights by name."""
     layers: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}

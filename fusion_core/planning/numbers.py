@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusion_core.weights.writing.disk import writing
 from fusion_core.weights.writing.lock import is_locked
@@ -13,16 +13,17 @@ from fusion_core.weights.writing.workplace import workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from fusion_core.weights.writing.workplace import Workplace
 
 OUTPUTS = Path("outputs")
 
 
-def numbered(stem: str, resumed: Mapping[str, Any] | None) -> Iterator[Path]:
-    """Yield the paths of a stem that are free, as far as can be told.
+def free_paths(stem: str, resumed: Mapping[str, Any] | None) -> Iterator[Path]:
+    """Yield the paths `outputs/<stem>-<n>` that are free, as far as can be told.
 
-    First comes what dead runs of the recipe left that is to be `resumed`; others leave that alone.
+    A recipe that is `resumed` first goes on with its own work; others leave that alone.
     """
     with writing(OUTPUTS):
         mine = [] if resumed is None else [place.output for place in unfinished(resumed)]
@@ -32,7 +33,7 @@ def numbered(stem: str, resumed: Mapping[str, Any] | None) -> Iterator[Path]:
 
 
 def unfinished(recipe: Mapping[str, Any]) -> list[Workplace]:
-    """Return what dead runs of a recipe left among the outputs that have numbers."""
-    wanted = json.loads(json.dumps(recipe))
-    places = (place for place in workplaces_in(OUTPUTS) if place.recipe == wanted)
+    """Return what dead runs of a resolved recipe left among the outputs that have numbers."""
+    as_stored = json.loads(json.dumps(recipe))
+    places = (place for place in workplaces_in(OUTPUTS) if place.recipe == as_stored)
     return [place for place in places if not is_locked(place.output)]

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.report import Report
     from fusion_core.contracts.run import RunInfo, RunResult
-    from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+    from fusion_core.contracts.specs import (
+        AlgorithmSpec,
+        CommandSpec,
+        ExecutorSpec,
+        ModelPoolSpec,
+        TaskPoolSpec,
+    )
     from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
@@ -27,7 +33,13 @@ _HOMES = {
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.report": ("Report",),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
-    "fusion_core.contracts.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
+    "fusion_core.contracts.specs": (
+        "AlgorithmSpec",
+        "CommandSpec",
+        "ExecutorSpec",
+        "ModelPoolSpec",
+        "TaskPoolSpec",
+    ),
     "fusion_core.contracts.task_pool": ("Batch", "FeatureTask", "Split", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
@@ -43,8 +55,10 @@ __all__ = [
     "Algorithm",
     "AlgorithmSpec",
     "Batch",
+    "CommandSpec",
     "ComponentConfig",
     "Cut",
+    "ExecutorSpec",
     "FeatureTask",
     "FusionError",
     "ModelPool",

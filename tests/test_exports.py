@@ -28,6 +28,7 @@ WITHOUT_TORCH = [
     "fusion_core.recipe.text",
     "fusion_core.planning.described",
     "fusion_core.builtin.checkpoints_config",
+    "fusion_core.builtin.executors",
     "fusion_linear.config",
     "fusion_ties.config",
 ]

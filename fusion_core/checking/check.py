@@ -14,7 +14,6 @@ from fusion_core.checking._licences import conflicts, limits
 from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
 from fusion_core.planning.dtypes import dtype_of, stored_infos
-from fusion_core.planning.plan import executor_of
 from fusion_core.weights import AlignedSource, RenamedSource
 from fusion_core.weights.merging.finite import BadTensor, bad_tensors
 from fusion_core.weights.reading.format import build_header
@@ -110,7 +109,7 @@ def check(plan: Plan) -> Check:
 
 def scan(plan: Plan) -> list[BadTensor]:
     """Read everything that the run would read, and return what holds NaN or infinity."""
-    with hub.session(plan.options.progress), executor_of(plan) as executor:
+    with hub.session(plan.options.progress), plan.resolved.executor.create() as executor:
         return bad_tensors(dict(_read(plan)), executor, progress=plan.options.progress)
 
 

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.builtin import cores
 from fusion_core.weights import Cut, Kernel, Scope
 from fusion_core.weights.merging.execution import AHEAD
 
 if TYPE_CHECKING:
-    from fusion_core.planning.plan import Plan, RunOptions
+    from fusion_core.planning.plan import Plan
 
 #: What the engine and the allocator take whatever is merged, and a survey's samples an expert.
 _FIXED, _SURVEY = 16 * 2**20, 3 * 2**20
@@ -51,20 +50,18 @@ def estimate(plan: Plan) -> Memory:
     evaluated = plan.tasks is not None and (plan.options.evaluate or plan.adapts)
     live = 2 * sum(4 * info.numel for info in infos) if evaluated else 0  # built of its weights
     process = _process()
-    merge = _FIXED + workers(plan.options) * _piece(plan) + _surveys(plan)
+    merge = _FIXED + workers(plan) * _piece(plan) + _surveys(plan)
     how = (
-        f"{workers(plan.options)} workers x {_longest(plan):,} elements x "
+        f"{workers(plan)} workers x {_longest(plan):,} elements x "
         f"(2 x {len(plan.pool.experts)} experts + 3)"
     )
     at_least = plan.adapts or len(_kernels(plan)) < len(plan.parts)
     return Memory(process + max(merge, live), process, merge, live, at_least, how)
 
 
-def workers(options: RunOptions) -> int:
-    """Return how many workers the executor has, as far as it is one of the core's."""
-    if options.executor == "serial":
-        return 1
-    return options.workers or cores()
+def workers(plan: Plan) -> int:
+    """Return how many workers the executor has, as far as its options say so."""
+    return int(getattr(plan.resolved.executor.config, "workers", 1))
 
 
 def _piece(plan: Plan) -> int:

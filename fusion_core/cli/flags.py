@@ -58,8 +58,18 @@ Output = Annotated[
 Seed = Annotated[Optional[int], typer.Option(help="Default: 0.")]  # noqa: UP045
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
-ExecutorName = Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")]
-Workers = Annotated[Optional[int], typer.Option(help="Default: one a core.", min=1)]  # noqa: UP045
+ExecutorName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="NAME",
+        help="What merges run on; default: threads.",
+        autocompletion=completion.executors,
+    ),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Short for --set executor.workers; default: one a core.", min=1),
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]

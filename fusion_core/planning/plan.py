@@ -6,7 +6,6 @@ Reads headers, no weights, and writes nothing. How a plan is carried out is not 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,12 +27,12 @@ from fusion_core.planning.selection import Part, create_algorithms, parts_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Progress
 from fusion_core.recipe.patterns import Selection
+from fusion_core.recipe.text import assign
 from fusion_core.weights import held_in_memory
 from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
-    from concurrent.futures import Executor
 
     import torch
 
@@ -58,7 +57,9 @@ class RunOptions:
     #: go on with what a run of the same recipe, inputs and versions left when it was stopped
     resume: bool = False
     device: str = "cpu"
-    executor: str = "threads"
+    #: a name, or a mapping of name and options; default: the recipe's
+    executor: str | Mapping[str, Any] | None = None
+    #: short for the executor's option of this name
     workers: int | None = None
     progress: Progress = field(default_factory=Progress)
     block: frozenset[str] = frozenset()
@@ -184,7 +185,7 @@ class Plan:
 
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
-    found = _plan(raw, options)
+    found = _plan(_with_executor(raw, options), options)
     if found.tasks_read is not None:
         found.pool.check_builds()
     return replace(found, path=_output_path(found))
@@ -197,6 +198,15 @@ def _output_path(plan: Plan) -> Path | None:
         return Path(given)
     live = any(map(held_in_memory, plan.pool.by_name.values()))
     return None if plan.resolved.model_pool is None or live else next(plan.free_paths())
+
+
+def _with_executor(raw: Mapping[str, Any], options: RunOptions) -> Mapping[str, Any]:
+    """Return a recipe with the executor that the options name: the whole run's own."""
+    if options.executor is not None:
+        raw = {**raw, "executor": options.executor}
+    if options.workers is None:
+        return raw
+    return assign(raw, ("executor", "workers"), options.workers, origin="workers")
 
 
 def _plan(
@@ -258,16 +268,6 @@ def _place_of(
     place = RecipeSource(name, infos, plan.pool, plan.aligned, plan.recipe_in)
     plans[place] = plan
     return place
-
-
-@contextmanager
-def executor_of(plan: Plan) -> Iterator[Executor]:
-    """Open the executor that the options name."""
-    workers = plan.options.workers
-    options = {} if workers is None else {"workers": str(workers)}
-    executor = plan.plugins.create_executor(plan.options.executor, options)
-    with executor:
-        yield executor
 
 
 def _algorithms(resolved: Resolved[AlgorithmSpec] | None) -> list[Algorithm[Any]]:

@@ -18,7 +18,7 @@ from fusion_core.errors import FusionError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.downloads import wanted_of
-from fusion_core.planning.plan import Plan, RunOptions, executor_of, plan
+from fusion_core.planning.plan import Plan, RunOptions, plan
 from fusion_core.recipe.text import load_recipe
 from fusion_core.running._context import notify, prepare, round_for, run_algorithm
 from fusion_core.running._output import assets_of, claim_output, open_staging, write
@@ -110,7 +110,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         hub.session(plan.options.progress),
         nullcontext() if helps() else open_staging(plan) as staging,
         forbid_exit(),  # inside the staging directory, which keeps what an interrupt leaves
-        executor_of(plan) as executor,
+        plan.resolved.executor.create() as executor,
     ):
         state = None if staging is None else staging.state
         pool, context = prepare(plan, info, executor, state)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusion_core.testing._algorithm import AlgorithmSuite
+    from fusion_core.testing._command import CommandSuite
+    from fusion_core.testing._executor import ExecutorSuite
     from fusion_core.testing._model_pool import ModelPoolSuite
     from fusion_core.testing._models import MODELS, tiny_pool
     from fusion_core.testing._task_pool import TaskPoolSuite
@@ -26,18 +28,22 @@ if TYPE_CHECKING:
     from fusion_core.testing._tensorwise import Mean
 
 _HOME_OF = {
-    "AlgorithmSuite": "algorithm",
-    "MODELS": "models",
-    "Mean": "tensorwise",
-    "ModelPoolSuite": "model_pool",
-    "TaskPoolSuite": "task_pool",
-    "TinyTasks": "tasks",
-    "tiny_pool": "models",
+    "AlgorithmSuite": "_algorithm",
+    "CommandSuite": "_command",
+    "ExecutorSuite": "_executor",
+    "MODELS": "_models",
+    "Mean": "_tensorwise",
+    "ModelPoolSuite": "_model_pool",
+    "TaskPoolSuite": "_task_pool",
+    "TinyTasks": "_tasks",
+    "tiny_pool": "_models",
 }
 
 __all__ = [
     "MODELS",
     "AlgorithmSuite",
+    "CommandSuite",
+    "ExecutorSuite",
     "Mean",
     "ModelPoolSuite",
     "TaskPoolSuite",

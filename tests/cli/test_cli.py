@@ -237,6 +237,11 @@ BAD = {
     "unknown executor": Bad(
         ("--algo", "ties", *CHECKPOINTS, "--executor", "fast"), 3, ("'fast'", "threads")
     ),
+    "an option that the executor lacks": Bad(
+        ("--algo", "ties", *CHECKPOINTS, "--executor", "serial", "--workers", "2"),
+        2,
+        ("executor.workers: unknown option", "fuse info serial"),
+    ),
     "unknown device": Bad(("--algo", "ties", *CHECKPOINTS, "--device", "gpu"), 2, ("gpu", "cuda")),
     "no such flag": Bad(("--algo", "ties", "--densty", "1"), 2, ("--densty",)),
     "weights of an unknown expert": Bad(
@@ -333,7 +338,9 @@ def test_blocked_plugin_is_shown_and_cannot_be_used(fuse: Fuse, models: Path) ->
     assert "fusion-ties (blocked" in done.err
 
 
-@pytest.mark.parametrize(("kind", "name"), [("algorithms", "ties"), ("pools", "checkpoints")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("algorithms", "ties"), ("pools", "checkpoints"), ("executors", "threads")]
+)
 def test_list_names_components(fuse: Fuse, kind: str, name: str) -> None:
     assert name in fuse("list", kind).out
     assert name in {row["name"] for row in json.loads(fuse("list", kind, "--json").out)}
@@ -341,10 +348,12 @@ def test_list_names_components(fuse: Fuse, kind: str, name: str) -> None:
 
 def test_listing_without_a_kind_shows_all(fuse: Fuse) -> None:
     lines = fuse("list").out.splitlines()
-    assert [line for line in lines if line.endswith(":")] == ["algorithms:", "pools:", "tasks:"]
+    assert [line for line in lines if line.endswith(":")] == [
+        *("algorithms:", "pools:", "tasks:", "executors:", "commands:")
+    ]
     data = json.loads(fuse("list", "--json").out)
     assert data["pools"] == json.loads(fuse("list", "pools", "--json").out)
-    assert list(data) == ["algorithms", "pools", "tasks"]
+    assert list(data) == ["algorithms", "pools", "tasks", "executors", "commands"]
 
 
 def test_info_without_a_name_says_what_can_be_asked_for(fuse: Fuse) -> None:

@@ -52,6 +52,8 @@ def _modules(tmp_path: Path, *arguments: str, **environment: str) -> tuple[set[s
         ("list", "algorithms"),
         ("list", "pools"),
         ("list", "tasks"),
+        ("list", "executors"),
+        ("list", "commands"),
     ],
     ids=" ".join,
 )
@@ -62,9 +64,14 @@ def test_reading_commands_are_light(tmp_path: Path, arguments: tuple[str, ...]) 
 
 
 def test_options_are_shown_without_torch(tmp_path: Path) -> None:
-    for arguments in (("info", "ties"), ("run", "--algo", "ties", "--help"), ("schema",)):
+    for option, *arguments in (
+        ("density", "info", "ties"),
+        ("density", "run", "--algo", "ties", "--help"),
+        ("density", "schema"),
+        ("workers", "info", "threads"),
+    ):
         modules, out = _modules(tmp_path, *arguments)
-        assert "density" in out
+        assert option in out
         assert not modules & {"torch", "transformers", "numpy"}
 
 
@@ -73,6 +80,7 @@ def test_options_are_shown_without_torch(tmp_path: Path) -> None:
     [
         ("fuse run --algo t", {"task-arithmetic", "ties"}),
         ("fuse run --pool checkp", {"checkpoints"}),
+        ("fuse check --executor se", {"serial"}),
         ("fuse info weigh", {"weighted-average"}),
         ("fuse li", {"list-plugins", "list"}),
     ],

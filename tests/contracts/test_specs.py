@@ -7,7 +7,9 @@ import pytest
 
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
+    CommandSpec,
     ComponentSpec,
+    ExecutorSpec,
     ModelPoolSpec,
     TaskPoolSpec,
     load_target,
@@ -48,13 +50,28 @@ def test_targets_are_module_and_attribute(target: str) -> None:
         _spec(config=target)
 
 
-@pytest.mark.parametrize("kind", [AlgorithmSpec, ModelPoolSpec, TaskPoolSpec])
-def test_specs_are_frozen_hashable_and_picklable(kind: type[ComponentSpec]) -> None:
-    spec = kind(name="a", summary="", target="a:B", config="a:C")
+_COMPONENTS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, ExecutorSpec)
+_AS = {"name": "a", "summary": "", "target": "a:B"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(kind(**_AS, config="a:C") for kind in _COMPONENTS),
+        CommandSpec(**_AS, group="Reports"),
+    ],
+    ids=lambda spec: spec.kind,
+)
+def test_specs_are_frozen_hashable_and_picklable(spec: ComponentSpec) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.name = "b"  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert hash(spec) == hash(dataclasses.replace(spec))
+
+
+def test_a_command_has_no_configuration() -> None:
+    with pytest.raises(TypeError, match="config"):
+        CommandSpec(**_AS, config="a:C")  # type: ignore[call-arg]
 
 
 def test_a_target_is_imported_when_it_is_loaded() -> None:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    CommandSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
@@ -16,11 +23,13 @@ from fusion_core.errors import (
 )
 from fusion_core.planning.resolving import resolve_component
 from fusion_core.plugins.distributions import Plugin, PluginStatus
+from fusion_core.plugins.known import BROUGHT_BY
 from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.recipe.config import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from conftest import Site
@@ -516,45 +525,83 @@ def test_a_raising_life_cycle_hook_is_named_and_the_others_are_called(
     assert module.SEEN == [("the run", {"loss": 1.0})]  # type: ignore[union-attr]
 
 
-def test_a_plugin_can_bring_an_executor(site: Site) -> None:
-    site.install(
-        "cluster-x",
-        """
-        from concurrent.futures import ThreadPoolExecutor
-        from fusion_core import hookimpl
-        @hookimpl
-        def fusion_create_executor(name, options):
-            return ThreadPoolExecutor(int(options["nodes"])) if name == "cluster" else None
-        """,
+# --- executors ----------------------------------------------------------------------------------
+
+CLUSTER = """
+from concurrent.futures import ThreadPoolExecutor
+from fusion_core import ComponentConfig, ExecutorSpec, hookimpl
+
+class Config(ComponentConfig):
+    nodes: int = 1
+
+class Cluster(ThreadPoolExecutor):
+    def __init__(self, config):
+        super().__init__(config.nodes)
+
+def make_nothing(config):
+    return 7
+
+THING = 3
+
+@hookimpl
+def fusion_register_executors():
+    yield ExecutorSpec(
+        name="cluster", summary="", target="cluster_x:Cluster", config="cluster_x:Config"
     )
-    with discovered().create_executor("cluster", {"nodes": "2"}) as executor:
-        assert executor.submit(lambda: 5).result() == 5
+"""
+
+
+def executor_called(name: str, **options: object) -> Executor:
+    choice = Choice(name=name, **options)
+    resolved = resolve_component(ExecutorSpec, choice, discovered(), section="executor")
+    made: Executor = resolved.create()
+    return made
+
+
+def test_a_plugin_can_bring_an_executor(site: Site) -> None:
+    site.install("cluster-x", CLUSTER)
+    for name in ("cluster", "cluster-x/cluster"):
+        with executor_called(name, nodes=2) as executor:
+            assert executor.submit(lambda: 5).result() == 5
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "error"),
+    ("target", "said"),
     [
-        ("lightning", {}, UnknownComponentError),
-        ("threads", {"workers": "0"}, RecipeError),
-        ("threads", {"workers": "-1"}, RecipeError),
-        ("threads", {"workers": "many"}, RecipeError),
-        ("threads", {"workers": "²"}, RecipeError),
-        ("threads", {"wokers": "2"}, RecipeError),
-        ("serial", {"workers": "2"}, RecipeError),
+        ("make_nothing", "cannot be used: it made 7, not an Executor"),
+        ("THING", "is 3, not a class of Executor"),
+        ("Config", "not a class of Executor"),
+        ("Nothing", "cannot be imported from 'cluster_x:Nothing'"),
+    ],
+)
+def test_what_makes_no_executor_is_its_plugins_fault(site: Site, target: str, said: str) -> None:
+    site.install("cluster-x", CLUSTER.replace("x:Cluster", f"x:{target}"))
+    with pytest.raises(BrokenPluginError, match=re.escape(said)):
+        executor_called("cluster")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("lightning", {}, "there is no executor 'lightning'"),
+        ("threads", {"workers": 0}, "executor.workers = 0: Input should be greater than"),
+        ("threads", {"workers": "2"}, "executor.workers = '2': Input should be a valid integer"),
+        ("threads", {"wokers": 2}, "executor.wokers: unknown option; did you mean workers?"),
+        ("serial", {"workers": 2}, "executor.workers: unknown option; known: none"),
     ],
 )
 def test_executors_refuse_what_they_do_not_know(
-    name: str, options: dict[str, str], error: type[PluginError]
+    name: str, options: dict[str, object], said: str
 ) -> None:
-    with pytest.raises(error):
-        discovered().create_executor(name, options)
+    with pytest.raises((RecipeError, UnknownComponentError), match=re.escape(said)):
+        executor_called(name, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"workers": "3"}])
-def test_the_cores_executors_work(options: dict[str, str]) -> None:
-    with discovered().create_executor("threads", options) as executor:
-        assert list(executor.map(abs, [-1, -2])) == [1, 2]
-    with discovered().create_executor("serial", {}) as executor:
+@pytest.mark.parametrize(
+    ("name", "options"), [("threads", {}), ("threads", {"workers": 3}), ("serial", {})]
+)
+def test_the_cores_executors_work(name: str, options: dict[str, int]) -> None:
+    with executor_called(name, **options) as executor:
         assert list(executor.map(abs, [-1, -2])) == [1, 2]
 
 
@@ -614,28 +661,6 @@ def test_a_life_cycle_hook_can_be_interrupted(site: Site) -> None:
         discovered().notify("fusion_run_started", run="the run")
 
 
-ODD_EXECUTORS = {
-    "raising": "raise RuntimeError('no cluster')",
-    "exiting": "raise SystemExit",
-    "no-executor": "return 7",
-}
-
-
-@pytest.mark.parametrize("body", ODD_EXECUTORS.values(), ids=ODD_EXECUTORS)
-def test_a_plugin_cannot_keep_others_from_making_executors(site: Site, body: str) -> None:
-    site.install(
-        "zz-odd",
-        f"""
-        from fusion_core import hookimpl
-        @hookimpl
-        def fusion_create_executor(name):
-            {body}
-        """,
-    )
-    with discovered().create_executor("threads", {"workers": "1"}) as executor:
-        assert executor.submit(abs, -1).result() == 1
-
-
 def test_what_a_plugin_prints_when_imported_is_no_result(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -644,6 +669,42 @@ def test_what_a_plugin_prints_when_imported_is_no_result(
     )
     assert plugin_of(discovered(), "chatty-one").status is PluginStatus.LOADED
     assert capsys.readouterr() == ("", "hello from chatty\n")
+
+
+OURS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, CommandSpec)
+
+
+@pytest.mark.plugins
+def test_what_our_plugins_bring_is_known() -> None:
+    for kind in OURS:
+        brought: dict[str, set[str]] = {}
+        for each in discovered().components(kind):
+            if each.plugin.distribution != "fusion-core":
+                names = {each.spec.name, *each.spec.aliases}
+                brought.setdefault(each.plugin.distribution, set()).update(names)
+        known = {
+            name: set(kinds[kind.kind]) for name, kinds in BROUGHT_BY.items() if kind.kind in kinds
+        }
+        assert known == brought
+
+
+@pytest.mark.parametrize("name", ["sweep", "fusion-sweep/sweep"])
+@pytest.mark.parametrize("kind", OURS)
+def test_a_known_name_says_what_to_install(
+    kind: type[ComponentSpec], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BROUGHT_BY, "fusion-sweep", {kind.kind: ("sweep",)})
+    with pytest.raises(UnknownComponentError, match="there is no") as caught:
+        discovered().find(kind, name)
+    assert "it comes with fusion-sweep: pip install fusion-sweep" in str(caught.value)
+
+
+@pytest.mark.plugins
+def test_what_is_only_blocked_needs_no_installing() -> None:
+    with pytest.raises(UnknownComponentError) as caught:
+        discovered(("fusion-ties",)).find(AlgorithmSpec, "ties")
+    assert "not loaded: fusion-ties (blocked" in str(caught.value)
+    assert "pip install" not in str(caught.value)
 
 
 def test_names_of_several_plugins_are_found(site: Site) -> None:

@@ -387,6 +387,7 @@ def test_two_runs_are_equal_but_for_their_timings(paths: dict[str, Any], tmp_pat
         [
             RunOptions(),
             RunOptions(executor="serial"),
+            RunOptions(executor={"name": "threads", "workers": 2}),
             RunOptions(workers=1),
             RunOptions(workers=4),
         ]
@@ -399,6 +400,19 @@ def test_two_runs_are_equal_but_for_their_timings(paths: dict[str, Any], tmp_pat
         del statement["timings"]
         statements.append(statement)
     assert all(each == statements[0] for each in statements)
+
+
+def test_the_executor_of_a_recipe_is_the_runs_and_is_not_recorded(paths: dict[str, Any]) -> None:
+    recipe = {"algorithm": "ties", "model_pool": paths}
+    chosen = {**recipe, "executor": {"name": "threads", "workers": 3}}
+    for options, executor in (
+        (RunOptions(), {"name": "threads", "workers": 3}),
+        (RunOptions(workers=2), {"name": "threads", "workers": 2}),
+        (RunOptions(executor="serial"), {"name": "serial"}),
+    ):
+        planned = plan(chosen, options)
+        assert planned.resolved.executor.as_recipe() == executor
+        assert planned.recipe == plan(recipe, RunOptions()).recipe
 
 
 def test_a_recorded_recipe_gives_the_same_files(paths: dict[str, Any], tmp_path: Path) -> None:

@@ -13,8 +13,16 @@ from xml.etree import ElementTree as ET
 import pytest
 import torch
 
-from fusion_core import ModelPoolSpec, TaskPoolSpec, builtin, testing
-from fusion_core.testing import AlgorithmSuite, ModelPoolSuite, TaskPoolSuite, TinyTasks, tiny_pool
+from fusion_core import ExecutorSpec, ModelPoolSpec, TaskPoolSpec, builtin, testing
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.testing import (
+    AlgorithmSuite,
+    ExecutorSuite,
+    ModelPoolSuite,
+    TaskPoolSuite,
+    TinyTasks,
+    tiny_pool,
+)
 from fusion_core.testing._compare import differing_bytes, differing_values
 from fusion_core.testing._models import MODELS, tiny_model
 from fusion_core.weights import StateDictSource, materialise, staged
@@ -74,6 +82,15 @@ class TestLiveCheckpoints(ModelPoolSuite):
     def options(self, request: pytest.FixtureRequest) -> Mapping[str, Any]:
         config = tiny_pool(request.param).config
         return {"base": config.base, "models": config.models}
+
+
+# --- the core's own executors -------------------------------------------------------------------
+
+
+class TestExecutors(ExecutorSuite):
+    @pytest.fixture(params=["serial", "threads"])
+    def spec(self, request: pytest.FixtureRequest) -> ExecutorSpec:
+        return load_plugins().find(ExecutorSpec, request.param).spec
 
 
 # --- planted faults -----------------------------------------------------------------------------

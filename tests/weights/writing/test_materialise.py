@@ -63,15 +63,22 @@ def spawning(site: Site, processes: Executor, monkeypatch: pytest.MonkeyPatch) -
         "spawning",
         """
         from concurrent.futures import Executor
-        from fusion_core import hookimpl
+        from fusion_core import ComponentConfig, ExecutorSpec, hookimpl
 
         class Processes(Executor):
             def submit(self, function, /, *given, **keys):
                 return POOL.submit(function, *given, **keys)
 
         @hookimpl
-        def fusion_create_executor(name, options):
-            return Processes() if name == "processes" else None
+        def fusion_register_executors():
+            yield ExecutorSpec(
+                name="processes", summary="", target="spawning:make", config="spawning:Config"
+            )
+
+        class Config(ComponentConfig): ...
+
+        def make(config):
+            return Processes()
         """,
     )
     monkeypatch.setattr(importlib.import_module("spawning"), "POOL", processes, raising=False)

@@ -8,6 +8,8 @@ import pytest
 import fusion_core
 from fusion_core import weights
 
+pytestmark = pytest.mark.plugins
+
 LIGHT = [
     "fusion_core",
     "fusion_core.errors",

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.checking._licences import conflicts, limits
-from fusion_core.checking.memory import Memory, estimated
+from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
-from fusion_core.planning.result import dtype_of, stored_infos
+from fusion_core.planning.dtypes import dtype_of, stored_infos
 from fusion_core.weights import AlignedSource, RenamedSource
 from fusion_core.weights.merging.finite import BadTensor, bad_tensors
 from fusion_core.weights.reading.format import build_header
@@ -100,7 +100,7 @@ def check(plan: Plan) -> Check:
         models,
         plan.counts,
         _disk(plan),
-        estimated(plan),
+        estimate(plan),
         tuple(conflicts(licences)),
         tuple(limits(licences)),
         tuple(plan.warnings),
@@ -139,7 +139,7 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
             name in nested,
         )
         if name in nested:
-            yield from _models(nested[name].plan, f"{prefix}{name}/")
+            yield from _models(nested[name], f"{prefix}{name}/")
 
 
 def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
@@ -147,7 +147,7 @@ def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
     reference, nested = plan.pool.reference, plan.nested
     for name, source in plan.aligned.by_name.items():
         if name in nested:
-            yield from _read(nested[name].plan, f"{prefix}{name}/")
+            yield from _read(nested[name], f"{prefix}{name}/")
         elif plan.pool.by_name[name] is reference:
             yield prefix + name, reference
         else:

@@ -82,7 +82,7 @@ class Resolved(Generic[SpecT]):
         return self.component.create(self.config)
 
 
-def resolved_as(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
+def resolve_object(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
     """Return what an algorithm given as an object is, if its very class is a plugin's."""
     kind = type(algorithm)
     known = list(plugins.components(AlgorithmSpec))

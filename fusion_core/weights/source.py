@@ -21,6 +21,7 @@ from fusion_core.errors import BrokenPluginError, WeightsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
+    from typing import Any
 
 #: Elements in one block. Pieces and partial statistics start and end at multiples of it whatever
 #: the number of workers, so that results are the same to the last bit. All operands of eight models
@@ -109,6 +110,14 @@ class WeightSource(ABC):
     def describe(self) -> str:
         """Name this source in an error."""
         return type(self).__name__
+
+    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Identify the files that this source is, by name, for the provenance; default: none."""
+        return iter(())
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the models that this source is made of, by name, for the provenance."""
+        return {}
 
 
 def assemble(source: WeightSource, name: str) -> torch.Tensor:

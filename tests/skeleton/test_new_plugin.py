@@ -24,7 +24,9 @@ from fusion_core.skeleton import Kind, Names, core_range, write_plugin
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.plugins
+
+ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 NAMES = {kind: f"fusion-try-{kind}" for kind in Kind}
 COMMON = {

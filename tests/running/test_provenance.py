@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.planning.plan import count_tensors
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running import _provenance as provenance
@@ -24,6 +25,8 @@ from fusion_core.weights import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.plugins
 
 STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "e": torch.zeros(0, 2)}
 
@@ -90,7 +93,7 @@ def test_every_tensor_is_accounted_for() -> None:
     expert = {**STATE, "head": torch.ones(1), "other": torch.ones(1)}
     pool = CheckpointsPool(CheckpointsConfig(base=STATE, models={"x": expert, "y": expert}))
     aligned = pool.aligned(AlignmentPolicy(extra="drop"))
-    found = provenance.counts(aligned, StateDictSource(STATE))
+    found = count_tensors(aligned, StateDictSource(STATE))
     assert found == {"merged": 2, "copied": 1, "dropped": 2}
 
 

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core.cli.progress import BarProgress
 
+pytestmark = pytest.mark.plugins
+
 Fuse = "Callable[..., Outcome]"
 
 

@@ -16,12 +16,12 @@ from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.checking.check import scan
 from fusion_core.contracts.algorithm import Algorithm, RunContext
 from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
-from fusion_core.errors import AlignmentError, CheckpointError, RecipeError
-from fusion_core.planning.nested import nested_in
+from fusion_core.errors import AlignmentError, BrokenPluginError, CheckpointError, RecipeError
 from fusion_core.planning.plan import RunOptions, plan
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import dump_yaml, load_recipe
 from fusion_core.recipe.validation import validated
+from fusion_core.running.run import execute
 from fusion_core.weights.reading.location import ADAPTER
 from fusion_ties.ties import Ties
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
+
+pytestmark = pytest.mark.plugins
 
 Models = dict[str, dict[str, torch.Tensor]]
 
@@ -128,6 +130,21 @@ def test_a_recipe_under_adapters_is_run_once(
     assert {each.model for each in scan(plan(recipe, RunOptions()))} == {"y"}
 
 
+def test_an_adapter_differs_from_the_merge_that_is_its_base(
+    inner: dict[str, Any], tmp_path: Path, models: Models
+) -> None:
+    (tmp_path / "x").mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "bias": "all"}
+    (tmp_path / "x/adapter_config.json").write_text(json.dumps(config))
+    whole = {"base_model.model.layer.bias": torch.ones_like(models["base"]["layer.bias"])}
+    save_file(whole, tmp_path / "x" / ADAPTER)
+    run_fusion({**inner, "output": {"path": "between", "dtype": "float32"}})
+    for base, path in ((inner, "one-step"), ("between", "two-steps")):
+        pool = {"base": base, "models": {"x": "x"}}
+        run_fusion(algorithm="task-arithmetic", model_pool=pool, output=path)
+    assert weights_of(tmp_path / "one-step") == weights_of(tmp_path / "two-steps")
+
+
 def test_a_file_a_list_and_the_base_may_be_recipes(inner: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "math.yaml").write_text(dump_yaml(inner))
     run_fusion({**outer(inner), "output": {"path": "inline"}})
@@ -217,16 +234,18 @@ def test_it_may_have_a_larger_vocabulary_than_its_base(
         run_fusion({**outer(inner), "output": {"path": "refused"}})
 
 
+@pytest.mark.parametrize("larger", ["a", "c"])  # padded inside, or where it is the base
 def test_the_configuration_says_how_many_tokens_a_padded_nested_base_has(
-    inner: dict[str, Any], models: Models, tmp_path: Path
+    inner: dict[str, Any], models: Models, tmp_path: Path, larger: str
 ) -> None:
-    for name, rows in {"base": 11, "a": 11, "b": 11, "c": 14}.items():
+    for name, rows in {"base": 11, "a": 11, "b": 11, "c": 11, larger: 14}.items():
         state = {**models[name], "lm_head.weight": torch.full((rows, 3), float(rows))}
         save_file(state, tmp_path / "in" / name / "model.safetensors")
         (tmp_path / "in" / name / "config.json").write_text(f'{{"vocab_size": {rows}}}')
-    (tmp_path / "in/c/vocab.txt").write_text("fourteen words")
-    recipe = {**outer("in/c"), "alignment": {"vocab": "pad"}, "output": {"path": "out"}}
-    recipe["model_pool"]["base"] = inner
+    (tmp_path / "in" / larger / "vocab.txt").write_text("fourteen words")
+    padded = {"alignment": {"vocab": "pad"}}
+    recipe = {**outer("in/c"), **padded, "output": {"path": "out"}}
+    recipe["model_pool"]["base"] = {**inner, **padded}
     run_fusion(recipe)
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 14
     assert (tmp_path / "out/vocab.txt").read_text() == "fourteen words"
@@ -405,11 +424,21 @@ def test_a_method_may_read_a_nested_merge_when_it_runs(inner: dict[str, Any]) ->
     assert result.weights.tensor("layer.weight").isfinite().all()
 
 
-def test_a_started_merge_can_be_sent_to_another_process(inner: dict[str, Any]) -> None:
-    result = run_fusion({**outer(inner), "output": {"path": "out"}})
-    (source,) = nested_in(result.pool).values()
+def test_a_merge_inside_can_be_sent_to_another_process(inner: dict[str, Any]) -> None:
+    source = run_fusion({**outer(inner), "output": {"path": "out"}}).pool.experts["math"]
     there = pickle.loads(pickle.dumps(source))
     assert torch.equal(there.tensor("layer.weight"), source.tensor("layer.weight"))
+
+
+def test_a_plan_holds_what_its_recipes_would_merge_and_never_changes(
+    inner: dict[str, Any],
+) -> None:
+    planned = plan({**outer(inner), "output": {"path": "out"}}, RunOptions())
+    place = planned.pool.experts["math"]
+    execute(planned)
+    assert planned.pool.experts["math"] is place
+    with pytest.raises(BrokenPluginError, match="merge by ties was read before it was made"):
+        place.tensor("layer.weight")
 
 
 def test_a_merge_in_memory_is_a_model_of_the_next(models: Models) -> None:

@@ -347,7 +347,7 @@ def test_a_file_of_another_program_is_recognised(
     with pytest.raises(RecipeError, match=f"^this is a configuration of {program}, ") as caught:
         resolve(load_yaml(text, origin=""), toys)
     (page,) = re.findall(r"See (.*\.md)\.$", str(caught.value.hint))
-    assert (Path(__file__).parents[1] / page).is_file()
+    assert (Path(__file__).parents[2] / page).is_file()
 
 
 def test_a_later_set_wins_and_sections_are_made() -> None:

@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.plugins
+
 FUSE = Path(sys.executable).with_name("fuse")
 RUN = [FUSE, "run", "--algo", "adamerging", "--pool", "mini8", "--no-eval", "-q"]
 OPTIONS = ["algorithm.steps=16", "algorithm.save_every=2", "algorithm.batch_size=4"]

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.progress import Advance
 
+pytestmark = pytest.mark.plugins
+
 Models = dict[str, dict[str, torch.Tensor]]
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from conftest import Outcome, Site
 
+pytestmark = pytest.mark.plugins
+
 
 @pytest.fixture
 def pool(
@@ -228,10 +230,12 @@ def test_memory_grows_with_workers_experts_and_cuts_and_not_with_the_model(
     more = {**large, "models": {f"model {n}": each for n, each in enumerate(models)}}
     assert estimate(more, "task-arithmetic", 1) - one == 2**18 * 4 * 2
     assert estimate(large, "ties", 1) > one + piece  # a survey beside
+    override = {"name": "ties", "overrides": [{"match": "v", "scope": "tensor"}]}
+    assert estimate(large, override, 1) > estimate(large, "ties", 1)  # which surveys more at once
     whole = {"algorithm": "ties", "model_pool": large}
     planned = plan(whole, RunOptions(workers=1))
-    monkeypatch.setattr(type(planned.algorithm), "cut", Cut.TENSOR, raising=False)
-    monkeypatch.setattr(type(planned.algorithm), "scope", Scope.NONE, raising=False)
+    monkeypatch.setattr(type(planned.parts[0].algorithm), "cut", Cut.TENSOR, raising=False)
+    monkeypatch.setattr(type(planned.parts[0].algorithm), "scope", Scope.NONE, raising=False)
     assert check(planned).memory.merge - one == (1_200_000 - 2**18) * 4 * (2 * 2 + 3)
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Change = Callable[[Path], object]
 
+pytestmark = pytest.mark.plugins
+
 
 def _overwrite(file: Path) -> None:
     """Write other bytes into the middle of the data; the file keeps its size."""

@@ -17,6 +17,8 @@ from fusion_core.recipe.text import dump_yaml
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.plugins
+
 RECIPE = {
     "algorithm": "task-arithmetic",
     "model_pool": {"base": "models/base", "models": ["models/a", "models/b"]},

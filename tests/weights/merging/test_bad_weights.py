@@ -17,6 +17,8 @@ from fusion_core.errors import AlignmentError, WeightsError
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.plugins
+
 NIGHTLY = 10 if "FUSION_NIGHTLY" in os.environ else 1
 State = dict[str, torch.Tensor]
 SHAPES = {"a.weight": (30, 20), "b.bias": (600,), "c.kernel": (2, 3, 4, 5), "d": ()}

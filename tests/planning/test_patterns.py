@@ -16,11 +16,12 @@ from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, RunContext
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError, WeightsError
-from fusion_core.planning.selection import Selected, SelectedPool
+from fusion_core.planning.selection import parts_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection, matching
 from fusion_core.recipe.text import dump_yaml, load_yaml
+from fusion_core.running._parts import SelectedPool, run_parts
 from fusion_core.weights import StateDictSource
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from conftest import Site
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
+
+pytestmark = pytest.mark.plugins
 
 Models = dict[str, dict[str, torch.Tensor]]
 NAMES = ["model.embed", "model.0.mlp.up", "model.0.mlp.down", "model.0.attn.q", "head"]
@@ -156,7 +159,8 @@ class PickFirst(Algorithm[ComponentConfig]):
 def test_a_method_that_merges_by_itself_sees_only_the_chosen(models: Models) -> None:
     pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
     context = RunContext()
-    picked = Selected(PickFirst(), Selection(only="layer.*")).run(pool, context)
+    parts = parts_of([PickFirst()], Selection(only="layer.*"), pool)
+    picked = run_parts(parts, pool, context)
     assert json.loads(context.side_files["seen.json"])["names"] == ["layer.weight", "layer.bias"]
     assert list(picked.infos) == list(models["base"])
     assert torch.equal(picked.tensor("layer.bias"), models["a"]["layer.bias"])
@@ -178,7 +182,8 @@ class ReturnsModule(Algorithm[ComponentConfig]):
 def test_a_live_model_that_a_method_returns_is_read_for_the_chosen_alone() -> None:
     base, expert = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
     pool = CheckpointsPool(CheckpointsConfig(base=base, models={"a": expert}))
-    found = Selected(ReturnsModule(), Selection(skip="*.bias")).run(pool, RunContext())
+    parts = parts_of([ReturnsModule()], Selection(skip="*.bias"), pool)
+    found = run_parts(parts, pool, RunContext())
     assert torch.equal(found.tensor("0.bias"), base.state_dict()["0.bias"])
     assert torch.equal(found.tensor("0.weight"), expert.state_dict()["0.weight"] + 1)
 
@@ -286,8 +291,9 @@ def test_overrides_of_a_method_that_searches_are_refused(models: Models) -> None
 def test_parts_that_write_the_same_file_are_an_error(models: Models) -> None:
     pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
     selection = Selection(overrides=[{"match": "layer.*"}])
+    parts = parts_of([PickFirst(), PickFirst()], selection, pool)
     with pytest.raises(FusionError, match=r"each part of the merge would write 'seen\.json'"):
-        Selected(PickFirst(), selection, [PickFirst()]).run(pool, RunContext())
+        run_parts(parts, pool, RunContext())
 
 
 # --- what is recorded ---------------------------------------------------------------------------

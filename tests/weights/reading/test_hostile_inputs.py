@@ -36,6 +36,8 @@ from fusion_core.weights.reading.untrusted import LARGEST_HEADER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.plugins
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: What a refusal may cost, above the process that has loaded everything.

@@ -43,6 +43,8 @@ from fusion_core.weights.writing.workplace import workplaces_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+pytestmark = pytest.mark.plugins
+
 NIGHTLY = os.environ.get("FUSION_FAULTS") == "nightly"
 
 Files = dict[str, bytes]

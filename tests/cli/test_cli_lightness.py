@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.plugins
+
 HEAVY = ("torch", "transformers", "pydantic", "huggingface_hub", "rich", "numpy")
 
 # Runs the program as its entry point does, then reports which modules it has imported.

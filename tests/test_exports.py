@@ -22,7 +22,7 @@ LIGHT = [
 ]
 WITHOUT_TORCH = [
     "fusion_core.recipe.config",
-    "fusion_core.planning.plan.resolving",
+    "fusion_core.planning.resolving",
     "fusion_core.recipe.text",
     "fusion_core.planning.described",
     "fusion_core.builtin.checkpoints_config",
@@ -74,7 +74,7 @@ def test_light_modules_import_nothing_heavy() -> None:
 
 def test_discovery_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from fusion_core.plugins import load_plugins; load_plugins();"
+        "import sys; from fusion_core.plugins.manager import load_plugins; load_plugins();"
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,6 +17,7 @@ from fusion_core.weights import WeightSource, align
 from fusion_core.weights.aligning.agreement import Agreement
 from fusion_core.weights.reading.quantised import refuse_quantised
 from fusion_core.weights.reading.remote import wanted_by
+from fusion_core.weights.source import base_or_first
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ class ModelPool(ABC, Generic[ConfigT]):
     @property
     def reference(self) -> WeightSource:
         """The base or, without one, the first expert: it gives names, dtypes and buffers."""
-        return self.base if self.base is not None else next(iter(self.experts.values()))
+        return base_or_first(self.base, self.experts)
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:

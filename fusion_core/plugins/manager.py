@@ -7,7 +7,6 @@ that is what users install, block and uninstall. This module imports no plugin's
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 import time
@@ -34,6 +33,7 @@ from fusion_core.plugins.distributions import (
     blocked_among,
     unmet_requirement,
 )
+from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -201,11 +201,8 @@ class PluginManager(pluggy.PluginManager):
 
     def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
         known = sorted({each for component in self.components(kind) for each in component.names})
-        close = difflib.get_close_matches(name, known, n=3)
         short = [each for each in known if "/" not in each]
-        lines = [f"did you mean {' or '.join(close)}?"] if close else []
-        if not close:
-            lines.append(f"installed: {', '.join(short) or 'none'}")
+        lines = [did_you_mean(name, known) or f"installed: {', '.join(short) or 'none'}"]
         lines += [
             f"not loaded: {plugin.distribution} ({plugin.status}: {plugin.detail})"
             for plugin in self.plugins

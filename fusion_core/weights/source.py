@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: the number of workers, so that results are the same to the last bit. All operands of eight models
 #: at this size stay within a few megabytes: a core's share of cache.
 BLOCK = 2**18
+
+
+ModelT = TypeVar("ModelT")
 
 
 class Cut(Enum):
@@ -109,6 +112,11 @@ class WeightSource(ABC):
     def describe(self) -> str:
         """Name this source in an error."""
         return type(self).__name__
+
+
+def base_or_first(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:
+    """Return the base or, without one, the first expert: it gives names, shapes and dtypes."""
+    return base if base is not None else next(iter(experts.values()))
 
 
 def assemble(source: WeightSource, name: str) -> torch.Tensor:

@@ -345,3 +345,5 @@ def test_it_needs_a_base() -> None:
     _, experts = random_models(0, torch.float32)
     with pytest.raises(RecipeError, match="'ties' needs a base"):
         run_fusion(algorithm="ties", model_pool={"models": experts})
+    with pytest.raises(RecipeError, match="'ties' needs a base"):
+        Ties().run({"models": experts})

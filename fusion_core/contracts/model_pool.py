@@ -16,7 +16,6 @@ from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import WeightSource, align
 from fusion_core.weights.aligning.agreement import Agreement
 from fusion_core.weights.reading.quantised import refuse_quantised
-from fusion_core.weights.reading.remote import wanted_by
 from fusion_core.weights.source import base_or_first
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     def downloads(self) -> Sequence[Wanted]:
         """Return the files on the hub that the weights are read from, those in the cache too."""
-        return [each for source in self.by_name.values() for each in wanted_by(source)]
+        return [wanted for source in self.by_name.values() for wanted in source.downloads()]
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with models that have the same keys and shapes: the base's.

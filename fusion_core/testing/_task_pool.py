@@ -35,6 +35,7 @@ _PROGRAM = """
 import json, sys
 from fusion_core.recipe.validation import validated
 from fusion_core.contracts.specs import load_target
+from fusion_core.testing._task_pool import batch_digests
 
 target, config, options = json.loads(sys.argv[1])
 pool = load_target(target)(validated(load_target(config), options))

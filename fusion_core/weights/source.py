@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
 
+    from fusion_core.hub import Wanted
+
 #: Elements in one block. Pieces and partial statistics start and end at multiples of it whatever
 #: the number of workers, so that results are the same to the last bit. All operands of eight models
 #: at this size stay within a few megabytes: a core's share of cache.
@@ -108,6 +110,11 @@ class WeightSource(ABC):
         """
         for source in self.sources:
             source.check_unchanged()
+
+    def downloads(self) -> Iterator[Wanted]:
+        """Yield the files on the hub that reading this source needs, those in the cache too."""
+        for source in self.sources:
+            yield from source.downloads()
 
     def describe(self) -> str:
         """Name this source in an error."""

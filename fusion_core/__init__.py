@@ -8,9 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusion_core.contracts.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
+    from fusion_core.builtin.checkpoints import CheckpointsPool
+    from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+    from fusion_core.checking.check import check, scan
+    from fusion_core.contracts.algorithm import (
+        Algorithm,
+        RunContext,
+        TensorwiseAlgorithm,
+        expert_weights,
+    )
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.report import Report
+    from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
+    from fusion_core.contracts.report import Metrics, Published, Report
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
         AlgorithmSpec,
@@ -22,16 +31,29 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
-    from fusion_core.planning.plan import RunOptions
-    from fusion_core.recipe.config import ComponentConfig, Recipe
+    from fusion_core.planning.plan import RunOptions, plan
+    from fusion_core.plugins.manager import load_plugins
+    from fusion_core.progress import Progress, note, noting
+    from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.run import run_fusion
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
+    from fusion_core.weights.writing.disk import allocate, write_durably
+    from fusion_core.weights.writing.lock import locked
 
 _HOMES = {
-    "fusion_core.contracts.algorithm": ("Algorithm", "RunContext", "TensorwiseAlgorithm"),
+    "fusion_core.builtin.checkpoints": ("CheckpointsPool",),
+    "fusion_core.builtin.checkpoints_config": ("CheckpointsConfig",),
+    "fusion_core.checking.check": ("check", "scan"),
+    "fusion_core.contracts.algorithm": (
+        "Algorithm",
+        "RunContext",
+        "TensorwiseAlgorithm",
+        "expert_weights",
+    ),
     "fusion_core.contracts.model_pool": ("ModelPool",),
-    "fusion_core.contracts.report": ("Report",),
+    "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
+    "fusion_core.contracts.report": ("Metrics", "Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
     "fusion_core.contracts.specs": (
         "AlgorithmSpec",
@@ -43,27 +65,41 @@ _HOMES = {
     "fusion_core.contracts.task_pool": ("Batch", "FeatureTask", "Split", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
-    "fusion_core.planning.plan": ("RunOptions",),
-    "fusion_core.recipe.config": ("ComponentConfig", "Recipe"),
+    "fusion_core.planning.plan": ("RunOptions", "plan"),
+    "fusion_core.plugins.manager": ("load_plugins",),
+    "fusion_core.progress": ("Progress", "note", "noting"),
+    "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.run": ("run_fusion",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
+    "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
+    "fusion_core.weights.writing.lock": ("locked",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Algorithm",
     "AlgorithmSpec",
+    "AlignmentPolicy",
     "Batch",
+    "CheckpointsConfig",
+    "CheckpointsPool",
     "CommandSpec",
     "ComponentConfig",
     "Cut",
     "ExecutorSpec",
+    "ExpertWeights",
     "FeatureTask",
     "FusionError",
+    "InputPath",
+    "Metrics",
+    "ModelPath",
+    "ModelPaths",
     "ModelPool",
     "ModelPoolSpec",
     "Piece",
+    "Progress",
+    "Published",
     "Recipe",
     "Report",
     "RunContext",
@@ -79,9 +115,19 @@ __all__ = [
     "TensorwiseAlgorithm",
     "WeightSource",
     "__version__",
+    "allocate",
+    "check",
+    "expert_weights",
     "hookimpl",
+    "load_plugins",
     "load_recipe",
+    "locked",
+    "note",
+    "noting",
+    "plan",
     "run_fusion",
+    "scan",
+    "write_durably",
 ]
 
 

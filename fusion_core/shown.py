@@ -1,6 +1,8 @@
 """How numbers and names are shown to people."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 #: What stands before the host of a URL, with a scheme or without, and tokens of the hub.
 _SECRETS = re.compile(
@@ -17,6 +19,17 @@ def amount(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} B"
+
+
+def close_to(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """Return up to three known names that somebody may have meant, the closest first."""
+    return difflib.get_close_matches(name, list(known), cutoff=cutoff)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ask after the names that are close, as in `did you mean ties?`; empty where none is."""
+    close = close_to(name, known)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def without_secrets(text: str) -> str:

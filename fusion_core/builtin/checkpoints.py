@@ -37,6 +37,7 @@ from fusion_core.weights.reading.checkpoint import SINGLE
 from fusion_core.weights.reading.location import ADAPTER_CONFIG, Location, locate
 from fusion_core.weights.reading.lora import base_of
 from fusion_core.weights.reading.quantised import QUANTISERS_FILES
+from fusion_core.weights.source import base_or_first
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,7 +177,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 
     def _own_assets(self, dtype: torch.dtype | None) -> Mapping[str, bytes | Path]:
         """Return the files beside the base or first expert; of a recipe those of its own first."""
-        first = self._base or next(iter(self._models.values()))
+        first = base_or_first(self._base, self._models)
         if isinstance(first.live, RecipeSource):
             return first.live.aligned.assets(dtype=dtype or _dtype(self.reference))
         return {} if first.directory is None else assets_of(first.directory, dtype=dtype)

@@ -6,7 +6,7 @@ Paths and names on the hub are both text here: which of them a text is shows whe
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +20,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from fusion_core.contracts.options import as_written, model_path
-from fusion_core.hub import looks_like_id, parse
+from fusion_core.contracts.options import RECIPES, as_written, model_path, named_after_paths
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.recipe.paths import input_path, path_of
+from fusion_core.recipe.paths import input_path
 
 
 def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
@@ -41,7 +40,7 @@ def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a 
 def _is_recipe(value: Any) -> bool:  # noqa: ANN401 - whatever a recipe holds
     """Tell whether a model is what another recipe merges: its file, or the recipe itself."""
     if isinstance(value, str | os.PathLike):
-        return Path(value).suffix in _RECIPES
+        return Path(value).suffix in RECIPES
     return isinstance(value, Mapping) and not {"algorithm", "model_pool"}.isdisjoint(value)
 
 
@@ -53,35 +52,6 @@ def _describe_source(value: Any, info: SerializationInfo) -> Any:  # noqa: ANN40
     return f"<live {type(value).__name__}>"
 
 
-def _name_of(given: str) -> str:
-    # A path that nobody may look at is not an error yet: the pool says so, with the option's name.
-    if looks_like_id(given) and not os.path.exists(path_of(given)):  # noqa: PTH110 - Path's would raise
-        given = parse(given).repo
-    path = Path(given)
-    return path.stem if path.suffix in {".safetensors", *_RECIPES} else path.name
-
-
-def named_after_paths(value: object) -> object:
-    """Turn a list of models into a mapping, named after their paths, hub ids without revision."""
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ValueError("give a mapping of names to models, or a list of models")  # noqa: TRY004 - pydantic wants it
-    names = [
-        _name_of(each if isinstance(each, str) else os.fspath(each))
-        if isinstance(each, str | os.PathLike)
-        else f"model-{number}"
-        for number, each in enumerate(value, 1)
-    ]
-    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
-    if twice is not None:
-        raise ValueError(
-            f"two of the models have the same name, {twice}; write {{name: path, ...}} instead"
-        )
-    return dict(zip(names, value, strict=True))
-
-
-_RECIPES = (".yaml", ".yml")
 _SOURCE = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["algorithm"]}]}
 _MODELS_SCHEMA = {
     "anyOf": [

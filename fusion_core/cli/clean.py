@@ -11,6 +11,7 @@ import typer
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.errors import DiskError, RecipeError
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +84,7 @@ def _show(found: Sequence[Leftover], place: Path) -> None:
 
 
 def _row(each: Leftover) -> tuple[str, ...]:
-    size, run = f"{each.size / 1e6:,.1f} MB", "alive" if each.in_use else "dead"
+    size, run = amount(each.size), "alive" if each.in_use else "dead"
     finished = "" if each.tensors is None else f"{each.tensors} tensors"
     return (str(each.path), size, _age(each.age), finished, run)
 

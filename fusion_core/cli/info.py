@@ -19,6 +19,7 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from fusion_core.plugins.components import Component
@@ -129,7 +130,7 @@ def _print(described: dict[str, Any]) -> None:
 
 def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
     if key.endswith("_bytes"):
-        return f"{value / 1e9:.1f} GB"
+        return amount(value)
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "yes" if value is True else str(value)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fusion_core.progress import Advance, Progress
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,11 +41,11 @@ class LineProgress(Progress):
             done += count
             if time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
                 shown = time.monotonic()
-                so_far = done if unit != "B" else _amount(done, unit)
-                _say(f"{label}: {so_far} of {_amount(total, unit)} {note}".rstrip())
+                so_far = done if unit != "B" else _counted(done, unit)
+                _say(f"{label}: {so_far} of {_counted(total, unit)} {note}".rstrip())
 
         yield advance
-        _say(f"{label}: {_amount(done, unit)} in {time.monotonic() - started:.1f} s")
+        _say(f"{label}: {_counted(done, unit)} in {time.monotonic() - started:.1f} s")
 
 
 class BarProgress(Progress):
@@ -61,7 +62,7 @@ class BarProgress(Progress):
         with RichProgress(*_columns(), console=console, transient=True) as display:
             bar = display.add_task(label, total=total, note="")
             yield lambda count=1, *, note="": display.update(bar, advance=count, note=note)
-        _say(f"{label}: {_amount(total, unit)} in {time.monotonic() - started:.1f} s")
+        _say(f"{label}: {_counted(total, unit)} in {time.monotonic() - started:.1f} s")
 
 
 def _columns() -> Iterator[ProgressColumn]:
@@ -83,8 +84,8 @@ def _columns() -> Iterator[ProgressColumn]:
     yield Words("{task.fields[note]}", markup=False, table_column=Column())
 
 
-def _amount(count: int, unit: str) -> str:
-    return f"{count / 1e6:,.1f} MB" if unit == "B" else f"{count}{unit and ' '}{unit}"
+def _counted(count: int, unit: str) -> str:
+    return amount(count) if unit == "B" else f"{count}{unit and ' '}{unit}"
 
 
 def _say(line: str) -> None:

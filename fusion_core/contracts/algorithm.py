@@ -11,12 +11,14 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
 import torch
 
 from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.contracts.specs import load_target
 from fusion_core.errors import RecipeError
 from fusion_core.progress import Progress
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import TaskPool
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+#: What a call without a context does; text, as a spec's target is: planning stands floors above.
+_BY_HAND = "fusion_core.running.by_hand:merge"
 
 
 class _Noticed:
@@ -120,7 +125,7 @@ class RunContext:
 
 
 class Algorithm(ABC, Generic[ConfigT]):
-    """A way of fusing models: a configuration, and `run`.
+    """A way of fusing models: a configuration or its options as keywords, and `run`.
 
     class PickFirst(Algorithm[PickFirstConfig]):
         config_class = PickFirstConfig
@@ -130,12 +135,25 @@ class Algorithm(ABC, Generic[ConfigT]):
 
     A method that computes each tensor from the same tensor of every model, which is most methods,
     is a `TensorwiseAlgorithm` and writes `merge` instead.
+
+    A run calls `run` with a context. Whoever calls `PickFirst().run(models)` without one gives a
+    pool or `{"base": ..., "models": {...}}`, and gets the merge that a run would write: planned and
+    checked alike, lazy, in the base's dtypes.
     """
 
     config_class: ClassVar[type[ComponentConfig]]
 
-    def __init__(self, config: ConfigT | None = None) -> None:
-        self.config: ConfigT = self.config_class() if config is None else config  # type: ignore[assignment]
+    def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
+        if config is not None and options:
+            raise TypeError("give a configuration or its options, not both")
+        if config is None:
+            config = cast("ConfigT", validated(self.config_class, options, prefix="algorithm"))
+        self.config = config
+
+    def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - the class statement's
+        super().__init_subclass__(**options)
+        if "run" in vars(cls):
+            cls.run = _or_by_hand(cls.run)  # type: ignore[method-assign]
 
     @abstractmethod
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource | nn.Module:
@@ -161,6 +179,18 @@ class Algorithm(ABC, Generic[ConfigT]):
         Path(path).write_text(text, encoding="utf-8")
 
 
+def _or_by_hand(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method's `run` be called without a context too."""
+
+    @wraps(run)
+    def run_or_merge(self: Algorithm[Any], pool: Any, context: RunContext | None = None) -> Any:  # noqa: ANN401
+        if context is None:
+            return load_target(_BY_HAND)(self, pool)
+        return run(self, pool, context)
+
+    return run_or_merge
+
+
 class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
     """A method that merges tensor by tensor, piece by piece: write `merge`, and `survey` if needed.
 
@@ -178,10 +208,15 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
     in `piece.weights`.
     """
 
-    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+    @overload
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource: ...
+    @overload
+    def run(self, pool: ModelPool[Any] | Mapping[str, Any]) -> WeightSource: ...
+    def run(self, pool: Any, context: Any = None) -> WeightSource:
         """Return the lazy merge; the engine calls `survey` and `merge` when it is read."""
         weights = expert_weights(getattr(self.config, "weights", None), list(pool.experts))
-        return context.merged(pool, self, weights=weights)
+        merged: WeightSource = context.merged(pool, self, weights=weights)
+        return merged
 
 
 def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> list[float]:

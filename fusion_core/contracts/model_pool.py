@@ -16,7 +16,7 @@ from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import WeightSource, align
 from fusion_core.weights.aligning.agreement import Agreement
 from fusion_core.weights.reading.quantised import refuse_quantised
-from fusion_core.weights.reading.remote import wanted_by
+from fusion_core.weights.source import base_or_first
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     def downloads(self) -> Sequence[Wanted]:
         """Return the files on the hub that the weights are read from, those in the cache too."""
-        return [each for source in self.by_name.values() for each in wanted_by(source)]
+        return [wanted for source in self.by_name.values() for wanted in source.downloads()]
 
     def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
         """Return this pool with other weights for the models that are named, `base` included."""
@@ -144,7 +144,7 @@ class ModelPool(ABC, Generic[ConfigT]):
     @property
     def reference(self) -> WeightSource:
         """The base or, without one, the first expert: it gives names, dtypes and buffers."""
-        return self.base if self.base is not None else next(iter(self.experts.values()))
+        return base_or_first(self.base, self.experts)
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from fusion_core.hub._client import (
     listing,
     resolve,
     session,
-    size,
 )
 from fusion_core.hub._conversion import conversion
 from fusion_core.hub._failures import advising
@@ -41,6 +40,5 @@ __all__ = [
     "parse",
     "resolve",
     "session",
-    "size",
     "size_of",
 ]

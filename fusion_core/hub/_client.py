@@ -105,14 +105,6 @@ def listing(reference: Reference) -> Mapping[str, int]:
     return {path: each.size for path, each in _files_of(resolve(reference)).items()}
 
 
-def size(reference: Reference, patterns: Sequence[str]) -> Size:
-    """Return how much `download` would fetch."""
-    pinned = resolve(reference)
-    wanted = _matching(pinned, patterns)
-    missing = sum(each.size for each in wanted if not is_cached(pinned, each.path))
-    return Size(sum(each.size for each in wanted), missing)
-
-
 def download(reference: Reference, patterns: Sequence[str]) -> Path:
     """Return a directory with every file that matches a pattern, downloading what is missing.
 

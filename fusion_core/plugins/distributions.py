@@ -6,7 +6,6 @@ distribution's own trouble.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from fusion_core.errors import PluginError
 from fusion_core.machine.installed import CORE, normalised
+from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,8 +114,7 @@ def blocked_among(installed: set[str], block: Iterable[str]) -> frozenset[str]:
     names = [*block, *(name.strip() for name in listed if name.strip())]
     blocked = frozenset(map(normalised, names))
     for name in sorted(blocked - installed - {"*"}):
-        close = difflib.get_close_matches(name, installed, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "See: fuse list-plugins"
+        hint = did_you_mean(name, installed) or "See: fuse list-plugins"
         where = f"--no-plugin or {BLOCK_VARIABLE}"
         raise PluginError(f"there is no plugin {name!r} to block by {where}", hint=hint)
     return blocked

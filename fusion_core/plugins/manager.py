@@ -7,7 +7,6 @@ that is what users install, block and uninstall. This module imports no plugin's
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 import time
@@ -41,6 +40,7 @@ from fusion_core.plugins.distributions import (
     unmet_requirement,
 )
 from fusion_core.plugins.known import home_of
+from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -181,14 +181,12 @@ class PluginManager(pluggy.PluginManager):
 
     def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
         known = sorted({each for component in self.components(kind) for each in component.names})
-        close = difflib.get_close_matches(name, known, n=3)
         short = [each for each in known if "/" not in each]
-        meant = f"did you mean {' or '.join(close)}?" if close else None
-        installed = f"installed: {', '.join(short) or 'none'}"
+        meant = did_you_mean(name, known)
         home = home_of(kind.kind, name)
         if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
             meant = f"it comes with {home}: pip install {home}"
-        lines = [meant or installed]
+        lines = [meant or f"installed: {', '.join(short) or 'none'}"]
         lines += [
             f"not loaded: {plugin.distribution} ({plugin.status}: {plugin.detail})"
             for plugin in self.plugins

@@ -6,7 +6,6 @@ tensors that are found is not known here (`fusion_core.planning.selection`).
 
 from __future__ import annotations
 
-import difflib
 import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.validation import STRICT, Options
+from fusion_core.shown import close_to
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -117,7 +117,7 @@ def _closest(pattern: str, names: Collection[str]) -> str:
     if any(fnmatchcase(name, around) for name in names):
         return f"Did you mean {around!r}? `*` matches any characters, dots too."
     kinds = {_kind(name): name for name in reversed([*names])}
-    close = difflib.get_close_matches(_kind(pattern.replace("*", "")), kinds, n=3, cutoff=0.4)
+    close = close_to(_kind(pattern.replace("*", "")), kinds, cutoff=0.4)
     listed = ", ".join(kinds[each] for each in close or sorted(kinds)[:3])
     return f"The closest names: {listed}. `*` matches any characters, dots too."
 

@@ -5,7 +5,6 @@ It knows pydantic, and no recipe: models of options are made of what is here.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -13,6 +12,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.text import shown
+from fusion_core.shown import close_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -151,7 +151,7 @@ def _suggestion(
             known = list(inner.model_fields)
     name = str(location[-1])
     places = {each.rpartition(".")[2]: each for each in reversed(known)}  # the first of a name
-    close = [name] if name in places else difflib.get_close_matches(name, places, n=1)
+    close = [name] if name in places else close_to(name, places)
     if close:
         return f"; did you mean {places[close[0]]}?"
     return f"; known: {', '.join(each for each in known if '.' not in each) or 'none'}"

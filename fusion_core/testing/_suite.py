@@ -7,10 +7,11 @@ no longer true fails in its turn. Knows pytest, and nothing of what is checked.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import pytest
+
+from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,8 +67,9 @@ def _ours(suite: type) -> list[type]:
 def _check_expectation(suite: str, name: str, reason: str, checks: set[str]) -> None:
     plain = name.partition("[")[0]
     if plain not in checks:
-        close = difflib.get_close_matches(plain, checks, n=1)
-        advice = f"; did you mean {close[0]!r}?" if close else ""
-        raise TypeError(f"{suite}.expected_failures names no check: {name!r}{advice}")
+        advice = did_you_mean(plain, checks)
+        raise TypeError(
+            f"{suite}.expected_failures names no check: {name!r}; {advice}".rstrip("; ")
+        )
     if not reason.strip():
         raise TypeError(f"{suite}.expected_failures[{name!r}] must say why the check fails")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig
+from fusion_core.shown import did_you_mean
 from fusion_core.testing._models import CLASSES, INPUT_SHAPE
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class TinyTasks(TaskPool[ComponentConfig]):
     def __getitem__(self, name: str) -> Task:
         """Return a task by its name."""
         if name not in self._tasks:
-            close = difflib.get_close_matches(name, self.names) or self.names
-            raise RecipeError(f"there is no task {name!r}", hint=f"Did you mean {close[0]}?")
+            hint = did_you_mean(name, self.names) or f"The tasks are: {', '.join(self.names)}."
+            raise RecipeError(f"there is no task {name!r}", hint=hint)
         return self._tasks[name]
 
 

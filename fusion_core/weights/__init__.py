@@ -6,8 +6,12 @@ from fusion_core.weights.merging.linear import Linear, as_weights
 from fusion_core.weights.merging.merged import CastSource, Kernel, MergedSource, Scope
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
 from fusion_core.weights.merging.scan import Scan
+from fusion_core.weights.merging.select import Trim, agreeing, kth_largest_magnitudes
+from fusion_core.weights.reading.assets import licence_of, read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
+from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.lora import LoraSource
+from fusion_core.weights.reading.remote import RemoteSource
 from fusion_core.weights.source import (
     BLOCK,
     Cut,
@@ -31,10 +35,12 @@ __all__ = [
     "Cut",
     "Kernel",
     "Linear",
+    "Location",
     "LoraSource",
     "MergedSource",
     "Operands",
     "Piece",
+    "RemoteSource",
     "RenamedSource",
     "Scan",
     "Scope",
@@ -42,12 +48,18 @@ __all__ = [
     "Staging",
     "StateDictSource",
     "TensorInfo",
+    "Trim",
     "WeightSource",
+    "agreeing",
     "align",
     "as_weights",
     "assemble",
     "held_in_memory",
     "in_order",
+    "kth_largest_magnitudes",
+    "licence_of",
+    "locate",
     "materialise",
+    "read_config",
     "staged",
 ]

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from typing import Any
 
+    from fusion_core.hub import Wanted
+
 #: Elements in one block. Pieces and partial statistics start and end at multiples of it whatever
 #: the number of workers, so that results are the same to the last bit. All operands of eight models
 #: at this size stay within a few megabytes: a core's share of cache.
 BLOCK = 2**18
+
+
+ModelT = TypeVar("ModelT")
 
 
 class Cut(Enum):
@@ -107,6 +112,11 @@ class WeightSource(ABC):
         for source in self.sources:
             source.check_unchanged()
 
+    def downloads(self) -> Iterator[Wanted]:
+        """Yield the files on the hub that reading this source needs, those in the cache too."""
+        for source in self.sources:
+            yield from source.downloads()
+
     def describe(self) -> str:
         """Name this source in an error."""
         return type(self).__name__
@@ -118,6 +128,11 @@ class WeightSource(ABC):
     def inputs(self) -> Mapping[str, Any]:
         """Identify the models that this source is made of, by name, for the provenance."""
         return {}
+
+
+def base_or_first(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:
+    """Return the base or, without one, the first expert: it gives names, shapes and dtypes."""
+    return base if base is not None else next(iter(experts.values()))
 
 
 def assemble(source: WeightSource, name: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import (
@@ -16,6 +17,7 @@ from fusion_core.contracts.algorithm import (
 )
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
+from fusion_core.recipe.validation import validated
 from fusion_core.weights import Cut, MergedSource, Piece, Scan, Scope, WeightSource, in_order
 
 if TYPE_CHECKING:
@@ -61,6 +63,44 @@ def test_a_method_is_a_configuration_and_a_merge(models: Models) -> None:
 def test_options_are_defaults_unless_they_are_given() -> None:
     assert DropAndAverage().config.floor == 0.05
     assert DropAndAverage(DropConfig(floor=1)).config.floor == 1.0
+
+
+def test_options_given_as_keywords_are_those_of_a_recipe() -> None:
+    assert DropAndAverage(floor=1).config == DropConfig(floor=1)
+    wrong = {"flor": 1, "weights": "all"}
+    with pytest.raises(RecipeError) as said:
+        DropAndAverage(**wrong)
+    with pytest.raises(RecipeError) as same:
+        validated(DropConfig, wrong, prefix="algorithm")
+    assert str(said.value) == str(same.value)
+    with pytest.raises(TypeError, match="not both"):
+        DropAndAverage(DropConfig(), floor=1)
+
+
+@pytest.mark.parametrize("given", ["pool", "models"])
+def test_by_hand_a_merge_is_what_a_run_makes(given: str, models: Models) -> None:
+    half = {name: {n: t.half() for n, t in state.items()} for name, state in models.items()}
+    pool = pool_of(half)
+    made = run_fusion(algorithm=DropAndAverage(floor=0.01), model_pool=pool).weights
+    base = half.pop("base")
+    models_alone = {"base": base, "models": half}
+    by_hand = DropAndAverage(floor=0.01).run(pool if given == "pool" else models_alone)
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(by_hand.tensor(name), tensor)
+        assert by_hand.tensor(name).dtype is torch.float16
+
+
+def test_a_method_with_a_run_of_its_own_is_called_by_hand_too(models: Models) -> None:
+    class PickFirst(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            return next(iter(pool.experts.values()))
+
+    call: Any = PickFirst().run
+    assert torch.equal(call({"models": models}).tensor("scale"), models["base"]["scale"])
+    with pytest.raises(RecipeError, match="no experts"):
+        call({"models": {}})
 
 
 def test_a_field_of_weights_reaches_the_pieces(models: Models) -> None:

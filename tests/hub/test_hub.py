@@ -37,6 +37,7 @@ FILES = {
     "pytorch_model.bin": b"pickle",
 }
 MODEL = hf.parse("org/name")
+BOTH = hf.Wanted(MODEL, ("config.json", "model.safetensors"))
 ALL = ["*.safetensors", "*.json", "*.py", "*.bin"]
 
 
@@ -176,13 +177,13 @@ def test_branches_and_tags_are_revisions(hub: HubServer) -> None:
 def test_what_the_cache_has_of_a_commit_is_not_asked_for(hub: HubServer) -> None:
     hub.add("org/name", FILES)
     pinned = hf.resolve(MODEL)
-    assert hf.size(pinned, ALL) == hf.Size(len(WEIGHTS) + 2, len(WEIGHTS) + 2)
+    assert hf.size_of([BOTH]) == hf.Size(len(WEIGHTS) + 2, len(WEIGHTS) + 2)
     hf.download(pinned, ["config.json"])
-    assert hf.size(pinned, ALL) == hf.Size(len(WEIGHTS) + 2, len(WEIGHTS))
+    assert hf.size_of([BOTH]) == hf.Size(len(WEIGHTS) + 2, len(WEIGHTS))
     hf.download(pinned, ALL)
     hub.requests.clear()
     assert contents(hf.download(pinned, ALL)) == {"config.json", "model.safetensors"}
-    assert hf.size(pinned, ALL).missing == 0
+    assert hf.size_of([BOTH]).missing == 0
     assert hub.requests == []
 
 
@@ -458,7 +459,7 @@ def test_offline_the_cache_serves_and_nothing_is_asked(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hf.resolve(MODEL).revision == commit
     assert contents(hf.download(MODEL, ALL)) == {"config.json", "model.safetensors"}
-    assert hf.size(MODEL, ALL).missing == 0
+    assert hf.size_of([BOTH]).missing == 0
     assert hub.requests == []
 
 

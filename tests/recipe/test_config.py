@@ -270,6 +270,13 @@ def test_an_ambiguous_component_is_recorded_by_its_full_name(site: Site) -> None
 # --- YAML ---------------------------------------------------------------------------------------
 
 
+def test_a_recipe_may_be_long() -> None:
+    overrides = "".join(f"\n  - {{match: 'model.layers.{n}.*', density: 0.5}}" for n in range(1500))
+    recipe = f"algorithm:\n name: ties\n overrides:{overrides}"
+    assert len(recipe) > 2**16
+    assert len(load_yaml(recipe, origin="here")["algorithm"]["overrides"]) == 1500
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

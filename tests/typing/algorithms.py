@@ -96,6 +96,13 @@ def made_from_a_file(path: Path) -> None:
     assert_type(Chosen(ShrinkConfig(factor=1)).config, ShrinkConfig)
 
 
+def called_by_hand(pool: ModelPool[Any], base: nn.Module) -> None:
+    """Options are keywords, and models a pool or a mapping."""
+    assert_type(Shrink(factor=1).run(pool), WeightSource)
+    assert_type(Shrink().run({"base": base, "models": {"a": {"w": Tensor()}}}), WeightSource)
+    assert_type(Shrink().run(pool, RunContext()), WeightSource)
+
+
 def wrong(piece: Piece) -> None:
     """What a type checker must refuse; an ignore that is not needed is an error, too."""
     Shrink(ComponentConfig())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

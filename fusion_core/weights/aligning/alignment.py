@@ -17,7 +17,7 @@ from fusion_core.weights.aligning._difference import Difference, misfit
 from fusion_core.weights.aligning._tied import Copies
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 from fusion_core.weights.reading.spelling import same_tensors
-from fusion_core.weights.source import RenamedSource, WeightSource
+from fusion_core.weights.source import RenamedSource, WeightSource, base_or_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -95,7 +95,7 @@ def align(
     `vocab: pad`. Raises `AlignmentError` with a table of every difference that the policy does not
     allow, and of those `beside` the weights.
     """
-    reference = base if base is not None else next(iter(experts.values()))
+    reference = base_or_first(base, experts)
     first = next(iter(experts)) if base is None else None
     copies = Copies(reference)
     seen = {

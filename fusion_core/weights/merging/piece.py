@@ -14,7 +14,7 @@ import torch
 
 from fusion_core.errors import WeightsError
 from fusion_core.weights.merging._lazy import lazy
-from fusion_core.weights.source import Cut
+from fusion_core.weights.source import Cut, base_or_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ class Operands:
     @property
     def reference(self) -> WeightSource:
         """The source that gives names, order, shapes, and tensors that are not merged."""
-        return self.base if self.base is not None else next(iter(self.experts.values()))
+        return base_or_first(self.base, self.experts)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

@@ -9,13 +9,13 @@ index excepted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, HubError
+from fusion_core.shown import close_to
 from fusion_core.weights.reading._foreign import no_model
 from fusion_core.weights.reading.assets import CARD, SIDE_FILES
 from fusion_core.weights.reading.checkpoint import INDEX, SINGLE, CheckpointSource
@@ -90,7 +90,7 @@ def _close_to(path: Path) -> Path | None:
     for part in path.relative_to(path.anchor).parts:
         try:
             entries = [] if (found / part).exists() else islice(found.iterdir(), _MOST_NEIGHBOURS)
-            near = get_close_matches(part, [each.name for each in entries], n=1, cutoff=0.75)
+            near = close_to(part, [each.name for each in entries], cutoff=0.75)
         except OSError:
             return None
         if not near and not (found / part).exists():

@@ -53,10 +53,9 @@ class RemoteSource(WeightSource):
         del executor, name
         _ = self.local
 
-    @property
-    def wanted(self) -> hub.Wanted:
-        """What this reads from the hub."""
-        return hub.Wanted(self._pinned, tuple(self._files))
+    def downloads(self) -> Iterator[hub.Wanted]:
+        """Yield the files that this reads."""
+        yield hub.Wanted(self._pinned, tuple(self._files))
 
     @property
     def local(self) -> CheckpointSource:
@@ -87,14 +86,6 @@ class RemoteSource(WeightSource):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
-
-
-def wanted_by(source: WeightSource) -> Iterator[hub.Wanted]:
-    """Find what a source, and what it reads from, will read from the hub."""
-    if isinstance(source, RemoteSource):
-        yield source.wanted
-    for each in source.sources:
-        yield from wanted_by(each)
 
 
 def _header(pinned: hub.Reference, file: str) -> dict[str, Entry]:

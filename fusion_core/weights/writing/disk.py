@@ -121,8 +121,14 @@ def write_new(path: Path, chunks: Iterable[bytes]) -> None:
     fault_point("side file written")
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one, also after a crash."""
+def write_durably(path: Path, data: bytes, *, parents: bool = False) -> None:
+    """Write a file in one step: readers see the old one or the new one, also after a crash.
+
+    `parents` makes its directory first. Raises `DiskError` for what the file system refuses.
+    """
+    if parents:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.fuse-{uuid.uuid4().hex[:8]}")
     try:
         with writing(path), _new(temporary) as stream:

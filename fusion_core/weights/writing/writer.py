@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import torch
-
     from fusion_core.weights.source import TensorInfo
     from fusion_core.weights.writing.workplace import Workplace
 
@@ -97,10 +95,6 @@ class Staging:
             sync_directory(self.workplace.path)
         self._follower = Follower(layout, self.shards.files, self._journal)
         fault_point("laid out")
-
-    def write(self, info: TensorInfo, start: int, values: torch.Tensor) -> None:
-        """Write elements of a tensor from `start` on; safe from several threads."""
-        self.shards.write(info, start, values)
 
     def finished(self, name: str) -> None:
         """Learn that all of a tensor is written; it is then hashed, made durable and recorded."""

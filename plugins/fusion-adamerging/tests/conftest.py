@@ -9,15 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
-from fusion_core.recipe.config import ComponentConfig
+from fusion_core import (
+    Batch,
+    CheckpointsConfig,
+    CheckpointsPool,
+    ComponentConfig,
+    FeatureTask,
+    Split,
+    Task,
+    TaskPool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core.contracts.report import Metrics
+    from fusion_core import Metrics
 
 CLASSES = 4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -13,17 +14,16 @@ from torch import nn
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import RunContext, run_fusion
+from fusion_core import Progress, RunContext, note, run_fusion
 from fusion_core.errors import RecipeError
-from fusion_core.machine import products as kernels
-from fusion_core.progress import Progress, note
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fusion_core.builtin.checkpoints import CheckpointsPool
+    from fusion_core import CheckpointsPool
 
+KERNELS = "fusion_core.machine.products"
 Make = "Callable[..., CheckpointsPool]"
 
 
@@ -354,18 +354,20 @@ def test_faster_products_lead_to_the_same_coefficients(
 
     def noting(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
         layers = [each for each in model.modules() if isinstance(each, nn.Linear)]
-        seen.append(all(isinstance(each, kernels.OneDnnLinear) for each in layers))
+        seen.append(
+            all(isinstance(each, resolve_name(f"{KERNELS}:OneDnnLinear")) for each in layers)
+        )
         return logits(task, model, batch)
 
     def found(*, faster: bool) -> Any:
         seen.clear()
-        monkeypatch.setattr(kernels, "_is_outrun_here", lambda: faster)
+        monkeypatch.setattr(f"{KERNELS}._is_outrun_here", lambda: faster)
         (_, coefficients), _ = _run(make_pool("mlp"), tasks, objective=objective, steps=5)
         assert seen == [faster] * (20 if objective == "teacher" else 10)
         return coefficients
 
     monkeypatch.setattr(type(next(iter(tasks))), "logits", noting)
-    monkeypatch.setattr(kernels, "_WORTHWHILE", 1)
+    monkeypatch.setattr(f"{KERNELS}._WORTHWHILE", 1)
     plainly, ours = found(faster=False), found(faster=True)
     assert found(faster=True) == ours, "to the bit"
     for task, row in plainly["coefficients"].items():

@@ -15,8 +15,7 @@ from fusion_adamerging.passes import Batches, Passes
 from fusion_adamerging.search import Search
 from fusion_adamerging.state import StateStore
 from fusion_adamerging.trimming import TrimmedLinear
-from fusion_core import RunContext
-from fusion_core.contracts.task_pool import Split
+from fusion_core import RunContext, Split
 from fusion_core.weights import Linear
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.builtin.checkpoints import CheckpointsPool
+    from fusion_core import CheckpointsPool
 
 KINDS = ["mlp", "convolution", "transformer", "recurrent"]
 CPU = torch.device("cpu")

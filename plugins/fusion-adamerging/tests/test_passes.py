@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core.builtin.checkpoints import CheckpointsPool
+    from fusion_core import CheckpointsPool
 
 CPU = torch.device("cpu")
 PLENTY = 10**9

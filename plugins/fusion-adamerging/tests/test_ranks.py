@@ -24,7 +24,7 @@ from fusion_core.errors import WorkerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core.builtin.checkpoints import CheckpointsPool
+    from fusion_core import CheckpointsPool
 
 HERE = Path(__file__).parent
 SCRIPT = """

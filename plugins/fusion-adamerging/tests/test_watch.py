@@ -11,14 +11,13 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.watch import SearchStoppedError, Seen, Watch, check_size
-from fusion_core import RunContext
-from fusion_core.contracts.task_pool import Batch
+from fusion_core import Batch, RunContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core.builtin.checkpoints import CheckpointsPool
+    from fusion_core import CheckpointsPool
 
 
 VARIED = {0: 8, 1: 8}

@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_core import run_fusion
-from fusion_core.contracts.specs import AlgorithmSpec
+from fusion_core import AlgorithmSpec, load_plugins, run_fusion
 from fusion_core.errors import RecipeError
-from fusion_core.plugins.manager import load_plugins
 
 State = dict[str, torch.Tensor]
 

@@ -9,16 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core import run_fusion
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.algorithm import RunContext
-from fusion_core.contracts.specs import AlgorithmSpec
+from fusion_core import (
+    AlgorithmSpec,
+    CheckpointsConfig,
+    CheckpointsPool,
+    RunContext,
+    load_plugins,
+    run_fusion,
+)
 from fusion_core.errors import RecipeError
-from fusion_core.plugins.manager import load_plugins
-from fusion_core.recipe.validation import validated
-from fusion_core.weights import WeightSource, source
-from fusion_ties.config import TiesConfig
 from fusion_ties.ties import Ties
 
 State = dict[str, torch.Tensor]
@@ -27,8 +26,7 @@ State = dict[str, torch.Tensor]
 def merge(base: State, experts: dict[str, State], **options: Any) -> State:
     """Merge by the method itself, in fp32 (fp64 where an operand is)."""
     pool = CheckpointsPool(CheckpointsConfig(base=base, models=experts))
-    found: WeightSource = Ties(validated(TiesConfig, options)).run(pool, RunContext())
-    return found.state_dict()
+    return Ties(**options).run(pool, RunContext()).state_dict()
 
 
 def dense(  # noqa: PLR0913, PLR0917 - the options of the method
@@ -301,11 +299,11 @@ def test_inputs_are_not_modified() -> None:
 def test_blocks_and_workers_change_no_bit(monkeypatch: pytest.MonkeyPatch, scope: str) -> None:
     base, experts = random_models(10, torch.bfloat16)
     expected = merge(base, experts, scope=scope)
-    monkeypatch.setattr(source, "BLOCK", 16)
+    monkeypatch.setattr("fusion_core.weights.source.BLOCK", 16)
     assert_same(merge(base, experts, scope=scope), expected)
     pool = CheckpointsPool(CheckpointsConfig(base=base, models=experts))
     with ThreadPoolExecutor(3) as executor:
-        found = Ties(TiesConfig(scope=scope)).run(pool, RunContext(executor=executor))  # type: ignore[arg-type]
+        found = Ties(scope=scope).run(pool, RunContext(executor=executor))
         found.prepare(executor)
         assert_same(dict(zip(base, executor.map(found.tensor, base), strict=True)), expected)
 
@@ -345,3 +343,5 @@ def test_it_needs_a_base() -> None:
     _, experts = random_models(0, torch.float32)
     with pytest.raises(RecipeError, match="'ties' needs a base"):
         run_fusion(algorithm="ties", model_pool={"models": experts})
+    with pytest.raises(RecipeError, match="'ties' needs a base"):
+        Ties().run({"models": experts})

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from fusion_core import RunOptions, Split, noting, run_fusion
 from fusion_core import hub as hub_client
-from fusion_core import run_fusion
-from fusion_core.cli.app import app
-from fusion_core.contracts.task_pool import Split
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
-from fusion_core.planning.plan import RunOptions
-from fusion_core.progress import noting
 from fusion_core.testing import Mean
 from pools_clip import origin, stored_images
 from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
@@ -116,8 +113,11 @@ def serve(hub: HubServer, base: Path, experts: dict[str, str], rows: Any) -> Hub
     return hub
 
 
+APP = resolve_name("fusion_core.cli.app:app")  # the command itself, in this process
+
+
 def fuse(*arguments: str, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(APP, list(arguments))
     if code:
         assert result.exception is not None
         assert getattr(result.exception, "exit_code", None) == code, result.exception

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.contracts.specs import load_target
 from pools_clip import plugin
 
 if TYPE_CHECKING:
-    from fusion_core.contracts.specs import ComponentSpec
+    from fusion_core import ModelPoolSpec, TaskPoolSpec
 
 SPECS = [*plugin.fusion_register_model_pools(), *plugin.fusion_register_task_pools()]
 HEAVY = {"torch", "transformers", "pyarrow", "PIL", "numpy"}
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_a_spec_names_a_class_and_its_configuration(spec: ComponentSpec) -> None:
-    assert load_target(spec.target).config_class is load_target(spec.config)
+def test_a_spec_names_a_class_and_its_configuration(spec: ModelPoolSpec | TaskPoolSpec) -> None:
+    assert resolve_name(spec.target).config_class is resolve_name(spec.config)
 
 
 def test_plugin_and_configuration_import_nothing_heavy() -> None:

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, CLIPVisionModel
 
-from fusion_core import run_fusion
+from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.testing import Mean
 from fusion_core.weights import StateDictSource
 from pools_clip.config import ClipConfig

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from fusion_core import run_fusion
-from fusion_core.contracts.task_pool import Split
+from fusion_core import Split, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.testing import Mean
 from pools_clip.config import ClipClassificationConfig, ClipConfig

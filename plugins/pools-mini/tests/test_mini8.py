@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from transformers import CLIPVisionModel
 
-from fusion_core import run_fusion
-from fusion_core.contracts.specs import load_target
-from fusion_core.contracts.task_pool import Split
+from fusion_core import Split, run_fusion
 from fusion_core.errors import IntegrityError, RecipeError
 from fusion_core.testing import Mean
 from pools_mini import files, plugin
@@ -63,7 +62,7 @@ def distributed(kind: str) -> set[str]:
     ids=lambda spec: spec.kind,
 )
 def test_a_spec_names_a_class_and_its_configuration(spec: Any) -> None:
-    assert load_target(spec.target).config_class is load_target(spec.config)
+    assert resolve_name(spec.target).config_class is resolve_name(spec.config)
     assert spec.offline
 
 

@@ -130,7 +130,7 @@ def test_pieces_land_in_any_order(state: State, tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as executor:
             list(
                 executor.map(
-                    lambda each: staging.write(
+                    lambda each: staging.shards.write(
                         each[0], each[1], source.read(each[0].name, *each[1:])
                     ),
                     pieces,
@@ -146,7 +146,7 @@ def test_a_view_is_written_as_it_reads(tmp_path: Path) -> None:
     source = StateDictSource({"x": turned})
     with staged(tmp_path / "out") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=10**9)
-        staging.write(source.infos["x"], 0, turned)
+        staging.shards.write(source.infos["x"], 0, turned)
         staging.finish_shards()
         staging.commit(overwrite=False)
     assert_holds(tmp_path / "out", {"x": turned})
@@ -200,7 +200,7 @@ def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: 
     with staged(tmp_path / "out") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=10**9)
         for info in source.infos.values():
-            staging.write(info, 0, source.read(info.name, 0, info.numel))
+            staging.shards.write(info, 0, source.read(info.name, 0, info.numel))
         with pytest.raises(CheckpointError):
             CheckpointSource(staging.directory)
         staging.finish_shards()

@@ -18,11 +18,9 @@ from fusion_adamerging.search import Search
 from fusion_adamerging.state import StateStore
 from fusion_adamerging.trimming import TrimmedLinear
 from fusion_adamerging.watch import SearchStoppedError
-from fusion_core.contracts.algorithm import Algorithm, RunContext
-from fusion_core.contracts.metrics import FILE as METRICS
+from fusion_core import Algorithm, RunContext, write_durably
 from fusion_core.errors import FusionError, IntegrityError
 from fusion_core.weights import Linear, MergedSource
-from fusion_core.weights.writing.disk import write_durably, writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.progress import Progress
+    from fusion_core import ModelPool, Progress, TaskPool
 
-COEFFICIENTS = "coefficients.json"
+COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
 
 
 class AdaMerging(Algorithm[AdaMergingConfig]):
@@ -203,9 +199,7 @@ def _check_still(content: bytes, state: Path | None) -> None:
             "the coefficients are not those that the stopped run has merged with",
             hint="Give algorithm.coefficients the same content, or leave --resume out.",
         )
-    with writing(state):
-        state.mkdir(parents=True, exist_ok=True)
-    write_durably(kept, content)
+    write_durably(kept, content, parents=True)
 
 
 def _merged_names(merged: MergedSource) -> Sequence[str]:

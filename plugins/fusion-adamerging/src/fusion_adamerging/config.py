@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 
-from fusion_core.contracts.options import InputPath
-from fusion_core.recipe.config import ComponentConfig
+from fusion_core import ComponentConfig, InputPath
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},

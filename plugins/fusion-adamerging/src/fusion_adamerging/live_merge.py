@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fusion_adamerging.task_vectors import OnDisk, TaskVectors, pieces_of, resident
-from fusion_core.machine.products import with_fast_products
-from fusion_core.weights.merging.execution import on_cores
+from fusion_core.adapting import on_cores, with_fast_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core import ModelPool
     from fusion_core.weights import Linear, MergedSource
 
 Storage = Literal["fp32", "bf16", "disk"]

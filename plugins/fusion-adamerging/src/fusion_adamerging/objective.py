@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core import ModelPool
 
 
 def entropy(logits: Tensor) -> Tensor:

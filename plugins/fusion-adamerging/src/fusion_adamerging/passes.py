@@ -16,15 +16,15 @@ import torch
 
 from fusion_adamerging.objective import disagreement, entropy
 from fusion_adamerging.watch import Seen
-from fusion_core.contracts.task_pool import Batch, FeatureTask, Split
-from fusion_core.machine.products import with_fast_products
+from fusion_core import Batch, FeatureTask, Split
+from fusion_core.adapting import with_fast_products
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.task_pool import Task
+    from fusion_core import Task
 
     #: tasks with their batches of one step
     Group = Sequence[tuple[Task, Batch]]

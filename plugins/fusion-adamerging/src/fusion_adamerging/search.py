@@ -13,8 +13,8 @@ import torch
 
 from fusion_adamerging.ranks import Ranks
 from fusion_adamerging.watch import Seen, Watch, check_size
-from fusion_core.progress import noting
-from fusion_core.weights.merging.execution import keeping_freed_memory
+from fusion_core import noting
+from fusion_core.adapting import keeping_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fusion_adamerging.live_merge import LiveMerge
     from fusion_adamerging.passes import Passes
     from fusion_adamerging.state import StateStore
-    from fusion_core.contracts.algorithm import RunContext
+    from fusion_core import RunContext
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

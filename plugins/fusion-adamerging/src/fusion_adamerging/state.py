@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.writing.disk import write_durably, writing
+from fusion_core import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,14 +27,11 @@ class StateStore:
         """Write a state durably over the older of the two; a float keeps its every bit."""
         if self.directory is None:
             return
-        with writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
         steps = {name: self._steps_of(name) for name in _GENERATIONS}
         text = json.dumps({"search": self.search, "step": step, **state})
         digest = hashlib.sha256(text.encode()).hexdigest()
-        write_durably(
-            self.directory / min(steps, key=steps.__getitem__), f"{digest}\n{text}".encode()
-        )
+        older = self.directory / min(steps, key=steps.__getitem__)
+        write_durably(older, f"{digest}\n{text}".encode(), parents=True)
 
     def recall(self) -> dict[str, Any] | None:
         """Return the latest whole state of this search, None if there is none."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_core.weights import Linear, Piece, Scan, Scope
-from fusion_core.weights.merging.select import Trim, agreeing
+from fusion_core.weights import Linear, Piece, Scan, Scope, Trim, agreeing
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.algorithm import (
-    Algorithm,
-    RunContext,
-    TensorwiseAlgorithm,
-    expert_weights,
-)
+from fusion_core import Algorithm, RunContext, TensorwiseAlgorithm, expert_weights
 from fusion_core.errors import RecipeError
 from fusion_core.weights import Linear, Piece, WeightSource, in_order
 from fusion_linear.config import SimpleAverageConfig, WeightedAverageConfig
@@ -17,7 +12,7 @@ from fusion_linear.config import SimpleAverageConfig, WeightedAverageConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core import ModelPool
 
 
 class SimpleAverage(TensorwiseAlgorithm[SimpleAverageConfig]):

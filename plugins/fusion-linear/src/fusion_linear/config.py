@@ -1,6 +1,6 @@
 """Options of the linear methods."""
 
-from fusion_core.recipe.config import ComponentConfig, ExpertWeights
+from fusion_core import ComponentConfig, ExpertWeights
 
 
 class SimpleAverageConfig(ComponentConfig):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.algorithm import Algorithm, RunContext, expert_weights
+from fusion_core import Algorithm, RunContext, expert_weights
 from fusion_core.weights import Linear, WeightSource
 from fusion_linear.config import TaskArithmeticConfig
 
 if TYPE_CHECKING:
-    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core import ModelPool
 
 
 class TaskArithmetic(Algorithm[TaskArithmeticConfig]):

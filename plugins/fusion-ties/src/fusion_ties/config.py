@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fusion_core.recipe.config import ComponentConfig, ExpertWeights
+from fusion_core import ComponentConfig, ExpertWeights
 
 
 class TiesConfig(ComponentConfig):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.contracts.algorithm import TensorwiseAlgorithm
-from fusion_core.weights import Piece, Scan, Scope, in_order
-from fusion_core.weights.merging.select import Trim, agreeing
+from fusion_core import TensorwiseAlgorithm
+from fusion_core.weights import Piece, Scan, Scope, Trim, agreeing, in_order
 from fusion_ties.config import TiesConfig
 
 if TYPE_CHECKING:

@@ -2,11 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
-from fusion_core.builtin.checkpoints_config import named_after_paths
-from fusion_core.contracts.options import InputPath, ModelPath
-from fusion_core.recipe.config import ComponentConfig
+from fusion_core import ComponentConfig, InputPath, ModelPath, ModelPaths
 
 
 def _with_place(template: str) -> str:
@@ -46,7 +44,7 @@ class ClipConfig(ComponentConfig):
     base: ModelPath
     """The model that the experts were fine-tuned from, a CLIPModel or CLIPVisionModel: a directory,
     or org/name@revision on the hub."""
-    models: Annotated[dict[str, ModelPath], BeforeValidator(named_after_paths)]
+    models: ModelPaths
     """The experts: a mapping of names to any of these, or a list."""
 
 

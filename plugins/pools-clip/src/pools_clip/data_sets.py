@@ -13,8 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import hub
-from fusion_core.contracts.task_pool import Split
+from fusion_core import Split, hub
 from fusion_core.errors import HubError, RecipeError
 from pools_clip.families import all_tasks, known
 from pools_clip.images import count_rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading.assets import read_config
+from fusion_core.weights import read_config
 from pools_clip.origin import find
 
 if TYPE_CHECKING:

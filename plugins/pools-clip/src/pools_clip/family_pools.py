@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fusion_core import hub
-from fusion_core.contracts.report import Published
+from fusion_core import Published, hub
 from pools_clip.choice import chosen
 from pools_clip.config import (
     ClipClassificationConfig,
@@ -21,7 +20,7 @@ from pools_clip.tasks import ClipClassification
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.recipe.config import ComponentConfig
+    from fusion_core import ComponentConfig
 
 _WITHOUT_NETWORK = "The pool mini8 needs no network: --pool mini8."
 

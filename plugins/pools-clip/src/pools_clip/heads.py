@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from fusion_core.adapting import on_cores, with_fast_products
 from fusion_core.errors import CheckpointError
-from fusion_core.machine.products import with_fast_products
-from fusion_core.weights.merging.execution import on_cores
-from fusion_core.weights.reading.remote import wanted_by
 from pools_clip.kept import kept, write_file
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape
@@ -94,7 +92,7 @@ class FrozenClip:
     def downloads(self) -> Iterator[Wanted]:
         """Return what is read of the hub."""
         if self._directory.origin.pinned is not None:
-            yield from wanted_by(self._directory.weights())
+            yield from self._directory.weights().downloads()
 
     def _classes(self, checkpoint: Checkpoint, width: int) -> dict[str, Tensor]:
         """Return the class embeddings: those of a commit are computed once."""

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
 
+from fusion_core import note
+from fusion_core.adapting import on_cores
 from fusion_core.errors import FusionError
-from fusion_core.progress import note
-from fusion_core.weights.merging.execution import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

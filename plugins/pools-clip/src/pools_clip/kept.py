@@ -14,9 +14,8 @@ import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import hub
+from fusion_core import hub, locked
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.weights.writing.lock import locked, locked_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +58,7 @@ def _sweep(folder: Path) -> None:
 
     A run that is alive holds its lock; in a cache that is shared, another user's cannot be opened.
     """
-    for left in [each for each in locked_outputs(folder) if each.is_dir()]:
+    for left in folder.glob("[!.]*-*"):
         with suppress(OutputError, DiskError), locked(left):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, HubError
-from fusion_core.weights.reading.assets import CARD, SIDE_FILES
-from fusion_core.weights.reading.checkpoint import INDEX, SINGLE, CheckpointSource
-from fusion_core.weights.reading.location import locate
-from fusion_core.weights.reading.remote import RemoteSource
+from fusion_core.weights import CheckpointSource, RemoteSource, locate
 from pools_clip.families import bases
 from pools_clip.pickled import PICKLE, PickledSource
 
@@ -27,6 +24,20 @@ if TYPE_CHECKING:
 
 Checkpoint = CheckpointSource | RemoteSource | PickledSource
 
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+#: What is read of a repository beside its weights: configurations, tokenizer, the licence.
+_BESIDE = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "README.md",
+)
 _LOG = logging.getLogger("pools_clip")
 
 
@@ -66,17 +77,17 @@ def _base(reference: hub.Reference, option: str) -> Origin:
     """Find a family's base, whose weights may be a pickle."""
     try:
         pinned = hub.resolve(reference)
-        if {SINGLE, INDEX} & hub.listing(pinned).keys():
+        if {_SINGLE, _INDEX} & hub.listing(pinned).keys():
             location = locate(str(pinned), option)
             return Origin(location.path, location.name, location.source, pinned)
-        beside = hub.download(pinned, [*SIDE_FILES, CARD])
+        beside = hub.download(pinned, _BESIDE)
         converted = hub.conversion(pinned)
     except HubError as error:
         raise HubError(f"{option}: {error.message}", hint=error.hint) from error
     if converted is not None:
-        say_once(f"{pinned} has no {SINGLE}; reading the hub's own conversion, {converted}")
-        return Origin(beside, str(pinned), lambda: RemoteSource(converted, [SINGLE]), pinned)
-    say_once(f"{pinned} has no {SINGLE}; reading {PICKLE}, a pickle, as plain tensors only")
+        say_once(f"{pinned} has no {_SINGLE}; reading the hub's own conversion, {converted}")
+        return Origin(beside, str(pinned), lambda: RemoteSource(converted, [_SINGLE]), pinned)
+    say_once(f"{pinned} has no {_SINGLE}; reading {PICKLE}, a pickle, as plain tensors only")
     return Origin(beside, str(pinned), lambda: PickledSource(pinned), pinned)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, IntegrityError
-from fusion_core.weights.source import TensorInfo, WeightSource
+from fusion_core.weights import TensorInfo, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,10 +6,9 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fusion_core.contracts.model_pool import ModelPool
+from fusion_core import ComponentConfig, ModelPool
 from fusion_core.errors import AlignmentError
-from fusion_core.recipe.config import ComponentConfig
-from fusion_core.weights.reading.assets import licence_of
+from fusion_core.weights import licence_of
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
 from pools_clip.vision import VisionTower, architecture, build_vision, canonical

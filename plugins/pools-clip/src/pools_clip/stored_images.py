@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import PIL
 import torch
 
-from fusion_core.weights.writing.disk import allocate, free_bytes
+from fusion_core import allocate
 from pools_clip.images import Images, count_rows, read_images
 from pools_clip.kept import kept, place_of, write_file
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from fusion_core.contracts.task_pool import Split
+    from fusion_core import Split
     from pools_clip.data_sets import DataSet
     from pools_clip.preprocessor import Preprocessor
 
@@ -122,7 +123,7 @@ def _room(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
     size = math.prod(shape)
     with path.open("xb") as stream:
         if size:
-            allocate(stream.fileno(), size, fits=size <= free_bytes(path))
+            allocate(stream.fileno(), size, fits=size <= shutil.disk_usage(path.parent).free)
     return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8).reshape(shape)
 
 

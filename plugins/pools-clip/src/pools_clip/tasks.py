@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
-from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
+from fusion_core import Batch, ComponentConfig, FeatureTask, Split, Task, TaskPool, note
+from fusion_core.adapting import on_cores
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.progress import note
-from fusion_core.recipe.config import ComponentConfig
-from fusion_core.weights.merging.execution import on_cores
 from pools_clip.choice import chosen, unknown_task
 from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
 from pools_clip.data_sets import DataSet, LocalDataSet, data_set
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.report import Metrics
+    from fusion_core import Metrics
     from fusion_core.hub import Wanted
 
 

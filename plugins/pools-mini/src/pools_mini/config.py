@@ -1,6 +1,6 @@
 """Options of mini8; free of torch, so that listing them costs nothing."""
 
-from fusion_core.recipe.config import ComponentConfig
+from fusion_core import ComponentConfig
 from pools_clip.config import Count, TaskNames
 
 

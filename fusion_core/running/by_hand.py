@@ -1,0 +1,30 @@
+"""A merge by hand: an algorithm called without a run, on a pool or on models as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.contracts.run import RunInfo
+from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.running._context import context_of, ran, rounded_for, start_nested
+from fusion_core.weights import SerialExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.contracts.algorithm import Algorithm
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.weights import WeightSource
+
+
+def merge(algorithm: Algorithm[Any], models: ModelPool[Any] | Mapping[str, Any]) -> WeightSource:
+    """Return the lazy merge that `run_fusion` would write; nothing is written.
+
+    Raises as that does. What the algorithm saves beside a model is dropped.
+    """
+    planned = plan({"algorithm": algorithm, "model_pool": models}, RunOptions(evaluate=False))
+    info, executor = RunInfo(planned.recipe, None), SerialExecutor()
+    start_nested(planned, info, executor, None)
+    pool = planned.pool.aligned(planned.resolved.recipe.alignment)
+    context = context_of(planned, info, executor, None)
+    return rounded_for(ran(planned.algorithm, pool, context), pool, planned)

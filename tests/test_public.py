@@ -1,0 +1,87 @@
+"""What may be imported of the core: our own plugins, the templates and the docs keep to it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fusion_core.skeleton import Kind, write_plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+COMPATIBILITY = ROOT / "docs" / "reference" / "compatibility.md"
+PUBLIC = re.findall(r"^\| `(fusion_core[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE)
+PAGES = [ROOT / "README.md", *ROOT.glob("plugins/*/README.md"), *(ROOT / "docs").rglob("*.md")]
+PLUGINS = sorted({*ROOT.glob("plugins/*/src/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")})
+
+
+def names_of(module: str) -> list[str]:
+    """Return what a public module exports; without a list, all that it defines."""
+    found = import_module(module)
+    own = (name for name, value in vars(found).items() if inspect.getmodule(value) is found)
+    return list(getattr(found, "__all__", own))
+
+
+def is_public(module: str, name: str) -> bool:
+    exported = module in PUBLIC and not name.startswith("_") and name in names_of(module)
+    return exported or f"{module}.{name}" in PUBLIC
+
+
+def imports(source: str) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.rpartition(".")[::2] for alias in node.names)
+
+
+def hidden(source: str) -> set[str]:
+    """Return what is imported of the core and not promised to anybody."""
+    ours = (pair for pair in imports(source) if re.match(r"fusion_core\b", ".".join(pair)))
+    return {".".join(pair) for pair in ours if not is_public(*pair)}
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(PLUGINS) > 50
+    assert len(PUBLIC) == 7
+    assert hidden("import fusion_core\nfrom fusion_core import hub, run_fusion") == set()
+    assert hidden("from fusion_core.planning.plan import Plan") == {
+        "fusion_core.planning.plan.Plan"
+    }
+    assert hidden("import fusion_core.running.run") == {"fusion_core.running.run"}
+    assert hidden("from fusion_core.errors import ClassVar") == {"fusion_core.errors.ClassVar"}
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.name)
+def test_our_plugins_import_what_everybody_may(path: Path) -> None:
+    assert hidden(path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_new_plugin_imports_what_everybody_may(kind: Kind, tmp_path: Path) -> None:
+    made = write_plugin("fusion-new", kind, tmp_path / "new")
+    assert {name for path in made.rglob("*.py") for name in hidden(path.read_text())} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_the_docs_import_what_everybody_may(page: Path) -> None:
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", page.read_text(encoding="utf-8"))
+    assert {name for block in blocks for name in hidden(block)} == set()
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_says_what_it_is(module: str) -> None:
+    found = import_module(module)
+    assert found.__doc__
+    for name in names_of(module):
+        value: Any = getattr(found, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name

@@ -55,7 +55,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
     if name not in _HOME_OF:
         raise AttributeError(f"module 'fusion_core.testing' has no attribute {name!r}")
-    return getattr(import_module(f"fusion_core.testing._{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"fusion_core.testing.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nox
@@ -14,14 +15,14 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
 #: Examples of how the API is used, which type checkers must accept or refuse as they say.
 TYPING = "tests/typing"
-#: Files of tests that run methods or pools of this repository; single ones in other files are
-#: marked `plugins`. All others need nothing but the core.
-NEED_PLUGINS = {
-    *("adaptive_resume", "author_pages", "bad_weights", "changing_inputs", "check", "cli"),
-    *("cli_lightness", "determinism", "docs", "exports", "faults", "hostile_inputs", "how_to"),
-    *("mini8", "nested", "new_plugin", "paths", "patterns", "provenance", "readme", "run"),
-    *("transformers", "tutorial", "wheels"),
-}
+#: What a file of tests begins with that runs methods or pools of this repository throughout.
+NEEDS_PLUGINS = re.compile(r"^pytestmark = .*pytest\.mark\.plugins", re.MULTILINE)
+#: Tests of hostile input: `nox -s fuzz` runs them at their nightly size.
+HOSTILE = [
+    *("reading/test_format_fuzz.py", "reading/test_beside_fuzz.py"),
+    *("reading/test_module_patterns.py", "reading/test_hostile_inputs.py"),
+    *("writing/test_changing_inputs.py", "merging/test_bad_weights.py"),
+]
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]
 
 
@@ -61,7 +62,7 @@ def faults(session: nox.Session) -> None:
     """Crashes, failing disks and races, in sizes for every night; each push has smaller ones."""
     install(session, "test")
     nightly = {"FUSION_FAULTS": "nightly"}
-    session.run("pytest", "tests/test_faults.py", *session.posargs, env=nightly)
+    session.run("pytest", "tests/weights/writing/test_faults.py", *session.posargs, env=nightly)
 
 
 @nox.session(default=False)
@@ -79,10 +80,8 @@ def fuzz(session: nox.Session) -> None:
     """Try hostile input at its nightly size: two million headers, as many indexes."""
     install(session, "test")
     sizes = {"FUSION_FUZZ_MUTANTS": "2000000", "FUSION_CUTS": "2000", "FUSION_NIGHTLY": "1"}
-    files = ["format_fuzz", "beside_fuzz", "module_patterns", "hostile_inputs", "changing_inputs"]
-    files += ["bad_weights", "determinism"]
-    tests = [f"tests/test_{name}.py" for name in files]
-    session.run("pytest", *tests, *session.posargs, env=sizes)
+    tests = [f"tests/weights/{path}" for path in HOSTILE]
+    session.run("pytest", *tests, "tests/test_determinism.py", *session.posargs, env=sizes)
 
 
 @nox.session(default=False)
@@ -124,8 +123,8 @@ def core_alone(session: nox.Session) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
     alone = [
         str(path)
-        for path in sorted(Path("tests").glob("test_*.py"))
-        if path.stem.removeprefix("test_") not in NEED_PLUGINS
+        for path in sorted(Path("tests").rglob("test_*.py"))
+        if not NEEDS_PLUGINS.search(path.read_text(encoding="utf-8"))  # it could not be imported
     ]
     session.run("pytest", "-m", "not plugins", *alone, *session.posargs)
 

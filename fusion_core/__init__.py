@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
     from fusion_core.contracts.report import Metrics, Published, Report
     from fusion_core.contracts.run import RunInfo, RunResult
-    from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+    from fusion_core.contracts.specs import (
+        AlgorithmSpec,
+        CommandSpec,
+        ExecutorSpec,
+        ModelPoolSpec,
+        TaskPoolSpec,
+    )
     from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
@@ -49,7 +55,13 @@ _HOMES = {
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
     "fusion_core.contracts.report": ("Metrics", "Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
-    "fusion_core.contracts.specs": ("AlgorithmSpec", "ModelPoolSpec", "TaskPoolSpec"),
+    "fusion_core.contracts.specs": (
+        "AlgorithmSpec",
+        "CommandSpec",
+        "ExecutorSpec",
+        "ModelPoolSpec",
+        "TaskPoolSpec",
+    ),
     "fusion_core.contracts.task_pool": ("Batch", "FeatureTask", "Split", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
@@ -72,8 +84,10 @@ __all__ = [
     "Batch",
     "CheckpointsConfig",
     "CheckpointsPool",
+    "CommandSpec",
     "ComponentConfig",
     "Cut",
+    "ExecutorSpec",
     "ExpertWeights",
     "FeatureTask",
     "FusionError",

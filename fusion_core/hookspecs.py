@@ -24,10 +24,15 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from concurrent.futures import Executor
 
     from fusion_core.contracts.run import RunInfo, RunResult
-    from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+    from fusion_core.contracts.specs import (
+        AlgorithmSpec,
+        CommandSpec,
+        ExecutorSpec,
+        ModelPoolSpec,
+        TaskPoolSpec,
+    )
 
 PROJECT = "fusion"
 
@@ -63,14 +68,19 @@ def fusion_register_task_pools() -> Iterable[TaskPoolSpec]:  # type: ignore[empt
     """
 
 
-@hookspec(firstresult=True)
-def fusion_create_executor(name: str, options: Mapping[str, str]) -> Executor | None:
-    """Return a `concurrent.futures.Executor` if this plugin knows one called `name`, else None.
+@hookspec
+def fusion_register_executors() -> Iterable[ExecutorSpec]:  # type: ignore[empty-body]
+    """Return the executors that this plugin provides: what merges can run on.
 
-    The first plugin that answers wins. `options` are the user's `key=value` pairs, e.g.
-    `{"workers": "4"}`; an unknown key is the plugin's to refuse with a `RecipeError`. What is
-    submitted is picklable, unless the executor is a `ThreadPoolExecutor` or has an attribute
-    `in_process` that is true.
+    As `fusion_register_algorithms`; what a spec names may be a function instead of a class.
+    """
+
+
+@hookspec
+def fusion_register_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-body]
+    """Return the commands that this plugin adds to `fuse`.
+
+    As `fusion_register_algorithms`: what a spec names is imported when its command is called.
     """
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from fusion_core.skeleton import Kind, write_plugin
 
+pytestmark = pytest.mark.plugins
+
 HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
 
 

@@ -24,6 +24,8 @@ from fusion_core.weights import source
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.plugins
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from conftest import Site
     from fusion_core import ModelPool, RunContext, TaskPool, WeightSource
 
+pytestmark = pytest.mark.plugins
+
 DOCS = Path(__file__).parents[1] / "docs"
 HOOKSPECS = (DOCS.parent / "fusion_core" / "hookspecs.py").read_text(encoding="utf-8")
 #: merge-checkpoints.md needs models: tests/test_how_to.py makes some and runs it

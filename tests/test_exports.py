@@ -8,6 +8,8 @@ import pytest
 import fusion_core
 from fusion_core import weights
 
+pytestmark = pytest.mark.plugins
+
 LIGHT = [
     "fusion_core",
     "fusion_core.errors",
@@ -26,6 +28,7 @@ WITHOUT_TORCH = [
     "fusion_core.recipe.text",
     "fusion_core.planning.described",
     "fusion_core.builtin.checkpoints_config",
+    "fusion_core.builtin.executors",
     "fusion_linear.config",
     "fusion_ties.config",
 ]

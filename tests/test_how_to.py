@@ -18,6 +18,8 @@ from fusion_core.cli.app import app
 if TYPE_CHECKING:
     from hub_server import HubServer
 
+pytestmark = pytest.mark.plugins
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "how-to" / "merge-checkpoints.md").read_text(encoding="utf-8")
 

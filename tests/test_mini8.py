@@ -25,6 +25,8 @@ from pools_mini.plugin import TASKS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.plugins
+
 ROOT = Path(__file__).parents[1]
 FUSE = Path(sys.executable).with_name("fuse")
 

@@ -11,6 +11,8 @@ from fusion_core.planning.resolving import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
 
+pytestmark = pytest.mark.plugins
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hub_server import HubServer
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.plugins, pytest.mark.filterwarnings("ignore")]
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 HEADS = {**SIZES, "num_attention_heads": 2}

@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.plugins
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {
     "fusion-core": ROOT,

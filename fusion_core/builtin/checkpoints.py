@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
@@ -71,7 +71,7 @@ class Model:
             is_whole = path.is_dir() or path.name == SINGLE
             return beside(directory, *QUANTISERS_FILES) if is_whole else {}
         if isinstance(self.live, RecipeSource):
-            return self.live.plan.aligned.assets()
+            return self.live.aligned.assets()
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)
         return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
 
@@ -115,6 +115,16 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         self.base = None if self._base is None else self._base.source(None)
         self.experts = {name: each.source(self.base) for name, each in self._models.items()}
         self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
+
+    def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
+        """Return this pool with other weights for some models; adapters are on the new base."""
+        clone = super().with_sources(sources)
+        if clone.base is not None:
+            clone.experts = {
+                name: expert.on(clone.base) if isinstance(expert, LoraSource) else expert
+                for name, expert in clone.experts.items()
+            }
+        return clone
 
     def build(self, weights: WeightSource) -> nn.Module:
         """Return a copy of the first live module of the pool with these weights.
@@ -169,7 +179,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         """Return the files beside the base or first expert; of a recipe those of its own first."""
         first = base_or_first(self._base, self._models)
         if isinstance(first.live, RecipeSource):
-            return first.live.plan.pool.assets(dtype=dtype or _dtype(self.reference))
+            return first.live.aligned.assets(dtype=dtype or _dtype(self.reference))
         return {} if first.directory is None else assets_of(first.directory, dtype=dtype)
 
     def beside(self) -> Mapping[str, Files]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.checking._licences import conflicts, limits
-from fusion_core.checking.memory import Memory, estimated
+from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
-from fusion_core.planning.plan import executor_of
-from fusion_core.planning.result import dtype_of, stored_infos
+from fusion_core.planning.dtypes import dtype_of, stored_infos
 from fusion_core.weights import AlignedSource, RenamedSource
 from fusion_core.weights.merging.finite import BadTensor, bad_tensors
 from fusion_core.weights.reading.format import build_header
@@ -101,7 +100,7 @@ def check(plan: Plan) -> Check:
         models,
         plan.counts,
         _disk(plan),
-        estimated(plan),
+        estimate(plan),
         tuple(conflicts(licences)),
         tuple(limits(licences)),
         tuple(plan.warnings),
@@ -110,7 +109,7 @@ def check(plan: Plan) -> Check:
 
 def scan(plan: Plan) -> list[BadTensor]:
     """Read everything that the run would read, and return what holds NaN or infinity."""
-    with hub.session(plan.options.progress), executor_of(plan) as executor:
+    with hub.session(plan.options.progress), plan.resolved.executor.create() as executor:
         return bad_tensors(dict(_read(plan)), executor, progress=plan.options.progress)
 
 
@@ -140,7 +139,7 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
             name in nested,
         )
         if name in nested:
-            yield from _models(nested[name].plan, f"{prefix}{name}/")
+            yield from _models(nested[name], f"{prefix}{name}/")
 
 
 def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
@@ -148,7 +147,7 @@ def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
     reference, nested = plan.pool.reference, plan.nested
     for name, source in plan.aligned.by_name.items():
         if name in nested:
-            yield from _read(nested[name].plan, f"{prefix}{name}/")
+            yield from _read(nested[name], f"{prefix}{name}/")
         elif plan.pool.by_name[name] is reference:
             yield prefix + name, reference
         else:

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.builtin import cores
-from fusion_core.planning.selection import Selected
 from fusion_core.weights import Cut, Kernel, Scope
 from fusion_core.weights.merging.execution import AHEAD
 
 if TYPE_CHECKING:
-    from fusion_core.planning.plan import Plan, RunOptions
+    from fusion_core.planning.plan import Plan
 
 #: What the engine and the allocator take whatever is merged, and a survey's samples an expert.
 _FIXED, _SURVEY = 16 * 2**20, 3 * 2**20
@@ -45,62 +44,58 @@ class Memory:
     how: str
 
 
-def estimated(plan: Plan) -> Memory:
+def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run; memory of a GPU is not looked at."""
     infos = plan.pool.reference.infos.values()
     evaluated = plan.tasks is not None and (plan.options.evaluate or plan.adapts)
     live = 2 * sum(4 * info.numel for info in infos) if evaluated else 0  # built of its weights
     process = _process()
-    merge = _FIXED + workers(plan.options) * _piece(plan) + _surveys(plan)
+    merge = _FIXED + workers(plan) * _piece(plan) + _surveys(plan)
     how = (
-        f"{workers(plan.options)} workers x {_longest(plan):,} elements x "
+        f"{workers(plan)} workers x {_longest(plan):,} elements x "
         f"(2 x {len(plan.pool.experts)} experts + 3)"
     )
-    at_least = plan.adapts or _kernel(plan) is None
+    at_least = plan.adapts or len(_kernels(plan)) < len(plan.parts)
     return Memory(process + max(merge, live), process, merge, live, at_least, how)
 
 
-def workers(options: RunOptions) -> int:
-    """Return how many workers the executor has, as far as it is one of the core's."""
-    if options.executor == "serial":
-        return 1
-    return options.workers or cores()
+def workers(plan: Plan) -> int:
+    """Return how many workers the executor has, as far as its options say so."""
+    return int(getattr(plan.resolved.executor.config, "workers", 1))
 
 
 def _piece(plan: Plan) -> int:
     """Return what a worker holds; an operand that is a merge itself is merged meanwhile."""
     wide = any(info.dtype is torch.float64 for info in plan.pool.reference.infos.values())
     own = _longest(plan) * (2 * len(plan.pool.experts) + 3) * (8 if wide else 4)
-    surveyed = 1 if _scope(plan) is Scope.NONE else 2
-    return own * surveyed + max((_piece(each.plan) for each in plan.nested.values()), default=0)
+    surveyed = 1 if _scopes(plan) <= {Scope.NONE} else 2
+    return own * surveyed + max(map(_piece, plan.nested.values()), default=0)
 
 
 def _surveys(plan: Plan) -> int:
-    at_once = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}[_scope(plan)]
-    inner = sum(_surveys(each.plan) for each in plan.nested.values())
+    surveys = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}
+    at_once = max((surveys[scope] for scope in _scopes(plan)), default=0)
+    inner = sum(map(_surveys, plan.nested.values()))
     return at_once * len(plan.pool.experts) * _SURVEY + inner
 
 
 def _longest(plan: Plan) -> int:
     """Return the elements of the longest piece; the first range of a tensor is none shorter."""
-    kernel, pool = _kernel(plan), plan.pool
-    cut = Cut.ELEMENT if kernel is None else kernel.cut
-    for source in (pool.reference, *pool.experts.values()):
-        cut = cut.coarser(source.cut)
+    pool, kernels = plan.pool, _kernels(plan)
+    cuts = [source.cut for source in (pool.reference, *pool.experts.values())]
+    cut = reduce(Cut.coarser, [*cuts, *(kernel.cut for kernel in kernels)])
     ranges = (next(cut.ranges(info)) for info in pool.reference.infos.values())
     return max((stop - start for start, stop in ranges), default=0)
 
 
-def _scope(plan: Plan) -> Scope:
-    kernel = _kernel(plan)
-    return Scope.NONE if kernel is None else kernel.scope
+def _scopes(plan: Plan) -> set[Scope]:
+    return {kernel.scope for kernel in _kernels(plan)}
 
 
-def _kernel(plan: Plan) -> Kernel | None:
-    """Return the algorithm as what the engine runs, if it says that it is nothing more."""
-    algorithm = plan.algorithm
-    inner = algorithm.algorithm if isinstance(algorithm, Selected) else algorithm
-    return inner if isinstance(inner, Kernel) else None
+def _kernels(plan: Plan) -> list[Kernel]:
+    """Return the algorithms that the engine runs, and that say that they are nothing more."""
+    algorithms = [part.algorithm for part in plan.parts]
+    return [algorithm for algorithm in algorithms if isinstance(algorithm, Kernel)]
 
 
 def _process() -> int:

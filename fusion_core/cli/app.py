@@ -18,6 +18,12 @@ from typer.core import TyperGroup
 
 from fusion_core.cli.check import check
 from fusion_core.cli.clean import clean
+from fusion_core.cli.commands import (
+    commands_of_plugins,
+    core_commands,
+    find_command,
+    group_of,
+)
 from fusion_core.cli.compare import compare
 from fusion_core.cli.download import download
 from fusion_core.cli.evaluate import evaluate
@@ -28,7 +34,7 @@ from fusion_core.cli.new_plugin import new_plugin
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.cli.streams import guard_streams
-from fusion_core.errors import Terminated
+from fusion_core.errors import PluginError, Terminated
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.plugins.manager import load_plugins
 
@@ -38,6 +44,41 @@ _MOST_FILES = 65_536
 
 class Program(TyperGroup):
     """The commands, which end the program by errors alone."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer's
+        """Name the core's commands, then those of plugins; help works whatever is wrong."""
+        with suppress(PluginError):
+            self._add_plugins(ctx)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - typer's
+        """Find a command; plugins are asked for what is not the core's."""
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        try:
+            self._add_plugins(ctx)
+            return self.commands.get(cmd_name) or find_command(_blocked(ctx), cmd_name)
+        except PluginError:
+            if ctx.resilient_parsing:  # completion only looks
+                return None
+            raise
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's
+        """Show commands under the headings of their groups."""
+        names = self.list_commands(ctx)
+        limit = formatter.width - 6 - max(map(len, names))
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name in names:
+            command: Any = self.commands[name]
+            row = (name, command.get_short_help_str(limit))
+            groups.setdefault(group_of(command), []).append(row)
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+    def _add_plugins(self, ctx: Any) -> None:  # noqa: ANN401 - typer's
+        ours = core_commands(self)
+        self.commands = {**ours, **commands_of_plugins(_blocked(ctx), ours)}
 
     def invoke(self, ctx: Any) -> None:  # noqa: ANN401 - typer's
         """Run a command; typer itself would make silent exits of interrupts and closed pipes."""
@@ -80,7 +121,7 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def fuse(
     context: typer.Context,
-    no_plugin: Annotated[
+    no_plugin: Annotated[  # noqa: ARG001 - read before a command is looked for
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
         typer.Option(metavar="NAME", help="Do not load this plugin; may be repeated."),
     ] = None,
@@ -106,9 +147,13 @@ def fuse(
     network, 6 disk, 7 output present or locked, 8 a file changed or is corrupt, 130 interrupted,
     143 terminated.
     """
-    context.obj = frozenset(no_plugin or ())
+    context.obj = _blocked(context)
     if strict_plugins and not _ASKS_FOR_HELP & set(sys.argv):  # help always works
         load_plugins(context.obj).require_all()
+
+
+def _blocked(context: Any) -> frozenset[str]:  # noqa: ANN401 - typer's
+    return frozenset(context.params.get("no_plugin") or ())
 
 
 def _terminate(_number: int, _frame: object) -> None:

@@ -52,7 +52,7 @@ def check(
     overwrite: Overwrite = False,
     no_eval: NoEval = False,
     device: Device = "cpu",
-    executor: ExecutorName = "threads",
+    executor: ExecutorName = None,
     workers: Workers = None,
     scan: Annotated[
         bool, typer.Option("--scan", help="Read all weights too, and look for NaN and infinity.")
@@ -70,14 +70,19 @@ def check(
     plan = planned(
         context,
         recipe,
-        {"algorithm": algo, "model_pool": pool, "task_pool": task_pool, "tasks": tasks},
+        {
+            "algorithm": algo,
+            "model_pool": pool,
+            "task_pool": task_pool,
+            "executor": executor,
+            "tasks": tasks,
+        },
         assignments,
         seed=seed,
         output=output,
         evaluate=not no_eval,
         overwrite=overwrite,
         device=device,
-        executor=executor,
         workers=workers,
         progress=progress_for(quiet=quiet),
     )

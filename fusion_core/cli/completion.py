@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.errors import PluginError
 from fusion_core.plugins.manager import load_plugins
 
@@ -30,6 +36,11 @@ def model_pools(incomplete: str) -> Candidates:
 def task_pools(incomplete: str) -> Candidates:
     """Complete a task pool's name."""
     return _starting(incomplete, _names(TaskPoolSpec))
+
+
+def executors(incomplete: str) -> Candidates:
+    """Complete an executor's name."""
+    return _starting(incomplete, _names(ExecutorSpec))
 
 
 def components(incomplete: str) -> Candidates:

@@ -45,7 +45,7 @@ def _told(error: BaseException) -> tuple[int, list[str]]:
         case typer.Exit():
             return error.exit_code, []
         case MemoryError():
-            return 1, ["error: memory ran out", "See what a run needs with fuse check."]
+            return 1, ["error: out of memory", "See what a run needs with fuse check."]
         case OSError(filename=str(), strerror=str()) if plugin_behind(error) is None:
             return DiskError.exit_code, [f"error: {error.filename}: {error.strerror}"]
         case _:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from fusion_core.cli import completion
 from fusion_core.cli.output import warn_of_broken_plugins
-from fusion_core.planning.plan import Plan
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.shown import without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.planning.plan import Plan
 
 Algo = Annotated[
     Optional[str],  # noqa: UP045 - typer reads these annotations at run time
@@ -22,71 +25,53 @@ Algo = Annotated[
         "--algo", metavar="NAME", help="How to fuse.", autocompletion=completion.algorithms
     ),
 ]
-
-
 Pool = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         metavar="NAME", help="What to fuse: a model pool.", autocompletion=completion.model_pools
     ),
 ]
-
-
 TaskPoolName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(metavar="NAME", help="What to evaluate on.", autocompletion=completion.task_pools),
 ]
-
-
 Tasks = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         metavar="A,B", help="Only these tasks of the task pool.", autocompletion=completion.tasks
     ),
 ]
-
-
 Assignments = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--set", metavar="KEY=VALUE", help="An option, e.g. algorithm.density=0.3; repeatable."
     ),
 ]
-
-
 RecipeFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
 ]
-
-
 Output = Annotated[
     Optional[str],  # noqa: UP045 - no Path, to which nothing at all would be the working directory
     typer.Option("-o", "--output", metavar="DIR", help="Default: outputs/<pool>-<algorithm>-<n>."),
 ]
-
-
 Seed = Annotated[Optional[int], typer.Option(help="Default: 0.")]  # noqa: UP045
-
-
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
-
-
 NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
-
-
-ExecutorName = Annotated[str, typer.Option(metavar="NAME", help="What merges run on.")]
-
-
-Workers = Annotated[Optional[int], typer.Option(help="Default: one a core.", min=1)]  # noqa: UP045
-
-
+ExecutorName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="NAME",
+        help="What merges run on; default: threads.",
+        autocompletion=completion.executors,
+    ),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Short for --set executor.workers; default: one a core.", min=1),
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]
-
-
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
-
-
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
 
 

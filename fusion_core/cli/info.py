@@ -10,7 +10,14 @@ import typer
 from fusion_core.cli import completion
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
-from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    CommandSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.shown import amount
 
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
 
 
+_KINDS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, ExecutorSpec, CommandSpec)
 _LABELS = {
     "download_bytes": "download of the models alone",
     "decoded_bytes": "room for decoded examples, beside their download",
@@ -29,7 +37,10 @@ def info(
     context: typer.Context,
     name: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(help="an algorithm or a pool", autocompletion=completion.components),
+        typer.Argument(
+            help="a component or a command",
+            autocompletion=completion.components,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +62,7 @@ def info(
 def _show_names(plugins: PluginManager, *, as_json: bool) -> None:
     names = {
         f"{kind.kind}s": sorted(each.spec.name for each in plugins.components(kind))
-        for kind in (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec)
+        for kind in _KINDS
     }
     if as_json:
         print_json(names)

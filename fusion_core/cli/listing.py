@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from fusion_core.cli.commands import core_commands
 from fusion_core.cli.output import print_json, print_table
-from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    CommandSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.plugins.manager import SLOW_SECONDS, load_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from fusion_core.plugins.distributions import Plugin
     from fusion_core.plugins.manager import PluginManager
@@ -27,6 +34,8 @@ class Kind(StrEnum):
     ALGORITHMS = "algorithms"
     POOLS = "pools"
     TASKS = "tasks"
+    EXECUTORS = "executors"
+    COMMANDS = "commands"
 
 
 def list_plugins(
@@ -50,7 +59,8 @@ def list_plugins(
             row.append(f"{1000 * plugin.seconds:.0f} ms")
     print_table(headings, rows)
     if verbose:
-        for note in _notes(manager):
+        ours = core_commands(context.find_root().command)
+        for note in (*_notes(manager), *_shadowed(manager, ours)):
             print(f"\n{note}")
 
 
@@ -58,11 +68,11 @@ def list_components(
     context: typer.Context,
     kind: Annotated[
         Optional[Kind],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(help="algorithms, pools or tasks; default: all", metavar="KIND"),
+        typer.Argument(help="algorithms, pools, tasks, executors or commands", metavar="KIND"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List algorithms, pools or tasks."""
+    """List algorithms, pools, tasks, executors, and the commands of plugins."""
     plugins = load_plugins(context.obj)
     found = {each.value: _ROWS[each](plugins) for each in (Kind if kind is None else [kind])}
     if as_json:
@@ -108,7 +118,29 @@ def _tasks(plugins: PluginManager) -> Rows:
     return ["task", "task pool", "summary", "plugin"], rows
 
 
-_ROWS = {Kind.ALGORITHMS: _algorithms, Kind.POOLS: _pools, Kind.TASKS: _tasks}
+def _executors(plugins: PluginManager) -> Rows:
+    rows = [
+        [each.spec.name, each.spec.summary, each.plugin.distribution]
+        for each in plugins.components(ExecutorSpec)
+    ]
+    return ["name", "summary", "plugin"], sorted(rows)
+
+
+def _commands(plugins: PluginManager) -> Rows:
+    rows = [
+        [each.spec.name, each.spec.summary, each.spec.group, each.plugin.distribution]
+        for each in plugins.components(CommandSpec)
+    ]
+    return ["name", "summary", "group", "plugin"], sorted(rows)
+
+
+_ROWS = {
+    Kind.ALGORITHMS: _algorithms,
+    Kind.POOLS: _pools,
+    Kind.TASKS: _tasks,
+    Kind.EXECUTORS: _executors,
+    Kind.COMMANDS: _commands,
+}
 
 
 def _shown(cell: Any) -> str:  # noqa: ANN401 - a spec's field
@@ -134,6 +166,16 @@ def _notes(manager: PluginManager) -> Iterator[str]:
             f"{components[0].spec.kind} {name!r} is provided by several plugins: {full}. Use one "
             "of these full names, or block a plugin with --no-plugin."
         )
+
+
+def _shadowed(manager: PluginManager, ours: Collection[str]) -> Iterator[str]:
+    """Name commands of plugins that are called like one of the core's."""
+    for component in manager.components(CommandSpec):
+        if component.spec.name in ours:
+            yield (
+                f"command {component.spec.name!r} is the core's own; that of "
+                f"{component.plugin.distribution} is {component.qualified_name}."
+            )
 
 
 def _row(plugin: Plugin) -> list[str]:

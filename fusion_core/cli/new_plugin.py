@@ -8,7 +8,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    CommandSpec,
+    ComponentSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.skeleton import Kind, Names, write_plugin
 
@@ -16,6 +22,7 @@ _SPECS: dict[Kind, type[ComponentSpec]] = {
     Kind.ALGORITHM: AlgorithmSpec,
     Kind.MODEL_POOL: ModelPoolSpec,
     Kind.TASK_POOL: TaskPoolSpec,
+    Kind.COMMAND: CommandSpec,
 }
 
 

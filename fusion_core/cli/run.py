@@ -82,7 +82,7 @@ def run(
     ] = False,
     no_eval: NoEval = False,
     device: Device = "cpu",
-    executor: ExecutorName = "threads",
+    executor: ExecutorName = None,
     workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, as `fuse check`, and stop.")
@@ -112,7 +112,13 @@ def run(
     plan = planned(
         context,
         recipe,
-        {"algorithm": algo, "model_pool": pool, "task_pool": task_pool, "tasks": tasks},
+        {
+            "algorithm": algo,
+            "model_pool": pool,
+            "task_pool": task_pool,
+            "executor": executor,
+            "tasks": tasks,
+        },
         assignments,
         seed=seed,
         output=output,
@@ -120,7 +126,6 @@ def run(
         overwrite=overwrite,
         resume=resume,
         device=device,
-        executor=executor,
         workers=workers,
         progress=progress_for(quiet=quiet),
     )

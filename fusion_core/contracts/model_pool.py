@@ -97,6 +97,13 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Return the files on the hub that the weights are read from, those in the cache too."""
         return [wanted for source in self.by_name.values() for wanted in source.downloads()]
 
+    def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
+        """Return this pool with other weights for the models that are named, `base` included."""
+        clone = copy.copy(self)
+        clone.base = None if self.base is None else sources.get("base", self.base)
+        clone.experts = {name: sources.get(name, own) for name, own in self.experts.items()}
+        return clone
+
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with models that have the same keys and shapes: the base's.
 
@@ -141,9 +148,5 @@ class ModelPool(ABC, Generic[ConfigT]):
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:
-    files, inputs = getattr(source, "files", None), getattr(source, "inputs", None)
-    return {
-        "source": source.describe(),
-        **({"files": dict(files())} if files else {}),
-        **({"inputs": inputs()} if inputs else {}),
-    }
+    known = {"files": dict(source.files()), "inputs": source.inputs()}
+    return {"source": source.describe(), **{key: value for key, value in known.items() if value}}

@@ -13,16 +13,9 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, float]
 
-
 SCHEMA = 1
-
-
 REPORT = "report.json"
-
-
 _STORED = ("tasks", "transductive", "measured_on", "published")
-
-
 _REFERENCES = ("pretrained", "individual")
 
 

@@ -8,7 +8,7 @@ module knows the standard library only.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +29,8 @@ class ComponentSpec:
     #: what the class is one of, and its configuration; text, as those are, since both are heavy
     base: ClassVar[str] = "builtins:object"
     config_base: ClassVar[str] = "fusion_core.recipe.config:ComponentConfig"
+    #: whether a function that makes one may stand in the class's place
+    takes_functions: ClassVar[bool] = False
 
     #: kebab-case
     name: str
@@ -106,6 +108,35 @@ class TaskPoolSpec(PoolSpec):
 
     #: what a first run keeps of the default tasks' examples, decoded
     decoded_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorSpec(ComponentSpec):
+    """What merges run on: a class or function that makes an `Executor` of its configuration.
+
+    What is submitted is picklable, unless the executor is a `ThreadPoolExecutor` or has an
+    attribute `in_process` that is true.
+    """
+
+    kind: ClassVar[str] = "executor"
+    base: ClassVar[str] = "concurrent.futures:Executor"
+    takes_functions: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandSpec(ComponentSpec):
+    """A command of `fuse`: a function as Typer takes it, or a Typer app.
+
+    It is imported when the command is called; help and completion show the summary.
+    """
+
+    kind: ClassVar[str] = "command"
+    takes_functions: ClassVar[bool] = True
+
+    #: a command's options are its flags
+    config: str = field(default=ComponentSpec.config_base, init=False)
+    #: the heading that `fuse --help` shows it under
+    group: str = "Commands"
 
 
 def load_target(target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there

@@ -7,8 +7,6 @@ import re
 from importlib import metadata
 
 GROUP = "fusion_core.plugins"
-
-
 CORE = "fusion-core"
 
 logger = logging.getLogger(__name__)

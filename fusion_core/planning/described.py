@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 from pydantic import create_model
 
-from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.errors import PluginError
 from fusion_core.machine.installed import cause_of
 from fusion_core.planning.resolving import shared_options
@@ -84,6 +90,7 @@ def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
         "algorithm": (_any_of(AlgorithmSpec, plugins), ...),
         "model_pool": (_any_of(ModelPoolSpec, plugins) | None, None),
         "task_pool": (_any_of(TaskPoolSpec, plugins) | None, None),
+        "executor": (_any_of(ExecutorSpec, plugins) | None, None),
     }
     schema = create_model("Recipe", __base__=Recipe, **sections).model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -111,7 +118,7 @@ def _with_name(component: Component[Any]) -> Any:  # noqa: ANN401 - a type
     spec = component.spec
     names: Any = Literal[component.names]
     title = f"{type(spec).__name__}_{spec.name}"
-    # A pool may go without its name: it is the default one, or the model pool's own.
+    # Others may go without their name: the default one is meant, or the model pool's own.
     field: Any = (names, ...) if isinstance(spec, AlgorithmSpec) else (names | None, None)
     shared: Any = (Selection,) if shared_options(component) else ()
     return create_model(title, __base__=(component.load_config(), *shared), name=field)

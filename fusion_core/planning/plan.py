@@ -6,9 +6,6 @@ Reads headers, no weights, and writes nothing. How a plan is carried out is not 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,22 +15,24 @@ from fusion_core import hub
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.contracts.task_pool import TaskPool
-from fusion_core.errors import FusionError, RecipeError
+from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
+from fusion_core.planning.dtypes import dtype_of, infos_of_merge
 from fusion_core.planning.needs import check_data, check_needs, check_tasks, sees_tasks
-from fusion_core.planning.nested import RecipeSource, nested_in
-from fusion_core.planning.numbers import output_path
-from fusion_core.planning.resolving import resolve, resolved_as
-from fusion_core.planning.selection import Selected, created
+from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
+from fusion_core.planning.numbers import free_paths
+from fusion_core.planning.resolving import resolve, resolve_object
+from fusion_core.planning.selection import Part, create_algorithms, parts_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Progress
-from fusion_core.recipe.text import load_recipe, shown
+from fusion_core.recipe.patterns import Selection
+from fusion_core.recipe.text import assign
+from fusion_core.weights import held_in_memory
 from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Executor
+    from collections.abc import Collection, Iterator, Mapping
 
     import torch
 
@@ -58,7 +57,9 @@ class RunOptions:
     #: go on with what a run of the same recipe, inputs and versions left when it was stopped
     resume: bool = False
     device: str = "cpu"
-    executor: str = "threads"
+    #: a name, or a mapping of name and options; default: the recipe's
+    executor: str | Mapping[str, Any] | None = None
+    #: short for the executor's option of this name
     workers: int | None = None
     progress: Progress = field(default_factory=Progress)
     block: frozenset[str] = frozenset()
@@ -71,11 +72,13 @@ class Plan:
     resolved: ResolvedRecipe
     plugins: PluginManager
     options: RunOptions
-    algorithm: Algorithm[Any]
+    parts: tuple[Part, ...]
     pool: ModelPool[Any]
     tasks: TaskPool[Any] | None
     path: Path | None
     device: torch.device
+    #: of the recipes in the places of models, by the models' names
+    nested: Mapping[str, Plan]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class Plan:
     def recipe_in(self, folder: Path | None) -> dict[str, Any]:
         """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
         sections = {
-            "algorithm": _section(self.resolved.algorithm, self.algorithm, folder),
+            "algorithm": _section(self.resolved.algorithm, self.parts[0].algorithm, folder),
             "model_pool": _section(self.resolved.model_pool, self.pool, folder),
         }
         if self.tasks is not None:
@@ -98,32 +101,30 @@ class Plan:
     @property
     def algorithm_name(self) -> str:
         """What to call the result."""
-        return _algorithm_name(self.resolved)
+        return self.resolved.algorithm.name if self.resolved.algorithm else "fused"
 
     @cached_property
     def aligned(self) -> ModelPool[Any]:
-        """The pool with models that fit, from headers; raises `AlignmentError` if they do not.
+        """The pool with models that fit; raises `AlignmentError` if they do not.
 
-        Not for reading where recipes are nested: they say only when they run how they may be cut.
+        From headers: a run reads it with merges in the places of recipes.
         """
         return self.pool.aligned(self.resolved.recipe.alignment)
 
     @property
     def warnings(self) -> list[str]:
         """What alignment let pass and a user should know, of nested recipes too."""
-        inner = {name: each.plan.warnings for name, each in self.nested.items()}
-        return [
-            *self.aligned.warnings,
-            *(f"{name}/{said}" for name, warnings in inner.items() for said in warnings),
-        ]
+        inner = (
+            f"{name}/{warning}" for name, plan in self.nested.items() for warning in plan.warnings
+        )
+        return [*self.aligned.warnings, *inner]
 
     @property
     def skipped(self) -> frozenset[str]:
-        """The tensors that the algorithm does not see."""
-        if not isinstance(self.algorithm, Selected):
-            return frozenset()
+        """The tensors that no algorithm sees."""
         names = self.pool.reference.infos
-        return frozenset(names) - frozenset(self.algorithm.selection.chosen(names))
+        seen = (names if part.names is None else part.names for part in self.parts)
+        return frozenset(names).difference(*seen)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -143,9 +144,15 @@ class Plan:
         """
         saw = self.adapts and (saw_tasks or self.resolved.algorithm is not None)
         own = [self.tasks.transductive] if saw and self.tasks is not None else []
-        within = [each.plan.transductive() for each in self.nested.values()]
-        seen = [each for each in (*own, *within) if each is not None]
+        within = [plan.transductive() for plan in self.nested.values()]
+        seen = [answer for answer in (*own, *within) if answer is not None]
         return any(seen) if seen else None
+
+    def free_paths(self) -> Iterator[Path]:
+        """Yield where the output of a run that names none may go."""
+        assert self.resolved.model_pool is not None  # noqa: S101 - a pool of live models needs a name
+        stem = f"{self.resolved.model_pool.name}-{self.algorithm_name}"
+        return free_paths(stem, self.recipe if self.options.resume else None)
 
     @property
     def licence(self) -> str | None:
@@ -165,60 +172,76 @@ class Plan:
             given = self.resolved.task_pool
             plugin = given.component.plugin.distribution if given else type(self.tasks).__name__
             check_data(self.tasks_read, plugin)
-        for source in self.nested.values():
-            source.plan.check_data()
-
-    @property
-    def nested(self) -> dict[str, RecipeSource]:
-        """The recipes in the places of models, by the models' names."""
-        return nested_in(self.pool)
+        for plan in self.nested.values():
+            plan.check_data()
 
     @property
     def distributions(self) -> set[str]:
         """The plugins that this run uses."""
         found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
-        ours = {each.component.plugin.distribution for each in found if each is not None}
-        return ours.union(*(each.plan.distributions for each in self.nested.values()))
+        ours = {used.component.plugin.distribution for used in found if used is not None}
+        return ours.union(*(plan.distributions for plan in self.nested.values()))
 
 
 def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
-    found = _planned(raw, options)
+    found = _plan(_with_executor(raw, options), options)
     if found.tasks_read is not None:
         found.pool.check_builds()
-    return replace(found, path=output_path(found))
+    return replace(found, path=_output_path(found))
 
 
-def _planned(
+def _output_path(plan: Plan) -> Path | None:
+    """Return where the output goes; of a number, a run makes sure again when it claims it."""
+    given = plan.resolved.recipe.output.path
+    if given is not None:
+        return Path(given)
+    live = any(map(held_in_memory, plan.pool.by_name.values()))
+    return None if plan.resolved.model_pool is None or live else next(plan.free_paths())
+
+
+def _with_executor(raw: Mapping[str, Any], options: RunOptions) -> Mapping[str, Any]:
+    """Return a recipe with the executor that the options name: the whole run's own."""
+    if options.executor is not None:
+        raw = {**raw, "executor": options.executor}
+    if options.workers is None:
+        return raw
+    return assign(raw, ("executor", "workers"), options.workers, origin="workers")
+
+
+def _plan(
     raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] | None = None
 ) -> Plan:
     """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
     plugins = load_plugins(options.block)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
     shaped = {**raw, **{name: {} for name in live}}
-    nesting = partial(_nested, options=options, inside=inside or ())
+    plans: dict[RecipeSource, Plan] = {}
+    nesting = partial(_place_of, plans=plans, options=options, inside=inside or ())
     resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
     if "algorithm" in live:
-        resolved = replace(resolved, algorithm=resolved_as(live["algorithm"], plugins))
+        resolved = replace(resolved, algorithm=resolve_object(live["algorithm"], plugins))
     device = device_of(options.device)
     place = None if helps() or inside is not None else resolved.recipe.output.path
     if place is not None:  # before anything is downloaded
         check_output(Path(place), overwrite=options.overwrite)
-    algorithm = live.get("algorithm") or _algorithm(resolved.algorithm)
+    algorithms = [live["algorithm"]] if "algorithm" in live else _algorithms(resolved.algorithm)
     with hub.session(options.progress):
-        pool = live.get("model_pool", _created(resolved.model_pool))
-        tasks = live.get("task_pool", _created(resolved.task_pool))
+        pool = live.get("model_pool", _create(resolved.model_pool))
+        tasks = live.get("task_pool", _create(resolved.task_pool))
     if tasks is not None:
-        tasks = _seen_by(algorithm, tasks, nested=inside is not None)
+        tasks = _tasks_for(algorithms[0], tasks, nested=inside is not None)
     check_needs(resolved.algorithm, pool, tasks)
     if tasks is not None:
         check_tasks(tasks)
-    if isinstance(algorithm, Selected):
-        algorithm.selection.groups(pool.reference.infos)  # refuses a pattern that matches nothing
-    return Plan(resolved, plugins, options, algorithm, pool, tasks, None, device)
+    selection = Selection() if resolved.algorithm is None else resolved.algorithm.selection
+    parts = parts_of(algorithms, selection, pool)
+    models = pool.by_name.items()
+    nested = {n: inner for place, inner in plans.items() for n, model in models if model is place}
+    return Plan(resolved, plugins, options, parts, pool, tasks, None, device, nested)
 
 
-def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
+def _tasks_for(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
     """Return the tasks as an algorithm sees them, which has to be what is measured, too."""
     seen = algorithm.tasks(tasks)
     if nested and seen is not tasks:
@@ -229,47 +252,30 @@ def _seen_by(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -
     return seen
 
 
-def _nested(
-    given: str | Path | Mapping[str, Any], *, options: RunOptions, inside: tuple[str, ...]
+def _place_of(
+    given: str | Path | Mapping[str, Any],
+    *,
+    plans: dict[RecipeSource, Plan],
+    options: RunOptions,
+    inside: tuple[str, ...],
 ) -> RecipeSource:
-    """Plan a recipe in the place of a model; raises its errors with its name in front of them."""
-    if isinstance(given, Mapping):
-        label, recipe = f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given
-    else:
-        label, recipe = str(given), load_recipe(given)
-        path = os.path.realpath(given)
-        if path in inside:
-            loop = " -> ".join(map(os.path.relpath, [*inside[inside.index(path) :], path]))
-            raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
-        inside = (*inside, path)
-    try:
-        return RecipeSource(_planned(recipe, options, inside))
-    except FusionError as error:
-        lines = error.message.splitlines()  # a table's rows begin with a space
-        named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
-        raise type(error)("\n".join(named), hint=error.hint) from error
+    """Return the place of what a recipe merges, and add its plan to `plans`."""
+    label, recipe, inside = read_nested(given, inside)
+    with name_errors(label):
+        plan = _plan(recipe, options, inside)
+        infos = infos_of_merge(plan.aligned, dtype_of(plan.resolved.recipe.output.dtype))
+    name = f"merge by {plan.algorithm_name}"
+    place = RecipeSource(name, infos, plan.pool, plan.aligned, plan.recipe_in)
+    plans[place] = plan
+    return place
 
 
-@contextmanager
-def executor_of(plan: Plan) -> Iterator[Executor]:
-    """Open the executor that the options name."""
-    workers = plan.options.workers
-    options = {} if workers is None else {"workers": str(workers)}
-    executor = plan.plugins.create_executor(plan.options.executor, options)
-    with executor:
-        yield executor
-
-
-def _algorithm_name(resolved: ResolvedRecipe) -> str:
-    return resolved.algorithm.name if resolved.algorithm else "fused"
-
-
-def _algorithm(resolved: Resolved[AlgorithmSpec] | None) -> Algorithm[Any]:
+def _algorithms(resolved: Resolved[AlgorithmSpec] | None) -> list[Algorithm[Any]]:
     assert resolved is not None  # noqa: S101 - a recipe without one was refused
-    return created(resolved)
+    return create_algorithms(resolved)
 
 
-def _created(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
+def _create(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
     return None if resolved is None else resolved.create()
 
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
 from fusion_core.recipe.config import (
     AlignmentPolicy,
@@ -35,9 +41,12 @@ _KINDS: dict[str, type[ComponentSpec]] = {
     "algorithm": AlgorithmSpec,
     "model_pool": ModelPoolSpec,
     "task_pool": TaskPoolSpec,
+    "executor": ExecutorSpec,
 }
 #: The pool that takes any models.
 _ANY = "checkpoints"
+#: The component of a section that names none.
+_UNNAMED = {"model_pool": _ANY, "executor": "threads"}
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 ResultT = TypeVar("ResultT")
@@ -73,7 +82,7 @@ class Resolved(Generic[SpecT]):
         return self.component.create(self.config)
 
 
-def resolved_as(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
+def resolve_object(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
     """Return what an algorithm given as an object is, if its very class is a plugin's."""
     kind = type(algorithm)
     known = list(plugins.components(AlgorithmSpec))
@@ -92,6 +101,7 @@ class ResolvedRecipe:
     algorithm: Resolved[AlgorithmSpec] | None
     model_pool: Resolved[ModelPoolSpec] | None
     task_pool: Resolved[TaskPoolSpec] | None
+    executor: Resolved[ExecutorSpec]
 
 
 #: Makes a model of a recipe that a model pool names: its file, or the recipe itself.
@@ -118,8 +128,10 @@ def resolve(
         recipe, unreadable = _components_of(raw)
         live |= unreadable
 
-    def component(kind: type[SpecT], section: str) -> Resolved[SpecT] | None:
-        choice: Choice = getattr(recipe, section)
+    def component(
+        kind: type[SpecT], section: str, default: str | None = None
+    ) -> Resolved[SpecT] | None:
+        choice: Choice = getattr(recipe, section).or_named(default)
         if section in live or choice.name is None:
             return None
         place = {"section": section, "nesting": nesting}
@@ -135,6 +147,7 @@ def resolve(
         tasks = task_pool_of(recipe.task_pool, model_pool)
         recipe = recipe.model_copy(update={"task_pool": tasks})
     task_pool = component(TaskPoolSpec, "task_pool")
+    executor = component(ExecutorSpec, "executor", _UNNAMED["executor"])
     if recipe.algorithm.name is None and "algorithm" not in live:
         missing = "algorithm.name" if "algorithm" in raw else "algorithm"
         hint = "Name one with --algo; see: fuse list algorithms"
@@ -143,7 +156,8 @@ def resolve(
         hint = "Name a task pool with --task-pool; see: fuse list tasks"
         problems.found.append(RecipeError("task_pool.name: required", hint=hint))
     problems.raise_all()
-    return ResolvedRecipe(recipe, algorithm, model_pool, task_pool)
+    assert executor is not None  # noqa: S101 - or it would have been a problem
+    return ResolvedRecipe(recipe, algorithm, model_pool, task_pool, executor)
 
 
 @dataclass(slots=True)
@@ -244,7 +258,7 @@ def _options_below(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[s
     """Name the options of a recipe's sections, for what stands one level too high."""
     for section, kind in _KINDS.items():
         try:
-            choice = choice_of(raw.get(section)).or_named(_ANY if kind is ModelPoolSpec else None)
+            choice = choice_of(raw.get(section)).or_named(_UNNAMED.get(section))
             component = plugins.find(kind, choice.name or "")
             names = [*component.load_config().model_fields, *shared_options(component)]
         except (RecipeError, PluginError):  # which is said for itself

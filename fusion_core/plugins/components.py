@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import isabstract
+from inspect import isabstract, isfunction
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fusion_core.contracts.specs import ComponentSpec, load_target
@@ -11,6 +11,8 @@ from fusion_core.errors import BrokenPluginError, FusionError
 from fusion_core.machine.installed import cause_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fusion_core.plugins.distributions import Plugin
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
@@ -39,28 +41,40 @@ class Component(Generic[SpecT]):
         Raises `BrokenPluginError` if the class is not what it is registered as, or if its
         constructor fails with anything but a `FusionError`.
         """
-        kind = self.load_class()
+        make = self._load_maker()
         try:
-            return kind(config)
+            made = make(config)
         except (FusionError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
             raise self.broken(f"cannot be made: {cause_of(error)}") from error
+        expected = load_target(self.spec.base)
+        if not isinstance(made, expected):
+            raise self.broken(f"cannot be used: it made {made!r}, not an {expected.__name__}")
+        return made
 
     def load_class(self) -> type[Any]:
         """Import the component's class; this is where heavy imports happen."""
-        return self._load(self.spec.target, self.spec.base)
+        return self._load_class(self.spec.target, self.spec.base)
 
     def load_config(self) -> type[Any]:
         """Import the component's configuration class."""
-        return self._load(self.spec.config, self.spec.config_base)
+        return self._load_class(self.spec.config, self.spec.config_base)
 
-    def _load(self, target: str, base: str) -> type[Any]:
+    def _load_maker(self) -> Callable[..., Any]:
+        if self.spec.takes_functions and isfunction(found := self.load(self.spec.target)):
+            return found
+        return self.load_class()
+
+    def load(self, target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there
+        """Import what a target of the spec names; `BrokenPluginError` if that fails."""
         try:
-            loaded = load_target(target)
+            return load_target(target)
         except (Exception, SystemExit) as error:
             raise self.broken(f"cannot be imported from {target!r}: {cause_of(error)}") from error
-        expected = load_target(base)
+
+    def _load_class(self, target: str, base: str) -> type[Any]:
+        loaded, expected = self.load(target), load_target(base)
         if not isinstance(loaded, type) or not issubclass(loaded, expected):
             raise self.broken(
                 f"cannot be used: {target!r} is {loaded!r}, not a class of {expected.__name__}"

@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
@@ -60,11 +61,12 @@ class Plugin:
     @classmethod
     def declared(cls, entry_point: metadata.EntryPoint, by: metadata.Distribution) -> Self:
         """Describe a plugin as its distribution does."""
+        headers = by.metadata  # parsed at every access
         return cls(
-            distribution=normalised(by.name),
-            version=by.version,
+            distribution=normalised(headers["Name"]),
+            version=headers["Version"],
             module=entry_point.value,
-            summary=by.metadata["Summary"] or "",
+            summary=headers["Summary"] or "",
         )
 
 
@@ -75,7 +77,7 @@ def unmet_requirement(distribution: metadata.Distribution) -> tuple[PluginStatus
         return None
     from packaging.requirements import InvalidRequirement, Requirement
 
-    running = metadata.version(CORE)
+    running = _running_core()
     try:
         requirements = [Requirement(line) for line in ours]
     except InvalidRequirement as error:
@@ -86,6 +88,11 @@ def unmet_requirement(distribution: metadata.Distribution) -> tuple[PluginStatus
             unmet = f"needs fusion-core{requirement.specifier}, this is {running}"
             return PluginStatus.INCOMPATIBLE, unmet
     return None
+
+
+@cache
+def _running_core() -> str:
+    return metadata.version(CORE)
 
 
 def blocked_among(installed: set[str], block: Iterable[str]) -> frozenset[str]:

@@ -17,14 +17,20 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from fusion_core import hookspecs
-from fusion_core.contracts.specs import AlgorithmSpec, ComponentSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    CommandSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
-    FusionError,
     UnknownComponentError,
 )
-from fusion_core.machine.installed import CORE, GROUP, cause_of, declared_plugins, normalised
+from fusion_core.machine.installed import CORE, GROUP, cause_of, declared_plugins
 from fusion_core.plugins.components import Component, SpecT
 from fusion_core.plugins.distributions import (
     BLOCK_VARIABLE,
@@ -33,11 +39,11 @@ from fusion_core.plugins.distributions import (
     blocked_among,
     unmet_requirement,
 )
+from fusion_core.plugins.known import home_of
 from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from concurrent.futures import Executor
+    from collections.abc import Iterable, Iterator
     from importlib import metadata
 
 #: An import that takes longer is reported: every listing and every completion waits for it.
@@ -47,6 +53,8 @@ _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_algorithms": AlgorithmSpec,
     "fusion_register_model_pools": ModelPoolSpec,
     "fusion_register_task_pools": TaskPoolSpec,
+    "fusion_register_executors": ExecutorSpec,
+    "fusion_register_commands": CommandSpec,
 }
 
 logger = logging.getLogger(__name__)
@@ -70,9 +78,9 @@ class PluginManager(pluggy.PluginManager):
         Raises `PluginError` for a name to block that no installed plugin has.
         """
         found = declared_plugins()
-        blocked = blocked_among({normalised(each.name) for _, each in found}, block)
-        for entry_point, distribution in found:
-            plugin = Plugin.declared(entry_point, distribution)
+        declared = [Plugin.declared(*each) for each in found]
+        blocked = blocked_among({plugin.distribution for plugin in declared}, block)
+        for plugin, (entry_point, distribution) in zip(declared, found, strict=True):
             known = {each.distribution for each in self.plugins}
             self.plugins.append(plugin)
             if plugin.distribution != CORE and blocked & {plugin.distribution, "*"}:
@@ -119,50 +127,22 @@ class PluginManager(pluggy.PluginManager):
                     answering.setdefault(name, []).append(component)
             yield from ((name, found) for name, found in answering.items() if len(found) > 1)
 
-    def create_executor(self, name: str, options: Mapping[str, str]) -> Executor:
-        """Ask the plugins for an executor called `name`; the first answer wins."""
-        executor: Executor
-        refusals = (FusionError, KeyboardInterrupt)  # of options: the user asked for it
-        arguments = {"name": name, "options": options}
-        for executor in self._called("fusion_create_executor", arguments, passes=refusals):
-            if hasattr(executor, "submit"):  # None: this plugin knows none of that name
-                return executor
-        raise UnknownComponentError(
-            f"no plugin provides an executor {name!r}",
-            hint="The core has 'serial' and 'threads'.",
-        )
-
     def notify(self, hook: str, **arguments: object) -> None:
-        """Call a life-cycle hook of every plugin; one that raises is named in a warning.
+        """Call a life-cycle hook of every plugin, the last registered first.
 
-        Whatever it raises, a `FusionError` too: who only listens ends no run.
-        """
-        for _ in self._called(hook, arguments):
-            pass
-
-    def _called(
-        self,
-        hook: str,
-        arguments: Mapping[str, object],
-        passes: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
-    ) -> Iterator[Any]:
-        """Call a hook of one plugin after the other, the last registered first.
-
-        What a plugin raises is its own: it is named in a warning, and the next one is called. What
-        `passes` is for the user, and goes on.
+        One that raises is named in a warning, whatever it raises, a `FusionError` too: who only
+        listens ends no run.
         """
         for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
             accepted = {name: arguments[name] for name in implementation.argnames}
             try:
-                result = implementation.function(**accepted)
-            except passes:
+                implementation.function(**accepted)
+            except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit included
                 logger.warning(
                     "plugin %s failed in %s: %s", implementation.plugin_name, hook, cause_of(error)
                 )
-            else:
-                yield result
 
     def _load(self, plugin: Plugin, entry_point: metadata.EntryPoint) -> None:
         started = time.perf_counter()
@@ -202,7 +182,10 @@ class PluginManager(pluggy.PluginManager):
     def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
         known = sorted({each for component in self.components(kind) for each in component.names})
         short = [each for each in known if "/" not in each]
-        lines = [did_you_mean(name, known) or f"installed: {', '.join(short) or 'none'}"]
+        meant, home = did_you_mean(name, known), home_of(kind.kind, name)
+        if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
+            meant = f"it comes with {home}: pip install {home}"
+        lines = [meant or f"installed: {', '.join(short) or 'none'}"]
         lines += [
             f"not loaded: {plugin.distribution} ({plugin.status}: {plugin.detail})"
             for plugin in self.plugins

@@ -126,6 +126,8 @@ class Recipe(Options):
     """What to fuse; default: the pool that is installed as the default one."""
     task_pool: Component_ = Choice()
     """What to evaluate on, and what adaptive algorithms see; default: the model pool's own."""
+    executor: Component_ = Choice()
+    """What merges run on; default: threads. It changes nothing of the model and is not recorded."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
     output: OutputOptions = OutputOptions()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import OutputError, RecipeError
 from fusion_core.machine.ranks import helps
-from fusion_core.planning.numbers import numbered, unfinished
+from fusion_core.planning.dtypes import dtype_of
+from fusion_core.planning.numbers import unfinished
 from fusion_core.planning.plan import count_tensors
-from fusion_core.planning.result import dtype_of
 from fusion_core.recipe.paths import without_folders
 from fusion_core.recipe.text import RECIPE, dump_yaml
 from fusion_core.running import _provenance as provenance
@@ -28,8 +28,7 @@ from fusion_core.weights import (
     materialise,
 )
 from fusion_core.weights.reading.containment import reading
-from fusion_core.weights.writing.outputs import claimed as claimed_path
-from fusion_core.weights.writing.outputs import staging_in
+from fusion_core.weights.writing.outputs import claim, staging_in
 from fusion_core.weights.writing.target import PROVENANCE
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def _inputs(plan: Plan) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(plan: Plan) -> Iterator[Plan]:
+def claim_output(plan: Plan) -> Iterator[Plan]:
     """Keep other runs from a run's output; yields the plan with that path.
 
     Where none was named, it is the first number that no other run has taken.
@@ -61,31 +60,31 @@ def claimed(plan: Plan) -> Iterator[Plan]:
         if plan.path is None or helps():
             yield plan
         elif plan.resolved.recipe.output.path is not None:
-            stack.enter_context(claimed_path(plan.path, overwrite=plan.options.overwrite))
+            stack.enter_context(claim(plan.path, overwrite=plan.options.overwrite))
             yield plan
         else:
-            path = next(path for path in numbered(plan) if _is_claimed(path, stack))
+            path = next(path for path in plan.free_paths() if _try_claim(path, stack))
             _tell_of_work(plan)
             yield plan if path == plan.path else replace(plan, path=path)
 
 
 def _tell_of_work(plan: Plan) -> None:
-    if not plan.options.resume and (left := unfinished(plan)):
+    if not plan.options.resume and (left := unfinished(plan.recipe)):
         _log.warning("%s holds work of a run like this: --resume would go on with it", left[0].path)
 
 
-def _is_claimed(path: Path, stack: ExitStack) -> bool:
+def _try_claim(path: Path, stack: ExitStack) -> bool:
     try:
-        stack.enter_context(claimed_path(path))
+        stack.enter_context(claim(path))
     except OutputError:
         return False
     return True
 
 
 @contextmanager
-def opened(plan: Plan) -> Iterator[Staging | None]:
+def open_staging(plan: Plan) -> Iterator[Staging | None]:
     """Open the staging directory of a claimed output; None for a run that writes nothing."""
-    described = None if plan.path is None else _described(plan)
+    described = None if plan.path is None else _describe(plan)
     if plan.options.resume and described is None:
         raise RecipeError(
             "a run with models in memory cannot be resumed: nothing tells them apart",
@@ -118,7 +117,7 @@ def _lies_in(path: Path, directory: Path) -> bool:
     return path.resolve().is_relative_to(directory.resolve())
 
 
-def _described(plan: Plan) -> bytes | None:
+def _describe(plan: Plan) -> bytes | None:
     """Say in full what a run does, before it does it; None if that cannot be told from files."""
     if any(map(held_in_memory, plan.pool.by_name.values())):
         return None

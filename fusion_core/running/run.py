@@ -18,10 +18,10 @@ from fusion_core.errors import FusionError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.downloads import wanted_of
-from fusion_core.planning.plan import Plan, RunOptions, executor_of, plan
+from fusion_core.planning.plan import Plan, RunOptions, plan
 from fusion_core.recipe.text import load_recipe
-from fusion_core.running._context import context_of, notify, ran, rounded_for, start_nested
-from fusion_core.running._output import assets_of, claimed, opened, write
+from fusion_core.running._context import notify, prepare, round_for, run_algorithm
+from fusion_core.running._output import assets_of, claim_output, open_staging, write
 from fusion_core.running.evaluation import evaluate, write_report
 from fusion_core.weights import (
     CheckpointSource,
@@ -86,7 +86,7 @@ def execute(plan: Plan) -> RunResult:
 
 
 def _execute(plan: Plan, committed: list[Path]) -> RunResult:
-    with claimed(plan) as final:
+    with claim_output(plan) as final:
         info = RunInfo(final.recipe, final.path)
         notify(final, "fusion_run_started", run=info)
         _download(final)
@@ -96,7 +96,7 @@ def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     if helps():  # the first process does the rest
         return result
     if final.tasks is not None and final.options.evaluate:
-        result = replace(result, report=_evaluated(final, result, saw_tasks=saw_tasks))
+        result = replace(result, report=_evaluate(final, result, saw_tasks=saw_tasks))
     notify(final, "fusion_run_finished", run=info, result=result)
     return result
 
@@ -108,18 +108,15 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
     """
     with (
         hub.session(plan.options.progress),
-        nullcontext() if helps() else opened(plan) as staging,
+        nullcontext() if helps() else open_staging(plan) as staging,
         forbid_exit(),  # inside the staging directory, which keeps what an interrupt leaves
-        executor_of(plan) as executor,
+        plan.resolved.executor.create() as executor,
     ):
         state = None if staging is None else staging.state
-        start_nested(plan, info, executor, state)
-        pool = plan.pool.aligned(plan.resolved.recipe.alignment)
+        pool, context = prepare(plan, info, executor, state)
         assets = {} if staging is None else assets_of(plan, pool)
-        context = context_of(plan, info, executor, state)
         started = time.perf_counter()
-        fused = ran(plan.algorithm, pool, context)
-        weights = rounded_for(fused, pool, plan)
+        weights = round_for(plan, run_algorithm(plan, pool, context), pool)
         if helps():
             return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
         if staging is None:
@@ -150,7 +147,7 @@ def _download(plan: Plan) -> None:
             hub.fetch(files)
 
 
-def _evaluated(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
+def _evaluate(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
     """Evaluate what was made; a failure leaves a committed model where it is and says so."""
     assert plan.tasks is not None  # noqa: S101 - the caller looked
     try:

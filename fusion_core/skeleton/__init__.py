@@ -36,12 +36,14 @@ class Kind(StrEnum):
     ALGORITHM = "algorithm"
     MODEL_POOL = "model-pool"
     TASK_POOL = "task-pool"
+    COMMAND = "command"
 
 
 _WORDS = {
     Kind.ALGORITHM: "A way of fusing models",
     Kind.MODEL_POOL: "A pool of models",
     Kind.TASK_POOL: "A pool of tasks",
+    Kind.COMMAND: "A command",
 }
 
 
@@ -86,7 +88,14 @@ class Names:
         return stem if stem.isidentifier() else f"The{stem}"
 
 
-_MODULES = {Kind.ALGORITHM: "method", Kind.MODEL_POOL: "pool", Kind.TASK_POOL: "tasks"}
+_MODULES = {
+    Kind.ALGORITHM: "method",
+    Kind.MODEL_POOL: "pool",
+    Kind.TASK_POOL: "tasks",
+    Kind.COMMAND: "command",
+}
+#: What a plugin's own code imports beside the core.
+_IMPORTS = {**dict.fromkeys(Kind, "torch>=2.6"), Kind.COMMAND: "typer>=0.26"}
 
 
 def write_plugin(name: str, kind: Kind, directory: Path | None = None) -> Path:
@@ -121,6 +130,7 @@ def _files(names: Names, kind: Kind) -> Iterator[tuple[str, str]]:
         "class_name": names.class_name,
         "module": _MODULES[kind],
         "summary": _WORDS[kind],
+        "imports": _IMPORTS[kind],
         "core_range": core_range(metadata.version("fusion-core")),
     }
     for folder in ("common", kind):

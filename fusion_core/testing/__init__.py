@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusion_core.testing._algorithm import AlgorithmSuite
+    from fusion_core.testing._command import CommandSuite
+    from fusion_core.testing._executor import ExecutorSuite
     from fusion_core.testing._model_pool import ModelPoolSuite
     from fusion_core.testing._models import MODELS, tiny_pool
     from fusion_core.testing._task_pool import TaskPoolSuite
@@ -26,18 +28,22 @@ if TYPE_CHECKING:
     from fusion_core.testing._tensorwise import Mean
 
 _HOME_OF = {
-    "AlgorithmSuite": "algorithm",
-    "MODELS": "models",
-    "Mean": "tensorwise",
-    "ModelPoolSuite": "model_pool",
-    "TaskPoolSuite": "task_pool",
-    "TinyTasks": "tasks",
-    "tiny_pool": "models",
+    "AlgorithmSuite": "_algorithm",
+    "CommandSuite": "_command",
+    "ExecutorSuite": "_executor",
+    "MODELS": "_models",
+    "Mean": "_tensorwise",
+    "ModelPoolSuite": "_model_pool",
+    "TaskPoolSuite": "_task_pool",
+    "TinyTasks": "_tasks",
+    "tiny_pool": "_models",
 }
 
 __all__ = [
     "MODELS",
     "AlgorithmSuite",
+    "CommandSuite",
+    "ExecutorSuite",
     "Mean",
     "ModelPoolSuite",
     "TaskPoolSuite",
@@ -49,7 +55,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
     if name not in _HOME_OF:
         raise AttributeError(f"module 'fusion_core.testing' has no attribute {name!r}")
-    return getattr(import_module(f"fusion_core.testing._{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"fusion_core.testing.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

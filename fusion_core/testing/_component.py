@@ -1,6 +1,6 @@
 """What every component must keep, whatever it is: packaging, lightness, options.
 
-The base of the three suites. A suite needs one fixture, `spec`; `options` is for components that
+The base of the suites. A suite needs one fixture, `spec`; `options` is for components that
 cannot be made from their defaults.
 """
 
@@ -44,11 +44,8 @@ _FOR_OPTIONS = frozenset({"pydantic", "ruamel", "rich"})
 _LONGEST_SUMMARY = 90
 
 
-class ComponentSuite(Suite):
-    """Checks of any component; authors use the suite of their component's kind."""
-
-    #: the class that the component must derive from
-    kind: ClassVar[type[Any]] = object
+class SpecSuite(Suite):
+    """Checks of whatever a hook registers: packaging and lightness."""
 
     @pytest.fixture
     def spec(self) -> ComponentSpec:
@@ -59,25 +56,9 @@ class ComponentSuite(Suite):
         )
 
     @pytest.fixture
-    def options(self) -> Mapping[str, Any]:
-        """Return the options to test the component with; override it if some are required."""
-        return {}
-
-    @pytest.fixture
     def component(self, spec: ComponentSpec) -> Component[Any]:
         """Return the component as the installed plugin provides it."""
         return _registered(spec) or Component(spec, Plugin("(not installed)", "", spec.target))
-
-    @pytest.fixture
-    def config(self, component: Component[Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        """Return the validated options; fails if some are required and `options` lacks them."""
-        try:
-            return validated(component.load_config(), dict(options), prefix="options")
-        except RecipeError as error:
-            fail(
-                f"{component.spec.name!r} cannot be configured: {error}",
-                "Add a fixture `options` to this class that returns valid options.",
-            )
 
     # --- packaging ------------------------------------------------------------------------------
 
@@ -117,7 +98,7 @@ class ComponentSuite(Suite):
     def test_listing_it_imports_nothing_heavy(self, spec: ComponentSpec) -> None:
         """The module with the hooks imports no library that a listing does not need."""
         module = _installed(spec).plugin.module.partition(":")[0]
-        imported = _imported_by(module) & (HEAVY | _FOR_OPTIONS)
+        imported = imported_by(module) & (HEAVY | _FOR_OPTIONS)
         if imported:
             fail(
                 f"the module {module!r} imports {', '.join(sorted(imported))}, and every "
@@ -126,10 +107,33 @@ class ComponentSuite(Suite):
                 "look into the package's __init__.py, too.",
             )
 
+
+class ComponentSuite(SpecSuite):
+    """Checks of any component; authors use the suite of their component's kind."""
+
+    #: the class that the component must derive from
+    kind: ClassVar[type[Any]] = object
+
+    @pytest.fixture
+    def options(self) -> Mapping[str, Any]:
+        """Return the options to test the component with; override it if some are required."""
+        return {}
+
+    @pytest.fixture
+    def config(self, component: Component[Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """Return the validated options; fails if some are required and `options` lacks them."""
+        try:
+            return validated(component.load_config(), dict(options), prefix="options")
+        except RecipeError as error:
+            fail(
+                f"{component.spec.name!r} cannot be configured: {error}",
+                "Add a fixture `options` to this class that returns valid options.",
+            )
+
     def test_its_options_import_nothing_heavy(self, spec: ComponentSpec) -> None:
         """The module of the configuration serves `fuse info`, which must not wait for torch."""
         module = spec.config.partition(":")[0]
-        imported = _imported_by(module) & HEAVY
+        imported = imported_by(module) & HEAVY
         if imported:
             fail(
                 f"the module {module!r} imports {', '.join(sorted(imported))}, and `fuse info "
@@ -137,12 +141,14 @@ class ComponentSuite(Suite):
                 "Keep the configuration class in a module of its own that imports nothing heavy.",
             )
 
-    # --- options --------------------------------------------------------------------------------
-
     def test_the_class_is_what_its_spec_says(self, component: Component[Any]) -> None:
         """The target is a concrete class of the right kind, and takes this configuration."""
-        found, expected = component.load_class(), component.load_config()
-        spec = component.spec
+        spec, expected = component.spec, component.load_config()
+        if not issubclass(expected, ComponentConfig):
+            fail(f"{spec.config} is no ComponentConfig.", "Derive the class from it.")
+        if spec.takes_functions:  # what it makes is looked at when it is made
+            return
+        found = component.load_class()
         if not issubclass(found, self.kind):
             fail(f"{spec.target} is no {self.kind.__name__}.", "Derive the class from it.")
         if unwritten := sorted(getattr(found, "__abstractmethods__", ())):
@@ -153,8 +159,6 @@ class ComponentSuite(Suite):
                 f"{spec.config}.",
                 "Name the same class in both places.",
             )
-        if not issubclass(expected, ComponentConfig):
-            fail(f"{spec.config} is no ComponentConfig.", "Derive the class from it.")
 
     def test_an_unknown_option_is_refused(
         self, component: Component[Any], options: Mapping[str, Any]
@@ -242,7 +246,7 @@ def _is_bounded(line: str) -> bool:
 
 
 @lru_cache
-def _imported_by(module: str) -> frozenset[str]:
+def imported_by(module: str) -> frozenset[str]:
     """Return the top-level packages that importing a module brings along, in a fresh process."""
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

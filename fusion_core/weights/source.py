@@ -21,6 +21,7 @@ from fusion_core.errors import BrokenPluginError, WeightsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
+    from typing import Any
 
     from fusion_core.hub import Wanted
 
@@ -119,6 +120,14 @@ class WeightSource(ABC):
     def describe(self) -> str:
         """Name this source in an error."""
         return type(self).__name__
+
+    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Identify the files that this source is, by name, for the provenance; default: none."""
+        return iter(())
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the models that this source is made of, by name, for the provenance."""
+        return {}
 
 
 def base_or_first(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fusion_core.recipe.config import AlignmentPolicy
-    from fusion_core.weights.source import Cut
 
 #: A model has a few tied matrices; what lacks more tensors is another model, and is not read.
 _MOST_TIED = 8
@@ -46,6 +45,7 @@ class AlignedSource(WeightSource):
     def __init__(self, source: WeightSource, reference: WeightSource) -> None:
         self._source = source
         self._reference = reference
+        self.cut = source.cut.coarser(reference.cut)
         self.is_delta = source.is_delta
         self.infos = {name: source.infos.get(name, info) for name, info in reference.infos.items()}
 
@@ -58,11 +58,6 @@ class AlignedSource(WeightSource):
     def extra(self) -> frozenset[str]:
         """The tensors that only the model has."""
         return frozenset(self._source.infos) - frozenset(self._reference.infos)
-
-    @property
-    def cut(self) -> Cut:  # type: ignore[override]
-        """The coarser of both cuts, which a merge may know only when it is made."""
-        return self._source.cut.coarser(self._reference.cut)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read from the model; what it lacks is the reference's, or a difference of zero."""
@@ -104,7 +99,7 @@ def align(
     first = next(iter(experts)) if base is None else None
     copies = Copies(reference)
     seen = {
-        name: expert if expert is reference else _respelled(expert, reference, copies)
+        name: expert if expert is reference else _respell(expert, reference, copies)
         for name, expert in experts.items()
     }
     differences = [
@@ -115,7 +110,7 @@ def align(
     ]
     if differences or beside:
         raise misfit(beside, differences)
-    padded, seen = _padded(reference, seen)
+    padded, seen = _pad(reference, seen)
     fitted = {
         name: expert
         if expert.infos.keys() == padded.infos.keys()
@@ -126,7 +121,7 @@ def align(
     return Alignment(None if base is None else padded, fitted, frozenset(dropped))
 
 
-def _respelled(expert: WeightSource, reference: WeightSource, copies: Copies) -> WeightSource:
+def _respell(expert: WeightSource, reference: WeightSource, copies: Copies) -> WeightSource:
     """Return an expert with the reference's names, as far as it has the same tensors.
 
     A tensor that only one of them has is none if it is a copy of one that both have: tied weights
@@ -146,7 +141,7 @@ def _respelled(expert: WeightSource, reference: WeightSource, copies: Copies) ->
     return expert if same else RenamedSource(expert, names)
 
 
-def _padded(
+def _pad(
     reference: WeightSource, experts: Mapping[str, WeightSource]
 ) -> tuple[WeightSource, dict[str, WeightSource]]:
     """Bring embeddings to the largest vocabulary, where there are several."""

@@ -79,8 +79,9 @@ def locate(given: str, option: str) -> Location:
     try:
         return _on_hub(hub.resolve(hub.parse(given)))
     except HubError as error:
-        message = f"{option}: {given} does not exist here, and as a name on the hub: "
-        raise HubError(message + error.message, hint=meant or error.hint) from error
+        meant = f" ({meant[0].lower()}{meant[1:]})" if meant else ""
+        message = f"{option}: {given} does not exist here{meant}, and as a name on the hub: "
+        raise HubError(message + error.message, hint=error.hint) from error
 
 
 def _close_to(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ Knows PEFT's file format (0.6 to 0.21), not PEFT.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -69,7 +70,7 @@ class LoraSource(WeightSource):
         check_supported(config, location.name)
         if (reason := packed(self._adapter.infos)) is not None:
             raise CheckpointError(f"{location.name} is quantised: {reason}", hint=DEQUANTISE)
-        layers, whole = _sorted_out(self._adapter)
+        layers, whole = _sort_out(self._adapter)
         targets = [f"{module}.weight" for module in layers]
         spelled = same_tensors([*targets, *whole], base.infos)
         scales = Scales(config, location.name)
@@ -86,6 +87,12 @@ class LoraSource(WeightSource):
                 raise CheckpointError(f"{location.name}: {key!r} and its factors differ in shape")
             infos[name] = infos[name] if name in self._products else info
         self.infos = infos
+
+    def on(self, base: WeightSource) -> LoraSource:
+        """Return the same adapter on other weights of its base."""
+        clone = copy.copy(self)
+        clone._base = base  # noqa: SLF001 - of this class
+        return clone
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Form a range of a task vector."""
@@ -195,7 +202,7 @@ def base_of(location: Location) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _sorted_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def _sort_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Return the factors' keys by module and part, and the keys of whole weights by name."""
     layers: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}

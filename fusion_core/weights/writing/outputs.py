@@ -25,14 +25,14 @@ def staged(
 ) -> Iterator[Staging]:
     """Claim `output` and open a staging directory for it, which is gone afterwards."""
     with (
-        claimed(output, overwrite=overwrite),
+        claim(output, overwrite=overwrite),
         staging_in(output, overwrite=overwrite, plan=plan, resume=resume) as staging,
     ):
         yield staging
 
 
 @contextmanager
-def claimed(output: Path, *, overwrite: bool = False) -> Iterator[None]:
+def claim(output: Path, *, overwrite: bool = False) -> Iterator[None]:
     """Keep `output` from other runs, with its parents made.
 
     Raises `OutputError` if it is present and not to be overwritten or another run is writing it,
@@ -48,7 +48,7 @@ def claimed(output: Path, *, overwrite: bool = False) -> Iterator[None]:
 def staging_in(
     output: Path, *, overwrite: bool, plan: bytes | None, resume: bool
 ) -> Iterator[Staging]:
-    """Open a staging directory for an output that is claimed; raises as `claimed` does.
+    """Open a staging directory for an output that is claimed; raises as `claim` does.
 
     `plan` says in full what the run does: with `resume`, it goes on with work that a run of the
     same plan left. Without a plan nothing is ever kept.

@@ -1,0 +1,40 @@
+"""The executors that need nothing but this process, and their options."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from fusion_core.recipe.config import ComponentConfig
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class ThreadsConfig(ComponentConfig):
+    """The options of `threads`."""
+
+    workers: Annotated[int, Field(ge=1)] = Field(default_factory=_cores)
+    """How many threads merge; default: one a core."""
+
+
+def make_threads(config: ThreadsConfig) -> Executor:
+    """Make threads of this process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(config.workers, thread_name_prefix="fusion")
+
+
+def make_serial(_: ComponentConfig) -> Executor:
+    """Make an executor that works on the calling thread."""
+    from fusion_core.weights import SerialExecutor
+
+    return SerialExecutor()

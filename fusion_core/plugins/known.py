@@ -1,0 +1,23 @@
+"""Which of our distributions brings a name: said to those who ask for it and have not got it."""
+
+from __future__ import annotations
+
+#: A distribution's components, by kind: names and aliases.
+BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
+    "fusion-adamerging": {"algorithm": ("adamerging",)},
+    "fusion-linear": {"algorithm": ("simple-average", "task-arithmetic", "weighted-average")},
+    "fusion-ties": {"algorithm": ("ties",)},
+    "pools-clip": {
+        "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
+        "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
+    },
+    "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
+}
+
+
+def home_of(kind: str, name: str) -> str | None:
+    """Return the distribution of ours that brings a component of this name or full name."""
+    for distribution, brought in BROUGHT_BY.items():
+        if any(name in {own, f"{distribution}/{own}"} for own in brought.get(kind, ())):
+            return distribution
+    return None

@@ -1,0 +1,584 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.errors import (
+    AlignmentError,
+    CheckpointError,
+    FusionError,
+    HubError,
+    IntegrityError,
+    RecipeError,
+)
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running.run import run_fusion
+from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
+from fusion_core.weights.reading.assets import licence_of, tokenizer_of
+from fusion_core.weights.reading.remote import RemoteSource
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
+
+
+def pool(given: Any = None, /, **models: Any) -> CheckpointsPool:
+    return CheckpointsPool(CheckpointsConfig(base=given, models=models))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_sources_come_in_the_order_of_the_recipe(directory: Path) -> None:
+    found = pool(
+        str(directory),
+        z=str(directory),
+        a=nn.Linear(2, 2, bias=False),
+        m={"weight": torch.ones(2, 2)},
+    )
+    assert isinstance(found.base, CheckpointSource)
+    assert [type(each) for each in found.experts.values()] == [
+        CheckpointSource,
+        StateDictSource,
+        StateDictSource,
+    ]
+    assert list(found.experts) == ["z", "a", "m"]
+    assert [each.describe() for each in found.experts.values()] == [
+        str(directory),
+        "a (live)",
+        "m (live)",
+    ]
+    assert found.reference is found.base
+    assert found.task_of("z") == "z"
+    aligned = found.aligned(AlignmentPolicy())
+    assert aligned is not found
+    assert list(aligned.experts) == ["z", "a", "m"]
+
+
+def test_without_a_base_the_first_expert_is_the_reference(directory: Path) -> None:
+    found = pool(a=str(directory))
+    assert found.base is None
+    assert found.reference is found.experts["a"]
+    assert found.inputs().keys() == {"a"}
+
+
+def test_a_missing_checkpoint_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="gone does not exist"):
+        pool(a=str(tmp_path / "gone"))
+
+
+def test_inputs_are_identified(directory: Path) -> None:
+    found = pool(str(directory), live=nn.Linear(2, 2, bias=False)).inputs()
+    assert found["live"] == {"source": "live (live)"}
+    assert found["base"]["source"] == str(directory)
+    assert found["base"]["files"]["model.safetensors"]["bytes"] > 16
+    json.dumps(found)
+
+
+def test_a_live_model_is_copied_to_build_one() -> None:
+    original = nn.Linear(2, 2)
+    weights = StateDictSource({"weight": torch.zeros(2, 2), "bias": torch.ones(2)})
+    for found in (pool(original, a=original), pool({"weight": torch.ones(1)}, a=original)):
+        built = found.build(weights)
+        assert built is not original
+        assert not built.training
+        assert found.parameters(built).keys() == {"weight", "bias"}
+        assert built(torch.ones(1, 2)).tolist() == [[1, 1]]
+    assert original.weight.abs().sum() > 0
+
+
+def test_files_alone_build_nothing(directory: Path) -> None:
+    with pytest.raises(FusionError, match="without knowing which class"):
+        pool(str(directory), a=str(directory)).build(StateDictSource({}))
+
+
+# --- what may not be looked at ------------------------------------------------------------------
+
+
+def _closed(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> None:
+    """Refuse a function for a path, as for a user who may not look there."""
+    real = getattr(Path, function)
+
+    def call(path: Path, *given: Any, **keys: Any) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *given, **keys)
+
+    monkeypatch.setattr(Path, function, call)
+
+
+def test_a_path_that_may_not_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _closed(monkeypatch, "exists", Path("org/closed"))
+    config = CheckpointsConfig(models=["org/closed"])
+    assert list(config.models) == ["closed"]
+    with pytest.raises(CheckpointError, match="org/closed cannot be read: Permission denied"):
+        CheckpointsPool(config)
+
+
+def test_a_path_that_is_too_long_is_named() -> None:
+    with pytest.raises(CheckpointError, match="xxx cannot be read: File name too long"):
+        pool(a="/" + "x" * 300)
+
+
+def test_a_directory_that_may_not_be_entered_is_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _closed(monkeypatch, "is_file", directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read: Permission denied") as caught:
+        pool(a=str(directory))
+    assert str(directory) in caught.value.message
+
+
+@pytest.mark.parametrize("function", ["is_file", "open"])
+def test_a_card_that_may_not_be_read_is_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    (directory / "README.md").write_text("---\nlicense: mit\n---\n")
+    _closed(monkeypatch, function, directory / "README.md")
+    with pytest.raises(CheckpointError, match=r"README.md cannot be read: Permission denied"):
+        licence_of(directory)
+
+
+# --- the files beside the weights ---------------------------------------------------------------
+
+
+def test_only_known_files_are_copied(directory: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"):
+        (directory / name).write_text(name)
+    code = ("modeling_x.py", "chat_template.py", "chat_template.jinja.py")
+    for name in (*code, "pytorch_model.bin", "training_args.bin", ".git", "README.md"):
+        (directory / name).write_text("no")
+    (directory / "spiece.model").mkdir()
+    found = pool(str(directory), a=str(directory)).assets()
+    assert found.keys() == {"tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"}
+    assert found["vocab.txt"] == directory / "vocab.txt"
+
+
+CONFIGURATIONS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_configuration_loses_what_makes_loaders_run_code(directory: Path, name: str) -> None:
+    code = {"auto_map": {"AutoTokenizer": "evil.X"}, "inner": {"trust_remote_code": True, "é": 1}}
+    (directory / name).write_text(json.dumps({"kept": 1e-6, **code}))
+    content = pool(str(directory), a=str(directory)).assets()[name]
+    assert isinstance(content, bytes)
+    assert json.loads(content) == {"kept": 1e-6, "inner": {"é": 1}}
+    if name == "tokenizer_config.json":
+        assert tokenizer_of(directory) == {name: content}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_without_them_keeps_its_bytes(directory: Path, name: str) -> None:
+    (directory / name).write_text('{"a":   null, "b": 1.50, "c": ["auto_map"]}')
+    assert pool(str(directory), a=str(directory)).assets()[name] == directory / name
+
+
+def test_a_configuration_loses_what_makes_loaders_run_code(directory: Path) -> None:
+    config = {
+        "model_type": "toy",
+        "auto_map": {"AutoModel": "evil.Model"},
+        "trust_remote_code": True,
+        "_name_or_path": "/home/somebody/model",
+        "_attn_implementation": "evil/kernel",
+        "_attn_implementation_internal": "evil/kernel",
+        "pad_token_id": -1,
+        "rope_theta": 1e6,
+        "text_config": {"auto_map": {"x": "y"}, "hidden_size": 8},
+        "layers": [{"auto_map": 1, "kind": "a"}],
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    content = pool(str(directory), a=str(directory)).assets()["config.json"]
+    assert isinstance(content, bytes)
+    assert json.loads(content) == {
+        "model_type": "toy",
+        "pad_token_id": -1,
+        "rope_theta": 1e6,
+        "text_config": {"hidden_size": 8},
+        "layers": [{"kind": "a"}],
+    }
+
+
+def test_another_dtype_is_named_in_the_configuration(directory: Path) -> None:
+    (directory / "config.json").write_text('{"torch_dtype": "float32", "x": 1}')
+    content = pool(str(directory), a=str(directory)).assets(dtype=torch.bfloat16)["config.json"]
+    assert isinstance(content, bytes)
+    assert json.loads(content) == {"x": 1, "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 1, "a": 2}'])
+def test_a_malformed_configuration_is_refused(directory: Path, content: str) -> None:
+    (directory / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        pool(str(directory), a=str(directory)).assets()
+
+
+def test_a_configuration_may_hold_infinity(directory: Path) -> None:
+    (directory / "config.json").write_text('{"time_step_limit": [0.0, Infinity]}')
+    found = pool(a=str(directory)).assets()["config.json"]
+    assert isinstance(found, bytes)
+    assert json.loads(found) == {"time_step_limit": [0.0, float("inf")]}
+
+
+def test_files_beside_the_weights_are_looked_at_before_any_work(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion_core.weights.CheckpointSource.read", None)  # no weight is read
+    for content in ("[", '{"a": 1, "a": 2}'):
+        (directory / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            run_fusion(
+                algorithm="simple-average",
+                model_pool={"models": {"a": str(directory), "b": str(directory)}},
+                output=directory / "out",
+            )
+
+
+def test_a_file_that_cannot_be_read_is_named_before_any_work(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion_core.weights.CheckpointSource.read", None)
+    (directory / "tokenizer.json").write_text("{}")
+    there = Path.open
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "tokenizer.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return there(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json .*Permission denied"):
+        run_fusion(
+            algorithm="simple-average",
+            model_pool={"models": {"a": str(directory), "b": str(directory)}},
+            output=directory / "out",
+        )
+
+
+def test_no_expert_takes_the_name_of_the_base(directory: Path) -> None:
+    with pytest.raises(RecipeError, match="an expert is called 'base'"):
+        pool(str(directory), base=str(directory)).aligned(AlignmentPolicy())
+    pool(None, base=str(directory)).aligned(AlignmentPolicy())
+
+
+def test_a_single_file_and_live_models_have_no_files_beside_them(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("x")
+    assert pool(str(directory / "model.safetensors"), a=str(directory)).assets() == {}
+    assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).assets() == {}
+    assert pool(a=str(directory)).assets().keys() == {"tokenizer.json"}
+
+
+# --- paths, hub ids, licences -------------------------------------------------------------------
+
+
+def test_names_of_a_list_come_from_paths_and_hub_ids(tmp_path: Path) -> None:
+    given = ["./dir/math", "org/code@v2", "x/law.safetensors", nn.Linear(1, 1)]
+    found = CheckpointsConfig.model_validate({"models": given})
+    assert list(found.models) == ["math", "code", "law", "model-4"]
+
+
+def test_what_exists_as_a_path_is_a_path(
+    hub: HubServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = directory / "org" / "name"
+    local.mkdir(parents=True)
+    save_file({"weight": torch.zeros(2, 2)}, local / "model.safetensors")
+    monkeypatch.chdir(directory)
+    assert pool(a="org/name").experts["a"].describe() == "org/name"
+    assert hub.requests == []
+
+
+def test_a_name_that_is_neither_path_nor_repository_is_told_both_readings(hub: HubServer) -> None:
+    with pytest.raises(HubError) as caught:
+        pool(a="org/typo")
+    assert caught.value.message == (
+        "model_pool.models.a: org/typo does not exist here, and as a name on the hub: "
+        "the hub has no model org/typo, or it is private"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("llama/maths", HubError),
+        ("lama/math", HubError),
+        ("./llama/maht", CheckpointError),
+        ("lama/maths/model.safetensor", CheckpointError),
+    ],
+)
+def test_a_misspelt_path_is_told_what_lies_there(
+    hub: HubServer,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    error: type[FusionError],
+) -> None:
+    (directory / "llama" / "math").mkdir(parents=True)
+    (directory / "model.safetensors").rename(directory / "llama" / "math" / "model.safetensors")
+    monkeypatch.chdir(directory)
+    with pytest.raises(error, match=f"^model_pool.models.a: {given} does not exist") as caught:
+        pool(a=given)
+    said = str(caught.value)
+    assert "id you mean llama/math" in said
+    assert said.find("llama/math") < (said.find("hub") if error is HubError else len(said))
+
+
+@pytest.mark.parametrize("given", ["gone", "./gone", "/gone/away", "a/b/c", "org/gone.safetensors"])
+def test_what_can_only_be_a_path_is_not_asked_of_the_hub(hub: HubServer, given: str) -> None:
+    with pytest.raises(CheckpointError, match="does not exist") as caught:
+        pool(a=given)
+    assert "org/name@revision" in (caught.value.hint or "")
+    assert hub.requests == []
+
+
+def test_of_a_sharded_repository_only_the_indexed_files_are_downloaded(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        save_file({name: torch.ones(2)}, tmp_path / f"{name}.safetensors")
+    shards = {f"{name}.safetensors": tmp_path / f"{name}.safetensors" for name in ("a", "b")}
+    index = json.dumps({"weight_map": {name: f"{name}.safetensors" for name in ("a", "b")}})
+    commit = hub.add(
+        "org/big",
+        {
+            **shards,
+            "model.safetensors.index.json": index.encode(),
+            "consolidated.safetensors": b"everything once more",
+            "model.fp16.safetensors": b"and again",
+            "README.md": b"---\nlicense: mit\n---\n",
+            "training_args.bin": b"pickle",
+            "vocab.txt": b"words",
+            "flax_model.msgpack": b"x",
+        },
+    )
+    found = pool("org/big", a="org/big")
+    assert found.base is not None
+    assert found.base.describe() == f"org/big@{commit}"
+    assert found.base.infos.keys() == {"a", "b"}
+    assert found.base.tensor("a").tolist() == [1, 1]
+    (snapshot,) = (Path(os.environ["HF_HOME"]) / "hub").glob("*/snapshots/*")
+    assert {path.name for path in snapshot.iterdir()} == {
+        *("a.safetensors", "b.safetensors", "model.safetensors.index.json"),
+        *("README.md", "vocab.txt"),
+    }
+    assert found.licences() == {"base": "mit", "a": "mit"}
+    assert found.assets().keys() == {"vocab.txt"}
+    assert found.inputs()["base"]["source"] == f"org/big@{commit}"
+    again = pickle.loads(pickle.dumps(found.base))
+    assert again.describe() == f"org/big@{commit}"
+
+
+def test_an_index_from_the_hub_that_leads_elsewhere_is_refused(hub: HubServer) -> None:
+    index = json.dumps({"weight_map": {"a": "../../secret.safetensors"}}).encode()
+    hub.add("org/evil", {"model.safetensors.index.json": index})
+    with pytest.raises(CheckpointError, match=r"no plain \.safetensors file name"):
+        pool(a="org/evil")
+
+
+def test_a_repository_of_pickles_is_refused_with_the_way_out(hub: HubServer) -> None:
+    hub.add("org/old", {"pytorch_model.bin": b"pickle", "config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=r"it has pytorch_model\.bin, a pickle") as caught:
+        pool(a="org/old")
+    assert "save_pretrained" in (caught.value.hint or "")
+    assert not hub.asked("/resolve/")
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\ntags: [x]\n---\n# Model", "apache-2.0"),
+        ("---\r\nlicense: mit\r\n---\r\n", "mit"),
+        ("---\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+        ("---\ntags:\n- a\nlicense:\n- mit\n- gpl\n---\n", "mit, gpl"),
+        ("---\nlicense: !!python/object:os.system x\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\ntags: [license]\n---\nlicense: mit\n", None),
+        ("license: mit\n", None),
+        ("", None),
+    ],
+)
+def test_a_licence_is_what_the_model_card_says(
+    directory: Path, card: str, licence: str | None
+) -> None:
+    (directory / "README.md").write_bytes(card.encode())
+    assert pool(a=str(directory)).licences() == {"a": licence}
+    assert pool(a=str(directory / "model.safetensors")).licences() == {"a": licence}
+
+
+def test_live_models_have_no_known_licence() -> None:
+    assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).licences() == {"base": None, "a": None}
+
+
+def test_an_adapter_of_a_live_model_builds_a_live_model(tmp_path: Path) -> None:
+    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
+    tensors = {f"base_model.model.0.{part}.weight": each for part, each in factors.items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 3}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    base = nn.Sequential(nn.Linear(2, 2))
+    found = pool(base, a=str(tmp_path))
+    built = found.build(found.experts["a"])
+    assert torch.equal(built.state_dict()["0.weight"], base[0].weight + 3)
+
+
+def test_models_that_do_not_fit_are_found_out_before_their_weights_are_downloaded(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    for name, size in (("base", 200_000), ("a", 200_001)):
+        save_file({"w": torch.ones(size), "b": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        hub.add(f"org/{name}", {"model.safetensors": tmp_path / f"{name}.safetensors"})
+    found = pool("org/base", a="org/a")
+    with pytest.raises(AlignmentError, match=r"shape \[200001\], the base's is \[200000\]"):
+        found.aligned(AlignmentPolicy())
+    asked = [each[2] for each in hub.asked("/resolve/", "GET")]
+    assert asked == ["bytes=0-131071"] * 2
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
+
+
+def test_the_limit_of_headers_holds_for_what_is_asked_of_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"w": torch.arange(9.0)}, file, metadata={"note": "x" * 200_000})
+    hub.add("org/a", {"model.safetensors": file})
+    monkeypatch.setenv("FUSION_LARGEST_HEADER", "150000")
+    with pytest.raises(CheckpointError, match="more than 150000"):
+        pool(a="org/a")
+    assert [each[2] for each in hub.asked("/resolve/", "GET")] == ["bytes=0-131071"]
+
+
+def test_a_download_that_changes_while_it_is_read_is_noticed(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    save_file({"w": torch.arange(9.0)}, tmp_path / "w.safetensors")
+    hub.add("org/a", {"model.safetensors": tmp_path / "w.safetensors"})
+    source = pool(a="org/a").experts["a"]
+    assert isinstance(source, RemoteSource)
+    source.check_unchanged()  # nothing has been read
+    source.prepare(SerialExecutor())
+    source.check_unchanged()
+    os.utime(source.local.path / "model.safetensors", (1, 1))
+    with pytest.raises(IntegrityError, match="changed while it was being read"):
+        source.check_unchanged()
+
+
+def test_weights_are_downloaded_once_when_they_are_read(hub: HubServer, tmp_path: Path) -> None:
+    save_file({"w": torch.arange(9.0)}, tmp_path / "w.safetensors")
+    hub.add("org/a", {"model.safetensors": tmp_path / "w.safetensors"})
+    source = pool(a="org/a").experts["a"]
+    assert isinstance(source, RemoteSource)
+    copied = pickle.loads(pickle.dumps(source))
+    hub.requests.clear()
+    source.prepare(SerialExecutor())
+    assert source.read("w", 3, 5).tolist() == [3, 4]
+    assert copied.tensor("w").tolist() == list(range(9))
+    assert len(hub.asked("/resolve/", "GET")) == 1
+    assert isinstance(pool(a="org/a").experts["a"], CheckpointSource)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "0 bytes are no safetensors file"),
+        (b"\x00" * 7, "7 bytes are no safetensors file"),
+        (b"\xff" * 8 + b"{}", "the header claims"),
+        ((10**6).to_bytes(8, "little") + b"{" * 100, "the header claims"),
+        ((2).to_bytes(8, "little") + b"[]", "the header is no JSON object"),
+        ((2).to_bytes(8, "little") + b"{}" + b"rest", "tensors take 0 bytes, the file holds 4"),
+    ],
+)
+def test_a_malformed_header_on_the_hub_is_refused(hub: HubServer, data: bytes, says: str) -> None:
+    commit = hub.add("org/bad", {"model.safetensors": data})
+    with pytest.raises(CheckpointError) as caught:
+        pool(a="org/bad")
+    assert caught.value.message.startswith(f"org/bad@{commit}: model.safetensors: ")
+    assert says in caught.value.message
+
+
+def test_a_header_larger_than_usual_is_asked_for_again(hub: HubServer, tmp_path: Path) -> None:
+    tensors = {f"{'x' * 90}.{number}": torch.ones(1) for number in range(1500)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    hub.add("org/many", {"model.safetensors": tmp_path / "w.safetensors"})
+    assert pool(a="org/many").experts["a"].infos.keys() == tensors.keys()
+    assert len(hub.asked("/resolve/", "GET")) == 2
+
+
+def test_an_index_that_names_a_file_that_is_not_there_is_refused(hub: HubServer) -> None:
+    index = json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
+    hub.add("org/half", {"model.safetensors.index.json": index})
+    with pytest.raises(CheckpointError, match="the index names it, and it is not there"):
+        pool(a="org/half")
+
+
+OFFLINE = """
+import socket, sys
+def refuse(*_): raise AssertionError("a socket was opened")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from fusion_core.cli.app import main
+sys.argv[0] = "fuse"
+main()
+"""
+
+
+@pytest.mark.plugins
+def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
+    hub: HubServer, directory: Path
+) -> None:
+    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
+    tensors = {f"base_model.model.layer.{part}.weight": each for part, each in factors.items()}
+    save_file({"layer.weight": torch.zeros(2, 2)}, directory / "base.safetensors")
+    save_file(tensors, directory / "factors.safetensors")
+    hub.add("org/base", {"model.safetensors": directory / "base.safetensors"})
+    files = {
+        "adapter_model.safetensors": directory / "factors.safetensors",
+        "adapter_config.json": b'{"peft_type": "LORA", "r": 1, "lora_alpha": 3}',
+        "README.md": b"---\nlicense: mit\n---\n",
+    }
+    hub.add("org/adapter", files)
+    online = pool("org/base", a="org/adapter")
+    assert online.licences() == {"base": None, "a": "mit"}
+    assert online.experts["a"].tensor("layer.weight").tolist() == [[3, 3], [3, 3]]
+    online.base.prepare(SerialExecutor())
+    hub.stop()
+    flags = [
+        "--set",
+        "algorithm.density=1.0",
+        "--set",
+        "model_pool.base=org/base",
+        "--set",
+        "model_pool.models=[org/adapter]",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, "run", "--algo", "ties", *flags, "-o", "out"],
+        cwd=directory,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    merged = CheckpointSource(directory / "out").tensor("layer.weight")
+    assert merged.tolist() == [[3, 3], [3, 3]]

@@ -1,0 +1,551 @@
+"""`fuse check` and `fuse run --dry-run`: what a run would do, said from headers alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fusion_core import run_fusion
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.checking._licences import conflicts, limits
+from fusion_core.checking.check import Check, check, raise_if_bad, scan
+from fusion_core.errors import AlignmentError, DiskError, WeightsError
+from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.weights import CheckpointSource, Cut, Scope
+from fusion_core.weights.merging.finite import BadTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from conftest import Outcome, Site
+
+pytestmark = pytest.mark.plugins
+
+
+@pytest.fixture
+def pool(
+    models: dict[str, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Save the models below the working directory in bf16; return the pool's section."""
+    monkeypatch.chdir(tmp_path)
+    for name, state in models.items():
+        half = {n: v.bfloat16() if v.is_floating_point() else v for n, v in state.items()}
+        save_file(half, f"{name}.safetensors")
+    return {"base": "base.safetensors", "models": {n: f"{n}.safetensors" for n in ("a", "b")}}
+
+
+@pytest.fixture
+def recipe(pool: dict[str, Any]) -> str:
+    Path("recipe.yaml").write_text(
+        json.dumps({"algorithm": "ties", "model_pool": pool, "output": {"path": "out"}})
+    )
+    return "recipe.yaml"
+
+
+def checked(pool: Mapping[str, Any], algorithm: object = "ties", **sections: object) -> Check:
+    raw = {"algorithm": algorithm, "model_pool": pool, "output": {"path": "out"}, **sections}
+    return check(plan(raw, RunOptions()))
+
+
+def change(name: str, **tensors: torch.Tensor | None) -> None:
+    """Replace, add or (None) remove tensors of a saved model; `__` stands for a dot."""
+    state: dict[str, torch.Tensor | None] = {**load_file(f"{name}.safetensors")}
+    state |= {key.replace("__", "."): value for key, value in tensors.items()}
+    save_file({k: v for k, v in state.items() if v is not None}, f"{name}.safetensors")
+
+
+# --- what is said -------------------------------------------------------------------------------
+
+
+def test_what_is_said_of_sizes_and_tensors_is_what_the_run_makes(pool: dict[str, Any]) -> None:
+    for algorithm in ("ties", {"name": "ties", "only": "layer.*"}):
+        for dtype in (None, "float64"):
+            output = {"path": "out", "dtype": dtype}
+            found = checked(pool, algorithm, output=output)
+            run_fusion({"algorithm": algorithm, "model_pool": pool, "output": output})
+            provenance = json.loads(Path("out/provenance.json").read_text())
+            assert found.tensors == provenance["tensors"]
+            assert found.disk.needed == Path("out/model.safetensors").stat().st_size
+            shutil.rmtree("out")
+
+
+def test_side_files_take_room_too(pool: dict[str, Any]) -> None:
+    before = checked(pool).disk.needed
+    Path("base").mkdir()
+    Path("base.safetensors").rename("base/model.safetensors")
+    Path("base/tokenizer.json").write_text("x" * 1000)
+    assert checked({**pool, "base": "base"}).disk.needed == before + 1000
+
+
+def test_models_are_described(pool: dict[str, Any]) -> None:
+    found = checked(pool)
+    base, a, b = found.models
+    assert (base.name, base.source, base.tensors) == ("base", "base.safetensors", 6)
+    assert set(a.dtypes) == {"bfloat16", "int64"}
+    assert a.bytes == 2 * (35 + 7 + 33 + 1) + 8
+    assert (b.missing, b.extra, b.licence, b.nested) == (0, 0, None, False)
+
+
+def test_what_a_policy_lets_pass_is_counted(pool: dict[str, Any]) -> None:
+    change("a", layer__bias=None, head__new=torch.ones(2), head__other=torch.ones(1))
+    alignment = {"missing": "base", "extra": "drop"}
+    found = checked(pool, alignment=alignment)
+    assert (found.models[1].missing, found.models[1].extra) == (1, 2)
+    assert found.tensors == {"merged": 5, "copied": 1, "dropped": 2}
+
+
+def test_models_that_do_not_fit_are_refused_with_the_table_of_a_run(pool: dict[str, Any]) -> None:
+    change("a", layer__bias=None)
+    change("b", scale=torch.ones(3, 3))
+    with pytest.raises(AlignmentError) as one:
+        checked(pool)
+    with pytest.raises(AlignmentError) as other:
+        run_fusion({"algorithm": "ties", "model_pool": pool, "output": {"path": "out"}})
+    assert one.value.message == other.value.message
+    assert "2 differences" in one.value.message
+
+
+def respell(name: str, prefix: str) -> None:
+    """Save a model with a prefix before every name, as another library would."""
+    state = load_file(f"{name}.safetensors")
+    save_file({prefix + key: value for key, value in state.items()}, f"{name}.safetensors")
+
+
+def test_models_are_seen_as_a_run_sees_them(pool: dict[str, Any]) -> None:
+    respell("a", "model.")
+    found = checked(pool)
+    assert [(each.missing, each.extra) for each in found.models] == [(0, 0)] * 3
+    assert found.tensors == {"merged": 5, "copied": 1, "dropped": 0}
+
+
+def test_a_padded_vocabulary_takes_its_room(pool: dict[str, Any]) -> None:
+    for number, name in enumerate(("base", "a", "b")):
+        rows = 14 if name == "a" else 11
+        change(name, lm_head__weight=torch.full((rows, 3), number, dtype=torch.bfloat16))
+    alignment = {"vocab": "pad"}
+    found = checked(pool, alignment=alignment).disk.needed
+    assert found - checked({**pool, "models": ["b.safetensors"]}).disk.needed == 2 * 3 * 3
+    raw = {"algorithm": "ties", "model_pool": pool, "alignment": alignment}
+    run_fusion({**raw, "output": {"path": "out"}})
+    assert found == Path("out/model.safetensors").stat().st_size
+
+
+def test_no_weight_is_read(pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> torch.Tensor:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(CheckpointSource, "read", read)
+    assert checked(pool, {"name": "ties", "scope": "tensor"}).tensors["merged"] == 5
+
+
+def test_nested_recipes_are_checked_with_their_models(pool: dict[str, Any]) -> None:
+    nested = {"algorithm": "ties", "model_pool": pool}
+    outer = {"base": "base.safetensors", "models": {"math": nested, "c": "c.safetensors"}}
+    found = checked(outer, "task-arithmetic")
+    assert [each.name for each in found.models] == [
+        "base",
+        "math",
+        "math/base",
+        "math/a",
+        "math/b",
+        "c",
+    ]
+    assert [each.name for each in found.models if each.nested] == ["math"]
+    change("a", layer__bias=None)
+    with pytest.raises(AlignmentError, match=r"layer\.bias  a: missing"):
+        checked(outer, "task-arithmetic")
+
+
+# --- room ---------------------------------------------------------------------------------------
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_an_output_without_room_is_an_error(
+    pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = checked(pool).disk.needed
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free, 0, free))
+        found = checked(pool)
+        assert (found.disk.free, found.disk.fits) == (free, fits)
+    with pytest.raises(DiskError, match=f"takes {needed:,} bytes, {needed - 1:,} are free"):
+        found.raise_unless_it_fits()
+
+
+def test_the_file_system_of_the_output_is_the_one_that_counts(
+    pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    usage = Usage(1, 0, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage)
+    (tmp_path / "elsewhere").mkdir()
+    checked(pool, output={"path": "elsewhere/new/out"})
+    assert [each.resolve() for each in asked] == [tmp_path / "elsewhere"]
+
+
+def test_models_in_memory_need_no_disk(models: dict[str, Any]) -> None:
+    raw = {
+        "algorithm": "ties",
+        "model_pool": {"base": models["base"], "models": {"a": models["a"]}},
+    }
+    found = check(plan(raw, RunOptions()))
+    assert (found.disk.path, found.disk.free, found.disk.fits) == (None, None, True)
+
+
+def _large(name: str) -> None:
+    save_file({"w": torch.zeros(1200, 1000), "v": torch.zeros(5)}, f"{name}.safetensors")
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "a", "b"):
+        _large(name)
+    return {"base": "base.safetensors", "models": ["a.safetensors", "b.safetensors"]}
+
+
+def estimate(pool: dict[str, Any], algorithm: object, workers: int, **sections: Any) -> int:
+    raw = {"algorithm": algorithm, "model_pool": pool, **sections}
+    return check(plan(raw, RunOptions(workers=workers))).memory.merge
+
+
+def test_memory_grows_with_workers_experts_and_cuts_and_not_with_the_model(
+    large: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = estimate(large, "task-arithmetic", 1)
+    piece = 2**18 * 4 * (2 * 2 + 3)
+    assert estimate(large, "task-arithmetic", 3) - one == 2 * piece
+    models = [*large["models"], "base.safetensors"]
+    more = {**large, "models": {f"model {n}": each for n, each in enumerate(models)}}
+    assert estimate(more, "task-arithmetic", 1) - one == 2**18 * 4 * 2
+    assert estimate(large, "ties", 1) > one + piece  # a survey beside
+    override = {"name": "ties", "overrides": [{"match": "v", "scope": "tensor"}]}
+    assert estimate(large, override, 1) > estimate(large, "ties", 1)  # which surveys more at once
+    whole = {"algorithm": "ties", "model_pool": large}
+    planned = plan(whole, RunOptions(workers=1))
+    monkeypatch.setattr(type(planned.parts[0].algorithm), "cut", Cut.TENSOR, raising=False)
+    monkeypatch.setattr(type(planned.parts[0].algorithm), "scope", Scope.NONE, raising=False)
+    assert check(planned).memory.merge - one == (1_200_000 - 2**18) * 4 * (2 * 2 + 3)
+
+
+def test_a_nested_merge_is_held_beside(large: dict[str, Any]) -> None:
+    nested = {"algorithm": "task-arithmetic", "model_pool": large}
+    outer = {"base": "base.safetensors", "models": {"n": nested, "b": "b.safetensors"}}
+    flat = estimate(large, "task-arithmetic", 2)
+    assert estimate(outer, "task-arithmetic", 2) - flat == 2 * 2**18 * 4 * (2 * 2 + 3)
+
+
+def test_what_a_method_holds_besides_is_not_hidden(pool: dict[str, Any]) -> None:
+    assert checked(pool, "task-arithmetic").memory.at_least  # it does not say how it cuts
+    found = checked(pool, "ties").memory
+    assert not found.at_least
+    assert found.total == found.process + found.merge
+    assert found.live == 0
+
+
+# --- the scan -----------------------------------------------------------------------------------
+
+
+def _scanned(
+    pool: dict[str, Any], algorithm: object = "ties", **sections: object
+) -> list[BadTensor]:
+    raw = {"algorithm": algorithm, "model_pool": pool, **sections}
+    return scan(plan(raw, RunOptions()))
+
+
+def test_a_scan_finds_every_value_that_is_not_finite(large: dict[str, Any]) -> None:
+    assert _scanned(large) == []
+    values = torch.zeros(1200, 1000)
+    values[0, 0] = values[1199, 999] = torch.nan  # in different pieces
+    values[5, 5], values[6, 6], values[7, 7] = torch.inf, -torch.inf, torch.inf
+    change("b", w=values)
+    change("base", v=torch.full((5,), -torch.inf))
+    assert _scanned(large) == [BadTensor("base", "v", 0, 5), BadTensor("b", "w", 2, 3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_scan_reads_every_dtype_and_large_values_are_fine(
+    pool: dict[str, Any], dtype: torch.dtype
+) -> None:
+    largest = torch.full((7, 5), torch.finfo(dtype).max, dtype=dtype)
+    change("a", layer__weight=largest)
+    assert _scanned(pool) == []
+    largest[0, 0] = torch.nan
+    change("a", layer__weight=largest)
+    assert _scanned(pool) == [BadTensor("a", "layer.weight", 1, 0)]
+
+
+def test_a_scan_looks_at_what_a_run_would_read(pool: dict[str, Any]) -> None:
+    bad = torch.full((7,), torch.nan)
+    change("a", layer__bias=bad, head=bad.clone())
+    assert _scanned(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"}) == []
+    change("base", layer__bias=bad)
+    found = _scanned(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"})
+    assert found == [BadTensor("base", "layer.bias", 7, 0)]
+
+
+def test_a_scan_reads_models_under_other_names(pool: dict[str, Any]) -> None:
+    change("a", scale=torch.tensor(torch.inf))
+    respell("a", "model.")
+    assert _scanned(pool) == [BadTensor("a", "scale", 0, 1)]
+    assert _scanned(pool, {"name": "ties", "skip": "scale"}) == []
+
+
+def test_a_scan_goes_into_nested_recipes(pool: dict[str, Any]) -> None:
+    change("b", scale=torch.tensor(torch.inf))
+    nested = {"algorithm": "ties", "model_pool": pool}
+    outer = {"base": "base.safetensors", "models": {"math": nested, "c": "c.safetensors"}}
+    assert _scanned(outer) == [BadTensor("math/b", "scale", 0, 1)]
+
+
+def test_what_the_policy_allows_is_no_error(pool: dict[str, Any]) -> None:
+    raw = {"algorithm": "ties", "model_pool": pool}
+    bad = [BadTensor("a", "scale", 1, 0)]
+    with pytest.raises(WeightsError, match="among them 'scale' of a"):
+        raise_if_bad(bad, plan(raw, RunOptions()))
+    raise_if_bad(bad, plan({**raw, "alignment": {"nan": "allow"}}, RunOptions()))
+    raise_if_bad([], plan(raw, RunOptions()))
+
+
+# --- licences -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("licences", "count"),
+    [
+        (("apache-2.0", "mit", None), 0),
+        (("mit", "cc-by-nc-4.0"), 0),
+        (("cc-by-sa-4.0", "mit"), 0),
+        (("cc-by-sa-4.0", "cc-by-sa-4.0"), 0),
+        (("cc-by-sa-4.0", "gpl-3.0"), 0),
+        (("gpl-3.0", "apache-2.0", "agpl-3.0"), 0),
+        (("llama3", "gemma"), 0),
+        (("cc-by-nd-4.0",), 1),
+        (("CC-BY-NC-ND-4.0", "mit"), 1),
+        (("gpl-3.0", "llama3"), 1),
+        (("cc-by-nc-4.0", "cc-by-sa-4.0"), 1),
+        (("cc-by-sa-4.0", "cc-by-nc-sa-4.0"), 1),
+        (("gpl-2.0", "apache-2.0"), 1),
+        (("gpl-2.0", "gpl-3.0"), 1),
+        (("gpl-3.0", "llama3", "gpl-3.0", "llama3"), 1),
+    ],
+)
+def test_licences_that_exclude_each_other(licences: tuple[str | None, ...], count: int) -> None:
+    named = {f"m{number}": each for number, each in enumerate(licences)}
+    assert len(conflicts(named)) == count
+    assert len(conflicts(dict(reversed(named.items())))) == count
+
+
+def test_what_a_parent_asks_for_is_said() -> None:
+    said = limits({"a": "cc-by-nc-sa-4.0", "b": "llama3", "c": "mit", "d": None})
+    assert [line.split()[0] for line in said] == ["a", "a", "b"]
+
+
+def test_licences_of_the_pool_are_shown(
+    fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"base": "gpl-3.0", "a": "llama3", "b": None}
+    monkeypatch.setattr(CheckpointsPool, "licences", lambda _: known)
+    done = fuse("check", recipe)
+    assert done.code == 0
+    assert "conflict   base (gpl-3.0) and a (llama3) want" in done.out
+    assert "licences   not known: b" in done.out
+    assert "a (llama3) has terms of its own" in done.out
+    data = json.loads(fuse("check", recipe, "--json").out)
+    assert [each["licence"] for each in data["models"]] == ["gpl-3.0", "llama3", None]
+    assert len(data["licence_conflicts"]) == 1
+
+
+def test_a_licence_that_the_pools_spec_names_is_every_models(fuse: Callable[..., Outcome]) -> None:
+    done = fuse("check", "--algo", "ties", "--pool", "mini8", "--no-eval", "--json")
+    assert {model["licence"] for model in json.loads(done.out)["models"]} == {"Apache-2.0"}
+
+
+def test_warnings_are_shown_by_check_and_by_run(
+    fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {"base": b'{"norm_eps": 1e-6}', "a": b'{"norm_eps": 1e-5}'}
+    beside = {name: {"config.json": config} for name, config in configs.items()}
+    monkeypatch.setattr(CheckpointsPool, "beside", lambda _: beside)
+    said = "a: config.json norm_eps: 1e-05, the base's is 1e-06"
+    assert f"warning    {said}\n" in fuse("check", recipe).out
+    assert json.loads(fuse("check", recipe, "--json").out)["warnings"] == [said]
+    done = fuse("run", recipe, "-q")
+    assert (done.code, done.err) == (0, f"warning: {said}\n")
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_of_models_cannot_command_a_terminal(
+    fuse: Callable[..., Outcome],
+    pool: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,  # noqa: FBT001
+) -> None:
+    pool["models"] = {"a\x1b]0;owned\x07": "a.safetensors", "b\nmemory": "b.safetensors"}
+    Path("recipe.yaml").write_text(json.dumps({"algorithm": "ties", "model_pool": pool}))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    done = fuse("check", "recipe.yaml")
+    assert done.code == 0
+    assert "\x1b]" not in done.out
+    assert r"a\x1b]0;owned\x07" in done.out
+    assert "\nmemory  b" not in done.out
+    assert "b memory" in done.out
+
+
+@pytest.fixture
+def contents(tmp_path: Path) -> Iterator[None]:
+    """Hold the test to leaving the directory as it was."""
+    before = sorted(tmp_path.rglob("*"))
+    yield
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("recipe", "contents")
+@pytest.mark.parametrize("command", [("check",), ("run", "--dry-run")])
+def test_both_commands_say_the_same_and_write_nothing(
+    fuse: Callable[..., Outcome], command: tuple[str, ...]
+) -> None:
+    done = fuse(*command, "recipe.yaml", "--workers", 2)
+    assert done.code == 0, done.err
+    assert done.err == ""
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["model", "source", "tensors", "size", "dtype"]
+    assert "tensors    5 merged, 1 copied, 0 dropped" in lines
+    assert "output     out" in lines
+    assert any(line.startswith("memory     about ") for line in lines)
+    data = json.loads(fuse(*command, "recipe.yaml", "--json").out)
+    assert data["schema"] == 1
+    assert data["tensors"] == {"merged": 5, "copied": 1, "dropped": 0}
+    assert data["disk"]["path"] == "out"
+
+
+def test_flags_are_those_of_run(fuse: Callable[..., Outcome], pool: dict[str, Any]) -> None:
+    done = fuse(
+        "check",
+        *("--algo", "task-arithmetic", "--pool", "checkpoints", "-o", "there", "--seed", 3),
+        *("--set", f"model_pool.base={pool['base']}", "--set", "model_pool.models=[a.safetensors]"),
+        *("--executor", "serial", "--device", "cpu", "--json", "-q"),
+    )
+    data = json.loads(done.out)
+    assert (data["algorithm"], data["disk"]["path"]) == ("task-arithmetic", "there")
+    assert data["memory"]["how"].startswith("1 workers")
+
+
+@pytest.mark.usefixtures("recipe")
+@pytest.mark.parametrize("command", [("check",), ("run", "--dry-run")])
+def test_a_mismatch_exits_4_with_a_table(
+    fuse: Callable[..., Outcome], command: tuple[str, ...]
+) -> None:
+    change("a", layer__bias=torch.ones(8))
+    done = fuse(*command, "recipe.yaml")
+    assert (done.code, done.out) == (4, "")
+    assert "layer.bias  a: shape [8], the base's is [7]" in done.err
+
+
+def test_a_scan_that_finds_something_shows_it_and_exits_4(
+    fuse: Callable[..., Outcome], recipe: str
+) -> None:
+    assert fuse("check", recipe, "--scan").code == 0
+    change("b", layer__bias=torch.tensor([1.0, torch.nan, 0, 0, torch.inf, 0, 0]))
+    assert fuse("check", recipe).code == 0  # nothing is read
+    done = fuse("check", recipe, "--scan")
+    assert done.code == 4
+    assert done.out.splitlines()[-1].split() == ["b", "layer.bias", "1", "1"]
+    assert "'layer.bias' of b" in done.err
+    data = json.loads(fuse("check", recipe, "--scan", "--json").out)
+    assert data["scan"] == [{"model": "b", "tensor": "layer.bias", "nan": 1, "infinite": 1}]
+    allowed = fuse("check", recipe, "--scan", "--set", "alignment.nan=allow")
+    assert allowed.code == 0
+
+
+def test_a_disk_without_room_exits_6(
+    fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 0, 100))
+    done = fuse("check", recipe)
+    assert done.code == 6
+    assert "100 are free there" in done.err
+    assert "100 B free" in done.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (("--algo", "tise"), 3, "did you mean ties?"),
+        (("--set", "algorithm.densty=1"), 2, "did you mean density?"),
+        (("--set", "algorithm.skip=layr"), 2, "no tensor is called like 'layr'"),
+        (("--set", "algorithm.density='0.2'"), 2, "valid number, not text"),
+        (("-o", "recipe.yaml"), 7, "is a file"),
+        (("--device", "meta"), 2, "device 'meta'"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(
+    fuse: Callable[..., Outcome], recipe: str, flags: tuple[str, ...], code: int, says: str
+) -> None:
+    done = fuse("check", recipe, *flags)
+    assert (done.code, done.out) == (code, "")
+    assert says in done.err
+
+
+def test_a_run_says_what_became_of_the_tensors(fuse: Callable[..., Outcome], recipe: str) -> None:
+    done = fuse("run", recipe, "--set", "algorithm.skip=layer.bias")
+    assert done.code == 0
+    assert "tensors: 4 merged, 2 copied, 0 dropped" in done.err.splitlines()
+    assert "tensors" not in fuse("run", recipe, "-q", "--overwrite").err
+
+
+@pytest.mark.parametrize("how", ["a missing file", "another reason"])
+def test_a_task_whose_data_is_missing_is_found_with_plugin_and_task(
+    fuse: Callable[..., Outcome],
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    site.install(
+        "tasks-birds",
+        """
+        import pathlib
+        from fusion_core import ComponentConfig, Task, TaskPool, TaskPoolSpec, hookimpl
+        class Birds(Task):
+            def __init__(self, name): self.name = name
+            def batch(self, step, *, size, split, seed):
+                return pathlib.Path(f"{self.name}.csv").read_text()
+            def logits(self, model, batch): ...
+            def evaluate(self, model): ...
+        class BirdTasks(TaskPool):
+            config_class = ComponentConfig
+            names = ("here", "gone")
+            def __getitem__(self, name): return Birds(name)
+        KEYS = {"summary": "", "target": "tasks_birds:BirdTasks"}
+        @hookimpl
+        def fusion_register_task_pools():
+            yield TaskPoolSpec(name="birds", config="tasks_birds:ComponentConfig", **KEYS)
+        """,
+    )
+    Path("here.csv").touch()
+    if how == "another reason":
+        Path("gone.csv").mkdir()
+    recipe = {"algorithm": "task-arithmetic", "model_pool": "mini8", "task_pool": "birds"}
+    Path("birds.yaml").write_text(json.dumps({**recipe, "output": {"path": "out"}}))
+    for command in ("check", "run"):
+        done = fuse(command, "birds.yaml", "-q")
+        assert (done.code, done.out) == (1, "")
+        assert "error: tasks-birds: task 'gone': its data cannot be read: " in done.err
+    assert fuse("check", "birds.yaml", "--no-eval").code == 0
+    assert not Path("out").exists()

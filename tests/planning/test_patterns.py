@@ -1,0 +1,340 @@
+"""`only`, `skip` and `overrides`: which tensors are merged, and with which options."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from fusion_core import run_fusion
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.specs import AlgorithmSpec
+from fusion_core.errors import BrokenPluginError, FusionError, RecipeError, WeightsError
+from fusion_core.planning.selection import parts_of
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.patterns import Selection, matching
+from fusion_core.recipe.text import dump_yaml, load_yaml
+from fusion_core.running._parts import SelectedPool, run_parts
+from fusion_core.weights import StateDictSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Site
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.weights import WeightSource
+
+pytestmark = pytest.mark.plugins
+
+Models = dict[str, dict[str, torch.Tensor]]
+NAMES = ["model.embed", "model.0.mlp.up", "model.0.mlp.down", "model.0.attn.q", "head"]
+
+
+def pool_of(models: Models, *, base: bool = True) -> dict[str, Any]:
+    experts = {name: state for name, state in models.items() if name != "base"}
+    return {"models": experts, **({"base": models["base"]} if base else {})}
+
+
+def merged(models: Models, algorithm: object, *, base: bool = True) -> dict[str, torch.Tensor]:
+    result = run_fusion(algorithm=algorithm, model_pool=pool_of(models, base=base))
+    return result.weights.state_dict()
+
+
+# --- which names --------------------------------------------------------------------------------
+
+
+def test_a_star_matches_dots_and_a_name_matches_itself() -> None:
+    assert matching(["*.mlp.*"], NAMES, "") == {"model.0.mlp.up", "model.0.mlp.down"}
+    assert matching(["head", "*.[q]"], NAMES, "") == {"head", "model.0.attn.q"}
+    assert matching([], NAMES, "") == set()
+
+
+def test_case_counts() -> None:
+    with pytest.raises(RecipeError, match="'HEAD'"):
+        matching(["HEAD"], NAMES, "algorithm.skip")
+
+
+def test_skip_takes_away_from_only_and_the_order_stays() -> None:
+    selection = Selection(only="model.*", skip=["*.mlp.up", "head"])
+    assert selection.chosen(NAMES) == ["model.embed", "model.0.mlp.down", "model.0.attn.q"]
+
+
+def test_a_pattern_that_matches_nothing_names_the_closest() -> None:
+    with pytest.raises(RecipeError, match=r"algorithm\.skip: .* '\*\.mpl\.up'") as caught:
+        Selection(skip="*.mpl.up").chosen(NAMES)
+    assert "model.0.mlp.up" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("pattern", ["attn", "attn.q", "0.mlp*", "*attn"])
+def test_stars_around_a_pattern_are_suggested(pattern: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Selection(only=pattern).chosen([name for name in NAMES if name != pattern])
+    (suggested,) = re.findall(r"^Did you mean '(.*)'\?", str(caught.value.hint))
+    assert Selection(only=suggested).chosen(NAMES)
+
+
+def test_layers_that_differ_by_a_number_are_named_once() -> None:
+    names = [f"layers.{number}.{part}" for number in range(40) for part in ("up", "down")]
+    with pytest.raises(RecipeError) as caught:
+        Selection(only="layers.*.upp").chosen(names)
+    assert str(caught.value.hint).startswith("The closest names: layers.0.up, layers.0.down. ")
+
+
+def test_nothing_left_to_merge_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="leave no tensor"):
+        Selection(only="head", skip="he*").chosen(NAMES)
+
+
+def test_a_tensor_belongs_to_the_first_override_that_matches() -> None:
+    overrides = [{"match": "*.mlp.*", "x": 1}, {"match": ["model.*"], "x": 2}]
+    groups = Selection(skip="head", overrides=overrides).groups(NAMES)
+    assert groups == {
+        0: ["model.0.mlp.up", "model.0.mlp.down"],
+        1: ["model.embed", "model.0.attn.q"],
+    }
+
+
+def test_an_override_of_what_is_skipped_is_an_error() -> None:
+    selection = Selection(skip="head", overrides=[{"match": "head", "x": 1}])
+    with pytest.raises(RecipeError, match=r"algorithm\.overrides\.0\.match: .*'head'"):
+        selection.groups(NAMES)
+
+
+# --- what is skipped ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["simple-average", "weighted-average", "task-arithmetic", "ties"])
+def test_skipped_tensors_are_the_bases_with_every_method(models: Models, name: str) -> None:
+    everything = merged(models, {"name": name, "scale": 0.5} if name == "ties" else name)
+    found = merged(models, {"name": name, "skip": "layer.*", "only": ["*"]})
+    for key in ("layer.weight", "layer.bias", "steps"):
+        assert torch.equal(found[key], models["base"][key])
+        assert key == "steps" or not torch.equal(everything[key], models["base"][key])
+    assert not torch.equal(found["embedding.weight"], models["base"]["embedding.weight"])
+
+
+def test_without_a_base_they_are_the_first_experts(models: Models) -> None:
+    found = merged(models, {"name": "simple-average", "only": "layer.weight"}, base=False)
+    assert torch.equal(found["layer.bias"], models["a"]["layer.bias"])
+    assert not torch.equal(found["layer.weight"], models["a"]["layer.weight"])
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_a_survey_does_not_see_them(models: Models, scope: str) -> None:
+    ties = {"name": "ties", "scope": scope}
+    found = merged(models, {**ties, "skip": "embedding.weight"})
+    without = {
+        name: {key: value for key, value in state.items() if key != "embedding.weight"}
+        for name, state in models.items()
+    }
+    expected = merged(without, ties)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    if scope == "model":  # or this test could not fail
+        whole = merged(models, ties)
+        assert not torch.equal(whole["layer.weight"], found["layer.weight"])
+
+
+def test_they_are_not_read_from_experts(models: Models) -> None:
+    models["b"]["embedding.weight"] = models["b"]["embedding.weight"] / 0
+    with pytest.raises(WeightsError, match="infinite"):
+        merged(models, "ties")
+    merged(models, {"name": "ties", "skip": "embedding.*"})
+
+
+class PickFirst(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        context.save("seen.json", {"names": list(pool.reference.infos)})
+        return next(iter(pool.experts.values()))
+
+
+def test_a_method_that_merges_by_itself_sees_only_the_chosen(models: Models) -> None:
+    pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
+    context = RunContext()
+    parts = parts_of([PickFirst()], Selection(only="layer.*"), pool)
+    picked = run_parts(parts, pool, context)
+    assert json.loads(context.side_files["seen.json"])["names"] == ["layer.weight", "layer.bias"]
+    assert list(picked.infos) == list(models["base"])
+    assert torch.equal(picked.tensor("layer.bias"), models["a"]["layer.bias"])
+    assert torch.equal(picked.tensor("scale"), models["base"]["scale"])
+
+
+class ReturnsModule(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> nn.Module:
+        model = pool.build(next(iter(pool.experts.values())))
+        with torch.no_grad():
+            for parameter in model.parameters():  # whatever it does to what it was not to see
+                parameter.add_(1)
+        assert list(pool.parameters(model)) == ["0.weight"]
+        return model
+
+
+def test_a_live_model_that_a_method_returns_is_read_for_the_chosen_alone() -> None:
+    base, expert = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
+    pool = CheckpointsPool(CheckpointsConfig(base=base, models={"a": expert}))
+    parts = parts_of([ReturnsModule()], Selection(skip="*.bias"), pool)
+    found = run_parts(parts, pool, RunContext())
+    assert torch.equal(found.tensor("0.bias"), base.state_dict()["0.bias"])
+    assert torch.equal(found.tensor("0.weight"), expert.state_dict()["0.weight"] + 1)
+
+
+def test_a_pool_of_some_tensors_builds_whole_models() -> None:
+    base, expert = nn.Linear(3, 2), nn.Linear(3, 2)
+    pool = CheckpointsPool(CheckpointsConfig(base=base, models={"a": expert}))
+    some = SelectedPool(pool, ["weight"])
+    merged = some.build(StateDictSource({"weight": torch.ones(2, 3)}))
+    assert torch.equal(merged.weight, torch.ones(2, 3))
+    assert torch.equal(merged.bias, base.bias)
+    own = some.build(some.experts["a"])
+    assert torch.equal(own.weight, expert.weight)
+    assert torch.equal(own.bias, expert.bias), "a model of the pool's is its own all over"
+    assert some.inputs() == pool.inputs()
+    assert (some.task_of("a"), some.assets()) == ("a", {})
+
+
+def test_an_algorithm_within_another_has_its_own_selection(models: Models, site: Site) -> None:
+    site.install_wrap()
+    inner = {"name": "ties", "skip": "layer.*"}
+    found = merged(models, {"name": "wrap", "of": inner})
+    expected = merged(models, inner)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(
+    models: Models, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"algorithm\.only: .*'layr\.\*'") as caught:
+        run_fusion(
+            algorithm={"name": "ties", "only": "layr.*"},
+            model_pool=pool_of(models),
+            output=tmp_path / "out",
+        )
+    assert "layer.weight" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"only": 3}, r"algorithm\.only = 3"),
+        ({"skip": []}, r"algorithm\.skip = \[\]: .*at least 1"),
+        ({"skip": [""]}, r"algorithm\.skip\.0 = ''"),
+        ({"skpi": "*"}, r"algorithm\.skpi: unknown option; did you mean skip\?"),
+        ({"only": 3, "densty": 1}, r"algorithm\.densty: .*density\?\nalgorithm\.only = 3"),
+        ({"overrides": [{"density": 0.5}]}, r"algorithm\.overrides\.0\.match: required"),
+        (
+            {"overrides": [{"match": "*", "densty": 1}]},
+            r"algorithm\.overrides\.0\.densty: unknown option; did you mean density\?",
+        ),
+        (
+            {"overrides": [{"match": "*", "density": 2}]},
+            r"algorithm\.overrides\.0\.density = 2: .*less than or equal to 1",
+        ),
+        ({"overrides": [{"match": "nothing", "density": 1}]}, r"overrides\.0\.match: no tensor"),
+    ],
+)
+def test_what_is_wrong_is_named(models: Models, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        merged(models, {"name": "ties", **options})
+
+
+def test_a_method_cannot_take_these_names_for_itself(site: Site) -> None:
+    site.install(
+        "greedy-x",
+        """
+        from fusion_core import AlgorithmSpec, ComponentConfig, hookimpl
+
+        class Config(ComponentConfig):
+            skip: int = 3
+
+        @hookimpl
+        def fusion_register_algorithms():
+            yield AlgorithmSpec(
+                name="greedy", summary="", target="greedy_x:Config", config="greedy_x:Config"
+            )
+        """,
+    )
+    with pytest.raises(BrokenPluginError, match="greedy-x/greedy' has an option 'skip'"):
+        run_fusion(algorithm="greedy", model_pool={"models": {"a": {}}})
+
+
+# --- overrides ----------------------------------------------------------------------------------
+
+
+def test_the_tensors_of_an_override_are_merged_by_themselves(models: Models) -> None:
+    ties = {"name": "ties", "density": 0.2}
+    other = {"density": 0.6, "scale": 0.5}
+    found = merged(models, {**ties, "overrides": [{"match": "layer.*", **other}]})
+    inside = merged(models, {**ties, **other, "only": "layer.*"})
+    outside = merged(models, {**ties, "skip": "layer.*"})
+    for key, value in found.items():
+        assert torch.equal(value, (inside if key.startswith("layer.") else outside)[key])
+    assert not torch.equal(found["layer.weight"], merged(models, ties)["layer.weight"])
+
+
+def test_overrides_of_a_method_that_searches_are_refused(models: Models) -> None:
+    overrides = [{"match": "layer.*", "init": 0.1}]
+    with pytest.raises(RecipeError, match=r"algorithm\.overrides: adamerging searches once"):
+        merged(models, {"name": "adamerging", "overrides": overrides})
+
+
+def test_parts_that_write_the_same_file_are_an_error(models: Models) -> None:
+    pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
+    selection = Selection(overrides=[{"match": "layer.*"}])
+    parts = parts_of([PickFirst(), PickFirst()], selection, pool)
+    with pytest.raises(FusionError, match=r"each part of the merge would write 'seen\.json'"):
+        run_parts(parts, pool, RunContext())
+
+
+# --- what is recorded ---------------------------------------------------------------------------
+
+
+def test_a_recorded_recipe_selects_the_same(models: Models, tmp_path: Path) -> None:
+    algorithm = {
+        "name": "ties",
+        "only": ["layer.*", "scale"],
+        "skip": "layer.bias",
+        "overrides": [{"match": ["scale"], "density": 1}],
+    }
+    pool = pool_of(models)
+    run_fusion(algorithm=algorithm, model_pool=pool, output=tmp_path / "one")
+    recorded = load_yaml((tmp_path / "one" / "recipe.yaml").read_text(), origin="")
+    assert recorded["algorithm"]["only"] == ["layer.*", "scale"]
+    assert recorded["algorithm"]["skip"] == ["layer.bias"]
+    assert recorded["algorithm"]["overrides"] == [{"match": ["scale"], "density": 1}]
+    run_fusion(algorithm=recorded["algorithm"], model_pool=pool, output=tmp_path / "two")
+    for name in ("recipe.yaml", "model.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    counts = json.loads((tmp_path / "one" / "provenance.json").read_text())["tensors"]
+    assert counts == {"merged": 2, "copied": 4, "dropped": 0}
+
+
+def test_a_recipe_without_patterns_does_not_mention_them(models: Models, tmp_path: Path) -> None:
+    run_fusion(algorithm="ties", model_pool=pool_of(models), output=tmp_path / "out")
+    recorded = load_yaml((tmp_path / "out" / "recipe.yaml").read_text(), origin="")
+    assert not recorded["algorithm"].keys() & {"only", "skip", "overrides"}
+    assert dump_yaml(recorded)
+
+
+def test_every_algorithm_shows_them() -> None:
+    from fusion_core.planning.described import options_of_component
+
+    for component in load_plugins().components(AlgorithmSpec):
+        names = [option.name for option in options_of_component(component)]
+        assert names[-3:] == ["only", "skip", "overrides"], component.qualified_name
+
+
+def test_skipping_a_tensor_that_is_copied_anyway_changes_nothing(models: Models) -> None:
+    found = merged(models, {"name": "ties", "skip": "steps"})
+    expected = merged(models, "ties")
+    assert all(torch.equal(found[key], value) for key, value in expected.items())

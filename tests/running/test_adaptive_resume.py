@@ -1,0 +1,42 @@
+"""An adaptive search that is killed goes on from its last saved step, to the same bytes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.plugins
+
+FUSE = Path(sys.executable).with_name("fuse")
+RUN = [FUSE, "run", "--algo", "adamerging", "--pool", "mini8", "--no-eval", "-q"]
+OPTIONS = ["algorithm.steps=16", "algorithm.save_every=2", "algorithm.batch_size=4"]
+COMMAND = [*RUN, *(part for option in OPTIONS for part in ("--set", option))]
+
+
+def test_a_search_killed_by_the_system_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*COMMAND, "-o", whole], check=True, timeout=300)
+    process = subprocess.Popen([*COMMAND, "-o", killed])
+    saved = _wait_for_a_state(tmp_path, process)
+    process.kill()
+    assert process.wait() == -9
+    assert not killed.exists()
+    assert saved.exists(), "what it resumes from"
+    subprocess.run([*COMMAND, "-o", killed, "--resume"], check=True, timeout=300)
+    for name in ("coefficients.json", "model.safetensors", "metrics.jsonl", "coefficients.svg"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+def _wait_for_a_state(directory: Path, process: subprocess.Popen[bytes]) -> Path:
+    """Wait until the run has saved where it stands; it must not have ended by then."""
+    for _ in range(3000):
+        assert process.poll() is None, "it ended before it could be killed"
+        for path in directory.glob(".killed.fuse-*/state/search-b.json"):
+            return path
+        time.sleep(0.05)
+    raise AssertionError("no state was saved")

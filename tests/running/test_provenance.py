@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from blake3 import blake3
+from safetensors.torch import save_file
+
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.planning.plan import count_tensors
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running import _provenance as provenance
+from fusion_core.weights import (
+    CheckpointSource,
+    StateDictSource,
+    materialise,
+    source,
+    staged,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.plugins
+
+STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "e": torch.zeros(0, 2)}
+
+
+def test_the_tensors_digest_is_over_names_dtypes_shapes_and_bytes() -> None:
+    def of_bytes(data: bytes) -> str:
+        return blake3(data).hexdigest()
+
+    lines = (
+        f"a I64 [] {of_bytes((3).to_bytes(8, 'little'))}\n"
+        f"b F32 [2,3] {of_bytes(bytes(STATE['b'].view(torch.uint8).flatten().tolist()))}\n"
+        f"e F32 [0,2] {of_bytes(b'')}\n"
+    )
+    assert provenance.tensor_digest(StateDictSource(STATE)) == of_bytes(lines.encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a": torch.tensor(4)},
+        {"a": torch.tensor(3, dtype=torch.int32)},
+        {"b": STATE["b"].reshape(3, 2)},
+        {"b": STATE["b"].flatten()},
+        {"c": torch.tensor(3)},
+        {"e": torch.zeros(2, 0)},
+    ],
+)
+def test_every_change_changes_the_digest(change: dict[str, torch.Tensor]) -> None:
+    one = provenance.tensor_digest(StateDictSource(STATE))
+    assert one != provenance.tensor_digest(StateDictSource({**STATE, **change}))
+
+
+def test_the_digest_depends_on_neither_order_nor_blocks_nor_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = provenance.tensor_digest(StateDictSource(STATE))
+    assert provenance.tensor_digest(StateDictSource(dict(reversed(STATE.items())))) == one
+    save_file(STATE, tmp_path / "model.safetensors")
+    assert provenance.tensor_digest(CheckpointSource(tmp_path)) == one
+    monkeypatch.setattr(source, "BLOCK", 2)
+    assert provenance.tensor_digest(StateDictSource(STATE)) == one
+
+
+@pytest.mark.parametrize("shard_size", [1, 10**9])
+def test_outputs_are_hashed_one_by_one(tmp_path: Path, shard_size: int) -> None:
+    with staged(tmp_path / "out") as staging:
+        materialise(StateDictSource(STATE), staging, shard_size=shard_size)
+        staging.add("config.json", b"{}")
+        found = provenance.outputs(staging)
+        staging.commit(overwrite=False)
+    written = {each.name: each.read_bytes() for each in (tmp_path / "out").iterdir()}
+    assert list(found["files"]) == sorted(written)
+    for name, content in written.items():
+        header = 8 + int.from_bytes(content[:8], "little")
+        is_shard = name.endswith(".safetensors")
+        key, hashed = ("header_sha256", content[:header]) if is_shard else ("sha256", content)
+        digest = hashlib.sha256(hashed).hexdigest()
+        assert found["files"][name] == {"bytes": len(content), key: digest}
+    assert found["tensors_blake3"] == provenance.tensor_digest(StateDictSource(STATE))
+    assert found["tensors_blake3"] == provenance.tensor_digest(CheckpointSource(tmp_path / "out"))
+
+
+def test_every_tensor_is_accounted_for() -> None:
+    expert = {**STATE, "head": torch.ones(1), "other": torch.ones(1)}
+    pool = CheckpointsPool(CheckpointsConfig(base=STATE, models={"x": expert, "y": expert}))
+    aligned = pool.aligned(AlignmentPolicy(extra="drop"))
+    found = count_tensors(aligned, StateDictSource(STATE))
+    assert found == {"merged": 2, "copied": 1, "dropped": 2}
+
+
+def test_the_environment_names_versions_and_the_plugins_in_use() -> None:
+    found = provenance.environment(
+        {"fusion-core", "fusion-ties"}, load_plugins().plugins, torch.device("cpu")
+    )
+    assert found["versions"].keys() == {"fusion-core", "python", "torch"}
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["plugins"] == {"fusion-core": "0.1.0", "fusion-ties": "0.1.0"}
+    assert found["device"] == "cpu"
+    json.dumps(found)
+
+
+def test_a_statement_keeps_timings_apart() -> None:
+    found = provenance.statement({"a": 1}, {"seconds": 2})
+    assert found == {"schema": 1, "a": 1, "timings": {"seconds": 2}}

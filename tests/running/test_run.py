@@ -1,0 +1,1135 @@
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from signed import sign
+from torch import nn
+
+from fusion_core import run_fusion
+from fusion_core.builtin.checkpoints import CheckpointsPool
+from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
+from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
+from fusion_core.errors import (
+    AlignmentError,
+    BrokenPluginError,
+    CheckpointError,
+    DiskError,
+    FusionError,
+    HubError,
+    OutputError,
+    PluginError,
+    RecipeError,
+    Terminated,
+    WeightsError,
+)
+from fusion_core.machine.devices import device_of
+from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.progress import Progress, note
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.text import load_recipe
+from fusion_core.running import run
+from fusion_core.running.run import execute
+from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, in_order
+from fusion_core.weights.writing import _fault as fault
+from fusion_core.weights.writing.disk import write_durably
+from fusion_core.weights.writing.lock import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Site
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.progress import Advance
+
+pytestmark = pytest.mark.plugins
+
+Models = dict[str, dict[str, torch.Tensor]]
+
+
+class Net(nn.Module):
+    """Tied weights, BatchNorm with its integer buffer, and a buffer that is not saved."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding = nn.Embedding(6, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("scratch", torch.ones(2), persistent=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(self.embedding(tokens)))
+        return logits
+
+
+def tuned(base: Net, seed: int) -> Net:
+    torch.manual_seed(seed)
+    expert = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in expert.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    expert.norm.running_mean += seed
+    expert.norm.num_batches_tracked += seed
+    return expert
+
+
+@pytest.fixture
+def nets() -> tuple[Net, dict[str, Net]]:
+    base = Net(0)
+    return base, {"a": tuned(base, 1), "b": tuned(base, 2)}
+
+
+@pytest.fixture
+def paths(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Save the models below the working directory; return the pool's section."""
+    monkeypatch.chdir(tmp_path)
+    for name, state in models.items():
+        directory = tmp_path / "in" / name
+        directory.mkdir(parents=True)
+        save_file(state, directory / "model.safetensors")
+        (directory / "config.json").write_text('{"model_type": "toy", "auto_map": {"x": "y"}}')
+        (directory / "tokenizer.json").write_text("{}")
+        (directory / "modeling_toy.py").write_text("raise SystemExit")
+    return {"base": "in/base", "models": {name: f"in/{name}" for name in ("a", "b", "c")}}
+
+
+class DropConfig(ComponentConfig):
+    floor: float = 0.05
+
+
+class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
+    config_class = DropConfig
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        deltas = piece.task_vectors
+        kept = deltas.where(deltas.abs() > self.config.floor, 0)
+        return piece.base + in_order(kept) / len(kept)
+
+
+def files_of(directory: Path, *, but: tuple[str, ...] = ()) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in directory.iterdir() if each.name not in but}
+
+
+# --- live models --------------------------------------------------------------------------------
+
+
+def test_live_models_give_a_live_model(nets: tuple[Net, dict[str, Net]]) -> None:
+    base, experts = nets
+    before = {n: copy.deepcopy(each.state_dict()) for n, each in {"": base, **experts}.items()}
+    result = run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 0.5},
+        model_pool={"base": base, "models": experts},
+    )
+    assert result.path is None
+    model = result.model
+    assert model is result.model
+    assert type(model) is Net
+    assert not model.training
+    found = model.state_dict()
+    for name, value in base.state_dict().items():
+        expected = value
+        if value.is_floating_point():
+            deltas = [each.state_dict()[name] - value for each in experts.values()]
+            expected = value + 0.5 * sum(deltas)
+        torch.testing.assert_close(found[name], expected)
+    assert model.head.weight is model.embedding.weight
+    assert found["norm.num_batches_tracked"] == 0  # the base's
+    assert model(torch.tensor([1, 2])).shape == (2, 6)
+    for name, each in {"": base, **experts}.items():
+        assert each.training
+        for key, value in each.state_dict().items():
+            assert torch.equal(value, before[name][key])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert base.embedding.weight.abs().sum() > 0
+
+
+def test_the_merged_model_can_be_trained(nets: tuple[Net, dict[str, Net]]) -> None:
+    base, experts = nets
+    model = run_fusion(algorithm="ties", model_pool={"base": base, "models": experts}).model
+    model(torch.tensor([1, 2])).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_sources_of_every_kind_can_be_mixed(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path
+) -> None:
+    base, experts = nets
+    state = {n: v.clone() for n, v in experts["a"].state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors")
+    one = run_fusion(algorithm="ties", model_pool={"base": base, "models": experts})
+    other = run_fusion(
+        algorithm="ties",
+        model_pool={
+            "base": base.state_dict(),
+            "models": {"a": tmp_path / "a.safetensors", "b": experts["b"]},
+        },
+    )
+    for name in base.state_dict():
+        assert torch.equal(one.weights.tensor(name), other.weights.tensor(name))
+    assert other.path is None
+    assert type(other.model) is Net
+
+
+def test_state_dicts_alone_give_no_live_model(models: Models) -> None:
+    pool = {"base": models["base"], "models": {"a": models["a"]}}
+    result = run_fusion(algorithm="ties", model_pool=pool)
+    with pytest.raises(FusionError, match="without knowing which class") as caught:
+        _ = result.model
+    assert caught.value.exit_code == 1
+
+
+def test_live_models_are_written_where_an_output_is_named(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path
+) -> None:
+    base, experts = nets
+    pool = {"base": base, "models": experts}
+    result = run_fusion(algorithm="ties", model_pool=pool, output=tmp_path / "out")
+    assert result.path == tmp_path / "out"
+    loaded = load_file(tmp_path / "out" / "model.safetensors")
+    assert loaded.keys() == base.state_dict().keys()
+    in_memory = run_fusion(algorithm="ties", model_pool=pool).weights
+    assert all(torch.equal(loaded[name], in_memory.tensor(name)) for name in loaded)
+    assert torch.equal(result.model.head.weight, loaded["head.weight"])
+
+
+def test_state_that_is_no_tensor_is_refused(models: Models) -> None:
+    odd: dict[str, Any] = {**models["a"], "_extra_state": {"x": 1}}
+    with pytest.raises(WeightsError, match=r"a \(live\): '_extra_state' is a dict"):
+        run_fusion(algorithm="ties", model_pool={"base": models["base"], "models": {"a": odd}})
+
+
+def test_a_half_precision_model_stays_one(nets: tuple[Net, dict[str, Net]]) -> None:
+    base, experts = nets
+    pool = {"base": base.bfloat16(), "models": {n: e.bfloat16() for n, e in experts.items()}}
+    result = run_fusion(algorithm="ties", model_pool=pool)
+    assert result.weights.infos["head.weight"].dtype is torch.bfloat16
+    assert result.model.head.weight.dtype is torch.bfloat16
+    wide = run_fusion(algorithm="ties", model_pool=pool, output={"dtype": "float32"})
+    assert wide.weights.infos["head.weight"].dtype is torch.float32
+    assert wide.weights.infos["norm.num_batches_tracked"].dtype is torch.int64
+
+
+# --- algorithms as objects ----------------------------------------------------------------------
+
+
+def test_an_algorithm_may_be_an_object(paths: dict[str, Any], models: Models) -> None:
+    result = run_fusion(
+        algorithm=DropAndAverage(DropConfig(floor=0.1)), model_pool=paths, output="out"
+    )
+    base = models["base"]["layer.weight"]
+    deltas = [models[each]["layer.weight"] - base for each in "abc"]
+    expected = base + sum(each.where(each.abs() > 0.1, 0) for each in deltas) / 3
+    torch.testing.assert_close(result.weights.tensor("layer.weight"), expected)
+    assert result.path is not None
+    recipe = load_recipe(result.path / "recipe.yaml")
+    assert recipe["algorithm"]["name"].endswith(":DropAndAverage")
+    assert recipe["algorithm"]["floor"] == 0.1
+
+
+class ReturnsModule(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> nn.Module:
+        del context
+        model = pool.build(pool.experts["a"])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.25)
+            model.norm.running_mean.fill_(7)  # type: ignore[union-attr, operator]
+        return model
+
+
+def test_an_algorithm_may_return_a_live_model(nets: tuple[Net, dict[str, Net]]) -> None:
+    base, experts = nets
+    result = run_fusion(algorithm=ReturnsModule(), model_pool={"base": base, "models": experts})
+    assert result.weights.infos.keys() == base.state_dict().keys()
+    found = result.model.state_dict()
+    assert (found["head.weight"] == 0.25).all()
+    assert (found["norm.running_mean"] == 7).all()
+    assert found["norm.num_batches_tracked"] == 1  # the returned model's own
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_a_result_that_does_not_fit_is_refused(models: Models, change: str) -> None:
+    class Wrong(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            del context
+            state = dict(pool.experts["a"].state_dict())
+            if change == "missing":
+                del state["scale"]
+            elif change == "extra":
+                state["scale2"] = torch.ones(())
+            else:
+                state["scale"] = torch.ones(2)
+            return StateDictSource(state)
+
+    pool = {"base": models["base"], "models": {"a": models["a"]}}
+    with pytest.raises(BrokenPluginError, match=r"returned other tensors .* among them 'scale"):
+        run_fusion(algorithm=Wrong(), model_pool=pool)
+
+
+def test_an_algorithm_can_build_another(models: Models, site: Site) -> None:
+    site.install_wrap()
+    pool = {"base": models["base"], "models": {"a": models["a"], "b": models["b"]}}
+    of = {"name": "task-arithmetic", "scale": 0.5}
+    one = run_fusion(algorithm={"name": "wrap", "of": of}, model_pool=pool)
+    other = run_fusion(algorithm=of, model_pool=pool)
+    assert torch.equal(one.weights.tensor("layer.weight"), other.weights.tensor("layer.weight"))
+    with pytest.raises(RecipeError, match=r"algorithm\.of\.scal: unknown option"):
+        run_fusion(algorithm={"name": "wrap", "of": {**of, "scal": 1}}, model_pool=pool)
+    with pytest.raises(PluginError, match="no algorithm 'nonsense'"):
+        run_fusion(algorithm={"name": "wrap", "of": "nonsense"}, model_pool=pool)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> None:
+    result = run_fusion(algorithm="ties", model_pool=paths, output="out", seed=5)
+    assert sorted(files_of(tmp_path / "out")) == [
+        "config.json",
+        "model.safetensors",
+        "provenance.json",
+        "recipe.yaml",
+        "tokenizer.json",
+    ]
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "toy"}
+    assert load_recipe("out/recipe.yaml") == {
+        "algorithm": {
+            "name": "ties",
+            "density": 0.2,
+            "scale": 1.0,
+            "scope": "model",
+            "weights": None,
+            "normalize": True,
+            "zero_sign": "majority",
+        },
+        "model_pool": {
+            "name": "checkpoints",
+            "base": "../in/base",
+            "models": {name: f"../in/{name}" for name in "abc"},
+        },
+        "seed": 5,
+        "output": {"dtype": None, "shard_size": 5_000_000_000},
+        "alignment": {
+            "missing": "error",
+            "extra": "error",
+            "dtype": "promote",
+            "config": "error",
+            "tokenizer": "error",
+            "vocab": "error",
+            "nan": "error",
+        },
+    }
+    assert isinstance(result.weights, CheckpointSource)
+    assert result.report is None
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["schema"] == 1
+    assert provenance["plugins"].keys() == {"fusion-core", "fusion-ties"}
+    assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
+    assert provenance["inputs"]["a"]["source"] == "a"
+    assert provenance["tensors"] == {"merged": 5, "copied": 1, "dropped": 0}
+    assert provenance["outputs"]["files"].keys() == {
+        "config.json",
+        "model.safetensors",
+        "recipe.yaml",
+        "tokenizer.json",
+    }
+    assert provenance["timings"].keys() == {"finished", "seconds"}
+
+
+@pytest.mark.parametrize("given", [".", "..", "../here", "below/.."])
+def test_the_working_directory_is_no_output(
+    paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    (tmp_path / "at" / "here" / "below").mkdir(parents=True)
+    pool = {name: str(tmp_path / at) for name, at in paths["models"].items()}
+    monkeypatch.chdir(tmp_path / "at" / "here")
+    with pytest.raises(OutputError, match="is the working directory, or holds it"):
+        run_fusion(
+            algorithm="simple-average",
+            model_pool={"models": pool},
+            output=given,
+            options=RunOptions(overwrite=True),
+        )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_output_is_the_root(paths: dict[str, Any], *, overwrite: bool) -> None:
+    options = RunOptions(overwrite=overwrite)
+    with pytest.raises(OutputError, match="output / is a mount point"):
+        run_fusion(algorithm="simple-average", model_pool=paths, output="/", options=options)
+
+
+def test_inputs_are_not_touched(paths: dict[str, Any], tmp_path: Path) -> None:
+    before = {each: files_of(tmp_path / "in" / each) for each in ("base", "a", "b", "c")}
+    run_fusion(algorithm="ties", model_pool=paths, output="out")
+    assert {each: files_of(tmp_path / "in" / each) for each in before} == before
+
+
+def test_two_runs_are_equal_but_for_their_timings(paths: dict[str, Any], tmp_path: Path) -> None:
+    statements = []
+    for n, options in enumerate(
+        [
+            RunOptions(),
+            RunOptions(executor="serial"),
+            RunOptions(executor={"name": "threads", "workers": 2}),
+            RunOptions(workers=1),
+            RunOptions(workers=4),
+        ]
+    ):
+        run_fusion(algorithm="ties", model_pool=paths, output=f"out{n}", options=options)
+        assert files_of(tmp_path / f"out{n}", but=("provenance.json",)) == files_of(
+            tmp_path / "out0", but=("provenance.json",)
+        )
+        statement = json.loads((tmp_path / f"out{n}" / "provenance.json").read_text())
+        del statement["timings"]
+        statements.append(statement)
+    assert all(each == statements[0] for each in statements)
+
+
+def test_the_executor_of_a_recipe_is_the_runs_and_is_not_recorded(paths: dict[str, Any]) -> None:
+    recipe = {"algorithm": "ties", "model_pool": paths}
+    chosen = {**recipe, "executor": {"name": "threads", "workers": 3}}
+    for options, executor in (
+        (RunOptions(), {"name": "threads", "workers": 3}),
+        (RunOptions(workers=2), {"name": "threads", "workers": 2}),
+        (RunOptions(executor="serial"), {"name": "serial"}),
+    ):
+        planned = plan(chosen, options)
+        assert planned.resolved.executor.as_recipe() == executor
+        assert planned.recipe == plan(recipe, RunOptions()).recipe
+
+
+def test_a_recorded_recipe_gives_the_same_files(paths: dict[str, Any], tmp_path: Path) -> None:
+    algorithm = {"name": "task-arithmetic", "weights": {"b": 0.5}, "scale": 1e-3}
+    output = {"path": "one", "dtype": "bfloat16", "shard_size": 60}
+    run_fusion(algorithm=algorithm, model_pool=paths, output=output, seed=3)
+    run_fusion(
+        "one/recipe.yaml", output={**load_recipe("one/recipe.yaml")["output"], "path": "two"}
+    )
+    one, two = (files_of(tmp_path / each, but=("provenance.json",)) for each in ("one", "two"))
+    assert len([name for name in one if name.endswith(".safetensors")]) > 1
+    assert one == two
+
+
+def test_another_shard_size_gives_the_same_tensors(paths: dict[str, Any], tmp_path: Path) -> None:
+    digests = set()
+    for size in (1, 300, "5GB"):
+        output = {"path": f"out-{size}", "shard_size": size}
+        run_fusion(algorithm="ties", model_pool=paths, output=output)
+        statement = json.loads((tmp_path / f"out-{size}" / "provenance.json").read_text())
+        digests.add(statement["outputs"]["tensors_blake3"])
+    assert len(digests) == 1
+
+
+def test_the_output_dtype_is_recorded_in_the_configuration(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    run_fusion(algorithm="ties", model_pool=paths, output={"path": "out", "dtype": "float16"})
+    loaded = load_file(tmp_path / "out" / "model.safetensors")
+    assert loaded["layer.weight"].dtype is torch.float16
+    assert loaded["steps"].dtype is torch.int64
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_an_overflow_of_the_output_leaves_nothing(models: Models, paths: dict[str, Any]) -> None:
+    from pathlib import Path
+
+    save_file({**models["a"], "scale": torch.tensor(1e6)}, "in/a/model.safetensors")
+    output = {"path": "out", "dtype": "float16"}
+    with pytest.raises(WeightsError, match=r"'scale' holds 1 values"):
+        run_fusion(algorithm="simple-average", model_pool=paths, output=output)
+    assert [each.name for each in Path.cwd().iterdir()] == ["in"]
+    raw = {"alignment": {"nan": "allow"}}
+    run_fusion(raw, algorithm="simple-average", model_pool=paths, output=output)
+    assert load_file("out/model.safetensors")["scale"].isinf()
+
+
+def test_the_default_output_counts_up(paths: dict[str, Any]) -> None:
+    for n in (1, 2):
+        result = run_fusion(algorithm="ties", model_pool=paths)
+        assert str(result.path) == f"outputs/checkpoints-ties-{n}"
+    named = run_fusion(algorithm=DropAndAverage(), model_pool=paths)
+    assert str(named.path) == "outputs/checkpoints-fused-1"
+
+
+def test_a_present_output_is_refused_before_anything_is_read(
+    paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_fusion(algorithm="ties", model_pool=paths, output="out")
+    before = files_of(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointSource, "read", None)
+        with pytest.raises(OutputError, match="already there") as caught:
+            run_fusion(algorithm="simple-average", model_pool=paths, output="out")
+    assert caught.value.exit_code == 7
+    assert files_of(tmp_path / "out") == before
+    run_fusion(
+        algorithm="simple-average",
+        model_pool=paths,
+        output="out",
+        options=RunOptions(overwrite=True),
+    )
+    assert load_recipe("out/recipe.yaml")["algorithm"] == {"name": "simple-average"}
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+def test_side_files_are_committed_with_the_model(paths: dict[str, Any], tmp_path: Path) -> None:
+    class Learning(DropAndAverage):
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            context.save("coefficients.json", {"a": 0.5})
+            return super().run(pool, context)
+
+    result = run_fusion(algorithm=Learning(), model_pool=paths, output="out")
+    assert json.loads((tmp_path / "out" / "coefficients.json").read_text()) == {"a": 0.5}
+    assert result.side_files.keys() == {"coefficients.json"}
+    statement = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert "coefficients.json" in statement["outputs"]["files"]
+
+
+@pytest.mark.parametrize("name", ["../escaped", "recipe.yaml", "model.safetensors"])
+def test_a_side_file_cannot_replace_another(
+    paths: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    class Hostile(DropAndAverage):
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            context.save(name, b"x")
+            return super().run(pool, context)
+
+    with pytest.raises(BrokenPluginError, match="side file"):
+        run_fusion(algorithm=Hostile(), model_pool=paths, output="out")
+    assert [each.name for each in tmp_path.iterdir()] == ["in"]
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+
+def test_arguments_override_the_recipe(paths: dict[str, Any], tmp_path: Path) -> None:
+    raw = {"algorithm": "ties", "model_pool": paths, "seed": 1, "output": {"path": "no"}}
+    run_fusion(raw, algorithm={"name": "ties", "density": 0.5}, seed=2, output="yes")
+    recipe = load_recipe(tmp_path / "yes" / "recipe.yaml")
+    assert (recipe["algorithm"]["density"], recipe["seed"]) == (0.5, 2)
+    assert raw == {"algorithm": "ties", "model_pool": paths, "seed": 1, "output": {"path": "no"}}
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "problem"),
+    [
+        ({"algorithm": None}, RecipeError, "algorithm"),
+        ({"algorithm": "tise"}, PluginError, "did you mean ties"),
+        (
+            {"model_pool": {"base": "in/base", "models": {}}},
+            RecipeError,
+            "at least 1 experts, the model pool has 0",
+        ),
+        ({"model_pool": {"models": ["in/a"]}}, RecipeError, "'ties' needs a base"),
+        ({"model_pool": {"base": "gone", "models": ["in/a"]}}, CheckpointError, "gone does not"),
+        ({"output": {"dtype": "int8"}}, RecipeError, "output.dtype"),
+        ({"seed": -1}, RecipeError, "seed"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    paths: dict[str, Any],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    error: type[FusionError],
+    problem: str,
+) -> None:
+    raw = {"algorithm": "ties", "model_pool": paths, **changes}
+    with pytest.raises(error, match=problem):
+        run_fusion({name: value for name, value in raw.items() if value is not None})
+    assert [each.name for each in tmp_path.iterdir()] == ["in"]
+
+
+def test_models_that_do_not_fit_are_an_error_with_a_table(
+    paths: dict[str, Any], models: Models, tmp_path: Path
+) -> None:
+    odd = {**models["a"], "head": torch.ones(1), "scale": torch.ones(3)}
+    save_file(odd, "in/a/model.safetensors")
+    with pytest.raises(AlignmentError, match="2 differences"):
+        run_fusion(algorithm="ties", model_pool=paths, output="out")
+    assert not (tmp_path / "out").exists()
+    save_file({**models["a"], "head": torch.ones(1)}, "in/a/model.safetensors")
+    raw = {"alignment": {"extra": "drop"}}
+    run_fusion(raw, algorithm="ties", model_pool=paths, output="out")
+    statement = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert statement["tensors"] == {"merged": 5, "copied": 1, "dropped": 1}
+
+
+@pytest.mark.parametrize("expert_count", [0, 1, 3, 4])
+def test_the_number_of_experts_is_checked(models: Models, site: Site, expert_count: int) -> None:
+    site.install(
+        "picky-x",
+        """
+        from fusion_core import AlgorithmSpec, hookimpl
+        @hookimpl
+        def fusion_register_algorithms():
+            yield AlgorithmSpec(
+                name="picky", summary="", target="fusion_linear.averages:SimpleAverage",
+                config="fusion_linear.config:SimpleAverageConfig", min_experts=2, max_experts=3,
+            )
+        """,
+    )
+    pool = {"models": {str(n): models["a"] for n in range(expert_count)}}
+    if expert_count == 3:
+        run_fusion(algorithm="picky", model_pool=pool)
+        return
+    with pytest.raises(
+        RecipeError, match=f"takes 2 to 3 experts, the model pool has {expert_count}"
+    ):
+        run_fusion(algorithm="picky", model_pool=pool)
+
+
+def test_a_pool_without_experts_is_refused(models: Models) -> None:
+    pool = CheckpointsPool(CheckpointsConfig(base=models["base"], models={}))
+    with pytest.raises(RecipeError, match="no experts"):
+        run_fusion(algorithm=DropAndAverage(), model_pool=pool)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:999", "meta", "cpu:3", "", "xla"])
+def test_a_device_that_is_not_there_is_refused(models: Models, device: str) -> None:
+    pool = {"base": models["base"], "models": {"a": models["a"]}}
+    with pytest.raises(RecipeError, match=f"device '{device}'"):
+        run_fusion(algorithm="ties", model_pool=pool, options=RunOptions(device=device))
+
+
+def test_a_gpu_beyond_those_that_torch_finds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device_of(name).index for name in ("cuda", "cuda:0", "cuda:1")] == [None, 0, 1]
+    with pytest.raises(RecipeError, match="'cuda:2': torch finds 2 CUDA devices here"):
+        device_of("cuda:2")
+
+
+def test_the_seed_reaches_random_methods(models: Models) -> None:
+    class Noise(DropAndAverage):
+        def merge(self, piece: Piece) -> torch.Tensor:
+            return piece.uniform(0)
+
+    pool = {"base": models["base"], "models": {"a": models["a"]}}
+
+    def drawn(seed: int) -> torch.Tensor:
+        return run_fusion(algorithm=Noise(), model_pool=pool, seed=seed).weights.tensor(
+            "layer.bias"
+        )
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_a_survey_is_made_once_in_a_run(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusion_ties.ties import Ties
+
+    surveys: list[object] = []
+    real = Ties.survey
+    monkeypatch.setattr(
+        Ties, "survey", lambda self, scan: (surveys.append(scan), real(self, scan))[1]
+    )
+    pool = {"base": models["base"], "models": {"a": models["a"], "b": models["b"]}}
+    run_fusion(algorithm="ties", model_pool=pool)
+    assert len(surveys) == 1
+
+
+# --- tasks --------------------------------------------------------------------------------------
+
+
+class Norm(Task):
+    """Measures how large a model's embedding is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        if self.name == "fails":
+            raise RuntimeError("the data set is gone")
+        assert not model.training
+        weight = model.embedding.weight
+        return {"accuracy": float(weight.detach().abs().mean()), "other": 1.0}  # type: ignore[operator, union-attr, arg-type]
+
+
+class Norms(TaskPool[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(ComponentConfig())
+        self.names = names
+
+    def __getitem__(self, name: str) -> Task:
+        return Norm(name)
+
+
+def size(model: Net) -> float:
+    return float(model.embedding.weight.detach().abs().mean())
+
+
+def test_tasks_give_a_report_with_references(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path
+) -> None:
+    base, experts = nets
+    result = run_fusion(
+        algorithm="simple-average",
+        model_pool={"base": base, "models": experts},
+        task_pool=Norms("b", "x", "a"),
+        output=tmp_path / "out",
+    )
+    report = result.report
+    assert report is not None
+    assert list(report.tasks) == ["b", "x", "a"]
+    merged = size(result.model)  # type: ignore[arg-type]
+    assert report.average == pytest.approx(merged)
+    assert {name: each["accuracy"] for name, each in report.individual.items()} == {
+        "b": pytest.approx(size(experts["b"])),
+        "a": pytest.approx(size(experts["a"])),
+    }
+    assert report.pretrained["x"]["accuracy"] == pytest.approx(size(base))
+    assert report.normalised_average is None  # nobody was tuned for x
+    assert report.transductive is None
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.as_json()
+
+
+def test_every_bar_of_an_evaluation_shows_how_far_its_task_is(
+    nets: tuple[Net, dict[str, Net]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Recording(Progress):
+        @contextmanager
+        def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
+            def advance(count: int = 1, *, note: str = "") -> None:
+                if not count:
+                    seen.append((label, note))
+
+            yield advance
+
+    def measure(task: Norm, _: object) -> dict[str, float]:
+        note(f"{task.name}: half")
+        return {"accuracy": 1.0}
+
+    monkeypatch.setattr(Norm, "evaluate", measure)
+    run_fusion(
+        algorithm="ties",
+        model_pool={"base": nets[0], "models": nets[1]},
+        task_pool=Norms("a"),
+        options=RunOptions(progress=Recording()),
+    )
+    bars = ("evaluate merged", "evaluate pretrained", "evaluate experts")
+    assert seen == [(bar, "a: half") for bar in bars]
+
+
+def test_a_normalised_average_needs_an_expert_for_every_task(
+    nets: tuple[Net, dict[str, Net]],
+) -> None:
+    base, experts = nets
+    result = run_fusion(
+        algorithm="simple-average",
+        model_pool={"base": base, "models": experts},
+        task_pool=Norms("a", "b"),
+    )
+    assert result.report is not None
+    merged = size(result.model)  # type: ignore[arg-type]
+    ratios = [merged / size(each) for each in experts.values()]
+    assert result.report.normalised_average == pytest.approx(sum(ratios) / 2)
+
+
+def test_without_a_base_there_is_no_pretrained_row(nets: tuple[Net, dict[str, Net]]) -> None:
+    result = run_fusion(
+        algorithm="simple-average", model_pool={"models": nets[1]}, task_pool=Norms("a")
+    )
+    assert result.report is not None
+    assert result.report.as_json()["reference"].keys() == {"individual"}
+
+
+def test_a_failing_evaluation_leaves_the_model(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path
+) -> None:
+    base, experts = nets
+    pool = {"base": base, "models": experts}
+    output = tmp_path / "out"
+    with pytest.raises(FusionError, match="the data set is gone") as caught:
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a", "fails"), output=output)
+    assert caught.value.exit_code == 1
+    assert caught.value.hint == f"Try again with: fuse evaluate {output}"
+    assert "the model is complete" in caught.value.message
+    assert CheckpointSource(output).infos.keys() == base.state_dict().keys()
+    assert not (output / "report.json").exists()
+    with pytest.raises(RuntimeError, match="gone"):
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("fails"))
+
+
+@pytest.mark.parametrize(("kind", "code"), [(DiskError, 6), (HubError, 5)])
+def test_an_evaluation_that_ends_on_a_full_disk_says_so(
+    nets: tuple[Net, dict[str, Net]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[FusionError],
+    code: int,
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("no room for images", hint="Make some.")
+
+    monkeypatch.setattr(Norm, "evaluate", fail)
+    base, experts = nets
+    output = tmp_path / "out"
+    with pytest.raises(kind, match="but its evaluation failed: no room for images\n") as caught:
+        run_fusion(
+            algorithm="ties",
+            model_pool={"base": base, "models": experts},
+            task_pool=Norms("a"),
+            output=output,
+        )
+    assert caught.value.exit_code == code
+    assert caught.value.hint == f"Make some.\nTry again with: fuse evaluate {output}"
+
+
+def test_an_interrupted_evaluation_says_that_the_model_is_complete(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    monkeypatch.setattr(Norm, "evaluate", stop)
+    base, experts = nets
+    pool, output = {"base": base, "models": experts}, tmp_path / "out"
+    with pytest.raises(Terminated) as caught:
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"), output=output)
+    assert caught.value.__notes__ == [
+        f"The model is complete in {output}; to measure it: fuse evaluate {output}"
+    ]
+    with pytest.raises(Terminated) as caught:
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"))
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_an_interrupt_after_the_commit_says_that_the_model_is_complete(
+    paths: dict[str, Any], tmp_path: Path, site: Site
+) -> None:
+    site.install(
+        "slow-x",
+        """
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_run_finished():
+            raise KeyboardInterrupt
+        """,
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_fusion(algorithm="ties", model_pool=paths, output=tmp_path / "out")
+    assert caught.value.__notes__ == [f"The model is complete in {tmp_path / 'out'}."]
+
+
+class Leaving(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        sys.exit(0)
+
+
+def test_an_algorithm_that_ends_the_program_is_an_error(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(BrokenPluginError, match=r"SystemExit: 0, in Leaving\.run \(.*test_run"):
+        run_fusion(algorithm=Leaving(), model_pool=paths, output=tmp_path / "out")
+    assert not [each for each in tmp_path.iterdir() if "out" in each.name]
+
+
+def test_an_evaluation_that_ends_the_program_leaves_the_model(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Norm, "evaluate", lambda *_: sys.exit())
+    pool = {"base": nets[0], "models": nets[1]}
+    with pytest.raises(BrokenPluginError, match=r"the model is complete in .*: SystemExit, in "):
+        run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a"), output=tmp_path / "out")
+
+
+def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:
+    base, experts = nets
+    result = run_fusion(
+        algorithm="ties",
+        model_pool={"base": base, "models": experts},
+        task_pool=Norms("fails"),
+        options=RunOptions(evaluate=False),
+    )
+    assert result.report is None
+
+
+def test_a_pool_without_tasks_is_refused(nets: tuple[Net, dict[str, Net]]) -> None:
+    base, experts = nets
+    with pytest.raises(RecipeError, match="the task pool has no tasks"):
+        run_fusion(
+            algorithm="ties",
+            model_pool={"base": base, "models": experts},
+            task_pool=Norms(),
+        )
+
+
+def test_only_algorithms_that_ask_for_tasks_see_them(
+    nets: tuple[Net, dict[str, Net]], site: Site
+) -> None:
+    base, experts = nets
+    site.install(
+        "seeing-x",
+        """
+        from fusion_core import Algorithm, AlgorithmSpec, ComponentConfig, hookimpl
+        SEEN = []
+        class Look(Algorithm):
+            config_class = ComponentConfig
+            def run(self, pool, context):
+                SEEN.append(context.tasks)
+                return pool.base
+        KEYS = {"summary": "", "target": "seeing_x:Look", "config": "seeing_x:ComponentConfig"}
+        @hookimpl
+        def fusion_register_algorithms():
+            yield AlgorithmSpec(name="blind", **KEYS)
+            yield AlgorithmSpec(name="sees", needs_tasks="unlabeled", **KEYS)
+        """,
+    )
+    tasks = Norms("a")
+    pool = {"base": base, "models": experts}
+    blind = run_fusion(algorithm="blind", model_pool=pool, task_pool=tasks)
+    sees = run_fusion(algorithm="sees", model_pool=pool, task_pool=tasks)
+    from seeing_x import SEEN  # type: ignore[import-not-found]
+
+    assert [None, tasks] == SEEN
+    assert blind.report is not None
+    assert sees.report is not None
+    assert (blind.report.transductive, sees.report.transductive) == (None, False)
+    with pytest.raises(RecipeError, match="needs tasks with unlabeled data"):
+        run_fusion(algorithm="sees", model_pool=pool)
+
+
+class Peek(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        return pool.reference if context.tasks is not None else pool.experts["a"]
+
+
+class Ignore(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        return pool.experts["a"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "transductive"), [(DropAndAverage(), None), (Ignore(), None), (Peek(), False)]
+)
+def test_an_object_that_asks_for_no_tasks_adapts_on_none(
+    nets: tuple[Net, dict[str, Net]],
+    algorithm: Algorithm[Any],
+    transductive: bool | None,  # noqa: FBT001
+) -> None:
+    pool = {"base": nets[0], "models": nets[1]}
+    report = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=Norms("a")).report
+    assert report is not None
+    assert report.transductive is transductive
+
+
+# --- hooks --------------------------------------------------------------------------------------
+
+
+def test_hooks_are_called_in_order_and_cannot_stop_a_run(
+    paths: dict[str, Any], site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install(
+        "watching-x",
+        """
+        from fusion_core import hookimpl
+        SEEN = []
+        @hookimpl
+        def fusion_run_started(run):
+            SEEN.append(("started", run.path.name, run.path.exists(), run.recipe["seed"]))
+        @hookimpl
+        def fusion_metrics_logged(run, step, metrics):
+            SEEN.append(("metrics", step, dict(metrics)))
+        @hookimpl
+        def fusion_run_finished(run, result):
+            SEEN.append(("finished", result.path.name, (result.path / "recipe.yaml").exists()))
+        """,
+    )
+    raising = "\n".join(
+        f"""
+@hookimpl
+def {hook}():
+    raise RuntimeError("no")
+"""
+        for hook in ("fusion_run_started", "fusion_metrics_logged", "fusion_run_finished")
+    )
+    site.install("angry-x", "from fusion_core import hookimpl\n" + raising)
+
+    class Logging(DropAndAverage):
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            context.log(1, {"loss": 2.0})
+            context.log(2, {"loss": 1.0})
+            return super().run(pool, context)
+
+    run_fusion(algorithm=Logging(), model_pool=paths, output="out", seed=9)
+    from watching_x import SEEN  # type: ignore[import-not-found]
+
+    assert SEEN == [
+        ("started", "out", False, 9),
+        ("metrics", 1, {"loss": 2.0}),
+        ("metrics", 2, {"loss": 1.0}),
+        ("finished", "out", True),
+    ]
+    failed = [each.getMessage() for each in caplog.records if "angry-x" in each.getMessage()]
+    assert [each.split(" failed in ")[1].split(":")[0] for each in failed] == [
+        "fusion_run_started",
+        "fusion_metrics_logged",
+        "fusion_metrics_logged",
+        "fusion_run_finished",
+    ]
+
+
+def test_a_run_that_fails_is_not_announced_as_finished(models: Models, site: Site) -> None:
+    site.install(
+        "watching-y",
+        """
+        from fusion_core import hookimpl
+        SEEN = []
+        @hookimpl
+        def fusion_run_started(): SEEN.append("started")
+        @hookimpl
+        def fusion_run_finished(): SEEN.append("finished")
+        """,
+    )
+    models["a"]["scale"] = torch.tensor(float("nan"))
+    with pytest.raises(WeightsError):
+        run_fusion(
+            algorithm="simple-average", model_pool={"models": {"a": models["a"], "b": models["b"]}}
+        )
+    from watching_y import SEEN  # type: ignore[import-not-found]
+
+    assert SEEN == ["started"]
+
+
+@pytest.mark.parametrize("output", ["in", "in/base", "in/link"])
+def test_what_is_merged_is_not_overwritten(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, state in models.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        save_file(state, tmp_path / "in" / name / "model.safetensors")
+        sign(tmp_path / "in" / name)
+    (tmp_path / "in" / "link").mkdir()
+    (tmp_path / "in" / "link" / "x").write_text("kept")
+    sign(tmp_path / "in" / "link")
+    pool = {"base": "in/base", "models": {name: f"in/{name}" for name in "ab"}}
+    recipe = {"algorithm": "ties", "model_pool": pool, "output": {"path": output}}
+    if output == "in/link":
+        run_fusion(recipe, options=RunOptions(overwrite=True))
+        assert not (tmp_path / "in" / "link" / "x").exists()
+        return
+    reasons = {
+        "in": "in was not written by fuse",
+        "in/base": "in/base, which is merged and would be removed",
+    }
+    with pytest.raises(OutputError, match=reasons[output]):
+        run_fusion(recipe, options=RunOptions(overwrite=True))
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {*models, "link"}
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def test_a_number_that_another_run_has_locked_is_not_taken(paths: dict[str, Any]) -> None:
+    Path("outputs").mkdir()
+    with locked(Path("outputs/checkpoints-ties-1")):
+        result = run_fusion(algorithm="ties", model_pool=paths)
+    assert result.path == Path("outputs/checkpoints-ties-2")
+
+
+def test_a_number_that_came_into_being_meanwhile_is_not_taken(paths: dict[str, Any]) -> None:
+    first, second = (plan(given(paths), RunOptions()) for _ in range(2))
+    assert first.path == second.path
+    numbers = [execute(each).path for each in (first, second)]
+    assert numbers == [Path(f"outputs/checkpoints-ties-{n}") for n in (1, 2)]
+
+
+def given(paths: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
+    return {"algorithm": "ties", "model_pool": {"name": "checkpoints", **paths}, "seed": seed}
+
+
+def test_of_several_stopped_runs_each_goes_on_with_its_own_work(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(place: str) -> None:
+        if place == "headers synced":
+            raise KeyboardInterrupt
+
+    for seed in (1, 2, 3):
+        monkeypatch.setattr(fault, "listener", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_fusion(given(paths, seed=seed))
+    reached: list[str] = []
+    monkeypatch.setattr(fault, "listener", reached.append)
+    for seed in (3, 1, 2):
+        result = run_fusion(given(paths, seed=seed), options=RunOptions(resume=True))
+        assert result.path == Path(f"outputs/checkpoints-ties-{seed}")
+    assert "piece written" not in reached
+    assert not caplog.text
+
+
+def test_work_that_is_left_under_a_number_stays_there_and_is_told(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(place: str) -> None:
+        if place == "headers synced":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fault, "listener", interrupt)
+        run_fusion(given(paths))
+    assert run_fusion(given(paths)).path == Path("outputs/checkpoints-ties-2")
+    assert "checkpoints-ties-1.fuse-" in caplog.text
+    assert "--resume would go on with it" in caplog.text
+
+
+def test_who_comes_second_is_told_before_anything_else_happens(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_download", None)
+    with locked(Path("out")), pytest.raises(OutputError, match="is being written by"):
+        run_fusion(given(paths), output="out")
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_memory_that_runs_out_is_said_and_the_work_kept(paths: dict[str, Any]) -> None:
+    class Greedy(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            assert context.state is not None
+            write_durably(context.state / "step", b"1")
+            torch.empty(2**60, dtype=torch.uint8)
+            return pool.experts["a"]
+
+    with pytest.raises(FusionError, match="out of memory: ") as caught:
+        run_fusion(algorithm=Greedy(), model_pool={"name": "checkpoints", **paths}, output="out")
+    assert "--workers" in str(caught.value)
+    assert any("--resume" in note for note in caught.value.__notes__)

@@ -1,0 +1,273 @@
+"""`fuse new-plugin`: what it writes installs, is listed, runs, and passes its own checks.
+
+Everything is tried as a stranger would: wheels of the core, of the plugins and of what was written,
+in a virtual environment of their own, from another directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fusion_core.errors import OutputError, RecipeError
+from fusion_core.skeleton import Kind, Names, core_range, write_plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+pytestmark = pytest.mark.plugins
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+NAMES = {kind: f"fusion-try-{kind}" for kind in Kind}
+COMMON = {
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "src/{package}/__init__.py",
+    "src/{package}/plugin.py",
+    "src/{package}/py.typed",
+    "tests/test_conformance.py",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A generated package of each kind, and an environment in which their wheels are installed."""
+
+    root: Path
+    bin: Path
+
+    def home(self, kind: Kind) -> Path:
+        return self.root / NAMES[kind]
+
+    def run(self, *command: object, cwd: Path) -> str:
+        done = subprocess.run(
+            [str(self.bin / str(command[0])), *map(str, command[1:])],
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{self.bin}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def world(
+    tmp_path_factory: pytest.TempPathFactory,
+    our_wheels: list[Path],
+    build_wheels: Callable[..., Path],
+    make_environment: Callable[..., Path],
+) -> World:
+    root = tmp_path_factory.mktemp("world")
+    written = [write_plugin(name, kind, root / name) for kind, name in NAMES.items()]
+    wheels = [*our_wheels, *build_wheels(root / "built", *written).iterdir()]
+    return World(root, make_environment(root / "environment", *wheels))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_generated_package_passes_its_own_tests(world: World, kind: Kind) -> None:
+    out = world.run("pytest", "-q", "-p", "no:cacheprovider", cwd=world.home(kind))
+    passed = re.search(r"(\d+) passed", out)
+    assert passed, out
+    assert int(passed[1]) > (9 if kind is Kind.COMMAND else 20)
+    assert not re.search(r"failed|error|xfailed|skipped", out), out
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_it_is_listed_and_described(world: World, kind: Kind, tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(world.run(*LIST, cwd=tmp_path))}
+    row = rows[NAMES[kind]]
+    assert (row["status"], row["version"], row["detail"]) == ("loaded", "0.1.0", "")
+    name = f"try-{kind}"
+    assert row["components"] == [{"kind": str(kind).replace("-", " "), "name": name}]
+    assert all(each["status"] == "loaded" for each in rows.values())
+    assert name in world.run("fuse", "info", name, cwd=tmp_path)
+
+
+LIST = ("fuse", "list-plugins", "--json")
+
+
+def test_the_algorithm_runs_on_mini8(world: World, tmp_path: Path) -> None:
+    tasks = ("--set", "model_pool.tasks=[shapes]", "--set", "task_pool.limit=50")
+    out = world.run(
+        *("fuse", "run", "--algo", "try-algorithm", "--pool", "mini8", "--tasks", "shapes", *tasks),
+        *("--json", "-o", "merged"),
+        cwd=tmp_path,
+    )
+    assert 0 < json.loads(out)["report"]["average"] <= 1
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    recorded = json.loads((tmp_path / "merged" / "provenance.json").read_text())["plugins"]
+    assert recorded["fusion-try-algorithm"] == "0.1.0"
+
+
+def test_the_model_pool_merges_the_checkpoints_of_mini8(world: World, tmp_path: Path) -> None:
+    (data,) = world.bin.parent.glob("lib/*/site-packages/pools_mini/data/experts")
+    base, one, two = (data / name for name in ("latin", "greek", "shapes"))
+    models = f"model_pool.models={{one: {one}, two: {two}}}"
+    world.run(
+        *("fuse", "run", "--algo", "simple-average", "--pool", "try-model-pool", "-o", "merged"),
+        *("--set", f"model_pool.base={base}", "--set", models),
+        cwd=tmp_path,
+    )
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_the_command_is_shown_and_reads_a_merge(world: World, tmp_path: Path) -> None:
+    pool = ("--pool", "mini8", "--set", "model_pool.tasks=[shapes]", "--no-eval")
+    world.run("fuse", "run", "--algo", "simple-average", *pool, "-o", "merged", cwd=tmp_path)
+    assert "try-command" in world.run("fuse", "--help", cwd=tmp_path)
+    out = world.run("fuse", "try-command", "merged", cwd=tmp_path)
+    assert out == "algorithm: simple-average\nmodel_pool: mini8\n"
+
+
+def test_the_task_pool_measures_the_models_of_mini8(world: World, tmp_path: Path) -> None:
+    out = world.run(
+        *("fuse", "run", "--algo", "simple-average", "--pool", "mini8", "-o", "merged", "--json"),
+        *("--task-pool", "try-task-pool", "--set", "model_pool.tasks=[shapes, latin]"),
+        cwd=tmp_path,
+    )
+    assert set(json.loads(out)["report"]["tasks"]) == {"stripes", "blots"}
+
+
+def test_style_and_types_are_clean(world: World) -> None:
+    for home in map(world.home, Kind):
+        tool("ruff", "check", "--no-cache", ".", cwd=home)
+        tool("ruff", "format", "--check", "--no-cache", ".", cwd=home)
+        cache = f"--cache-dir={ROOT / '.mypy_cache'}"  # where `checks` has analysed torch already
+        tool("mypy", cache, "src", "tests", cwd=home, MYPYPATH="src")
+
+
+def tool(name: str, *arguments: str, cwd: Path, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", name, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- the shape of a plugin ----------------------------------------------------------------------
+
+
+def shape(files: Mapping[str, Any] | Path, package: str) -> set[str]:
+    return {each.format(package=package) for each in COMMON} - {
+        path.relative_to(files).as_posix() for path in Path(files).rglob("*")
+    }
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
+def test_plugins_of_this_repository_have_the_shape_of_the_skeleton(plugin: Path) -> None:
+    assert shape(plugin, plugin.name.replace("-", "_")) == set()
+    ours = tomllib.loads((plugin / "pyproject.toml").read_text(encoding="utf-8"))
+    assert list(ours["project"]["entry-points"]) == ["fusion_core.plugins"]
+    (module,) = ours["project"]["entry-points"]["fusion_core.plugins"].values()
+    assert module == f"{plugin.name.replace('-', '_')}.plugin"
+    assert "fusion-plugin" in ours["project"]["keywords"]
+    assert ours["project"]["requires-python"] == ">=3.11"
+    requirement = f"fusion-core{core_range('0.1.0')}"
+    assert requirement in ours["project"]["dependencies"]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_skeleton_itself_has_it(tmp_path: Path, kind: Kind) -> None:
+    home = write_plugin(NAMES[kind], kind, tmp_path / "x")
+    assert shape(home, NAMES[kind].replace("-", "_")) == set()
+
+
+def test_its_rules_of_style_are_ours(tmp_path: Path) -> None:
+    home = write_plugin("fusion-x", Kind.ALGORITHM, tmp_path / "x")
+    theirs = tomllib.loads((home / "pyproject.toml").read_text())["tool"]
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert theirs["ruff"]["lint"]["select"] == ours["ruff"]["lint"]["select"] == ["ALL"]
+    assert set(theirs["ruff"]["lint"]["ignore"]) <= set(ours["ruff"]["lint"]["ignore"])
+    assert theirs["ruff"]["line-length"] == ours["ruff"]["line-length"]
+    assert theirs["mypy"]["strict"] is True
+    assert theirs["mypy"] == {k: v for k, v in ours["mypy"].items() if k != "overrides"}
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "distribution", "package", "component", "class_name"),
+    [
+        ("fusion-median", "fusion-median", "fusion_median", "median", "Median"),
+        ("Fusion_Geo.Median", "fusion-geo-median", "fusion_geo_median", "geo-median", "GeoMedian"),
+        ("pools-birds", "pools-birds", "pools_birds", "birds", "Birds"),
+        ("acme-drop", "acme-drop", "acme_drop", "acme-drop", "AcmeDrop"),
+        ("fusion-2bit", "fusion-2bit", "fusion_2bit", "2bit", "The2bit"),
+    ],
+)
+def test_everything_is_called_after_the_distribution(
+    given: str, distribution: str, package: str, component: str, class_name: str
+) -> None:
+    names = Names.of(given)
+    found = (names.distribution, names.package, names.component, names.class_name)
+    assert found == (distribution, package, component, class_name)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "no name of a distribution"),
+        ("-x", "no name of a distribution"),
+        ("a b", "no name of a distribution"),
+        ("../x", "no name of a distribution"),
+        ("2bit", "cannot be imported"),
+        ("class", "cannot be imported"),
+        ("torch", "there is one already"),
+        ("fusion-core", "there is one already"),
+    ],
+)
+def test_names_that_cannot_work_are_refused(tmp_path: Path, name: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        write_plugin(name, Kind.ALGORITHM, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    home = write_plugin("fusion-x", Kind.ALGORITHM, tmp_path / "deep" / "x")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="there already"):
+        write_plugin("fusion-y", Kind.TASK_POOL, home)
+    assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert [path.name for path in home.parent.iterdir()] == ["x"]
+
+
+def test_the_command_says_what_comes_next(run_fuse: Callable[..., Any], tmp_path: Path) -> None:
+    out = run_fuse("new-plugin", "fusion-median").stdout
+    assert out.startswith("written: fusion-median\n")
+    assert "pip install -e ." in out
+    assert (tmp_path / "fusion-median" / "src" / "fusion_median" / "method.py").is_file()
+    again = run_fuse("new-plugin", "fusion-median", code=7)
+    assert (again.stdout, "is there already" in again.stderr) == ("", True)
+
+
+def test_a_name_that_a_plugin_has_already_is_pointed_out(run_fuse: Callable[..., Any]) -> None:
+    err = run_fuse("new-plugin", "fusion-checkpoints", "--kind", "model-pool").stderr
+    assert "warning: fusion-core/checkpoints has the name 'checkpoints', too" in err
+    assert run_fuse("new-plugin", "pools-checkpoints").stderr == ""  # another kind
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("0.1.0", ">=0.1,<0.2"), ("0.2.3.dev1", ">=0.2,<0.3"), ("1.4.0rc1", ">=1.4,<1.5")],
+)
+def test_the_range_of_the_core_is_its_minor_version(version: str, expected: str) -> None:
+    assert core_range(version) == expected

@@ -1,0 +1,58 @@
+"""The house as the linter keeps it, as the page describes it, and without a circle."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "fusion_core"
+
+
+def floors() -> list[set[str]]:
+    """Return the rooms of each floor, from the top, as the linter's contract has them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(each["layers"] for each in contracts if each.get("containers") == ["fusion_core"])
+    return [{room.strip() for room in layer.split("|")} for layer in layers]
+
+
+def test_the_page_has_the_floors_of_the_contract() -> None:
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
+    table = page.split("## Rooms and floors")[1].split("|---|---|\n")[1].split("\n\n")[0]
+    shown = [
+        {name.strip("` ") for name in row.split("|")[1].split(",")} for row in table.split("\n")
+    ]
+    assert shown == floors()
+
+
+def test_a_room_is_a_folder_and_few_files_stand_beside_them() -> None:
+    files = {path.stem for path in CORE.glob("*.py")} - {"__init__"}
+    assert len(files) <= 4
+    assert {room for floor in floors() for room in floor} == files | {
+        path.parent.name for path in CORE.glob("*/__init__.py")
+    }
+
+
+def modules() -> dict[str, ast.Module]:
+    paths = {path.relative_to(ROOT).with_suffix(""): path for path in CORE.rglob("*.py")}
+    named = {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
+    return {name: ast.parse(path.read_text()) for name, path in named.items()}
+
+
+def imported_by(name: str, tree: ast.Module, known: set[str]) -> set[str]:
+    """Return the modules that one imports, inside functions and for type checking included."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in known:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & known) or {node.module}
+    return found - {name}
+
+
+def test_no_modules_need_each_other() -> None:
+    trees = modules()
+    graph = {name: imported_by(name, tree, {*trees}) for name, tree in trees.items()}
+    assert len([*TopologicalSorter(graph).static_order()]) == len(trees)  # raises for a circle

@@ -1,0 +1,490 @@
+"""The conformance suites: they pass what is sound, catch what is not, and say what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any, ClassVar
+from xml.etree import ElementTree as ET
+
+import pytest
+import torch
+
+from fusion_core import ExecutorSpec, ModelPoolSpec, TaskPoolSpec, builtin, testing
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.testing import (
+    AlgorithmSuite,
+    ExecutorSuite,
+    ModelPoolSuite,
+    TaskPoolSuite,
+    TinyTasks,
+    tiny_pool,
+)
+from fusion_core.testing._compare import differing_bytes, differing_values
+from fusion_core.testing._models import MODELS, tiny_model
+from fusion_core.weights import StateDictSource, materialise, staged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from conftest import Site
+
+
+# --- the core's own pool ------------------------------------------------------------------------
+
+_UNKNOWN_CLASS = "the pool does not know which class its files belong to"
+
+
+class TestCheckpointsOnDisk(ModelPoolSuite):
+    expected_failures: ClassVar[dict[str, str]] = dict.fromkeys(
+        [
+            "test_a_live_model_has_the_weights",
+            "test_a_live_model_has_the_weights_that_it_is_built_from",
+            "test_live_models_are_independent",
+            "test_building_refuses_what_does_not_fit",
+            "test_building_leaves_global_state_alone",
+            "test_a_merge_is_a_model_of_the_pool",
+        ],
+        _UNKNOWN_CLASS,
+    )
+
+    @pytest.fixture
+    def spec(self) -> ModelPoolSpec:
+        (found,) = builtin.fusion_register_model_pools()
+        return found
+
+    @pytest.fixture
+    def options(self, tmp_path: Path) -> Mapping[str, Any]:
+        for seed, name in enumerate(("base", "x", "y")):
+            source = StateDictSource(tiny_model("mlp", seed=seed).state_dict())
+            with staged(tmp_path / name, overwrite=False) as staging:
+                materialise(source, staging, shard_size=2000)
+                staging.commit(overwrite=False)
+        models = {name: str(tmp_path / name) for name in ("x", "y")}
+        return {"base": str(tmp_path / "base"), "models": models}
+
+
+class TestLiveCheckpoints(ModelPoolSuite):
+    expected_failures: ClassVar[dict[str, str]] = {
+        "test_options_survive_a_recipe": "a live model cannot be written into a recipe"
+    }
+
+    @pytest.fixture
+    def spec(self) -> ModelPoolSpec:
+        (found,) = builtin.fusion_register_model_pools()
+        return found
+
+    @pytest.fixture(params=list(MODELS))
+    def options(self, request: pytest.FixtureRequest) -> Mapping[str, Any]:
+        config = tiny_pool(request.param).config
+        return {"base": config.base, "models": config.models}
+
+
+# --- the core's own executors -------------------------------------------------------------------
+
+
+class TestExecutors(ExecutorSuite):
+    @pytest.fixture(params=["serial", "threads"])
+    def spec(self, request: pytest.FixtureRequest) -> ExecutorSpec:
+        return load_plugins().find(ExecutorSpec, request.param).spec
+
+
+# --- planted faults -----------------------------------------------------------------------------
+
+PLUGIN = """
+    from fusion_core import AlgorithmSpec, ModelPoolSpec, hookimpl
+
+    METHODS = {
+        "sound": "Sound", "mutated-input": "MutatedInput", "wrong-dtype": "WrongDtype",
+        "global-rng": "GlobalRng", "order-dependence": "OrderDependence",
+        "dropped-buffer": "DroppedBuffer", "cut-dependence": "CutDependence",
+        "silent-nan": "SilentNan", "written-piece": "WrittenPiece", "global-seed": "GlobalSeed",
+    }
+
+    @hookimpl
+    def fusion_register_algorithms():
+        for name, target in METHODS.items():
+            yield AlgorithmSpec(
+                name=name, summary="Planted.", target=f"faulty_methods:{target}",
+                config="fusion_core.recipe.config:ComponentConfig",
+            )
+        yield AlgorithmSpec(
+            name="unknown-option", summary="Planted.", target="faulty_methods:UnknownOption",
+            config="faulty_options:Careless",
+        )
+        yield AlgorithmSpec(
+            name="no-such-option", summary="Planted.", target="faulty_methods:Sound",
+            config="fusion_core.recipe.config:ComponentConfig",
+            needs_tasks="unlabeled", needs_tasks_unless="coefficients",
+        )
+
+    @hookimpl
+    def fusion_register_model_pools():
+        yield ModelPoolSpec(
+            name="missing-key", summary="Planted.", target="faulty_methods:MissingKey",
+            config="fusion_core.recipe.config:ComponentConfig",
+        )
+"""
+
+OPTIONS = """
+    from pydantic import ConfigDict
+    from fusion_core import ComponentConfig
+
+    class Careless(ComponentConfig):
+        model_config = ConfigDict(extra="ignore")
+"""
+
+METHODS = """
+    import copy
+    import torch
+    from fusion_core import Algorithm, ComponentConfig, ModelPool, TensorwiseAlgorithm
+    from fusion_core.testing import tiny_pool
+    from fusion_core.weights import StateDictSource, in_order
+    from faulty_options import Careless
+
+    def mean(piece):
+        return in_order(piece.experts) / len(piece.experts)
+
+    class Sound(TensorwiseAlgorithm):
+        config_class = ComponentConfig
+        def merge(self, piece):
+            return mean(piece)
+
+    class UnknownOption(Sound):
+        config_class = Careless
+
+    class WrongDtype(Sound):
+        def merge(self, piece):
+            return mean(piece).half()
+
+    class GlobalRng(Sound):
+        def merge(self, piece):
+            return mean(piece) + 1e-6 * torch.rand_like(piece.experts[0])
+
+    class GlobalSeed(Sound):
+        def merge(self, piece):
+            torch.manual_seed(0)
+            return mean(piece)
+
+    class WrittenPiece(Sound):
+        def merge(self, piece):
+            return piece.experts.div_(len(piece.experts)).sum(dim=0)
+
+    class OrderDependence(Sound):
+        def merge(self, piece):
+            first, *others = piece.experts
+            return mean(piece) + 0.01 * (first - mean(piece))
+
+    class CutDependence(Sound):
+        def merge(self, piece):
+            return piece.experts.mean(dim=0)
+
+    class Whole(Algorithm):
+        config_class = ComponentConfig
+        def run(self, pool, context):
+            states = [each.state_dict() for each in pool.experts.values()]
+            names = self.names(states)
+            return StateDictSource({n: self.one(n, [s[n] for s in states]) for n in names})
+        def names(self, states):
+            return states[0]
+        def one(self, name, tensors):
+            if not tensors[0].is_floating_point():
+                return tensors[0]
+            wide = [each.double() for each in tensors]
+            if not all(each.isfinite().all() for each in wide):
+                from fusion_core.errors import WeightsError
+                raise WeightsError(f"{name} is not finite")
+            return (sum(wide) / len(wide)).to(tensors[0].dtype)
+
+    class DroppedBuffer(Whole):
+        def names(self, states):
+            return [name for name in states[0] if not name.endswith("num_batches_tracked")]
+
+    class SilentNan(Whole):
+        def one(self, name, tensors):
+            if not tensors[0].is_floating_point():
+                return tensors[0]
+            return super().one(name, [each.nan_to_num() for each in tensors])
+
+    class MutatedInput(Sound):
+        def run(self, pool, context):
+            for source in pool.experts.values():
+                for name, info in source.infos.items():
+                    if info.dtype.is_floating_point:
+                        source.tensor(name).mul_(0.5)
+            return super().run(pool, context)
+
+    class MissingKey(ModelPool):
+        config_class = ComponentConfig
+        def __init__(self, config):
+            super().__init__(config)
+            self._pool = tiny_pool("mlp")
+            self.base, self.experts = self._pool.base, self._pool.experts
+        def build(self, weights):
+            model = copy.deepcopy(self._pool.config.base)
+            model.load_state_dict(weights.state_dict(), strict=False)
+            return model
+"""
+
+HEAVY = """
+    import torch
+    from fusion_core import AlgorithmSpec, hookimpl
+
+    @hookimpl
+    def fusion_register_algorithms():
+        yield AlgorithmSpec(
+            name="heavy-import", summary="Planted.", target="faulty_methods:Sound",
+            config="fusion_core.recipe.config:ComponentConfig",
+        )
+"""
+
+TESTS = """
+    import pytest
+    from fusion_core.plugins.manager import load_plugins
+    from fusion_core.contracts.specs import ComponentSpec
+    from fusion_core.testing import AlgorithmSuite, ModelPoolSuite
+
+    NAMES = {each.spec.name: each.spec for each in load_plugins().components(ComponentSpec)}
+
+    def suite_of(name):
+        kind = ModelPoolSuite if name == "missing-key" else AlgorithmSuite
+        spec = pytest.fixture(lambda self: NAMES[name])
+        return type("Test_" + name.replace("-", "_"), (kind,), {"spec": spec})
+
+    for name, spec in NAMES.items():
+        if spec.summary == "Planted.":
+            globals()["Test_" + name.replace("-", "_")] = suite_of(name)
+"""
+
+CAUGHT_BY = {
+    "mutated_input": {"test_the_models_are_not_changed"},
+    "wrong_dtype": {"test_every_tensor_is_kept_in_its_dtype"},
+    "global_rng": {"test_global_state_is_not_changed", "test_the_seed_decides_everything"},
+    "global_seed": {"test_global_state_is_not_changed"},
+    "written_piece": {"test_pieces_are_not_written_into"},
+    "order_dependence": {"test_the_order_of_experts_does_not_matter"},
+    "dropped_buffer": {"test_every_tensor_is_kept_in_its_dtype"},
+    "heavy_import": {"test_listing_it_imports_nothing_heavy"},
+    "no_such_option": {"test_what_it_does_without_tasks_for_is_an_option"},
+    "unknown_option": {"test_an_unknown_option_is_refused"},
+    "cut_dependence": {"test_cuts_do_not_matter"},
+    "silent_nan": {"test_nan_in_an_expert_is_refused_by_name"},
+    "missing_key": {"test_building_refuses_what_does_not_fit"},
+}
+
+
+@pytest.fixture(scope="module")
+def planted(
+    tmp_path_factory: pytest.TempPathFactory, make_site: type[Site]
+) -> dict[str, dict[str, str]]:
+    """Run the checks that should catch something on every planted fault: class -> check -> text."""
+    root = tmp_path_factory.mktemp("planted")
+    (root / "site").mkdir()
+    files = {"faulty_methods.py": METHODS, "faulty_options.py": OPTIONS}
+    site = make_site(root / "site")
+    site.install("faulty-plugin", PLUGIN, requires=("fusion-core>=0.1,<0.2",), files=files)
+    site.install("heavy-plugin", HEAVY, requires=("fusion-core>=0.1,<0.2",))
+    return run_suites(root, TESTS, sorted(set().union(*CAUGHT_BY.values())))
+
+
+def run_suites(root: Path, tests: str, checks: list[str]) -> dict[str, dict[str, str]]:
+    """Run a test file in a process of its own; return what failed: class -> check -> message."""
+    (root / "test_planted.py").write_text(textwrap.dedent(tests))
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=found.xml"]
+    selected = ["-k", " or ".join(checks)] if checks else []
+    done = subprocess.run(
+        [sys.executable, *command, *selected, "test_planted.py"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (root / "found.xml").is_file(), done.stdout + done.stderr
+    found: dict[str, dict[str, str]] = {}
+    for case in ET.parse(root / "found.xml").iter("testcase"):
+        fault = case.attrib["classname"].rpartition(".")[2].removeprefix("Test_")
+        failed = found.setdefault(fault, {})
+        for failure in (*case.iter("failure"), *case.iter("error")):
+            failed[case.attrib["name"].partition("[")[0]] = failure.text or ""
+    return found
+
+
+@pytest.mark.parametrize("fault", CAUGHT_BY)
+def test_a_planted_fault_is_caught_by_the_checks_that_are_about_it(
+    planted: dict[str, dict[str, str]], fault: str
+) -> None:
+    assert planted[fault].keys() >= CAUGHT_BY[fault], planted[fault]
+
+
+def test_what_is_sound_passes(planted: dict[str, dict[str, str]]) -> None:
+    assert planted["sound"] == {}
+
+
+def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:
+    for failures in planted.values():
+        for text in failures.values():
+            assert re.search(r"\n\nTo mend it: \w", text), text
+            assert "Traceback" not in text
+
+
+# --- the rules of suites ------------------------------------------------------------------------
+
+
+def test_a_check_cannot_be_overridden() -> None:
+    with pytest.raises(TypeError, match=r"overrides the check 'test_tied_tensors_stay_tied'"):
+
+        class Sly(AlgorithmSuite):
+            def test_tied_tensors_stay_tied(self) -> None:  # type: ignore[override]
+                pass
+
+
+def test_not_even_from_the_side() -> None:
+    class Aside:
+        def test_tied_tensors_stay_tied(self) -> None:
+            pass
+
+    with pytest.raises(TypeError, match="Aside overrides the check"):
+        type("Sly", (Aside, AlgorithmSuite), {})
+
+
+def test_an_expected_failure_names_a_check_and_a_reason() -> None:
+    with pytest.raises(TypeError, match=r"names no check: 'test_tied_tensors_stay'; did you mean"):
+        type("Odd", (AlgorithmSuite,), {"expected_failures": {"test_tied_tensors_stay": "why"}})
+    with pytest.raises(TypeError, match="must say why"):
+        type("Odd", (TaskPoolSuite,), {"expected_failures": {"test_metrics_are_fractions": " "}})
+
+
+def test_own_tests_may_be_added_and_refined() -> None:
+    class Own(AlgorithmSuite):
+        def test_mine(self) -> str:
+            return "mine"
+
+    class Refined(Own):
+        def test_mine(self) -> str:
+            return "refined"
+
+    assert Refined().test_mine() == "refined"
+
+
+EXPECTING = """
+    import pytest
+    from fusion_core.plugins.manager import load_plugins
+    from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.testing import AlgorithmSuite
+
+    CHECK = "test_the_order_of_experts_does_not_matter"
+
+    class Base(AlgorithmSuite):
+        expected_failures = {CHECK: "experts have roles"}
+
+    class Test_told(Base):
+        @pytest.fixture
+        def spec(self):
+            return load_plugins().find(AlgorithmSpec, "order-dependence").spec
+
+    class Test_stale(Base):
+        @pytest.fixture
+        def spec(self):
+            return load_plugins().find(AlgorithmSpec, "sound").spec
+
+    class Test_bare(AlgorithmSuite):
+        pass
+"""
+
+
+def test_expected_failures_are_strict(site: Site, tmp_path: Path) -> None:
+    files = {"faulty_methods.py": METHODS, "faulty_options.py": OPTIONS}
+    site.install("faulty-plugin", PLUGIN, files=files)
+    check = "test_the_order_of_experts_does_not_matter"
+    found = run_suites(tmp_path, EXPECTING, [check])
+    assert found["told"] == {}
+    assert "XPASS(strict)" in found["stale"][check]
+    assert "no fixture `spec`" in found["bare"][check]
+
+
+# --- tiny models and tasks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tiny_models_are_the_same_each_time_and_fit_tiny_tasks(model: str) -> None:
+    state = torch.get_rng_state()
+    one, two = tiny_pool(model), tiny_pool(model)
+    assert torch.equal(state, torch.get_rng_state())
+    for name, source in one.experts.items():
+        assert differing_bytes(source.state_dict(), two.experts[name].state_dict()) is None
+        assert differing_values(source.state_dict(), one.base.state_dict(), tolerance=1e-3)
+    metrics = TinyTasks().evaluate(one.build(one.base))
+    assert all(0 <= each["accuracy"] <= 1 for each in metrics.values())
+    other = tiny_pool(model, seed=1)
+    assert differing_values(one.base.state_dict(), other.base.state_dict(), tolerance=1e-3)
+
+
+def test_tiny_models_are_of_the_kinds_that_go_wrong() -> None:
+    transformer = tiny_model("transformer")
+    names = dict(transformer.named_parameters(remove_duplicate=False))
+    assert names["embedding.weight"] is names["output.weight"]
+    shapes = {tuple(each.shape) for each in transformer.state_dict().values()}
+    assert {(), (0, 4)} <= shapes
+    buffers = dict(tiny_model("convolution").named_buffers())
+    assert {each.dtype for each in buffers.values()} == {torch.float32, torch.int64}
+
+
+class TestTinyTasks(TaskPoolSuite):
+    expected_failures: ClassVar[dict[str, str]] = {
+        "test_the_plugin_is_installed": "no plugin registers what tests are made with",
+        "test_the_plugin_says_which_core_it_needs": "the same",
+        "test_listing_it_imports_nothing_heavy": "the same",
+        "test_batches_are_the_same_in_another_process": "it is made from names, not from options",
+    }
+
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        return TaskPoolSpec(
+            name="tiny",
+            summary="What tests are made with.",
+            target="fusion_core.testing._tasks:TinyTasks",
+            config="fusion_core.recipe.config:ComponentConfig",
+        )
+
+    @pytest.fixture
+    def make(self) -> Callable[[], TinyTasks]:
+        return TinyTasks
+
+    @pytest.fixture
+    def model(self) -> torch.nn.Module:
+        return tiny_model("transformer")
+
+
+# --- fixtures and names -------------------------------------------------------------------------
+
+
+def test_the_fixtures_are_there_without_being_asked_for(
+    make_tiny_pool: Callable[..., Any], tiny_tasks: TinyTasks, run_fuse: Callable[..., Any]
+) -> None:
+    assert list(make_tiny_pool("mlp", experts=2).experts) == ["a", "b"]
+    assert list(tiny_tasks.names) == ["a", "b", "c"]
+    assert run_fuse("--version").stdout.startswith("fuse ")
+    with pytest.raises(pytest.fail.Exception, match="exit code 2"):
+        run_fuse("run", "--no-such-flag")
+
+
+def test_a_session_that_uses_no_fixture_does_not_pay_for_them() -> None:
+    code = "import sys, fusion_core.testing.fixtures; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "pydantic", "numpy"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", testing.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(testing, name) is not None
+    assert name in dir(testing)
+
+
+def test_other_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = testing.nonsense  # type: ignore[attr-defined]

@@ -1,0 +1,607 @@
+"""What is left after a crash at any place, a failing disk at any call, a race, a full disk.
+
+`FUSION_FAULTS=nightly` (`nox -s faults`) runs the larger sizes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from signed import sign, statement_of
+
+from fusion_core import run_fusion
+from fusion_core.errors import DiskError, OutputError
+from fusion_core.planning.plan import RunOptions
+from fusion_core.weights import CheckpointSource, StateDictSource, materialise, staged
+from fusion_core.weights.writing import _fault as fault
+from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing import workplace
+from fusion_core.weights.writing._journal import Journal
+from fusion_core.weights.writing.workplace import workplaces_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+pytestmark = pytest.mark.plugins
+
+NIGHTLY = os.environ.get("FUSION_FAULTS") == "nightly"
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a working directory, in memory where there is one: syncing is not what takes time."""
+    shared = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(dir=shared)) if shared.is_dir() else tmp_path
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(follower, "BATCH_BYTES", 1)  # journal every tensor
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def inputs(place: Path, models: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
+    (place / "in").mkdir()
+    for name, state in models.items():
+        save_file(state, place / "in" / f"{name}.safetensors")
+    names = [each for each in models if each != "base"]
+    experts = {name: f"in/{name}.safetensors" for name in names}
+    return {"base": "in/base.safetensors", "models": experts}
+
+
+def files_in(directory: Path) -> Files:
+    """Return what a run wrote; of the provenance, what two equal runs have in common."""
+    found = {each.name: each.read_bytes() for each in directory.iterdir()}
+    if "provenance.json" in found:
+        statement = json.loads(found["provenance.json"])
+        del statement["timings"]
+        found["provenance.json"] = json.dumps(statement).encode()
+    return found
+
+
+# --- crashes ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def at_place(number: int, stop: Callable[[], None]) -> Iterator[list[str]]:
+    """Call `stop` at the place with this number; yields the names of those reached."""
+    reached: list[str] = []
+    lock = threading.Lock()
+
+    def listen(name: str) -> None:
+        with lock:
+            reached.append(name)
+            is_the_one = len(reached) == number
+        if is_the_one:
+            stop()
+
+    fault.listener, before = listen, fault.listener
+    try:
+        yield reached
+    finally:
+        fault.listener = before
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Run an action in a child process; returns its exit code, negative if a signal ended it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # this process has no other threads
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        except BaseException:  # noqa: BLE001 - the parent only sees the code
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_at(number: int, action: Callable[[], object]) -> bool:
+    """Run an action in a child that is killed at a place; False if it came to its end before."""
+
+    def child() -> None:
+        with at_place(number, kill_self):
+            action()
+
+    code = in_child(child)
+    assert code in {0, -signal.SIGKILL}
+    return code != 0
+
+
+@dataclass
+class Case:
+    """A run that can be repeated, and what it must lead to."""
+
+    place: Path
+    recipe: dict[str, Any]
+    replaces: bool
+    expected: Files = field(default_factory=dict)
+    before: Files = field(default_factory=dict)
+
+    def run(self, *, resume: bool = True, output: str = "out") -> None:
+        options = RunOptions(executor="serial", overwrite=self.replaces, resume=resume)
+        run_fusion(
+            {**self.recipe, "output": {**self.recipe["output"], "path": output}}, options=options
+        )
+
+    def reset(self) -> None:
+        """Make everything as it was before the first run."""
+        for each in self.place.iterdir():
+            if each.name != "in":
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if self.replaces:
+            (self.place / "out").mkdir()
+            (self.place / "out" / "old").write_text("as it was")
+            sign(self.place / "out")
+            self.before = files_in(self.place / "out")
+
+    @property
+    def found(self) -> Files:
+        """What another program sees."""
+        return files_in(self.place / "out") if (self.place / "out").exists() else {}
+
+    def check_after_a_crash(self) -> None:
+        """Nobody sees half a model, except where a directory cannot be replaced in one step."""
+        in_between = {} if any(self.place.glob(".out.fuse-*/old")) else self.before
+        assert self.found in (self.before, self.expected, in_between)
+
+    def check_finished(self) -> None:
+        assert self.found == self.expected
+        assert sorted(each.name for each in self.place.iterdir()) == ["in", "out"]
+
+    def go_on(self) -> bool:
+        """Resume, as a user would; False if all but the cleaning up had been done before."""
+        try:
+            self.run()
+        except OutputError:
+            assert not self.replaces
+            assert self.found == self.expected
+            return False
+        return True
+
+    def finish(self) -> None:
+        """Go on until the end."""
+        if not self.go_on():
+            clean(self.place)
+        self.check_finished()
+
+
+def clean(place: Path) -> None:
+    from fusion_core.weights.writing.leftovers import leftovers
+
+    assert all(each.remove() for each in leftovers(place))
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "task-arithmetic": {"name": "task-arithmetic", "scale": 0.3},
+    "ties-model": {"name": "ties", "density": 0.3, "scope": "model"},
+    "ties-tensor": {"name": "ties", "density": 0.3, "scope": "tensor"},
+}
+SHARDS = {"single": 10**9, "sharded": 150}
+OUTPUTS = ("new", "replaced at once", "replaced in two steps")
+ALL = list(itertools.product(ALGORITHMS, SHARDS, OUTPUTS))
+FEW = [
+    ("ties-model", "sharded", "new"),
+    ("task-arithmetic", "single", "replaced at once"),
+    ("ties-tensor", "sharded", "replaced in two steps"),
+    ("ties-tensor", "single", "new"),
+    ("ties-model", "single", "replaced in two steps"),
+]
+
+
+@pytest.fixture
+def case(
+    request: pytest.FixtureRequest,
+    place: Path,
+    inputs: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Case:
+    algorithm, shards, output = request.param
+    if output == "replaced in two steps":
+        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+    recipe = {
+        "algorithm": ALGORITHMS[algorithm],
+        "model_pool": {"name": "checkpoints", **inputs},
+        "output": {"shard_size": SHARDS[shards]},
+    }
+    made = Case(place, recipe, replaces=output != "new")
+    made.run(resume=False, output="once")
+    made.expected = files_in(place / "once")
+    return made
+
+
+@pytest.mark.parametrize("case", ALL if NIGHTLY else FEW, indirect=True, ids="-".join)
+def test_a_killed_run_is_resumed_to_the_same_bytes(case: Case) -> None:
+    """Killed at every place that there is, one after the other."""
+    kills = 0
+    for number in itertools.count(1):
+        case.reset()
+        if not killed_at(number, lambda: case.run(resume=False)):
+            break
+        kills += 1
+        case.check_after_a_crash()
+        case.finish()
+    case.check_finished()  # of the run that nobody killed
+    assert kills >= 35
+
+
+@pytest.mark.parametrize("case", ALL if NIGHTLY else FEW[:1], indirect=True, ids="-".join)
+def test_a_resumed_run_may_be_killed_again(case: Case) -> None:
+    """One to five kills in a row, at places drawn by chance."""
+    chance = random.Random(7)
+    for _ in range(45 if NIGHTLY else 12):
+        case.reset()
+        for _ in range(chance.randint(1, 5)):
+            killed_at(chance.randint(1, 60), case.go_on)
+            case.check_after_a_crash()
+        case.finish()
+
+
+@pytest.mark.parametrize("case", FEW[:1], indirect=True, ids="-".join)
+def test_a_torn_or_foreign_journal_only_costs_time(case: Case) -> None:
+    """Cut at many a byte, and with tensors that have changed since they were recorded."""
+    case.reset()
+    assert killed_at(30, lambda: case.run(resume=False))
+    (left,) = workplaces_in(case.place)
+    assert len(Journal(left.journal).tensors) >= 3
+    content = left.journal.read_bytes()
+    kept = case.place / "in" / "kept"
+    shutil.copytree(left.path, kept)
+    for length in range(0, len(content), 1 if NIGHTLY else 20):
+        case.reset()
+        shutil.copytree(kept, left.path)
+        left.journal.write_bytes(content[:length] + b"\x00\xff"[: length % 3])
+        for shard in left.model.glob("*.safetensors"):
+            shard.write_bytes(bytes(len(shard.read_bytes())))
+        case.finish()
+
+
+def test_an_interrupt_at_any_place_leaves_one_of_two(place: Path) -> None:
+    """In this thread or another; resumed, and interrupted again at one of the first places."""
+    write(place / "once", resume=False)
+    expected = files_in(place / "once")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for second in (None, 1, 2, 4):
+        for number in itertools.count(1):
+            with contextlib.suppress(KeyboardInterrupt), at_place(number, interrupt) as reached:
+                write(place / "out", resume=False)
+            if second is not None and not (place / "out").exists():
+                with contextlib.suppress(KeyboardInterrupt), at_place(second, interrupt):
+                    write(place / "out", resume=True)
+            if not (place / "out").exists():
+                write(place / "out", resume=True)
+            assert files_in(place / "out") == expected
+            clean(place)
+            assert sorted(os.listdir(place)) == ["once", "out"]
+            shutil.rmtree(place / "out")
+            if len(reached) < number:
+                break
+        assert number > 30
+
+
+# --- a failing disk -----------------------------------------------------------------------------
+
+FUNCTIONS = (
+    "open",
+    "posix_fallocate",
+    "pwrite",
+    "fdatasync",
+    "fsync",
+    "mkdir",
+    "rename",
+    "replace",
+    "unlink",
+)
+CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
+
+STATE = {
+    "a": torch.arange(300.0).reshape(30, 10),
+    "b": torch.arange(7.0).bfloat16(),
+    "n": torch.tensor(5),
+    "empty": torch.zeros(0, 3),
+    "z": torch.arange(300.0).half(),
+}
+
+
+def write(output: Path, *, resume: bool, overwrite: bool = False) -> None:
+    with staged(output, overwrite=overwrite, plan=b"{}", resume=resume) as staging:
+        materialise(StateDictSource(STATE), staging, shard_size=700)
+        staging.add("config.json", b"{}")
+        files = sorted(os.listdir(staging.directory))
+        staging.add("provenance.json", json.dumps(statement_of(*files)).encode())
+        staging.commit(overwrite=overwrite)
+
+
+class Fault:
+    """Lets the Nth call of a function of `os` fail, and those after it where it `lasts`."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, function: str, nth: int, error: OSError, *, lasts: bool
+    ) -> None:
+        self.fired = False
+        calls, real = itertools.count(1), getattr(os, function)
+
+        def call(*given: Any, **keys: Any) -> Any:
+            number = next(calls)
+            if number == nth or (lasts and number > nth):
+                self.fired = True
+                raise error
+            return real(*given, **keys)
+
+        patch.setattr(os, function, call)
+
+
+class Target:
+    """An output on a disk that fails, new or to be replaced."""
+
+    def __init__(self, place: Path, *, overwrite: bool) -> None:
+        self.output = place / "here" / "out"
+        self.overwrite = overwrite
+        self.before: Files = {}
+        write(place / "once", resume=False)
+        self.expected = files_in(place / "once")
+
+    def reset(self) -> None:
+        shutil.rmtree(self.output.parent, ignore_errors=True)
+        if self.overwrite:
+            self.output.mkdir(parents=True)
+            (self.output / "old").write_text("as it was")
+            sign(self.output)
+            self.before = files_in(self.output)
+
+    def write(self, *, resume: bool = False) -> None:
+        write(self.output, resume=resume, overwrite=self.overwrite)
+
+    @property
+    def found(self) -> Files:
+        return files_in(self.output) if self.output.exists() else {}
+
+    def check(self, outcome: DiskError | None, code: int) -> None:
+        """After a fault: an error that says what to do, and the output as before or complete."""
+        if outcome is None:  # nothing needed that call
+            assert self.found == self.expected
+            return
+        assert outcome.exit_code == 6
+        assert os.strerror(code) in outcome.message
+        if "read back" not in outcome.message:
+            assert ("bytes are free" in str(outcome)) == (code in {errno.ENOSPC, errno.EDQUOT})
+        aside = any(self.output.parent.glob(".out.fuse-*/old"))
+        assert self.found in (self.before, self.expected) or (aside and not self.output.exists())
+
+    def resume(self) -> None:
+        if self.overwrite or self.found != self.expected:
+            self.write(resume=True)
+        else:
+            clean(self.output.parent)
+        assert self.found == self.expected
+        assert os.listdir(self.output.parent) == ["out"]
+
+
+@pytest.mark.parametrize("lasts", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("output", OUTPUTS if NIGHTLY else OUTPUTS[::2])
+def test_a_failing_disk_is_said_and_the_run_resumed(
+    place: Path, output: str, *, lasts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call of every function, with every errno."""
+    if output == "replaced in two steps":
+        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+    target = Target(place, overwrite=output != "new")
+    cases = 0
+    for function, code in itertools.product(FUNCTIONS, CODES):
+        for nth in itertools.count(1):
+            target.reset()
+            with pytest.MonkeyPatch.context() as patch:
+                fault = Fault(patch, function, nth, OSError(code, os.strerror(code)), lasts=lasts)
+                outcome = None
+                try:
+                    target.write()
+                except DiskError as error:
+                    outcome = error
+            try:
+                target.check(outcome, code)
+                target.resume()
+            except BaseException as error:
+                error.add_note(f"after call {nth} of {function}: {os.strerror(code)}")
+                raise
+            if not fault.fired:
+                break
+            cases += 1
+        is_unused = function == "rename" and output == "replaced at once"
+        assert (nth == 1) == is_unused, f"{function} was called {nth - 1} times"
+    assert cases >= 120
+
+
+def test_what_could_not_be_synced_is_never_recorded(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reports it once; the next sync of the same file would succeed."""
+    recorded: list[str] = []
+    add = Journal.add
+
+    def noted(journal: Journal, tensors: dict[str, str]) -> None:
+        recorded.append("failed" if fault.fired else "synced")
+        add(journal, tensors)
+
+    monkeypatch.setattr(Journal, "add", noted)
+    for nth in itertools.count(1):
+        recorded.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            fault = Fault(patch, "fdatasync", nth, OSError(errno.EIO, "broken"), lasts=False)
+            with contextlib.suppress(DiskError):
+                write(place / f"out{nth}", resume=False)
+        assert (place / f"out{nth}").exists() == (not fault.fired)
+        assert "failed" not in recorded
+        if not fault.fired:
+            break
+    assert nth > 6
+    assert recorded.count("synced") >= 2
+
+
+@pytest.mark.parametrize("most", [1, 7, 64, 1000])
+def test_short_writes_are_continued(
+    place: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    write(place / "expected", resume=False)
+    real, chance = os.pwrite, random.Random(most)
+    monkeypatch.setattr(
+        os, "pwrite", lambda fd, data, at: real(fd, data[: chance.randint(1, most)], at)
+    )
+    for attempt in range(25):
+        write(place / f"out{attempt}", resume=False)
+        assert files_in(place / f"out{attempt}") == files_in(place / "expected")
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+FULL = """
+import subprocess, sys
+from pathlib import Path
+import torch
+from fusion_core.errors import DiskError
+from fusion_core.weights import StateDictSource, materialise, staged
+
+class Unread(StateDictSource):
+    def read(self, name, start, stop):
+        raise AssertionError("a weight is read")
+
+disk = Path(sys.argv[1])
+source = Unread({"x": torch.zeros(4, 2**20)})
+for size in (1, 2, 4, 8):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", disk], check=True)
+    try:
+        with staged(disk / "out", plan=b"{}") as staging:
+            materialise(source, staging, shard_size=10**9)
+    except DiskError as error:
+        assert not list(disk.iterdir())
+        print(error.exit_code, error)
+    subprocess.run(["umount", disk], check=True)
+"""
+
+
+def test_a_full_disk_is_found_before_any_weight_is_read(tmp_path: Path) -> None:
+    """On file systems in memory of 1 to 8 MB, for 16 MB of weights."""
+    alone = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+    mount = [*alone, "mount", "-t", "tmpfs", "none", tmp_path]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("NOT TESTED: this system lets nobody but its administrator mount a tmpfs")
+    script = [*alone, sys.executable, "-c", FULL, tmp_path]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = re.findall(
+        r"6 .*No space left on device\n([\d,]+) bytes are needed, ([\d,]+) bytes are free",
+        done.stdout,
+    )
+    assert [int(needed.replace(",", "")) // 2**20 for needed, _ in said] == [16] * 4
+    free = [int(free.replace(",", "")) / 2**20 for _, free in said]
+    assert all(size / 2 < each <= size for each, size in zip(free, (1, 2, 4, 8), strict=True))
+
+
+# --- races --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_of_several_runs_on_one_output_one_wins(place: Path, count: int) -> None:
+    """The others learn at once by whom: the winner does not end before they all have."""
+    for attempt in range(35 if NIGHTLY else 7):
+        output = place / "deep" / f"out{attempt}"
+        told, tell = os.pipe()
+        go, start = os.pipe()
+        children = {}
+
+        def child(number: int, output: Path = output, told: int = told, go: int = go) -> None:
+            os.read(go, 1)
+            state = {"x": torch.full((5,), float(number))}
+            with staged(output, plan=str(number).encode()) as staging:
+                materialise(StateDictSource(state), staging, shard_size=10**9)
+                for _ in range(count - 1):
+                    os.read(told, 1)
+                staging.commit(overwrite=False)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for number in range(count):
+                pid = os.fork()
+                if pid == 0:
+                    compete(lambda number=number: child(number), tell, place / f"{number}")
+                children[pid] = number
+        os.write(start, b"!" * count)
+        with all_ending(children):
+            ended = [os.wait() for _ in children]
+        (winner,) = (pid for pid, status in ended if status == 0)
+        for pid, status in ended:
+            if pid == winner:
+                continue
+            assert os.waitstatus_to_exitcode(status) == 7
+            said = (place / str(children[pid])).read_text()
+            assert f"is being written by process {winner} on {socket.gethostname()}" in said
+        assert CheckpointSource(output).tensor("x").tolist() == [float(children[winner])] * 5
+        assert set(os.listdir(place / "deep")) == {f"out{n}" for n in range(attempt + 1)}
+        for descriptor in (told, tell, go, start):
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def all_ending(children: Iterable[int]) -> Iterator[None]:
+    """Fail, and end them, if children do not: a loser that waits for the winner waits for ever."""
+
+    def give_up(*_: object) -> None:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        pytest.fail("they wait for each other")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def compete(action: Callable[[], None], tell: int, said: Path) -> None:
+    """Run a competitor; one that loses says what it learned."""
+    code = 1
+    try:
+        action()
+        code = 0
+    except OutputError as error:
+        said.write_text(str(error))
+        code = error.exit_code
+        os.write(tell, b"!")
+    except BaseException:  # noqa: BLE001 - the parent only sees the code
+        traceback.print_exc()
+    finally:
+        os._exit(code)

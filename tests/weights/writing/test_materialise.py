@@ -1,0 +1,218 @@
+"""The engine on other processes: the same bytes, and clear words where it cannot be."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fusion_core import run_fusion
+from fusion_core.errors import DiskError, RecipeError, WorkerError
+from fusion_core.planning.plan import RunOptions
+from fusion_core.weights import (
+    CheckpointSource,
+    RenamedSource,
+    StateDictSource,
+    WeightSource,
+    materialise,
+    staged,
+)
+from fusion_core.weights.merging.execution import is_in_process
+from fusion_core.weights.source import held_in_memory
+from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing.workplace import workplaces_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from conftest import Site
+
+Models = dict[str, dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+@pytest.fixture
+def pool(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(1)
+    for name, state in models.items():
+        large = torch.randn(300, 1000, generator=generator)  # more than one block
+        save_file({**state, "large": large}, tmp_path / f"{name}.safetensors")
+    experts = {name: f"{tmp_path}/{name}.safetensors" for name in ("a", "b", "c")}
+    return {"name": "checkpoints", "base": f"{tmp_path}/base.safetensors", "models": experts}
+
+
+@pytest.fixture
+def spawning(site: Site, processes: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install a plugin that knows an executor of other processes: the same for every run."""
+    site.install(
+        "spawning",
+        """
+        from concurrent.futures import Executor
+        from fusion_core import ComponentConfig, ExecutorSpec, hookimpl
+
+        class Processes(Executor):
+            def submit(self, function, /, *given, **keys):
+                return POOL.submit(function, *given, **keys)
+
+        @hookimpl
+        def fusion_register_executors():
+            yield ExecutorSpec(
+                name="processes", summary="", target="spawning:make", config="spawning:Config"
+            )
+
+        class Config(ComponentConfig): ...
+
+        def make(config):
+            return Processes()
+        """,
+    )
+    monkeypatch.setattr(importlib.import_module("spawning"), "POOL", processes, raising=False)
+
+
+@pytest.mark.plugins
+@pytest.mark.usefixtures("spawning")
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"name": "task-arithmetic", "scale": 0.3},
+        {"name": "ties", "scope": "tensor"},
+        {"name": "ties", "scope": "model"},
+    ],
+    ids=lambda each: "-".join(map(str, each.values())),
+)
+def test_other_processes_write_the_same_bytes(
+    pool: dict[str, Any], tmp_path: Path, algorithm: dict[str, Any]
+) -> None:
+    for executor in ("threads", "processes"):
+        run_fusion(
+            algorithm=algorithm,
+            model_pool=pool,
+            output={"path": executor, "shard_size": 100_000},
+            options=RunOptions(executor=executor),
+        )
+    files = sorted(each.name for each in (tmp_path / "threads").iterdir())
+    assert len(files) > 3
+    assert sorted(each.name for each in (tmp_path / "processes").iterdir()) == files
+    for name in files:
+        if name != "provenance.json":
+            written = (tmp_path / "processes" / name).read_bytes()
+            assert written == (tmp_path / "threads" / name).read_bytes()
+
+
+@pytest.mark.plugins
+@pytest.mark.usefixtures("spawning")
+def test_models_in_memory_are_refused_by_name(models: Models, tmp_path: Path) -> None:
+    pool = {"base": models["base"], "models": {"a": models["a"]}}
+    with pytest.raises(RecipeError, match=r"base \(live\) is in this process's memory") as caught:
+        run_fusion(
+            algorithm="ties",
+            model_pool=pool,
+            output=tmp_path / "out",
+            options=RunOptions(executor="processes"),
+        )
+    assert "the Processes works in others" in str(caught.value)
+    assert not list(tmp_path.glob("*out*"))
+
+
+class Unpicklable(CheckpointSource):
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("cannot pickle a lock")
+
+
+def test_what_cannot_be_sent_is_refused(
+    pool: dict[str, Any], tmp_path: Path, processes: Executor
+) -> None:
+    with (
+        pytest.raises(RecipeError, match=r"cannot be sent .* cannot pickle a lock"),
+        staged(tmp_path / "out") as staging,
+    ):
+        source = Unpicklable("base.safetensors")
+        materialise(source, staging, shard_size=10**9, executor=processes)
+    assert not (tmp_path / "out").exists()
+
+
+class Killed(CheckpointSource):
+    """Ends the process that reads one of its tensors, as the system does when memory runs out."""
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        if name == "scale":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(name, start, stop)
+
+
+def test_a_worker_that_dies_ends_the_run_and_the_work_is_kept(
+    pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "BATCH_BYTES", 1)
+    engine = importlib.import_module("fusion_core.weights.writing.materialise")
+    monkeypatch.setattr(engine, "_WORTH_SENDING", 1)
+    with (
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes,
+        pytest.raises(WorkerError, match="worker of the ProcessPoolExecutor died") as caught,
+        staged(tmp_path / "out", plan=b"{}") as staging,
+    ):
+        source = Killed("base.safetensors")
+        materialise(source, staging, shard_size=10**9, executor=processes)
+    assert any("--resume" in note for note in caught.value.__notes__)
+    (left,) = workplaces_in(tmp_path)
+    assert left.can_be_resumed
+
+
+class Full(CheckpointSource):
+    """Takes the file to be written away from the worker that is about to write it."""
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        return super().read(name, start, stop)
+
+
+def test_a_disk_that_fails_in_a_worker_is_said_as_here(
+    pool: dict[str, Any], tmp_path: Path
+) -> None:
+    with (
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes,
+        pytest.raises(DiskError, match="cannot be written: File too large") as caught,
+        staged(tmp_path / "out") as staging,
+    ):
+        source = Full("base.safetensors")
+        materialise(source, staging, shard_size=10**9, executor=processes)
+    assert caught.value.hint
+
+
+def test_an_executor_may_say_where_it_works() -> None:
+    class Own(ThreadPoolExecutor):
+        in_process = False
+
+    assert is_in_process(ThreadPoolExecutor(1))
+    assert not is_in_process(Own(1))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_source_in_memory_is_found_at_any_depth(models: Models, depth: int) -> None:
+    live = StateDictSource(models["a"], label="a (live)")
+    source: WeightSource = live
+    for _ in range(depth):
+        source = RenamedSource(source, {name: name for name in source.infos})
+    assert held_in_memory(source) is live
+
+
+def test_a_source_on_disk_is_not_held_in_memory(pool: dict[str, Any]) -> None:
+    assert held_in_memory(CheckpointSource("base.safetensors")) is None

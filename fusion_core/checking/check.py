@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fusion_core import hub
 from fusion_core.checking._licences import conflicts, limits
 from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
 from fusion_core.planning.dtypes import dtype_of, stored_infos
-from fusion_core.weights import AlignedSource, RenamedSource
+from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
 from fusion_core.weights.merging.finite import BadTensor, bad_tensors
 from fusion_core.weights.reading.format import build_header
 from fusion_core.weights.writing.disk import free_bytes
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from fusion_core.planning.plan import Plan
-    from fusion_core.weights import WeightSource
 
 SCHEMA = 1
 
@@ -144,16 +145,28 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
 
 def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
     """Name what is read: of the reference everything, of experts what they have and is merged."""
-    reference, nested = plan.pool.reference, plan.nested
-    for name, source in plan.aligned.by_name.items():
+    models, nested = plan.pool.by_name, plan.nested
+    pool = plan.pool.with_sources({name: _Zeros(models[name]) for name in nested})
+    for name, source in pool.aligned(plan.resolved.recipe.alignment).by_name.items():
         if name in nested:
             yield from _read(nested[name], f"{prefix}{name}/")
-        elif plan.pool.by_name[name] is reference:
-            yield prefix + name, reference
+        elif models[name] is plan.pool.reference:
+            yield prefix + name, models[name]
         else:
             absent = source.missing if isinstance(source, AlignedSource) else frozenset()
             wanted = [each for each in source.infos if each not in absent | plan.skipped]
             yield prefix + name, RenamedSource(source, dict(zip(wanted, wanted, strict=True)))
+
+
+class _Zeros(WeightSource):
+    """Stands for a merge that a scan does not make: what differs from it is seen as it is."""
+
+    def __init__(self, place: WeightSource) -> None:
+        self.infos = place.infos
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return zeros."""
+        return torch.zeros(stop - start, dtype=self.infos[name].dtype)
 
 
 def _disk(plan: Plan) -> Disk:

@@ -42,7 +42,7 @@ def download(
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
-    from fusion_core.planning.downloads import pools_of, wanted_of
+    from fusion_core.planning.downloads import downloads_of, pools_of
     from fusion_core.recipe.text import check_own_kind, load_recipe, override
 
     names = {"model_pool": pool, "task_pool": task_pool}
@@ -52,7 +52,7 @@ def download(
     if "model_pool" not in sections:
         raise RecipeError("no pool to download", hint="Name one with --pool; see: fuse list pools")
     with hub.session(progress_for(quiet=quiet), again=True):
-        wanted = wanted_of(*pools_of(sections, plugins))
+        wanted = downloads_of(*pools_of(sections, plugins))
         size = hub.size_of(wanted)
         outlook = hub.check_room(size)
         if not quiet:

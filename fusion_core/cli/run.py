@@ -144,10 +144,10 @@ def run(
     if not quiet:
         print(f"tensors: {counted(plan.counts)}", file=sys.stderr)
     from fusion_core import hub
-    from fusion_core.running.run import execute, wanted
+    from fusion_core.running.run import execute
 
     with hub.session(plan.options.progress):
-        files = wanted(plan)
+        files = plan.downloads()
         if files and not quiet:
             print(hub.check_room(hub.size_of(files)), file=sys.stderr)
         result = execute(plan)

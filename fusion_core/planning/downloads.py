@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
 
 
-def wanted_of(pool: ModelPool[Any], tasks: TaskPool[Any] | None) -> list[hub.Wanted]:
+def downloads_of(pool: ModelPool[Any], tasks: TaskPool[Any] | None) -> list[hub.Wanted]:
     """Return everything that a run with these pools reads from the hub."""
     return [*pool.downloads(), *(() if tasks is None else tasks.downloads())]
 

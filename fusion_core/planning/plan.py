@@ -18,6 +18,7 @@ from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
+from fusion_core.planning.downloads import downloads_of
 from fusion_core.planning.dtypes import dtype_of, infos_of_merge
 from fusion_core.planning.needs import check_data, check_needs, check_tasks, sees_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
@@ -165,6 +166,10 @@ class Plan:
     def tasks_read(self) -> TaskPool[Any] | None:
         """The tasks, if anything looks at them."""
         return self.tasks if self.adapts or self.options.evaluate else None
+
+    def downloads(self) -> list[hub.Wanted]:
+        """Return what a run reads from the hub, sooner or later."""
+        return downloads_of(self.pool, self.tasks_read)
 
     def check_data(self) -> None:
         """Raise a `FusionError` naming plugin and task if data that is read later is not there."""

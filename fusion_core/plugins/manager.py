@@ -182,8 +182,7 @@ class PluginManager(pluggy.PluginManager):
     def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
         known = sorted({each for component in self.components(kind) for each in component.names})
         short = [each for each in known if "/" not in each]
-        meant = did_you_mean(name, known)
-        home = home_of(kind.kind, name)
+        meant, home = did_you_mean(name, known), home_of(kind.kind, name)
         if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
             meant = f"it comes with {home}: pip install {home}"
         lines = [meant or f"installed: {', '.join(short) or 'none'}"]

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 RECIPE = "recipe.yaml"
 
 #: Far from what a recipe of thousands of models or overrides takes.
-_LARGEST_YAML = 4 * 2**20
-_MOST_NODES = 1_000_000
+_LARGEST_YAML = 2**20
+_MOST_NODES = 100_000
 _DEEPEST = 100
 _LONGEST_INTEGER = 1_000
 _CLOSING = {"[": "]", "{": "}"}
@@ -44,7 +44,7 @@ _NOTHING = {"", "~", "null", "Null", "NULL"}
 def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
     """Parse YAML 1.2; `origin` names the text in errors."""
     if len(text) > _LARGEST_YAML:
-        raise RecipeError(f"{origin}: larger than 4 MiB, which no recipe is")
+        raise RecipeError(f"{origin}: larger than 1 MiB, which no recipe is")
     if _nesting(text) > _DEEPEST:
         raise RecipeError(f"{origin}: nested deeper than {_DEEPEST} brackets, as no recipe is")
     parser = YAML(typ="safe", pure=True)

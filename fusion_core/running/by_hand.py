@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.run import RunInfo
 from fusion_core.planning.plan import RunOptions, plan
-from fusion_core.running._context import context_of, ran, rounded_for, start_nested
+from fusion_core.running._context import prepare, round_for, run_algorithm
 from fusion_core.weights import SerialExecutor
 
 if TYPE_CHECKING:
@@ -23,8 +23,5 @@ def merge(algorithm: Algorithm[Any], models: ModelPool[Any] | Mapping[str, Any])
     Raises as that does. What the algorithm saves beside a model is dropped.
     """
     planned = plan({"algorithm": algorithm, "model_pool": models}, RunOptions(evaluate=False))
-    info, executor = RunInfo(planned.recipe, None), SerialExecutor()
-    start_nested(planned, info, executor, None)
-    pool = planned.pool.aligned(planned.resolved.recipe.alignment)
-    context = context_of(planned, info, executor, None)
-    return rounded_for(ran(planned.algorithm, pool, context), pool, planned)
+    pool, context = prepare(planned, RunInfo(planned.recipe, None), SerialExecutor(), None)
+    return round_for(planned, run_algorithm(planned, pool, context), pool)

@@ -17,7 +17,6 @@ from fusion_core.contracts.run import RunInfo, RunResult
 from fusion_core.errors import FusionError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.ranks import helps
-from fusion_core.planning.downloads import wanted_of
 from fusion_core.planning.plan import Plan, RunOptions, plan
 from fusion_core.recipe.text import load_recipe
 from fusion_core.running._context import notify, prepare, round_for, run_algorithm
@@ -132,15 +131,10 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
     return result, context.saw_tasks
 
 
-def wanted(plan: Plan) -> list[hub.Wanted]:
-    """Return what a run reads from the hub, sooner or later."""
-    return wanted_of(plan.pool, plan.tasks_read)
-
-
 def _download(plan: Plan) -> None:
     """Have everything here before any work is done: what the hub refuses then costs nothing."""
     with hub.session(plan.options.progress):
-        files = wanted(plan)
+        files = plan.downloads()
         if files and not helps():
             _ = plan.aligned  # from headers: it may all be in vain
             hub.check_room(hub.size_of(files))

@@ -143,6 +143,10 @@ def test_an_adapter_differs_from_the_merge_that_is_its_base(
         pool = {"base": base, "models": {"x": "x"}}
         run_fusion(algorithm="task-arithmetic", model_pool=pool, output=path)
     assert weights_of(tmp_path / "one-step") == weights_of(tmp_path / "two-steps")
+    save_file({name: value / 0 for name, value in whole.items()}, tmp_path / "x" / ADAPTER)
+    recipe = {"algorithm": "ties", "model_pool": {"base": inner, "models": {"x": "x"}}}
+    (found,) = scan(plan(recipe, RunOptions()))  # what the adapter itself holds
+    assert (found.model, found.tensor) == ("x", "layer.bias")
 
 
 def test_a_file_a_list_and_the_base_may_be_recipes(inner: dict[str, Any], tmp_path: Path) -> None:

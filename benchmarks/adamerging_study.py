@@ -128,7 +128,7 @@ def spectral(pool: ClipPool) -> Any:  # noqa: ANN401 - experts by name
     """Replace experts by base + their share of TSV-M (arXiv:2412.00081): the shares sum to it.
 
     Of every matrix each task vector keeps its largest singular directions, 1/K of them; all of them
-    together are then made orthogonal. Tensors that are no matrices keep 1/K of their task vectors.
+    together are then made orthogonal. Tensors that are not matrices keep 1/K of their task vectors.
     """
     base, count = pool.base.state_dict(), len(pool.experts)
     rows = {name: source.state_dict() for name, source in pool.experts.items()}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds
-    """Print a value as JSON; what is no character, in a path say, as JSON's own escape."""
+    """Print a value as JSON; what is not a character, in a path say, as JSON's own escape."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     print(text.encode(errors="backslashreplace").decode())
 

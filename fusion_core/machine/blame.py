@@ -33,7 +33,7 @@ def plugin_behind(error: BaseException) -> str | None:
 def forbid_exit() -> Iterator[None]:
     """Turn SystemExit into an error that names whose it is: exit 0 means that all was done.
 
-    A program's own handler of a signal may end it: that is no plugin's code.
+    A program's own handler of a signal may end it: that is not a plugin's code.
     """
     try:
         yield

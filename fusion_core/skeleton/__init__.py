@@ -62,7 +62,7 @@ class Names:
         names = cls(re.sub(r"[-_.]+", "-", name).lower())
         problem = None
         if not _DISTRIBUTION.fullmatch(name):
-            problem = "is no name of a distribution"
+            problem = "is not a name of a distribution"
         elif not names.package.isidentifier() or keyword.iskeyword(names.package):
             problem = f"would make a Python package {names.package!r}, which cannot be imported"
         elif find_spec(names.package) is not None:

@@ -88,7 +88,7 @@ class DeterminismChecks:
         """Pickled and read elsewhere, a lazy merge has the same bytes: any executor can run it."""
         source = bench.lazy(bench.pool("mlp"))
         if not isinstance(source, MergedSource):
-            pytest.skip("what is returned is no lazy merge by a kernel")
+            pytest.skip("what is returned is not a lazy merge by a kernel")
         expected = source.state_dict()
         try:
             again = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own bytes
@@ -114,7 +114,7 @@ class DeterminismChecks:
         """What a piece gives to `merge` is shared with whoever reads the piece next."""
         source = bench.lazy(bench.pool(model))
         if not isinstance(source, MergedSource):
-            pytest.skip("what is returned is no lazy merge by a kernel")
+            pytest.skip("what is returned is not a lazy merge by a kernel")
         for name, info in source.infos.items():
             if info.dtype.is_floating_point:
                 _check_unwritten(source, source.piece(name, 0, info.numel))

@@ -119,9 +119,9 @@ class ModelPoolSuite(ComponentSuite):
         """Assets are files beside the weights: names without folders, contents that exist."""
         for name, content in pool.assets().items():
             if Path(name).name != name:
-                fail(f"the asset {name!r} is no plain file name.", "Leave folders out.")
+                fail(f"the asset {name!r} is not a plain file name.", "Leave folders out.")
             if not isinstance(content, bytes) and not Path(content).is_file():
-                fail(f"the asset {name!r} is {content}, which is no file.", "Give what exists.")
+                fail(f"the asset {name!r} is {content}, which is not a file.", "Give what exists.")
 
     def test_every_expert_has_a_task_of_the_default_task_pool(
         self, pool: Pool, spec: ModelPoolSpec

@@ -392,7 +392,7 @@ def test_of_a_sharded_repository_only_the_indexed_files_are_downloaded(
 def test_an_index_from_the_hub_that_leads_elsewhere_is_refused(hub: HubServer) -> None:
     index = json.dumps({"weight_map": {"a": "../../secret.safetensors"}}).encode()
     hub.add("org/evil", {"model.safetensors.index.json": index})
-    with pytest.raises(CheckpointError, match=r"no plain \.safetensors file name"):
+    with pytest.raises(CheckpointError, match=r"not a plain \.safetensors file name"):
         pool(a="org/evil")
 
 
@@ -502,8 +502,8 @@ def test_weights_are_downloaded_once_when_they_are_read(hub: HubServer, tmp_path
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "0 bytes are no safetensors file"),
-        (b"\x00" * 7, "7 bytes are no safetensors file"),
+        (b"", "0 bytes are not a safetensors file"),
+        (b"\x00" * 7, "7 bytes are not a safetensors file"),
         (b"\xff" * 8 + b"{}", "the header claims"),
         ((10**6).to_bytes(8, "little") + b"{" * 100, "the header claims"),
         ((2).to_bytes(8, "little") + b"[]", "the header is no JSON object"),

@@ -30,7 +30,7 @@ _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "fals
 
 
 def check_supported(config: Mapping[str, Any], name: str) -> None:
-    """Raise `CheckpointError` for an adapter whose task vectors are no plain products."""
+    """Raise `CheckpointError` for an adapter whose task vectors are not plain products."""
     kind = config.get("peft_type")
     reasons = [f"peft_type {kind}"] if kind != "LORA" else []
     reasons += [option for option in _OTHER_MATHS if config.get(option)]
@@ -39,7 +39,7 @@ def check_supported(config: Mapping[str, Any], name: str) -> None:
         reasons.append(f"init_lora_weights {beginning!r}, which changes the base")
     if reasons:
         raise CheckpointError(
-            f"{name}: this adapter is no plain LoRA: {', '.join(reasons)}",
+            f"{name}: this adapter is not a plain LoRA: {', '.join(reasons)}",
             hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
         )
 

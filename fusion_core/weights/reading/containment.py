@@ -37,14 +37,14 @@ def open_named(file: Path) -> int:
     """Open a file that the user named: links are followed wherever they lead."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # before it is opened: that wakes some devices
-            raise CheckpointError(f"{file} is no regular file")
+            raise CheckpointError(f"{file} is not a regular file")
         descriptor = os.open(file, _FLAGS)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
     except (OSError, ValueError) as error:
         raise unreadable(file, error) from error
     os.close(descriptor)
-    raise CheckpointError(f"{file} is no regular file")
+    raise CheckpointError(f"{file} is not a regular file")
 
 
 def member(file: Path) -> Path:

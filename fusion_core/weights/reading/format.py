@@ -94,7 +94,7 @@ def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[
     size = os.fstat(descriptor).st_size
     prefix = os.pread(descriptor, 8, 0)
     if len(prefix) < 8:  # noqa: PLR2004 - the length of the length
-        raise CheckpointError(f"{path}: {size} bytes are no safetensors file")
+        raise CheckpointError(f"{path}: {size} bytes are not a safetensors file")
     (length,) = struct.unpack("<Q", prefix)
     _check_length(length, size, path)
     text = os.pread(descriptor, length, 8)
@@ -119,7 +119,7 @@ def parse_index(text: bytes, *, path: str) -> dict[str, str]:
         raise CheckpointError(f"{path}: weight_map does not map tensor names to files")
     for file in set(weight_map.values()):
         if not _is_plain_file_name(file):
-            raise CheckpointError(f"{path}: {shown(file)} is no plain .safetensors file name")
+            raise CheckpointError(f"{path}: {shown(file)} is not a plain .safetensors file name")
     return dict(weight_map)
 
 
@@ -229,5 +229,5 @@ def _is_plain_file_name(file: str) -> bool:
         _is_printable_name(file)
         and file.endswith(".safetensors")
         and file == PurePosixPath(file).name == PureWindowsPath(file).name
-        and ":" not in file  # to Windows a stream of a file, where it is no drive
+        and ":" not in file  # to Windows a stream of a file, where it is not a drive
     )

@@ -49,7 +49,7 @@ class Location:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether this is a PEFT adapter, which has a base but is no model."""
+        """Whether this is a PEFT adapter, which has a base but is not a model."""
         with reading(self.path):
             whole = self.remote or (self.path / SINGLE).is_file() or (self.path / INDEX).is_file()
             return not whole and (self.path / ADAPTER_CONFIG).is_file()

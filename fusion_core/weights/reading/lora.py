@@ -219,7 +219,7 @@ def _sort_out(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], dic
             whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
     if unknown:
         raise CheckpointError(
-            f"{adapter.describe()}: {len(unknown)} tensors are no part of a plain LoRA, "
+            f"{adapter.describe()}: {len(unknown)} tensors are not part of a plain LoRA, "
             f"among them {unknown[0]!r}",
             hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
         )

@@ -65,7 +65,7 @@ def largest_header() -> int:
     """Return how many bytes a header may have."""
     given = os.environ.get(HEADER_VARIABLE) or str(LARGEST_HEADER)
     if not (given.isascii() and given.isdecimal()):
-        raise RecipeError(f"{HEADER_VARIABLE}={given!r} is no number of bytes")
+        raise RecipeError(f"{HEADER_VARIABLE}={given!r} is not a number of bytes")
     return int(given)
 
 
@@ -77,7 +77,7 @@ def is_text_map(value: object) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    # JSON can spell half of a surrogate pair, which is no character.
+    # JSON can spell half of a surrogate pair, which is not a character.
     return text.isascii() or _SURROGATES.search(text) is None
 
 
@@ -103,7 +103,7 @@ def _held(value: object, *, keys: bool) -> Iterable[object]:
 
 
 def _float(digits: str) -> float:
-    # 1e999 is no infinity: whoever means that writes Infinity.
+    # 1e999 is not infinity: whoever means that writes Infinity.
     if math.isinf(number := float(digits)):
         raise ValueError(f"{digits[:20]} is too large a number")
     return number

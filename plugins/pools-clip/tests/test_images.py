@@ -124,7 +124,7 @@ def test_a_missing_column_is_named(tmp_path: Path, rows: Rows, preprocessor: Pre
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, preprocessor: Preprocessor) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 or not")
-    with pytest.raises(FusionError, match=r"x\.parquet is no readable parquet file"):
+    with pytest.raises(FusionError, match=r"x\.parquet is not a readable parquet file"):
         read_images(str(tmp_path / "x.parquet"), preprocessor, classes=1)
 
 

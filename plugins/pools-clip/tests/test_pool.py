@@ -164,7 +164,7 @@ def test_a_base_without_a_text_tower_will_do(experts: dict[str, str]) -> None:
 
 
 def test_a_missing_directory_is_named_with_its_option(base: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model_pool\.models\.x: nowhere is no directory"):
+    with pytest.raises(CheckpointError, match=r"model_pool\.models\.x: nowhere is not a directory"):
         open_with(base, "nowhere")
 
 

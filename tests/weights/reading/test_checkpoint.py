@@ -274,11 +274,11 @@ def test_an_index_must_fit_its_shards(
 def test_only_regular_files_are_opened(sharded: Path) -> None:
     (sharded / "two.safetensors").unlink()
     (sharded / "two.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         CheckpointSource(sharded)
     (sharded / "two.safetensors").rmdir()
     os.mkfifo(sharded / "two.safetensors")
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         CheckpointSource(sharded)
 
 

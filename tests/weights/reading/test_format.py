@@ -85,12 +85,12 @@ REFUSED: dict[str, bytes] = {
     "repeated key inside": packed(
         b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT
     ),
-    "metadata that is no mapping": packed({"__metadata__": [], "a": entry()}, EIGHT),
+    "metadata that is not a mapping": packed({"__metadata__": [], "a": entry()}, EIGHT),
     "metadata of numbers": packed({"__metadata__": {"a": 1}, "a": entry()}, EIGHT),
     "metadata null": packed({"__metadata__": None, "a": entry()}, EIGHT),
     "metadata no unicode": packed(b'{"__metadata__":{"a":"\\ud800"}}'),
     "metadata key no unicode": packed(b'{"__metadata__":{"\\ud800":"a"}}'),
-    "entry that is no mapping": packed({"a": [1]}),
+    "entry that is not a mapping": packed({"a": [1]}),
     "entry without a shape": packed({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT),
     "entry with more": packed({"a": {**entry(), "x": 1}}, EIGHT),
     "unknown dtype": packed({"a": entry("F33")}, EIGHT),
@@ -178,7 +178,7 @@ def test_the_limit_can_be_set_by_whoever_runs_the_program(
     monkeypatch.setenv(HEADER_VARIABLE, "1000")
     assert accepted(file, content).keys() == {"a"}
     monkeypatch.setenv(HEADER_VARIABLE, "lots")
-    with pytest.raises(RecipeError, match="no number of bytes"):
+    with pytest.raises(RecipeError, match="not a number of bytes"):
         accepted(file, content)
 
 
@@ -313,7 +313,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 def test_an_index_names_plain_files_only(name: str) -> None:
     text = json.dumps({"weight_map": {"a": "good.safetensors", "b": name}}).encode()
-    with pytest.raises(CheckpointError, match="no plain"):
+    with pytest.raises(CheckpointError, match="not a plain"):
         parse_index(text, path="the index")
 
 

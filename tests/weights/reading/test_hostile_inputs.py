@@ -254,7 +254,7 @@ for file in (
     case(
         f"index leads to {file[:40]!r}",
         indexed({"b": file}),
-        says="no plain .safetensors file name",
+        says="not a plain .safetensors file name",
     )
 case(
     "index leads to nothing",
@@ -304,7 +304,7 @@ for file in ("config.json", "tokenizer.json", "chat_template.jinja", INDEX):
 case("link to nothing", linked("gone.safetensors"), says="a link to nothing")
 case("index is a link to nothing", linked("gone.json", file=INDEX), says="a link to nothing")
 case("link to itself", linked(SINGLE), says="cannot be read")
-case("link to its own directory", linked("."), says="no regular file")
+case("link to its own directory", linked("."), says="not a regular file")
 
 
 def loop(path: Path) -> None:
@@ -399,13 +399,13 @@ def pipe_shard(path: Path) -> None:
     os.mkfifo(path / "two.safetensors")
 
 
-case("weights are a pipe", lambda path: os.mkfifo(path / SINGLE), says="no regular file")
-case("a shard is a pipe", pipe_shard, says="no regular file")
-case("the index is a pipe", lambda path: os.mkfifo(path / INDEX), says="no regular file")
-case("a named link to a pipe", pipe_link, says="no regular file")
-case("a named link to a device", device_link, says="no regular file")
-case("weights are a directory", lambda path: (path / SINGLE).mkdir(), says="no regular file")
-case("weights are a socket", listening, says="no regular file")
+case("weights are a pipe", lambda path: os.mkfifo(path / SINGLE), says="not a regular file")
+case("a shard is a pipe", pipe_shard, says="not a regular file")
+case("the index is a pipe", lambda path: os.mkfifo(path / INDEX), says="not a regular file")
+case("a named link to a pipe", pipe_link, says="not a regular file")
+case("a named link to a device", device_link, says="not a regular file")
+case("weights are a directory", lambda path: (path / SINGLE).mkdir(), says="not a regular file")
+case("weights are a socket", listening, says="not a regular file")
 case("a path with NUL", lambda path: merge(f"{path}\0x"), code=2, says="not a path")
 
 # --- code ---------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Coefficients:
             learned = dict(content.get("learned", {}))
         except _NO_COEFFICIENTS as error:
             raise RecipeError(
-                f"algorithm.coefficients: {path!r} is no coefficients file: {error}",
+                f"algorithm.coefficients: {path!r} is not a coefficients file: {error}",
                 hint="Give the coefficients.json of an earlier adamerging run.",
             ) from error
         _check_names(values, path, experts=set(experts), names=set(names))
@@ -64,7 +64,7 @@ class Coefficients:
     def check_fits(self, path: str, options: Mapping[str, Any]) -> None:
         """Raise `RecipeError` for options that give these coefficients another meaning.
 
-        Of trimmed task vectors they are no coefficients of whole ones, and a model whose
+        Of trimmed task vectors they are not coefficients of whole ones, and a model whose
         coefficients saw test examples cannot be measured as if they had not.
         """
         decisive = ["trim", *(["density"] if options["trim"] else []), "adapt_split"]
@@ -90,7 +90,7 @@ _NO_COEFFICIENTS = (
 
 def _number(value: Any, expert: str, name: str) -> float:  # noqa: ANN401 - what a file holds
     if isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{value} is no number, of {expert!r} for {name!r}")
+        raise ValueError(f"{value} is not a number, of {expert!r} for {name!r}")
     return float(value)
 
 

@@ -53,8 +53,8 @@ class LiveMerge:
     """A pool's live model with every merged parameter as a leaf.
 
     `merged` is the lazy merge that the search starts from; its kernel gives the task vectors.
-    Parameters that no expert changed are no leaves and need no gradient; floating-point tensors
-    that are no parameters keep the coefficients of `merged`. With P the bytes of the merged
+    Parameters that no expert changed are not leaves and need no gradient; floating-point tensors
+    that are not parameters keep the coefficients of `merged`. With P the bytes of the merged
     parameters in fp32 and K experts, memory is P for the model, P for its gradient and, unless
     task vectors stay on disk, P for the base and K * P for them (half of that in bf16).
     """

@@ -57,8 +57,8 @@ class Watch:
     def look(self, step: int, seen: Mapping[str, Seen]) -> bool:
         """Return whether the coefficients that gave this are good.
 
-        Raises `SearchStoppedError` naming what is wrong: an objective that is no number, or a task
-        whose predictions have fallen into one class.
+        Raises `SearchStoppedError` naming what is wrong: an objective that is not a number, or a
+        task whose predictions have fallen into one class.
         """
         for task, each in seen.items():
             if not math.isfinite(each.objective):
@@ -113,7 +113,7 @@ class Watch:
 
 
 def check_size(step: int, coefficients: Tensor) -> None:
-    """Raise `SearchStoppedError` where coefficients are no numbers, or out of all proportion."""
+    """Raise `SearchStoppedError` where coefficients are not numbers, or out of all proportion."""
     largest = float(coefficients.abs().max())
     if not largest <= LARGEST:  # NaN is not, either
         raise SearchStoppedError(

@@ -94,7 +94,7 @@ def _opened(path: str, columns: list[str]) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise FusionError(f"{path} is no readable parquet file: {error}") from error
+        raise FusionError(f"{path} is not a readable parquet file: {error}") from error
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise FusionError(

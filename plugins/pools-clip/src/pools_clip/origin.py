@@ -63,7 +63,7 @@ def find(given: str, option: str) -> Origin:
         return Origin(path, given, lambda: CheckpointSource(path))
     if path.exists() or not hub.looks_like_id(given):
         raise CheckpointError(
-            f"{option}: {given} is no directory",
+            f"{option}: {given} is not a directory",
             hint="Give the directory that save_pretrained wrote, or org/name@revision on the hub.",
         )
     reference = hub.parse(given)

@@ -96,7 +96,7 @@ def _checked(found: object, size: int, label: str) -> dict[str, torch.Tensor]:
     for name, tensor in found.items():
         plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
         if not isinstance(name, str) or not plain:
-            raise CheckpointError(f"{label}: {name!r} is no plain tensor")
+            raise CheckpointError(f"{label}: {name!r} is not a plain tensor")
         if not tensor.is_contiguous() or tensor.nbytes > size:
             raise CheckpointError(f"{label}: {name!r} claims more than the file holds")
     if sum(tensor.nbytes for tensor in found.values()) > 2 * size:  # tied weights count twice

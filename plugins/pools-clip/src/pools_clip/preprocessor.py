@@ -22,7 +22,7 @@ class Preprocessor:
     """A CLIP model's image processor.
 
     `shape` is that of one image as the model takes it: (channels, height, width). Raises
-    `CheckpointError` for settings that are no image processor's.
+    `CheckpointError` for settings that are not an image processor's.
     """
 
     def __init__(

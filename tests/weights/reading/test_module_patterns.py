@@ -64,14 +64,16 @@ def test_the_first_pattern_that_matches_counts() -> None:
     assert [read.first(name) for name in ("a.q", "b.q", "x.w", "x")] == [1, 0, 3, None]
 
 
-@pytest.mark.parametrize("pattern", ["(a*)*b", "(a|a)*b", "(a?)*" * 50 + "b", "a?" * 99 + "a" * 99])
-def test_what_keeps_re_busy_for_ever_is_decided(pattern: str) -> None:
-    for length in (99, 100, 400):
-        assert ours(pattern, "a" * length) is (pattern.endswith("aa") and length <= 198)
+@pytest.mark.parametrize("length", [99, 100, 400])
+def test_what_keeps_re_busy_for_ever_is_decided(length: int) -> None:
+    assert ours("a?" * 99 + "a" * 99, "a" * length) is (99 <= length <= 198)
 
 
-@pytest.mark.parametrize("pattern", ["(.*a)" * 190, "(a*)*" * 190, "x" * 1001, "(" * 30 + ")" * 30])
-def test_what_would_take_long_is_refused(pattern: str) -> None:
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a*)*b", "(a|a)*b", "a{9}", "x" * 1001, "(" * 30 + ")" * 30, "(a|b)" * 12, "a?" * 99],
+)
+def test_what_is_not_understood_or_would_take_long_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"involved|understood"):
         read = ModulePatterns([pattern])
         for number in range(10_000):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _LONGEST, _MOST_ENDS = 1000, 1000
-#: Characters that are looked at for all patterns and names: many times what large adapters take.
+#: How much is looked at for all patterns and names: many times what large adapters take.
 _MOST_STEPS = 3_000_000
 _GROUP = re.compile(r"\((?:\?:)?([^()]*)\)(\??)")
 _TOKEN = re.compile(
@@ -62,8 +62,8 @@ class _End:
     is_fixed: bool
 
     def steps(self, name: str) -> int:
-        """Return how many characters are looked at, about."""
-        return 1 if self.is_fixed else len(name) * len(self.tokens)
+        """Return how much work a name is: a fixed end is compared ten times as fast."""
+        return 1 + len(self.tokens) // 10 if self.is_fixed else len(name) * len(self.tokens)
 
     def matches(self, name: str) -> bool:
         """Tell whether a name ends so."""

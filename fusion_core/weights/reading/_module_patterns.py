@@ -30,18 +30,28 @@ class ModulePatterns:
     """Patterns in their order; raises `ValueError` naming one that is not understood."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        self._patterns = [[*_ends(pattern)] for pattern in patterns]
         self._steps = 0
+        self._patterns = [[*self._read(pattern)] for pattern in patterns]
 
     def first(self, name: str) -> int | None:
         """Return the number of the first pattern that matches a module's name."""
-        return next((n for n, ends in enumerate(self._patterns) if self._any(ends, name)), None)
+        found = (n for n, ends in enumerate(self._patterns) if any(self._match(name, ends)))
+        return next(found, None)
 
-    def _any(self, ends: list[_End], name: str) -> bool:
-        self._steps += sum(end.steps(name) for end in ends)
+    def _read(self, pattern: str) -> Iterator[_End]:
+        for end in _ends(pattern):
+            self._count(10 * len(end.tokens))
+            yield end
+
+    def _match(self, name: str, ends: Iterable[_End]) -> Iterator[bool]:
+        for end in ends:
+            self._count(end.steps(name))
+            yield end.matches(name)
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
         if self._steps > _MOST_STEPS:
             raise ValueError("its patterns are too involved")
-        return any(end.matches(name) for end in ends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,10 +225,10 @@ def test_everything_is_called_after_the_distribution(
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("", "no name of a distribution"),
-        ("-x", "no name of a distribution"),
-        ("a b", "no name of a distribution"),
-        ("../x", "no name of a distribution"),
+        ("", "not a name of a distribution"),
+        ("-x", "not a name of a distribution"),
+        ("a b", "not a name of a distribution"),
+        ("../x", "not a name of a distribution"),
         ("2bit", "cannot be imported"),
         ("class", "cannot be imported"),
         ("torch", "there is one already"),

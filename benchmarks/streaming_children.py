@@ -119,7 +119,7 @@ def _ties(magnitudes: torch.Tensor, density: float) -> torch.Tensor:
 
 def plan(directory: str) -> None:
     """Time what happens before the first weight is read, for 20,000 tensors in four models."""
-    from fusion_core.planning.plan import RunOptions
+    from fusion_core.planning.options import RunOptions
     from fusion_core.running.run import run_fusion
 
     models = {}

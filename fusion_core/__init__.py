@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
-    from fusion_core.planning.plan import RunOptions, plan
+    from fusion_core.planning.options import RunOptions
+    from fusion_core.planning.plan import plan
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
@@ -65,7 +66,8 @@ _HOMES = {
     "fusion_core.contracts.task_pool": ("Batch", "FeatureTask", "Split", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
-    "fusion_core.planning.plan": ("RunOptions", "plan"),
+    "fusion_core.planning.options": ("RunOptions",),
+    "fusion_core.planning.plan": ("plan",),
     "fusion_core.plugins.manager": ("load_plugins",),
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),

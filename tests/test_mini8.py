@@ -18,7 +18,7 @@ from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import run_fusion
 from fusion_core.contracts.report import mean_of
 from fusion_core.contracts.specs import TaskPoolSpec
-from fusion_core.planning.plan import RunOptions
+from fusion_core.planning.options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from pools_mini.plugin import TASKS
 

@@ -100,10 +100,8 @@ def planned(
     if output is not None:
         raw = assign(raw, ("output", "path"), output, origin=f"-o {output}")
 
-    from fusion_core.planning.plan import (  # torch: not before the recipe has been read
-        RunOptions,
-        plan,
-    )
+    from fusion_core.planning.options import RunOptions
+    from fusion_core.planning.plan import plan
 
     gc.freeze()  # what was imported stays: headers of many tensors are parsed twice as fast
     return plan(raw, RunOptions(block=context.obj, **options))

@@ -6,7 +6,7 @@ Reads headers, no weights, and writes nothing. How a plan is carried out is not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from fusion_core.planning.numbers import free_paths
 from fusion_core.planning.resolving import resolve, resolve_object
 from fusion_core.planning.selection import Part, create_algorithms, parts_of
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.progress import Progress
 from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.text import assign
 from fusion_core.weights import held_in_memory
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
     import torch
 
     from fusion_core.contracts.specs import AlgorithmSpec
-    from fusion_core.planning.resolving import Resolved, ResolvedRecipe
+    from fusion_core.planning.options import RunOptions
+    from fusion_core.planning.resolved import Resolved, ResolvedRecipe
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights.source import WeightSource
 
@@ -47,23 +47,6 @@ _SECTIONS: dict[str, type[Any]] = {
     "model_pool": ModelPool,
     "task_pool": TaskPool,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run is carried out: nothing here changes the model that comes out."""
-
-    evaluate: bool = True
-    overwrite: bool = False
-    #: go on with what a run of the same recipe, inputs and versions left when it was stopped
-    resume: bool = False
-    device: str = "cpu"
-    #: a name, or a mapping of name and options; default: the recipe's
-    executor: str | Mapping[str, Any] | None = None
-    #: short for the executor's option of this name
-    workers: int | None = None
-    progress: Progress = field(default_factory=Progress)
-    block: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

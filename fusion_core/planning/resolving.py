@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
@@ -19,10 +19,10 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
+from fusion_core.planning.resolved import Resolved, ResolvedRecipe, SpecT
 from fusion_core.recipe.config import (
     AlignmentPolicy,
     Choice,
-    ComponentConfig,
     OutputOptions,
     Recipe,
     choice_of,
@@ -32,8 +32,6 @@ from fusion_core.recipe.text import check_own_kind
 from fusion_core.recipe.validation import validated
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
 
@@ -48,38 +46,7 @@ _ANY = "checkpoints"
 #: The component of a section that names none.
 _UNNAMED = {"model_pool": _ANY, "executor": "threads"}
 
-SpecT = TypeVar("SpecT", bound=ComponentSpec)
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved(Generic[SpecT]):
-    """A component with its validated options."""
-
-    component: Component[SpecT]
-    config: ComponentConfig
-    #: whether another plugin has a component of this name
-    ambiguous: bool = False
-    #: which tensors an algorithm merges
-    selection: Selection = field(default_factory=Selection)
-    #: an algorithm's options where an override is to be applied, by the override's number
-    overridden: tuple[ComponentConfig, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The component's own name, whatever alias the recipe used."""
-        return self.component.spec.name
-
-    def as_recipe(self, folder: Path | None = None) -> dict[str, Any]:
-        """Return the section that says the same in full, for a recipe in `folder`."""
-        name = self.component.qualified_name if self.ambiguous else self.name
-        selection = self.selection.model_dump(mode="json", exclude_defaults=True)
-        options = self.config.model_dump(mode="json", context=folder)
-        return {"name": name, **options, **selection}
-
-    def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
-        """Import the class and instantiate it."""
-        return self.component.create(self.config)
 
 
 def resolve_object(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
@@ -91,17 +58,6 @@ def resolve_object(algorithm: Any, plugins: PluginManager) -> Resolved[Algorithm
             ambiguous = sum(component.spec.name in each.names for each in known) > 1
             return Resolved(component, algorithm.config, ambiguous)
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedRecipe:
-    """A recipe after both phases; a section is None where it was left out or given as an object."""
-
-    recipe: Recipe
-    algorithm: Resolved[AlgorithmSpec] | None
-    model_pool: Resolved[ModelPoolSpec] | None
-    task_pool: Resolved[TaskPoolSpec] | None
-    executor: Resolved[ExecutorSpec]
 
 
 #: Makes a model of a recipe that a model pool names: its file, or the recipe itself.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.algorithm import Algorithm
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
-    from fusion_core.planning.resolving import Resolved
+    from fusion_core.planning.resolved import Resolved
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.run import RunInfo
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.plan import Plan
-    from fusion_core.planning.resolving import Resolved
+    from fusion_core.planning.resolved import Resolved
 
 
 def notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes

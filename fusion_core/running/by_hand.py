@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.run import RunInfo
-from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.planning.options import RunOptions
+from fusion_core.planning.plan import plan
 from fusion_core.running._context import prepare, round_for, run_algorithm
 from fusion_core.weights import SerialExecutor
 

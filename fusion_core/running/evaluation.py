@@ -16,7 +16,7 @@ from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.products import with_fast_products
 from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
-from fusion_core.planning.resolving import Resolved, resolve_component, task_pool_of
+from fusion_core.planning.resolving import resolve_component, task_pool_of
 from fusion_core.progress import Progress, noting
 from fusion_core.recipe.config import Choice, choice_of
 from fusion_core.recipe.text import RECIPE, load_recipe
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.planning.resolved import Resolved
     from fusion_core.plugins.manager import PluginManager
 
 _CHECKPOINTS = "checkpoints"

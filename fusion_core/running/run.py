@@ -17,7 +17,8 @@ from fusion_core.contracts.run import RunInfo, RunResult
 from fusion_core.errors import FusionError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.ranks import helps
-from fusion_core.planning.plan import Plan, RunOptions, plan
+from fusion_core.planning.options import RunOptions
+from fusion_core.planning.plan import Plan, plan
 from fusion_core.recipe.text import load_recipe
 from fusion_core.running._context import notify, prepare, round_for, run_algorithm
 from fusion_core.running._output import assets_of, claim_output, open_staging, write

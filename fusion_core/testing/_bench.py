@@ -11,7 +11,7 @@ from torch import nn
 from fusion_core.contracts.algorithm import RunContext
 from fusion_core.contracts.task_pool import Split
 from fusion_core.errors import BrokenPluginError
-from fusion_core.planning.plan import RunOptions
+from fusion_core.planning.options import RunOptions
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running.run import run_fusion
 from fusion_core.testing._suite import fail

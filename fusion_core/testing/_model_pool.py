@@ -17,7 +17,7 @@ from torch import nn
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.errors import AlignmentError, FusionError, PluginError
-from fusion_core.planning.plan import RunOptions
+from fusion_core.planning.options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
 from fusion_core.running.run import run_fusion

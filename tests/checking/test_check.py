@@ -16,7 +16,8 @@ from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.checking._licences import conflicts, limits
 from fusion_core.checking.check import Check, check, raise_if_bad, scan
 from fusion_core.errors import AlignmentError, DiskError, WeightsError
-from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.planning.options import RunOptions
+from fusion_core.planning.plan import plan
 from fusion_core.weights import CheckpointSource, Cut, Scope
 from fusion_core.weights.merging.finite import BadTensor
 

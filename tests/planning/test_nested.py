@@ -17,7 +17,8 @@ from fusion_core.checking.check import scan
 from fusion_core.contracts.algorithm import Algorithm, RunContext
 from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
 from fusion_core.errors import AlignmentError, BrokenPluginError, CheckpointError, RecipeError
-from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.planning.options import RunOptions
+from fusion_core.planning.plan import plan
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import dump_yaml, load_recipe
 from fusion_core.recipe.validation import validated

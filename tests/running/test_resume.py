@@ -19,7 +19,7 @@ from signed import sign
 from fusion_core import run_fusion
 from fusion_core.contracts.algorithm import Algorithm, RunContext
 from fusion_core.errors import DiskError, FusionError, RecipeError, Terminated
-from fusion_core.planning.plan import RunOptions
+from fusion_core.planning.options import RunOptions
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
 from fusion_core.weights.writing import _fault as fault

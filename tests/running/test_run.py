@@ -32,7 +32,8 @@ from fusion_core.errors import (
     WeightsError,
 )
 from fusion_core.machine.devices import device_of
-from fusion_core.planning.plan import RunOptions, plan
+from fusion_core.planning.options import RunOptions
+from fusion_core.planning.plan import plan
 from fusion_core.progress import Progress, note
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import load_recipe

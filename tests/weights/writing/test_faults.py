@@ -32,7 +32,7 @@ from signed import sign, statement_of
 
 from fusion_core import run_fusion
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.planning.plan import RunOptions
+from fusion_core.planning.options import RunOptions
 from fusion_core.weights import CheckpointSource, StateDictSource, materialise, staged
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing import _follower as follower

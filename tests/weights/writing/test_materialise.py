@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from fusion_core import run_fusion
 from fusion_core.errors import DiskError, RecipeError, WorkerError
-from fusion_core.planning.plan import RunOptions
+from fusion_core.planning.options import RunOptions
 from fusion_core.weights import (
     CheckpointSource,
     RenamedSource,

@@ -1,0 +1,64 @@
+"""A recipe after validation: its components with their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from fusion_core.contracts.specs import (
+    AlgorithmSpec,
+    ComponentSpec,
+    ExecutorSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+)
+from fusion_core.recipe.patterns import Selection
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_core.plugins.components import Component
+    from fusion_core.recipe.config import ComponentConfig, Recipe
+
+SpecT = TypeVar("SpecT", bound=ComponentSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(Generic[SpecT]):
+    """A component with its validated options."""
+
+    component: Component[SpecT]
+    config: ComponentConfig
+    #: whether another plugin has a component of this name
+    ambiguous: bool = False
+    #: which tensors an algorithm merges
+    selection: Selection = field(default_factory=Selection)
+    #: an algorithm's options where an override is to be applied, by the override's number
+    overridden: tuple[ComponentConfig, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The component's own name, whatever alias the recipe used."""
+        return self.component.spec.name
+
+    def as_recipe(self, folder: Path | None = None) -> dict[str, Any]:
+        """Return the section that says the same in full, for a recipe in `folder`."""
+        name = self.component.qualified_name if self.ambiguous else self.name
+        selection = self.selection.model_dump(mode="json", exclude_defaults=True)
+        options = self.config.model_dump(mode="json", context=folder)
+        return {"name": name, **options, **selection}
+
+    def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
+        """Import the class and instantiate it."""
+        return self.component.create(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRecipe:
+    """A recipe after both phases; a section is None where it was left out or given as an object."""
+
+    recipe: Recipe
+    algorithm: Resolved[AlgorithmSpec] | None
+    model_pool: Resolved[ModelPoolSpec] | None
+    task_pool: Resolved[TaskPoolSpec] | None
+    executor: Resolved[ExecutorSpec]

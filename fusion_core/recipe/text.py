@@ -141,7 +141,12 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def check_own_kind(recipe: Mapping[str, Any]) -> None:
-    """Raise `RecipeError` for what is another program's: mergekit's or FusionBench's."""
+    """Raise `RecipeError` for what is another program's: mergekit's or FusionBench's.
+
+    What names an `algorithm` is a recipe, whatever else is wrong in it.
+    """
+    if "algorithm" in recipe:
+        return
     for program, (foreign, names) in _FOREIGN.items():
         if found := sorted(foreign & {*recipe}):
             raise RecipeError(

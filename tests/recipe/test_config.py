@@ -359,6 +359,12 @@ def test_a_file_of_another_program_is_recognised(
     assert (Path(__file__).parents[2] / page).is_file()
 
 
+def test_a_slip_in_a_recipe_does_not_make_it_another_programs(toys: PluginManager) -> None:
+    with pytest.raises(RecipeError, match="did you mean model_pool") as caught:
+        resolve(load_yaml("algorithm: {name: ties}\nmodelpool: {}", origin=""), toys)
+    assert "FusionBench" not in str(caught.value)
+
+
 def test_a_later_set_wins_and_sections_are_made() -> None:
     changed = override({"model_pool": None}, ["model_pool.models.a=x", "model_pool.models.a=y"])
     assert changed == {"model_pool": {"models": {"a": "y"}}}

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
-
-CLASSES, WIDTH = 100, 768
+from adamerging_givens import batch_of, config, head_of
+from transformers import CLIPVisionModel
 
 
 def main() -> None:
@@ -46,33 +45,9 @@ def make(folder: Path, experts: int) -> None:
         model.save_pretrained(folder / f"expert-{number}")
 
 
-def config() -> CLIPVisionConfig:
-    """ViT-B/32."""
-    return CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=32,
-    )
-
-
 def load(folder: Path) -> CLIPVisionModel:
     """Load one of the models, in evaluation mode."""
     return CLIPVisionModel.from_pretrained(folder).eval()
-
-
-def batch_of(task: int, images: int) -> torch.Tensor:
-    """Return one task's images, the same for everyone."""
-    generator = torch.Generator().manual_seed(task)
-    return torch.randn(images, 3, 224, 224, generator=generator)
-
-
-def head_of(task: int) -> torch.Tensor:
-    """Return one task's frozen head."""
-    generator = torch.Generator().manual_seed(1000 + task)
-    return torch.randn(WIDTH, CLASSES, generator=generator) / WIDTH**0.5
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

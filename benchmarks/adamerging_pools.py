@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from adamerging_children import batch_of, config, head_of
+from adamerging_givens import batch_of, config, head_of
 from transformers import CLIPVisionModel
 
 from fusion_core import Batch, ComponentConfig, FeatureTask, ModelPool, TaskPool

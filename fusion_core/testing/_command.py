@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.testing._component import HEAVY, SpecSuite, imported_by
+from fusion_core.testing._component import SpecSuite, fail_if_heavy
 from fusion_core.testing._suite import fail
 
 if TYPE_CHECKING:
@@ -24,13 +24,9 @@ class CommandSuite(SpecSuite):
     def test_its_help_imports_nothing_heavy(self, spec: CommandSpec) -> None:
         """`fuse NAME --help` and the completion of its flags import the command's module."""
         module = spec.target.partition(":")[0]
-        imported = imported_by(module) & HEAVY
-        if imported:
-            fail(
-                f"the module {module!r} imports {', '.join(sorted(imported))}, and `fuse "
-                f"{spec.name} --help` would wait for it.",
-                "Import it inside the function, where it is used.",
-            )
+        fail_if_heavy(
+            module, f"`fuse {spec.name} --help`", "Import it inside the function, where it is used."
+        )
 
     def test_it_shows_its_help(self, component: Component[Any], tmp_path: Path) -> None:
         """`fuse NAME --help` works by itself."""

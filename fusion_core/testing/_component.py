@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.specs import ComponentSpec
 
 #: What makes listings slow: none of it is imported before a run needs it.
-HEAVY = frozenset(
+_HEAVY = frozenset(
     {
         *("torch", "torchvision", "transformers", "huggingface_hub", "datasets", "tensorflow"),
         *("jax", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "PIL"),
@@ -98,14 +98,13 @@ class SpecSuite(Suite):
     def test_listing_it_imports_nothing_heavy(self, spec: ComponentSpec) -> None:
         """The module with the hooks imports no library that a listing does not need."""
         module = _installed(spec).plugin.module.partition(":")[0]
-        imported = imported_by(module) & (HEAVY | _FOR_OPTIONS)
-        if imported:
-            fail(
-                f"the module {module!r} imports {', '.join(sorted(imported))}, and every "
-                "`fuse --help` and every completion would wait for it.",
-                "Import it in the module of the component's class, which specs name as a string; "
-                "look into the package's __init__.py, too.",
-            )
+        fail_if_heavy(
+            module,
+            "every `fuse --help` and every completion",
+            "Import it in the module of the component's class, which specs name as a string; "
+            "look into the package's __init__.py, too.",
+            heavy=_HEAVY | _FOR_OPTIONS,
+        )
 
 
 class ComponentSuite(SpecSuite):
@@ -133,24 +132,25 @@ class ComponentSuite(SpecSuite):
     def test_its_options_import_nothing_heavy(self, spec: ComponentSpec) -> None:
         """The module of the configuration serves `fuse info`, which must not wait for torch."""
         module = spec.config.partition(":")[0]
-        imported = imported_by(module) & HEAVY
-        if imported:
-            fail(
-                f"the module {module!r} imports {', '.join(sorted(imported))}, and `fuse info "
-                f"{spec.name}` would wait for it.",
-                "Keep the configuration class in a module of its own that imports nothing heavy.",
-            )
+        fail_if_heavy(
+            module,
+            f"`fuse info {spec.name}`",
+            "Keep the configuration class in a module of its own that imports nothing heavy.",
+        )
 
     def test_the_class_is_what_its_spec_says(self, component: Component[Any]) -> None:
         """The target is a concrete class of the right kind, and takes this configuration."""
         spec, expected = component.spec, component.load_config()
         if not issubclass(expected, ComponentConfig):
-            fail(f"{spec.config} is no ComponentConfig.", "Derive the class from it.")
+            fail(f"{spec.config} is not a ComponentConfig.", "Derive the class from it.")
         if spec.takes_functions:  # what it makes is looked at when it is made
             return
         found = component.load_class()
         if not issubclass(found, self.kind):
-            fail(f"{spec.target} is no {self.kind.__name__}.", "Derive the class from it.")
+            fail(
+                f"{spec.target} is not of the kind {self.kind.__name__}.",
+                "Derive the class from it.",
+            )
         if unwritten := sorted(getattr(found, "__abstractmethods__", ())):
             fail(f"{spec.target} lacks {', '.join(unwritten)}.", "Write what is missing.")
         if found.config_class is not expected:
@@ -245,8 +245,18 @@ def _is_bounded(line: str) -> bool:
     return name == CORE and bool(above) and bool(below)
 
 
+def fail_if_heavy(
+    module: str, waiting: str, remedy: str, *, heavy: frozenset[str] = _HEAVY
+) -> None:
+    """Fail if importing a module brings along what users would wait for in what is `waiting`."""
+    imported = _imported_by(module) & heavy
+    if imported:
+        names = ", ".join(sorted(imported))
+        fail(f"the module {module!r} imports {names}, and {waiting} would wait for it.", remedy)
+
+
 @lru_cache
-def imported_by(module: str) -> frozenset[str]:
+def _imported_by(module: str) -> frozenset[str]:
     """Return the top-level packages that importing a module brings along, in a fresh process."""
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -43,7 +43,7 @@ class Images:
 def count_rows(paths: Sequence[str], limit: int | None = None) -> int:
     """Return how many rows parquet files have together, at most `limit`.
 
-    Raises `FusionError` naming a file that is no such table.
+    Raises `FusionError` naming a file that is not such a table.
     """
     count = 0
     for path in paths:
@@ -64,7 +64,7 @@ def read_images(  # noqa: PLR0913 - what is read, of which columns, and where to
     """Read a parquet file, or its first `limit` rows; without `classes`, no labels are read.
 
     Pixels are written to `into` where it is given: as many rows as are read. Raises `FusionError`
-    naming the file, and the row counted from 0, for a file that is no such table, an image that
+    naming the file, and the row counted from 0, for a file that is not such a table, an image that
     cannot be decoded or does not fit the model, a label out of range.
     """
     image, label = columns

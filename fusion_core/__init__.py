@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         TensorwiseAlgorithm,
         expert_weights,
     )
+    from fusion_core.contracts.batch import Batch, Split
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
     from fusion_core.contracts.report import Metrics, Published, Report
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         ModelPoolSpec,
         TaskPoolSpec,
     )
-    from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
+    from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
     from fusion_core.planning.options import RunOptions
@@ -52,6 +53,7 @@ _HOMES = {
         "TensorwiseAlgorithm",
         "expert_weights",
     ),
+    "fusion_core.contracts.batch": ("Batch", "Split"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
     "fusion_core.contracts.report": ("Metrics", "Published", "Report"),
@@ -63,7 +65,7 @@ _HOMES = {
         "ModelPoolSpec",
         "TaskPoolSpec",
     ),
-    "fusion_core.contracts.task_pool": ("Batch", "FeatureTask", "Split", "Task", "TaskPool"),
+    "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
     "fusion_core.planning.options": ("RunOptions",),
@@ -80,6 +82,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdaptiveTask",
     "Algorithm",
     "AlgorithmSpec",
     "AlignmentPolicy",

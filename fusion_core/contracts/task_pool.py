@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from fusion_core.contracts.batch import Batch, Split
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.progress import Progress, noting
 from fusion_core.recipe.config import ComponentConfig
@@ -31,31 +30,24 @@ ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 _LEFT_TO_THE_RUN = (NotImplementedError, ValueError, TypeError, LookupError, RecipeError)
 
 
-class Split(StrEnum):
-    """Which examples: UNLABELED for adaptive algorithms, TEST to measure results on."""
-
-    TRAIN = "train"
-    UNLABELED = "unlabeled"
-    TEST = "test"
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Examples of one task: whatever the task's `logits` takes; no labels on UNLABELED."""
-
-    inputs: torch.Tensor
-    labels: torch.Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return Batch(self.inputs.to(device), labels)
-
-
 class Task(ABC):
-    """One task: data, a head that is not fused, and a metric."""
+    """One task: data, and what is measured of a model on it."""
 
     name: str
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Measure a model on the whole test split: fractions by name, the main metric first."""
+
+    def check(self) -> None:  # noqa: B027 - most tasks that only measure have nothing to look at
+        """Raise `OSError` or a `FusionError` if data is missing here, before anything runs."""
+
+
+class AdaptiveTask(Task):
+    """A task whose examples algorithms look at: batches of them, and what a model says of each.
+
+    The head that turns what the model computes into scores is not fused.
+    """
 
     @abstractmethod
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
@@ -64,10 +56,6 @@ class Task(ABC):
     @abstractmethod
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return scores of shape (examples, classes), differentiable in the model's parameters."""
-
-    @abstractmethod
-    def evaluate(self, model: nn.Module) -> Metrics:
-        """Measure a model on the whole test split: fractions by name, the main metric first."""
 
     def check(self) -> None:
         """Raise `OSError` or a `FusionError` if data is missing here, before anything runs.
@@ -79,7 +67,7 @@ class Task(ABC):
             self.batch(0, size=1, split=Split.TEST, seed=0)
 
 
-class FeatureTask(Task):
+class FeatureTask(AdaptiveTask):
     """A task whose head reads features, which the model computes of each example by itself.
 
     Tasks of one class can share a pass through the model, each with its own head: `features` is the
@@ -87,8 +75,11 @@ class FeatureTask(Task):
     """
 
     @abstractmethod
-    def features(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-        """Return features of shape (examples, ...); row n depends on the n-th example alone."""
+    def features(self, model: nn.Module, inputs: Any) -> torch.Tensor:  # noqa: ANN401
+        """Return features of shape (examples, ...) of what the task's batches hold as `inputs`.
+
+        Row n depends on the n-th example alone, and on no padding.
+        """
 
     @abstractmethod
     def head(self, features: torch.Tensor) -> torch.Tensor:
@@ -120,6 +111,16 @@ class TaskPool(ABC, Generic[ConfigT]):
     @abstractmethod
     def __getitem__(self, name: str) -> Task:
         """Return one task; raises `RecipeError` naming close matches for an unknown one."""
+
+    def adaptive(self, name: str) -> AdaptiveTask:
+        """Return a task that algorithms can adapt on; raises `RecipeError` for one that is none."""
+        task = self[name]
+        if not isinstance(task, AdaptiveTask):
+            raise RecipeError(
+                f"task {name!r} has no examples to adapt on: it can only be measured",
+                hint="Name other tasks, or use an algorithm that adapts on none.",
+            )
+        return task
 
     def __iter__(self) -> Iterator[Task]:
         return (self[name] for name in self.names)

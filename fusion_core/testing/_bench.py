@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fusion_core.contracts.algorithm import RunContext
-from fusion_core.contracts.task_pool import Split
+from fusion_core.contracts.batch import Split
 from fusion_core.errors import BrokenPluginError
 from fusion_core.planning.options import RunOptions
 from fusion_core.recipe.config import AlignmentPolicy
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core.contracts.algorithm import Algorithm
+    from fusion_core.contracts.batch import Batch
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunResult
     from fusion_core.contracts.specs import AlgorithmSpec
-    from fusion_core.contracts.task_pool import Batch, Task, TaskPool
+    from fusion_core.contracts.task_pool import AdaptiveTask, TaskPool
 
     Pool = ModelPool[Any]
     State = dict[str, Tensor]
@@ -126,7 +127,7 @@ class WatchedTasks(TinyTasks):
     def check(self) -> None:
         """Look at nothing: what the core asks of tasks before a run, algorithms are not told of."""
 
-    def __getitem__(self, name: str) -> Task:
+    def __getitem__(self, name: str) -> AdaptiveTask:
         """Return a task that is watched."""
         task = copy.copy(super().__getitem__(name))
         batch, labels = task.batch, self._labels

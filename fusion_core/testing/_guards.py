@@ -95,10 +95,12 @@ def _fingerprint(module: nn.Module) -> dict[str, Any]:
     return found
 
 
-def digest(tensor: Tensor) -> str:
-    """Hash a tensor's bytes."""
-    contiguous = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(memory_of(contiguous)).hexdigest()
+def digest(*tensors: Tensor) -> str:
+    """Hash tensors' bytes."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(memory_of(tensor.detach().cpu().contiguous().reshape(-1)))
+    return found.hexdigest()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from fusion_core.contracts.task_pool import Batch, FeatureTask, Split, Task, TaskPool
+from fusion_core.contracts.batch import Batch, Split
+from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.shown import did_you_mean
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _TEST_EXAMPLES = 64
 
 
-class TinyTask(Task):
+class TinyTask(AdaptiveTask):
     """Classify noise around a class mean that is the task's own."""
 
     def __init__(self, name: str) -> None:
@@ -42,7 +43,7 @@ class TinyTask(Task):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the task's own head on the model's scores."""
-        scores = _scores(model, batch.inputs)
+        scores = _scores(model, cast("Tensor", batch.inputs))
         return scores @ self._head.to(scores)
 
     def evaluate(self, model: nn.Module) -> Metrics:
@@ -75,11 +76,11 @@ class TinyTasks(TaskPool[ComponentConfig]):
         super().__init__(ComponentConfig())
         self.names = tuple(names)
         kinds = (TinyTask, TinyFeatureTask)
-        self._tasks: dict[str, Task] = {
+        self._tasks: dict[str, AdaptiveTask] = {
             name: kinds[number % 2](name) for number, name in enumerate(self.names)
         }
 
-    def __getitem__(self, name: str) -> Task:
+    def __getitem__(self, name: str) -> AdaptiveTask:
         """Return a task by its name."""
         if name not in self._tasks:
             hint = did_you_mean(name, self.names) or f"The tasks are: {', '.join(self.names)}."

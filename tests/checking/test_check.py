@@ -522,8 +522,8 @@ def test_a_task_whose_data_is_missing_is_found_with_plugin_and_task(
         "tasks-birds",
         """
         import pathlib
-        from fusion_core import ComponentConfig, Task, TaskPool, TaskPoolSpec, hookimpl
-        class Birds(Task):
+        from fusion_core import AdaptiveTask, ComponentConfig, TaskPool, TaskPoolSpec, hookimpl
+        class Birds(AdaptiveTask):
             def __init__(self, name): self.name = name
             def batch(self, step, *, size, split, seed):
                 return pathlib.Path(f"{self.name}.csv").read_text()

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_core.contracts.batch import Batch
 from fusion_core.contracts.report import Report
-from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
+from fusion_core.contracts.task_pool import Task, TaskPool
 from fusion_core.progress import Progress, note, noting
 from fusion_core.recipe.config import ComponentConfig
 
@@ -22,12 +23,6 @@ class Constant(Task):
     def __init__(self, name: str, value: float) -> None:
         self.name = name
         self.value = value
-
-    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
-        raise NotImplementedError
-
-    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        raise NotImplementedError
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         del model

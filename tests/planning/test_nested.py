@@ -15,7 +15,8 @@ from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.checking.check import scan
 from fusion_core.contracts.algorithm import Algorithm, RunContext
-from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
+from fusion_core.contracts.batch import Batch, Split
+from fusion_core.contracts.task_pool import AdaptiveTask, Task, TaskPool
 from fusion_core.errors import AlignmentError, BrokenPluginError, CheckpointError, RecipeError
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan
@@ -334,7 +335,7 @@ def test_a_pool_of_another_kind_says_that_it_takes_none(inner: dict[str, Any]) -
 # --- live models, tasks, and what algorithms save -----------------------------------------------
 
 
-class Scores(Task):
+class Scores(AdaptiveTask):
     name = "scores"
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:

@@ -17,7 +17,7 @@ from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
-from fusion_core.contracts.task_pool import Batch, Split, Task, TaskPool
+from fusion_core.contracts.task_pool import Task, TaskPool
 from fusion_core.errors import (
     AlignmentError,
     BrokenPluginError,
@@ -655,12 +655,6 @@ class Norm(Task):
 
     def __init__(self, name: str) -> None:
         self.name = name
-
-    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
-        raise NotImplementedError
-
-    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        raise NotImplementedError
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if self.name == "fails":

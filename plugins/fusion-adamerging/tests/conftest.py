@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from fusion_core import (
+    AdaptiveTask,
     Batch,
     CheckpointsConfig,
     CheckpointsPool,
     ComponentConfig,
     FeatureTask,
     Split,
-    Task,
     TaskPool,
 )
 
@@ -81,7 +81,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class RandomTask(Task):
+class RandomTask(AdaptiveTask):
     """Classify noise around a class mean that is the task's own."""
 
     def __init__(self, name: str, number: int) -> None:
@@ -136,7 +136,7 @@ class RandomTasks(TaskPool[ComponentConfig]):
         self.names = names
         self.kind = kind
 
-    def __getitem__(self, name: str) -> Task:
+    def __getitem__(self, name: str) -> AdaptiveTask:
         return self.kind(name, 1 + list(self.names).index(name))
 
 

@@ -113,7 +113,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         )
         passes = Passes(
             live.model,
-            [context.tasks[name] for name in ranks.own(names)],
+            [context.tasks.adaptive(name) for name in ranks.own(names)],
             Batches(self.config.batch_size, context.seed),
             context.device,
             bf16=self.config.precision == "bf16",

@@ -8,7 +8,7 @@ and one large product takes less time than several small ones.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core import Task
+    from fusion_core import AdaptiveTask
 
-    #: tasks with their batches of one step
-    Group = Sequence[tuple[Task, Batch]]
+    #: a task with its batch of one step
+    Pair = tuple[AdaptiveTask, Batch]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Batches:
     size: int
     seed: int
 
-    def of(self, task: Task, step: int) -> Batch:
+    def of(self, task: AdaptiveTask, step: int) -> Batch:
         """Return a task's unlabeled batch."""
         return task.batch(step, size=self.size, split=Split.UNLABELED, seed=self.seed)
 
@@ -47,7 +47,7 @@ class Passes:
     """The tasks of this process, and how their batches go through a live model."""
 
     model: nn.Module
-    tasks: Sequence[Task]
+    tasks: Sequence[AdaptiveTask]
     batches: Batches
     device: torch.device
     bf16: bool = False
@@ -77,36 +77,36 @@ class Passes:
             return entropy(logits)
         return disagreement(logits, self.teacher[task][step].to(logits.device))
 
-    def _groups(self, step: int) -> Iterator[Group]:
+    def _groups(self, step: int) -> Iterator[Sequence[Pair]]:
         """Group neighbouring tasks that can share a pass, as many as fit into one."""
         pairs = ((task, self.batches.of(task, step).to(self.device)) for task in self.tasks)
         for kind, members in groupby(pairs, key=_kind):
             yield from self._parted(kind, members)
 
-    def _parted(self, kind: object, members: Iterator[tuple[Task, Batch]]) -> Iterator[Group]:
+    def _parted(self, kind: object, members: Iterator[Pair]) -> Iterator[Sequence[Pair]]:
         for first in members:
             room = 1 if kind is None else self._room(kind, first)
             yield [first, *islice(members, room - 1)]
 
-    def _room(self, kind: object, pair: tuple[Task, Batch]) -> int:
+    def _room(self, kind: object, pair: Pair) -> int:
         """Return how many tasks like this one fit into a pass: what one takes is measured once."""
         if kind not in self.rooms:
             self.rooms[kind] = max(1, self.shared // max(self._activations(*pair), 1))
         return self.rooms[kind]
 
-    def _activations(self, task: Task, batch: Batch) -> int:
+    def _activations(self, task: AdaptiveTask, batch: Batch) -> int:
         """Return the bytes that a task's pass keeps for its way back and a shared one once a task.
 
         That is what grows with the examples: parameters in bf16, say, are kept once for all.
         """
-        examples = len(batch.inputs)
+        examples = len(batch)
         kept = self._kept((task, batch))
         if examples == 1:
             return kept
-        alone = self._kept((task, replace(batch, inputs=batch.inputs[:1])))
+        alone = self._kept((task, batch.part(0, 1)))
         return (kept - alone) * examples // (examples - 1)
 
-    def _kept(self, pair: tuple[Task, Batch]) -> int:
+    def _kept(self, pair: Pair) -> int:
         own = {each.untyped_storage().data_ptr() for each in self.model.parameters()}
         kept: dict[int, int] = {}
 
@@ -121,14 +121,15 @@ class Passes:
         del graph
         return sum(kept.values())
 
-    def _logits(self, group: Group) -> list[Tensor]:
+    def _logits(self, group: Sequence[Pair]) -> list[Tensor]:
         task: Any = group[0][0]
         if not isinstance(task, FeatureTask):
             with self._autocast():
                 return [_widened(task.logits(self.model, group[0][1]))]
         with self._autocast():
-            features = task.features(self.model, torch.cat([each.inputs for _, each in group]))
-        parts = torch.split(_widened(features), [len(each.inputs) for _, each in group])
+            joined = Batch.joined([each for _, each in group])
+            features = task.features(self.model, joined.inputs)
+        parts = torch.split(_widened(features), [len(each) for _, each in group])
         heads: list[Any] = [task for task, _ in group]
         return [head.head(part) for head, part in zip(heads, parts, strict=True)]
 
@@ -137,7 +138,7 @@ class Passes:
 
 
 def expert_logits(
-    expert: nn.Module, task: Task, batches: Batches, steps: range, device: torch.device
+    expert: nn.Module, task: AdaptiveTask, batches: Batches, steps: range, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield by step what a task's own expert predicts, on the CPU; (examples, classes) each."""
     with_fast_products(expert).to(device).eval()
@@ -147,12 +148,12 @@ def expert_logits(
         yield step, logits.float().cpu()
 
 
-def _kind(pair: tuple[Task, Batch]) -> object:
-    """Tell which tasks can share a pass: the same features of inputs of the same shape."""
+def _kind(pair: Pair) -> object:
+    """Tell which tasks can share a pass: the same features of inputs of the same form."""
     task, batch = pair
     if not isinstance(task, FeatureTask):
         return None
-    return type(task).features, tuple(batch.inputs.shape[1:]), batch.inputs.dtype
+    return type(task).features, batch.form
 
 
 def _widened(values: Tensor) -> Tensor:

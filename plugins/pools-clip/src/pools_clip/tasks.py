@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
-from fusion_core import Batch, ComponentConfig, FeatureTask, Split, Task, TaskPool, note
+from fusion_core import Batch, ComponentConfig, FeatureTask, Split, TaskPool, note
 from fusion_core.adapting import on_cores
 from fusion_core.errors import CheckpointError, RecipeError
 from pools_clip.choice import chosen, unknown_task
@@ -62,7 +62,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
             name: ClipTask(name, each, self._clip, config) for name, each in self._data.items()
         }
 
-    def __getitem__(self, name: str) -> Task:
+    def __getitem__(self, name: str) -> ClipTask:
         """Return one task; raises `RecipeError` naming close matches for an unknown one."""
         if name not in self._tasks:
             raise unknown_task(name, self.names, "tasks")

@@ -11,13 +11,9 @@ if TYPE_CHECKING:
     from fusion_core.builtin.checkpoints import CheckpointsPool
     from fusion_core.builtin.checkpoints_config import CheckpointsConfig
     from fusion_core.checking.check import check, scan
-    from fusion_core.contracts.algorithm import (
-        Algorithm,
-        RunContext,
-        TensorwiseAlgorithm,
-        expert_weights,
-    )
+    from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
     from fusion_core.contracts.batch import Batch, Split
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
     from fusion_core.contracts.report import Metrics, Published, Report
@@ -28,6 +24,12 @@ if TYPE_CHECKING:
         ExecutorSpec,
         ModelPoolSpec,
         TaskPoolSpec,
+    )
+    from fusion_core.contracts.stage import (
+        Calibration,
+        TensorwiseCalibration,
+        Transform,
+        expert_weights,
     )
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
@@ -47,13 +49,9 @@ _HOMES = {
     "fusion_core.builtin.checkpoints": ("CheckpointsPool",),
     "fusion_core.builtin.checkpoints_config": ("CheckpointsConfig",),
     "fusion_core.checking.check": ("check", "scan"),
-    "fusion_core.contracts.algorithm": (
-        "Algorithm",
-        "RunContext",
-        "TensorwiseAlgorithm",
-        "expert_weights",
-    ),
+    "fusion_core.contracts.algorithm": ("Algorithm", "TensorwiseAlgorithm"),
     "fusion_core.contracts.batch": ("Batch", "Split"),
+    "fusion_core.contracts.context": ("RunContext",),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
     "fusion_core.contracts.report": ("Metrics", "Published", "Report"),
@@ -64,6 +62,12 @@ _HOMES = {
         "ExecutorSpec",
         "ModelPoolSpec",
         "TaskPoolSpec",
+    ),
+    "fusion_core.contracts.stage": (
+        "Calibration",
+        "TensorwiseCalibration",
+        "Transform",
+        "expert_weights",
     ),
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
@@ -87,6 +91,7 @@ __all__ = [
     "AlgorithmSpec",
     "AlignmentPolicy",
     "Batch",
+    "Calibration",
     "CheckpointsConfig",
     "CheckpointsPool",
     "CommandSpec",
@@ -118,6 +123,8 @@ __all__ = [
     "TaskPoolSpec",
     "TensorInfo",
     "TensorwiseAlgorithm",
+    "TensorwiseCalibration",
+    "Transform",
     "WeightSource",
     "__version__",
     "allocate",

@@ -59,29 +59,6 @@ class Site:
         (info / "entry_points.txt").write_text(f"[fusion_core.plugins]\n{points}\n")
         return module
 
-    def install_wrap(self) -> None:
-        """Install an algorithm `wrap` that runs another one, named by its option `of`."""
-        self.install(
-            "wrapping-x",
-            """
-            from fusion_core import Algorithm, AlgorithmSpec, ComponentConfig, hookimpl
-
-            class Config(ComponentConfig):
-                of: object = "simple-average"
-
-            class Wrap(Algorithm):
-                config_class = Config
-                def run(self, pool, context):
-                    return context.algorithm(self.config.of).run(pool, context)
-
-            @hookimpl
-            def fusion_register_algorithms():
-                yield AlgorithmSpec(
-                    name="wrap", summary="", target="wrapping_x:Wrap", config="wrapping_x:Config"
-                )
-            """,
-        )
-
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:

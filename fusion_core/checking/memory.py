@@ -12,14 +12,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights import Cut, Kernel, Scope
+from fusion_core.weights import Cut, Scope
+from fusion_core.weights.merging.applied import PieceKernel
 from fusion_core.weights.merging.execution import AHEAD
 
 if TYPE_CHECKING:
+    from fusion_core.contracts.stage import Stage
     from fusion_core.planning.plan import Plan
 
 #: What the engine and the allocator take whatever is merged, and a survey's samples an expert.
@@ -51,11 +53,12 @@ def estimate(plan: Plan) -> Memory:
     live = 2 * sum(4 * info.numel for info in infos) if evaluated else 0  # built of its weights
     process = _process()
     merge = _FIXED + workers(plan) * _piece(plan) + _surveys(plan)
+    stages = "" if len(plan.stages) == 1 else f" x {len(plan.stages)} stages"
     how = (
         f"{workers(plan)} workers x {_longest(plan):,} elements x "
-        f"(2 x {len(plan.pool.experts)} experts + 3)"
+        f"(2 x {len(plan.pool.experts)} experts{stages} + 3)"
     )
-    at_least = plan.adapts or len(_kernels(plan)) < len(plan.parts)
+    at_least = plan.adapts or len(_kernels(plan)) < len(_algorithms(plan))
     return Memory(process + max(merge, live), process, merge, live, at_least, how)
 
 
@@ -67,7 +70,8 @@ def workers(plan: Plan) -> int:
 def _piece(plan: Plan) -> int:
     """Return what a worker holds; an operand that is a merge itself is merged meanwhile."""
     wide = any(info.dtype is torch.float64 for info in plan.pool.reference.infos.values())
-    own = _longest(plan) * (2 * len(plan.pool.experts) + 3) * (8 if wide else 4)
+    rows = 2 * len(plan.pool.experts) * len(plan.stages) + 3  # each stage has an output of its own
+    own = _longest(plan) * rows * (8 if wide else 4)
     surveyed = 1 if _scopes(plan) <= {Scope.NONE} else 2
     return own * surveyed + max(map(_piece, plan.nested.values()), default=0)
 
@@ -92,10 +96,13 @@ def _scopes(plan: Plan) -> set[Scope]:
     return {kernel.scope for kernel in _kernels(plan)}
 
 
-def _kernels(plan: Plan) -> list[Kernel]:
+def _kernels(plan: Plan) -> list[PieceKernel]:
     """Return the algorithms that the engine runs, and that say that they are nothing more."""
-    algorithms = [part.algorithm for part in plan.parts]
-    return [algorithm for algorithm in algorithms if isinstance(algorithm, Kernel)]
+    return [each for each in _algorithms(plan) if isinstance(each, PieceKernel)]
+
+
+def _algorithms(plan: Plan) -> list[Stage[Any]]:
+    return [part.algorithm for stage in plan.stages for part in stage.parts]
 
 
 def _process() -> int:

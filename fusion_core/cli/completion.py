@@ -24,8 +24,10 @@ Candidates = list[tuple[str, str]]
 
 
 def algorithms(incomplete: str) -> Candidates:
-    """Complete an algorithm's name."""
-    return _starting(incomplete, _names(AlgorithmSpec))
+    """Complete the last of a comma-separated list of stages."""
+    before, comma, last = incomplete.rpartition(",")
+    found = _starting(last, _names(AlgorithmSpec))
+    return [(f"{before}{comma}{name}", summary) for name, summary in found]
 
 
 def model_pools(incomplete: str) -> Candidates:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 Algo = Annotated[
     Optional[str],  # noqa: UP045 - typer reads these annotations at run time
     typer.Option(
-        "--algo", metavar="NAME", help="How to fuse.", autocompletion=completion.algorithms
+        "--algo",
+        metavar="NAME[,NAME]",
+        help="How to fuse: an algorithm, or the stages of a pipeline.",
+        autocompletion=completion.algorithms,
     ),
 ]
 Pool = Annotated[
@@ -128,8 +131,11 @@ def sections_from(
     from fusion_core.recipe.text import assign
 
     for section, name in names.items():
-        if name is not None:
-            raw[section] = {**_options_kept(raw.get(section), name), "name": name}
+        if name is None:
+            continue
+        stages = stage_names(name) if section == "algorithm" else [name]
+        named = [{**_options_kept(raw.get(section), each), "name": each} for each in stages]
+        raw[section] = named if len(named) > 1 else named[0]
     if tasks is None:
         return raw
     listed = [task.strip() for task in tasks.split(",")]
@@ -137,10 +143,17 @@ def sections_from(
 
 
 def _options_kept(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML
-    """Keep a section's options if the flag names the same component as the file."""
+    """Keep the options of the component, or of the stage, of the file that the flag names, too."""
     if isinstance(section, dict) and section.get("name", name) == name:
         return section
-    return {}
+    stages = section if isinstance(section, list) else []
+    named = (each for each in stages if isinstance(each, dict) and each.get("name") == name)
+    return next(named, {})
+
+
+def stage_names(flag: str) -> list[str]:
+    """Return the stages that the flag `--algo` names."""
+    return [name.strip() for name in flag.split(",")]
 
 
 def counted(counts: Mapping[str, int]) -> str:

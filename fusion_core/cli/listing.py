@@ -94,10 +94,16 @@ Rows = tuple[list[str], list[list[Any]]]
 
 def _algorithms(plugins: PluginManager) -> Rows:
     rows = [
-        [each.spec.name, each.spec.summary, each.spec.reference, each.plugin.distribution]
+        [
+            each.spec.name,
+            each.spec.stage,
+            each.spec.summary,
+            each.spec.reference,
+            each.plugin.distribution,
+        ]
         for each in plugins.components(AlgorithmSpec)
     ]
-    return ["name", "summary", "reference", "plugin"], sorted(rows, key=str)
+    return ["name", "stage", "summary", "reference", "plugin"], sorted(rows, key=str)
 
 
 def _pools(plugins: PluginManager) -> Rows:

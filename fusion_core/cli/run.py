@@ -27,6 +27,7 @@ from fusion_core.cli.flags import (
     counted,
     planned,
     set_up_logging,
+    stage_names,
 )
 from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.listing import AsJson
@@ -56,14 +57,18 @@ class RunCommand(TyperCommand):
         if name is None:
             formatter.write("\nWith --algo NAME, this help shows the algorithm's options too.\n")
             return
-        try:
-            component = load_plugins(ctx.obj or frozenset()).find(AlgorithmSpec, name)
-            rows = option_rows(options_as_json(component))
-        except FusionError as error:
-            formatter.write(f"\n{error}\n")
-            return
-        with formatter.section(f"Options of {name} (--set algorithm.OPTION=VALUE)"):
-            formatter.write_dl([(f"{row[0]}  {row[1]}", f"{row[3]} [{row[2]}]") for row in rows])
+        stages = stage_names(name)
+        for stage in stages:
+            section = "algorithm" if len(stages) == 1 else f"algorithm.{stage}"
+            try:
+                component = load_plugins(ctx.obj or frozenset()).find(AlgorithmSpec, stage)
+                rows = option_rows(options_as_json(component))
+            except FusionError as error:
+                formatter.write(f"\n{error}\n")
+                continue
+            with formatter.section(f"Options of {stage} (--set {section}.OPTION=VALUE)"):
+                lines = [(f"{row[0]}  {row[1]}", f"{row[3]} [{row[2]}]") for row in rows]
+                formatter.write_dl(lines)
 
 
 def run(

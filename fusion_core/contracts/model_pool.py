@@ -47,6 +47,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     dropped: frozenset[str] = frozenset()
     #: what alignment let pass and a user should know
     warnings: tuple[str, ...] = ()
+    #: the experts as they were, in a pool that holds what a transform made of them
+    _untransformed: Mapping[str, WeightSource] | None = None
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -85,6 +87,20 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Return the task that an expert was fine-tuned for; by default they share a name."""
         return expert
 
+    def expert_of(self, task: str) -> WeightSource:
+        """Return the expert that was fine-tuned for a task, as it was before any transform.
+
+        Raises `RecipeError` for a task without one.
+        """
+        experts = self._untransformed or self.experts
+        for name, expert in experts.items():
+            if self.task_of(name) == task:
+                return expert
+        known = ", ".join(dict.fromkeys(map(self.task_of, experts)))
+        raise RecipeError(
+            f"task {task!r} has no expert of its own", hint=f"Tasks that have one: {known}."
+        )
+
     def inputs(self) -> Mapping[str, Any]:
         """Identify the inputs for the provenance; default: what each source says of itself."""
         return {name: _identity(source) for name, source in self.by_name.items()}
@@ -102,6 +118,13 @@ class ModelPool(ABC, Generic[ConfigT]):
         clone = copy.copy(self)
         clone.base = None if self.base is None else sources.get("base", self.base)
         clone.experts = {name: sources.get(name, own) for name, own in self.experts.items()}
+        return clone
+
+    def transformed(self, experts: Mapping[str, WeightSource]) -> Self:
+        """Return this pool with experts that a transform made of its own."""
+        clone = copy.copy(self)
+        clone._untransformed = self._untransformed or self.experts  # noqa: SLF001 - of this class
+        clone.experts = experts
         return clone
 
     def aligned(self, policy: AlignmentPolicy) -> Self:

@@ -16,6 +16,13 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 TaskData = Literal["none", "unlabeled", "labeled"]
+StageKind = Literal["transform", "merge", "calibrate"]
+
+_STAGES: dict[str, str] = {
+    "transform": "fusion_core.contracts.stage:Transform",
+    "merge": "fusion_core.contracts.algorithm:Algorithm",
+    "calibrate": "fusion_core.contracts.stage:Calibration",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +63,9 @@ class AlgorithmSpec(ComponentSpec):
     """A way of fusing models."""
 
     kind: ClassVar[str] = "algorithm"
-    base: ClassVar[str] = "fusion_core.contracts.algorithm:Algorithm"
 
+    #: what it does in a pipeline: transforms, then exactly one merge, then calibrations
+    stage: StageKind = "merge"
     needs_base: bool = False
     needs_tasks: TaskData = "none"
     #: an option with which, given, it does without them
@@ -66,6 +74,11 @@ class AlgorithmSpec(ComponentSpec):
     max_experts: int | None = None
     #: where it was published, e.g. "arXiv:2306.01708"
     reference: str | None = None
+
+    @property
+    def base(self) -> str:  # type: ignore[override] # the one kind whose classes differ
+        """The class of its stage."""
+        return _STAGES[self.stage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,13 +87,17 @@ def _type_name(schema: Mapping[str, Any]) -> str:
 def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
     """Return a JSON schema of recipes that knows every installed component's options."""
     sections: dict[str, Any] = {
-        "algorithm": (_any_of(AlgorithmSpec, plugins), ...),
+        "algorithm": (_one_or_list(_any_of(AlgorithmSpec, plugins)), ...),
         "model_pool": (_any_of(ModelPoolSpec, plugins) | None, None),
         "task_pool": (_any_of(TaskPoolSpec, plugins) | None, None),
         "executor": (_any_of(ExecutorSpec, plugins) | None, None),
     }
     schema = create_model("Recipe", __base__=Recipe, **sections).model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _one_or_list(one: Any) -> Any:  # noqa: ANN401 - types
+    return Union[one, tuple[one, ...]]  # noqa: UP007 - `|` is not for whatever a type may be
 
 
 def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: ANN401 - a type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.task_pool import AdaptiveTask
 from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def check_needs(
     if algorithm is None:
         return
     spec, count = algorithm.component.spec, len(pool.experts)
-    if spec.needs_base and pool.base is None:
+    if (spec.needs_base or spec.stage == "transform") and pool.base is None:
         raise RecipeError(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
             hint="Name the model that the experts were fine-tuned from: model_pool.base.",
@@ -29,6 +30,12 @@ def check_needs(
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
             hint="Name a task pool with --task-pool; see: fuse list tasks",
+        )
+    if sees_tasks(spec) and tasks and not any(isinstance(task, AdaptiveTask) for task in tasks):
+        raise RecipeError(
+            f"algorithm {spec.name!r} needs tasks with examples to look at: these can only be "
+            "measured",
+            hint="Name another task pool with --task-pool; see: fuse list tasks",
         )
     if count < spec.min_experts or count > (spec.max_experts or count):
         raise RecipeError(

@@ -12,41 +12,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
-from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.model_pool import ModelPool
+from fusion_core.contracts.stage import Stage
 from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.downloads import downloads_of
 from fusion_core.planning.dtypes import dtype_of, infos_of_merge
-from fusion_core.planning.needs import check_data, check_needs, check_tasks, sees_tasks
+from fusion_core.planning.needs import check_data, check_needs, check_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
 from fusion_core.planning.numbers import free_paths
-from fusion_core.planning.resolving import resolve, resolve_object
-from fusion_core.planning.selection import Part, create_algorithms, parts_of
+from fusion_core.planning.pipeline import (
+    PlannedStage,
+    create_stages,
+    merge_of,
+    section_of,
+    stages_given,
+    with_parts,
+)
+from fusion_core.planning.resolving import resolve
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.text import assign
 from fusion_core.weights import held_in_memory
 from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import torch
 
-    from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.resolved import Resolved, ResolvedRecipe
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights.source import WeightSource
 
-_SECTIONS: dict[str, type[Any]] = {
-    "algorithm": Algorithm,
-    "model_pool": ModelPool,
-    "task_pool": TaskPool,
-}
+_SECTIONS: dict[str, type[Any]] = {"model_pool": ModelPool, "task_pool": TaskPool}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Plan:
     resolved: ResolvedRecipe
     plugins: PluginManager
     options: RunOptions
-    parts: tuple[Part, ...]
+    stages: tuple[PlannedStage, ...]
     pool: ModelPool[Any]
     tasks: TaskPool[Any] | None
     path: Path | None
@@ -71,12 +72,13 @@ class Plan:
 
     def recipe_in(self, folder: Path | None) -> dict[str, Any]:
         """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
-        sections = {
-            "algorithm": _section(self.resolved.algorithm, self.parts[0].algorithm, folder),
-            "model_pool": _section(self.resolved.model_pool, self.pool, folder),
+        stages = [each.as_recipe(folder) for each in self.stages]
+        sections: dict[str, Any] = {
+            "algorithm": stages if len(stages) > 1 else stages[0],
+            "model_pool": section_of(self.resolved.model_pool, self.pool, folder),
         }
         if self.tasks is not None:
-            sections["task_pool"] = _section(self.resolved.task_pool, self.tasks, folder)
+            sections["task_pool"] = section_of(self.resolved.task_pool, self.tasks, folder)
         rest = self.resolved.recipe.model_dump(
             mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
         )
@@ -85,7 +87,7 @@ class Plan:
     @property
     def algorithm_name(self) -> str:
         """What to call the result."""
-        return self.resolved.algorithm.name if self.resolved.algorithm else "fused"
+        return "-".join(each.name for each in self.stages)
 
     @cached_property
     def aligned(self) -> ModelPool[Any]:
@@ -105,9 +107,10 @@ class Plan:
 
     @property
     def skipped(self) -> frozenset[str]:
-        """The tensors that no algorithm sees."""
+        """The tensors that the merge leaves to the base."""
         names = self.pool.reference.infos
-        seen = (names if part.names is None else part.names for part in self.parts)
+        parts = merge_of(self.stages).parts
+        seen = (names if part.names is None else part.names for part in parts)
         return frozenset(names).difference(*seen)
 
     @property
@@ -117,16 +120,16 @@ class Plan:
 
     @property
     def adapts(self) -> bool:
-        """Whether the algorithm sees tasks; one given as an object may."""
-        outer = self.resolved.algorithm
-        return outer is None or sees_tasks(outer.component.spec)
+        """Whether a stage sees tasks."""
+        return any(each.adapts for each in self.stages)
 
     def transductive(self, *, saw_tasks: bool = True) -> bool | None:
         """Tell whether an algorithm saw the examples that are measured on; None where none did.
 
         `saw_tasks` says what only a run shows: whether one given as an object asked for them.
         """
-        saw = self.adapts and (saw_tasks or self.resolved.algorithm is not None)
+        known = any(each.adapts and each.resolved is not None for each in self.stages)
+        saw = known or (self.adapts and saw_tasks)
         own = [self.tasks.transductive] if saw and self.tasks is not None else []
         within = [plan.transductive() for plan in self.nested.values()]
         seen = [answer for answer in (*own, *within) if answer is not None]
@@ -166,7 +169,8 @@ class Plan:
     @property
     def distributions(self) -> set[str]:
         """The plugins that this run uses."""
-        found = (self.resolved.algorithm, self.resolved.model_pool, self.resolved.task_pool)
+        stages = (each.resolved for each in self.stages)
+        found = (*stages, self.resolved.model_pool, self.resolved.task_pool)
         ours = {used.component.plugin.distribution for used in found if used is not None}
         return ours.union(*(plan.distributions for plan in self.nested.values()))
 
@@ -203,35 +207,42 @@ def _plan(
     """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
     plugins = load_plugins(options.block)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
-    shaped = {**raw, **{name: {} for name in live}}
+    given = stages_given(raw)
+    described = [each for each in given if not isinstance(each, Stage)]
+    if described != given:  # some are objects
+        live |= {} if described else {"algorithm": None}
+        raw = {**raw, "algorithm": described}
     plans: dict[RecipeSource, Plan] = {}
     nesting = partial(_place_of, plans=plans, options=options, inside=inside or ())
+    shaped = {**raw, **{name: {} for name in live}}
     resolved = resolve(shaped, plugins, live=frozenset(live), nesting=nesting)
-    if "algorithm" in live:
-        resolved = replace(resolved, algorithm=resolve_object(live["algorithm"], plugins))
     device = device_of(options.device)
     place = None if helps() or inside is not None else resolved.recipe.output.path
     if place is not None:  # before anything is downloaded
         check_output(Path(place), overwrite=options.overwrite)
-    algorithms = [live["algorithm"]] if "algorithm" in live else _algorithms(resolved.algorithm)
+    stages = create_stages(given, resolved.stages, plugins)
     with hub.session(options.progress):
         pool = live.get("model_pool", _create(resolved.model_pool))
         tasks = live.get("task_pool", _create(resolved.task_pool))
     if tasks is not None:
-        tasks = _tasks_for(algorithms[0], tasks, nested=inside is not None)
-    check_needs(resolved.algorithm, pool, tasks)
+        tasks = _tasks_for(stages, tasks, nested=inside is not None)
+    for each in stages:
+        check_needs(each.resolved, pool, tasks)
     if tasks is not None:
         check_tasks(tasks)
-    selection = Selection() if resolved.algorithm is None else resolved.algorithm.selection
-    parts = parts_of(algorithms, selection, pool)
+    stages = with_parts(stages, pool)
     models = pool.by_name.items()
     nested = {n: inner for place, inner in plans.items() for n, model in models if model is place}
-    return Plan(resolved, plugins, options, parts, pool, tasks, None, device, nested)
+    return Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested)
 
 
-def _tasks_for(algorithm: Algorithm[Any], tasks: TaskPool[Any], *, nested: bool) -> TaskPool[Any]:
-    """Return the tasks as an algorithm sees them, which has to be what is measured, too."""
-    seen = algorithm.tasks(tasks)
+def _tasks_for(
+    stages: Sequence[PlannedStage], tasks: TaskPool[Any], *, nested: bool
+) -> TaskPool[Any]:
+    """Return the tasks as the stages see them, which has to be what is measured, too."""
+    seen = tasks
+    for each in stages:
+        seen = each.stage.tasks(seen)
     if nested and seen is not tasks:
         raise RecipeError(
             "its algorithm adapts on a part of the test examples, and the whole is measured",
@@ -258,27 +269,8 @@ def _place_of(
     return place
 
 
-def _algorithms(resolved: Resolved[AlgorithmSpec] | None) -> list[Algorithm[Any]]:
-    assert resolved is not None  # noqa: S101 - a recipe without one was refused
-    return create_algorithms(resolved)
-
-
 def _create(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
     return None if resolved is None else resolved.create()
-
-
-def _section(
-    resolved: Resolved[Any] | None,
-    instance: Any,  # noqa: ANN401 - an algorithm or a pool
-    folder: Path | None,
-) -> dict[str, Any]:
-    if resolved is not None:
-        return resolved.as_recipe(folder)
-    kind = type(instance)
-    return {
-        "name": f"{kind.__module__}:{kind.__qualname__}",
-        **instance.config.model_dump(mode="json", context=folder),
-    }
 
 
 def count_tensors(

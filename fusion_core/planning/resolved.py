@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
@@ -13,8 +13,10 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.recipe.patterns import Selection
+from fusion_core.recipe.validation import validated
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from fusion_core.plugins.components import Component
@@ -33,8 +35,8 @@ class Resolved(Generic[SpecT]):
     ambiguous: bool = False
     #: which tensors an algorithm merges
     selection: Selection = field(default_factory=Selection)
-    #: an algorithm's options where an override is to be applied, by the override's number
-    overridden: tuple[ComponentConfig, ...] = ()
+    #: the options as they were given, which others are laid over for some tensors
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -52,13 +54,19 @@ class Resolved(Generic[SpecT]):
         """Import the class and instantiate it."""
         return self.component.create(self.config)
 
+    def changed(self, options: Mapping[str, Any], *, prefix: str = "algorithm") -> Self:
+        """Return the component with some options changed; raises `RecipeError` as for all."""
+        config_class, hint = self.component.load_config(), f"See: fuse info {self.name}"
+        config = validated(config_class, {**self.given, **options}, prefix=prefix, hint=hint)
+        return replace(self, config=config)
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRecipe:
     """A recipe after both phases; a section is None where it was left out or given as an object."""
 
     recipe: Recipe
-    algorithm: Resolved[AlgorithmSpec] | None
+    stages: tuple[Resolved[AlgorithmSpec] | None, ...]
     model_pool: Resolved[ModelPoolSpec] | None
     task_pool: Resolved[TaskPoolSpec] | None
     executor: Resolved[ExecutorSpec]

@@ -8,8 +8,7 @@ options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
@@ -19,6 +18,7 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
+from fusion_core.planning.problems import Problems
 from fusion_core.planning.resolved import Resolved, ResolvedRecipe, SpecT
 from fusion_core.recipe.config import (
     AlignmentPolicy,
@@ -26,12 +26,16 @@ from fusion_core.recipe.config import (
     OutputOptions,
     Recipe,
     choice_of,
+    choices_of,
 )
 from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.text import check_own_kind
 from fusion_core.recipe.validation import validated
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fusion_core.contracts.stage import Stage
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
 
@@ -46,17 +50,16 @@ _ANY = "checkpoints"
 #: The component of a section that names none.
 _UNNAMED = {"model_pool": _ANY, "executor": "threads"}
 
-ResultT = TypeVar("ResultT")
 
-
-def resolve_object(algorithm: Any, plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:  # noqa: ANN401
-    """Return what an algorithm given as an object is, if its very class is a plugin's."""
+def resolve_object(algorithm: Stage[Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
+    """Return what a stage given as an object is, if its very class is a plugin's."""
     kind = type(algorithm)
     known = list(plugins.components(AlgorithmSpec))
     for component in known:
         if component.spec.target == f"{kind.__module__}:{kind.__qualname__}":
             ambiguous = sum(component.spec.name in each.names for each in known) > 1
-            return Resolved(component, algorithm.config, ambiguous)
+            config: Any = algorithm.config
+            return Resolved(component, config, ambiguous)
     return None
 
 
@@ -73,11 +76,11 @@ def resolve(
 ) -> ResolvedRecipe:
     """Validate a recipe in two phases.
 
-    `live` names the sections that the caller gave as objects: they are not looked up; `nesting`
+    `live` names the sections that the caller gave as objects: they are not looked up. `nesting`
     makes models of recipes in the places of models. Raises `RecipeError` with one line a problem,
     all of them at once; `PluginError` if that is all that is wrong.
     """
-    problems = _Problems()
+    problems = Problems()
     check_own_kind(raw)
     recipe = problems.attempt(validated, Recipe, raw, beside=_options_below(raw, plugins))
     if recipe is None:  # go on with what can be looked at, so that all errors come at once
@@ -93,7 +96,8 @@ def resolve(
         place = {"section": section, "nesting": nesting}
         return problems.attempt(resolve_component, kind, choice, plugins, **place)
 
-    algorithm = component(AlgorithmSpec, "algorithm")
+    known = "algorithm" in raw and "algorithm" not in live
+    stages = _resolve_stages(recipe.stages, plugins, problems) if known else ()
     default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
     if "model_pool" not in live:
         named = recipe.model_pool.or_named(default_pool)
@@ -104,41 +108,33 @@ def resolve(
         recipe = recipe.model_copy(update={"task_pool": tasks})
     task_pool = component(TaskPoolSpec, "task_pool")
     executor = component(ExecutorSpec, "executor", _UNNAMED["executor"])
-    if recipe.algorithm.name is None and "algorithm" not in live:
-        missing = "algorithm.name" if "algorithm" in raw else "algorithm"
-        hint = "Name one with --algo; see: fuse list algorithms"
-        problems.found.append(RecipeError(f"{missing}: required", hint=hint))
+    if "algorithm" not in raw and "algorithm" not in live:
+        problems.found.append(RecipeError("algorithm: required", hint=_NAME_ONE))
     if task_pool is None and recipe.task_pool.options and not problems.found:
         hint = "Name a task pool with --task-pool; see: fuse list tasks"
         problems.found.append(RecipeError("task_pool.name: required", hint=hint))
     problems.raise_all()
     assert executor is not None  # noqa: S101 - or it would have been a problem
-    return ResolvedRecipe(recipe, algorithm, model_pool, task_pool, executor)
+    return ResolvedRecipe(recipe, stages, model_pool, task_pool, executor)
 
 
-@dataclass(slots=True)
-class _Problems:
-    """What is wrong with a recipe, gathered so that all of it is said at once."""
+_NAME_ONE = "Name one with --algo; see: fuse list algorithms"
 
-    found: list[RecipeError | PluginError] = field(default_factory=list)
 
-    def attempt(
-        self, function: Callable[..., ResultT], *arguments: object, **options: object
-    ) -> ResultT | None:
-        """Call a function; None if it finds a problem, which is kept."""
-        try:
-            return function(*arguments, **options)
-        except (RecipeError, PluginError) as error:
-            self.found.append(error)
-            return None
-
-    def raise_all(self) -> None:
-        """Raise what was found: one error as it is, several as one `RecipeError`."""
-        if len(self.found) == 1:
-            raise self.found[0]
-        if self.found:
-            hints = dict.fromkeys(each.hint for each in self.found if each.hint)
-            raise RecipeError("\n".join(each.message for each in self.found), hint="\n".join(hints))
+def _resolve_stages(
+    choices: Sequence[Choice], plugins: PluginManager, problems: Problems
+) -> tuple[Resolved[AlgorithmSpec] | None, ...]:
+    """Resolve the stages of a pipeline; None for one that has no name."""
+    found: list[Resolved[AlgorithmSpec] | None] = []
+    for number, choice in enumerate(choices):
+        own = choice.name or str(number)
+        section = "algorithm" if len(choices) == 1 else f"algorithm.{own}"
+        if choice.name is None:
+            problems.found.append(RecipeError(f"{section}.name: required", hint=_NAME_ONE))
+            continue
+        place = {"section": section}
+        found.append(problems.attempt(resolve_component, AlgorithmSpec, choice, plugins, **place))
+    return tuple(found)
 
 
 def resolve_component(
@@ -159,25 +155,22 @@ def resolve_component(
     own = {name: value for name, value in choice.options.items() if name not in shared}
     given = {name: value for name, value in choice.options.items() if name in shared}
     hint = f"See: fuse info {component.spec.name}"
-    problems = _Problems()
+    problems = Problems()
     place: dict[str, Any] = {"prefix": section, "hint": hint}
     config = problems.attempt(validated, config_class, own, **place, beside=shared, context=nesting)
     selection = problems.attempt(validated, Selection, given, **place)
     problems.raise_all()
     assert config is not None  # noqa: S101 - or it would have been a problem
     assert selection is not None  # noqa: S101
-    overridden = tuple(
-        validated(
-            config_class,
-            {**own, **each.options},
-            prefix=f"{section}.overrides.{number}",
-            hint=hint,
-        )
-        for number, each in enumerate(selection.overrides)
-    )
     bare = component.spec.name
     ambiguous = sum(bare in each.names for each in plugins.components(kind)) > 1
-    return Resolved(component, config, ambiguous, selection, overridden)
+    resolved = Resolved(component, config, ambiguous, selection, own)
+    for number, override in enumerate(selection.overrides):
+        resolved.changed(override.options, prefix=f"{section}.overrides.{number}")
+    for number, curve in enumerate(selection.by_depth):
+        for depth in curve.corners:
+            resolved.changed(curve.at(depth), prefix=f"{section}.by_depth.{number}")
+    return resolved
 
 
 def task_pool_of(choice: Choice, models: Resolved[ModelPoolSpec]) -> Choice:
@@ -213,15 +206,21 @@ def shared_options(component: Component[Any]) -> Mapping[str, Any]:
 def _options_below(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[str]:
     """Name the options of a recipe's sections, for what stands one level too high."""
     for section, kind in _KINDS.items():
-        try:
-            choice = choice_of(raw.get(section)).or_named(_UNNAMED.get(section))
-            component = plugins.find(kind, choice.name or "")
-            names = [*component.load_config().model_fields, *shared_options(component)]
-        except (RecipeError, PluginError):  # which is said for itself
-            continue
-        yield from (f"{section}.{name}" for name in names)
+        for given in _listed(raw.get(section)):
+            try:
+                choice = choice_of(given).or_named(_UNNAMED.get(section))
+                component = plugins.find(kind, choice.name or "")
+                names = [*component.load_config().model_fields, *shared_options(component)]
+            except (RecipeError, PluginError):  # which is said for itself
+                continue
+            stage = f"{section}.{choice.name}" if isinstance(raw.get(section), list) else section
+            yield from (f"{stage}.{name}" for name in names)
     for section, options in (("output", OutputOptions), ("alignment", AlignmentPolicy)):
         yield from (f"{section}.{name}" for name in options.model_fields)
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
@@ -229,7 +228,8 @@ def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
     choices: dict[str, Any] = {}
     for section in _KINDS:
         try:
-            choices[section] = choice_of(raw.get(section))
+            read = choices_of if isinstance(raw.get(section), list) else choice_of
+            choices[section] = read(raw.get(section))
         except RecipeError:
             continue
     unreadable = _KINDS.keys() - choices.keys()

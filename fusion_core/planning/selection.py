@@ -1,4 +1,4 @@
-"""The parts of a merge: which algorithm merges which tensors.
+"""The parts of a stage: which algorithm takes which tensors.
 
 What a recipe says about it is `fusion_core.recipe.patterns`; how parts are run is not known here.
 """
@@ -15,47 +15,50 @@ from fusion_core.recipe.patterns import Selection
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.contracts.algorithm import Algorithm
-    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.contracts.stage import Stage
     from fusion_core.planning.resolved import Resolved
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An algorithm, and the tensors that it merges as if they were a model."""
+    """An algorithm, and the tensors that it takes as if they were a model."""
 
-    algorithm: Algorithm[Any]
+    algorithm: Stage[Any]
     #: None for all
     names: frozenset[str] | None = None
 
 
-def create_algorithms(resolved: Resolved[AlgorithmSpec]) -> list[Algorithm[Any]]:
-    """Make the algorithm that a recipe describes, then the same one as each override has it.
+def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
+    """Raise `RecipeError` for other options here and there of a method that adapts on tasks.
 
-    Raises `RecipeError` for overrides of a method that adapts on tasks: it searches once, for the
-    whole model.
+    It searches once, for the whole model.
     """
-    if resolved.overridden and sees_tasks(resolved.component.spec):
-        raise RecipeError(
-            f"algorithm.overrides: {resolved.name} searches once for the whole model, with the "
-            "same options",
-            hint="Leave them out; only and skip work.",
-        )
-    return [resolved.create(), *map(resolved.component.create, resolved.overridden)]
+    selection = resolved.selection
+    for option in ("overrides", "by_depth"):
+        if getattr(selection, option) and sees_tasks(resolved.component.spec):
+            raise RecipeError(
+                f"algorithm.{option}: {resolved.name} searches once for the whole model, with the "
+                "same options",
+                hint="Leave them out; only and skip work.",
+            )
 
 
 def parts_of(
-    algorithms: Sequence[Algorithm[Any]], selection: Selection, pool: ModelPool[Any]
+    stage: Stage[Any],
+    resolved: Resolved[AlgorithmSpec] | None,
+    names: Sequence[str],
+    *,
+    others: bool,
 ) -> tuple[Part, ...]:
-    """Share a model's tensors out among algorithms that `create_algorithms` made.
+    """Share tensors out among a stage and the same one with other options.
 
+    `names` are the tensors that there are, `others` says whether the models have more than these.
     Raises `RecipeError` for a pattern that matches nothing.
     """
-    if selection == Selection():
-        return (Part(algorithms[0]),)
-    groups = selection.groups(pool.reference.infos)
+    if resolved is None or resolved.selection == Selection():
+        return (Part(stage, frozenset(names) if others else None),)
     return tuple(
-        Part(algorithms[0 if number is None else number + 1], frozenset(names))
-        for number, names in groups.items()
+        Part(resolved.changed(options).create() if options else stage, frozenset(own))
+        for options, own in resolved.selection.groups(names)
     )

@@ -14,10 +14,13 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     WithJsonSchema,
 )
 
+from fusion_core.errors import RecipeError
 from fusion_core.recipe.paths import path_of
 from fusion_core.recipe.text import from_name
 from fusion_core.recipe.validation import STRICT, Options, validated
@@ -115,13 +118,26 @@ class AlignmentPolicy(Options):
 Component_ = Annotated[Choice, BeforeValidator(from_name)]
 
 
+def _one_or_stages(value: object) -> str:
+    return "[stages]" if isinstance(value, list | tuple) else "[one]"
+
+
+#: One algorithm, or the stages of a pipeline; in brackets what errors do not mention.
+Algorithm_ = Annotated[
+    Annotated[Component_, Tag("[one]")]
+    | Annotated[tuple[Component_, ...], Field(min_length=1), Tag("[stages]")],
+    Discriminator(_one_or_stages),
+]
+
+
 class Recipe(Options):
     """One run: what to fuse, how, and where it goes (phase one: shape only)."""
 
     model_config = ConfigDict(**{**STRICT, "arbitrary_types_allowed": True})
 
-    algorithm: Component_ = Choice()
-    """How to fuse: a name, or a mapping with `name` and options; a run needs one."""
+    algorithm: Algorithm_ = Choice()
+    """How to fuse: a name, a mapping with `name` and options, or a list of these: the stages of a
+    pipeline; a run needs one."""
     model_pool: Component_ = Choice()
     """What to fuse; default: the pool that is installed as the default one."""
     task_pool: Component_ = Choice()
@@ -133,7 +149,21 @@ class Recipe(Options):
     output: OutputOptions = OutputOptions()
     alignment: AlignmentPolicy = AlignmentPolicy()
 
+    @property
+    def stages(self) -> tuple[Choice, ...]:
+        """The stages of the pipeline, one for an algorithm alone."""
+        return self.algorithm if isinstance(self.algorithm, tuple) else (self.algorithm,)
+
 
 def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
     """Read a component's section: a name, or a mapping with `name` and options."""
     return validated(Choice, from_name(value))
+
+
+def choices_of(value: Any) -> tuple[Choice, ...]:  # noqa: ANN401
+    """Read the section `algorithm`: one, or the stages of a pipeline, in which there are some."""
+    if not isinstance(value, list):
+        return (choice_of(value),)
+    if not value:
+        raise RecipeError("algorithm = []: a pipeline has stages")
+    return tuple(map(choice_of, value))

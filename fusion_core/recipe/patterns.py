@@ -6,18 +6,20 @@ tensors that are found is not known here (`fusion_core.planning.selection`).
 
 from __future__ import annotations
 
+import math
 import re
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from fusion_core.errors import RecipeError
+from fusion_core.recipe.depth import along, depths
 from fusion_core.recipe.validation import STRICT, Options
 from fusion_core.shown import close_to
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
 
 def _listed(value: object) -> object:
@@ -49,6 +51,44 @@ class Override(Options):
         return dict(self.model_extra or {})
 
 
+def _as_curves(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Curve(Override):
+    """Options that change with a tensor's depth: each a list of values, first layer to last."""
+
+    match: Patterns = ("*",)
+    """Glob patterns on tensor names: one, or a list; default: all."""
+
+    @model_validator(mode="after")
+    def _are_numbers(self) -> Self:
+        if not self.options:
+            raise ValueError("give an option its values: {density: [0.2, 0.5, 0.8]}")
+        for name, points in self.options.items():
+            good = isinstance(points, list | tuple) and all(map(_is_number, points)) and points
+            if not good:
+                raise ValueError(f"{name} has to be a list of numbers, first layer to last")
+        return self
+
+    @property
+    def corners(self) -> list[float]:
+        """The depths at which values were given."""
+        lengths = {len(points) for points in self.options.values()}
+        return sorted({n / max(count - 1, 1) for count in lengths for n in range(count)})
+
+    def at(self, depth: float) -> dict[str, float]:
+        """Return the options' values at a depth between 0 and 1."""
+        return {name: along(points, depth) for name, points in self.options.items()}
+
+
+Curves = Annotated[tuple[Curve, ...], BeforeValidator(_as_curves)]
+
+
 class Selection(Options):
     """Which tensors an algorithm merges, and with which options."""
 
@@ -58,6 +98,9 @@ class Selection(Options):
     """Do not merge these tensors: a glob pattern on names, or a list; they are the base's."""
     overrides: tuple[Override, ...] = ()
     """Other options for some tensors: a list of {match: PATTERN, OPTION: VALUE}; first match."""
+    by_depth: Curves = ()
+    """Options that change from the first layer to the last: {OPTION: [VALUE, ...]}, or a list of
+    these, with `match` where they are for some tensors."""
 
     def chosen(self, names: Collection[str]) -> list[str]:
         """Return the names that are merged, in their order.
@@ -74,21 +117,46 @@ class Selection(Options):
             )
         return chosen
 
-    def groups(self, names: Collection[str]) -> Mapping[int | None, list[str]]:
-        """Part what is merged by override: its number, or None -> the names that it is for.
+    def groups(self, names: Collection[str]) -> list[tuple[dict[str, Any], list[str]]]:
+        """Part what is merged by what differs from the algorithm's options; with its tensors each.
 
-        A tensor belongs to the first override that matches it. Raises `RecipeError` for a pattern
-        that matches nothing that is merged.
+        A tensor has the values of `by_depth` at its depth, and those of the first override that
+        matches it before these. Raises `RecipeError` for a pattern that matches nothing that is
+        merged.
         """
         chosen = self.chosen(names)
-        found: dict[int | None, list[str]] = {}
-        matched = [
-            matching(each.match, chosen, f"algorithm.overrides.{number}.match")
-            for number, each in enumerate(self.overrides)
-        ]
+        curved = self._curved(chosen)
+        overridden = self._overridden(chosen)
+        found: dict[Any, tuple[dict[str, Any], list[str]]] = {}
         for name in chosen:
-            first = next((n for n, those in enumerate(matched) if name in those), None)
-            found.setdefault(first, []).append(name)
+            curve, number = curved.get(name, {}), overridden.get(name)
+            override = {} if number is None else self.overrides[number].options
+            key = (number, *sorted(curve.items()))
+            found.setdefault(key, ({**curve, **override}, []))[1].append(name)
+        return list(found.values())
+
+    def _overridden(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the number of the first override that matches a tensor."""
+        found: dict[str, int] = {}
+        for number, each in enumerate(self.overrides):
+            for name in matching(each.match, names, f"algorithm.overrides.{number}.match"):
+                found.setdefault(name, number)
+        return found
+
+    def _curved(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return the values that curves give a tensor of a layer; of two, the first one's."""
+        found: dict[str, dict[str, float]] = {}
+        known = depths(names) if self.by_depth else {}
+        for number, curve in enumerate(self.by_depth):
+            option = f"algorithm.by_depth.{number}.match"
+            layered = known.keys() & matching(curve.match, names, option)
+            if not layered:
+                raise RecipeError(
+                    f"{option}: no tensor that it matches belongs to a numbered layer",
+                    hint="Only names with a number, such as layers.0.mlp.weight, have a depth.",
+                )
+            for name in layered:
+                found[name] = {**curve.at(known[name]), **found.get(name, {})}
         return found
 
 

@@ -211,19 +211,35 @@ def assign(
     Raises `RecipeError` where the recipe holds something that has no options on the way.
     """
     try:
-        return _assign(recipe, path, value)
+        return cast("dict[str, Any]", _assign(recipe, path, value))
     except TypeError as error:
         raise RecipeError(f"{origin}: {error}") from error
 
 
-def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
+def _assign(node: object, path: Sequence[str], value: object) -> Any:  # noqa: ANN401 - as `node`
     head, *rest = path
     branch = from_name(node)  # `algorithm: ties` may be given options too
+    if isinstance(branch, list) and rest:
+        number = _stage_called(head, branch)
+        return [*branch[:number], _assign(branch[number], rest, value), *branch[number + 1 :]]
     if not isinstance(branch, Mapping):
         raise TypeError(f"{shown(node)} has no options, so none is {head!r}")
     branch = dict(branch)
     branch[head] = _assign(branch.get(head), rest, value) if rest else value
     return branch
+
+
+def _stage_called(name: str, stages: Sequence[Any]) -> int:
+    """Return which of a pipeline's stages a name means; raises `TypeError` unless it is one."""
+    spelled: list[Any] = [from_name(each) for each in stages]
+    names = [str(each.get("name")) if isinstance(each, Mapping) else "?" for each in spelled]
+    if names.count(name) != 1:
+        count = "no stage is" if name not in names else f"{names.count(name)} stages are"
+        raise TypeError(
+            f"{count} called {name!r} among {', '.join(names)}; the stage is named first, as in "
+            f"algorithm.{names[0]}.{name}"
+        )
+    return names.index(name)
 
 
 def from_name(value: object) -> object:

@@ -5,29 +5,22 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.metrics import FILE as METRICS
 from fusion_core.contracts.metrics import MetricsLog
-from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.dtypes import dtype_of, stored_infos
-from fusion_core.planning.resolving import resolve_component
-from fusion_core.planning.selection import create_algorithms, parts_of
-from fusion_core.recipe.config import Choice, ComponentConfig, choice_of
-from fusion_core.recipe.patterns import Selection
-from fusion_core.running._parts import run_parts
+from fusion_core.running._stages import run_stages
 from fusion_core.weights import CastSource, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from concurrent.futures import Executor
     from pathlib import Path
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunInfo
-    from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.plan import Plan
-    from fusion_core.planning.resolved import Resolved
 
 
 def notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes
@@ -64,18 +57,10 @@ def _merge_nested(
 ) -> tuple[WeightSource, Mapping[str, bytes]]:
     """Return the lazy merge of a recipe in the place of a model, and what was saved beside it."""
     pool, context = prepare(plan, info, executor, state)
-    merged = run_algorithm(plan, pool, context)
+    merged = run_stages(plan.stages, pool, context)
     if plan.resolved.recipe.output.dtype is not None:
         merged = round_for(plan, merged, pool)
     return merged, context.side_files
-
-
-def run_algorithm(plan: Plan, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-    """Run a plan's algorithm; what it logged is then among what it saved."""
-    merged = run_parts(plan.parts, pool, context)
-    if context.metrics.steps:
-        context.save(METRICS, context.metrics.as_bytes())
-    return merged
 
 
 def round_for(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
@@ -89,12 +74,6 @@ def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) 
     def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
         notify(plan, "fusion_metrics_logged", run=info, step=step, metrics=metrics)
 
-    def algorithm(of: Any) -> Algorithm[Any]:  # noqa: ANN401 - a name or a mapping
-        choice: Choice = choice_of(of)
-        return _inner(
-            resolve_component(AlgorithmSpec, choice, plan.plugins, section="algorithm.of")
-        )
-
     return RunContext(
         tasks=plan.tasks if plan.adapts else None,
         seed=plan.resolved.recipe.seed,
@@ -102,32 +81,8 @@ def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) 
         executor=executor,
         progress=plan.options.progress,
         finite=plan.resolved.recipe.alignment.nan == "error",
-        algorithm=algorithm,
         on_metrics=on_metrics,
         state=state,
         output=plan.path,
         metrics=MetricsLog(None if state is None else state / METRICS),
     )
-
-
-def _inner(resolved: Resolved[AlgorithmSpec]) -> Algorithm[Any]:
-    """Make an algorithm that another one has among its options."""
-    algorithms = create_algorithms(resolved)
-    plain = resolved.selection == Selection()
-    return algorithms[0] if plain else _Inner(algorithms, resolved.selection)
-
-
-class _Inner(Algorithm[ComponentConfig]):
-    """An algorithm among another one's options, with patterns of its own."""
-
-    def __init__(self, algorithms: Sequence[Algorithm[Any]], selection: Selection) -> None:
-        super().__init__(algorithms[0].config)
-        self._algorithms, self._selection = algorithms, selection
-
-    def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
-        """Return the tasks as the algorithm sees them."""
-        return self._algorithms[0].tasks(pool)
-
-    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        """Run the algorithm on its tensors."""
-        return run_parts(parts_of(self._algorithms, self._selection, pool), pool, context)

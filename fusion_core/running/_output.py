@@ -34,7 +34,7 @@ from fusion_core.weights.writing.target import PROVENANCE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fusion_core.contracts.algorithm import RunContext
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.planning.plan import Plan
 

@@ -18,7 +18,7 @@ from fusion_core.machine.products import with_fast_products
 from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
 from fusion_core.planning.resolving import resolve_component, task_pool_of
 from fusion_core.progress import Progress, noting
-from fusion_core.recipe.config import Choice, choice_of
+from fusion_core.recipe.config import Choice, choice_of, choices_of
 from fusion_core.recipe.text import RECIPE, load_recipe
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.merging.shortage import explained
@@ -102,16 +102,16 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
             hint="Name a task pool with --task-pool; see: fuse list tasks",
         )
     chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
-    algorithm = _recorded(recipe, plugins)
-    if algorithm is None and as_recorded:
+    stages = _recorded(recipe, plugins)
+    if not stages and as_recorded:
         _check_unadapted(directory)
-    adapted = algorithm is not None and sees_tasks(algorithm.component.spec)
+    adapted = any(sees_tasks(each.component.spec) for each in stages)
     with hub.session(progress):
         tasks = chosen_tasks.create()
         check_tasks(tasks)
         check_data(tasks, chosen_tasks.component.plugin.distribution)
-        if algorithm is not None:
-            tasks = algorithm.create().tasks(tasks)
+        for each in stages:
+            tasks = each.create().tasks(tasks)
         report = evaluate(
             resolved.create(),
             tasks,
@@ -168,15 +168,15 @@ def _check_unadapted(directory: Path) -> None:
         )
 
 
-def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
-    """Return the algorithm that a recipe names; one that is not here saw no tasks, for all we know.
+def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> list[Resolved[AlgorithmSpec]]:
+    """Return the stages that a recipe names, none if one is not here: it may have seen tasks.
 
-    Raises `RecipeError` for options that it does not have: they may say what it has seen.
+    Raises `RecipeError` for options that one does not have: they may say what it has seen.
     """
-    choice = choice_of(recipe.get("algorithm"))
-    if choice.name is None:
-        return None
+    choices = [each for each in choices_of(recipe.get("algorithm")) if each.name is not None]
     try:
-        return resolve_component(AlgorithmSpec, choice, plugins, section="algorithm")
+        return [
+            resolve_component(AlgorithmSpec, each, plugins, section="algorithm") for each in choices
+        ]
     except PluginError:
-        return None
+        return []

@@ -20,8 +20,9 @@ from fusion_core.machine.ranks import helps
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import Plan, plan
 from fusion_core.recipe.text import load_recipe
-from fusion_core.running._context import notify, prepare, round_for, run_algorithm
+from fusion_core.running._context import notify, prepare, round_for
 from fusion_core.running._output import assets_of, claim_output, open_staging, write
+from fusion_core.running._stages import run_stages
 from fusion_core.running.evaluation import evaluate, write_report
 from fusion_core.weights import (
     CheckpointSource,
@@ -116,7 +117,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         pool, context = prepare(plan, info, executor, state)
         assets = {} if staging is None else assets_of(plan, pool)
         started = time.perf_counter()
-        weights = round_for(plan, run_algorithm(plan, pool, context), pool)
+        weights = round_for(plan, run_stages(plan.stages, pool, context), pool)
         if helps():
             return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
         if staging is None:

@@ -23,18 +23,21 @@ if TYPE_CHECKING:
     from fusion_core.testing._executor import ExecutorSuite
     from fusion_core.testing._model_pool import ModelPoolSuite
     from fusion_core.testing._models import MODELS, tiny_pool
+    from fusion_core.testing._stages import CalibrationSuite, TransformSuite
     from fusion_core.testing._task_pool import TaskPoolSuite
     from fusion_core.testing._tasks import TinyTasks
     from fusion_core.testing._tensorwise import Mean
 
 _HOME_OF = {
     "AlgorithmSuite": "_algorithm",
+    "CalibrationSuite": "_stages",
     "CommandSuite": "_command",
     "ExecutorSuite": "_executor",
     "MODELS": "_models",
     "Mean": "_tensorwise",
     "ModelPoolSuite": "_model_pool",
     "TaskPoolSuite": "_task_pool",
+    "TransformSuite": "_stages",
     "TinyTasks": "_tasks",
     "tiny_pool": "_models",
 }
@@ -42,12 +45,14 @@ _HOME_OF = {
 __all__ = [
     "MODELS",
     "AlgorithmSuite",
+    "CalibrationSuite",
     "CommandSuite",
     "ExecutorSuite",
     "Mean",
     "ModelPoolSuite",
     "TaskPoolSuite",
     "TinyTasks",
+    "TransformSuite",
     "tiny_pool",
 ]
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from fusion_core.contracts.algorithm import RunContext
 from fusion_core.contracts.batch import Split
+from fusion_core.contracts.context import RunContext
+from fusion_core.contracts.stage import transformed
 from fusion_core.errors import BrokenPluginError
 from fusion_core.planning.options import RunOptions
+from fusion_core.planning.pipeline import PlannedStage
+from fusion_core.planning.selection import Part
 from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running._stages import run_stages
 from fusion_core.running.run import run_fusion
 from fusion_core.testing._suite import fail
 from fusion_core.testing._tasks import TinyTasks
-from fusion_core.weights import SerialExecutor, WeightSource
+from fusion_core.testing._tensorwise import Mean, Sum
+from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +29,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.contracts.algorithm import Algorithm
     from fusion_core.contracts.batch import Batch
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunResult
     from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.contracts.stage import Stage, Transform
     from fusion_core.contracts.task_pool import AdaptiveTask, TaskPool
+    from fusion_core.weights.merging.applied import Applied
+    from fusion_core.weights.merging.transformed import TransformedExpert
 
     Pool = ModelPool[Any]
     State = dict[str, Tensor]
@@ -40,13 +47,25 @@ class Bench:
     """An algorithm, and what a run of it needs."""
 
     spec: AlgorithmSpec
-    algorithm: Algorithm[Any]
+    algorithm: Stage[Any]
     make_pool: Callable[..., Pool]
     tasks: TaskPool[Any] | None
     #: how many experts are merged, unless a check says otherwise
     experts: int
+    #: the merge that a calibration starts from
+    before: Stage[Any] = field(default_factory=Mean)
     #: what the algorithm logged in the last run
     logged: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+
+    @property
+    def pipeline(self) -> list[Stage[Any]]:
+        """Return the algorithm with the merge that makes it a pipeline, if it is none itself."""
+        pipelines = {
+            "transform": [self.algorithm, Sum()],
+            "merge": [self.algorithm],
+            "calibrate": [self.before, self.algorithm],
+        }
+        return pipelines[self.spec.stage]
 
     def pool(self, model: str, **changes: Any) -> Pool:  # noqa: ANN401 - what `tiny_pool` takes
         """Return a pool of tiny models."""
@@ -64,7 +83,7 @@ class Bench:
         target = None if output is None else {"path": str(output), "shard_size": 1500}
         try:
             return run_fusion(
-                algorithm=self.algorithm,
+                algorithm=self.pipeline,
                 model_pool=pool,
                 task_pool=self.tasks,
                 seed=seed,
@@ -74,21 +93,35 @@ class Bench:
         except BrokenPluginError as error:
             return fail(
                 f"{self.spec.name!r}: {error.message}.",
-                "Return every tensor that `pool.reference` has, in its shape, and no other.",
+                error.hint
+                or "Return every tensor that `pool.reference` has, in its shape, and no other.",
             )
 
     def merge(self, pool: Pool, **options: Any) -> State:  # noqa: ANN401 - what `run` takes
         """Run the pipeline and return the merged weights."""
         return self.run(pool, **options).weights.state_dict()
 
-    def lazy(self, pool: Pool, *, on_metrics: Any = None) -> WeightSource | None:  # noqa: ANN401
-        """Return what the algorithm makes of a pool, not computed; None if that is a live model."""
+    def lazy(self, pool: Pool, *, on_metrics: Any = None) -> WeightSource:  # noqa: ANN401
+        """Return what the algorithm makes of a pool, as far as can be without computing it."""
         context = RunContext(tasks=self.tasks, seed=3, on_metrics=on_metrics)
-        fused = self.algorithm.run(pool.aligned(AlignmentPolicy()), context)
-        if isinstance(fused, nn.Module):
-            return None
-        fused.prepare(SerialExecutor())
-        return fused
+        stages = [PlannedStage(each, None, (Part(each),)) for each in self.pipeline]
+        made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
+        made.prepare(SerialExecutor())
+        return made
+
+    def task_vectors(self, pool: Pool) -> dict[str, State]:
+        """Return every expert's task vectors after a transform."""
+        transform = cast("Transform[Any]", self.algorithm)
+        after = transformed(transform, pool.aligned(AlignmentPolicy()), RunContext(seed=3))
+        return {name: each.state_dict() for name, each in after.experts.items()}
+
+    def kernel_on(self, pool: Pool) -> Applied[Any] | None:
+        """Return the algorithm as the engine applies it to a pool's models, if it does."""
+        source = self.lazy(pool)
+        if self.spec.stage == "transform" and isinstance(source, MergedSource):
+            first = next(iter(source.operands.experts.values()))
+            return cast("TransformedExpert", first).rows
+        return source if isinstance(source, MergedSource) else None
 
     def modules(self, pool: Pool) -> dict[str, nn.Module]:
         """Return the live models that a pool was made of."""

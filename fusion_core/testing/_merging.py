@@ -44,9 +44,7 @@ class MergeChecks:
         for name, info in pool.reference.infos.items():
             if merged[name].dtype != info.dtype:
                 fail(f"{name!r} of {info.dtype} became {merged[name].dtype}.", "Keep dtypes.")
-        source = bench.lazy(pool)
-        if source is not None:
-            _check_dtypes(source, pool.reference)
+        _check_dtypes(bench.lazy(pool), pool.reference)
 
     @on_every_model
     def test_what_is_not_floating_point_is_copied(self, bench: Bench, model: str) -> None:

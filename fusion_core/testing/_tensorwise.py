@@ -1,4 +1,4 @@
-"""The simplest algorithm there is: what pools are merged by when pools are tested."""
+"""The simplest algorithms there are: what pools, transforms and calibrations are tested with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from fusion_core.weights import Piece, in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Sum(TensorwiseAlgorithm[ComponentConfig]):
+    """The base plus the sum of the task vectors."""
+
+    config_class = ComponentConfig
+
+    def merge(self, piece: Piece) -> Tensor:
+        """Return base plus sum over experts."""
+        return in_order(piece.task_vectors).add_(piece.base)
 
 
 class Mean(TensorwiseAlgorithm[ComponentConfig]):

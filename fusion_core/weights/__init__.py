@@ -1,12 +1,14 @@
 """Named tensors that can be read a piece at a time, and the engine that moves them."""
 
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
+from fusion_core.weights.merging.applied import Kernel, RowsKernel, Scope
 from fusion_core.weights.merging.execution import SerialExecutor
 from fusion_core.weights.merging.linear import Linear, as_weights
-from fusion_core.weights.merging.merged import CastSource, Kernel, MergedSource, Scope
+from fusion_core.weights.merging.merged import CastSource, MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
 from fusion_core.weights.merging.scan import Scan
-from fusion_core.weights.merging.select import Trim, agreeing, kth_largest_magnitudes
+from fusion_core.weights.merging.select import kth_largest_magnitudes
+from fusion_core.weights.merging.trimming import Electing, Trim, Trimming, agreeing
 from fusion_core.weights.reading.assets import licence_of, read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.location import Location, locate
@@ -33,6 +35,7 @@ __all__ = [
     "CastSource",
     "CheckpointSource",
     "Cut",
+    "Electing",
     "Kernel",
     "Linear",
     "Location",
@@ -42,6 +45,7 @@ __all__ = [
     "Piece",
     "RemoteSource",
     "RenamedSource",
+    "RowsKernel",
     "Scan",
     "Scope",
     "SerialExecutor",
@@ -49,6 +53,7 @@ __all__ = [
     "StateDictSource",
     "TensorInfo",
     "Trim",
+    "Trimming",
     "WeightSource",
     "agreeing",
     "align",

@@ -235,8 +235,8 @@ def test_memory_grows_with_workers_experts_and_cuts_and_not_with_the_model(
     assert estimate(large, override, 1) > estimate(large, "ties", 1)  # which surveys more at once
     whole = {"algorithm": "ties", "model_pool": large}
     planned = plan(whole, RunOptions(workers=1))
-    monkeypatch.setattr(type(planned.parts[0].algorithm), "cut", Cut.TENSOR, raising=False)
-    monkeypatch.setattr(type(planned.parts[0].algorithm), "scope", Scope.NONE, raising=False)
+    monkeypatch.setattr(type(planned.stages[0].stage), "cut", Cut.TENSOR, raising=False)
+    monkeypatch.setattr(type(planned.stages[0].stage), "scope", Scope.NONE, raising=False)
     assert check(planned).memory.merge - one == (1_200_000 - 2**18) * 4 * (2 * 2 + 3)
 
 

@@ -9,12 +9,9 @@ import torch
 from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.algorithm import (
-    Algorithm,
-    RunContext,
-    TensorwiseAlgorithm,
-    expert_weights,
-)
+from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
+from fusion_core.contracts.context import RunContext
+from fusion_core.contracts.stage import expert_weights
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
 from fusion_core.recipe.validation import validated

@@ -14,7 +14,7 @@ from torch import nn
 from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.checking.check import scan
-from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.contracts.task_pool import AdaptiveTask, Task, TaskPool
 from fusion_core.errors import AlignmentError, BrokenPluginError, CheckpointError, RecipeError
@@ -30,6 +30,7 @@ from fusion_ties.ties import Ties
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 

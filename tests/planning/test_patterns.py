@@ -13,15 +13,18 @@ from torch import nn
 from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.algorithm import Algorithm
+from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError, WeightsError
-from fusion_core.planning.selection import parts_of
+from fusion_core.planning.pipeline import PlannedStage
+from fusion_core.planning.selection import Part
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection, matching
 from fusion_core.recipe.text import dump_yaml, load_yaml
-from fusion_core.running._parts import SelectedPool, run_parts
+from fusion_core.running._parts import SelectedPool
+from fusion_core.running._stages import run_stages
 from fusion_core.weights import StateDictSource
 
 if TYPE_CHECKING:
@@ -95,10 +98,10 @@ def test_nothing_left_to_merge_is_an_error() -> None:
 def test_a_tensor_belongs_to_the_first_override_that_matches() -> None:
     overrides = [{"match": "*.mlp.*", "x": 1}, {"match": ["model.*"], "x": 2}]
     groups = Selection(skip="head", overrides=overrides).groups(NAMES)
-    assert groups == {
-        0: ["model.0.mlp.up", "model.0.mlp.down"],
-        1: ["model.embed", "model.0.attn.q"],
-    }
+    assert groups == [
+        ({"x": 2}, ["model.embed", "model.0.attn.q"]),
+        ({"x": 1}, ["model.0.mlp.up", "model.0.mlp.down"]),
+    ]
 
 
 def test_an_override_of_what_is_skipped_is_an_error() -> None:
@@ -159,8 +162,8 @@ class PickFirst(Algorithm[ComponentConfig]):
 def test_a_method_that_merges_by_itself_sees_only_the_chosen(models: Models) -> None:
     pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
     context = RunContext()
-    parts = parts_of([PickFirst()], Selection(only="layer.*"), pool)
-    picked = run_parts(parts, pool, context)
+    part = Part(PickFirst(), frozenset({"layer.weight", "layer.bias"}))
+    picked = run_stages([PlannedStage(PickFirst(), None, (part,))], pool, context)
     assert json.loads(context.side_files["seen.json"])["names"] == ["layer.weight", "layer.bias"]
     assert list(picked.infos) == list(models["base"])
     assert torch.equal(picked.tensor("layer.bias"), models["a"]["layer.bias"])
@@ -182,8 +185,8 @@ class ReturnsModule(Algorithm[ComponentConfig]):
 def test_a_live_model_that_a_method_returns_is_read_for_the_chosen_alone() -> None:
     base, expert = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
     pool = CheckpointsPool(CheckpointsConfig(base=base, models={"a": expert}))
-    parts = parts_of([ReturnsModule()], Selection(skip="*.bias"), pool)
-    found = run_parts(parts, pool, RunContext())
+    part = Part(ReturnsModule(), frozenset({"0.weight"}))
+    found = run_stages([PlannedStage(ReturnsModule(), None, (part,))], pool, RunContext())
     assert torch.equal(found.tensor("0.bias"), base.state_dict()["0.bias"])
     assert torch.equal(found.tensor("0.weight"), expert.state_dict()["0.weight"] + 1)
 
@@ -200,14 +203,6 @@ def test_a_pool_of_some_tensors_builds_whole_models() -> None:
     assert torch.equal(own.bias, expert.bias), "a model of the pool's is its own all over"
     assert some.inputs() == pool.inputs()
     assert (some.task_of("a"), some.assets()) == ("a", {})
-
-
-def test_an_algorithm_within_another_has_its_own_selection(models: Models, site: Site) -> None:
-    site.install_wrap()
-    inner = {"name": "ties", "skip": "layer.*"}
-    found = merged(models, {"name": "wrap", "of": inner})
-    expected = merged(models, inner)
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(
@@ -290,10 +285,9 @@ def test_overrides_of_a_method_that_searches_are_refused(models: Models) -> None
 
 def test_parts_that_write_the_same_file_are_an_error(models: Models) -> None:
     pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
-    selection = Selection(overrides=[{"match": "layer.*"}])
-    parts = parts_of([PickFirst(), PickFirst()], selection, pool)
+    parts = tuple(Part(PickFirst(), frozenset({name})) for name in ("layer.weight", "scale"))
     with pytest.raises(FusionError, match=r"each part of the merge would write 'seen\.json'"):
-        run_parts(parts, pool, RunContext())
+        run_stages([PlannedStage(PickFirst(), None, parts)], pool, RunContext())
 
 
 # --- what is recorded ---------------------------------------------------------------------------
@@ -331,7 +325,7 @@ def test_every_algorithm_shows_them() -> None:
 
     for component in load_plugins().components(AlgorithmSpec):
         names = [option.name for option in options_of_component(component)]
-        assert names[-3:] == ["only", "skip", "overrides"], component.qualified_name
+        assert names[-4:] == ["only", "skip", "overrides", "by_depth"], component.qualified_name
 
 
 def test_skipping_a_tensor_that_is_copied_anyway_changes_nothing(models: Models) -> None:

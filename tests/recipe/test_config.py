@@ -105,9 +105,10 @@ def refused(raw: dict[str, Any], plugins: PluginManager) -> list[str]:
 
 def test_a_recipe_is_resolved_with_every_default(toys: PluginManager) -> None:
     found = resolve({"algorithm": "play", "model_pool": "toys"}, toys)
-    assert found.algorithm is not None
-    assert found.algorithm.name == "toy"
-    assert found.algorithm.as_recipe() == {
+    (algorithm,) = found.stages
+    assert algorithm is not None
+    assert algorithm.name == "toy"
+    assert algorithm.as_recipe() == {
         "name": "toy",
         "density": 0.2,
         "mode": "fast",
@@ -115,7 +116,7 @@ def test_a_recipe_is_resolved_with_every_default(toys: PluginManager) -> None:
     }
     assert found.task_pool is not None
     assert found.task_pool.name == "games"
-    assert found.algorithm.create().config.density == 0.2
+    assert algorithm.create().config.density == 0.2
 
 
 def test_all_errors_come_at_once(toys: PluginManager) -> None:
@@ -147,7 +148,7 @@ def test_all_errors_come_at_once(toys: PluginManager) -> None:
 def test_errors_in_names_and_options_come_together(toys: PluginManager) -> None:
     lines = refused({"algorithm": {"name": "toy", "x": 1}, "model_pool": "nonsense"}, toys)
     assert lines == [
-        "algorithm.x: unknown option; known: density, mode, steps, only, skip, overrides",
+        "algorithm.x: unknown option; known: density, mode, steps, only, skip, overrides, by_depth",
         "there is no model pool 'nonsense'",
     ]
 
@@ -167,7 +168,7 @@ def test_a_lone_plugin_error_stays_one(toys: PluginManager) -> None:
         ({"algorithm": {"density": 1}, "model_pool": "toys"}, ["algorithm.name: required"]),
         ({"algorithm": {}, "model_pool": "toys", "seed": "x"}, ["seed = ", "algorithm.name: req"]),
         ({"algorithm": 5, "model_pool": "toys"}, ["algorithm = 5: "]),
-        ({"algorithm": ["toy"], "model_pool": {"name": 3}}, ["algorithm = [", "model_pool.name"]),
+        ({"algorithm": [], "model_pool": {"name": 3}}, ["algorithm = []", "model_pool.name"]),
         ({"algorithm": "toy", "model_pool": {}, "seed": "x"}, ["seed = 'x'", "model_pool: req"]),
     ],
 )
@@ -184,7 +185,7 @@ def test_a_live_section_is_not_looked_up(toys: PluginManager) -> None:
     found = resolve(
         {"algorithm": {}, "model_pool": {}}, toys, live=frozenset({"algorithm", "model_pool"})
     )
-    assert found.algorithm is None
+    assert found.stages == ()
     assert found.model_pool is None
     assert found.task_pool is None
 
@@ -263,8 +264,9 @@ def test_an_ambiguous_component_is_recorded_by_its_full_name(site: Site) -> None
     with pytest.raises(AmbiguousComponentError):
         resolve({"algorithm": "toy", "model_pool": {"models": ["a"]}}, manager)
     found = resolve({"algorithm": "toy-rival/toy", "model_pool": {"models": ["a"]}}, manager)
-    assert found.algorithm is not None
-    assert found.algorithm.as_recipe()["name"] == "toy-rival/toy"
+    (algorithm,) = found.stages
+    assert algorithm is not None
+    assert algorithm.as_recipe()["name"] == "toy-rival/toy"
 
 
 # --- YAML ---------------------------------------------------------------------------------------
@@ -798,11 +800,12 @@ def test_what_a_run_records_fits_the_schema(
     complain: Callable[[object], list[str]],
 ) -> None:
     found = resolve({"algorithm": "play", "model_pool": "toys"}, _manager())
-    assert found.algorithm is not None
+    (algorithm,) = found.stages
+    assert algorithm is not None
     assert found.model_pool is not None
     recorded = found.recipe.model_dump(mode="json", include={"seed", "output", "alignment"})
     recorded |= {
-        "algorithm": found.algorithm.as_recipe(),
+        "algorithm": algorithm.as_recipe(),
         "model_pool": found.model_pool.as_recipe(),
     }
     assert complain(recorded) == []

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from signed import sign
 
 from fusion_core import run_fusion
-from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.algorithm import Algorithm
+from fusion_core.contracts.context import RunContext
 from fusion_core.errors import DiskError, FusionError, RecipeError, Terminated
 from fusion_core.planning.options import RunOptions
 from fusion_core.recipe.config import ComponentConfig

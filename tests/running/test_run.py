@@ -16,8 +16,8 @@ from torch import nn
 from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.algorithm import Algorithm, RunContext, TensorwiseAlgorithm
-from fusion_core.contracts.task_pool import Task, TaskPool
+from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
+from fusion_core.contracts.task_pool import AdaptiveTask, Task, TaskPool
 from fusion_core.errors import (
     AlignmentError,
     BrokenPluginError,
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conftest import Site
+    from fusion_core.contracts.batch import Batch, Split
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.progress import Advance
 
@@ -281,19 +283,6 @@ def test_a_result_that_does_not_fit_is_refused(models: Models, change: str) -> N
     pool = {"base": models["base"], "models": {"a": models["a"]}}
     with pytest.raises(BrokenPluginError, match=r"returned other tensors .* among them 'scale"):
         run_fusion(algorithm=Wrong(), model_pool=pool)
-
-
-def test_an_algorithm_can_build_another(models: Models, site: Site) -> None:
-    site.install_wrap()
-    pool = {"base": models["base"], "models": {"a": models["a"], "b": models["b"]}}
-    of = {"name": "task-arithmetic", "scale": 0.5}
-    one = run_fusion(algorithm={"name": "wrap", "of": of}, model_pool=pool)
-    other = run_fusion(algorithm=of, model_pool=pool)
-    assert torch.equal(one.weights.tensor("layer.weight"), other.weights.tensor("layer.weight"))
-    with pytest.raises(RecipeError, match=r"algorithm\.of\.scal: unknown option"):
-        run_fusion(algorithm={"name": "wrap", "of": {**of, "scal": 1}}, model_pool=pool)
-    with pytest.raises(PluginError, match="no algorithm 'nonsense'"):
-        run_fusion(algorithm={"name": "wrap", "of": "nonsense"}, model_pool=pool)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -650,11 +639,17 @@ def test_a_survey_is_made_once_in_a_run(models: Models, monkeypatch: pytest.Monk
 # --- tasks --------------------------------------------------------------------------------------
 
 
-class Norm(Task):
+class Norm(AdaptiveTask):
     """Measures how large a model's embedding is."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        raise NotImplementedError
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if self.name == "fails":

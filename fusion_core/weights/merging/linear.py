@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_core.weights.merging.merged import Kernel, MergedSource
+from fusion_core.weights.merging.applied import Kernel
+from fusion_core.weights.merging.merged import MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
 
 if TYPE_CHECKING:

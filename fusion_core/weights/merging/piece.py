@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 _CPU = torch.device("cpu")
+#: The extra that calibrations are given.
+MERGED = "merged"
 
 
 class OutOfRangeError(WeightsError):
@@ -44,6 +46,8 @@ class Operands:
     device: torch.device = _CPU
     #: compute in fp64 whatever the operands are
     wide: bool = False
+    #: what a kernel needs beside the models, by name, with the models' tensors and shapes
+    extras: Mapping[str, WeightSource] = field(default_factory=dict)
 
     @property
     def reference(self) -> WeightSource:
@@ -52,12 +56,16 @@ class Operands:
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The base, if there is one, and the experts."""
+        """The base, if there is one, the experts, and the extras."""
+        return (*self._models, *self.extras.values())
+
+    @property
+    def _models(self) -> tuple[WeightSource, ...]:
         return (*([] if self.base is None else [self.base]), *self.experts.values())
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype to compute a tensor in: fp64 if an operand is, else fp32."""
-        wide = self.wide or any(each.infos[name].dtype is torch.float64 for each in self.sources)
+        """Return the dtype to compute a tensor in: fp64 if a model is, else fp32."""
+        wide = self.wide or any(each.infos[name].dtype is torch.float64 for each in self._models)
         return torch.float64 if wide else torch.float32
 
 
@@ -101,9 +109,21 @@ class Piece:
                 "this algorithm works on task vectors, and the pool has no base",
                 hint="Name the model that the experts were fine-tuned from: model_pool.base.",
             )
-        values = self._empty().copy_(self._read(self._operands.base))
+        return self._checked(self._operands.base)
+
+    @lazy
+    def merged(self) -> torch.Tensor:
+        """Read what is calibrated: the values of the merge, of the shape of `base`."""
+        return self.extra(MERGED)  # noqa: S610 - not Django's
+
+    def extra(self, name: str) -> torch.Tensor:
+        """Read what the kernel was given beside the models, of the shape of `base`."""
+        return self._placed(self._checked(self._operands.extras[name]))
+
+    def _checked(self, source: WeightSource) -> torch.Tensor:
+        values = self._empty().copy_(self._read(source))
         if self._operands.finite:
-            check_finite(values, self.info.name, self._operands.base.describe())
+            check_finite(values, self.info.name, source.describe())
         return values
 
     @lazy

@@ -1,4 +1,4 @@
-"""Exact selection by magnitude, without sorting, and sign election: kernels that methods share.
+"""Exact selection by magnitude, without sorting.
 
 The bits of a non-negative float, read as an integer, order as the floats do. So the k-th largest
 magnitude is found by counting: a sample says between which two values it should lie, one pass over
@@ -6,7 +6,7 @@ the weights counts what is above them and tallies what is between, and the count
 right or say on which side to go on. Exact, in memory that does not grow with the model.
 
 Masks are slow: comparing into booleans costs five times as much as adding, or as comparing into the
-operands' own dtype. So trimming and election are written as arithmetic, and counting, too.
+operands' own dtype. So counting is written as arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.weights.merging._tally import Part, Search, Tally
-from fusion_core.weights.merging.piece import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,11 +36,6 @@ _WORTH_A_GUESS = 2**16
 _MARGIN = 4
 #: So many values of a block are cheaper to pass on than to tally.
 _UNTALLIED = 2**15
-
-
-def kept_count(density: float, numel: int) -> int:
-    """Return how many of `numel` entries a density keeps: max(1, floor(density * n)), 0 for 0."""
-    return 0 if density == 0 else max(1, int(density * numel))
 
 
 def kth_largest_magnitudes(scan: Scan, k: int, rows: Rows) -> torch.Tensor:
@@ -156,91 +150,3 @@ def _guess(sample: torch.Tensor, fraction: float, top: int) -> Search:
 def _widest(scan: Scan) -> torch.dtype:
     dtypes = {scan.operands.dtype(info.name) for info in scan.infos}
     return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def trimmed(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """Zero every entry whose magnitude is below its expert's threshold; equal ones are kept."""
-    kept = torch.empty_like(task_vectors)
-    for row, out, threshold in zip(task_vectors, kept, thresholds.tolist(), strict=True):
-        torch.hardshrink(row, _next_below(threshold, row.dtype), out=out)
-    return kept
-
-
-def _next_below(threshold: float, dtype: torch.dtype) -> float:
-    """Return the largest number below a threshold; infinity, which keeps nothing, as it is."""
-    rounded = torch.tensor(threshold, dtype=torch.float64).to(dtype)
-    if math.isinf(threshold) or float(rounded) < threshold:
-        return float(rounded)
-    return float(torch.nextafter(rounded, torch.full_like(rounded, -math.inf)))
-
-
-@dataclass(frozen=True)
-class Trim:
-    """What must be known of all task vectors before one entry can be trimmed and elected."""
-
-    #: each expert's smallest kept magnitude, shape (experts,)
-    thresholds: torch.Tensor
-    #: the sign of entries that cancel exactly: 1, -1, or 0 where even the majority is tied
-    tie: float
-
-    @classmethod
-    def of(cls, scan: Scan, density: float, *, majority: bool = True) -> Trim:
-        """Survey what a scan sees: thresholds and, if it is asked for, the sign of the majority.
-
-        Without the majority, entries that cancel are positive.
-        """
-        kept = kept_count(density, scan.numel)
-        if kept == 0 or scan.numel == 0:
-            return cls(torch.full((len(scan.operands.experts),), torch.inf), 1.0)
-        thresholds = kth_largest_magnitudes(scan, kept, _task_vectors)
-        return cls(thresholds, majority_sign(scan, thresholds) if majority else 1.0)
-
-    def kept(self, task_vectors: torch.Tensor) -> torch.Tensor:
-        """Zero every entry that is not among the largest of its expert."""
-        return trimmed(task_vectors, self.thresholds)
-
-    def sign(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the sign that each entry elects, of shape (...)."""
-        return elected_sign(rows, self.tie)
-
-
-def _task_vectors(piece: Piece) -> torch.Tensor:
-    return piece.task_vectors
-
-
-def majority_sign(scan: Scan, thresholds: torch.Tensor) -> float:
-    """Return the sign that most entries elect, 1 or -1; 0 where it is a tie.
-
-    An entry elects the sign of the weighted sum of its trimmed task vectors.
-    """
-    votes = scan(_SignVotes(thresholds), torch.add, torch.zeros((), dtype=torch.int64))
-    return float(votes.sign())
-
-
-@dataclass(frozen=True)
-class _SignVotes:
-    """Counts positive minus negative signs of the summed, trimmed entries of a block."""
-
-    thresholds: torch.Tensor
-
-    def __call__(self, piece: Piece) -> torch.Tensor:
-        rows = trimmed(piece.task_vectors, self.thresholds) * piece.weights
-        return in_order(rows).sign().to(torch.int64).sum()
-
-
-def elected_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
-    """Return the sign of the sum over experts, 1 or -1; where that is exactly zero, the sign `tie`.
-
-    `tie` is 1, -1, or 0: then such entries have no sign, and are 0.
-    """
-    total = in_order(rows)
-    if tie == 0:
-        return total.sign_()
-    # An exact zero is +0, which has a sign to copy.
-    total = total if tie > 0 else torch.rsub(total, 0.0)
-    return torch.copysign(torch.ones_like(total), total).mul_(tie)
-
-
-def agreeing(rows: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """Return the magnitudes of entries that have the elected sign, and 0 for all others."""
-    return (rows * sign).clamp_min_(0)

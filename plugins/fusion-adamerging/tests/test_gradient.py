@@ -14,9 +14,8 @@ from fusion_adamerging.objective import entropy
 from fusion_adamerging.passes import Batches, Passes
 from fusion_adamerging.search import Search
 from fusion_adamerging.state import StateStore
-from fusion_adamerging.trimming import TrimmedLinear
 from fusion_core import RunContext, Split
-from fusion_core.weights import Linear
+from fusion_core.weights import Electing, Linear, Trimming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +30,10 @@ INIT = 0.3
 
 
 def live_merge(pool: CheckpointsPool, *, trim: bool = False, **options: Any) -> LiveMerge:
-    start = (INIT,) * len(pool.experts)
-    kernel = TrimmedLinear(start, density=0.3) if trim else Linear(start)
-    merged = RunContext().merged(pool, kernel)
+    context = RunContext()
+    if trim:
+        pool = context.transformed(context.transformed(pool, Trimming(0.3)), Electing())
+    merged = context.merged(pool, Linear((INIT,) * len(pool.experts)))
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, **options)
 
 

@@ -1,4 +1,4 @@
-"""What every algorithm keeps, checked by the suite of fusion-core."""
+"""What every algorithm keeps, checked by the suites of fusion-core."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import AlgorithmSuite
+from fusion_core.testing import AlgorithmSuite, TransformSuite
 from fusion_ties import plugin
 
 if TYPE_CHECKING:
     from fusion_core import AlgorithmSpec
 
+SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
+
 
 class TestTies(AlgorithmSuite):
     @pytest.fixture
     def spec(self) -> AlgorithmSpec:
-        (found,) = plugin.fusion_register_algorithms()
-        return found
+        return SPECS["ties"]
 
     @pytest.fixture(params=["paper", "mergekit"])
     def options(self, request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -25,3 +26,15 @@ class TestTies(AlgorithmSuite):
             "paper": {},
             "mergekit": {"scope": "tensor", "zero_sign": "positive", "density": 0.5},
         }[request.param]
+
+
+class TestTrim(TransformSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        return SPECS["trim"]
+
+
+class TestElect(TransformSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        return SPECS["elect"]

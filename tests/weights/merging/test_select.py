@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 from fusion_core.weights import Cut, Operands, Piece, Scan, SerialExecutor, StateDictSource, source
 from fusion_core.weights.merging import _tally as tally
 from fusion_core.weights.merging import scan, select
-from fusion_core.weights.merging.select import (
-    agreeing,
-    elected_sign,
-    kept_count,
-    kth_largest_magnitudes,
-    trimmed,
-)
+from fusion_core.weights.merging.select import kth_largest_magnitudes
+from fusion_core.weights.merging.trimming import agreeing, elected_sign, kept_count, trimmed
 
 FP32 = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 FP64 = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=True)

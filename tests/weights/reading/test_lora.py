@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.algorithm import Algorithm, RunContext
+from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.errors import AlignmentError, CheckpointError, IntegrityError
 from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
 from fusion_core.running.run import run_fusion
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +15,10 @@ from fusion_adamerging.picture import picture
 from fusion_adamerging.ranks import Ranks, joined_ranks
 from fusion_adamerging.search import Search
 from fusion_adamerging.state import StateStore
-from fusion_adamerging.trimming import TrimmedLinear
 from fusion_adamerging.watch import SearchStoppedError
 from fusion_core import Algorithm, RunContext, write_durably
 from fusion_core.errors import FusionError, IntegrityError
-from fusion_core.weights import Linear, MergedSource
+from fusion_core.weights import Electing, Linear, MergedSource, Trimming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +51,10 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""
         experts = list(pool.experts)
-        merged = context.merged(pool, self._kernel(len(experts)))
+        if self.config.trim:
+            pool = context.transformed(pool, Trimming(self.config.density))
+            pool = context.transformed(pool, Electing())
+        merged = context.merged(pool, Linear((self.config.init,) * len(experts)))
         if self.config.coefficients is None:
             found = self._searched(pool, merged, context)
         else:
@@ -61,14 +62,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         content = found.as_bytes()
         _check_still(content, context.state)
         context.save(COEFFICIENTS, content)
-        kernel: Any = merged.kernel
-        return replace(merged, kernel=replace(kernel, coefficients=found.by_tensor(experts)))
-
-    def _kernel(self, experts: int) -> Linear:
-        start = (self.config.init,) * experts
-        if self.config.trim:
-            return TrimmedLinear(start, density=self.config.density)
-        return Linear(start)
+        return context.merged(pool, Linear(found.by_tensor(experts)))
 
     def _loaded(self, path: str, experts: Sequence[str], merged: MergedSource) -> Coefficients:
         found = Coefficients.load(path, experts=experts, names=_merged_names(merged))
@@ -144,12 +138,12 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         """Let each task's expert say once what it predicts in all steps to come."""
         if self.config.objective != "teacher":
             return
-        experts = teachers(pool, [task.name for task in passes.tasks])
+        teachers(pool, [task.name for task in passes.tasks])
         total = len(passes.tasks) * len(steps)
         passes.teacher = {}
         with progress.track("ask the teachers", total=total, unit="batches") as advance:
             for task in passes.tasks:
-                expert = pool.build(pool.experts[experts[task.name]])
+                expert = pool.build(pool.expert_of(task.name))
                 asked = expert_logits(expert, task, passes.batches, steps, passes.device)
                 passes.teacher[task.name] = {}
                 for step, logits in asked:

@@ -1,0 +1,141 @@
+"""What a run gives an algorithm: tasks, a seed, a device, and places for what it says and saves."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.progress import Progress
+from fusion_core.weights import Kernel, MergedSource, Operands, RowsKernel, SerialExecutor
+from fusion_core.weights.merging.transformed import transformed_experts
+from fusion_core.weights.writing.disk import write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.weights import WeightSource
+    from fusion_core.weights.merging.applied import PieceKernel
+
+
+class _Noticed:
+    """The field `tasks` of a context: that an algorithm asked for them is remembered."""
+
+    def __get__(self, context: RunContext | None, owner: type[RunContext]) -> TaskPool[Any] | None:
+        if context is None:  # the field's default
+            return None
+        context.saw_tasks = True
+        tasks: TaskPool[Any] | None = context.__dict__["tasks"]
+        return tasks
+
+    def __set__(self, context: RunContext, tasks: TaskPool[Any] | None) -> None:
+        context.__dict__["tasks"] = tasks
+        context.saw_tasks = False
+
+
+@dataclass
+class RunContext:
+    """What a run gives an algorithm; every field has a default, so that tests can make one."""
+
+    #: for algorithms that declare `needs_tasks`
+    tasks: TaskPool[Any] | None = _Noticed()  # type: ignore[assignment]
+    #: everything random derives from it
+    seed: int = 0
+    #: where live models belong, and matrices are merged
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    executor: Executor = field(default_factory=SerialExecutor)
+    progress: Progress = field(default_factory=Progress)
+    #: refuse NaN and infinity in weights
+    finite: bool = True
+    #: receives what `log` is given
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
+    #: files to be committed with the model
+    side_files: dict[str, bytes] = field(default_factory=dict)
+    #: what was logged
+    metrics: MetricsLog = field(default_factory=MetricsLog)
+    #: a directory for what `run` needs to go on where it was stopped: written by `write_durably`,
+    #: there again with `--resume`, never part of the output; None if nothing is written
+    state: Path | None = None
+    #: the directory that is being written; None if nothing is
+    output: Path | None = None
+    #: how many stages of the same class stood before this one: each draws its own random numbers
+    occurrence: int = 0
+    #: whether the algorithm asked for the tasks
+    saw_tasks: bool = field(default=False, init=False)
+
+    def merged(
+        self,
+        pool: ModelPool[Any],
+        kernel: Kernel,
+        *,
+        weights: Sequence[float] = (),
+        extras: Mapping[str, WeightSource] | None = None,
+    ) -> MergedSource:
+        """Return the lazy merge of a pool's models by a kernel.
+
+        `extras` are what it needs beside the models, read by `Piece.extra`.
+        """
+        return MergedSource(kernel, self._operands(pool, kernel, weights, extras or {}))
+
+    def transformed(
+        self, pool: ModelPool[Any], kernel: RowsKernel, *, weights: Sequence[float] = ()
+    ) -> ModelPool[Any]:
+        """Return a pool whose experts have the task vectors that a kernel makes of theirs."""
+        operands = self._operands(pool, kernel, weights, {})
+        return pool.transformed(transformed_experts(operands, kernel))
+
+    def _operands(
+        self,
+        pool: ModelPool[Any],
+        kernel: PieceKernel,
+        weights: Sequence[float],
+        extras: Mapping[str, WeightSource],
+    ) -> Operands:
+        again = f"\0{self.occurrence}" if self.occurrence else ""
+        key = f"{self.seed}\0{type(kernel).__name__}{again}"
+        return Operands(
+            pool.base,
+            pool.experts,
+            tuple(weights),
+            key,
+            finite=self.finite,
+            device=self.device,
+            extras=extras,
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record what was measured at a step, and tell whoever listens (`fusion_metrics_logged`).
+
+        All of it is committed with the model as `metrics.jsonl`.
+        """
+        self.metrics.add(step, metrics)
+        if self.on_metrics is not None:
+            self.on_metrics(step, metrics)
+
+    def save(self, name: str, data: bytes | Mapping[str, Any]) -> None:
+        """Add a file to the output directory: bytes, or a mapping to be written as JSON."""
+        if isinstance(data, Mapping):
+            data = json.dumps(data, indent=2).encode() + b"\n"
+        self.side_files[name] = data
+
+    def rescue(self, name: str, data: bytes) -> Path:
+        """Save the last good result where it stays although the run fails; returns the path.
+
+        It is written durably beside the output, as `<output>.<name>`; for a run that writes
+        nothing, into a temporary directory of its own.
+        """
+        if self.output is None:
+            path = Path(tempfile.mkdtemp(prefix="fusion-")) / name
+        else:
+            path = self.output.with_name(f"{self.output.name}.{name}")
+        write_durably(path, data)
+        return path

@@ -1,0 +1,135 @@
+"""Stages of a pipeline: what all have in common, and those before and after the merge.
+
+A transform turns task vectors into task vectors, a merge turns models into one
+(`fusion_core.contracts.algorithm`), a calibration turns a merge into a better one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
+
+from fusion_core.errors import RecipeError
+from fusion_core.recipe.config import ComponentConfig, ExpertWeights
+from fusion_core.recipe.text import dump_yaml, load_recipe
+from fusion_core.recipe.validation import validated
+from fusion_core.weights import Kernel, RowsKernel, WeightSource
+from fusion_core.weights.merging.piece import MERGED
+
+if TYPE_CHECKING:
+    from fusion_core.contracts.context import RunContext
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.task_pool import TaskPool
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+
+class Stage(ABC, Generic[ConfigT]):
+    """A step of a pipeline: a configuration, or its options as keywords."""
+
+    config_class: ClassVar[type[ComponentConfig]]
+
+    def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
+        if config is not None and options:
+            raise TypeError("give a configuration or its options, not both")
+        if config is None:
+            config = cast("ConfigT", validated(self.config_class, options, prefix="algorithm"))
+        self.config = config
+
+    def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+        """Return the tasks as this method sees them, and as its result is measured on them."""
+        return pool
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Make one from a YAML file of its options, as `to_yaml` writes it."""
+        config: Any = validated(cls.config_class, load_recipe(path), prefix=str(path))
+        return cls(config)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the options, defaults included, as YAML."""
+        text = dump_yaml(self.config.model_dump(mode="json", context=Path(path).parent))
+        Path(path).write_text(text, encoding="utf-8")
+
+
+class Transform(Stage[ConfigT], RowsKernel):
+    """Task vectors in, task vectors out, piece by piece: write `rows`, and `survey` if needed.
+
+    class Halve(Transform[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def rows(self, piece):
+            return piece.task_vectors / 2
+
+    `rows` returns a tensor of the shape of `piece.task_vectors`. `cut`, `scope` and an option
+    `weights` mean what they mean for a `TensorwiseAlgorithm`. Whatever comes after, a search in
+    memory included, sees these task vectors and no others.
+    """
+
+
+class Calibration(Stage[ConfigT]):
+    """A merge in, a better one out: write `calibrate`."""
+
+    @abstractmethod
+    def calibrate(
+        self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
+    ) -> WeightSource:
+        """Return the calibrated weights, lazily if that can be.
+
+        `pool` holds the models that were merged, as they were before any transform. Raise a
+        `FusionError` for what the user can mend.
+        """
+
+
+class TensorwiseCalibration(Calibration[ConfigT], Kernel):
+    """A calibration that works piece by piece: write `merge`, and `survey` if needed.
+
+    class Halfway(TensorwiseCalibration[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def merge(self, piece):
+            return piece.base + (piece.merged - piece.base) / 2
+
+    `piece.merged` holds the merge, of the shape of `piece.base`; all else is as for a
+    `TensorwiseAlgorithm`.
+    """
+
+    def calibrate(
+        self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
+    ) -> WeightSource:
+        """Return the lazy calibration; the engine calls `survey` and `merge` when it is read."""
+        weights = expert_weights(getattr(self.config, "weights", None), list(pool.experts))
+        return context.merged(pool, self, weights=weights, extras={MERGED: merged})
+
+
+def transformed(
+    transform: Transform[Any], pool: ModelPool[Any], context: RunContext
+) -> ModelPool[Any]:
+    """Return a pool with the task vectors that a transform makes of a pool's."""
+    weights = expert_weights(getattr(transform.config, "weights", None), list(pool.experts))
+    return context.transformed(pool, transform, weights=weights)
+
+
+def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> list[float]:
+    """Resolve the option `weights`: one factor an expert, in pool order, 1 where none is given.
+
+    Raises `RecipeError` for an unknown expert or a list of another length.
+    """
+    if weights is None:
+        return [1.0] * len(experts)
+    if isinstance(weights, Mapping):
+        unknown = sorted(weights.keys() - set(experts))
+        if unknown:
+            raise RecipeError(
+                f"algorithm.weights names {', '.join(unknown)}",
+                hint=f"The experts are: {', '.join(experts)}.",
+            )
+        return [float(weights.get(name, 1.0)) for name in experts]
+    if len(weights) != len(experts):
+        raise RecipeError(
+            f"algorithm.weights has {len(weights)} entries for {len(experts)} experts",
+            hint=f"The experts, in order: {', '.join(experts)}.",
+        )
+    return [float(weight) for weight in weights]

@@ -1,0 +1,137 @@
+"""The stages of a pipeline, planned: transforms, one merge, calibrations, and their tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.contracts.stage import Calibration, Stage, Transform
+from fusion_core.errors import RecipeError
+from fusion_core.planning.needs import sees_tasks
+from fusion_core.planning.resolving import resolve_object
+from fusion_core.planning.selection import Part, check_overrides, parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.specs import AlgorithmSpec, StageKind
+    from fusion_core.planning.resolved import Resolved
+    from fusion_core.plugins.manager import PluginManager
+
+_ORDER: tuple[StageKind, ...] = ("transform", "merge", "calibrate")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One stage, and the parts that it works on."""
+
+    stage: Stage[Any]
+    #: None for an object of a class that no plugin registers
+    resolved: Resolved[AlgorithmSpec] | None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def kind(self) -> StageKind:
+        """What it does."""
+        if isinstance(self.stage, Transform):
+            return "transform"
+        return "calibrate" if isinstance(self.stage, Calibration) else "merge"
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return "fused" if self.resolved is None else self.resolved.name
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it sees tasks; one given as an object may."""
+        return self.resolved is None or sees_tasks(self.resolved.component.spec)
+
+    def as_recipe(self, folder: Path | None) -> dict[str, Any]:
+        """Return its section of a recipe in `folder`."""
+        return section_of(self.resolved, self.stage, folder)
+
+
+def section_of(
+    resolved: Resolved[Any] | None,
+    instance: Any,  # noqa: ANN401 - a stage or a pool
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Return the section of a recipe that says what a component is."""
+    if resolved is not None:
+        return resolved.as_recipe(folder)
+    kind = type(instance)
+    return {
+        "name": f"{kind.__module__}:{kind.__qualname__}",
+        **instance.config.model_dump(mode="json", context=folder),
+    }
+
+
+def stages_given(raw: Mapping[str, Any]) -> list[Any]:
+    """Return what a recipe says of each stage: names, mappings, objects."""
+    section = raw.get("algorithm")
+    return list(section) if isinstance(section, list | tuple) else [section]
+
+
+def create_stages(
+    given: Sequence[Any],
+    resolved: Sequence[Resolved[AlgorithmSpec] | None],
+    plugins: PluginManager,
+) -> tuple[PlannedStage, ...]:
+    """Make the stages that are not given as objects, in their order.
+
+    Raises `RecipeError` for what is no pipeline: any transforms, one merge, any calibrations.
+    """
+    described = iter(resolved)
+    stages = tuple(
+        PlannedStage(each, resolve_object(each, plugins))
+        if isinstance(each, Stage)
+        else _created(next(described))
+        for each in given
+    )
+    _check_order(stages)
+    return stages
+
+
+def _created(resolved: Resolved[AlgorithmSpec] | None) -> PlannedStage:
+    assert resolved is not None  # noqa: S101 - a recipe with a nameless stage was refused
+    check_overrides(resolved)
+    return PlannedStage(resolved.create(), resolved)
+
+
+def _check_order(stages: Sequence[PlannedStage]) -> None:
+    kinds = [each.kind for each in stages]
+    said = ", ".join(f"{each.name} ({each.kind})" for each in stages)
+    hint = "The order is: transforms, one merge, calibrations. See: fuse list algorithms"
+    if kinds.count("merge") != 1:
+        count = "no stage merges" if "merge" not in kinds else "more than one stage merges"
+        raise RecipeError(f"algorithm: {count}: {said}", hint=hint)
+    if kinds != sorted(kinds, key=_ORDER.index):
+        raise RecipeError(f"algorithm: the stages are in another order: {said}", hint=hint)
+
+
+def merge_of(stages: Sequence[PlannedStage]) -> PlannedStage:
+    """Return the stage that merges."""
+    return next(each for each in stages if each.kind == "merge")
+
+
+def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[PlannedStage, ...]:
+    """Share a pool's tensors out; what the merge leaves to the base, no other stage sees.
+
+    Raises `RecipeError` for a pattern that matches nothing.
+    """
+    every = list(pool.reference.infos) if pool.by_name else []
+    merge = merge_of(stages)
+    parts = parts_of(merge.stage, merge.resolved, every, others=False)
+    merged = [n for n in every if any(part.names is None or n in part.names for part in parts)]
+    others = len(merged) < len(every)
+    return tuple(
+        PlannedStage(
+            each.stage,
+            each.resolved,
+            parts if each is merge else parts_of(each.stage, each.resolved, merged, others=others),
+        )
+        for each in stages
+    )

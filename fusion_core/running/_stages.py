@@ -1,0 +1,171 @@
+"""The stages of a pipeline, run: what each sees of the models, and what it returned.
+
+A stage whose part is some of the tensors gets a pool whose models hold nothing else: it cannot
+read, survey or adapt the others, whatever kind of method it is.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from fusion_core.contracts.metrics import FILE as METRICS
+from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.contracts.stage import transformed
+from fusion_core.errors import BrokenPluginError, FusionError
+from fusion_core.running._parts import SelectedPool
+from fusion_core.weights import (
+    AlignedSource,
+    RenamedSource,
+    StateDictSource,
+    WeightSource,
+    as_weights,
+)
+from fusion_core.weights.merging.transformed import Unchanged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fusion_core.contracts.context import RunContext
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.planning.pipeline import PlannedStage
+    from fusion_core.planning.selection import Part
+
+
+def run_stages(
+    stages: Sequence[PlannedStage], pool: ModelPool[Any], context: RunContext
+) -> WeightSource:
+    """Return the lazy result of a pipeline; what it leaves out is the base's, or first expert's.
+
+    Calibrations see the models as they were, not as transforms left them.
+    """
+    seen, merged = pool, pool.reference
+    for number, stage in enumerate(stages):
+        own = _context_of(stage, number, stages, context)
+        if stage.kind == "transform":
+            seen = _transformed(stage.parts, seen, own)
+        else:
+            models = seen if stage.kind == "merge" else pool
+            merged = _in_parts(stage, models, merged, own)
+        _keep(own, context, prefix="" if stage.kind == "merge" else f"{stage.name}.")
+    return merged
+
+
+def _context_of(
+    stage: PlannedStage, number: int, stages: Sequence[PlannedStage], context: RunContext
+) -> RunContext:
+    """Return what a stage is given: tasks if it looks at them, and a state and a log of its own.
+
+    Two transforms of one class draw different random numbers.
+    """
+    own = copy(context)  # not `replace`, which asks for every field
+    if not stage.adapts:
+        own.tasks = None
+    own.side_files = {}
+    own.occurrence = sum(type(each.stage) is type(stage.stage) for each in stages[:number])
+    if stage.kind != "merge" and stage.adapts:
+        own.state = None if context.state is None else context.state / f"stage-{number}"
+        if own.state is not None:
+            own.state.mkdir(exist_ok=True)
+        own.metrics = MetricsLog(None if own.state is None else own.state / METRICS)
+    return own
+
+
+def _keep(own: RunContext, context: RunContext, *, prefix: str) -> None:
+    """Keep what a stage saved and logged; raises `FusionError` for a file that is there already."""
+    if own.metrics.steps:
+        own.save(METRICS, own.metrics.as_bytes())
+    named = {f"{prefix}{name}": content for name, content in own.side_files.items()}
+    if twice := named.keys() & context.side_files.keys():
+        raise FusionError(
+            f"two stages of the merge would write {min(twice)!r}",
+            hint="Use each of them once.",
+        )
+    context.side_files |= named
+    context.saw_tasks |= own.saw_tasks
+
+
+def _transformed(
+    parts: Sequence[Part], pool: ModelPool[Any], context: RunContext
+) -> ModelPool[Any]:
+    """Return the pool with the task vectors that a transform makes; others stay as they are."""
+    if parts[0].names is None:
+        return transformed(cast("Any", parts[0].algorithm), pool, context)
+    found = context.transformed(pool, Unchanged())
+    for part in parts:
+        some = SelectedPool(pool, part.names or ())
+        own = transformed(cast("Any", part.algorithm), some, context).experts
+        found = found.with_sources(
+            {name: AlignedSource(own[name], each) for name, each in found.experts.items()}
+        )
+    return found
+
+
+def _in_parts(
+    stage: PlannedStage, pool: ModelPool[Any], before: WeightSource, context: RunContext
+) -> WeightSource:
+    """Merge or calibrate in parts; what belongs to none is as before."""
+    found = before
+    for part in stage.parts:
+        if part.names is None:
+            return _run_part(stage, part, pool, before, context)
+        some = SelectedPool(pool, part.names)
+        seen = RenamedSource(before, {n: n for n in before.infos if n in part.names})
+        found = AlignedSource(_run_part(stage, part, some, seen, context), found)
+    return found
+
+
+def _run_part(
+    stage: PlannedStage,
+    part: Part,
+    pool: ModelPool[Any],
+    before: WeightSource,
+    context: RunContext,
+) -> WeightSource:
+    """Run a part; raises `FusionError` if it saves what another one has saved."""
+    own, algorithm = copy(context), cast("Any", part.algorithm)
+    own.side_files = {}
+    made = (
+        algorithm.run(pool, own)
+        if stage.kind == "merge"
+        else algorithm.calibrate(before, pool, own)
+    )
+    if twice := own.side_files.keys() & context.side_files.keys():
+        raise FusionError(
+            f"algorithm.overrides: each part of the merge would write {min(twice)!r}",
+            hint="Leave the overrides out: this method does not take them.",
+        )
+    context.side_files |= own.side_files
+    context.saw_tasks |= own.saw_tasks
+    return _as_source(made, pool)
+
+
+def _as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightSource:
+    """Read an algorithm's result, which may be a live model, by the pool's tensor names.
+
+    Raises `BrokenPluginError` for a result with other names or shapes than the pool's models.
+    """
+    expected = pool.reference.infos
+    if isinstance(fused, nn.Module):
+        fused = _live_source(fused, pool)
+    wrong = [*fused.infos.keys() ^ expected.keys()] or [
+        name for name, info in expected.items() if fused.infos[name].shape != info.shape
+    ]
+    if wrong:
+        raise BrokenPluginError(
+            f"the algorithm returned other tensors than its models have: {len(wrong)}, "
+            f"among them {min(wrong)!r}"
+        )
+    return as_weights(fused, pool.base)
+
+
+def _live_source(module: nn.Module, pool: ModelPool[Any]) -> WeightSource:
+    """Read a live model's parameters and buffers; integers that it does not name are copied."""
+    named = {**dict(module.named_buffers(remove_duplicate=False)), **pool.parameters(module)}
+    live = {n: value.detach().cpu() for n, value in named.items() if n in pool.reference.infos}
+    for name, info in pool.reference.infos.items():
+        if name not in live and not info.dtype.is_floating_point:
+            live[name] = pool.reference.tensor(name)
+    return StateDictSource(live, label="the fused model")

@@ -1,0 +1,110 @@
+"""Task vectors as a transform makes them: experts that are read as such by whoever reads them.
+
+A transform makes the rows of all experts at once, and readers ask for one expert after the other.
+So the rows of the latest range are kept, a thread's own, and computed once for all who read it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.weights.merging.applied import Applied, RowsKernel
+from fusion_core.weights.merging.piece import is_merged
+from fusion_core.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from fusion_core.weights.merging.piece import Operands, Piece
+
+
+_NONE = torch.empty(0)
+
+
+class Unchanged(RowsKernel):
+    """The transform that changes nothing."""
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        """Return the task vectors."""
+        return piece.task_vectors
+
+
+def transformed_experts(operands: Operands, kernel: RowsKernel) -> dict[str, WeightSource]:
+    """Return the experts with the task vectors that a kernel makes of theirs, as differences."""
+    rows = TransformedRows(kernel, operands)
+    return {name: TransformedExpert(rows, number) for number, name in enumerate(operands.experts)}
+
+
+class _Latest(threading.local):
+    """What a thread has prepared and read last."""
+
+    prepared: tuple[str | None, ...] = ()
+    span: tuple[str | int, ...] = ()
+    rows: torch.Tensor = _NONE
+
+
+@dataclass
+class TransformedRows(Applied[RowsKernel]):
+    """A transform on operands, and what each thread has read last."""
+
+    _latest: _Latest = field(default_factory=_Latest)
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return the rows of all experts in a range, on the CPU, of shape (experts, elements)."""
+        latest, span = self._latest, (name, start, stop)
+        if latest.span != span:
+            latest.span, latest.rows = (), _NONE  # freed before as much is computed again
+            count = len(self.operands.experts)
+            rows = self.compute(self.kernel.rows, span, rows=count)
+            latest.rows = rows.reshape(count, -1).to(self.infos[name].dtype).cpu()
+            latest.span = span
+        return latest.rows
+
+    def prepare(self, executor: Executor, name: str | None) -> None:
+        """Prepare the operands and make the surveys; every expert asks, and the first is heard."""
+        if self._latest.prepared == (name,):
+            return
+        for source in self.operands.sources:
+            source.prepare(executor, name)
+        self.make_surveys(executor, name)
+        self._latest.prepared = (name,)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_latest": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_latest": _Latest()})
+
+
+class TransformedExpert(WeightSource):
+    """One expert's task vector after a transform."""
+
+    is_delta = True
+
+    def __init__(self, rows: TransformedRows, number: int) -> None:
+        self.rows, self._number = rows, number
+        self._expert = list(rows.operands.experts.values())[number]
+        self.infos, self.cut = rows.infos, rows.cut
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return a range of the task vector; what is not floating-point is the expert's own."""
+        if not is_merged(self.infos[name]):
+            return self._expert.read(name, start, stop)
+        return self.rows.read(name, start, stop)[self._number]
+
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """All models: a transform may look at every one."""
+        return self.rows.operands.sources
+
+    def prepare(self, executor: Executor, name: str | None = None) -> None:
+        """Make the surveys that the transform depends on."""
+        self.rows.prepare(executor, name)
+
+    def describe(self) -> str:
+        """Name the expert and the transform."""
+        return f"{self._expert.describe()} after {type(self.rows.kernel).__name__}"

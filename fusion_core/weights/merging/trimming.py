@@ -1,0 +1,157 @@
+"""Trimming and sign election: the first two steps of TIES (arXiv:2306.01708), alone and together.
+
+Masks are slow: comparing into booleans costs five times as much as adding. So both are written as
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion_core.weights.merging.applied import RowsKernel, Scope
+from fusion_core.weights.merging.piece import in_order
+from fusion_core.weights.merging.select import kth_largest_magnitudes
+
+if TYPE_CHECKING:
+    from fusion_core.weights.merging.piece import Piece
+    from fusion_core.weights.merging.scan import Scan
+
+
+def kept_count(density: float, numel: int) -> int:
+    """Return how many of `numel` entries a density keeps: max(1, floor(density * n)), 0 for 0."""
+    return 0 if density == 0 else max(1, int(density * numel))
+
+
+def trim_thresholds(scan: Scan, density: float) -> torch.Tensor:
+    """Return each expert's smallest kept magnitude over what a scan sees, of shape (experts,)."""
+    kept = kept_count(density, scan.numel)
+    if kept == 0 or scan.numel == 0:
+        return torch.full((len(scan.operands.experts),), torch.inf)
+    return kth_largest_magnitudes(scan, kept, _task_vectors)
+
+
+def trimmed(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """Zero every entry whose magnitude is below its expert's threshold; equal ones are kept."""
+    kept = torch.empty_like(task_vectors)
+    for row, out, threshold in zip(task_vectors, kept, thresholds.tolist(), strict=True):
+        torch.hardshrink(row, _next_below(threshold, row.dtype), out=out)
+    return kept
+
+
+def _next_below(threshold: float, dtype: torch.dtype) -> float:
+    """Return the largest number below a threshold; infinity, which keeps nothing, as it is."""
+    rounded = torch.tensor(threshold, dtype=torch.float64).to(dtype)
+    if math.isinf(threshold) or float(rounded) < threshold:
+        return float(rounded)
+    return float(torch.nextafter(rounded, torch.full_like(rounded, -math.inf)))
+
+
+@dataclass(frozen=True)
+class Trimming(RowsKernel):
+    """Keeps the `density` largest entries of each task vector; equal ones are kept too."""
+
+    density: float
+    scope: Scope = Scope.MODEL
+
+    def survey(self, scan: Scan) -> torch.Tensor:
+        """Find the thresholds."""
+        return trim_thresholds(scan, self.density)
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        """Zero what is below its expert's threshold."""
+        return trimmed(piece.task_vectors, piece.state)
+
+
+@dataclass(frozen=True)
+class Electing(RowsKernel):
+    """Zeroes the entries that do not have the sign of their weighted sum over the experts.
+
+    Where the sum is exactly zero, the sign is the majority's in the scope or, without one, plus.
+    """
+
+    scope: Scope = Scope.MODEL
+
+    def survey(self, scan: Scan) -> float:
+        """Find the sign that most entries elect."""
+        return majority_sign(scan)
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        """Keep what agrees."""
+        weighted = piece.task_vectors * piece.weights
+        sign = elected_sign(weighted, 1.0 if piece.state is None else piece.state)
+        return agreeing(weighted, sign).sign_().mul_(piece.task_vectors)
+
+
+@dataclass(frozen=True)
+class Trim:
+    """What must be known of all task vectors before one entry can be trimmed and elected."""
+
+    #: each expert's smallest kept magnitude, shape (experts,)
+    thresholds: torch.Tensor
+    #: the sign of entries that cancel exactly: 1, -1, or 0 where even the majority is tied
+    tie: float
+
+    @classmethod
+    def of(cls, scan: Scan, density: float, *, majority: bool = True) -> Trim:
+        """Survey what a scan sees: thresholds and, if it is asked for, the sign of the majority.
+
+        Without the majority, entries that cancel are positive.
+        """
+        thresholds = trim_thresholds(scan, density)
+        return cls(thresholds, majority_sign(scan, thresholds) if majority else 1.0)
+
+    def kept(self, task_vectors: torch.Tensor) -> torch.Tensor:
+        """Zero every entry that is not among the largest of its expert."""
+        return trimmed(task_vectors, self.thresholds)
+
+    def sign(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the sign that each entry elects, of shape (...)."""
+        return elected_sign(rows, self.tie)
+
+
+def _task_vectors(piece: Piece) -> torch.Tensor:
+    return piece.task_vectors
+
+
+def majority_sign(scan: Scan, thresholds: torch.Tensor | None = None) -> float:
+    """Return the sign that most entries elect, 1 or -1; 0 where it is a tie.
+
+    An entry elects the sign of the weighted sum of its task vectors, trimmed by thresholds if there
+    are some.
+    """
+    votes = scan(_SignVotes(thresholds), torch.add, torch.zeros((), dtype=torch.int64))
+    return float(votes.sign())
+
+
+@dataclass(frozen=True)
+class _SignVotes:
+    """Counts positive minus negative signs of the summed entries of a block."""
+
+    thresholds: torch.Tensor | None
+
+    def __call__(self, piece: Piece) -> torch.Tensor:
+        rows = piece.task_vectors
+        kept = rows if self.thresholds is None else trimmed(rows, self.thresholds)
+        return in_order(kept * piece.weights).sign().to(torch.int64).sum()
+
+
+def elected_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
+    """Return the sign of the sum over experts, 1 or -1; where that is exactly zero, the sign `tie`.
+
+    `tie` is 1, -1, or 0: then such entries have no sign, and are 0.
+    """
+    total = in_order(rows)
+    if tie == 0:
+        return total.sign_()
+    # An exact zero is +0, which has a sign to copy.
+    total = total if tie > 0 else torch.rsub(total, 0.0)
+    return torch.copysign(torch.ones_like(total), total).mul_(tie)
+
+
+def agreeing(rows: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    """Return the magnitudes of entries that have the elected sign, and 0 for all others."""
+    return (rows * sign).clamp_min_(0)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
     from fusion_core.recipe.text import load_recipe
+    from fusion_core.running.by_hand import merge
     from fusion_core.running.run import run_fusion
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
@@ -78,6 +79,7 @@ _HOMES = {
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
     "fusion_core.recipe.text": ("load_recipe",),
+    "fusion_core.running.by_hand": ("merge",),
     "fusion_core.running.run": ("run_fusion",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
@@ -134,6 +136,7 @@ __all__ = [
     "load_plugins",
     "load_recipe",
     "locked",
+    "merge",
     "note",
     "noting",
     "plan",

@@ -49,6 +49,11 @@ class PlannedStage:
         """Whether it sees tasks; one given as an object may."""
         return self.resolved is None or sees_tasks(self.resolved.component.spec)
 
+    def as_provenance(self) -> dict[str, str | None]:
+        """Say what it is, and whose."""
+        plugin = None if self.resolved is None else self.resolved.component.plugin.distribution
+        return {"name": self.name, "stage": self.kind, "plugin": plugin}
+
     def as_recipe(self, folder: Path | None) -> dict[str, Any]:
         """Return its section of a recipe in `folder`."""
         return section_of(self.resolved, self.stage, folder)

@@ -6,7 +6,8 @@ from __future__ import annotations
 BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-adamerging": {"algorithm": ("adamerging",)},
     "fusion-linear": {"algorithm": ("simple-average", "task-arithmetic", "weighted-average")},
-    "fusion-ties": {"algorithm": ("ties",)},
+    "fusion-spectral": {"algorithm": ("orthogonalise", "svc")},
+    "fusion-ties": {"algorithm": ("elect", "ties", "trim")},
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

@@ -219,9 +219,10 @@ def assign(
 def _assign(node: object, path: Sequence[str], value: object) -> Any:  # noqa: ANN401 - as `node`
     head, *rest = path
     branch = from_name(node)  # `algorithm: ties` may be given options too
-    if isinstance(branch, list) and rest:
-        number = _stage_called(head, branch)
-        return [*branch[:number], _assign(branch[number], rest, value), *branch[number + 1 :]]
+    if isinstance(branch, list):
+        number = _place_of(head, branch)
+        changed = _assign(branch[number], rest, value) if rest else value
+        return [*branch[:number], changed, *branch[number + 1 :]]
     if not isinstance(branch, Mapping):
         raise TypeError(f"{shown(node)} has no options, so none is {head!r}")
     branch = dict(branch)
@@ -229,15 +230,15 @@ def _assign(node: object, path: Sequence[str], value: object) -> Any:  # noqa: A
     return branch
 
 
-def _stage_called(name: str, stages: Sequence[Any]) -> int:
-    """Return which of a pipeline's stages a name means; raises `TypeError` unless it is one."""
-    spelled: list[Any] = [from_name(each) for each in stages]
+def _place_of(name: str, components: Sequence[Any]) -> int:
+    """Return which component of a list a name means; raises `TypeError` unless it is one."""
+    spelled: list[Any] = [from_name(each) for each in components]
     names = [str(each.get("name")) if isinstance(each, Mapping) else "?" for each in spelled]
     if names.count(name) != 1:
-        count = "no stage is" if name not in names else f"{names.count(name)} stages are"
+        count = "none" if name not in names else "more than one"
         raise TypeError(
-            f"{count} called {name!r} among {', '.join(names)}; the stage is named first, as in "
-            f"algorithm.{names[0]}.{name}"
+            f"{count} of {', '.join(names)} is called {name!r}; one of them is named first, as in "
+            f"{names[0]}.{name}"
         )
     return names.index(name)
 

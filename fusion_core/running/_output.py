@@ -173,6 +173,7 @@ def _provenance(
     parts = {
         **_environment(plan),
         **cast("dict[str, Any]", without_folders(_inputs(plan))),
+        "stages": [each.as_provenance() for each in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "outputs": provenance.outputs(staging),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +25,7 @@ from fusion_core.testing._tensorwise import Mean, Sum
 from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -81,7 +82,7 @@ class Bench:
     ) -> RunResult:
         """Run the pipeline; a merge with other tensors than the models fails the check."""
         target = None if output is None else {"path": str(output), "shard_size": 1500}
-        try:
+        with self._advice():
             return run_fusion(
                 algorithm=self.pipeline,
                 model_pool=pool,
@@ -89,12 +90,6 @@ class Bench:
                 seed=seed,
                 output=target,
                 options=RunOptions(evaluate=False, **{"executor": "serial", **options}),
-            )
-        except BrokenPluginError as error:
-            return fail(
-                f"{self.spec.name!r}: {error.message}.",
-                error.hint
-                or "Return every tensor that `pool.reference` has, in its shape, and no other.",
             )
 
     def merge(self, pool: Pool, **options: Any) -> State:  # noqa: ANN401 - what `run` takes
@@ -105,9 +100,22 @@ class Bench:
         """Return what the algorithm makes of a pool, as far as can be without computing it."""
         context = RunContext(tasks=self.tasks, seed=3, on_metrics=on_metrics)
         stages = [PlannedStage(each, None, (Part(each),)) for each in self.pipeline]
-        made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
-        made.prepare(SerialExecutor())
+        with self._advice():
+            made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
+            made.prepare(SerialExecutor())
         return made
+
+    @contextmanager
+    def _advice(self) -> Iterator[None]:
+        """Fail a check for what the engine refuses of a plugin, and say what to do."""
+        try:
+            yield
+        except BrokenPluginError as error:
+            fail(
+                f"{self.spec.name!r}: {error.message}.",
+                error.hint
+                or "Return every tensor that `pool.reference` has, in its shape, and no other.",
+            )
 
     def task_vectors(self, pool: Pool) -> dict[str, State]:
         """Return every expert's task vectors after a transform."""

@@ -105,11 +105,32 @@ PLUGIN = """
         "silent-nan": "SilentNan", "written-piece": "WrittenPiece", "global-seed": "GlobalSeed",
     }
 
+    TRANSFORMS = {
+        "sound-transform": "Half", "turned-rows": "TurnedRows", "one-row": "OneRow",
+        "written-rows": "WrittenRows", "cut-norms": "CutNorms", "moved-zero": "MovedZero",
+    }
+    CALIBRATIONS = {
+        "sound-calibration": "Halfway", "no-merge": "NoMerge", "written-merge": "WrittenMerge",
+        "lost-tensors": "LostTensors",
+    }
+
     @hookimpl
     def fusion_register_algorithms():
         for name, target in METHODS.items():
             yield AlgorithmSpec(
                 name=name, summary="Planted.", target=f"faulty_methods:{target}",
+                config="fusion_core.recipe.config:ComponentConfig",
+            )
+        for name, target in TRANSFORMS.items():
+            yield AlgorithmSpec(
+                name=name, stage="transform", summary="Planted.", needs_base=True,
+                target=f"faulty_stages:{target}",
+                config="fusion_core.recipe.config:ComponentConfig",
+            )
+        for name, target in CALIBRATIONS.items():
+            yield AlgorithmSpec(
+                name=name, stage="calibrate", summary="Planted.", needs_base=True,
+                target=f"faulty_stages:{target}",
                 config="fusion_core.recipe.config:ComponentConfig",
             )
         yield AlgorithmSpec(
@@ -275,6 +296,57 @@ METHODS = """
             return model
 """
 
+STAGES = """
+    import torch
+    from fusion_core import Calibration, ComponentConfig, TensorwiseCalibration, Transform
+    from fusion_core.weights import StateDictSource, in_order
+
+    class Half(Transform):
+        config_class = ComponentConfig
+        def rows(self, piece):
+            return piece.task_vectors / 2
+
+    class TurnedRows(Half):
+        def rows(self, piece):
+            return piece.task_vectors.roll(1, dims=0)
+
+    class OneRow(Half):
+        def rows(self, piece):
+            return in_order(piece.task_vectors)
+
+    class WrittenRows(Half):
+        def rows(self, piece):
+            return piece.task_vectors.mul_(0.5)
+
+    class CutNorms(Half):
+        def rows(self, piece):
+            rows = piece.task_vectors
+            return rows / (1 + rows.flatten(1).norm(dim=1).view(-1, *[1] * (rows.dim() - 1)))
+
+    class MovedZero(Half):
+        def rows(self, piece):
+            return piece.task_vectors + 0.01
+
+    class Halfway(TensorwiseCalibration):
+        config_class = ComponentConfig
+        def merge(self, piece):
+            return piece.base + (piece.merged - piece.base) / 2
+
+    class NoMerge(Halfway):
+        def merge(self, piece):
+            return piece.base + in_order(piece.task_vectors) / 2
+
+    class WrittenMerge(Halfway):
+        def merge(self, piece):
+            return piece.merged.sub_(piece.base).mul_(0.5).add_(piece.base)
+
+    class LostTensors(Calibration):
+        config_class = ComponentConfig
+        def calibrate(self, merged, pool, context):
+            state = merged.state_dict()
+            return StateDictSource({n: v for n, v in state.items() if v.dim() != 1})
+"""
+
 HEAVY = """
     import torch
     from fusion_core import AlgorithmSpec, hookimpl
@@ -292,16 +364,17 @@ TESTS = """
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.contracts.specs import ComponentSpec
     from fusion_core.testing import AlgorithmSuite, CommandSuite, ExecutorSuite, ModelPoolSuite
+    from fusion_core.testing import CalibrationSuite, TransformSuite
 
     SUITES = {
-        "algorithm": AlgorithmSuite, "model pool": ModelPoolSuite, "executor": ExecutorSuite,
-        "command": CommandSuite,
+        "merge": AlgorithmSuite, "model pool": ModelPoolSuite, "executor": ExecutorSuite,
+        "command": CommandSuite, "transform": TransformSuite, "calibrate": CalibrationSuite,
     }
     NAMES = {each.spec.name: each.spec for each in load_plugins().components(ComponentSpec)}
 
     def suite_of(name):
         spec = pytest.fixture(lambda self: NAMES[name])
-        kind = SUITES[NAMES[name].kind]
+        kind = SUITES[getattr(NAMES[name], "stage", NAMES[name].kind)]
         return type("Test_" + name.replace("-", "_"), (kind,), {"spec": spec})
 
     for name, spec in NAMES.items():
@@ -322,6 +395,14 @@ CAUGHT_BY = {
     "unknown_option": {"test_an_unknown_option_is_refused"},
     "cut_dependence": {"test_cuts_do_not_matter"},
     "silent_nan": {"test_nan_in_an_expert_is_refused_by_name"},
+    "turned_rows": {"test_each_expert_keeps_its_row"},
+    "one_row": {"test_every_tensor_is_kept_in_its_dtype"},
+    "written_rows": {"test_pieces_are_not_written_into"},
+    "cut_norms": {"test_cuts_do_not_matter"},
+    "moved_zero": {"test_equal_models_give_the_same_model"},
+    "no_merge": {"test_another_merge_gives_another_model"},
+    "written_merge": {"test_pieces_are_not_written_into"},
+    "lost_tensors": {"test_every_tensor_is_kept_in_its_dtype"},
     "missing_key": {"test_building_refuses_what_does_not_fit"},
     "lost_error": {"test_what_work_raises_comes_back"},
     "closed_one": {"test_it_can_be_made_again"},
@@ -344,6 +425,7 @@ def planted(
         "faulty_options.py": OPTIONS,
         "faulty_executors.py": EXECUTORS,
         "faulty_commands.py": COMMANDS,
+        "faulty_stages.py": STAGES,
     }
     site = make_site(root / "site")
     site.install("faulty-plugin", PLUGIN, requires=("fusion-core>=0.1,<0.2",), files=files)
@@ -381,8 +463,9 @@ def test_a_planted_fault_is_caught_by_the_checks_that_are_about_it(
     assert planted[fault].keys() >= CAUGHT_BY[fault], planted[fault]
 
 
-def test_what_is_sound_passes(planted: dict[str, dict[str, str]]) -> None:
-    assert planted["sound"] == {}
+@pytest.mark.parametrize("name", ["sound", "sound_transform", "sound_calibration"])
+def test_what_is_sound_passes(planted: dict[str, dict[str, str]], name: str) -> None:
+    assert planted[name] == {}
 
 
 def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:

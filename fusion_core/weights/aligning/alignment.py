@@ -60,10 +60,10 @@ class AlignedSource(WeightSource):
         return frozenset(self._source.infos) - frozenset(self._reference.infos)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read from the model; what it lacks is the reference's, or a difference of zero."""
+        """Read from the model; what it lacks is the reference's, or differs by zero from it."""
         if name in self._source.infos:
             return self._source.read(name, start, stop)
-        if self.is_delta:
+        if self.is_delta and not self._reference.is_delta:
             return torch.zeros(stop - start, dtype=self.infos[name].dtype)
         return self._reference.read(name, start, stop)
 

@@ -1,0 +1,71 @@
+"""Options along a model's depth."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusion_core.errors import RecipeError
+from fusion_core.recipe.depth import along, depths
+from fusion_core.recipe.patterns import Selection
+
+NAMES = ["embed", *(f"layers.{n}.{part}" for n in range(5) for part in ("up", "norm")), "head"]
+
+
+def test_layers_of_a_stack_lie_between_0_and_1() -> None:
+    found = depths([*NAMES, "vision.blocks.0.w", "vision.blocks.10.w", "vision.blocks.2.w"])
+    assert "embed" not in found
+    assert [found[f"layers.{n}.up"] for n in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert [found[f"vision.blocks.{n}.w"] for n in (0, 2, 10)] == [0, 0.5, 1]
+    assert depths(["0.weight", "only.3.w"]) == {"0.weight": 0, "only.3.w": 0}
+
+
+def test_values_are_on_straight_lines_between_points() -> None:
+    assert [along([0.2, 0.5, 0.8], depth) for depth in (0, 0.5, 1)] == [0.2, 0.5, 0.8]
+    assert along([0, 1.0], 0.25) == 0.25
+    assert along([2, 8], 0.5) == 5
+    assert isinstance(along([2, 3], 0.4), int)
+    assert along([0.7], 0.3) == 0.7
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.floats(0, 1))
+def test_no_value_leaves_the_range_of_the_points(points: list[float], depth: float) -> None:
+    assert min(points) <= along(points, depth) <= max(points)
+
+
+def test_layers_with_the_same_values_are_one_group() -> None:
+    selection = Selection(by_depth={"match": "*.up", "density": [0.2, 0.6]})
+    groups = {
+        round(options.get("density", -1), 6): names for options, names in selection.groups(NAMES)
+    }
+    assert groups[-1] == ["embed", *(f"layers.{n}.norm" for n in range(5)), "head"]
+    assert groups[0.3] == ["layers.1.up"]
+    assert sorted(groups) == [-1, 0.2, 0.3, 0.4, 0.5, 0.6]
+
+
+def test_an_override_comes_before_a_curve_and_the_first_curve_before_others() -> None:
+    curves = [{"match": "*.up", "x": [1, 1]}, {"x": [2, 2], "y": [3, 3]}]
+    overrides = [{"match": "layers.0.up", "y": 9}]
+    found = {
+        name: options
+        for options, names in Selection(by_depth=curves, overrides=overrides).groups(NAMES)
+        for name in names
+    }
+    assert found["layers.0.up"] == {"x": 1, "y": 9}
+    assert found["layers.1.up"] == {"x": 1, "y": 3}
+    assert found["layers.0.norm"] == {"x": 2, "y": 3}
+    assert found["head"] == {}
+
+
+def test_what_has_no_depth_cannot_follow_a_curve() -> None:
+    with pytest.raises(RecipeError, match=r"by_depth\.0\.match: no tensor .* numbered layer"):
+        Selection(by_depth={"match": "head", "x": [1, 2]}).groups(NAMES)
+
+
+@pytest.mark.parametrize("points", [3, [], ["a"], [True], [float("nan")]])
+def test_a_curve_is_a_list_of_numbers(points: object) -> None:
+    with pytest.raises(RecipeError, match=r"by_depth.* density has to be a list of numbers"):
+        Selection(by_depth={"density": points})
+    with pytest.raises(RecipeError, match="give an option its values"):
+        Selection(by_depth={"match": "*"})

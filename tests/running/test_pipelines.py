@@ -1,0 +1,329 @@
+"""Pipelines: what stages see, in which order, how often, and what is recorded of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import torch
+
+from fusion_core import (
+    Algorithm,
+    Calibration,
+    ComponentConfig,
+    Cut,
+    RunContext,
+    TensorwiseCalibration,
+    Transform,
+    merge,
+    run_fusion,
+)
+from fusion_core.errors import BrokenPluginError, RecipeError
+from fusion_core.recipe.text import load_yaml
+from fusion_core.testing import TinyTasks, tiny_pool
+from fusion_core.weights import Piece, Scope, in_order
+from fusion_ties.transforms import Elect, Trim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Outcome
+    from fusion_core import ModelPool, WeightSource
+
+pytestmark = pytest.mark.plugins
+
+Models = dict[str, dict[str, torch.Tensor]]
+TA = {"name": "task-arithmetic", "scale": 1.0}
+
+
+def pool_of(models: Models) -> dict[str, Any]:
+    return {"base": models["base"], "models": {n: models[n] for n in models if n != "base"}}
+
+
+def state(stages: Any, models: Models) -> dict[str, torch.Tensor]:
+    return merge(stages, pool_of(models)).state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], value) for name, value in other.items())
+
+
+class Doubled(Transform[ComponentConfig]):
+    """Twice every task vector; counts how often it is asked, and for what."""
+
+    config_class = ComponentConfig
+    asked: ClassVar[Counter[tuple[str, int]]] = Counter()
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        self.asked[piece.info.name, piece.start] += 1
+        return piece.task_vectors * 2
+
+
+class Whole(Doubled):
+    """The same of whole tensors."""
+
+    cut = Cut.TENSOR
+
+
+class Halfway(TensorwiseCalibration[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        return piece.base + (piece.merged - piece.base) / 2
+
+
+# --- what stages see ----------------------------------------------------------------------------
+
+
+def test_a_pipeline_computed_by_hand() -> None:
+    base = {"w": torch.zeros(2, 2)}
+    one = {"w": torch.tensor([[1.0, -2.0], [0.5, 0.0]])}
+    two = {"w": torch.tensor([[-3.0, -1.0], [0.5, 4.0]])}
+    pool = {"base": base, "models": {"one": one, "two": two}}
+    trim = {"name": "trim", "density": 0.5}  # keeps 1, -2 and -3, 4
+    found = merge([trim, TA], pool)
+    assert found.tensor("w").tolist() == [[-2, -2], [0, 4]]
+    elected = merge([trim, "elect", TA], pool)  # 1 is not of the elected sign
+    assert elected.tensor("w").tolist() == [[-3, -2], [0, 4]]
+    halved = merge([trim, Elect(), TA, Halfway()], pool)
+    assert halved.tensor("w").tolist() == [[-1.5, -1], [0, 2]]
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_ties_after_trim_is_ties(models: Models, scope: str) -> None:
+    ties = {"name": "ties", "scope": scope}
+    staged = [{"name": "trim", "density": 0.3, "scope": scope}, {**ties, "density": 1.0}]
+    assert same(state(staged, models), state({**ties, "density": 0.3}, models))
+
+
+def test_a_transform_is_seen_by_a_method_that_reads_experts(models: Models) -> None:
+    found = state([Doubled(), "simple-average"], models)
+    base, plain = models["base"], state("simple-average", models)
+    expected = base["layer.weight"] + 2 * (plain["layer.weight"] - base["layer.weight"])
+    torch.testing.assert_close(found["layer.weight"], expected)
+    assert torch.equal(found["steps"], models["base"]["steps"])
+
+
+@pytest.mark.parametrize("transform", [Doubled, Whole])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_transform_is_computed_once_a_pass(transform: type[Doubled], workers: int) -> None:
+    pool = tiny_pool("mlp", experts=4)
+    options = {"executor": {"name": "threads", "workers": workers}}
+    transform.asked.clear()
+    result = run_fusion({"algorithm": [transform(), TA], "model_pool": pool, **options})
+    assert result.path is None
+    assert set(transform.asked.values()) == {1}, "once, not once an expert"
+    transform.asked.clear()
+    run_fusion({"algorithm": [transform(), "ties"], "model_pool": pool, **options})
+    assert max(transform.asked.values()) <= 5, "a sample, a count, votes, the merge"
+
+
+def test_transforms_work_on_what_transforms_made(models: Models) -> None:
+    scaled = {"name": "task-arithmetic", "scale": 4.0}
+    assert same(state([Doubled(), Doubled(), TA], models), state(scaled, models))
+
+
+class Drop(Transform[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        kept = [row * (piece.uniform(n) < 0.5) for n, row in enumerate(piece.task_vectors)]
+        return torch.stack(kept)
+
+
+def test_the_same_transform_again_draws_other_numbers(models: Models) -> None:
+    base = models["base"]["layer.weight"]
+    once, twice = (
+        int((state([*[Drop()] * count, TA], models)["layer.weight"] != base).sum())
+        for count in (1, 2)
+    )
+    assert twice < once
+
+
+class Looks(Calibration[ComponentConfig]):
+    """Remembers what it is given."""
+
+    config_class = ComponentConfig
+    saw: ClassVar[dict[str, torch.Tensor]] = {}
+
+    def calibrate(
+        self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
+    ) -> WeightSource:
+        self.saw["merged"] = merged.tensor("layer.weight")
+        self.saw["expert"] = pool.experts["a"].tensor("layer.weight")
+        context.save("looked.json", {"seen": True})
+        context.log(0, {"loss": 1.0})
+        return merged
+
+
+def test_a_calibration_sees_the_merge_and_the_models_as_they_were(models: Models) -> None:
+    result = run_fusion(algorithm=[Doubled(), TA, Looks()], model_pool=pool_of(models))
+    assert torch.equal(Looks.saw["expert"], models["a"]["layer.weight"])
+    assert torch.equal(Looks.saw["merged"], result.weights.tensor("layer.weight"))
+    assert set(result.side_files) == {"fused.looked.json", "fused.metrics.jsonl"}
+
+
+class Teaches(Algorithm[ComponentConfig]):
+    """What a method with teachers asks for."""
+
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        del context
+        return pool.expert_of("b")
+
+
+def test_a_teacher_is_the_expert_as_it_was(models: Models) -> None:
+    assert same(state([Doubled(), Teaches()], models), models["b"])
+
+
+# --- which tensors, with which options ----------------------------------------------------------
+
+
+def test_what_the_merge_skips_no_stage_sees(models: Models) -> None:
+    """A threshold over the whole model is one over what is merged."""
+    skip = {**TA, "skip": "embedding.*"}
+    found = state([Trim(density=0.3), skip, Halfway()], models)
+    without = {
+        name: {key: value for key, value in each.items() if key != "embedding.weight"}
+        for name, each in models.items()
+    }
+    assert same(found, state([Trim(density=0.3), TA, Halfway()], without))
+    assert torch.equal(found["embedding.weight"], models["base"]["embedding.weight"])
+    assert not same(state([Trim(density=0.3), TA, Halfway()], models), {**found})
+
+
+def test_a_stage_has_patterns_of_its_own(models: Models) -> None:
+    trim = {"name": "trim", "only": "layer.*", "density": 0.2}
+    trim |= {"overrides": [{"match": "layer.bias", "density": 1.0}]}
+    found = state([trim, TA], models)
+    plain = state(TA, models)
+    weight = {name: {"layer.weight": each["layer.weight"]} for name, each in models.items()}
+    alone = state([{"name": "trim", "density": 0.2}, TA], weight)
+    assert torch.equal(found["layer.weight"], alone["layer.weight"])
+    for name in ("layer.bias", "embedding.weight", "scale", "steps"):
+        assert torch.equal(found[name], plain[name]), name
+
+
+def test_options_follow_the_depth(models: Models) -> None:
+    layers = {
+        name: {f"layers.{n}.w": each["layer.weight"] for n in range(3)}
+        for name, each in models.items()
+    }
+    found = state({**TA, "by_depth": {"scale": [0.0, 0.5, 1.0]}}, layers)
+    for n, scale in enumerate((0.0, 0.5, 1.0)):
+        expected = state({**TA, "scale": scale}, layers)
+        assert torch.equal(found[f"layers.{n}.w"], expected[f"layers.{n}.w"])
+    with pytest.raises(RecipeError, match=r"algorithm\.by_depth\.0\.scal: unknown option"):
+        state({**TA, "by_depth": {"scal": [0.0, 1.0]}}, layers)
+    with pytest.raises(RecipeError, match=r"by_depth\.0\.density = 1\.5: .*less than or equal"):
+        state({"name": "ties", "by_depth": {"density": [0.1, 1.5, 0.2]}}, layers)
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (["trim"], r"no stage merges: trim \(transform\)"),
+        (["ties", "task-arithmetic"], r"more than one stage merges: ties \(merge\), "),
+        (["ties", "trim"], r"in another order: ties \(merge\), trim \(transform\)"),
+        (["svc", "ties"], r"in another order: svc \(calibrate\), ties \(merge\)"),
+        (
+            [{"name": "trim", "densty": 1}, {"name": "ties", "scal": 1}],
+            r"trim\.densty.*\n.*ties\.s",
+        ),
+        ([{"name": "trim"}, {"density": 1}], r"algorithm\.1\.name: required"),
+        ([], r"algorithm = \[\]"),
+    ],
+)
+def test_what_is_no_pipeline_is_refused(models: Models, stages: list[Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        state(stages, models)
+
+
+def test_needs_of_a_stage_are_the_pipelines(models: Models) -> None:
+    experts = {"models": {"a": models["a"], "b": models["b"]}}
+    with pytest.raises(RecipeError, match="algorithm 'trim' needs a base"):
+        merge(["trim", "simple-average"], experts)
+    with pytest.raises(RecipeError, match="algorithm 'adamerging' needs tasks"):
+        merge(["trim", "adamerging"], pool_of(models))
+
+
+class OneRow(Transform[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        return in_order(piece.task_vectors)
+
+
+def test_a_transform_that_returns_something_else_is_named(models: Models) -> None:
+    with pytest.raises(BrokenPluginError, match=r"OneRow: .* `rows` returned .* of shape"):
+        state([OneRow(), TA], models)
+
+
+# --- what is recorded ---------------------------------------------------------------------------
+
+
+def test_a_recorded_pipeline_gives_the_same_bytes(models: Models, tmp_path: Path) -> None:
+    stages = [{"name": "trim", "density": 0.5}, "elect", {**TA, "skip": "scale"}, "svc"]
+    run_fusion(algorithm=stages, model_pool=pool_of(models), output=tmp_path / "one")
+    recorded = load_yaml((tmp_path / "one/recipe.yaml").read_text(), origin="")["algorithm"]
+    assert [each["name"] for each in recorded] == ["trim", "elect", "task-arithmetic", "svc"]
+    assert recorded[2]["skip"] == ["scale"]
+    run_fusion(algorithm=recorded, model_pool=pool_of(models), output=tmp_path / "two")
+    for name in ("recipe.yaml", "model.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    provenance = json.loads((tmp_path / "one/provenance.json").read_text())
+    assert provenance["stages"][0] == {
+        "name": "trim",
+        "stage": "transform",
+        "plugin": "fusion-ties",
+    }
+    assert {"fusion-ties", "fusion-spectral", "fusion-linear"} <= provenance["plugins"].keys()
+
+
+def test_adamerging_learns_over_what_a_transform_gives() -> None:
+    """AdaMerging++ is AdaMerging over trimmed and elected task vectors, under another name."""
+    pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
+    short = {"name": "adamerging", "steps": 3, "batch_size": 4}
+
+    def learned(algorithm: Any) -> dict[str, torch.Tensor]:
+        run = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=tasks)
+        return run.weights.state_dict()
+
+    staged = learned([Trim(density=0.3), Elect(), {**short}])
+    assert same(staged, learned({**short, "trim": True, "density": 0.3}))
+    assert not same(staged, learned(short))
+
+
+# --- flags --------------------------------------------------------------------------------------
+
+
+def test_flags_name_stages(fuse: Callable[..., Outcome], tmp_path: Path) -> None:
+    printed = ["--print-config", "--pool", "mini8", "-q"]
+    done = fuse(
+        "run", "--algo", "trim, task-arithmetic", "--set", "algorithm.trim.density=0.7", *printed
+    )
+    config = load_yaml(done.out, origin="")
+    assert [each["name"] for each in config["algorithm"]] == ["trim", "task-arithmetic"]
+    assert config["algorithm"][0]["density"] == 0.7
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(done.out)
+    again = fuse("run", recipe, "--algo", "trim,ties,svc", *printed)
+    kept = load_yaml(again.out, origin="")["algorithm"]
+    assert [each["name"] for each in kept] == ["trim", "ties", "svc"]
+    assert kept[0]["density"] == 0.7, "the stage is the same, so its options are"
+    wrong = fuse("run", recipe, "--set", "algorithm.density=1", *printed)
+    assert wrong.code == 2
+    assert "none of trim, task-arithmetic is called 'density'" in wrong.err
+    assert "density" in fuse("run", "--algo", "trim,ties", "--help").out
+
+
+def test_scope_is_an_option_of_a_transform() -> None:
+    assert Trim(scope="tensor").scope is Scope.TENSOR
+    assert Elect(zero_sign="positive").scope is Scope.NONE

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fusion_adamerging.task_vectors import OnDisk, TaskVectors, pieces_of, resident
-from fusion_core.adapting import on_cores, with_fast_products
+from fusion_core.adapting._task_vectors import OnDisk, TaskVectors, WithRows, pieces_of, resident
+from fusion_core.machine.products import with_fast_products
+from fusion_core.weights.merging.execution import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
-    from fusion_core import ModelPool
-    from fusion_core.weights import Linear, MergedSource
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.weights import MergedSource
 
 Storage = Literal["fp32", "bf16", "disk"]
 
@@ -52,9 +53,10 @@ class Leaf:
 class LiveMerge:
     """A pool's live model with every merged parameter as a leaf.
 
-    `merged` is the lazy merge that the search starts from; its kernel gives the task vectors.
-    Parameters that no expert changed are not leaves and need no gradient; floating-point tensors
-    that are not parameters keep the coefficients of `merged`. With P the bytes of the merged
+    `merged` is the lazy merge that is started from: base + sum of coefficient * row, the rows being
+    what its kernel's `rows(piece)` returns, of shape (experts, ...). Parameters that no expert
+    changed are not leaves and need no gradient; floating-point tensors that are not parameters keep
+    the coefficients of `merged`. With P the bytes of the merged
     parameters in fp32 and K experts, memory is P for the model, P for its gradient and, unless
     task vectors stay on disk, P for the base and K * P for them (half of that in bf16).
     """
@@ -109,12 +111,12 @@ def _leaves(
         yield Leaf(tuple(tied), parameter, _vectors(merged, kernel, tied[0], parameter, storage))
 
 
-def _is_changed(merged: MergedSource, kernel: Linear, name: str) -> bool:
+def _is_changed(merged: MergedSource, kernel: WithRows, name: str) -> bool:
     return any(bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name))
 
 
 def _vectors(
-    merged: MergedSource, kernel: Linear, name: str, parameter: nn.Parameter, storage: Storage
+    merged: MergedSource, kernel: WithRows, name: str, parameter: nn.Parameter, storage: Storage
 ) -> TaskVectors:
     if storage == "disk":
         return OnDisk(merged, kernel, name)

@@ -5,7 +5,9 @@ experts as teachers, ranks that share the tasks out, a state to go on from, and 
 experts one after the other. Knows tasks and pools, and no method.
 """
 
+from fusion_core.adapting._gradients import squared_gradients, squared_gradients_of
 from fusion_core.adapting._live_merge import Leaf, LiveMerge
+from fusion_core.adapting._moments import Moments, moments, moments_of
 from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
 from fusion_core.adapting._predictions import disagreement, log_probabilities
 from fusion_core.adapting._ranks import Ranks, joined_ranks
@@ -18,6 +20,7 @@ __all__ = [
     "Batches",
     "Leaf",
     "LiveMerge",
+    "Moments",
     "Objective",
     "Outcome",
     "Passes",
@@ -28,6 +31,10 @@ __all__ = [
     "joined_ranks",
     "keeping_freed_memory",
     "log_probabilities",
+    "moments",
+    "moments_of",
     "on_cores",
+    "squared_gradients",
+    "squared_gradients_of",
     "with_fast_products",
 ]

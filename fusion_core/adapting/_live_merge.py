@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from fusion_core.adapting._live import build_live, names_of
 from fusion_core.adapting._task_vectors import OnDisk, TaskVectors, WithRows, pieces_of, resident
-from fusion_core.machine.products import with_fast_products
 from fusion_core.weights.merging.execution import on_cores
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class LiveMerge:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
-        model = with_fast_products(pool.build(merged))
-        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.model = build_live(pool, merged, device).to(dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
         self.leaves = list(_leaves(pool, merged, self.model, storage))
 
@@ -99,11 +98,8 @@ def _leaves(
     pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage
 ) -> Iterator[Leaf]:
     kernel: Any = merged.kernel
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in pool.parameters(model).items():
-        if name in merged.infos and merged.infos[name].dtype.is_floating_point:
-            names.setdefault(parameter, []).append(name)
-    for parameter, tied in names.items():
+    known = {name: p for name, p in pool.parameters(model).items() if name in merged.infos}
+    for parameter, tied in names_of(known).items():
         if not _is_changed(merged, kernel, tied[0]):
             continue
         parameter.data = parameter.detach().contiguous()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fusion_core.adapting._predictions import widened
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.contracts.task_pool import FeatureTask
 
@@ -34,7 +35,7 @@ Objective = Callable[[str, int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Batches:
-    """Which examples are passed through in a step: a pure function of the step."""
+    """Which unlabeled examples are passed through in a step: a pure function of the step."""
 
     size: int
     seed: int
@@ -42,6 +43,14 @@ class Batches:
     def of(self, task: AdaptiveTask, step: int) -> Batch:
         """Return a task's unlabeled batch."""
         return task.batch(step, size=self.size, split=Split.UNLABELED, seed=self.seed)
+
+    def first(self, task: AdaptiveTask, samples: int) -> Iterator[Batch]:
+        """Yield a task's first batches, with `samples` examples in all; the last may be smaller.
+
+        What a task does that has fewer is its own affair: most give them again.
+        """
+        for step, start in enumerate(range(0, samples, self.size)):
+            yield self.of(task, step).part(0, samples - start)
 
 
 @dataclass(frozen=True)
@@ -130,11 +139,11 @@ class Passes:
         task: Any = group[0][0]
         if not isinstance(task, FeatureTask):
             with self._autocast():
-                return [_widened(task.logits(self.model, group[0][1]))]
+                return [widened(task.logits(self.model, group[0][1]))]
         with self._autocast():
             joined = Batch.joined([each for _, each in group])
             features = task.features(self.model, joined.inputs)
-        parts = torch.split(_widened(features), [len(each) for _, each in group])
+        parts = torch.split(widened(features), [len(each) for _, each in group])
         heads: list[Any] = [task for task, _ in group]
         return [head.head(part) for head, part in zip(heads, parts, strict=True)]
 
@@ -148,7 +157,3 @@ def _kind(pair: Pair) -> object:
     if not isinstance(task, FeatureTask):
         return None
     return type(task).features, batch.form
-
-
-def _widened(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -18,6 +18,11 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return logits.log_softmax(dim=-1).clamp_min(torch.finfo(logits.dtype).min)
 
 
+def widened(values: Tensor) -> Tensor:
+    """Return values in fp32, or in fp64 where they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def disagreement(logits: Tensor, teacher: Tensor) -> Tensor:
     """Mean KL divergence, in nats, of predictions from a teacher's: both (examples, classes).
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.machine.products import with_fast_products
+from fusion_core.adapting._live import build_live
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,9 @@ def ask_teachers(
     with progress.track("ask the teachers", total=total, unit="batches") as advance:
         for task in passes.tasks:
             expert = pool.expert_of(task.name)
-            for step, logits in _asked(pool.build(expert), task, passes, steps):
+            for step, logits in _asked(
+                build_live(pool, expert, passes.device), task, passes, steps
+            ):
                 predictions[task.name][step] = logits
                 advance(1, note=task.name)
     return predictions
@@ -41,7 +43,6 @@ def ask_teachers(
 def _asked(
     expert: nn.Module, task: AdaptiveTask, passes: Passes, steps: range
 ) -> Iterator[tuple[int, Tensor]]:
-    with_fast_products(expert).to(passes.device).eval()
     for step in steps:
         with torch.no_grad():
             logits = task.logits(expert, passes.batches.of(task, step).to(passes.device))

@@ -1,6 +1,40 @@
-"""Live models that learn or are looked into: what makes many passes through them fast."""
+"""Live models that learn or are looked into: what methods that use data are made of.
 
+A live merge whose coefficients have an exact gradient, passes of unlabeled batches through it,
+experts as teachers, ranks that share the tasks out, a state to go on from, and statistics of
+experts one after the other. Knows tasks and pools, and no method.
+"""
+
+from fusion_core.adapting._gradients import squared_gradients, squared_gradients_of
+from fusion_core.adapting._live_merge import Leaf, LiveMerge
+from fusion_core.adapting._moments import Moments, moments, moments_of
+from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
+from fusion_core.adapting._predictions import disagreement, log_probabilities
+from fusion_core.adapting._ranks import Ranks, joined_ranks
+from fusion_core.adapting._state import StateStore
+from fusion_core.adapting._teachers import ask_teachers
 from fusion_core.machine.products import with_fast_products
 from fusion_core.weights.merging.execution import keeping_freed_memory, on_cores
 
-__all__ = ["keeping_freed_memory", "on_cores", "with_fast_products"]
+__all__ = [
+    "Batches",
+    "Leaf",
+    "LiveMerge",
+    "Moments",
+    "Objective",
+    "Outcome",
+    "Passes",
+    "Ranks",
+    "StateStore",
+    "ask_teachers",
+    "disagreement",
+    "joined_ranks",
+    "keeping_freed_memory",
+    "log_probabilities",
+    "moments",
+    "moments_of",
+    "on_cores",
+    "squared_gradients",
+    "squared_gradients_of",
+    "with_fast_products",
+]

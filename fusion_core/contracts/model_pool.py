@@ -88,17 +88,18 @@ class ModelPool(ABC, Generic[ConfigT]):
         return expert
 
     def expert_of(self, task: str) -> WeightSource:
-        """Return the expert that was fine-tuned for a task, as it was before any transform.
+        """Return the first expert that was fine-tuned for a task, as it was before any transform.
 
-        Raises `RecipeError` for a task without one.
+        Raises `RecipeError` for a task that no expert was fine-tuned for.
         """
         experts = self._untransformed or self.experts
-        for name, expert in experts.items():
-            if self.task_of(name) == task:
-                return expert
-        known = ", ".join(dict.fromkeys(map(self.task_of, experts)))
+        tasks = {name: self.task_of(name) for name in experts}
+        for name, its_task in tasks.items():
+            if its_task == task:
+                return experts[name]
         raise RecipeError(
-            f"task {task!r} has no expert of its own", hint=f"Tasks that have one: {known}."
+            f"no expert was fine-tuned for task {task!r}",
+            hint=f"The experts' tasks: {', '.join(dict.fromkeys(tasks.values()))}.",
         )
 
     def inputs(self) -> Mapping[str, Any]:

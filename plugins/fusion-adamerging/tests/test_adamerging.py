@@ -14,7 +14,7 @@ from torch import nn
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import Progress, RunContext, note, run_fusion
+from fusion_core import Progress, RunContext, RunOptions, note, run_fusion
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -293,13 +293,17 @@ def test_tasks_are_named_once_each(names: list[str]) -> None:
 def test_a_teacher_is_all_of_an_expert_whatever_is_merged(
     make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool, asked = make_pool("mlp"), []
-    monkeypatch.setattr(
-        "fusion_adamerging.adamerging.expert_logits",
-        lambda expert, *_: asked.append(expert.state_dict()) or [(0, torch.zeros(16, 4))],
-    )
+    pool, asked, logits = make_pool("mlp"), [], tasks.kind.logits
+
+    def noting(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():  # a teacher
+            asked.append(model.state_dict())
+        return logits(task, model, batch)
+
+    monkeypatch.setattr(tasks.kind, "logits", noting)
     options = {"name": "adamerging", "steps": 1, "objective": "teacher", "skip": "*.bias"}
-    run_fusion(algorithm=options, model_pool=pool, task_pool=tasks)
+    unmeasured = RunOptions(evaluate=False)
+    run_fusion(algorithm=options, model_pool=pool, task_pool=tasks, options=unmeasured)
     assert len(asked) == 2
     for found, name in zip(asked, pool.experts, strict=True):
         for tensor, value in found.items():

@@ -9,7 +9,6 @@ import pytest
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.state import StateStore
 from fusion_core import RunContext
 from fusion_core.errors import IntegrityError
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core import CheckpointsPool
-
-SEARCH = {"seed": 1, "experts": ["a"]}
 
 
 class KilledError(Exception):
@@ -100,28 +97,3 @@ def test_a_search_killed_again_and_again_still_arrives(
         lives += 1
     assert found == whole
     assert lives == 4
-
-
-def test_the_older_generation_serves_when_the_newer_is_damaged(tmp_path: Path) -> None:
-    store = StateStore(tmp_path, SEARCH)
-    for step in (10, 20, 30):
-        store.save(step, {"value": step / 3})
-    assert store.recall() == {"search": SEARCH, "step": 30, "value": 10.0}
-    newest = next(path for path in tmp_path.iterdir() if b'"step": 30' in path.read_bytes())
-    whole = newest.read_bytes()
-    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole.replace(b"30", b"31")):
-        newest.write_bytes(damaged)
-        assert store.recall() == {"search": SEARCH, "step": 20, "value": 20 / 3}
-    store.save(40, {"value": 0.0})
-    assert b'"step": 40' in newest.read_bytes(), "the damaged one is replaced, not the whole one"
-
-
-def test_a_state_of_another_search_is_not_taken_up(tmp_path: Path) -> None:
-    StateStore(tmp_path, SEARCH).save(10, {})
-    assert StateStore(tmp_path, {**SEARCH, "seed": 2}).recall() is None
-
-
-def test_without_a_place_nothing_is_saved() -> None:
-    store = StateStore(None, SEARCH)
-    store.save(1, {})
-    assert store.recall() is None

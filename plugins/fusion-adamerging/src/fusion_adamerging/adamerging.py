@@ -8,15 +8,20 @@ import torch
 
 from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.live_merge import LiveMerge
-from fusion_adamerging.objective import teachers
-from fusion_adamerging.passes import Batches, Passes, expert_logits
+from fusion_adamerging.objective import disagreement_with, entropy_of
 from fusion_adamerging.picture import picture
-from fusion_adamerging.ranks import Ranks, joined_ranks
 from fusion_adamerging.search import Search
-from fusion_adamerging.state import StateStore
 from fusion_adamerging.watch import SearchStoppedError
 from fusion_core import Algorithm, RunContext, write_durably
+from fusion_core.adapting import (
+    Batches,
+    LiveMerge,
+    Passes,
+    Ranks,
+    StateStore,
+    ask_teachers,
+    joined_ranks,
+)
 from fusion_core.errors import FusionError, IntegrityError
 from fusion_core.weights import Electing, Linear, MergedSource, Trimming
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import ModelPool, Progress, TaskPool
+    from fusion_core.adapting import Objective
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
 
@@ -81,7 +87,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         search = self._search(pool, merged, context, joined_ranks())
         try:
             learned = search.run(
-                lambda steps: self._teach(pool, search.passes, steps, context.progress)
+                lambda steps: self._objective(pool, search.passes, steps, context.progress)
             )
         except SearchStoppedError as error:
             raise self._rescued(error, search, merged) from error
@@ -96,7 +102,8 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
             raise FusionError("adamerging needs tasks with unlabeled data")
         names = self._adapted(pool, context.tasks)
         if self.config.objective == "teacher":
-            teachers(pool, names)  # refuses a task without one before anything is loaded
+            for name in names:
+                pool.expert_of(name)  # refuses a task without one before anything is loaded
         dtypes = {info.dtype for info in merged.infos.values()}
         live = LiveMerge(
             pool,
@@ -122,7 +129,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
             "tasks": names,
             "leaves": leaves,
         }
-        store = StateStore(context.state, search)
+        store = StateStore(context.state, "search", search)
         return Search(self.config, live, passes, experts, names, store, context, ranks)
 
     def _adapted(self, pool: ModelPool[Any], tasks: TaskPool[Any]) -> list[str]:
@@ -132,23 +139,13 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         own = {pool.task_of(expert) for expert in pool.experts}
         return [name for name in tasks.names if name in own] or list(tasks.names)
 
-    def _teach(
+    def _objective(
         self, pool: ModelPool[Any], passes: Passes, steps: range, progress: Progress
-    ) -> None:
-        """Let each task's expert say once what it predicts in all steps to come."""
-        if self.config.objective != "teacher":
-            return
-        teachers(pool, [task.name for task in passes.tasks])
-        total = len(passes.tasks) * len(steps)
-        passes.teacher = {}
-        with progress.track("ask the teachers", total=total, unit="batches") as advance:
-            for task in passes.tasks:
-                expert = pool.build(pool.expert_of(task.name))
-                asked = expert_logits(expert, task, passes.batches, steps, passes.device)
-                passes.teacher[task.name] = {}
-                for step, logits in asked:
-                    passes.teacher[task.name][step] = logits
-                    advance(1, note=task.name)
+    ) -> Objective:
+        """Return what is minimised; each task's expert says once what it predicts in all steps."""
+        if self.config.objective == "entropy":
+            return entropy_of
+        return disagreement_with(ask_teachers(pool, passes, steps, progress))
 
     def _named(self, learned: Tensor, search: Search, merged: MergedSource) -> Coefficients:
         names = _merged_names(merged)

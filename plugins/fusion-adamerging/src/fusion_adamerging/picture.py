@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fusion_adamerging.coefficients import Coefficients
-    from fusion_adamerging.live_merge import Leaf
+    from fusion_core.adapting import Leaf
 
     Metrics = Mapping[int, Mapping[str, float]]
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adamerging.ranks import Ranks
 from fusion_adamerging.watch import Seen, Watch, check_size
 from fusion_core import noting
-from fusion_core.adapting import keeping_freed_memory
+from fusion_core.adapting import Ranks, keeping_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adamerging.config import AdaMergingConfig
-    from fusion_adamerging.live_merge import LiveMerge
-    from fusion_adamerging.passes import Passes
-    from fusion_adamerging.state import StateStore
     from fusion_core import RunContext
+    from fusion_core.adapting import LiveMerge, Objective, Passes, StateStore
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -54,21 +51,22 @@ class Search:
         #: the last coefficients that nothing was wrong with, and the step that they were seen in
         self.good = (0, self.learned.clone())
 
-    def run(self, teach: Callable[[range], None]) -> Tensor:
+    def run(self, objective_of: Callable[[range], Objective]) -> Tensor:
         """Take all steps that are left; returns the coefficients of every leaf.
 
-        `teach` is called with these steps before the first of them. Raises `SearchStoppedError`
-        where going on would lead astray; `good` then holds what is worth rescuing.
+        `objective_of` is called with these steps and returns what is minimised in them. Raises
+        `SearchStoppedError` where going on would lead astray; `good` then holds what is worth
+        rescuing.
         """
         if not self.live.leaves:  # every expert is the base
             return self.every(self.learned)
         steps = range(self._resumed(), self.config.steps)
-        teach(steps)
+        objective = objective_of(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")
         with track as advance, noting(advance), keeping_freed_memory():
             advance(steps.start)
             for step in steps:
-                note = self._step(step)
+                note = self._step(step, objective)
                 advance(1, note=note)
                 if (step + 1) % self.config.save_every == 0 or step + 1 == steps.stop:
                     self._save(step + 1)
@@ -85,10 +83,11 @@ class Search:
             return self.config.lr
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
 
-    def _step(self, step: int) -> str:
+    def _step(self, step: int, objective: Objective) -> str:
         check_size(step, self.learned)
         self.live.merge(self.every(self.learned))
-        seen = self._gathered(self.passes.backward(step))
+        shown = self.passes.backward(step, objective)
+        seen = self._gathered({task: Seen.of(outcome) for task, outcome in shown.items()})
         gradient = self.ranks.summed(self.live.gradient())
         if self.watch.look(step, seen):
             self.good = (step, self.learned.clone())

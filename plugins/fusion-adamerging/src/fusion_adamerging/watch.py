@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fusion_core.adapting import Outcome
+
 #: Merging coefficients of this size are no merge any more: task arithmetic's best is near 0.3.
 LARGEST = 10.0
 #: So many predictions in a row that are all of one class make a collapse, or more: as many as a
@@ -29,6 +31,12 @@ class Seen:
     objective: float
     #: how many predictions were of each class
     classes: Mapping[int, int]
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Seen:
+        """Count what the logits of one task's pass predict."""
+        predicted = outcome.logits.argmax(dim=-1).reshape(-1).tolist()
+        return cls(outcome.objective, Counter(predicted))
 
     @property
     def examples(self) -> int:

@@ -41,7 +41,8 @@ class Orthogonalise(Transform[OrthogonaliseConfig]):
         left, values, right = torch.linalg.svd(rows, full_matrices=False)
         left = _orthonormal(left[:, :, :kept])
         right = _orthonormal(right[:, :kept].mT)
-        return (left * values[:, None, :kept]) @ right.mT
+        orthogonal: Tensor = (left * values[:, None, :kept]) @ right.mT
+        return orthogonal
 
     def _kept(self, rank: int, experts: int) -> int:
         """Return how many components of each expert are kept, so that all fit beside each other."""

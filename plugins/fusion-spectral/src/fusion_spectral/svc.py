@@ -37,7 +37,8 @@ class Svc(TensorwiseCalibration[SvcConfig]):
         moved = piece.merged - piece.base
         left, values, right = torch.linalg.svd(moved, full_matrices=False)
         factors = self._factors(values[:, None] * right, left.mT @ piece.task_vectors)
-        return piece.base + (left * (factors * values)) @ right
+        calibrated: Tensor = (left * (factors * values)) @ right
+        return calibrated.add_(piece.base)
 
     def _factors(self, merged: Tensor, experts: Tensor) -> Tensor:
         """Return a factor a direction, of responses (rank, n) and (experts, rank, n)."""

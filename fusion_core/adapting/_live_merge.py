@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fusion_adamerging.task_vectors import OnDisk, TaskVectors, pieces_of, resident
-from fusion_core.adapting import on_cores, with_fast_products
+from fusion_core.adapting._live import build_live, names_of
+from fusion_core.adapting._task_vectors import OnDisk, TaskVectors, WithRows, pieces_of, resident
+from fusion_core.weights.merging.execution import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
-    from fusion_core import ModelPool
-    from fusion_core.weights import Linear, MergedSource
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.weights import MergedSource
 
 Storage = Literal["fp32", "bf16", "disk"]
 
@@ -52,9 +53,10 @@ class Leaf:
 class LiveMerge:
     """A pool's live model with every merged parameter as a leaf.
 
-    `merged` is the lazy merge that the search starts from; its kernel gives the task vectors.
-    Parameters that no expert changed are not leaves and need no gradient; floating-point tensors
-    that are not parameters keep the coefficients of `merged`. With P the bytes of the merged
+    `merged` is the lazy merge that is started from: base + sum of coefficient * row, the rows being
+    what its kernel's `rows(piece)` returns, of shape (experts, ...). Parameters that no expert
+    changed are not leaves and need no gradient; floating-point tensors that are not parameters keep
+    the coefficients of `merged`. With P the bytes of the merged
     parameters in fp32 and K experts, memory is P for the model, P for its gradient and, unless
     task vectors stay on disk, P for the base and K * P for them (half of that in bf16).
     """
@@ -69,8 +71,7 @@ class LiveMerge:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
-        model = with_fast_products(pool.build(merged))
-        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.model = build_live(pool, merged, device).to(dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
         self.leaves = list(_leaves(pool, merged, self.model, storage))
 
@@ -97,11 +98,8 @@ def _leaves(
     pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage
 ) -> Iterator[Leaf]:
     kernel: Any = merged.kernel
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in pool.parameters(model).items():
-        if name in merged.infos and merged.infos[name].dtype.is_floating_point:
-            names.setdefault(parameter, []).append(name)
-    for parameter, tied in names.items():
+    known = {name: p for name, p in pool.parameters(model).items() if name in merged.infos}
+    for parameter, tied in names_of(known).items():
         if not _is_changed(merged, kernel, tied[0]):
             continue
         parameter.data = parameter.detach().contiguous()
@@ -109,12 +107,12 @@ def _leaves(
         yield Leaf(tuple(tied), parameter, _vectors(merged, kernel, tied[0], parameter, storage))
 
 
-def _is_changed(merged: MergedSource, kernel: Linear, name: str) -> bool:
+def _is_changed(merged: MergedSource, kernel: WithRows, name: str) -> bool:
     return any(bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name))
 
 
 def _vectors(
-    merged: MergedSource, kernel: Linear, name: str, parameter: nn.Parameter, storage: Storage
+    merged: MergedSource, kernel: WithRows, name: str, parameter: nn.Parameter, storage: Storage
 ) -> TaskVectors:
     if storage == "disk":
         return OnDisk(merged, kernel, name)

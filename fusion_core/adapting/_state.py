@@ -1,4 +1,4 @@
-"""Where a search stands, on disk: two generations, so that one is whole whatever happens."""
+"""Where long work stands, on disk: two generations, so that one is whole whatever happens."""
 
 from __future__ import annotations
 
@@ -7,43 +7,52 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import write_durably
+from fusion_core.weights.writing.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_GENERATIONS = ("search-a.json", "search-b.json")
-
 
 @dataclass(frozen=True)
 class StateStore:
-    """Saves and recalls states of one search; `search` tells it from others."""
+    """Saves and recalls states of one piece of work; without a directory, none.
 
+    `identity` tells it from others: a state that was saved under another one is not recalled.
+    """
+
+    #: `RunContext.state`
     directory: Path | None
-    search: Mapping[str, Any]
+    #: the files are `<name>-a.json` and `<name>-b.json`
+    name: str
+    #: what the states depend on, as JSON: options, seed, names of experts and tasks
+    identity: Mapping[str, Any]
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write a state durably over the older of the two; a float keeps its every bit."""
         if self.directory is None:
             return
-        steps = {name: self._steps_of(name) for name in _GENERATIONS}
-        text = json.dumps({"search": self.search, "step": step, **state})
+        steps = {name: self._steps_of(name) for name in self._generations}
+        text = json.dumps({"identity": self.identity, "step": step, **state})
         digest = hashlib.sha256(text.encode()).hexdigest()
         older = self.directory / min(steps, key=steps.__getitem__)
         write_durably(older, f"{digest}\n{text}".encode(), parents=True)
 
     def recall(self) -> dict[str, Any] | None:
-        """Return the latest whole state of this search, None if there is none."""
-        found = [state for name in _GENERATIONS if (state := self._read(name)) is not None]
+        """Return the latest whole state of this work, None if there is none."""
+        found = [state for name in self._generations if (state := self._read(name)) is not None]
         return max(found, key=lambda state: int(state["step"]), default=None)
+
+    @property
+    def _generations(self) -> tuple[str, str]:
+        return f"{self.name}-a.json", f"{self.name}-b.json"
 
     def _steps_of(self, name: str) -> int:
         state = self._read(name)
         return -1 if state is None else int(state["step"])
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """Read one generation; one that is torn, damaged or of another search is none."""
+        """Read one generation; one that is torn, damaged or of other work is none."""
         path = None if self.directory is None else self.directory / name
         if path is None or not path.is_file():
             return None
@@ -51,4 +60,4 @@ class StateStore:
         if hashlib.sha256(text).hexdigest().encode() != digest:
             return None
         state: dict[str, Any] = json.loads(text)
-        return state if state["search"] == json.loads(json.dumps(self.search)) else None
+        return state if state["identity"] == json.loads(json.dumps(self.identity)) else None

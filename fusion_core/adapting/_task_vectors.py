@@ -1,4 +1,4 @@
-"""Where the search keeps task vectors: in memory as one matrix a parameter, or on disk.
+"""Where a live merge keeps task vectors: in memory as one matrix a parameter, or on disk.
 
 Both give two products with the same rows that the final merge combines: coefficients @ rows, which
 is the merge, and rows @ gradient, which is the gradient of the coefficients.
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.weights import Linear, MergedSource, Piece
+    from fusion_core.weights import MergedSource, Piece
+
+
+class WithRows(Protocol):
+    """A kernel that combines rows linearly, as `fusion_core.weights.Linear` does."""
+
+    def rows(self, piece: Piece) -> Tensor:
+        """Return what is combined, of shape (experts, ...)."""
 
 
 class TaskVectors(Protocol):
@@ -65,7 +72,7 @@ class OnDisk:
     """Task vectors that are read whenever they are needed: memory does not grow with experts."""
 
     merged: MergedSource
-    kernel: Linear
+    kernel: WithRows
     name: str
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
@@ -87,7 +94,7 @@ class OnDisk:
 
 
 def resident(
-    merged: MergedSource, kernel: Linear, name: str, *, like: Tensor, dtype: torch.dtype
+    merged: MergedSource, kernel: WithRows, name: str, *, like: Tensor, dtype: torch.dtype
 ) -> Resident:
     """Read one parameter's base and task vectors, these in `dtype`, to where `like` is."""
     numel = merged.infos[name].numel
@@ -99,7 +106,7 @@ def resident(
     return Resident(base, rows)
 
 
-def rows_of(kernel: Linear, piece: Piece) -> Tensor:
+def rows_of(kernel: WithRows, piece: Piece) -> Tensor:
     """Return a piece's task vectors, shape (experts, elements); one element may be the tensor."""
     return kernel.rows(piece).unsqueeze(-1).flatten(1)
 

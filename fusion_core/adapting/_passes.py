@@ -7,32 +7,35 @@ and one large product takes less time than several small ones.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from fusion_adamerging.objective import disagreement, entropy
-from fusion_adamerging.watch import Seen
-from fusion_core import Batch, FeatureTask, Split
-from fusion_core.adapting import with_fast_products
+from fusion_core.adapting._predictions import widened
+from fusion_core.contracts.batch import Batch, Split
+from fusion_core.contracts.task_pool import FeatureTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
 
-    from fusion_core import AdaptiveTask
+    from fusion_core.contracts.task_pool import AdaptiveTask
 
     #: a task with its batch of one step
     Pair = tuple[AdaptiveTask, Batch]
 
+#: What is minimised: a scalar, of a task's name, the step and the logits (examples, classes).
+Objective = Callable[[str, int, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Batches:
-    """Which examples are passed through in a step: a pure function of the step."""
+    """Which unlabeled examples are passed through in a step: a pure function of the step."""
 
     size: int
     seed: int
@@ -40,6 +43,24 @@ class Batches:
     def of(self, task: AdaptiveTask, step: int) -> Batch:
         """Return a task's unlabeled batch."""
         return task.batch(step, size=self.size, split=Split.UNLABELED, seed=self.seed)
+
+    def first(self, task: AdaptiveTask, samples: int) -> Iterator[Batch]:
+        """Yield a task's first batches, with `samples` examples in all; the last may be smaller.
+
+        What a task does that has fewer is its own affair: most give them again.
+        """
+        for step, start in enumerate(range(0, samples, self.size)):
+            yield self.of(task, step).part(0, samples - start)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step showed of one task."""
+
+    #: the value of what is minimised
+    objective: float
+    #: shape (examples, classes), without a graph
+    logits: Tensor
 
 
 @dataclass
@@ -53,29 +74,22 @@ class Passes:
     bf16: bool = False
     #: tasks share a pass while its activations take no more bytes
     shared: int = 0
-    #: by task and step the logits to agree with; None where entropy is what is minimised
-    teacher: dict[str, dict[int, Tensor]] | None = None
     #: how many tasks of a kind fit into a pass, once that is known
     rooms: dict[Any, int] = field(default_factory=dict)
 
-    def backward(self, step: int) -> dict[str, Seen]:
+    def backward(self, step: int, objective: Objective) -> dict[str, Outcome]:
         """Back-propagate the sum of all tasks' objectives, and return what was seen of each."""
-        seen: dict[str, Seen] = {}
+        seen: dict[str, Outcome] = {}
         for group in self._groups(step):
             logits = self._logits(group)
             named = [(task.name, values) for (task, _), values in zip(group, logits, strict=True)]
-            objectives = [self._objective(name, step, values) for name, values in named]
+            objectives = [objective(name, step, values) for name, values in named]
             total = torch.stack(objectives).sum()
             if total.requires_grad:  # else nothing that is merged takes part in it
                 total.backward()  # type: ignore[no-untyped-call]
-            for (name, values), objective in zip(named, objectives, strict=True):
-                seen[name] = _seen(objective, values)
+            for (name, values), value in zip(named, objectives, strict=True):
+                seen[name] = Outcome(value.item(), values.detach())
         return seen
-
-    def _objective(self, task: str, step: int, logits: Tensor) -> Tensor:
-        if self.teacher is None:
-            return entropy(logits)
-        return disagreement(logits, self.teacher[task][step].to(logits.device))
 
     def _groups(self, step: int) -> Iterator[Sequence[Pair]]:
         """Group neighbouring tasks that can share a pass, as many as fit into one."""
@@ -125,27 +139,16 @@ class Passes:
         task: Any = group[0][0]
         if not isinstance(task, FeatureTask):
             with self._autocast():
-                return [_widened(task.logits(self.model, group[0][1]))]
+                return [widened(task.logits(self.model, group[0][1]))]
         with self._autocast():
             joined = Batch.joined([each for _, each in group])
             features = task.features(self.model, joined.inputs)
-        parts = torch.split(_widened(features), [len(each) for _, each in group])
+        parts = torch.split(widened(features), [len(each) for _, each in group])
         heads: list[Any] = [task for task, _ in group]
         return [head.head(part) for head, part in zip(heads, parts, strict=True)]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def expert_logits(
-    expert: nn.Module, task: AdaptiveTask, batches: Batches, steps: range, device: torch.device
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield by step what a task's own expert predicts, on the CPU; (examples, classes) each."""
-    with_fast_products(expert).to(device).eval()
-    for step in steps:
-        with torch.no_grad():
-            logits = task.logits(expert, batches.of(task, step).to(device))
-        yield step, logits.float().cpu()
 
 
 def _kind(pair: Pair) -> object:
@@ -154,11 +157,3 @@ def _kind(pair: Pair) -> object:
     if not isinstance(task, FeatureTask):
         return None
     return type(task).features, batch.form
-
-
-def _widened(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _seen(objective: Tensor, logits: Tensor) -> Seen:
-    return Seen(objective.item(), Counter(logits.detach().argmax(dim=-1).reshape(-1).tolist()))

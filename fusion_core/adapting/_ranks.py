@@ -1,11 +1,10 @@
 """Several processes that share the tasks out: ranks, as torchrun starts them.
 
-Each rank holds the live model and the task vectors, passes its own tasks through and projects its
-own summed gradient once. What is exchanged is small (K times the number of tensors, and figures),
-so it goes through the store where the ranks of a job meet anyway, for CPUs and GPUs alike: a
-process group would be another set of connections and threads, and gloo's can abort a rank as it
-ends. Sums are taken in the order of ranks, so that a run at the same number of ranks and threads
-gives the same bits.
+Each rank passes its own tasks through a live model of its own. What is exchanged is small
+(gradients of coefficients, and figures), so it goes through the store where the ranks of a job meet
+anyway, for CPUs and GPUs alike: a process group would be another set of connections and threads,
+and gloo's can abort a rank as it ends. Sums are taken in the order of ranks, so that a run at the
+same number of ranks and threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -122,4 +121,4 @@ def joined_ranks() -> Ranks:
         ) from error
     # Where torchrun starts all ranks again, it keeps the store, and in it what the dead ones left.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Ranks(rank, world, Meeting(PrefixStore(f"fusion-adamerging/{start}", store)))
+    return Ranks(rank, world, Meeting(PrefixStore(f"fusion-core/{start}", store)))

@@ -1,0 +1,38 @@
+"""Live models of a pool, and their parameters under the names that the pool's sources use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.machine.products import with_fast_products
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
+
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.weights import WeightSource
+
+
+def build_live(
+    pool: ModelPool[Any], weights: WeightSource, device: torch.device | str
+) -> nn.Module:
+    """Return a live model to pass batches through, in evaluation mode."""
+    return with_fast_products(pool.build(weights)).to(device).eval()
+
+
+def names_of(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[str]]:
+    """Return the names of each parameter that holds floating-point numbers: several if tied."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in parameters.items():
+        if parameter.is_floating_point():
+            names.setdefault(parameter, []).append(name)
+    return names
+
+
+def merged_parameters(pool: ModelPool[Any], model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a live model that the pool's sources have, by their names."""
+    known = pool.reference.infos
+    return {name: each for name, each in pool.parameters(model).items() if name in known}

@@ -1,0 +1,84 @@
+"""Statistics of experts hold one expert at a time, and change nothing around them."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from padded_words import SAMPLES, SIZE, WordTask, WordTasks, is_hooked, word_pool
+
+from fusion_core.adapting import moments, squared_gradients
+from fusion_core.errors import RecipeError
+from fusion_core.running._parts import SelectedPool
+from fusion_core.testing import TinyTasks, tiny_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STATISTICS = [moments, squared_gradients]
+OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_one_expert_is_live_at_a_time_and_its_figures_are_not_kept(
+    statistics: Callable[..., Iterator[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = word_pool(0, torch.float32)
+    built: list[weakref.ref[Any]] = []
+    build = type(pool).build
+
+    def counted(*given: Any) -> Any:
+        assert not any(each() for each in built), "an expert that came before"
+        model = build(*given)
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(type(pool), "build", counted)
+    figures: list[weakref.ref[Any]] = []
+    for _, found in statistics(pool, WordTasks(), **OPTIONS):
+        assert not any(each() for each in [*built, *figures])
+        figures += [weakref.ref(each) for each in found.values()]
+        del found
+    assert len(built) == 3
+    assert len(figures) > 3
+    assert not any(each() for each in figures)
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_the_pool_and_the_global_generator_stay_as_they_were(
+    statistics: Callable[..., Iterator[Any]],
+) -> None:
+    pool = word_pool(0, torch.float32)
+    models = list(pool.config.models.values())
+    states = [copy.deepcopy(each.state_dict()) for each in models]
+    models[0].requires_grad_(False)
+    generator = torch.random.get_rng_state()
+    list(statistics(pool, WordTasks(), **OPTIONS))
+    assert torch.equal(generator, torch.random.get_rng_state())
+    for model, state in zip(models, states, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert not is_hooked(model)
+        assert all(each.grad is None for each in model.parameters())
+    assert not any(each.requires_grad for each in models[0].parameters())
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_an_expert_whose_task_is_missing_is_found_before_work_begins(
+    statistics: Callable[..., Iterator[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WordTask, "batch", None)
+    pool = tiny_pool("mlp", experts=3)
+    with pytest.raises(RecipeError, match="no task 'c'"):
+        next(statistics(pool, TinyTasks(("a", "b"))))
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_tensors_that_a_method_does_not_merge_have_none(
+    statistics: Callable[..., Iterator[Any]],
+) -> None:
+    pool = SelectedPool(tiny_pool("mlp"), {"1.weight"})
+    for _, found in statistics(pool, TinyTasks(), **OPTIONS):
+        assert found.keys() == {"1.weight"}

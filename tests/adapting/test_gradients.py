@@ -1,0 +1,124 @@
+"""Squared gradients equal a loop over unpadded examples and labels."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from padded_words import CLASSES, SAMPLES, SIZE, WordModel, WordTask, WordTasks, examples, word_pool
+
+from fusion_core.adapting import Batches, squared_gradients, squared_gradients_of
+from fusion_core.testing import TinyTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from fusion_core import Batch, CheckpointsPool
+
+OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
+
+
+def by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return E over examples and predicted labels of the squared gradient, in float64."""
+    model = copy.deepcopy(model).double().requires_grad_(True)
+    named = dict(model.named_parameters())
+    sums = {name: torch.zeros_like(each) for name, each in named.items()}
+    for text in texts:
+        for label in range(CLASSES):
+            model.zero_grad()
+            chances = model(text[None], torch.ones(1, len(text)))[0].softmax(0)
+            chances[label].log().backward()
+            for name, each in named.items():
+                if each.grad is not None:
+                    sums[name] += float(chances[label].detach()) * each.grad.square()
+    return {name: each.detach() / len(texts) for name, each in sums.items()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("seed", range(3))
+def test_squared_gradients_equal_a_loop_over_examples_and_labels(
+    seed: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    pool, tasks = word_pool(seed, dtype), WordTasks()
+    found = dict(squared_gradients(pool, tasks, seed=seed, **OPTIONS))
+    assert list(found) == ["a", "b", "c"]
+    for expert, tensors in found.items():
+        model = pool.build(pool.experts[expert])
+        expected = by_hand(model, examples(tasks[expert], seed))
+        assert tensors.keys() == {*expected, "output.weight", "pooler.weight"}
+        for name, value in expected.items():
+            assert tensors[name].dtype is dtype
+            assert tensors[name].shape == value.shape
+            assert (tensors[name] - value).abs().max() <= tolerance * value.abs().max()
+            assert (value.abs().max() > 0) == (not name.startswith("idle"))
+        assert tensors["pooler.weight"] is tensors["mix.weight"]
+
+
+def test_sparse_and_recurrent_layers_have_them_too(
+    make_pool: Callable[..., CheckpointsPool],
+) -> None:
+    pool = make_pool("recurrent", experts=1)
+    ((_, found),) = squared_gradients(pool, TinyTasks(), samples=3)
+    assert found.keys() == dict(pool.config.base.named_parameters()).keys()
+    assert {name for name, each in found.items() if not each.any()} == {"idle.weight", "idle.bias"}
+
+
+def drawn(model: nn.Module, seed: int, task: WordTask) -> dict[str, torch.Tensor]:
+    batches = Batches(SIZE, 0).first(task, SIZE)
+    parameters = {"up.weight": model.up.weight}
+    return squared_gradients_of(model, parameters, task, batches, exact_up_to=2, seed=seed)
+
+
+def test_of_many_classes_labels_are_drawn_without_bias() -> None:
+    model, task = word_pool(0, torch.float64).config.models["a"], WordTask("a")
+    exact = by_hand(model, examples(task, 0)[:SIZE])["up.weight"]
+    several = torch.stack([drawn(model, seed, task)["up.weight"] for seed in range(400)])
+    error = several.std(0) / len(several) ** 0.5
+    assert ((several.mean(0) - exact).abs() < 5 * error).all()
+    assert torch.equal(several[7], drawn(model, 7, task)["up.weight"]), "a function of the seed"
+    assert not torch.equal(several[7], several[8])
+
+
+def test_a_class_that_a_mask_rules_out_adds_nothing() -> None:
+    class Masked(WordTask):
+        def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            return super().logits(model, batch).index_fill(1, torch.tensor(2), -torch.inf)
+
+    class Narrow(WordTask):
+        def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            return super().logits(model, batch)[:, :2]
+
+    pool = word_pool(0, torch.float64)
+    masked, narrow = (
+        next(squared_gradients(pool, WordTasks(kind=kind), **OPTIONS))[1]
+        for kind in (Masked, Narrow)
+    )
+    for name, value in narrow.items():
+        torch.testing.assert_close(masked[name], value)
+
+
+def test_after_an_error_parameters_need_gradients_as_before() -> None:
+    class Failing(WordTask):
+        def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            assert model.up.weight.requires_grad
+            raise OSError("the data is gone")
+
+    model = WordModel().eval().requires_grad_(False)
+    with pytest.raises(OSError, match="the data is gone"):
+        drawn(model, 0, Failing("a"))
+    assert not any(each.requires_grad for each in model.parameters())
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = WordModel().eval()
+    model.mix.weight.grad = torch.ones(6, 6)
+    before = copy.deepcopy(model.state_dict())
+    drawn(model, 0, WordTask("a"))
+    assert torch.equal(model.mix.weight.grad, torch.ones(6, 6))
+    assert model.up.weight.grad is None
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

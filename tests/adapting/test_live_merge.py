@@ -1,0 +1,144 @@
+"""The exact gradient equals autograd through the merge, in float64, for several architectures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from fusion_core import RunContext, Split
+from fusion_core.adapting import LiveMerge
+from fusion_core.testing import TinyTasks
+from fusion_core.weights import Linear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from fusion_core import CheckpointsPool, Piece
+
+CPU = torch.device("cpu")
+INIT = 0.3
+TASKS = TinyTasks(("a", "b"))
+
+
+class Squared(Linear):
+    """Task vectors squared, for rows that are not task vectors."""
+
+    def rows(self, piece: Piece) -> Tensor:
+        return super().rows(piece) ** 2
+
+
+def live_merge(pool: CheckpointsPool, kernel: type[Linear] = Linear, **options: Any) -> LiveMerge:
+    merged = RunContext().merged(pool, kernel((INIT,) * len(pool.experts)))
+    return LiveMerge(pool, merged, CPU, dtype=torch.float64, **options)
+
+
+class Merged(torch.nn.Module):
+    """The textbook way: coefficients in the graph, functional weights, autograd does the rest."""
+
+    def __init__(
+        self, live: LiveMerge, pool: CheckpointsPool, power: int, coefficients: Tensor
+    ) -> None:
+        super().__init__()
+        self.inner = live.model
+        self.weights = {
+            name: pool.base.tensor(name)
+            + sum(
+                factor * (expert.tensor(name) - pool.base.tensor(name)) ** power
+                for factor, expert in zip(column, pool.experts.values(), strict=True)
+            )
+            for leaf, column in zip(live.leaves, coefficients.T, strict=True)
+            for name in leaf.names
+        }
+        # What a live model is asked before it runs: its dtype.
+        self.dtype_of = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional_call(self.inner, self.weights, (inputs,), tie_weights=False)
+
+
+def objective(model: nn.Module) -> Tensor:
+    batches = [task.batch(5, size=8, split=Split.UNLABELED, seed=1) for task in TASKS]
+    logits = [task.logits(model, each) for task, each in zip(TASKS, batches, strict=True)]
+    return sum(each.log_softmax(-1).square().mean() for each in logits)
+
+
+@pytest.mark.parametrize(("kernel", "power"), [(Linear, 1), (Squared, 2)])
+@pytest.mark.parametrize("storage", ["fp32", "disk"])
+@pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
+def test_gradient_equals_autograd_through_the_merge(
+    kind: str,
+    storage: str,
+    kernel: type[Linear],
+    power: int,
+    make_pool: Callable[..., CheckpointsPool],
+) -> None:
+    pool = make_pool(kind, dtype=torch.float64)
+    live = live_merge(pool, kernel, storage=storage)
+    generator = torch.Generator().manual_seed(3)
+    coefficients = torch.rand((3, len(live.leaves)), generator=generator, dtype=torch.float64)
+
+    live.merge(coefficients)
+    objective(live.model).backward()
+    ours = live.gradient()
+
+    reference = coefficients.clone().requires_grad_(True)
+    objective(Merged(live, pool, power, reference)).backward()
+    torch.testing.assert_close(ours, reference.grad, rtol=1e-5, atol=1e-12)
+    assert ours.abs().max() > 1e-4, "a zero gradient would agree with anything"
+
+
+def test_tied_parameters_are_one_leaf(make_pool: Callable[..., CheckpointsPool]) -> None:
+    live = live_merge(make_pool("transformer"))
+    assert ("embedding.weight", "output.weight") in [leaf.names for leaf in live.leaves]
+
+
+def test_parameters_that_no_expert_changed_are_no_leaves(
+    make_pool: Callable[..., CheckpointsPool],
+) -> None:
+    pool = make_pool("mlp")
+    for module in pool.config.models.values():
+        module.load_state_dict({**module.state_dict(), "1.weight": pool.config.base[1].weight})
+    live = live_merge(type(pool)(pool.config))
+    assert "1.weight" not in {name for leaf in live.leaves for name in leaf.names}
+    assert not dict(live.model.named_parameters())["1.weight"].requires_grad
+
+
+def test_running_statistics_are_those_of_the_final_merge(
+    make_pool: Callable[..., CheckpointsPool],
+) -> None:
+    pool = make_pool("convolution")
+    live = live_merge(pool)
+    deltas = [each.tensor("1.running_mean") for each in pool.experts.values()]
+    expected = INIT * sum(deltas)  # a fresh base has zeros there
+    buffers = dict(live.model.named_buffers())
+    torch.testing.assert_close(buffers["1.running_mean"], expected.double())
+    assert buffers["1.running_mean"].abs().max() > 0.05
+
+
+@pytest.mark.parametrize("storage", ["bf16", "disk"])
+def test_other_places_for_task_vectors_give_the_same_model(
+    storage: str, make_pool: Callable[..., CheckpointsPool]
+) -> None:
+    pool = make_pool("transformer", experts=3)
+    models = []
+    for each in ("fp32", storage):
+        live = live_merge(pool, storage=each)
+        live.merge(torch.full((3, len(live.leaves)), 0.4, dtype=torch.float64))
+        models.append(dict(live.model.named_parameters()))
+    largest = 3 * 0.4 * 0.2 * 5  # of a sum of weighted task vectors, five sigmas out
+    tolerance = largest * 2**-8 if storage == "bf16" else 1e-12
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=0, atol=tolerance)
+
+
+def test_task_vectors_in_bf16_take_half_the_memory(
+    make_pool: Callable[..., CheckpointsPool],
+) -> None:
+    pool = make_pool("mlp")
+    leaves = live_merge(pool, storage="bf16").leaves
+    assert {leaf.vectors.rows.dtype for leaf in leaves} == {torch.bfloat16}

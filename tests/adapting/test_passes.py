@@ -1,0 +1,160 @@
+"""Batches through the live model: shared passes, precision, teachers."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_core import Progress
+from fusion_core.adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
+from fusion_core.testing import TinyTasks, tiny_pool
+from fusion_core.testing._models import tiny_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CPU = torch.device("cpu")
+PLENTY = 10**9
+
+
+#: tasks that can share a pass: every second one's head reads features
+FEATURES = [TinyTasks("abcdef")[name] for name in "bdf"]
+
+
+def entropy(_task: str, _step: int, logits: torch.Tensor) -> torch.Tensor:
+    logs = log_probabilities(logits)
+    return -(logs.exp() * logs).sum(-1).mean()
+
+
+class Counting:
+    """Counts the calls of a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sizes: list[int] = []
+        model.register_forward_hook(lambda _, inputs, __: self.sizes.append(len(inputs[0])))
+
+
+def _passes(model: nn.Module, tasks: Any, **options: Any) -> Passes:
+    return Passes(model, tasks, Batches(8, 1), CPU, **options)
+
+
+def _gradients(model: nn.Module) -> list[torch.Tensor]:
+    found = [each.grad.clone() for each in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+def test_tasks_that_share_a_pass_give_the_same_gradient() -> None:
+    model = tiny_model("mlp").double()
+    apart, together = (_passes(model, FEATURES, shared=shared) for shared in (0, PLENTY))
+    seen = apart.backward(3, entropy)
+    one_by_one = _gradients(model)
+    calls = Counting(model)
+    assert (
+        together.backward(4, entropy).keys() == seen.keys()
+    )  # what a task takes is measured first
+    calls.sizes.clear()
+    model.zero_grad()
+    again = together.backward(3, entropy)
+    assert calls.sizes == [24], "three tasks of 8 examples in one pass"
+    for name, each in seen.items():
+        assert again[name].objective == pytest.approx(each.objective, rel=1e-12)
+    torch.testing.assert_close(_gradients(model), one_by_one, rtol=1e-10, atol=1e-14)
+
+
+def test_as_many_tasks_share_a_pass_as_their_activations_allow() -> None:
+    model = tiny_model("mlp")
+    passes = _passes(model, FEATURES, shared=PLENTY)
+    passes.backward(0, entropy)
+    (room,) = passes.rooms.values()
+    one = PLENTY // room
+    # Of 8 examples an MLP keeps the flat inputs, the hidden units after tanh, and the head its own.
+    assert 8 * (48 + 16) * 4 <= one <= 8 * (48 + 16 + 4 * 5) * 4 + 200
+    calls = Counting(model)
+    _passes(model, FEATURES, shared=int(2.2 * one)).backward(0, entropy)
+    assert calls.sizes == [8, 1, 16, 8], "two to measure, then two tasks, then the third"
+
+
+def test_no_activations_outlive_a_step() -> None:
+    model = tiny_model("mlp")
+    made: list[weakref.ref[torch.Tensor]] = []
+    for layer in model:
+        layer.register_forward_hook(lambda _, __, output: made.append(weakref.ref(output)))
+    _passes(model, FEATURES, shared=PLENTY).backward(0, entropy)
+    assert len(made) > len(model), "a pass that measures, and those that count"
+    assert [each() for each in made] == [None] * len(made)
+
+
+def test_a_pass_that_may_be_shared_counts_only_what_grows_with_the_tasks() -> None:
+    rooms = []
+    for bf16 in (False, True):
+        passes = _passes(tiny_model("mlp"), FEATURES, shared=PLENTY, bf16=bf16)
+        passes.backward(0, entropy)
+        rooms.extend(passes.rooms.values())
+    assert rooms[1] > 1.5 * rooms[0], "weights in bf16 are kept once, activations take half"
+
+
+def test_a_batch_is_drawn_when_its_pass_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, events = tiny_model("mlp"), []
+    model.register_forward_hook(lambda *_: events.append("pass"))
+    batch = type(FEATURES[0]).batch
+    monkeypatch.setattr(
+        type(FEATURES[0]),
+        "batch",
+        lambda task, *a, **k: events.append(task.name) or batch(task, *a, **k),
+    )
+    _passes(model, FEATURES, shared=0).backward(0, entropy)
+    assert [each for each in events if each != "pass"] == ["b", "d", "f"]
+    assert events.index("d") > events.index("pass")
+
+
+def test_tasks_without_features_are_passed_through_one_by_one() -> None:
+    model = tiny_model("mlp")
+    calls = Counting(model)
+    _passes(model, [TinyTasks()[name] for name in "ac"], shared=PLENTY).backward(0, entropy)
+    assert calls.sizes == [8, 8]
+
+
+def test_bf16_passes_leave_gradients_in_fp32_and_close() -> None:
+    model = tiny_model("transformer")
+    _passes(model, FEATURES).backward(0, entropy)
+    exact = torch.cat([each.flatten() for each in _gradients(model)])
+    _passes(model, FEATURES, bf16=True).backward(0, entropy)
+    rounded = torch.cat([each.flatten() for each in _gradients(model)])
+    assert rounded.dtype is torch.float32
+    assert not torch.equal(rounded, exact)
+    assert torch.cosine_similarity(rounded, exact, dim=0) > 0.99
+
+
+def test_what_is_seen_of_a_task_is_its_objective_and_logits() -> None:
+    model, task = tiny_model("mlp"), FEATURES[0]
+    seen = _passes(model, FEATURES, shared=PLENTY).backward(2, entropy)[task.name]
+    logits = task.logits(model, Batches(8, 1).of(task, 2)).detach()
+    torch.testing.assert_close(seen.logits, logits)
+    assert not seen.logits.requires_grad
+    assert seen.objective == pytest.approx(float(entropy(task.name, 2, logits)))
+
+
+def test_disagreement_is_zero_between_equals_and_known_by_hand_else() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    torch.testing.assert_close(disagreement(logits, logits + 5), torch.tensor(0.0))
+    ours, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    expected = 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()
+    torch.testing.assert_close(disagreement(ours, teacher), expected)
+
+
+def test_teachers_are_asked_once_for_every_step_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, task, built = tiny_pool("mlp"), TinyTasks()["b"], []
+    build = type(pool).build
+    monkeypatch.setattr(
+        type(pool), "build", lambda *given: built.append(build(*given)) or built[-1]
+    )
+    passes = _passes(tiny_model("mlp"), [task])
+    found = ask_teachers(pool, passes, range(2, 5), Progress())["b"]
+    assert list(found) == [2, 3, 4]
+    (expert,) = built
+    expected = task.logits(expert, passes.batches.of(task, 3)).detach()
+    torch.testing.assert_close(found[3], expected)

@@ -1,0 +1,37 @@
+"""States of long work: two generations, one of them whole whatever happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fusion_core.adapting import StateStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORK = {"seed": 1, "experts": ["a"]}
+
+
+def test_the_older_generation_serves_when_the_newer_is_damaged(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, "work", WORK)
+    for step in (10, 20, 30):
+        store.save(step, {"value": step / 3})
+    assert store.recall() == {"identity": WORK, "step": 30, "value": 10.0}
+    newest = next(path for path in tmp_path.iterdir() if b'"step": 30' in path.read_bytes())
+    whole = newest.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole.replace(b"30", b"31")):
+        newest.write_bytes(damaged)
+        assert store.recall() == {"identity": WORK, "step": 20, "value": 20 / 3}
+    store.save(40, {"value": 0.0})
+    assert b'"step": 40' in newest.read_bytes(), "the damaged one is replaced, not the whole one"
+
+
+def test_a_state_of_other_work_is_not_taken_up(tmp_path: Path) -> None:
+    StateStore(tmp_path, "work", WORK).save(10, {})
+    assert StateStore(tmp_path, "work", {**WORK, "seed": 2}).recall() is None
+
+
+def test_without_a_place_nothing_is_saved() -> None:
+    store = StateStore(None, "work", WORK)
+    store.save(1, {})
+    assert store.recall() is None

@@ -67,6 +67,8 @@ class RunContext:
     state: Path | None = None
     #: the directory that is being written; None if nothing is
     output: Path | None = None
+    #: what the task vectors went through before: the sections of the transforms
+    transforms: tuple[Mapping[str, Any], ...] = ()
     #: how many stages of the same class stood before this one: each draws its own random numbers
     occurrence: int = 0
     #: whether the algorithm asked for the tasks

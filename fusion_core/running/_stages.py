@@ -64,6 +64,7 @@ def _context_of(
     if not stage.adapts:
         own.tasks = None
     own.side_files = {}
+    own.transforms = tuple(e.as_recipe(None) for e in stages[:number] if e.kind == "transform")
     own.occurrence = sum(type(each.stage) is type(stage.stage) for each in stages[:number])
     if stage.kind != "merge" and stage.adapts:
         own.state = None if context.state is None else context.state / f"stage-{number}"
@@ -156,7 +157,8 @@ def _as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightS
     if wrong:
         raise BrokenPluginError(
             f"the algorithm returned other tensors than its models have: {len(wrong)}, "
-            f"among them {min(wrong)!r}"
+            f"among them {min(wrong)!r}",
+            hint="Return every tensor that `pool.reference` has, in its shape, and no other.",
         )
     return as_weights(fused, pool.base)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +11,6 @@ from torch import nn
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.stage import transformed
-from fusion_core.errors import BrokenPluginError
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.pipeline import PlannedStage
 from fusion_core.planning.selection import Part
@@ -25,7 +23,7 @@ from fusion_core.testing._tensorwise import Mean, Sum
 from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -80,17 +78,16 @@ class Bench:
         seed: int = 3,
         **options: Any,  # noqa: ANN401
     ) -> RunResult:
-        """Run the pipeline; a merge with other tensors than the models fails the check."""
+        """Run the pipeline."""
         target = None if output is None else {"path": str(output), "shard_size": 1500}
-        with self._advice():
-            return run_fusion(
-                algorithm=self.pipeline,
-                model_pool=pool,
-                task_pool=self.tasks,
-                seed=seed,
-                output=target,
-                options=RunOptions(evaluate=False, **{"executor": "serial", **options}),
-            )
+        return run_fusion(
+            algorithm=self.pipeline,
+            model_pool=pool,
+            task_pool=self.tasks,
+            seed=seed,
+            output=target,
+            options=RunOptions(evaluate=False, **{"executor": "serial", **options}),
+        )
 
     def merge(self, pool: Pool, **options: Any) -> State:  # noqa: ANN401 - what `run` takes
         """Run the pipeline and return the merged weights."""
@@ -100,22 +97,9 @@ class Bench:
         """Return what the algorithm makes of a pool, as far as can be without computing it."""
         context = RunContext(tasks=self.tasks, seed=3, on_metrics=on_metrics)
         stages = [PlannedStage(each, None, (Part(each),)) for each in self.pipeline]
-        with self._advice():
-            made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
-            made.prepare(SerialExecutor())
+        made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
+        made.prepare(SerialExecutor())
         return made
-
-    @contextmanager
-    def _advice(self) -> Iterator[None]:
-        """Fail a check for what the engine refuses of a plugin, and say what to do."""
-        try:
-            yield
-        except BrokenPluginError as error:
-            fail(
-                f"{self.spec.name!r}: {error.message}.",
-                error.hint
-                or "Return every tensor that `pool.reference` has, in its shape, and no other.",
-            )
 
     def task_vectors(self, pool: Pool) -> dict[str, State]:
         """Return every expert's task vectors after a transform."""

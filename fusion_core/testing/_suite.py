@@ -7,14 +7,16 @@ no longer true fails in its turn. Knows pytest, and nothing of what is checked.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import pytest
 
+from fusion_core.errors import BrokenPluginError
 from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _PREFIX = "test_"
 
@@ -22,6 +24,15 @@ _PREFIX = "test_"
 def fail(problem: str, remedy: str) -> NoReturn:
     """Fail a check: say what is wrong, and what its author should do."""
     pytest.fail(f"{problem}\n\nTo mend it: {remedy}", pytrace=False)
+
+
+@contextmanager
+def advised() -> Iterator[None]:
+    """Fail a check for what the core refuses of a plugin, with the error's own advice."""
+    try:
+        yield
+    except BrokenPluginError as error:
+        fail(f"{error.message}.", error.hint or "Keep to what the class that you derive from says.")
 
 
 class Suite:

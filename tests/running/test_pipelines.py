@@ -301,6 +301,21 @@ def test_adamerging_learns_over_what_a_transform_gives() -> None:
     assert not same(staged, learned(short))
 
 
+def test_coefficients_belong_to_the_transforms_that_they_were_learned_after(
+    tmp_path: Path,
+) -> None:
+    pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
+    short = {"name": "adamerging", "steps": 1, "batch_size": 4}
+    learned = run_fusion(algorithm=["trim", short], model_pool=pool, task_pool=tasks)
+    file = tmp_path / "coefficients.json"
+    file.write_bytes(learned.side_files["coefficients.json"])
+    again = {**short, "coefficients": str(file)}
+    found = merge(["trim", again], pool)
+    assert same(found.state_dict(), learned.weights.state_dict())
+    with pytest.raises(RecipeError, match=r"learned after the transforms \[.*trim.*, and here are"):
+        merge(again, pool)
+
+
 # --- flags --------------------------------------------------------------------------------------
 
 

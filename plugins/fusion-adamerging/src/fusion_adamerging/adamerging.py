@@ -64,21 +64,24 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         if self.config.coefficients is None:
             found = self._searched(pool, merged, context)
         else:
-            found = self._loaded(self.config.coefficients, experts, merged)
+            found = self._loaded(self.config.coefficients, experts, merged, context)
         content = found.as_bytes()
         _check_still(content, context.state)
         context.save(COEFFICIENTS, content)
         return context.merged(pool, Linear(found.by_tensor(experts)))
 
-    def _loaded(self, path: str, experts: Sequence[str], merged: MergedSource) -> Coefficients:
+    def _loaded(
+        self, path: str, experts: Sequence[str], merged: MergedSource, context: RunContext
+    ) -> Coefficients:
         found = Coefficients.load(path, experts=experts, names=_merged_names(merged))
-        found.check_fits(path, self._learning([]))
+        found.check_fits(path, self._learning([], context))
         return found
 
-    def _learning(self, tasks: Sequence[str]) -> dict[str, Any]:
+    def _learning(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
         """Say what coefficients are learned for, and on what: what they mean depends on it."""
         options = self.config.model_dump(mode="json", include=LEARNED_WITH)
-        return {**options, "tasks": list(tasks)}
+        after = {"transforms": list(context.transforms)} if context.transforms else {}
+        return {**options, "tasks": list(tasks), **after}
 
     def _searched(
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
@@ -157,7 +160,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
                 for name in leaf.names
             }
             values[expert] = {name: own.get(name, self.config.init) for name in names}
-        return Coefficients(values, self._learning(search.tasks))
+        return Coefficients(values, self._learning(search.tasks, search.context))
 
     def _rescued(
         self, error: SearchStoppedError, search: Search, merged: MergedSource

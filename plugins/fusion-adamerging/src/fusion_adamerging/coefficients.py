@@ -64,7 +64,7 @@ class Coefficients:
     def check_fits(self, path: str, options: Mapping[str, Any]) -> None:
         """Raise `RecipeError` for options that give these coefficients another meaning.
 
-        Of trimmed task vectors they are not coefficients of whole ones, and a model whose
+        Of transformed task vectors they are not coefficients of whole ones, and a model whose
         coefficients saw test examples cannot be measured as if they had not.
         """
         decisive = ["trim", *(["density"] if options["trim"] else []), "adapt_split"]
@@ -75,6 +75,13 @@ class Coefficients:
                     f"{self.learned[name]}, not with {options[name]}",
                     hint=f"Add: --set algorithm.{name}={json.dumps(self.learned[name])}",
                 )
+        before, now = self.learned.get("transforms", []), options.get("transforms", [])
+        if self.learned and before != now:
+            raise RecipeError(
+                f"algorithm.coefficients: {path!r} was learned after the transforms "
+                f"{json.dumps(before)}, and here are {json.dumps(now)}",
+                hint="Give the pipeline the same transforms before adamerging.",
+            )
 
 
 _NO_COEFFICIENTS = (

@@ -85,6 +85,20 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Return the task that an expert was fine-tuned for; by default they share a name."""
         return expert
 
+    def expert_of(self, task: str) -> WeightSource:
+        """Return the first expert that was fine-tuned for a task.
+
+        Raises `RecipeError` for a task that no expert was fine-tuned for.
+        """
+        tasks = {name: self.task_of(name) for name in self.experts}
+        for name, its_task in tasks.items():
+            if its_task == task:
+                return self.experts[name]
+        raise RecipeError(
+            f"no expert was fine-tuned for task {task!r}",
+            hint=f"The experts' tasks: {', '.join(dict.fromkeys(tasks.values()))}.",
+        )
+
     def inputs(self) -> Mapping[str, Any]:
         """Identify the inputs for the provenance; default: what each source says of itself."""
         return {name: _identity(source) for name, source in self.by_name.items()}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         expert_weights,
     )
     from fusion_core.contracts.batch import Batch, Split
+    from fusion_core.contracts.building import build_model
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
     from fusion_core.contracts.report import Metrics, Published, Report
@@ -54,6 +55,7 @@ _HOMES = {
         "expert_weights",
     ),
     "fusion_core.contracts.batch": ("Batch", "Split"),
+    "fusion_core.contracts.building": ("build_model",),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
     "fusion_core.contracts.report": ("Metrics", "Published", "Report"),
@@ -121,6 +123,7 @@ __all__ = [
     "WeightSource",
     "__version__",
     "allocate",
+    "build_model",
     "check",
     "expert_weights",
     "hookimpl",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from fusion_core.contracts.model_pool import ModelPool
@@ -25,8 +26,6 @@ from fusion_core.weights import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
-
-    import torch
 
     from fusion_core.contracts.algorithm import Algorithm, RunContext
     from fusion_core.planning.selection import Part
@@ -98,15 +97,22 @@ class SelectedPool(ModelPool[ComponentConfig]):
         self.base = None if pool.base is None else RenamedSource(pool.base, same)
         self.experts = {name: RenamedSource(each, same) for name, each in pool.experts.items()}
 
-    def build(self, weights: WeightSource) -> nn.Module:
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
         """Return a live model: these weights, and the reference's for what is not merged.
 
         One of the pool's own models is built as it is, all of it.
         """
         for name, some in self.experts.items():
             if weights is some:
-                return self._pool.build(self._pool.experts[name])
-        return self._pool.build(AlignedSource(weights, self._pool.reference))
+                return self._pool.build(self._pool.experts[name], dtype=dtype, device=device)
+        whole = AlignedSource(weights, self._pool.reference)
+        return self._pool.build(whole, dtype=dtype, device=device)
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the names of what is merged to the live parameters."""

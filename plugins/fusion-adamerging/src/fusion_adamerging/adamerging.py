@@ -149,7 +149,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         passes.teacher = {}
         with progress.track("ask the teachers", total=total, unit="batches") as advance:
             for task in passes.tasks:
-                expert = pool.build(pool.experts[experts[task.name]])
+                expert = pool.build(pool.experts[experts[task.name]], device=passes.device)
                 asked = expert_logits(expert, task, passes.batches, steps, passes.device)
                 passes.teacher[task.name] = {}
                 for step, logits in asked:

@@ -69,8 +69,8 @@ class LiveMerge:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
-        model = with_fast_products(pool.build(merged))
-        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        model = with_fast_products(pool.build(merged, dtype=dtype, device=device))
+        self.model = model.requires_grad_(False)
         self._on_disk = storage == "disk"
         self.leaves = list(_leaves(pool, merged, self.model, storage))
 

@@ -6,6 +6,8 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from fusion_core import ComponentConfig, ModelPool
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import licence_of
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from torch import nn
     from transformers import CLIPVisionConfig
 
@@ -47,9 +48,15 @@ class ClipPool(ModelPool[ComponentConfig]):
         self.base: WeightSource = VisionTower(self._directory.weights())
         self.experts = {name: self._expert(name, given) for name, given in config.models.items()}
 
-    def build(self, weights: WeightSource) -> nn.Module:
-        """Return a CLIPVisionModel with exactly these weights: fp32, evaluating, on the CPU."""
-        return build_vision(self._architecture, weights)
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """Return a CLIPVisionModel in evaluation mode with exactly these weights."""
+        return build_vision(self._architecture, weights, base=self.base, dtype=dtype, device=device)
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map `vision_model.…` to the live parameters of a model that `build` returned."""

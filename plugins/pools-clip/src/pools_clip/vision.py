@@ -9,17 +9,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 from fusion_core import build_model
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import RenamedSource, WeightSource
+from fusion_core.weights import RenamedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from transformers import CLIPTextModel, CLIPVisionModel
+    from transformers import CLIPTextModel
 
     from pools_clip.origin import Checkpoint
 
@@ -74,34 +73,9 @@ def image_shape(config: CLIPVisionConfig) -> tuple[int, int, int]:
     return config.num_channels, size, size
 
 
-def build_vision(
-    config: CLIPVisionConfig,
-    weights: WeightSource,
-    *,
-    base: WeightSource | None = None,
-    dtype: torch.dtype | None = torch.float32,
-    device: torch.device | str = "cpu",
-) -> CLIPVisionModel:
-    """Return a CLIPVisionModel in evaluation mode with exactly these weights, as `build_model`.
-
-    Either spelling of the names will do. Raises `AlignmentError` for missing or unexpected tensors
-    and other shapes.
-    """
-    from transformers import CLIPVisionModel  # 3 seconds, which a merge alone does not need
-
-    return build_model(
-        partial(CLIPVisionModel, config),
-        weights,
-        base=base,
-        rename=lambda name: name.removeprefix(PREFIX),
-        dtype=dtype,
-        device=device,
-    )
-
-
 def build_text(fields: Mapping[str, Any], checkpoint: Checkpoint) -> CLIPTextModel:
     """Return the text tower of a CLIPModel checkpoint, fp32, in evaluation mode, on the CPU."""
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextModel  # 3 seconds, which a merge alone does not need
 
     prefix = "text_model."
     tower = {

@@ -42,27 +42,27 @@ def build_model(  # noqa: PLR0913 - what is built, of what, and how it is to be
 ) -> ModuleT:
     """Return the module that `construct` makes, with exactly these weights, in evaluation mode.
 
-    `base` is what `weights` differ from if they are differences, as a LoRA adapter's are. `rename`
-    turns the name of a tensor into the module's. Floating-point parameters and the buffers that the
-    module saves get `dtype`; None leaves each in the dtype that it is constructed in, as buffers
-    that it does not save always are. Those keep the constructed values unless the weights have
-    them. Tied parameters stay tied.
+    Parameters and the buffers of a state dict are `dtype` where they are floating-point; None
+    leaves each as it is constructed. Other buffers keep their dtype always and, unless the weights
+    hold them, their values. Tied parameters stay tied unless the weights hold different tensors for
+    them. `rename` turns a tensor's name into the module's. `base` is needed for weights that are
+    differences from it, as a LoRA adapter's are.
 
-    Raises `AlignmentError` for missing or unexpected tensors and other shapes.
+    Peak memory is the model's own and one block. Raises `AlignmentError` for missing or unexpected
+    tensors and other shapes.
     """
     if weights.is_delta and base is None:
         raise BrokenPluginError(
-            f"{weights.describe()} holds differences, and from what was not said",
-            hint="Have the pool pass its base: build_model(..., base=self.base).",
+            f"{weights.describe()} holds differences from a base, and no base was given",
+            hint="Have the pool pass it on: build_model(..., base=self.base).",
         )
     with _parameters_on_meta():
         model = construct()
     source = as_weights(weights, base)
     given = {rename(name): name for name in source.infos}
-    places = _places(model, given)
+    places = _places(model, source, given)
     _check_fit(model, source, given, places)
-    order = {name: number for number, name in enumerate(source.infos)}
-    for place in sorted(places, key=lambda each: order.get(each.given or "", len(order))):
+    for place in places:
         _fill(model, place, source, dtype, torch.device(device))
     return model.train(mode=False)
 
@@ -113,20 +113,44 @@ class _Place:
     is_saved: bool
 
 
-def _places(model: nn.Module, given: Mapping[str, str]) -> list[_Place]:
-    """Return all places of a module; `given` maps its names to those of the weights."""
+def _places(model: nn.Module, source: WeightSource, given: Mapping[str, str]) -> list[_Place]:
+    """Return a module's places in the order in which the weights are cheapest to read.
+
+    `given` maps the module's names to those of the weights.
+    """
     saved = model.state_dict(keep_vars=True).keys()
     tied: dict[int, list[str]] = {}
     for name, tensor in tensors_of(model).items():
         tied.setdefault(id(tensor), []).append(name)
-    return [
+    places = [
         _Place(
             names,
-            next((given[name] for name in reversed(names) if name in given), None),
+            next((given[name] for name in names if name in given), None),
             not saved.isdisjoint(names),
         )
-        for names in tied.values()
+        for shared in tied.values()
+        for names in _part(shared, source, given)
     ]
+    order = {name: number for number, name in enumerate(source.infos)}
+    return sorted(places, key=lambda each: order.get(each.given or "", len(order)))
+
+
+def _part(
+    names: list[str], source: WeightSource, given: Mapping[str, str]
+) -> Iterator[Sequence[str]]:
+    """Untie a module's names whose tensors differ in the weights, as transformers does."""
+    first, *others = [name for name in names if name in given] or names[:1]
+    apart = [name for name in others if not _are_equal(source, given[first], given[name])]
+    yield [name for name in names if name not in apart]
+    yield from ([name] for name in apart)
+
+
+def _are_equal(source: WeightSource, one: str, other: str) -> bool:
+    ours, theirs = source.infos[one], source.infos[other]
+    return (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and all(
+        torch.equal(source.read(one, *span), source.read(other, *span))
+        for span in source.cut.ranges(ours)
+    )
 
 
 def _check_fit(

@@ -8,7 +8,7 @@ import torch
 from adamerging_givens import batch_of, config, head_of
 from transformers import CLIPVisionModel
 
-from fusion_core import Batch, ComponentConfig, FeatureTask, ModelPool, TaskPool
+from fusion_core import Batch, ComponentConfig, FeatureTask, ModelPool, TaskPool, build_model
 from fusion_core.weights import CheckpointSource
 
 if TYPE_CHECKING:
@@ -33,25 +33,26 @@ class Towers(ModelPool[ComponentConfig]):
             for number in range(experts)
         }
 
-    def build(self, weights: WeightSource) -> nn.Module:
-        """Return a live tower; it takes the tensors as they are, without a copy of its own."""
-        with torch.device("meta"):
-            model = CLIPVisionModel(config())
-        state = {name: weights.tensor(stored) for name, stored in self._names(model).items()}
-        model.load_state_dict(state, strict=False, assign=True)
-        for module in model.modules():
-            if hasattr(module, "position_ids"):
-                module.position_ids = torch.arange(module.num_positions).expand((1, -1))
-        return model.eval()
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """Return a live tower."""
+        return build_model(
+            lambda: CLIPVisionModel(config()),
+            weights,
+            rename=lambda name: name.removeprefix(_PREFIX),
+            dtype=dtype,
+            device=device,
+        )
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map stored names to live parameters."""
-        live = dict(module.named_parameters())
-        return {stored: live[name] for name, stored in self._names(module).items()}
-
-    def _names(self, model: nn.Module) -> dict[str, str]:
         stored = {each.removeprefix(_PREFIX): each for each in self.base.infos}
-        return {name: stored[name.removeprefix(_PREFIX)] for name, _ in model.named_parameters()}
+        return {stored[name]: each for name, each in module.named_parameters()}
 
 
 class RandomTask(FeatureTask):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fusion_core.checking.check import check, scan
     from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
     from fusion_core.contracts.batch import Batch, Split
+    from fusion_core.contracts.building import build_model
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
@@ -52,6 +53,7 @@ _HOMES = {
     "fusion_core.checking.check": ("check", "scan"),
     "fusion_core.contracts.algorithm": ("Algorithm", "TensorwiseAlgorithm"),
     "fusion_core.contracts.batch": ("Batch", "Split"),
+    "fusion_core.contracts.building": ("build_model",),
     "fusion_core.contracts.context": ("RunContext",),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
@@ -130,6 +132,7 @@ __all__ = [
     "WeightSource",
     "__version__",
     "allocate",
+    "build_model",
     "check",
     "expert_weights",
     "hookimpl",

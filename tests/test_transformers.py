@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core.errors import AlignmentError
 from fusion_core.running.run import run_fusion
+from fusion_core.skeleton import Kind, write_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from hub_server import HubServer
 
@@ -343,3 +348,69 @@ def test_models_from_the_hub_merge_like_local_ones(
     sources = {name: each["source"] for name, each in provenance["inputs"].items()}
     assert sources == {"base": f"org/base@{base}", "one": f"org/one@{commit}"}
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "from-hub")
+
+
+# --- pools of live models -----------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "write-a-model-pool.md"
+
+
+def bert_encoder() -> Any:
+    return transformers.BertModel(transformers.BertConfig(**HEADS, vocab_size=40))
+
+
+def clip_text() -> Any:
+    config = {**HEADS, **TOKENS, "vocab_size": 40, "max_position_embeddings": 12}
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+
+
+def llama_decoder() -> Any:
+    return llama().model
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return what the how-to defines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        program = "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text()))
+        Path("page.py").write_text(program)
+        return SimpleNamespace(**runpy.run_path("page.py", run_name="page"))
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the pool's module that `fuse new-plugin` writes."""
+    place = tmp_path_factory.mktemp("generated")
+    written = write_plugin("fusion-try-encoders", Kind.MODEL_POOL, place / "written")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(written / "src")
+        return import_module("fusion_try_encoders.pool")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [bert_encoder, clip_text, llama_decoder])
+def test_pools_build_what_transformers_loads(
+    tmp_path: Path, page: Any, generated: Any, make: Callable[[], Any], dtype: torch.dtype
+) -> None:
+    """As the how-to shows it, and as generated, with a class of transformers in its place."""
+    base, expert = (str(tmp_path / name) for name in ("base", "expert"))
+    for seed, directory in enumerate((base, expert)):
+        saved(make, Path(directory), seed)
+
+    class Encoders(generated.TryEncodersPool):  # type: ignore[misc]
+        def _construct(self) -> Any:
+            return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(base))
+
+    loaded = transformers.AutoModel.from_pretrained(expert, dtype=dtype)
+    buffers = {name: (each.dtype, each.device) for name, each in loaded.named_buffers()}
+    inputs = {"input_ids": WORDS}
+    for pool in (
+        page.EncoderPool(page.EncoderConfig(base=base, experts={"a": expert})),
+        Encoders(generated.TryEncodersConfig(base=base, models={"a": expert})),
+    ):
+        built = pool.build(pool.experts["a"], dtype=dtype)
+        found = {name: (each.dtype, each.device) for name, each in built.named_buffers()}
+        assert found == buffers
+        for ours, theirs in zip(outputs(built, inputs), outputs(loaded, inputs), strict=True):
+            assert torch.equal(ours, theirs)

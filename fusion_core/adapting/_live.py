@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fusion_core.machine.products import with_fast_products
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
     from torch import nn
 
     from fusion_core.contracts.model_pool import ModelPool
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
 
 
 def build_live(
-    pool: ModelPool[Any], weights: WeightSource, device: torch.device | str
+    pool: ModelPool[Any],
+    weights: WeightSource,
+    device: torch.device | str,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Return a live model to pass batches through, in evaluation mode."""
-    return with_fast_products(pool.build(weights)).to(device).eval()
+    return with_fast_products(pool.build(weights, dtype=dtype, device=device))
 
 
 def names_of(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[str]]:

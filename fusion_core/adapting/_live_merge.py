@@ -71,7 +71,7 @@ class LiveMerge:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
-        self.model = build_live(pool, merged, device).to(dtype).requires_grad_(False)
+        self.model = build_live(pool, merged, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
         self.leaves = list(_leaves(pool, merged, self.model, storage))
 

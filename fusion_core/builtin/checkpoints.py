@@ -10,20 +10,18 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import nn
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.contracts.building import build_model
 from fusion_core.contracts.model_pool import ModelPool
-from fusion_core.errors import AlignmentError, CheckpointError, FusionError
+from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.planning.nested import RecipeSource
-from fusion_core.weights import (
-    LoraSource,
-    StateDictSource,
-    WeightSource,
-    as_weights,
-)
+from fusion_core.weights import LoraSource, StateDictSource, WeightSource
 from fusion_core.weights.aligning.vocabulary import vocabulary_of
 from fusion_core.weights.reading.assets import (
     CONFIG,
@@ -41,8 +39,6 @@ from fusion_core.weights.source import base_or_first
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
     from fusion_core.weights.reading.assets import Files
 
@@ -126,22 +122,21 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             }
         return clone
 
-    def build(self, weights: WeightSource) -> nn.Module:
-        """Return a copy of the first live module of the pool with these weights.
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """Return a module like the first live one of the pool, with these weights.
 
         Raises `FusionError` if the pool has only files or state dicts: their class is not known,
         `AlignmentError` for weights with other tensors than the module.
         """
         module = self._module()
-        built = copy.deepcopy(module).cpu().eval()
-        try:
-            built.load_state_dict(as_weights(weights, self.base).state_dict())
-        except RuntimeError as error:
-            raise AlignmentError(
-                f"{weights.describe()} does not fit the pool's {type(module).__name__}: {error}",
-                hint="Give weights with the module's tensors.",
-            ) from error
-        return built
+        construct = partial(_copy_without_values, module)
+        return build_model(construct, weights, base=self.base, dtype=dtype, device=device)
 
     def check_builds(self) -> None:
         """Raise `FusionError` if the pool has no live module."""
@@ -196,6 +191,15 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     @property
     def _all(self) -> list[Model]:
         return [*([] if self._base is None else [self._base]), *self._models.values()]
+
+
+def _copy_without_values(module: nn.Module) -> nn.Module:
+    """Copy a module, its buffers included; its parameters are copied without their values."""
+    empty = {
+        id(each): nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
+        for each in module.parameters()
+    }
+    return copy.deepcopy(module, dict(empty))
 
 
 def _dtype(source: WeightSource) -> torch.dtype | None:

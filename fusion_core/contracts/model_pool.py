@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+import torch
+
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import WeightSource, align
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import nn
 
     from fusion_core.hub import Wanted
@@ -54,10 +55,19 @@ class ModelPool(ABC, Generic[ConfigT]):
         self.config = config
 
     @abstractmethod
-    def build(self, weights: WeightSource) -> nn.Module:
-        """Return a live model with these weights, in evaluation mode, on the CPU.
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """Return a live model with these weights, in evaluation mode, without a second copy.
 
-        In fp32, unless the pool's own models are live ones of another dtype.
+        `build_model` does this for any class of models. `dtype` is that of parameters and stored
+        buffers; None asks for the one in which the pool makes its models: fp32 as a rule, their own
+        where they were given live. `weights` may be a checkpoint, a merge, or differences from the
+        base. Raises `AlignmentError` for weights that do not fit.
         """
 
     def check_builds(self) -> None:

@@ -43,5 +43,5 @@ class RunResult:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The merged model, live."""
-        return self.pool.build(self.weights)
+        """The merged model, live: in fp32, or in the dtype of models that were given live."""
+        return self.pool.build(self.weights, dtype=None)

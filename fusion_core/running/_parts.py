@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    import torch
     from torch import nn
 
 
@@ -26,15 +27,22 @@ class SelectedPool(ModelPool[ComponentConfig]):
         self.base = None if pool.base is None else RenamedSource(pool.base, same)
         self.experts = {name: RenamedSource(each, same) for name, each in pool.experts.items()}
 
-    def build(self, weights: WeightSource) -> nn.Module:
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
         """Return a live model: these weights, and the reference's for what is not merged.
 
         One of the pool's own models is built as it is, all of it.
         """
         for name, some in self.experts.items():
             if weights is some:
-                return self._pool.build(self._pool.experts[name])
-        return self._pool.build(AlignedSource(weights, self._pool.reference))
+                return self._pool.build(self._pool.experts[name], dtype=dtype, device=device)
+        whole = AlignedSource(weights, self._pool.reference)
+        return self._pool.build(whole, dtype=dtype, device=device)
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the names of what is merged to the live parameters."""

@@ -54,8 +54,8 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     names = list(tasks.names)
 
     def measure(source: WeightSource, **options: Any) -> dict[str, Metrics]:  # noqa: ANN401
-        model = with_fast_products(pool.build(source))
-        return tasks.evaluate(model.to(device), **options)
+        model = with_fast_products(pool.build(source, device=device))
+        return tasks.evaluate(model, **options)
 
     merged = measure(weights, label="evaluate merged", progress=progress)
     pretrained: dict[str, Metrics] = {}

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.testing._component import SpecSuite, fail_if_heavy
+from fusion_core.testing._component import SpecSuite
+from fusion_core.testing._packages import fail_if_heavy
 from fusion_core.testing._suite import fail
 
 if TYPE_CHECKING:

@@ -6,40 +6,33 @@ cannot be made from their defaults.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from functools import lru_cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from fusion_core.errors import PluginError, RecipeError
+from fusion_core.errors import RecipeError
 from fusion_core.machine.installed import CORE
 from fusion_core.plugins.components import Component
-from fusion_core.plugins.distributions import Plugin, PluginStatus
-from fusion_core.plugins.manager import load_plugins
+from fusion_core.plugins.distributions import Plugin
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import dump_yaml, load_yaml
 from fusion_core.recipe.validation import validated
+from fusion_core.testing._packages import (
+    FOR_OPTIONS,
+    HEAVY,
+    fail_if_heavy,
+    find_component,
+    needs_core_within_bounds,
+    require_component,
+)
 from fusion_core.testing._suite import Suite, fail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fusion_core.contracts.specs import ComponentSpec
-
-#: What makes listings slow: none of it is imported before a run needs it.
-_HEAVY = frozenset(
-    {
-        *("torch", "torchvision", "transformers", "huggingface_hub", "datasets", "tensorflow"),
-        *("jax", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "PIL"),
-    }
-)
-#: What options may import, and listings may not.
-_FOR_OPTIONS = frozenset({"pydantic", "ruamel", "rich"})
 
 _LONGEST_SUMMARY = 90
 
@@ -58,20 +51,20 @@ class SpecSuite(Suite):
     @pytest.fixture
     def component(self, spec: ComponentSpec) -> Component[Any]:
         """Return the component as the installed plugin provides it."""
-        return _registered(spec) or Component(spec, Plugin("(not installed)", "", spec.target))
+        return find_component(spec) or Component(spec, Plugin("(not installed)", "", spec.target))
 
     # --- packaging ------------------------------------------------------------------------------
 
     def test_the_plugin_is_installed(self, spec: ComponentSpec) -> None:
         """The distribution is in the entry-point group, and registers this very spec."""
-        _installed(spec)
+        require_component(spec)
 
     def test_the_plugin_says_which_core_it_needs(self, spec: ComponentSpec) -> None:
         """It requires fusion-core within bounds, so a later core refuses it instead of failing."""
-        distribution = _installed(spec).plugin.distribution
+        distribution = require_component(spec).plugin.distribution
         if distribution == CORE:
             pytest.skip("the core needs no core")
-        if not any(_is_bounded(each) for each in _requirements(distribution)):
+        if not needs_core_within_bounds(distribution):
             fail(
                 f"{distribution} does not require fusion-core with a lower and an upper bound.",
                 'Write it into pyproject.toml: dependencies = ["fusion-core>=0.1,<0.2"].',
@@ -97,13 +90,13 @@ class SpecSuite(Suite):
 
     def test_listing_it_imports_nothing_heavy(self, spec: ComponentSpec) -> None:
         """The module with the hooks imports no library that a listing does not need."""
-        module = _installed(spec).plugin.module.partition(":")[0]
+        module = require_component(spec).plugin.module.partition(":")[0]
         fail_if_heavy(
             module,
             "every `fuse --help` and every completion",
             "Import it in the module of the component's class, which specs name as a string; "
             "look into the package's __init__.py, too.",
-            heavy=_HEAVY | _FOR_OPTIONS,
+            heavy=HEAVY | FOR_OPTIONS,
         )
 
 
@@ -205,61 +198,3 @@ class ComponentSuite(SpecSuite):
     def test_options_have_a_schema(self, component: Component[Any]) -> None:
         """Editors complete recipes by it."""
         component.load_config().model_json_schema()
-
-
-def _registered(spec: ComponentSpec) -> Component[Any] | None:
-    found = (each for each in load_plugins().components(type(spec)) if each.spec == spec)
-    return next(found, None)
-
-
-def _installed(spec: ComponentSpec) -> Component[Any]:
-    """Return the component as it is registered; fails if no plugin registers it."""
-    if (found := _registered(spec)) is not None:
-        return found
-    broken = [
-        f"{each.distribution} is {each.status}: {each.detail}"
-        for each in load_plugins().plugins
-        if each.status is not PluginStatus.LOADED
-    ]
-    return fail(
-        f"no installed plugin registers {spec.kind} {spec.name!r}. {'; '.join(broken)}",
-        "Install the package (pip install -e .) and check its pyproject.toml: "
-        '[project.entry-points."fusion_core.plugins"] names the module with the hooks.',
-    )
-
-
-def _requirements(distribution: str) -> list[str]:
-    try:
-        return list(metadata.requires(distribution) or ())
-    except metadata.PackageNotFoundError:
-        return []
-
-
-def _is_bounded(line: str) -> bool:
-    from packaging.requirements import Requirement
-
-    requirement = Requirement(line)
-    name = requirement.name.lower().replace("_", "-").replace(".", "-")
-    operators = {each.operator for each in requirement.specifier}
-    above, below = operators & {">", ">=", "~=", "=="}, operators & {"<", "<=", "~=", "=="}
-    return name == CORE and bool(above) and bool(below)
-
-
-def fail_if_heavy(
-    module: str, waiting: str, remedy: str, *, heavy: frozenset[str] = _HEAVY
-) -> None:
-    """Fail if importing a module brings along what users would wait for in what is `waiting`."""
-    imported = _imported_by(module) & heavy
-    if imported:
-        names = ", ".join(sorted(imported))
-        fail(f"the module {module!r} imports {names}, and {waiting} would wait for it.", remedy)
-
-
-@lru_cache
-def _imported_by(module: str) -> frozenset[str]:
-    """Return the top-level packages that importing a module brings along, in a fresh process."""
-    code = f"import sys, {module}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PluginError(f"{module} cannot be imported:\n{done.stderr}")
-    return frozenset(name.partition(".")[0] for name in done.stdout.split())

@@ -1,31 +1,25 @@
-"""The suite of model pools: lazy sources that agree, and live models that have their weights.
-
-A pool reads from files that a user names; so the checks take sources away, change them, and look
-whether `build` notices.
-"""
+"""The suite of model pools: lazy sources that agree, and merges of them that are models again."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
 
-from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.contracts.specs import TaskPoolSpec
-from fusion_core.errors import AlignmentError, FusionError, PluginError
+from fusion_core.errors import AlignmentError, PluginError
 from fusion_core.planning.options import RunOptions
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
+from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running.run import run_fusion
 from fusion_core.testing._bench import with_experts
 from fusion_core.testing._compare import differing_bytes
-from fusion_core.testing._component import ComponentSuite
-from fusion_core.testing._guards import no_network, untouched_globals
-from fusion_core.testing._sources import doubled, flattened, shifted, without
+from fusion_core.testing._guards import no_network
+from fusion_core.testing._live_models import LiveModelSuite, a_float_of, check_weights
+from fusion_core.testing._sources import without
 from fusion_core.testing._suite import fail
 from fusion_core.testing._tensorwise import Mean
 from fusion_core.weights import CheckpointSource, Cut, WeightSource
@@ -33,35 +27,14 @@ from fusion_core.weights import CheckpointSource, Cut, WeightSource
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import ModelPoolSpec
-    from fusion_core.plugins.components import Component
 
     Pool = ModelPool[Any]
-    Change = Callable[[WeightSource], WeightSource]
-
-_CHANGES: dict[str, Callable[[WeightSource, str], WeightSource]] = {
-    "missing": without,
-    "extra": lambda source, tensor: doubled(source, tensor, name=f"{tensor}.again"),
-    "shape": flattened,
-}
 
 
-class ModelPoolSuite(ComponentSuite):
+class ModelPoolSuite(LiveModelSuite):
     """What every model pool keeps; `options` make a pool with a few small models."""
-
-    kind: ClassVar[type[Any]] = ModelPool
-
-    @pytest.fixture
-    def make(self, component: Component[Any], config: ComponentConfig) -> Callable[[], Pool]:
-        """Return what makes the pool, anew each time."""
-        return lambda: component.load_class()(config)
-
-    @pytest.fixture
-    def pool(self, make: Callable[[], Pool]) -> Pool:
-        """Return the pool."""
-        return make()
-
-    # --- sources --------------------------------------------------------------------------------
 
     def test_making_a_pool_reads_no_weights(
         self, make: Callable[[], Pool], monkeypatch: pytest.MonkeyPatch
@@ -92,7 +65,7 @@ class ModelPoolSuite(ComponentSuite):
 
     def test_an_expert_that_lacks_a_tensor_is_refused_by_name(self, pool: Pool) -> None:
         """Alignment is not weakened: a missing tensor is an error that names it."""
-        tensor = _a_float_of(pool)
+        tensor = a_float_of(pool)
         *others, last = pool.experts
         lacking = {last: without(pool.experts[last], tensor)}
         spoiled = with_experts(pool, {**{name: pool.experts[name] for name in others}, **lacking})
@@ -136,55 +109,6 @@ class ModelPoolSuite(ComponentSuite):
                     "Write `task_of`, or call experts like their tasks.",
                 )
 
-    # --- live models ----------------------------------------------------------------------------
-
-    def test_a_live_model_has_the_weights(self, pool: Pool) -> None:
-        """`build` returns an evaluating model whose parameters are the source's tensors."""
-        model = pool.build(pool.reference)
-        if any(part.training for part in model.modules()):
-            fail("`build` returned a model in training mode.", "Call its eval().")
-        _check_weights(pool, model, pool.reference)
-
-    def test_a_live_model_has_the_weights_that_it_is_built_from(self, pool: Pool) -> None:
-        """`build` takes any source of the pool's kind: a merge has other values than the files."""
-        source = shifted(pool.reference)
-        _check_weights(pool, pool.build(source), source)
-
-    def test_live_models_are_independent(self, pool: Pool) -> None:
-        """Training one changes neither the pool nor another one."""
-        before = pool.reference.state_dict()
-        model, other = pool.build(pool.reference), pool.build(pool.reference)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1)
-        _check_weights(pool, other, pool.reference)
-        if found := differing_bytes(before, pool.reference.state_dict()):
-            fail(f"changing a live model changed its source: {found}.", "Copy in `build`.")
-
-    @pytest.mark.parametrize("problem", _CHANGES)
-    def test_building_refuses_what_does_not_fit(self, pool: Pool, problem: str) -> None:
-        """A tensor that is missing, unexpected or of another shape is an error that names it."""
-        tensor = _a_float_of(pool)
-        try:
-            pool.build(_CHANGES[problem](pool.reference, tensor))
-        except FusionError as error:
-            if tensor in str(error) or tensor.rpartition(".")[2] in str(error):
-                return
-            fail(f"the error does not name {tensor!r}: {error}", "Name the tensor.")
-        except Exception as error:  # noqa: BLE001 - whatever the pool's libraries raise
-            fail(
-                f"{problem} tensor: `build` raised {type(error).__name__}, which users see as a "
-                f"bug with a traceback.",
-                "Raise AlignmentError with the tensor's name.",
-            )
-        fail(f"`build` accepted weights with a {problem} tensor.", "Load with strict=True.")
-
-    def test_building_leaves_global_state_alone(self, pool: Pool) -> None:
-        """A model's initial weights are random numbers that nobody needs; they are not drawn."""
-        pool.build(pool.reference)  # what a first import sets is not the pool's doing
-        with untouched_globals("`build`"):
-            pool.build(pool.reference)
-
     def test_a_merge_is_a_model_of_the_pool(self, pool: Pool, tmp_path: Path) -> None:
         """The mean of the experts, written as a directory, is read and built like an expert."""
         result = run_fusion(
@@ -196,7 +120,7 @@ class ModelPoolSuite(ComponentSuite):
         again = CheckpointSource(tmp_path / "merged")
         if found := differing_bytes(again.state_dict(), result.weights.state_dict()):
             fail(f"the directory differs from the result: {found}.", "Leave assets to `assets`.")
-        _check_weights(pool, pool.build(again), again)
+        check_weights(pool, pool.build(again), again)
 
     def test_it_works_offline_if_it_says_so(
         self, make: Callable[[], Pool], spec: ModelPoolSpec
@@ -207,24 +131,6 @@ class ModelPoolSuite(ComponentSuite):
                 make().aligned(AlignmentPolicy())
 
 
-def _check_weights(pool: Pool, model: nn.Module, source: WeightSource) -> None:
-    named = pool.parameters(model)
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    if strange := sorted(named.keys() - source.infos.keys()):
-        fail(
-            f"`parameters` calls a parameter {strange[0]!r}, and no tensor is called so.",
-            "Map the tensors' names to the live parameters.",
-        )
-    for name, info in source.infos.items():
-        live = named.get(name, buffers.get(name))
-        if live is None and info.dtype.is_floating_point:
-            fail(f"no parameter or buffer is {name!r}.", "Write `parameters`.")
-        if live is not None and not torch.equal(
-            live.detach().cpu().double(), source.tensor(name).double()
-        ):
-            fail(f"{name!r} of the live model is not the source's.", "Load every tensor.")
-
-
 def _sources(pool: Pool) -> list[WeightSource]:
     return [*([] if pool.base is None else [pool.base]), *pool.experts.values()]
 
@@ -232,12 +138,6 @@ def _sources(pool: Pool) -> list[WeightSource]:
 def _a_few(source: WeightSource) -> list[str]:
     names = list(source.infos)
     return list(dict.fromkeys([*names[:3], names[len(names) // 2], names[-1]]))
-
-
-def _a_float_of(pool: Pool) -> str:
-    """Return the name of a matrix, or of any floating-point tensor."""
-    infos = [each for each in pool.reference.infos.values() if each.dtype.is_floating_point]
-    return max(infos, key=lambda info: (len(info.shape) == 2, info.numel)).name  # noqa: PLR2004
 
 
 def _check_pieces(source: WeightSource, name: str) -> None:

@@ -135,11 +135,25 @@ def base_or_first(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:
     return base if base is not None else next(iter(experts.values()))
 
 
-def assemble(source: WeightSource, name: str) -> torch.Tensor:
-    """Read a whole tensor, flat, in the ranges that its cut gives: the same bytes as the engine."""
+def assemble(
+    source: WeightSource,
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Read a whole tensor, flat, in the ranges that its cut gives: the same bytes as the engine.
+
+    `dtype` is what the result holds, the tensor's own by default. Beside the result only one range
+    is in memory.
+    """
     info = source.infos[name]
-    parts = [source.read(name, start, stop) for start, stop in source.cut.ranges(info)]
-    return torch.cat(parts)
+    whole = torch.empty(info.numel, dtype=dtype or info.dtype, device=device)
+    for start, stop in source.cut.ranges(info):
+        values = source.read(name, start, stop)
+        check_values(values, info, (start, stop), source)
+        whole[start:stop] = values
+    return whole
 
 
 def memory_of(values: torch.Tensor) -> memoryview:

@@ -44,6 +44,11 @@ class TestCheckpointsOnDisk(ModelPoolSuite):
         [
             "test_a_live_model_has_the_weights",
             "test_a_live_model_has_the_weights_that_it_is_built_from",
+            "test_every_tensor_of_a_live_model_has_values",
+            "test_a_live_model_has_the_dtype_that_is_asked_for",
+            "test_a_live_model_is_on_the_device_that_is_asked_for",
+            "test_differences_are_built_as_the_models_that_they_make",
+            "test_a_pool_with_merges_in_the_places_of_models_builds_those",
             "test_live_models_are_independent",
             "test_building_refuses_what_does_not_fit",
             "test_building_leaves_global_state_alone",
@@ -143,12 +148,20 @@ PLUGIN = """
             needs_tasks="unlabeled", needs_tasks_unless="coefficients",
         )
 
+    POOLS = {
+        "sound-pool": "Nets", "missing-key": "MissingKey", "left-on-meta": "LeftOnMeta",
+        "unwritten-buffer": "UnwrittenBuffer", "own-dtype": "OwnDtype", "own-device": "OwnDevice",
+        "unloaded-buffer": "UnloadedBuffer", "loaded-delta": "LoadedDelta",
+        "stale-base": "StaleBase", "old-build": "OldBuild",
+    }
+
     @hookimpl
     def fusion_register_model_pools():
-        yield ModelPoolSpec(
-            name="missing-key", summary="Planted.", target="faulty_methods:MissingKey",
-            config="fusion_core.recipe.config:ComponentConfig",
-        )
+        for name, target in POOLS.items():
+            yield ModelPoolSpec(
+                name=name, summary="Planted.", target=f"faulty_pools:{target}",
+                config="fusion_core.recipe.config:ComponentConfig",
+            )
 
     @hookimpl
     def fusion_register_executors():
@@ -205,10 +218,8 @@ OPTIONS = """
 """
 
 METHODS = """
-    import copy
     import torch
-    from fusion_core import Algorithm, ComponentConfig, ModelPool, TensorwiseAlgorithm
-    from fusion_core.testing import tiny_pool
+    from fusion_core import Algorithm, ComponentConfig, TensorwiseAlgorithm
     from fusion_core.weights import StateDictSource, in_order
     from faulty_options import Careless
 
@@ -283,17 +294,92 @@ METHODS = """
                     if info.dtype.is_floating_point:
                         source.tensor(name).mul_(0.5)
             return super().run(pool, context)
+"""
 
-    class MissingKey(ModelPool):
+POOLS = """
+    import torch
+    from torch import nn
+    from fusion_core import ComponentConfig, ModelPool, build_model
+    from fusion_core.weights import StateDictSource, as_weights
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(6, 4), nn.BatchNorm1d(4)
+            self.register_buffer("positions", torch.arange(6), persistent=False)
+
+    def state(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return {n: torch.rand_like(t) if t.is_floating_point() else t + seed
+                    for n, t in Net().state_dict().items()}
+
+    class Nets(ModelPool):
         config_class = ComponentConfig
         def __init__(self, config):
             super().__init__(config)
-            self._pool = tiny_pool("mlp")
-            self.base, self.experts = self._pool.base, self._pool.experts
+            self.base, a, b = (StateDictSource(state(seed)) for seed in range(3))
+            self.experts = {"a": a, "b": b}
+        def build(self, weights, *, dtype=torch.float32, device="cpu"):
+            return build_model(Net, weights, base=self.base, dtype=dtype, device=device)
+
+    class ByHand(Nets):
+        assign, strict = True, True
+        def build(self, weights, *, dtype=torch.float32, device="cpu"):
+            tensors = self.load(as_weights(weights, self.base))
+            model = self.make()
+            model.load_state_dict(tensors, strict=self.strict, assign=self.assign)
+            return model.eval().to(device, dtype)
+        def load(self, weights):
+            return weights.state_dict()
+        def make(self):
+            with torch.random.fork_rng():
+                return Net()
+
+    class MissingKey(ByHand):
+        strict = False
+
+    class LeftOnMeta(ByHand):
+        def build(self, weights, *, dtype=torch.float32, device="cpu"):
+            with torch.device("meta"):
+                model = Net()
+            model.load_state_dict(as_weights(weights, self.base).state_dict(), assign=True)
+            return model.eval()
+
+    class UnwrittenBuffer(ByHand):
+        assign = False
+        def make(self):
+            with torch.device("meta"):
+                return Net().to_empty(device="cpu")
+
+    class UnloadedBuffer(ByHand):
+        strict = False
+        def load(self, weights):
+            return {n: t for n, t in weights.state_dict().items() if "running" not in n}
+
+    class LoadedDelta(Nets):
+        def build(self, weights, *, dtype=torch.float32, device="cpu"):
+            plain = StateDictSource(weights.state_dict())
+            return build_model(Net, plain, dtype=dtype, device=device)
+
+    class OwnDtype(Nets):
+        def build(self, weights, *, dtype=torch.float32, device="cpu"):
+            return super().build(weights, device=device)
+
+    class OwnDevice(Nets):
+        def build(self, weights, *, dtype=torch.float32, device="cpu"):
+            return super().build(weights, dtype=dtype)
+
+    class StaleBase(Nets):
+        def __init__(self, config):
+            super().__init__(config)
+            self.first_base = self.base
+        def build(self, weights, *, dtype=torch.float32, device="cpu"):
+            return build_model(Net, weights, base=self.first_base, dtype=dtype, device=device)
+
+    class OldBuild(Nets):
         def build(self, weights):
-            model = copy.deepcopy(self._pool.config.base)
-            model.load_state_dict(weights.state_dict(), strict=False)
-            return model
+            return super().build(weights)
 """
 
 STAGES = """
@@ -320,8 +406,7 @@ STAGES = """
 
     class CutNorms(Half):
         def rows(self, piece):
-            rows = piece.task_vectors
-            return rows / (1 + rows.flatten(1).norm(dim=1).view(-1, *[1] * (rows.dim() - 1)))
+            return torch.stack([row / (1 + row.norm()) for row in piece.task_vectors])
 
     class MovedZero(Half):
         def rows(self, piece):
@@ -404,6 +489,17 @@ CAUGHT_BY = {
     "written_merge": {"test_pieces_are_not_written_into"},
     "lost_tensors": {"test_every_tensor_is_kept_in_its_dtype"},
     "missing_key": {"test_building_refuses_what_does_not_fit"},
+    "left_on_meta": {"test_every_tensor_of_a_live_model_has_values"},
+    "unwritten_buffer": {"test_every_tensor_of_a_live_model_has_values"},
+    "own_dtype": {"test_a_live_model_has_the_dtype_that_is_asked_for"},
+    "own_device": {"test_a_live_model_is_on_the_device_that_is_asked_for"},
+    "unloaded_buffer": {"test_a_live_model_has_the_weights"},
+    "loaded_delta": {"test_differences_are_built_as_the_models_that_they_make"},
+    "stale_base": {"test_a_pool_with_merges_in_the_places_of_models_builds_those"},
+    "old_build": {
+        "test_a_live_model_has_the_dtype_that_is_asked_for",
+        "test_a_live_model_is_on_the_device_that_is_asked_for",
+    },
     "lost_error": {"test_what_work_raises_comes_back"},
     "closed_one": {"test_it_can_be_made_again"},
     "any_flag": {"test_an_unknown_flag_is_refused"},
@@ -423,6 +519,7 @@ def planted(
     files = {
         "faulty_methods.py": METHODS,
         "faulty_options.py": OPTIONS,
+        "faulty_pools.py": POOLS,
         "faulty_executors.py": EXECUTORS,
         "faulty_commands.py": COMMANDS,
         "faulty_stages.py": STAGES,
@@ -463,9 +560,9 @@ def test_a_planted_fault_is_caught_by_the_checks_that_are_about_it(
     assert planted[fault].keys() >= CAUGHT_BY[fault], planted[fault]
 
 
-@pytest.mark.parametrize("name", ["sound", "sound_transform", "sound_calibration"])
-def test_what_is_sound_passes(planted: dict[str, dict[str, str]], name: str) -> None:
-    assert planted[name] == {}
+@pytest.mark.parametrize("kind", ["", "_transform", "_calibration", "_pool"])
+def test_what_is_sound_passes(planted: dict[str, dict[str, str]], kind: str) -> None:
+    assert planted[f"sound{kind}"] == {}
 
 
 def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:

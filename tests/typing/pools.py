@@ -20,6 +20,7 @@ from fusion_core import (
     Task,
     TaskPool,
     WeightSource,
+    build_model,
     load_recipe,
     run_fusion,
 )
@@ -44,10 +45,18 @@ class Files(ModelPool[FilesConfig]):
         self.base = CheckpointSource(self.config.base)
         self.experts = {"only": self.base}
 
-    def build(self, weights: WeightSource) -> nn.Module:
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
         """Return a live model."""
         assert_type(weights.state_dict(), dict[str, Tensor])
-        return nn.Identity()
+        model = build_model(lambda: nn.Linear(1, 1), weights, dtype=dtype, device=device)
+        assert_type(model, nn.Linear)
+        return model
 
 
 class Zeros(FeatureTask):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fusion_core import ComponentConfig, ModelPool
+import torch
+
+from fusion_core import ComponentConfig, ModelPool, build_model
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import licence_of
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
-from pools_clip.vision import VisionTower, architecture, build_vision, canonical
+from pools_clip.vision import PREFIX, VisionTower, architecture, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from torch import nn
     from transformers import CLIPVisionConfig
 
@@ -47,9 +48,24 @@ class ClipPool(ModelPool[ComponentConfig]):
         self.base: WeightSource = VisionTower(self._directory.weights())
         self.experts = {name: self._expert(name, given) for name, given in config.models.items()}
 
-    def build(self, weights: WeightSource) -> nn.Module:
-        """Return a CLIPVisionModel with exactly these weights: fp32, evaluating, on the CPU."""
-        return build_vision(self._architecture, weights)
+    def build(
+        self,
+        weights: WeightSource,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """Return a CLIPVisionModel; either spelling of the names will do."""
+        from transformers import CLIPVisionModel  # 3 seconds, which a merge alone does not need
+
+        return build_model(
+            partial(CLIPVisionModel, self._architecture),
+            weights,
+            base=self.base,
+            rename=lambda name: name.removeprefix(PREFIX),
+            dtype=dtype,
+            device=device,
+        )
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map `vision_model.…` to the live parameters of a model that `build` returned."""

@@ -6,19 +6,19 @@ without the prefix in memory, and writes a fresh CLIPVisionModel that way; both 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
-from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights import RenamedSource, WeightSource, assemble
+from fusion_core import build_model
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import RenamedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from torch import nn
-    from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedModel
+    from transformers import CLIPTextModel
 
     from pools_clip.origin import Checkpoint
 
@@ -26,12 +26,11 @@ PREFIX = "vision_model."
 _PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 #: Without the prefix a text tower's tensors look alike, but for its patches.
 _PATCHES = "embeddings.patch_embedding.weight"
-_COUNTER = "position_ids"
+_POSITIONS = "position_ids"
 #: The same bits on every run on any device: on CUDA the gradients of "sdpa" are not. Nor does it
 #: cost anything here: within 1 % of "sdpa" on CPU, for ViT-B/32 and for 17 tokens.
 _ATTENTION = "eager"
 
-TowerT = TypeVar("TowerT", bound="PreTrainedModel")
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 
 
@@ -46,7 +45,7 @@ class VisionTower(RenamedSource):
         names = {
             canonical(name): name
             for name in _vision_names(checkpoint)
-            if not name.endswith(_COUNTER)
+            if not name.endswith(_POSITIONS)
         }
         super().__init__(checkpoint, names)
         self._checkpoint = checkpoint
@@ -74,33 +73,16 @@ def image_shape(config: CLIPVisionConfig) -> tuple[int, int, int]:
     return config.num_channels, size, size
 
 
-def build_vision(config: CLIPVisionConfig, weights: WeightSource) -> CLIPVisionModel:
-    """Return a CLIPVisionModel, fp32, in evaluation mode, on the CPU, with exactly these weights.
-
-    Either spelling of the names will do. Raises `AlignmentError` for missing or unexpected tensors
-    and other shapes.
-    """
-    from transformers import CLIPVisionModel  # 3 seconds, which a merge alone does not need
-
-    tensors = {
-        canonical(name).removeprefix(PREFIX): assemble(weights, name).reshape(info.shape).float()
-        for name, info in weights.infos.items()
-    }
-    return _built(lambda: CLIPVisionModel(config), tensors, weights.describe())
-
-
 def build_text(fields: Mapping[str, Any], checkpoint: Checkpoint) -> CLIPTextModel:
     """Return the text tower of a CLIPModel checkpoint, fp32, in evaluation mode, on the CPU."""
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextModel  # 3 seconds, which a merge alone does not need
 
     prefix = "text_model."
-    tensors = {
-        name.removeprefix(prefix): checkpoint.tensor(name).float()
-        for name in checkpoint.infos
-        if name.startswith(prefix) and not name.endswith(_COUNTER)
+    tower = {
+        name.removeprefix(prefix): name for name in checkpoint.infos if name.startswith(prefix)
     }
     config = _configured(CLIPTextConfig, fields, checkpoint.describe())
-    return _built(lambda: CLIPTextModel(config), tensors, checkpoint.describe())
+    return build_model(partial(CLIPTextModel, config), RenamedSource(checkpoint, tower))
 
 
 def _vision_names(checkpoint: Checkpoint) -> list[str]:
@@ -121,26 +103,3 @@ def _configured(kind: Callable[..., ConfigT], fields: Mapping[str, Any], origin:
         return kind(**fields, attn_implementation=_ATTENTION)
     except Exception as error:  # the hub library's own classes among others
         raise CheckpointError(f"{origin}: impossible configuration: {error}") from error
-
-
-def _built(tower: Callable[[], TowerT], tensors: Mapping[str, torch.Tensor], origin: str) -> TowerT:
-    # On the meta device nothing is allocated or initialised, and the global RNG is not touched.
-    with torch.device("meta"):
-        model = tower()
-    try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        raise AlignmentError(
-            f"{origin} does not fit its architecture: {error}",
-            hint="Check that config.json belongs to these weights.",
-        ) from error
-    _count_positions(model)
-    model.train(mode=False)
-    return model
-
-
-def _count_positions(model: nn.Module) -> None:
-    """Make the one buffer that is computed instead of stored."""
-    for name, buffer in model.named_buffers():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        setattr(owner, _COUNTER, torch.arange(buffer.numel()).expand(buffer.shape))

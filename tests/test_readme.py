@@ -30,7 +30,7 @@ def test_python_runs(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_recipe_is_valid() -> None:
     (source,) = _blocks("yaml")
     resolved = resolve(load_yaml(source, origin="README.md"), load_plugins())
-    assert resolved.algorithm is not None
+    assert resolved.stages[0] is not None
     assert resolved.recipe.output.path == "merged"
 
 

@@ -1,4 +1,4 @@
-"""An adaptive search that is killed goes on from its last saved step, to the same bytes."""
+"""A search after transforms that is killed goes on from its last saved step, to the same bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 pytestmark = pytest.mark.plugins
 
 FUSE = Path(sys.executable).with_name("fuse")
-RUN = [FUSE, "run", "--algo", "adamerging", "--pool", "mini8", "--no-eval", "-q"]
-OPTIONS = ["algorithm.steps=16", "algorithm.save_every=2", "algorithm.batch_size=4"]
-COMMAND = [*RUN, *(part for option in OPTIONS for part in ("--set", option))]
+RUN = [FUSE, "run", "--algo", "trim,elect,adamerging", "--pool", "mini8", "--no-eval", "-q"]
+OPTIONS = ["steps=16", "save_every=2", "batch_size=4"]
+COMMAND = [*RUN, *(part for each in OPTIONS for part in ("--set", f"algorithm.adamerging.{each}"))]
 
 
 def test_a_search_killed_by_the_system_resumes_to_the_same_bytes(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ModelPoolSpec,
         TaskPoolSpec,
     )
+    from fusion_core.contracts.subject import Subject
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
@@ -65,6 +66,7 @@ _HOMES = {
         "ModelPoolSpec",
         "TaskPoolSpec",
     ),
+    "fusion_core.contracts.subject": ("Subject",),
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
@@ -113,6 +115,7 @@ __all__ = [
     "RunResult",
     "Scan",
     "Split",
+    "Subject",
     "Task",
     "TaskPool",
     "TaskPoolSpec",

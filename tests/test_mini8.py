@@ -15,7 +15,7 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import run_fusion
+from fusion_core import Subject, run_fusion
 from fusion_core.contracts.report import mean_of
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.planning.options import RunOptions
@@ -221,7 +221,7 @@ def average(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
                 output=directory / key,
                 options=RunOptions(evaluate=False),
             )
-            known[key] = 100 * mean_of(tasks.evaluate(result.model))
+            known[key] = 100 * mean_of(tasks.measure(Subject.of(result.model)))
         return known[key]
 
     return measure

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core.contracts.report import Metrics, Published
+    from fusion_core.contracts.subject import Subject
     from fusion_core.hub import Wanted
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -100,7 +101,7 @@ class TaskPool(ABC, Generic[ConfigT]):
     names: Sequence[str]
     #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
     transductive: bool = False
-    #: what `evaluate` measures on, in words, where that is not every test example
+    #: what is measured on, in words, where that is not every test example
     measured_on: str | None = None
     #: figures that others published for these models and tasks
     published: Published | None = None
@@ -160,20 +161,24 @@ class TaskPool(ABC, Generic[ConfigT]):
             hint="Adapt on the pool's own unlabeled examples: --set algorithm.adapt_split=test",
         )
 
-    def evaluate(
+    def measure(
         self,
-        model: nn.Module,
-        *,
+        subject: Subject,
         tasks: Sequence[str] | None = None,
+        *,
         label: str = "evaluate",
         progress: Progress | None = None,
     ) -> dict[str, Metrics]:
-        """Measure a model on every task, or on some; returns each task's metrics."""
+        """Measure a model on every task, or on some; returns each task's metrics.
+
+        A live model in a notebook is `Subject.of(model)`. A pool that measures in another process,
+        from `subject.path` or `subject.weights`, overrides this.
+        """
         found: dict[str, Metrics] = {}
         names = self.names if tasks is None else tasks
         track = (progress or Progress()).track(label, total=len(names))
         with track as advance, noting(advance):
             for name in names:
-                found[name] = dict(self[name].evaluate(model))
+                found[name] = dict(self[name].evaluate(subject.model))
                 advance(1, note=name)
         return found

@@ -7,11 +7,13 @@ any directory that some model pool can build.
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.contracts.report import REPORT, Metrics, Report, how_to_measure
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.subject import Subject
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.products import with_fast_products
@@ -51,24 +53,25 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
 ) -> Report:
     """Measure weights on every task, beside the pool's base and each task's own expert."""
     progress = progress or Progress()
-    names = list(tasks.names)
-
-    def measure(source: WeightSource, **options: Any) -> dict[str, Metrics]:  # noqa: ANN401
-        model = with_fast_products(pool.build(source))
-        return tasks.evaluate(model.to(device), **options)
-
-    merged = measure(weights, label="evaluate merged", progress=progress)
+    subject_of = partial(_subject, pool, device)
+    merged = tasks.measure(subject_of(weights), label="evaluate merged", progress=progress)
     pretrained: dict[str, Metrics] = {}
     if pool.base is not None:
-        pretrained = measure(pool.base, label="evaluate pretrained", progress=progress)
+        pretrained = tasks.measure(subject_of(pool.base), label="evaluate base", progress=progress)
     experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
     individual: dict[str, Metrics] = {}
-    owned = [name for name in names if name in experts]
+    owned = [name for name in tasks.names if name in experts]
     with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
         for name in owned:
-            individual |= measure(experts[name], tasks=[name])
+            individual |= tasks.measure(subject_of(experts[name]), [name])
             advance(1, note=name)
     return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
+
+
+def _subject(pool: ModelPool[Any], device: torch.device, source: WeightSource) -> Subject:
+    """Return what is measured of some weights of a pool's kind."""
+    path = source.path if isinstance(source, CheckpointSource) and source.path.is_dir() else None
+    return Subject(lambda: with_fast_products(pool.build(source)).to(device), source, path)
 
 
 @forbid_exit()

@@ -15,6 +15,7 @@ from torch import nn
 
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.specs import ModelPoolSpec
+from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, TaskPool
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.plugins.manager import load_plugins
@@ -210,7 +211,7 @@ class TaskPoolSuite(ComponentSuite):
 
     def test_metrics_are_fractions(self, pool: TaskPool[Any], model: nn.Module) -> None:
         """`evaluate` measures fractions, the main metric first, and the same ones again."""
-        first, second = pool.evaluate(model), pool.evaluate(model)
+        first, second = pool.measure(Subject.of(model)), pool.measure(Subject.of(model))
         if first != second:
             fail(f"measuring twice gives {first} and {second}.", "Measure the whole test split.")
         for task, metrics in first.items():
@@ -222,9 +223,9 @@ class TaskPoolSuite(ComponentSuite):
 
     def test_measuring_leaves_everything_alone(self, pool: TaskPool[Any], model: nn.Module) -> None:
         """The model keeps its values and modes, the process its state."""
-        pool.evaluate(model)
+        pool.measure(Subject.of(model))
         with untouched_modules("evaluate", {"model": model}), untouched_globals("evaluate"):
-            pool.evaluate(model)
+            pool.measure(Subject.of(model))
 
     def test_it_works_offline_if_it_says_so(
         self, make: Callable[[], TaskPool[Any]], spec: TaskPoolSpec

@@ -9,6 +9,7 @@ from torch import nn
 
 from fusion_core.contracts.batch import Batch
 from fusion_core.contracts.report import Report
+from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import Task, TaskPool
 from fusion_core.progress import Progress, note, noting
 from fusion_core.recipe.config import ComponentConfig
@@ -54,11 +55,13 @@ def test_a_pool_measures_all_tasks_or_some() -> None:
             yield lambda count=1, *, note="": seen.append((count, note))
 
     pool = Pool(ComponentConfig())
-    found = pool.evaluate(nn.Identity(), tasks=["three", "one"], label="x", progress=Recording())
+    found = pool.measure(
+        Subject.of(nn.Identity()), ["three", "one"], label="x", progress=Recording()
+    )
     assert found == {"three": {"accuracy": 1.0, "loss": 9.0}, "one": {"accuracy": 0.5, "loss": 9.0}}
     assert list(found) == ["three", "one"]
     assert seen == [("x", 2, ""), (1, "three"), (1, "one")]
-    assert list(pool.evaluate(nn.Identity())) == ["one", "two", "three"]
+    assert list(pool.measure(Subject.of(nn.Identity()))) == ["one", "two", "three"]
 
 
 def test_a_task_says_how_far_it_is_on_the_bar_that_waits_for_it() -> None:
@@ -77,7 +80,7 @@ def test_a_task_says_how_far_it_is_on_the_bar_that_waits_for_it() -> None:
         seen.append((count, note))
 
     with noting(advance):
-        Slows(ComponentConfig()).evaluate(nn.Identity(), tasks=["one"])
+        Slows(ComponentConfig()).measure(Subject.of(nn.Identity()), ["one"])
     assert seen == [(0, "one: half")]  # a silent bar inside hides nothing
     note("nobody listens")
     assert len(seen) == 1

@@ -729,7 +729,7 @@ def test_every_bar_of_an_evaluation_shows_how_far_its_task_is(
         task_pool=Norms("a"),
         options=RunOptions(progress=Recording()),
     )
-    bars = ("evaluate merged", "evaluate pretrained", "evaluate experts")
+    bars = ("evaluate merged", "evaluate base", "evaluate experts")
     assert seen == [(bar, "a: half") for bar in bars]
 
 

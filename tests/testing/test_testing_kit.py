@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import torch
 
-from fusion_core import ExecutorSpec, ModelPoolSpec, TaskPoolSpec, builtin, testing
+from fusion_core import ExecutorSpec, ModelPoolSpec, Subject, TaskPoolSpec, builtin, testing
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.testing import (
     AlgorithmSuite,
@@ -478,7 +478,7 @@ def test_tiny_models_are_the_same_each_time_and_fit_tiny_tasks(model: str) -> No
     for name, source in one.experts.items():
         assert differing_bytes(source.state_dict(), two.experts[name].state_dict()) is None
         assert differing_values(source.state_dict(), one.base.state_dict(), tolerance=1e-3)
-    metrics = TinyTasks().evaluate(one.build(one.base))
+    metrics = TinyTasks().measure(Subject.of(one.build(one.base)))
     assert all(0 <= each["accuracy"] <= 1 for each in metrics.values())
     other = tiny_pool(model, seed=1)
     assert differing_values(one.base.state_dict(), other.base.state_dict(), tolerance=1e-3)

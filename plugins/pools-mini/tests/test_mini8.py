@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from transformers import CLIPVisionModel
 
-from fusion_core import Split, run_fusion
+from fusion_core import Split, Subject, run_fusion
 from fusion_core.errors import IntegrityError, RecipeError
 from fusion_core.testing import Mean
 from pools_mini import files, plugin
@@ -150,7 +150,7 @@ def test_every_expert_is_better_than_the_base_on_its_task(
     pool: Mini8Pool, tasks: Mini8Tasks
 ) -> None:
     quick = Mini8Tasks(Mini8TasksConfig(limit=200))
-    base = quick.evaluate(pool.build(pool.base))
+    base = quick.measure(Subject.of(pool.build(pool.base)))
     for name in tasks.names:
         expert = quick[name].evaluate(pool.build(pool.experts[name]))
         assert expert["accuracy"] > base[name]["accuracy"] + 0.1

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         expert_weights,
     )
     from fusion_core.contracts.batch import Batch, Split
+    from fusion_core.contracts.measures import Metric, Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
-    from fusion_core.contracts.report import Metrics, Published, Report
+    from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
         AlgorithmSpec,
@@ -55,9 +56,10 @@ _HOMES = {
         "expert_weights",
     ),
     "fusion_core.contracts.batch": ("Batch", "Split"),
+    "fusion_core.contracts.measures": ("Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
-    "fusion_core.contracts.report": ("Metrics", "Published", "Report"),
+    "fusion_core.contracts.report": ("Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
     "fusion_core.contracts.specs": (
         "AlgorithmSpec",
@@ -99,6 +101,7 @@ __all__ = [
     "FeatureTask",
     "FusionError",
     "InputPath",
+    "Metric",
     "Metrics",
     "ModelPath",
     "ModelPaths",

@@ -16,7 +16,7 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import Subject, run_fusion
-from fusion_core.contracts.report import mean_of
+from fusion_core.contracts.measures import mean_of
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.planning.options import RunOptions
 from fusion_core.plugins.manager import load_plugins
@@ -71,13 +71,13 @@ def test_main_job_shows_every_task_and_reports_progress_apart(
     outputs, out, err = main_job
     report = json.loads((outputs / "mini8-adamerging-1" / "report.json").read_text())
     lines = out.splitlines()
-    assert lines[0].split() == ["task", "pretrained", "adamerging", "individual"]
+    assert lines[0].split() == ["task", "base", "adamerging", "experts"]
     for line, task in zip(lines[1:9], TASKS, strict=True):
         shown = [float(cell) for cell in line.split()[1:]]
         rows = (
-            report["reference"]["pretrained"],
+            report["reference"]["base"],
             report["tasks"],
-            report["reference"]["individual"],
+            report["reference"]["experts"],
         )
         assert line.split()[0] == task
         assert shown == [pytest.approx(100 * row[task]["accuracy"], abs=0.051) for row in rows]
@@ -116,10 +116,10 @@ def test_main_job_loads_with_transformers(main_job: tuple[Path, str, str]) -> No
 def test_report_is_consistent(main_job: tuple[Path, str, str]) -> None:
     report = json.loads((main_job[0] / "mini8-adamerging-1" / "report.json").read_text())
     accuracies = {task: metrics["accuracy"] for task, metrics in report["tasks"].items()}
-    individual = report["reference"]["individual"]
+    experts = report["reference"]["experts"]
     assert tuple(accuracies) == TASKS
     assert report["average"] == pytest.approx(sum(accuracies.values()) / 8)
-    ratios = [accuracies[task] / individual[task]["accuracy"] for task in TASKS]
+    ratios = [accuracies[task] / experts[task]["accuracy"] for task in TASKS]
     assert report["normalised_average"] == pytest.approx(sum(ratios) / 8)
     assert report["transductive"] is False
     assert report["schema"] == 1
@@ -247,15 +247,13 @@ def test_task_arithmetic_has_an_interior_optimum(average: Callable[..., float]) 
     assert best > average("task-arithmetic", scale=1.0) + 1
 
 
-def test_every_merge_lies_between_pretrained_and_individual(
+def test_every_merge_lies_between_base_and_experts(
     main_job: tuple[Path, str, str], average: Callable[..., float]
 ) -> None:
     reference = json.loads((main_job[0] / "mini8-adamerging-1" / "report.json").read_text())
-    pretrained, individual = (
-        100 * mean_of(reference["reference"][row]) for row in ("pretrained", "individual")
-    )
-    assert 40 <= pretrained <= 60
-    assert individual >= 92
-    assert 15 <= individual - average("simple-average") <= 30
+    base, experts = (100 * mean_of(reference["reference"][row]) for row in ("base", "experts"))
+    assert 40 <= base <= 60
+    assert experts >= 92
+    assert 15 <= experts - average("simple-average") <= 30
     for method in ("simple-average", "task-arithmetic", "ties", "adamerging"):
-        assert pretrained < average(method) < individual, method
+        assert base < average(method) < experts, method

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fusion_core.contracts.report import Metrics, Published
+    from fusion_core.contracts.measures import Metric, Metrics
+    from fusion_core.contracts.report import Published
     from fusion_core.contracts.subject import Subject
     from fusion_core.hub import Wanted
 
@@ -35,10 +36,12 @@ class Task(ABC):
     """One task: data, and what is measured of a model on it."""
 
     name: str
+    #: what `evaluate` measures; what is not declared is a fraction, and higher is better
+    metrics: Sequence[Metric] = ()
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Measure a model on the whole test split: fractions by name, the main metric first."""
+        """Measure a model on the whole test split: values by name, the main metric first."""
 
     def check(self) -> None:  # noqa: B027 - most tasks that only measure have nothing to look at
         """Raise `OSError` or a `FusionError` if data is missing here, before anything runs."""

@@ -11,10 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
-from fusion_core.contracts.report import REPORT, Metrics, Report, how_to_measure
+from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.contracts.subject import Subject
-from fusion_core.errors import PluginError, RecipeError
+from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.products import with_fast_products
 from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from fusion_core.contracts.measures import Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved import Resolved
@@ -55,17 +56,37 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     progress = progress or Progress()
     subject_of = partial(_subject, pool, device)
     merged = tasks.measure(subject_of(weights), label="evaluate merged", progress=progress)
-    pretrained: dict[str, Metrics] = {}
+    base: dict[str, Metrics] = {}
     if pool.base is not None:
-        pretrained = tasks.measure(subject_of(pool.base), label="evaluate base", progress=progress)
-    experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
-    individual: dict[str, Metrics] = {}
-    owned = [name for name in tasks.names if name in experts]
+        base = tasks.measure(subject_of(pool.base), label="evaluate base", progress=progress)
+    sources = {pool.task_of(expert): source for expert, source in pool.experts.items()}
+    experts: dict[str, Metrics] = {}
+    owned = [name for name in tasks.names if name in sources]
     with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
         for name in owned:
-            individual |= tasks.measure(subject_of(experts[name]), [name])
+            experts |= tasks.measure(subject_of(sources[name]), [name])
             advance(1, note=name)
-    return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
+    return Report(
+        _checked(merged),
+        _checked(base),
+        _checked(experts),
+        transductive,
+        tasks.measured_on,
+        tasks.published,
+        {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics},
+    )
+
+
+def _checked(row: dict[str, Metrics]) -> dict[str, Metrics]:
+    """Return what tasks measured; raises `BrokenPluginError` for what is not numbers by name."""
+    for task, metrics in row.items():
+        if not metrics:
+            raise BrokenPluginError(f"task {task!r} measured nothing: it returned no metric")
+        for name, value in metrics.items():
+            if not isinstance(value, int | float):
+                found = f"a {type(value).__name__}, not a number of Python's"
+                raise BrokenPluginError(f"task {task!r}: its metric {name!r} is {found}")
+    return row
 
 
 def _subject(pool: ModelPool[Any], device: torch.device, source: WeightSource) -> Subject:

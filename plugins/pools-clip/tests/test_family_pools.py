@@ -312,7 +312,7 @@ def test_experts_of_ones_own_are_a_recipe_of_ten_lines(
     report = run_fusion(recipe).report
     assert report is not None
     assert list(report.tasks) == ["pets", "mnist"]
-    assert report.individual.keys() == {"pets", "mnist"}
+    assert report.experts.keys() == {"pets", "mnist"}
 
 
 # The task pools
@@ -455,7 +455,7 @@ def test_a_run_shows_eight_tasks_and_itself_among_the_published(
         assert text in " ".join(result.stdout.split()), text
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert list(report["tasks"]) == TA8
-    assert list(report["reference"]["individual"]) == TA8
+    assert list(report["reference"]["experts"]) == TA8
     assert report["published"]["rows"]["TIES λ=0.3"]["mnist"] == 0.941
     recorded = json.loads((tmp_path / "out/provenance.json").read_text())
     commit = serve.repositories["datasets", "ylecun/mnist"].refs["main"]
@@ -479,7 +479,7 @@ def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: P
     )  # fmt: skip
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert list(report["tasks"]) == ["mnist", "dtd"]
-    assert list(report["reference"]["individual"]) == ["mnist"]
+    assert list(report["reference"]["experts"]) == ["mnist"]
 
 
 def test_the_tasks_of_the_models_are_those_that_are_measured(

@@ -335,4 +335,4 @@ def test_a_run_reports_base_experts_and_merge(
     )
     report = result.report.as_json()
     assert report["tasks"].keys() == {"pets"}
-    assert report["reference"].keys() == {"pretrained", "individual"}
+    assert report["reference"].keys() == {"base", "experts"}

@@ -113,11 +113,11 @@ class ModelPool(ABC, Generic[ConfigT]):
         `AlignmentError` if models do not fit.
         """
         if not self.experts:
-            raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
+            raise RecipeError("the model pool has no experts", hint="Give it some models.")
         if self.base is not None and "base" in self.experts:
             raise RecipeError(
                 "an expert is called 'base', which the base is called already",
-                hint="Name it otherwise: model_pool.models: {name: path, ...}.",
+                hint="Give that expert another name.",
             )
         refuse_quantised(self.by_name, self.beside())
         differences, warnings = self._agreement.judged(policy)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core.contracts.measures import Metric, Metrics
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.report import Published
     from fusion_core.contracts.subject import Subject
     from fusion_core.hub import Wanted
@@ -126,6 +127,16 @@ class TaskPool(ABC, Generic[ConfigT]):
             )
         return task
 
+    def bind(self, pool: ModelPool[Any]) -> Self:
+        """Return these tasks, knowing the models that they are for; by default, as they are.
+
+        Called once, before anything is adapted on or measured, and before any weights are read. A
+        pool whose tasks need the models' tokenizer or processor finds the files in `pool.assets()`,
+        and returns a copy of itself that holds them.
+        """
+        del pool
+        return self
+
     def __iter__(self) -> Iterator[Task]:
         return (self[name] for name in self.names)
 
@@ -161,7 +172,7 @@ class TaskPool(ABC, Generic[ConfigT]):
         """
         raise RecipeError(
             f"{type(self).__name__} has no halves of its test examples to hold out",
-            hint="Adapt on the pool's own unlabeled examples: --set algorithm.adapt_split=test",
+            hint="Adapt on the pool's own unlabeled examples, or on another task pool.",
         )
 
     def measure(

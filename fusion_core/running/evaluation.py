@@ -131,13 +131,14 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
         _check_unadapted(directory)
     adapted = algorithm is not None and sees_tasks(algorithm.component.spec)
     with hub.session(progress):
-        tasks = chosen_tasks.create()
+        pool = resolved.create()
+        tasks = chosen_tasks.create().bind(pool)
         check_tasks(tasks)
         check_data(tasks, chosen_tasks.component.plugin.distribution)
         if algorithm is not None:
             tasks = algorithm.create().tasks(tasks)
         report = evaluate(
-            resolved.create(),
+            pool,
             tasks,
             weights,
             device=device,

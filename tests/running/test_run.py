@@ -798,6 +798,42 @@ def test_without_a_base_there_is_no_row_of_a_base(nets: tuple[Net, dict[str, Net
     assert result.report.as_json()["reference"].keys() == {"experts"}
 
 
+class Bound(Norms):
+    """Tasks that can be measured only by whoever knows the models' files."""
+
+    files: frozenset[str] = frozenset()
+
+    def bind(self, pool: ModelPool[Any]) -> Bound:
+        clone = copy.copy(self)
+        clone.files = frozenset(pool.assets()) | {"known"}
+        return clone
+
+    def __getitem__(self, name: str) -> Task:
+        assert "known" in self.files
+        return super().__getitem__(name)
+
+
+def test_tasks_know_the_models_before_anything_is_adapted_on_or_measured(
+    nets: tuple[Net, dict[str, Net]],
+) -> None:
+    class Looking(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+            assert list(pool)
+            return pool
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            assert context.tasks is not None
+            assert list(context.tasks)
+            return pool.experts["a"]
+
+    pool = {"base": nets[0], "models": nets[1]}
+    tasks = Bound("a")
+    assert run_fusion(algorithm=Looking(), model_pool=pool, task_pool=tasks).report is not None
+    assert not tasks.files  # they are as they were
+
+
 def test_a_failing_evaluation_leaves_the_model(
     nets: tuple[Net, dict[str, Net]], tmp_path: Path
 ) -> None:

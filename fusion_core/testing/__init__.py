@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fusion_core.testing._task_pool import TaskPoolSuite
     from fusion_core.testing._tasks import TinyTasks
     from fusion_core.testing._tensorwise import Mean
+    from fusion_core.testing._texts import tiny_text_pool
 
 _HOME_OF = {
     "AlgorithmSuite": "_algorithm",
@@ -37,6 +38,7 @@ _HOME_OF = {
     "TaskPoolSuite": "_task_pool",
     "TinyTasks": "_tasks",
     "tiny_pool": "_models",
+    "tiny_text_pool": "_texts",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "TaskPoolSuite",
     "TinyTasks",
     "tiny_pool",
+    "tiny_text_pool",
 ]
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any, ClassVar
-from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+from suites import run_suites
 
 from fusion_core import ExecutorSpec, ModelPoolSpec, Subject, TaskPoolSpec, builtin, testing
 from fusion_core.plugins.manager import load_plugins
@@ -349,29 +347,6 @@ def planted(
     site.install("faulty-plugin", PLUGIN, requires=("fusion-core>=0.1,<0.2",), files=files)
     site.install("heavy-plugin", HEAVY, requires=("fusion-core>=0.1,<0.2",))
     return run_suites(root, TESTS, sorted(set().union(*CAUGHT_BY.values())))
-
-
-def run_suites(root: Path, tests: str, checks: list[str]) -> dict[str, dict[str, str]]:
-    """Run a test file in a process of its own; return what failed: class -> check -> message."""
-    (root / "test_planted.py").write_text(textwrap.dedent(tests))
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=found.xml"]
-    selected = ["-k", " or ".join(checks)] if checks else []
-    done = subprocess.run(
-        [sys.executable, *command, *selected, "test_planted.py"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root / "site")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (root / "found.xml").is_file(), done.stdout + done.stderr
-    found: dict[str, dict[str, str]] = {}
-    for case in ET.parse(root / "found.xml").iter("testcase"):
-        fault = case.attrib["classname"].rpartition(".")[2].removeprefix("Test_")
-        failed = found.setdefault(fault, {})
-        for failure in (*case.iter("failure"), *case.iter("error")):
-            failed[case.attrib["name"].partition("[")[0]] = failure.text or ""
-    return found
 
 
 @pytest.mark.parametrize("fault", CAUGHT_BY)

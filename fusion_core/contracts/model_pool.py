@@ -89,6 +89,14 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Identify the inputs for the provenance; default: what each source says of itself."""
         return {name: _identity(source) for name, source in self.by_name.items()}
 
+    def identity(self) -> Mapping[str, Any] | None:
+        """Return what live models depend on beside their weights and `assets`, as JSON's data.
+
+        What was measured of the base and the experts is shown again while all of it is the same;
+        None if it is to be measured every time. Default: the pool's options.
+        """
+        return self.config.model_dump(mode="json")
+
     def licences(self) -> Mapping[str, str | None]:
         """Return the licence of every model by its name, `base` included; None where not known."""
         return dict.fromkeys(self.by_name)

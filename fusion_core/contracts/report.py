@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 REPORT = "report.json"
-_STORED = ("tasks", "transductive", "measured_on", "published")
+_STORED = ("tasks", "transductive", "measured_on", "published", "remembered")
 #: The rows beside a model's own, each with what schema 1 called it.
 _REFERENCES = {"base": "pretrained", "experts": "individual"}
 
@@ -53,6 +53,8 @@ class Report:
     published: Published | None = None
     #: what tasks declare of their metrics, by task and name; others are fractions
     metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    #: the tasks of `base` and `experts` that an earlier run measured
+    remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def metric(self, task: str, name: str) -> Metric:
         """Return what is known of a task's metric."""
@@ -100,6 +102,7 @@ class Report:
             "transductive": self.transductive,
             "measured_on": self.measured_on,
             "reference": {name: row for name, row in rows.items() if row},
+            "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
 

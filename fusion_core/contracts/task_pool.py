@@ -164,6 +164,17 @@ class TaskPool(ABC, Generic[ConfigT]):
         """Identify the tasks' data for the provenance, as far as it has a name of its own."""
         return {}
 
+    def identity(self, name: str) -> Mapping[str, Any] | None:
+        """Return all that a task measures by, as JSON's data: it changes where a figure might.
+
+        The data (size and times of files, the commit of a data set), the head, options, and the
+        versions of libraries that take part; the code of the pool's own package need not be named.
+        What was measured of the base and the experts is then shown again by later runs. None, the
+        default: it is measured every time.
+        """
+        del name
+        return None
+
     def holdout(self) -> Self:
         """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
 

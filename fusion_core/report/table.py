@@ -127,7 +127,15 @@ def notes(reports: Reports) -> list[str]:
         if measured_on is not None:
             names = [name for name, each in reports.items() if each.measured_on == measured_on]
             found.append(f"measured on {measured_on}{_of(names, reports)}")
+    if len(reports) == 1:
+        found += _remembered(*reports.values())
     return found
+
+
+def _remembered(report: Report) -> list[str]:
+    """Say which rows are not of this run."""
+    rows = " and ".join(report.remembered)
+    return [f"{rows}: as an earlier run measured them; --fresh measures anew"] if rows else []
 
 
 def _scale(reports: Reports) -> str:

@@ -7,21 +7,19 @@ any directory that some model pool can build.
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
-from fusion_core.contracts.subject import Subject
-from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
+from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.blame import forbid_exit
-from fusion_core.machine.products import with_fast_products
 from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
 from fusion_core.planning.resolving import resolve_component, task_pool_of
-from fusion_core.progress import Progress, noting
+from fusion_core.progress import Progress
 from fusion_core.recipe.config import Choice, choice_of
 from fusion_core.recipe.text import RECIPE, load_recipe
+from fusion_core.running._rows import Rows
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.merging.shortage import explained
 from fusion_core.weights.writing.disk import write_durably
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.contracts.measures import Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved import Resolved
@@ -51,48 +48,23 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     device: torch.device,
     progress: Progress | None = None,
     transductive: bool | None = None,
+    fresh: bool = False,
 ) -> Report:
-    """Measure weights on every task, beside the pool's base and each task's own expert."""
-    progress = progress or Progress()
-    subject_of = partial(_subject, pool, device)
-    merged = tasks.measure(subject_of(weights), label="evaluate merged", progress=progress)
-    base: dict[str, Metrics] = {}
-    if pool.base is not None:
-        base = tasks.measure(subject_of(pool.base), label="evaluate base", progress=progress)
-    sources = {pool.task_of(expert): source for expert, source in pool.experts.items()}
-    experts: dict[str, Metrics] = {}
-    owned = [name for name in tasks.names if name in sources]
-    with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
-        for name in owned:
-            experts |= tasks.measure(subject_of(sources[name]), [name])
-            advance(1, note=name)
+    """Measure weights on every task, beside the pool's base and each task's own expert.
+
+    What an earlier run measured of these is remembered, unless it is to be `fresh`.
+    """
+    rows = Rows(pool, tasks, device, progress or Progress(), fresh)
     return Report(
-        _checked(merged),
-        _checked(base),
-        _checked(experts),
+        rows.of(weights, label="evaluate merged"),
+        rows.of_base(),
+        rows.of_experts(),
         transductive,
         tasks.measured_on,
         tasks.published,
         {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics},
+        rows.remembered,
     )
-
-
-def _checked(row: dict[str, Metrics]) -> dict[str, Metrics]:
-    """Return what tasks measured; raises `BrokenPluginError` for what is not numbers by name."""
-    for task, metrics in row.items():
-        if not metrics:
-            raise BrokenPluginError(f"task {task!r} measured nothing: it returned no metric")
-        for name, value in metrics.items():
-            if not isinstance(value, int | float):
-                found = f"a {type(value).__name__}, not a number of Python's"
-                raise BrokenPluginError(f"task {task!r}: its metric {name!r} is {found}")
-    return row
-
-
-def _subject(pool: ModelPool[Any], device: torch.device, source: WeightSource) -> Subject:
-    """Return what is measured of some weights of a pool's kind."""
-    path = source.path if isinstance(source, CheckpointSource) and source.path.is_dir() else None
-    return Subject(lambda: with_fast_products(pool.build(source)).to(device), source, path)
 
 
 @forbid_exit()
@@ -104,6 +76,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     task_pool: Any = None,  # noqa: ANN401
     device: torch.device,
     progress: Progress | None = None,
+    fresh: bool = False,
 ) -> Report:
     """Measure a model directory; what is not said is taken from the recipe beside the weights.
 
@@ -144,6 +117,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
             device=device,
             progress=progress,
             transductive=tasks.transductive if adapted else None,
+            fresh=fresh,
         )
     if as_recorded:
         write_report(report, directory)

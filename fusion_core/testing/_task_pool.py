@@ -5,6 +5,7 @@ What algorithms look at, batches and scores, is checked beside it (`_batches.py`
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -122,6 +123,21 @@ class TaskPoolSuite(BatchChecks):
             value is not vars(unbound)[name] for name, value in before.items()
         ):
             fail("`bind` changes the pool.", "Change a copy, copy.copy(self), and return it.")
+
+    def test_an_identity_is_the_same_while_nothing_changes(
+        self, make: Callable[[], TaskPool[Any]]
+    ) -> None:
+        """What is remembered is found again: `identity` is JSON's data, and the same every time."""
+        one, other = make(), make()
+        for name in one.names:
+            try:
+                found, again = (json.dumps(each.identity(name)) for each in (one, other))
+            except TypeError as error:
+                fail(f"{name}: `identity` is not JSON's data: {error}", "Use text and numbers.")
+            if found != again:
+                fail(
+                    f"{name}: `identity` changes: {found}, {again}.", "Name what figures depend on."
+                )
 
     # --- metrics --------------------------------------------------------------------------------
 

@@ -257,6 +257,7 @@ def test_the_content_of_a_report() -> None:
         "transductive": None,
         "measured_on": None,
         "reference": {},
+        "remembered": {},
     }
 
 
@@ -275,7 +276,7 @@ def test_a_report_of_schema_1_is_read() -> None:
 
 # --- reports in directories ---------------------------------------------------------------------
 
-WHOLE = Report(TASKS, BASE, EXPERTS, True, "a half", PUBLISHED)
+WHOLE = Report(TASKS, BASE, EXPERTS, True, "a half", PUBLISHED, {}, {"base": ("latin",)})
 
 
 @pytest.mark.parametrize("report", [WHOLE, Report(TASKS), TEXTS, BOTH])

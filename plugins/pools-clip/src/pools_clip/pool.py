@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import ComponentConfig, ModelPool
@@ -69,6 +70,10 @@ class ClipPool(ModelPool[ComponentConfig]):
             return {CONFIG: _json(config)}
         processor = {"image_processor_type": "CLIPImageProcessor", **settings}
         return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
+
+    def identity(self) -> Mapping[str, Any]:
+        """Towers depend on nothing beside their weights and configuration but the library."""
+        return {"transformers": version("transformers")}
 
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as the card beside it names it."""

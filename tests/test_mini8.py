@@ -39,7 +39,7 @@ def fuse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def main_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The README's main job, run twice in one directory; its first output, stdout and stderr."""
     directory = tmp_path_factory.mktemp("main-job")
-    arguments = ("run", "--algo", "adamerging", "--pool", "mini8")
+    arguments = ("run", "--algo", "adamerging", "--pool", "mini8", "--fresh")
     first, second = (fuse(*arguments, cwd=directory) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     return directory / "outputs", first.stdout, first.stderr
@@ -122,7 +122,7 @@ def test_report_is_consistent(main_job: tuple[Path, str, str]) -> None:
     ratios = [accuracies[task] / experts[task]["accuracy"] for task in TASKS]
     assert report["normalised_average"] == pytest.approx(sum(ratios) / 8)
     assert report["transductive"] is False
-    assert report["schema"] == 1
+    assert report["schema"] == 2
 
 
 def test_evaluate_gives_the_run_s_report_again(
@@ -158,7 +158,7 @@ def test_adapting_on_a_half_is_measured_on_the_other(tmp_path: Path) -> None:
     expected = (tmp_path / "m" / "report.json").read_bytes()
     report = json.loads(expected)
     assert (report["transductive"], report["tasks"]["latin"]["accuracy"] * 400 % 1) == (False, 0)
-    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert fuse("evaluate", "m", "--fresh", cwd=tmp_path).returncode == 0
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
 
 
@@ -170,7 +170,7 @@ def test_what_an_object_has_adapted_on_is_known_when_it_is_measured_again(tmp_pa
         output=tmp_path / "m",
     )
     expected = (tmp_path / "m" / "report.json").read_bytes()
-    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert fuse("evaluate", "m", "--fresh", cwd=tmp_path).returncode == 0
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
     refused = fuse("--no-plugin", "fusion-adamerging", "evaluate", "m", cwd=tmp_path)
     assert refused.returncode == 3
@@ -178,7 +178,7 @@ def test_what_an_object_has_adapted_on_is_known_when_it_is_measured_again(tmp_pa
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
     (tmp_path / "m" / "report.json").write_text("{")
     assert fuse("--no-plugin", "fusion-adamerging", "evaluate", "m", cwd=tmp_path).returncode == 3
-    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert fuse("evaluate", "m", "--fresh", cwd=tmp_path).returncode == 0
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
 
 

@@ -167,8 +167,8 @@ class TaskPool(ABC, Generic[ConfigT]):
     def identity(self, name: str) -> Mapping[str, Any] | None:
         """Return all that a task measures by, as JSON's data: it changes where a figure might.
 
-        The data (size and times of files, the commit of a data set), the head, options, and the
-        versions of libraries that take part; the code of the pool's own package need not be named.
+        The data (size and times of files, the commit of a data set), the head and the options; the
+        code of the pool's package and the versions of what it requires need not be named.
         What was measured of the base and the experts is then shown again by later runs. None, the
         default: it is measured every time.
         """

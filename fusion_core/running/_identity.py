@@ -11,6 +11,7 @@ import platform
 import re
 import sys
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from fusion_core.weights import AlignedSource, CastSource, RenamedSource
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
@@ -75,21 +76,43 @@ def identify_code(*kinds: type) -> Key | None:
 
 
 @cache
-def code_of(package: str) -> str | None:
-    """Hash a package's modules: a version says nothing of what is being worked on."""
+def code_of(package: str) -> Key | None:
+    """Identify a package by its modules, for a version says nothing of what is being worked on.
+
+    Its distribution's version, and those of what it requires, are told where it is called like the
+    package.
+    """
     module = sys.modules.get(package)
     roots = [Path(each) for each in getattr(module, "__path__", ())]
     files = sorted(path for root in roots for path in root.rglob("*.py"))
     if not roots and package != "__main__" and getattr(module, "__file__", None):
         files = [Path(str(getattr(module, "__file__", "")))]
-    return _digest(b"\0".join(path.read_bytes() for path in files)) if files else None
+    if not files:
+        return None
+    content = b"\0".join(path.read_bytes() for path in files)
+    return {"code": _digest(content), "versions": _versions_of(package)}
+
+
+def _versions_of(package: str) -> dict[str, str | None]:
+    try:
+        own = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return {}
+    required = [re.split(r"[^\w.-]", line)[0] for line in own.requires or ()]
+    return {package: own.version, **{name: _version_of(name) for name in required}}
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # an extra's
+        return None
 
 
 def identify_machine(device: torch.device) -> Key:
     """Identify what rounding depends on."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "torch": torch.__version__,
         "device": device.type,
         "gpu": gpu,
         "dtype": str(torch.get_default_dtype()),
@@ -112,7 +135,7 @@ def digest_of(key: Mapping[str, Any]) -> str:
     return _digest(json.dumps(key, sort_keys=True).encode())
 
 
-def alike(one: Iterable[Any], other: Iterable[Any]) -> bool:
+def alike(one: Key, other: Key) -> bool:
     """Tell whether JSON has the same words for both."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 

@@ -172,12 +172,19 @@ def change_code(world: World) -> None:
     _identity.code_of.cache_clear()
 
 
+def change_version(world: World) -> None:
+    path = world.module.parent / "line_pools-1.0.dist-info" / "METADATA"
+    path.write_text(path.read_text().replace("Version: 1.0", "Version: 1.1"))
+    _identity.code_of.cache_clear()
+
+
 CHANGES: dict[str, tuple[Callable[[World], object], list[str]]] = {
     "weights": (change_weights, ["a", "b", "c"]),
     "dtype of weights": (change_dtype, ALL),
     "configuration": (lambda world: (world.root / "config.json").write_text("{} "), ALL),
     "data": (lambda world: (world.root / "data").write_text("0.25"), ALL),
     "code": (change_code, ALL),
+    "version": (change_version, ALL),
 }
 
 
@@ -197,7 +204,7 @@ def test_options_of_both_pools_count(world: World) -> None:
     assert world.run() == []
 
 
-@pytest.mark.parametrize("what", ["dtype", "threads", "torch", "processor", "device"])
+@pytest.mark.parametrize("what", ["dtype", "threads", "processor", "device", "gpu"])
 def test_another_machine_measures_anew(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -205,7 +212,8 @@ def test_another_machine_measures_anew(
     real = _identity.identify_machine
 
     def other(device: torch.device) -> dict[str, Any]:
-        return {**real(device), what: "another"} if what in real(device) else {}
+        assert what in real(device)
+        return {**real(device), what: "another"}
 
     monkeypatch.setattr(_identity, "identify_machine", other)
     assert world.run() == ALL

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ class FrozenClip:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """What heads and pixels are made of: the model's files, and the libraries that read them.
+        """What heads and pixels are made of: the model's files.
 
         A commit's weights are named by it, and not downloaded to be told.
         """
@@ -104,7 +103,6 @@ class FrozenClip:
             "files": {} if pinned else dict(weights.files()),
             "beside": stamps(sorted(map(str, path.glob("*.json")))),
             "preprocessor": self.preprocessor.identity,
-            "libraries": {name: version(name) for name in ("pillow", "tokenizers", "transformers")},
         }
 
     def downloads(self) -> Iterator[Wanted]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import ComponentConfig, ModelPool
@@ -72,8 +71,8 @@ class ClipPool(ModelPool[ComponentConfig]):
         return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
 
     def identity(self) -> Mapping[str, Any]:
-        """Towers depend on nothing beside their weights and configuration but the library."""
-        return {"transformers": version("transformers")}
+        """Say that towers depend on nothing but their weights and their configuration."""
+        return {}
 
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as the card beside it names it."""

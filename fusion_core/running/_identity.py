@@ -35,13 +35,15 @@ _SEEN_THROUGH = (AlignedSource, CastSource, MeanSource, PaddedSource, RenamedSou
 
 def identify_model(pool: ModelPool[Any], source: WeightSource) -> Key | None:
     """Identify a live model that a pool builds of weights."""
-    weights, built = identify_weights(source), None
-    if weights is not None:  # a pool of live models has no options that can be told
-        built = pool.identity()
-    if weights is None or built is None:
+    read = [source, pool.base] if source.is_delta and pool.base is not None else [source]
+    weights = [identify_weights(each) for each in read]
+    if None in weights:  # those in memory: the options of their pool cannot be told, either
+        return None
+    options = pool.identity()
+    if options is None:
         return None
     assets = {name: _digest(file) for name, file in sorted(pool.assets().items())}
-    return {"weights": weights, "assets": assets, "options": built}
+    return {"weights": weights, "assets": assets, "options": options}
 
 
 def identify_weights(source: WeightSource) -> Key | None:

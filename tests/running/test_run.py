@@ -731,8 +731,9 @@ class Sizes(Norms):
 
 
 def test_a_pool_may_measure_elsewhere_and_declare_what(
-    nets: tuple[Net, dict[str, Net]], tmp_path: Path
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(CheckpointsPool, "build", None)  # no live model is asked for
     pool = {"base": nets[0], "models": nets[1]}
     tasks = Sizes(2.0, "a", "b")
     result = run_fusion(algorithm="ties", model_pool=pool, task_pool=tasks, output=tmp_path / "out")

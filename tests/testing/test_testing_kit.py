@@ -391,7 +391,7 @@ def test_an_expected_failure_names_a_check_and_a_reason() -> None:
     with pytest.raises(TypeError, match=r"names no check: 'test_tied_tensors_stay'; did you mean"):
         type("Odd", (AlgorithmSuite,), {"expected_failures": {"test_tied_tensors_stay": "why"}})
     with pytest.raises(TypeError, match="must say why"):
-        type("Odd", (TaskPoolSuite,), {"expected_failures": {"test_metrics_are_fractions": " "}})
+        type("Odd", (TaskPoolSuite,), {"expected_failures": {"test_metrics_keep_their_unit": " "}})
 
 
 def test_own_tests_may_be_added_and_refined() -> None:

@@ -20,7 +20,7 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import RunContext
+from fusion_core import RunContext, Subject
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import StateDictSource
 from pools_clip.config import ClipConfig
@@ -118,7 +118,7 @@ def _run(name: str, pool: ClipPool, tasks: Mini8Tasks, seed: int) -> dict[str, A
     started = time.perf_counter()
     merged = AdaMerging(config).run(aligned, context)
     seconds = time.perf_counter() - started
-    found = tasks.evaluate(aligned.build(merged))
+    found = tasks.measure(Subject.of(aligned.build(merged)))
     accuracy = {task: 100 * metrics["accuracy"] for task, metrics in found.items()}
     mean = statistics.mean(accuracy.values())
     return {"seed": seed, "variant": name, "mean": mean, "seconds": seconds, "tasks": accuracy}

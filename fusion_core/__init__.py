@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from fusion_core.contracts.batch import Batch, Split
     from fusion_core.contracts.building import build_model
     from fusion_core.contracts.context import RunContext
+    from fusion_core.contracts.measures import Metric, Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
-    from fusion_core.contracts.report import Metrics, Published, Report
+    from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
         AlgorithmSpec,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         Transform,
         expert_weights,
     )
+    from fusion_core.contracts.subject import Subject
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
@@ -55,9 +57,10 @@ _HOMES = {
     "fusion_core.contracts.batch": ("Batch", "Split"),
     "fusion_core.contracts.building": ("build_model",),
     "fusion_core.contracts.context": ("RunContext",),
+    "fusion_core.contracts.measures": ("Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
-    "fusion_core.contracts.report": ("Metrics", "Published", "Report"),
+    "fusion_core.contracts.report": ("Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
     "fusion_core.contracts.specs": (
         "AlgorithmSpec",
@@ -72,6 +75,7 @@ _HOMES = {
         "Transform",
         "expert_weights",
     ),
+    "fusion_core.contracts.subject": ("Subject",),
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
@@ -106,6 +110,7 @@ __all__ = [
     "FeatureTask",
     "FusionError",
     "InputPath",
+    "Metric",
     "Metrics",
     "ModelPath",
     "ModelPaths",
@@ -122,6 +127,7 @@ __all__ = [
     "RunResult",
     "Scan",
     "Split",
+    "Subject",
     "Task",
     "TaskPool",
     "TaskPoolSpec",

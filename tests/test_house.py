@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -56,3 +57,21 @@ def test_no_modules_need_each_other() -> None:
     trees = modules()
     graph = {name: imported_by(name, tree, {*trees}) for name, tree in trees.items()}
     assert len([*TopologicalSorter(graph).static_order()]) == len(trees)  # raises for a circle
+
+
+#: The options of a recipe's section `algorithm` that are the core's own, whatever the method.
+SHARED = {"name", "of", "only", "skip", "overrides"}
+
+
+def test_what_the_core_says_names_no_option_of_a_plugin() -> None:
+    """Help and the reader of recipes may show an example; an error names what everybody has."""
+    found = {
+        (str(path.relative_to(CORE)), option)
+        for path in CORE.rglob("*.py")
+        if path.parent.name not in {"cli", "recipe"}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for option in re.findall(r"(?:algorithm|model_pool|task_pool)\.(\w+)", node.value)
+        if option not in SHARED and node.value != "algorithm.yaml"
+    }
+    assert found == {("builtin/checkpoints.py", "base")}  # a plugin itself

@@ -15,8 +15,8 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import run_fusion
-from fusion_core.contracts.report import mean_of
+from fusion_core import Subject, run_fusion
+from fusion_core.contracts.measures import mean_of
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.planning.options import RunOptions
 from fusion_core.plugins.manager import load_plugins
@@ -39,7 +39,7 @@ def fuse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def main_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The README's main job, run twice in one directory; its first output, stdout and stderr."""
     directory = tmp_path_factory.mktemp("main-job")
-    arguments = ("run", "--algo", "adamerging", "--pool", "mini8")
+    arguments = ("run", "--algo", "adamerging", "--pool", "mini8", "--fresh")
     first, second = (fuse(*arguments, cwd=directory) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     return directory / "outputs", first.stdout, first.stderr
@@ -71,13 +71,13 @@ def test_main_job_shows_every_task_and_reports_progress_apart(
     outputs, out, err = main_job
     report = json.loads((outputs / "mini8-adamerging-1" / "report.json").read_text())
     lines = out.splitlines()
-    assert lines[0].split() == ["task", "pretrained", "adamerging", "individual"]
+    assert lines[0].split() == ["task", "base", "adamerging", "experts"]
     for line, task in zip(lines[1:9], TASKS, strict=True):
         shown = [float(cell) for cell in line.split()[1:]]
         rows = (
-            report["reference"]["pretrained"],
+            report["reference"]["base"],
             report["tasks"],
-            report["reference"]["individual"],
+            report["reference"]["experts"],
         )
         assert line.split()[0] == task
         assert shown == [pytest.approx(100 * row[task]["accuracy"], abs=0.051) for row in rows]
@@ -116,13 +116,13 @@ def test_main_job_loads_with_transformers(main_job: tuple[Path, str, str]) -> No
 def test_report_is_consistent(main_job: tuple[Path, str, str]) -> None:
     report = json.loads((main_job[0] / "mini8-adamerging-1" / "report.json").read_text())
     accuracies = {task: metrics["accuracy"] for task, metrics in report["tasks"].items()}
-    individual = report["reference"]["individual"]
+    experts = report["reference"]["experts"]
     assert tuple(accuracies) == TASKS
     assert report["average"] == pytest.approx(sum(accuracies.values()) / 8)
-    ratios = [accuracies[task] / individual[task]["accuracy"] for task in TASKS]
+    ratios = [accuracies[task] / experts[task]["accuracy"] for task in TASKS]
     assert report["normalised_average"] == pytest.approx(sum(ratios) / 8)
     assert report["transductive"] is False
-    assert report["schema"] == 1
+    assert report["schema"] == 2
 
 
 def test_evaluate_gives_the_run_s_report_again(
@@ -158,7 +158,7 @@ def test_adapting_on_a_half_is_measured_on_the_other(tmp_path: Path) -> None:
     expected = (tmp_path / "m" / "report.json").read_bytes()
     report = json.loads(expected)
     assert (report["transductive"], report["tasks"]["latin"]["accuracy"] * 400 % 1) == (False, 0)
-    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert fuse("evaluate", "m", "--fresh", cwd=tmp_path).returncode == 0
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
 
 
@@ -170,7 +170,7 @@ def test_what_an_object_has_adapted_on_is_known_when_it_is_measured_again(tmp_pa
         output=tmp_path / "m",
     )
     expected = (tmp_path / "m" / "report.json").read_bytes()
-    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert fuse("evaluate", "m", "--fresh", cwd=tmp_path).returncode == 0
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
     refused = fuse("--no-plugin", "fusion-adamerging", "evaluate", "m", cwd=tmp_path)
     assert refused.returncode == 3
@@ -178,7 +178,7 @@ def test_what_an_object_has_adapted_on_is_known_when_it_is_measured_again(tmp_pa
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
     (tmp_path / "m" / "report.json").write_text("{")
     assert fuse("--no-plugin", "fusion-adamerging", "evaluate", "m", cwd=tmp_path).returncode == 3
-    assert fuse("evaluate", "m", cwd=tmp_path).returncode == 0
+    assert fuse("evaluate", "m", "--fresh", cwd=tmp_path).returncode == 0
     assert (tmp_path / "m" / "report.json").read_bytes() == expected
 
 
@@ -221,7 +221,7 @@ def average(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
                 output=directory / key,
                 options=RunOptions(evaluate=False),
             )
-            known[key] = 100 * mean_of(tasks.evaluate(result.model))
+            known[key] = 100 * mean_of(tasks.measure(Subject.of(result.model)))
         return known[key]
 
     return measure
@@ -247,15 +247,13 @@ def test_task_arithmetic_has_an_interior_optimum(average: Callable[..., float]) 
     assert best > average("task-arithmetic", scale=1.0) + 1
 
 
-def test_every_merge_lies_between_pretrained_and_individual(
+def test_every_merge_lies_between_base_and_experts(
     main_job: tuple[Path, str, str], average: Callable[..., float]
 ) -> None:
     reference = json.loads((main_job[0] / "mini8-adamerging-1" / "report.json").read_text())
-    pretrained, individual = (
-        100 * mean_of(reference["reference"][row]) for row in ("pretrained", "individual")
-    )
-    assert 40 <= pretrained <= 60
-    assert individual >= 92
-    assert 15 <= individual - average("simple-average") <= 30
+    base, experts = (100 * mean_of(reference["reference"][row]) for row in ("base", "experts"))
+    assert 40 <= base <= 60
+    assert experts >= 92
+    assert 15 <= experts - average("simple-average") <= 30
     for method in ("simple-average", "task-arithmetic", "ties", "adamerging"):
-        assert pretrained < average(method) < individual, method
+        assert base < average(method) < experts, method

@@ -22,7 +22,7 @@ def compare(
 ) -> None:
     """Show what was measured of several models, side by side.
 
-    Beside them stand the base, the individual experts and, for pools that know some, the figures
+    Beside them stand the base, the experts and, for pools that know some, the figures
     that others published. Averages are over the tasks that all of them were measured on. Nothing is
     measured anew: that is fuse evaluate. What has no report is named and skipped, so
     fuse compare outputs/* does.

@@ -10,6 +10,7 @@ import typer
 from fusion_core.cli.flags import (
     Assignments,
     Device,
+    Fresh,
     Pool,
     Quiet,
     TaskPoolName,
@@ -31,6 +32,7 @@ def evaluate(
     task_pool: TaskPoolName = None,
     tasks: Tasks = None,
     assignments: Assignments = None,
+    fresh: Fresh = False,
     device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -38,7 +40,7 @@ def evaluate(
 ) -> None:
     """Measure a model on tasks.
 
-    Beside it are measured the pool's base and each task's own expert.
+    Beside it are measured the pool's base and each task's own expert, unless an earlier run did.
 
     For a directory that `fuse run` wrote, pools and tasks are those of its recipe unless flags say
     otherwise; its report.json is then made anew.
@@ -59,6 +61,7 @@ def evaluate(
         task_pool=raw.get("task_pool"),
         device=device_of(device),
         progress=progress_for(quiet=quiet),
+        fresh=fresh,
     )
     if as_json:
         print_json(report.as_json())

@@ -61,6 +61,9 @@ Output = Annotated[
 Seed = Annotated[Optional[int], typer.Option(help="Default: 0.")]  # noqa: UP045
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Measure base and experts anew, known or not.")
+]
 ExecutorName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

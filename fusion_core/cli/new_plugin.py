@@ -22,6 +22,7 @@ _SPECS: dict[Kind, type[ComponentSpec]] = {
     Kind.ALGORITHM: AlgorithmSpec,
     Kind.MODEL_POOL: ModelPoolSpec,
     Kind.TASK_POOL: TaskPoolSpec,
+    Kind.TEXT_TASK_POOL: TaskPoolSpec,
     Kind.COMMAND: CommandSpec,
 }
 

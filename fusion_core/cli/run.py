@@ -13,6 +13,7 @@ from fusion_core.cli.flags import (
     Assignments,
     Device,
     ExecutorName,
+    Fresh,
     NoEval,
     Output,
     Overwrite,
@@ -86,6 +87,7 @@ def run(
         bool, typer.Option("--resume", help="Go on with what a stopped run of the same left.")
     ] = False,
     no_eval: NoEval = False,
+    fresh: Fresh = False,
     device: Device = "cpu",
     executor: ExecutorName = None,
     workers: Workers = None,
@@ -128,6 +130,7 @@ def run(
         seed=seed,
         output=output,
         evaluate=not no_eval,
+        fresh=fresh,
         overwrite=overwrite,
         resume=resume,
         device=device,

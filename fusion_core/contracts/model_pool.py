@@ -116,6 +116,14 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Identify the inputs for the provenance; default: what each source says of itself."""
         return {name: _identity(source) for name, source in self.by_name.items()}
 
+    def identity(self) -> Mapping[str, Any] | None:
+        """Return what live models depend on beside their weights and `assets`, as JSON's data.
+
+        What was measured of the base and the experts is shown again while all of it is the same;
+        None if it is to be measured every time. Default: the pool's options.
+        """
+        return self.config.model_dump(mode="json")
+
     def licences(self) -> Mapping[str, str | None]:
         """Return the licence of every model by its name, `base` included; None where not known."""
         return dict.fromkeys(self.by_name)
@@ -147,11 +155,11 @@ class ModelPool(ABC, Generic[ConfigT]):
         `AlignmentError` if models do not fit.
         """
         if not self.experts:
-            raise RecipeError("the model pool has no experts", hint="Name some: model_pool.models.")
+            raise RecipeError("the model pool has no experts", hint="Give it some models.")
         if self.base is not None and "base" in self.experts:
             raise RecipeError(
                 "an expert is called 'base', which the base is called already",
-                hint="Name it otherwise: model_pool.models: {name: path, ...}.",
+                hint="Give that expert another name.",
             )
         refuse_quantised(self.by_name, self.beside())
         differences, warnings = self._agreement.judged(policy)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
 
+from fusion_core.contracts.measures import Metric, Metrics, main, mean_of
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-Metrics = Mapping[str, float]
-
-SCHEMA = 1
+SCHEMA = 2
 REPORT = "report.json"
-_STORED = ("tasks", "transductive", "measured_on", "published")
-_REFERENCES = ("pretrained", "individual")
+_STORED = ("tasks", "transductive", "measured_on", "published", "remembered")
+#: The rows beside a model's own, each with what schema 1 called it.
+_REFERENCES = {"base": "pretrained", "experts": "individual"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +38,53 @@ class Published:
 class Report:
     """What the tasks measured of one model, beside the models that it was made from.
 
-    All numbers are fractions. A task's *main metric* is its first; `average` is the mean of the
-    main metrics, `normalised_average` the mean of main metric / the individual expert's.
+    A task's *main metric* is its first.
     """
 
     tasks: Mapping[str, Metrics]
     #: the base on every task, and each task's own expert, where the pool has them
-    pretrained: Mapping[str, Metrics] = field(default_factory=dict)
-    individual: Mapping[str, Metrics] = field(default_factory=dict)
+    base: Mapping[str, Metrics] = field(default_factory=dict)
+    experts: Mapping[str, Metrics] = field(default_factory=dict)
     #: whether the algorithm saw the (unlabeled) test examples; None if it saw none at all
     transductive: bool | None = None
     #: what was measured on, in words; None for every test example
     measured_on: str | None = None
     #: what others published for the same models and tasks
     published: Published | None = None
+    #: what tasks declare of their metrics, by task and name; others are fractions
+    metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    #: the tasks of `base` and `experts` that an earlier run measured
+    remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def metric(self, task: str, name: str) -> Metric:
+        """Return what is known of a task's metric."""
+        return self.metrics.get(task, {}).get(name) or Metric(name)
 
     @property
-    def average(self) -> float:
-        """Mean of the tasks' main metrics."""
-        return mean_of(self.tasks)
+    def main_metrics(self) -> Mapping[str, Metric]:
+        """Every task's main metric."""
+        return {task: self.metric(task, next(iter(each))) for task, each in self.tasks.items()}
+
+    @property
+    def average(self) -> float | None:
+        """Mean of the tasks' main metrics; None unless all have one unit and direction."""
+        found = list(self.main_metrics.values())
+        alike = found and all(found[0].agrees(each) for each in found)
+        return mean_of(self.tasks) if alike else None
 
     @property
     def normalised_average(self) -> float | None:
-        """Mean of main metric / individual expert's; None unless every task has such a number."""
-        individual = {name: main(each) for name, each in self.individual.items()}
-        if not self.tasks or not all(individual.get(name) for name in self.tasks):
-            return None
-        ratios = [main(each) / individual[name] for name, each in self.tasks.items()]
-        return sum(ratios) / len(ratios)
+        """Mean of main metric / the expert's, or its inverse where lower is better.
+
+        None unless every task has such a number.
+        """
+        experts = {name: main(each) for name, each in self.experts.items()}
+        ratios = [
+            metric.ratio(main(self.tasks[task]), experts.get(task, math.nan))
+            for task, metric in self.main_metrics.items()
+        ]
+        known = [each for each in ratios if each is not None]
+        return sum(known) / len(known) if known and len(known) == len(ratios) else None
 
     def over(self, tasks: Collection[str]) -> Self:
         """Return the report on some of the tasks: averages are then over these."""
@@ -70,41 +92,66 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `report.json` (documented in docs/reference/report.md)."""
-        rows = {"pretrained": self.pretrained, "individual": self.individual}
+        rows = {name: _plain(getattr(self, name)) for name in _REFERENCES}
         return {
             "schema": SCHEMA,
-            "average": self.average,
+            "average": _plain(self.average),
             "normalised_average": self.normalised_average,
-            "tasks": self.tasks,
+            "tasks": _plain(self.tasks),
+            "metrics": self._metrics_as_json(),
             "transductive": self.transductive,
             "measured_on": self.measured_on,
             "reference": {name: row for name, row in rows.items() if row},
+            "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
 
     @classmethod
     def from_json(cls, content: Any) -> Self:  # noqa: ANN401 - whatever a file holds
         """Return the report that `as_json` gave; raises `ValueError` for anything else."""
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        if not isinstance(content, dict) or content.get("schema") not in {1, SCHEMA}:
             raise ValueError(f"it is not of schema {SCHEMA}")
         fields = {name: content[name] for name in _STORED if name in content}
         beside = TypeAdapter(Mapping[str, Any]).validate_python(content.get("reference"))
-        references = {name: beside[name] for name in _REFERENCES if name in beside}
-        report = TypeAdapter(cls).validate_python({**fields, **references})
-        rows = (report.tasks, report.pretrained, report.individual)
+        for name, old in _REFERENCES.items():
+            fields[name] = beside.get(old if content["schema"] == 1 else name, {})
+        fields["metrics"] = dict(_declared(content.get("metrics", {})))
+        report = TypeAdapter(cls).validate_python(fields)
+        rows = (report.tasks, report.base, report.experts)
         if not report.tasks or not all(metrics for each in rows for metrics in each.values()):
             raise ValueError("it has no tasks, or one without metrics")
         return report
 
+    def _metrics_as_json(self) -> dict[str, dict[str, Any]]:
+        return {
+            task: {name: _meaning(self.metric(task, name)) for name in metrics}
+            for task, metrics in self.tasks.items()
+        }
 
-def main(metrics: Metrics) -> float:
-    """Return a task's main metric, its first."""
-    return next(iter(metrics.values()))
+
+def _meaning(metric: Metric) -> dict[str, Any]:
+    return {"unit": metric.unit, "higher_is_better": metric.higher_is_better}
 
 
-def mean_of(tasks: Mapping[str, Metrics]) -> float:
-    """Return the mean of the tasks' main metrics."""
-    return sum(map(main, tasks.values())) / len(tasks)
+def _declared(stored: Any) -> Iterator[tuple[str, dict[str, Metric]]]:  # noqa: ANN401 - from a file
+    """Yield by task what is not taken for granted of metrics."""
+    known = TypeAdapter(Mapping[str, Mapping[str, dict[str, Any]]]).validate_python(stored)
+    for task, metrics in known.items():
+        read = {
+            name: TypeAdapter(Metric).validate_python({"name": name, **about})
+            for name, about in metrics.items()
+        }
+        if special := {name: each for name, each in read.items() if each != Metric(name)}:
+            yield task, special
+
+
+def _plain(figures: Any) -> Any:  # noqa: ANN401 - numbers in mappings
+    """Return figures as JSON has them, which knows no numbers but finite ones."""
+    if isinstance(figures, Mapping):
+        return {name: _plain(each) for name, each in figures.items()}
+    if figures is None or math.isfinite(figures):
+        return figures
+    return "NaN" if math.isnan(figures) else f"{'-' if figures < 0 else ''}Infinity"
 
 
 def how_to_measure(directory: Path) -> str:

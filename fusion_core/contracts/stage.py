@@ -123,13 +123,13 @@ def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> lis
         unknown = sorted(weights.keys() - set(experts))
         if unknown:
             raise RecipeError(
-                f"algorithm.weights names {', '.join(unknown)}",
+                f"weights names {', '.join(unknown)}",
                 hint=f"The experts are: {', '.join(experts)}.",
             )
         return [float(weights.get(name, 1.0)) for name in experts]
     if len(weights) != len(experts):
         raise RecipeError(
-            f"algorithm.weights has {len(weights)} entries for {len(experts)} experts",
+            f"weights has {len(weights)} entries for {len(experts)} experts",
             hint=f"The experts, in order: {', '.join(experts)}.",
         )
     return [float(weight) for weight in weights]

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fusion_core.contracts.report import Metrics, Published
+    from fusion_core.contracts.measures import Metric, Metrics
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.report import Published
+    from fusion_core.contracts.subject import Subject
     from fusion_core.hub import Wanted
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -34,10 +37,12 @@ class Task(ABC):
     """One task: data, and what is measured of a model on it."""
 
     name: str
+    #: what `evaluate` measures; what is not declared is a fraction, and higher is better
+    metrics: Sequence[Metric] = ()
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Measure a model on the whole test split: fractions by name, the main metric first."""
+        """Measure a model on the whole test split: values by name, the main metric first."""
 
     def check(self) -> None:  # noqa: B027 - most tasks that only measure have nothing to look at
         """Raise `OSError` or a `FusionError` if data is missing here, before anything runs."""
@@ -100,7 +105,7 @@ class TaskPool(ABC, Generic[ConfigT]):
     names: Sequence[str]
     #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
     transductive: bool = False
-    #: what `evaluate` measures on, in words, where that is not every test example
+    #: what is measured on, in words, where that is not every test example
     measured_on: str | None = None
     #: figures that others published for these models and tasks
     published: Published | None = None
@@ -121,6 +126,16 @@ class TaskPool(ABC, Generic[ConfigT]):
                 hint="Name other tasks, or use an algorithm that adapts on none.",
             )
         return task
+
+    def bind(self, pool: ModelPool[Any]) -> Self:
+        """Return these tasks, knowing the models that they are for; by default, as they are.
+
+        Called once, before anything is adapted on or measured, and before any weights are read. A
+        pool whose tasks need the models' tokenizer or processor finds the files in `pool.assets()`,
+        and returns a copy of itself that holds them.
+        """
+        del pool
+        return self
 
     def __iter__(self) -> Iterator[Task]:
         return (self[name] for name in self.names)
@@ -149,6 +164,17 @@ class TaskPool(ABC, Generic[ConfigT]):
         """Identify the tasks' data for the provenance, as far as it has a name of its own."""
         return {}
 
+    def identity(self, name: str) -> Mapping[str, Any] | None:
+        """Return all that a task measures by, as JSON's data: it changes where a figure might.
+
+        The data (size and times of files, the commit of a data set), the head and the options; the
+        code of the pool's package and the versions of what it requires need not be named.
+        What was measured of the base and the experts is then shown again by later runs. None, the
+        default: it is measured every time.
+        """
+        del name
+        return None
+
     def holdout(self) -> Self:
         """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
 
@@ -157,23 +183,27 @@ class TaskPool(ABC, Generic[ConfigT]):
         """
         raise RecipeError(
             f"{type(self).__name__} has no halves of its test examples to hold out",
-            hint="Adapt on the pool's own unlabeled examples: --set algorithm.adapt_split=test",
+            hint="Adapt on the pool's own unlabeled examples, or on another task pool.",
         )
 
-    def evaluate(
+    def measure(
         self,
-        model: nn.Module,
-        *,
+        subject: Subject,
         tasks: Sequence[str] | None = None,
+        *,
         label: str = "evaluate",
         progress: Progress | None = None,
     ) -> dict[str, Metrics]:
-        """Measure a model on every task, or on some; returns each task's metrics."""
+        """Measure a model on every task, or on some; returns each task's metrics.
+
+        A live model in a notebook is `Subject.of(model)`. A pool that measures in another process,
+        from `subject.path` or `subject.weights`, overrides this.
+        """
         found: dict[str, Metrics] = {}
         names = self.names if tasks is None else tasks
         track = (progress or Progress()).track(label, total=len(names))
         with track as advance, noting(advance):
             for name in names:
-                found[name] = dict(self[name].evaluate(model))
+                found[name] = dict(self[name].evaluate(subject.model))
                 advance(1, note=name)
         return found

@@ -35,4 +35,5 @@ def pools_of(
     if choice.name is None:
         return models.create(), None
     tasks = resolve_component(TaskPoolSpec, choice, plugins, section="task_pool")
-    return models.create(), tasks.create()
+    pool = models.create()
+    return pool, tasks.create().bind(pool)

@@ -24,7 +24,7 @@ def check_needs(
     if (spec.needs_base or spec.stage == "transform") and pool.base is None:
         raise RecipeError(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
-            hint="Name the model that the experts were fine-tuned from: model_pool.base.",
+            hint="Give the model pool the model that the experts were fine-tuned from.",
         )
     if sees_tasks(spec) and tasks is None and not _does_without(algorithm):
         raise RecipeError(
@@ -40,7 +40,7 @@ def check_needs(
     if count < spec.min_experts or count > (spec.max_experts or count):
         raise RecipeError(
             f"algorithm {spec.name!r} takes {_range(spec)} experts, the model pool has {count}",
-            hint="Name them under model_pool.models.",
+            hint="Give the model pool as many.",
         )
 
 

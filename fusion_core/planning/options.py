@@ -19,6 +19,8 @@ class RunOptions:
     overwrite: bool = False
     #: go on with what a run of the same recipe, inputs and versions left when it was stopped
     resume: bool = False
+    #: measure the base and the experts although that was done before
+    fresh: bool = False
     device: str = "cpu"
     #: a name, or a mapping of name and options; default: the recipe's
     executor: str | Mapping[str, Any] | None = None

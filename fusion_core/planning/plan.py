@@ -224,6 +224,7 @@ def _plan(
     with hub.session(options.progress):
         pool = live.get("model_pool", _create(resolved.model_pool))
         tasks = live.get("task_pool", _create(resolved.task_pool))
+        tasks = None if tasks is None else tasks.bind(pool)
     if tasks is not None:
         tasks = _tasks_for(stages, tasks, nested=inside is not None)
     for each in stages:

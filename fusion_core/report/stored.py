@@ -35,9 +35,9 @@ def read_reports(directories: Iterable[Path]) -> tuple[dict[str, Report], list[F
 
 
 def common(reports: Mapping[str, Report]) -> list[str]:
-    """Return the tasks that every report has."""
-    first, *others = reports.values()
-    return [task for task in first.tasks if all(task in other.tasks for other in others)]
+    """Return the tasks that every report has, by the same main metric."""
+    first, *others = (report.main_metrics for report in reports.values())
+    return [task for task in first if all(other.get(task) == first[task] for other in others)]
 
 
 def compared_as_json(reports: Mapping[str, Report]) -> dict[str, Any]:
@@ -49,12 +49,9 @@ def compared_as_json(reports: Mapping[str, Report]) -> dict[str, Any]:
 
 
 def _averages(report: Report, tasks: list[str]) -> dict[str, Any]:
-    same = report.over(tasks)
-    return {
-        "average": same.average if tasks else None,
-        "normalised_average": same.normalised_average,
-        "averaged_over": tasks,
-    }
+    same = report.over(tasks).as_json()
+    averages = {name: same[name] for name in ("average", "normalised_average")}
+    return {**averages, "averaged_over": tasks}
 
 
 def read_report(directory: Path) -> Report:

@@ -1,4 +1,4 @@
-"""Reports as tables on stdout: a row a task, a column a model, in percent.
+"""Reports as tables on stdout: a row a task, a column a model; fractions in percent.
 
 Several reports stand side by side; one alone is the same table.
 """
@@ -12,17 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fusion_core.contracts.report import main, mean_of
+from fusion_core.contracts.measures import FRACTION, Metric, Metrics, main
 from fusion_core.report.stored import common
 from fusion_core.shown import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from fusion_core.contracts.report import Metrics, Published, Report
+    from fusion_core.contracts.report import Published, Report
 
-    Rows = Mapping[str, Metrics]
     Reports = Mapping[str, Report]
+    #: A row of the table: a task, and the metric that its values are of.
+    Line = tuple[str, Metric]
+    Figures = Mapping[Line, float]
 
 _PIPE = 240  # columns: programs and files need no folding
 
@@ -48,17 +50,25 @@ def _print_published(console: Console, reports: Reports, published: Published) -
 
 
 def report_table(reports: Reports) -> Table:
-    """Lay reports out: pretrained, the models, individual experts; averages over common tasks."""
+    """Lay reports out: the base, the models, the experts; averages over common tasks.
+
+    A column says what is measured where that differs between tasks.
+    """
     columns = dict(_columns(reports))
+    lines = _lines(reports)
+    mixed = len({metric for _, metric in lines}) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("task")
+    for heading in ("task", "metric") if mixed else ("task",):
+        table.add_column(heading)
     for heading in columns:
         table.add_column(_text(heading), justify="right", overflow="fold")
-    for task in dict.fromkeys(task for each in reports.values() for task in each.tasks):
-        table.add_row(_text(task), *(_cell(rows.get(task)) for rows in columns.values()))
-    shared = common(reports)
-    averages = (_average(rows, shared) for rows in columns.values())
-    table.add_row("average", *averages, style="bold")
+    for line in lines:
+        named = [_text(line[0]), *([_text(str(line[1]))] if mixed else [])]
+        table.add_row(*named, *(_cell(line, each) for each in columns.values()))
+    shared = _shared_lines(reports)
+    if _alike(shared):
+        averages = (_average(figures, shared) for figures in columns.values())
+        table.add_row("average", *([""] if mixed else []), *averages, style="bold")
     return table
 
 
@@ -74,7 +84,11 @@ def of_family(reports: Reports, published: Published) -> Reports:
 def compared(reports: Reports, published: Published) -> list[str]:
     """Return the tasks that were measured here and by whoever published figures."""
     rows = published.rows.values()
-    return [task for task in common(reports) if any(task in row for row in rows)]
+    return [
+        task
+        for task, metric in _shared_lines(reports)
+        if metric.unit == FRACTION and any(task in row for row in rows)
+    ]
 
 
 def published_table(reports: Reports, published: Published, tasks: list[str]) -> Table:
@@ -97,11 +111,14 @@ def published_table(reports: Reports, published: Published, tasks: list[str]) ->
 
 
 def notes(reports: Reports) -> list[str]:
-    """Say what the numbers do not: normalised averages, what was adapted and measured on."""
-    found = [_scale(reports)]
-    tasks = {task for each in reports.values() for task in each.tasks}
-    if len(shared := common(reports)) < len(tasks):
-        found.append(f"averages are over the tasks that all have: {', '.join(shared) or 'none'}")
+    """Say what the numbers do not: units, normalised averages, what was adapted and measured on."""
+    found = list(filter(None, [_scale(reports)]))
+    lines, shared = _lines(reports), _shared_lines(reports)
+    if not _alike(shared):
+        found.append("no average: the tasks are measured in different units")
+    if len(shared) < len(lines):
+        said = ", ".join(task for task, _ in shared) or "none"
+        found.append(f"averages are over the tasks that all have: {said}")
     transductive = [name for name, each in reports.items() if each.transductive]
     if transductive:
         said = "the algorithm saw the test examples, without their labels"
@@ -110,20 +127,31 @@ def notes(reports: Reports) -> list[str]:
         if measured_on is not None:
             names = [name for name, each in reports.items() if each.measured_on == measured_on]
             found.append(f"measured on {measured_on}{_of(names, reports)}")
+    if len(reports) == 1:
+        found += _remembered(*reports.values())
     return found
 
 
+def _remembered(report: Report) -> list[str]:
+    """Say which rows are not of this run."""
+    rows = " and ".join(report.remembered)
+    return [f"{rows}: as an earlier run measured them; --fresh measures anew"] if rows else []
+
+
 def _scale(reports: Reports) -> str:
+    """Say what all values are, where they are of one metric, and how near they come to experts'."""
+    metrics = {metric for _, metric in _lines(reports)}
+    said = [str(each) for each in metrics] if len(metrics) == 1 else []
     shared = common(reports)
     shares = {name: each.over(shared).normalised_average for name, each in reports.items()}
     shown = [
-        _percent(share) + ("" if len(reports) == 1 else f" ({name})")
+        _percent(share) + (" %" if len(reports) == 1 else f" % ({name})")
         for name, share in shares.items()
         if share is not None
     ]
-    if not shown:
-        return "accuracy in %"
-    return f"accuracy in %; on average {', '.join(shown)} of the individual experts'"
+    if shown:
+        said.append(f"on average {', '.join(shown)} of the experts'")
+    return "; ".join(said)
 
 
 def _of(names: list[str], reports: Reports) -> str:
@@ -131,45 +159,67 @@ def _of(names: list[str], reports: Reports) -> str:
     return "" if len(reports) == 1 else f" ({', '.join(names)})"
 
 
-def _columns(reports: Reports) -> Iterator[tuple[str, Rows]]:
+def _columns(reports: Reports) -> Iterator[tuple[str, Figures]]:
     """Name the columns; those that models share stand once, or as often as they differ."""
-    yield from _shared("pretrained", {name: each.pretrained for name, each in reports.items()})
-    yield from ((name, each.tasks) for name, each in reports.items())
-    yield from _shared("individual", {name: each.individual for name, each in reports.items()})
+    yield from _shared("base", {name: _figures(r, r.base) for name, r in reports.items()})
+    yield from ((name, _figures(report, report.tasks)) for name, report in reports.items())
+    yield from _shared("experts", {name: _figures(r, r.experts) for name, r in reports.items()})
 
 
-def _shared(heading: str, rows: Mapping[str, Rows]) -> Iterator[tuple[str, Rows]]:
-    known = {name: each for name, each in rows.items() if each}
+def _figures(report: Report, row: Mapping[str, Metrics]) -> Figures:
+    """Return the main metrics of a model, of the base or of the experts."""
+    return {
+        (task, report.metric(task, next(iter(metrics)))): main(metrics)
+        for task, metrics in row.items()
+    }
+
+
+def _lines(reports: Reports) -> list[Line]:
+    """Return the rows of the table."""
+    return list(dict.fromkeys(line for r in reports.values() for line in r.main_metrics.items()))
+
+
+def _shared_lines(reports: Reports) -> list[Line]:
+    """Return the rows that every report has."""
+    names = common(reports)
+    return [line for line in _lines(reports) if line[0] in names]
+
+
+def _alike(lines: list[Line]) -> bool:
+    """Tell whether averages of these rows mean something."""
+    return all(metric.agrees(lines[0][1]) for _, metric in lines)
+
+
+def _shared(heading: str, columns: Mapping[str, Figures]) -> Iterator[tuple[str, Figures]]:
+    known = {name: each for name, each in columns.items() if each}
     if _agree(known.values()):
-        merged = {task: metrics for each in known.values() for task, metrics in each.items()}
+        merged = {line: value for each in known.values() for line, value in each.items()}
         yield from [(heading, merged)] if merged else []
         return
     yield from ((f"{heading} of {name}", each) for name, each in known.items())
 
 
-def _agree(rows: Iterable[Rows]) -> bool:
-    """Tell whether no task has two main metrics."""
-    seen: dict[str, float] = {}
+def _agree(columns: Iterable[Figures]) -> bool:
+    """Tell whether no row has two values."""
+    seen: dict[Line, float] = {}
     return all(
-        seen.setdefault(task, main(metrics)) == main(metrics)
-        for each in rows
-        for task, metrics in each.items()
+        seen.setdefault(line, value) == value for each in columns for line, value in each.items()
     )
 
 
-def _average(rows: Rows, tasks: list[str]) -> str:
+def _average(figures: Figures, lines: list[Line]) -> str:
     """Average a column; of fewer tasks than the others it would compare with none of them."""
-    if not tasks or not all(task in rows for task in tasks):
+    if not lines or not all(line in figures for line in lines):
         return ""
-    return _percent(mean_of({task: rows[task] for task in tasks}))
+    return lines[0][1].shown(sum(figures[line] for line in lines) / len(lines))
 
 
 def _mean(row: Mapping[str, float], tasks: list[str]) -> float:
     return sum(row[task] for task in tasks) / len(tasks)
 
 
-def _cell(metrics: Metrics | None) -> str:
-    return "" if metrics is None else _percent(main(metrics))
+def _cell(line: Line, figures: Figures) -> str:
+    return line[1].shown(figures[line]) if line in figures else ""
 
 
 def _percent(fraction: float) -> str:

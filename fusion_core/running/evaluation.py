@@ -10,16 +10,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
-from fusion_core.contracts.report import REPORT, Metrics, Report, how_to_measure
+from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.blame import forbid_exit
-from fusion_core.machine.products import with_fast_products
 from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
 from fusion_core.planning.resolving import resolve_component, task_pool_of
-from fusion_core.progress import Progress, noting
+from fusion_core.progress import Progress
 from fusion_core.recipe.config import Choice, choice_of, choices_of
 from fusion_core.recipe.text import RECIPE, load_recipe
+from fusion_core.running._rows import Rows
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.merging.shortage import explained
 from fusion_core.weights.writing.disk import write_durably
@@ -48,27 +48,23 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     device: torch.device,
     progress: Progress | None = None,
     transductive: bool | None = None,
+    fresh: bool = False,
 ) -> Report:
-    """Measure weights on every task, beside the pool's base and each task's own expert."""
-    progress = progress or Progress()
-    names = list(tasks.names)
+    """Measure weights on every task, beside the pool's base and each task's own expert.
 
-    def measure(source: WeightSource, **options: Any) -> dict[str, Metrics]:  # noqa: ANN401
-        model = with_fast_products(pool.build(source, device=device))
-        return tasks.evaluate(model, **options)
-
-    merged = measure(weights, label="evaluate merged", progress=progress)
-    pretrained: dict[str, Metrics] = {}
-    if pool.base is not None:
-        pretrained = measure(pool.base, label="evaluate pretrained", progress=progress)
-    experts = {pool.task_of(expert): source for expert, source in pool.experts.items()}
-    individual: dict[str, Metrics] = {}
-    owned = [name for name in names if name in experts]
-    with progress.track("evaluate experts", total=len(owned)) as advance, noting(advance):
-        for name in owned:
-            individual |= measure(experts[name], tasks=[name])
-            advance(1, note=name)
-    return Report(merged, pretrained, individual, transductive, tasks.measured_on, tasks.published)
+    What an earlier run measured of these is remembered, unless it is to be `fresh`.
+    """
+    rows = Rows(pool, tasks, device, progress or Progress(), fresh)
+    return Report(
+        rows.of(weights, label="evaluate merged"),
+        rows.of_base(),
+        rows.of_experts(),
+        transductive,
+        tasks.measured_on,
+        tasks.published,
+        {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics},
+        rows.remembered,
+    )
 
 
 @forbid_exit()
@@ -80,6 +76,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     task_pool: Any = None,  # noqa: ANN401
     device: torch.device,
     progress: Progress | None = None,
+    fresh: bool = False,
 ) -> Report:
     """Measure a model directory; what is not said is taken from the recipe beside the weights.
 
@@ -107,18 +104,20 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
         _check_unadapted(directory)
     adapted = any(sees_tasks(each.component.spec) for each in stages)
     with hub.session(progress):
-        tasks = chosen_tasks.create()
+        pool = resolved.create()
+        tasks = chosen_tasks.create().bind(pool)
         check_tasks(tasks)
         check_data(tasks, chosen_tasks.component.plugin.distribution)
         for each in stages:
             tasks = each.create().tasks(tasks)
         report = evaluate(
-            resolved.create(),
+            pool,
             tasks,
             weights,
             device=device,
             progress=progress,
             transductive=tasks.transductive if adapted else None,
+            fresh=fresh,
         )
     if as_recorded:
         write_report(report, directory)

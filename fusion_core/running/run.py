@@ -154,6 +154,7 @@ def _evaluate(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
             device=plan.device,
             progress=plan.options.progress,
             transductive=plan.transductive(saw_tasks=saw_tasks),
+            fresh=plan.options.fresh,
         )
         if result.path is not None:
             write_report(report, result.path)

@@ -36,6 +36,7 @@ class Kind(StrEnum):
     ALGORITHM = "algorithm"
     MODEL_POOL = "model-pool"
     TASK_POOL = "task-pool"
+    TEXT_TASK_POOL = "text-task-pool"
     COMMAND = "command"
 
 
@@ -43,6 +44,7 @@ _WORDS = {
     Kind.ALGORITHM: "A way of fusing models",
     Kind.MODEL_POOL: "A pool of models",
     Kind.TASK_POOL: "A pool of tasks",
+    Kind.TEXT_TASK_POOL: "A pool of tasks on texts",
     Kind.COMMAND: "A command",
 }
 
@@ -92,10 +94,15 @@ _MODULES = {
     Kind.ALGORITHM: "method",
     Kind.MODEL_POOL: "pool",
     Kind.TASK_POOL: "tasks",
+    Kind.TEXT_TASK_POOL: "tasks",
     Kind.COMMAND: "command",
 }
 #: What a plugin's own code imports beside the core.
-_IMPORTS = {**dict.fromkeys(Kind, "torch>=2.6"), Kind.COMMAND: "typer>=0.26"}
+_IMPORTS: dict[Kind, tuple[str, ...]] = {
+    **dict.fromkeys(Kind, ("torch>=2.6",)),
+    Kind.TEXT_TASK_POOL: ("tokenizers>=0.21", "torch>=2.6"),
+    Kind.COMMAND: ("typer>=0.26",),
+}
 
 
 def write_plugin(name: str, kind: Kind, directory: Path | None = None) -> Path:
@@ -130,7 +137,7 @@ def _files(names: Names, kind: Kind) -> Iterator[tuple[str, str]]:
         "class_name": names.class_name,
         "module": _MODULES[kind],
         "summary": _WORDS[kind],
-        "imports": _IMPORTS[kind],
+        "imports": ", ".join(f'"{each}"' for each in _IMPORTS[kind]),
         "core_range": core_range(metadata.version("fusion-core")),
     }
     for folder in ("common", kind):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fusion_core.testing._task_pool import TaskPoolSuite
     from fusion_core.testing._tasks import TinyTasks
     from fusion_core.testing._tensorwise import Mean
+    from fusion_core.testing._texts import tiny_text_pool
 
 _HOME_OF = {
     "AlgorithmSuite": "_algorithm",
@@ -40,6 +41,7 @@ _HOME_OF = {
     "TransformSuite": "_stages",
     "TinyTasks": "_tasks",
     "tiny_pool": "_models",
+    "tiny_text_pool": "_texts",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "TinyTasks",
     "TransformSuite",
     "tiny_pool",
+    "tiny_text_pool",
 ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.report import Metrics
+    from fusion_core.contracts.measures import Metrics
 
 _TEST_EXAMPLES = 64
 

@@ -125,6 +125,11 @@ class WeightSource(ABC):
         """Identify the files that this source is, by name, for the provenance; default: none."""
         return iter(())
 
+    def change_times(self) -> Iterator[int]:
+        """Yield when the files here that this reads last changed in any way, in ns; of each."""
+        for source in self.sources:
+            yield from source.change_times()
+
     def inputs(self) -> Mapping[str, Any]:
         """Identify the models that this source is made of, by name, for the provenance."""
         return {}
@@ -248,6 +253,11 @@ class RenamedSource(WeightSource):
             here: TensorInfo(here, source.infos[there].shape, source.infos[there].dtype)
             for here, there in self._names.items()
         }
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names there, by the names here."""
+        return self._names
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read the tensor under its other name."""

@@ -3,12 +3,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import pytest
 import torch
 from torch import nn
 
 from fusion_core.contracts.batch import Batch
-from fusion_core.contracts.report import Report
+from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import Task, TaskPool
 from fusion_core.progress import Progress, note, noting
 from fusion_core.recipe.config import ComponentConfig
@@ -54,11 +53,13 @@ def test_a_pool_measures_all_tasks_or_some() -> None:
             yield lambda count=1, *, note="": seen.append((count, note))
 
     pool = Pool(ComponentConfig())
-    found = pool.evaluate(nn.Identity(), tasks=["three", "one"], label="x", progress=Recording())
+    found = pool.measure(
+        Subject.of(nn.Identity()), ["three", "one"], label="x", progress=Recording()
+    )
     assert found == {"three": {"accuracy": 1.0, "loss": 9.0}, "one": {"accuracy": 0.5, "loss": 9.0}}
     assert list(found) == ["three", "one"]
     assert seen == [("x", 2, ""), (1, "three"), (1, "one")]
-    assert list(pool.evaluate(nn.Identity())) == ["one", "two", "three"]
+    assert list(pool.measure(Subject.of(nn.Identity()))) == ["one", "two", "three"]
 
 
 def test_a_task_says_how_far_it_is_on_the_bar_that_waits_for_it() -> None:
@@ -77,7 +78,7 @@ def test_a_task_says_how_far_it_is_on_the_bar_that_waits_for_it() -> None:
         seen.append((count, note))
 
     with noting(advance):
-        Slows(ComponentConfig()).evaluate(nn.Identity(), tasks=["one"])
+        Slows(ComponentConfig()).measure(Subject.of(nn.Identity()), ["one"])
     assert seen == [(0, "one: half")]  # a silent bar inside hides nothing
     note("nobody listens")
     assert len(seen) == 1
@@ -87,49 +88,6 @@ def test_silent_progress_accepts_everything() -> None:
     with Progress().track("x", total=3, unit="B") as advance:
         advance(1)
         advance(2, note="two")
-
-
-TASKS: dict[str, dict[str, float]] = {"a": {"accuracy": 0.5, "f1": 0.1}, "b": {"f1": 0.75}}
-
-
-def test_a_report_averages_the_main_metrics() -> None:
-    report = Report(TASKS)
-    assert report.average == 0.625
-    assert report.normalised_average is None
-    assert report.as_json() == {
-        "schema": 1,
-        "average": 0.625,
-        "normalised_average": None,
-        "tasks": TASKS,
-        "transductive": None,
-        "measured_on": None,
-        "reference": {},
-    }
-
-
-@pytest.mark.parametrize(
-    ("individual", "expected"),
-    [
-        ({"a": {"accuracy": 1.0}, "b": {"f1": 0.75}}, 0.75),
-        ({"a": {"accuracy": 0.5}, "b": {"f1": 1.0}}, 0.875),
-        ({"a": {"accuracy": 1.0}}, None),
-        ({"a": {"accuracy": 0.0}, "b": {"f1": 1.0}}, None),
-        ({}, None),
-    ],
-)
-def test_a_normalised_average_is_the_mean_of_ratios(
-    individual: dict[str, dict[str, float]], expected: float | None
-) -> None:
-    report = Report(TASKS, individual=individual)
-    assert report.normalised_average == expected
-
-
-def test_reference_rows_are_left_out_where_there_are_none() -> None:
-    rows = {"a": {"accuracy": 0.1}}
-    assert Report(TASKS, pretrained=rows).as_json()["reference"] == {"pretrained": rows}
-    both = Report(TASKS, pretrained=rows, individual=rows, transductive=True).as_json()
-    assert list(both["reference"]) == ["pretrained", "individual"]
-    assert both["transductive"] is True
 
 
 def test_a_batch_moves_with_or_without_labels() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fusion_core.contracts.measures import Metric
 from fusion_core.contracts.report import Published, Report
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.report.stored import compared_as_json, read_report
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from conftest import Outcome
 
 TASKS = {"latin": {"accuracy": 0.5, "loss": 9.0}, "greek": {"accuracy": 0.25}}
-PRETRAINED = {"latin": {"accuracy": 0.125}, "greek": {"accuracy": 0.0}}
-INDIVIDUAL = {"latin": {"accuracy": 1.0}, "greek": {"accuracy": 0.5}}
+BASE = {"latin": {"accuracy": 0.125}, "greek": {"accuracy": 0.0}}
+EXPERTS = {"latin": {"accuracy": 1.0}, "greek": {"accuracy": 0.5}}
 
 
 def printed(report: Report, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -27,14 +28,14 @@ def printed(report: Report, capsys: pytest.CaptureFixture[str]) -> list[list[str
 
 
 def test_the_table_has_a_row_a_task_and_the_averages(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(Report(TASKS, PRETRAINED, INDIVIDUAL), capsys)
+    lines = printed(Report(TASKS, BASE, EXPERTS), capsys)
     assert lines[:4] == [
-        ["task", "pretrained", "ties", "individual"],
+        ["task", "base", "ties", "experts"],
         ["latin", "12.5", "50.0", "100.0"],
         ["greek", "0.0", "25.0", "50.0"],
         ["average", "6.2", "37.5", "75.0"],
     ]
-    assert " ".join(lines[4]) == "accuracy in %; on average 50.0 of the individual experts'"
+    assert " ".join(lines[4]) == "accuracy in %; on average 50.0 % of the experts'"
 
 
 def test_columns_without_numbers_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +43,7 @@ def test_columns_without_numbers_are_left_out(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_task_without_an_expert_has_an_empty_cell(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(Report(TASKS, individual={"latin": {"accuracy": 1.0}}), capsys)
+    lines = printed(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
     assert lines[1] == ["latin", "50.0", "100.0"]
     assert lines[2] == ["greek", "25.0"]
     assert lines[4] == ["accuracy", "in", "%"]
@@ -88,17 +89,17 @@ def test_reports_stand_side_by_side_and_share_what_is_equal(
     other = {"latin": {"accuracy": 0.75}, "greek": {"accuracy": 0.5}}
     lines = side_by_side(
         capsys,
-        ties=Report(TASKS, PRETRAINED, INDIVIDUAL, published=PUBLISHED),
-        ada=Report(other, PRETRAINED, INDIVIDUAL, transductive=True, measured_on="a half"),
+        ties=Report(TASKS, BASE, EXPERTS, published=PUBLISHED),
+        ada=Report(other, BASE, EXPERTS, transductive=True, measured_on="a half"),
     )
     assert lines[:4] == [
-        ["task", "pretrained", "ties", "ada", "individual"],
+        ["task", "base", "ties", "ada", "experts"],
         ["latin", "12.5", "50.0", "75.0", "100.0"],
         ["greek", "0.0", "25.0", "50.0", "50.0"],
         ["average", "6.2", "37.5", "62.5", "75.0"],
     ]
     said = [" ".join(line) for line in lines[4:]]
-    assert said[0] == "accuracy in %; on average 50.0 (ties), 87.5 (ada) of the individual experts'"
+    assert said[0] == "accuracy in %; on average 50.0 % (ties), 87.5 % (ada) of the experts'"
     assert said[1].startswith("transductive (ada): ")
     assert said[2] == "measured on a half (ada)"
     start = said.index("method latin greek average")
@@ -116,8 +117,8 @@ def test_every_family_of_checkpoints_has_a_table_of_its_own(
     lines = side_by_side(
         capsys,
         tiny=Report(TASKS, published=PUBLISHED),
-        large=Report(INDIVIDUAL, published=large),
-        again=Report(INDIVIDUAL, published=PUBLISHED),
+        large=Report(EXPERTS, published=large),
+        again=Report(EXPERTS, published=PUBLISHED),
     )
     said = [" ".join(line) for line in lines]
     first = said.index("method latin greek average")
@@ -140,18 +141,18 @@ def test_every_family_of_checkpoints_has_a_table_of_its_own(
 def test_averages_are_over_the_tasks_that_all_have(capsys: pytest.CaptureFixture[str]) -> None:
     more = {**TASKS, "shapes": {"accuracy": 1.0}}
     reports = {
-        "a": Report(more, individual={**INDIVIDUAL, "shapes": {"accuracy": 0.5}}),
+        "a": Report(more, experts={**EXPERTS, "shapes": {"accuracy": 0.5}}),
         "b": Report({"latin": {"accuracy": 1.0}}),
     }
     lines = side_by_side(capsys, **reports)
     assert lines[:5] == [
-        ["task", "a", "b", "individual"],
+        ["task", "a", "b", "experts"],
         ["latin", "50.0", "100.0", "100.0"],
         ["greek", "25.0", "50.0"],
         ["shapes", "100.0", "50.0"],
         ["average", "50.0", "100.0", "100.0"],
     ]
-    assert "on average 50.0 (a) of the" in " ".join(lines[5])
+    assert "on average 50.0 % (a) of the" in " ".join(lines[5])
     assert " ".join(lines[6]) == "averages are over the tasks that all have: latin"
 
 
@@ -164,19 +165,121 @@ def test_without_a_common_task_there_is_no_average(capsys: pytest.CaptureFixture
 
 
 def test_bases_that_differ_are_both_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = side_by_side(capsys, a=Report(TASKS, PRETRAINED), b=Report(TASKS, TASKS))
-    assert lines[0] == ["task", "pretrained", "of", "a", "pretrained", "of", "b", "a", "b"]
+    lines = side_by_side(capsys, a=Report(TASKS, BASE), b=Report(TASKS, TASKS))
+    assert lines[0] == ["task", "base", "of", "a", "base", "of", "b", "a", "b"]
 
 
 def test_an_average_of_fewer_tasks_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(Report(TASKS, individual={"latin": {"accuracy": 1.0}}), capsys)
+    lines = printed(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
     assert lines[3] == ["average", "37.5"]
 
 
-WHOLE = Report(TASKS, PRETRAINED, INDIVIDUAL, True, "a half", PUBLISHED)
+# --- units and directions -----------------------------------------------------------------------
+
+PERPLEXITY = Metric("perplexity", unit="", higher_is_better=False)
+TEXTS = Report(
+    {"wiki": {"perplexity": 8.0}, "code": {"perplexity": 4.0}},
+    {"wiki": {"perplexity": 1234.56}, "code": {"perplexity": float("inf")}},
+    {"wiki": {"perplexity": 6.0}, "code": {"perplexity": 2.0}},
+    metrics={task: {"perplexity": PERPLEXITY} for task in ("wiki", "code")},
+)
+BOTH = Report(
+    {"wiki": {"perplexity": 8.0}, "latin": {"accuracy": 0.5}},
+    experts={"wiki": {"perplexity": 6.0}, "latin": {"accuracy": 1.0}},
+    metrics={"wiki": {"perplexity": PERPLEXITY}},
+    published=PUBLISHED,
+)
 
 
-@pytest.mark.parametrize("report", [WHOLE, Report(TASKS)])
+def test_what_is_not_a_fraction_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(TEXTS, capsys)
+    assert lines[1:4] == [
+        ["wiki", "1235", "8.000", "6.000"],
+        ["code", "inf", "4.000", "2.000"],
+        ["average", "inf", "6.000", "4.000"],
+    ]
+    said = "perplexity, lower is better; on average 62.5 % of the experts'"
+    assert " ".join(lines[4]) == said
+
+
+def test_different_units_are_named_and_not_averaged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (BOTH.average, BOTH.normalised_average) == (None, 0.625)
+    lines = [" ".join(line) for line in printed(BOTH, capsys)]
+    assert lines[:5] == [
+        "task metric ties experts",
+        "wiki perplexity, lower is better 8.000 6.000",
+        "latin accuracy in % 50.0 100.0",
+        "on average 62.5 % of the experts'",
+        "no average: the tasks are measured in different units",
+    ]
+    assert lines[6:8] == ["method latin average", "theirs 25.0 25.0"]  # what is published
+
+
+def test_a_task_measured_in_two_ways_is_two_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = side_by_side(capsys, a=Report({"wiki": {"accuracy": 0.5}}), b=BOTH)
+    assert [line[0] for line in lines[1:5]] == ["wiki", "wiki", "latin", "average"]
+    assert lines[4] == ["average"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expert", "up", "down"),
+    [(1.0, 2.0, 0.5, 2.0), (0.0, 2.0, 0.0, None), (2.0, 0.0, None, 0.0), (-1.0, -2.0, None, None)],
+)
+def test_a_ratio_says_how_good_a_value_is(
+    value: float, expert: float, up: float | None, down: float | None
+) -> None:
+    assert Metric("x").ratio(value, expert) == up
+    assert PERPLEXITY.ratio(value, expert) == down
+
+
+def test_a_normalised_average_needs_an_expert_for_every_task() -> None:
+    assert Report(TASKS, experts=EXPERTS).normalised_average == 0.5
+    for experts in ({"latin": {"accuracy": 1.0}}, {**EXPERTS, "greek": {"accuracy": 0.0}}, {}):
+        assert Report(TASKS, experts=experts).normalised_average is None
+
+
+def test_what_is_not_finite_is_recorded_and_read_back() -> None:
+    tasks = {"wiki": {"perplexity": float("inf"), "loss": float("nan"), "gain": -float("inf")}}
+    content = json.loads(json.dumps(Report(tasks).as_json(), allow_nan=False))
+    assert content["tasks"] == {
+        "wiki": {"perplexity": "Infinity", "loss": "NaN", "gain": "-Infinity"}
+    }
+    assert str(Report.from_json(content).tasks) == str(tasks)
+
+
+def test_the_content_of_a_report() -> None:
+    assert Report({"wiki": {"perplexity": 8.0}}, metrics=TEXTS.metrics).as_json() == {
+        "schema": 2,
+        "average": 8.0,
+        "normalised_average": None,
+        "tasks": {"wiki": {"perplexity": 8.0}},
+        "metrics": {"wiki": {"perplexity": {"unit": "", "higher_is_better": False}}},
+        "transductive": None,
+        "measured_on": None,
+        "reference": {},
+        "remembered": {},
+    }
+
+
+def test_a_report_of_schema_1_is_read() -> None:
+    old = {
+        "schema": 1,
+        "average": 0.375,
+        "normalised_average": 0.5,
+        "tasks": TASKS,
+        "transductive": True,
+        "measured_on": None,
+        "reference": {"pretrained": BASE, "individual": EXPERTS},
+    }
+    assert Report.from_json(old) == Report(TASKS, BASE, EXPERTS, transductive=True)
+
+
+# --- reports in directories ---------------------------------------------------------------------
+
+WHOLE = Report(TASKS, BASE, EXPERTS, True, "a half", PUBLISHED, {}, {"base": ("latin",)})
+
+
+@pytest.mark.parametrize("report", [WHOLE, Report(TASKS), TEXTS, BOTH])
 def test_a_report_reads_back_as_it_was(report: Report) -> None:
     assert Report.from_json(json.loads(json.dumps(report.as_json()))) == report
 
@@ -195,13 +298,14 @@ def written(directory: Path, content: Any) -> Path:
         "",
         "[" * 100_000,
         "[]",
-        {**WHOLE.as_json(), "schema": 2},
+        {**WHOLE.as_json(), "schema": 3},
         {**WHOLE.as_json(), "tasks": {}},
         {**WHOLE.as_json(), "tasks": {"latin": {}}},
         {**WHOLE.as_json(), "tasks": {"latin": {"accuracy": "good"}}},
         {**WHOLE.as_json(), "tasks": {"latin": 0.5}},
-        {**WHOLE.as_json(), "reference": {"individual": {"latin": {}}}},
+        {**WHOLE.as_json(), "reference": {"experts": {"latin": {}}}},
         {**WHOLE.as_json(), "reference": 1},
+        {**WHOLE.as_json(), "metrics": {"latin": {"accuracy": {"unit": 1}}}},
         {**WHOLE.as_json(), "published": {"family": "x"}},
     ],
     ids=lambda damage: str(damage)[:20],
@@ -256,8 +360,8 @@ def test_what_has_no_report_is_skipped_by_name(
 
 
 def test_averages_in_json_are_over_the_tasks_that_all_have() -> None:
-    part = Report({"latin": {"accuracy": 1.0}}, individual=INDIVIDUAL)
-    found = compared_as_json({"a": Report(TASKS, individual=INDIVIDUAL), "b": part})
+    part = Report({"latin": {"accuracy": 1.0}}, experts=EXPERTS)
+    found = compared_as_json({"a": Report(TASKS, experts=EXPERTS), "b": part})
     keys = ("average", "normalised_average", "averaged_over")
     assert [found["a"][key] for key in keys] == [0.5, 0.5, ["latin"]]
     assert [found["b"][key] for key in keys] == [1.0, 1.0, ["latin"]]

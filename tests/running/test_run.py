@@ -17,6 +17,8 @@ from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
+from fusion_core.contracts.measures import Metric
+from fusion_core.contracts.report import Report
 from fusion_core.contracts.task_pool import AdaptiveTask, Task, TaskPool
 from fusion_core.errors import (
     AlignmentError,
@@ -45,12 +47,14 @@ from fusion_core.weights.writing.disk import write_durably
 from fusion_core.weights.writing.lock import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from conftest import Site
     from fusion_core.contracts.batch import Batch, Split
     from fusion_core.contracts.context import RunContext
+    from fusion_core.contracts.measures import Metrics
     from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.subject import Subject
     from fusion_core.progress import Advance
 
 pytestmark = pytest.mark.plugins
@@ -689,14 +693,53 @@ def test_tasks_give_a_report_with_references(
     assert list(report.tasks) == ["b", "x", "a"]
     merged = size(result.model)  # type: ignore[arg-type]
     assert report.average == pytest.approx(merged)
-    assert {name: each["accuracy"] for name, each in report.individual.items()} == {
+    assert {name: each["accuracy"] for name, each in report.experts.items()} == {
         "b": pytest.approx(size(experts["b"])),
         "a": pytest.approx(size(experts["a"])),
     }
-    assert report.pretrained["x"]["accuracy"] == pytest.approx(size(base))
+    assert report.base["x"]["accuracy"] == pytest.approx(size(base))
     assert report.normalised_average is None  # nobody was tuned for x
     assert report.transductive is None
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.as_json()
+
+
+class Sizes(Norms):
+    """Measures where models are, without building any; a size is better where it is small."""
+
+    def __init__(self, value: object, *names: str) -> None:
+        super().__init__(*names)
+        self.value = value
+        self.measured: list[Path | None] = []
+
+    def __getitem__(self, name: str) -> Task:
+        task = super().__getitem__(name)
+        task.metrics = (Metric("size", unit="bytes", higher_is_better=False),)
+        return task
+
+    def measure(
+        self, subject: Subject, tasks: Sequence[str] | None = None, **options: object
+    ) -> dict[str, Metrics]:
+        del options
+        assert subject.weights is not None
+        self.measured.append(subject.path)
+        return {name: {"size": self.value} for name in tasks or self.names}  # type: ignore[dict-item]
+
+
+def test_a_pool_may_measure_elsewhere_and_declare_what(
+    nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckpointsPool, "build", None)  # no live model is asked for
+    pool = {"base": nets[0], "models": nets[1]}
+    tasks = Sizes(2.0, "a", "b")
+    result = run_fusion(algorithm="ties", model_pool=pool, task_pool=tasks, output=tmp_path / "out")
+    assert tasks.measured == [tmp_path / "out", None, None, None]
+    assert result.report is not None
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored["metrics"]["a"] == {"size": {"unit": "bytes", "higher_is_better": False}}
+    assert Report.from_json(stored) == result.report
+    for value in ("good", torch.tensor(1.0)):
+        with pytest.raises(BrokenPluginError, match="task 'a': its metric 'size' is a "):
+            run_fusion(algorithm="ties", model_pool=pool, task_pool=Sizes(value, "a"))
 
 
 def test_every_bar_of_an_evaluation_shows_how_far_its_task_is(
@@ -724,7 +767,7 @@ def test_every_bar_of_an_evaluation_shows_how_far_its_task_is(
         task_pool=Norms("a"),
         options=RunOptions(progress=Recording()),
     )
-    bars = ("evaluate merged", "evaluate pretrained", "evaluate experts")
+    bars = ("evaluate merged", "evaluate base", "evaluate experts")
     assert seen == [(bar, "a: half") for bar in bars]
 
 
@@ -743,12 +786,48 @@ def test_a_normalised_average_needs_an_expert_for_every_task(
     assert result.report.normalised_average == pytest.approx(sum(ratios) / 2)
 
 
-def test_without_a_base_there_is_no_pretrained_row(nets: tuple[Net, dict[str, Net]]) -> None:
+def test_without_a_base_there_is_no_row_of_a_base(nets: tuple[Net, dict[str, Net]]) -> None:
     result = run_fusion(
         algorithm="simple-average", model_pool={"models": nets[1]}, task_pool=Norms("a")
     )
     assert result.report is not None
-    assert result.report.as_json()["reference"].keys() == {"individual"}
+    assert result.report.as_json()["reference"].keys() == {"experts"}
+
+
+class Bound(Norms):
+    """Tasks that can be measured only by whoever knows the models' files."""
+
+    files: frozenset[str] = frozenset()
+
+    def bind(self, pool: ModelPool[Any]) -> Bound:
+        clone = copy.copy(self)
+        clone.files = frozenset(pool.assets()) | {"known"}
+        return clone
+
+    def __getitem__(self, name: str) -> Task:
+        assert "known" in self.files
+        return super().__getitem__(name)
+
+
+def test_tasks_know_the_models_before_anything_is_adapted_on_or_measured(
+    nets: tuple[Net, dict[str, Net]],
+) -> None:
+    class Looking(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
+            assert list(pool)
+            return pool
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            assert context.tasks is not None
+            assert list(context.tasks)
+            return pool.experts["a"]
+
+    pool = {"base": nets[0], "models": nets[1]}
+    tasks = Bound("a")
+    assert run_fusion(algorithm=Looking(), model_pool=pool, task_pool=tasks).report is not None
+    assert not tasks.files  # they are as they were
 
 
 def test_a_failing_evaluation_leaves_the_model(

@@ -92,7 +92,9 @@ def test_it_is_listed_and_described(world: World, kind: Kind, tmp_path: Path) ->
     row = rows[NAMES[kind]]
     assert (row["status"], row["version"], row["detail"]) == ("loaded", "0.1.0", "")
     name = f"try-{kind}"
-    assert row["components"] == [{"kind": str(kind).replace("-", " "), "name": name}]
+    assert row["components"] == [
+        {"kind": str(kind).removeprefix("text-").replace("-", " "), "name": name}
+    ]
     assert all(each["status"] == "loaded" for each in rows.values())
     assert name in world.run("fuse", "info", name, cwd=tmp_path)
 

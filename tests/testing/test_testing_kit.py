@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any, ClassVar
-from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+from suites import run_suites
 
-from fusion_core import ExecutorSpec, ModelPoolSpec, TaskPoolSpec, builtin, testing
+from fusion_core import ExecutorSpec, ModelPoolSpec, Subject, TaskPoolSpec, builtin, testing
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.testing import (
     AlgorithmSuite,
@@ -530,29 +528,6 @@ def planted(
     return run_suites(root, TESTS, sorted(set().union(*CAUGHT_BY.values())))
 
 
-def run_suites(root: Path, tests: str, checks: list[str]) -> dict[str, dict[str, str]]:
-    """Run a test file in a process of its own; return what failed: class -> check -> message."""
-    (root / "test_planted.py").write_text(textwrap.dedent(tests))
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=found.xml"]
-    selected = ["-k", " or ".join(checks)] if checks else []
-    done = subprocess.run(
-        [sys.executable, *command, *selected, "test_planted.py"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root / "site")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (root / "found.xml").is_file(), done.stdout + done.stderr
-    found: dict[str, dict[str, str]] = {}
-    for case in ET.parse(root / "found.xml").iter("testcase"):
-        fault = case.attrib["classname"].rpartition(".")[2].removeprefix("Test_")
-        failed = found.setdefault(fault, {})
-        for failure in (*case.iter("failure"), *case.iter("error")):
-            failed[case.attrib["name"].partition("[")[0]] = failure.text or ""
-    return found
-
-
 @pytest.mark.parametrize("fault", CAUGHT_BY)
 def test_a_planted_fault_is_caught_by_the_checks_that_are_about_it(
     planted: dict[str, dict[str, str]], fault: str
@@ -596,7 +571,7 @@ def test_an_expected_failure_names_a_check_and_a_reason() -> None:
     with pytest.raises(TypeError, match=r"names no check: 'test_tied_tensors_stay'; did you mean"):
         type("Odd", (AlgorithmSuite,), {"expected_failures": {"test_tied_tensors_stay": "why"}})
     with pytest.raises(TypeError, match="must say why"):
-        type("Odd", (TaskPoolSuite,), {"expected_failures": {"test_metrics_are_fractions": " "}})
+        type("Odd", (TaskPoolSuite,), {"expected_failures": {"test_metrics_keep_their_unit": " "}})
 
 
 def test_own_tests_may_be_added_and_refined() -> None:
@@ -658,7 +633,7 @@ def test_tiny_models_are_the_same_each_time_and_fit_tiny_tasks(model: str) -> No
     for name, source in one.experts.items():
         assert differing_bytes(source.state_dict(), two.experts[name].state_dict()) is None
         assert differing_values(source.state_dict(), one.base.state_dict(), tolerance=1e-3)
-    metrics = TinyTasks().evaluate(one.build(one.base))
+    metrics = TinyTasks().measure(Subject.of(one.build(one.base)))
     assert all(0 <= each["accuracy"] <= 1 for each in metrics.values())
     other = tiny_pool(model, seed=1)
     assert differing_values(one.base.state_dict(), other.base.state_dict(), tolerance=1e-3)

@@ -17,6 +17,7 @@ from fusion_core import (
     Report,
     RunResult,
     Split,
+    Subject,
     Task,
     TaskPool,
     WeightSource,
@@ -93,7 +94,7 @@ class ZerosPool(TaskPool[ComponentConfig]):
 
     def __getitem__(self, name: str) -> Task:
         """Return it."""
-        assert_type(self.evaluate(nn.Identity()), dict[str, Mapping[str, float]])
+        assert_type(self.measure(Subject.of(nn.Identity())), dict[str, Mapping[str, float]])
         return Zeros()
 
 

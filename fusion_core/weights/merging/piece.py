@@ -107,7 +107,7 @@ class Piece:
         if self._operands.base is None:
             raise WeightsError(
                 "this algorithm works on task vectors, and the pool has no base",
-                hint="Name the model that the experts were fine-tuned from: model_pool.base.",
+                hint="Give the model pool the model that the experts were fine-tuned from.",
             )
         return self._checked(self._operands.base)
 

@@ -94,6 +94,11 @@ class CheckpointSource(WeightSource):
                 },
             )
 
+    def change_times(self) -> Iterator[int]:
+        """Yield when each file last changed, in its content or its entry."""
+        for descriptor in self._descriptors.values():
+            yield os.fstat(descriptor).st_ctime_ns
+
     def _open_all(self) -> None:
         self._descriptors: dict[str, int] = {}
         self._identities: dict[str, tuple[int, ...]] = {}

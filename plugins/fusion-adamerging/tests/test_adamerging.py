@@ -272,6 +272,12 @@ def test_coefficients_are_refused_where_they_mean_something_else(
     assert "--set algorithm." in str(caught.value.hint)
 
 
+def test_tasks_without_halves_are_refused_with_the_option_that_needs_none(tasks: Any) -> None:
+    with pytest.raises(RecipeError, match="no halves") as caught:
+        AdaMerging(adapt_split="holdout").tasks(tasks)
+    assert "--set algorithm.adapt_split=test" in str(caught.value.hint)
+
+
 def test_a_file_of_coefficients_says_how_they_were_learned(make_pool: Make, tasks: Any) -> None:
     _, saved = _run(make_pool("mlp"), tasks, steps=1, objective="teacher")[0]
     assert saved["learned"] == {

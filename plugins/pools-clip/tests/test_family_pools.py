@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fusion_core import RunOptions, Split, noting, run_fusion
+from fusion_core import RunOptions, Split, Subject, noting, run_fusion
 from fusion_core import hub as hub_client
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
 from fusion_core.testing import Mean
@@ -312,7 +312,7 @@ def test_experts_of_ones_own_are_a_recipe_of_ten_lines(
     report = run_fusion(recipe).report
     assert report is not None
     assert list(report.tasks) == ["pets", "mnist"]
-    assert report.individual.keys() == {"pets", "mnist"}
+    assert report.experts.keys() == {"pets", "mnist"}
 
 
 # The task pools
@@ -321,7 +321,7 @@ def test_experts_of_ones_own_are_a_recipe_of_ten_lines(
 def test_all_shards_of_the_test_split_are_read_and_no_other_split(serve: HubServer) -> None:
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["svhn"]))
     model = ClipVitB32(FamilyConfig(tasks=["svhn"]))
-    found = tasks.evaluate(model.build(model.base))
+    found = tasks.measure(Subject.of(model.build(model.base)))
     assert 20 * found["svhn"]["accuracy"] == round(20 * found["svhn"]["accuracy"])
     assert not serve.asked("train-")
     assert len(serve.asked("cropped_digits/test-", "GET")) == 2
@@ -336,7 +336,7 @@ def test_of_a_few_images_only_the_files_are_read_that_hold_them(
     model = ClipVitB32(FamilyConfig(tasks=["svhn"]))
     (wanted,) = [each for each in tasks.downloads() if each.reference.kind == "dataset"]
     assert wanted.paths == ("cropped_digits/test-00000-of-00002.parquet",)
-    found = tasks.evaluate(model.build(model.base))
+    found = tasks.measure(Subject.of(model.build(model.base)))
     assert limit * found["svhn"]["accuracy"] == round(limit * found["svhn"]["accuracy"])
     assert len(serve.asked("cropped_digits/test-", "GET")) == read
     assert len(tasks["svhn"].batch(0, size=limit, split=Split.TEST, seed=0).inputs) == limit
@@ -347,7 +347,7 @@ def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"], batch_size=8))
     with noting(lambda count, *, note: said.append((count, note))):
-        tasks.evaluate(pool.build(pool.base))
+        tasks.measure(Subject.of(pool.build(pool.base)))
     assert said == [
         (0, "test-00000-of-00002.parquet: 10 of 10 images decoded"),
         (0, "test-00001-of-00002.parquet: 10 of 10 images decoded"),
@@ -360,10 +360,10 @@ def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
 def test_images_and_heads_are_made_once(serve: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     model = pool.build(pool.base)
-    first = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).evaluate(model)
+    first = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).measure(Subject.of(model))
     for name in ("stored_images.read_images", "heads._TextEncoder"):
         monkeypatch.setattr(f"pools_clip.{name}", None)  # who calls it fails
-    assert ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).evaluate(model) == first
+    assert ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).measure(Subject.of(model)) == first
 
 
 def test_images_are_the_same_from_the_cache_and_from_files_here(
@@ -391,7 +391,13 @@ def test_a_data_set_without_parquet_files_is_read_from_the_hubs_conversion(
     serve_fer2013(serve, rows)
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["fer2013"], limit=4))
-    assert tasks.evaluate(pool.build(pool.base))["fer2013"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
+    assert tasks.measure(Subject.of(pool.build(pool.base)))["fer2013"]["accuracy"] in {
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+    }
     assert tasks.measured_on == "the first 4 test images of each task"
 
 
@@ -428,7 +434,7 @@ def test_corrupted_images_are_a_split_of_their_own(serve: HubServer) -> None:
     options = {"tasks": ["eurosat"], "corruption": "contrast"}
     tasks = ClipVitB32Tasks(FamilyTasksConfig(**options))
     pool = ClipVitB32(FamilyConfig(tasks=["eurosat"]))
-    tasks.evaluate(pool.build(pool.base))
+    tasks.measure(Subject.of(pool.build(pool.base)))
     assert not serve.asked("data/test-")
     assert tasks.measured_on == "contrast test images"
     with pytest.raises(RecipeError, match="no corrupted images of 'mnist'"):
@@ -449,7 +455,7 @@ def test_a_run_shows_eight_tasks_and_itself_among_the_published(
         assert text in " ".join(result.stdout.split()), text
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert list(report["tasks"]) == TA8
-    assert list(report["reference"]["individual"]) == TA8
+    assert list(report["reference"]["experts"]) == TA8
     assert report["published"]["rows"]["TIES λ=0.3"]["mnist"] == 0.941
     recorded = json.loads((tmp_path / "out/provenance.json").read_text())
     commit = serve.repositories["datasets", "ylecun/mnist"].refs["main"]
@@ -473,7 +479,7 @@ def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: P
     )  # fmt: skip
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert list(report["tasks"]) == ["mnist", "dtd"]
-    assert list(report["reference"]["individual"]) == ["mnist"]
+    assert list(report["reference"]["experts"]) == ["mnist"]
 
 
 def test_the_tasks_of_the_models_are_those_that_are_measured(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,8 +22,6 @@ from pools_clip.pool import ClipPool
 from pools_clip.tasks import ClipClassification, shuffled_rows
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import CLIPModel, CLIPVisionModel
 
     from pools_clip.tasks import ClipTask
@@ -65,6 +65,32 @@ def opened(options: dict[str, Any], **others: Any) -> ClipClassification:
 
 def with_data(options: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"datasets": {"pets": {**options["datasets"]["pets"], **fields}}}
+
+
+def test_an_identity_changes_with_all_that_accuracy_depends_on(
+    options: dict[str, Any], base: Path, dataset: dict[str, Any], tmp_path: Path
+) -> None:
+    def identity(pool: ClipClassification) -> str:
+        return json.dumps(pool.identity("pets"))
+
+    data, clip = tmp_path / "test.parquet", tmp_path / "clip"
+    data.write_bytes(Path(dataset["test"]).read_bytes())
+    shutil.copytree(base, clip)
+    given = {**options, **with_data(options, test=str(data)), "clip": str(clip)}
+    names = [*dataset["classnames"][:-1], "blue car"]
+    seen = {
+        identity(opened(given)),
+        identity(opened(given).holdout()),
+        identity(opened(given, limit=3)),
+        identity(opened(given, batch_size=3)),
+        identity(opened(given, templates=["{}"])),
+        identity(opened(given, **with_data(given, classnames=names))),
+    }
+    assert identity(opened(given)) in seen
+    for path in (data, clip / "model.safetensors", clip / "tokenizer.json"):
+        path.write_bytes(path.read_bytes())
+        seen.add(identity(opened(given)))
+    assert len(seen) == 9
 
 
 def test_logits_are_those_of_clip(
@@ -335,4 +361,4 @@ def test_a_run_reports_base_experts_and_merge(
     )
     report = result.report.as_json()
     assert report["tasks"].keys() == {"pets"}
-    assert report["reference"].keys() == {"pretrained", "individual"}
+    assert report["reference"].keys() == {"base", "experts"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Row = dict[str, float]
 
-# The merges that must lie between zero-shot and individual: the framework's defaults.
+# The merges that must lie between the base and the experts: the framework's defaults.
 DEFAULTS = ("simple average", "task arithmetic 0.3", "ties mean 1")
 
 
@@ -59,17 +59,17 @@ def conditions(rows: Mapping[str, Row]) -> dict[str, float]:
     """What mini8 promises, each as a margin in points: negative where it does not hold."""
     mean = {name: row["mean"] for name, row in rows.items()}
     zero, top, gap = (
-        mean["zero-shot"],
-        mean["individual"],
-        mean["individual"] - mean["simple average"],
+        mean["base"],
+        mean["experts"],
+        mean["experts"] - mean["simple average"],
     )
     layer, scales = mean["adamerging layer-wise"], [mean[f"task arithmetic {s:g}"] for s in SCALES]
     return {
-        "zero-shot within 40-60": min(zero - 40, 60 - zero),
-        "individual >= 92": top - 92,
-        "average 15-30 below individual": min(gap - 15, 30 - gap),
-        "default merges above zero-shot": min(mean[name] for name in DEFAULTS) - zero,
-        "default merges below individual": top - max(mean[name] for name in DEFAULTS),
+        "base within 40-60": min(zero - 40, 60 - zero),
+        "experts >= 92": top - 92,
+        "average 15-30 below experts": min(gap - 15, 30 - gap),
+        "default merges above base": min(mean[name] for name in DEFAULTS) - zero,
+        "default merges below experts": top - max(mean[name] for name in DEFAULTS),
         "best scale interior": max(scales) - max(scales[0], scales[-1]),
         "layer-wise >= task-wise + 2": layer - mean["adamerging task-wise"] - 2,
         "layer-wise >= task arithmetic 0.3 + 2": layer - mean["task arithmetic 0.3"] - 2,
@@ -101,8 +101,8 @@ def _merged(
     full: bool,
 ) -> Iterator[tuple[str, State | list[State]]]:
     vectors = [merges.subtract(expert, base) for expert in experts]
-    yield "zero-shot", base
-    yield "individual", list(experts)
+    yield "base", base
+    yield "experts", list(experts)
     yield "simple average", merges.average(base, vectors)
     for scale in SCALES:
         yield f"task arithmetic {scale:g}", merges.task_arithmetic(base, vectors, scale)

@@ -22,7 +22,7 @@ from fusion_core.adapting import (
     ask_teachers,
     joined_ranks,
 )
-from fusion_core.errors import FusionError, IntegrityError
+from fusion_core.errors import FusionError, IntegrityError, RecipeError
 from fusion_core.weights import Electing, Linear, MergedSource, Trimming
 
 if TYPE_CHECKING:
@@ -52,7 +52,13 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
         """Halve the test examples if adaptation is to see one half and evaluation the other."""
-        return pool.holdout() if self.config.adapt_split == "holdout" else pool
+        if self.config.adapt_split != "holdout":
+            return pool
+        try:
+            return pool.holdout()
+        except RecipeError as error:
+            hint = "Adapt on the pool's own unlabeled examples: --set algorithm.adapt_split=test"
+            raise RecipeError(error.message, hint=hint) from error
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""

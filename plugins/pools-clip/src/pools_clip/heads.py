@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,7 @@ from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -89,6 +89,22 @@ class FrozenClip:
                 classes=self._classes(checkpoint, len(projection)),
             )
 
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """What heads and pixels are made of: the model's files.
+
+        A commit's weights are named by it, and not downloaded to be told.
+        """
+        pinned, path = self._directory.origin.pinned, self._directory.path
+        weights = self._directory.weights()
+        return {
+            "model": str(pinned or path),
+            "weights": [weights.describe(), *([] if pinned else weights.change_times())],
+            "files": {} if pinned else dict(weights.files()),
+            "beside": stamps(sorted(map(str, path.glob("*.json")))),
+            "preprocessor": self.preprocessor.identity,
+        }
+
     def downloads(self) -> Iterator[Wanted]:
         """Return what is read of the hub."""
         if self._directory.origin.pinned is not None:
@@ -146,6 +162,12 @@ class _TextEncoder:
         parts = zip(*(torch.split(each, _TEXTS) for each in tokens), strict=True)
         pooled = torch.cat([self._tower(ids, mask).pooler_output for ids, mask in parts])
         return functional.normalize(functional.linear(pooled, self._projection), dim=-1)
+
+
+def stamps(files: Sequence[str]) -> dict[str, list[int]]:
+    """Identify files here by their sizes, and the times when content and entry last changed."""
+    states = {file: Path(file).stat() for file in files}
+    return {file: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in states.items()}
 
 
 def _class_embeddings(texts: Tensor, counts: list[int]) -> Tensor:

@@ -86,6 +86,10 @@ class ClipPool(ModelPool[ComponentConfig]):
         processor = {"image_processor_type": "CLIPImageProcessor", **settings}
         return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
 
+    def identity(self) -> Mapping[str, Any]:
+        """Say that towers depend on nothing but their weights and their configuration."""
+        return {}
+
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as the card beside it names it."""
         return self._licences

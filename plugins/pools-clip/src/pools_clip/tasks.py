@@ -19,7 +19,7 @@ from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
 from pools_clip.data_sets import DataSet, LocalDataSet, data_set
 from pools_clip.directory import ClipDirectory
 from pools_clip.families import all_tasks, expanded
-from pools_clip.heads import FrozenClip
+from pools_clip.heads import FrozenClip, stamps
 from pools_clip.images import Images
 from pools_clip.stored_images import bytes_to_store, images_of
 
@@ -78,6 +78,10 @@ class ClipClassification(TaskPool[ComponentConfig]):
         identities = {name: each.identity(Split.TEST) for name, each in self._data.items()}
         return {name: each for name, each in identities.items() if each is not None}
 
+    def identity(self, name: str) -> Mapping[str, Any]:
+        """Identify a task by its images, how they are read, and what its head is made of."""
+        return self[name].identity()
+
     def holdout(self) -> Self:
         """Return these tasks with their test images in halves, drawn by the task's name."""
         clone = copy.copy(self)
@@ -101,6 +105,17 @@ class ClipTask(FeatureTask):
         self._config = config
         self._splits: dict[Split, Images] = {}
         self._halved = False
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return all that the accuracy depends on."""
+        return {
+            "images": self._data.identity(Split.TEST) or stamps(self._data.files(Split.TEST)),
+            "limit": self._config.limit,
+            "halved": self._halved,
+            "batch_size": self._config.batch_size,
+            "prompts": self._data.prompts,
+            "clip": self._clip.identity,
+        }
 
     def halved(self) -> Self:
         """Return this task with one half of its test images as UNLABELED, the other as TEST."""

@@ -1,0 +1,75 @@
+"""What was measured once, kept in the user's cache for every later run.
+
+A file for each model and task, under `XDG_CACHE_HOME` or `~/.cache`, which may be removed at any
+time. Nothing here fails a run: what cannot be read is measured anew, and what cannot be written is
+a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import BrokenPluginError, DiskError
+from fusion_core.running._identity import Key, alike, digest_of
+from fusion_core.weights.writing.disk import write_durably
+from fusion_core.weights.writing.ours import read_ours
+
+if TYPE_CHECKING:
+    from fusion_core.contracts.measures import Metrics
+
+#: Counted up when what a file holds changes its meaning.
+_SCHEMA = 1
+_LARGEST = 2**20
+_LOG = logging.getLogger(__name__)
+
+
+def cache_directory() -> Path:
+    """Return where rows are kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "fusion-core" / "measured"
+
+
+def recall(key: Key) -> Metrics | None:
+    """Return what is kept under a key; None for nothing, and for what is torn or foreign."""
+    try:
+        content = json.loads(read_ours(_place(key), _LARGEST) or b"")
+        metrics: Metrics = content["metrics"]
+        is_ours = alike(content["key"], key) and all(
+            type(value) in {int, float} for value in metrics.values()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return metrics if is_ours else None
+
+
+def keep(key: Key, metrics: Metrics) -> None:
+    """Keep what was measured, where that is possible."""
+    data = json.dumps({"key": key, "metrics": dict(metrics)}, indent=1).encode()
+    try:
+        write_durably(_place(key), data, parents=True)
+    except DiskError as error:
+        warn(str(cache_directory()), str(error.__cause__))
+
+
+def _place(key: Key) -> Path:
+    try:
+        name = digest_of({"schema": _SCHEMA, **key})
+    except TypeError as error:
+        raise BrokenPluginError(f"an identity is not JSON's data: {error}") from error
+    return cache_directory() / f"{name}.json"
+
+
+@cache
+def warn(directory: str, reason: str) -> None:
+    """Say once a run what becomes of all rows."""
+    _LOG.warning(
+        "what was measured of base and experts cannot be kept in %s, so the next run measures it "
+        "again: %s",
+        directory,
+        reason,
+    )

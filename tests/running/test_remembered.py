@@ -1,0 +1,310 @@
+"""Base and experts are measured once: what is remembered, and what has it measured anew."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fusion_core import Report, RunOptions, run_fusion
+from fusion_core.report.table import notes
+from fusion_core.running import _identity, _remembered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from conftest import Outcome, Site
+
+pytestmark = pytest.mark.plugins
+
+POOLS = """
+    import torch
+    from pathlib import Path
+    from fusion_core import ComponentConfig, ModelPool, ModelPoolSpec, Task, TaskPool, TaskPoolSpec
+    from fusion_core import hookimpl
+    from fusion_core.weights import CheckpointSource
+
+    MEASURED = []
+
+    class Models(ComponentConfig):
+        root: str
+        bias: float = 0.0
+
+    class Lines(ModelPool):
+        config_class = Models
+
+        def __init__(self, config):
+            super().__init__(config)
+            root = Path(config.root)
+            self.base = CheckpointSource(root / "base.safetensors")
+            self.experts = {n: CheckpointSource(root / f"{n}.safetensors") for n in ("a", "b")}
+
+        def build(self, weights, **options):
+            model = torch.nn.Linear(3, 3, bias=False)
+            model.load_state_dict(weights.state_dict())
+            return model.eval()
+
+        def assets(self, *, dtype=None):
+            return {"config.json": Path(self.config.root) / "config.json"}
+
+    class Data(ComponentConfig):
+        file: str
+        scale: float = 1.0
+
+    class Sum(Task):
+        def __init__(self, name, config):
+            self.name, self.config = name, config
+
+        def evaluate(self, model):
+            MEASURED.append(self.name)
+            factor = float(Path(self.config.file).read_text()) * self.config.scale
+            return {"sum": float(model.weight.detach().double().abs().sum()) * factor / 3.0}
+
+    class Sums(TaskPool):
+        config_class = Data
+        names = ("a", "b", "c")
+
+        def __getitem__(self, name):
+            return Sum(name, self.config)
+
+        def identity(self, name):
+            return {"data": Path(self.config.file).read_text(), "scale": self.config.scale}
+
+    @hookimpl
+    def fusion_register_model_pools():
+        yield ModelPoolSpec(name="lines", summary="", target="line_pools:Lines",
+                            config="line_pools:Models")
+
+    @hookimpl
+    def fusion_register_task_pools():
+        yield TaskPoolSpec(name="sums", summary="", target="line_pools:Sums",
+                           config="line_pools:Data")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _unread_code() -> Iterator[None]:
+    _identity.code_of.cache_clear()
+    _remembered.warn.cache_clear()
+    yield
+    _identity.code_of.cache_clear()
+
+
+class World:
+    """A pool of files and tasks on one, and what runs on them measured."""
+
+    def __init__(self, root: Path, site: Site) -> None:
+        self.root = root
+        self.module = Path(site.path / "line_pools.py")
+        site.install("line-pools", POOLS, requires=("fusion-core>=0.1,<0.2",))
+        for number, name in enumerate(("base", "a", "b")):
+            self.save(name, float(number))
+        (root / "config.json").write_text("{}")
+        (root / "data").write_text("0.125")
+
+    def save(self, name: str, value: float, dtype: torch.dtype = torch.float32) -> None:
+        values = torch.full((3, 3), value + 0.1).to(dtype)
+        save_file({"weight": values}, self.root / f"{name}.safetensors")
+
+    def run(self, *, fresh: bool = False, bias: float = 0.0, scale: float = 1.0) -> list[str]:
+        """Return what had to be measured."""
+        result = run_fusion(
+            algorithm="simple-average",
+            model_pool={"name": "lines", "root": str(self.root), "bias": bias},
+            task_pool={"name": "sums", "file": str(self.root / "data"), "scale": scale},
+            output=self.root / "out",
+            options=RunOptions(fresh=fresh, overwrite=True),
+        )
+        assert result.report is not None
+        self.report: Report = result.report
+        measured: list[str] = sys.modules["line_pools"].MEASURED
+        found = measured[3:]  # the merge itself comes first
+        measured.clear()
+        return found
+
+
+@pytest.fixture
+def world(tmp_path: Path, site: Site) -> World:
+    (tmp_path / "world").mkdir()
+    return World(tmp_path / "world", site)
+
+
+ALL = ["a", "b", "c", "a", "b"]
+
+
+def test_the_second_run_measures_the_merge_alone(world: World) -> None:
+    assert world.run() == ALL
+    first = world.report
+    assert first.remembered == {}
+    assert world.run() == []
+    second = world.report
+    assert second.remembered == {"base": ("a", "b", "c"), "experts": ("a", "b")}
+    assert replace(second, remembered={}) == first, "to the bit"
+    stored = json.loads((world.root / "out" / "report.json").read_text())
+    assert stored["remembered"] == {"base": ["a", "b", "c"], "experts": ["a", "b"]}
+    assert notes({"m": second})[-1].startswith("base and experts: as an earlier run measured them")
+    assert world.run(fresh=True) == ALL
+    assert world.run() == []
+
+
+def change_weights(world: World) -> None:
+    path = world.root / "base.safetensors"
+    before = path.stat()
+    world.save("base", 7.0)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync leaves it
+
+
+def change_dtype(world: World) -> None:
+    for name in ("base", "a", "b"):
+        world.save(name, 1.0, torch.float64)
+
+
+def change_code(world: World) -> None:
+    world.module.write_text(world.module.read_text() + "# another version\n")
+    _identity.code_of.cache_clear()
+
+
+def change_version(world: World) -> None:
+    path = world.module.parent / "line_pools-1.0.dist-info" / "METADATA"
+    path.write_text(path.read_text().replace("Version: 1.0", "Version: 1.1"))
+    _identity.code_of.cache_clear()
+
+
+CHANGES: dict[str, tuple[Callable[[World], object], list[str]]] = {
+    "weights": (change_weights, ["a", "b", "c"]),
+    "dtype of weights": (change_dtype, ALL),
+    "configuration": (lambda world: (world.root / "config.json").write_text("{} "), ALL),
+    "data": (lambda world: (world.root / "data").write_text("0.25"), ALL),
+    "code": (change_code, ALL),
+    "version": (change_version, ALL),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_is_measured_anew(world: World, change: str) -> None:
+    world.run()
+    make, expected = CHANGES[change]
+    make(world)
+    assert world.run() == expected
+    assert world.run() == []
+
+
+def test_options_of_both_pools_count(world: World) -> None:
+    world.run()
+    assert world.run(bias=1.0) == ALL
+    assert world.run(scale=0.5) == ALL
+    assert world.run() == []
+
+
+@pytest.mark.parametrize("what", ["dtype", "threads", "processor", "device", "gpu"])
+def test_another_machine_measures_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    world.run()
+    real = _identity.identify_machine
+
+    def other(device: torch.device) -> dict[str, Any]:
+        assert what in real(device)
+        return {**real(device), what: "another"}
+
+    monkeypatch.setattr(_identity, "identify_machine", other)
+    assert world.run() == ALL
+
+
+def test_models_in_memory_are_measured_every_time(world: World, site: Site) -> None:
+    del site
+    line = torch.nn.Linear(3, 3, bias=False)
+    pool = {"base": line, "models": {"a": line, "b": line}}
+    tasks = {"name": "sums", "file": str(world.root / "data")}
+    for _ in range(2):
+        result = run_fusion(algorithm="simple-average", model_pool=pool, task_pool=tasks)
+        assert result.report is not None
+        assert result.report.remembered == {}
+    assert not _remembered.cache_directory().exists()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "torn": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "empty": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_text('{"key": {}, "metrics": {"sum": 1.0}}'),
+    "text": lambda path: path.write_text(path.read_text().replace('"sum": ', '"sum": "x", "y": ')),
+    "list": lambda path: path.write_text("[]"),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "link": lambda path: (path.rename(path.with_suffix(".x")), path.symlink_to(path.name + "x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_measured_anew(world: World, damage: str) -> None:
+    world.run()
+    first = world.report
+    files = list(_remembered.cache_directory().iterdir())
+    assert len(files) == 5
+    for path in files:
+        DAMAGE[damage](path)
+    assert world.run() == ALL
+    assert replace(world.report, remembered={}) == first
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(world.root / "data"))  # which is a file
+    with caplog.at_level(logging.WARNING):
+        assert world.run() == ALL
+        assert world.run() == ALL
+    (line,) = caplog.messages
+    assert line.startswith("what was measured of base and experts cannot be kept in ")
+
+
+def test_the_command_measures_anew_if_told_to(
+    world: World, fuse: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = (f"model_pool.root={world.root}", f"task_pool.file={world.root / 'data'}")
+    options = [each for name in sets for each in ("--set", name)]
+    run = ("run", "--algo", "simple-average", "--pool", "lines", "--task-pool", "sums", *options)
+    flags: list[tuple[str, ...]] = [("-o", "out0"), ("-o", "out1"), ("-o", "out2", "--fresh")]
+    said = [fuse(*run, "-q", *each).out for each in flags]
+    assert ["as an earlier run measured them" in each for each in said] == [False, True, False]
+    measure = ("evaluate", "out0", "-q", "--json")
+    assert json.loads(fuse(*measure).out)["remembered"].keys() == {"base", "experts"}
+    assert json.loads(fuse(*measure, "--fresh").out)["remembered"] == {}
+
+
+def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pools_clip.tasks import ClipTask
+
+    calls: list[str] = []
+    real = ClipTask.evaluate
+
+    def evaluate(task: ClipTask, model: torch.nn.Module) -> Mapping[str, float]:
+        calls.append(task.name)
+        return real(task, model)
+
+    monkeypatch.setattr(ClipTask, "evaluate", evaluate)
+
+    def count(limit: int, **options: Any) -> int:
+        calls.clear()
+        pool = {"name": "mini8", "tasks": ["shapes", "latin"]}
+        tasks = {**pool, "limit": limit}
+        result = run_fusion(
+            algorithm="simple-average",
+            model_pool=pool,
+            task_pool=tasks,
+            output={"path": "out"},
+            options=RunOptions(overwrite=True, **options),
+        )
+        assert result.report is not None
+        return len(calls)
+
+    monkeypatch.chdir(os.environ["XDG_CACHE_HOME"])
+    assert [count(8), count(8), count(9), count(8, fresh=True), count(9)] == [6, 2, 6, 6, 2]

@@ -56,6 +56,6 @@ class CalibrationSuite(AlgorithmSuite):
         if not differing_bytes(bench.merge(pool), other.merge(pool)):
             fail(
                 f"{bench.spec.name!r} gives the same model whatever the merge is.",
-                "Start from `piece.merged`; what merges models by itself is no calibration: "
+                "Start from `piece.merged`; what merges models by itself is not a calibration: "
                 'register it with stage="merge".',
             )

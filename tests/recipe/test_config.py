@@ -19,6 +19,7 @@ from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
 from fusion_core.planning.described import options_of, recipe_schema
 from fusion_core.planning.resolving import resolve
 from fusion_core.plugins.manager import PluginManager
+from fusion_core.recipe.assignments import override
 from fusion_core.recipe.config import (
     Choice,
     ComponentConfig,
@@ -27,7 +28,7 @@ from fusion_core.recipe.config import (
     Recipe,
     choice_of,
 )
-from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml, override
+from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
 from fusion_core.recipe.validation import validated
 
 if TYPE_CHECKING:

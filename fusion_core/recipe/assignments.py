@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -74,19 +74,19 @@ def assign(
 
     Raises `RecipeError` where the recipe holds something that has no options on the way.
     """
+    section, *rest = path
+    stages = recipe.get(section) if section == "algorithm" and rest else None
     try:
-        return cast("dict[str, Any]", _assign(recipe, path, value))
+        if isinstance(stages, list):
+            return {**recipe, section: _assign_to_stage(stages, rest, value)}
+        return _assign(recipe, path, value)
     except TypeError as error:
         raise RecipeError(f"{origin}: {error}") from error
 
 
-def _assign(node: object, path: Sequence[str], value: object) -> Any:  # noqa: ANN401 - as `node`
+def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
     head, *rest = path
     branch = from_name(node)  # `algorithm: ties` may be given options too
-    if isinstance(branch, list):
-        number = _place_of(head, branch)
-        changed = _assign(branch[number], rest, value) if rest else value
-        return [*branch[:number], changed, *branch[number + 1 :]]
     if not isinstance(branch, Mapping):
         raise TypeError(f"{shown(node)} has no options, so none is {head!r}")
     branch = dict(branch)
@@ -94,14 +94,17 @@ def _assign(node: object, path: Sequence[str], value: object) -> Any:  # noqa: A
     return branch
 
 
-def _place_of(name: str, components: Sequence[Any]) -> int:
-    """Return which component of a list a name means; raises `TypeError` unless it is one."""
-    spelled: list[Any] = [from_name(each) for each in components]
+def _assign_to_stage(stages: Sequence[Any], path: Sequence[str], value: object) -> list[Any]:
+    """Return a pipeline with an option of a stage set; raises `TypeError` unless it names one."""
+    spelled: list[Any] = [from_name(each) for each in stages]
     names = [str(each.get("name")) if isinstance(each, Mapping) else "?" for each in spelled]
+    name, *rest = path
     if names.count(name) != 1:
-        count = "none" if name not in names else "more than one"
+        count = "no stage" if name not in names else "more than one stage"
         raise TypeError(
-            f"{count} of {', '.join(names)} is called {name!r}; one of them is named first, as in "
-            f"{names[0]}.{name}"
+            f"{count} of {', '.join(names)} is called {name!r}; the stage is named first, as in "
+            f"algorithm.{names[0]}.{name}"
         )
-    return names.index(name)
+    number = names.index(name)
+    changed = _assign(spelled[number], rest, value) if rest else value
+    return [*stages[:number], changed, *stages[number + 1 :]]

@@ -57,14 +57,13 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
 
 def _quantile(scan: Scan, share: float) -> Tensor:
     """Return the importance that a share of all is below: one of them, none in between."""
-    (found,) = kth_largest_magnitudes(
-        scan, scan.numel - int(share * (scan.numel - 1)), _importances
-    )
-    return found
+    k = scan.numel - int(share * (scan.numel - 1))
+    return kth_largest_magnitudes(scan, k, _importances)[0]
 
 
 def _importances(piece: Piece) -> Tensor:
     """Return the importance of every entry, of shape (1, ...); rounding makes none negative."""
     ours, theirs = (each.softmax(-1) + _FLOOR for each in (piece.experts, piece.base))
-    divergence: Tensor = (ours * (ours / theirs).log()).sum(-1, keepdim=True).clamp_min(0)
-    return piece.task_vectors.abs() * divergence
+    divergence = (ours * (ours / theirs).log()).sum(-1, keepdim=True).clamp_min(0)
+    importances: Tensor = piece.task_vectors.abs() * divergence
+    return importances

@@ -102,7 +102,7 @@ def _models(difference: Difference) -> dict[str, torch.Tensor]:
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Have mergekit merge them."""
     root = tmp_path_factory.mktemp("differences")
-    cases = []
+    cases: list[dict[str, Any]] = []
     for number, difference in enumerate(DIFFERENCES.values()):
         (root / str(number)).mkdir()
         for name, tensor in _models(difference).items():
@@ -117,6 +117,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "parameters": difference.parameters,
             }
         )
+    cases.append(_case_of_a_large_tensor(root))
     (root / "cases.json").write_text(json.dumps(cases))
     subprocess.run([PYTHON, Path(__file__).with_name("mergekit_dump.py"), root], check=True)
     return root
@@ -136,6 +137,33 @@ def test_both_values_are_known(directory: Path, name: str) -> None:
             merge(difference.ours, pool)
     else:
         _check(merge(difference.ours, pool).tensor("matrix"), difference.our_value)
+
+
+def _case_of_a_large_tensor(root: Path) -> dict[str, Any]:
+    (root / "large").mkdir()
+    draw = torch.Generator().manual_seed(0)
+    base = torch.randn(1100, 1000, generator=draw)
+    expert = base + 0.1 * torch.randn(base.shape, generator=draw)
+    for name, tensor in (("base", base), ("a", expert)):
+        save_file({"matrix": tensor}, root / "large" / f"{name}.safetensors")
+    return {
+        "inputs": "large",
+        "experts": ["a"],
+        "has_base": True,
+        "method": "arcee_fusion",
+        "computed_in": "float32",
+        "parameters": {},
+    }
+
+
+def test_quantiles_of_a_large_tensor_are_exact_and_theirs_a_samples(directory: Path) -> None:
+    theirs = load_file(directory / f"expected-{len(DIFFERENCES)}.safetensors")["matrix"]
+    base, expert = (
+        load_file(directory / "large" / f"{name}.safetensors") for name in ("base", "a")
+    )
+    ours = merge("arcee-fusion", {"base": base, "models": {"a": expert}}).tensor("matrix")
+    differing = int((ours - theirs).abs().gt(1e-6).sum())
+    assert 0 < differing < 0.001 * ours.numel()
 
 
 def _check(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:

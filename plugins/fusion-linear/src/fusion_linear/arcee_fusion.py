@@ -24,8 +24,8 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
     The importance of an entry is |expert - base| * KL(softmax(expert) || softmax(base)), softmax
     along the last dimension; median and interquartile range are the tensor's. As mergekit's
     `arcee_fusion` (no paper), with exact quantiles: mergekit draws a million entries of a larger
-    tensor by chance, others on every run. Shapes: any. Data: none. Cost: four passes over base and
-    expert.
+    tensor by chance, others on every run. Shapes: any. Data: none. Cost: about five passes over
+    base and expert.
     """
 
     config_class = ArceeFusionConfig

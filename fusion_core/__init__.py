@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
+    from fusion_core.recipe.depth import along, depths
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.by_hand import merge
     from fusion_core.running.run import run_fusion
@@ -84,6 +85,7 @@ _HOMES = {
     "fusion_core.plugins.manager": ("load_plugins",),
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
+    "fusion_core.recipe.depth": ("along", "depths"),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.by_hand": ("merge",),
     "fusion_core.running.run": ("run_fusion",),
@@ -138,8 +140,10 @@ __all__ = [
     "WeightSource",
     "__version__",
     "allocate",
+    "along",
     "build_model",
     "check",
+    "depths",
     "expert_weights",
     "hookimpl",
     "load_plugins",

@@ -5,7 +5,26 @@ from __future__ import annotations
 #: A distribution's components, by kind: names and aliases.
 BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-adamerging": {"algorithm": ("adamerging",)},
-    "fusion-linear": {"algorithm": ("simple-average", "task-arithmetic", "weighted-average")},
+    "fusion-linear": {
+        "algorithm": (
+            "arcee-fusion",
+            "depth-scale",
+            "karcher",
+            "lines",
+            "metagpt",
+            "model-stock",
+            "multi-slerp",
+            "nearswap",
+            "normalise",
+            "nuslerp",
+            "passthrough",
+            "rescale-norm",
+            "simple-average",
+            "slerp",
+            "task-arithmetic",
+            "weighted-average",
+        )
+    },
     "fusion-spectral": {"algorithm": ("orthogonalise", "svc")},
     "fusion-ties": {"algorithm": ("elect", "ties", "trim")},
     "pools-clip": {

@@ -1,1 +1,1 @@
-"""Averages and task arithmetic for fusion-core."""
+"""Linear combinations of models for fusion-core, and stages that scale task vectors."""

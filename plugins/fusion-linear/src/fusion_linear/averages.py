@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, RunContext, TensorwiseAlgorithm, expert_weights
-from fusion_core.errors import RecipeError
 from fusion_core.weights import Linear, Piece, WeightSource, in_order
 from fusion_linear.config import SimpleAverageConfig, WeightedAverageConfig
+from fusion_linear.shares import expert_shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,12 +32,11 @@ class WeightedAverage(Algorithm[WeightedAverageConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy linear combination."""
-        weights = expert_weights(self.config.weights, list(pool.experts))
-        total = sum(weights) if self.config.normalize else 1.0
-        if abs(total) < 1e-8 * max(map(abs, weights), default=0.0) or total == 0:
-            raise RecipeError(
-                f"algorithm.weights sum to {total:g}, which cannot be normalised",
-                hint="Change them, or set algorithm.normalize to false.",
-            )
-        factors = tuple(weight / total for weight in weights)
-        return context.merged(pool, Linear(factors, relative=False))
+        return context.merged(pool, Linear(self._factors(list(pool.experts)), relative=False))
+
+    def _factors(self, experts: list[str]) -> tuple[float, ...]:
+        weights = self.config.weights
+        if not self.config.normalize:
+            return tuple(expert_weights(weights, experts))
+        hint = "Change them, or set algorithm.normalize to false."
+        return expert_shares(weights, experts, hint=hint)

@@ -1,5 +1,9 @@
 """Options of the linear methods."""
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from fusion_core import ComponentConfig, ExpertWeights
 
 
@@ -23,3 +27,99 @@ class TaskArithmeticConfig(ComponentConfig):
     """Lambda: the factor of the summed task vectors."""
     weights: ExpertWeights | None = None
     """One factor an expert, by name or in pool order; default: 1 each."""
+
+
+class SlerpConfig(ComponentConfig):
+    """How far to go along the arc between two models."""
+
+    t: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """0 is the first model (the base, if there is one expert), 1 the second."""
+
+
+class NuSlerpConfig(ComponentConfig):
+    """How far to go along the arc between two experts, and what is one vector."""
+
+    weights: ExpertWeights | None = None
+    """One factor an expert, by name or in pool order; default: 1 each."""
+    mode: Literal["flat", "row", "column"] = "flat"
+    """What has a direction of its own: a tensor, each of its rows, or each of its columns."""
+
+
+class MultiSlerpConfig(ComponentConfig):
+    """Each expert's share of the direction and of the norm."""
+
+    weights: ExpertWeights | None = None
+    """One factor an expert, by name or in pool order; default: 1 each."""
+
+
+class KarcherConfig(ComponentConfig):
+    """Each expert's share of the mean, and how closely it is approached."""
+
+    weights: ExpertWeights | None = None
+    """One factor an expert, by name or in pool order; default: 1 each."""
+    iterations: Annotated[int, Field(ge=0)] = 10
+    """Most steps towards the mean."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-5
+    """The length of a step, an angle in radians, that is the last one."""
+
+
+class ModelStockConfig(ComponentConfig):
+    """What has a ratio of its own."""
+
+    scope: Literal["model", "tensor"] = "tensor"
+    """One ratio for a whole model, or one a tensor."""
+
+
+class MetaGptConfig(ComponentConfig):
+    """No options."""
+
+
+class PassthroughConfig(ComponentConfig):
+    """Which model is copied."""
+
+    model: str
+    """An expert's name, or `base`."""
+
+
+class NearswapConfig(ComponentConfig):
+    """How far the base may move."""
+
+    t: Annotated[float, Field(ge=0)] = 0.0001
+    """The largest difference from the base that an entry may have."""
+
+
+class ArceeFusionConfig(ComponentConfig):
+    """No options."""
+
+
+class NormaliseConfig(ComponentConfig):
+    """Whose norms are made equal."""
+
+    scope: Literal["model", "tensor"] = "model"
+    """The norm of a whole task vector, or one a tensor."""
+
+
+class DepthScaleConfig(ComponentConfig):
+    """The factors of task vectors from the first layer to the last."""
+
+    scales: Annotated[tuple[float, ...], Field(min_length=1)] = (0.5, 1.0, 1.5)
+    """Factors at even distances of depth."""
+    mode: Literal["tiers", "curve"] = "tiers"
+    """As many tiers of layers as there are factors, or straight lines between them."""
+
+
+class LinesConfig(ComponentConfig):
+    """The factors of the merged task vector in the first layer and in the last."""
+
+    alpha: float | None = None
+    """The factor of the first layer, and of what is in no layer; default: that of the experts'
+    mean, by the L1 norm."""
+    beta: float = 0.5
+    """What the last layer's factor has more."""
+
+
+class RescaleNormConfig(ComponentConfig):
+    """Whose norm is restored."""
+
+    scope: Literal["model", "tensor"] = "model"
+    """The norm of a whole task vector, or one a tensor."""

@@ -1,0 +1,36 @@
+"""MetaGPT (arXiv:2406.11385): task arithmetic with factors in closed form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import Algorithm, RunContext
+from fusion_core.weights import Scope, WeightSource
+from fusion_linear.config import MetaGptConfig
+from fusion_linear.gram import GramCombination
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusion_core import ModelPool
+
+
+class MetaGpt(Algorithm[MetaGptConfig]):
+    """base + sum(lambda_k * tv_k), with lambda_k = |tv_k|^2 / sum(|tv_j|^2) over whole models.
+
+    What minimises the tasks' mean loss, or a bound of it, if models are linear near the base and
+    task vectors at right angles. Experts that went far count most, and the factors sum to one.
+    Shapes: any. Data: none. Cost: two passes.
+    """
+
+    config_class = MetaGptConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        """Return the lazy linear combination."""
+        return context.merged(pool, GramCombination(_factors, relative=True, scope=Scope.MODEL))
+
+
+def _factors(gram: Tensor) -> Tensor:
+    squares = gram.diagonal()
+    total = squares.sum()
+    return squares / total.where(total > 0, 1)

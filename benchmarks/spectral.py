@@ -6,7 +6,8 @@ Weights are random; a block has four matrices of 768 x 768 and two of 3072 x 768
 twelve alike, so ratios do not depend on `--blocks`. Timed, interleaved, with the same number of
 threads and without files:
 
-- `iso-c` against the SVD of each matrix's sum, and against one SVD of every expert's matrix;
+- `iso-c` against the SVD of each matrix's sum, and beside Newton-Schulz and one SVD of every
+  expert's matrix;
 - `tsv-m` against its authors' SVDs: one a matrix and expert, and two of the joined bases;
 - `wudi` against its 2 K products a step (`--steps` of them).
 
@@ -52,10 +53,12 @@ def main() -> None:
     print("| method | ours | plain | plain / ours | largest difference |\n|---|---|---|---|---|")
     for name, (section, plain) in pairs.items():
         _print(name, *_timed(rows, section, plain, options.repeats))
+    polar = _seconds(lambda: [newton_schulz(each.sum(0)) for each in rows.values()])[0]
     every = _seconds(
         lambda: [torch.linalg.svd(row, full_matrices=False) for row in _matrices(rows)]
     )[0]
-    print(f"\nAn SVD of every expert's matrix takes {every:.2f} s.")
+    print(f"\nPolar factors of all sums by Newton-Schulz take {polar:.2f} s.")
+    print(f"An SVD of every expert's matrix takes {every:.2f} s.")
 
 
 def _timed(
@@ -90,6 +93,16 @@ def iso_c(tasks: Tensor) -> Tensor:
     """By one SVD."""
     left, values, right = torch.linalg.svd(tasks.sum(0), full_matrices=False)
     return values.mean() * left @ right
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """Return the polar factor, to 1e-4, by as many iterations of two products as that needs."""
+    if matrix.shape[0] < matrix.shape[1]:
+        return newton_schulz(matrix.mT).mT
+    found, eye = matrix / matrix.norm(), torch.eye(matrix.shape[1])
+    while (gram := found.mT @ found).sub(eye).norm() > 1e-4 * eye.norm():
+        found = 1.5 * found - 0.5 * found @ gram
+    return found
 
 
 def tsv_m(tasks: Tensor) -> Tensor:

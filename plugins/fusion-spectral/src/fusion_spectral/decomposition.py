@@ -1,10 +1,9 @@
 """Singular components and polar factors, by the smaller Gram matrix.
 
 The eigenvectors of the smaller of X'X and XX', taken in fp64, are one side's singular vectors, and
-a product gives the other's. On one core that takes about as long as LAPACK's SVD of a square
-matrix, and two thirds as long where one side is four times the other. Newton-Schulz, the usual way
-without either, takes three to six times as long as the SVD there: LAPACK is done in the time of 15
-products of 768 x 768, and a random matrix needs 58. Nor can it tell a direction that is zero from
+a product gives the other's. On a CPU that takes about as long as LAPACK's SVD, and Newton-Schulz,
+the usual way to a polar factor without either, more than three times as long
+(benchmarks/spectral.py). Nor can Newton-Schulz tell a direction that is zero from one that is
 rounding.
 """
 

@@ -25,7 +25,23 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "weighted-average",
         )
     },
-    "fusion-spectral": {"algorithm": ("orthogonalise", "svc")},
+    "fusion-spectral": {
+        "algorithm": (
+            "ace",
+            "cart",
+            "doge",
+            "iso-c",
+            "iso-cts",
+            "knots",
+            "orthogonalise",
+            "orthomerge",
+            "star",
+            "svc",
+            "truncate",
+            "tsv-m",
+            "wudi",
+        )
+    },
     "fusion-ties": {"algorithm": ("elect", "ties", "trim")},
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

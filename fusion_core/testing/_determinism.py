@@ -16,6 +16,7 @@ from fusion_core.testing._merging import on_every_model
 from fusion_core.testing._sources import recut
 from fusion_core.testing._suite import fail
 from fusion_core.weights import Cut, MergedSource, RowsKernel
+from fusion_core.weights.merging.piece import MERGED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -140,7 +141,7 @@ class DeterminismChecks:
 def _check_unwritten(applied: Applied[Any], piece: Piece) -> None:
     operands, kernel = applied.operands, applied.kernel
     parts = ["experts", *(["base", "task_vectors"] if operands.base is not None else [])]
-    parts += operands.extras  # `merged` is the one that there is
+    parts += [MERGED] if MERGED in operands.extras else []  # other extras are read anew each time
     before = {part: getattr(piece, part).clone() for part in parts}
     if isinstance(kernel, RowsKernel):
         kernel.rows(piece)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -17,7 +17,7 @@ from fusion_core.testing._suite import fail
 from fusion_core.weights import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from fusion_core.testing._bench import Bench
 
@@ -28,6 +28,9 @@ _PARTNERS = {"transform": {"merge"}, "calibrate": {"merge"}, "merge": {"transfor
 
 class PairChecks:
     """Part of the `AlgorithmSuite`: with what is installed, each with its default options."""
+
+    #: a pipeline, as `--algo` names it, whose result the experts alone do not determine -> why
+    undetermined: ClassVar[Mapping[str, str]] = {}
 
     def test_pairs_give_the_same_bytes_however_they_are_run(self, bench: Bench) -> None:
         """On one thread or on three, cut between elements or not at all."""
@@ -60,7 +63,7 @@ class PairChecks:
         if bench.spec.ordered:
             pytest.skip("its spec says that the experts' order matters")
         for partner, pair in pairs(bench):
-            if partner.ordered:
+            if partner.ordered or _as_flag(bench.spec, partner) in self.undetermined:
                 continue
             pool = pair.pool("mlp")
             turned = {name: pool.experts[name] for name in reversed(list(pool.experts))}
@@ -70,8 +73,15 @@ class PairChecks:
             if found:
                 fail(
                     f"beside {partner.name!r} the merge depends on the experts' order: {found}.",
-                    "Treat all experts alike, or say ordered=True in the spec.",
+                    "Treat all experts alike, or say ordered=True in the spec; a pipeline whose "
+                    "answer is not unique stands in `undetermined`, with the reason.",
                 )
+
+
+def _as_flag(*specs: AlgorithmSpec) -> str:
+    """Return two stages as `--algo` names them."""
+    order = ("transform", "merge", "calibrate")
+    return ",".join(each.name for each in sorted(specs, key=lambda each: order.index(each.stage)))
 
 
 def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:

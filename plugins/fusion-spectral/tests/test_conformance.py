@@ -1,12 +1,12 @@
-"""What every transform and calibration keeps, checked by the suites of fusion-core."""
+"""What every method keeps, checked by the suites of fusion-core."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import CalibrationSuite, TransformSuite
+from fusion_core.testing import AlgorithmSuite, CalibrationSuite, TransformSuite
 from fusion_spectral import plugin
 
 if TYPE_CHECKING:
@@ -15,13 +15,40 @@ if TYPE_CHECKING:
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
 
 
-class TestOrthogonalise(TransformSuite):
-    @pytest.fixture
-    def spec(self) -> AlgorithmSpec:
-        return SPECS["orthogonalise"]
+UNDETERMINED = {
+    "iso-c,svc": "all singular values are equal, so any basis is one of singular vectors",
+    "iso-cts,svc": "the same",
+    "orthogonalise,iso-cts": "orthogonal parts have no common directions but by rounding",
+}
 
 
-class TestSvc(CalibrationSuite):
+def named(stage: str) -> list[str]:
+    return [name for name, spec in SPECS.items() if spec.stage == stage]
+
+
+class TestTransforms(TransformSuite):
+    undetermined = UNDETERMINED
+
+    @pytest.fixture(params=named("transform"))
+    def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
+        return SPECS[request.param]
+
+
+class TestMerges(AlgorithmSuite):
+    undetermined = UNDETERMINED
+
+    @pytest.fixture(params=named("merge"))
+    def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
+        return SPECS[request.param]
+
     @pytest.fixture
-    def spec(self) -> AlgorithmSpec:
-        return SPECS["svc"]
+    def options(self, spec: AlgorithmSpec) -> dict[str, Any]:
+        return {"steps": 10} if spec.name in {"doge", "wudi"} else {}
+
+
+class TestCalibrations(CalibrationSuite):
+    undetermined = UNDETERMINED
+
+    @pytest.fixture(params=named("calibrate"))
+    def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
+        return SPECS[request.param]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from fusion_core import Cut, Piece, TensorwiseCalibration
 from fusion_spectral.config import SvcConfig
+from fusion_spectral.decomposition import decompose, is_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +19,8 @@ class Svc(TensorwiseCalibration[SvcConfig]):
     expert's a_k = u' tau_k, and s_k = <a, a_k> / |a_k|^2 says how often the merge holds the
     expert's share. The singular value is multiplied by K / (sum over k of max(alpha, s_k)): what
     several experts share was added up and comes down, what is one expert's alone comes up.
-    Everything that is not a matrix stays as it is. Data: none. Cost: one SVD a matrix.
+    Everything that is not a matrix stays as it is. Data: none. Cost: one eigendecomposition a
+    matrix, of its smaller Gram matrix.
     """
 
     config_class = SvcConfig
@@ -32,13 +32,12 @@ class Svc(TensorwiseCalibration[SvcConfig]):
 
     def merge(self, piece: Piece) -> Tensor:
         """Return base + U diag(factors) U' D."""
-        if len(piece.shape) != 2 or not piece.base.numel():  # noqa: PLR2004 - a matrix
+        if not is_matrix(piece.shape):
             return piece.merged
-        moved = piece.merged - piece.base
-        left, values, right = torch.linalg.svd(moved, full_matrices=False)
-        factors = self._factors(values[:, None] * right, left.mT @ piece.task_vectors)
-        calibrated: Tensor = (left * (factors * values)) @ right
-        return calibrated.add_(piece.base)
+        parts = decompose(piece.merged - piece.base)
+        responses = parts.values[:, None] * parts.right.mT
+        factors = self._factors(responses, parts.left.mT @ piece.task_vectors)
+        return parts._replace(values=factors * parts.values).product().add_(piece.base)
 
     def _factors(self, merged: Tensor, experts: Tensor) -> Tensor:
         """Return a factor a direction, of responses (rank, n) and (experts, rank, n)."""

@@ -1,0 +1,306 @@
+"""Merges in closed form against dense ones from their papers: SVDs, inverses, loops, in fp64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusion_core import merge
+from fusion_spectral.ace import Ace
+from fusion_spectral.cart import Cart
+from fusion_spectral.iso import IsoC, IsoCts
+from fusion_spectral.orthomerge import Orthomerge
+from fusion_spectral.truncate import Star, Truncate
+from fusion_spectral.tsv import TsvM
+
+if TYPE_CHECKING:
+    from fusion_core.weights import WeightSource
+
+SHAPES = {"square": (12, 12), "tall": (24, 9), "wide": (7, 20)}
+
+
+def pool_of(experts: int, seed: int, sizes: tuple[float, ...] = (0.3,)) -> dict[str, Any]:
+    """Make matrices of three shapes and a vector; task vectors have these sizes in turns."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {**SHAPES, "vector": (5,)}
+    base = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    models = {
+        f"e{n}": {
+            name: values + sizes[n % len(sizes)] * torch.randn(values.shape, generator=draw)
+            for name, values in base.items()
+        }
+        for n in range(experts)
+    }
+    return {"base": base, "models": models}
+
+
+def tasks_of(pool: dict[str, Any], name: str) -> list[Tensor]:
+    return [each[name].double() - pool["base"][name].double() for each in pool["models"].values()]
+
+
+def moved(algorithm: object, pool: dict[str, Any]) -> dict[str, Tensor]:
+    found: WeightSource = merge(algorithm, pool)
+    return {name: found.tensor(name).double() - pool["base"][name].double() for name in found.infos}
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def low_rank(matrix: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left[:, :kept], values[:kept], right[:kept]
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def tsv_m(tasks: list[Tensor]) -> Tensor:
+    parts = [low_rank(task, max(1, min(task.shape) // len(tasks))) for task in tasks]
+    left = orthonormal(torch.cat([u for u, _, _ in parts], dim=1))
+    right = orthonormal(torch.cat([v for _, _, v in parts], dim=0))
+    return left @ torch.diag(torch.cat([s for _, s, _ in parts])) @ right
+
+
+def iso_c(tasks: list[Tensor]) -> Tensor:
+    left, values, right = torch.linalg.svd(sum(tasks), full_matrices=False)
+    return left @ torch.diag(values.mean().expand_as(values)) @ right
+
+
+def iso_cts(tasks: list[Tensor], common_fraction: float) -> Tensor:
+    rank, count = min(tasks[0].shape), len(tasks)
+    own = round((rank - int(rank * common_fraction)) / count)
+    u, s, v = low_rank(sum(tasks), rank - own * count)
+    lefts, values, rights = [u], [s], [v]
+    for task in tasks:
+        one, level, other = low_rank(task - u @ u.T @ task, own)
+        lefts.append(one)
+        values.append(level)
+        rights.append(other)
+    left, right = orthonormal(torch.cat(lefts, dim=1)), orthonormal(torch.cat(rights))
+    return torch.cat(values).mean() * left @ right
+
+
+def cart(base: Tensor, tasks: list[Tensor], rank_fraction: float, scale: float) -> Tensor:
+    experts = [base + task for task in tasks]
+    centre = torch.stack(experts).mean(0)
+    merged = centre.clone()
+    for expert in experts:
+        u, s, v = low_rank(expert - centre, max(1, int(rank_fraction * min(base.shape))))
+        merged += scale * u @ torch.diag(s) @ v
+    return merged - base
+
+
+def truncated(task: Tensor, by: str, keep: float, *, rescale: bool) -> Tensor:
+    u, s, v = torch.linalg.svd(task, full_matrices=False)
+    mass = {"nuclear": s, "energy": s**2, "fraction": torch.ones_like(s)}[by]
+    kept = 1
+    if by == "fraction":
+        kept = max(1, int(keep * len(s)))
+    else:
+        while mass[:kept].sum() < keep * mass.sum():
+            kept += 1
+    factor = s.sum() / s[:kept].sum() if rescale else 1
+    return u[:, :kept] @ torch.diag(s[:kept] * factor) @ v[:kept]
+
+
+def star(tasks: list[Tensor], keep: float) -> Tensor:
+    return sum(truncated(task, "nuclear", keep, rescale=True) for task in tasks) / len(tasks)
+
+
+def ace(
+    tasks: list[Tensor], epsilon: float = 1e-2, threshold: float = 0.3, fraction: float = 0.3
+) -> Tensor:
+    columns = tasks[0].shape[1]
+    norms = torch.stack([task.square().sum() for task in tasks])
+    logs = norms.log()
+    spread = logs.var() / logs.mean() ** 2 if len(tasks) > 1 else 0.0
+    top, bottom, plain = torch.zeros_like(tasks[0]), torch.zeros(columns, columns).double(), []
+    for task in tasks:
+        centred = task - task.mean(0)
+        trace = centred.square().sum() if spread > threshold else 1.0
+        covariance = centred.T @ centred / trace
+        ridged = covariance + epsilon / trace * torch.eye(columns)
+        top, bottom = top + centred @ ridged, bottom + ridged
+        plain.append(covariance)
+    prior = sum(plain).mean(0) / (norms.mean() if spread > threshold else 1.0)
+    merged = top @ torch.linalg.inv(bottom + torch.ones(columns, 1) * prior)
+    if spread <= threshold:
+        return merged
+    rest = sum(t @ (c - bottom / len(tasks)) for t, c in zip(tasks, plain, strict=True))
+    u, s, v = low_rank(merged + rest, int(fraction * min(rest.shape)))
+    return merged + s.mean() * u @ v
+
+
+def orthomerge(base: Tensor, tasks: list[Tensor]) -> Tensor:
+    """By Kabsch on the smaller side, with explicit inverses."""
+    if base.shape[0] < base.shape[1]:
+        return orthomerge(base.T, [task.T for task in tasks]).T
+    eye, generators, residuals = torch.eye(base.shape[1]).double(), [], []
+    for task in tasks:
+        u, _, v = torch.linalg.svd(base.T @ (base + task))
+        u[:, -1] *= torch.linalg.det(u @ v).sign()
+        rotation = u @ v
+        generators.append((rotation - eye) @ torch.linalg.inv(rotation + eye))
+        residuals.append(base + task - base @ rotation)
+    total = sum(generators)
+    total = total / total.norm() * sum(each.norm() for each in generators) / len(tasks)
+    rotation = torch.linalg.inv(eye - total) @ (eye + total)
+    return base @ rotation + sum(residuals) / len(tasks) - base
+
+
+CASES = [(1, 0), (2, 1), (3, 2), (5, 3)]
+experts_and_seed = pytest.mark.parametrize(("experts", "seed"), CASES)
+
+
+@experts_and_seed
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+def test_tsv_m(experts: int, seed: int, scale: float) -> None:
+    pool = pool_of(experts, seed)
+    found = moved(TsvM(scale=scale), pool)
+    for name in SHAPES:
+        assert_close(found[name], scale * tsv_m(tasks_of(pool, name)))
+    assert_close(found["vector"], scale * sum(tasks_of(pool, "vector")) / experts)
+
+
+def test_tsv_m_is_a_pipeline() -> None:
+    pool = pool_of(3, 0)
+    alone = merge(TsvM(scale=0.7), pool)
+    stages = merge(["orthogonalise", {"name": "task-arithmetic", "scale": 0.7}], pool)
+    assert all(torch.equal(alone.tensor(name), stages.tensor(name)) for name in alone.infos)
+
+
+@experts_and_seed
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_iso_c(experts: int, seed: int, scale: float) -> None:
+    pool = pool_of(experts, seed)
+    found = moved(IsoC(scale=scale), pool)
+    for name in SHAPES:
+        assert_close(found[name], scale * iso_c(tasks_of(pool, name)))
+    assert_close(found["vector"], scale * sum(tasks_of(pool, "vector")) / experts)
+
+
+def test_iso_c_by_hand() -> None:
+    """The singular values 3 and 1 become 2 and 2."""
+    pool = {
+        "base": {"w": torch.zeros(2, 2)},
+        "models": {"a": {"w": torch.tensor([[0.0, 3], [1, 0]])}},
+    }
+    assert_close(merge(IsoC(), pool).tensor("w"), torch.tensor([[0.0, 2], [2, 0]]), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_iso_c_adds_nothing_where_nobody_moved(dtype: torch.dtype) -> None:
+    """An SVD completes the basis of a sum of rank 4 by directions that mean nothing."""
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(4, 30, generator=draw, dtype=dtype) for _ in range(2))
+    pool = {"base": {"w": torch.zeros(30, 30, dtype=dtype)}, "models": {"a": {"w": left.T @ right}}}
+    found = merge(IsoC(), pool).tensor("w")
+    values = torch.linalg.svdvals(found)
+    level = torch.linalg.matrix_norm(left.T @ right, "nuc") / 30
+    assert_close(values[:4], level.expand(4))
+    assert_close(values[4:], torch.zeros(26, dtype=dtype))
+
+
+@experts_and_seed
+@pytest.mark.parametrize("common_fraction", [0.8, 0.5, 1.0])
+def test_iso_cts(experts: int, seed: int, common_fraction: float) -> None:
+    pool = pool_of(experts, seed)
+    found = moved(IsoCts(common_fraction=common_fraction, scale=1.2), pool)
+    for name in SHAPES:
+        assert_close(found[name], 1.2 * iso_cts(tasks_of(pool, name), common_fraction))
+
+
+def test_iso_cts_without_common_directions_gives_none_twice() -> None:
+    """Three directions for five experts round to one each, which are more than there are."""
+    pool = pool_of(5, 0)
+    for part in (pool["base"], *pool["models"].values()):
+        part["square"] = part["square"][:3, :3]
+    assert moved(IsoCts(common_fraction=0), pool)["square"].isfinite().all()
+
+
+@experts_and_seed
+@pytest.mark.parametrize(("rank_fraction", "scale"), [(0.08, 1.0), (0.3, 2.0)])
+def test_cart(experts: int, seed: int, rank_fraction: float, scale: float) -> None:
+    pool = pool_of(experts, seed)
+    found = moved(Cart(rank_fraction=rank_fraction, scale=scale), pool)
+    for name in SHAPES:
+        base, tasks = pool["base"][name].double(), tasks_of(pool, name)
+        assert_close(found[name], cart(base, tasks, rank_fraction, scale))
+    assert_close(found["vector"], sum(tasks_of(pool, "vector")) / experts)
+
+
+def test_cart_at_full_rank_is_the_average() -> None:
+    pool = pool_of(3, 0)
+    found = moved(Cart(rank_fraction=1, scale=3), pool)
+    for name in pool["base"]:
+        assert_close(found[name], sum(tasks_of(pool, name)) / 3, 1e-5)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize(("by", "keep"), [("nuclear", 0.4), ("energy", 0.9), ("fraction", 0.3)])
+def test_truncate(by: str, keep: float, rescale: bool) -> None:  # noqa: FBT001 - a parameter
+    pool = pool_of(3, 4)
+    stage = Truncate(by=by, keep=keep, rescale=rescale)
+    found = moved([stage, {"name": "task-arithmetic", "scale": 1, "weights": [0, 1, 0]}], pool)
+    for name in SHAPES:
+        expected = truncated(tasks_of(pool, name)[1], by, keep, rescale=rescale)
+        assert_close(found[name], expected)
+    assert_close(found["vector"], tasks_of(pool, "vector")[1])
+
+
+@pytest.mark.parametrize("by", ["nuclear", "energy", "fraction"])
+def test_truncate_keeps_everything_if_it_is_asked_to(by: str) -> None:
+    pool = pool_of(2, 5)
+    found = moved([Truncate(by=by, keep=1), {"name": "task-arithmetic", "scale": 1}], pool)
+    for name in pool["base"]:
+        assert_close(found[name], sum(tasks_of(pool, name)), 1e-5)
+
+
+@experts_and_seed
+def test_star(experts: int, seed: int) -> None:
+    pool = pool_of(experts, seed)
+    found = moved(Star(keep=0.6), pool)
+    for name in SHAPES:
+        assert_close(found[name], star(tasks_of(pool, name), 0.6))
+
+
+@experts_and_seed
+@pytest.mark.parametrize("sizes", [(0.3,), (0.02, 0.3, 3.0)])
+def test_ace(experts: int, seed: int, sizes: tuple[float, ...]) -> None:
+    pool = pool_of(experts, seed, sizes)
+    found = moved(Ace(epsilon=0.05), pool)
+    for name in SHAPES:
+        assert_close(found[name], ace(tasks_of(pool, name), 0.05))
+
+
+def test_ace_refines_heterogeneous_experts_alone() -> None:
+    even, uneven = (pool_of(3, 0, sizes) for sizes in ((0.3,), (0.02, 0.3, 3.0)))
+    for pool, refined in ((even, False), (uneven, True)):
+        least, most = (moved(Ace(rank_fraction=each), pool)["square"] for each in (0.01, 0.9))
+        assert torch.equal(least, most) is not refined
+
+
+@experts_and_seed
+@pytest.mark.parametrize("size", [0.1, 1.0])
+def test_orthomerge(experts: int, seed: int, size: float) -> None:
+    pool = pool_of(experts, seed, (size,))
+    found = moved(Orthomerge(), pool)
+    for name in SHAPES:
+        assert_close(found[name], orthomerge(pool["base"][name].double(), tasks_of(pool, name)))
+    assert_close(found["vector"], sum(tasks_of(pool, "vector")) / experts)
+
+
+def test_orthomerge_of_two_rotations_is_the_one_between() -> None:
+    """By 20 and 40 degrees of the unit square: the mean in the Lie algebra is not quite 30."""
+    angles = torch.tensor([20.0, 40.0], dtype=torch.float64).deg2rad()
+    turned = [torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]]) for a in angles]
+    pool = {"base": {"w": torch.eye(2)}, "models": {"a": {"w": turned[0]}, "b": {"w": turned[1]}}}
+    between = 2 * torch.atan((angles / 2).tan().mean())
+    expected = torch.tensor([[between.cos(), -between.sin()], [between.sin(), between.cos()]])
+    assert_close(merge(Orthomerge(), pool).tensor("w").double(), expected, 1e-6)

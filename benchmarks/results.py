@@ -21,6 +21,8 @@ from results_page import page, picture
 
 from fusion_core import load_plugins
 from fusion_core.contracts.specs import AlgorithmSpec
+from pools_mini.files import DATA
+from pools_mini.plugin import TASKS
 
 HERE = Path(__file__).resolve().parent
 REFERENCE = HERE.parent / "docs" / "reference"
@@ -28,6 +30,8 @@ SHIPPED = 3
 FUSE = Path(sys.executable).with_name("fuse")
 #: The merge that stages which are none are shown with.
 BESIDE = "task-arithmetic"
+#: Options that have no default.
+OPTIONS: dict[str, dict[str, str]] = {"passthrough": {"model": TASKS[0]}}
 Runs = dict[str, dict[str, Any]]
 
 
@@ -80,31 +84,16 @@ def _mean(row: dict[str, dict[str, float]]) -> float:
 def _recipe(spec: AlgorithmSpec, seed: int, experts: Path | None) -> dict[str, Any]:
     """Return the recipe of a method alone, or beside a sum where it is not a merge."""
     stages = {"transform": [spec.name, BESIDE], "calibrate": [BESIDE, spec.name]}
-    algorithm: Any = stages.get(spec.stage, spec.name)
-    if seed == SHIPPED:
-        return {"algorithm": algorithm, "model_pool": "mini8"}
-    if experts is None:
-        sys.exit("name the folder that plugins/pools-mini/build/experts.py wrote: --experts")
-    folders = sorted(path for path in (experts / str(seed)).iterdir() if path.is_dir())
-    pool = {
-        "name": "clip",
-        "base": str(_base()),
-        "models": {path.name: str(path) for path in _in_order(folders)},
-    }
-    return {"algorithm": algorithm, "model_pool": pool, "task_pool": "mini8"}
-
-
-def _base() -> Path:
-    from pools_mini.files import DATA
-
-    return DATA / "base"
-
-
-def _in_order(folders: list[Path]) -> list[Path]:
-    """Return the experts in the order of mini8's own."""
-    from pools_mini.plugin import TASKS
-
-    return sorted(folders, key=lambda path: TASKS.index(path.name))
+    algorithm: Any = stages.get(spec.stage, {"name": spec.name, **OPTIONS.get(spec.name, {})})
+    tasks = list(TASKS[: spec.max_experts])
+    pool: dict[str, Any] = {"name": "mini8", "tasks": tasks}
+    if seed != SHIPPED:
+        if experts is None:
+            sys.exit("name the folder that plugins/pools-mini/build/experts.py wrote: --experts")
+        models = {task: str(experts / str(seed) / task) for task in tasks}
+        pool = {"name": "clip", "base": str(DATA / "base"), "models": models}
+    chosen = {"name": "mini8", "tasks": tasks}
+    return {"algorithm": algorithm, "model_pool": pool, "task_pool": chosen}
 
 
 def _options() -> argparse.Namespace:

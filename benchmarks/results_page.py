@@ -30,6 +30,12 @@ as tiny as these.
 | method | stage | average | of the experts | worst task | data | seconds | peak MB |
 |---|---|---|---|---|---|---|---|
 """
+_FEW = """
+## Methods for one or two experts
+
+On the first one or two of the tasks alone.
+"""
+TASKS = 8
 #: What the literature finds, as (better, worse, by so many points).
 ORDERINGS = (
     ("adamerging", "task-arithmetic", 2.0),
@@ -45,17 +51,25 @@ ORDERINGS = (
 
 def page(runs: Runs) -> str:
     """Return the page: methods by their average, the best first."""
-    names = sorted(runs, key=lambda name: -mean(runs, name))
+    every = sorted(runs, key=lambda name: -mean(runs, name))
+    names = [name for name in every if not _few(runs, name)]
+    few = [name for name in every if _few(runs, name)]
     seeds = ", ".join(runs[names[0]]["seeds"])
     base, experts = _references(runs)
     head = _HEAD.format(seeds=seeds, base=base, experts=experts)
     rows = "".join(_row(runs, name) for name in names)
-    return head + rows + _tasks(runs, names) + _said(runs)
+    return head + rows + _tasks(runs, names) + _said(runs) + _FEW + _tasks(runs, few)
+
+
+def _few(runs: Runs, name: str) -> bool:
+    """Tell whether a method takes fewer experts than there are tasks."""
+    return len(next(iter(runs[name]["seeds"].values()))["tasks"]) < TASKS
 
 
 def _references(runs: Runs) -> tuple[float, float]:
     """Return what the base and the experts have on average, in per cent."""
-    found = [run for each in runs.values() for run in each["seeds"].values()]
+    every = [run for each in runs.values() for run in each["seeds"].values()]
+    found = [run for run in every if len(run["tasks"]) == TASKS]
     base, experts = (statistics.mean(run[row] for run in found) for row in ("base", "experts"))
     return 100 * base, 100 * experts
 
@@ -89,13 +103,19 @@ def _spread(values: list[float]) -> str:
 
 
 def _tasks(runs: Runs, names: list[str]) -> str:
-    tasks = list(next(iter(runs[names[0]]["seeds"].values()))["tasks"])
+    known = [next(iter(runs[name]["seeds"].values()))["tasks"] for name in names]
+    tasks = list(dict.fromkeys(task for each in known for task in each))
     lines = [f"| method | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
     for name in names:
-        found = runs[name]["seeds"].values()
-        cells = (statistics.mean(100 * run["tasks"][task] for run in found) for task in tasks)
-        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
-    return "\n## By task\n\n" + "\n".join(lines) + "\n"
+        cells = (_cell(list(runs[name]["seeds"].values()), task) for task in tasks)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _cell(found: list[Mapping[str, Any]], task: str) -> str:
+    if task not in found[0]["tasks"]:
+        return ""
+    return f"{statistics.mean(100 * run['tasks'][task] for run in found):.1f}"
 
 
 def _said(runs: Runs) -> str:
@@ -119,6 +139,8 @@ def picture(runs: Runs, path: Path) -> None:
     colours: dict[str, str] = {"none": "#1f77b4", "unlabeled": "#d62728", "labeled": "#2ca02c"}
     figure, axes = plt.subplots(figsize=(8, 5))
     for name, each in runs.items():
+        if _few(runs, name):
+            continue
         seconds = statistics.median(run["seconds"] for run in each["seeds"].values())
         axes.scatter(seconds, mean(runs, name), color=colours[each["data"]], s=14)
         axes.annotate(

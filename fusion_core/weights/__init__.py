@@ -8,7 +8,14 @@ from fusion_core.weights.merging.merged import CastSource, MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.select import kth_largest_magnitudes
-from fusion_core.weights.merging.trimming import Electing, Trim, Trimming, agreeing
+from fusion_core.weights.merging.trimming import (
+    Electing,
+    Trim,
+    Trimming,
+    agreeing,
+    elected_sign,
+    kept_count,
+)
 from fusion_core.weights.reading.assets import licence_of, read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.location import Location, locate
@@ -59,8 +66,10 @@ __all__ = [
     "align",
     "as_weights",
     "assemble",
+    "elected_sign",
     "held_in_memory",
     "in_order",
+    "kept_count",
     "kth_largest_magnitudes",
     "licence_of",
     "locate",

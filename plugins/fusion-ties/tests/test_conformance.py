@@ -24,6 +24,9 @@ MERGES: list[tuple[str, dict[str, Any]]] = [
     ("ties", {}),
     ("ties", {"scope": "tensor", "zero_sign": "positive", "density": 0.5}),
     ("breadcrumbs", {"elect": "ties"}),
+    ("sce", {"density": 0.4}),
+    ("magmax", {}),
+    ("consensus", {}),
 ]
 
 

@@ -116,3 +116,30 @@ class DellaConfig(MagPruneConfig, SparseConfig):
 
 class BreadcrumbsConfig(BandConfig, SparseConfig):
     """How much of each tensor is kept, and how what is kept is combined."""
+
+
+class SceConfig(ComponentConfig):
+    """How many positions are selected, and each expert's part."""
+
+    density: Fraction = 1.0
+    """The fraction of the positions where experts differ that is merged, the most varying ones."""
+    weights: ExpertWeights | None = None
+    """One factor an expert of its share, by name or in pool order; default: 1 each."""
+
+
+class MagMaxConfig(ComponentConfig):
+    """How far to go."""
+
+    scale: float = 0.5
+    """Lambda: the factor of the chosen entries."""
+
+
+class ConsensusConfig(ComponentConfig):
+    """Which entries are needed by enough experts, and how far to go along their sum."""
+
+    k: Annotated[int, Field(ge=0)] = 2
+    """An entry is kept if at least so many experts' masks have it."""
+    tall_lambda: Annotated[float, Field(ge=0)] = 0.4
+    """How many times larger than the others' sum an expert's entry is in its mask."""
+    scale: float = 0.3
+    """Lambda: the factor of the summed task vectors."""

@@ -85,3 +85,28 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         needs_base=True,
         reference="arXiv:2312.06795",
     )
+    yield AlgorithmSpec(
+        name="sce",
+        summary="Merge the most varying entries, weighted by energy, where signs agree.",
+        target="fusion_ties.sce:Sce",
+        config="fusion_ties.config:SceConfig",
+        needs_base=True,
+        reference="arXiv:2408.07990",
+    )
+    yield AlgorithmSpec(
+        name="magmax",
+        summary="Take the entry of largest magnitude from all task vectors.",
+        target="fusion_ties.electing:MagMax",
+        config="fusion_ties.config:MagMaxConfig",
+        needs_base=True,
+        reference="arXiv:2407.06322",
+    )
+    yield AlgorithmSpec(
+        name="consensus",
+        summary="Sum task vectors where the TALL masks of several experts agree.",
+        target="fusion_ties.electing:Consensus",
+        config="fusion_ties.config:ConsensusConfig",
+        needs_base=True,
+        min_experts=2,
+        reference="arXiv:2405.07813",
+    )

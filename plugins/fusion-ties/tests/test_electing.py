@@ -119,9 +119,10 @@ def test_sce_is_the_definition_at_any_size(
 ) -> None:
     pool = models(3)
     draw = torch.Generator().manual_seed(3)
+    like = {"generator": draw, "dtype": torch.float64}
     for expert in pool["models"].values():
         for entries in expert.values():  # zeros stay; no two positions vary alike
-            entries *= size * (1 + torch.rand(entries.shape, generator=draw, dtype=torch.float64))
+            entries.mul_(size * (1 + torch.rand(entries.shape, **like)))
     check(Sce(density=density, weights=weights), pool, sce(density, weights))
 
 

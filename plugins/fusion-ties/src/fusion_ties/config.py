@@ -143,3 +143,16 @@ class ConsensusConfig(ComponentConfig):
     """How many times larger than the others' sum an expert's entry is in its mask."""
     scale: float = 0.3
     """Lambda: the factor of the summed task vectors."""
+
+
+class PcbConfig(ComponentConfig):
+    """How many entries compete, and how they are combined."""
+
+    density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The fraction of each task vector's entries that takes part, those of largest balance."""
+    clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0001
+    """The fraction of magnitudes that is clipped at either end."""
+    weights: ExpertWeights | None = None
+    """One factor an expert, by name or in pool order; default: 1 each. They do not divide."""
+    scale: float = 1.0
+    """Lambda: the factor of the merged task vector."""

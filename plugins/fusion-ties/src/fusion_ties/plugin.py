@@ -110,3 +110,11 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         min_experts=2,
         reference="arXiv:2405.07813",
     )
+    yield AlgorithmSpec(
+        name="pcb",
+        summary="Average what competes best: strong in its expert, in line with the others.",
+        target="fusion_ties.pcb:Pcb",
+        config="fusion_ties.config:PcbConfig",
+        needs_base=True,
+        reference="arXiv:2410.02396",
+    )

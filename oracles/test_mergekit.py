@@ -340,7 +340,7 @@ DIFFERENCES: list[tuple[str, dict[str, Any], dict[str, Any], list[list[float]], 
         {"name": "sce", "density": 0.4},
         [[1.0, 8.0], [1.0, 2.0]],
         [0, 0],
-        [0, 8],
+        [0, 130 / 17],  # (64 * 8 + 4 * 2) / 68
     ),
     # Sums of magnitudes below 1e-7 are not restored. Of six entries five are kept.
     (

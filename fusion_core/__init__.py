@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.by_hand import merge
+    from fusion_core.running.for_task import load_for_task
     from fusion_core.running.run import run_fusion
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
@@ -86,6 +87,7 @@ _HOMES = {
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.by_hand": ("merge",),
+    "fusion_core.running.for_task": ("load_for_task",),
     "fusion_core.running.run": ("run_fusion",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
@@ -142,6 +144,7 @@ __all__ = [
     "check",
     "expert_weights",
     "hookimpl",
+    "load_for_task",
     "load_plugins",
     "load_recipe",
     "locked",

@@ -4,6 +4,7 @@ from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, ali
 from fusion_core.weights.merging.applied import Kernel, RowsKernel, Scope
 from fusion_core.weights.merging.execution import SerialExecutor
 from fusion_core.weights.merging.linear import Linear, as_weights
+from fusion_core.weights.merging.masked import task_weights
 from fusion_core.weights.merging.merged import CastSource, MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
 from fusion_core.weights.merging.scan import Scan
@@ -21,6 +22,7 @@ from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.remote import RemoteSource
+from fusion_core.weights.reading.task_masks import PackedMasks
 from fusion_core.weights.source import (
     BLOCK,
     Cut,
@@ -49,6 +51,7 @@ __all__ = [
     "LoraSource",
     "MergedSource",
     "Operands",
+    "PackedMasks",
     "Piece",
     "RemoteSource",
     "RenamedSource",
@@ -76,4 +79,5 @@ __all__ = [
     "materialise",
     "read_config",
     "staged",
+    "task_weights",
 ]

@@ -7,7 +7,12 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-adamerging": {"algorithm": ("adamerging",)},
     "fusion-linear": {"algorithm": ("simple-average", "task-arithmetic", "weighted-average")},
     "fusion-spectral": {"algorithm": ("orthogonalise", "svc")},
-    "fusion-ties": {"algorithm": ("elect", "ties", "trim")},
+    "fusion-ties": {
+        "algorithm": (
+            *("band", "drop", "elect", "magprune", "trim"),
+            *("breadcrumbs", "consensus", "dare", "della", "emr", "magmax", "pcb", "sce", "ties"),
+        )
+    },
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

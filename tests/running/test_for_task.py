@@ -128,3 +128,12 @@ def test_what_has_no_masks_is_refused(models: dict[str, Any], tmp_path: Path) ->
     (out / MASKS).unlink()
     with pytest.raises(CheckpointError, match="its model is the same for every task"):
         load_for_task(out, "a")
+
+
+@pytest.mark.plugins
+def test_what_is_not_merged_is_the_models(models: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_fusion(algorithm={"name": "emr", "skip": "v"}, model_pool=models, output=out)
+    base = load_file(models["base"])
+    assert torch.equal(load_for_task(out, "a").tensor("v").to(torch.bfloat16), base["v"])
+    assert set(load_file(out / MASKS)) == {"m", "s", "e"}

@@ -28,6 +28,7 @@ MERGES: list[tuple[str, dict[str, Any]]] = [
     ("magmax", {}),
     ("consensus", {}),
     ("pcb", {}),
+    ("emr", {}),
 ]
 
 

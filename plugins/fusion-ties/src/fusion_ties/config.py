@@ -156,3 +156,10 @@ class PcbConfig(ComponentConfig):
     """One factor an expert, by name or in pool order; default: 1 each. They do not divide."""
     scale: float = 1.0
     """Lambda: the factor of the merged task vector."""
+
+
+class EmrConfig(ComponentConfig):
+    """How each task's scale is found."""
+
+    rescale: Literal["paper", "authors"] = "paper"
+    """Compare sums of magnitudes over the model or, as the authors' code, of its tensors' means."""

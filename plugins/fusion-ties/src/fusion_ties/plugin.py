@@ -118,3 +118,11 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         needs_base=True,
         reference="arXiv:2410.02396",
     )
+    yield AlgorithmSpec(
+        name="emr",
+        summary="One model, and for each task a mask of one bit an entry and a scale.",
+        target="fusion_ties.emr:Emr",
+        config="fusion_ties.config:EmrConfig",
+        needs_base=True,
+        reference="arXiv:2405.17461",
+    )

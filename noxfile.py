@@ -101,6 +101,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def results(session: nox.Session) -> None:
+    """Every method on mini8, into docs/reference: `nox -s results -- --experts DIR`."""
+    install(session, "test", "results")
+    session.run("python", "benchmarks/results.py", *session.posargs)
+
+
+@nox.session(default=False)
 def full_size(session: nox.Session) -> None:
     """Run the pools of the hub with full-size random weights; prints times and memory."""
     install(session, "test")

@@ -22,7 +22,7 @@ from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import RunContext, Subject
 from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.weights import StateDictSource
+from fusion_spectral.orthogonalise import Orthogonalise
 from pools_clip.config import ClipConfig
 from pools_clip.pool import ClipPool
 from pools_mini.config import Mini8Config, Mini8TasksConfig
@@ -112,9 +112,9 @@ def experts_of(seed: int, folder: Path | None) -> ClipPool:
 def _run(name: str, pool: ClipPool, tasks: Mini8Tasks, seed: int) -> dict[str, Any]:
     config = AdaMergingConfig(**VARIANTS[name])
     aligned = pool.aligned(AlignmentPolicy())
-    if name.startswith("spectral"):
-        aligned.experts = spectral(aligned)
     context = RunContext(tasks=tasks, seed=seed)
+    if name.startswith("spectral"):
+        aligned = context.transformed(aligned, Orthogonalise())
     started = time.perf_counter()
     merged = AdaMerging(config).run(aligned, context)
     seconds = time.perf_counter() - started
@@ -122,41 +122,6 @@ def _run(name: str, pool: ClipPool, tasks: Mini8Tasks, seed: int) -> dict[str, A
     accuracy = {task: 100 * metrics["accuracy"] for task, metrics in found.items()}
     mean = statistics.mean(accuracy.values())
     return {"seed": seed, "variant": name, "mean": mean, "seconds": seconds, "tasks": accuracy}
-
-
-def spectral(pool: ClipPool) -> Any:  # noqa: ANN401 - experts by name
-    """Replace experts by base + their share of TSV-M (arXiv:2412.00081): the shares sum to it.
-
-    Of every matrix each task vector keeps its largest singular directions, 1/K of them; all of them
-    together are then made orthogonal. Tensors that are not matrices keep 1/K of their task vectors.
-    """
-    base, count = pool.base.state_dict(), len(pool.experts)
-    rows = {name: source.state_dict() for name, source in pool.experts.items()}
-    parts = {name: dict(base) for name in rows}
-    for tensor, value in base.items():
-        if not value.is_floating_point():
-            continue
-        start = value.float()
-        deltas = torch.stack([row[tensor].float() - start for row in rows.values()])
-        shares = _shares(deltas) if value.ndim == 2 else deltas / count
-        for name, share in zip(rows, shares, strict=True):
-            parts[name][tensor] = start + share
-    return {name: StateDictSource(part, label=name) for name, part in parts.items()}
-
-
-def _shares(deltas: torch.Tensor) -> torch.Tensor:
-    rank = max(1, min(deltas.shape[1:]) // len(deltas))
-    left, sizes, right = torch.linalg.svd(deltas, full_matrices=False)
-    left, sizes, right = left[..., :rank], sizes[:, :rank], right[:, :rank]
-    lefts = _orthogonal(torch.cat(list(left), dim=1)).split(rank, dim=1)
-    rights = _orthogonal(torch.cat(list(right), dim=0).T).split(rank, dim=1)
-    parts = zip(lefts, sizes, rights, strict=True)
-    return torch.stack([one @ size.diag() @ other.T for one, size, other in parts])
-
-
-def _orthogonal(columns: torch.Tensor) -> torch.Tensor:
-    left, _, right = torch.linalg.svd(columns, full_matrices=False)
-    return left @ right
 
 
 def print_table(path: Path) -> None:

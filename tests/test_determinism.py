@@ -98,8 +98,10 @@ def digest(
     pool: Any = {"base": files["base"], "models": dict(list(models.items())[:count])}
     if spec.needs_tasks != "none":
         pool = {"name": "mini8", "tasks": ["optdigits", "latin"]}
+    stage, ties = {"name": spec.name, **options}, {"name": "ties"}
+    pipelines = {"transform": [stage, ties], "merge": stage, "calibrate": [ties, stage]}
     run_fusion(
-        algorithm={"name": spec.name, **options},
+        algorithm=pipelines[spec.stage],
         model_pool=pool,
         output={"path": str(out), "shard_size": setting.shard_size},
         options=RunOptions(executor=setting.executor, workers=setting.workers, evaluate=False),

@@ -22,9 +22,11 @@ def build_live(
     weights: WeightSource,
     device: torch.device | str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Return a live model to pass batches through, in evaluation mode."""
+    """Return a live model to pass batches through, by default in fp32, in fp64 if weights are."""
+    wide = any(info.dtype is torch.float64 for info in weights.infos.values())
+    dtype = dtype or (torch.float64 if wide else torch.float32)
     return with_fast_products(pool.build(weights, dtype=dtype, device=device))
 
 

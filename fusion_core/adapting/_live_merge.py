@@ -97,14 +97,20 @@ class LiveMerge:
 def _leaves(
     pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage
 ) -> Iterator[Leaf]:
+    """Yield the leaves, read side by side: a transform's small matrices fill no two cores."""
     kernel: Any = merged.kernel
-    known = {name: p for name, p in pool.parameters(model).items() if name in merged.infos}
-    for parameter, tied in names_of(known).items():
+
+    def make(found: tuple[nn.Parameter, list[str]]) -> Leaf | None:
+        parameter, tied = found
         if not _is_changed(merged, kernel, tied[0]):
-            continue
+            return None
         parameter.data = parameter.detach().contiguous()
         parameter.requires_grad_(True)
-        yield Leaf(tuple(tied), parameter, _vectors(merged, kernel, tied[0], parameter, storage))
+        return Leaf(tuple(tied), parameter, _vectors(merged, kernel, tied[0], parameter, storage))
+
+    known = {name: p for name, p in pool.parameters(model).items() if name in merged.infos}
+    made = on_cores(make, names_of(known).items())
+    yield from (leaf for leaf in made if leaf is not None)
 
 
 def _is_changed(merged: MergedSource, kernel: WithRows, name: str) -> bool:

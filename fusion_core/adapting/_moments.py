@@ -114,7 +114,7 @@ def moments_of(
 
 
 def _padding(batch: Batch) -> Tensor | None:
-    """Return what is no padding, shape (examples, length); None where nothing is."""
+    """Return what is not padding, shape (examples, length); None where all is."""
     mask = None if batch.mask is None else batch.mask.bool()
     return None if mask is None or bool(mask.all()) else mask
 
@@ -154,7 +154,7 @@ class _Gathering:
         self.found[layer.weight].add(self._unpadded(inputs, self.names[layer.weight][0]))
 
     def _unpadded(self, inputs: Tensor, name: str) -> Tensor:
-        """Return what is no padding, of shape (positions, inputs)."""
+        """Return what is not padding, of shape (positions, inputs)."""
         leading, width = inputs.shape[:-1], inputs.shape[-1]
         if self.mask is None:
             return inputs.reshape(-1, width)

@@ -1,7 +1,7 @@
 """What the licences of parents say about their merge: conflicts and limits, by the hub's names.
 
 A merge is a modified version of every one of its parents. What is said here is what can be told
-from a licence's name, to be looked at by a person: it is no legal advice, and silence is no
+from a licence's name, to be looked at by a person: it is not legal advice, and silence is not
 permission.
 """
 

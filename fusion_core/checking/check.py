@@ -24,7 +24,7 @@ from fusion_core.weights.writing.disk import free_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fusion_core.planning.plan import Plan
+    from fusion_core.planning.planned import Plan
 
 SCHEMA = 1
 

@@ -22,7 +22,7 @@ from fusion_core.weights.merging.execution import AHEAD
 
 if TYPE_CHECKING:
     from fusion_core.contracts.stage import Stage
-    from fusion_core.planning.plan import Plan
+    from fusion_core.planning.planned import Plan
 
 #: What the engine and the allocator take whatever is merged, and a survey's samples an expert.
 _FIXED, _SURVEY = 16 * 2**20, 3 * 2**20

@@ -35,7 +35,7 @@ from fusion_core.shown import amount
 if TYPE_CHECKING:
     from fusion_core.checking.check import Check, Model
     from fusion_core.checking.memory import Memory
-    from fusion_core.planning.plan import Plan
+    from fusion_core.planning.planned import Plan
     from fusion_core.weights.merging.finite import BadTensor
 
 

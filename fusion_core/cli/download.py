@@ -43,7 +43,8 @@ def download(
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
     from fusion_core.planning.downloads import downloads_of, pools_of
-    from fusion_core.recipe.text import check_own_kind, load_recipe, override
+    from fusion_core.recipe.assignments import override
+    from fusion_core.recipe.text import check_own_kind, load_recipe
 
     names = {"model_pool": pool, "task_pool": task_pool}
     raw = {} if recipe is None else load_recipe(recipe)

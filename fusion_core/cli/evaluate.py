@@ -49,7 +49,7 @@ def evaluate(
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core.machine.devices import device_of
-    from fusion_core.recipe.text import override
+    from fusion_core.recipe.assignments import override
     from fusion_core.running.evaluation import evaluate_directory
 
     names = {"model_pool": pool, "task_pool": task_pool}

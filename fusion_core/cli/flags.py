@@ -17,7 +17,7 @@ from fusion_core.shown import without_secrets
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.planning.plan import Plan
+    from fusion_core.planning.planned import Plan
 
 Algo = Annotated[
     Optional[str],  # noqa: UP045 - typer reads these annotations at run time
@@ -96,7 +96,8 @@ def planned(
     `names` are the flags that name a section's component, and `tasks`.
     """
     warn_of_broken_plugins(load_plugins(context.obj))
-    from fusion_core.recipe.text import assign, load_recipe, override
+    from fusion_core.recipe.assignments import assign, override
+    from fusion_core.recipe.text import load_recipe
 
     raw = {} if recipe is None else load_recipe(recipe)
     tasks = names.pop("tasks")
@@ -131,7 +132,7 @@ def sections_from(
     raw: dict[str, Any], names: dict[str, str | None], tasks: str | None
 ) -> dict[str, Any]:
     """Apply the flags that name components and tasks; a name of another component drops options."""
-    from fusion_core.recipe.text import assign
+    from fusion_core.recipe.assignments import assign
 
     for section, name in names.items():
         if name is None:

@@ -50,7 +50,7 @@ class Batch:
 
     @property
     def mask(self) -> torch.Tensor | None:
-        """What is no padding, of shape (examples, length) and true or 1; None without a mask."""
+        """What is not padding, of shape (examples, length) and true or 1; None without a mask."""
         return self.tensors.get(MASK)
 
     @property

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fusion_core.errors import AlignmentError, BrokenPluginError
 from fusion_core.weights import WeightSource, as_weights, assemble
+from fusion_core.weights.merging.execution import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,8 +63,12 @@ def build_model(  # noqa: PLR0913 - what is built, of what, and how it is to be
     given = {rename(name): name for name in source.infos}
     places = _places(model, source, given)
     _check_fit(model, source, given, places)
-    for place in places:
+
+    def fill(place: _Place) -> None:
         _fill(model, place, source, dtype, torch.device(device))
+
+    for _ in on_cores(fill, places):  # weights may be a merge, which is computed here
+        pass
     return model.train(mode=False)
 
 

@@ -27,7 +27,7 @@ class Metric:
     def ratio(self, value: float, reference: float) -> float | None:
         """Return how good a value is beside another, 1 for as good and more for better.
 
-        None where one of them is no measure for the other: zero, negative, or not a number.
+        None where one of them cannot measure the other: zero, negative, or not a number.
         """
         part, whole = (value, reference) if self.higher_is_better else (reference, value)
         return part / whole if part >= 0 and whole > 0 else None

@@ -70,6 +70,8 @@ class AlgorithmSpec(ComponentSpec):
     needs_tasks: TaskData = "none"
     #: an option with which, given, it does without them
     needs_tasks_unless: str | None = None
+    #: whether experts have roles, so that another order is another merge
+    ordered: bool = False
     min_experts: int = 1
     max_experts: int | None = None
     #: where it was published, e.g. "arXiv:2306.01708"

@@ -87,7 +87,7 @@ def create_stages(
 ) -> tuple[PlannedStage, ...]:
     """Make the stages that are not given as objects, in their order.
 
-    Raises `RecipeError` for what is no pipeline: any transforms, one merge, any calibrations.
+    Raises `RecipeError` for what is not a pipeline: any transforms, one merge, any calibrations.
     """
     described = iter(resolved)
     stages = tuple(

@@ -1,4 +1,4 @@
-"""Recipes as text: YAML in and out, and `section.option=value` assignments.
+"""Recipes as text: YAML in and out.
 
 YAML is read as version 1.2, without tags, within bounds: recipes come from anywhere. What a recipe
 means is not known here (`fusion_core.recipe.config`).
@@ -6,10 +6,7 @@ means is not known here (`fusion_core.recipe.config`).
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-from collections.abc import Mapping
 from io import StringIO
 from itertools import accumulate, chain
 from pathlib import Path
@@ -24,7 +21,7 @@ from fusion_core.errors import RecipeError
 from fusion_core.recipe.paths import placed_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from ruamel.yaml.nodes import Node, ScalarNode
 
@@ -36,9 +33,6 @@ _LARGEST_YAML = 2**20
 _MOST_NODES = 100_000
 _DEEPEST = 100
 _LONGEST_INTEGER = 1_000
-_CLOSING = {"[": "]", "{": "}"}
-#: How YAML spells a value that is none.
-_NOTHING = {"", "~", "null", "Null", "NULL"}
 
 
 def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
@@ -154,93 +148,6 @@ def check_own_kind(recipe: Mapping[str, Any]) -> None:
                 hint=f"What is what here: {names}.\n"
                 f"See docs/how-to/port-from-{program.lower()}.md.",
             )
-
-
-def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the recipe with `section.option=value` assignments applied; values are YAML."""
-    for assignment in assignments:
-        dotted, separator, text = assignment.partition("=")
-        if not separator or not all(dotted.split(".")):
-            raise RecipeError(
-                f"--set {assignment!r} is not an assignment",
-                hint="Write --set algorithm.density=0.2.",
-            )
-        value = _value_of(text, dotted)
-        recipe = assign(recipe, dotted.split("."), value, origin=f"--set {assignment!r}")
-    return recipe
-
-
-def _value_of(text: str, dotted: str) -> Any:  # noqa: ANN401 - YAML holds anything
-    """Read the value of an assignment; text that YAML takes for more than text has to be quoted.
-
-    Else `#a`, `&a` and `a #b` would be taken for less than they are without a word.
-    """
-    quoted = shlex.quote(f"{dotted}={_quoted(text)}")
-    hint = f"If text is meant, quote it for YAML and for the shell: --set {quoted}"
-    if text[:1] in _CLOSING and not text.endswith(_CLOSING[text[0]]):
-        hint = f"{_CLOSING[text[0]]!r} is missing. {hint}"
-    try:
-        value = load_yaml(text, origin=f"--set {dotted}")
-    except RecipeError as error:
-        if not isinstance(error.__cause__, MarkedYAMLError):
-            raise
-        problem = str(error.__cause__.problem).partition("\n")[0]
-        why = "" if "alias" in problem else f": {problem}"
-        message = f"--set {dotted}: {shown(text)} cannot be read as YAML{why}"
-        raise RecipeError(message, hint=hint) from error
-    plain = text.strip()
-    means_itself = value == plain if isinstance(value, str) else plain in _NOTHING
-    if isinstance(value, str | None) and not means_itself and plain[:1] not in {'"', "'"}:
-        raise RecipeError(f"--set {dotted}: {shown(text)} would be {shown(value)}", hint=hint)
-    return value
-
-
-def _quoted(text: str) -> str:
-    """Quote text for YAML; of a list, each of its texts."""
-    if text.startswith("[") and text.endswith("]"):
-        return f"[{', '.join(_quoted(item.strip()) for item in text[1:-1].split(','))}]"
-    is_quoted = len(text) > 1 and text[0] in "'\"" and text[0] == text[-1]
-    return text if is_quoted else json.dumps(text, ensure_ascii=False)
-
-
-def assign(
-    recipe: Mapping[str, Any], path: Sequence[str], value: object, *, origin: str
-) -> dict[str, Any]:
-    """Return the recipe with one option set; `origin` names the flag in errors.
-
-    Raises `RecipeError` where the recipe holds something that has no options on the way.
-    """
-    try:
-        return cast("dict[str, Any]", _assign(recipe, path, value))
-    except TypeError as error:
-        raise RecipeError(f"{origin}: {error}") from error
-
-
-def _assign(node: object, path: Sequence[str], value: object) -> Any:  # noqa: ANN401 - as `node`
-    head, *rest = path
-    branch = from_name(node)  # `algorithm: ties` may be given options too
-    if isinstance(branch, list):
-        number = _place_of(head, branch)
-        changed = _assign(branch[number], rest, value) if rest else value
-        return [*branch[:number], changed, *branch[number + 1 :]]
-    if not isinstance(branch, Mapping):
-        raise TypeError(f"{shown(node)} has no options, so none is {head!r}")
-    branch = dict(branch)
-    branch[head] = _assign(branch.get(head), rest, value) if rest else value
-    return branch
-
-
-def _place_of(name: str, components: Sequence[Any]) -> int:
-    """Return which component of a list a name means; raises `TypeError` unless it is one."""
-    spelled: list[Any] = [from_name(each) for each in components]
-    names = [str(each.get("name")) if isinstance(each, Mapping) else "?" for each in spelled]
-    if names.count(name) != 1:
-        count = "none" if name not in names else "more than one"
-        raise TypeError(
-            f"{count} of {', '.join(names)} is called {name!r}; one of them is named first, as in "
-            f"{names[0]}.{name}"
-        )
-    return names.index(name)
 
 
 def from_name(value: object) -> object:

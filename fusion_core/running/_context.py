@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunInfo
-    from fusion_core.planning.plan import Plan
+    from fusion_core.planning.planned import Plan
 
 
 def notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes

@@ -16,7 +16,7 @@ from fusion_core.errors import OutputError, RecipeError
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.dtypes import dtype_of
 from fusion_core.planning.numbers import unfinished
-from fusion_core.planning.plan import count_tensors
+from fusion_core.planning.planned import count_tensors
 from fusion_core.recipe.paths import without_folders
 from fusion_core.recipe.text import RECIPE, dump_yaml
 from fusion_core.running import _provenance as provenance
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.planning.plan import Plan
+    from fusion_core.planning.planned import Plan
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from fusion_core.errors import FusionError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.options import RunOptions
-from fusion_core.planning.plan import Plan, plan
+from fusion_core.planning.plan import plan
 from fusion_core.recipe.text import load_recipe
 from fusion_core.running._context import notify, prepare, round_for
 from fusion_core.running._output import assets_of, claim_output, open_staging, write
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fusion_core.contracts.report import Report
+    from fusion_core.planning.planned import Plan
 
 _LOG = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from fusion_core.testing._component import ComponentSuite
 from fusion_core.testing._determinism import DeterminismChecks
 from fusion_core.testing._merging import MergeChecks
 from fusion_core.testing._models import tiny_pool
+from fusion_core.testing._pairs import PairChecks
 from fusion_core.testing._refusals import RefusalChecks
 from fusion_core.testing._suite import fail
 
@@ -35,7 +36,7 @@ MakePool = Callable[..., ModelPool[Any]]
 _EXPERTS = 5
 
 
-class AlgorithmSuite(MergeChecks, DeterminismChecks, RefusalChecks, ComponentSuite):
+class AlgorithmSuite(MergeChecks, DeterminismChecks, PairChecks, RefusalChecks, ComponentSuite):
     """What every algorithm keeps.
 
     Fixtures that an author may override beside `spec` and `options`: `make_pool`, a function with

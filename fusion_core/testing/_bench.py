@@ -10,7 +10,7 @@ from torch import nn
 
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.context import RunContext
-from fusion_core.contracts.stage import transformed
+from fusion_core.contracts.stage import Transform, transformed
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.pipeline import PlannedStage
 from fusion_core.planning.selection import Part
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunResult
     from fusion_core.contracts.specs import AlgorithmSpec
-    from fusion_core.contracts.stage import Stage, Transform
+    from fusion_core.contracts.stage import Stage
     from fusion_core.contracts.task_pool import AdaptiveTask, TaskPool
     from fusion_core.weights.merging.applied import Applied
     from fusion_core.weights.merging.transformed import TransformedExpert
@@ -51,20 +51,21 @@ class Bench:
     tasks: TaskPool[Any] | None
     #: how many experts are merged, unless a check says otherwise
     experts: int
-    #: the merge that a calibration starts from
-    before: Stage[Any] = field(default_factory=Mean)
+    #: the other stage of a pipeline of two
+    partner: Stage[Any] | None = None
     #: what the algorithm logged in the last run
     logged: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
 
     @property
     def pipeline(self) -> list[Stage[Any]]:
-        """Return the algorithm with the merge that makes it a pipeline, if it is none itself."""
-        pipelines = {
-            "transform": [self.algorithm, Sum()],
-            "merge": [self.algorithm],
-            "calibrate": [self.before, self.algorithm],
-        }
-        return pipelines[self.spec.stage]
+        """Return the algorithm, with its partner or the merge that it needs to be a pipeline."""
+        if self.spec.stage == "transform":
+            return [self.algorithm, self.partner or Sum()]
+        if self.spec.stage == "calibrate":
+            return [self.partner or Mean(), self.algorithm]
+        if isinstance(self.partner, Transform):
+            return [self.partner, self.algorithm]
+        return [self.algorithm, *([] if self.partner is None else [self.partner])]
 
     def pool(self, model: str, **changes: Any) -> Pool:  # noqa: ANN401 - what `tiny_pool` takes
         """Return a pool of tiny models."""
@@ -103,7 +104,7 @@ class Bench:
 
     def task_vectors(self, pool: Pool) -> dict[str, State]:
         """Return every expert's task vectors after a transform."""
-        transform = cast("Transform[Any]", self.algorithm)
+        transform: Any = self.algorithm
         after = transformed(transform, pool.aligned(AlignmentPolicy()), RunContext(seed=3))
         return {name: each.state_dict() for name, each in after.experts.items()}
 

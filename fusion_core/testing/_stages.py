@@ -52,10 +52,10 @@ class CalibrationSuite(AlgorithmSuite):
     def test_another_merge_gives_another_model(self, bench: Bench) -> None:
         """It is the merge that is calibrated, not the models alone."""
         pool = bench.pool("mlp")
-        other = replace(bench, before=Sum())
+        other = replace(bench, partner=Sum())
         if not differing_bytes(bench.merge(pool), other.merge(pool)):
             fail(
                 f"{bench.spec.name!r} gives the same model whatever the merge is.",
-                "Start from `piece.merged`; what merges models by itself is no calibration: "
+                "Start from `piece.merged`; what merges models by itself is not a calibration: "
                 'register it with stage="merge".',
             )

@@ -23,16 +23,8 @@ from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.remote import RemoteSource
 from fusion_core.weights.reading.task_masks import PackedMasks
-from fusion_core.weights.source import (
-    BLOCK,
-    Cut,
-    RenamedSource,
-    StateDictSource,
-    TensorInfo,
-    WeightSource,
-    assemble,
-    held_in_memory,
-)
+from fusion_core.weights.source import BLOCK, Cut, RenamedSource, TensorInfo, WeightSource, assemble
+from fusion_core.weights.state_dict import StateDictSource, held_in_memory
 from fusion_core.weights.writing.materialise import materialise
 from fusion_core.weights.writing.outputs import staged
 from fusion_core.weights.writing.writer import Staging

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from fusion_core.errors import BrokenPluginError, WeightsError
+from fusion_core.errors import BrokenPluginError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -188,56 +188,6 @@ def check_values(
         f"{source.describe()} gave {found} of the {stop - start} from {start} on of "
         f"tensor {info.name!r}, which is {info.dtype}"
     )
-
-
-class StateDictSource(WeightSource):
-    """A state dict in memory; its tensors are read where they are and never modified."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], *, label: str = "state dict") -> None:
-        for name, tensor in tensors.items():
-            if (found := _unreadable(tensor)) is not None:
-                what, hint = found
-                raise WeightsError(f"{label}: {name!r} is {what}", hint=hint)
-        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-        self._label = label
-        self.infos = {
-            name: TensorInfo(name, tuple(tensor.shape), tensor.dtype)
-            for name, tensor in self._tensors.items()
-        }
-
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return a view into the state dict."""
-        return self._tensors[name].reshape(-1)[start:stop].cpu()
-
-    def describe(self) -> str:
-        """Return the label given at construction."""
-        return self._label
-
-
-def _unreadable(value: object) -> tuple[str, str | None] | None:
-    """Say what a value is that is not plain numbers, and what to do; None for one that is."""
-    if not isinstance(value, torch.Tensor):
-        return f"a {type(value).__name__}, not a tensor", None
-    if value.is_meta:
-        return "on the meta device, without values", "Load the weights before merging."
-    wrapped = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-    if value.is_quantized or wrapped:  # classes that compute in place of torch's own, too
-        kind = type(value).__name__ if wrapped else str(value.dtype)
-        return f"a {kind}, which only stands for numbers", (
-            "Give plain tensors: dequantize() what is quantised, full_tensor() what is distributed."
-        )
-    if value.layout is not torch.strided:
-        return f"a tensor of layout {value.layout}", "Give a dense one: tensor.to_dense()."
-    if value.is_complex():
-        return f"{value.dtype}", "Methods merge real numbers: give torch.view_as_real(tensor)."
-    return None
-
-
-def held_in_memory(source: WeightSource) -> WeightSource | None:
-    """Return a source that a source reads from and that exists only in this process, if any."""
-    if isinstance(source, StateDictSource):
-        return source
-    return next(filter(None, map(held_in_memory, source.sources)), None)
 
 
 class RenamedSource(WeightSource):

@@ -30,9 +30,9 @@ def test_one_expert_is_live_at_a_time_and_its_figures_are_not_kept(
     built: list[weakref.ref[Any]] = []
     build = type(pool).build
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any, **how: Any) -> Any:
         assert not any(each() for each in built), "an expert that came before"
-        model = build(*given)
+        model = build(*given, **how)
         built.append(weakref.ref(model))
         return model
 

@@ -150,7 +150,7 @@ def test_teachers_are_asked_once_for_every_step_to_come(monkeypatch: pytest.Monk
     pool, task, built = tiny_pool("mlp"), TinyTasks()["b"], []
     build = type(pool).build
     monkeypatch.setattr(
-        type(pool), "build", lambda *given: built.append(build(*given)) or built[-1]
+        type(pool), "build", lambda *given, **how: built.append(build(*given, **how)) or built[-1]
     )
     passes = _passes(tiny_model("mlp"), [task])
     found = ask_teachers(pool, passes, range(2, 5), Progress())["b"]

@@ -506,7 +506,7 @@ def test_weights_are_downloaded_once_when_they_are_read(hub: HubServer, tmp_path
         (b"\x00" * 7, "7 bytes are not a safetensors file"),
         (b"\xff" * 8 + b"{}", "the header claims"),
         ((10**6).to_bytes(8, "little") + b"{" * 100, "the header claims"),
-        ((2).to_bytes(8, "little") + b"[]", "the header is no JSON object"),
+        ((2).to_bytes(8, "little") + b"[]", "the header is not a JSON object"),
         ((2).to_bytes(8, "little") + b"{}" + b"rest", "tensors take 0 bytes, the file holds 4"),
     ],
 )

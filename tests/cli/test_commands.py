@@ -166,7 +166,8 @@ def test_a_name_of_the_core_stays_the_cores(site: Site, fuse: Fuse) -> None:
     [
         ("fuse sho", ["shout"], False),
         ("fuse shout --to", ["--tone"], True),
-        ("fuse run --algo t", ["task-arithmetic", "ties"], False),
+        ("fuse run --algo ta", ["task-arithmetic"], False),
+        ("fuse run --algo trim,ta", ["trim,task-arithmetic"], False),
     ],
 )
 def test_names_and_flags_are_completed(  # noqa: PLR0913, PLR0917

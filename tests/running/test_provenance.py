@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.planning.plan import count_tensors
+from fusion_core.planning.planned import count_tensors
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running import _provenance as provenance

@@ -172,7 +172,9 @@ class CheckpointSource(WeightSource):
             )
         if self.path.suffix != ".safetensors":
             kind, hint = kind_of(self.path.name) or ("of another kind", CONVERT)
-            raise CheckpointError(f"{self.path} is no .safetensors file: it is {kind}", hint=hint)
+            raise CheckpointError(
+                f"{self.path} is not a .safetensors file: it is {kind}", hint=hint
+            )
         return self.path
 
     def _has(self, file: str) -> bool:

@@ -99,7 +99,7 @@ def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[
     _check_length(length, size, path)
     text = os.pread(descriptor, length, 8)
     if text[:1] != b"{" or text.rstrip(b" ")[-1:] != b"}":
-        raise CheckpointError(f"{path}: the header is no JSON object padded with spaces")
+        raise CheckpointError(f"{path}: the header is not a JSON object padded with spaces")
     header = parse_json(text, path=path)
     metadata = header.pop("__metadata__", {})
     if not is_text_map(metadata):

@@ -26,7 +26,7 @@ from fusion_core.weights.reading.remote import RemoteSource
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: A folder of more files than this is no place to look for what was meant.
+#: A folder of more files than this is not a place to look for what was meant.
 _MOST_NEIGHBOURS = 1000
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -104,7 +104,7 @@ def _by_existence(output: Path) -> tuple[Path, int]:
         return path, open_ours(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     except FileExistsError as error:
         time.sleep(_PATIENCE)
-        raise _taken(output, path, remedy=f" If it is no more, remove {path}.") from error
+        raise _taken(output, path, remedy=f" If it has ended, remove {path}.") from error
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -22,7 +22,8 @@ from fusion_core.weights.merging.execution import (
     run_all,
     surveyors,
 )
-from fusion_core.weights.source import check_values, held_in_memory
+from fusion_core.weights.source import check_values
+from fusion_core.weights.state_dict import held_in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -198,7 +198,7 @@ def test_other_formats_are_not_opened(tmp_path: Path) -> None:
 
     for name in ("pytorch_model.bin", "model.pt", "x.ckpt"):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(CheckpointError, match=r"no \.safetensors file"):
+        with pytest.raises(CheckpointError, match=r"not a \.safetensors file"):
             CheckpointSource(tmp_path / name)
     renamed = tmp_path / "model.safetensors"
     renamed.write_bytes(pickle.dumps(Bomb()))

@@ -166,15 +166,15 @@ def claiming(length: int, *, size: int | None = None) -> Build:
 
 for length in (3, LARGEST_HEADER + 1, 10**8 + 1, 2**31, 2**32, 2**63, 2**64 - 1):
     case(f"header length: {length} of 10 bytes", claiming(length), says="of a file of 10")
-case("header length: 0", claiming(0), says="no JSON object")
-case("header length: 1", claiming(1), says="no JSON object")
+case("header length: 0", claiming(0), says="not a JSON object")
+case("header length: 1", claiming(1), says="not a JSON object")
 for length in (LARGEST_HEADER + 1, 10**8, 2**33):
     case(
         f"header length: {length}, all there",
         claiming(length, size=2 * length),
         says="more than 25000000",
     )
-case("header: 25 MB of zeros", claiming(LARGEST_HEADER, size=2 * LARGEST_HEADER), says="no JSON")
+case("header: 25 MB of zeros", claiming(LARGEST_HEADER, size=2 * LARGEST_HEADER), says="not a JSON")
 
 DEEP = {
     "lists": b"[" * 100_000,
@@ -456,15 +456,15 @@ def zipped(file: str, *, content: bytes | None = None) -> Build:
 
 
 for file in ("pytorch_model.bin", "model.pt", "model.pth", "x.ckpt", "x.pkl"):
-    case(f"a pickle: {file}", pickled(file, "mkdir"), says=r"no \.safetensors file")
+    case(f"a pickle: {file}", pickled(file, "mkdir"), says=r"not a \.safetensors file")
 for call in ("mkdir", "system", "exec", "call"):
     case(
         f"a pickle called safetensors: {call}", pickled("x.safetensors", call), says="header claims"
     )
 case("a pickle of the first protocol", pickled("x.safetensors", "mkdir", protocol=0), says="header")
 for file in ("model.pt", "pytorch_model.bin"):
-    case(f"a zip: {file}", zipped(file), says=r"no \.safetensors file")
-    case(f"a zip bomb: {file}", zipped(file, content=bytes(50_000_000)), says="no .safetensors")
+    case(f"a zip: {file}", zipped(file), says=r"not a \.safetensors file")
+    case(f"a zip bomb: {file}", zipped(file, content=bytes(50_000_000)), says="not a .safetensors")
 case("a zip called safetensors", zipped("x.safetensors"), says="header claims")
 case(
     "only pickles in the directory",

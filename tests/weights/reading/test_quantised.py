@@ -183,6 +183,6 @@ def test_what_is_there_instead_of_a_model_is_named(
 @pytest.mark.parametrize("name", ["a.gguf", "a.bin", "a.txt"])
 def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"is no \.safetensors file: it is") as caught:
+    with pytest.raises(CheckpointError, match=r"is not a \.safetensors file: it is") as caught:
         align(a=str(tmp_path / name))
     assert ("dequantise" if name == "a.gguf" else "save_pretrained") in (caught.value.hint or "")

@@ -52,7 +52,7 @@ def test_a_second_run_learns_who_was_first(tmp_path: Path, system: str) -> None:
             with pytest.raises(OutputError, match=f"by process {os.getpid()} on ") as caught:
                 write(output, overwrite=overwrite)
             assert caught.value.exit_code == 7
-            assert ("If it is no more, remove" in str(caught.value)) == (system != "flock")
+            assert ("If it has ended, remove" in str(caught.value)) == (system != "flock")
         assert sorted(os.listdir(tmp_path)) == before
         write(tmp_path / "other")
     write(output)

@@ -25,7 +25,7 @@ from fusion_core.weights import (
     staged,
 )
 from fusion_core.weights.merging.execution import is_in_process
-from fusion_core.weights.source import held_in_memory
+from fusion_core.weights.state_dict import held_in_memory
 from fusion_core.weights.writing import _follower as follower
 from fusion_core.weights.writing.workplace import workplaces_in
 

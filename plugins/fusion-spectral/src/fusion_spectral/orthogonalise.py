@@ -19,8 +19,8 @@ class Orthogonalise(Transform[OrthogonaliseConfig]):
     A matrix's task vector is cut to its r largest singular components U_k S_k V_k'; r is
     floor(rank / experts), and at least one. The bases of all experts, side by side, are replaced by
     the nearest ones with orthonormal columns (the polar factor, by SVD), and each expert gets back
-    its own columns. Everything that is no matrix is divided by the number of experts, so that the
-    sum of what comes out is the task vector of TSV-M. Cost: a full SVD a matrix and expert, and two
+    its own columns. What is not a matrix is divided by the number of experts, so that the sum of
+    what comes out is the task vector of TSV-M. Cost: a full SVD a matrix and expert, and two
     of the joined bases.
     """
 

@@ -20,7 +20,7 @@ class Svc(TensorwiseCalibration[SvcConfig]):
     expert's a_k = u' tau_k, and s_k = <a, a_k> / |a_k|^2 says how often the merge holds the
     expert's share. The singular value is multiplied by K / (sum over k of max(alpha, s_k)): what
     several experts share was added up and comes down, what is one expert's alone comes up.
-    Everything that is no matrix stays as it is. Data: none. Cost: one SVD a matrix.
+    Everything that is not a matrix stays as it is. Data: none. Cost: one SVD a matrix.
     """
 
     config_class = SvcConfig

@@ -40,7 +40,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
     `ClipClassificationConfig` to this constructor and then sets `config` to its own options.
 
     Raises `RecipeError` for unknown tasks and files that are not there, `CheckpointError` for a
-    model that is no CLIPModel.
+    model that is not a CLIPModel.
     """
 
     config_class: ClassVar[type[ComponentConfig]] = ClipClassificationConfig

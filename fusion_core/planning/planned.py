@@ -1,0 +1,169 @@
+"""A run that is ready: what it will do, said from headers, and nothing computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.planning.downloads import downloads_of
+from fusion_core.planning.needs import check_data
+from fusion_core.planning.numbers import free_paths
+from fusion_core.planning.pipeline import (
+    PlannedStage,
+    merge_of,
+    section_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from fusion_core import hub
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.planning.options import RunOptions
+    from fusion_core.planning.resolved import ResolvedRecipe
+    from fusion_core.plugins.manager import PluginManager
+    from fusion_core.weights.source import WeightSource
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready: everything is validated and instantiated, nothing is computed."""
+
+    resolved: ResolvedRecipe
+    plugins: PluginManager
+    options: RunOptions
+    stages: tuple[PlannedStage, ...]
+    pool: ModelPool[Any]
+    tasks: TaskPool[Any] | None
+    path: Path | None
+    device: torch.device
+    #: of the recipes in the places of models, by the models' names
+    nested: Mapping[str, Plan]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe: every default written out, the output's place left out."""
+        return self.recipe_in(None)
+
+    def recipe_in(self, folder: Path | None) -> dict[str, Any]:
+        """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
+        stages = [each.as_recipe(folder) for each in self.stages]
+        sections: dict[str, Any] = {
+            "algorithm": stages if len(stages) > 1 else stages[0],
+            "model_pool": section_of(self.resolved.model_pool, self.pool, folder),
+        }
+        if self.tasks is not None:
+            sections["task_pool"] = section_of(self.resolved.task_pool, self.tasks, folder)
+        rest = self.resolved.recipe.model_dump(
+            mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
+        )
+        return {**sections, **rest}
+
+    @property
+    def algorithm_name(self) -> str:
+        """What to call the result."""
+        return "-".join(each.name for each in self.stages)
+
+    @cached_property
+    def aligned(self) -> ModelPool[Any]:
+        """The pool with models that fit; raises `AlignmentError` if they do not.
+
+        From headers: a run reads it with merges in the places of recipes.
+        """
+        return self.pool.aligned(self.resolved.recipe.alignment)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What alignment let pass and a user should know, of nested recipes too."""
+        inner = (
+            f"{name}/{warning}" for name, plan in self.nested.items() for warning in plan.warnings
+        )
+        return [*self.aligned.warnings, *inner]
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The tensors that the merge leaves to the base."""
+        names = self.pool.reference.infos
+        parts = merge_of(self.stages).parts
+        seen = (names if part.names is None else part.names for part in parts)
+        return frozenset(names).difference(*seen)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors are merged, copied and dropped."""
+        return count_tensors(self.aligned, self.aligned.reference, skipped=self.skipped)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a stage sees tasks."""
+        return any(each.adapts for each in self.stages)
+
+    def transductive(self, *, saw_tasks: bool = True) -> bool | None:
+        """Tell whether an algorithm saw the examples that are measured on; None where none did.
+
+        `saw_tasks` says what only a run shows: whether one given as an object asked for them.
+        """
+        known = any(each.adapts and each.resolved is not None for each in self.stages)
+        saw = known or (self.adapts and saw_tasks)
+        own = [self.tasks.transductive] if saw and self.tasks is not None else []
+        within = [plan.transductive() for plan in self.nested.values()]
+        seen = [answer for answer in (*own, *within) if answer is not None]
+        return any(seen) if seen else None
+
+    def free_paths(self) -> Iterator[Path]:
+        """Yield where the output of a run that names none may go."""
+        assert self.resolved.model_pool is not None  # noqa: S101 - a pool of live models needs a name
+        stem = f"{self.resolved.model_pool.name}-{self.algorithm_name}"
+        return free_paths(stem, self.recipe if self.options.resume else None)
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the pool's spec names for its models, not words on where it stands."""
+        pool = self.resolved.model_pool
+        named = None if pool is None else pool.component.spec.licence
+        return None if named is None or " " in named else named
+
+    @property
+    def tasks_read(self) -> TaskPool[Any] | None:
+        """The tasks, if anything looks at them."""
+        return self.tasks if self.adapts or self.options.evaluate else None
+
+    def downloads(self) -> list[hub.Wanted]:
+        """Return what a run reads from the hub, sooner or later."""
+        return downloads_of(self.pool, self.tasks_read)
+
+    def check_data(self) -> None:
+        """Raise a `FusionError` naming plugin and task if data that is read later is not there."""
+        if self.tasks_read is not None:
+            given = self.resolved.task_pool
+            plugin = given.component.plugin.distribution if given else type(self.tasks).__name__
+            check_data(self.tasks_read, plugin)
+        for plan in self.nested.values():
+            plan.check_data()
+
+    @property
+    def distributions(self) -> set[str]:
+        """The plugins that this run uses."""
+        stages = (each.resolved for each in self.stages)
+        found = (*stages, self.resolved.model_pool, self.resolved.task_pool)
+        ours = {used.component.plugin.distribution for used in found if used is not None}
+        return ours.union(*(plan.distributions for plan in self.nested.values()))
+
+
+def count_tensors(
+    pool: ModelPool[Any], merged: WeightSource, *, skipped: Collection[str] = ()
+) -> dict[str, int]:
+    """Account for every tensor of an aligned pool.
+
+    Merged, copied (integers and `skipped`), or dropped by a policy.
+    """
+    floating = sum(
+        info.dtype.is_floating_point and name not in skipped for name, info in merged.infos.items()
+    )
+    copied = len(merged.infos) - floating
+    return {"merged": floating, "copied": copied, "dropped": len(pool.dropped)}

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fusion_core.recipe.depth import along, depths
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.by_hand import merge
+    from fusion_core.running.for_task import load_for_task
     from fusion_core.running.run import run_fusion
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
@@ -88,6 +89,7 @@ _HOMES = {
     "fusion_core.recipe.depth": ("along", "depths"),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.by_hand": ("merge",),
+    "fusion_core.running.for_task": ("load_for_task",),
     "fusion_core.running.run": ("run_fusion",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
@@ -146,6 +148,7 @@ __all__ = [
     "depths",
     "expert_weights",
     "hookimpl",
+    "load_for_task",
     "load_plugins",
     "load_recipe",
     "locked",

@@ -3,17 +3,27 @@
 Reads `cases.json`, a list of merges, and the state dicts that they name; writes what mergekit makes
 of each to `expected-<number>.safetensors`: no tensors, and the error, where it raises one. This
 file runs where fusion-core is not installed.
+
+Methods that draw random numbers are given those of `case["uniform"]`, a file of one tensor an
+expert and tensor: what mergekit draws by `torch.bernoulli`, in the order of experts, is decided by
+them. Tensors in `case.get("skipped", ())` are left out.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
 from mergekit.merge_methods.api import merge_state_dicts
 from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main(directory: Path) -> None:
@@ -23,20 +33,53 @@ def main(directory: Path) -> None:
         states = {
             name: load_file(directory / case["inputs"] / f"{name}.safetensors") for name in names
         }
+        for state in states.values():
+            for skipped in case.get("skipped", ()):
+                state.pop(skipped, None)
         found, error = {}, ""
         try:
-            merged = merge_state_dicts(
-                states,
-                case["method"],
-                parameters=case["parameters"],
-                base="base" if case["has_base"] else None,
-                dtype=getattr(torch, case["computed_in"]),
-                out_dtype=states[names[-1]]["matrix"].dtype,
-            )
-            found = {name: tensor.contiguous() for name, tensor in merged.items()}
+            with patch("torch.bernoulli", drawn(directory, case)):
+                found = merged_by(case, states)
         except ValueError as raised:  # what a method cannot do is a result, too
             error = str(raised)
         save_file(found, directory / f"expected-{number}.safetensors", {"error": error})
+
+
+def merged_by(case: dict, states: dict) -> dict:
+    """Return what mergekit makes of a case."""
+    last = states[[*states][-1]]
+    merged = merge_state_dicts(
+        states,
+        case["method"],
+        parameters=case["parameters"],
+        base="base" if case["has_base"] else None,
+        dtype=getattr(torch, case.get("computed_in", "float32")),
+        out_dtype=next(iter(last.values())).dtype,
+    )
+    return {name: tensor.contiguous() for name, tensor in merged.items()}
+
+
+def drawn(directory: Path, case: dict) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what stands for `torch.bernoulli`: tensors are known by their shapes."""
+    waiting = defaultdict(list)
+    if case.get("uniform") is not None:
+        numbers = load_file(directory / case["uniform"])
+        for name, uniform in numbers.items():
+            expert, tensor = name.split("/")
+            if expert in case["experts"] and tensor not in case.get("skipped", ()):
+                waiting[_shape(uniform)].append((case["experts"].index(expert), uniform))
+    queues = {shape: sorted(each, key=lambda pair: pair[0]) for shape, each in waiting.items()}
+
+    def bernoulli(chances: torch.Tensor) -> torch.Tensor:
+        _, uniform = queues[_shape(chances)].pop(0)
+        return (uniform.reshape(chances.shape) < chances).to(chances)
+
+    return bernoulli
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return a shape without the row that some methods make of a vector."""
+    return tuple(tensor.squeeze(0).shape) if tensor.numel() > 1 else tuple(tensor.shape)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 mergekit computes in fp32 here, as we do, and rounds once; where a method is made of norms and
 angles, in fp64, as we sum these (its own fp32 is off by up to 1e-5 there). Where several entries of
 an expert share the magnitude at its trimming threshold, mergekit keeps an arbitrary choice of them
-and we keep all: those entries are left out, and what is left is counted.
+and we keep all: those entries are left out, and what is left is counted. Methods that drop by
+chance are given our random numbers in place of torch's.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fusion_core import run_fusion
+from fusion_core.weights.merging.piece import counter_uniform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PYTHON = Path(os.environ["FUSION_MERGEKIT"]) / "bin" / "python"
 SHAPES = {
@@ -52,8 +58,14 @@ class Method:
     takes_weights: bool = True
     #: what mergekit computes in
     computed_in: str = "float32"
-    #: tensors that are not compared, since they differ on purpose: `test_differences` has the like
-    omitted: tuple[str, ...] = ()
+    #: marks entries of task vectors (experts, n) at which the two choose differently among equals
+    unclear: Callable[[torch.Tensor], torch.Tensor] | None = None
+    #: tensors that mergekit fails on, or treats differently: `test_mergekit_differences` has some
+    skipped: tuple[str, ...] = ()
+    #: the class of ours whose random numbers mergekit is given
+    random: str | None = None
+    #: in which dtypes the two are compared
+    dtypes: tuple[str, ...] = tuple(DTYPES)
 
 
 def _ties(density: float, **changes: Any) -> Method:
@@ -146,7 +158,7 @@ METHODS |= {
             "model_stock",
             experts=count,
             takes_weights=False,
-            omitted=("one", "scalar"),
+            skipped=("one", "scalar"),
         )
         for count in (2, 3, 5)
     },
@@ -160,10 +172,119 @@ METHODS |= {
         {"name": "arcee-fusion"}, "arcee_fusion", experts=1, takes_weights=False
     ),
     "passthrough": Method(
-        {"name": "passthrough"}, "passthrough", experts=1, has_base=False, takes_weights=False
+        {"name": "passthrough", "model": "a"},
+        "passthrough",
+        experts=1,
+        has_base=False,
+        takes_weights=False,
     ),
 }
-CASES = [(m, d, seed) for m in METHODS for d in DTYPES for seed in SEEDS]
+# --- the sparse methods of fusion-ties ----------------------------------------------------------
+
+
+def _sparse(name: str, theirs: str, **changes: Any) -> Method:
+    """Return a method that drops entries: our options by our names, theirs by theirs."""
+    kept = ("weights", "experts", "skipped", "random", "unclear", "dtypes")
+    fields = {key: changes.pop(key) for key in kept if key in changes}
+    ours = {"name": name, "scale": 1.0, **changes}
+    shared = {"density", "gamma", "epsilon", "normalize"}
+    parameters = {key: value for key, value in ours.items() if key in shared}
+    parameters |= {"rescale": True, "lambda": ours["scale"]} if "rescale" in ours else {}
+    if ours.get("rescale") == "paper":
+        parameters |= {"rescale": False, "lambda": ours["scale"] / ours["density"]}
+    return Method(ours, theirs, parameters, **fields)
+
+
+def _band_edges(deltas: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
+    """Mark what ties one of a band's edges in an expert, where not all that ties is kept."""
+    count = deltas.shape[1]
+    kept = int(density * count)
+    dropped = min(int(gamma * count), count - kept)
+    tied = torch.zeros(count, dtype=torch.bool)
+    for row in deltas.abs():
+        edges = row.sort(descending=True).values[[dropped, dropped + kept - 1]]
+        inside = (row >= edges[1]) & (row <= edges[0])
+        if int(inside.sum()) > kept:
+            tied |= (row == edges[0]) | (row == edges[1])
+    return tied
+
+
+def _variance_edge(deltas: torch.Tensor, density: float) -> torch.Tensor:
+    """Mark the positions whose variance is the last selected one, up to rounding in fp32."""
+    variances = deltas.double().var(dim=0, unbiased=False)
+    kept = int(density * int(variances.count_nonzero()))
+    edge = variances.sort(descending=True).values[kept - 1]
+    return (variances - edge).abs() <= 1e-5 * edge
+
+
+def _breadcrumbs(theirs: str, density: float, gamma: float, **changes: Any) -> Method:
+    edges = partial(_band_edges, density=density, gamma=gamma)
+    options = {"density": density, "gamma": gamma, "skipped": ONES, "unclear": edges, **changes}
+    return _sparse("breadcrumbs", theirs, **options)
+
+
+#: Of these mergekit's breadcrumbs keep nothing, its sce finds the squares too small, and its della
+#: fails on them.
+ONES = ("one", "scalar")
+DARE = {"random": "Drop", "rescale": "l1"}
+#: Equal magnitudes, of which half precision is full, have arbitrary ranks in mergekit, and what has
+#: more than two dimensions is ranked along the second.
+DELLA = {
+    "random": "MagPrune",
+    "rescale": "l1",
+    "epsilon": 0.2,
+    "density": 0.4,
+    "skipped": (*ONES, "convolution"),
+    "dtypes": ("fp32",),
+}
+METHODS |= {
+    "dare, all kept": _sparse("dare", "dare_linear", density=1.0, **DARE, weights=UNEQUAL),
+    "dare": _sparse("dare", "dare_linear", density=0.3, **DARE, weights=UNEQUAL, experts=5),
+    "dare, as the paper": _sparse(
+        "dare", "dare_linear", density=0.3, random="Drop", rescale="paper"
+    ),
+    "dare, mean": _sparse(
+        "dare", "dare_linear", density=0.7, **DARE, normalize=True, weights=UNEQUAL
+    ),
+    "dare ties": _sparse("dare", "dare_ties", density=0.3, **DARE, elect="ties"),
+    "dare ties, weighted mean": _sparse(
+        "dare", "dare_ties", density=0.6, **DARE, elect="ties", normalize=True, weights=UNEQUAL
+    ),
+    "della, all kept": _sparse(
+        "della", "della", **{**DELLA, "density": 1.0}, normalize=True, elect="ties"
+    ),
+    "della": _sparse("della", "della", **DELLA, normalize=True, elect="ties"),
+    "della, scaled": _sparse(
+        "della",
+        "della",
+        **{**DELLA, "scale": 0.7, "normalize": True, "elect": "ties"},
+        weights=UNEQUAL,
+        experts=5,
+    ),
+    "della linear": _sparse("della", "della_linear", **DELLA, normalize=False, elect="none"),
+    "breadcrumbs": _breadcrumbs("breadcrumbs", 0.2, 0.05, weights=UNEQUAL, experts=5),
+    "breadcrumbs, few at the top": _breadcrumbs("breadcrumbs", 0.9, 0.01),
+    "breadcrumbs, less dropped": _breadcrumbs("breadcrumbs", 0.9, 0.3),
+    "breadcrumbs ties": _breadcrumbs("breadcrumbs_ties", 0.5, 0.1, elect="ties", weights=UNEQUAL),
+    "sce": Method({"name": "sce"}, "sce", skipped=ONES, takes_weights=False),
+    "sce, five experts": Method(
+        {"name": "sce"}, "sce", skipped=ONES, experts=5, takes_weights=False
+    ),
+    **{
+        f"sce {density}": Method(
+            {"name": "sce", "density": density},
+            "sce",
+            {"select_topk": density},
+            unclear=partial(_variance_edge, density=density),
+            skipped=ONES,
+            takes_weights=False,
+            dtypes=("fp32",),  # in half precision many variances are equal
+        )
+        for density in (0.2, 0.7)
+    },
+}
+
+CASES = [(m, d, seed) for m in METHODS for d in METHODS[m].dtypes for seed in SEEDS]
 
 
 def _states(dtype: torch.dtype, seed: int) -> dict[str, State]:
@@ -191,6 +312,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"{dtype}-{seed}").mkdir()
         for model, state in _states(DTYPES[dtype], seed).items():
             save_file(state, root / f"{dtype}-{seed}" / f"{model}.safetensors")
+    for drawn in {method.random for method in METHODS.values() if method.random}:
+        save_file(_uniform(drawn), root / f"{drawn}.safetensors")
     cases = []
     for name, dtype, seed in CASES:
         method = METHODS[name]
@@ -207,11 +330,17 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     **({"weight": weights} if method.takes_weights else {}),
                     **method.parameters,
                 },
+                "skipped": method.skipped,
+                "uniform": method.random and f"{method.random}.safetensors",
             }
         )
+    _run_mergekit(root, cases)
+    return root
+
+
+def _run_mergekit(root: Path, cases: list[dict[str, Any]]) -> None:
     (root / "cases.json").write_text(json.dumps(cases))
     subprocess.run([PYTHON, Path(__file__).with_name("mergekit_dump.py"), root], check=True)
-    return root
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: "-".join(map(str, CASES[n])))
@@ -229,16 +358,25 @@ def test_a_merge_is_mergekits(directory: Path, tmp_path: Path, number: int) -> N
     run_fusion(algorithm=algorithm, model_pool=pool, output=tmp_path / "out")
     merged = load_file(tmp_path / "out" / "model.safetensors")
     expected = load_file(directory / f"expected-{number}.safetensors")
-    assert merged.keys() == expected.keys()
+    assert merged.keys() - expected.keys() == set(method.skipped)
     compared = 0
     for key, theirs in expected.items():
-        if key in method.omitted:
-            continue
         assert (merged[key].dtype, merged[key].shape) == (theirs.dtype, theirs.shape)
         clear = ~_tied(inputs, key, method)
         compared += int(clear.sum())
         _check_equal(merged[key].flatten()[clear], theirs.flatten()[clear])
     assert compared > 0.8 * sum(each.numel() for each in expected.values())
+
+
+def _uniform(drawn: str) -> State:
+    """Return the random numbers of a class of ours, by expert and tensor."""
+    return {
+        f"{expert}/{name}": counter_uniform(
+            f"0\0{drawn}\0{expert}\0{name}", 0, torch.Size(shape).numel()
+        ).reshape(shape)
+        for expert in EXPERTS
+        for name, shape in SHAPES.items()
+    }
 
 
 def _check_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -255,6 +393,9 @@ def _tied(inputs: Path, key: str, method: Method) -> torch.Tensor:
     names = EXPERTS[: method.experts]
     base, *experts = (load_file(inputs / f"{each}.safetensors")[key] for each in ("base", *names))
     tied = torch.zeros(base.numel(), dtype=torch.bool)
+    if method.unclear is not None:
+        deltas = [(expert.float() - base.float()).flatten() for expert in experts]
+        return method.unclear(torch.stack(deltas))
     if method.density == 1:
         return tied
     kept = max(1, int(method.density * base.numel()))
@@ -264,3 +405,65 @@ def _tied(inputs: Path, key: str, method: Method) -> torch.Tensor:
         if int((magnitudes >= threshold).sum()) > kept:
             tied |= magnitudes == threshold
     return tied
+
+
+#: Where we differ on purpose: theirs, with its parameters; ours; the task vectors on a base of
+#: zeros; what theirs makes of them, and what ours does.
+DIFFERENCES: list[tuple[str, dict[str, Any], dict[str, Any], list[list[float]], Any, Any]] = [
+    # Squares that sum to less than 1e-6 weigh nothing: (1 + 3) / 2. Ours: (1 * 1 + 9 * 3) / 10.
+    ("sce", {}, {"name": "sce"}, [[1e-5], [3e-5]], [2e-5], [2.8e-5]),
+    # floor(0.5 * 1) entries are kept: none. Ours: at least one.
+    ("breadcrumbs", {"density": 0.5}, {"name": "breadcrumbs", "density": 0.5}, [[1.0]], [0], [1]),
+    # floor(0.4 * 2) positions are selected: none. Ours: at least one, of the largest variance.
+    (
+        "sce",
+        {"select_topk": 0.4},
+        {"name": "sce", "density": 0.4},
+        [[1.0, 8.0], [1.0, 2.0]],
+        [0, 0],
+        [0, 130 / 17],  # (64 * 8 + 4 * 2) / 68
+    ),
+    # Sums of magnitudes below 1e-7 are not restored. Of six entries five are kept.
+    (
+        "dare_linear",
+        {"density": 0.5},
+        {"name": "dare", "density": 0.5, "rescale": "l1"},
+        [[1e-9] * 6],
+        [1e-9] * 5 + [0],
+        [1.2e-9] * 5 + [0],
+    ),
+]
+
+
+def test_where_we_differ_on_purpose(tmp_path: Path) -> None:
+    cases = []
+    numbers = {"e0/w": counter_uniform("0\0Drop\0e0\0w", 0, 6)}
+    save_file(numbers, tmp_path / "Drop.safetensors")
+    for number, (theirs, parameters, _, rows, _, _) in enumerate(DIFFERENCES):
+        inputs = tmp_path / str(number)
+        inputs.mkdir()
+        tensors = [torch.zeros(len(rows[0])), *map(torch.tensor, rows)]
+        names = ["base", *(f"e{n}" for n in range(len(rows)))]
+        for name, tensor in zip(names, tensors, strict=True):
+            save_file({"w": tensor}, inputs / f"{name}.safetensors")
+        weighted = {} if theirs == "sce" else {"weight": 1.0}
+        cases.append(
+            {
+                "inputs": str(number),
+                "experts": names[1:],
+                "has_base": True,
+                "method": theirs,
+                "parameters": {**weighted, **parameters},
+                "skipped": [],
+                "uniform": "Drop.safetensors" if theirs == "dare_linear" else None,
+            }
+        )
+    _run_mergekit(tmp_path, cases)
+    for number, (_, _, ours, rows, their_result, our_result) in enumerate(DIFFERENCES):
+        experts = {f"e{n}": {"w": torch.tensor(row)} for n, row in enumerate(rows)}
+        pool = {"base": {"w": torch.zeros(len(rows[0]))}, "models": experts}
+        scale = {} if ours["name"] == "sce" else {"scale": 1.0}
+        found = run_fusion(algorithm={**ours, **scale}, model_pool=pool).weights.tensor("w")
+        expected = load_file(tmp_path / f"expected-{number}.safetensors")["w"]
+        torch.testing.assert_close(expected, torch.tensor(their_result).float(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(found, torch.tensor(our_result).float(), rtol=1e-6, atol=0)

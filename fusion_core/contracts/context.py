@@ -15,6 +15,7 @@ from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.progress import Progress
 from fusion_core.weights import Kernel, MergedSource, Operands, RowsKernel, SerialExecutor
 from fusion_core.weights.merging.transformed import transformed_experts
+from fusion_core.weights.reading.task_masks import MASKS, SCALES, PackedMasks
 from fusion_core.weights.writing.disk import write_durably
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class RunContext:
     #: receives what `log` is given
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: files to be committed with the model
-    side_files: dict[str, bytes] = field(default_factory=dict)
+    side_files: dict[str, bytes | WeightSource] = field(default_factory=dict)
     #: what was logged
     metrics: MetricsLog = field(default_factory=MetricsLog)
     #: a directory for what `run` needs to go on where it was stopped: written by `write_durably`,
@@ -69,8 +70,8 @@ class RunContext:
     output: Path | None = None
     #: what the task vectors went through before: the sections of the transforms
     transforms: tuple[Mapping[str, Any], ...] = ()
-    #: how many stages of the same class stood before this one: each draws its own random numbers
-    occurrence: int = 0
+    #: the stage's place in the pipeline: each draws random numbers of its own
+    place: int = 0
     #: whether the algorithm asked for the tasks
     saw_tasks: bool = field(default=False, init=False)
 
@@ -102,8 +103,8 @@ class RunContext:
         weights: Sequence[float],
         extras: Mapping[str, WeightSource],
     ) -> Operands:
-        again = f"\0{self.occurrence}" if self.occurrence else ""
-        key = f"{self.seed}\0{type(kernel).__name__}{again}"
+        place = f"\0{self.place}" if self.place else ""
+        key = f"{self.seed}\0{type(kernel).__name__}{place}"
         return Operands(
             pool.base,
             pool.experts,
@@ -123,11 +124,26 @@ class RunContext:
         if self.on_metrics is not None:
             self.on_metrics(step, metrics)
 
-    def save(self, name: str, data: bytes | Mapping[str, Any]) -> None:
-        """Add a file to the output directory: bytes, or a mapping to be written as JSON."""
+    def save(self, name: str, data: bytes | Mapping[str, Any] | WeightSource) -> None:
+        """Add a file to the output directory.
+
+        Bytes, a mapping to be written as JSON, or tensors to be written as safetensors: those are
+        computed when the weights are written, range by range.
+        """
         if isinstance(data, Mapping):
             data = json.dumps(data, indent=2).encode() + b"\n"
         self.side_files[name] = data
+
+    def save_task_masks(
+        self, masks: Mapping[str, WeightSource], scales: Mapping[str, float]
+    ) -> None:
+        """Save what makes an expert's weights of the merge: `load_for_task` reads it.
+
+        They are base + scale * mask * (merge - base). `masks` have the models' tensors and shapes,
+        by expert; what is not zero is in the mask.
+        """
+        self.save(MASKS, PackedMasks(masks))
+        self.save(SCALES, {"schema": 1, "scales": {name: scales[name] for name in masks}})
 
     def rescue(self, name: str, data: bytes) -> Path:
         """Save the last good result where it stays although the run fails; returns the path.

@@ -38,8 +38,8 @@ class RunResult:
     path: Path | None
     #: what the tasks measured, None if there were none
     report: Report | None
-    #: what the algorithm saved beside the model, by file name
-    side_files: Mapping[str, bytes]
+    #: what the algorithm saved beside the model, by file name; tensors as they were given
+    side_files: Mapping[str, bytes | WeightSource]
 
     @cached_property
     def model(self) -> nn.Module:

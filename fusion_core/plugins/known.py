@@ -42,7 +42,12 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "wudi",
         )
     },
-    "fusion-ties": {"algorithm": ("elect", "ties", "trim")},
+    "fusion-ties": {
+        "algorithm": (
+            *("band", "drop", "elect", "magprune", "trim"),
+            *("breadcrumbs", "consensus", "dare", "della", "emr", "magmax", "pcb", "sce", "ties"),
+        )
+    },
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

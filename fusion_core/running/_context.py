@@ -38,7 +38,7 @@ def prepare(
     algorithms keep what they resume from.
     """
     merges: dict[str, WeightSource] = {}
-    side_files: dict[str, bytes] = {}
+    side_files: dict[str, bytes | WeightSource] = {}
     for number, (name, nested) in enumerate(plan.nested.items()):
         place = None if state is None else state / f"nested-{number}"
         if place is not None and nested.adapts:  # else nothing is kept, so nothing can be resumed
@@ -54,7 +54,7 @@ def prepare(
 
 def _merge_nested(
     plan: Plan, info: RunInfo, executor: Executor, state: Path | None
-) -> tuple[WeightSource, Mapping[str, bytes]]:
+) -> tuple[WeightSource, Mapping[str, bytes | WeightSource]]:
     """Return the lazy merge of a recipe in the place of a model, and what was saved beside it."""
     pool, context = prepare(plan, info, executor, state)
     merged = run_stages(plan.stages, pool, context)

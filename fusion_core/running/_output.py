@@ -28,6 +28,7 @@ from fusion_core.weights import (
     materialise,
 )
 from fusion_core.weights.reading.containment import reading
+from fusion_core.weights.writing._serialised import serialised
 from fusion_core.weights.writing.outputs import claim, staging_in
 from fusion_core.weights.writing.target import PROVENANCE
 
@@ -154,7 +155,10 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
         progress=plan.options.progress,
     )
     for name, content in {**assets, **context.side_files}.items():
-        staging.add(name, content)
+        if isinstance(content, WeightSource):
+            staging.add(name, serialised(content, context.executor))
+        else:
+            staging.add(name, content)
     staging.add(RECIPE, dump_yaml(plan.recipe_in(plan.path)).encode())
     seconds = round(time.perf_counter() - started, 3)
     timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}

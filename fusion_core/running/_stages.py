@@ -58,14 +58,14 @@ def _context_of(
 ) -> RunContext:
     """Return what a stage is given: tasks if it looks at them, and a state and a log of its own.
 
-    Two transforms of one class draw different random numbers.
+    So that two stages that drop by chance do not drop the same, each knows its place.
     """
     own = copy(context)  # not `replace`, which asks for every field
     if not stage.adapts:
         own.tasks = None
     own.side_files = {}
     own.transforms = tuple(e.as_recipe(None) for e in stages[:number] if e.kind == "transform")
-    own.occurrence = sum(type(each.stage) is type(stage.stage) for each in stages[:number])
+    own.place = number
     if stage.kind != "merge" and stage.adapts:
         own.state = None if context.state is None else context.state / f"stage-{number}"
         if own.state is not None:

@@ -4,16 +4,25 @@ from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, ali
 from fusion_core.weights.merging.applied import Kernel, RowsKernel, Scope
 from fusion_core.weights.merging.execution import SerialExecutor
 from fusion_core.weights.merging.linear import Linear, as_weights
+from fusion_core.weights.merging.masked import task_weights
 from fusion_core.weights.merging.merged import CastSource, MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.select import kth_largest_magnitudes
-from fusion_core.weights.merging.trimming import Electing, Trim, Trimming, agreeing
+from fusion_core.weights.merging.trimming import (
+    Electing,
+    Trim,
+    Trimming,
+    agreeing,
+    elected_sign,
+    kept_count,
+)
 from fusion_core.weights.reading.assets import licence_of, read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.remote import RemoteSource
+from fusion_core.weights.reading.task_masks import PackedMasks
 from fusion_core.weights.source import BLOCK, Cut, RenamedSource, TensorInfo, WeightSource, assemble
 from fusion_core.weights.state_dict import StateDictSource, held_in_memory
 from fusion_core.weights.writing.materialise import materialise
@@ -34,6 +43,7 @@ __all__ = [
     "LoraSource",
     "MergedSource",
     "Operands",
+    "PackedMasks",
     "Piece",
     "RemoteSource",
     "RenamedSource",
@@ -51,12 +61,15 @@ __all__ = [
     "align",
     "as_weights",
     "assemble",
+    "elected_sign",
     "held_in_memory",
     "in_order",
+    "kept_count",
     "kth_largest_magnitudes",
     "licence_of",
     "locate",
     "materialise",
     "read_config",
     "staged",
+    "task_weights",
 ]

@@ -38,15 +38,19 @@ _MARGIN = 4
 _UNTALLIED = 2**15
 
 
-def kth_largest_magnitudes(scan: Scan, k: int, rows: Rows) -> torch.Tensor:
-    """Return each expert's k-th largest magnitude over everything a scan sees.
+def kth_largest_magnitudes(
+    scan: Scan, k: int, rows: Rows, *, count: int | None = None
+) -> torch.Tensor:
+    """Return each row's k-th largest magnitude over everything a scan sees.
 
-    `rows(piece)` gives fp32 or fp64 values of shape (experts, ...), the same on every pass. 1 <= k
-    <= `scan.numel`. The result has shape (experts,) and the rows' dtype; it is exact. Takes one
-    pass beyond the sample, more where the sample misled or the magnitudes lie far apart.
+    `rows(piece)` gives fp32 or fp64 values of shape (count, ...), the same on every pass; `count`
+    is by default that of the experts. 1 <= k <= `scan.numel`. The result has shape (count,) and the
+    rows' dtype; it is exact. Takes one pass beyond the sample, more where the sample misled or the
+    magnitudes lie far apart.
     """
     dtype = _widest(scan)
-    searches = _guesses(scan, k, rows, dtype)
+    count = len(scan.operands.experts) if count is None else count
+    searches = _guesses(scan, k, rows, dtype, count)
     while any(each.bottom < each.top for each in searches):
         tallies = [Tally(each) for each in searches]
         tallies = scan(_Count(rows, dtype, tuple(searches)), _added, tallies)
@@ -63,7 +67,7 @@ def _added(tallies: list[Tally], parts: list[Part]) -> list[Tally]:
 
 @dataclass(frozen=True)
 class _Count:
-    """Counts one block, every expert in its own window."""
+    """Counts one block, every row in its own window."""
 
     rows: Rows
     dtype: torch.dtype
@@ -108,10 +112,10 @@ def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     return found, counts[found]
 
 
-def _guesses(scan: Scan, k: int, rows: Rows, dtype: torch.dtype) -> list[Search]:
+def _guesses(scan: Scan, k: int, rows: Rows, dtype: torch.dtype, count: int) -> list[Search]:
     """Guess from a sample where to look; from the whole range where there is too little."""
     top = int(torch.iinfo(_INTEGERS[dtype]).max)
-    everywhere = [Search(0, top, 0, top)] * len(scan.operands.experts)
+    everywhere = [Search(0, top, 0, top)] * count
     if scan.numel < _WORTH_A_GUESS:
         return everywhere
     sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))

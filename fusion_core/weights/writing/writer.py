@@ -15,6 +15,7 @@ import errno
 import hashlib
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import (
@@ -38,8 +39,7 @@ from fusion_core.weights.writing.disk import sync_directory, write_new, writing
 from fusion_core.weights.writing.target import check_output, present
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fusion_core.weights.source import TensorInfo
     from fusion_core.weights.writing.workplace import Workplace
@@ -100,8 +100,8 @@ class Staging:
         """Learn that all of a tensor is written; it is then hashed, made durable and recorded."""
         self._following.finished(name)
 
-    def add(self, name: str, content: bytes | Path) -> None:
-        """Add a side file: its bytes, or a file to copy.
+    def add(self, name: str, content: bytes | Path | Iterable[bytes]) -> None:
+        """Add a side file: its bytes, at once or one part after the other, or a file to copy.
 
         Raises `BrokenPluginError` for a name that leads elsewhere or is taken: names come from
         algorithms and pools.
@@ -113,7 +113,7 @@ class Staging:
 
         def chunks() -> Iterator[bytes]:
             nonlocal size
-            for chunk in [content] if isinstance(content, bytes) else _chunks_of(content):
+            for chunk in _chunks_of(content):
                 size += len(chunk)
                 digest.update(chunk)
                 yield chunk
@@ -229,7 +229,16 @@ def _lies_outside(error: BaseException | None) -> bool:
     return is_interrupt or isinstance(error, _FROM_OUTSIDE) or is_out_of_memory(error)
 
 
-def _chunks_of(path: Path) -> Iterator[bytes]:
+def _chunks_of(content: bytes | Path | Iterable[bytes]) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+    elif isinstance(content, Path):
+        yield from _copied(content)
+    else:
+        yield from content
+
+
+def _copied(path: Path) -> Iterator[bytes]:
     with reading(path), os.fdopen(open_named(path), "rb") as stream:
         while chunk := stream.read(_CHUNK):
             yield chunk

@@ -1,1 +1,1 @@
-"""TIES merging for fusion-core."""
+"""Sparsifying and sign-electing merges for fusion-core."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core import TensorwiseAlgorithm
-from fusion_core.weights import Piece, Scan, Scope, Trim, agreeing, in_order
+from fusion_core.weights import Piece, Scan, Scope, Trim
+from fusion_ties.combining import disjoint
 from fusion_ties.config import TiesConfig
 
 if TYPE_CHECKING:
@@ -37,9 +38,5 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
         state: Trim = piece.state
         rows = state.kept(piece.task_vectors).mul_(piece.weights)
         sign = state.sign(rows)
-        agree = agreeing(rows, sign)
-        total = in_order(agree).mul_(sign)
-        if self.config.normalize:
-            share = in_order(agree.sign_().mul_(piece.weights))
-            total /= share + (1 - share.abs().sign_())  # where nobody takes part: by one
+        total = disjoint(rows, sign, piece.weights, normalize=self.config.normalize)
         return total.mul_(self.config.scale).add_(piece.base)

@@ -1,12 +1,22 @@
-"""The first two steps of TIES (arXiv:2306.01708) as transforms, for any merge after them."""
+"""Transforms that choose entries by magnitude or sign: TIES' first two steps, and breadcrumbs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fusion_core import Transform
-from fusion_core.weights import Electing, Piece, Scan, Scope, Trimming
-from fusion_ties.config import ElectConfig, TrimConfig
+from fusion_core.weights import (
+    Electing,
+    Piece,
+    Scan,
+    Scope,
+    Trimming,
+    kept_count,
+    kth_largest_magnitudes,
+)
+from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,3 +69,41 @@ class Elect(Transform[ElectConfig]):
     def rows(self, piece: Piece) -> Tensor:
         """Elect, and keep what agrees."""
         return Electing().rows(piece)
+
+
+class Band(Transform[BandConfig]):
+    """Drop the largest and the smallest entries of each tensor (Model Breadcrumbs, 2312.06795).
+
+    Of n entries, floor(gamma * n) are dropped at the top, then max(1, floor(density * n)) are
+    kept, and entries of the smallest or largest kept magnitude with them. Where that is more
+    than there are, less is dropped at the top, as in mergekit. Density 1 keeps all, 0 none. Shapes:
+    any. Two passes find the thresholds, exactly.
+    """
+
+    config_class = BandConfig
+
+    @property
+    def scope(self) -> Scope:
+        """Thresholds are a tensor's own."""
+        return Scope.TENSOR
+
+    def survey(self, scan: Scan) -> Tensor:
+        """Find the smallest and the largest kept magnitude, of shape (2, experts)."""
+        kept = kept_count(self.config.density, scan.numel)
+        if not kept or not scan.numel:
+            return torch.full((2, len(scan.operands.experts)), torch.inf)
+        dropped = min(int(self.config.gamma * scan.numel), scan.numel - kept)
+        ranks = (dropped + kept, dropped + 1)
+        return torch.stack([kth_largest_magnitudes(scan, k, _task_vectors) for k in ranks])
+
+    def rows(self, piece: Piece) -> Tensor:
+        """Keep what lies between the thresholds."""
+        magnitudes = piece.task_vectors.abs()
+        shape = (-1, *[1] * (magnitudes.dim() - 1))
+        low, high = (each.to(magnitudes).reshape(shape) for each in piece.state)
+        inside = (magnitudes >= low) & (magnitudes <= high)
+        return piece.task_vectors.where(inside, 0)
+
+
+def _task_vectors(piece: Piece) -> Tensor:
+    return piece.task_vectors

@@ -1,0 +1,139 @@
+"""Task masks: saved by an algorithm, written with the model, read for one task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fusion_core import Algorithm, ComponentConfig, Piece, RunOptions, load_for_task, run_fusion
+from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.testing._sources import recut
+from fusion_core.weights import (
+    Cut,
+    Linear,
+    PackedMasks,
+    RowsKernel,
+    StateDictSource,
+    source,
+    task_weights,
+)
+from fusion_core.weights.reading.task_masks import MASKS, TaskMask
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_core import ModelPool, RunContext, WeightSource
+
+State = dict[str, torch.Tensor]
+SHAPES: dict[str, tuple[int, ...]] = {"m": (13, 7), "v": (1003,), "s": (), "e": (0, 3)}
+
+
+def random_state(seed: int, dtype: torch.dtype = torch.float32) -> State:
+    draw = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(s, generator=draw).to(dtype) for n, s in SHAPES.items()}
+
+
+class Positive(RowsKernel):
+    def rows(self, piece: Piece) -> torch.Tensor:
+        return (piece.task_vectors > 0).to(piece.task_vectors)
+
+
+class Summed(Algorithm[ComponentConfig]):
+    """The sum of the task vectors; a task's weights have its own positive entries of it, twice."""
+
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        masks = context.transformed(pool, Positive()).experts
+        context.save_task_masks(masks, dict.fromkeys(masks, 2.0))
+        return context.merged(pool, Linear((1.0,) * len(masks)))
+
+
+def expected(base: State, model: State, expert: State) -> State:
+    wide = {n: [each[n].float() for each in (base, model, expert)] for n in base}
+    return {n: b + 2 * (e - b > 0) * (m - b) for n, (b, m, e) in wide.items()}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Any]:
+    for number, name in enumerate(("base", "a", "b", "c")):
+        state = random_state(number, torch.bfloat16)
+        save_file({**state, "steps": torch.tensor(3)}, tmp_path / f"{name}.safetensors")
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in ("base", "a", "b", "c")}
+    return {"name": "checkpoints", "base": paths.pop("base"), "models": paths}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("block", [64, source.BLOCK])
+def test_a_directory_has_the_weights_of_each_task(
+    models: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    block: int,
+    workers: int,
+) -> None:
+    monkeypatch.setattr("fusion_core.weights.source.BLOCK", block)
+    out = tmp_path / "out"
+    run_fusion(
+        algorithm=Summed(),
+        model_pool=models,
+        output={"path": str(out), "shard_size": 1000},
+        options=RunOptions(executor="threads", workers=workers),
+    )
+    merged = {k: v for shard in out.glob("model-*") for k, v in load_file(shard).items()}
+    base, *experts = (
+        {k: v for k, v in load_file(path).items() if k != "steps"}
+        for path in (models["base"], *models["models"].values())
+    )
+    for name, expert in zip("abc", experts, strict=True):
+        weights = load_for_task(out, name)
+        assert int(weights.tensor("steps")) == 3
+        for key, values in expected(base, {k: merged[k] for k in base}, expert).items():
+            torch.testing.assert_close(weights.tensor(key), values, rtol=1e-6, atol=1e-6)
+    provenance = (out / "provenance.json").read_text()
+    assert MASKS in provenance
+
+
+@pytest.mark.parametrize("cut", Cut, ids=lambda cut: cut.value)
+def test_masks_come_back_whatever_the_cut(cut: Cut) -> None:
+    masks = {n: {k: (v > 0).float() for k, v in random_state(n).items()} for n in range(5)}
+    packed = PackedMasks({str(n): recut(StateDictSource(m), cut) for n, m in masks.items()})
+    stored = StateDictSource(packed.state_dict())
+    infos = StateDictSource(masks[0]).infos
+    for number, mask in masks.items():
+        one = TaskMask(stored, number, infos)
+        for name, values in mask.items():
+            assert torch.equal(one.tensor(name), values.to(torch.uint8))
+        assert torch.equal(one.read("v", 5, 22), mask["v"][5:22].to(torch.uint8))
+
+
+def test_masks_in_memory_are_as_good() -> None:
+    base, a, b = (random_state(n) for n in range(3))
+    result = run_fusion(algorithm=Summed(), model_pool={"base": base, "models": {"a": a, "b": b}})
+    packed: Any = result.side_files[MASKS]
+    found = task_weights(result.weights, StateDictSource(base), packed, 1, 2.0)
+    for name, values in expected(base, result.weights.state_dict(), b).items():
+        torch.testing.assert_close(found.tensor(name), values, rtol=1e-6, atol=1e-6)
+
+
+def test_what_has_no_masks_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_fusion(algorithm=Summed(), model_pool=models, output=out)
+    with pytest.raises(RecipeError, match=r"no masks for task 'd'") as caught:
+        load_for_task(out, "d")
+    assert caught.value.hint == "It has them for: a, b, c."
+    (out / MASKS).unlink()
+    with pytest.raises(CheckpointError, match="its model is the same for every task"):
+        load_for_task(out, "a")
+
+
+@pytest.mark.plugins
+def test_what_is_not_merged_is_the_models(models: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_fusion(algorithm={"name": "emr", "skip": "v"}, model_pool=models, output=out)
+    base = load_file(models["base"])
+    assert torch.equal(load_for_task(out, "a").tensor("v").to(torch.bfloat16), base["v"])
+    assert set(load_file(out / MASKS)) == {"m", "s", "e"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 REPORT = "report.json"
-_STORED = ("tasks", "transductive", "measured_on", "published", "remembered")
+_STORED = ("tasks", "transductive", "measured_on", "published", "remembered", "needs_task")
 #: The rows beside a model's own, each with what schema 1 called it.
 _REFERENCES = {"base": "pretrained", "experts": "individual"}
 
@@ -55,6 +55,8 @@ class Report:
     metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     #: the tasks of `base` and `experts` that an earlier run measured
     remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: whether each task was measured with weights of its own, so that using them needs the task
+    needs_task: bool = False
 
     def metric(self, task: str, name: str) -> Metric:
         """Return what is known of a task's metric."""
@@ -103,6 +105,7 @@ class Report:
             "measured_on": self.measured_on,
             "reference": {name: row for name, row in rows.items() if row},
             "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
+            **({"needs_task": True} if self.needs_task else {}),
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
 

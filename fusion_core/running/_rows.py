@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.measures import Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.running.for_task import TaskMasks
 
     Row = dict[str, Metrics]
 
@@ -59,6 +60,18 @@ class Rows:
         row = self.tasks.measure(subject, names, **shown)
         for task, metrics in row.items():
             _check(task, metrics)
+        return row
+
+    def of_merge(self, merged: WeightSource, masks: TaskMasks | None) -> Row:
+        """Measure a merge; each task with its own weights if it has masks."""
+        if masks is None:
+            return self.of(merged, label="evaluate merged")
+        row: Row = {}
+        track = self.progress.track("evaluate merged", total=len(self.tasks))
+        with track as advance, noting(advance):
+            for name in self.tasks.names:
+                row |= self.of(masks.weights_of(name, merged, self.pool), [name])
+                advance(1, note=name)
         return row
 
     def of_base(self) -> Row:

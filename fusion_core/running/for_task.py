@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,34 +23,64 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
 
 
+@dataclass(frozen=True)
+class TaskMasks:
+    """What makes one task's weights of a merge: masks, and a scale an expert."""
+
+    packed: WeightSource
+    scales: Mapping[str, float]
+
+    @classmethod
+    def beside(cls, directory: Path) -> TaskMasks | None:
+        """Return those that lie in a model directory; None if it has none."""
+        if not (directory / MASKS).is_file():
+            return None
+        return cls(CheckpointSource(directory / MASKS), read_config(directory / SCALES)["scales"])
+
+    @classmethod
+    def among(cls, side_files: Mapping[str, bytes | WeightSource]) -> TaskMasks | None:
+        """Return those that a run saved in memory; None if it saved none."""
+        packed, scales = side_files.get(MASKS), side_files.get(SCALES)
+        if not isinstance(packed, WeightSource) or not isinstance(scales, bytes):
+            return None
+        return cls(packed, json.loads(scales)["scales"])
+
+    def weights_of(self, task: str, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
+        """Return base + scale * mask * (merge - base), lazy and in fp32.
+
+        Raises `RecipeError` for a task without masks.
+        """
+        tasks = [pool.task_of(expert) for expert in self.scales]
+        if task not in tasks:
+            raise RecipeError(
+                f"{merged.describe()} has no masks for task {task!r}",
+                hint=f"It has them for: {', '.join(tasks)}.",
+            )
+        number = tasks.index(task)
+        scale = list(self.scales.values())[number]
+        assert pool.base is not None  # noqa: S101 - the masks are of differences from it
+        return task_weights(merged, pool.base, self.packed, number, scale)
+
+
 def load_for_task(
     directory: str | Path, task: str, *, plugins: PluginManager | None = None
 ) -> WeightSource:
     """Return the lazy weights that a merged model has for one task, in fp32.
 
-    They are base + scale * mask * (model - base): the directory holds the model, the masks and the
-    scales; the base is read where the directory's recipe has it. A model pool's `build` makes a
-    live model of them. Raises `CheckpointError` for a directory without task masks, `RecipeError`
-    for a task that has none.
+    The directory holds the model, the masks and the scales (`TaskMasks.weights_of`); the base is
+    read where the directory's recipe has it. A model pool's `build` makes a live model of them.
+    Raises `CheckpointError` for a directory without task masks, `RecipeError` for a task that has
+    none.
     """
     directory = Path(directory)
-    if not (directory / MASKS).is_file():
+    masks = TaskMasks.beside(directory)
+    if masks is None:
         raise CheckpointError(
             f"{directory} has no {MASKS}: its model is the same for every task",
             hint="Load it as any model.",
         )
-    scales: Mapping[str, float] = read_config(directory / SCALES)["scales"]
     pool = _pool_of(directory, plugins or load_plugins())
-    tasks = [pool.task_of(expert) for expert in scales]
-    if task not in tasks:
-        raise RecipeError(
-            f"{directory} has no masks for task {task!r}",
-            hint=f"It has them for: {', '.join(tasks)}.",
-        )
-    number, packed = tasks.index(task), CheckpointSource(directory / MASKS)
-    scale = list(scales.values())[number]
-    assert pool.base is not None  # noqa: S101 - the masks are of differences from it
-    return task_weights(CheckpointSource(directory), pool.base, packed, number, scale)
+    return masks.weights_of(task, CheckpointSource(directory), pool)
 
 
 def _pool_of(directory: Path, plugins: PluginManager) -> ModelPool[Any]:

@@ -10,6 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import Algorithm, ComponentConfig, Piece, RunOptions, load_for_task, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.report.table import notes
+from fusion_core.running.for_task import TaskMasks
+from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._sources import recut
 from fusion_core.weights import (
     Cut,
@@ -137,3 +140,19 @@ def test_what_is_not_merged_is_the_models(models: dict[str, Any], tmp_path: Path
     base = load_file(models["base"])
     assert torch.equal(load_for_task(out, "a").tensor("v").to(torch.bfloat16), base["v"])
     assert set(load_file(out / MASKS)) == {"m", "s", "e"}
+
+
+def test_a_merge_with_masks_is_measured_with_each_tasks_own_weights(tmp_path: Path) -> None:
+    pool, tasks = tiny_pool("mlp", experts=2), TinyTasks(("a", "b"))
+    options = {"algorithm": Summed(), "model_pool": pool, "task_pool": tasks}
+    in_memory = run_fusion(**options)
+    written = run_fusion(**options, output=tmp_path / "out")
+    expected = {}
+    for name in tasks.names:
+        own = TaskMasks.among(in_memory.side_files).weights_of(name, in_memory.weights, pool)
+        expected[name] = tasks[name].evaluate(pool.build(own))
+    for result in (in_memory, written):
+        assert result.report.tasks == expected
+        assert result.report.needs_task
+        assert "needs the task at inference" in "\n".join(notes({"summed": result.report}))
+    assert expected != {n: tasks[n].evaluate(pool.build(in_memory.weights)) for n in tasks.names}

@@ -30,6 +30,7 @@ from fusion_core.weights import (
     StateDictSource,
     WeightSource,
 )
+from fusion_core.weights.merging.execution import state_dict_of
 from fusion_core.weights.merging.shortage import explained
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         if helps():
             return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
         if staging is None:
-            weights.prepare(executor)
-            written: WeightSource = StateDictSource(weights.state_dict(), label="the merge")
+            tensors = state_dict_of(weights, executor)
+            written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()
         else:
             write(plan, staging, pool, assets, weights, context, started)

@@ -254,6 +254,20 @@ def test_needs_of_a_stage_are_the_pipelines(models: Models) -> None:
         merge(["trim", "adamerging"], pool_of(models))
 
 
+def test_cores_do_not_matter_to_whoever_reads_a_merge() -> None:
+    """LAPACK rounds otherwise on two cores than on one, where the engine's workers are."""
+    draw, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    models = {name: {"w": torch.randn(300, 400, generator=draw)} for name in ("base", "a", "b")}
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(state(["orthogonalise", TA, "svc"], models))
+        finally:
+            torch.set_num_threads(before)
+    assert same(*found)
+
+
 class OneRow(Transform[ComponentConfig]):
     config_class = ComponentConfig
 

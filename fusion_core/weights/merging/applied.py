@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from torch import Tensor
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.weights.merging.execution import SerialExecutor
+from fusion_core.weights.merging.execution import SerialExecutor, on_one_core
 from fusion_core.weights.merging.piece import (
     Operands,
     OutOfRangeError,
@@ -126,12 +126,15 @@ class Applied(Generic[KernelT]):
         `rows` is how many rows it has to return, None for one that has no such dimension. Raises
         `BrokenPluginError` for what is not one tensor of the piece's shape.
         """
-        try:
-            computed = self._called(method, self.piece(*span), rows)
-            is_good = not self.operands.finite or is_finite(computed)
-        except OutOfRangeError:
-            is_good = False
-        return computed if is_good else self._called(method, self.piece(*span, wide=True), rows)
+        with on_one_core():  # whoever reads it: a decomposition rounds otherwise on several
+            try:
+                computed = self._called(method, self.piece(*span), rows)
+                is_good = not self.operands.finite or is_finite(computed)
+            except OutOfRangeError:
+                is_good = False
+            if not is_good:
+                computed = self._called(method, self.piece(*span, wide=True), rows)
+        return computed
 
     def _called(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
         computed: Any = method(piece)
@@ -176,7 +179,8 @@ class Applied(Generic[KernelT]):
     def _survey(self, key: str, executor: Executor) -> Any:  # noqa: ANN401
         with self._lock:
             survey = self._surveys.setdefault(key, _Survey())
-        return survey.made(lambda: self.kernel.survey(self._scan(key, executor)))
+        with on_one_core():
+            return survey.made(lambda: self.kernel.survey(self._scan(key, executor)))
 
     def _scan(self, key: str, executor: Executor) -> Scan:
         names = self.infos if key == _WHOLE_MODEL else [key]

@@ -10,16 +10,19 @@ from collections import deque
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from fusion_core.errors import RecipeError, WorkerError
 from fusion_core.machine.blame import forbid_exit
+from fusion_core.weights.source import assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from fusion_core.weights.source import WeightSource
 
 #: Units submitted ahead of the one whose result is awaited: their results are held in memory.
 _WINDOW = 16
@@ -179,13 +182,28 @@ def _mallopt(parameter: int, value: int) -> None:
 
 
 @forbid_exit()  # here, where it is still known whose it is: a traceback does not leave a process
-def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:
-    """Run a unit on one core: workers share the others, and sums round the same everywhere."""
+def state_dict_of(source: WeightSource, executor: Executor) -> dict[str, torch.Tensor]:
+    """Read every tensor of a source, as many at a time as an executor has workers."""
+    source.prepare(executor)
+    read = run_all(executor, partial(assemble, source), source.infos)
+    pairs = zip(source.infos.items(), read, strict=True)
+    return {name: values.reshape(info.shape) for (name, info), values in pairs}
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Let torch use one core: workers share the others, and sums round the same everywhere."""
     before = torch.get_num_threads()
     if before == 1:
-        return function(unit)
+        yield
+        return
     torch.set_num_threads(1)
     try:
-        return function(unit)
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:
+    with on_one_core():
+        return function(unit)

@@ -1,0 +1,37 @@
+"""Options of the methods that merge in closed form from unlabeled data."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fusion_core import ComponentConfig, ExpertWeights
+
+
+class SamplesConfig(ComponentConfig):
+    """What is looked at."""
+
+    samples: Annotated[int, Field(ge=1)] = 256
+    """Unlabeled examples of each expert's task."""
+
+
+class RegMeanConfig(SamplesConfig):
+    """What is looked at, and how much of it is believed."""
+
+    off_diagonal: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """What moments beside the diagonal are multiplied by: 1 is plain least squares, 0 weighs every
+    input by itself."""
+    ridge: Annotated[float, Field(ge=0)] = 1e-6
+    """Pull towards the experts' mean, as a fraction of the mean of a moment's diagonal: decides
+    where inputs never vary."""
+
+
+class FisherConfig(SamplesConfig):
+    """What is looked at, and how experts weigh."""
+
+    floor: Annotated[float, Field(gt=0)] = 1e-6
+    """The smallest information that a parameter is taken to have."""
+    normalize: bool = True
+    """Divide each expert's information by its norm over the model, so that a model that is surer of
+    itself weighs no more."""
+    weights: ExpertWeights | None = None
+    """One factor an expert, by name or in pool order, none of them negative; default: 1 each."""

@@ -1,0 +1,34 @@
+"""Registers the methods that merge in closed form from unlabeled data; imports nothing heavy."""
+
+from collections.abc import Iterator
+
+from fusion_core import AlgorithmSpec, hookimpl
+
+
+@hookimpl
+def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
+    """Register RegMean, Fisher and their kin."""
+    yield AlgorithmSpec(
+        name="regmean",
+        summary="Linear layers by least squares over their inputs on unlabeled data.",
+        target="fusion_regmean.regmean:RegMean",
+        config="fusion_regmean.config:RegMeanConfig",
+        needs_tasks="unlabeled",
+        reference="arXiv:2212.09849",
+    )
+    yield AlgorithmSpec(
+        name="regmean-plus-plus",
+        summary="RegMean in forward order: layers are given what merged layers before them make.",
+        target="fusion_regmean.plus_plus:RegMeanPlusPlus",
+        config="fusion_regmean.config:RegMeanConfig",
+        needs_tasks="unlabeled",
+        reference="arXiv:2508.03121",
+    )
+    yield AlgorithmSpec(
+        name="fisher",
+        summary="Average every parameter by its Fisher information on unlabeled data.",
+        target="fusion_regmean.fisher:Fisher",
+        config="fusion_regmean.config:FisherConfig",
+        needs_tasks="unlabeled",
+        reference="arXiv:2111.09832",
+    )

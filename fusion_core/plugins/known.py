@@ -25,7 +25,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "weighted-average",
         )
     },
-    "fusion-regmean": {"algorithm": ("fisher", "regmean", "regmean-plus-plus")},
+    "fusion-regmean": {"algorithm": ("featcal", "fisher", "regmean", "regmean-plus-plus")},
     "fusion-spectral": {
         "algorithm": (
             "ace",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import AlgorithmSuite
+from fusion_core.testing import AlgorithmSuite, CalibrationSuite
 from fusion_regmean import plugin
 
 if TYPE_CHECKING:
@@ -20,6 +20,16 @@ class TestMerges(AlgorithmSuite):
     @pytest.fixture(params=MERGES)
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"samples": 12}
+
+
+class TestFeatCal(CalibrationSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        return SPECS["featcal"]
 
     @pytest.fixture
     def options(self) -> dict[str, Any]:

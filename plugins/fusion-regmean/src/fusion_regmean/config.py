@@ -35,3 +35,14 @@ class FisherConfig(SamplesConfig):
     itself weighs no more."""
     weights: ExpertWeights | None = None
     """One factor an expert, by name or in pool order, none of them negative; default: 1 each."""
+
+
+class FeatCalConfig(SamplesConfig):
+    """What is looked at, and how near to the merge the calibrated model stays."""
+
+    ridge: Annotated[float, Field(gt=0)] = 0.05
+    """Pull towards the anchor, in units of one expert's moments."""
+    anchor: float = 2.0
+    """Where the anchor is: base + anchor * (merge - base)."""
+    teacher: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of what a layer is given in the expert, and not in the merge, in what it is to make."""

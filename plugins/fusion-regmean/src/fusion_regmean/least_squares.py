@@ -32,11 +32,15 @@ class LeastSquares:
         self._gram = torch.zeros((weight.shape[dim],) * 2, dtype=torch.float64)
         self._product = torch.zeros_like(self._turned(weight), dtype=torch.float64)
 
-    def add(self, weight: Tensor, moment: Tensor) -> None:
-        """Add one expert's weight and moment G_k, of shape (inputs, inputs) and in fp64."""
+    def add(self, weight: Tensor, moment: Tensor, cross: Tensor | None = None) -> None:
+        """Add one expert's weight and moment G_k, of shape (inputs, inputs) and in fp64.
+
+        Where the expert is given inputs x' and not x, `cross` is E[x' x^T]: W x is wanted to be
+        W_k x'.
+        """
         self._dtype = torch.promote_types(self._dtype, weight.dtype)
         self._gram += moment
-        self._product.addmm_(self._turned(weight).double(), moment)
+        self._product.addmm_(self._turned(weight).double(), moment if cross is None else cross)
 
     def solve(self, name: str) -> Tensor:
         """Return the weight; raises `FusionError` where the inputs do not determine it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from fusion_core.adapting import Batches, build_live, input_dim, merged_parameters, show_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from torch import Tensor
 
@@ -58,18 +59,47 @@ class Live:
         """Return a parameter's first name, None for one that is not merged."""
         return None if parameter is None else self._names.get(parameter, [None])[0]
 
-    def show(
-        self, task: AdaptiveTask, batch: Batch, see: See, names: frozenset[str] | None = None
-    ) -> None:
-        """Pass a batch through, and show every call of a layer, or of those that are named."""
-        some = {e: name for e, name in self.layers.items() if names is None or name in names}
-        show_inputs(self.model, some, task, batch, lambda each, x: see(each, some[each], x))
+    def show(self, task: AdaptiveTask, batch: Batch, see: See) -> None:
+        """Pass a batch through, and show every call of a layer."""
+        show_inputs(
+            self.model, self.layers, task, batch, lambda each, x: see(each, self.layers[each], x)
+        )
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Set some parameters."""
         for name, values in tensors.items():
             self.parameters[name].copy_(values)
+
+
+class Pair:
+    """A live merge and a live expert: what some of their layers are given of the same examples."""
+
+    def __init__(self, live: Live, expert: nn.Module, names: Collection[str]) -> None:
+        """`names` are the layers' weights."""
+        self._models = live.model, expert
+        self._own = {each: name for each, name in live.layers.items() if name in names}
+        twins = dict(expert.named_modules())
+        self._theirs = {
+            twins[path]: self._own[each]
+            for path, each in live.model.named_modules()
+            if each in self._own
+        }
+
+    def show(
+        self, task: AdaptiveTask, batch: Batch, see: Callable[[str, Tensor, Tensor], None]
+    ) -> None:
+        """Pass a batch through both; call `see(name, in the merge, in the expert)` a call."""
+        live, expert = self._models
+        calls: deque[Tensor] = deque()
+        show_inputs(expert, self._theirs, task, batch, lambda _, given: calls.append(given))
+        show_inputs(
+            live,
+            self._own,
+            task,
+            batch,
+            lambda each, given: see(self._own[each], given, calls.popleft()),
+        )
 
 
 def examples(task: AdaptiveTask, samples: int, context: RunContext) -> Iterator[Batch]:

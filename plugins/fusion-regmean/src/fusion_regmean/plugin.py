@@ -32,3 +32,13 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         needs_tasks="unlabeled",
         reference="arXiv:2111.09832",
     )
+    yield AlgorithmSpec(
+        name="featcal",
+        stage="calibrate",
+        summary="Bring a merge's layers near to the experts' outputs, in forward order.",
+        target="fusion_regmean.featcal:FeatCal",
+        config="fusion_regmean.config:FeatCalConfig",
+        needs_base=True,
+        needs_tasks="unlabeled",
+        reference="arXiv:2605.13030",
+    )

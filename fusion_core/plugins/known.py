@@ -25,7 +25,9 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "weighted-average",
         )
     },
-    "fusion-regmean": {"algorithm": ("featcal", "fisher", "regmean", "regmean-plus-plus")},
+    "fusion-regmean": {
+        "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus")
+    },
     "fusion-spectral": {
         "algorithm": (
             "ace",

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fusion_core.testing import Mean
 from fusion_regmean.featcal import FeatCal
 
 State = dict[str, Tensor]
 
 BLOCKS = ["embed", "layers.0", "layers.1", "head"]
-MERGE = {"name": "task-arithmetic", "scale": 0.4}
+MERGE = Mean()
 OPTIONS: list[dict[str, float]] = [
     {"ridge": 0.05, "anchor": 2.0, "teacher": 0.3},
     {"ridge": 0.5, "anchor": 1.0, "teacher": 1.0},

@@ -46,3 +46,25 @@ class FeatCalConfig(SamplesConfig):
     """Where the anchor is: base + anchor * (merge - base)."""
     teacher: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of what a layer is given in the expert, and not in the merge, in what it is to make."""
+
+
+class LotConfig(SamplesConfig):
+    """What is looked at, and how far to go."""
+
+    samples: Annotated[int, Field(ge=1)] = 64
+    """Unlabeled examples of each expert's task."""
+    scale: float = 1.2
+    """What the merged task vector is multiplied by."""
+
+
+class CatConfig(SamplesConfig):
+    """What is looked at, and what is taken away."""
+
+    samples: Annotated[int, Field(ge=1)] = 16
+    """Unlabeled examples of each expert's task."""
+    directions: Annotated[int, Field(ge=0)] = 4
+    """Directions of each matrix, or entries of each vector, that a task keeps free of others."""
+    penalty: Annotated[float, Field(ge=0)] = 5.0
+    """How much what the others lose counts against what a task is spared."""
+    scale: float = 0.4
+    """What the sum of trimmed task vectors is multiplied by."""

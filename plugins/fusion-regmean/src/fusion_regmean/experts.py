@@ -39,6 +39,19 @@ def weights_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -
     return MergedSource(Linear((1.0,), relative=False), operands)
 
 
+class _TaskVector(Kernel):
+    """The first expert's difference from the base."""
+
+    def merge(self, piece: Piece) -> Tensor:
+        return piece.task_vectors[0]
+
+
+def task_vector_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -> WeightSource:
+    """Return a model's difference from the base: fp32 or wider, NaN refused."""
+    operands = Operands(pool.base, {model.describe(): model}, finite=context.finite)
+    return MergedSource(_TaskVector(), operands)
+
+
 @dataclass(frozen=True)
 class Solved(Kernel):
     """What was solved for some tensors, and what another kernel makes of the rest."""

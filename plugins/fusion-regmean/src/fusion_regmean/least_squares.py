@@ -53,6 +53,15 @@ class LeastSquares:
         solved = torch.cholesky_solve(self._product.mT, factor).mT
         return self._turned(solved).to(self._dtype).contiguous()
 
+    def solve_smallest(self) -> Tensor:
+        """Return the smallest weight that minimises it: zero where no expert is given anything.
+
+        Eigenvalues of the moments below their width times the precision of fp32 count as none.
+        """
+        rtol = len(self._gram) * torch.finfo(torch.float32).eps
+        solved = self._product @ torch.linalg.pinv(self._gram, rtol=rtol, hermitian=True)
+        return self._turned(solved).to(self._dtype).contiguous()
+
     def _turned(self, weight: Tensor) -> Tensor:
         """Turn a weight so that inputs run along its last dimension, or back."""
         return weight if self._dim == 1 else weight.mT

@@ -42,3 +42,22 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         needs_tasks="unlabeled",
         reference="arXiv:2605.13030",
     )
+    yield AlgorithmSpec(
+        name="lot",
+        summary="Task vectors of layers by least squares over their inputs on unlabeled data.",
+        target="fusion_regmean.lot:Lot",
+        config="fusion_regmean.config:LotConfig",
+        needs_base=True,
+        needs_tasks="unlabeled",
+        reference="arXiv:2505.23859",
+    )
+    yield AlgorithmSpec(
+        name="cat",
+        summary="Task arithmetic, without what disturbs other tasks on unlabeled data.",
+        target="fusion_regmean.cat:Cat",
+        config="fusion_regmean.config:CatConfig",
+        needs_base=True,
+        needs_tasks="unlabeled",
+        ordered=True,
+        reference="arXiv:2505.06977",
+    )

@@ -20,6 +20,7 @@ LIGHT = [
     "fusion_core.progress",
     "fusion_core.shown",
     "fusion_linear.plugin",
+    "fusion_regmean.plugin",
     "fusion_ties.plugin",
 ]
 WITHOUT_TORCH = [
@@ -30,6 +31,7 @@ WITHOUT_TORCH = [
     "fusion_core.builtin.checkpoints_config",
     "fusion_core.builtin.executors",
     "fusion_linear.config",
+    "fusion_regmean.config",
     "fusion_ties.config",
 ]
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {
     "fusion-core": ROOT,
     "fusion-linear": ROOT / "plugins" / "fusion-linear",
+    "fusion-regmean": ROOT / "plugins" / "fusion-regmean",
     "fusion-ties": ROOT / "plugins" / "fusion-ties",
 }
 
@@ -94,7 +95,7 @@ PROGRAM = """
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[..., Path]) -> Path:
-    """Build the wheels of the core, of two plugins and of a stranger's one."""
+    """Build the wheels of the core, of three plugins and of a stranger's one."""
     return build_wheels(tmp_path_factory.mktemp("wheels"), *PACKAGES.values(), files=STRANGER)
 
 
@@ -142,6 +143,7 @@ def test_what_is_installed_works_from_anywhere(python: Path, tmp_path: Path) -> 
     assert found["plugins"] == {
         "fusion-core": ["0.1.0", "loaded"],
         "fusion-linear": ["0.1.0", "loaded"],
+        "fusion-regmean": ["0.1.0", "loaded"],
         "fusion-ties": ["0.1.0", "loaded"],
         "stranger-methods": ["4.5", "loaded"],
     }

@@ -6,6 +6,8 @@ experts one after the other. Knows tasks and pools, and no method.
 """
 
 from fusion_core.adapting._gradients import squared_gradients, squared_gradients_of
+from fusion_core.adapting._inputs import input_dim, show_inputs
+from fusion_core.adapting._live import build_live, merged_parameters
 from fusion_core.adapting._live_merge import Leaf, LiveMerge
 from fusion_core.adapting._moments import Moments, moments, moments_of
 from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
@@ -27,13 +29,17 @@ __all__ = [
     "Ranks",
     "StateStore",
     "ask_teachers",
+    "build_live",
     "disagreement",
+    "input_dim",
     "joined_ranks",
     "keeping_freed_memory",
     "log_probabilities",
+    "merged_parameters",
     "moments",
     "moments_of",
     "on_cores",
+    "show_inputs",
     "squared_gradients",
     "squared_gradients_of",
     "with_fast_products",

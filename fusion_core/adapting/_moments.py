@@ -7,23 +7,19 @@ and is missing on some devices. A model in float64 has sums in float64.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import nn
-
+from fusion_core.adapting._inputs import input_dim, show_inputs
 from fusion_core.adapting._live import build_live, merged_parameters, names_of
 from fusion_core.adapting._passes import Batches
-from fusion_core.adapting._predictions import widened
-from fusion_core.errors import FusionError
 from fusion_core.progress import note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from fusion_core.contracts.batch import Batch
     from fusion_core.contracts.model_pool import ModelPool
@@ -97,83 +93,24 @@ def moments_of(
     `parameters` are those to look at, by tensor name. Layers are `nn.Linear`s and transformers'
     `Conv1D`s; convolutions and the projections inside `nn.MultiheadAttention` are not. One that is
     called several times, and a parameter that several layers share, has the sum; tied names have
-    the same object. A layer that is never called is absent: a method treats its weight as it treats
-    tensors of other kinds. Padding is left out, by the batch's mask; raises `FusionError` where
-    that says nothing of a layer's inputs. The model, in evaluation mode, stays as it was.
+    the same object. They come in the order in which layers are first called; a layer that never is
+    is absent: a method treats its weight as it treats tensors of other kinds. Padding is left out,
+    by the batch's mask; raises `FusionError` where that says nothing of a layer's inputs. The
+    model, in evaluation mode, stays as it was.
     """
-    gathering = _Gathering(names_of(parameters))
-    device, seen = next(model.parameters()).device, 0
-    with gathering.hooked(model), torch.no_grad():
-        for batch in batches:
-            here = batch.to(device)
-            gathering.mask = _padding(here)
-            task.logits(model, here)
-            seen += len(batch)
-            note(f"{task.name}: {seen:,} examples")
-    return gathering.by_name()
+    names, seen = names_of(parameters), 0
+    linear: list[Any] = [each for each in model.modules() if input_dim(each) is not None]
+    layers = {each: names[each.weight][0] for each in linear if each.weight in names}
+    found: dict[nn.Parameter, Moments] = {}
 
-
-def _padding(batch: Batch) -> Tensor | None:
-    """Return what is not padding, shape (examples, length); None where all is."""
-    mask = None if batch.mask is None else batch.mask.bool()
-    return None if mask is None or bool(mask.all()) else mask
-
-
-class _Gathering:
-    """Moments that grow with every call of a layer."""
-
-    def __init__(self, names: Mapping[nn.Parameter, list[str]]) -> None:
-        self.names = names
-        self.mask: Tensor | None = None
-        self.found: dict[nn.Parameter, Moments] = {}
-
-    def by_name(self) -> dict[str, Moments]:
-        return {name: each for key, each in self.found.items() for name in self.names[key]}
-
-    @contextmanager
-    def hooked(self, model: nn.Module) -> Iterator[None]:
-        """Look at the inputs of every linear layer whose weight has a name, and then no more."""
-        layers = [each for each in model.modules() if _input_dim(each) is not None]
-        handles = [
-            each.register_forward_pre_hook(self._see, with_kwargs=True)
-            for each in layers
-            if each.weight in self.names
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _see(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
-        inputs = widened((args or tuple(kwargs.values()))[0].detach())
-        if layer.weight not in self.found:
-            dim = _input_dim(layer)
+    def see(layer: Any, inputs: Tensor) -> None:  # noqa: ANN401 - linear, of whatever class
+        if layer.weight not in found:
             total = inputs.new_zeros((inputs.shape[-1],) * 2)
-            self.found[layer.weight] = Moments(total, 1 if dim is None else dim)
-        self.found[layer.weight].add(self._unpadded(inputs, self.names[layer.weight][0]))
+            found[layer.weight] = Moments(total, cast("int", input_dim(layer)))
+        found[layer.weight].add(inputs)
 
-    def _unpadded(self, inputs: Tensor, name: str) -> Tensor:
-        """Return what is not padding, of shape (positions, inputs)."""
-        leading, width = inputs.shape[:-1], inputs.shape[-1]
-        if self.mask is None:
-            return inputs.reshape(-1, width)
-        if leading[:2] == self.mask.shape:
-            return inputs[self.mask].reshape(-1, width)
-        if leading == (self.mask.numel(),):  # positions of all examples in one row
-            return inputs[self.mask.flatten()]
-        if leading == self.mask.shape[:1]:  # one input an example
-            return inputs
-        raise FusionError(
-            f"the layer of {name!r} gets inputs of shape {tuple(inputs.shape)}: a mask of shape "
-            f"{tuple(self.mask.shape)} does not say which of them are padding",
-            hint=f"Give batches without padding, or leave the tensor out: algorithm.skip={name}",
-        )
-
-
-def _input_dim(module: nn.Module) -> int | None:
-    """Return the dimension of a linear layer's weight that inputs run along, None for others."""
-    if isinstance(module, nn.Linear):
-        return 1
-    kinds = {f"{each.__module__}.{each.__qualname__}" for each in type(module).__mro__}
-    return 0 if "transformers.pytorch_utils.Conv1D" in kinds else None
+    for batch in batches:
+        show_inputs(model, layers, task, batch, see)
+        seen += len(batch)
+        note(f"{task.name}: {seen:,} examples")
+    return {name: each for key, each in found.items() for name in names[key]}

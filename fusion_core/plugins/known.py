@@ -25,6 +25,9 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "weighted-average",
         )
     },
+    "fusion-regmean": {
+        "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus")
+    },
     "fusion-spectral": {
         "algorithm": (
             "ace",

@@ -1,0 +1,93 @@
+"""Fisher merging (arXiv:2111.09832): parameters averaged by their information."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import Algorithm, RunContext, WeightSource, expert_weights, noting
+from fusion_core.adapting import squared_gradients
+from fusion_core.errors import RecipeError
+from fusion_core.weights import Linear
+from fusion_regmean.config import FisherConfig
+from fusion_regmean.experts import over, tasks_of, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from fusion_core import ModelPool
+
+
+class Fisher(Algorithm[FisherConfig]):
+    """sum of c_k F_k W_k / sum of c_k F_k for every parameter, F_k being at least `floor`.
+
+    F_k is the mean over examples x of expert k's own task, and the expectation over labels y that
+    the expert predicts, of (d log p(y|x) / d W)^2, an example at a time: no labels are needed. c_k
+    is the expert's factor of `weights`, divided by the norm of all its F_k, as the authors' code
+    and FusionBench do; the plain equation has `normalize: false`. FusionBench squares gradients
+    summed over a batch and its classes, which are not the paper's; the floor is the authors'
+    (FusionBench adds it). Floating-point tensors that are not parameters are averaged by `weights`.
+
+    Data: `samples` unlabeled examples a task; of tasks with more than 16 classes a label an example
+    is drawn, by the seed. Memory: two sums and one expert's F, each as large as the model in fp32.
+    Cost: a forward pass an example and a backward pass an example and class (at most 16). A run
+    that is resumed gathers anew.
+    """
+
+    config_class = FisherConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        """Gather the sums; what is not a parameter stays lazy."""
+        factors = self._factors(pool)
+        products: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
+        gathered = self._gathered(pool, context)
+        for (expert, found), factor in zip(gathered, factors, strict=True):
+            weights = weights_of(pool, pool.experts[expert], context)
+            scale = factor / self._norm(found)
+            for name in [*found]:
+                share = found.pop(name).clamp_min(self.config.floor).mul_(scale).cpu()
+                _add(products, name, weights.tensor(name) * share)
+                _add(totals, name, share)
+        solved = {name: products.pop(name).div_(totals.pop(name)) for name in [*products]}
+        rest = Linear(tuple(each / sum(factors) for each in factors), relative=False)
+        return over(rest, solved, pool, context)
+
+    def _factors(self, pool: ModelPool[Any]) -> list[float]:
+        """Return the experts' factors; raises `RecipeError` where they make no average."""
+        factors = expert_weights(self.config.weights, list(pool.experts))
+        if min(factors) < 0 or not any(factors):
+            raise RecipeError(
+                "weights: an average has no negative factors, and not zeros alone",
+                hint="Give factors that are not negative; --set algorithm.weights=null: 1 each.",
+            )
+        return factors
+
+    def _gathered(
+        self, pool: ModelPool[Any], context: RunContext
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        gathered = squared_gradients(
+            pool,
+            tasks_of(context),
+            samples=self.config.samples,
+            seed=context.seed,
+            device=context.device,
+        )
+        track = context.progress.track("square gradients", total=len(pool.experts), unit="experts")
+        with track as advance, noting(advance):
+            for expert, found in gathered:
+                yield expert, found
+                advance(1, note=expert)
+
+    def _norm(self, found: Mapping[str, Tensor]) -> float:
+        """Return the norm of an expert's information, 1 where it has none or it does not count."""
+        if not self.config.normalize:
+            return 1.0
+        distinct = {id(each): each for each in found.values()}  # tied names have the same tensor
+        return math.hypot(*(each.norm().item() for each in distinct.values())) or 1.0
+
+
+def _add(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
+    sums[name] = sums[name].add_(values) if name in sums else values

@@ -1,0 +1,79 @@
+"""Fisher merging against loops over examples and classes, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusion_core.errors import RecipeError
+from fusion_core.testing import TinyTasks
+from fusion_regmean.fisher import Fisher
+
+
+def information(
+    weights: dict[str, Tensor], images: Tensor, task: str, stacks: Any
+) -> dict[str, Tensor]:
+    """Return E over examples and predicted labels of the squared gradient."""
+    leaves = {name: each.clone().requires_grad_(True) for name, each in weights.items()}
+    head = TinyTasks()[task]._head.double()  # noqa: SLF001 - what the oracle is told of the task
+    sums = {name: torch.zeros_like(each) for name, each in weights.items()}
+    for image in images:
+        logs = (stacks.inputs(leaves, image[None])["logits"] @ head).log_softmax(1)[0]
+        for label in range(len(logs)):
+            found = torch.autograd.grad(logs[label], list(leaves.values()), retain_graph=True)
+            for name, each in zip(leaves, found, strict=True):
+                sums[name] += logs[label].detach().exp() * each.square()
+    return {name: each / len(images) for name, each in sums.items()}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("options", "factors"),
+    [
+        ({"floor": 1e-9}, (1, 1, 1)),
+        ({"floor": 1e-3, "normalize": False}, (1, 1, 1)),
+        ({"floor": 1e-4, "weights": {"a": 0.5, "c": 3}}, (0.5, 1, 3)),
+    ],
+)
+def test_parameters_are_averaged_by_their_information(
+    options: dict[str, Any], factors: tuple[float, ...], seed: int, stacks: Any
+) -> None:
+    pool = stacks.pool(seed=seed)
+    found = stacks.merge(Fisher(samples=6, **options), pool, seed=seed)
+    experts = stacks.experts(pool)
+    above, below = {}, {}
+    for factor, (expert, weights) in zip(factors, experts.items(), strict=True):
+        images = stacks.images(expert, samples=6, seed=seed)
+        known = information(weights, images, expert, stacks)
+        norm = torch.cat([each.flatten() for each in known.values()]).norm()
+        share = factor / (norm if options.get("normalize", True) else 1)
+        for name, each in known.items():
+            kept = share * each.clamp_min(options["floor"])
+            above[name] = above.get(name, 0) + kept * weights[name]
+            below[name] = below.get(name, 0) + kept
+    for name, total in below.items():
+        torch.testing.assert_close(found[name], above[name] / total, rtol=1e-6, atol=1e-8)
+
+
+def test_one_expert_is_that_expert(stacks: Any) -> None:
+    pool = stacks.pool(experts=1)
+    found = stacks.merge(Fisher(samples=2), pool)
+    for name, values in pool.experts["a"].state_dict().items():
+        torch.testing.assert_close(found[name], values)
+
+
+def test_without_information_it_is_the_mean(stacks: Any) -> None:
+    pool = stacks.pool()
+    found = stacks.merge(Fisher(samples=2, floor=1e6, normalize=False), pool)
+    mean = stacks.mean(pool)
+    for name, values in found.items():
+        torch.testing.assert_close(values, mean[name])
+
+
+@pytest.mark.parametrize("weights", [[0, 0, 0], [1, -0.5, 1]])
+def test_factors_that_make_no_average_are_refused(weights: list[float], stacks: Any) -> None:
+    with pytest.raises(RecipeError, match="no negative factors, and not zeros alone"):
+        stacks.merge(Fisher(samples=1, weights=weights), stacks.pool())

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from fusion_core.weights import Piece, TensorInfo, WeightSource
     from fusion_core.weights.merging.applied import Applied
 
-#: Rows or elements a piece: pieces of one, pieces that do not divide tensors, whole tensors.
-_STEPS = (1, 7, 10**9)
+#: Rows or elements a piece: pieces that do not divide tensors, and whole tensors.
+_STEPS = (7, 10**9)
 
 
 class DeterminismChecks:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-import pytest
-
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import RecipeError
+from fusion_core.plugins.known import home_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.testing._bench import with_experts, with_sources
 from fusion_core.testing._compare import differing_bytes, differing_values
@@ -32,50 +31,38 @@ class PairChecks:
     #: a pipeline, as `--algo` names it, whose result the experts alone do not determine -> why
     undetermined: ClassVar[Mapping[str, str]] = {}
 
-    def test_pairs_give_the_same_bytes_however_they_are_run(self, bench: Bench) -> None:
-        """On one thread or on three, cut between elements or not at all."""
+    def test_it_goes_with_every_stage_that_is_installed(self, bench: Bench) -> None:
+        """Two stages keep what one does: the same bytes however they are run, and identities."""
         for partner, pair in pairs(bench):
-            pool = pair.pool("mlp")
-            whole = with_sources(pool, lambda source: recut(source, Cut.TENSOR))
-            found = differing_bytes(
-                pair.merge(pool), pair.merge(whole, executor="threads", workers=3)
-            )
-            if found:
-                fail(
-                    f"beside {partner.name!r} the merge depends on how it is cut or run: {found}.",
-                    "Compute the same bytes for the same element however a piece is cut.",
-                )
+            alike = not (bench.spec.ordered or partner.ordered)
+            determined = _as_flag(bench.spec, partner) not in self.undetermined
+            _check_pair(pair, partner.name, any_order=alike and determined)
 
-    def test_pairs_keep_equal_models(self, bench: Bench) -> None:
-        """Where all task vectors are zero, two stages have nothing to do."""
-        for partner, pair in pairs(bench):
-            pool = pair.pool("mlp", spread=0.0)
-            reference = pool.reference.state_dict()
-            found = differing_values(pair.merge(pool), reference, tolerance=_ROUNDING)
-            if found:
-                fail(
-                    f"beside {partner.name!r}, merging copies of one model changed it: {found}.",
-                    "Make nothing of task vectors that are zero.",
-                )
 
-    def test_pairs_treat_experts_alike(self, bench: Bench) -> None:
-        """Experts in another order give the same merge, unless a stage says that they do not."""
-        if bench.spec.ordered:
-            pytest.skip("its spec says that the experts' order matters")
-        for partner, pair in pairs(bench):
-            if partner.ordered or _as_flag(bench.spec, partner) in self.undetermined:
-                continue
-            pool = pair.pool("mlp")
-            turned = {name: pool.experts[name] for name in reversed(list(pool.experts))}
-            found = differing_values(
-                pair.merge(with_experts(pool, turned)), pair.merge(pool), tolerance=_ROUNDING
-            )
-            if found:
-                fail(
-                    f"beside {partner.name!r} the merge depends on the experts' order: {found}.",
-                    "Treat all experts alike, or say ordered=True in the spec; a pipeline whose "
-                    "answer is not unique stands in `undetermined`, with the reason.",
-                )
+def _check_pair(pair: Bench, partner: str, *, any_order: bool) -> None:
+    pool = pair.pool("mlp")
+    merged = pair.merge(pool)
+    whole = with_sources(pool, lambda source: recut(source, Cut.TENSOR))
+    if found := differing_bytes(merged, pair.merge(whole, executor="threads", workers=3)):
+        fail(
+            f"beside {partner!r} the merge depends on how it is cut or run: {found}.",
+            "Compute the same bytes for the same element however a piece is cut.",
+        )
+    copies = pair.pool("mlp", spread=0.0)
+    reference = copies.reference.state_dict()
+    if found := differing_values(pair.merge(copies), reference, tolerance=_ROUNDING):
+        fail(
+            f"beside {partner!r}, merging copies of one model changed it: {found}.",
+            "Make nothing of task vectors that are zero.",
+        )
+    turned = {name: pool.experts[name] for name in reversed(list(pool.experts))}
+    other = pair.merge(with_experts(pool, turned)) if any_order else merged
+    if found := differing_values(other, merged, tolerance=_ROUNDING):
+        fail(
+            f"beside {partner!r} the merge depends on the experts' order: {found}.",
+            "Treat all experts alike, or say ordered=True in the spec; a pipeline whose answer is "
+            "not unique stands in `undetermined`, with the reason.",
+        )
 
 
 def _as_flag(*specs: AlgorithmSpec) -> str:
@@ -85,9 +72,14 @@ def _as_flag(*specs: AlgorithmSpec) -> str:
 
 
 def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
-    """Pair an algorithm with every installed stage that needs no options and no tasks."""
+    """Pair an algorithm with every installed stage that needs no options and no tasks.
+
+    Where both are fusion-core's own, the merge leaves the pair to the other's suite.
+    """
     for component in load_plugins().components(AlgorithmSpec):
         spec = component.spec
+        if bench.spec.stage == "merge" and _is_known(bench.spec) and _is_known(spec):
+            continue
         most = min(bench.experts, spec.max_experts or bench.experts)
         fits = spec.stage in _PARTNERS[bench.spec.stage] and spec.needs_tasks == "none"
         if fits and most >= spec.min_experts:
@@ -96,3 +88,7 @@ def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
             except RecipeError:  # an option is required
                 continue
             yield spec, replace(bench, partner=stage, experts=most)
+
+
+def _is_known(spec: AlgorithmSpec) -> bool:
+    return home_of(spec.kind, spec.name) is not None

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from zlib import crc32
 
 import pytest
 
@@ -9,7 +10,28 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here o
 _CACHE = tempfile.TemporaryDirectory(prefix="fusion-core-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # no run reads or writes what its user has measured
 
+#: The kinds of tiny models that suites are run on, `fusion_core.testing.MODELS`.
+MODELS = ("mlp", "convolution", "transformer")
+
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Try every method in every check on one kind of tiny model, in turns; nightly on all."""
+    if "FUSION_NIGHTLY" in os.environ:
+        return
+    left_out = [item for item in items if not _is_its_turn(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if _is_its_turn(item)]
+
+
+def _is_its_turn(item: pytest.Item) -> bool:
+    """Tell whether a check of a suite is tried on this kind of model, which its name decides."""
+    model = getattr(item, "callspec", None) and item.callspec.params.get("model")
+    if item.path.name != "test_conformance.py" or model not in MODELS:
+        return True
+    check = item.nodeid.replace(model, "")
+    return MODELS[crc32(check.encode()) % len(MODELS)] == model
 
 
 @pytest.fixture(autouse=True)

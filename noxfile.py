@@ -101,6 +101,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def conformance(session: nox.Session) -> None:
+    """Every method in every check on every kind of tiny model: each push tries one, in turns."""
+    install(session, "test")
+    tests = [str(path / "tests" / "test_conformance.py") for path in PLUGINS]
+    environment = {"FUSION_NIGHTLY": "1", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "auto", *tests, *session.posargs, env=environment)
+
+
+@nox.session(default=False)
 def results(session: nox.Session) -> None:
     """Every method on mini8, into docs/reference: `nox -s results -- --experts DIR`."""
     install(session, "test", "results")

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+
+def expressions(caught_by: Mapping[str, set[str]]) -> list[str]:
+    """Choose the checks that are about each fault, and all of them for what is sound."""
+    every = " or ".join(sorted(set().union(*caught_by.values())))
+    faults = (f"(Test_{fault} and ({' or '.join(own)}))" for fault, own in caught_by.items())
+    return [f"(Test_sound and ({every}))", *faults]
 
 
 def run_suites(root: Path, tests: str, checks: list[str]) -> dict[str, dict[str, str]]:

@@ -55,6 +55,10 @@ SETTINGS = OTHERS + (NIGHTLY if "FUSION_NIGHTLY" in os.environ else [])
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ties": [{"scope": "model"}, {"scope": "tensor", "density": 0.37}],
     "adamerging": [{"steps": 2, "batch_size": 2}],
+    "passthrough": [{"model": "a"}],
+    "fisher": [{"samples": 4}],
+    **dict.fromkeys(["cat", "featcal", "lot", "regmean", "regmean-plus-plus"], [{"samples": 8}]),
+    **dict.fromkeys(["doge", "wudi"], [{"steps": 20}]),
 }
 ALGORITHMS = [
     (each.spec, options)

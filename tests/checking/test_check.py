@@ -486,7 +486,7 @@ def test_a_disk_without_room_exits_6(
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (("--algo", "tise"), 3, "did you mean ties?"),
+        (("--algo", "tise"), 3, "did you mean ties"),
         (("--set", "algorithm.densty=1"), 2, "did you mean density?"),
         (("--set", "algorithm.skip=layr"), 2, "no tensor is called like 'layr'"),
         (("--set", "algorithm.density='0.2'"), 2, "valid number, not text"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
-from suites import run_suites
+from suites import expressions, run_suites
 
 from fusion_core import ExecutorSpec, ModelPoolSpec, Subject, TaskPoolSpec, builtin, testing
 from fusion_core.plugins.manager import load_plugins
@@ -525,7 +525,7 @@ def planted(
     site = make_site(root / "site")
     site.install("faulty-plugin", PLUGIN, requires=("fusion-core>=0.1,<0.2",), files=files)
     site.install("heavy-plugin", HEAVY, requires=("fusion-core>=0.1,<0.2",))
-    return run_suites(root, TESTS, sorted(set().union(*CAUGHT_BY.values())))
+    return run_suites(root, TESTS, expressions(CAUGHT_BY))
 
 
 @pytest.mark.parametrize("fault", CAUGHT_BY)

@@ -57,8 +57,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "adamerging": [{"steps": 2, "batch_size": 2}],
     "passthrough": [{"model": "a"}],
     "fisher": [{"samples": 4}],
-    **dict.fromkeys(["cat", "featcal", "lot", "regmean", "regmean-plus-plus"], [{"samples": 8}]),
-    **dict.fromkeys(["doge", "wudi"], [{"steps": 20}]),
+    **{
+        name: [{"samples": 8}] for name in ("cat", "featcal", "lot", "regmean", "regmean-plus-plus")
+    },
+    **{name: [{"steps": 20}] for name in ("doge", "wudi")},
 }
 ALGORITHMS = [
     (each.spec, options)

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 REFERENCE = HERE.parent / "docs" / "reference"
 SHIPPED = 3
 FUSE = Path(sys.executable).with_name("fuse")
-#: The merge that stages which are none are shown with.
+#: The merge that transforms and calibrations are shown with.
 BESIDE = "task-arithmetic"
 #: Options that have no default.
 OPTIONS: dict[str, dict[str, str]] = {"passthrough": {"model": TASKS[0]}}

@@ -49,10 +49,6 @@ ORDERINGS = (
 )
 
 
-#: Of these, what does not hold on mini8.
-NOT_HERE: set[tuple[str, str]] = set()
-
-
 def page(runs: Runs) -> str:
     """Return the page: methods by their average, the best first."""
     every = sorted(runs, key=lambda name: -mean(runs, name))
@@ -95,7 +91,8 @@ def _row(runs: Runs, name: str) -> str:
     worst = statistics.mean(100 * min(run["tasks"].values()) for run in found)
     seconds = statistics.median(run["seconds"] for run in found)
     peak = max(run["peak_mb"] for run in found)
-    data = {"none": "none"}.get(runs[name]["data"], f"{runs[name]['data']} images")
+    data = runs[name]["data"]
+    data = data if data == "none" else f"{data} images"
     cells = [name, runs[name]["stage"], _spread([100 * run["average"] for run in found])]
     cells += [f"{share:.1f} %", f"{worst:.1f}", data, f"{seconds:.1f}", str(peak)]
     return f"| {' | '.join(cells)} |\n"

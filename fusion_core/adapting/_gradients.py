@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.adapting._live import build_live, merged_parameters, names_of
-from fusion_core.adapting._passes import Batches
+from fusion_core.adapting._experts import over_experts
+from fusion_core.adapting._live import names_of
 from fusion_core.adapting._predictions import log_probabilities, widened
 from fusion_core.progress import note
 
@@ -43,18 +44,9 @@ def squared_gradients(  # noqa: PLR0913 - which examples, and where they are pas
     are yielded; nothing of them is kept here. See `squared_gradients_of`. Raises `RecipeError` for
     an expert whose task is not there, before anything is loaded.
     """
-    batches = Batches(min(batch_size, samples), seed)
-    own = {expert: tasks.adaptive(pool.task_of(expert)) for expert in pool.experts}
-
-    def gathered(expert: str, task: AdaptiveTask) -> dict[str, Tensor]:
-        model = build_live(pool, pool.experts[expert], device)
-        some, parameters = batches.first(task, samples), merged_parameters(pool, model)
-        return squared_gradients_of(
-            model, parameters, task, some, exact_up_to=exact_up_to, seed=seed
-        )
-
-    for expert, task in own.items():
-        yield expert, gathered(expert, task)
+    look = partial(squared_gradients_of, exact_up_to=exact_up_to, seed=seed)
+    places: Any = {"batch_size": batch_size, "seed": seed, "device": device}
+    return over_experts(look, pool, tasks, samples=samples, **places)
 
 
 def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and how exactly

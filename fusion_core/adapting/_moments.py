@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from fusion_core.adapting._experts import over_experts
 from fusion_core.adapting._inputs import input_dim, show_inputs
-from fusion_core.adapting._live import build_live, merged_parameters, names_of
-from fusion_core.adapting._passes import Batches
+from fusion_core.adapting._live import names_of
 from fusion_core.progress import note
 
 if TYPE_CHECKING:
@@ -65,21 +65,8 @@ def moments(  # noqa: PLR0913 - which examples, and where they are passed throug
     matters. Which layers have moments, and under which names: see `moments_of`. Raises
     `RecipeError` for an expert whose task is not there, before anything is loaded.
     """
-    batches = Batches(min(batch_size, samples), seed)
-    own = {expert: tasks.adaptive(pool.task_of(expert)) for expert in pool.experts}
-    for expert, task in own.items():
-        yield expert, _moments_of(pool, expert, task, batches.first(task, samples), device)
-
-
-def _moments_of(
-    pool: ModelPool[Any],
-    expert: str,
-    task: AdaptiveTask,
-    batches: Iterable[Batch],
-    device: torch.device | str,
-) -> dict[str, Moments]:
-    model = build_live(pool, pool.experts[expert], device)
-    return moments_of(model, merged_parameters(pool, model), task, batches)
+    places: Any = {"batch_size": batch_size, "seed": seed, "device": device}
+    return over_experts(moments_of, pool, tasks, samples=samples, **places)
 
 
 def moments_of(

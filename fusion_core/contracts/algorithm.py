@@ -11,7 +11,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from fusion_core.contracts.specs import load_target
-from fusion_core.contracts.stage import Stage, expert_weights
+from fusion_core.contracts.stage import Stage, weights_of
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import Kernel, WeightSource
 
@@ -95,6 +95,5 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
     def run(self, pool: ModelPool[Any] | Mapping[str, Any]) -> WeightSource: ...
     def run(self, pool: Any, context: Any = None) -> WeightSource:
         """Return the lazy merge; the engine calls `survey` and `merge` when it is read."""
-        weights = expert_weights(getattr(self.config, "weights", None), list(pool.experts))
-        merged: WeightSource = context.merged(pool, self, weights=weights)
+        merged: WeightSource = context.merged(pool, self, weights=weights_of(self, pool))
         return merged

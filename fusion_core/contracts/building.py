@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fusion_core.contracts.model_pool import ModelPool
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 #: how many tensors that do not fit are named
@@ -78,6 +80,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+def named_tensors(pool: ModelPool[Any], model: nn.Module) -> dict[str, Tensor]:
+    """Return a live model's buffers and parameters, detached, by the names of a pool's tensors."""
+    named = {**dict(model.named_buffers(remove_duplicate=False)), **pool.parameters(model)}
+    return {name: tensor.detach() for name, tensor in named.items()}
 
 
 @contextmanager

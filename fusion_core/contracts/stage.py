@@ -100,7 +100,7 @@ class TensorwiseCalibration(Calibration[ConfigT], Kernel):
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
     ) -> WeightSource:
         """Return the lazy calibration; the engine calls `survey` and `merge` when it is read."""
-        weights = expert_weights(getattr(self.config, "weights", None), list(pool.experts))
+        weights = weights_of(self, pool)
         return context.merged(pool, self, weights=weights, extras={MERGED: merged})
 
 
@@ -108,8 +108,12 @@ def transformed(
     transform: Transform[Any], pool: ModelPool[Any], context: RunContext
 ) -> ModelPool[Any]:
     """Return a pool with the task vectors that a transform makes of a pool's."""
-    weights = expert_weights(getattr(transform.config, "weights", None), list(pool.experts))
-    return context.transformed(pool, transform, weights=weights)
+    return context.transformed(pool, transform, weights=weights_of(transform, pool))
+
+
+def weights_of(stage: Stage[Any], pool: ModelPool[Any]) -> list[float]:
+    """Resolve the option `weights` of a stage that may have one; 1 an expert where it has none."""
+    return expert_weights(getattr(stage.config, "weights", None), list(pool.experts))
 
 
 def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> list[float]:

@@ -118,7 +118,7 @@ class TaskPool(ABC, Generic[ConfigT]):
         """Return one task; raises `RecipeError` naming close matches for an unknown one."""
 
     def adaptive(self, name: str) -> AdaptiveTask:
-        """Return a task that algorithms can adapt on; raises `RecipeError` for one that is none."""
+        """Return a task that algorithms can adapt on; raises `RecipeError` for another one."""
         task = self[name]
         if not isinstance(task, AdaptiveTask):
             raise RecipeError(

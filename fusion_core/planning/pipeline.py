@@ -12,7 +12,7 @@ from fusion_core.planning.resolving import resolve_object
 from fusion_core.planning.selection import Part, check_overrides, parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from fusion_core.contracts.model_pool import ModelPool
@@ -72,12 +72,6 @@ def section_of(
         "name": f"{kind.__module__}:{kind.__qualname__}",
         **instance.config.model_dump(mode="json", context=folder),
     }
-
-
-def stages_given(raw: Mapping[str, Any]) -> list[Any]:
-    """Return what a recipe says of each stage: names, mappings, objects."""
-    section = raw.get("algorithm")
-    return list(section) if isinstance(section, list | tuple) else [section]
 
 
 def create_stages(

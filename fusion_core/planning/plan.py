@@ -21,16 +21,12 @@ from fusion_core.machine.ranks import helps
 from fusion_core.planning.dtypes import dtype_of, infos_of_merge
 from fusion_core.planning.needs import check_needs, check_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
-from fusion_core.planning.pipeline import (
-    PlannedStage,
-    create_stages,
-    stages_given,
-    with_parts,
-)
+from fusion_core.planning.pipeline import PlannedStage, create_stages, with_parts
 from fusion_core.planning.planned import Plan
 from fusion_core.planning.resolving import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.assignments import assign
+from fusion_core.recipe.config import stages_in
 from fusion_core.weights import held_in_memory
 from fusion_core.weights.writing.target import check_output
 
@@ -75,11 +71,11 @@ def _plan(
     """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
     plugins = load_plugins(options.block)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
-    given = stages_given(raw)
+    given = stages_in(raw.get("algorithm"))
     described = [each for each in given if not isinstance(each, Stage)]
     if described != given:  # some are objects
-        live |= {} if described else {"algorithm": None}
         raw = {**raw, "algorithm": described}
+        live |= {} if described else {"algorithm": None}
     plans: dict[RecipeSource, Plan] = {}
     nesting = partial(_place_of, plans=plans, options=options, inside=inside or ())
     shaped = {**raw, **{name: {} for name in live}}

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.planning.downloads import downloads_of
 from fusion_core.planning.needs import check_data
 from fusion_core.planning.numbers import free_paths
-from fusion_core.planning.pipeline import (
-    PlannedStage,
-    merge_of,
-    section_of,
-)
+from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -27,6 +27,7 @@ from fusion_core.recipe.config import (
     Recipe,
     choice_of,
     choices_of,
+    stages_in,
 )
 from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.text import check_own_kind
@@ -47,6 +48,7 @@ _KINDS: dict[str, type[ComponentSpec]] = {
 }
 #: The pool that takes any models.
 _ANY = "checkpoints"
+_NAME_ONE = "Name one with --algo; see: fuse list algorithms"
 #: The component of a section that names none.
 _UNNAMED = {"model_pool": _ANY, "executor": "threads"}
 
@@ -118,13 +120,10 @@ def resolve(
     return ResolvedRecipe(recipe, stages, model_pool, task_pool, executor)
 
 
-_NAME_ONE = "Name one with --algo; see: fuse list algorithms"
-
-
 def _resolve_stages(
     choices: Sequence[Choice], plugins: PluginManager, problems: Problems
 ) -> tuple[Resolved[AlgorithmSpec] | None, ...]:
-    """Resolve the stages of a pipeline; None for one that has no name."""
+    """Resolve the stages of a pipeline; what is wrong with one goes to `problems`."""
     found: list[Resolved[AlgorithmSpec] | None] = []
     for number, choice in enumerate(choices):
         own = choice.name or str(number)
@@ -132,8 +131,10 @@ def _resolve_stages(
         if choice.name is None:
             problems.found.append(RecipeError(f"{section}.name: required", hint=_NAME_ONE))
             continue
-        place = {"section": section}
-        found.append(problems.attempt(resolve_component, AlgorithmSpec, choice, plugins, **place))
+        resolved = problems.attempt(
+            resolve_component, AlgorithmSpec, choice, plugins, section=section
+        )
+        found.append(resolved)
     return tuple(found)
 
 
@@ -206,7 +207,7 @@ def shared_options(component: Component[Any]) -> Mapping[str, Any]:
 def _options_below(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[str]:
     """Name the options of a recipe's sections, for what stands one level too high."""
     for section, kind in _KINDS.items():
-        for given in _listed(raw.get(section)):
+        for given in stages_in(raw.get(section)):
             try:
                 choice = choice_of(given).or_named(_UNNAMED.get(section))
                 component = plugins.find(kind, choice.name or "")
@@ -219,16 +220,12 @@ def _options_below(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[s
         yield from (f"{section}.{name}" for name in options.model_fields)
 
 
-def _listed(value: object) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
 def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
     """Return what phase two can look at of a malformed recipe, and the sections that it cannot."""
     choices: dict[str, Any] = {}
     for section in _KINDS:
         try:
-            read = choices_of if isinstance(raw.get(section), list) else choice_of
+            read = choices_of if section == "algorithm" else choice_of
             choices[section] = read(raw.get(section))
         except RecipeError:
             continue

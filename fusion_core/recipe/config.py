@@ -119,7 +119,11 @@ Component_ = Annotated[Choice, BeforeValidator(from_name)]
 
 
 def _one_or_stages(value: object) -> str:
-    return "[stages]" if isinstance(value, list | tuple) else "[one]"
+    return "[stages]" if _is_pipeline(value) else "[one]"
+
+
+def _is_pipeline(value: object) -> bool:
+    return isinstance(value, list | tuple)
 
 
 #: One algorithm, or the stages of a pipeline; in brackets what errors do not mention.
@@ -160,10 +164,14 @@ def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
     return validated(Choice, from_name(value))
 
 
+def stages_in(value: Any) -> list[Any]:  # noqa: ANN401
+    """Return what the section `algorithm` says of each stage: names, mappings, objects."""
+    return list(value) if _is_pipeline(value) else [value]
+
+
 def choices_of(value: Any) -> tuple[Choice, ...]:  # noqa: ANN401
     """Read the section `algorithm`: one, or the stages of a pipeline, in which there are some."""
-    if not isinstance(value, list):
-        return (choice_of(value),)
-    if not value:
+    stages = stages_in(value)
+    if not stages:
         raise RecipeError("algorithm = []: a pipeline has stages")
-    return tuple(map(choice_of, value))
+    return tuple(map(choice_of, stages))

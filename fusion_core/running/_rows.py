@@ -66,13 +66,16 @@ class Rows:
         """Measure a merge; each task with its own weights if it has masks."""
         if masks is None:
             return self.of(merged, label="evaluate merged")
-        row: Row = {}
-        track = self.progress.track("evaluate merged", total=len(self.tasks))
+        own = {name: masks.weights_of(name, merged, self.pool) for name in self.tasks.names}
+        return {name: each for row in self._one_by_one(own, "merged") for name, each in row.items()}
+
+    def _one_by_one(self, sources: Mapping[str, WeightSource], what: str) -> Iterator[Row]:
+        """Measure each task with weights of its own."""
+        track = self.progress.track(f"evaluate {what}", total=len(sources))
         with track as advance, noting(advance):
-            for name in self.tasks.names:
-                row |= self.of(masks.weights_of(name, merged, self.pool), [name])
+            for name, source in sources.items():
+                yield self.of(source, [name])
                 advance(1, note=name)
-        return row
 
     def of_base(self) -> Row:
         """Return the base's row; an empty one where there is none."""
@@ -91,11 +94,7 @@ class Rows:
         sources = {name: own[name] for name in self.tasks.names if name in own}
 
         def measure(names: list[str]) -> Iterator[Row]:
-            track = self.progress.track("evaluate experts", total=len(names))
-            with track as advance, noting(advance):
-                for name in names:
-                    yield self.of(sources[name], [name])
-                    advance(1, note=name)
+            return self._one_by_one({name: sources[name] for name in names}, "experts")
 
         return self._row("experts", sources, measure)
 

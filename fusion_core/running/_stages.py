@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from fusion_core.contracts.building import named_tensors
 from fusion_core.contracts.metrics import FILE as METRICS
 from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.contracts.stage import transformed
@@ -165,8 +166,8 @@ def _as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightS
 
 def _live_source(module: nn.Module, pool: ModelPool[Any]) -> WeightSource:
     """Read a live model's parameters and buffers; integers that it does not name are copied."""
-    named = {**dict(module.named_buffers(remove_duplicate=False)), **pool.parameters(module)}
-    live = {n: value.detach().cpu() for n, value in named.items() if n in pool.reference.infos}
+    named = named_tensors(pool, module)
+    live = {name: each.cpu() for name, each in named.items() if name in pool.reference.infos}
     for name, info in pool.reference.infos.items():
         if name not in live and not info.dtype.is_floating_point:
             live[name] = pool.reference.tensor(name)

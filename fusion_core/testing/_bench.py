@@ -137,6 +137,11 @@ def with_experts(pool: Pool, experts: Mapping[str, WeightSource]) -> Pool:
     return clone
 
 
+def turned(pool: Pool) -> Pool:
+    """Return a pool with its experts in the opposite order."""
+    return with_experts(pool, {name: pool.experts[name] for name in reversed(list(pool.experts))})
+
+
 def with_sources(pool: Pool, change: Callable[[WeightSource], WeightSource]) -> Pool:
     """Return a pool with every source seen through a function."""
     changed = with_experts(pool, {name: change(each) for name, each in pool.experts.items()})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import torch
 
-from fusion_core.contracts.building import tensors_of
+from fusion_core.contracts.building import named_tensors, tensors_of
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.errors import FusionError
 from fusion_core.testing._compare import differing_bytes
@@ -87,7 +87,7 @@ class LiveModelSuite(ComponentSuite):
     ) -> None:
         """`build(dtype=...)` gives it to all weights, whatever they are stored in."""
         model = _build(pool, pool.reference, dtype=dtype)
-        for name, live in _named(pool, model).items():
+        for name, live in named_tensors(pool, model).items():
             if live.is_floating_point() and name in pool.reference.infos and live.dtype != dtype:
                 fail(
                     f"`build(dtype={dtype})` left {name!r} in {live.dtype}.",
@@ -182,7 +182,7 @@ def check_weights(pool: Pool, model: nn.Module, source: WeightSource) -> None:
             "Map the tensors' names to the live parameters.",
         )
     _values(model)
-    named = _named(pool, model)
+    named = named_tensors(pool, model)
     for name, info in source.infos.items():
         live = named.get(name)
         if live is None and info.dtype.is_floating_point:
@@ -198,12 +198,6 @@ def a_float_of(pool: Pool) -> str:
     """Return the name of a matrix, or of any floating-point tensor."""
     infos = [each for each in pool.reference.infos.values() if each.dtype.is_floating_point]
     return max(infos, key=lambda info: (len(info.shape) == 2, info.numel)).name  # noqa: PLR2004
-
-
-def _named(pool: Pool, model: nn.Module) -> dict[str, Tensor]:
-    """Return a live model's parameters and buffers by the names of the sources' tensors."""
-    named = {**dict(model.named_buffers(remove_duplicate=False)), **pool.parameters(model)}
-    return {name: tensor.detach() for name, tensor in named.items()}
 
 
 def _values(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import RecipeError
 from fusion_core.plugins.known import home_of
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.testing._bench import with_experts, with_sources
+from fusion_core.testing._bench import turned, with_sources
 from fusion_core.testing._compare import differing_bytes, differing_values
 from fusion_core.testing._sources import recut
 from fusion_core.testing._suite import fail
@@ -55,8 +55,7 @@ def _check_pair(pair: Bench, partner: str, *, any_order: bool) -> None:
             f"beside {partner!r}, merging copies of one model changed it: {found}.",
             "Make nothing of task vectors that are zero.",
         )
-    turned = {name: pool.experts[name] for name in reversed(list(pool.experts))}
-    other = pair.merge(with_experts(pool, turned)) if any_order else merged
+    other = pair.merge(turned(pool)) if any_order else merged
     if found := differing_values(other, merged, tolerance=_ROUNDING):
         fail(
             f"beside {partner!r} the merge depends on the experts' order: {found}.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core.contracts.stage import Calibration, Transform
 from fusion_core.testing._algorithm import AlgorithmSuite
-from fusion_core.testing._bench import with_experts
+from fusion_core.testing._bench import turned
 from fusion_core.testing._compare import differing_bytes, differing_values
 from fusion_core.testing._merging import on_every_model
 from fusion_core.testing._suite import fail
@@ -32,8 +32,7 @@ class TransformSuite(AlgorithmSuite):
     def test_each_expert_keeps_its_row(self, bench: Bench, model: str) -> None:
         """Experts in another order have the same task vectors after it."""
         pool = bench.pool(model)
-        turned = {name: pool.experts[name] for name in reversed(list(pool.experts))}
-        before, after = bench.task_vectors(pool), bench.task_vectors(with_experts(pool, turned))
+        before, after = bench.task_vectors(pool), bench.task_vectors(turned(pool))
         for expert, rows in before.items():
             found = differing_values(after[expert], rows, tolerance=_ROUNDING)
             if found:

@@ -6,7 +6,7 @@ from fusion_core.weights.merging.execution import SerialExecutor
 from fusion_core.weights.merging.linear import Linear, as_weights
 from fusion_core.weights.merging.masked import task_weights
 from fusion_core.weights.merging.merged import CastSource, MergedSource
-from fusion_core.weights.merging.piece import Operands, Piece, in_order
+from fusion_core.weights.merging.piece import Operands, Piece, in_order, per_expert
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.select import kth_largest_magnitudes
 from fusion_core.weights.merging.trimming import (
@@ -69,6 +69,7 @@ __all__ = [
     "licence_of",
     "locate",
     "materialise",
+    "per_expert",
     "read_config",
     "staged",
     "task_weights",

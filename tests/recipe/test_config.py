@@ -171,6 +171,7 @@ def test_a_lone_plugin_error_stays_one(toys: PluginManager) -> None:
         ({"algorithm": 5, "model_pool": "toys"}, ["algorithm = 5: "]),
         ({"algorithm": [], "model_pool": {"name": 3}}, ["algorithm = []", "model_pool.name"]),
         ({"algorithm": "toy", "model_pool": {}, "seed": "x"}, ["seed = 'x'", "model_pool: req"]),
+        ({"algorithm": "toy", "model_pool": ["toys"], "x": 1}, ["model_pool = ['toys']", "x: "]),
     ],
 )
 def test_malformed_sections_are_named_once(

@@ -181,7 +181,6 @@ def _mallopt(parameter: int, value: int) -> None:
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
-@forbid_exit()  # here, where it is still known whose it is: a traceback does not leave a process
 def state_dict_of(source: WeightSource, executor: Executor) -> dict[str, torch.Tensor]:
     """Read every tensor of a source, as many at a time as an executor has workers."""
     source.prepare(executor)
@@ -204,6 +203,7 @@ def on_one_core() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@forbid_exit()  # here, where it is still known whose it is: a traceback does not leave a process
 def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:
     with on_one_core():
         return function(unit)

@@ -190,6 +190,11 @@ class Piece:
         return values.to(self._device, non_blocking=True)
 
 
+def per_expert(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Give one value an expert the dtype, device and dimensions that broadcast over their rows."""
+    return values.to(rows).reshape(-1, *[1] * (rows.dim() - 1))
+
+
 def in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     """Sum over the first dimension in its order, so that rounding does not depend on cuts."""
     iterator = iter(rows)

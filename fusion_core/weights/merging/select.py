@@ -38,15 +38,20 @@ _MARGIN = 4
 _UNTALLIED = 2**15
 
 
+def task_vectors_of(piece: Piece) -> torch.Tensor:
+    """Return a piece's task vectors, in workers too: a function that can be pickled."""
+    return piece.task_vectors
+
+
 def kth_largest_magnitudes(
-    scan: Scan, k: int, rows: Rows, *, count: int | None = None
+    scan: Scan, k: int, rows: Rows = task_vectors_of, *, count: int | None = None
 ) -> torch.Tensor:
     """Return each row's k-th largest magnitude over everything a scan sees.
 
-    `rows(piece)` gives fp32 or fp64 values of shape (count, ...), the same on every pass; `count`
-    is by default that of the experts. 1 <= k <= `scan.numel`. The result has shape (count,) and the
-    rows' dtype; it is exact. Takes one pass beyond the sample, more where the sample misled or the
-    magnitudes lie far apart.
+    `rows(piece)`, by default the task vectors, gives fp32 or fp64 values of shape (count, ...), the
+    same on every pass; `count` is by default that of the experts. 1 <= k <= `scan.numel`. The
+    result has shape (count,) and the rows' dtype; it is exact. Takes one pass beyond the sample,
+    more where the sample misled or the magnitudes lie far apart.
     """
     dtype = _widest(scan)
     count = len(scan.operands.experts) if count is None else count

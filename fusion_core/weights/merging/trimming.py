@@ -31,7 +31,7 @@ def trim_thresholds(scan: Scan, density: float) -> torch.Tensor:
     kept = kept_count(density, scan.numel)
     if kept == 0 or scan.numel == 0:
         return torch.full((len(scan.operands.experts),), torch.inf)
-    return kth_largest_magnitudes(scan, kept, _task_vectors)
+    return kth_largest_magnitudes(scan, kept)
 
 
 def trimmed(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
@@ -111,10 +111,6 @@ class Trim:
     def sign(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the sign that each entry elects, of shape (...)."""
         return elected_sign(rows, self.tie)
-
-
-def _task_vectors(piece: Piece) -> torch.Tensor:
-    return piece.task_vectors
 
 
 def majority_sign(scan: Scan, thresholds: torch.Tensor | None = None) -> float:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import run_fusion
-from fusion_core.errors import DiskError, RecipeError, WorkerError
+from fusion_core.errors import BrokenPluginError, DiskError, RecipeError, WorkerError
 from fusion_core.planning.options import RunOptions
 from fusion_core.weights import (
     CheckpointSource,
@@ -24,7 +24,7 @@ from fusion_core.weights import (
     materialise,
     staged,
 )
-from fusion_core.weights.merging.execution import is_in_process
+from fusion_core.weights.merging.execution import is_in_process, run_all
 from fusion_core.weights.state_dict import held_in_memory
 from fusion_core.weights.writing import _follower as follower
 from fusion_core.weights.writing.workplace import workplaces_in
@@ -195,6 +195,15 @@ def test_a_disk_that_fails_in_a_worker_is_said_as_here(
         source = Full("base.safetensors")
         materialise(source, staging, shard_size=10**9, executor=processes)
     assert caught.value.hint
+
+
+def leaving(_: object) -> None:
+    raise SystemExit(0)
+
+
+def test_an_exit_in_a_worker_is_an_error_that_says_where(processes: Executor) -> None:
+    with pytest.raises(BrokenPluginError, match=r"SystemExit: 0, in leaving \(.*test_materialise"):
+        list(run_all(processes, leaving, [None]))
 
 
 def test_an_executor_may_say_where_it_works() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fusion_core.adapting import Outcome
 
-#: Merging coefficients of this size are no merge any more: task arithmetic's best is near 0.3.
+#: Coefficients of this size no longer merge: task arithmetic's best is near 0.3.
 LARGEST = 10.0
 #: So many predictions in a row that are all of one class make a collapse, or more: as many as a
 #: task where that class was common before gives by chance once in a million times.

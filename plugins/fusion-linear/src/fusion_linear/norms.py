@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, Scan, TensorwiseCalibration, Transform
-from fusion_core.weights import Scope
+from fusion_core.weights import Scope, per_expert
 from fusion_linear.config import NormaliseConfig, RescaleNormConfig
 from fusion_linear.gram import gram_matrix, task_vectors
 
@@ -38,8 +38,7 @@ class Normalise(Transform[NormaliseConfig]):
 
     def rows(self, piece: Piece) -> Tensor:
         """Scale one piece."""
-        factors: Tensor = piece.state.to(piece.task_vectors)
-        return piece.task_vectors * factors.reshape(-1, *[1] * len(piece.shape))
+        return piece.task_vectors * per_expert(piece.state, piece.task_vectors)
 
 
 class RescaleNorm(TensorwiseCalibration[RescaleNormConfig]):

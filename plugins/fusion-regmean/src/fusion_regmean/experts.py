@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from fusion_core import noting
 from fusion_core.errors import FusionError
 from fusion_core.weights import (
     AlignedSource,
@@ -17,13 +18,14 @@ from fusion_core.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from fusion_core import ModelPool, Piece, RunContext, TaskPool
 
 _SOLVED = "solved"
+FoundT = TypeVar("FoundT")
 
 
 def tasks_of(context: RunContext) -> TaskPool[Any]:
@@ -31,6 +33,21 @@ def tasks_of(context: RunContext) -> TaskPool[Any]:
     if context.tasks is None:
         raise FusionError("this method needs tasks with unlabeled data")
     return context.tasks
+
+
+def tracked(
+    label: str,
+    found: Iterable[tuple[str, FoundT]],
+    pool: ModelPool[Any],
+    context: RunContext,
+) -> Iterator[tuple[str, FoundT]]:
+    """Show progress over what is found of every expert; nothing of it is kept here."""
+    track = context.progress.track(label, total=len(pool.experts), unit="experts")
+    with track as advance, noting(advance):
+        for expert, each in found:
+            yield expert, each
+            del each  # else it stays until the next expert's is there
+            advance(1, note=expert)
 
 
 def weights_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -> WeightSource:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Algorithm, RunContext, WeightSource, expert_weights, noting
+from fusion_core import Algorithm, RunContext, WeightSource, expert_weights
 from fusion_core.adapting import squared_gradients
 from fusion_core.errors import RecipeError
 from fusion_core.weights import Linear
 from fusion_regmean.config import FisherConfig
-from fusion_regmean.experts import over, tasks_of, weights_of
+from fusion_regmean.experts import over, tasks_of, tracked, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,11 +75,7 @@ class Fisher(Algorithm[FisherConfig]):
             seed=context.seed,
             device=context.device,
         )
-        track = context.progress.track("square gradients", total=len(pool.experts), unit="experts")
-        with track as advance, noting(advance):
-            for expert, found in gathered:
-                yield expert, found
-                advance(1, note=expert)
+        return tracked("square gradients", gathered, pool, context)
 
     def _norm(self, found: Mapping[str, Tensor]) -> float:
         """Return the norm of an expert's information, 1 where it has none or it does not count."""

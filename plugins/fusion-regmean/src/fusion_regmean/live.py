@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_core.adapting import Batches, build_live, input_dim, merged_parameters, show_inputs
+from fusion_core.adapting import (
+    Batches,
+    build_live,
+    input_dim,
+    merged_parameters,
+    names_of,
+    show_inputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -42,9 +49,7 @@ class Live:
     ) -> None:
         self.model = build_live(pool, weights, context.device)
         self.parameters = merged_parameters(pool, self.model)
-        self._names: dict[nn.Parameter, list[str]] = {}
-        for name, each in self.parameters.items():
-            self._names.setdefault(each, []).append(name)
+        self._names = names_of(self.parameters)
         layers: list[Any] = [each for each in self.model.modules() if is_layer(each)]
         #: by the first name of its weight; no layer whose weight is not merged
         self.layers: dict[nn.Module, str] = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Algorithm, RunContext, WeightSource, noting
+from fusion_core import Algorithm, RunContext, WeightSource
 from fusion_core.adapting import moments
 from fusion_regmean.config import RegMeanConfig
-from fusion_regmean.experts import mean_of, over, tasks_of, weights_of
+from fusion_regmean.experts import mean_of, over, tasks_of, tracked, weights_of
 from fusion_regmean.least_squares import LeastSquares, moment_of
 
 if TYPE_CHECKING:
@@ -67,10 +67,7 @@ class RegMean(Algorithm[RegMeanConfig]):
             seed=context.seed,
             device=context.device,
         )
-        track = context.progress.track("gather moments", total=len(pool.experts), unit="experts")
-        with track as advance, noting(advance):
-            for expert, found in gathered:
-                sums.add(weights_of(pool, pool.experts[expert], context), found)
-                del found  # else they stay until the next expert's are there
-                advance(1, note=expert)
+        for expert, found in tracked("gather moments", gathered, pool, context):
+            sums.add(weights_of(pool, pool.experts[expert], context), found)
+            del found  # else they stay until the next expert's are there
         return over(mean_of(pool), sums.solve(), pool, context)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.functional import layer_norm, rms_norm
 
-from fusion_core import noting
 from fusion_core.adapting import Moments, input_dim
-from fusion_regmean.experts import tasks_of
+from fusion_regmean.experts import tasks_of, tracked
 from fusion_regmean.live import Live, examples
 
 if TYPE_CHECKING:
@@ -65,11 +64,8 @@ def seen_by_experts(
     pool: ModelPool[Any], samples: int, context: RunContext
 ) -> Iterator[tuple[str, Seen]]:
     """Yield every expert's name and what was seen of it on its own task; one is live at a time."""
-    track = context.progress.track("look at experts", total=len(pool.experts), unit="experts")
-    with track as advance, noting(advance):
-        for expert in pool.experts:
-            yield expert, _seen(pool, expert, samples, context)
-            advance(1, note=expert)
+    found = ((expert, _seen(pool, expert, samples, context)) for expert in pool.experts)
+    return tracked("look at experts", found, pool, context)
 
 
 def _seen(pool: ModelPool[Any], expert: str, samples: int, context: RunContext) -> Seen:

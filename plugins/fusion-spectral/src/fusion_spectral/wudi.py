@@ -36,10 +36,11 @@ class Wudi(MatrixwiseMerge[WudiConfig]):
         squares = rows.square().sum(dim=(1, 2))
         shares = torch.where(squares > 0, 1 / squares, 0)
         total = in_order(rows)
-        gram = in_order(row.mT @ row * share for row, share in zip(rows, shares, strict=True))
-        slope = in_order(
-            (total - row) @ (row.mT @ row) * share for row, share in zip(rows, shares, strict=True)
-        )
+        gram, slope = rows.new_zeros(rows.shape[2], rows.shape[2]), torch.zeros_like(total)
+        for row, share in zip(rows, shares, strict=True):
+            product = row.mT @ row
+            slope += (total - row) @ product * share
+            gram += product * share
         further = descend(
             torch.zeros_like(total),
             lambda found: torch.addmm(slope, found, gram).mul_(2),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Cut, Transform
-from fusion_core.weights import Piece, Scan, Scope
+from fusion_core.weights import Piece, Scan, Scope, per_expert
 from fusion_ties.config import DropConfig, MagPruneConfig
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Drop(Transform[DropConfig]):
         """Drop, and rescale."""
         kept = self._kept(piece)
         if self.config.rescale == "l1":
-            return _rescaled(kept, piece.state)
+            return kept.mul_(per_expert(piece.state, kept))
         return kept.div_(self.config.density or 1)
 
     def _kept(self, piece: Piece) -> Tensor:
@@ -88,7 +88,7 @@ class MagPrune(Transform[MagPruneConfig]):
         chances = self._chances(piece.task_vectors)
         kept = _by_chance(piece, chances)
         if self.config.rescale == "l1":
-            return _rescaled(kept, piece.state)
+            return kept.mul_(per_expert(piece.state, kept))
         return kept.div_(chances.where(chances > 0, 1))
 
     def _kept(self, piece: Piece) -> Tensor:
@@ -114,11 +114,6 @@ def _by_chance(piece: Piece, chances: Tensor | list[float]) -> Tensor:
     for number, (row, chance) in enumerate(zip(piece.task_vectors, chances, strict=True)):
         torch.mul(row, piece.uniform(number) < chance, out=kept[number])
     return kept
-
-
-def _rescaled(kept: Tensor, factors: Tensor) -> Tensor:
-    """Multiply each expert's entries by its factor."""
-    return kept.mul_(factors.to(kept).reshape(-1, *[1] * (kept.dim() - 1)))
 
 
 def _lost(scan: Scan, kept: Callable[[Piece], Tensor]) -> Tensor:

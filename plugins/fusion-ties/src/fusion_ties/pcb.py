@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import TensorwiseAlgorithm
-from fusion_core.weights import Piece, Scan, Scope, in_order, kth_largest_magnitudes
+from fusion_core.weights import Piece, Scan, Scope, in_order, kth_largest_magnitudes, per_expert
 from fusion_ties.config import PcbConfig
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
         if not size:
             return Balance(*[torch.zeros(len(scan.operands.experts))] * 4)
         ascending = (int(size * clip), max(int(size * (1 - clip) - 1), 0))
-        low, high = (kth_largest_magnitudes(scan, size - n, _task_vectors) for n in ascending)
+        low, high = (kth_largest_magnitudes(scan, size - n) for n in ascending)
         balance = Balance(low, high, torch.zeros_like(low), torch.ones_like(low))
         kept = max(1, size - int(size * (1 - self.config.density)))
         top = scan(_Largest(balance), torch.maximum, torch.full_like(low, -torch.inf))
@@ -80,28 +80,19 @@ class Balance:
     def of(self, piece: Piece) -> Tensor:
         """Return the balance of every entry, of the shape of `piece.task_vectors`."""
         rows = piece.task_vectors
-        low, high = (_beside(each, rows) for each in (self.low, self.high))
+        low, high = (per_expert(each, rows) for each in (self.low, self.high))
         unit = (self._magnitudes(rows) - low) / (high - low).where(high > low, 1)
         return (len(rows) * unit.square_()).exp_() * (rows * in_order(rows)).tanh_()
 
     def shares(self, piece: Piece) -> Tensor:
         """Return what every entry weighs, from 0 to 1."""
         balances = self.of(piece)
-        threshold, top = (_beside(each, balances) for each in (self.threshold, self.top))
+        threshold, top = (per_expert(each, balances) for each in (self.threshold, self.top))
         above = (balances - threshold).clamp_min_(0)
         return above / (top - threshold).where(top > threshold, 1)
 
     def _magnitudes(self, rows: Tensor) -> Tensor:
-        return rows.abs().clamp(_beside(self.low, rows), _beside(self.high, rows))
-
-
-def _beside(values: Tensor, rows: Tensor) -> Tensor:
-    """Give one value an expert the dimensions and the dtype of their rows."""
-    return values.to(rows).reshape(-1, *[1] * (rows.dim() - 1))
-
-
-def _task_vectors(piece: Piece) -> Tensor:
-    return piece.task_vectors
+        return rows.abs().clamp(per_expert(self.low, rows), per_expert(self.high, rows))
 
 
 def _threshold(scan: Scan, k: int, balance: Balance) -> Tensor:

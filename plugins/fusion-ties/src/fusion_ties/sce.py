@@ -18,6 +18,7 @@ from fusion_core.weights import (
     in_order,
     kept_count,
     kth_largest_magnitudes,
+    per_expert,
 )
 from fusion_ties.config import SceConfig
 
@@ -69,7 +70,7 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
         rows = _selected(piece.task_vectors, piece.state.threshold)
         sign = elected_sign(rows, 1.0)
         agree = agreeing(rows, sign).double()
-        shares = piece.state.shares.to(agree.device).reshape(piece.weights.shape) * piece.weights
+        shares = per_expert(piece.state.shares, agree) * piece.weights
         total = in_order(agree * shares).mul_(sign)
         share = in_order(agree.sign_().mul_(shares))
         return (total / share.where(share != 0, 1)).to(rows).add_(piece.base)

@@ -15,6 +15,7 @@ from fusion_core.weights import (
     Trimming,
     kept_count,
     kth_largest_magnitudes,
+    per_expert,
 )
 from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
 
@@ -94,16 +95,11 @@ class Band(Transform[BandConfig]):
             return torch.full((2, len(scan.operands.experts)), torch.inf)
         dropped = min(int(self.config.gamma * scan.numel), scan.numel - kept)
         ranks = (dropped + kept, dropped + 1)
-        return torch.stack([kth_largest_magnitudes(scan, k, _task_vectors) for k in ranks])
+        return torch.stack([kth_largest_magnitudes(scan, k) for k in ranks])
 
     def rows(self, piece: Piece) -> Tensor:
         """Keep what lies between the thresholds."""
         magnitudes = piece.task_vectors.abs()
-        shape = (-1, *[1] * (magnitudes.dim() - 1))
-        low, high = (each.to(magnitudes).reshape(shape) for each in piece.state)
+        low, high = (per_expert(each, magnitudes) for each in piece.state)
         inside = (magnitudes >= low) & (magnitudes <= high)
         return piece.task_vectors.where(inside, 0)
-
-
-def _task_vectors(piece: Piece) -> Tensor:
-    return piece.task_vectors

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from fusion_core.contracts.stage import (
         Calibration,
+        Coordinates,
         TensorwiseCalibration,
         Transform,
         expert_weights,
@@ -73,6 +74,7 @@ _HOMES = {
     ),
     "fusion_core.contracts.stage": (
         "Calibration",
+        "Coordinates",
         "TensorwiseCalibration",
         "Transform",
         "expert_weights",
@@ -108,6 +110,7 @@ __all__ = [
     "CheckpointsPool",
     "CommandSpec",
     "ComponentConfig",
+    "Coordinates",
     "Cut",
     "ExecutorSpec",
     "ExpertWeights",

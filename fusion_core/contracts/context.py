@@ -13,8 +13,16 @@ import torch
 
 from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.progress import Progress
-from fusion_core.weights import Kernel, MergedSource, Operands, RowsKernel, SerialExecutor
-from fusion_core.weights.merging.transformed import transformed_experts
+from fusion_core.weights import (
+    CoordinatesKernel,
+    Kernel,
+    MergedSource,
+    Operands,
+    RowsKernel,
+    SerialExecutor,
+)
+from fusion_core.weights.merging.piece import MERGED
+from fusion_core.weights.merging.transformed import Origin, Restored, transformed_experts
 from fusion_core.weights.reading.task_masks import MASKS, SCALES, PackedMasks
 from fusion_core.weights.writing.disk import write_durably
 
@@ -92,9 +100,30 @@ class RunContext:
     def transformed(
         self, pool: ModelPool[Any], kernel: RowsKernel, *, weights: Sequence[float] = ()
     ) -> ModelPool[Any]:
-        """Return a pool whose experts have the task vectors that a kernel makes of theirs."""
+        """Return a pool whose experts have the task vectors that a kernel makes of theirs.
+
+        Where these are coordinates, the base is zero: what is merged is `restored` afterwards.
+        """
         operands = self._operands(pool, kernel, weights, {})
-        return pool.transformed(transformed_experts(operands, kernel))
+        found = pool.transformed(transformed_experts(operands, kernel))
+        if isinstance(kernel, CoordinatesKernel):
+            found = found.with_sources({"base": MergedSource(Origin(), operands)})
+        return found
+
+    def restored(
+        self,
+        merged: WeightSource,
+        pool: ModelPool[Any],
+        kernel: CoordinatesKernel,
+        *,
+        weights: Sequence[float] = (),
+    ) -> MergedSource:
+        """Return the lazy model that a merge of coordinates stands for.
+
+        `pool`, `kernel` and `weights` are what `transformed` was given.
+        """
+        operands = self._operands(pool, kernel, weights, {MERGED: merged})
+        return MergedSource(Restored(kernel), operands)
 
     def _operands(
         self,

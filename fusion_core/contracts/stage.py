@@ -15,7 +15,7 @@ from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
 from fusion_core.recipe.text import dump_yaml, load_recipe
 from fusion_core.recipe.validation import validated
-from fusion_core.weights import Kernel, RowsKernel, WeightSource
+from fusion_core.weights import CoordinatesKernel, Kernel, RowsKernel, WeightSource
 from fusion_core.weights.merging.piece import MERGED
 
 if TYPE_CHECKING:
@@ -69,6 +69,24 @@ class Transform(Stage[ConfigT], RowsKernel):
     """
 
 
+class Coordinates(Transform[ConfigT], CoordinatesKernel):
+    """A transform into other coordinates: write `rows`, and `restore`, which leads back.
+
+    class Turned(Coordinates[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def rows(self, piece):
+            return -piece.task_vectors
+
+        def restore(self, piece):
+            return -piece.merged
+
+    `piece.merged` is the task vector that the merge made of the coordinates, `piece.task_vectors`
+    are those that `rows` was given. What stands between is no model, so a merge that looks at tasks
+    cannot follow.
+    """
+
+
 class Calibration(Stage[ConfigT]):
     """A merge in, a better one out: write `calibrate`."""
 
@@ -109,6 +127,16 @@ def transformed(
 ) -> ModelPool[Any]:
     """Return a pool with the task vectors that a transform makes of a pool's."""
     return context.transformed(pool, transform, weights=weights_of(transform, pool))
+
+
+def restored(
+    merged: WeightSource,
+    coordinates: Coordinates[Any],
+    pool: ModelPool[Any],
+    context: RunContext,
+) -> WeightSource:
+    """Return the model that a merge of coordinates of a pool's task vectors stands for."""
+    return context.restored(merged, pool, coordinates, weights=weights_of(coordinates, pool))
 
 
 def weights_of(stage: Stage[Any], pool: ModelPool[Any]) -> list[float]:

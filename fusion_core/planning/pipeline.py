@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.stage import Calibration, Stage, Transform
+from fusion_core.contracts.stage import Calibration, Coordinates, Stage, Transform
 from fusion_core.errors import RecipeError
 from fusion_core.planning.needs import sees_tasks
 from fusion_core.planning.resolving import resolve_object
@@ -91,6 +91,7 @@ def create_stages(
         for each in given
     )
     _check_order(stages)
+    _check_coordinates(stages)
     return stages
 
 
@@ -109,6 +110,18 @@ def _check_order(stages: Sequence[PlannedStage]) -> None:
         raise RecipeError(f"algorithm: {count}: {said}", hint=hint)
     if kinds != sorted(kinds, key=_ORDER.index):
         raise RecipeError(f"algorithm: the stages are in another order: {said}", hint=hint)
+
+
+def _check_coordinates(stages: Sequence[PlannedStage]) -> None:
+    """Raise `RecipeError` for a search among models that are coordinates and not weights."""
+    merge = merge_of(stages)
+    spaces = [each.name for each in stages if isinstance(each.stage, Coordinates)]
+    if spaces and merge.resolved is not None and merge.adapts:
+        raise RecipeError(
+            f"algorithm: {merge.name} looks at live models, and after {spaces[0]} there are none: "
+            "it turns task vectors into coordinates",
+            hint=f"Leave {spaces[0]} out, or follow it by a merge that looks at no tasks.",
+        )
 
 
 def merge_of(stages: Sequence[PlannedStage]) -> PlannedStage:

@@ -32,6 +32,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "algorithm": (
             "ace",
             "cart",
+            "core-space",
             "doge",
             "iso-c",
             "iso-cts",

@@ -7,6 +7,7 @@ read, survey or adapt the others, whatever kind of method it is.
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from fusion_core.contracts.building import named_tensors
 from fusion_core.contracts.metrics import FILE as METRICS
 from fusion_core.contracts.metrics import MetricsLog
-from fusion_core.contracts.stage import transformed
+from fusion_core.contracts.stage import Coordinates, restored, transformed
 from fusion_core.errors import BrokenPluginError, FusionError
 from fusion_core.running._parts import SelectedPool
 from fusion_core.weights import (
@@ -27,7 +28,7 @@ from fusion_core.weights import (
 from fusion_core.weights.merging.transformed import Unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
@@ -43,13 +44,18 @@ def run_stages(
     Calibrations see the models as they were, not as transforms left them.
     """
     seen, merged = pool, pool.reference
+    before: list[tuple[PlannedStage, ModelPool[Any], RunContext]] = []
     for number, stage in enumerate(stages):
         own = _context_of(stage, number, stages, context)
         if stage.kind == "transform":
+            before.append((stage, seen, own))
             seen = _transformed(stage.parts, seen, own)
         else:
             models = seen if stage.kind == "merge" else pool
-            merged = _in_parts(stage, models, merged, own)
+            merged = _in_parts(stage.parts, models, merged, partial(_run_part, stage, own))
+        if stage.kind == "merge":
+            for transform, models, its in reversed(before):
+                merged = _restored(transform, models, merged, its)
         _keep(own, context, prefix="" if stage.kind == "merge" else f"{stage.name}.")
     return merged
 
@@ -98,33 +104,49 @@ def _transformed(
     found = context.transformed(pool, Unchanged())
     for part in parts:
         some = SelectedPool(pool, part.names or ())
-        own = transformed(cast("Any", part.algorithm), some, context).experts
+        own = transformed(cast("Any", part.algorithm), some, context).by_name
         found = found.with_sources(
-            {name: AlignedSource(own[name], each) for name, each in found.experts.items()}
+            {name: AlignedSource(own[name], each) for name, each in found.by_name.items()}
         )
     return found
 
 
-def _in_parts(
-    stage: PlannedStage, pool: ModelPool[Any], before: WeightSource, context: RunContext
+def _restored(
+    stage: PlannedStage, pool: ModelPool[Any], merged: WeightSource, context: RunContext
 ) -> WeightSource:
-    """Merge or calibrate in parts; what belongs to none is as before."""
+    """Return a merge of what a transform made, out of its coordinates if it has any."""
+    if not isinstance(stage.stage, Coordinates):
+        return merged
+
+    def restore(part: Part, pool: ModelPool[Any], merged: WeightSource) -> WeightSource:
+        return restored(merged, cast("Any", part.algorithm), pool, context)
+
+    return _in_parts(stage.parts, pool, merged, restore)
+
+
+def _in_parts(
+    parts: Sequence[Part],
+    pool: ModelPool[Any],
+    before: WeightSource,
+    run: Callable[[Part, ModelPool[Any], WeightSource], WeightSource],
+) -> WeightSource:
+    """Merge, restore or calibrate in parts; what belongs to none is as before."""
     found = before
-    for part in stage.parts:
+    for part in parts:
         if part.names is None:
-            return _run_part(stage, part, pool, before, context)
+            return run(part, pool, before)
         some = SelectedPool(pool, part.names)
         seen = RenamedSource(before, {n: n for n in before.infos if n in part.names})
-        found = AlignedSource(_run_part(stage, part, some, seen, context), found)
+        found = AlignedSource(run(part, some, seen), found)
     return found
 
 
 def _run_part(
     stage: PlannedStage,
+    context: RunContext,
     part: Part,
     pool: ModelPool[Any],
     before: WeightSource,
-    context: RunContext,
 ) -> WeightSource:
     """Run a part; raises `FusionError` if it saves what another one has saved."""
     own, algorithm = copy(context), cast("Any", part.algorithm)

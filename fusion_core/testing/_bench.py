@@ -10,7 +10,7 @@ from torch import nn
 
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.context import RunContext
-from fusion_core.contracts.stage import Transform, transformed
+from fusion_core.contracts.stage import Coordinates, Transform, transformed
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.pipeline import PlannedStage
 from fusion_core.planning.selection import Part
@@ -21,6 +21,7 @@ from fusion_core.testing._suite import fail
 from fusion_core.testing._tasks import TinyTasks
 from fusion_core.testing._tensorwise import Mean, Sum
 from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
+from fusion_core.weights.merging.piece import MERGED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,13 +109,17 @@ class Bench:
         after = transformed(transform, pool.aligned(AlignmentPolicy()), RunContext(seed=3))
         return {name: each.state_dict() for name, each in after.experts.items()}
 
-    def kernel_on(self, pool: Pool) -> Applied[Any] | None:
+    def kernels_on(self, pool: Pool) -> list[Applied[Any]]:
         """Return the algorithm as the engine applies it to a pool's models, if it does."""
-        source = self.lazy(pool)
-        if self.spec.stage == "transform" and isinstance(source, MergedSource):
-            first = next(iter(source.operands.experts.values()))
-            return cast("TransformedExpert", first).rows
-        return source if isinstance(source, MergedSource) else None
+        merged = self.lazy(pool)
+        if not isinstance(merged, MergedSource):
+            return []
+        if self.spec.stage != "transform":
+            return [merged]
+        back = [merged] if isinstance(self.algorithm, Coordinates) else []
+        before = cast("MergedSource", merged.operands.extras[MERGED]) if back else merged
+        first = next(iter(before.operands.experts.values()))
+        return [cast("TransformedExpert", first).rows, *back]
 
     def modules(self, pool: Pool) -> dict[str, nn.Module]:
         """Return the live models that a pool was made of."""

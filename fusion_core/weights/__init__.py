@@ -1,7 +1,7 @@
 """Named tensors that can be read a piece at a time, and the engine that moves them."""
 
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
-from fusion_core.weights.merging.applied import Kernel, RowsKernel, Scope
+from fusion_core.weights.merging.applied import CoordinatesKernel, Kernel, RowsKernel, Scope
 from fusion_core.weights.merging.execution import SerialExecutor
 from fusion_core.weights.merging.linear import Linear, as_weights
 from fusion_core.weights.merging.masked import task_weights
@@ -35,6 +35,7 @@ __all__ = [
     "Alignment",
     "CastSource",
     "CheckpointSource",
+    "CoordinatesKernel",
     "Cut",
     "Electing",
     "Kernel",

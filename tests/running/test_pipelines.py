@@ -13,6 +13,7 @@ from fusion_core import (
     Algorithm,
     Calibration,
     ComponentConfig,
+    Coordinates,
     Cut,
     RunContext,
     TensorwiseCalibration,
@@ -23,7 +24,7 @@ from fusion_core import (
 from fusion_core.errors import BrokenPluginError, RecipeError
 from fusion_core.recipe.text import load_yaml
 from fusion_core.testing import TinyTasks, tiny_pool
-from fusion_core.weights import Piece, Scope, in_order
+from fusion_core.weights import Kernel, Piece, Scope, in_order
 from fusion_ties.transforms import Elect, Trim
 
 if TYPE_CHECKING:
@@ -73,6 +74,32 @@ class Halfway(TensorwiseCalibration[ComponentConfig]):
 
     def merge(self, piece: Piece) -> torch.Tensor:
         return piece.base + (piece.merged - piece.base) / 2
+
+
+class Turned(Coordinates[ComponentConfig]):
+    """Task vectors with the opposite sign."""
+
+    config_class = ComponentConfig
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        return -piece.task_vectors
+
+    def restore(self, piece: Piece) -> torch.Tensor:
+        return -piece.merged
+
+
+class Largest(Algorithm[ComponentConfig]):
+    """The largest entry of all models, the base included."""
+
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        return context.merged(pool, _Largest())
+
+
+class _Largest(Kernel):
+    def merge(self, piece: Piece) -> torch.Tensor:
+        return torch.maximum(piece.experts.amax(0), piece.base)
 
 
 # --- what stages see ----------------------------------------------------------------------------
@@ -356,3 +383,31 @@ def test_flags_name_stages(fuse: Callable[..., Outcome], tmp_path: Path) -> None
 def test_scope_is_an_option_of_a_transform() -> None:
     assert Trim(scope="tensor").scope is Scope.TENSOR
     assert Elect(zero_sign="positive").scope is Scope.NONE
+
+
+# --- coordinates ----------------------------------------------------------------------------------
+
+
+def test_coordinates_are_merged_alone_and_lead_back(models: Models) -> None:
+    found = state([Turned(), Largest()], models)
+    for name, base in models["base"].items():
+        if base.is_floating_point():
+            vectors = [each[name] - base for expert, each in models.items() if expert != "base"]
+            lowest = torch.stack([torch.zeros_like(base), *vectors]).amin(0)
+            torch.testing.assert_close(found[name], base + lowest)
+        else:
+            assert torch.equal(found[name], base)
+
+
+def test_coordinates_of_coordinates_lead_back_in_turns(models: Models) -> None:
+    expected = state([TA], models)
+    assert same(state([Turned(), Turned(), TA], models), expected)
+    halved = state([Turned(), Doubled(), TA, Halfway()], models)  # calibrated as a model
+    for name, values in expected.items():
+        torch.testing.assert_close(halved[name], values)
+
+
+def test_a_search_finds_no_models_in_coordinates() -> None:
+    stages = [Turned(), "adamerging"]
+    with pytest.raises(RecipeError, match="adamerging looks at live models, and after fused"):
+        run_fusion(algorithm=stages, model_pool=tiny_pool("mlp"), task_pool=TinyTasks(["a", "b"]))

@@ -87,6 +87,20 @@ class RowsKernel(PieceKernel):
         """Return other task vectors: pure, as `Kernel.merge` is, of `piece.task_vectors`' shape."""
 
 
+class CoordinatesKernel(RowsKernel):
+    """Task vectors in other coordinates, and the way back from there.
+
+    What is merged in between has its origin in the base: the merge of the coordinates alone.
+    """
+
+    @abstractmethod
+    def restore(self, piece: Piece) -> Tensor:
+        """Return the task vector whose coordinates are `piece.merged`, of the shape of `base`.
+
+        The piece's task vectors are those that `rows` was given.
+        """
+
+
 KernelT = TypeVar("KernelT", bound=PieceKernel)
 
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights.merging.applied import Applied, RowsKernel
+from fusion_core.weights.merging.applied import (
+    Applied,
+    CoordinatesKernel,
+    Kernel,
+    RowsKernel,
+    Scope,
+)
 from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.source import WeightSource
 
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fusion_core.weights.merging.piece import Operands, Piece
+    from fusion_core.weights.merging.scan import Scan
+    from fusion_core.weights.source import Cut
 
 
 _NONE = torch.empty(0)
@@ -31,6 +39,39 @@ class Unchanged(RowsKernel):
     def rows(self, piece: Piece) -> torch.Tensor:
         """Return the task vectors."""
         return piece.task_vectors
+
+
+class Origin(Kernel):
+    """What coordinates are counted from: zeros in the base's place."""
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        """Return zeros; no model is read."""
+        return torch.zeros(piece.shape)
+
+
+@dataclass(frozen=True)
+class Restored(Kernel):
+    """base + the task vector whose coordinates were merged."""
+
+    coordinates: CoordinatesKernel
+
+    @property
+    def cut(self) -> Cut:
+        """As the coordinates are cut."""
+        return self.coordinates.cut
+
+    @property
+    def scope(self) -> Scope:
+        """What the coordinates depend on."""
+        return self.coordinates.scope
+
+    def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the coordinates' own
+        """Find what they depend on."""
+        return self.coordinates.survey(scan)
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        """Go back to the base."""
+        return self.coordinates.restore(piece).add(piece.base)
 
 
 def transformed_experts(operands: Operands, kernel: RowsKernel) -> dict[str, WeightSource]:

@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core import merge
+from fusion_core import ComponentConfig, TensorwiseAlgorithm, merge
 from fusion_spectral.orthogonalise import Orthogonalise
 from fusion_spectral.svc import Svc
 
 if TYPE_CHECKING:
+    from fusion_core import Piece
     from fusion_core.weights import WeightSource
 
 SHAPES = [(12, 12), (24, 9), (7, 20)]
+
+
+class MagMax(TensorwiseAlgorithm[ComponentConfig]):
+    """The entry of largest magnitude."""
+
+    config_class = ComponentConfig
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        rows = piece.task_vectors
+        return piece.base + rows.gather(0, rows.abs().argmax(0, keepdim=True))[0]
 
 
 def models(shape: tuple[int, ...], *, experts: int = 3, seed: int = 0) -> dict[str, Any]:
@@ -106,3 +117,68 @@ def test_svc_brings_equal_experts_back_to_one() -> None:
     pool["models"] = dict.fromkeys(("a", "b", "c"), pool["models"]["e0"])
     found = merge([{"name": "task-arithmetic", "scale": 1.0}, Svc()], pool)
     torch.testing.assert_close(found.tensor("w"), pool["models"]["a"]["w"], rtol=1e-4, atol=1e-4)
+
+
+# --- coordinates ----------------------------------------------------------------------------------
+
+
+def adapters(shape: tuple[int, int], *, rank: int, experts: int = 3) -> dict[str, Any]:
+    """Make models whose task vectors have a rank."""
+    pool, draw = models(shape, experts=experts), torch.Generator().manual_seed(7)
+    for each in pool["models"].values():
+        down, up = (torch.randn(size, rank, generator=draw) for size in shape)
+        each["w"] = pool["base"]["w"] + down @ up.T
+    return pool
+
+
+def largest_in_coordinates(tasks: list[torch.Tensor], *, right: bool) -> torch.Tensor:
+    """Take the largest coordinate of all experts, in bases from plain SVDs."""
+    u, s, _ = torch.linalg.svd(torch.cat(tasks, dim=1), full_matrices=False)
+    left = u[:, s > 1e-6 * s[0]]
+    _, s, v = torch.linalg.svd(torch.cat(tasks, dim=0), full_matrices=False)
+    other = v[s > 1e-6 * s[0]].T if right else torch.eye(tasks[0].shape[1], dtype=torch.float64)
+    every = torch.stack([left.T @ task @ other for task in tasks])
+    chosen = every.gather(0, every.abs().argmax(0, keepdim=True))[0]
+    return left @ chosen @ other.T
+
+
+@pytest.mark.parametrize("bases", ["both", "left"])
+@pytest.mark.parametrize("rank", [2, 7])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_merges_of_coordinates(shape: tuple[int, int], rank: int, bases: str) -> None:
+    pool = adapters(shape, rank=rank)
+    found: WeightSource = merge([{"name": "core-space", "bases": bases}, MagMax()], pool)
+    expected = largest_in_coordinates(vectors(pool, "w"), right=bases == "both")
+    moved = found.tensor("w").double() - pool["base"]["w"].double()
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-4)
+    plain = merge([MagMax()], pool)
+    assert not torch.allclose(found.tensor("w"), plain.tensor("w"), atol=1e-2)
+    assert torch.equal(found.tensor("b"), plain.tensor("b"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sums_of_coordinates_are_sums(shape: tuple[int, int]) -> None:
+    pool = adapters(shape, rank=2)
+    doubled = {"name": "weighted-average", "normalize": False}  # of models, it doubles the base
+    expected = pool["base"]["w"] + sum(vectors(pool, "w"))
+    for algorithm in ({"name": "task-arithmetic", "scale": 1.0}, doubled):
+        found = merge(["core-space", algorithm], pool)
+        torch.testing.assert_close(found.tensor("w").double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_knots_is_ties_of_coordinates_where_the_basis_is_whole() -> None:
+    pool = models((12, 20))
+    for each in (pool["base"], *pool["models"].values()):
+        del each["b"]
+    found = merge([{"name": "core-space", "bases": "left"}, {"name": "ties", "density": 0.3}], pool)
+    knots = merge({"name": "knots", "density": 0.3}, pool)
+    torch.testing.assert_close(found.tensor("w"), knots.tensor("w"), rtol=1e-5, atol=1e-5)
+
+
+def test_coordinates_of_some_tensors() -> None:
+    pool = adapters((12, 12), rank=2)
+    for each in (pool["base"], *pool["models"].values()):
+        each["v"] = each["w"].clone()
+    found = merge([{"name": "core-space", "only": "w"}, MagMax()], pool)
+    assert torch.equal(found.tensor("w"), merge(["core-space", MagMax()], pool).tensor("w"))
+    assert torch.equal(found.tensor("v"), merge(MagMax(), pool).tensor("v"))

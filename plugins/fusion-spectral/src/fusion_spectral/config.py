@@ -30,6 +30,13 @@ class TruncateConfig(ComponentConfig):
     """Scale what is kept to the nuclear norm (the sum of singular values) of the whole."""
 
 
+class CoreSpaceConfig(ComponentConfig):
+    """In which bases coordinates are taken."""
+
+    bases: Literal["both", "left"] = "both"
+    """Left and right singular vectors (Core Space), or left ones alone (KnOTS)."""
+
+
 class SvcConfig(ComponentConfig):
     """How far a singular value may be raised."""
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fusion_core import Algorithm, Cut, Piece
-from fusion_core.weights import Kernel, RowsKernel, Scope, Trim, agreeing, in_order
+from fusion_core import Algorithm, Piece
+from fusion_core.weights import Kernel, Scope, Trim, agreeing, in_order
 from fusion_spectral.config import KnotsConfig
-from fusion_spectral.decomposition import Components, decompose, is_matrix
+from fusion_spectral.core_space import CoreSpace
+from fusion_spectral.decomposition import is_matrix
 from fusion_spectral.matrixwise import mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import ModelPool, RunContext, Scan, WeightSource
-
-_COORDINATES = "coordinates"
 
 
 class Knots(Algorithm[KnotsConfig]):
@@ -38,36 +35,18 @@ class Knots(Algorithm[KnotsConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge: to coordinates, TIES, and back."""
-        coordinates = context.transformed(pool, _ToCoordinates())
-        merged = context.merged(coordinates, _TiesOfCoordinates(self.config.density))
-        back = _FromCoordinates(self.config.scale)
-        return context.merged(pool, back, extras={_COORDINATES: merged})
-
-
-class _ToCoordinates(RowsKernel):
-    """Each expert's coordinates, (m, n) as its task vector: rows past the basis are zero."""
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
-
-    def rows(self, piece: Piece) -> Tensor:
-        rows = piece.task_vectors
-        if not is_matrix(piece.shape):
-            return rows
-        shared = _shared(rows)
-        coordinates = torch.split(shared.values[:, None] * shared.right.mT, piece.shape[1], dim=1)
-        found = torch.zeros_like(rows)
-        found[:, : len(shared.values)] = torch.stack(coordinates)
-        return found
+        space = CoreSpace(bases="left")
+        coordinates = context.transformed(pool, space)
+        ties = _TiesOfCoordinates(self.config.density, self.config.scale)
+        return context.restored(context.merged(coordinates, ties), pool, space)
 
 
 @dataclass(frozen=True)
 class _TiesOfCoordinates(Kernel):
-    """The merged coordinates, of matrices; the mean of all else."""
+    """scale * (the merged coordinates, of matrices; the mean of all else)."""
 
     density: float
+    scale: float
 
     @property
     def scope(self) -> Scope:
@@ -83,37 +62,13 @@ class _TiesOfCoordinates(Kernel):
 
     def merge(self, piece: Piece) -> Tensor:
         if not is_matrix(piece.shape):
-            return mean(piece.task_vectors)
+            return mean(piece.task_vectors).mul_(self.scale)
         state: Trim = piece.state
         kept = state.kept(piece.task_vectors)
         sign = state.sign(kept)
         agree = agreeing(kept, sign)
         total = in_order(agree).mul_(sign)
-        return total.div_(in_order(agree.sign_()).clamp_min_(1))
-
-
-@dataclass(frozen=True)
-class _FromCoordinates(Kernel):
-    """base + scale * U (merged coordinates)."""
-
-    scale: float
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
-
-    def merge(self, piece: Piece) -> Tensor:
-        moved = piece.extra(_COORDINATES)  # noqa: S610 - not Django's
-        if is_matrix(piece.shape):
-            left = _shared(piece.task_vectors).left
-            moved = left @ moved[: left.shape[1]]
-        return moved.mul(self.scale).add_(piece.base)
-
-
-def _shared(rows: Tensor) -> Components:
-    """Decompose the experts' matrices (experts, m, n) side by side."""
-    return decompose(torch.cat(list(rows), dim=1))
+        return total.div_(in_order(agree.sign_()).clamp_min_(1)).mul_(self.scale)
 
 
 def _entries_in_the_basis(piece: Piece) -> int:

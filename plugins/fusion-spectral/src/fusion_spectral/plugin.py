@@ -41,6 +41,16 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         reference="arXiv:2502.10339",
     )
 
+    yield AlgorithmSpec(
+        name="core-space",
+        stage="transform",
+        summary="Merge in coordinates of bases that the experts share; for LoRA.",
+        target="fusion_spectral.core_space:CoreSpace",
+        config="fusion_spectral.config:CoreSpaceConfig",
+        needs_base=True,
+        reference="arXiv:2509.17786",
+    )
+
 
 def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(

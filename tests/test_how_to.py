@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fusion_core.cli.app import app
+from fusion_core.contracts.specs import AlgorithmSpec
+from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
     from hub_server import HubServer
@@ -21,15 +23,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.plugins
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "how-to" / "merge-checkpoints.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "merge-checkpoints.md") -> list[str]:
+    text = (ROOT / "docs" / "how-to" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    return re.findall(r"^\$ (.*)$", "".join(blocks("console")), re.MULTILINE)
+def commands(page: str = "merge-checkpoints.md") -> list[str]:
+    return re.findall(r"^\$ (.*)$", "".join(blocks("console", page)), re.MULTILINE)
 
 
 def model(directory: Path, seed: int, words: int = 20) -> None:
@@ -89,3 +91,21 @@ def test_the_python_of_the_page_runs() -> None:
     source = "\n".join(blocks("python"))
     exec(compile(source, "merge-checkpoints.md", "exec"), {"__name__": "how_to"})
     assert Path("merged-from-python/model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("command", commands("choose-a-method.md"))
+def test_what_is_advised_can_be_run(command: str) -> None:
+    _, *arguments = shlex.split(command)
+    done = CliRunner().invoke(app, [*arguments, *["--dry-run"] * (arguments[0] == "run")])
+    assert done.exit_code == 0, done.exception
+
+
+def test_every_method_that_is_advised_exists() -> None:
+    text = (ROOT / "docs" / "how-to" / "choose-a-method.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*) \|.*\d", text, re.MULTILINE)
+    named = {
+        name for row in rows for flag in re.findall("`(.*?)`", row) for name in flag.split(",")
+    }
+    assert len(named) > 20
+    assert named <= {each.spec.name for each in load_plugins().components(AlgorithmSpec)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.planning.resolving import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
@@ -37,6 +38,12 @@ def test_recipe_is_valid() -> None:
 def test_packages_listed_are_those_of_the_repository() -> None:
     listed = set(re.findall(r"^\| \[`([\w-]+)`\]\(plugins/", README, re.MULTILINE))
     assert listed == {path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")}
+
+
+def test_every_method_is_listed_under_its_family() -> None:
+    rows = dict(re.findall(r"^\| ([a-z ]+) \|(.*)\|$", README, re.MULTILINE))
+    for component in load_plugins().components(AlgorithmSpec):
+        assert f"`{component.spec.name}`" in rows[str(component.spec.family)]
 
 
 def test_relative_links_lead_somewhere() -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fusion_core.cli import completion
+from fusion_core.cli.example import example
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
+    COSTS,
     AlgorithmSpec,
     CommandSpec,
     ComponentSpec,
@@ -31,6 +33,7 @@ _LABELS = {
     "download_bytes": "download of the models alone",
     "decoded_bytes": "room for decoded examples, beside their download",
 }
+_NOTATION = "W_k is expert k of K, tau_k = W_k - base, and tau a merge less the base"
 
 
 def info(
@@ -49,7 +52,7 @@ def info(
     if name is None:
         _show_names(plugins, as_json=as_json)
         return
-    described = [_described(each) for each in _found(plugins, name)]
+    described = [_described(each, plugins) for each in _found(plugins, name)]
     if as_json:
         print_json(described)
         return
@@ -103,8 +106,9 @@ def _found(plugins: PluginManager, name: str) -> list[Component[Any]]:
     return [plugins.find(kind, name) for kind in dict.fromkeys(named or [ComponentSpec])]
 
 
-def _described(component: Component[Any]) -> dict[str, Any]:
-    spec = asdict(component.spec)
+def _described(component: Component[Any], plugins: PluginManager) -> dict[str, Any]:
+    spec, options = asdict(component.spec), options_as_json(component)
+    is_algorithm = isinstance(component.spec, AlgorithmSpec)
     hidden = {"target", "config", "aliases", "name", "summary"}
     return {
         "kind": component.spec.kind,
@@ -113,7 +117,8 @@ def _described(component: Component[Any]) -> dict[str, Any]:
         "plugin": component.plugin.distribution,
         "version": component.plugin.version,
         **{key: value for key, value in spec.items() if key not in hidden},
-        "options": options_as_json(component),
+        **({"example": example(component.spec, options, plugins)} if is_algorithm else {}),
+        "options": options,
     }
 
 
@@ -131,6 +136,10 @@ def _print(described: dict[str, Any]) -> None:
 def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
     if key.endswith("_bytes"):
         return amount(value)
+    if key == "formula":
+        return f"{value}\n    {_NOTATION}"
+    if key == "cost":
+        return f"{value}: {COSTS[value]}"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "yes" if value is True else str(value)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from fusion_core.cli.catalogue import algorithms_of, print_algorithms
 from fusion_core.cli.commands import core_commands
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
-    AlgorithmSpec,
     CommandSpec,
     ExecutorSpec,
     ModelPoolSpec,
@@ -74,36 +74,33 @@ def list_components(
 ) -> None:
     """List algorithms, pools, tasks, executors, and the commands of plugins."""
     plugins = load_plugins(context.obj)
-    found = {each.value: _ROWS[each](plugins) for each in (Kind if kind is None else [kind])}
+    kinds = list(Kind) if kind is None else [kind]
     if as_json:
-        data = {name: _as_dicts(*rows) for name, rows in found.items()}
+        data = {each.value: _as_dicts(each, plugins) for each in kinds}
         print_json(data if kind is None else data[kind])
         return
-    for number, (name, (columns, rows)) in enumerate(found.items()):
+    for number, each in enumerate(kinds):
         if kind is None:
-            print(f"\n{name}:" if number else f"{name}:")
-        print_table(columns, [[_shown(cell) for cell in row] for row in rows])
+            print(f"\n{each}:" if number else f"{each}:")
+        _print(each, plugins)
 
 
-def _as_dicts(columns: list[str], rows: list[list[Any]]) -> list[dict[str, Any]]:
+def _as_dicts(kind: Kind, plugins: PluginManager) -> list[dict[str, Any]]:
+    if kind is Kind.ALGORITHMS:
+        return algorithms_of(plugins)
+    columns, rows = _ROWS[kind](plugins)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
+def _print(kind: Kind, plugins: PluginManager) -> None:
+    if kind is Kind.ALGORITHMS:
+        print_algorithms(algorithms_of(plugins))
+        return
+    columns, rows = _ROWS[kind](plugins)
+    print_table(columns, [[_shown(cell) for cell in row] for row in rows])
+
+
 Rows = tuple[list[str], list[list[Any]]]
-
-
-def _algorithms(plugins: PluginManager) -> Rows:
-    rows = [
-        [
-            each.spec.name,
-            each.spec.stage,
-            each.spec.summary,
-            each.spec.reference,
-            each.plugin.distribution,
-        ]
-        for each in plugins.components(AlgorithmSpec)
-    ]
-    return ["name", "stage", "summary", "reference", "plugin"], sorted(rows, key=str)
 
 
 def _pools(plugins: PluginManager) -> Rows:
@@ -141,7 +138,6 @@ def _commands(plugins: PluginManager) -> Rows:
 
 
 _ROWS = {
-    Kind.ALGORITHMS: _algorithms,
     Kind.POOLS: _pools,
     Kind.TASKS: _tasks,
     Kind.EXECUTORS: _executors,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from fusion_core.shown import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fusion_core.plugins.manager import PluginManager
 
@@ -25,7 +28,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     Cells are escaped and on one line each: names of models may come from anywhere.
     """
-    rows = [[printable(" ".join(cell.splitlines())) for cell in row] for row in rows]
+    rows = [_cells(row) for row in rows]
     if sys.stdout.isatty():
         _print_drawn(headings, rows)
         return
@@ -33,6 +36,23 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (headings, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def print_groups(headings: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Print rows in groups with titles, under one line of headings.
+
+    The last cell of a row is its text: beside the others on a terminal wide enough for all, and
+    on a line of its own elsewhere.
+    """
+    tables = {title: [_cells(row) for row in rows] for title, rows in groups.items()}
+    every = [list(headings), *(row for rows in tables.values() for row in rows)]
+    *widths, longest = (max(map(len, column)) for column in zip(*every, strict=True))
+    between = "  " if sum(widths) + 2 * len(widths) + longest <= _width() else "\n    "
+    print(_styled(_line(headings, widths, between).partition("\n")[0].rstrip(), underline=True))
+    for title, rows in tables.items():
+        print(f"\n{_styled(printable(title), bold=True)}")
+        for row in rows:
+            print(_line(row, widths, between))
 
 
 def warn_of_broken_plugins(plugins: PluginManager) -> None:
@@ -46,6 +66,26 @@ def print_warnings(warnings: Iterable[str]) -> None:
     """Print what a user should know though it stands in no way, on one line each."""
     for said in warnings:
         print(f"warning: {printable(' '.join(said.splitlines()))}", file=sys.stderr)
+
+
+def _cells(row: Iterable[str]) -> list[str]:
+    return [printable(" ".join(cell.splitlines())) for cell in row]
+
+
+def _line(row: Sequence[str], widths: Sequence[int], between: str) -> str:
+    """Lay a row out: its cells, and its text after what stands between them."""
+    *cells, text = row
+    padded = "  ".join(map(str.ljust, cells, widths))
+    return f"{padded.rstrip() if between.startswith(chr(10)) else padded}{between}{text}"
+
+
+def _width() -> int:
+    """Return how many columns a terminal has; a pipe has none."""
+    return get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def _styled(text: str, **styles: bool) -> str:
+    return typer.style(text, **styles) if sys.stdout.isatty() else text
 
 
 def _print_drawn(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

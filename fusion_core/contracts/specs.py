@@ -10,13 +10,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 TaskData = Literal["none", "unlabeled", "labeled"]
 StageKind = Literal["transform", "merge", "calibrate"]
+#: what the time of a method goes into, from the cheapest on; `COSTS` says what is meant
+Cost = Literal["stream", "passes", "matrices", "forward", "backward"]
+
+COSTS: dict[Cost, str] = {
+    "stream": "one pass over the files",
+    "passes": "several passes over the files",
+    "matrices": "decompositions or products of whole matrices",
+    "forward": "examples through models",
+    "backward": "gradients of examples through models",
+}
 
 _STAGES: dict[str, str] = {
     "transform": "fusion_core.contracts.stage:Transform",
@@ -66,6 +76,10 @@ class AlgorithmSpec(ComponentSpec):
 
     #: what it does in a pipeline: transforms, then exactly one merge, then calibrations
     stage: StageKind = "merge"
+    #: the heading that listings show it under; without one, its plugin's name
+    family: str | None = None
+    #: what it computes, in one line: W_k is an expert, tau_k = W_k - base, tau a merge's
+    formula: str | None = None
     needs_base: bool = False
     needs_tasks: TaskData = "none"
     #: an option with which, given, it does without them
@@ -74,8 +88,18 @@ class AlgorithmSpec(ComponentSpec):
     ordered: bool = False
     min_experts: int = 1
     max_experts: int | None = None
+    #: what its time goes into, with its default options
+    cost: Cost | None = None
     #: where it was published, e.g. "arXiv:2306.01708"
     reference: str | None = None
+
+    def __post_init__(self) -> None:
+        ComponentSpec.__post_init__(self)  # super() has lost its class where there are slots
+        said = {StageKind: self.stage, TaskData: self.needs_tasks, Cost: self.cost}
+        for known, word in said.items():
+            if word is not None and word not in get_args(known):
+                words = ", ".join(get_args(known))
+                raise ValueError(f"algorithm {self.name!r}: {word!r} is none of: {words}")
 
     @property
     def base(self) -> str:  # type: ignore[override] # the one kind whose classes differ

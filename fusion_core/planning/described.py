@@ -38,6 +38,8 @@ class Option:
     default: Any
     required: bool
     description: str
+    #: the first of the field's `examples`
+    example: Any
 
 
 def options_of_component(component: Component[Any]) -> list[Option]:
@@ -67,6 +69,7 @@ def options_of(config: type[BaseModel]) -> Iterator[Option]:
             default=None if field.is_required() else default,
             required=field.is_required(),
             description=(field.description or "").replace("\n", " "),
+            example=next(iter(field.examples or ()), None),
         )
 
 

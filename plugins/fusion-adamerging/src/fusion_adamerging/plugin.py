@@ -10,11 +10,14 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     """Register the adaptive methods."""
     yield AlgorithmSpec(
         name="adamerging",
+        family="learned coefficients",
         summary="Learn merging coefficients by minimising entropy on unlabeled data.",
+        formula="base + sum of lambda_kl * tau_kl in layer l, lambda learned to lower the entropy",
         target="fusion_adamerging.adamerging:AdaMerging",
         config="fusion_adamerging.config:AdaMergingConfig",
         needs_base=True,
         needs_tasks="unlabeled",
         needs_tasks_unless="coefficients",
+        cost="backward",
         reference="arXiv:2310.02575",
     )

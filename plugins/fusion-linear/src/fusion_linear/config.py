@@ -77,7 +77,7 @@ class MetaGptConfig(ComponentConfig):
 class PassthroughConfig(ComponentConfig):
     """Which model is copied."""
 
-    model: str
+    model: Annotated[str, Field(examples=["base"])]
     """An expert's name, or `base`."""
 
 

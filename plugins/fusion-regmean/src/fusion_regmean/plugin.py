@@ -4,60 +4,87 @@ from collections.abc import Iterator
 
 from fusion_core import AlgorithmSpec, hookimpl
 
+_FAMILY = "closed forms on data"
+
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     """Register RegMean, Fisher and their kin."""
     yield AlgorithmSpec(
         name="regmean",
+        family=_FAMILY,
         summary="Linear layers by least squares over their inputs on unlabeled data.",
+        formula="(sum of W_k G_k) (sum of G_k)^-1, G_k = E[x x'] of the inputs of expert k's layer",
         target="fusion_regmean.regmean:RegMean",
         config="fusion_regmean.config:RegMeanConfig",
         needs_tasks="unlabeled",
+        cost="forward",
         reference="arXiv:2212.09849",
     )
     yield AlgorithmSpec(
         name="regmean-plus-plus",
+        family=_FAMILY,
         summary="RegMean in forward order: layers are given what merged layers before them make.",
+        formula=(
+            "(sum of W_k G_k) (sum of G_k)^-1, G_k = E[x x'] of what merged layers give the layer"
+        ),
         target="fusion_regmean.plus_plus:RegMeanPlusPlus",
         config="fusion_regmean.config:RegMeanConfig",
         needs_tasks="unlabeled",
+        cost="forward",
         reference="arXiv:2508.03121",
     )
     yield AlgorithmSpec(
         name="fisher",
+        family=_FAMILY,
         summary="Average every parameter by its Fisher information on unlabeled data.",
+        formula="sum of c_k F_k W_k / sum of c_k F_k, F_k = E[(d log p(y|x) / d W_k)^2]",
         target="fusion_regmean.fisher:Fisher",
         config="fusion_regmean.config:FisherConfig",
         needs_tasks="unlabeled",
+        cost="backward",
         reference="arXiv:2111.09832",
     )
     yield AlgorithmSpec(
         name="featcal",
         stage="calibrate",
+        family=_FAMILY,
         summary="Bring a merge's layers near to the experts' outputs, in forward order.",
+        formula=(
+            "the W with the least sum of E|W x - W_k x'|^2 / |E[x x']| + ridge * |W - anchor|^2"
+        ),
         target="fusion_regmean.featcal:FeatCal",
         config="fusion_regmean.config:FeatCalConfig",
         needs_base=True,
         needs_tasks="unlabeled",
+        cost="forward",
         reference="arXiv:2605.13030",
     )
     yield AlgorithmSpec(
         name="lot",
+        family=_FAMILY,
         summary="Task vectors of layers by least squares over their inputs on unlabeled data.",
+        formula=(
+            "base + scale * (sum of tau_k G_k) (sum of G_k)^+, "
+            "G_k = sum of x x' of expert k's inputs"
+        ),
         target="fusion_regmean.lot:Lot",
         config="fusion_regmean.config:LotConfig",
         needs_base=True,
         needs_tasks="unlabeled",
+        cost="forward",
         reference="arXiv:2505.23859",
     )
     yield AlgorithmSpec(
         name="cat",
+        family=_FAMILY,
         summary="Task arithmetic, without what disturbs other tasks on unlabeled data.",
+        formula="base + scale * sum of tau_k less the output directions B_j of every other task j",
         target="fusion_regmean.cat:Cat",
         config="fusion_regmean.config:CatConfig",
         needs_base=True,
         needs_tasks="unlabeled",
         ordered=True,
+        cost="forward",
         reference="arXiv:2505.06977",
     )

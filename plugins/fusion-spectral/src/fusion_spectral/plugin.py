@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from fusion_core import AlgorithmSpec, hookimpl
 
+_FAMILY = "spectra and subspaces"
+
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
@@ -13,10 +15,13 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="svc",
         stage="calibrate",
+        family=_FAMILY,
         summary="Scale a merge's singular values by what the experts share of their directions.",
+        formula="base + U diag(f s) V', U diag(s) V' = tau, f = K / sum of the experts' agreements",
         target="fusion_spectral.svc:Svc",
         config="fusion_spectral.config:SvcConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2602.05536",
     )
 
@@ -25,19 +30,31 @@ def _transforms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="orthogonalise",
         stage="transform",
+        family=_FAMILY,
         summary="Keep each task vector's largest singular components, made orthogonal to others'.",
+        formula=(
+            "P_k S_k Q_k' of its r / K largest components U_k S_k V_k', "
+            "P = polar([U_1 ... U_K]), Q likewise"
+        ),
         target="fusion_spectral.orthogonalise:Orthogonalise",
         config="fusion_spectral.config:OrthogonaliseConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2412.00081",
     )
     yield AlgorithmSpec(
         name="truncate",
         stage="transform",
+        family=_FAMILY,
         summary="Keep each task vector's largest singular components: the first step of STAR.",
+        formula=(
+            "the largest components U_k S_k V_k' of tau_k that reach `keep` of its nuclear norm, "
+            "scaled to it"
+        ),
         target="fusion_spectral.truncate:Truncate",
         config="fusion_spectral.config:TruncateConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2502.10339",
     )
 
@@ -55,81 +72,123 @@ def _transforms() -> Iterator[AlgorithmSpec]:
 def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="tsv-m",
+        family=_FAMILY,
         summary="Sum task vectors cut to their largest components, made orthogonal across experts.",
+        formula="base + scale * sum of orthogonalise(tau_k)",
         target="fusion_spectral.tsv:TsvM",
         config="fusion_spectral.config:ScaleConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2412.00081",
     )
     yield AlgorithmSpec(
         name="iso-c",
+        family=_FAMILY,
         summary="Sum task vectors, and give every direction of the sum the same weight.",
+        formula="base + scale * mean(s) * U V', U diag(s) V' = sum of tau_k",
         target="fusion_spectral.iso:IsoC",
         config="fusion_spectral.config:ScaleConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2502.04959",
     )
     yield AlgorithmSpec(
         name="iso-cts",
+        family=_FAMILY,
         summary="Give common and each expert's own directions the same weight.",
+        formula=(
+            "base + scale * mean(s) * U V' of the sum's largest directions and each tau_k's own"
+        ),
         target="fusion_spectral.iso:IsoCts",
         config="fusion_spectral.config:IsoCtsConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2502.04959",
     )
     yield AlgorithmSpec(
         name="cart",
+        family=_FAMILY,
         summary="Average, and add the low-rank part of each expert's difference from the average.",
+        formula="A + scale * sum of the largest components of W_k - A, A = mean of W_k",
         target="fusion_spectral.cart:Cart",
         config="fusion_spectral.config:CartConfig",
+        cost="matrices",
         reference="arXiv:2412.12153",
     )
     yield AlgorithmSpec(
         name="star",
+        family=_FAMILY,
         summary="Average task vectors cut to their largest components and scaled up again.",
+        formula="base + mean of truncate(tau_k)",
         target="fusion_spectral.truncate:Star",
         config="fusion_spectral.config:StarConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2502.10339",
     )
     yield AlgorithmSpec(
         name="wudi",
+        family=_FAMILY,
         summary="Descend from the sum to what interferes least with each expert's inputs.",
+        formula=(
+            "base + tau, Adam from sum of tau_k on the sum of |(tau - tau_k) tau_k'|^2 / |tau_k|^2"
+        ),
         target="fusion_spectral.wudi:Wudi",
         config="fusion_spectral.config:WudiConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2503.08099",
     )
     yield AlgorithmSpec(
         name="ace",
+        family=_FAMILY,
         summary="Least squares with input covariances estimated from the task vectors.",
+        formula=(
+            "base + (sum of D_k S_k) (sum of S_k + c)^-1, S_k = D_k' D_k + epsilon, "
+            "D_k = tau_k centred"
+        ),
         target="fusion_spectral.ace:Ace",
         config="fusion_spectral.config:AceConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2603.02945",
     )
     yield AlgorithmSpec(
         name="knots",
+        family=_FAMILY,
         summary="TIES in coordinates of a basis that the experts share; for LoRA.",
+        formula=(
+            "base + scale * U ties(S V_1', ..., S V_K'), U S [V_1' ... V_K'] = [tau_1 ... tau_K]"
+        ),
         target="fusion_spectral.knots:Knots",
         config="fusion_spectral.config:KnotsConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2410.19735",
     )
     yield AlgorithmSpec(
         name="orthomerge",
+        family=_FAMILY,
         summary="Merge the base's rotations in their Lie algebra, and average what is left over.",
+        formula=(
+            "base R + residual_scale * sum of (W_k - base R_k), "
+            "cayley^-1(R) ~ sum of cayley^-1(R_k)"
+        ),
         target="fusion_spectral.orthomerge:Orthomerge",
         config="fusion_spectral.config:OrthomergeConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2602.05943",
     )
     yield AlgorithmSpec(
         name="doge",
+        family=_FAMILY,
         summary="Sum masked task vectors with a correction learned outside the shared subspace.",
+        formula="base + scale * sum of m_k * (tau_k + d) / |tau_k|, d learned to lower conflicts",
         target="fusion_spectral.doge:Doge",
         config="fusion_spectral.config:DogeConfig",
         needs_base=True,
         min_experts=2,
+        cost="matrices",
         reference="arXiv:2501.01230",
     )

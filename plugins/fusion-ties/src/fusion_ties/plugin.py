@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from fusion_core import AlgorithmSpec, hookimpl
 
+_FAMILY = "signs and sparsity"
+
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
@@ -11,118 +13,179 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="trim",
         stage="transform",
+        family=_FAMILY,
         summary="Keep the largest entries of each task vector: the first step of TIES.",
+        formula="tau_k where |tau_k| is among its `density` largest",
         target="fusion_ties.transforms:Trim",
         config="fusion_ties.config:TrimConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2306.01708",
     )
     yield AlgorithmSpec(
         name="elect",
         stage="transform",
+        family=_FAMILY,
         summary="Zero what does not have the elected sign: the second step of TIES.",
+        formula="tau_k where sign(tau_k) = sign(sum of w_j * tau_j)",
         target="fusion_ties.transforms:Elect",
         config="fusion_ties.config:ElectConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2306.01708",
     )
     yield AlgorithmSpec(
         name="drop",
         stage="transform",
+        family=_FAMILY,
         summary="Drop entries of each task vector by chance: the first step of DARE.",
+        formula="m_k * tau_k / density, m_k = 1 with probability `density`, else 0",
         target="fusion_ties.dropping:Drop",
         config="fusion_ties.config:DropConfig",
         needs_base=True,
+        cost="stream",
         reference="arXiv:2311.03099",
     )
     yield AlgorithmSpec(
         name="magprune",
         stage="transform",
+        family=_FAMILY,
         summary="Drop entries by chance, small ones more often: the first step of DELLA.",
+        formula=(
+            "m_k * tau_k / p_k, "
+            "m_k = 1 with probability p_k = density -+ epsilon by rank in its row"
+        ),
         target="fusion_ties.dropping:MagPrune",
         config="fusion_ties.config:MagPruneConfig",
         needs_base=True,
+        cost="stream",
         reference="arXiv:2406.11617",
     )
     yield AlgorithmSpec(
         name="band",
         stage="transform",
+        family=_FAMILY,
         summary="Drop both tails of each task vector: the first step of Model Breadcrumbs.",
+        formula="tau_k where |tau_k| is among the `density` largest below its `gamma` largest",
         target="fusion_ties.transforms:Band",
         config="fusion_ties.config:BandConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2312.06795",
     )
     yield AlgorithmSpec(
         name="ties",
+        family=_FAMILY,
         summary="Trim task vectors, elect a sign for every entry, merge what agrees.",
+        formula=(
+            "base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), t = trim(tau)"
+        ),
         target="fusion_ties.ties:Ties",
         config="fusion_ties.config:TiesConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2306.01708",
     )
     yield AlgorithmSpec(
         name="dare",
+        family=_FAMILY,
         summary="Drop entries of task vectors by chance, rescale the others, and sum.",
+        formula="base + scale * sum of w_k * drop(tau_k)",
         target="fusion_ties.sparse:Dare",
         config="fusion_ties.config:DareConfig",
         needs_base=True,
+        cost="stream",
         reference="arXiv:2311.03099",
     )
     yield AlgorithmSpec(
         name="della",
+        family=_FAMILY,
         summary="Drop entries by chance, small ones more often, and merge what agrees in sign.",
+        formula=(
+            "base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), "
+            "t = magprune(tau)"
+        ),
         target="fusion_ties.sparse:Della",
         config="fusion_ties.config:DellaConfig",
         needs_base=True,
+        cost="stream",
         reference="arXiv:2406.11617",
     )
     yield AlgorithmSpec(
         name="breadcrumbs",
+        family=_FAMILY,
         summary="Drop the largest and smallest entries of each task vector, and sum.",
+        formula="base + scale * sum of w_k * band(tau_k)",
         target="fusion_ties.sparse:Breadcrumbs",
         config="fusion_ties.config:BreadcrumbsConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2312.06795",
     )
     yield AlgorithmSpec(
         name="sce",
+        family=_FAMILY,
         summary="Merge the most varying entries, weighted by energy, where signs agree.",
+        formula=(
+            "base + mean of the tau_k with sign(tau_k) = sign(sum of tau_j), weighted by |tau_k|^2"
+        ),
         target="fusion_ties.sce:Sce",
         config="fusion_ties.config:SceConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2408.07990",
     )
     yield AlgorithmSpec(
         name="magmax",
+        family=_FAMILY,
         summary="Take the entry of largest magnitude from all task vectors.",
+        formula="base + scale * the tau_k of largest |tau_k|, entry by entry",
         target="fusion_ties.electing:MagMax",
         config="fusion_ties.config:MagMaxConfig",
         needs_base=True,
+        cost="stream",
         reference="arXiv:2407.06322",
     )
     yield AlgorithmSpec(
         name="consensus",
+        family=_FAMILY,
         summary="Sum task vectors where the TALL masks of several experts agree.",
+        formula=(
+            "base + scale * S where |tau_k| >= tall_lambda |S - tau_k| in k experts, "
+            "S = sum of tau_k"
+        ),
         target="fusion_ties.electing:Consensus",
         config="fusion_ties.config:ConsensusConfig",
         needs_base=True,
         min_experts=2,
+        cost="stream",
         reference="arXiv:2405.07813",
     )
     yield AlgorithmSpec(
         name="pcb",
+        family=_FAMILY,
         summary="Average what competes best: strong in its expert, in line with the others.",
+        formula=(
+            "base + scale * mean of tau_k, "
+            "weighed by the largest exp(K |tau_k|^2) * tanh(tau_k * sum of tau_j)"
+        ),
         target="fusion_ties.pcb:Pcb",
         config="fusion_ties.config:PcbConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2410.02396",
     )
     yield AlgorithmSpec(
         name="emr",
+        family=_FAMILY,
         summary="One model, and for each task a mask of one bit an entry and a scale.",
+        formula=(
+            "base + u, u = max |tau_k| of the elected sign; "
+            "for task k base + lambda_k * u where tau_k u > 0"
+        ),
         target="fusion_ties.emr:Emr",
         config="fusion_ties.config:EmrConfig",
         needs_base=True,
+        cost="passes",
         reference="arXiv:2405.17461",
     )

@@ -1,0 +1,82 @@
+"""`fuse list algorithms`: methods by family and stage, with what they need and cost."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.cli.output import print_groups
+from fusion_core.contracts.specs import COSTS, AlgorithmSpec, StageKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fusion_core.plugins.components import Component
+    from fusion_core.plugins.manager import PluginManager
+
+_STAGES: dict[StageKind, str] = {
+    "transform": "transforms, before a merge",
+    "merge": "merges",
+    "calibrate": "calibrations, after a merge",
+}
+_RANKS = {cost: rank for rank, cost in enumerate([*COSTS, None])}
+_HEADINGS = ["name", "needs", "experts", "cost", "reference", "summary"]
+
+
+def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
+    """Describe algorithms in the order of the catalogue: families from the cheapest on."""
+    found = [_described(each) for each in plugins.components(AlgorithmSpec)]
+    cheapest: dict[str, int] = {}
+    for each in found:
+        rank = _RANKS[each["cost"]]
+        cheapest[each["family"]] = min(rank, cheapest.get(each["family"], rank))
+    stages = list(_STAGES)
+
+    def place(each: Mapping[str, Any]) -> tuple[Any, ...]:
+        family, stage = each["family"], stages.index(each["stage"])
+        return cheapest[family], family, stage, each["name"], each["plugin"]
+
+    return sorted(found, key=place)
+
+
+def print_algorithms(algorithms: Sequence[Mapping[str, Any]]) -> None:
+    """Print what `algorithms_of` returned, and how to read it."""
+    grouped = groupby(algorithms, lambda each: f"{each['family']}: {_STAGES[each['stage']]}")
+    print_groups(_HEADINGS, {title: [_row(each) for each in group] for title, group in grouped})
+    print("\nneeds: the base; unlabeled or labeled examples of the tasks")
+    print("cost, from the cheapest on")
+    for cost, meaning in COSTS.items():
+        print(f"  {cost:10}{meaning}")
+    print("fuse info NAME shows an algorithm's formula, its options and an example.")
+
+
+def _described(component: Component[AlgorithmSpec]) -> dict[str, Any]:
+    spec = component.spec
+    return {
+        "name": spec.name,
+        "family": spec.family or component.plugin.distribution,
+        "stage": spec.stage,
+        "summary": spec.summary,
+        "formula": spec.formula,
+        "needs_base": spec.needs_base or spec.stage == "transform",
+        "needs_tasks": spec.needs_tasks,
+        "min_experts": spec.min_experts,
+        "max_experts": spec.max_experts,
+        "cost": spec.cost,
+        "reference": spec.reference,
+        "plugin": component.plugin.distribution,
+    }
+
+
+def _row(each: Mapping[str, Any]) -> list[str]:
+    needs = ["base"] * each["needs_base"] + [each["needs_tasks"]] * (each["needs_tasks"] != "none")
+    cells = (each["name"], ", ".join(needs), _experts(each), each["cost"], each["reference"])
+    return [*(cell or "" for cell in cells), each["summary"]]
+
+
+def _experts(each: Mapping[str, Any]) -> str:
+    """Show how many experts it takes, nothing where it takes any number."""
+    least, most = each["min_experts"], each["max_experts"]
+    if most is None:
+        return f"{least}+" if least > 1 else ""
+    return str(most) if least == most else f"{least}-{most}"

@@ -1,0 +1,47 @@
+"""The example of `fuse info`: a command that uses an algorithm as its spec says."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.contracts.specs import ModelPoolSpec, StageKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.plugins.manager import PluginManager
+
+_PIPELINES: dict[StageKind, str] = {
+    "transform": "{},task-arithmetic",
+    "merge": "{}",
+    "calibrate": "task-arithmetic,{}",
+}
+
+
+def example(
+    spec: AlgorithmSpec, options: Iterable[Mapping[str, Any]], plugins: PluginManager
+) -> str:
+    """Return the command, on the default model pool with as many experts as the algorithm takes."""
+    pipeline = _PIPELINES[spec.stage].format(spec.name)
+    words = ["fuse", "run", "--algo", pipeline]
+    pools = [each.spec for each in plugins.components(ModelPoolSpec) if each.spec.default]
+    for pool in pools[:1]:
+        words += ["--pool", pool.name, *_fewer(pool, spec.max_experts)]
+    section = "algorithm" if spec.stage == "merge" else f"algorithm.{spec.name}"
+    return shlex.join([*words, *_required(section, options)])
+
+
+def _fewer(pool: ModelPoolSpec, most: int | None) -> list[str]:
+    """Choose tasks, and with them experts, where a pool has more than an algorithm takes."""
+    if most is None or most >= len(pool.tasks):
+        return []
+    return ["--set", f"model_pool.tasks=[{', '.join(pool.tasks[:most])}]"]
+
+
+def _required(section: str, options: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for option in options:
+        if option["required"]:
+            value = "..." if option["example"] is None else option["example"]
+            yield from ("--set", f"{section}.{option['name']}={value}")

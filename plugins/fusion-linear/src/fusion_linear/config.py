@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fusion_core import ComponentConfig, ExpertWeights
 
@@ -79,6 +79,30 @@ class PassthroughConfig(ComponentConfig):
 
     model: str
     """An expert's name, or `base`."""
+
+
+class Slice(ComponentConfig):
+    """Some layers of a model."""
+
+    model: str
+    """An expert's name, or `base`."""
+    layers: tuple[Annotated[int, Field(ge=0)], int]
+    """From this one on, and up to that one, which is left out: [0, 24] are the first 24."""
+
+    @field_validator("layers")
+    @classmethod
+    def _check_order(cls, layers: tuple[int, int]) -> tuple[int, int]:
+        if layers[0] >= layers[1]:
+            raise ValueError(f"{list(layers)} has no layers: the second number is left out")
+        return layers
+
+
+class StackConfig(ComponentConfig):
+    """Which layers of which models follow each other."""
+
+    slices: Annotated[tuple[Slice, ...], Field(min_length=1)]
+    """Mappings of `model` (an expert's name, or `base`) and `layers`, half-open like Python's
+    ranges: [0, 24] are the first 24."""
 
 
 class NearswapConfig(ComponentConfig):

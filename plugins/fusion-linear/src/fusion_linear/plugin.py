@@ -11,6 +11,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield from _combinations()
     yield from _on_the_sphere()
     yield from _of_one_expert()
+    yield from _of_layers()
     yield from _stages()
 
 
@@ -110,6 +111,15 @@ def _of_one_expert() -> Iterator[AlgorithmSpec]:
         config="fusion_linear.config:ArceeFusionConfig",
         needs_base=True,
         max_experts=1,
+    )
+
+
+def _of_layers() -> Iterator[AlgorithmSpec]:
+    yield AlgorithmSpec(
+        name="stack",
+        summary="Layers of several models one after another.",
+        target="fusion_linear.stack:Stack",
+        config="fusion_linear.config:StackConfig",
     )
 
 

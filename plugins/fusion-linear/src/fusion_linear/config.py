@@ -100,9 +100,16 @@ class Slice(ComponentConfig):
 class StackConfig(ComponentConfig):
     """Which layers of which models follow each other."""
 
-    slices: Annotated[tuple[Slice, ...], Field(min_length=1)]
+    slices: tuple[Slice, ...]
     """Mappings of `model` (an expert's name, or `base`) and `layers`, half-open like Python's
     ranges: [0, 24] are the first 24."""
+
+    @field_validator("slices")
+    @classmethod
+    def _check_count(cls, slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
+        if not slices:
+            raise ValueError("nothing is stacked: name at least one model and its layers")
+        return slices
 
 
 class NearswapConfig(ComponentConfig):

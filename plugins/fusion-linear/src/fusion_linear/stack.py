@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Algorithm, Outline, RunContext, layers_of, renumbered
+from fusion_core import Algorithm, Cut, Outline, RunContext, layers_of, renumbered
 from fusion_core.errors import RecipeError
 from fusion_core.weights import WeightSource, as_weights, with_layers
 from fusion_linear.config import StackConfig
@@ -72,7 +72,7 @@ class Stack(Algorithm[StackConfig]):
         used = {model: pool.by_name[model] for model, _ in layout.places.values()}
         sources = {model: as_weights(each, pool.base) for model, each in used.items()}
         places = {**layout.places, **_tied(layout, sources, context.executor)}
-        return Stacked({name: (sources[model], there) for name, (model, there) in places.items()})
+        return Stacked(sources, places)
 
     def _layout(self, pool: ModelPool[Any]) -> _Layout:
         names = list(pool.reference.infos)
@@ -158,25 +158,26 @@ def _are_equal(source: WeightSource, one: str, other: str, executor: Executor) -
 class Stacked(WeightSource):
     """Tensors of several sources, each under a name of its own."""
 
-    def __init__(self, places: Mapping[str, tuple[WeightSource, str]]) -> None:
-        """`places` has the source of every tensor, and its name there."""
-        self._places = dict(places)
+    def __init__(
+        self, sources: Mapping[str, WeightSource], places: Mapping[str, tuple[str, str]]
+    ) -> None:
+        """`places` has which of the sources a tensor is in, and its name there."""
+        self._sources, self._places = dict(sources), dict(places)
         self.infos: Mapping[str, TensorInfo] = {
-            name: replace(source.infos[there], name=name)
+            name: replace(sources[source].infos[there], name=name)
             for name, (source, there) in self._places.items()
         }
-        for source in self.sources:
-            self.cut = self.cut.coarser(source.cut)
+        self.cut = reduce(Cut.coarser, (each.cut for each in self.sources))
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read it where it is."""
         source, there = self._places[name]
-        return source.read(there, start, stop)
+        return self._sources[source].read(there, start, stop)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The sources, each once."""
-        return tuple(dict.fromkeys(source for source, _ in self._places.values()))
+        """The sources."""
+        return tuple(self._sources.values())
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
         """Prepare all sources, or the one that has a tensor."""
@@ -184,7 +185,7 @@ class Stacked(WeightSource):
             super().prepare(executor)
         elif name in self._places:
             source, there = self._places[name]
-            source.prepare(executor, there)
+            self._sources[source].prepare(executor, there)
 
     def describe(self) -> str:
         """Name the sources."""

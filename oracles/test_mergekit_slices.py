@@ -1,4 +1,4 @@
-"""`stack` against the `passthrough` with slices of mergekit 0.1.5, which plans and runs it itself."""
+"""`stack` against `passthrough` with slices, planned and run by mergekit 0.1.5."""
 
 from __future__ import annotations
 

@@ -257,3 +257,20 @@ def test_every_merge_lies_between_base_and_experts(
     assert 15 <= experts - average("simple-average") <= 30
     for method in ("simple-average", "task-arithmetic", "ties", "adamerging"):
         assert base < average(method) < experts, method
+
+
+def test_a_stack_is_measured_alike_after_the_run_and_from_its_directory(tmp_path: Path) -> None:
+    slices = "[{model: latin, layers: [0, 3]}, {model: greek, layers: [1, 4]}]"
+    pool = ("--pool", "mini8", "--tasks", "latin,greek")
+    run = fuse(
+        *("run", "--algo", "stack", "--set", f"algorithm.slices={slices}", *pool, "-o", "out"),
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    report = tmp_path / "out" / "report.json"
+    first = json.loads(report.read_bytes())
+    report.unlink()
+    again = fuse("evaluate", "out", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(report.read_bytes())["tasks"] == first["tasks"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 6

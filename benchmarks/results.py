@@ -31,7 +31,10 @@ FUSE = Path(sys.executable).with_name("fuse")
 #: The merge that transforms and calibrations are shown with.
 BESIDE = "task-arithmetic"
 #: Options that have no default.
-OPTIONS: dict[str, dict[str, str]] = {"passthrough": {"model": TASKS[0]}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "passthrough": {"model": TASKS[0]},
+    "stack": {"slices": [{"model": task, "layers": [0, 4]} for task in TASKS[:2]]},
+}
 Runs = dict[str, dict[str, Any]]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.measures import Metric, Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
+    from fusion_core.contracts.outline import Outline
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
-    from fusion_core.recipe.depth import along, depths
+    from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.by_hand import merge
     from fusion_core.running.for_task import load_for_task
@@ -63,6 +64,7 @@ _HOMES = {
     "fusion_core.contracts.measures": ("Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
+    "fusion_core.contracts.outline": ("Outline",),
     "fusion_core.contracts.report": ("Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
     "fusion_core.contracts.specs": (
@@ -88,7 +90,7 @@ _HOMES = {
     "fusion_core.plugins.manager": ("load_plugins",),
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
-    "fusion_core.recipe.depth": ("along", "depths"),
+    "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.by_hand": ("merge",),
     "fusion_core.running.for_task": ("load_for_task",),
@@ -123,6 +125,7 @@ __all__ = [
     "ModelPaths",
     "ModelPool",
     "ModelPoolSpec",
+    "Outline",
     "Piece",
     "Progress",
     "Published",
@@ -151,6 +154,7 @@ __all__ = [
     "depths",
     "expert_weights",
     "hookimpl",
+    "layers_of",
     "load_for_task",
     "load_plugins",
     "load_recipe",
@@ -159,6 +163,7 @@ __all__ = [
     "note",
     "noting",
     "plan",
+    "renumbered",
     "run_fusion",
     "scan",
     "write_durably",

@@ -56,6 +56,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ties": [{"scope": "model"}, {"scope": "tensor", "density": 0.37}],
     "adamerging": [{"steps": 2, "batch_size": 2}],
     "passthrough": [{"model": "a"}],
+    "stack": [{"slices": [{"model": "a", "layers": [0, 2]}, {"model": "b", "layers": [0, 2]}]}],
     "fisher": [{"samples": 4}],
     **{
         name: [{"samples": 8}] for name in ("cat", "featcal", "lot", "regmean", "regmean-plus-plus")
@@ -75,8 +76,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("models")
     generator = torch.Generator().manual_seed(0)
     shapes = {
-        "matrix": (50, 60),
-        "wide": (3, 1999),
+        "layers.0.matrix": (50, 60),
+        "layers.1.wide": (3, 1999),
         "vector": (2500,),
         "scalar": (),
         "last": (9, 9),
@@ -89,7 +90,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     paths = {}
     for model in ("base", "a", "b", "c", "d"):
         state = {n: v if model == "base" else v + 0.1 * normal(v.shape) for n, v in base.items()}
-        state["wide"] = state["wide"].bfloat16()
+        state["layers.1.wide"] = state["layers.1.wide"].bfloat16()
         paths[model] = str(directory / f"{model}.safetensors")
         save_file({**state, "steps": torch.tensor(3)}, paths[model])
     return paths

@@ -275,3 +275,19 @@ def test_every_merge_lies_between_base_and_experts(
     assert 15 <= experts - average("simple-average") <= 30
     for method in ("simple-average", "task-arithmetic", "ties", "adamerging"):
         assert base < average(method) < experts, method
+
+
+def test_a_stack_is_measured_alike_after_the_run_and_from_its_directory(
+    fuse: Callable[..., Outcome], here: Path
+) -> None:
+    slices = "[{model: latin, layers: [0, 3]}, {model: greek, layers: [1, 4]}]"
+    pool = ("--pool", "mini8", "--tasks", "latin,greek")
+    run = fuse("run", "--algo", "stack", "--set", f"algorithm.slices={slices}", *pool, "-o", "out")
+    assert run.code == 0, run.err
+    report = here / "out" / "report.json"
+    first = json.loads(report.read_bytes())
+    report.unlink()
+    again = fuse("evaluate", "out")
+    assert again.code == 0, again.err
+    assert json.loads(report.read_bytes())["tasks"] == first["tasks"]
+    assert json.loads((here / "out" / "config.json").read_text())["num_hidden_layers"] == 6

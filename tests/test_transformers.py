@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,11 @@ PIXELS = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 def llama(**options: Any) -> Any:
     config = {**HEADS, **TOKENS, "vocab_size": 40, **options}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+
+
+def qwen2() -> Any:
+    config = {**HEADS, **TOKENS, "num_key_value_heads": 2, "vocab_size": 40}
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**config))
 
 
 def gpt2(**options: Any) -> Any:
@@ -414,3 +420,45 @@ def test_pools_build_what_transformers_loads(
         assert found == buffers
         for ours, theirs in zip(outputs(built, inputs), outputs(loaded, inputs), strict=True):
             assert torch.equal(ours, theirs)
+
+
+STACKS: dict[str, tuple[Callable[..., Any], str]] = {
+    "llama": (llama, "model.layers"),
+    "llama-tied": (partial(llama, tie_word_embeddings=True), "model.layers"),
+    "qwen2": (qwen2, "model.layers"),
+    "gpt2": (gpt2, "transformer.h"),
+}
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_a_stack_of_layers_loads_and_computes_what_one_made_by_hand_does(
+    tmp_path: Path, kind: str
+) -> None:
+    make, where = STACKS[kind]
+    one, other = (saved(make, tmp_path / name, seed) for seed, name in enumerate(("m0", "m1")))
+    slices = [{"model": "m0", "layers": [0, 2]}, {"model": "m1", "layers": [1, 2]}]
+    run_fusion(
+        algorithm={"name": "stack", "slices": slices},
+        model_pool={"models": {name: str(tmp_path / name) for name in ("m0", "m1")}},
+        output=tmp_path / "out",
+    )
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    layers = [*one.get_submodule(where), other.get_submodule(where)[1]]
+    for number, layer in enumerate(layers):
+        (getattr(layer, "self_attn", None) or layer.attn).layer_idx = number
+    parent, name = where.split(".")
+    setattr(one.get_submodule(parent), name, torch.nn.ModuleList(layers))
+    last = "norm" if hasattr(other.get_submodule(parent), "norm") else "ln_f"
+    setattr(one.get_submodule(parent), last, getattr(other.get_submodule(parent), last))
+    one.config.num_hidden_layers = 3
+    if kind == "qwen2":
+        one.config.layer_types = ["full_attention"] * 3
+    if not one.config.tie_word_embeddings:
+        one.lm_head = other.lm_head
+    (head, *_), (expected, *_) = (
+        outputs(loaded, {"input_ids": WORDS}),
+        outputs(one, {"input_ids": WORDS}),
+    )
+    assert torch.equal(head, expected)
+    tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert tied == one.config.tie_word_embeddings

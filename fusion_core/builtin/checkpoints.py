@@ -67,7 +67,7 @@ class Model:
             is_whole = path.is_dir() or path.name == SINGLE
             return beside(directory, *QUANTISERS_FILES) if is_whole else {}
         if isinstance(self.live, RecipeSource):
-            return self.live.aligned.assets()
+            return self.live.assets(None)
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)
         return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
 
@@ -174,7 +174,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         """Return the files beside the base or first expert; of a recipe those of its own first."""
         first = base_or_first(self._base, self._models)
         if isinstance(first.live, RecipeSource):
-            return first.live.aligned.assets(dtype=dtype or _dtype(self.reference))
+            return first.live.assets(dtype or _dtype(self.reference))
         return {} if first.directory is None else assets_of(first.directory, dtype=dtype)
 
     def beside(self) -> Mapping[str, Files]:

@@ -171,10 +171,10 @@ class _Zeros(WeightSource):
 
 def _disk(plan: Plan) -> Disk:
     dtype = dtype_of(plan.resolved.recipe.output.dtype)
-    header, data = build_header(list(stored_infos(plan.aligned, dtype).values()), {"format": "pt"})
+    header, data = build_header(list(stored_infos(plan.outline, dtype).values()), {"format": "pt"})
     beside = sum(
         each.stat().st_size if isinstance(each, Path) else len(each)
-        for each in plan.pool.assets(dtype=dtype).values()
+        for each in plan.assets(dtype).values()
     )
     needed = len(header) + data + beside
     if plan.path is None:

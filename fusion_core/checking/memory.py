@@ -48,9 +48,10 @@ class Memory:
 
 def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run; memory of a GPU is not looked at."""
-    infos = plan.pool.reference.infos.values()
+    models = (plan.pool.reference.infos, plan.outline.infos)
+    largest = max(sum(4 * info.numel for info in infos.values()) for infos in models)
     evaluated = plan.tasks is not None and (plan.options.evaluate or plan.adapts)
-    live = 2 * sum(4 * info.numel for info in infos) if evaluated else 0  # built of its weights
+    live = 2 * largest if evaluated else 0  # built of its weights
     process = _process()
     merge = _FIXED + workers(plan) * _piece(plan) + _surveys(plan)
     stages = "" if len(plan.stages) == 1 else f" x {len(plan.stages)} stages"
@@ -88,7 +89,8 @@ def _longest(plan: Plan) -> int:
     pool, kernels = plan.pool, _kernels(plan)
     cuts = [source.cut for source in (pool.reference, *pool.experts.values())]
     cut = reduce(Cut.coarser, [*cuts, *(kernel.cut for kernel in kernels)])
-    ranges = (next(cut.ranges(info)) for info in pool.reference.infos.values())
+    infos = {**pool.reference.infos, **plan.outline.infos}
+    ranges = (next(cut.ranges(info)) for info in infos.values())
     return max((stop - start for start, stop in ranges), default=0)
 
 

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from fusion_core.contracts.outline import Outline
 from fusion_core.contracts.specs import load_target
 from fusion_core.contracts.stage import Stage, weights_of
 from fusion_core.recipe.config import ComponentConfig
@@ -58,6 +59,15 @@ class Algorithm(Stage[ConfigT]):
         The pool is aligned: every expert has the base's keys and shapes. Sources must not be
         modified. Raise a `FusionError` for what the user can mend.
         """
+
+    def outline(self, pool: ModelPool[Any]) -> Outline:
+        """Say from headers what `run` will return; default: the tensors that the models have.
+
+        Asked before any work is done, so that a run with a result of other tensors is planned,
+        checked and described like any other. The pool is aligned. Raise a `FusionError` for what
+        the user can mend.
+        """
+        return Outline(pool.reference.infos)
 
 
 def _or_by_hand(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -42,6 +42,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     """
 
     config_class: ClassVar[type[ComponentConfig]]
+    #: whether `build` makes a model of as many layers as the weights have
+    builds_any_depth: ClassVar[bool] = False
     base: WeightSource | None
     experts: Mapping[str, WeightSource]
     #: tensors of experts that alignment left out

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import TensorInfo
+    from fusion_core.weights.reading.assets import Files
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,9 +35,10 @@ class RecipeSource(WeightSource):
 
     label: str
     infos: Mapping[str, TensorInfo]
-    #: the recipe's models, as they are and aligned
+    #: the recipe's models
     pool: ModelPool[Any]
-    aligned: ModelPool[Any]
+    #: the files beside what it merges, whose weights are written in a dtype
+    assets: Callable[[torch.dtype | None], Files]
     #: the recipe, resolved, with paths as a recipe in a folder names them
     recipe_in: Callable[[Path | None], Mapping[str, Any]]
 

@@ -18,9 +18,9 @@ from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
-from fusion_core.planning.dtypes import dtype_of, infos_of_merge
 from fusion_core.planning.needs import check_needs, check_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
+from fusion_core.planning.outlines import check_outline, has_own_outline
 from fusion_core.planning.pipeline import PlannedStage, create_stages, with_parts
 from fusion_core.planning.planned import Plan
 from fusion_core.planning.resolving import resolve
@@ -43,7 +43,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
     """Validate a recipe and instantiate its components; weights are not read, only headers."""
     found = _plan(_with_executor(raw, options), options)
     if found.tasks_read is not None:
-        found.pool.check_builds()
+        found.check_builds()
     return replace(found, path=_output_path(found))
 
 
@@ -98,7 +98,10 @@ def _plan(
     stages = with_parts(stages, pool)
     models = pool.by_name.items()
     nested = {n: inner for place, inner in plans.items() for n, model in models if model is place}
-    return Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested)
+    found = Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested)
+    if has_own_outline(stages):
+        check_outline(stages, found.outline, found.aligned)
+    return found
 
 
 def _tasks_for(
@@ -127,9 +130,9 @@ def _place_of(
     label, recipe, inside = read_nested(given, inside)
     with name_errors(label):
         plan = _plan(recipe, options, inside)
-        infos = infos_of_merge(plan.aligned, dtype_of(plan.resolved.recipe.output.dtype))
+        infos = plan.infos_of_merge(plan.aligned)
     name = f"merge by {plan.algorithm_name}"
-    place = RecipeSource(name, infos, plan.pool, plan.aligned, plan.recipe_in)
+    place = RecipeSource(name, infos, plan.pool, plan.assets, plan.recipe_in)
     plans[place] = plan
     return place
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.errors import RecipeError
 from fusion_core.planning.downloads import downloads_of
+from fusion_core.planning.dtypes import dtype_of, infos_of_merge
 from fusion_core.planning.needs import check_data
 from fusion_core.planning.numbers import free_paths
+from fusion_core.planning.outlines import has_own_outline, outline_of
 from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
 
 if TYPE_CHECKING:
@@ -19,11 +22,13 @@ if TYPE_CHECKING:
 
     from fusion_core import hub
     from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.outline import Outline
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.resolved import ResolvedRecipe
     from fusion_core.plugins.manager import PluginManager
-    from fusion_core.weights.source import WeightSource
+    from fusion_core.weights.reading.assets import Files
+    from fusion_core.weights.source import TensorInfo, WeightSource
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,38 @@ class Plan:
         """
         return self.pool.aligned(self.resolved.recipe.alignment)
 
+    @cached_property
+    def outline(self) -> Outline:
+        """What the merge will look like; raises as `aligned` does."""
+        return self.outline_of(self.aligned)
+
+    def outline_of(self, pool: ModelPool[Any]) -> Outline:
+        """Say what the merge of an aligned pool will look like."""
+        return outline_of(self.stages, pool)
+
+    def infos_of_merge(self, pool: ModelPool[Any]) -> Mapping[str, TensorInfo]:
+        """Describe the merge of an aligned pool as it is computed, in the place of a model."""
+        dtype = dtype_of(self.resolved.recipe.output.dtype)
+        return infos_of_merge(self.outline_of(pool), pool, dtype)
+
+    def assets(self, dtype: torch.dtype | None) -> Files:
+        """Return the files beside the merge, whose weights are written in a dtype."""
+        return self.outline.files(self.aligned.assets(dtype=dtype))
+
+    def check_builds(self) -> None:
+        """Raise a `FusionError` if the pool cannot build what is evaluated."""
+        self.pool.check_builds()
+        if self.pool.builds_any_depth or not has_own_outline(self.stages):
+            return
+        if self.outline.is_like(self.aligned.reference.infos):
+            return
+        kind = section_of(self.resolved.model_pool, self.pool, None)["name"]
+        raise RecipeError(
+            f"the pool {kind!r} builds models with the tensors of its own, and the result of "
+            f"{self.algorithm_name} has others: it cannot be evaluated",
+            hint="Leave the tasks out.",
+        )
+
     @property
     def warnings(self) -> list[str]:
         """What alignment let pass and a user should know, of nested recipes too."""
@@ -92,7 +129,7 @@ class Plan:
     @property
     def counts(self) -> dict[str, int]:
         """How many tensors are merged, copied and dropped."""
-        return count_tensors(self.aligned, self.aligned.reference, skipped=self.skipped)
+        return count_tensors(self.aligned, self.outline, skipped=self.skipped)
 
     @property
     def adapts(self) -> bool:
@@ -152,7 +189,7 @@ class Plan:
 
 
 def count_tensors(
-    pool: ModelPool[Any], merged: WeightSource, *, skipped: Collection[str] = ()
+    pool: ModelPool[Any], merged: WeightSource | Outline, *, skipped: Collection[str] = ()
 ) -> dict[str, int]:
     """Account for every tensor of an aligned pool.
 

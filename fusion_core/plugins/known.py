@@ -21,6 +21,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "rescale-norm",
             "simple-average",
             "slerp",
+            "stack",
             "task-arithmetic",
             "weighted-average",
         )

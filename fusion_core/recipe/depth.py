@@ -7,6 +7,7 @@ agree up to the number are one stack, from depth 0 in the first to 1 in the last
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,12 +18,28 @@ _NUMBERED = re.compile(r"(?P<stack>.*?)(?:^|\.)(?P<layer>\d+)(?:\.|$)")
 
 def depths(names: Iterable[str]) -> Mapping[str, float]:
     """Return the depth of every tensor that belongs to a layer."""
-    found = {name: match for name in names if (match := _NUMBERED.match(name))}
-    stacks: dict[str, set[int]] = {}
-    for match in found.values():
-        stacks.setdefault(match["stack"], set()).add(int(match["layer"]))
-    places = {stack: _places(sorted(layers)) for stack, layers in stacks.items()}
-    return {name: places[match["stack"]][int(match["layer"])] for name, match in found.items()}
+    return {
+        name: place
+        for layers in layers_of(names).values()
+        for layer, place in _places(sorted(layers)).items()
+        for name in layers[layer]
+    }
+
+
+def layers_of(names: Iterable[str]) -> Mapping[str, Mapping[int, Sequence[str]]]:
+    """Return the tensors of every layer, by its stack and by its number there."""
+    found: defaultdict[str, dict[int, list[str]]] = defaultdict(dict)
+    for name in names:
+        if match := _NUMBERED.match(name):
+            found[match["stack"]].setdefault(int(match["layer"]), []).append(name)
+    return found
+
+
+def renumbered(name: str, layer: int) -> str:
+    """Return the name that a layer's tensor has in the layer of another number."""
+    match = _NUMBERED.match(name)
+    assert match is not None  # noqa: S101 - it belongs to a layer
+    return f"{name[: match.start('layer')]}{layer}{name[match.end('layer') :]}"
 
 
 def _places(layers: Sequence[int]) -> dict[int, float]:

@@ -58,15 +58,15 @@ def _merge_nested(
     """Return the lazy merge of a recipe in the place of a model, and what was saved beside it."""
     pool, context = prepare(plan, info, executor, state)
     merged = run_stages(plan.stages, pool, context)
-    if plan.resolved.recipe.output.dtype is not None:
-        merged = round_for(plan, merged, pool)
+    finite = context.finite and plan.resolved.recipe.output.dtype is not None
+    merged = CastSource(merged, plan.infos_of_merge(pool), finite=finite)
     return merged, context.side_files
 
 
 def round_for(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
     """Give every tensor the dtype to be stored in: the recipe's, or the base's."""
     recipe = plan.resolved.recipe
-    infos = stored_infos(pool, dtype_of(recipe.output.dtype))
+    infos = stored_infos(plan.outline_of(pool), dtype_of(recipe.output.dtype))
     return CastSource(merged, infos, finite=recipe.alignment.nan == "error")
 
 

@@ -128,7 +128,8 @@ def _describe(plan: Plan) -> bytes | None:
 
 def assets_of(plan: Plan, pool: ModelPool[Any]) -> Assets:
     """Return a pool's side files before any work is done; raises `CheckpointError` for bad ones."""
-    assets = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
+    given = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
+    assets = plan.outline_of(pool).files(given)
     for content in assets.values():
         if isinstance(content, Path):
             with reading(content):

@@ -15,6 +15,7 @@ from torch import nn
 from fusion_core.contracts.building import named_tensors
 from fusion_core.contracts.metrics import FILE as METRICS
 from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.contracts.outline import Outline
 from fusion_core.contracts.stage import Coordinates, restored, transformed
 from fusion_core.errors import BrokenPluginError, FusionError
 from fusion_core.running._parts import SelectedPool
@@ -28,12 +29,13 @@ from fusion_core.weights import (
 from fusion_core.weights.merging.transformed import Unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.planning.pipeline import PlannedStage
     from fusion_core.planning.selection import Part
+    from fusion_core.weights import TensorInfo
 
 
 def run_stages(
@@ -163,33 +165,39 @@ def _run_part(
         )
     context.side_files |= own.side_files
     context.saw_tasks |= own.saw_tasks
-    return _as_source(made, pool)
+    outline = algorithm.outline(pool) if stage.kind == "merge" else Outline(pool.reference.infos)
+    return _as_source(made, outline, pool)
 
 
-def _as_source(fused: WeightSource | nn.Module, pool: ModelPool[Any]) -> WeightSource:
-    """Read an algorithm's result, which may be a live model, by the pool's tensor names.
+def _as_source(
+    fused: WeightSource | nn.Module, outline: Outline, pool: ModelPool[Any]
+) -> WeightSource:
+    """Read an algorithm's result, which may be a live model, by the outline's tensor names.
 
-    Raises `BrokenPluginError` for a result with other names or shapes than the pool's models.
+    Raises `BrokenPluginError` for a result with other names or shapes.
     """
-    expected = pool.reference.infos
+    expected = outline.infos
     if isinstance(fused, nn.Module):
-        fused = _live_source(fused, pool)
+        fused = _live_source(fused, expected, pool)
     wrong = [*fused.infos.keys() ^ expected.keys()] or [
         name for name, info in expected.items() if fused.infos[name].shape != info.shape
     ]
     if wrong:
         raise BrokenPluginError(
-            f"the algorithm returned other tensors than its models have: {len(wrong)}, "
+            f"the algorithm returned other tensors than its outline has: {len(wrong)}, "
             f"among them {min(wrong)!r}",
-            hint="Return every tensor that `pool.reference` has, in its shape, and no other.",
+            hint="Return every tensor that `outline` names, in its shape, and no other: by default "
+            "those of `pool.reference`.",
         )
     return as_weights(fused, pool.base)
 
 
-def _live_source(module: nn.Module, pool: ModelPool[Any]) -> WeightSource:
+def _live_source(
+    module: nn.Module, expected: Mapping[str, TensorInfo], pool: ModelPool[Any]
+) -> WeightSource:
     """Read a live model's parameters and buffers; integers that it does not name are copied."""
     named = named_tensors(pool, module)
-    live = {name: each.cpu() for name, each in named.items() if name in pool.reference.infos}
+    live = {name: each.cpu() for name, each in named.items() if name in expected}
     for name, info in pool.reference.infos.items():
         if name not in live and not info.dtype.is_floating_point:
             live[name] = pool.reference.tensor(name)

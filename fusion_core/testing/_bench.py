@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.stage import Coordinates, Transform, transformed
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.batch import Batch
     from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.outline import Outline
     from fusion_core.contracts.run import RunResult
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.stage import Stage
@@ -102,6 +104,15 @@ class Bench:
         made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
         made.prepare(SerialExecutor())
         return made
+
+    def outline(self, pool: Pool) -> Outline:
+        """Return what the pipeline's merge says of its result."""
+        merge = next(each for each in self.pipeline if isinstance(each, Algorithm))
+        return merge.outline(pool.aligned(AlignmentPolicy()))
+
+    def keeps_tensors(self, pool: Pool) -> bool:
+        """Tell whether the result has the tensors that the models have."""
+        return self.outline(pool).is_like(pool.reference.infos)
 
     def task_vectors(self, pool: Pool) -> dict[str, State]:
         """Return every expert's task vectors after a transform."""

@@ -49,7 +49,7 @@ def _check_pair(pair: Bench, partner: str, *, any_order: bool) -> None:
             "Compute the same bytes for the same element however a piece is cut.",
         )
     copies = pair.pool("mlp", spread=0.0)
-    reference = copies.reference.state_dict()
+    reference = copies.reference.state_dict() if pair.keeps_tensors(copies) else pair.merge(copies)
     if found := differing_values(pair.merge(copies), reference, tolerance=_ROUNDING):
         fail(
             f"beside {partner!r}, merging copies of one model changed it: {found}.",
@@ -86,7 +86,11 @@ def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
                 stage = component.load_class()(component.load_config()())
             except RecipeError:  # an option is required
                 continue
-            yield spec, replace(bench, partner=stage, experts=most)
+            pair = replace(bench, partner=stage, experts=most)
+            if "calibrate" not in (bench.spec.stage, spec.stage) or pair.keeps_tensors(
+                pair.pool("mlp")
+            ):
+                yield spec, pair
 
 
 def _is_known(spec: AlgorithmSpec) -> bool:

@@ -19,6 +19,7 @@ from fusion_core.weights.merging.trimming import (
 )
 from fusion_core.weights.reading.assets import licence_of, read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
+from fusion_core.weights.reading.layered import with_layers
 from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.remote import RemoteSource
@@ -74,4 +75,5 @@ __all__ = [
     "read_config",
     "staged",
     "task_weights",
+    "with_layers",
 ]

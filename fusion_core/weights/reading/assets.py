@@ -21,7 +21,7 @@ from fusion_core.weights.reading.format import LARGEST_INDEX
 from fusion_core.weights.reading.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -106,10 +106,15 @@ def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
 
 def with_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
     """Return side files whose configuration names another number of tokens."""
+    return with_config(files, lambda config: _with_vocabulary(config, before, after))
+
+
+def with_config(
+    files: Files, change: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> dict[str, bytes | Path]:
+    """Return side files with what a function makes of their configuration, if they have one."""
     config = parsed(files, CONFIG, "the base")
-    if config is None:
-        return dict(files)
-    return {**files, CONFIG: _as_file(_with_vocabulary(config, before, after))}
+    return dict(files) if config is None else {**files, CONFIG: _as_file(change(config))}
 
 
 def tokenizer_of(directory: Path) -> dict[str, bytes | Path]:
@@ -159,7 +164,7 @@ def _content(path: Path) -> bytes | Path:
     return real if safe == config else _as_file(safe)
 
 
-def _as_file(config: dict[str, Any]) -> bytes:
+def _as_file(config: Mapping[str, Any]) -> bytes:
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from torch import nn
 
-from fusion_core.testing import AlgorithmSuite, CalibrationSuite, TransformSuite
+from fusion_core.testing import (
+    MODELS,
+    AlgorithmSuite,
+    CalibrationSuite,
+    TransformSuite,
+    tiny_pool,
+)
 from fusion_linear import plugin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fusion_core import AlgorithmSpec
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
@@ -20,7 +29,9 @@ def of_stage(stage: str) -> list[str]:
 
 
 class TestMerges(AlgorithmSuite):
-    @pytest.fixture(params=[name for name in of_stage("merge") if name != "passthrough"])
+    @pytest.fixture(
+        params=[name for name in of_stage("merge") if name not in ("passthrough", "stack")]
+    )
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]
 
@@ -47,6 +58,41 @@ class TestPassthrough(AlgorithmSuite):
     @pytest.fixture
     def experts(self) -> int:
         return 1  # what is not copied is not looked at
+
+
+class Layered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(3)
+        )
+        self.norm = nn.LayerNorm(6)
+        self.output = nn.Linear(6, 7, bias=False)
+        self.output.weight = self.embedding.weight
+
+
+class TestStack(AlgorithmSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        return SPECS["stack"]
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"slices": [{"model": "a", "layers": [0, 2]}, {"model": "a", "layers": [1, 3]}]}
+
+    @pytest.fixture
+    def experts(self) -> int:
+        return 1  # models that are not named are not looked at
+
+    @pytest.fixture
+    def make_pool(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+        for kind in MODELS:
+            monkeypatch.setitem(MODELS, kind, Layered)
+        monkeypatch.setitem(
+            MODELS, "mlp", lambda: nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+        )
+        return tiny_pool
 
 
 class TestTransforms(TransformSuite):

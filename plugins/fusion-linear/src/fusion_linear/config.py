@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fusion_core import ComponentConfig, ExpertWeights
 
@@ -79,6 +79,39 @@ class PassthroughConfig(ComponentConfig):
 
     model: Annotated[str, Field(examples=["base"])]
     """An expert's name, or `base`."""
+
+
+class Slice(ComponentConfig):
+    """Some layers of a model."""
+
+    model: str
+    """An expert's name, or `base`."""
+    layers: tuple[Annotated[int, Field(ge=0)], int]
+    """From this one on, and up to that one, which is left out: [0, 24] are the first 24."""
+
+    @field_validator("layers")
+    @classmethod
+    def _check_order(cls, layers: tuple[int, int]) -> tuple[int, int]:
+        if layers[0] >= layers[1]:
+            raise ValueError(f"{list(layers)} has no layers: the second number is left out")
+        return layers
+
+
+class StackConfig(ComponentConfig):
+    """Which layers of which models follow each other."""
+
+    slices: tuple[Slice, ...] = Field(
+        examples=["[{model: latin, layers: [0, 3]}, {model: greek, layers: [1, 4]}]"]
+    )
+    """Mappings of `model` (an expert's name, or `base`) and `layers`, half-open like Python's
+    ranges: [0, 24] are the first 24."""
+
+    @field_validator("slices")
+    @classmethod
+    def _check_count(cls, slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
+        if not slices:
+            raise ValueError("nothing is stacked: name at least one model and its layers")
+        return slices
 
 
 class NearswapConfig(ComponentConfig):

@@ -15,6 +15,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield from _combinations()
     yield from _on_the_sphere()
     yield from _of_one_expert()
+    yield from _of_layers()
     yield from _stages()
 
 
@@ -156,6 +157,18 @@ def _of_one_expert() -> Iterator[AlgorithmSpec]:
         needs_base=True,
         max_experts=1,
         cost="passes",
+    )
+
+
+def _of_layers() -> Iterator[AlgorithmSpec]:
+    yield AlgorithmSpec(
+        name="stack",
+        summary="Layers of several models one after another.",
+        family=_PARTS,
+        formula="layers a..b of one model, then c..d of another; all else at its end",
+        cost="stream",
+        target="fusion_linear.stack:Stack",
+        config="fusion_linear.config:StackConfig",
     )
 
 

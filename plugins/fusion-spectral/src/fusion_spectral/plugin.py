@@ -61,6 +61,9 @@ def _transforms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="core-space",
         stage="transform",
+        family=_FAMILY,
+        formula="L' tau_k R, L and R bases of all tau_k; a merge C of these becomes base + L C R'",
+        cost="matrices",
         summary="Merge in coordinates of bases that the experts share; for LoRA.",
         target="fusion_spectral.core_space:CoreSpace",
         config="fusion_spectral.config:CoreSpaceConfig",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fusion_core import ComponentConfig, ModelPool, build_model
+from fusion_core import ComponentConfig, ModelPool, build_model, layers_of
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import licence_of
 from pools_clip.config import ClipConfig
@@ -40,6 +40,7 @@ class ClipPool(ModelPool[ComponentConfig]):
     """
 
     config_class: ClassVar[type[ComponentConfig]] = ClipConfig
+    builds_any_depth = True
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__(config)
@@ -55,11 +56,11 @@ class ClipPool(ModelPool[ComponentConfig]):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> nn.Module:
-        """Return a CLIPVisionModel; either spelling of the names will do."""
+        """Return a CLIPVisionModel of the weights' depth; either spelling of names will do."""
         from transformers import CLIPVisionModel  # 3 seconds, which a merge alone does not need
 
         return build_model(
-            partial(CLIPVisionModel, self._architecture),
+            partial(CLIPVisionModel, self._architecture_of(weights)),
             weights,
             base=self.base,
             rename=lambda name: name.removeprefix(PREFIX),
@@ -78,6 +79,7 @@ class ClipPool(ModelPool[ComponentConfig]):
             "architectures": ["CLIPVisionModel"],
             "model_type": "clip_vision_model",
             **self._directory.vision,
+            "num_hidden_layers": self._architecture.num_hidden_layers,
             **({"dtype": named} if named else {}),
         }
         settings = self._directory.preprocessor
@@ -97,6 +99,12 @@ class ClipPool(ModelPool[ComponentConfig]):
     @cached_property
     def _architecture(self) -> CLIPVisionConfig:
         return architecture(self._directory.vision, str(self._directory.path))
+
+    def _architecture_of(self, weights: WeightSource) -> CLIPVisionConfig:
+        names = self.base.infos if weights.is_delta else weights.infos
+        numbers = {number for layers in layers_of(names).values() for number in layers}
+        depth = {"num_hidden_layers": max(numbers, default=-1) + 1}
+        return architecture({**self._directory.vision, **depth}, str(self._directory.path))
 
     def _expert(self, name: str, given: str) -> VisionTower:
         directory = ClipDirectory.open(given, f"model_pool.models.{name}")

@@ -1,0 +1,185 @@
+"""Layers of several models one after another: what comes from where, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fusion_core import RunOptions, merge, run_fusion
+from fusion_core.errors import CheckpointError, RecipeError
+from fusion_linear.stack import Stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+State = dict[str, torch.Tensor]
+
+SLICES = [{"model": "a", "layers": [0, 2]}, {"model": "b", "layers": [1, 3]}]
+#: What mergekit's tables of architectures put before the layers, and after them.
+BEFORE = [
+    "model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "transformer.wpe.weight",
+    "gpt_neox.embed_in.weight",
+    "bert.embeddings.LayerNorm.bias",
+    "embeddings.patch_embedding.weight",
+    "embeddings.position_ids",
+    "pos_embed",
+    "vision_model.pre_layrnorm.weight",
+    "layernorm_pre.bias",
+    "ln_pre.weight",
+    "class_embedding",
+    "cls_token",
+    "conv1.weight",
+    "model.tok_embeddings.weight",
+    "transformer.rotary_pos_emb.inv_freq",
+    "positional_embedding_vlm",
+    "backbone.embeddings.weight",
+]
+AFTER = [
+    "model.norm.weight",
+    "lm_head.weight",
+    "transformer.ln_f.bias",
+    "score.weight",
+    "embed_out.weight",
+    "vision_model.post_layernorm.weight",
+    "classifier.weight",
+    "pre_classifier.bias",
+    "output.weight",
+    "bert.pooler.dense.weight",
+    "cls.predictions.bias",
+    "vocab_projector.weight",
+    "backbone.norm_f.weight",
+    "decoder.final_layer_norm.weight",
+    "logit_scale",
+    "visual_projection.weight",
+]
+
+
+def model(seed: int, layers: int = 3, *, ends: Any = ("embed.weight", "head.weight")) -> State:
+    draw = torch.Generator().manual_seed(seed)
+    names = [*ends, *(f"layers.{layer}.w" for layer in range(layers))]
+    return {name: torch.randn(4, 5, generator=draw) for name in names}
+
+
+def models(**changes: Any) -> dict[str, Any]:
+    base, a, b = (model(seed, **changes) for seed in range(3))
+    return {"base": base, "models": {"a": a, "b": b}}
+
+
+def stacked(pool: dict[str, Any], slices: Any = SLICES) -> State:
+    return merge({"name": "stack", "slices": slices}, pool).state_dict()
+
+
+def test_layers_follow_each_other_in_the_order_of_the_slices() -> None:
+    pool = models()
+    base, a, b = pool["base"], pool["models"]["a"], pool["models"]["b"]
+    found = stacked(pool, [*SLICES, {"model": "base", "layers": [2, 3]}])
+    layers = [a["layers.0.w"], a["layers.1.w"], b["layers.1.w"], b["layers.2.w"]]
+    expected = {f"layers.{n}.w": each for n, each in enumerate([*layers, base["layers.2.w"]])}
+    expected |= {"embed.weight": a["embed.weight"], "head.weight": base["head.weight"]}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+
+def test_what_stands_before_the_layers_is_the_first_models_and_all_else_the_last_ones() -> None:
+    pool = models(ends=(*BEFORE, *AFTER))
+    found = stacked(pool)
+    for names, origin in ((BEFORE, "a"), (AFTER, "b")):
+        other = [n for n in names if not torch.equal(found[n], pool["models"][origin][n])]
+        assert other == []
+
+
+@pytest.mark.parametrize("tied", ["both", "first"])
+def test_a_head_that_is_a_copy_of_the_embedding_stays_one(tied: str) -> None:
+    pool = models()
+    for name in ("a", "b") if tied == "both" else ("a",):
+        pool["models"][name]["head.weight"] = pool["models"][name]["embed.weight"]
+    found = stacked(pool)
+    assert torch.equal(found["head.weight"], found["embed.weight"]) == (tied == "both")
+
+
+def test_every_way_to_call_it_gives_the_same(tmp_path: Path) -> None:
+    pool = models()
+    expected = stacked(pool)
+    for name, state in (("base", pool["base"]), *pool["models"].items()):
+        save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / f"{name}.safetensors")
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("a", "b")}
+    out = {"path": str(tmp_path / "out"), "shard_size": 200}
+    run_fusion(
+        algorithm={"name": "stack", "slices": SLICES}, model_pool={"models": files}, output=out
+    )
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 1
+    written = {name: each for shard in shards for name, each in load_file(shard).items()}
+    by_hand = Stack(slices=SLICES).run(pool).state_dict()
+    for found in (written, by_hand):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], each) for name, each in expected.items())
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["tensors"] == {"merged": 6, "copied": 0, "dropped": 0}
+
+
+def test_it_stacks_what_a_transform_left() -> None:
+    pool = models()
+    slices = [{"model": "a", "layers": [0, 3]}, {"model": "a", "layers": [1, 3]}]
+    found = merge(["depth-scale", {"name": "stack", "slices": slices}], pool)
+    alone = merge(["depth-scale", {"name": "passthrough", "model": "a"}], pool)
+    for layer, origin in enumerate((0, 1, 2, 1, 2)):
+        scaled = alone.tensor(f"layers.{origin}.w")
+        assert torch.equal(found.tensor(f"layers.{layer}.w"), scaled)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no slices": ([], r"algorithm\.slices = \[\]: nothing is stacked"),
+    "unknown model": ([{"model": "c", "layers": [0, 1]}], r"slices\.0\.model: .* 'c'"),
+    "too deep": (
+        [SLICES[0], {"model": "b", "layers": [1, 4]}],
+        r"slices\.1\.layers: \[1, 4\] is out of range: b has 3 layers",
+    ),
+    "empty": ([{"model": "a", "layers": [1, 1]}], r"slices\.0\.layers = .* has no layers"),
+    "reversed": ([{"model": "a", "layers": [2, 1]}], r"slices\.0\.layers = .* has no layers"),
+    "negative": ([{"model": "a", "layers": [-1, 1]}], r"slices\.0\.layers\.0 = -1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_slices_are_refused_by_name(case: str) -> None:
+    slices, message = REFUSED[case]
+    with pytest.raises(RecipeError, match=message):
+        stacked(models(), slices)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "have none"),
+        (("text.layers.0.w", "vision.layers.0.w"), r"have 'text\.layers', 'vision\.layers'"),
+        (("layers.1.w", "layers.3.w"), r"those of 'layers' are 1, 3"),
+    ],
+)
+def test_models_without_one_list_of_layers_are_refused(
+    names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        stacked(models(layers=0, ends=("embed.weight", *names)))
+
+
+def test_a_configuration_that_does_not_count_the_layers_is_refused(tmp_path: Path) -> None:
+    for name, state in models()["models"].items():
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text('{"depth_of_it": 3}')
+    pool = {"models": {name: str(tmp_path / name) for name in ("a", "b")}}
+    with pytest.raises(CheckpointError, match=r"config\.json .* has 3 layers"):
+        run_fusion(
+            algorithm={"name": "stack", "slices": SLICES},
+            model_pool=pool,
+            output=tmp_path / "out",
+            options=RunOptions(evaluate=False),
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -1,0 +1,38 @@
+"""Configurations of models with other layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import with_layers
+
+CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gpt2": ({"n_layer": 3, "n_head": 3}, {"n_layer": 2, "n_head": 3}),
+    "lists": (
+        {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"], "sizes": [1, 2, 3]},
+        {"num_hidden_layers": 2, "layer_types": ["c", "a"], "sizes": [1, 2, 3]},
+    ),
+    "nested": (
+        {"layer_types": [1, 2, 3], "text_config": {"num_layers": 3, "no_rope_layers": [0, 1, 1]}},
+        {"layer_types": [1, 2, 3], "text_config": {"num_layers": 2, "no_rope_layers": [1, 0]}},
+    ),
+    "another part": (
+        {"text_config": {"num_layers": 3}, "vision_config": {"num_layers": 9}},
+        {"text_config": {"num_layers": 2}, "vision_config": {"num_layers": 9}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_layers_are_counted_and_described(kind: str) -> None:
+    before, after = CONFIGS[kind]
+    assert with_layers(before, count=3, layers=(2, 0)) == after
+
+
+@pytest.mark.parametrize("config", [{}, {"num_hidden_layers": 4}, {"num_layers": "3"}])
+def test_one_that_counts_other_layers_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="3 layers"):
+        with_layers(config, count=3, layers=(0,))

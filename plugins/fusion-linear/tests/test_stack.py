@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, merge, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_linear.stack import Stack
+from fusion_linear.stack import Stack, Stacked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,16 +103,17 @@ def test_a_head_that_is_a_copy_of_the_embedding_stays_one(tied: str) -> None:
     assert torch.equal(found["head.weight"], found["embed.weight"]) == (tied == "both")
 
 
+def saved(pool: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for name, state in pool["models"].items():
+        save_file(state, folder / f"{name}.safetensors")
+    return {"models": {name: str(folder / f"{name}.safetensors") for name in pool["models"]}}
+
+
 def test_every_way_to_call_it_gives_the_same(tmp_path: Path) -> None:
     pool = models()
-    expected = stacked(pool)
-    for name, state in (("base", pool["base"]), *pool["models"].items()):
-        save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / f"{name}.safetensors")
-    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("a", "b")}
+    expected, files = stacked(pool), saved(pool, tmp_path)
     out = {"path": str(tmp_path / "out"), "shard_size": 200}
-    run_fusion(
-        algorithm={"name": "stack", "slices": SLICES}, model_pool={"models": files}, output=out
-    )
+    run_fusion(algorithm={"name": "stack", "slices": SLICES}, model_pool=files, output=out)
     shards = list((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 1
     written = {name: each for shard in shards for name, each in load_file(shard).items()}
@@ -122,6 +123,33 @@ def test_every_way_to_call_it_gives_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], each) for name, each in expected.items())
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["tensors"] == {"merged": 6, "copied": 0, "dropped": 0}
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = models()
+    files, read = saved(pool, tmp_path), Stacked.read
+
+    def run(name: str, **options: Any) -> bytes:
+        run_fusion(
+            algorithm={"name": "stack", "slices": SLICES},
+            model_pool=files,
+            output=tmp_path / name,
+            options=RunOptions(executor="serial", **options),
+        )
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    def stopping(source: Stacked, name: str, start: int, stop: int) -> torch.Tensor:
+        if name == "layers.2.w":
+            raise KeyboardInterrupt
+        return read(source, name, start, stop)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stacked, "read", stopping)
+        run("out")
+    assert not (tmp_path / "out").exists()
+    assert run("out", resume=True) == run("at-once")
 
 
 def test_it_stacks_what_a_transform_left() -> None:

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import Algorithm, ComponentConfig, Piece, RunOptions, load_for_task, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.plugins.manager import load_plugins
 from fusion_core.report.table import notes
+from fusion_core.running import evaluation
 from fusion_core.running.for_task import TaskMasks
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._sources import recut
@@ -151,6 +153,19 @@ def test_what_recipes_merge_in_the_places_of_models_is_merged_anew(
     found = load_for_task(out, "c")
     for name, values in expected(middle, load_file(out / "model.safetensors"), expert).items():
         torch.testing.assert_close(found.tensor(name), values, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.plugins
+def test_masks_are_of_what_was_merged_whatever_pool_builds_the_model(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, measured = tmp_path / "out", []
+    run_fusion(algorithm=Summed(), model_pool=models, output=out)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, masks, **__: measured.append(masks))
+    cpu = torch.device("cpu")
+    evaluation.evaluate_directory(out, load_plugins(), model_pool="mini8", device=cpu)
+    (masks,) = measured
+    assert torch.equal(masks.pool.base.tensor("v"), load_file(models["base"])["v"])
 
 
 @pytest.mark.plugins

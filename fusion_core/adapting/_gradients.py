@@ -1,21 +1,23 @@
 """Squared gradients of the log-likelihood, an example at a time: the diagonal of Fisher's matrix.
 
-Examples are passed through one by one: the square of a batch's gradient is not the sum of its
-examples' squares, and gradients of several examples at once would take a model's memory each.
+The square of a batch's gradient is not the sum of its examples' squares, so each example and label
+has a gradient of its own, as large as the model. As many as fit into a budget are found at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import one_hot
 
 from fusion_core.adapting._experts import over_experts
 from fusion_core.adapting._live import names_of
-from fusion_core.adapting._predictions import log_probabilities, widened
+from fusion_core.adapting._squares import LogProbabilities, Squares
 from fusion_core.progress import note
 
 if TYPE_CHECKING:
@@ -67,55 +69,42 @@ def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and h
     variance. What is drawn depends on `seed` and the task's name alone. Parameters that take no
     part have zeros. Tied names have the same tensor. The model, in evaluation mode, stays as it
     was.
+
+    Gradients of several examples and labels are found at once where they take 64 MiB together at
+    most, 2 GiB on a device of its own, by `torch.func.vmap`; one by one in models that it cannot
+    follow (a recurrence, branches that depend on values).
     """
     names = names_of(parameters)
-    squares = _Squares(list(names), exact_up_to, _generator(seed, task.name))
-    device = next(model.parameters()).device
+    squares = Squares(LogProbabilities(model, task), list(names))
+    labels = _Labels(exact_up_to, _generator(seed, task.name))
+    device, seen = next(model.parameters()).device, 0
     with _needing_gradients(squares.parameters), torch.enable_grad():
         for batch in batches:
-            for row in range(len(batch)):
-                logits = task.logits(model, batch.part(row, row + 1).to(device))
-                squares.add(log_probabilities(widened(logits))[0])
-            note(f"{task.name}: {squares.examples:,} examples")
-    means = zip(names.values(), squares.means(), strict=True)
-    return {name: mean for tied, mean in means for name in tied}
+            here = batch.to(device)
+            squares.add(here, labels.weights(squares.logs(here)))
+            seen += len(batch)
+            note(f"{task.name}: {seen:,} examples")
+    found = zip(names.values(), squares.sums, strict=True)
+    return {name: mean for tied, total in found for mean in [total.div_(seen)] for name in tied}
 
 
-class _Squares:
-    """Sums of squared gradients of log-probabilities."""
+@dataclass(frozen=True)
+class _Labels:
+    """Which labels are looked at: all of few classes, of many one an example by chance."""
 
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], exact_up_to: int, draws: torch.Generator
-    ) -> None:
-        self.parameters = parameters
-        self.sums = [widened(torch.zeros_like(each.detach())) for each in parameters]
-        self.examples = 0
-        self._exact_up_to = exact_up_to
-        self._draws = draws
+    exact_up_to: int
+    draws: torch.Generator
 
-    def add(self, logs: Tensor) -> None:
-        """Add those of one example; `logs` has shape (classes,)."""
-        self.examples += 1
-        if not logs.requires_grad:  # none of the parameters takes part in it
-            return
-        for label, share in self._labels(logs.detach().exp()):
-            found = torch.autograd.grad(
-                logs[label], self.parameters, retain_graph=True, allow_unused=True
-            )
-            for total, gradient in zip(self.sums, found, strict=True):
-                if gradient is not None:
-                    wide = gradient.to_dense().to(total.dtype)  # an embedding may make it sparse
-                    total.addcmul_(wide, wide, value=share)
+    def weights(self, logs: Tensor) -> Tensor:
+        """Return the labels' factors, roots of their shares, of shape (examples, labels, classes).
 
-    def means(self) -> list[Tensor]:
-        return [each.div_(self.examples) for each in self.sums]
-
-    def _labels(self, probabilities: Tensor) -> list[tuple[int, float]]:
-        """Return the labels to look at, each with its share in the expectation."""
-        if len(probabilities) <= self._exact_up_to:
-            return [(label, share) for label, share in enumerate(probabilities.tolist()) if share]
-        drawn = torch.multinomial(probabilities.cpu().double(), 1, generator=self._draws)
-        return [(int(drawn), 1.0)]
+        `logs` are log-probabilities of shape (examples, classes).
+        """
+        if logs.shape[1] <= self.exact_up_to:
+            return torch.diag_embed((logs / 2).exp())
+        chances = logs.exp().cpu().double()
+        drawn = [torch.multinomial(each, 1, generator=self.draws) for each in chances]
+        return one_hot(torch.stack(drawn), logs.shape[1]).to(logs)
 
 
 @contextmanager

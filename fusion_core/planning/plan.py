@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.contracts.model_pool import ModelPool
+from fusion_core.contracts.specs import ModelPoolSpec
 from fusion_core.contracts.stage import Stage
 from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
@@ -23,7 +24,7 @@ from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
 from fusion_core.planning.outlines import check_outline, has_own_outline
 from fusion_core.planning.pipeline import PlannedStage, create_stages, with_parts
 from fusion_core.planning.planned import Plan
-from fusion_core.planning.resolving import resolve
+from fusion_core.planning.resolving import resolve, resolve_component
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.config import stages_in
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.resolved import Resolved
+    from fusion_core.plugins.manager import PluginManager
+    from fusion_core.recipe.config import Choice
 
 _SECTIONS: dict[str, type[Any]] = {"model_pool": ModelPool, "task_pool": TaskPool}
 
@@ -96,12 +99,28 @@ def _plan(
     if tasks is not None:
         check_tasks(tasks)
     stages = with_parts(stages, pool)
-    models = pool.by_name.items()
-    nested = {n: inner for place, inner in plans.items() for n, model in models if model is place}
+    nested = _by_model(plans, pool)
     found = Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested)
     if has_own_outline(stages):
         check_outline(stages, found.outline, found.aligned)
     return found
+
+
+def plan_models(
+    choice: Choice, plugins: PluginManager, options: RunOptions
+) -> tuple[ModelPool[Any], Mapping[str, Plan]]:
+    """Make a recipe's model pool alone, with the plans of the recipes in the places of models."""
+    plans: dict[RecipeSource, Plan] = {}
+    nesting = partial(_place_of, plans=plans, options=options, inside=())
+    place: dict[str, Any] = {"section": "model_pool", "nesting": nesting}
+    pool = resolve_component(ModelPoolSpec, choice, plugins, **place).create()
+    return pool, _by_model(plans, pool)
+
+
+def _by_model(plans: Mapping[RecipeSource, Plan], pool: ModelPool[Any]) -> dict[str, Plan]:
+    """Return the plans by the names of the models whose places they have."""
+    models = pool.by_name.items()
+    return {n: inner for place, inner in plans.items() for n, model in models if model is place}
 
 
 def _tasks_for(

@@ -34,22 +34,30 @@ def prepare(
 ) -> tuple[ModelPool[Any], RunContext]:
     """Return what a plan's algorithm is given: the pool, aligned, and a context.
 
-    Recipes in the places of models are run first; what they merge stays lazy. `state` is where
-    algorithms keep what they resume from.
+    Recipes in the places of models are run first. `state` is where algorithms keep what they resume
+    from.
     """
+    merges, side_files = run_nested(plan.nested, info, executor, state)
+    pool = plan.pool.with_sources(merges).aligned(plan.resolved.recipe.alignment)
+    context = _context(plan, info, executor, state)
+    context.side_files |= side_files
+    return pool, context
+
+
+def run_nested(
+    plans: Mapping[str, Plan], info: RunInfo, executor: Executor, state: Path | None
+) -> tuple[dict[str, WeightSource], dict[str, bytes | WeightSource]]:
+    """Return what the recipes in the places of models merge, lazy, and what they save beside it."""
     merges: dict[str, WeightSource] = {}
     side_files: dict[str, bytes | WeightSource] = {}
-    for number, (name, nested) in enumerate(plan.nested.items()):
+    for number, (name, nested) in enumerate(plans.items()):
         place = None if state is None else state / f"nested-{number}"
         if place is not None and nested.adapts:  # else nothing is kept, so nothing can be resumed
             place.mkdir(parents=True, exist_ok=True)
         merges[name], found = _merge_nested(nested, info, executor, place)
         stem = re.sub(r"[^-_.a-zA-Z0-9]", "-", name)
         side_files |= {f"{stem}.{file}": content for file, content in found.items()}
-    pool = plan.pool.with_sources(merges).aligned(plan.resolved.recipe.alignment)
-    context = _context(plan, info, executor, state)
-    context.side_files |= side_files
-    return pool, context
+    return merges, side_files
 
 
 def _merge_nested(

@@ -66,7 +66,7 @@ class Rows:
         """Measure a merge; each task with its own weights if it has masks."""
         if masks is None:
             return self.of(merged, label="evaluate merged")
-        own = {name: masks.weights_of(name, merged, self.pool) for name in self.tasks.names}
+        own = {name: masks.weights_of(name, merged) for name in self.tasks.names}
         return {name: each for row in self._one_by_one(own, "merged") for name, each in row.items()}
 
     def _one_by_one(self, sources: Mapping[str, WeightSource], what: str) -> Iterator[Row]:

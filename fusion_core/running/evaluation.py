@@ -122,7 +122,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
             progress=progress,
             transductive=tasks.transductive if adapted else None,
             fresh=fresh,
-            masks=TaskMasks.beside(directory),
+            masks=TaskMasks.recorded(directory, plugins),
         )
     if as_recorded:
         write_report(report, directory)

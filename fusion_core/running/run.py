@@ -158,9 +158,9 @@ def _evaluate(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
             progress=plan.options.progress,
             transductive=plan.transductive(saw_tasks=saw_tasks),
             fresh=plan.options.fresh,
-            masks=TaskMasks.beside(result.path)
+            masks=TaskMasks.beside(result.path, result.pool)
             if result.path is not None
-            else TaskMasks.among(result.side_files),
+            else TaskMasks.among(result.side_files, result.pool),
         )
         if result.path is not None:
             write_report(report, result.path)

@@ -40,9 +40,17 @@ def by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tens
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("at_once", [1, 2, 7, None])
 def test_squared_gradients_equal_a_loop_over_examples_and_labels(
-    seed: int, dtype: torch.dtype, tolerance: float
+    at_once: int | None,
+    seed: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if at_once is not None:
+        size = sum(each.numel() for each in WordModel().parameters()) * dtype.itemsize
+        monkeypatch.setattr("fusion_core.adapting._squares._BYTES_ON_CPU", at_once * size)
     pool, tasks = word_pool(seed, dtype), WordTasks()
     found = dict(squared_gradients(pool, tasks, seed=seed, **OPTIONS))
     assert list(found) == ["a", "b", "c"]
@@ -56,6 +64,45 @@ def test_squared_gradients_equal_a_loop_over_examples_and_labels(
             assert (tensors[name] - value).abs().max() <= tolerance * value.abs().max()
             assert (value.abs().max() > 0) == (not name.startswith("idle"))
         assert tensors["pooler.weight"] is tensors["mix.weight"]
+
+
+class Counting(WordTask):
+    """Counts the passes; from one on it does what `vmap` cannot follow, or fails."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.passes, self.branches, self.fails = 0, False, False
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        self.passes += 1
+        if self.branches and self.passes > 2:
+            assert batch.tensors["input_ids"].sum() >= 0
+        if self.fails:
+            raise RuntimeError("the model is broken")
+        return super().logits(model, batch)
+
+
+def squares_by(task: Counting) -> dict[str, torch.Tensor]:
+    model = word_pool(0, torch.float64).config.models["a"]
+    batches = Batches(SIZE, 0).first(task, 3 * SIZE)
+    return squared_gradients_of(model, dict(model.named_parameters()), task, batches)
+
+
+def test_a_batch_takes_two_passes_or_one_an_example_where_vmap_cannot_follow() -> None:
+    together, apart = Counting("a"), Counting("a")
+    apart.branches = True
+    expected = squares_by(together)
+    for name, found in squares_by(apart).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-12, atol=0)
+    assert together.passes == 2 * 3
+    assert apart.passes == 2 + (2 + SIZE) + (1 + SIZE)
+
+
+def test_a_models_own_error_is_what_is_raised() -> None:
+    task = Counting("a")
+    task.fails = True
+    with pytest.raises(RuntimeError, match="the model is broken"):
+        squares_by(task)
 
 
 def test_sparse_and_recurrent_layers_have_them_too(

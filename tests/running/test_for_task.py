@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import Algorithm, ComponentConfig, Piece, RunOptions, load_for_task, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.plugins.manager import load_plugins
 from fusion_core.report.table import notes
+from fusion_core.running import evaluation
 from fusion_core.running.for_task import TaskMasks
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._sources import recut
@@ -134,6 +136,39 @@ def test_what_has_no_masks_is_refused(models: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.plugins
+def test_what_recipes_merge_in_the_places_of_models_is_merged_anew(
+    models: dict[str, Any], tmp_path: Path
+) -> None:
+    paths = models["models"]
+
+    def mean(*names: str) -> dict[str, Any]:
+        pool = {"models": {name: paths[name] for name in names}}
+        return {"algorithm": {"name": "simple-average"}, "model_pool": pool}
+
+    outer = {"name": "checkpoints", "base": mean("a", "b"), "models": {"c": mean("c", "b")}}
+    out = tmp_path / "out"
+    run_fusion(algorithm=Summed(), model_pool=outer, output=out)
+    a, b, c = (load_file(paths[name]) for name in "abc")
+    middle, expert = ({n: (x[n].float() + b[n].float()) / 2 for n in SHAPES} for x in (a, c))
+    found = load_for_task(out, "c")
+    for name, values in expected(middle, load_file(out / "model.safetensors"), expert).items():
+        torch.testing.assert_close(found.tensor(name), values, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.plugins
+def test_masks_are_of_what_was_merged_whatever_pool_builds_the_model(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, measured = tmp_path / "out", []
+    run_fusion(algorithm=Summed(), model_pool=models, output=out)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, masks, **__: measured.append(masks))
+    cpu = torch.device("cpu")
+    evaluation.evaluate_directory(out, load_plugins(), model_pool="mini8", device=cpu)
+    (masks,) = measured
+    assert torch.equal(masks.pool.base.tensor("v"), load_file(models["base"])["v"])
+
+
+@pytest.mark.plugins
 def test_what_is_not_merged_is_the_models(models: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_fusion(algorithm={"name": "emr", "skip": "v"}, model_pool=models, output=out)
@@ -149,7 +184,7 @@ def test_a_merge_with_masks_is_measured_with_each_tasks_own_weights(tmp_path: Pa
     written = run_fusion(**options, output=tmp_path / "out")
     expected = {}
     for name in tasks.names:
-        own = TaskMasks.among(in_memory.side_files).weights_of(name, in_memory.weights, pool)
+        own = TaskMasks.among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
         expected[name] = tasks[name].evaluate(pool.build(own))
     for result in (in_memory, written):
         assert result.report.tasks == expected

@@ -27,6 +27,7 @@ MERGES: list[tuple[str, dict[str, Any]]] = [
     ("sce", {"density": 0.4}),
     ("magmax", {}),
     ("consensus", {}),
+    ("consensus", {"task_masks": True}),
     ("pcb", {}),
     ("emr", {}),
 ]

@@ -31,9 +31,10 @@ class Fisher(Algorithm[FisherConfig]):
     (FusionBench adds it). Floating-point tensors that are not parameters are averaged by `weights`.
 
     Data: `samples` unlabeled examples a task; of tasks with more than 16 classes a label an example
-    is drawn, by the seed. Memory: two sums and one expert's F, each as large as the model in fp32.
-    Cost: a forward pass an example and a backward pass an example and class (at most 16). A run
-    that is resumed gathers anew.
+    is drawn, by the seed. Memory: two sums and one expert's F, each as large as the model in fp32,
+    and a gradient, or as many as `squared_gradients_of` finds at once. Cost: two forward passes an
+    example and a backward pass an example and class (at most 16). A run that is resumed gathers
+    anew.
     """
 
     config_class = FisherConfig

@@ -137,12 +137,30 @@ class MagMaxConfig(ComponentConfig):
 class ConsensusConfig(ComponentConfig):
     """Which entries are needed by enough experts, and how far to go along their sum."""
 
-    k: Annotated[int, Field(ge=0)] = 2
-    """An entry is kept if at least so many experts' masks have it."""
+    k: Annotated[int, Field(ge=0)] | None = None
+    """An entry is kept if at least so many experts' masks have it; default: 2, or 1 with masks."""
     tall_lambda: Annotated[float, Field(ge=0)] = 0.4
     """How many times larger than the others' sum an expert's entry is in its mask."""
     scale: float = 0.3
-    """Lambda: the factor of the summed task vectors."""
+    """Lambda: the factor of the summed task vectors; a task's own weights have them once."""
+    task_masks: bool = False
+    """Save the experts' masks with the model, and measure each task with its own."""
+
+    @property
+    def fewest(self) -> int:
+        """How many masks have to have an entry."""
+        return self.k if self.k is not None else 1 if self.task_masks else 2
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> Self:
+        if self.task_masks and self.fewest > 1:
+            raise ValueError(
+                f"with task_masks k can be 1 at most, not {self.k}: entries that one task alone "
+                "needs would be missing from its weights"
+            )
+        if self.task_masks and self.scale == 0:
+            raise ValueError("with task_masks scale cannot be 0: nothing would be there to mask")
+        return self
 
 
 class PcbConfig(ComponentConfig):

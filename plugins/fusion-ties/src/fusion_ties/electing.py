@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, TensorwiseAlgorithm
 from fusion_core.errors import RecipeError
-from fusion_core.weights import Kernel, Piece, in_order
+from fusion_core.weights import Kernel, Piece, RowsKernel, in_order
 from fusion_ties.config import ConsensusConfig, MagMaxConfig
 
 if TYPE_CHECKING:
@@ -40,8 +40,15 @@ class Consensus(Algorithm[ConsensusConfig]):
     With S the sum of the task vectors, an entry is in expert k's TALL mask if |tau_k| >=
     tall_lambda * |S - tau_k|, as in the paper; the authors' code has >, which differs where both
     sides are zero. Entries in fewer than `k` masks are zeroed: with k = 1 those that no expert
-    needs, with 2 also those that one alone does. The authors choose lambda for each task on
-    labelled examples; here it is one number. Shapes: any. No data; one pass.
+    needs, with 2 also those that one alone does.
+
+    With `task_masks` the masks are beside the model, one bit an entry and expert, and the weights
+    for expert k's task, `fusion_core.load_for_task(directory, task)`, are base + mask_k * S, as in
+    the paper whatever `scale` is: the masks' own is 1 / scale.
+
+    The authors choose lambda for each task, of 0.2 to 0.6, by accuracy on labelled validation
+    examples, and `scale` likewise; here each is one number. Shapes: any. No data; one pass, and
+    one more for the masks.
     """
 
     config_class = ConsensusConfig
@@ -49,13 +56,16 @@ class Consensus(Algorithm[ConsensusConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge; raises `RecipeError` if no entry can be in enough masks."""
         config, count = self.config, len(pool.experts)
-        if config.k > count:
+        if config.fewest > count:
             raise RecipeError(
-                f"algorithm.k is {config.k}, and no entry can be in the masks of more than "
+                f"algorithm.k is {config.fewest}, and no entry can be in the masks of more than "
                 f"{count} expert(s): nothing would be merged",
                 hint=f"Set algorithm.k to {count} at most.",
             )
-        return context.merged(pool, Agreed(config.k, config.tall_lambda, config.scale))
+        if config.task_masks:
+            masks = context.transformed(pool, TallMasks(config.tall_lambda)).experts
+            context.save_task_masks(masks, dict.fromkeys(masks, 1 / config.scale))
+        return context.merged(pool, Agreed(config.fewest, config.tall_lambda, config.scale))
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,23 @@ class Agreed(Kernel):
 
     def merge(self, piece: Piece) -> Tensor:
         """Mask the sum of one piece."""
-        rows = piece.task_vectors
-        total = in_order(rows)
-        needed = rows.abs() >= (total - rows).abs_().mul_(self.tall_lambda)
+        total = in_order(piece.task_vectors)
+        needed = _needed(piece.task_vectors, total, self.tall_lambda)
         return total.where(needed.sum(0) >= self.k, 0).mul_(self.scale).add_(piece.base)
+
+
+@dataclass(frozen=True)
+class TallMasks(RowsKernel):
+    """1 where an entry is in an expert's TALL mask, and 0 elsewhere."""
+
+    tall_lambda: float
+
+    def rows(self, piece: Piece) -> Tensor:
+        """Mask one piece."""
+        rows = piece.task_vectors
+        return _needed(rows, in_order(rows), self.tall_lambda).to(rows)
+
+
+def _needed(rows: Tensor, total: Tensor, tall_lambda: float) -> Tensor:
+    """Tell which entries are in which expert's TALL mask."""
+    return rows.abs() >= (total - rows).abs_().mul_(tall_lambda)

@@ -1,4 +1,4 @@
-"""EMR-Merging against the paper's definition, in memory and as it is read from a directory."""
+"""EMR-Merging and TALL masks against the papers' definitions, as read from a directory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import load_for_task, run_fusion
+from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,23 +29,25 @@ def models(seed: int, experts: int = 3) -> tuple[State, dict[str, State]]:
     return base, {f"t{n}": {k: base[k] + v for k, v in state().items()} for n in range(experts)}
 
 
-def run(base: State, experts: dict[str, State], tmp_path: Path, **options: Any) -> Path:
+def run(
+    base: State, experts: dict[str, State], tmp_path: Path, name: str = "emr", **options: Any
+) -> Path:
     """Merge saved models into a directory, with all that `load_for_task` reads."""
-    for name, state in {"base": base, **experts}.items():
-        save_file(state, tmp_path / f"{name}.safetensors")
+    for model, state in {"base": base, **experts}.items():
+        save_file(state, tmp_path / f"{model}.safetensors")
     pool = {
         "name": "checkpoints",
         "base": str(tmp_path / "base.safetensors"),
-        "models": {name: str(tmp_path / f"{name}.safetensors") for name in experts},
+        "models": {model: str(tmp_path / f"{model}.safetensors") for model in experts},
     }
     out = tmp_path / "out"
-    run_fusion(algorithm={"name": "emr", **options}, model_pool=pool, output=out)
+    run_fusion(algorithm={"name": name, **options}, model_pool=pool, output=out)
     return out
 
 
 @pytest.mark.parametrize("rescale", ["paper", "authors"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_tasks_weights_are_the_definition(seed: int, rescale: str, tmp_path: Path) -> None:
+def test_emrs_weights_for_a_task(seed: int, rescale: str, tmp_path: Path) -> None:
     base, experts = models(seed)
     out = run(base, experts, tmp_path, rescale=rescale)
     tasks = {name: {k: state[k] - base[k] for k in SHAPES} for name, state in experts.items()}
@@ -88,3 +91,46 @@ def test_masks_take_one_bit_an_entry_and_task(tmp_path: Path) -> None:
     experts = {str(n): {"w": torch.randn(8000)} for n in range(5)}
     out = run(base, experts, tmp_path)
     assert (out / "task_masks.safetensors").stat().st_size == pytest.approx(5 * 1000, abs=200)
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.3}, {"k": 0, "scale": -2.0, "tall_lambda": 0.9}])
+@pytest.mark.parametrize(("seed", "count"), [(0, 3), (1, 2), (2, 6)])
+def test_tall_masks_leave_of_the_whole_sum_what_a_task_needs(
+    seed: int, count: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    base, experts = models(seed, count)
+    out = run(base, experts, tmp_path, "consensus", task_masks=True, **options)
+    tall_lambda = options.get("tall_lambda", 0.4)
+    for task, own in experts.items():
+        found = load_for_task(out, task)
+        for name in SHAPES:
+            total = sum(each[name] - base[name] for each in experts.values())
+            multi_task = base[name] + total
+            away_from_base = (base[name] - own[name]).abs()
+            mask = away_from_base >= tall_lambda * (multi_task - own[name]).abs()
+            expected = base[name] + mask * total
+            torch.testing.assert_close(found.tensor(name), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_model_with_tall_masks_beside_it_is_the_same(tmp_path: Path) -> None:
+    base, experts = models(3)
+    plain, masked = tmp_path / "plain", tmp_path / "masked"
+    plain.mkdir()
+    masked.mkdir()
+    without = run(base, experts, plain, "consensus", k=1)
+    beside = run(base, experts, masked, "consensus", task_masks=True)
+    name = "model.safetensors"
+    assert (without / name).read_bytes() == (beside / name).read_bytes()
+    assert not (without / "task_masks.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"k": 2}, "k can be 1 at most, not 2: entries that one"), ({"scale": 0}, "cannot be 0")],
+)
+def test_what_leaves_nothing_for_a_mask_is_refused(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    base, experts = models(0)
+    with pytest.raises(RecipeError, match=said):
+        run(base, experts, tmp_path, "consensus", task_masks=True, **options)

@@ -108,7 +108,7 @@ def bench(session: nox.Session) -> None:
     """Benchmarks against mergekit; arguments go to them: `nox -s bench -- --size 4`."""
     install(session, "test")
     mergekit = ["--mergekit", str(_mergekit(session))]
-    session.run("python", "benchmarks/streaming.py", *mergekit, *session.posargs)
+    session.run("python", "benchmarks/methods.py", *mergekit, *session.posargs)
 
 
 @nox.session(default=False)

@@ -104,7 +104,7 @@ def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     even = len(keys) // 8 * 8
     groups = mask[:even].view(torch.int64).nonzero().squeeze(1)
     wide = keys[:even].view(-1, 8).index_select(0, groups)
-    picked = wide[mask[:even].view(-1, 8).index_select(0, groups)]
+    picked = wide.masked_select(mask[:even].view(-1, 8).index_select(0, groups))
     return torch.cat([picked, keys[even:][mask[even:]]]) if even < len(keys) else picked
 
 

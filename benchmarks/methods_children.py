@@ -1,4 +1,4 @@
-"""What `streaming.py` needs torch for, as programs of their own: it must stay small itself."""
+"""What `methods.py` needs torch for, as programs of their own: it must stay small itself."""
 
 from __future__ import annotations
 
@@ -83,38 +83,53 @@ def _save(directory: Path, tensors: dict[str, torch.Tensor], config: dict[str, o
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def compare(directory: str, ours: str, theirs: str, density: str) -> None:
-    """Say how far two merges differ, entries that tie a trimming threshold left out."""
-    names = ("base", "x", "y", "z")
-    base, *experts = (CheckpointSource(Path(directory) / name) for name in names)
-    one, other = (CheckpointSource(Path(directory) / name) for name in (ours, theirs))
+def registered() -> None:
+    """Print all streamed methods that need no data, with their stages, as JSON."""
+    from fusion_linear import plugin as linear
+    from fusion_ties import plugin as ties
+
+    specs = [*linear.fusion_register_algorithms(), *ties.fusion_register_algorithms()]
+    kept = ("name", "stage", "max_experts")
+    print(json.dumps([{each: getattr(spec, each) for each in kept} for spec in specs]))
+
+
+def compare(directory: str, *arguments: str) -> None:
+    """Say how far the two merges differ, entries that tie an edge in an expert left out."""
+    sources = {
+        name: CheckpointSource(Path(directory) / name)
+        for name in (*(each for each in arguments if each[0] not in "01"), "ours", "theirs")
+    }
+    edges = [float(each) for each in arguments if each not in sources]
     total = ties = unequal = 0
     worst = 0.0
-    for name in base.infos:
-        tied = torch.zeros(base.infos[name].numel, dtype=torch.bool)
-        origin = base.tensor(name).flatten().float()
-        for expert in experts:
-            tied |= _ties(expert.tensor(name).flatten().float().sub_(origin).abs_(), float(density))
-        mine, his = (each.tensor(name).flatten()[~tied].float() for each in (one, other))
+    for name, info in sources["ours"].infos.items():
+        values = {each: source.tensor(name).flatten().float() for each, source in sources.items()}
+        clear = ~_tied(values, edges, info.numel)
+        mine, his = values["ours"][clear], values["theirs"][clear]
         difference = (mine - his).abs()
-        total, ties = total + tied.numel(), ties + int(tied.sum())
+        total, ties = total + info.numel, ties + info.numel - len(mine)
         unequal += int(difference.count_nonzero())
-        if difference.numel():
-            worst = max(worst, float((difference / his.abs().clamp(min=1e-6)).max()))
-    print(
-        f"of {total:,} values {ties / total:.2%} tie a threshold; of the others "
-        f"{unequal} differ, at most by {worst:.1e} of the value"
-    )
+        # Of the value, or of a thousandth of the largest: what is nearly zero says nothing.
+        worst = max(worst, float((difference / his.abs().clamp_min_(his.abs().max() / 1e3)).max()))
+    print(_verdict(ties / total, unequal, total, worst))
 
 
-def _ties(magnitudes: torch.Tensor, density: float) -> torch.Tensor:
-    """Mark the entries whose magnitude is the threshold's, if more of them are than are kept."""
-    if density >= 1:
-        return torch.zeros_like(magnitudes, dtype=torch.bool)
-    kept = max(1, int(density * magnitudes.numel()))
-    threshold = magnitudes.kthvalue(magnitudes.numel() - kept + 1).values
-    tied = magnitudes == threshold
-    return tied if int((magnitudes >= threshold).sum()) > kept else torch.zeros_like(tied)
+def _verdict(tied: float, unequal: int, total: int, worst: float) -> str:
+    compared = f", {1 - tied:.1%} compared" if tied else ""
+    if not unequal:
+        return f"equal{compared}"
+    return f"{unequal / total:.1g} differ, by {worst:.0e} at most{compared}"
+
+
+def _tied(values: dict[str, torch.Tensor], edges: list[float], numel: int) -> torch.Tensor:
+    """Mark entries whose magnitude in an expert is one at which some are kept and some are not."""
+    tied = torch.zeros(numel, dtype=torch.bool)
+    for name in ("x", "y", "z") if edges else ():
+        magnitudes = values[name].sub(values["base"]).abs_()
+        for edge in edges:
+            threshold = magnitudes.kthvalue(numel - max(1, int(edge * numel)) + 1).values
+            tied |= magnitudes == threshold
+    return tied
 
 
 def plan(directory: str) -> None:
@@ -148,5 +163,7 @@ def plan(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    children: dict[str, Callable[..., None]] = {"build": build, "compare": compare, "plan": plan}
+    children: dict[str, Callable[..., None]] = {
+        each.__name__: each for each in (build, compare, plan, registered)
+    }
     children[sys.argv[1]](*sys.argv[2:])

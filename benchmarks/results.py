@@ -3,7 +3,8 @@
 Runs `fuse run` for each registered algorithm and each set of experts (seed 3 ships; `--experts` is
 what `plugins/pools-mini/build/experts.py --seeds 4 5` wrote) and keeps in `docs/reference`:
 `results.json`, every figure; `results.md`, the table; `results.svg`, accuracy against cost. What
-is in `results.json` already is not run again; `--anew NAME...` runs these once more.
+is in `results.json` already is not run again; `--anew NAME...` runs these once more. Everything
+runs on one core, so that times depend on neither their number nor what the others do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from results_page import page, picture
 
@@ -23,6 +24,9 @@ from fusion_core import load_plugins
 from fusion_core.contracts.specs import AlgorithmSpec
 from pools_mini.files import DATA
 from pools_mini.plugin import TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HERE = Path(__file__).resolve().parent
 REFERENCE = HERE.parent / "docs" / "reference"
@@ -35,38 +39,56 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "passthrough": {"model": TASKS[0]},
     "stack": {"slices": [{"model": task, "layers": [0, 4]} for task in TASKS[:2]]},
 }
+#: Two more that a page recommends: a pipeline, and masks as the paper measures them.
+MORE: dict[str, tuple[str, Any]] = {
+    "tsv-m,featcal": ("featcal", ["tsv-m", "featcal"]),
+    "consensus, task_masks": ("consensus", {"name": "consensus", "task_masks": True}),
+}
 Runs = dict[str, dict[str, Any]]
 
 
 def main() -> None:
     """Run what is missing, and write the three files."""
     options = _options()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     path = REFERENCE / "results.json"
     runs: Runs = json.loads(path.read_text()) if path.is_file() else {}
     runs = {name: each for name, each in runs.items() if name not in options.anew}
-    for component in load_plugins().components(AlgorithmSpec):
-        spec = component.spec
-        found = runs.setdefault(spec.name, {"stage": spec.stage, "data": spec.needs_tasks})
+    for name, (spec, algorithm) in _algorithms().items():
+        found = runs.setdefault(name, {"stage": spec.stage, "data": spec.needs_tasks})
         for seed in options.seeds:
             if str(seed) not in found.setdefault("seeds", {}):
-                found["seeds"][str(seed)] = _run(spec, seed, options.experts)
-                print(spec.name, seed, found["seeds"][str(seed)]["average"], flush=True)
+                recipe = _recipe(algorithm, TASKS[: spec.max_experts], seed, options.experts)
+                found["seeds"][str(seed)] = _run(name, recipe)
+                print(name, seed, found["seeds"][str(seed)]["average"], flush=True)
                 path.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
     (REFERENCE / "results.md").write_text(page(runs))
     picture(runs, REFERENCE / "results.svg")
 
 
-def _run(spec: AlgorithmSpec, seed: int, experts: Path | None) -> dict[str, Any]:
-    """Run one method on one set of experts, in a process of its own, and measure that."""
+def _algorithms() -> dict[str, tuple[AlgorithmSpec, Any]]:
+    """Return what is run, by its name: each method, alone or beside a sum, and some more."""
+    specs = {each.spec.name: each.spec for each in load_plugins().components(AlgorithmSpec)}
+    alone = {name: (spec, _alone(spec)) for name, spec in specs.items()}
+    return alone | {name: (specs[spec], given) for name, (spec, given) in MORE.items()}
+
+
+def _alone(spec: AlgorithmSpec) -> Any:
+    stages = {"transform": [spec.name, BESIDE], "calibrate": [BESIDE, spec.name]}
+    return stages.get(spec.stage, {"name": spec.name, **OPTIONS.get(spec.name, {})})
+
+
+def _run(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Run a recipe in a process of its own, and measure that."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.json"  # which is YAML, too
-        recipe.write_text(json.dumps(_recipe(spec, seed, experts)))
+        recipe.write_text(json.dumps(given))
         output = Path(folder) / "out"
         arguments = [str(FUSE), "run", str(recipe), "-o", str(output), "-q"]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if os.waitstatus_to_exitcode(status):
-            sys.exit(f"{spec.name} failed on seed {seed}")
+            sys.exit(f"{name} failed")
         report = json.loads((output / "report.json").read_text())
         provenance = json.loads((output / "provenance.json").read_text())
     accuracy = {task: metrics["accuracy"] for task, metrics in report["tasks"].items()}
@@ -77,6 +99,7 @@ def _run(spec: AlgorithmSpec, seed: int, experts: Path | None) -> dict[str, Any]
         **{row: _mean(report["reference"][row]) for row in ("base", "experts")},
         "seconds": provenance["timings"]["seconds"],
         "peak_mb": usage.ru_maxrss // 1024,
+        "needs_task": report.get("needs_task", False),
     }
 
 
@@ -84,18 +107,17 @@ def _mean(row: dict[str, dict[str, float]]) -> float:
     return sum(metrics["accuracy"] for metrics in row.values()) / len(row)
 
 
-def _recipe(spec: AlgorithmSpec, seed: int, experts: Path | None) -> dict[str, Any]:
-    """Return the recipe of a method alone, or beside a sum where it is not a merge."""
-    stages = {"transform": [spec.name, BESIDE], "calibrate": [BESIDE, spec.name]}
-    algorithm: Any = stages.get(spec.stage, {"name": spec.name, **OPTIONS.get(spec.name, {})})
-    tasks = list(TASKS[: spec.max_experts])
-    pool: dict[str, Any] = {"name": "mini8", "tasks": tasks}
+def _recipe(
+    algorithm: Any, tasks: Sequence[str], seed: int, experts: Path | None
+) -> dict[str, Any]:
+    """Return the recipe that merges and measures the experts of some tasks."""
+    pool: dict[str, Any] = {"name": "mini8", "tasks": list(tasks)}
     if seed != SHIPPED:
         if experts is None:
             sys.exit("name the folder that plugins/pools-mini/build/experts.py wrote: --experts")
         models = {task: str(experts / str(seed) / task) for task in tasks}
         pool = {"name": "clip", "base": str(DATA / "base"), "models": models}
-    chosen = {"name": "mini8", "tasks": tasks}
+    chosen = {"name": "mini8", "tasks": list(tasks)}
     return {"algorithm": algorithm, "model_pool": pool, "task_pool": chosen}
 
 

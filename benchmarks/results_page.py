@@ -19,8 +19,9 @@ seeds {seeds}) and, after ±, their standard deviation; a mean over tasks has a 
 0.6 from the number of images. The base has {base:.1f}, the experts have {experts:.1f}. Transforms
 stand before `task-arithmetic`, calibrations after it, with defaults as well: many are meant for
 another merge. *Data* is what a method looks at beside the weights; unlabeled images are not the
-test images. Seconds and the peak of memory are those of the whole merge, Python and torch
-included, on two cores.
+test images. Methods with a star need the task at inference: each task is measured with weights
+of its own. Seconds are those of the merge on one core, without start-up and evaluation; the peak
+of memory is that of the whole run, Python and torch included.
 
 Nothing here was tuned: a default that is the paper's for CLIP may be far from the best for models
 as tiny as these.
@@ -93,7 +94,12 @@ def _row(runs: Runs, name: str) -> str:
     peak = max(run["peak_mb"] for run in found)
     data = runs[name]["data"]
     data = data if data == "none" else f"{data} images"
-    cells = [name, runs[name]["stage"], _spread([100 * run["average"] for run in found])]
+    star = " *" if found[0]["needs_task"] else ""
+    cells = [
+        f"`{name}`{star}",
+        runs[name]["stage"],
+        _spread([100 * run["average"] for run in found]),
+    ]
     cells += [f"{share:.1f} %", f"{worst:.1f}", data, f"{seconds:.1f}", str(peak)]
     return f"| {' | '.join(cells)} |\n"
 
@@ -109,7 +115,7 @@ def _tasks(runs: Runs, names: list[str]) -> str:
     lines = [f"| method | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
     for name in names:
         cells = (_cell(list(runs[name]["seeds"].values()), task) for task in tasks)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n" + "\n".join(lines) + "\n"
 
 
@@ -127,7 +133,7 @@ def _said(runs: Runs) -> str:
             found = margins(runs, better, worse)
             word = "holds" if min(found) >= wanted else "does not hold"
             listed = ", ".join(f"{each:+.1f}" for each in found)
-            lines.append(f"| {better} | {worse} | {wanted:+.1f} | {listed} | {word} |")
+            lines.append(f"| `{better}` | `{worse}` | {wanted:+.1f} | {listed} | {word} |")
     return "\n## What the literature finds\n\n" + "\n".join(lines) + "\n"
 
 

@@ -40,11 +40,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stack": {"slices": [{"model": task, "layers": [0, 4]} for task in TASKS[:2]]},
 }
 #: Two more that a page recommends: a pipeline, and masks as the paper measures them.
-MORE: dict[str, tuple[str, Any]] = {
+MORE: dict[str, tuple[str, dict[str, Any] | list[str]]] = {
     "tsv-m,featcal": ("featcal", ["tsv-m", "featcal"]),
     "consensus, task_masks": ("consensus", {"name": "consensus", "task_masks": True}),
 }
 Runs = dict[str, dict[str, Any]]
+Algorithm = dict[str, Any] | list[str]
 
 
 def main() -> None:
@@ -66,14 +67,14 @@ def main() -> None:
     picture(runs, REFERENCE / "results.svg")
 
 
-def _algorithms() -> dict[str, tuple[AlgorithmSpec, Any]]:
+def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:
     """Return what is run, by its name: each method, alone or beside a sum, and some more."""
     specs = {each.spec.name: each.spec for each in load_plugins().components(AlgorithmSpec)}
     alone = {name: (spec, _alone(spec)) for name, spec in specs.items()}
     return alone | {name: (specs[spec], given) for name, (spec, given) in MORE.items()}
 
 
-def _alone(spec: AlgorithmSpec) -> Any:
+def _alone(spec: AlgorithmSpec) -> Algorithm:
     stages = {"transform": [spec.name, BESIDE], "calibrate": [BESIDE, spec.name]}
     return stages.get(spec.stage, {"name": spec.name, **OPTIONS.get(spec.name, {})})
 
@@ -108,7 +109,7 @@ def _mean(row: dict[str, dict[str, float]]) -> float:
 
 
 def _recipe(
-    algorithm: Any, tasks: Sequence[str], seed: int, experts: Path | None
+    algorithm: Algorithm, tasks: Sequence[str], seed: int, experts: Path | None
 ) -> dict[str, Any]:
     """Return the recipe that merges and measures the experts of some tasks."""
     pool: dict[str, Any] = {"name": "mini8", "tasks": list(tasks)}

@@ -1,0 +1,46 @@
+"""The page of results is what its figures say, and has a row for every method."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusion_core.plugins.known import BROUGHT_BY
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+RUNS: dict[str, Any] = json.loads((REFERENCE / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results_page() -> Any:
+    path = ROOT / "benchmarks" / "results_page.py"
+    spec = importlib.util.spec_from_file_location("results_page", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_of_the_figures(results_page: Any) -> None:
+    assert (REFERENCE / "results.md").read_text() == results_page.page(RUNS)
+
+
+def test_every_method_has_figures_of_every_set_of_experts() -> None:
+    ours = {name for brought in BROUGHT_BY.values() for name in brought.get("algorithm", ())}
+    assert ours <= set(RUNS)
+    assert {tuple(run["seeds"]) for run in RUNS.values()} == {("3", "4", "5")}
+
+
+def test_what_the_literature_finds_holds_here_but_for_what_is_known(results_page: Any) -> None:
+    failing = {
+        (better, worse)
+        for better, worse, wanted in results_page.ORDERINGS
+        if min(results_page.margins(RUNS, better, worse)) < wanted
+    }
+    assert failing == set()

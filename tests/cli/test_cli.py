@@ -91,19 +91,6 @@ def test_flags_override_the_file_which_overrides_defaults(fuse: Fuse, models: Pa
     assert "density" not in other.out
 
 
-def test_default_output_counts_up_so_a_command_can_be_repeated(fuse: Fuse, models: Path) -> None:
-    for number in (1, 2):
-        done = fuse("run", "--algo", "simple-average", *CHECKPOINTS)
-        assert done.out == f"written: outputs/checkpoints-simple-average-{number}\n"
-
-
-def test_recipe_of_an_output_gives_the_same_bytes(fuse: Fuse, models: Path) -> None:
-    fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "first")
-    fuse("run", "first/recipe.yaml", "-o", "second", "--workers", 1)
-    for name in ("model.safetensors", "recipe.yaml"):
-        assert (models / "first" / name).read_bytes() == (models / "second" / name).read_bytes()
-
-
 def test_json_goes_to_stdout_and_progress_to_stderr(fuse: Fuse, models: Path) -> None:
     done = fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "out", "--json")
     assert json.loads(done.out) == {"path": "out", "report": None}
@@ -292,34 +279,6 @@ def _contents(directory: Path) -> dict[str, bytes]:
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b"(directory)"
         for path in sorted(directory.rglob("*"))
     }
-
-
-def test_cuda_without_a_gpu_is_refused(
-    fuse: Fuse, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    done = fuse("run", "--algo", "ties", *CHECKPOINTS, "--device", "cuda")
-    assert done.code == 2
-    assert "no CUDA device" in done.err
-
-
-def test_interrupt_exits_130_and_leaves_only_what_can_be_resumed(
-    fuse: Fuse, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = _contents(models)
-    with monkeypatch.context() as patch:
-        patch.setattr("fusion_core.weights.writing.writer.Staging.finish_shards", interrupted)
-        done = fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "out")
-    assert done.code == 130
-    assert "--resume" in done.err
-    hidden = {name for name in _contents(models) if name.startswith(".out.fuse-")}
-    assert hidden
-    assert _contents(models).keys() - hidden == before.keys()
-    assert fuse("clean", ".", "--yes").code == 0
-    assert _contents(models) == before
 
 
 def test_list_plugins_shows_each_plugin_and_what_it_provides(fuse: Fuse) -> None:

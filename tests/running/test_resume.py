@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,8 +34,8 @@ from fusion_core.weights.writing.workplace import Workplace, workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from conftest import Outcome
     from fusion_core.contracts.model_pool import ModelPool
 
 Models = dict[str, dict[str, torch.Tensor]]
@@ -466,7 +467,7 @@ app.main()
     ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
 def test_a_signal_keeps_the_work_and_says_how_to_go_on(
-    pool: dict[str, Any], tmp_path: Path, sent: signal.Signals, code: int
+    fuse: Callable[..., Outcome], pool: dict[str, Any], sent: signal.Signals, code: int
 ) -> None:
     models = json.dumps(pool["models"])
     arguments = ["run", "--algo", "task-arithmetic", "--pool", "checkpoints", "-o", "out"]
@@ -476,17 +477,13 @@ def test_a_signal_keeps_the_work_and_says_how_to_go_on(
         "--set",
         f"model_pool.models={models}",
     ]
-
-    def start(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", STOPPED, *arguments, *more],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    with start() as run:
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "now\n"
         run.send_signal(sent)
@@ -494,11 +491,10 @@ def test_a_signal_keeps_the_work_and_says_how_to_go_on(
     assert run.returncode == code
     assert "What is done is kept: the same command with --resume goes on." in told
     assert "Traceback" not in told
-    assert left_in(tmp_path) == ["out"]
-    with start("--resume", "--executor", "serial", "-v") as again:
-        shown, told = again.communicate("go on\n")
-    assert again.returncode == 0, told
-    assert "going on in .out.fuse-" in told
-    assert "merge the rest" in told
-    assert shown.endswith("written: out\n")
-    assert left_in(tmp_path) == []
+    assert left_in(Path()) == ["out"]
+    again = fuse(*arguments, "--resume", "--executor", "serial", "-v")
+    assert again.code == 0, again.err
+    assert "going on in .out.fuse-" in again.err
+    assert "merge the rest" in again.err
+    assert again.out.endswith("written: out\n")
+    assert left_in(Path()) == []

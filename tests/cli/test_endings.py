@@ -89,6 +89,13 @@ def test_whatever_ends_a_run_is_said_without_a_traceback(
     assert os.listdir() == ["x.safetensors"]
 
 
+def test_an_interrupt_that_leaves_work_says_how_to_go_on(fuse: Fuse) -> None:
+    done = fuse(*shlex.split(run("(context.state / 'step').touch(); raise KeyboardInterrupt")))
+    assert (done.code, done.out) == (130, "")
+    assert done.err.startswith("interrupted\n")
+    assert "--resume" in done.err
+
+
 def test_a_signal_is_said_without_a_traceback() -> None:
     done = shell(run("os.kill(os.getpid(), signal.SIGTERM); signal.pause()"), "")
     said = "terminated: nothing was written or kept\n"

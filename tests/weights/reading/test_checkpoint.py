@@ -180,6 +180,27 @@ def test_a_tensor_that_the_index_does_not_list_is_named(sharded: Path) -> None:
         CheckpointSource(sharded)
 
 
+def test_a_tensor_that_only_the_index_has_is_named(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["ghost"] = "one.safetensors"
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"'ghost' is not in 'one\.safetensors'"):
+        CheckpointSource(sharded)
+
+
+def test_a_file_without_tensors_and_a_link_that_leads_out_are_refused(tmp_path: Path) -> None:
+    empty, place = tmp_path / "empty.safetensors", tmp_path / "place"
+    save_file({}, empty)
+    place.mkdir()
+    (place / "model.safetensors").symlink_to(empty)
+    for path, said in ((empty, "no tensors"), (place, "leads out"), (tmp_path, "holds neither")):
+        with pytest.raises(CheckpointError, match=said):
+            CheckpointSource(path)
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        CheckpointSource(tmp_path / "pipe.safetensors")
+
+
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     (sharded / "two.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"two\.safetensors does not exist.* 1 of 2 shards"):

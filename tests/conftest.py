@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import sysconfig
@@ -85,8 +86,10 @@ class Outcome:
 @pytest.fixture
 def fuse(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    """Return what runs the command line in this process."""
+) -> Iterator[Callable[..., Outcome]]:
+    """Return what runs the command line in this process, as it would in one of its own."""
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # or typer calls it pytest
+    level = logging.root.level
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["fuse", *map(str, arguments)])
@@ -97,7 +100,8 @@ def fuse(
         out, err = capsys.readouterr()
         return Outcome(int(code or 0), out, err)
 
-    return run
+    yield run
+    logging.root.setLevel(level)  # `-v` has changed it
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.checking._licences import conflicts, limits
-from fusion_core.checking.check import Check, check, raise_if_bad, scan
-from fusion_core.errors import AlignmentError, DiskError, WeightsError
+from fusion_core.checking.check import Check, check, scan
+from fusion_core.errors import AlignmentError, DiskError
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan
 from fusion_core.weights import CheckpointSource, Cut, Scope
@@ -310,15 +310,6 @@ def test_a_scan_goes_into_nested_recipes(pool: dict[str, Any]) -> None:
     assert _scanned(outer) == [BadTensor("math/b", "scale", 0, 1)]
 
 
-def test_what_the_policy_allows_is_no_error(pool: dict[str, Any]) -> None:
-    raw = {"algorithm": "ties", "model_pool": pool}
-    bad = [BadTensor("a", "scale", 1, 0)]
-    with pytest.raises(WeightsError, match="among them 'scale' of a"):
-        raise_if_bad(bad, plan(raw, RunOptions()))
-    raise_if_bad(bad, plan({**raw, "alignment": {"nan": "allow"}}, RunOptions()))
-    raise_if_bad([], plan(raw, RunOptions()))
-
-
 # --- licences -----------------------------------------------------------------------------------
 
 
@@ -444,17 +435,6 @@ def test_flags_are_those_of_run(fuse: Callable[..., Outcome], pool: dict[str, An
     data = json.loads(done.out)
     assert (data["algorithm"], data["disk"]["path"]) == ("task-arithmetic", "there")
     assert data["memory"]["how"].startswith("1 workers")
-
-
-@pytest.mark.usefixtures("recipe")
-@pytest.mark.parametrize("command", [("check",), ("run", "--dry-run")])
-def test_a_mismatch_exits_4_with_a_table(
-    fuse: Callable[..., Outcome], command: tuple[str, ...]
-) -> None:
-    change("a", layer__bias=torch.ones(8))
-    done = fuse(*command, "recipe.yaml")
-    assert (done.code, done.out) == (4, "")
-    assert "layer.bias  a: shape [8], the base's is [7]" in done.err
 
 
 def test_a_scan_that_finds_something_shows_it_and_exits_4(

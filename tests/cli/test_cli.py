@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from rich.console import Console
@@ -89,19 +90,6 @@ def test_flags_override_the_file_which_overrides_defaults(fuse: Fuse, models: Pa
     other = fuse("run", "recipe.yaml", "--algo", "simple-average", "--print-config")
     assert other.code == 0
     assert "density" not in other.out
-
-
-def test_default_output_counts_up_so_a_command_can_be_repeated(fuse: Fuse, models: Path) -> None:
-    for number in (1, 2):
-        done = fuse("run", "--algo", "simple-average", *CHECKPOINTS)
-        assert done.out == f"written: outputs/checkpoints-simple-average-{number}\n"
-
-
-def test_recipe_of_an_output_gives_the_same_bytes(fuse: Fuse, models: Path) -> None:
-    fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "first")
-    fuse("run", "first/recipe.yaml", "-o", "second", "--workers", 1)
-    for name in ("model.safetensors", "recipe.yaml"):
-        assert (models / "first" / name).read_bytes() == (models / "second" / name).read_bytes()
 
 
 def test_json_goes_to_stdout_and_progress_to_stderr(fuse: Fuse, models: Path) -> None:
@@ -294,34 +282,6 @@ def _contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_cuda_without_a_gpu_is_refused(
-    fuse: Fuse, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    done = fuse("run", "--algo", "ties", *CHECKPOINTS, "--device", "cuda")
-    assert done.code == 2
-    assert "no CUDA device" in done.err
-
-
-def test_interrupt_exits_130_and_leaves_only_what_can_be_resumed(
-    fuse: Fuse, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = _contents(models)
-    with monkeypatch.context() as patch:
-        patch.setattr("fusion_core.weights.writing.writer.Staging.finish_shards", interrupted)
-        done = fuse("run", "--algo", "ties", *CHECKPOINTS, "-o", "out")
-    assert done.code == 130
-    assert "--resume" in done.err
-    hidden = {name for name in _contents(models) if name.startswith(".out.fuse-")}
-    assert hidden
-    assert _contents(models).keys() - hidden == before.keys()
-    assert fuse("clean", ".", "--yes").code == 0
-    assert _contents(models) == before
-
-
 def test_list_plugins_shows_each_plugin_and_what_it_provides(fuse: Fuse) -> None:
     listed = {row["name"]: row for row in json.loads(fuse("list-plugins", "--json").out)}
     assert {"fusion-core", "fusion-linear", "fusion-ties"} <= listed.keys()
@@ -410,7 +370,7 @@ def test_a_narrow_terminal_shows_bar_percentage_and_time(
 
 def test_schema_describes_recipes(fuse: Fuse) -> None:
     schema = json.loads(fuse("schema").out)
-    assert schema["$schema"].startswith("https://json-schema.org/")
+    jsonschema.Draft202012Validator.check_schema(schema)
     assert "density" in json.dumps(schema)
 
 

@@ -1,4 +1,7 @@
-"""How `fuse` ends when it did not do what was asked: in processes of their own, as users see it."""
+"""How `fuse` ends when it did not do what was asked.
+
+In processes of their own where signals and streams are what ends them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
-    from conftest import Site
+    from collections.abc import Callable
+
+    from conftest import Outcome, Site
+
+    Fuse = Callable[..., Outcome]
 
 ALGORITHM = """
 import os, signal, sys
@@ -45,7 +52,7 @@ def models(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.ones(3)}, "x.safetensors")
 
 
-def fuse(command: str, redirected: str = "") -> subprocess.CompletedProcess[str]:
+def shell(command: str, redirected: str) -> subprocess.CompletedProcess[str]:
     """Run `fuse` by a shell, so that its streams can be closed and redirected."""
     program = shlex.join([str(Path(sys.executable).with_name("fuse")), *shlex.split(command)])
     return subprocess.run(
@@ -53,10 +60,11 @@ def fuse(command: str, redirected: str = "") -> subprocess.CompletedProcess[str]
     )
 
 
-def run(code: str = "", redirected: str = "") -> subprocess.CompletedProcess[str]:
+def run(code: str = "") -> str:
+    """Return the command that runs the algorithm, which runs the code."""
     code = shlex.quote(f"algorithm.code={code!r}")
     pool = "--pool checkpoints --set model_pool.models=[x.safetensors]"
-    return fuse(f"run -q --algo odd {pool} --set {code} -o out", redirected)
+    return f"run -q --algo odd {pool} --set {code} -o out"
 
 
 ENDS = {
@@ -66,63 +74,74 @@ ENDS = {
     "no exception": ("raise BaseException('odd')", 1, "odd-x 1.0: BaseException: odd"),
     "memory": ("raise MemoryError", 1, "error: out of memory"),
     "interrupt": ("raise KeyboardInterrupt", 130, "interrupted: nothing was written or kept\n"),
-    "SIGTERM": (
-        "os.kill(os.getpid(), signal.SIGTERM); signal.pause()",
-        143,
-        "terminated: nothing was written or kept\n",
-    ),
 }
 
 
 @pytest.mark.parametrize(("code", "exit_code", "said"), ENDS.values(), ids=ENDS)
 def test_whatever_ends_a_run_is_said_without_a_traceback(
-    code: str, exit_code: int, said: str
+    fuse: Fuse, code: str, exit_code: int, said: str
 ) -> None:
-    done = run(code)
-    assert done.returncode == exit_code
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    done = fuse(*shlex.split(run(code)))
+    assert done.code == exit_code
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
     assert os.listdir() == ["x.safetensors"]
 
 
-def test_the_command_that_is_named_shows_the_traceback() -> None:
-    said = run("{}['x']").stderr.splitlines()[-1]
+def test_an_interrupt_that_leaves_work_says_how_to_go_on(fuse: Fuse) -> None:
+    done = fuse(*shlex.split(run("(context.state / 'step').touch(); raise KeyboardInterrupt")))
+    assert (done.code, done.out) == (130, "")
+    assert done.err.startswith("interrupted\n")
+    assert "--resume" in done.err
+
+
+def test_a_signal_is_said_without_a_traceback() -> None:
+    done = shell(run("os.kill(os.getpid(), signal.SIGTERM); signal.pause()"), "")
+    said = "terminated: nothing was written or kept\n"
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", said)
+    assert os.listdir() == ["x.safetensors"]
+
+
+def test_the_command_that_is_named_shows_the_traceback(fuse: Fuse) -> None:
+    said = fuse(*shlex.split(run("{}['x']"))).err.splitlines()[-1]
     command = said.partition("what this shows: fuse ")[2]
-    assert "Traceback" in fuse(command).stderr
+    assert "Traceback" in fuse(*shlex.split(command)).err
 
 
-def test_the_environment_can_ask_for_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_ask_for_tracebacks(
+    fuse: Fuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FUSION_TRACEBACK", "1")
-    assert "Traceback" in run("{}['x']").stderr
+    assert "Traceback" in fuse(*shlex.split(run("{}['x']"))).err
 
 
-@pytest.mark.parametrize("redirected", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("redirected", ["<&- >&- 2>&-", "2>/dev/full"])
 def test_a_run_needs_no_stream(redirected: str) -> None:
-    assert run("", redirected).returncode == 0
+    assert shell(run(), redirected).returncode == 0
     assert min(os.listdir("out")) == "model.safetensors"
 
 
 def test_a_full_stdout_is_said_and_that_the_model_is_complete() -> None:
-    done = run("", "> /dev/full")
+    done = shell(run(), "> /dev/full")
     said = (
         "error: stdout cannot be written: No space left on device\nThe model is complete in out.\n"
     )
     assert (done.returncode, done.stderr) == (6, said)
 
 
-@pytest.mark.parametrize("command", ["list algorithms", "--help", "run --help", "schema"])
+@pytest.mark.parametrize("command", ["list algorithms", "--help"])
 def test_lost_results_are_an_error(command: str) -> None:
-    done = fuse(command, "> /dev/full")
+    done = shell(command, "> /dev/full")
     assert (done.returncode, done.stderr.count("\n")) == (6, 1)
 
 
 def test_a_reader_that_has_enough_hears_nothing() -> None:
-    done = fuse("schema", "| head -c 1")
+    done = shell("schema", "| head -c 1")
     assert (done.stdout, done.stderr) == ("{", "")
 
 
 @pytest.mark.parametrize("command", ["compare", "evaluate", "clean"])
-def test_a_path_that_the_system_refuses_is_no_bug(command: str) -> None:
-    done = fuse(f"{command} {'x' * 300}")
-    assert (done.returncode, done.stderr) == (6, f"error: {'x' * 300}: File name too long\n")
+def test_a_path_that_the_system_refuses_is_no_bug(fuse: Fuse, command: str) -> None:
+    done = fuse(command, "x" * 300)
+    assert (done.code, done.err) == (6, f"error: {'x' * 300}: File name too long\n")

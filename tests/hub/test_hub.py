@@ -509,28 +509,6 @@ def test_a_cache_that_cannot_be_written_serves_what_it_has(hub: HubServer) -> No
     assert hf.download(MODEL, ALL) == directory
 
 
-def test_offline_no_socket_is_opened(hub: HubServer) -> None:
-    hub.add("org/name", FILES)
-    hf.download(MODEL, ALL)
-    program = """
-import socket
-def refuse(*_): raise AssertionError("a socket was opened")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-from fusion_core import hub
-print(hub.download(hub.parse("org/name"), ["*.safetensors"]))
-"""
-    hub.stop()
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip(), "model.safetensors").read_bytes() == WEIGHTS
-
-
 def test_a_cache_that_another_program_filled_serves_too(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,14 +524,6 @@ def test_a_cache_that_another_program_filled_serves_too(
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert contents(hf.download(MODEL, ["*.json"])) == {"config.json"}
-
-
-def test_importing_the_room_imports_no_client() -> None:
-    program = "import sys, fusion_core.hub; print('huggingface_hub' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "False"
 
 
 def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(

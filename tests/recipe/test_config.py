@@ -18,6 +18,7 @@ from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
 from fusion_core.planning.described import options_of, recipe_schema
 from fusion_core.planning.resolving import resolve
+from fusion_core.plugins.known import BROUGHT_BY
 from fusion_core.plugins.manager import PluginManager
 from fusion_core.recipe.assignments import override
 from fusion_core.recipe.config import (
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
     from conftest import Site
 
-#: Pools that would be there beside the toys'; they are not when the core is tested alone.
-POOLS = [name for name in ("pools-clip", "pools-mini") if find_spec(name.replace("-", "_"))]
+#: What would be there beside the toys, and is not when the core is tested alone.
+OURS = [name for name in BROUGHT_BY if find_spec(name.replace("-", "_"))]
 
 HUGE = pytest.param(10**5000, id="more digits than Python prints")
 
@@ -90,7 +91,7 @@ def toys(site: Site) -> PluginManager:
 
 def _manager() -> PluginManager:
     manager = PluginManager()
-    manager.discover(block=POOLS)
+    manager.discover(block=OURS)
     return manager
 
 
@@ -561,18 +562,6 @@ def test_a_choice_is_a_name_or_a_mapping() -> None:
     assert choice_of(None) == Choice()
     with pytest.raises(RecipeError):
         choice_of(5)
-
-
-@pytest.mark.parametrize(
-    ("models", "names"),
-    [
-        (["x/math", "y/code.safetensors"], ["math", "code"]),
-        ({"m": "x"}, ["m"]),
-        ([{"w": None}, {"w": None}], ["model-1", "model-2"]),
-    ],
-)
-def test_models_are_named_after_their_paths(models: object, names: list[str]) -> None:
-    assert list(validated(CheckpointsConfig, {"models": models}).models) == names
 
 
 @pytest.mark.parametrize(

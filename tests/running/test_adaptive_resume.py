@@ -6,27 +6,35 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Outcome
 
 pytestmark = pytest.mark.plugins
 
 FUSE = Path(sys.executable).with_name("fuse")
-RUN = [FUSE, "run", "--algo", "trim,elect,adamerging", "--pool", "mini8", "--no-eval", "-q"]
+RUN = ["run", "--algo", "trim,elect,adamerging", "--pool", "mini8", "--no-eval", "-q"]
 OPTIONS = ["steps=16", "save_every=2", "batch_size=4"]
 COMMAND = [*RUN, *(part for each in OPTIONS for part in ("--set", f"algorithm.adamerging.{each}"))]
 
 
-def test_a_search_killed_by_the_system_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_search_killed_by_the_system_resumes_to_the_same_bytes(
+    fuse: Callable[..., Outcome], tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*COMMAND, "-o", whole], check=True, timeout=300)
-    process = subprocess.Popen([*COMMAND, "-o", killed])
+    assert fuse(*COMMAND, "-o", whole).code == 0
+    process = subprocess.Popen([FUSE, *COMMAND, "-o", killed])
     saved = _wait_for_a_state(tmp_path, process)
     process.kill()
     assert process.wait() == -9
     assert not killed.exists()
     assert saved.exists(), "what it resumes from"
-    subprocess.run([*COMMAND, "-o", killed, "--resume"], check=True, timeout=300)
+    assert fuse(*COMMAND, "-o", killed, "--resume").code == 0
     for name in ("coefficients.json", "model.safetensors", "metrics.jsonl", "coefficients.svg"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,8 +34,8 @@ from fusion_core.weights.writing.workplace import Workplace, workplaces_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from conftest import Outcome
     from fusion_core.contracts.model_pool import ModelPool
 
 Models = dict[str, dict[str, torch.Tensor]]
@@ -91,7 +92,18 @@ def left_in(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), Terminated(), DiskError("full"), MemoryError()]
+    "error",
+    [
+        KeyboardInterrupt(),
+        Terminated(),
+        DiskError("full"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "disk", "memory", "GPU", "CPU", "cuBLAS", "system"],
 )
 def test_work_is_kept_if_the_cause_lies_outside(tmp_path: Path, error: BaseException) -> None:
     told = stopped(error, tmp_path / "out")
@@ -155,24 +167,6 @@ def test_what_was_replaced_is_no_work_to_go_on_from(
     assert list(CheckpointSource(tmp_path / "out").infos) == ["new"]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        OSError(12, "Cannot allocate memory"),
-    ],
-    ids=["GPU", "CPU", "cuBLAS", "system"],
-)
-def test_work_is_kept_where_memory_ran_out(tmp_path: Path, error: Exception) -> None:
-    told = stopped(error, tmp_path / "out")
-    assert any("--resume" in note for note in told.__notes__)
-    rest = Stopping(None)
-    write(rest, tmp_path / "out", resume=True)
-    assert rest.reads == 8
-
-
 # --- what is resumed ----------------------------------------------------------------------------
 
 
@@ -219,51 +213,6 @@ def test_another_layout_starts_afresh(tmp_path: Path) -> None:
     write(source, tmp_path / "out", resume=True)
     write(source, tmp_path / "at-once")
     for file in (tmp_path / "at-once").iterdir():
-        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
-
-
-def test_a_tensor_that_has_changed_since_is_done_again(tmp_path: Path) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
-    (left,) = workplaces_in(tmp_path)
-    shard = min(left.model.iterdir())
-    with shard.open("r+b") as stream:
-        stream.seek(-1, os.SEEK_END)
-        stream.write(b"\x77")
-    rest = Stopping(None)
-    write(rest, tmp_path / "out", resume=True)
-    assert rest.reads == 9
-    write(Stopping(None), tmp_path / "at-once")
-    assert (tmp_path / "out" / shard.name).read_bytes() == (
-        tmp_path / "at-once" / shard.name
-    ).read_bytes()
-
-
-@pytest.mark.plugins
-def test_the_same_recipe_goes_on_and_another_does_not(
-    pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(place: str) -> None:
-        if place == "header written":
-            raise KeyboardInterrupt
-
-    def run(scale: float, *, resume: bool) -> list[str]:
-        reached: list[str] = []
-        monkeypatch.setattr(fault, "listener", reached.append)
-        algorithm = {"name": "task-arithmetic", "scale": scale}
-        options = RunOptions(resume=resume, overwrite=True)
-        run_fusion(algorithm=algorithm, model_pool=pool, output="out", options=options)
-        return reached
-
-    pieces = run(0.5, resume=False).count("piece written")
-    monkeypatch.setattr(fault, "listener", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_fusion(algorithm={"name": "task-arithmetic", "scale": 0.5}, model_pool=pool, output="o")
-    (tmp_path / "out").rename(tmp_path / "kept")
-    (left,) = workplaces_in(tmp_path)
-    left.path.rename(tmp_path / left.path.name.replace(".o.", ".out."))
-    assert run(0.25, resume=True).count("piece written") == pieces
-    assert run(0.5, resume=True).count("piece written") == 0
-    for file in (tmp_path / "kept").glob("*[!e].*"):  # provenance.json has timings
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
 
 
@@ -518,7 +467,7 @@ app.main()
     ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
 def test_a_signal_keeps_the_work_and_says_how_to_go_on(
-    pool: dict[str, Any], tmp_path: Path, sent: signal.Signals, code: int
+    fuse: Callable[..., Outcome], pool: dict[str, Any], sent: signal.Signals, code: int
 ) -> None:
     models = json.dumps(pool["models"])
     arguments = ["run", "--algo", "task-arithmetic", "--pool", "checkpoints", "-o", "out"]
@@ -528,17 +477,13 @@ def test_a_signal_keeps_the_work_and_says_how_to_go_on(
         "--set",
         f"model_pool.models={models}",
     ]
-
-    def start(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", STOPPED, *arguments, *more],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    with start() as run:
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "now\n"
         run.send_signal(sent)
@@ -546,11 +491,10 @@ def test_a_signal_keeps_the_work_and_says_how_to_go_on(
     assert run.returncode == code
     assert "What is done is kept: the same command with --resume goes on." in told
     assert "Traceback" not in told
-    assert left_in(tmp_path) == ["out"]
-    with start("--resume", "--executor", "serial", "-v") as again:
-        shown, told = again.communicate("go on\n")
-    assert again.returncode == 0, told
-    assert "going on in .out.fuse-" in told
-    assert "merge the rest" in told
-    assert shown.endswith("written: out\n")
-    assert left_in(tmp_path) == []
+    assert left_in(Path()) == ["out"]
+    again = fuse(*arguments, "--resume", "--executor", "serial", "-v")
+    assert again.code == 0, again.err
+    assert "going on in .out.fuse-" in again.err
+    assert "merge the rest" in again.err
+    assert again.out.endswith("written: out\n")
+    assert left_in(Path()) == []

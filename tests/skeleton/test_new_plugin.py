@@ -24,6 +24,8 @@ from fusion_core.skeleton import Kind, Names, core_range, write_plugin
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from conftest import Outcome
+
 pytestmark = pytest.mark.plugins
 
 ROOT = Path(__file__).parents[2]
@@ -86,33 +88,35 @@ def test_the_generated_package_passes_its_own_tests(world: World, kind: Kind) ->
     assert not re.search(r"failed|error|xfailed|skipped", out), out
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_it_is_listed_and_described(world: World, kind: Kind, tmp_path: Path) -> None:
-    rows = {row["name"]: row for row in json.loads(world.run(*LIST, cwd=tmp_path))}
-    row = rows[NAMES[kind]]
-    assert (row["status"], row["version"], row["detail"]) == ("loaded", "0.1.0", "")
-    name = f"try-{kind}"
-    assert row["components"] == [
-        {"kind": str(kind).removeprefix("text-").replace("-", " "), "name": name}
-    ]
+def test_they_are_listed_and_described(world: World, tmp_path: Path) -> None:
+    listed = json.loads(world.run("fuse", "list-plugins", "--json", cwd=tmp_path))
+    rows = {row["name"]: row for row in listed}
     assert all(each["status"] == "loaded" for each in rows.values())
-    assert name in world.run("fuse", "info", name, cwd=tmp_path)
+    for kind in Kind:
+        row = rows[NAMES[kind]]
+        assert (row["version"], row["detail"]) == ("0.1.0", "")
+        name = f"try-{kind}"
+        assert row["components"] == [
+            {"kind": str(kind).removeprefix("text-").replace("-", " "), "name": name}
+        ]
+        assert name in world.run("fuse", "info", name, cwd=tmp_path)
 
 
-LIST = ("fuse", "list-plugins", "--json")
-
-
-def test_the_algorithm_runs_on_mini8(world: World, tmp_path: Path) -> None:
-    tasks = ("--set", "model_pool.tasks=[shapes]", "--set", "task_pool.limit=50")
+def test_they_merge_measure_and_read_the_models_of_mini8(world: World, tmp_path: Path) -> None:
     out = world.run(
-        *("fuse", "run", "--algo", "try-algorithm", "--pool", "mini8", "--tasks", "shapes", *tasks),
-        *("--json", "-o", "merged"),
+        *("fuse", "run", "--algo", "try-algorithm", "--pool", "mini8", "-o", "merged", "--json"),
+        *("--task-pool", "try-task-pool", "--set", "model_pool.tasks=[shapes, latin]"),
         cwd=tmp_path,
     )
-    assert 0 < json.loads(out)["report"]["average"] <= 1
+    report = json.loads(out)["report"]
+    assert set(report["tasks"]) == {"stripes", "blots"}
+    assert 0 < report["average"] <= 1
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     recorded = json.loads((tmp_path / "merged" / "provenance.json").read_text())["plugins"]
     assert recorded["fusion-try-algorithm"] == "0.1.0"
+    assert "try-command" in world.run("fuse", "--help", cwd=tmp_path)
+    out = world.run("fuse", "try-command", "merged", cwd=tmp_path)
+    assert out == "algorithm: try-algorithm\nmodel_pool: mini8\n"
 
 
 def test_the_model_pool_merges_the_checkpoints_of_mini8(world: World, tmp_path: Path) -> None:
@@ -125,23 +129,6 @@ def test_the_model_pool_merges_the_checkpoints_of_mini8(world: World, tmp_path: 
         cwd=tmp_path,
     )
     assert (tmp_path / "merged" / "model.safetensors").is_file()
-
-
-def test_the_command_is_shown_and_reads_a_merge(world: World, tmp_path: Path) -> None:
-    pool = ("--pool", "mini8", "--set", "model_pool.tasks=[shapes]", "--no-eval")
-    world.run("fuse", "run", "--algo", "simple-average", *pool, "-o", "merged", cwd=tmp_path)
-    assert "try-command" in world.run("fuse", "--help", cwd=tmp_path)
-    out = world.run("fuse", "try-command", "merged", cwd=tmp_path)
-    assert out == "algorithm: simple-average\nmodel_pool: mini8\n"
-
-
-def test_the_task_pool_measures_the_models_of_mini8(world: World, tmp_path: Path) -> None:
-    out = world.run(
-        *("fuse", "run", "--algo", "simple-average", "--pool", "mini8", "-o", "merged", "--json"),
-        *("--task-pool", "try-task-pool", "--set", "model_pool.tasks=[shapes, latin]"),
-        cwd=tmp_path,
-    )
-    assert set(json.loads(out)["report"]["tasks"]) == {"stripes", "blots"}
 
 
 def test_style_and_types_are_clean(world: World) -> None:
@@ -252,19 +239,19 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [path.name for path in home.parent.iterdir()] == ["x"]
 
 
-def test_the_command_says_what_comes_next(run_fuse: Callable[..., Any], tmp_path: Path) -> None:
-    out = run_fuse("new-plugin", "fusion-median").stdout
+def test_the_command_says_what_comes_next(
+    fuse: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = fuse("new-plugin", "fusion-median").out
     assert out.startswith("written: fusion-median\n")
     assert "pip install -e ." in out
     assert (tmp_path / "fusion-median" / "src" / "fusion_median" / "method.py").is_file()
-    again = run_fuse("new-plugin", "fusion-median", code=7)
-    assert (again.stdout, "is there already" in again.stderr) == ("", True)
-
-
-def test_a_name_that_a_plugin_has_already_is_pointed_out(run_fuse: Callable[..., Any]) -> None:
-    err = run_fuse("new-plugin", "fusion-checkpoints", "--kind", "model-pool").stderr
-    assert "warning: fusion-core/checkpoints has the name 'checkpoints', too" in err
-    assert run_fuse("new-plugin", "pools-checkpoints").stderr == ""  # another kind
+    again = fuse("new-plugin", "fusion-median")
+    assert (again.code, again.out, "is there already" in again.err) == (7, "", True)
+    said = fuse("new-plugin", "fusion-checkpoints", "--kind", "model-pool").err
+    assert "warning: fusion-core/checkpoints has the name 'checkpoints', too" in said
+    assert fuse("new-plugin", "pools-checkpoints").err == ""  # another kind
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fusion_core.errors import AlignmentError
 from fusion_core.recipe.config import AlignmentPolicy
@@ -138,48 +136,6 @@ def test_a_hint_names_the_policies_that_would_help(expert: Infos, hints: list[st
 def test_a_hint_of_a_strict_dtype_policy() -> None:
     with pytest.raises(AlignmentError, match=r"alignment\.dtype=promote"):
         aligned(BASE, {**BASE, "w": ((2, 3), F16)}, dtype="error")
-
-
-infos = st.dictionaries(
-    st.sampled_from(["a.w", "a.b", "c", "missing", "dtype"]),
-    st.tuples(
-        st.lists(st.integers(0, 2), max_size=2).map(tuple), st.sampled_from([F32, F16, I64, BOOL])
-    ),
-    min_size=1,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    base=infos,
-    expert=infos,
-    missing=st.sampled_from(["error", "base"]),
-    extra=st.sampled_from(["error", "drop"]),
-    dtype=st.sampled_from(["error", "promote"]),
-)
-def test_the_differences_are_those_that_there_are(
-    base: Infos, expert: Infos, missing: str, extra: str, dtype: str
-) -> None:
-    expected = set()
-    for name in base.keys() | expert.keys():
-        if name not in expert:
-            expected |= {(name, "missing")} if missing == "error" else set()
-        elif name not in base:
-            expected |= {(name, "extra")} if extra == "error" else set()
-        elif base[name][0] != expert[name][0]:
-            expected.add((name, "shape"))
-        elif base[name][1] is not expert[name][1]:
-            floats = base[name][1].is_floating_point and expert[name][1].is_floating_point
-            if dtype == "error" or not floats:
-                expected.add((name, "dtype"))
-    policy = {"missing": missing, "extra": extra, "dtype": dtype}
-    if not expected:
-        assert aligned(base, expert, **policy)["a"].infos.keys() == base.keys()
-        return
-    rows = refused(base, expert, **policy)
-    found = {(row.split("  ")[0], row.split("a: ", 1)[1].split()[0].rstrip(":")) for row in rows}
-    assert found == expected
-    assert len(rows) == len(expected)
 
 
 # --- one tensor under two names -----------------------------------------------------------------

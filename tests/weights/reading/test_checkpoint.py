@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -64,16 +62,6 @@ def sharded(tmp_path: Path) -> Path:
     weight_map = {name: file for file, part in parts.items() for name in part}
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
-
-
-def change_index(directory: Path, change: dict[str, str | None]) -> None:
-    index = json.loads((directory / INDEX).read_text())
-    for name, file in change.items():
-        if file is None:
-            index["weight_map"].pop(name)
-        else:
-            index["weight_map"][name] = file
-    (directory / INDEX).write_text(json.dumps(index))
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -146,18 +134,6 @@ def test_copies_open_the_files_themselves(sharded: Path, clone: object) -> None:
     assert torch.equal(other.tensor("vector"), tensors()["vector"])
 
 
-def test_another_process_reads_a_pickled_source(single: Path, tmp_path: Path) -> None:
-    (tmp_path / "source").write_bytes(pickle.dumps(CheckpointSource(single)))
-    code = (
-        "import pickle, sys; source = pickle.load(open(sys.argv[1], 'rb'));"
-        "print(source.tensor('vector').double().sum().item())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "source")], capture_output=True, check=True
-    )
-    assert float(done.stdout) == tensors()["vector"].double().sum().item()
-
-
 def test_files_are_closed_when_a_source_goes(single: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
@@ -182,49 +158,6 @@ def test_a_source_says_what_it_is(sharded: Path) -> None:
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def test_missing_paths_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
-        CheckpointSource(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="holds neither"):
-        CheckpointSource(tmp_path)
-
-
-def test_other_formats_are_not_opened(tmp_path: Path) -> None:
-    canary = tmp_path / "canary"
-
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(canary),)
-
-    for name in ("pytorch_model.bin", "model.pt", "x.ckpt"):
-        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(CheckpointError, match=r"not a \.safetensors file"):
-            CheckpointSource(tmp_path / name)
-    renamed = tmp_path / "model.safetensors"
-    renamed.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(CheckpointError):
-        CheckpointSource(tmp_path)
-    assert not canary.exists()
-
-
-def test_an_empty_checkpoint_is_refused(tmp_path: Path) -> None:
-    save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="holds no tensors"):
-        CheckpointSource(tmp_path)
-
-
-@pytest.mark.parametrize("where", ["header", "data"])
-def test_a_truncated_file_is_refused_wherever_it_ends(single: Path, where: str) -> None:
-    file = single / "model.safetensors"
-    content = file.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    ends = range(0, header, 13) if where == "header" else range(header, len(content), 29)
-    for end in ends:
-        file.write_bytes(content[:end])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-            CheckpointSource(single)
-
-
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path) -> None:
     source = CheckpointSource(single)
     file = single / "model.safetensors"
@@ -239,51 +172,36 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path) -> None:
         assert caught.value.exit_code == 8
 
 
+def test_a_tensor_that_the_index_does_not_list_is_named(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    del index["weight_map"]["scalar"]
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="'scalar' is not listed"):
+        CheckpointSource(sharded)
+
+
+def test_a_tensor_that_only_the_index_has_is_named(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["ghost"] = "one.safetensors"
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"'ghost' is not in 'one\.safetensors'"):
+        CheckpointSource(sharded)
+
+
+def test_a_file_without_tensors_and_a_link_that_leads_out_are_refused(tmp_path: Path) -> None:
+    empty, place = tmp_path / "empty.safetensors", tmp_path / "place"
+    save_file({}, empty)
+    place.mkdir()
+    (place / "model.safetensors").symlink_to(empty)
+    for path, said in ((empty, "no tensors"), (place, "leads out"), (tmp_path, "holds neither")):
+        with pytest.raises(CheckpointError, match=said):
+            CheckpointSource(path)
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        CheckpointSource(tmp_path / "pipe.safetensors")
+
+
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     (sharded / "two.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"two\.safetensors does not exist.* 1 of 2 shards"):
-        CheckpointSource(sharded)
-
-
-def test_a_truncated_shard_is_named(sharded: Path) -> None:
-    os.truncate(sharded / "two.safetensors", 200)
-    with pytest.raises(CheckpointError, match=r"two\.safetensors"):
-        CheckpointSource(sharded)
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"vector": "one.safetensors"}, "'vector'"),
-        ({"scalar": None}, "'scalar' is not listed"),
-        ({"ghost": "one.safetensors"}, "'ghost' is not in 'one.safetensors'"),
-        ({"ghost": "three.safetensors"}, "three.safetensors does not exist"),
-    ],
-)
-def test_an_index_must_fit_its_shards(
-    sharded: Path, change: dict[str, str | None], problem: str
-) -> None:
-    home = json.loads((sharded / INDEX).read_text())["weight_map"]["vector"]
-    if change == {"vector": home}:
-        change = {"vector": "two.safetensors"}
-    change_index(sharded, change)
-    with pytest.raises(CheckpointError, match=problem):
-        CheckpointSource(sharded)
-
-
-def test_only_regular_files_are_opened(sharded: Path) -> None:
-    (sharded / "two.safetensors").unlink()
-    (sharded / "two.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match="not a regular file"):
-        CheckpointSource(sharded)
-    (sharded / "two.safetensors").rmdir()
-    os.mkfifo(sharded / "two.safetensors")
-    with pytest.raises(CheckpointError, match="not a regular file"):
-        CheckpointSource(sharded)
-
-
-def test_a_huge_index_is_refused_without_being_read(sharded: Path) -> None:
-    with (sharded / INDEX).open("wb") as stream:
-        stream.truncate(2**40)  # sparse; reading it would fail for lack of memory
-    with pytest.raises(CheckpointError, match="an index of"):
         CheckpointSource(sharded)

@@ -64,14 +64,10 @@ REFUSED: dict[str, bytes] = {
     "prefix beyond the file": struct.pack("<Q", 100) + b"{}",
     "prefix beyond 64 bits": b"\xff" * 8 + b"{}",
     "no JSON": packed(b"nonsense"),
-    "no UTF-8": packed(b'{"\xff": 1}'),
-    "byte order mark": packed(b"\xef\xbb\xbf{}"),
     "a list": packed(b"[]"),
     "a string": packed(b'"x"'),
     "NaN": packed(b'{"__metadata__": {"a": NaN}}'),
     "infinite number": packed(json.dumps({"a": entry()}).replace("8]", "Infinity]").encode()),
-    "deep": packed(b"[" * 100_000),
-    "long integer": packed(b'{"a": ' + b"9" * 5000 + b"}"),
     "space before": packed(b" " + json.dumps({"a": entry()}).encode(), EIGHT),
     "tab after": packed({"a": entry()}, EIGHT, pad=b"\t"),
     "newline after": packed({"a": entry()}, EIGHT, pad=b"\n"),
@@ -122,16 +118,10 @@ REFUSED: dict[str, bytes] = {
     "missing byte": packed({"a": entry()}, EIGHT[:7]),
     "no tensor, but data": packed({}, EIGHT),
     "empty name": packed({"": entry()}, EIGHT),
-    "name with a newline": packed({"a\nb": entry()}, EIGHT),
-    "name with an escape": packed({"a\x1b[31m": entry()}, EIGHT),
-    "name with a NUL": packed({"a\0": entry()}, EIGHT),
-    "name that turns the writing around": packed({"a\u202eb": entry()}, EIGHT),
     "name no unicode": packed(
         b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT
     ),
-    "shape of a thousand values": packed({"a": entry(shape=[1] * 1000)}, EIGHT),
     "name too long": packed({"a" * 513: entry()}, EIGHT),
-    "name too long in bytes": packed({"ä" * 257: entry()}, EIGHT),
 }
 
 
@@ -284,37 +274,6 @@ def test_an_info_counts_its_elements_and_bytes() -> None:
 
 
 # --- the index ----------------------------------------------------------------------------------
-
-HOSTILE = [
-    "../x.safetensors",
-    "/etc/x.safetensors",
-    "a/x.safetensors",
-    "a\\x.safetensors",
-    "..\\x.safetensors",
-    "C:\\x.safetensors",
-    "C:x.safetensors",
-    "model:x.safetensors",
-    "x.safetensors/",
-    "./x.safetensors",
-    "x.bin",
-    "x.pkl",
-    "x.safetensors.exe",
-    "x.SAFETENSORS",
-    "x.safetensors\0",
-    "x\n.safetensors",
-    "\u202ex.safetensors",
-    "",
-    ".",
-    "..",
-    "a" * 600 + ".safetensors",
-]
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_an_index_names_plain_files_only(name: str) -> None:
-    text = json.dumps({"weight_map": {"a": "good.safetensors", "b": name}}).encode()
-    with pytest.raises(CheckpointError, match="not a plain"):
-        parse_index(text, path="the index")
 
 
 def test_nothing_is_opened_when_an_index_is_hostile(

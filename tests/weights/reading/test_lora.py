@@ -137,18 +137,15 @@ def test_an_adapter_is_known_by_its_scale_too(tmp_path: Path) -> None:
     assert said[0] == said[1] != said[2]
 
 
-@pytest.mark.parametrize(
-    ("tensors", "config"),
-    [
-        ({"a.lora_A.weight": torch.zeros(4), "a.lora_B.weight": torch.zeros(6, 4)}, {}),
-        ({"a.lora_A.weight": torch.zeros(4, 5), "a.lora_B.weight": torch.zeros(())}, {}),
-    ],
-)
-def test_malformed_factors_are_named(
-    tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("shapes", [((4,), (6, 4)), ((4, 5), ())])
+def test_malformed_factors_are_named(tmp_path: Path, shapes: tuple[tuple[int, ...], ...]) -> None:
+    a, b = map(torch.zeros, shapes)
     with pytest.raises(CheckpointError, match=r"^the adapter: .* a "):
-        lora(tmp_path, {"a.weight": torch.zeros(6, 5)}, tensors, **config)
+        lora(
+            tmp_path,
+            {"a.weight": torch.zeros(6, 5)},
+            {"a.lora_A.weight": a, "a.lora_B.weight": b},
+        )
 
 
 def test_an_embedding_is_looked_up_by_columns(tmp_path: Path) -> None:

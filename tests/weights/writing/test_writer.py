@@ -7,6 +7,7 @@ import os
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -155,22 +156,12 @@ def test_a_view_is_written_as_it_reads(tmp_path: Path) -> None:
 def test_progress_counts_every_byte(state: State, tmp_path: Path) -> None:
     seen: list[int] = []
 
-    class Recording(Progress):
-        def track(self, label: str, *, total: int, unit: str = "") -> Any:
-            seen.append(total)
-            return super().track(label, total=total, unit=unit)
-
-    class Counting(Recording):
-        def track(self, label: str, *, total: int, unit: str = "") -> Any:
-            from contextlib import contextmanager
-
-            @contextmanager
-            def tracked() -> Iterator[Advance]:
-                seen.append(total)
-                yield lambda count, **_: seen.append(-count)
-
+    class Counting(Progress):
+        @contextmanager
+        def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
             assert (label, unit) == ("merge", "B")
-            return tracked()
+            seen.append(total)
+            yield lambda count, **_: seen.append(-count)
 
     with staged(tmp_path / "out") as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9, progress=Counting())

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusion_core import run_fusion
-from fusion_core.weights.merging.piece import counter_uniform
+from fusion_core.weights.merging.counters import counter_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Callable

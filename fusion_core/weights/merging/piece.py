@@ -5,7 +5,6 @@ Values come in the dtype to compute in, checked for NaN and infinity where the p
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 
 from fusion_core.errors import WeightsError
 from fusion_core.weights.merging._lazy import lazy
+from fusion_core.weights.merging.counters import counter_uniform
 from fusion_core.weights.source import Cut, base_or_first
 
 if TYPE_CHECKING:
@@ -228,21 +228,6 @@ def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
         f"{origin}: tensor {name!r} holds {count} values that are NaN or infinite",
         hint="Check the model, or set alignment.nan to 'allow' to let them through.",
     )
-
-
-def counter_uniform(key: str, start: int, stop: int) -> torch.Tensor:
-    """Uniform fp32 numbers in [0, 1) for the counters start..stop of a key (splitmix64)."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
-    bits = torch.arange(start, stop, dtype=torch.int64) * -7046029254386353131 + seed
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        bits = (bits ^ _shifted(bits, shift)) * factor
-    bits = bits ^ _shifted(bits, 31)
-    return _shifted(bits, 40).to(torch.float32) * 2.0**-24
-
-
-def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
-    """Shift right without the sign, which torch's int64 would carry along."""
-    return (bits >> by).bitwise_and(2 ** (64 - by) - 1)
 
 
 def _piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:

@@ -34,7 +34,8 @@ from fusion_core.weights import (
     source,
 )
 from fusion_core.weights.merging.execution import run_all
-from fusion_core.weights.merging.piece import check_finite, counter_uniform
+from fusion_core.weights.merging.counters import counter_uniform
+from fusion_core.weights.merging.piece import check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

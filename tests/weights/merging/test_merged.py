@@ -33,8 +33,8 @@ from fusion_core.weights import (
     in_order,
     source,
 )
-from fusion_core.weights.merging.execution import run_all
 from fusion_core.weights.merging.counters import counter_uniform
+from fusion_core.weights.merging.execution import run_all
 from fusion_core.weights.merging.piece import check_finite
 
 if TYPE_CHECKING:

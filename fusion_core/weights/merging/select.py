@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 #: Elements an expert that a guess is made from, at most, and at most which part of all.
-_SAMPLE, _SAMPLED = 2**19, 32
+_SAMPLE, _SAMPLED = 2**19, 64
 #: Fewer elements than this are tallied without a guess.
 _WORTH_A_GUESS = 2**16
 #: How far from a sample's quantile, in its standard deviations, the true one is looked for.
@@ -104,7 +104,7 @@ def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     even = len(keys) // 8 * 8
     groups = mask[:even].view(torch.int64).nonzero().squeeze(1)
     wide = keys[:even].view(-1, 8).index_select(0, groups)
-    picked = wide[mask[:even].view(-1, 8).index_select(0, groups)]
+    picked = wide.masked_select(mask[:even].view(-1, 8).index_select(0, groups))
     return torch.cat([picked, keys[even:][mask[even:]]]) if even < len(keys) else picked
 
 

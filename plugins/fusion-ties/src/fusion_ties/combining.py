@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fusion_core import expert_weights
 from fusion_core.weights import Kernel, Linear, Piece, agreeing, elected_sign, in_order
 
@@ -43,8 +45,9 @@ def disjoint(rows: Tensor, sign: Tensor, weights: Tensor, *, normalize: bool) ->
     agree = agreeing(rows, sign)
     total = in_order(agree).mul_(sign)
     if normalize:
-        share = in_order(agree.sign_().mul_(weights))
-        total /= share + (1 - share.abs().sign_())  # where nobody takes part: by one
+        share = in_order(torch.gt(agree, 0, out=agree).mul_(weights))
+        nobody = torch.eq(share, 0, out=torch.empty_like(share))
+        total /= share.add_(nobody)  # where nobody takes part: by one
     return total
 
 

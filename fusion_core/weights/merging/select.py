@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 #: Elements an expert that a guess is made from, at most, and at most which part of all.
-_SAMPLE, _SAMPLED = 2**19, 64
+_SAMPLE, _SAMPLED = 2**19, 32
 #: Fewer elements than this are tallied without a guess.
 _WORTH_A_GUESS = 2**16
 #: How far from a sample's quantile, in its standard deviations, the true one is looked for.

@@ -1,0 +1,154 @@
+"""What a piece of TIES costs, operation by operation, beside the whole and a single pass.
+
+    python benchmarks/ties_piece.py --repeats 100
+
+Three experts and a base in bf16, one piece of each, on one core and from the cache. Each operation
+is timed alone, on what it gets in a merge: the least processor time of its repeats, and the bytes
+that it reads and writes. `whole` is a piece's share of a tensor's `merge`, with survey and sample,
+without files; `fewest` are the bytes of one pass that surveys and one that merges, each keeping all
+else in registers, at the speed at which this core copies: what compiled code could come near.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion_core import merge
+from fusion_core.weights.merging import select
+from fusion_core.weights.merging.execution import keeping_freed_memory
+from fusion_core.weights.merging.piece import in_order, is_finite
+from fusion_core.weights.merging.trimming import agreeing, elected_sign, trimmed
+from fusion_core.weights.source import BLOCK
+from fusion_ties.combining import disjoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Operation = tuple[str, float, Callable[[], object]]
+
+EXPERTS, DENSITY = 3, 0.2
+#: Blocks of a tensor whose whole merge is timed, for its surveys to be as a model's are.
+BLOCKS = 16
+_MB = BLOCK * 4 / 1e6  # of one row in fp32
+
+
+def main() -> None:
+    """Time everything, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=100)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    base, experts = _operands()
+    with keeping_freed_memory():
+        _print(base, experts, repeats)
+
+
+def _print(base: torch.Tensor, experts: list[torch.Tensor], repeats: int) -> None:
+    print("| operation | MB | time |\n|---|---|---|")
+    total = bytes_ = 0.0
+    for name, size, operation in _operations(base, experts):
+        spent = _best(operation, repeats)
+        total, bytes_ = total + spent, bytes_ + size
+        print(f"| {name} | {size:.1f} | {spent * 1e6:.0f} us |")
+    print(f"| sum | {bytes_:.1f} | {total * 1e6:.0f} us |")
+    whole = _best(lambda: _merged(base, experts), max(3, repeats // 20)) / BLOCKS
+    print(f"| whole | | {whole * 1e6:.0f} us |")
+    fewest = (2 * (EXPERTS + 1) + 1) * _MB / 2
+    row, copy = torch.ones(BLOCK), torch.empty(BLOCK)
+    speed = 2 * _MB / _best(lambda: copy.copy_(row), repeats)
+    print(f"| fewest | {fewest:.1f} | {fewest / speed * 1e6:.0f} us |")
+
+
+def _operands() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    base = 0.02 * torch.randn(BLOCKS * BLOCK, generator=draw).bfloat16()
+    noise = (0.001 * torch.randn(len(base), generator=draw) for _ in range(EXPERTS))
+    return base, [(base + each).bfloat16() for each in noise]
+
+
+def _operations(base: torch.Tensor, experts: list[torch.Tensor]) -> Iterator[Operation]:
+    wide = base.float()
+    rows = torch.stack([each.float() - wide for each in experts])
+    yield from _of_survey(rows)
+    base, wide, rows = base[:BLOCK], wide[:BLOCK], rows[:, :BLOCK].contiguous()
+    experts = [each[:BLOCK] for each in experts]
+    yield "twice: bf16 to fp32", 2 * (EXPERTS + 1) * 1.5 * _MB, _twice(_widened, base, experts)
+    yield "twice: task vectors", 2 * EXPERTS * 3 * _MB, _twice(_subtracted, rows.clone(), wide)
+    yield "twice: finite?", 2 * (EXPERTS + 1) * _MB, _twice(_all_finite, rows, wide)
+    yield from _of_merge(rows, wide)
+
+
+def _of_survey(rows: torch.Tensor) -> Iterator[Operation]:
+    keys = rows.abs().view(torch.int32)
+    largest = torch.iinfo(torch.int32).max
+    searches = [select._guess(row[::32], DENSITY, largest) for row in keys]  # noqa: SLF001
+    rows, keys = rows[:, :BLOCK].contiguous(), keys[:, :BLOCK].contiguous()
+    yield "survey: magnitudes", EXPERTS * 2 * _MB, rows.abs
+    # two comparisons, their product, a sum, a mask of bytes, and what is picked by it
+    count = EXPERTS * (2 + 2 + 3 + 1 + 1.25 + 0.25) * _MB
+    yield "survey: count and pick", count, lambda: list(map(select._count, keys, searches))  # noqa: SLF001
+
+
+def _of_merge(rows: torch.Tensor, base: torch.Tensor) -> Iterator[Operation]:
+    kept = int(DENSITY * BLOCK)
+    thresholds = torch.stack([each.abs().kthvalue(BLOCK - kept).values for each in rows])
+    weights = torch.ones(EXPERTS, 1)
+    trimmed_rows = trimmed(rows, thresholds)
+    sign = elected_sign(trimmed_rows, 1.0)
+    agree = agreeing(trimmed_rows, sign)
+    total = in_order(agree)
+    yield "merge: trim", EXPERTS * 2 * _MB, lambda: trimmed(rows, thresholds)
+    yield "merge: weights", EXPERTS * 2 * _MB, lambda: trimmed_rows.mul_(weights)
+    yield "merge: sign", (3 * (EXPERTS - 1) + 4) * _MB, lambda: elected_sign(trimmed_rows, 1.0)
+    # products, what agrees, two sums, who takes part, by which to divide
+    mean = (EXPERTS * 3 + EXPERTS * 2 + 6 * (EXPERTS - 1) + EXPERTS * 4 + 3 + 2 + 3 + 3) * _MB
+    yield (
+        "merge: mean of what agrees",
+        mean,
+        lambda: disjoint(trimmed_rows, sign, weights, normalize=True),
+    )
+    yield "merge: scale, add the base", 5 * _MB, lambda: total.mul_(1.0).add_(base)
+    yield "merge: finite? to bf16", 3 * _MB, lambda: (is_finite(base), is_finite(base.bfloat16()))
+
+
+def _twice(function: Callable[..., object], *operands: object) -> Callable[[], object]:
+    """Do what the survey and the merge both do."""
+    return lambda: (function(*operands), function(*operands))
+
+
+def _widened(base: torch.Tensor, experts: list[torch.Tensor]) -> None:
+    rows = torch.empty(EXPERTS + 1, BLOCK)
+    for row, each in zip(rows, (base, *experts), strict=True):
+        row.copy_(each)
+
+
+def _subtracted(rows: torch.Tensor, base: torch.Tensor) -> None:
+    for row in rows.unbind():
+        row.add_(base, alpha=-1)
+
+
+def _all_finite(rows: torch.Tensor, base: torch.Tensor) -> bool:
+    return all(map(is_finite, (base, *rows)))
+
+
+def _merged(base: torch.Tensor, experts: list[torch.Tensor]) -> None:
+    models = {f"e{number}": {"w": each} for number, each in enumerate(experts)}
+    options = {"name": "ties", "density": DENSITY, "scope": "tensor", "zero_sign": "positive"}
+    merge(options, {"base": {"w": base}, "models": models}).state_dict()
+
+
+def _best(operation: Callable[[], object], repeats: int) -> float:
+    spent = []
+    for _ in range(repeats):
+        started = time.thread_time()
+        operation()
+        spent.append(time.thread_time() - started)
+    return min(spent)
+
+
+if __name__ == "__main__":
+    main()

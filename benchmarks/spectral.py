@@ -1,15 +1,18 @@
-"""Spectral methods against their plain forms, on matrices of ViT-B/32's shapes, in one run.
+"""Spectral methods against their plain forms and FusionBench's, on ViT-B/32's matrices, in one run.
 
-    python benchmarks/spectral.py --experts 8 --blocks 1 --repeats 3
+    python benchmarks/spectral.py --experts 8 --blocks 1 --repeats 3 --fusion-bench PATH/TO/VENV
 
 Weights are random; a block has four matrices of 768 x 768 and two of 3072 x 768, and the tower has
 twelve alike, so ratios do not depend on `--blocks`. Timed, interleaved, with the same number of
-threads and without files:
+threads and without files, in processor time:
 
 - `iso-c` against the SVD of each matrix's sum, and beside Newton-Schulz and one SVD of every
   expert's matrix;
-- `tsv-m` against its authors' SVDs: one a matrix and expert, and two of the joined bases;
-- `wudi` against its 2 K products a step (`--steps` of them).
+- `iso-cts`, `tsv-m`, `star` and `cart` against an SVD a matrix and expert, and those of the sum and
+  of the joined bases where the authors take them;
+- `wudi` against its 2 K products a step (`--steps` of them);
+- FusionBench's own functions for those that it has, if `--fusion-bench` names a virtual environment
+  of its own that has it.
 
 Every result is compared with the plain one, relative to the largest entry. Prints medians and
 ratios: times of different machines do not compare.
@@ -19,11 +22,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import tempfile
 import time
 from collections import defaultdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from fusion_core import merge
 
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 
 SHAPES = {"q": (768, 768), "k": (768, 768), "v": (768, 768), "out": (768, 768)}
 SHAPES |= {"fc1": (3072, 768), "fc2": (768, 3072)}
+THEIRS = ("iso-c", "iso-cts", "tsv-m", "wudi")
 Rows = dict[str, "Tensor"]
 
 
@@ -42,17 +51,11 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     rows = _task_vectors(options.experts, options.blocks)
-    pairs = {
-        "iso-c": ({"name": "iso-c"}, iso_c),
-        "tsv-m": ({"name": "tsv-m"}, tsv_m),
-        "wudi": (
-            {"name": "wudi", "steps": options.steps},
-            lambda tasks: wudi(tasks, options.steps),
-        ),
-    }
-    print("| method | ours | plain | plain / ours | largest difference |\n|---|---|---|---|---|")
-    for name, (section, plain) in pairs.items():
-        _print(name, *_timed(rows, section, plain, options.repeats))
+    with tempfile.TemporaryDirectory() as directory:
+        theirs = _FusionBench(Path(directory), rows, options) if options.fusion_bench else None
+        _compare(rows, theirs, options)
+        if theirs:
+            theirs.stop()
     polar = _seconds(lambda: [newton_schulz(each.sum(0)) for each in rows.values()])[0]
     every = _seconds(
         lambda: [torch.linalg.svd(row, full_matrices=False) for row in _matrices(rows)]
@@ -61,22 +64,94 @@ def main() -> None:
     print(f"An SVD of every expert's matrix takes {every:.2f} s.")
 
 
-def _timed(
-    rows: Rows, section: dict[str, Any], plain: Callable[[Tensor], Tensor], repeats: int
-) -> tuple[list[float], list[float], float]:
-    ours, theirs, worst = [], [], 0.0
-    for _ in range(repeats):
-        seconds, found = _seconds(lambda: _merged(rows, section))
-        ours.append(seconds)
-        seconds, expected = _seconds(lambda: {name: plain(each) for name, each in rows.items()})
-        theirs.append(seconds)
-        worst = max(_difference(found[name], each) for name, each in expected.items())
-    return ours, theirs, worst
+def _compare(rows: Rows, theirs: _FusionBench | None, options: argparse.Namespace) -> None:
+    plain: dict[str, Callable[[Tensor], Tensor]] = {
+        "iso-c": iso_c,
+        "iso-cts": iso_cts,
+        "tsv-m": tsv_m,
+        "star": star,
+        "cart": cart,
+        "wudi": partial(wudi, steps=options.steps),
+    }
+    headings = "method | ours | plain | plain / ours | largest difference"
+    print(f"| {headings} | FusionBench | FusionBench / ours | largest difference |\n|" + "---|" * 8)
+    for name in options.methods or plain:
+        section = {"name": name} | ({"steps": options.steps} if name == "wudi" else {})
+        taken: dict[str, list[float]] = defaultdict(list)
+        for _ in range(options.repeats):
+            found = _kept(taken["ours"], partial(_merged, rows, section))
+            expected = _kept(taken["plain"], partial(_each, plain[name], rows))
+            differences = [_worst(found, expected)]
+            if theirs and name in THEIRS:
+                differences.append(_worst(theirs.merged(name, taken["theirs"]), expected))
+        _print(name, taken, differences)
 
 
-def _print(name: str, ours: list[float], plain: list[float], worst: float) -> None:
-    one, other = statistics.median(ours), statistics.median(plain)
-    print(f"| {name} | {one:.2f} s | {other:.2f} s | {other / one:.2f} | {worst:.0e} |", flush=True)
+def _each(plain: Callable[[Tensor], Tensor], rows: Rows) -> Rows:
+    return {name: plain(each) for name, each in rows.items()}
+
+
+def _kept(taken: list[float], work: Callable[[], Rows]) -> Rows:
+    seconds, found = _seconds(work)
+    taken.append(seconds)
+    return found
+
+
+def _worst(found: Rows, expected: Rows) -> float:
+    return max(_difference(found[name], each) for name, each in expected.items())
+
+
+def _print(name: str, taken: dict[str, list[float]], differences: list[float]) -> None:
+    ours = statistics.median(taken.pop("ours"))
+    cells = [name, f"{ours:.2f} s"]
+    for times, worst in zip(taken.values(), differences, strict=True):
+        other = statistics.median(times)
+        cells += [f"{other:.2f} s", f"{other / ours:.2f}", f"{worst:.0e}"]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+class _FusionBench:
+    """FusionBench in a process of its own, which is asked for one merge at a time."""
+
+    def __init__(self, directory: Path, rows: Rows, options: argparse.Namespace) -> None:
+        self._found = directory / "found.safetensors"
+        experts = {
+            f"{number}/{name}": row.contiguous()
+            for name, each in rows.items()
+            for number, row in enumerate(each)
+        }
+        save_file(experts, directory / "experts.safetensors")
+        script = Path(__file__).with_name("spectral_fusionbench.py")
+        command = [options.fusion_bench / "bin" / "python", script, directory]
+        command += [options.threads, options.steps]
+        self._process = subprocess.Popen(
+            [str(each) for each in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
+        )
+        self._said("ready")
+
+    def _said(self, wanted: str = "") -> str:
+        """Read a line; it prints others at import."""
+        for line in self._process.stdout or ():
+            word = line.strip()
+            if word == wanted if wanted else word.replace(".", "").isdigit():
+                return word
+        raise SystemExit("FusionBench's process ended")
+
+    def merged(self, name: str, taken: list[float]) -> Rows:
+        """Return what it makes of a method, and keep how long that took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{name}\n")
+        taken.append(float(self._said()))
+        return load_file(self._found)
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.communicate()
 
 
 def _merged(rows: Rows, section: dict[str, Any]) -> Rows:
@@ -115,6 +190,49 @@ def tsv_m(tasks: Tensor) -> Tensor:
     return (left @ turned * values) @ (other @ right)
 
 
+def iso_cts(tasks: Tensor) -> Tensor:
+    """By an SVD of the sum, one an expert of what lies outside, and two of the joined bases."""
+    rank = min(tasks.shape[1:])
+    own = min(round((rank - int(rank * 0.8)) / len(tasks)), rank // len(tasks))
+    common = [each[..., : rank - own * len(tasks)] for each in _components(tasks.sum(0))]
+    outside = [task - common[0] @ (common[0].mT @ task) for task in tasks]
+    parts = [[each[..., :own] for each in _components(task)] for task in outside] + [common]
+    left, values, right = (torch.cat(each, -1) for each in zip(*parts, strict=True))
+    return values.mean() * _orthonormal(left) @ _orthonormal(right).mT
+
+
+def _components(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left, values, right.mT
+
+
+def _orthonormal(matrix: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def star(tasks: Tensor) -> Tensor:
+    """By an SVD an expert."""
+    return torch.stack([_cut(task, 0.4) for task in tasks]).mean(0)
+
+
+def _cut(task: Tensor, keep: float) -> Tensor:
+    left, values, right = _components(task)
+    kept = int((values.cumsum(0) < keep * values.sum()).sum()) + 1
+    scaled = values[:kept] * (values.sum() / values[:kept].sum())
+    return left[:, :kept] * scaled @ right[:, :kept].mT
+
+
+def cart(experts: Tensor) -> Tensor:
+    """By an SVD an expert of its difference from the mean."""
+    centre, kept = experts.mean(0), int(0.08 * min(experts.shape[1:]))
+    total = centre.clone()
+    for expert in experts:
+        left, values, right = _components(expert - centre)
+        total += left[:, :kept] * values[:kept] @ right[:, :kept].mT
+    return total
+
+
 def wudi(tasks: Tensor, steps: int) -> Tensor:
     """By autograd over all experts' products."""
     merged = tasks.sum(0).requires_grad_()
@@ -142,9 +260,9 @@ def _matrices(rows: Rows) -> list[Tensor]:
 
 
 def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+    start = time.process_time()
     found = work()
-    return time.perf_counter() - start, found
+    return time.process_time() - start, found
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -158,6 +276,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", help="names; default: all")
+    parser.add_argument("--fusion-bench", type=Path, help="a virtual environment that has it")
     return parser.parse_args()
 
 

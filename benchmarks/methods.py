@@ -198,7 +198,9 @@ def _measure(bench: Bench, method: Method, options: argparse.Namespace) -> None:
 
 def _print_headings(bench: Bench) -> None:
     headings = ["method", "floor", "ours", "ours / floor", "CPU: floor, ours", "peak above torch"]
-    headings += ["mergekit", "mergekit / ours", "its peak", "values"] if bench.mergekit else []
+    headings += (
+        ["mergekit", "its CPU", "mergekit / ours", "its peak", "values"] if bench.mergekit else []
+    )
     print(_row(headings), _row("---" for _ in headings), sep="\n")
 
 
@@ -206,12 +208,13 @@ def _cells(bench: Bench, method: Method) -> list[str]:
     floor, ours = (bench.seconds(f"{who} {method.label}") for who in ("floor", "ours"))
     above = (bench.peak(f"ours {method.label}") - bench.peak("bare")) / MB
     cells = [method.label, f"{floor:.2f} s", f"{ours:.2f} s", f"{ours / floor:.2f}"]
-    cpu = (bench.cpu(f"{who} {method.label}") for who in ("floor", "ours"))
-    cells += [", ".join(f"{each:.1f} s" for each in cpu), f"{above:.0f} MB"]
+    spent = (bench.cpu(f"{who} {method.label}") for who in ("floor", "ours"))
+    cells += [", ".join(f"{each:.1f} s" for each in spent), f"{above:.0f} MB"]
     label = f"mergekit {method.label}"
     if bench.taken[label]:
-        theirs = bench.seconds(label)
-        cells += [f"{theirs:.1f} s", f"{theirs / ours:.1f}", f"{bench.peak(label) / MB:.0f} MB"]
+        theirs, cpu = bench.seconds(label), bench.cpu(label)
+        cells += [f"{theirs:.1f} s", f"{cpu:.1f} s", f"{theirs / ours:.1f}"]
+        cells.append(f"{bench.peak(label) / MB:.0f} MB")
         cells.append(_agreement(bench, method))
     return cells
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,7 @@ import torch
 from fusion_core.weights.merging._tally import Part, Search, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fusion_core.weights.merging.piece import Piece
     from fusion_core.weights.merging.scan import Scan
@@ -44,24 +45,27 @@ def task_vectors_of(piece: Piece) -> torch.Tensor:
 
 
 def kth_largest_magnitudes(
-    scan: Scan, k: int, rows: Rows = task_vectors_of, *, count: int | None = None
+    scan: Scan, k: int | Sequence[int], rows: Rows = task_vectors_of, *, count: int | None = None
 ) -> torch.Tensor:
     """Return each row's k-th largest magnitude over everything a scan sees.
 
     `rows(piece)`, by default the task vectors, gives fp32 or fp64 values of shape (count, ...), the
     same on every pass; `count` is by default that of the experts. 1 <= k <= `scan.numel`. The
-    result has shape (count,) and the rows' dtype; it is exact. Takes one pass beyond the sample,
-    more where the sample misled or the magnitudes lie far apart.
+    result has shape (count,) and the rows' dtype; it is exact. For several k it has shape (k's,
+    count). Takes one pass beyond the sample, however many k there are, more where the sample misled
+    or the magnitudes lie far apart.
     """
     dtype = _widest(scan)
     count = len(scan.operands.experts) if count is None else count
-    searches = _guesses(scan, k, rows, dtype, count)
+    ranks = [each for each in ([k] if isinstance(k, int) else k) for _ in range(count)]
+    searches = _guesses(scan, ranks, rows, dtype)
     while any(each.bottom < each.top for each in searches):
         tallies = [Tally(each) for each in searches]
         tallies = scan(_Count(rows, dtype, tuple(searches)), _added, tallies)
-        searches = [each.narrowed(k, tally) for each, tally in zip(searches, tallies, strict=True)]
+        narrowed = zip(searches, ranks, tallies, strict=True)
+        searches = [each.narrowed(rank, tally) for each, rank, tally in narrowed]
     found = torch.tensor([each.bottom for each in searches], dtype=_INTEGERS[dtype])
-    return found.view(dtype)
+    return found.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
 
 
 def _added(tallies: list[Tally], parts: list[Part]) -> list[Tally]:
@@ -72,7 +76,7 @@ def _added(tallies: list[Tally], parts: list[Part]) -> list[Tally]:
 
 @dataclass(frozen=True)
 class _Count:
-    """Counts one block, every row in its own window."""
+    """Counts one block, every row in windows of its own: all rows in turns, once a k."""
 
     rows: Rows
     dtype: torch.dtype
@@ -80,7 +84,8 @@ class _Count:
 
     def __call__(self, piece: Piece) -> list[Part]:
         keys = _Magnitudes(self.rows, self.dtype)(piece)
-        return [_count(row, search) for row, search in zip(keys, self.searches, strict=True)]
+        pairs = zip(cycle(keys), self.searches, strict=False)
+        return [_count(row, search) for row, search in pairs]
 
 
 def _count(keys: torch.Tensor, search: Search) -> Part:
@@ -117,16 +122,16 @@ def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     return found, counts[found]
 
 
-def _guesses(scan: Scan, k: int, rows: Rows, dtype: torch.dtype, count: int) -> list[Search]:
+def _guesses(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Search]:
     """Guess from a sample where to look; from the whole range where there is too little."""
     top = int(torch.iinfo(_INTEGERS[dtype]).max)
-    everywhere = [Search(0, top, 0, top)] * count
+    everywhere = [Search(0, top, 0, top)] * len(ranks)
     if scan.numel < _WORTH_A_GUESS:
         return everywhere
     sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))
     parts: list[torch.Tensor] = sample(_Magnitudes(rows, dtype), _appended, [])
-    samples = torch.cat(parts, dim=1)
-    return [_guess(row, k / scan.numel, top) for row in samples]
+    pairs = zip(cycle(torch.cat(parts, dim=1)), ranks, strict=False)
+    return [_guess(row, rank / scan.numel, top) for row, rank in pairs]
 
 
 @dataclass(frozen=True)

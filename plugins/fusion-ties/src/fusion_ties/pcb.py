@@ -27,7 +27,7 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
     This is the authors' `PCB_merge`. The paper writes softmax for exp and tanh, and keeps the
     balances as they are above the threshold; their vision code clips at 0.01, and sums the tanh of
     products of magnitudes that are scaled to [0, 1]. Where all balances of an expert are equal
-    theirs divides by zero, and here it takes no part. Shapes: any. No data. About five passes: two
+    theirs divides by zero, and here it takes no part. Shapes: any. No data. About four passes:
     order statistics of the magnitudes, one or two of the balances, and their maximum.
     """
 
@@ -44,7 +44,7 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
         if not size:
             return Balance(*[torch.zeros(len(scan.operands.experts))] * 4)
         ascending = (int(size * clip), max(int(size * (1 - clip) - 1), 0))
-        low, high = (kth_largest_magnitudes(scan, size - n) for n in ascending)
+        low, high = kth_largest_magnitudes(scan, [size - n for n in ascending])
         balance = Balance(low, high, torch.zeros_like(low), torch.ones_like(low))
         kept = max(1, size - int(size * (1 - self.config.density)))
         top = scan(_Largest(balance), torch.maximum, torch.full_like(low, -torch.inf))

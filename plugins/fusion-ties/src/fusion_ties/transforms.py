@@ -78,7 +78,7 @@ class Band(Transform[BandConfig]):
     Of n entries, floor(gamma * n) are dropped at the top, then max(1, floor(density * n)) are
     kept, and entries of the smallest or largest kept magnitude with them. Where that is more
     than there are, less is dropped at the top, as in mergekit. Density 1 keeps all, 0 none. Shapes:
-    any. Two passes find the thresholds, exactly.
+    any. One pass finds the thresholds, exactly.
     """
 
     config_class = BandConfig
@@ -94,8 +94,7 @@ class Band(Transform[BandConfig]):
         if not kept or not scan.numel:
             return torch.full((2, len(scan.operands.experts)), torch.inf)
         dropped = min(int(self.config.gamma * scan.numel), scan.numel - kept)
-        ranks = (dropped + kept, dropped + 1)
-        return torch.stack([kth_largest_magnitudes(scan, k) for k in ranks])
+        return kth_largest_magnitudes(scan, (dropped + kept, dropped + 1))
 
     def rows(self, piece: Piece) -> Tensor:
         """Keep what lies between the thresholds."""

@@ -180,7 +180,7 @@ class RunContext:
         """Save the last good result where it stays although the run fails; returns the path.
 
         It is written durably beside the output, as `<output>.<name>`; for a run that writes
-        nothing, into a temporary directory of its own.
+        nothing, into a temporary directory of the run's own.
         """
         if self.output is None:
             self._shelter = self._shelter or Path(tempfile.mkdtemp(prefix="fusion-"))

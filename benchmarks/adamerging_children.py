@@ -142,6 +142,8 @@ RUNS: dict[str, Any] = {
     "bare bf16": lambda *given: bare(*given, bf16=True),
     "ours fp32": ours,
     "ours bf16": lambda *given: ours(*given, precision="bf16", task_vectors="bf16"),
+    "ours row": lambda *given: ours(*given, granularity="row"),
+    "ours column": lambda *given: ours(*given, granularity="column"),
     "ours disk": lambda *given: ours(*given, task_vectors="disk"),
     "FusionBench": fusion_bench,
 }

@@ -13,6 +13,7 @@ from fusion_core.adapting._moments import Moments, moments, moments_of
 from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
 from fusion_core.adapting._predictions import disagreement, log_probabilities
 from fusion_core.adapting._ranks import Ranks, joined_ranks
+from fusion_core.adapting._sharing import Grain
 from fusion_core.adapting._state import StateStore
 from fusion_core.adapting._teachers import ask_teachers
 from fusion_core.machine.products import with_fast_products
@@ -20,6 +21,7 @@ from fusion_core.weights.merging.execution import keeping_freed_memory, on_cores
 
 __all__ = [
     "Batches",
+    "Grain",
     "Leaf",
     "LiveMerge",
     "Moments",

@@ -2,7 +2,8 @@
 
 With W = W0 + sum of lambda_k * tv_k written into plain leaf parameters, the chain rule gives
 dL/dlambda_kl = <dL/dW_l, tv_kl>: an ordinary backward pass and one product of a matrix with a
-vector a tensor, however many experts there are. No autograd graph runs through the merge.
+vector a tensor, however many experts there are. Where a tensor has a coefficient a row or column,
+the product is that row's or column's. No autograd graph runs through the merge.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fusion_core.adapting._live import build_live, names_of
+from fusion_core.adapting._sharing import Grain, sharing_of
 from fusion_core.adapting._task_vectors import OnDisk, TaskVectors, WithRows, pieces_of, resident
 from fusion_core.weights.merging.execution import on_cores
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from fusion_core.adapting._sharing import Sharing
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import MergedSource
 
@@ -36,12 +39,22 @@ class Leaf:
     parameter: nn.Parameter
     vectors: TaskVectors
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an expert's coefficients, which broadcasts over the parameter; () of one."""
+        return self.vectors.sharing.shape
+
+    @property
+    def count(self) -> int:
+        """How many coefficients an expert has here."""
+        return self.vectors.sharing.count
+
     def merge(self, coefficients: Tensor) -> None:
-        """Write base + coefficients @ task vectors into the parameter."""
+        """Write base + coefficients @ task vectors into the parameter; shape (experts, count)."""
         self.vectors.merge(coefficients, self.parameter.detach().view(-1))
 
     def gradient(self) -> Tensor:
-        """Return dL/dcoefficients, shape (experts,), and forget the parameter's gradient."""
+        """Return dL/dcoefficients, shape (experts, count), and forget the parameter's gradient."""
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the parameter took no part in the loss
             gradient = torch.zeros_like(self.parameter)
@@ -56,12 +69,14 @@ class LiveMerge:
     `merged` is the lazy merge that is started from: base + sum of coefficient * row, the rows being
     what its kernel's `rows(piece)` returns, of shape (experts, ...). Parameters that no expert
     changed are not leaves and need no gradient; floating-point tensors that are not parameters keep
-    the coefficients of `merged`. With P the bytes of the merged
+    the coefficients of `merged`. `grain` says what of a parameter shares a coefficient: all of it,
+    what lies at one index of its first dimension (`row`) or of its second (`column`); coefficients
+    are the columns of one matrix, those of a leaf side by side. With P the bytes of the merged
     parameters in fp32 and K experts, memory is P for the model, P for its gradient and, unless
     task vectors stay on disk, P for the base and K * P for them (half of that in bf16).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - three ways to keep what is merged, each with a default
         self,
         pool: ModelPool[Any],
         merged: MergedSource,
@@ -69,24 +84,36 @@ class LiveMerge:
         *,
         storage: Storage = "fp32",
         dtype: torch.dtype = torch.float32,
+        grain: Grain = "tensor",
     ) -> None:
         self.dtype = dtype
         self.model = build_live(pool, merged, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
-        self.leaves = list(_leaves(pool, merged, self.model, storage))
+        self.leaves = list(_leaves(pool, merged, self.model, storage, grain))
+        #: how many coefficients an expert has: as many as leaves where each has one
+        self.columns = sum(leaf.count for leaf in self.leaves)
 
     @torch.no_grad()
     def merge(self, coefficients: Tensor) -> None:
-        """Set the model's weights; `coefficients` has shape (experts, leaves)."""
-        columns = coefficients.T.contiguous()  # of strided ones a product takes twice the time
-        pairs = zip(self.leaves, columns, strict=True)
+        """Set the model's weights; `coefficients` has shape (experts, columns)."""
+        # Of strided ones a product takes twice the time.
+        pairs = ((leaf, own.contiguous()) for leaf, own in self._split(coefficients))
         for _ in self._on_all(lambda pair: pair[0].merge(pair[1]), pairs):
             pass
 
     @torch.no_grad()
     def gradient(self) -> Tensor:
-        """Return the gradient of everything back-propagated since, shape (experts, leaves)."""
-        return torch.stack(list(self._on_all(Leaf.gradient, self.leaves)), dim=1)
+        """Return the gradient of everything back-propagated since, shape (experts, columns)."""
+        return torch.cat(list(self._on_all(Leaf.gradient, self.leaves)), dim=1)
+
+    def by_leaf(self, coefficients: Tensor) -> Iterator[tuple[Leaf, Tensor]]:
+        """Yield every leaf with its coefficients, of shape (experts, *leaf.shape)."""
+        for leaf, own in self._split(coefficients):
+            yield leaf, own.reshape(-1, *leaf.shape)
+
+    def _split(self, coefficients: Tensor) -> Iterator[tuple[Leaf, Tensor]]:
+        counts = [leaf.count for leaf in self.leaves]
+        return zip(self.leaves, coefficients.split_with_sizes(counts, dim=1), strict=True)
 
     def _on_all(self, work: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
         """Work on leaves one after the other on all cores or, reading from disk, side by side."""
@@ -95,7 +122,7 @@ class LiveMerge:
 
 
 def _leaves(
-    pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage
+    pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage, grain: Grain
 ) -> Iterator[Leaf]:
     """Yield the leaves, read side by side: a transform's small matrices fill no two cores."""
     kernel: Any = merged.kernel
@@ -106,7 +133,8 @@ def _leaves(
             return None
         parameter.data = parameter.detach().contiguous()
         parameter.requires_grad_(True)
-        return Leaf(tuple(tied), parameter, _vectors(merged, kernel, tied[0], parameter, storage))
+        sharing = sharing_of(merged.infos[tied[0]], grain)
+        return Leaf(tuple(tied), parameter, _vectors(merged, kernel, sharing, parameter, storage))
 
     known = {name: p for name, p in pool.parameters(model).items() if name in merged.infos}
     made = on_cores(make, names_of(known).items())
@@ -118,9 +146,13 @@ def _is_changed(merged: MergedSource, kernel: WithRows, name: str) -> bool:
 
 
 def _vectors(
-    merged: MergedSource, kernel: WithRows, name: str, parameter: nn.Parameter, storage: Storage
+    merged: MergedSource,
+    kernel: WithRows,
+    sharing: Sharing,
+    parameter: nn.Parameter,
+    storage: Storage,
 ) -> TaskVectors:
     if storage == "disk":
-        return OnDisk(merged, kernel, name)
+        return OnDisk(sharing, merged, kernel)
     dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
-    return resident(merged, kernel, name, like=parameter, dtype=dtype)
+    return resident(merged, kernel, sharing, like=parameter, dtype=dtype)

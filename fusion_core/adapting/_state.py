@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load, save
 
 from fusion_core.weights.writing.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    import torch
+
+_TENSOR = "tensor as safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,14 @@ class StateStore:
     identity: Mapping[str, Any]
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write a state durably over the older of the two; a float keeps its every bit."""
+        """Write a state durably over the older of the two; floats and tensors keep every bit.
+
+        `state` is JSON that may hold tensors; `recall` returns those on the CPU.
+        """
         if self.directory is None:
             return
         steps = {name: self._steps_of(name) for name in self._generations}
-        text = json.dumps({"identity": self.identity, "step": step, **state})
+        text = json.dumps({"identity": self.identity, "step": step, **state}, default=_encoded)
         digest = hashlib.sha256(text.encode()).hexdigest()
         older = self.directory / min(steps, key=steps.__getitem__)
         write_durably(older, f"{digest}\n{text}".encode(), parents=True)
@@ -59,5 +69,15 @@ class StateStore:
         digest, _, text = path.read_bytes().partition(b"\n")
         if hashlib.sha256(text).hexdigest().encode() != digest:
             return None
-        state: dict[str, Any] = json.loads(text)
+        state: dict[str, Any] = json.loads(text, object_hook=_decoded)
         return state if state["identity"] == json.loads(json.dumps(self.identity)) else None
+
+
+def _encoded(value: torch.Tensor) -> dict[str, str]:
+    """Write a tensor as the safetensors file that holds it."""
+    content = save({"": value.detach().cpu().contiguous()})
+    return {_TENSOR: base64.b64encode(content).decode()}
+
+
+def _decoded(value: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON, or a tensor
+    return load(base64.b64decode(value[_TENSOR]))[""] if value.keys() == {_TENSOR} else value

@@ -1,7 +1,8 @@
 """Where a live merge keeps task vectors: in memory as one matrix a parameter, or on disk.
 
 Both give two products with the same rows that the final merge combines: coefficients @ rows, which
-is the merge, and rows @ gradient, which is the gradient of the coefficients.
+is the merge, and rows @ gradient, which is the gradient of the coefficients. `Sharing` says how
+either is computed, and between which elements a tensor may be cut for it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from fusion_core.weights import BLOCK
+from fusion_core.weights import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
+    from fusion_core.adapting._sharing import Sharing
     from fusion_core.weights import MergedSource, Piece
 
 
@@ -31,79 +33,88 @@ class WithRows(Protocol):
 class TaskVectors(Protocol):
     """One parameter's base and task vectors."""
 
+    @property
+    def sharing(self) -> Sharing:
+        """Which elements share a coefficient."""
+
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
-        """Write base + coefficients @ task vectors into `out`, of shape (elements,)."""
+        """Write base + coefficients @ task vectors into `out`, of shape (elements,).
+
+        `coefficients` has the shape (experts, count), and no gaps between experts.
+        """
 
     def project(self, gradient: Tensor) -> Tensor:
-        """Return task vectors @ gradient: (elements,) -> (experts,), in the gradient's dtype."""
+        """Return task vectors @ gradient, in its dtype: (elements,) -> (experts, count)."""
 
 
 @dataclass(frozen=True)
 class Resident:
     """Task vectors in memory."""
 
+    sharing: Sharing
     #: shape (elements,), in the dtype to compute in
     base: Tensor
     #: shape (experts, elements), in the same dtype or in bf16
     rows: Tensor
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
-        """Add to the base what a product of a matrix and a vector gives."""
-        for part, rows in self._blocks():
-            torch.addmv(self.base[part], rows.T, coefficients, out=out[part])
+        """Combine base and task vectors."""
+        for start, stop, rows in self._blocks():
+            base, merged = self.base[start:stop], out[start:stop]
+            self.sharing.combine(start, base, rows, coefficients, merged)
 
     def project(self, gradient: Tensor) -> Tensor:
-        """Return one product of a matrix and a vector."""
-        parts = [rows @ gradient[part] for part, rows in self._blocks()]
-        return torch.stack(parts).sum(dim=0)
+        """Sum the products of task vectors and gradient."""
+        blocks = self._blocks()
+        parts = [self.sharing.project(rows, gradient[start:stop]) for start, stop, rows in blocks]
+        return self.sharing.joined(parts)
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+    def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """Go over the rows in the dtype to compute in: bf16 is widened a block at a time."""
         if self.rows.dtype is self.base.dtype:
-            yield slice(None), self.rows
+            yield 0, len(self.base), self.rows
             return
-        for start in range(0, len(self.base), BLOCK):
-            part = slice(start, start + BLOCK)
-            yield part, self.rows[:, part].to(self.base.dtype)
+        for start, stop in self.sharing.cut.ranges(self.sharing.info):
+            yield start, stop, self.rows[:, start:stop].to(self.base.dtype)
 
 
 @dataclass(frozen=True)
 class OnDisk:
     """Task vectors that are read whenever they are needed: memory does not grow with experts."""
 
+    sharing: Sharing
     merged: MergedSource
     kernel: WithRows
-    name: str
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Read base and task vectors piece by piece and combine them."""
         for part, piece in self._pieces():
             base, rows = _placed(piece.base, out), _placed(rows_of(self.kernel, piece), out)
-            torch.addmv(base.reshape(-1), rows.T, coefficients, out=out[part])
+            self.sharing.combine(part.start, base.reshape(-1), rows, coefficients, out[part])
 
     def project(self, gradient: Tensor) -> Tensor:
-        """Read the task vectors piece by piece and sum their products, in order."""
+        """Read the task vectors piece by piece and join their products, in order."""
         parts = [
-            _placed(rows_of(self.kernel, piece), gradient) @ gradient[part]
+            self.sharing.project(_placed(rows_of(self.kernel, piece), gradient), gradient[part])
             for part, piece in self._pieces()
         ]
-        return torch.stack(parts).sum(dim=0)
+        return self.sharing.joined(parts)
 
     def _pieces(self) -> Iterator[tuple[slice, Piece]]:
-        return pieces_of(self.merged, self.name)
+        return pieces_of(self.merged, self.sharing.info.name, self.sharing.cut)
 
 
 def resident(
-    merged: MergedSource, kernel: WithRows, name: str, *, like: Tensor, dtype: torch.dtype
+    merged: MergedSource, kernel: WithRows, sharing: Sharing, *, like: Tensor, dtype: torch.dtype
 ) -> Resident:
     """Read one parameter's base and task vectors, these in `dtype`, to where `like` is."""
-    numel = merged.infos[name].numel
+    name, numel = sharing.info.name, sharing.info.numel
     base = torch.empty(numel, dtype=like.dtype, device=like.device)
     rows = torch.empty((len(merged.operands.experts), numel), dtype=dtype, device=like.device)
     for part, piece in pieces_of(merged, name):
         base[part] = piece.base.reshape(-1)
         rows[:, part] = rows_of(kernel, piece).to(dtype)
-    return Resident(base, rows)
+    return Resident(sharing, base, rows)
 
 
 def rows_of(kernel: WithRows, piece: Piece) -> Tensor:
@@ -111,9 +122,11 @@ def rows_of(kernel: WithRows, piece: Piece) -> Tensor:
     return kernel.rows(piece).unsqueeze(-1).flatten(1)
 
 
-def pieces_of(merged: MergedSource, name: str) -> Iterator[tuple[slice, Piece]]:
-    """Go over a tensor in the pieces that the engine, too, merges."""
-    for start, stop in merged.cut.ranges(merged.infos[name]):
+def pieces_of(
+    merged: MergedSource, name: str, cut: Cut = Cut.ELEMENT
+) -> Iterator[tuple[slice, Piece]]:
+    """Go over a tensor in the pieces that the engine, too, merges; or in coarser ones."""
+    for start, stop in merged.cut.coarser(cut).ranges(merged.infos[name]):
         yield slice(start, stop), merged.piece(name, start, stop)
 
 

@@ -82,6 +82,8 @@ class RunContext:
     place: int = 0
     #: whether the algorithm asked for the tasks
     saw_tasks: bool = field(default=False, init=False)
+    #: where a run that writes nothing rescues what it has
+    _shelter: Path | None = field(default=None, init=False)
 
     def merged(
         self,
@@ -178,10 +180,11 @@ class RunContext:
         """Save the last good result where it stays although the run fails; returns the path.
 
         It is written durably beside the output, as `<output>.<name>`; for a run that writes
-        nothing, into a temporary directory of its own.
+        nothing, into a temporary directory of the run's own.
         """
         if self.output is None:
-            path = Path(tempfile.mkdtemp(prefix="fusion-")) / name
+            self._shelter = self._shelter or Path(tempfile.mkdtemp(prefix="fusion-"))
+            path = self._shelter / name
         else:
             path = self.output.with_name(f"{self.output.name}.{name}")
         write_durably(path, data)

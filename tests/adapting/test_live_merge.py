@@ -45,13 +45,16 @@ class Merged(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.inner = live.model
+        for module in live.model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.sparse = False  # autograd cannot sum sparse gradients over a row
         self.weights = {
             name: pool.base.tensor(name)
             + sum(
                 factor * (expert.tensor(name) - pool.base.tensor(name)) ** power
-                for factor, expert in zip(column, pool.experts.values(), strict=True)
+                for factor, expert in zip(factors, pool.experts.values(), strict=True)
             )
-            for leaf, column in zip(live.leaves, coefficients.T, strict=True)
+            for leaf, factors in live.by_leaf(coefficients)
             for name in leaf.names
         }
         # What a live model is asked before it runs: its dtype.
@@ -67,20 +70,30 @@ def objective(model: nn.Module) -> Tensor:
     return sum(each.log_softmax(-1).square().mean() for each in logits)
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny tensors in several blocks and pieces, the last of them shorter."""
+    for name in ("weights.source.BLOCK", "adapting._sharing.BLOCK", "adapting._sharing._SUMMED"):
+        monkeypatch.setattr(f"fusion_core.{name}", 50)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("grain", ["tensor", "row", "column"])
 @pytest.mark.parametrize(("kernel", "power"), [(Linear, 1), (Squared, 2)])
 @pytest.mark.parametrize("storage", ["fp32", "disk"])
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
-def test_gradient_equals_autograd_through_the_merge(
+def test_gradient_equals_autograd_through_the_merge(  # noqa: PLR0913, PLR0917 - a case is five
     kind: str,
     storage: str,
     kernel: type[Linear],
     power: int,
+    grain: str,
     make_pool: Callable[..., CheckpointsPool],
 ) -> None:
     pool = make_pool(kind, dtype=torch.float64)
-    live = live_merge(pool, kernel, storage=storage)
+    live = live_merge(pool, kernel, storage=storage, grain=grain)
     generator = torch.Generator().manual_seed(3)
-    coefficients = torch.rand((3, len(live.leaves)), generator=generator, dtype=torch.float64)
+    coefficients = torch.rand((3, live.columns), generator=generator, dtype=torch.float64)
 
     live.merge(coefficients)
     objective(live.model).backward()
@@ -120,15 +133,33 @@ def test_running_statistics_are_those_of_the_final_merge(
     assert buffers["1.running_mean"].abs().max() > 0.05
 
 
+@pytest.mark.parametrize(
+    ("grain", "of_matrix", "of_kernel"),
+    [("tensor", (), ()), ("row", (4, 1), (5, 1, 1, 1)), ("column", (1, 20), (1, 3, 1, 1))],
+)
+def test_vectors_keep_one_coefficient_an_expert(
+    grain: str, of_matrix: Any, of_kernel: Any, make_pool: Callable[..., CheckpointsPool]
+) -> None:
+    shapes = {
+        leaf.names[0]: leaf.shape
+        for leaf in live_merge(make_pool("convolution"), grain=grain).leaves
+    }
+    parameters = {"0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"}
+    vectors = dict.fromkeys(parameters, ())
+    assert shapes == {**vectors, "0.weight": of_kernel, "4.weight": of_matrix}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("grain", ["tensor", "row", "column"])
 @pytest.mark.parametrize("storage", ["bf16", "disk"])
 def test_other_places_for_task_vectors_give_the_same_model(
-    storage: str, make_pool: Callable[..., CheckpointsPool]
+    storage: str, grain: str, make_pool: Callable[..., CheckpointsPool]
 ) -> None:
     pool = make_pool("transformer", experts=3)
     models = []
     for each in ("fp32", storage):
-        live = live_merge(pool, storage=each)
-        live.merge(torch.full((3, len(live.leaves)), 0.4, dtype=torch.float64))
+        live = live_merge(pool, storage=each, grain=grain)
+        live.merge(torch.full((3, live.columns), 0.4, dtype=torch.float64))
         models.append(dict(live.model.named_parameters()))
     largest = 3 * 0.4 * 0.2 * 5  # of a sum of weighted task vectors, five sigmas out
     tolerance = largest * 2**-8 if storage == "bf16" else 1e-12

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+import torch
+
 from fusion_core.adapting import StateStore
 
 if TYPE_CHECKING:
@@ -24,6 +27,19 @@ def test_the_older_generation_serves_when_the_newer_is_damaged(tmp_path: Path) -
         assert store.recall() == {"identity": WORK, "step": 20, "value": 20 / 3}
     store.save(40, {"value": 0.0})
     assert b'"step": 40' in newest.read_bytes(), "the damaged one is replaced, not the whole one"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_keep_every_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.randn(3, 5, dtype=dtype).T  # strided
+    store = StateStore(tmp_path, "work", WORK)
+    store.save(1, {"values": values, "pair": (7, values[0])})
+    state = store.recall()
+    assert state is not None
+    assert state["values"].dtype is dtype
+    assert torch.equal(state["values"], values)
+    assert state["pair"][0] == 7
+    assert torch.equal(state["pair"][1], values[0])
 
 
 def test_a_state_of_other_work_is_not_taken_up(tmp_path: Path) -> None:

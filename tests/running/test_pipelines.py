@@ -328,10 +328,11 @@ def test_a_recorded_pipeline_gives_the_same_bytes(models: Models, tmp_path: Path
     assert {"fusion-ties", "fusion-spectral", "fusion-linear"} <= provenance["plugins"].keys()
 
 
-def test_adamerging_learns_over_what_a_transform_gives() -> None:
+@pytest.mark.parametrize("granularity", ["layer", "row", "column"])
+def test_adamerging_learns_over_what_a_transform_gives(granularity: str) -> None:
     """AdaMerging++ is AdaMerging over trimmed and elected task vectors, under another name."""
     pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
-    short = {"name": "adamerging", "steps": 3, "batch_size": 4}
+    short = {"name": "adamerging", "steps": 3, "batch_size": 4, "granularity": granularity}
 
     def learned(algorithm: Any) -> dict[str, torch.Tensor]:
         run = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=tasks)
@@ -340,6 +341,23 @@ def test_adamerging_learns_over_what_a_transform_gives() -> None:
     staged = learned([Trim(density=0.3), Elect(), {**short}])
     assert same(staged, learned({**short, "trim": True, "density": 0.3}))
     assert not same(staged, learned(short))
+
+
+@pytest.mark.parametrize("granularity", ["row", "column"])
+def test_finer_coefficients_after_a_decomposition_are_merged_again(
+    tmp_path: Path, granularity: str
+) -> None:
+    pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
+    learning = {"name": "adamerging", "steps": 3, "lr": 0.05, "init": 1.0}
+    stages = ["orthogonalise", {**learning, "granularity": granularity}]
+    learned = run_fusion(
+        algorithm=stages, model_pool=pool, task_pool=tasks, output=tmp_path / "out"
+    )
+    again = {"name": "adamerging", "coefficients": str(tmp_path / "out" / "coefficients.json")}
+    found = run_fusion(algorithm=["orthogonalise", again], model_pool=pool)
+    assert same(found.weights.state_dict(), learned.weights.state_dict())
+    apart = merge(["orthogonalise", {"name": "task-arithmetic", "scale": 1.0}], pool)
+    assert not same(apart.state_dict(), learned.weights.state_dict())
 
 
 def test_coefficients_belong_to_the_transforms_that_they_were_learned_after(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_core.weights.merging.applied import Kernel
 from fusion_core.weights.merging.merged import MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
+from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,11 +23,20 @@ if TYPE_CHECKING:
 class Linear(Kernel):
     """base + sum of coefficient * task vector; not `relative`: sum of coefficient * expert.
 
-    `coefficients`: one an expert in pool order, for every tensor alike or by tensor name.
+    `coefficients`: one an expert in pool order, for every tensor alike or by tensor name; or, for a
+    tensor of two dimensions or more, a tensor of shape (experts, ...) that broadcasts over all of
+    the experts': (experts, rows, 1) holds one an expert and row.
     """
 
-    coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...]]
+    coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...] | torch.Tensor]
     relative: bool = True
+
+    @property
+    def cut(self) -> Cut:
+        """Between rows where coefficients belong to rows or columns."""
+        values = self.coefficients
+        several = () if isinstance(values, tuple) else values.values()
+        return Cut.ELEMENT if all(isinstance(each, tuple) for each in several) else Cut.ROW
 
     def rows(self, piece: Piece) -> torch.Tensor:
         """Return what is combined, of shape (experts, ...)."""
@@ -33,11 +44,20 @@ class Linear(Kernel):
 
     def merge(self, piece: Piece) -> torch.Tensor:
         """Combine one piece."""
+        rows = self.rows(piece)
+        pairs = zip(rows, self._factors(piece, rows), strict=True)
+        combined = in_order(row * factor for row, factor in pairs)
+        return combined.add_(piece.base) if self.relative else combined
+
+    def _factors(self, piece: Piece, rows: torch.Tensor) -> tuple[float, ...] | torch.Tensor:
         values = self.coefficients
         factors = values if isinstance(values, tuple) else values[piece.info.name]
-        rows = self.rows(piece)
-        combined = in_order(row * factor for row, factor in zip(rows, factors, strict=True))
-        return combined.add_(piece.base) if self.relative else combined
+        if isinstance(factors, tuple):
+            return factors
+        if factors.shape[1] > 1:
+            first = piece.start // math.prod(piece.info.shape[1:])
+            factors = factors[:, first : first + len(rows[0])]
+        return factors.to(rows)
 
 
 def as_weights(source: WeightSource, base: WeightSource | None) -> WeightSource:

@@ -10,9 +10,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import nn
 
 from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.coefficients import Coefficients
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import Progress, RunContext, RunOptions, note, run_fusion
 from fusion_core.errors import RecipeError
@@ -38,7 +40,7 @@ def _run(pool: CheckpointsPool, tasks: Any, **options: Any) -> tuple[Any, list[d
     return (source, json.loads(context.side_files["coefficients.json"])), logged
 
 
-@pytest.mark.parametrize("granularity", ["layer", "task"])
+@pytest.mark.parametrize("granularity", ["layer", "task", "row", "column"])
 def test_search_lowers_the_entropy(make_pool: Make, tasks: Any, granularity: str) -> None:
     pool = make_pool("mlp", trained=True)
     _, logged = _run(pool, tasks, granularity=granularity, steps=30, lr=0.02)
@@ -88,6 +90,35 @@ def test_the_merge_is_base_plus_coefficients_times_task_vectors(
             factor = saved["coefficients"][expert][name]
             expected += factor * (weights.tensor(name) - base)
         torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("task_vectors", ["fp32", "bf16", "disk"])
+@pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
+@pytest.mark.parametrize(("granularity", "along"), [("row", 0), ("column", 1)])
+def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PLR0917 - a case is four
+    make_pool: Make, tasks: Any, kind: str, granularity: str, along: int, task_vectors: str
+) -> None:
+    pool, context = make_pool(kind), RunContext(tasks=tasks)
+    options = {"granularity": granularity, "task_vectors": task_vectors, "lr": 0.1}
+    source = AdaMerging(AdaMergingConfig(steps=3, **options)).run(pool, context)
+    saved = json.loads(context.side_files["coefficients.json"])["coefficients"]
+    exact = load(context.side_files["coefficients.safetensors"])
+    base = pool.base.state_dict()
+    for name, merged in source.state_dict().items():
+        if not base[name].is_floating_point():
+            continue
+        expected = base[name].clone()
+        for expert, weights in pool.experts.items():
+            factor = exact.pop(f"{expert}/{name}", None)
+            if factor is None:
+                assert base[name].dim() < 2 or saved[expert][name] == AdaMergingConfig().init
+                factor = saved[expert][name]
+            else:
+                assert factor.numel() == factor.shape[along] == base[name].shape[along]
+                assert float(factor.mean()) == pytest.approx(saved[expert][name])
+            expected += factor * (weights.tensor(name) - base[name])
+        torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
+    assert not exact
 
 
 def test_layer_wise_has_a_coefficient_a_parameter_and_task_wise_one_an_expert(
@@ -156,6 +187,73 @@ def test_saved_coefficients_give_the_same_model_without_tasks(
         assert second.side_files["coefficients.json"] == first.side_files["coefficients.json"]
         for name, tensor in first.weights.state_dict().items():
             assert torch.equal(tensor, second.weights.state_dict()[name])
+
+
+def _finer_run(pool: CheckpointsPool, tasks: Any, folder: Path, **options: Any) -> Any:
+    algorithm = {"name": "adamerging", "steps": 4, "granularity": "row", "lr": 0.05, **options}
+    return run_fusion(algorithm=algorithm, model_pool=pool, task_pool=tasks, output=folder)
+
+
+@pytest.mark.parametrize("granularity", ["row", "column"])
+def test_saved_finer_coefficients_give_the_same_bytes(
+    make_pool: Make, tasks: Any, tmp_path: Path, granularity: str
+) -> None:
+    pool, first, second = make_pool("convolution"), tmp_path / "first", tmp_path / "second"
+    _finer_run(pool, tasks, first, granularity=granularity)
+    algorithm = {"name": "adamerging", "coefficients": str(first / "coefficients.json")}
+    run_fusion(algorithm=algorithm, model_pool=pool, output=second)
+    for name in ("model.safetensors", "coefficients.json", "coefficients.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def _lost(folder: Path) -> None:
+    (folder / "coefficients.safetensors").unlink()
+
+
+def _another(folder: Path) -> None:
+    path = folder / "coefficients.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def _edited(folder: Path) -> None:
+    content = json.loads((folder / "coefficients.json").read_text())
+    content["coefficients"]["a"]["1.weight"] = 0.3
+    (folder / "coefficients.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [(_lost, "No such file"), (_another, "SHA-256"), (_edited, "not the mean")],
+)
+def test_finer_coefficients_that_do_not_belong_to_the_file_are_refused(
+    make_pool: Make, tasks: Any, tmp_path: Path, harm: Any, message: str
+) -> None:
+    pool, folder = make_pool("mlp"), tmp_path / "out"
+    _finer_run(pool, tasks, folder)
+    harm(folder)
+    again = AdaMerging(AdaMergingConfig(coefficients=str(folder / "coefficients.json")))
+    with pytest.raises(RecipeError, match=f"'coefficients.safetensors' beside .*{message}"):
+        again.run(pool, RunContext())
+
+
+def test_finer_coefficients_of_other_shapes_are_refused(
+    make_pool: Make, tasks: Any, tmp_path: Path
+) -> None:
+    _finer_run(make_pool("mlp"), tasks, tmp_path / "out")
+    path = str(tmp_path / "out" / "coefficients.json")
+    shapes = {"1.weight": (17, 48), "1.bias": (16,), "3.weight": (4, 16), "3.bias": (4,)}
+    with pytest.raises(RecipeError, match=r"'1.weight' has coefficients of shape \[16, 1\] over"):
+        Coefficients.load(path, experts=["a", "b"], shapes=shapes)
+
+
+def test_finer_coefficients_are_drawn_with_their_spread(
+    make_pool: Make, tasks: Any, tmp_path: Path
+) -> None:
+    _finer_run(make_pool("mlp"), tasks, tmp_path / "out")
+    drawn = ET.fromstring((tmp_path / "out" / "coefficients.svg").read_bytes())
+    assert len(drawn.findall(".//{*}rect/{*}title")) == 2 * 2 * 4, "mean and spread"
+    titles = [each.text for each in drawn.findall(".//{*}text")]
+    assert any(title.startswith("coefficients by layer, their standard dev") for title in titles)
 
 
 def test_a_search_without_tasks_is_refused(make_pool: Make) -> None:

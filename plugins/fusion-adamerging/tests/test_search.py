@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from fusion_adamerging.adamerging import _grain
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.objective import entropy, entropy_of
 from fusion_adamerging.search import Search
@@ -27,12 +28,12 @@ CPU = torch.device("cpu")
 INIT = 0.3
 
 
-def live_merge(pool: CheckpointsPool, *, trim: bool) -> LiveMerge:
+def live_merge(pool: CheckpointsPool, *, trim: bool, granularity: str) -> LiveMerge:
     context = RunContext()
     if trim:
         pool = context.transformed(context.transformed(pool, Trimming(0.3)), Electing())
     merged = context.merged(pool, Linear((INIT,) * len(pool.experts)))
-    return LiveMerge(pool, merged, CPU, dtype=torch.float64)
+    return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=_grain(granularity))
 
 
 def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
@@ -60,13 +61,16 @@ class Merged(torch.nn.Module):
     """The textbook way: coefficients in the graph, functional weights, autograd does the rest."""
 
     def __init__(
-        self, live: LiveMerge, pool: CheckpointsPool, rows: dict[str, Tensor], columns: Tensor
+        self, live: LiveMerge, pool: CheckpointsPool, rows: dict[str, Tensor], coefficients: Tensor
     ) -> None:
         super().__init__()
         self.inner = live.model
+        for module in live.model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.sparse = False  # autograd cannot sum sparse gradients over a row
         self.weights = {
-            name: pool.base.tensor(name) + sum(map(torch.mul, column, rows[name]))
-            for leaf, column in zip(live.leaves, columns.T, strict=True)
+            name: pool.base.tensor(name) + sum(map(torch.mul, factors, rows[name]))
+            for leaf, factors in live.by_leaf(coefficients)
             for name in leaf.names
         }
         # What a live model is asked before it runs: its dtype.
@@ -83,7 +87,7 @@ def objectives(tasks: Any, model: nn.Module, step: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize("trim", [False, True])
-@pytest.mark.parametrize("granularity", ["layer", "task"])
+@pytest.mark.parametrize("granularity", ["layer", "task", "row", "column"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is six things
     kind: str,
@@ -98,7 +102,7 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     config = AdaMergingConfig(
         granularity=granularity, lr=0.2, schedule="cosine", init=INIT, steps=6, clamp=clamp
     )
-    live = live_merge(pool, trim=trim)
+    live = live_merge(pool, trim=trim, granularity=granularity)
     passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
     names = list(pool.experts), list(tasks.names)
     search = Search(config, live, passes, *names, StateStore(None, "search", {}), RunContext())
@@ -109,7 +113,7 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     optimiser = torch.optim.Adam([reference], lr=0.2)
     for step in range(6):
         optimiser.param_groups[0]["lr"] = search.learning_rate(step)
-        merged = Merged(live, pool, rows, reference.expand(-1, len(live.leaves)))
+        merged = Merged(live, pool, rows, reference.expand(-1, live.columns))
         optimiser.zero_grad()
         sum(objectives(tasks, merged, step)).backward()
         optimiser.step()

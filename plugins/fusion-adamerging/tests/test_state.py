@@ -44,7 +44,14 @@ def _coefficients(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"granularity": "task"}, {"trim": True, "clamp": True}, {"objective": "teacher"}],
+    [
+        {},
+        {"granularity": "task"},
+        {"granularity": "row", "objective": "teacher"},
+        {"granularity": "column"},
+        {"trim": True, "clamp": True},
+        {"objective": "teacher"},
+    ],
 )
 def test_a_search_killed_anywhere_resumes_to_the_same_bits(
     options: dict[str, Any],

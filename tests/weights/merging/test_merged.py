@@ -577,6 +577,24 @@ def test_coefficients_may_differ_between_tensors(models: Models) -> None:
         torch.testing.assert_close(found.tensor(name), expected)
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (1, 4)])
+def test_coefficients_of_rows_and_columns_do_not_depend_on_where_they_are_cut(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {key: {"w": torch.randn(3, 4, generator=generator)} for key in ("base", "a", "b")}
+    factors = torch.randn((2, *shape), generator=generator)
+    kernel = Linear({"w": factors})
+    assert kernel.cut is Cut.ROW
+    found = merged(weights, kernel)
+    base = weights["base"]["w"]
+    rows = [factors[n] * (weights[key]["w"] - base) for n, key in enumerate("ab")]
+    whole = found.state_dict()["w"]
+    torch.testing.assert_close(whole, base + rows[0] + rows[1])
+    monkeypatch.setattr("fusion_core.weights.source.BLOCK", 4)
+    assert torch.equal(found.state_dict()["w"], whole)
+
+
 def test_a_coefficient_too_few_is_an_error(models: Models) -> None:
     with pytest.raises(ValueError, match="shorter"):
         merged(models, Linear((1.0, 1.0))).tensor("scale")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import ModelPool, Progress, TaskPool
-    from fusion_core.adapting import Objective
+    from fusion_core.adapting import Grain, Objective
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
 
@@ -42,7 +42,8 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
 
     Minimises the sum over tasks of the mean entropy of the merged model's predictions (or of their
     distance from each expert's), with Adam (betas 0.9, 0.999). A *layer* is one parameter tensor,
-    by its canonical name. Floating-point tensors that are not parameters (running statistics) and
+    by its canonical name; coefficients may be finer, one an output row or input column of each
+    matrix. Floating-point tensors that are not parameters (running statistics) and
     parameters that no expert changed keep the coefficient `init`. Ends in the same lazy linear
     combination as task arithmetic. Raises `FusionError` where the search diverges or collapses, the
     last good coefficients then being kept beside the output.
@@ -71,15 +72,15 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
             found = self._searched(pool, merged, context)
         else:
             found = self._loaded(self.config.coefficients, experts, merged, context)
-        content = found.as_bytes()
-        _check_still(content, context.state)
-        context.save(COEFFICIENTS, content)
+        _check_still(found.as_bytes(), context.state)
+        for name, content in found.files(COEFFICIENTS).items():
+            context.save(name, content)
         return context.merged(pool, Linear(found.by_tensor(experts)))
 
     def _loaded(
         self, path: str, experts: Sequence[str], merged: MergedSource, context: RunContext
     ) -> Coefficients:
-        found = Coefficients.load(path, experts=experts, names=_merged_names(merged))
+        found = Coefficients.load(path, experts=experts, shapes=_merged_shapes(merged))
         found.check_fits(path, self._learning([], context))
         return found
 
@@ -120,6 +121,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
             context.device,
             storage=self.config.task_vectors,
             dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
+            grain=_grain(self.config.granularity),
         )
         passes = Passes(
             live.model,
@@ -157,16 +159,12 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         return disagreement_with(ask_teachers(pool, passes, steps, progress))
 
     def _named(self, learned: Tensor, search: Search, merged: MergedSource) -> Coefficients:
-        names = _merged_names(merged)
-        values = {}
-        for expert, row in zip(search.experts, learned.tolist(), strict=True):
-            own = {
-                name: value
-                for leaf, value in zip(search.live.leaves, row, strict=True)
-                for name in leaf.names
-            }
-            values[expert] = {name: own.get(name, self.config.init) for name in names}
-        return Coefficients(values, self._learning(search.tasks, search.context))
+        start = dict.fromkeys(_merged_shapes(merged), self.config.init)
+        found: dict[str, dict[str, Any]] = {expert: {**start} for expert in search.experts}
+        for leaf, rows in search.live.by_leaf(learned.cpu()):
+            for row, own in zip(found.values(), rows if leaf.shape else rows.tolist(), strict=True):
+                row.update(dict.fromkeys(leaf.names, own))
+        return Coefficients.of(found, self._learning(search.tasks, search.context))
 
     def _rescued(
         self, error: SearchStoppedError, search: Search, merged: MergedSource
@@ -176,7 +174,8 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
         kept = ""
         if not search.ranks.rank:
             good = self._named(search.every(coefficients), search, merged)
-            path = search.context.rescue(COEFFICIENTS, good.as_bytes())
+            for name, content in good.files(COEFFICIENTS).items():
+                path = search.context.rescue(name, content)
             log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
             kept = (
                 f"\nThose of step {step} were good and are in {path}, for algorithm.coefficients.\n"
@@ -202,5 +201,10 @@ def _check_still(content: bytes, state: Path | None) -> None:
     write_durably(kept, content, parents=True)
 
 
-def _merged_names(merged: MergedSource) -> Sequence[str]:
-    return [name for name, info in merged.infos.items() if info.dtype.is_floating_point]
+def _merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:
+    infos = merged.infos.items()
+    return {name: info.shape for name, info in infos if info.dtype.is_floating_point}
+
+
+def _grain(granularity: str) -> Grain:
+    return "row" if granularity == "row" else "column" if granularity == "column" else "tensor"

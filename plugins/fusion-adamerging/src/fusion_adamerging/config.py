@@ -32,8 +32,10 @@ class AdaMergingConfig(ComponentConfig):
 
     preset: Literal["default", "paper"] = "default"
     """What options that are not given are: the defaults, or the paper's 1000 small steps."""
-    granularity: Literal["layer", "task"] = "layer"
-    """One coefficient an expert and parameter tensor, or one an expert."""
+    granularity: Literal["layer", "task", "row", "column"] = "layer"
+    """One coefficient an expert and parameter tensor, one an expert (`task`), or one an expert and
+    output row or input column of each matrix: index of the first or second dimension of tensors
+    that have two or more. Others keep one a tensor."""
     steps: Annotated[int, Field(ge=0)] = 100
     """Updates of the coefficients."""
     lr: Annotated[float, Field(gt=0)] = 0.01

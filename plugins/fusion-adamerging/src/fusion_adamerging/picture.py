@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from torch import Tensor
+
     from fusion_adamerging.coefficients import Coefficients
     from fusion_core.adapting import Leaf
 
+    Rows = Mapping[str, Sequence[float]]
     Metrics = Mapping[int, Mapping[str, float]]
 
 _LEFT, _WIDTH, _ROW, _CHART, _GAP = 140, 820, 20, 180, 46
@@ -22,11 +25,13 @@ _LOW, _MIDDLE, _HIGH = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 
 
 def picture(found: Coefficients, metrics: Metrics, leaves: Sequence[Leaf]) -> bytes:
-    """Draw a heat map of the coefficients (experts x layers) and the metrics over the steps."""
+    """Draw heat maps of the coefficients (experts x layers) and the metrics over the steps."""
     names = [leaf.names[0] for leaf in leaves]
-    rows = {expert: [row[name] for name in names] for expert, row in found.values.items()}
-    parts = list(_heat_map(rows, names, 24))
-    top = 24 + len(rows) * _ROW + _GAP
+    parts: list[str] = []
+    top = 24
+    for title, rows in _maps(found, names):
+        parts += _heat_map(title, rows, names, top)
+        top += len(rows) * _ROW + _GAP
     for title, prefix in (("objective by task, nats", None), ("mean coefficient", "coefficient/")):
         lines = _series(metrics, prefix)
         if lines and len(metrics) > 1:
@@ -38,10 +43,26 @@ def picture(found: Coefficients, metrics: Metrics, leaves: Sequence[Leaf]) -> by
     return body.encode() + b"\n"
 
 
-def _heat_map(rows: Mapping[str, Sequence[float]], names: Sequence[str], top: int) -> Iterator[str]:
+def _maps(found: Coefficients, names: Sequence[str]) -> Iterator[tuple[str, Rows]]:
+    """Yield title and rows of each heat map: of means and, where several share a layer, spread."""
+    means = {expert: [row[name] for name in names] for expert, row in found.values.items()}
+    if not found.finer:
+        yield "coefficients by layer", means
+        return
+    yield "coefficients by layer, their means", means
+    spread = "coefficients by layer, their standard deviations"
+    rows = found.finer.items()
+    yield spread, {expert: [_deviation(row.get(name)) for name in names] for expert, row in rows}
+
+
+def _deviation(coefficients: Tensor | None) -> float:
+    return 0.0 if coefficients is None else float(coefficients.std(correction=0))
+
+
+def _heat_map(title: str, rows: Rows, names: Sequence[str], top: int) -> Iterator[str]:
     values = [value for row in rows.values() for value in row] or [0.0]
     low, high = min(values), max(values)
-    yield _text(_LEFT, top - 8, f"coefficients by layer, {low:.3g} (blue) to {high:.3g} (red)")
+    yield _text(_LEFT, top - 8, f"{title}, {low:.3g} (blue) to {high:.3g} (red)")
     width = _WIDTH / max(len(names), 1)
     for number, (expert, row) in enumerate(rows.items()):
         y = top + number * _ROW

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,7 +29,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class Search:
-    """Learns the coefficients of a live merge, shape (experts, leaves) or (experts, 1)."""
+    """Learns the coefficients of a live merge, shape (experts, columns of it) or (experts, 1)."""
 
     config: AdaMergingConfig
     live: LiveMerge
@@ -42,7 +42,7 @@ class Search:
     ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
-        columns = len(self.live.leaves) if self.config.granularity == "layer" else 1
+        columns = 1 if self.config.granularity == "task" else self.live.columns
         shape = (len(self.experts), columns)
         start = torch.full(shape, self.config.init, dtype=self.live.dtype)
         self.learned = start.to(self.passes.device)
@@ -52,7 +52,7 @@ class Search:
         self.good = (0, self.learned.clone())
 
     def run(self, objective_of: Callable[[range], Objective]) -> Tensor:
-        """Take all steps that are left; returns the coefficients of every leaf.
+        """Take all steps that are left; returns the coefficients of all leaves.
 
         `objective_of` is called with these steps and returns what is minimised in them. Raises
         `SearchStoppedError` where going on would lead astray; `good` then holds what is worth
@@ -74,8 +74,8 @@ class Search:
         return self.every(self.learned)
 
     def every(self, coefficients: Tensor) -> Tensor:
-        """Spread coefficients over all leaves: shape (experts, leaves)."""
-        return coefficients.expand(-1, len(self.live.leaves))
+        """Spread coefficients over all leaves: shape (experts, columns of the live merge)."""
+        return coefficients.expand(-1, self.live.columns)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step (0-based)."""
@@ -122,9 +122,9 @@ class Search:
         self.store.save(
             step,
             {
-                "coefficients": self.learned.tolist(),
-                **{name: moments[name].tolist() for name in _MOMENTS},
-                "good": [self.good[0], self.good[1].tolist()],
+                "coefficients": self.learned,
+                **{name: moments[name] for name in _MOMENTS},
+                "good": self.good,
                 "watch": self.watch.state(),
             },
         )
@@ -134,12 +134,10 @@ class Search:
         state = self.ranks.from_first(self.store.recall())
         if state is None:
             return 0
-        self.learned.copy_(self._tensor(state["coefficients"]))
-        moments: dict[str, Any] = {name: self._tensor(state[name]) for name in _MOMENTS}
+        device = self.learned.device
+        self.learned.copy_(state["coefficients"])
+        moments = {name: state[name].to(device) for name in _MOMENTS}
         self.optimiser.state[self.learned] = {"step": torch.tensor(float(state["step"])), **moments}
-        self.good = (state["good"][0], self._tensor(state["good"][1]))
+        self.good = (state["good"][0], state["good"][1].to(device))
         self.watch = Watch.recall(state["watch"])
         return int(state["step"])
-
-    def _tensor(self, values: Any) -> Tensor:  # noqa: ANN401 - nested lists
-        return torch.tensor(values, dtype=self.learned.dtype, device=self.learned.device)

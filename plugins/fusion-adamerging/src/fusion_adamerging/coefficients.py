@@ -188,7 +188,7 @@ def _finer(
     try:
         content = Path(finer_beside(path)).read_bytes()
     except OSError as error:
-        raise _not_beside(path, str(error)) from error
+        raise _not_beside(path, f"it cannot be read: {error.strerror}") from error
     if sha256(content).hexdigest() != digest:
         raise _not_beside(path, "its SHA-256 is another")
     owners = {f"{expert}/{name}": (expert, name) for expert, row in values.items() for name in row}
@@ -213,7 +213,6 @@ def _broadcasts(shape: Sequence[int], over: Sequence[int]) -> bool:
 def _not_beside(path: str, why: str) -> RecipeError:
     beside = Path(finer_beside(path)).name
     return RecipeError(
-        f"algorithm.coefficients: {beside!r} beside {path!r} is not what that was written with: "
-        f"{why}",
+        f"algorithm.coefficients: {beside!r} beside {path!r} does not belong to it: {why}",
         hint="Keep the two files of a run together, unchanged and under the same name.",
     )

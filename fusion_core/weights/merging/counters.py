@@ -6,19 +6,12 @@ import hashlib
 
 import torch
 
-#: Counters that are turned at once: all that is computed of them stays in a cache.
-_IN_CACHE = 2**15
-
 
 def counter_uniform(key: str, start: int, stop: int) -> torch.Tensor:
     """Uniform fp32 numbers in [0, 1) for the counters start..stop of a key (splitmix64)."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
-    found = torch.empty(stop - start)
-    for begin in range(0, len(found), _IN_CACHE):
-        part = found[begin : begin + _IN_CACHE]
-        counters = torch.arange(start + begin, start + begin + len(part), dtype=torch.int64)
-        part.copy_(_splitmix(counters, seed))
-    return found.mul_(2.0**-24)
+    bits = _splitmix(torch.arange(start, stop, dtype=torch.int64), seed)
+    return bits.to(torch.float32).mul_(2.0**-24)
 
 
 def _splitmix(counters: torch.Tensor, seed: int) -> torch.Tensor:

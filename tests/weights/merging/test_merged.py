@@ -496,6 +496,19 @@ def test_random_numbers_are_splitmix64(key: str, start: int, count: int) -> None
     assert found.tolist() == [splitmix64(key, start + n) for n in range(count)]
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_many_random_numbers_are_the_same_under_any_default(default: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = counter_uniform("key", 3, 70_003)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype is torch.float32
+    places = (0, 2**15 - 1, 2**15, 69_999)
+    assert found[list(places)].tolist() == [splitmix64("key", 3 + place) for place in places]
+
+
 def test_random_numbers_depend_on_seed_expert_tensor_and_element(models: Models) -> None:
     def drawn(expert: int, name: str, key: str, start: int = 0) -> list[float]:
         found = operands(models, key=key)

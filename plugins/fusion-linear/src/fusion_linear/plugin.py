@@ -163,12 +163,12 @@ def _of_one_expert() -> Iterator[AlgorithmSpec]:
 def _of_layers() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="stack",
-        summary="Layers of several models one after another.",
         family=_PARTS,
-        formula="layers a..b of one model, then c..d of another; all else at its end",
-        cost="stream",
+        summary="Layers of several models one after another.",
+        formula="layers a..b of one model, then c..d of another; before and after, what is theirs",
         target="fusion_linear.stack:Stack",
         config="fusion_linear.config:StackConfig",
+        cost="stream",
     )
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core import Cut, Piece, TensorwiseAlgorithm
+from fusion_core import Piece, TensorwiseAlgorithm
 from fusion_core.weights import in_order
 from fusion_spectral.config import CartConfig
 from fusion_spectral.decomposition import decompose, is_matrix
-from fusion_spectral.matrixwise import mean
+from fusion_spectral.matrixwise import Matrixwise, mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Cart(TensorwiseAlgorithm[CartConfig]):
+class Cart(Matrixwise, TensorwiseAlgorithm[CartConfig]):
     """A + scale * sum over experts of (the largest components of W_k - A), A the experts' average.
 
     Of a matrix, `rank_fraction` of min(m, n) components are kept of each expert, and at least one;
@@ -24,11 +24,6 @@ class Cart(TensorwiseAlgorithm[CartConfig]):
     """
 
     config_class = CartConfig
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
 
     def merge(self, piece: Piece) -> Tensor:
         """Average, and add what stands out of the average."""

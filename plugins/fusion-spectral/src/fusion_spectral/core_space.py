@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from fusion_core import Coordinates, Cut, Piece
+from fusion_core import Coordinates, Piece
 from fusion_spectral.config import CoreSpaceConfig
 from fusion_spectral.decomposition import decompose, is_matrix
+from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CoreSpace(Coordinates[CoreSpaceConfig]):
+class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
     """Turn each task vector of a matrix (m, n) into its coordinates L' tau R, for any merge.
 
     L are the left singular vectors of all experts' task vectors side by side, R the right ones of
@@ -30,11 +31,6 @@ class CoreSpace(Coordinates[CoreSpaceConfig]):
     """
 
     config_class = CoreSpaceConfig
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the coordinates, (experts, m, n)."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Cut, Piece, TensorwiseAlgorithm
+from fusion_core import Piece, TensorwiseAlgorithm
 from fusion_core.weights import Scope, Trim, in_order
 from fusion_spectral.config import DogeConfig
 from fusion_spectral.decomposition import decompose, is_matrix
 from fusion_spectral.descent import descend
-from fusion_spectral.matrixwise import mean
+from fusion_spectral.matrixwise import Matrixwise, mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fusion_core import Scan
 
 
-class Doge(TensorwiseAlgorithm[DogeConfig]):
+class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
     """base + sum of l_k m_k (tau_k + d): masked task vectors with a learned correction d.
 
     l_k = scale / |tau_k|, and m_k keeps the `density` largest entries of tau_k. The correction d of
@@ -36,11 +36,6 @@ class Doge(TensorwiseAlgorithm[DogeConfig]):
     """
 
     config_class = DogeConfig
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
 
     @property
     def scope(self) -> Scope:

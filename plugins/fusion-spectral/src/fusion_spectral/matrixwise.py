@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
-class MatrixwiseMerge(TensorwiseAlgorithm[ConfigT]):
-    """base + scale * (what `combine` makes of a matrix's task vectors; their mean elsewhere)."""
+class Matrixwise:
+    """What treats matrices one by one: no tensor is cut."""
 
     @property
     def cut(self) -> Cut:
-        """Matrices are whole."""
+        """Tensors are whole."""
         return Cut.TENSOR
+
+
+class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):
+    """base + scale * (what `combine` makes of a matrix's task vectors; their mean elsewhere)."""
 
     @property
     def scale(self) -> float:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Cut, Piece, Transform
+from fusion_core import Piece, Transform
 from fusion_spectral.config import OrthogonaliseConfig
 from fusion_spectral.decomposition import Components, decompose, is_matrix, polar
+from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Orthogonalise(Transform[OrthogonaliseConfig]):
+class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
     """Low-rank task vectors whose singular vectors do not interfere: the parts of TSV-M.
 
     A matrix's task vector is cut to its r largest singular components U_k S_k V_k'; r is
@@ -30,11 +31,6 @@ class Orthogonalise(Transform[OrthogonaliseConfig]):
     """
 
     config_class = OrthogonaliseConfig
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
 
     def rows(self, piece: Piece) -> Tensor:
         """Return rows of the same shape, (experts, ...)."""

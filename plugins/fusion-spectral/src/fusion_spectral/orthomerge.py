@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Cut, Piece, TensorwiseAlgorithm
+from fusion_core import Piece, TensorwiseAlgorithm
 from fusion_core.weights import in_order
 from fusion_spectral.config import OrthomergeConfig
 from fusion_spectral.decomposition import is_matrix
+from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _ZERO = 1e-12
 
 
-class Orthomerge(TensorwiseAlgorithm[OrthomergeConfig]):
+class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
     """W0 R + residual_scale * (sum of W_k - W0 R_k): rotations merge in their Lie algebra.
 
     R_k is the rotation that brings a matrix's base W0 closest to the expert W_k (orthogonal
@@ -33,11 +34,6 @@ class Orthomerge(TensorwiseAlgorithm[OrthomergeConfig]):
     """
 
     config_class = OrthomergeConfig
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
 
     def merge(self, piece: Piece) -> Tensor:
         """Merge rotations and residuals."""

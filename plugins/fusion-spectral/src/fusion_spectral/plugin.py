@@ -57,17 +57,16 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         cost="matrices",
         reference="arXiv:2502.10339",
     )
-
     yield AlgorithmSpec(
         name="core-space",
         stage="transform",
         family=_FAMILY,
-        formula="L' tau_k R, L and R bases of all tau_k; a merge C of these becomes base + L C R'",
-        cost="matrices",
         summary="Merge in coordinates of bases that the experts share; for LoRA.",
+        formula="L' tau_k R, L and R bases of all tau_k; a merge C of these becomes base + L C R'",
         target="fusion_spectral.core_space:CoreSpace",
         config="fusion_spectral.config:CoreSpaceConfig",
         needs_base=True,
+        cost="matrices",
         reference="arXiv:2509.17786",
     )
 

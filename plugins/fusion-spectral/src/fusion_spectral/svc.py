@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core import Cut, Piece, TensorwiseCalibration
+from fusion_core import Piece, TensorwiseCalibration
 from fusion_spectral.config import SvcConfig
 from fusion_spectral.decomposition import decompose, is_matrix
+from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Svc(TensorwiseCalibration[SvcConfig]):
+class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
     """Scale every direction of the merged task vector by how far the experts agree with it.
 
     With the merged task vector D = U S V' of a matrix, a direction's response is a = u'D = s v', an
@@ -24,11 +25,6 @@ class Svc(TensorwiseCalibration[SvcConfig]):
     """
 
     config_class = SvcConfig
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
 
     def merge(self, piece: Piece) -> Tensor:
         """Return base + U diag(factors) U' D."""

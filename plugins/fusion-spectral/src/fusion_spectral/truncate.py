@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Algorithm, Cut, Piece, Transform
+from fusion_core import Algorithm, Piece, Transform
 from fusion_core.weights import Linear
 from fusion_spectral.config import StarConfig, TruncateConfig
 from fusion_spectral.decomposition import decompose, is_matrix
+from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool, RunContext, WeightSource
 
 
-class Truncate(Transform[TruncateConfig]):
+class Truncate(Matrixwise, Transform[TruncateConfig]):
     """Keep each task vector's largest singular components, matrix by matrix.
 
     As few are kept as reach `keep`: of the sum of singular values (`nuclear`, as STAR), of the sum
@@ -28,11 +29,6 @@ class Truncate(Transform[TruncateConfig]):
     """
 
     config_class = TruncateConfig
-
-    @property
-    def cut(self) -> Cut:
-        """Matrices are whole."""
-        return Cut.TENSOR
 
     def rows(self, piece: Piece) -> Tensor:
         """Return rows of the same shape, (experts, ...)."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fusion_adamerging.adamerging import _grain
+from fusion_adamerging.adamerging import GRAINS
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.objective import entropy, entropy_of
 from fusion_adamerging.search import Search
@@ -33,7 +33,9 @@ def live_merge(pool: CheckpointsPool, *, trim: bool, granularity: str) -> LiveMe
     if trim:
         pool = context.transformed(context.transformed(pool, Trimming(0.3)), Electing())
     merged = context.merged(pool, Linear((INIT,) * len(pool.experts)))
-    return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=_grain(granularity))
+    return LiveMerge(
+        pool, merged, CPU, dtype=torch.float64, grain=GRAINS.get(granularity, "tensor")
+    )
 
 
 def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fusion_core.adapting import Grain, Objective
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
+#: What shares a coefficient in the granularities that are finer than a tensor.
+GRAINS: dict[str, Grain] = {"row": "row", "column": "column"}
 
 
 class AdaMerging(Algorithm[AdaMergingConfig]):
@@ -72,8 +74,9 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
             found = self._searched(pool, merged, context)
         else:
             found = self._loaded(self.config.coefficients, experts, merged, context)
-        _check_still(found.as_bytes(), context.state)
-        for name, content in found.files(COEFFICIENTS).items():
+        files = found.files(COEFFICIENTS)
+        _check_still(files[COEFFICIENTS], context.state)
+        for name, content in files.items():
             context.save(name, content)
         return context.merged(pool, Linear(found.by_tensor(experts)))
 
@@ -121,7 +124,7 @@ class AdaMerging(Algorithm[AdaMergingConfig]):
             context.device,
             storage=self.config.task_vectors,
             dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
-            grain=_grain(self.config.granularity),
+            grain=GRAINS.get(self.config.granularity, "tensor"),
         )
         passes = Passes(
             live.model,
@@ -204,7 +207,3 @@ def _check_still(content: bytes, state: Path | None) -> None:
 def _merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:
     infos = merged.infos.items()
     return {name: info.shape for name, info in infos if info.dtype.is_floating_point}
-
-
-def _grain(granularity: str) -> Grain:
-    return "row" if granularity == "row" else "column" if granularity == "column" else "tensor"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,15 +66,16 @@ class Coefficients:
 
     def files(self, name: str) -> dict[str, bytes]:
         """Return what is written: `name`, which ends in .json, and what lies beside it."""
-        beside = {finer_beside(name): self._exact()} if self.finer else {}
+        beside = {finer_beside(name): self._exact} if self.finer else {}
         return {**beside, name: self.as_bytes()}
 
     def as_bytes(self) -> bytes:
         """Return the content of `coefficients.json`."""
-        exact = {"finer": {"sha256": sha256(self._exact()).hexdigest()}} if self.finer else {}
+        exact = {"finer": {"sha256": sha256(self._exact).hexdigest()}} if self.finer else {}
         head = {"schema": SCHEMA, "learned": self.learned, **exact}
         return json.dumps({**head, "coefficients": self.values}, indent=1).encode() + b"\n"
 
+    @cached_property
     def _exact(self) -> bytes:
         """Return the content of `coefficients.safetensors`: keys are expert/tensor."""
         named = {f"{k}/{name}": each for k, row in self.finer.items() for name, each in row.items()}
@@ -85,8 +87,8 @@ class Coefficients:
     ) -> Coefficients:
         """Read a `coefficients.json`, and the finer ones beside it where it says so.
 
-        `shapes` are those of the tensors that are merged. Raises `RecipeError` if it is none, or
-        not of these experts and tensors.
+        `shapes` are those of the tensors that are merged. Raises `RecipeError` for another kind of
+        file, and for one of other experts or tensors.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -85,7 +85,7 @@ def _surveys(plan: Plan) -> int:
 
 
 def _longest(plan: Plan) -> int:
-    """Return the elements of the longest piece; the first range of a tensor is none shorter."""
+    """Return the elements of the longest piece: the first range of a tensor is its longest."""
     pool, kernels = plan.pool, _kernels(plan)
     cuts = [source.cut for source in (pool.reference, *pool.experts.values())]
     cut = reduce(Cut.coarser, [*cuts, *(kernel.cut for kernel in kernels)])

@@ -85,7 +85,7 @@ def _shown(component: Component[CommandSpec], given: Counter[str]) -> str:
 
 
 def _load(component: Component[CommandSpec]) -> Any:  # noqa: ANN401 - typer's
-    """Import a command; raises `BrokenPluginError` if it is none."""
+    """Import a command; raises `BrokenPluginError` for what is not one."""
     target = component.load(component.spec.target)
     app = target
     try:

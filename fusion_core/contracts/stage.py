@@ -82,8 +82,8 @@ class Coordinates(Transform[ConfigT], CoordinatesKernel):
             return -piece.merged
 
     `piece.merged` is the task vector that the merge made of the coordinates, `piece.task_vectors`
-    are those that `rows` was given. What stands between is no model, so a merge that looks at tasks
-    cannot follow.
+    are those that `rows` was given. What stands between is not a model, so a merge that looks at
+    tasks cannot follow.
     """
 
 

@@ -19,7 +19,7 @@ _PROBE = 256
 
 
 class Copies:
-    """Which tensors of a model are exact copies of others; a tensor of one value is none."""
+    """Which tensors of a model are exact copies of others; a tensor of one value is not."""
 
     def __init__(self, source: WeightSource) -> None:
         self._source = source

@@ -124,7 +124,7 @@ def align(
 def _respell(expert: WeightSource, reference: WeightSource, copies: Copies) -> WeightSource:
     """Return an expert with the reference's names, as far as it has the same tensors.
 
-    A tensor that only one of them has is none if it is a copy of one that both have: tied weights
+    A tensor that only one of them has does not count if it copies one that both have: tied weights
     are written once by some savers, twice by others.
     """
     names = same_tensors(reference.infos, expert.infos)

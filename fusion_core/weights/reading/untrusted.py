@@ -34,7 +34,7 @@ def parse_json(
 ) -> dict[str, Any]:
     """Parse a JSON object, refusing repeated keys and anything too deep or too crowded.
 
-    So are NaN and Infinity, which are no JSON, unless `constants`: configurations hold some. They
+    So are NaN and Infinity, which are not JSON, unless `constants`: configurations hold some. They
     may hold anything else, too, and are checked for what cannot be written again.
     """
     values = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
@@ -117,7 +117,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> float:
-    # To Python -0 is the integer 0; to safetensors it is none, and so no size or offset.
+    # To Python -0 is the integer 0; to safetensors it is not, and so not a size or offset.
     return -0.0 if digits == "-0" else int(digits)
 
 

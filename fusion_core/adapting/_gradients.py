@@ -6,7 +6,6 @@ has a gradient of its own, as large as the model. As many as fit into a budget a
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch.nn.functional import one_hot
 
 from fusion_core.adapting._experts import over_experts
 from fusion_core.adapting._live import names_of
+from fusion_core.adapting._predictions import generator_of
 from fusion_core.adapting._squares import LogProbabilities, Squares
 from fusion_core.progress import note
 
@@ -76,7 +76,7 @@ def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and h
     """
     names = names_of(parameters)
     squares = Squares(LogProbabilities(model, task), list(names))
-    labels = _Labels(exact_up_to, _generator(seed, task.name))
+    labels = _Labels(exact_up_to, generator_of(seed, task.name))
     device, seen = next(model.parameters()).device, 0
     with _needing_gradients(squares.parameters), torch.enable_grad():
         for batch in batches:
@@ -117,9 +117,3 @@ def _needing_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for each, needed in zip(parameters, before, strict=True):
             each.requires_grad_(needed)
-
-
-def _generator(seed: int, task: str) -> torch.Generator:
-    """Return random numbers of a seed and task, the same in every process."""
-    digest = hashlib.blake2b(f"{seed}\0{task}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest))

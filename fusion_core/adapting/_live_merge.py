@@ -2,8 +2,9 @@
 
 With W = W0 + sum of lambda_k * tv_k written into plain leaf parameters, the chain rule gives
 dL/dlambda_kl = <dL/dW_l, tv_kl>: an ordinary backward pass and one product of a matrix with a
-vector a tensor, however many experts there are. Where a tensor has a coefficient a row or column,
-the product is that row's or column's. No autograd graph runs through the merge.
+vector a tensor, however many experts there are. Where a tensor has a coefficient a row, column or
+singular component, the product is that row's, column's or component's. No autograd graph runs
+through the merge.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import torch
 
 from fusion_core.adapting._live import build_live, names_of
 from fusion_core.adapting._sharing import Grain, sharing_of
-from fusion_core.adapting._task_vectors import OnDisk, TaskVectors, WithRows, pieces_of, resident
+from fusion_core.adapting._task_vectors import (
+    OnDisk,
+    TaskVectors,
+    WithRows,
+    pieces_of,
+    resident,
+    rows_of,
+)
+from fusion_core.weights import Cut
 from fusion_core.weights.merging.execution import on_cores
 
 if TYPE_CHECKING:
@@ -41,7 +50,7 @@ class Leaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of an expert's coefficients, which broadcasts over the parameter; () of one."""
+        """The shape of an expert's coefficients: () of one; but for components, it broadcasts."""
         return self.vectors.sharing.shape
 
     @property
@@ -70,10 +79,12 @@ class LiveMerge:
     what its kernel's `rows(piece)` returns, of shape (experts, ...). Parameters that no expert
     changed are not leaves and need no gradient; floating-point tensors that are not parameters keep
     the coefficients of `merged`. `grain` says what of a parameter shares a coefficient: all of it,
-    what lies at one index of its first dimension (`row`) or of its second (`column`); coefficients
-    are the columns of one matrix, those of a leaf side by side. With P the bytes of the merged
-    parameters in fp32 and K experts, memory is P for the model, P for its gradient and, unless
-    task vectors stay on disk, P for the base and K * P for them (half of that in bf16).
+    what lies at one index of its first dimension (`row`) or of its second (`column`), or a singular
+    component of a task vector (`rank`), of which the largest have their own and the others share
+    one; coefficients are the columns of one matrix, those of a leaf side by side. With P the bytes
+    of the merged parameters in fp32 and K experts, memory is P for the model, P for its gradient
+    and, unless task vectors stay on disk, P for the base and K * P for them (half of that in bf16);
+    singular vectors take up to 2 * P more, whatever K is.
     """
 
     def __init__(  # noqa: PLR0913 - three ways to keep what is merged, each with a default
@@ -133,12 +144,19 @@ def _leaves(
             return None
         parameter.data = parameter.detach().contiguous()
         parameter.requires_grad_(True)
-        sharing = sharing_of(merged.infos[tied[0]], grain)
+        info = merged.infos[tied[0]]
+        sharing = sharing_of(info, grain, lambda: _whole(merged, kernel, info.name, parameter))
         return Leaf(tuple(tied), parameter, _vectors(merged, kernel, sharing, parameter, storage))
 
     known = {name: p for name, p in pool.parameters(model).items() if name in merged.infos}
     made = on_cores(make, names_of(known).items())
     yield from (leaf for leaf in made if leaf is not None)
+
+
+def _whole(merged: MergedSource, kernel: WithRows, name: str, parameter: nn.Parameter) -> Tensor:
+    """Return a tensor's task vectors, of shape (experts, elements), as its parameter is."""
+    ((_, piece),) = pieces_of(merged, name, Cut.TENSOR)
+    return rows_of(kernel, piece).to(parameter)
 
 
 def _is_changed(merged: MergedSource, kernel: WithRows, name: str) -> bool:

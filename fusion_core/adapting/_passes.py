@@ -8,14 +8,14 @@ and one large product takes less time than several small ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fusion_core.adapting._predictions import widened
+from fusion_core.adapting._predictions import generator_of, widened
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.contracts.task_pool import FeatureTask
 
@@ -39,10 +39,26 @@ class Batches:
 
     size: int
     seed: int
+    split: Split = Split.UNLABELED
+    #: the first so many of each task, in shuffled rounds; None: as the task has them
+    examples: int | None = None
+    _few: dict[str, Batch] = field(default_factory=dict, compare=False)
 
     def of(self, task: AdaptiveTask, step: int) -> Batch:
-        """Return a task's unlabeled batch."""
-        return task.batch(step, size=self.size, split=Split.UNLABELED, seed=self.seed)
+        """Return a task's batch."""
+        if self.examples is None:
+            return task.batch(step, size=self.size, split=self.split, seed=self.seed)
+        if task.name not in self._few:
+            whole = replace(self, size=min(self.size, self.examples), examples=None)
+            self._few[task.name] = Batch.joined(list(whole.first(task, self.examples)))
+        return self._few[task.name].rows(self._rows(task.name, step, self.examples))
+
+    def _rows(self, task: str, step: int, examples: int) -> Tensor:
+        """Return which of a few examples a step sees; a round holds whole batches of them."""
+        size = min(self.size, examples)
+        number, place = divmod(step, examples // size)
+        shuffle = generator_of(self.seed, f"{task}\0{number}")
+        return torch.randperm(examples, generator=shuffle)[place * size : (place + 1) * size]
 
     def first(self, task: AdaptiveTask, samples: int) -> Iterator[Batch]:
         """Yield a task's first batches, with `samples` examples in all; the last may be smaller.

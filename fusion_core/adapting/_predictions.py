@@ -1,7 +1,8 @@
-"""Functions of what models predict, for objectives and gradients."""
+"""Functions of what models predict, for objectives and gradients, and random numbers for them."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,3 +31,9 @@ def disagreement(logits: Tensor, teacher: Tensor) -> Tensor:
     """
     wanted = log_probabilities(teacher)
     return (wanted.exp() * (wanted - log_probabilities(logits))).sum(dim=-1).mean()
+
+
+def generator_of(seed: int, key: str) -> torch.Generator:
+    """Return random numbers of a seed and a key, the same in every process."""
+    digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest))

@@ -3,7 +3,8 @@
 One coefficient an expert and tensor makes the merge a product of a vector and a matrix, and so the
 gradient of the coefficients. One an expert and row makes each of them a batch of such products, of
 the same cost. One an expert and column is taken element by element, in blocks that stay in a cache.
-A tensor is cut into parts between elements, or between rows where rows or columns share.
+One an expert and singular component takes a product of matrices. A tensor is cut into parts between
+elements, between rows where rows or columns share, and not at all where components do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from fusion_core.weights import BLOCK, Cut
+from fusion_core.weights import BLOCK, Cut, decompose, is_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from fusion_core.weights import TensorInfo
 
 #: What shares a coefficient: a tensor, what lies at one index of its first dimension, or of its
-#: second. Tensors of fewer than two dimensions have one coefficient an expert anyway.
-Grain = Literal["tensor", "row", "column"]
+#: second, or a singular component of a matrix. Tensors of fewer than two dimensions, and for
+#: components those of more, have one coefficient an expert anyway.
+Grain = Literal["tensor", "row", "column", "rank"]
 
 _SUMMED = BLOCK // 4  # so many sums an expert stay in a core's cache for eight experts
 _SUMMED_ON_GPU = 16 * BLOCK  # there, starting an operation costs more than fetching its operands
@@ -34,7 +36,10 @@ _SUMMED_ON_GPU = 16 * BLOCK  # there, starting an operation costs more than fetc
 
 @dataclass(frozen=True)
 class Sharing(ABC):
-    """One tensor's coefficients: `shape` is an expert's, and broadcasts over the tensor."""
+    """One tensor's coefficients: `shape` is an expert's.
+
+    It broadcasts over the tensor, but for components.
+    """
 
     info: TensorInfo
     cut: ClassVar[Cut]
@@ -174,8 +179,61 @@ class ByColumn(_WithinRows):
         return values.view(-1, self.count, self._row // self.count)
 
 
-def sharing_of(info: TensorInfo, grain: Grain) -> Sharing:
-    """Return how a tensor's elements share coefficients."""
+@dataclass(frozen=True)
+class ByComponent(Sharing):
+    """One coefficient an expert and singular component, and a last one for what is left of it.
+
+    Of the task vectors of K experts each has min(rows, columns) / K components of its own, so that
+    all of them together take what one matrix does, whatever K is.
+    """
+
+    #: left singular vectors times singular values, shape (experts, components, rows)
+    left: Tensor
+    #: shape (experts, components, columns)
+    right: Tensor
+    cut = Cut.TENSOR
+
+    @classmethod
+    def of(cls, info: TensorInfo, rows: Tensor) -> ByComponent:
+        """Decompose task vectors, of shape (experts, elements)."""
+        count = max(1, min(info.shape) // len(rows))
+        found = [decompose(row.view(info.shape)).largest(count) for row in rows]
+        left = [(each.left * each.values).T for each in found]
+        return cls(info, torch.stack(left), torch.stack([each.right.T for each in found]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(components + 1,)."""
+        return (self.left.shape[1] + 1,)
+
+    def combine(
+        self, start: int, base: Tensor, rows: Tensor, coefficients: Tensor, out: Tensor
+    ) -> None:
+        """Scale task vectors as wholes, and add what their components have more or less."""
+        del start
+        rest = coefficients[:, -1]
+        torch.addmv(base, rows.T, rest, out=out)
+        more = (coefficients[:, :-1] - rest[:, None]).unsqueeze(-1)
+        out.view(self.info.shape).addmm_(
+            (self.left * more).flatten(0, 1).T, self.right.flatten(0, 1)
+        )
+
+    def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Return u' G v times the singular value of each component; the rest is what is left."""
+        products = (self.left.flatten(0, 1) @ gradient.view(self.info.shape)).view_as(self.right)
+        own = (products * self.right).sum(dim=-1)
+        whole = rows @ gradient
+        return torch.cat([own, (whole - own.sum(dim=1)).unsqueeze(1)], dim=1)
+
+
+def sharing_of(info: TensorInfo, grain: Grain, read: Callable[[], Tensor]) -> Sharing:
+    """Return how a tensor's elements share coefficients.
+
+    `read` returns its task vectors, of shape (experts, elements): for components, which depend on
+    them.
+    """
+    if grain == "rank":
+        return ByComponent.of(info, read()) if is_matrix(info.shape) else ByTensor(info)
     kinds: dict[str, Callable[[TensorInfo], Sharing]]
     kinds = {"tensor": ByTensor, "row": ByRow, "column": ByColumn}
     has_rows = len(info.shape) > 1 and info.numel

@@ -69,6 +69,10 @@ class Batch:
         """Return some of the examples."""
         return self._with(lambda each: each[start:stop])
 
+    def rows(self, rows: torch.Tensor) -> Batch:
+        """Return the examples of these numbers, shape (examples,)."""
+        return self._with(lambda each: each[rows])
+
     @staticmethod
     def joined(batches: Sequence[Batch]) -> Batch:
         """Return the examples of batches of one form, without labels.

@@ -9,6 +9,7 @@ from fusion_core.weights.merging.merged import CastSource, MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order, per_expert
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.select import kth_largest_magnitudes
+from fusion_core.weights.merging.singular import Components, decompose, is_matrix, polar
 from fusion_core.weights.merging.trimming import (
     Electing,
     Trim,
@@ -36,6 +37,7 @@ __all__ = [
     "Alignment",
     "CastSource",
     "CheckpointSource",
+    "Components",
     "CoordinatesKernel",
     "Cut",
     "Electing",
@@ -63,15 +65,18 @@ __all__ = [
     "align",
     "as_weights",
     "assemble",
+    "decompose",
     "elected_sign",
     "held_in_memory",
     "in_order",
+    "is_matrix",
     "kept_count",
     "kth_largest_magnitudes",
     "licence_of",
     "locate",
     "materialise",
     "per_expert",
+    "polar",
     "read_config",
     "staged",
     "task_weights",

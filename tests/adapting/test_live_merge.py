@@ -37,6 +37,15 @@ def live_merge(pool: CheckpointsPool, kernel: type[Linear] = Linear, **options: 
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, **options)
 
 
+def scaled(row: Tensor, factor: Tensor) -> Tensor:
+    """A task vector times coefficients: of a plain SVD's components where they do not broadcast."""
+    if factor.dim() != 1:
+        return factor * row
+    left, values, right = torch.linalg.svd(row, full_matrices=False)
+    rest = factor[-1].repeat(len(values) + 1 - len(factor))
+    return left @ torch.diag(values * torch.cat([factor[:-1], rest])) @ right
+
+
 class Merged(torch.nn.Module):
     """The textbook way: coefficients in the graph, functional weights, autograd does the rest."""
 
@@ -51,7 +60,7 @@ class Merged(torch.nn.Module):
         self.weights = {
             name: pool.base.tensor(name)
             + sum(
-                factor * (expert.tensor(name) - pool.base.tensor(name)) ** power
+                scaled((expert.tensor(name) - pool.base.tensor(name)) ** power, factor)
                 for factor, expert in zip(factors, pool.experts.values(), strict=True)
             )
             for leaf, factors in live.by_leaf(coefficients)
@@ -78,7 +87,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("grain", ["tensor", "row", "column"])
+@pytest.mark.parametrize("grain", ["tensor", "row", "column", "rank"])
 @pytest.mark.parametrize(("kernel", "power"), [(Linear, 1), (Squared, 2)])
 @pytest.mark.parametrize("storage", ["fp32", "disk"])
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
@@ -135,7 +144,12 @@ def test_running_statistics_are_those_of_the_final_merge(
 
 @pytest.mark.parametrize(
     ("grain", "of_matrix", "of_kernel"),
-    [("tensor", (), ()), ("row", (4, 1), (5, 1, 1, 1)), ("column", (1, 20), (1, 3, 1, 1))],
+    [
+        ("tensor", (), ()),
+        ("row", (4, 1), (5, 1, 1, 1)),
+        ("column", (1, 20), (1, 3, 1, 1)),
+        ("rank", (2,), ()),  # a component of four for each of three experts, and the rest
+    ],
 )
 def test_vectors_keep_one_coefficient_an_expert(
     grain: str, of_matrix: Any, of_kernel: Any, make_pool: Callable[..., CheckpointsPool]
@@ -150,7 +164,7 @@ def test_vectors_keep_one_coefficient_an_expert(
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("grain", ["tensor", "row", "column"])
+@pytest.mark.parametrize("grain", ["tensor", "row", "column", "rank"])
 @pytest.mark.parametrize("storage", ["bf16", "disk"])
 def test_other_places_for_task_vectors_give_the_same_model(
     storage: str, grain: str, make_pool: Callable[..., CheckpointsPool]

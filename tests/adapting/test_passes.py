@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core import Progress
+from fusion_core import Batch, Progress
 from fusion_core.adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._models import tiny_model
@@ -158,3 +158,20 @@ def test_teachers_are_asked_once_for_every_step_to_come(monkeypatch: pytest.Monk
     (expert,) = built
     expected = task.logits(expert, passes.batches.of(task, 3)).detach()
     torch.testing.assert_close(found[3], expected)
+
+
+@pytest.mark.parametrize(("examples", "size"), [(20, 8), (4, 8), (16, 8)])
+def test_a_few_examples_are_seen_again_and_again(examples: int, size: int) -> None:
+    task = TinyTasks("a")["a"]
+    batches, first = Batches(size, 1, examples=examples), Batches(min(size, examples), 1)
+    whole = {tuple(row) for each in first.first(task, examples) for row in _rows(each)}
+    seen = [_rows(batches.of(task, step)) for step in range(12)]
+    assert {len(rows) for rows in seen} == {min(size, examples)}
+    assert {tuple(row) for rows in seen for row in rows} == whole
+    assert seen[0] != seen[examples // min(size, examples)], "another round, another order"
+    assert seen[7] == _rows(Batches(size, 1, examples=examples).of(task, 7))
+
+
+def _rows(batch: Batch) -> list[list[float]]:
+    assert isinstance(batch.inputs, torch.Tensor)
+    return batch.inputs.flatten(1).tolist()

@@ -6,17 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from fusion_core.weights.merging.applied import Kernel
 from fusion_core.weights.merging.merged import MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
+from fusion_core.weights.merging.singular import by_component
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-
     from fusion_core.weights.source import WeightSource
+
+#: How many dimensions coefficients of singular components have: of rows and columns it is more.
+_OF_COMPONENTS = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class Linear(Kernel):
 
     `coefficients`: one an expert in pool order, for every tensor alike or by tensor name; or, for a
     tensor of two dimensions or more, a tensor of shape (experts, ...) that broadcasts over all of
-    the experts': (experts, rows, 1) holds one an expert and row.
+    the experts': (experts, rows, 1) holds one an expert and row. For a matrix, one of shape
+    (experts, n + 1) holds those of each task vector's n largest singular components and, last, that
+    of all that is left of it.
     """
 
     coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...] | torch.Tensor]
@@ -33,10 +39,13 @@ class Linear(Kernel):
 
     @property
     def cut(self) -> Cut:
-        """Between rows where coefficients belong to rows or columns."""
+        """Between rows where coefficients belong to rows or columns, nowhere for components."""
         values = self.coefficients
-        several = () if isinstance(values, tuple) else values.values()
-        return Cut.ELEMENT if all(isinstance(each, tuple) for each in several) else Cut.ROW
+        every = () if isinstance(values, tuple) else values.values()
+        several = [each.dim() for each in every if not isinstance(each, tuple)]
+        if _OF_COMPONENTS in several:
+            return Cut.TENSOR
+        return Cut.ROW if several else Cut.ELEMENT
 
     def rows(self, piece: Piece) -> torch.Tensor:
         """Return what is combined, of shape (experts, ...)."""
@@ -45,8 +54,9 @@ class Linear(Kernel):
     def merge(self, piece: Piece) -> torch.Tensor:
         """Combine one piece."""
         rows = self.rows(piece)
-        pairs = zip(rows, self._factors(piece, rows), strict=True)
-        combined = in_order(row * factor for row, factor in pairs)
+        factors = self._factors(piece, rows)
+        scaled = by_component if _is_of_components(factors) else torch.mul
+        combined = in_order(scaled(row, own) for row, own in zip(rows, factors, strict=True))
         return combined.add_(piece.base) if self.relative else combined
 
     def _factors(self, piece: Piece, rows: torch.Tensor) -> tuple[float, ...] | torch.Tensor:
@@ -54,10 +64,14 @@ class Linear(Kernel):
         factors = values if isinstance(values, tuple) else values[piece.info.name]
         if isinstance(factors, tuple):
             return factors
-        if factors.shape[1] > 1:
+        if factors.shape[1] > 1 and not _is_of_components(factors):
             first = piece.start // math.prod(piece.info.shape[1:])
             factors = factors[:, first : first + len(rows[0])]
         return factors.to(rows)
+
+
+def _is_of_components(factors: tuple[float, ...] | torch.Tensor) -> bool:
+    return not isinstance(factors, tuple) and factors.dim() == _OF_COMPONENTS
 
 
 def as_weights(source: WeightSource, base: WeightSource | None) -> WeightSource:

@@ -16,7 +16,7 @@ from torch import nn
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.coefficients import Coefficients
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import Progress, RunContext, RunOptions, note, run_fusion
+from fusion_core import Progress, RunContext, RunOptions, Split, note, run_fusion
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _run(pool: CheckpointsPool, tasks: Any, **options: Any) -> tuple[Any, list[d
     return (source, json.loads(context.side_files["coefficients.json"])), logged
 
 
-@pytest.mark.parametrize("granularity", ["layer", "task", "row", "column"])
+@pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "rank"])
 def test_search_lowers_the_entropy(make_pool: Make, tasks: Any, granularity: str) -> None:
     pool = make_pool("mlp", trained=True)
     _, logged = _run(pool, tasks, granularity=granularity, steps=30, lr=0.02)
@@ -119,6 +119,54 @@ def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PL
             expected += factor * (weights.tensor(name) - base[name])
         torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
     assert not exact
+
+
+@pytest.mark.parametrize("task_vectors", ["fp32", "bf16", "disk"])
+def test_components_are_those_of_a_plain_decomposition_and_are_read_again(
+    make_pool: Make, tasks: Any, task_vectors: str, tmp_path: Path
+) -> None:
+    pool, context = make_pool("transformer", experts=3), RunContext(tasks=tasks)
+    options = {"granularity": "rank", "task_vectors": task_vectors, "lr": 0.1, "steps": 3}
+    source = AdaMerging(AdaMergingConfig(**options)).run(pool, context)
+    for name, content in context.side_files.items():
+        (tmp_path / name).write_bytes(content)
+    exact = load(context.side_files["coefficients.safetensors"])
+    for name in ("embedding.weight", "encoder.layers.0.linear1.weight"):
+        base = pool.base.tensor(name)
+        expected = base.clone()
+        for expert, weights in pool.experts.items():
+            left, values, right = torch.linalg.svd(weights.tensor(name) - base, full_matrices=False)
+            factors = exact[f"{expert}/{name}"]
+            assert len(factors) == 1 + len(values) // 3
+            assert factors.std() > 0.01
+            rest = factors[-1].repeat(len(values) + 1 - len(factors))
+            expected += left @ torch.diag(values * torch.cat([factors[:-1], rest])) @ right
+        torch.testing.assert_close(source.tensor(name), expected, rtol=1e-5, atol=1e-5)
+    again = AdaMerging(coefficients=str(tmp_path / "coefficients.json")).run(pool, RunContext())
+    for name, merged in source.state_dict().items():
+        assert torch.equal(again.tensor(name), merged)
+
+
+def test_task_wise_is_a_coefficient_a_model() -> None:
+    assert AdaMergingConfig(granularity="task") == AdaMergingConfig(granularity="model")
+
+
+def test_adapting_on_test_examples_sees_those_and_is_transductive(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[Split] = set()
+    kind = type(next(iter(tasks)))
+    batch = kind.batch
+
+    def recorded(task: Any, step: int, *, split: Split, **options: Any) -> Any:
+        seen.add(split)
+        return batch(task, step, split=split, **options)
+
+    monkeypatch.setattr(kind, "batch", recorded)
+    algorithm = AdaMerging(adapt_split="test", steps=2)
+    known = algorithm.tasks(tasks)
+    algorithm.run(make_pool("mlp"), RunContext(tasks=known))
+    assert (seen, known.transductive, tasks.transductive) == ({Split.TEST}, True, False)
 
 
 def test_layer_wise_has_a_coefficient_a_parameter_and_task_wise_one_an_expert(
@@ -373,7 +421,7 @@ def test_coefficients_are_refused_where_they_mean_something_else(
 def test_tasks_without_halves_are_refused_with_the_option_that_needs_none(tasks: Any) -> None:
     with pytest.raises(RecipeError, match="no halves") as caught:
         AdaMerging(adapt_split="holdout").tasks(tasks)
-    assert "--set algorithm.adapt_split=test" in str(caught.value.hint)
+    assert "--set algorithm.adapt_split=unlabeled" in str(caught.value.hint)
 
 
 def test_a_file_of_coefficients_says_how_they_were_learned(make_pool: Make, tasks: Any) -> None:
@@ -383,7 +431,7 @@ def test_a_file_of_coefficients_says_how_they_were_learned(make_pool: Make, task
         "objective": "teacher",
         "trim": False,
         "density": 0.2,
-        "adapt_split": "test",
+        "adapt_split": "unlabeled",
         "tasks": ["a", "b"],
     }
 

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from fusion_adamerging.adamerging import GRAINS
 from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.learned import LearnedCoefficients
 from fusion_adamerging.objective import entropy, entropy_of
 from fusion_adamerging.search import Search
 from fusion_core import RunContext, Split
@@ -59,6 +60,15 @@ def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
     return {name: part.view_as(rows[name]) for name, part in zip(names, parts, strict=True)}
 
 
+def scaled(row: Tensor, factor: Tensor) -> Tensor:
+    """A task vector times coefficients: of a plain SVD's components where they do not broadcast."""
+    if factor.dim() != 1:
+        return factor * row
+    left, values, right = torch.linalg.svd(row, full_matrices=False)
+    rest = factor[-1].repeat(len(values) + 1 - len(factor))
+    return left @ torch.diag(values * torch.cat([factor[:-1], rest])) @ right
+
+
 class Merged(torch.nn.Module):
     """The textbook way: coefficients in the graph, functional weights, autograd does the rest."""
 
@@ -71,7 +81,7 @@ class Merged(torch.nn.Module):
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # autograd cannot sum sparse gradients over a row
         self.weights = {
-            name: pool.base.tensor(name) + sum(map(torch.mul, factors, rows[name]))
+            name: pool.base.tensor(name) + sum(map(scaled, rows[name], factors))
             for leaf, factors in live.by_leaf(coefficients)
             for name in leaf.names
         }
@@ -89,7 +99,7 @@ def objectives(tasks: Any, model: nn.Module, step: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize("trim", [False, True])
-@pytest.mark.parametrize("granularity", ["layer", "task", "row", "column"])
+@pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "rank"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is six things
     kind: str,
@@ -106,12 +116,14 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     )
     live = live_merge(pool, trim=trim, granularity=granularity)
     passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
-    names = list(pool.experts), list(tasks.names)
-    search = Search(config, live, passes, *names, StateStore(None, "search", {}), RunContext())
-    ours = search.run(lambda _: entropy_of)
+    learned = LearnedCoefficients(live, list(pool.experts), CPU, config)
+    store = StateStore(None, "search", {})
+    search = Search(config, learned, passes, list(tasks.names), store, RunContext())
+    search.run(lambda _: entropy_of)
+    ours = learned.every()
 
     rows = dense_rows(pool, trim=trim)
-    reference = torch.full_like(search.learned, INIT).requires_grad_(True)
+    reference = torch.full_like(learned.coefficients, INIT).requires_grad_(True)
     optimiser = torch.optim.Adam([reference], lr=0.2)
     for step in range(6):
         optimiser.param_groups[0]["lr"] = search.learning_rate(step)
@@ -122,6 +134,6 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
         if clamp:
             with torch.no_grad():
                 reference.clamp_(0, 1)
-    torch.testing.assert_close(ours, search.every(reference.detach()), rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(ours, learned.every(reference.detach()), rtol=1e-5, atol=1e-12)
     assert (ours - INIT).abs().max() > 0.1
     assert not clamp or (ours.min() >= 0 and ours.max() <= 1)

@@ -47,6 +47,7 @@ def _coefficients(
     [
         {},
         {"granularity": "task"},
+        {"granularity": "rank", "examples": 20},
         {"granularity": "row", "objective": "teacher"},
         {"granularity": "column"},
         {"trim": True, "clamp": True},

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fusion_core.errors import RecipeError
+from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ class Coefficients:
     values: Mapping[str, Mapping[str, float]]
     #: options and tasks that they were learned with; empty where that is not known
     learned: Mapping[str, Any] = field(default_factory=dict)
-    #: expert -> tensor -> coefficients that broadcast over it; only of tensors that have several
+    #: expert -> tensor -> coefficients as `Linear` takes them; only of tensors that have several
     finer: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -196,7 +197,7 @@ def _finer(
     owners = {f"{expert}/{name}": (expert, name) for expert, row in values.items() for name in row}
     for key, exact in load(content).items():
         expert, name = owners[key]
-        if not _broadcasts(exact.shape, shapes[name]):
+        if not _fits(exact.shape, shapes[name]):
             given = f"{list(exact.shape)} over {list(shapes[name])}"
             raise RecipeError(
                 f"algorithm.coefficients: {path!r} is for other models: {name!r} has coefficients "
@@ -206,7 +207,10 @@ def _finer(
         yield expert, name, exact
 
 
-def _broadcasts(shape: Sequence[int], over: Sequence[int]) -> bool:
+def _fits(shape: Sequence[int], over: Sequence[int]) -> bool:
+    """Tell whether coefficients broadcast over a tensor, or are those of a matrix's components."""
+    if len(shape) == 1 and is_matrix(over):
+        return 1 < shape[0] <= min(over) + 1
     return len(shape) == len(over) and all(
         n in {1, whole} for n, whole in zip(shape, over, strict=True)
     )

@@ -1,9 +1,9 @@
-"""Options of AdaMerging."""
+"""Options of AdaMerging, and of what descends from it."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from fusion_core import ComponentConfig, InputPath
 
@@ -27,48 +27,58 @@ def _once_each(names: list[str]) -> list[str]:
     return names
 
 
-class AdaMergingConfig(ComponentConfig):
-    """What is learned, and how the search goes."""
+class SearchConfig(ComponentConfig):
+    """How a search goes, and on which examples."""
 
-    preset: Literal["default", "paper"] = "default"
-    """What options that are not given are: the defaults, or the paper's 1000 small steps."""
-    granularity: Literal["layer", "task", "row", "column"] = "layer"
-    """One coefficient an expert and parameter tensor, one an expert (`task`), or one an expert and
-    output row or input column of each matrix: index of the first or second dimension of tensors
-    that have two or more. Others keep one a tensor."""
     steps: Annotated[int, Field(ge=0)] = 100
-    """Updates of the coefficients."""
+    """Updates of what is learned."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Adam's learning rate: about how far a coefficient moves in a step."""
     schedule: Literal["cosine", "constant"] = "constant"
     """How the learning rate goes on: not at all, or down to zero along a cosine."""
-    init: float = 0.2
-    """Every coefficient's first value."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Unlabeled examples of each task in a step."""
+    objective: Literal["entropy", "teacher"] = "entropy"
+    """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The model's passes in fp32, or under bf16 autocast; coefficients and sums stay in fp32."""
+    shared_pass: ByteSize = ByteSize(512_000_000)
+    """Tasks share a pass through the model while its activations take no more than this."""
+    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_once_each)] | None = None
+    """The tasks to adapt on; default: the experts' own or, where none bears their names, all."""
+    adapt_split: Literal["unlabeled", "test", "holdout"] = "unlabeled"
+    """Adapt on the tasks' unlabeled examples (of some pools, the test examples without labels), on
+    the test examples themselves, or on one half of these, with the other to measure on."""
+    examples: Annotated[int, Field(ge=1)] | None = None
+    """Adapt on so many examples of each task, again and again; default: all there are."""
+    save_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between two states that `--resume` goes on from."""
+
+
+class AdaMergingConfig(SearchConfig):
+    """What is learned, and how the search goes."""
+
+    preset: Literal["default", "paper"] = "default"
+    """What options that are not given are: the defaults, or the paper's 1000 small steps."""
+    granularity: Annotated[
+        Literal["layer", "model", "row", "column", "rank"],
+        BeforeValidator(lambda given: "model" if given == "task" else given),
+    ] = "layer"
+    """What has a coefficient for each expert: a parameter tensor, the whole model (which AdaMerging
+    calls task-wise: `task` is the same), an output row or input column of each matrix, or a
+    singular component of its task vector. Tensors without such parts have one."""
+    init: float = 0.2
+    """Every coefficient's first value."""
     trim: bool = False
     """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """With `trim`: the fraction of each task vector's entries that is kept before the election."""
     clamp: bool = False
     """Keep coefficients within [0, 1]."""
-    objective: Literal["entropy", "teacher"] = "entropy"
-    """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """The model's passes in fp32, or under bf16 autocast; coefficients and sums stay in fp32."""
     task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
     """Where the search keeps them: in memory, in half of it, or read anew in every step."""
-    shared_pass: ByteSize = ByteSize(512_000_000)
-    """Tasks share a pass through the model while its activations take no more than this."""
-    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_once_each)] | None = None
-    """The tasks to adapt on; default: the experts' own or, where none bears their names, all."""
-    adapt_split: Literal["test", "holdout"] = "test"
-    """Adapt on the tasks' unlabeled examples, which may be the test examples themselves, or on one
-    half of the test examples and measure on the other."""
     coefficients: InputPath | None = None
     """A coefficients.json of an earlier run: use it and skip the search."""
-    save_every: Annotated[int, Field(ge=1)] = 10
-    """Steps between two states that `--resume` goes on from."""
 
     @model_validator(mode="before")
     @classmethod

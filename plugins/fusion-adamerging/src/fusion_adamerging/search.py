@@ -1,4 +1,4 @@
-"""The search for coefficients: a pass, a projection and a step of Adam, again and again.
+"""A search without labels: a pass and a step of Adam, again and again.
 
 Where it stands is saved every few steps; a search that goes on from there ends with the same bits.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adamerging.watch import Seen, Watch, check_size
+from fusion_adamerging.watch import Seen, Watch
 from fusion_core import noting
 from fusion_core.adapting import Ranks, keeping_freed_memory
 
@@ -20,46 +20,41 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_adamerging.config import AdaMergingConfig
+    from fusion_adamerging.config import SearchConfig
+    from fusion_adamerging.learned import Learned
     from fusion_core import RunContext
-    from fusion_core.adapting import LiveMerge, Objective, Passes, StateStore
+    from fusion_core.adapting import Objective, Passes, StateStore
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Search:
-    """Learns the coefficients of a live merge, shape (experts, columns of it) or (experts, 1)."""
+    """Learns what lowers the sum of all tasks' objectives, with Adam (betas 0.9, 0.999)."""
 
-    config: AdaMergingConfig
-    live: LiveMerge
+    config: SearchConfig
+    learned: Learned
     passes: Passes
-    #: the names of experts and of tasks, in order; of the tasks of all ranks
-    experts: Sequence[str]
+    #: the names of the tasks of all ranks, in order
     tasks: Sequence[str]
     store: StateStore
     context: RunContext
     ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
-        columns = 1 if self.config.granularity == "task" else self.live.columns
-        shape = (len(self.experts), columns)
-        start = torch.full(shape, self.config.init, dtype=self.live.dtype)
-        self.learned = start.to(self.passes.device)
-        self.optimiser = torch.optim.Adam([self.learned], lr=self.config.lr)
+        self.tensors = dict(self.learned.tensors)
+        self.optimiser = torch.optim.Adam(self.tensors.values(), lr=self.config.lr)
         self.watch = Watch()
-        #: the last coefficients that nothing was wrong with, and the step that they were seen in
-        self.good = (0, self.learned.clone())
+        #: the last tensors that nothing was wrong with, and the step that they were seen in
+        self.good = (0, self._copied())
 
-    def run(self, objective_of: Callable[[range], Objective]) -> Tensor:
-        """Take all steps that are left; returns the coefficients of all leaves.
+    def run(self, objective_of: Callable[[range], Objective]) -> None:
+        """Take all steps that are left.
 
         `objective_of` is called with these steps and returns what is minimised in them. Raises
         `SearchStoppedError` where going on would lead astray; `good` then holds what is worth
         rescuing.
         """
-        if not self.live.leaves:  # every expert is the base
-            return self.every(self.learned)
         steps = range(self._resumed(), self.config.steps)
         objective = objective_of(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")
@@ -70,12 +65,7 @@ class Search:
                 advance(1, note=note)
                 if (step + 1) % self.config.save_every == 0 or step + 1 == steps.stop:
                     self._save(step + 1)
-        check_size(self.config.steps, self.learned)
-        return self.every(self.learned)
-
-    def every(self, coefficients: Tensor) -> Tensor:
-        """Spread coefficients over all leaves: shape (experts, columns of the live merge)."""
-        return coefficients.expand(-1, self.live.columns)
+        self.learned.check(self.config.steps)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step (0-based)."""
@@ -84,20 +74,20 @@ class Search:
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
 
     def _step(self, step: int, objective: Objective) -> str:
-        check_size(step, self.learned)
-        self.live.merge(self.every(self.learned))
+        self.learned.check(step)
+        self.learned.place()
         shown = self.passes.backward(step, objective)
         seen = self._gathered({task: Seen.of(outcome) for task, outcome in shown.items()})
-        gradient = self.ranks.summed(self.live.gradient())
+        self.learned.collect(self.ranks.summed)
         if self.watch.look(step, seen):
-            self.good = (step, self.learned.clone())
-        task_wise = self.config.granularity == "task"
-        self.learned.grad = gradient.sum(1, keepdim=True) if task_wise else gradient
+            self.good = (step, self._copied())
         self.optimiser.param_groups[0]["lr"] = self.learning_rate(step)
         self.optimiser.step()
-        if self.config.clamp:
-            self.learned.clamp_(0, 1)
+        self.learned.settle()
         return self._report(step, seen)
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: each.detach().clone() for name, each in self.tensors.items()}
 
     def _gathered(self, own: Mapping[str, Seen]) -> dict[str, Seen]:
         """Return what all ranks have seen, in the order of tasks."""
@@ -106,38 +96,34 @@ class Search:
 
     def _report(self, step: int, seen: Mapping[str, Seen]) -> str:
         what = self.config.objective
-        means = self.learned.mean(dim=1).tolist()
         self.context.log(
             step,
             {
                 what: sum(each.objective for each in seen.values()),
                 **{f"{what}/{name}": each.objective for name, each in seen.items()},
-                **{f"coefficient/{k}": v for k, v in zip(self.experts, means, strict=True)},
+                **self.learned.shown(),
             },
         )
         return " ".join(f"{name} {each.objective:.2f}" for name, each in seen.items())
 
     def _save(self, step: int) -> None:
-        moments = self.optimiser.state[self.learned]
-        self.store.save(
-            step,
-            {
-                "coefficients": self.learned,
-                **{name: moments[name] for name in _MOMENTS},
-                "good": self.good,
-                "watch": self.watch.state(),
-            },
-        )
+        moments = {
+            name: {key: self.optimiser.state[each][key] for key in _MOMENTS}
+            for name, each in self.tensors.items()
+        }
+        state = {"learned": self.tensors, "moments": moments, "good": self.good}
+        self.store.save(step, {**state, "watch": self.watch.state()})
 
     def _resumed(self) -> int:
         """Go on where the first rank's last state stands; returns the step to take next."""
         state = self.ranks.from_first(self.store.recall())
         if state is None:
             return 0
-        device = self.learned.device
-        self.learned.copy_(state["coefficients"])
-        moments = {name: state[name].to(device) for name in _MOMENTS}
-        self.optimiser.state[self.learned] = {"step": torch.tensor(float(state["step"])), **moments}
-        self.good = (state["good"][0], state["good"][1].to(device))
+        for name, each in self.tensors.items():
+            each.data.copy_(state["learned"][name])
+            moments = {k: v.to(each.device) for k, v in state["moments"][name].items()}
+            self.optimiser.state[each] = {"step": torch.tensor(float(state["step"])), **moments}
+        step, good = state["good"]
+        self.good = (step, {k: v.to(self.tensors[k].device) for k, v in good.items()})
         self.watch = Watch.recall(state["watch"])
         return int(state["step"])

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import in_order
+from fusion_core.weights import decompose, in_order
 from fusion_spectral.config import AceConfig
-from fusion_spectral.decomposition import decompose
 from fusion_spectral.matrixwise import MatrixwiseMerge
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import in_order
+from fusion_core.weights import decompose, in_order, is_matrix
 from fusion_spectral.config import CartConfig
-from fusion_spectral.decomposition import decompose, is_matrix
 from fusion_spectral.matrixwise import Matrixwise, mean
 
 if TYPE_CHECKING:

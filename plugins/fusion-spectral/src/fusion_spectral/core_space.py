@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import pad
 
 from fusion_core import Coordinates, Piece
+from fusion_core.weights import decompose, is_matrix
 from fusion_spectral.config import CoreSpaceConfig
-from fusion_spectral.decomposition import decompose, is_matrix
 from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import Scope, Trim, in_order
+from fusion_core.weights import Scope, Trim, decompose, in_order, is_matrix
 from fusion_spectral.config import DogeConfig
-from fusion_spectral.decomposition import decompose, is_matrix
 from fusion_spectral.descent import descend
 from fusion_spectral.matrixwise import Matrixwise, mean
 

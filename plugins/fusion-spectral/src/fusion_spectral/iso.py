@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import in_order
+from fusion_core.weights import Components, decompose, in_order, polar
 from fusion_spectral.config import IsoCtsConfig, ScaleConfig
-from fusion_spectral.decomposition import Components, decompose, polar
 from fusion_spectral.matrixwise import MatrixwiseMerge
 from fusion_spectral.orthogonalise import orthogonalised
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, Piece
-from fusion_core.weights import Kernel, Scope, Trim, agreeing, in_order
+from fusion_core.weights import Kernel, Scope, Trim, agreeing, in_order, is_matrix
 from fusion_spectral.config import KnotsConfig
 from fusion_spectral.core_space import CoreSpace
-from fusion_spectral.decomposition import is_matrix
 from fusion_spectral.matrixwise import mean
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
 from fusion_core import ComponentConfig, Cut, Piece, TensorwiseAlgorithm
-from fusion_core.weights import in_order
-from fusion_spectral.decomposition import is_matrix
+from fusion_core.weights import in_order, is_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor

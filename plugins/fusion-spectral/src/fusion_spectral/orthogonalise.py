@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, Transform
+from fusion_core.weights import Components, decompose, is_matrix, polar
 from fusion_spectral.config import OrthogonaliseConfig
-from fusion_spectral.decomposition import Components, decompose, is_matrix, polar
 from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import in_order
+from fusion_core.weights import in_order, is_matrix
 from fusion_spectral.config import OrthomergeConfig
-from fusion_spectral.decomposition import is_matrix
 from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core import Piece, TensorwiseCalibration
+from fusion_core.weights import decompose, is_matrix
 from fusion_spectral.config import SvcConfig
-from fusion_spectral.decomposition import decompose, is_matrix
 from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import Algorithm, Piece, Transform
-from fusion_core.weights import Linear
+from fusion_core.weights import Linear, decompose, is_matrix
 from fusion_spectral.config import StarConfig, TruncateConfig
-from fusion_spectral.decomposition import decompose, is_matrix
 from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:

@@ -71,6 +71,17 @@ def polar(matrix: Tensor) -> Tensor:
     return _times(matrix, (basis * _inverse(values)) @ basis.mT)
 
 
+def by_component(matrix: Tensor, factors: Tensor) -> Tensor:
+    """Return a matrix with its n largest components times factors, and the rest times the last.
+
+    Shapes: (m, n) and (n + 1,). What is added to the matrix is of the components alone, so that
+    equal factors only scale it.
+    """
+    rest = factors[-1]
+    left, values, right = decompose(matrix).largest(len(factors) - 1)
+    return torch.addmm(matrix * rest, left * (values * (factors[:-1] - rest)), right.mT)
+
+
 def _spectrum(tall: Tensor) -> tuple[Tensor, Tensor]:
     """Return singular values and right singular vectors of (m, n), m >= n, in fp64."""
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=tall.device)

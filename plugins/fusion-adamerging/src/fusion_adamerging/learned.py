@@ -1,0 +1,89 @@
+"""What a search learns: numbers that Adam changes, and what they make of a live model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion_adamerging.watch import check_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from fusion_adamerging.config import AdaMergingConfig
+    from fusion_core.adapting import LiveMerge
+
+
+class Learned(ABC):
+    """Tensors by name, in the order in which they are saved, and how they and a model meet."""
+
+    tensors: Mapping[str, Tensor]
+
+    @abstractmethod
+    def place(self) -> None:
+        """Write into the live model what the tensors stand for."""
+
+    @abstractmethod
+    def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Set every tensor's gradient from what was back-propagated; `summed` adds all ranks'."""
+
+    def settle(self) -> None:  # noqa: B027 - most have no bounds
+        """Bring the tensors back within their bounds after a step."""
+
+    def check(self, step: int) -> None:  # noqa: B027 - most cannot leave their bounds
+        """Raise `SearchStoppedError` where going on would lead astray."""
+
+    @abstractmethod
+    def shown(self) -> Mapping[str, float]:
+        """Return what is logged of them in every step."""
+
+
+class LearnedCoefficients(Learned):
+    """Coefficients of a live merge: shape (experts, columns of it) or (experts, 1)."""
+
+    def __init__(
+        self,
+        live: LiveMerge,
+        experts: Sequence[str],
+        device: torch.device,
+        config: AdaMergingConfig,
+    ) -> None:
+        self._shared = config.granularity == "model"
+        columns = 1 if self._shared else live.columns
+        start = torch.full((len(experts), columns), config.init, dtype=live.dtype)
+        self.coefficients = start.to(device)
+        self.tensors = {"coefficients": self.coefficients}
+        self.experts = list(experts)
+        self._live, self._clamp = live, config.clamp
+
+    def every(self, coefficients: Tensor | None = None) -> Tensor:
+        """Spread coefficients over all leaves: shape (experts, columns of the live merge)."""
+        given = self.coefficients if coefficients is None else coefficients
+        return given.expand(-1, self._live.columns)
+
+    def place(self) -> None:
+        """Merge."""
+        self._live.merge(self.every())
+
+    def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Project the gradient onto the task vectors."""
+        gradient = summed(self._live.gradient())
+        self.coefficients.grad = gradient.sum(1, keepdim=True) if self._shared else gradient
+
+    def settle(self) -> None:
+        """Clamp to [0, 1] if that is wanted."""
+        if self._clamp:
+            self.coefficients.clamp_(0, 1)
+
+    def check(self, step: int) -> None:
+        """Raise `SearchStoppedError` for coefficients out of all proportion."""
+        check_size(step, self.coefficients)
+
+    def shown(self) -> Mapping[str, float]:
+        """Return each expert's mean."""
+        means = self.coefficients.mean(dim=1).tolist()
+        return {f"coefficient/{k}": mean for k, mean in zip(self.experts, means, strict=True)}

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from fusion_core.weights import TensorInfo
 
 #: What shares a coefficient: a tensor, what lies at one index of its first dimension, or of its
-#: second, or a singular component of a matrix. Tensors of fewer than two dimensions, and for
-#: components those of more, have one coefficient an expert anyway.
-Grain = Literal["tensor", "row", "column", "rank"]
+#: second; of a matrix both, whose sum then counts, or a singular component. Tensors that have no
+#: such parts have one coefficient an expert.
+Grain = Literal["tensor", "row", "column", "row+column", "rank"]
 
 _SUMMED = BLOCK // 4  # so many sums an expert stay in a core's cache for eight experts
 _SUMMED_ON_GPU = 16 * BLOCK  # there, starting an operation costs more than fetching its operands
@@ -68,11 +68,10 @@ class Sharing(ABC):
     def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Return a part's products of rows and gradient, summed over what shares a coefficient.
 
-        Shapes (experts, elements) and (elements,) -> (experts, count or, by row, the part's rows).
+        Shapes (experts, elements) and (elements,) -> (experts, count), but of the part's rows only.
         """
 
-    @staticmethod
-    def joined(parts: Sequence[Tensor]) -> Tensor:
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Join what the parts' projections are, in order: shape (experts, count)."""
         return torch.stack(list(parts)).sum(dim=0)
 
@@ -131,8 +130,7 @@ class ByRow(_WithinRows):
         products = torch.bmm(gradient.view(len(matrices), 1, self._row), matrices.transpose(1, 2))
         return products.squeeze(1).T
 
-    @staticmethod
-    def joined(parts: Sequence[Tensor]) -> Tensor:
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Put the parts' rows one after the other."""
         return torch.cat(list(parts), dim=1)
 
@@ -177,6 +175,39 @@ class ByColumn(_WithinRows):
     def _cube(self, values: Tensor) -> Tensor:
         """See elements as (rows, columns, what an entry of a matrix is where there are more)."""
         return values.view(-1, self.count, self._row // self.count)
+
+
+@dataclass(frozen=True)
+class ByRowAndColumn(_WithinRows):
+    """One coefficient an expert and row of a matrix, and one a column: an entry has the sum of two.
+
+    Those of rows come first.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows + columns,)."""
+        return (sum(self.info.shape),)
+
+    def combine(
+        self, start: int, base: Tensor, rows: Tensor, coefficients: Tensor, out: Tensor
+    ) -> None:
+        """Add what the coefficients of rows give, and then those of columns."""
+        by_row, by_column = torch.split(coefficients, list(self.info.shape), dim=1)
+        ByRow(self.info).combine(start, base, rows, by_row, out)
+        ByColumn(self.info).combine(start, out, rows, by_column, out)
+
+    def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Return both projections side by side."""
+        kinds = ByRow(self.info), ByColumn(self.info)
+        return torch.cat([each.project(rows, gradient) for each in kinds], dim=1)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put the parts' rows one after the other, and add their columns."""
+        columns = self.info.shape[1]
+        by_row = torch.cat([part[:, :-columns] for part in parts], dim=1)
+        by_column = torch.stack([part[:, -columns:] for part in parts]).sum(dim=0)
+        return torch.cat([by_row, by_column], dim=1)
 
 
 @dataclass(frozen=True)
@@ -232,9 +263,10 @@ def sharing_of(info: TensorInfo, grain: Grain, read: Callable[[], Tensor]) -> Sh
     `read` returns its task vectors, of shape (experts, elements): for components, which depend on
     them.
     """
-    if grain == "rank":
-        return ByComponent.of(info, read()) if is_matrix(info.shape) else ByTensor(info)
-    kinds: dict[str, Callable[[TensorInfo], Sharing]]
-    kinds = {"tensor": ByTensor, "row": ByRow, "column": ByColumn}
+    if grain == "rank" and is_matrix(info.shape):
+        return ByComponent.of(info, read())
+    if grain == "row+column" and is_matrix(info.shape) and info.numel > 1:
+        return ByRowAndColumn(info)
+    kinds = {"row": ByRow, "column": ByColumn}
     has_rows = len(info.shape) > 1 and info.numel
-    return kinds[grain if has_rows else "tensor"](info)
+    return (kinds.get(grain, ByTensor) if has_rows else ByTensor)(info)

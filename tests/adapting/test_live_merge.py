@@ -41,6 +41,8 @@ def scaled(row: Tensor, factor: Tensor) -> Tensor:
     """A task vector times coefficients: of a plain SVD's components where they do not broadcast."""
     if factor.dim() != 1:
         return factor * row
+    if len(factor) == sum(row.shape):
+        return (factor[: len(row), None] + factor[None, len(row) :]) * row
     left, values, right = torch.linalg.svd(row, full_matrices=False)
     rest = factor[-1].repeat(len(values) + 1 - len(factor))
     return left @ torch.diag(values * torch.cat([factor[:-1], rest])) @ right
@@ -87,7 +89,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("grain", ["tensor", "row", "column", "rank"])
+@pytest.mark.parametrize("grain", ["tensor", "row", "column", "row+column", "rank"])
 @pytest.mark.parametrize(("kernel", "power"), [(Linear, 1), (Squared, 2)])
 @pytest.mark.parametrize("storage", ["fp32", "disk"])
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
@@ -148,6 +150,7 @@ def test_running_statistics_are_those_of_the_final_merge(
         ("tensor", (), ()),
         ("row", (4, 1), (5, 1, 1, 1)),
         ("column", (1, 20), (1, 3, 1, 1)),
+        ("row+column", (24,), ()),
         ("rank", (2,), ()),  # a component of four for each of three experts, and the rest
     ],
 )
@@ -164,7 +167,7 @@ def test_vectors_keep_one_coefficient_an_expert(
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("grain", ["tensor", "row", "column", "rank"])
+@pytest.mark.parametrize("grain", ["tensor", "row", "column", "row+column", "rank"])
 @pytest.mark.parametrize("storage", ["bf16", "disk"])
 def test_other_places_for_task_vectors_give_the_same_model(
     storage: str, grain: str, make_pool: Callable[..., CheckpointsPool]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.source import WeightSource
 
-#: How many dimensions coefficients of singular components have: of rows and columns it is more.
-_OF_COMPONENTS = 2
+#: How many dimensions coefficients have that are a list an expert, and do not broadcast.
+_LISTED = 2
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Linear(Kernel):
     `coefficients`: one an expert in pool order, for every tensor alike or by tensor name; or, for a
     tensor of two dimensions or more, a tensor of shape (experts, ...) that broadcasts over all of
     the experts': (experts, rows, 1) holds one an expert and row. For a matrix, one of shape
-    (experts, n + 1) holds those of each task vector's n largest singular components and, last, that
-    of all that is left of it.
+    (experts, rows + columns) holds those of rows and of columns, which are added, and one of shape
+    (experts, n + 1) those of each task vector's n largest singular components and, last, that of
+    all that is left of it.
     """
 
     coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...] | torch.Tensor]
@@ -39,11 +40,11 @@ class Linear(Kernel):
 
     @property
     def cut(self) -> Cut:
-        """Between rows where coefficients belong to rows or columns, nowhere for components."""
+        """Between rows where coefficients belong to rows or columns, nowhere for lists of them."""
         values = self.coefficients
         every = () if isinstance(values, tuple) else values.values()
         several = [each.dim() for each in every if not isinstance(each, tuple)]
-        if _OF_COMPONENTS in several:
+        if _LISTED in several:
             return Cut.TENSOR
         return Cut.ROW if several else Cut.ELEMENT
 
@@ -55,7 +56,7 @@ class Linear(Kernel):
         """Combine one piece."""
         rows = self.rows(piece)
         factors = self._factors(piece, rows)
-        scaled = by_component if _is_of_components(factors) else torch.mul
+        scaled = by_component if _are_listed(factors) else torch.mul
         combined = in_order(scaled(row, own) for row, own in zip(rows, factors, strict=True))
         return combined.add_(piece.base) if self.relative else combined
 
@@ -64,14 +65,17 @@ class Linear(Kernel):
         factors = values if isinstance(values, tuple) else values[piece.info.name]
         if isinstance(factors, tuple):
             return factors
-        if factors.shape[1] > 1 and not _is_of_components(factors):
+        if _are_listed(factors) and factors.shape[1] == sum(piece.shape) > _LISTED:
+            by_row, by_column = torch.split(factors, list(piece.shape), dim=1)
+            factors = by_row[:, :, None] + by_column[:, None, :]
+        elif factors.shape[1] > 1 and not _are_listed(factors):
             first = piece.start // math.prod(piece.info.shape[1:])
             factors = factors[:, first : first + len(rows[0])]
         return factors.to(rows)
 
 
-def _is_of_components(factors: tuple[float, ...] | torch.Tensor) -> bool:
-    return not isinstance(factors, tuple) and factors.dim() == _OF_COMPONENTS
+def _are_listed(factors: tuple[float, ...] | torch.Tensor) -> bool:
+    return not isinstance(factors, tuple) and factors.dim() == _LISTED
 
 
 def as_weights(source: WeightSource, base: WeightSource | None) -> WeightSource:

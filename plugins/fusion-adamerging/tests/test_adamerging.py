@@ -40,7 +40,7 @@ def _run(pool: CheckpointsPool, tasks: Any, **options: Any) -> tuple[Any, list[d
     return (source, json.loads(context.side_files["coefficients.json"])), logged
 
 
-@pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "rank"])
+@pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "row+column", "rank"])
 def test_search_lowers_the_entropy(make_pool: Make, tasks: Any, granularity: str) -> None:
     pool = make_pool("mlp", trained=True)
     _, logged = _run(pool, tasks, granularity=granularity, steps=30, lr=0.02)
@@ -121,12 +121,13 @@ def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PL
     assert not exact
 
 
+@pytest.mark.parametrize("granularity", ["row+column", "rank"])
 @pytest.mark.parametrize("task_vectors", ["fp32", "bf16", "disk"])
-def test_components_are_those_of_a_plain_decomposition_and_are_read_again(
-    make_pool: Make, tasks: Any, task_vectors: str, tmp_path: Path
+def test_listed_coefficients_mean_what_they_say_and_are_read_again(
+    make_pool: Make, tasks: Any, task_vectors: str, granularity: str, tmp_path: Path
 ) -> None:
     pool, context = make_pool("transformer", experts=3), RunContext(tasks=tasks)
-    options = {"granularity": "rank", "task_vectors": task_vectors, "lr": 0.1, "steps": 3}
+    options = {"granularity": granularity, "task_vectors": task_vectors, "lr": 0.1, "steps": 3}
     source = AdaMerging(AdaMergingConfig(**options)).run(pool, context)
     for name, content in context.side_files.items():
         (tmp_path / name).write_bytes(content)
@@ -135,10 +136,13 @@ def test_components_are_those_of_a_plain_decomposition_and_are_read_again(
         base = pool.base.tensor(name)
         expected = base.clone()
         for expert, weights in pool.experts.items():
-            left, values, right = torch.linalg.svd(weights.tensor(name) - base, full_matrices=False)
-            factors = exact[f"{expert}/{name}"]
-            assert len(factors) == 1 + len(values) // 3
+            factors, row = exact[f"{expert}/{name}"], weights.tensor(name) - base
             assert factors.std() > 0.01
+            if granularity == "row+column":
+                expected += (factors[: len(row), None] + factors[None, len(row) :]) * row
+                continue
+            left, values, right = torch.linalg.svd(row, full_matrices=False)
+            assert len(factors) == 1 + len(values) // 3
             rest = factors[-1].repeat(len(values) + 1 - len(factors))
             expected += left @ torch.diag(values * torch.cat([factors[:-1], rest])) @ right
         torch.testing.assert_close(source.tensor(name), expected, rtol=1e-5, atol=1e-5)

@@ -34,9 +34,7 @@ def live_merge(pool: CheckpointsPool, *, trim: bool, granularity: str) -> LiveMe
     if trim:
         pool = context.transformed(context.transformed(pool, Trimming(0.3)), Electing())
     merged = context.merged(pool, Linear((INIT,) * len(pool.experts)))
-    return LiveMerge(
-        pool, merged, CPU, dtype=torch.float64, grain=GRAINS.get(granularity, "tensor")
-    )
+    return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=GRAINS[granularity])
 
 
 def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
@@ -64,6 +62,8 @@ def scaled(row: Tensor, factor: Tensor) -> Tensor:
     """A task vector times coefficients: of a plain SVD's components where they do not broadcast."""
     if factor.dim() != 1:
         return factor * row
+    if len(factor) == sum(row.shape):
+        return (factor[: len(row), None] + factor[None, len(row) :]) * row
     left, values, right = torch.linalg.svd(row, full_matrices=False)
     rest = factor[-1].repeat(len(values) + 1 - len(factor))
     return left @ torch.diag(values * torch.cat([factor[:-1], rest])) @ right
@@ -99,7 +99,7 @@ def objectives(tasks: Any, model: nn.Module, step: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize("trim", [False, True])
-@pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "rank"])
+@pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "row+column", "rank"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is six things
     kind: str,

@@ -30,8 +30,15 @@ if TYPE_CHECKING:
     from fusion_core.weights import MergedSource
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
-#: What shares a coefficient in the granularities that are finer than a tensor.
-GRAINS: dict[str, Grain] = {"row": "row", "column": "column", "rank": "rank"}
+#: What shares a coefficient, by granularity: `model` sums over what `layer` has.
+GRAINS: dict[str, Grain] = {
+    "layer": "tensor",
+    "model": "tensor",
+    "row": "row",
+    "column": "column",
+    "row+column": "row+column",
+    "rank": "rank",
+}
 
 
 class AdaMerging(Adaptive[AdaMergingConfig]):
@@ -112,7 +119,7 @@ class AdaMerging(Adaptive[AdaMergingConfig]):
             context.device,
             storage=self.config.task_vectors,
             dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
-            grain=GRAINS.get(self.config.granularity, "tensor"),
+            grain=GRAINS[self.config.granularity],
         )
 
     def _named(

@@ -76,7 +76,8 @@ class Adaptive(Algorithm[ConfigT]):
         """Return what is minimised; each task's expert says once what it predicts in all steps."""
         if self.config.objective == "entropy":
             return entropy_of
-        return disagreement_with(ask_teachers(pool, passes, steps, context.progress))
+        teachers = ask_teachers(pool, passes, steps, context.progress)
+        return disagreement_with(teachers, self.config.temperature)
 
     def store(self, context: RunContext, **identity: object) -> StateStore:
         """Return where the search keeps how far it is; `identity` says of what it is one."""

@@ -208,9 +208,9 @@ def _finer(
 
 
 def _fits(shape: Sequence[int], over: Sequence[int]) -> bool:
-    """Tell whether coefficients broadcast over a tensor, or are those of a matrix's components."""
+    """Tell whether coefficients broadcast over a tensor, or are listed as `Linear` takes them."""
     if len(shape) == 1 and is_matrix(over):
-        return 1 < shape[0] <= min(over) + 1
+        return 1 < shape[0] <= min(over) + 1 or shape[0] == sum(over)
     return len(shape) == len(over) and all(
         n in {1, whole} for n, whole in zip(shape, over, strict=True)
     )

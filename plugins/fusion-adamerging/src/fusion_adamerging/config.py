@@ -18,6 +18,13 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "precision": "fp32",
         "objective": "entropy",
     },
+    "strong": {
+        "granularity": "row+column",
+        "objective": "teacher",
+        "temperature": 4.0,
+        "lr": 0.1,
+        "init": 0.3,
+    },
 }
 
 
@@ -40,6 +47,8 @@ class SearchConfig(ComponentConfig):
     """Unlabeled examples of each task in a step."""
     objective: Literal["entropy", "teacher"] = "entropy"
     """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """With `teacher`: both predictions are softened by it before they are compared."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The model's passes in fp32, or under bf16 autocast; coefficients and sums stay in fp32."""
     shared_pass: ByteSize = ByteSize(512_000_000)
@@ -58,15 +67,17 @@ class SearchConfig(ComponentConfig):
 class AdaMergingConfig(SearchConfig):
     """What is learned, and how the search goes."""
 
-    preset: Literal["default", "paper"] = "default"
-    """What options that are not given are: the defaults, or the paper's 1000 small steps."""
+    preset: Literal["default", "paper", "strong"] = "default"
+    """What options that are not given are: the defaults, the paper's 1000 small steps, or what came
+    nearest to the experts (docs/explanation/finer-coefficients.md)."""
     granularity: Annotated[
-        Literal["layer", "model", "row", "column", "rank"],
+        Literal["layer", "model", "row", "column", "row+column", "rank"],
         BeforeValidator(lambda given: "model" if given == "task" else given),
     ] = "layer"
     """What has a coefficient for each expert: a parameter tensor, the whole model (which AdaMerging
-    calls task-wise: `task` is the same), an output row or input column of each matrix, or a
-    singular component of its task vector. Tensors without such parts have one."""
+    calls task-wise: `task` is the same), an output row or input column of each matrix, both (an
+    entry has their sum), or a singular component of its task vector. Tensors without such parts
+    have one."""
     init: float = 0.2
     """Every coefficient's first value."""
     trim: bool = False

@@ -25,6 +25,17 @@ def entropy_of(_task: str, _step: int, logits: Tensor) -> Tensor:
     return entropy(logits)
 
 
-def disagreement_with(teachers: Mapping[str, Mapping[int, Tensor]]) -> Objective:
-    """Return the distance from what teachers said: by task and step, (examples, classes)."""
-    return lambda task, step, logits: disagreement(logits, teachers[task][step].to(logits.device))
+def disagreement_with(
+    teachers: Mapping[str, Mapping[int, Tensor]], temperature: float = 1.0
+) -> Objective:
+    """Return the distance from what teachers said: by task and step, (examples, classes).
+
+    A temperature above 1 softens both, so that classes which a teacher finds unlikely count for
+    more; its square keeps gradients of the same size (arXiv:1503.02531).
+    """
+
+    def distance(task: str, step: int, logits: Tensor) -> Tensor:
+        wanted = teachers[task][step].to(logits.device)
+        return disagreement(logits / temperature, wanted / temperature) * temperature**2
+
+    return distance

@@ -1,0 +1,114 @@
+"""What coefficients finer than layers are worth: `nox -s study -- --experts DIR`.
+
+Runs the cases of `study_cases.py` on `mini8`'s tasks with several sets of experts (made by
+`plugins/pools-mini/build/experts.py`; seed 3 ships) and keeps a JSON line a run in
+`docs/explanation/study.jsonl`: accuracy on the test images by task, how many numbers were learned,
+seconds of the search on one core. What is there is not run again, so an interrupted study goes on.
+Then `study_page.py` draws the figures and lays out the tables of the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from study_cases import CASES, Case
+from study_page import write_page
+from study_parts import Distilled, counted, disturbed
+
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_core import RunContext, Subject
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_spectral.orthogonalise import Orthogonalise
+from pools_clip.config import ClipConfig
+from pools_clip.pool import ClipPool
+from pools_mini.config import Mini8Config, Mini8TasksConfig
+from pools_mini.pools import Mini8Pool, Mini8Tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHIPPED = 3
+REPORT = Path(__file__).parents[1] / "docs" / "explanation"
+RUNS = REPORT / "study.jsonl"
+
+
+def main() -> None:
+    """Run what is not there yet, and write the report's figures."""
+    options = _options()
+    torch.set_num_threads(1)
+    done = {(run["case"], run["seed"]) for run in runs_of(options.runs)}
+    for seed, name in _wanted(options):
+        if (name, seed) not in done:
+            found = _run(CASES[name], experts_of(seed, options.experts), seed)
+            _keep(options.runs, {"case": name, "seed": seed, **found})
+    write_page(runs_of(options.runs), REPORT)
+
+
+def runs_of(path: Path) -> list[dict[str, Any]]:
+    """Return the runs that are kept in a file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def experts_of(seed: int, folder: Path | None) -> ClipPool:
+    """Return the set of experts of a fine-tuning seed."""
+    pool = Mini8Pool(Mini8Config())
+    if seed == SHIPPED:
+        return pool
+    if folder is None:
+        sys.exit("name the folder that plugins/pools-mini/build/experts.py wrote: --experts")
+    models = {name: str(folder / str(seed) / name) for name in pool.experts}
+    return ClipPool(ClipConfig(base=pool.base.describe(), models=models))
+
+
+def _wanted(options: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    for name, case in CASES.items():
+        if options.only is None or case.group in options.only:
+            yield from ((seed, name) for seed in options.seeds or case.seeds)
+
+
+def _run(case: Case, pool: ClipPool, seed: int) -> dict[str, Any]:
+    algorithm = (Distilled if case.rival else AdaMerging)(**case.options)
+    tasks = algorithm.tasks(Mini8Tasks(Mini8TasksConfig()))
+    context = RunContext(tasks=disturbed(tasks, case.noise), seed=seed)
+    models = pool.aligned(AlignmentPolicy())
+    if case.orthogonal:
+        models = context.transformed(models, Orthogonalise())
+    started = time.perf_counter()
+    merged = algorithm.run(models, context)
+    seconds = time.perf_counter() - started
+    measured = tasks.measure(Subject.of(models.build(merged)))
+    accuracy = {task: round(100 * each["accuracy"], 2) for task, each in measured.items()}
+    objective = list(context.metrics.steps.values())
+    return {
+        "accuracy": accuracy,
+        "numbers": counted(models, context),
+        "seconds": round(seconds, 1),
+        "objective": [round(step[algorithm.config.objective], 4) for step in objective][::5],
+    }
+
+
+def _keep(path: Path, run: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run) + "\n")
+    mean = sum(run["accuracy"].values()) / len(run["accuracy"])
+    print(f"{run['case']:44s} seed {run['seed']} {mean:5.1f} {run['seconds']:5.0f} s", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--experts", type=Path, help="folder of more sets of experts, by seed")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of each case")
+    parser.add_argument("--only", nargs="+", help="groups of cases")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="where the runs are kept")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The cases of the study: what is learned, on which examples, with which seeds of experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+#: Seeds that options were looked at on, and those that are reported.
+LOOKED_AT, REPORTED = (0, 1), (3, 4, 5)
+TASKS = (
+    "fashion-mnist",
+    "optdigits",
+    "latin",
+    "greek",
+    "hiragana",
+    "devanagari",
+    "textures",
+    "shapes",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to adapt; by default as the preset `strong` does."""
+
+    group: str
+    options: dict[str, Any] = field(default_factory=dict)
+    #: after `orthogonalise`, from the sum of what that gives
+    orthogonal: bool = False
+    #: all weights are learned instead of coefficients
+    rival: bool = False
+    #: standard deviation of the noise on the images that are adapted on
+    noise: float = 0.0
+    seeds: tuple[int, ...] = REPORTED
+
+    def but(self, group: str, *, noise: float = 0.0, **options: Any) -> Case:
+        """Return the case with other options, in another group."""
+        seeds = REPORTED if group == "methods" else REPORTED[:2]
+        given = self.options | options
+        return replace(self, group=group, options=given, noise=noise, seeds=seeds)
+
+
+def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:
+    """Return a case of a granularity, or of "all weights"."""
+    rival = what == "all weights"
+    own = {"lr": 0.001} if rival else {"granularity": what}
+    start = {"init": 1.0} if orthogonal else {}
+    given = {"preset": "strong", **own, **start, **options}
+    return Case("methods", given, orthogonal=orthogonal, rival=rival)
+
+
+FINER = ("row", "column", "row+column", "rank")
+LAYER = {"lr": 0.02, "temperature": 1}
+STRONG, PIPELINE = _case("row+column"), _case("row+column", orthogonal=True)
+DISTILLED, BOTH = _case("all weights"), _case("all weights", orthogonal=True)
+COARSE = _case("layer", orthogonal=True, **LAYER)
+
+METHODS: dict[str, Case] = {
+    "layer, entropy": Case("methods"),
+    "layer, teacher": _case("layer", **LAYER),
+    **{what: _case(what) for what in FINER},
+    "all weights": DISTILLED,
+    "orthogonalise": _case("layer", orthogonal=True, steps=0),
+    "orthogonalise, layer, teacher": COARSE,
+    **{f"orthogonalise, {what}": _case(what, orthogonal=True) for what in FINER},
+    "orthogonalise, all weights": BOTH,
+}
+#: What is measured on other examples, too.
+_SPLIT = (
+    *("layer, entropy", "layer, teacher", "row+column", "all weights"),
+    *("orthogonalise, row+column", "orthogonalise, all weights"),
+)
+_FEW = {
+    "layer": COARSE,
+    "row+column": PIPELINE,
+    "rank": METHODS["orthogonalise, rank"],
+    "all weights": BOTH,
+    "row+column, from task arithmetic": STRONG,
+    "all weights, from task arithmetic": DISTILLED,
+}
+_THREE = {"layer": COARSE, "row+column": PIPELINE, "all weights": BOTH}
+
+
+def _choice() -> dict[str, Case]:
+    """Return what the preset and the pipeline were chosen among."""
+    cases: dict[str, Case] = {}
+    for orthogonal in (False, True):
+        before = "orthogonalise, " * orthogonal
+        for what, rates in {
+            **dict.fromkeys(("row", "column", "row+column"), (0.05, 0.1)),
+            "rank": (0.1, 0.2),
+            "all weights": (0.0003, 0.001),
+        }.items():
+            for lr, temperature in ((rates[0], 1), (rates[1], 1), (rates[1], 4)):
+                name = f"choice: {before}{what}, lr {lr}, T {temperature}"
+                cases[name] = _case(what, orthogonal=orthogonal, lr=lr, temperature=temperature)
+    for said, options in {
+        "lr 0.2": {"lr": 0.2},
+        "T 8": {"temperature": 8},
+        "cosine, lr 0.15": {"schedule": "cosine", "lr": 0.15},
+        "300 steps": {"steps": 300},
+    }.items():
+        cases[f"choice: the pipeline, but {said}"] = PIPELINE.but("choice", **options)
+    return {name: replace(each, group="choice", seeds=LOOKED_AT) for name, each in cases.items()}
+
+
+CASES: dict[str, Case] = {
+    **METHODS,
+    **{
+        f"{name}, {split}": METHODS[name].but("methods", adapt_split=split)
+        for split in ("test", "holdout")
+        for name in _SPLIT
+    },
+    **{
+        f"{count} examples: {name}": case.but("examples", examples=count)
+        for count in (4, 16, 64, 256)
+        for name, case in _FEW.items()
+    },
+    **{
+        f"{count} tasks: {name}": case.but("teachers", tasks=list(TASKS[:count]))
+        for count in (2, 4, 6)
+        for name, case in _THREE.items()
+    },
+    **{
+        f"noise {noise}: {name}": case.but("noise", noise=noise)
+        for noise in (0.5, 1.0)
+        for name, case in _THREE.items()
+    },
+    **{
+        f"{steps} steps: {name}": case.but("steps", steps=steps)
+        for steps in (10, 30, 300)
+        for name, case in _THREE.items()
+    },
+    **_choice(),
+}

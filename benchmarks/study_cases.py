@@ -29,18 +29,20 @@ class Case:
     orthogonal: bool = False
     #: all weights are learned instead of coefficients
     rival: bool = False
+    #: the experts by themselves
+    alone: bool = False
     #: standard deviation of the noise on the images that are adapted on
     noise: float = 0.0
     seeds: tuple[int, ...] = REPORTED
 
-    def but(self, group: str, *, noise: float = 0.0, **options: Any) -> Case:
+    def but(self, group: str, *, noise: float = 0.0, **options: Any) -> Case:  # noqa: ANN401
         """Return the case with other options, in another group."""
         seeds = REPORTED if group == "methods" else REPORTED[:2]
         given = self.options | options
         return replace(self, group=group, options=given, noise=noise, seeds=seeds)
 
 
-def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:
+def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:  # noqa: ANN401
     """Return a case of a granularity, or of "all weights"."""
     rival = what == "all weights"
     own = {"lr": 0.001} if rival else {"granularity": what}
@@ -104,7 +106,10 @@ def _choice() -> dict[str, Case]:
     return {name: replace(each, group="choice", seeds=LOOKED_AT) for name, each in cases.items()}
 
 
+_EVERY = (*LOOKED_AT, *REPORTED)
 CASES: dict[str, Case] = {
+    "experts": Case("methods", alone=True, seeds=_EVERY),
+    "experts, holdout": Case("methods", {"adapt_split": "holdout"}, alone=True),
     **METHODS,
     **{
         f"{name}, {split}": METHODS[name].but("methods", adapt_split=split)

@@ -95,12 +95,13 @@ def test_coefficients_out_of_proportion_are_named(value: float) -> None:
         check_size(3, torch.tensor([[0.3, value]]))
 
 
+@pytest.mark.parametrize("granularity", ["layer", "row+column"])
 def test_divergence_stops_the_run_and_keeps_the_last_good_coefficients(
-    make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
+    granularity: str, make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
 ) -> None:
     pool = make_pool("convolution")
     context = RunContext(tasks=tasks, output=tmp_path / "out")
-    config = AdaMergingConfig(steps=5, lr=1e30, schedule="constant")
+    config = AdaMergingConfig(steps=5, lr=1e30, granularity=granularity)
     with pytest.raises(SearchStoppedError, match="diverged at step 1: a coefficient") as caught:
         AdaMerging(config).run(pool, context)
     kept = tmp_path / "out.coefficients.json"

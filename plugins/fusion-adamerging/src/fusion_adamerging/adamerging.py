@@ -108,7 +108,8 @@ class AdaMerging(Adaptive[AdaMergingConfig]):
             except SearchStoppedError as error:
                 raise _rescued(error, search, name) from error
         found = name(learned.coefficients)
-        context.save("coefficients.svg", picture(found, context.metrics.steps, live.leaves))
+        drawn = picture(found, context.metrics.steps, live.leaves, start=self.config.init)
+        context.save("coefficients.svg", drawn)
         return found
 
     def _live(self, pool: ModelPool[Any], merged: MergedSource, context: RunContext) -> LiveMerge:

@@ -80,8 +80,16 @@ class LearnedCoefficients(Learned):
             self.coefficients.clamp_(0, 1)
 
     def check(self, step: int) -> None:
-        """Raise `SearchStoppedError` for coefficients out of all proportion."""
-        check_size(step, self.coefficients)
+        """Raise `SearchStoppedError` for coefficients out of all proportion.
+
+        Of several that a tensor has it is their root mean square that counts: a row in which an
+        expert changed next to nothing may have any.
+        """
+        sizes = [
+            own.reshape(len(own), -1).square().mean(dim=1).sqrt()
+            for _, own in self._live.by_leaf(self.every())
+        ]
+        check_size(step, torch.stack(sizes, dim=1))
 
     def shown(self) -> Mapping[str, float]:
         """Return each expert's mean."""

@@ -1,10 +1,12 @@
 """The search in one picture, `coefficients.svg`: coefficients by layer, and how they got there.
 
-Plain SVG without scripts or fonts of its own; the pointer over a cell shows its tensor's name.
+Plain SVG without scripts or fonts of its own; the pointer over a cell shows its tensor's name and,
+where the cell is a mean, of what. White is where a coefficient began.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -24,14 +26,16 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 _LOW, _MIDDLE, _HIGH = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 
 
-def picture(found: Coefficients, metrics: Metrics, leaves: Sequence[Leaf]) -> bytes:
+def picture(
+    found: Coefficients, metrics: Metrics, leaves: Sequence[Leaf], *, start: float
+) -> bytes:
     """Draw heat maps of the coefficients (experts x layers) and the metrics over the steps."""
     names = [leaf.names[0] for leaf in leaves]
     parts: list[str] = []
     top = 24
-    for title, rows in _maps(found, names):
-        parts += _heat_map(title, rows, names, top)
-        top += len(rows) * _ROW + _GAP
+    for each in _maps(found, names, start):
+        parts += each.drawn(names, top)
+        top += len(each.rows) * _ROW + _GAP
     for title, prefix in (("objective by task, nats", None), ("mean coefficient", "coefficient/")):
         lines = _series(metrics, prefix)
         if lines and len(metrics) > 1:
@@ -43,37 +47,62 @@ def picture(found: Coefficients, metrics: Metrics, leaves: Sequence[Leaf]) -> by
     return body.encode() + b"\n"
 
 
-def _maps(found: Coefficients, names: Sequence[str]) -> Iterator[tuple[str, Rows]]:
-    """Yield title and rows of each heat map: of means and, where several share a layer, spread."""
+@dataclass(frozen=True)
+class _HeatMap:
+    """A cell an expert and layer: white at a neutral value, as strong as it is far from there."""
+
+    title: str
+    rows: Rows
+    neutral: float
+    #: what is said of a cell beside its value, by expert, in the order of layers
+    said: Mapping[str, Sequence[str]]
+
+    def drawn(self, names: Sequence[str], top: int) -> Iterator[str]:
+        """Yield the map's elements."""
+        values = [value for row in self.rows.values() for value in row]
+        reach = max((abs(value - self.neutral) for value in values), default=0) or 1
+        low, high = (f"{self.neutral + side * reach:.3g}" for side in (-1, 1))
+        scale = f"{low} (blue) over {self.neutral:.3g} (white) to {high} (red)"
+        yield _text(_LEFT, top - 8, f"{self.title}, {scale}")
+        for number, expert in enumerate(self.rows):
+            y = top + number * _ROW
+            yield _text(_LEFT - 8, y + 14, expert, anchor="end")
+            yield from self._cells(expert, names, y, reach)
+
+    def _cells(self, expert: str, names: Sequence[str], y: int, reach: float) -> Iterator[str]:
+        width = _WIDTH / max(len(names), 1)
+        cells = zip(names, self.rows[expert], self.said[expert], strict=True)
+        for column, (name, value, said) in enumerate(cells):
+            colour = _colour(0.5 + (value - self.neutral) / reach / 2)
+            yield (
+                f'<rect x="{_LEFT + column * width:.2f}" y="{y}" width="{width:.2f}" '
+                f'height="{_ROW - 1}" fill="{colour}">'
+                f"<title>{escape(expert)}, {escape(name)}: {value:.4g}{said}</title></rect>"
+            )
+
+
+def _maps(found: Coefficients, names: Sequence[str], start: float) -> Iterator[_HeatMap]:
+    """Yield the maps: of means and, where several share a layer, of how far they spread."""
     means = {expert: [row[name] for name in names] for expert, row in found.values.items()}
     if not found.finer:
-        yield "coefficients by layer", means
+        nothing = {expert: [""] * len(names) for expert in means}
+        yield _HeatMap("coefficients by layer", means, start, nothing)
         return
-    yield "coefficients by layer, their means", means
-    spread = "coefficients by layer, their standard deviations"
-    rows = found.finer.items()
-    yield spread, {expert: [_deviation(row.get(name)) for name in names] for expert, row in rows}
+    finer = {expert: [row.get(name) for name in names] for expert, row in found.finer.items()}
+    said = {expert: [_range(each) for each in row] for expert, row in finer.items()}
+    yield _HeatMap("coefficients by layer, their means", means, start, said)
+    spread = {expert: [_deviation(each) for each in row] for expert, row in finer.items()}
+    yield _HeatMap("coefficients by layer, their standard deviations", spread, 0.0, said)
 
 
 def _deviation(coefficients: Tensor | None) -> float:
     return 0.0 if coefficients is None else float(coefficients.std(correction=0))
 
 
-def _heat_map(title: str, rows: Rows, names: Sequence[str], top: int) -> Iterator[str]:
-    values = [value for row in rows.values() for value in row] or [0.0]
-    low, high = min(values), max(values)
-    yield _text(_LEFT, top - 8, f"{title}, {low:.3g} (blue) to {high:.3g} (red)")
-    width = _WIDTH / max(len(names), 1)
-    for number, (expert, row) in enumerate(rows.items()):
-        y = top + number * _ROW
-        yield _text(_LEFT - 8, y + 14, expert, anchor="end")
-        for column, (name, value) in enumerate(zip(names, row, strict=True)):
-            place = (value - low) / (high - low or 1)
-            yield (
-                f'<rect x="{_LEFT + column * width:.2f}" y="{y}" width="{width:.2f}" '
-                f'height="{_ROW - 1}" fill="{_colour(place)}">'
-                f"<title>{escape(expert)}, {escape(name)}: {value:.4g}</title></rect>"
-            )
+def _range(coefficients: Tensor | None) -> str:
+    if coefficients is None:
+        return ""
+    return f", of {coefficients.numel()} from {coefficients.min():.4g} to {coefficients.max():.4g}"
 
 
 def _chart(title: str, lines: Mapping[str, Sequence[float]], top: int) -> Iterator[str]:

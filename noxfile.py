@@ -128,6 +128,17 @@ def results(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def study(session: nox.Session) -> None:
+    """Run what is missing of the study of finer coefficients: `nox -s study -- --experts DIR`.
+
+    From nothing that takes two hours; an interrupted one goes on. The report's tables and figures
+    are made anew.
+    """
+    install(session, "test", "results")
+    session.run("python", "benchmarks/study.py", *session.posargs)
+
+
+@nox.session(default=False)
 def full_size(session: nox.Session) -> None:
     """Run the pools of the hub with full-size random weights; prints times and memory."""
     install(session, "test")

@@ -1,7 +1,7 @@
 """More sets of experts from the shipped base: ``experts.py --out DIR --seeds 4 5``.
 
 Each seed gets a folder of eight checkpoints, made as the shipped ones are. They serve studies over
-several seeds (``benchmarks/adamerging_study.py``) and ship nowhere.
+several seeds (``benchmarks/study.py``) and ship nowhere.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fusion_core.weights import TensorInfo
 
 #: What shares a coefficient: a tensor, what lies at one index of its first dimension, or of its
-#: second; of a matrix both, whose sum then counts, or a singular component. Tensors that have no
+#: second; of a matrix both, whose mean then counts, or a singular component. Tensors that have no
 #: such parts have one coefficient an expert.
 Grain = Literal["tensor", "row", "column", "row+column", "rank"]
 
@@ -179,7 +179,7 @@ class ByColumn(_WithinRows):
 
 @dataclass(frozen=True)
 class ByRowAndColumn(_WithinRows):
-    """One coefficient an expert and row of a matrix, and one a column: an entry has the sum of two.
+    """One coefficient an expert and row of a matrix, and one a column; an entry has their mean.
 
     Those of rows come first.
     """
@@ -193,14 +193,14 @@ class ByRowAndColumn(_WithinRows):
         self, start: int, base: Tensor, rows: Tensor, coefficients: Tensor, out: Tensor
     ) -> None:
         """Add what the coefficients of rows give, and then those of columns."""
-        by_row, by_column = torch.split(coefficients, list(self.info.shape), dim=1)
+        by_row, by_column = torch.split(coefficients / 2, list(self.info.shape), dim=1)
         ByRow(self.info).combine(start, base, rows, by_row, out)
         ByColumn(self.info).combine(start, out, rows, by_column, out)
 
     def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Return both projections side by side."""
+        """Return half of both projections, side by side."""
         kinds = ByRow(self.info), ByColumn(self.info)
-        return torch.cat([each.project(rows, gradient) for each in kinds], dim=1)
+        return torch.cat([each.project(rows, gradient) for each in kinds], dim=1) / 2
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Put the parts' rows one after the other, and add their columns."""

@@ -42,7 +42,7 @@ def scaled(row: Tensor, factor: Tensor) -> Tensor:
     if factor.dim() != 1:
         return factor * row
     if len(factor) == sum(row.shape):
-        return (factor[: len(row), None] + factor[None, len(row) :]) * row
+        return (factor[: len(row), None] + factor[None, len(row) :]) / 2 * row
     left, values, right = torch.linalg.svd(row, full_matrices=False)
     rest = factor[-1].repeat(len(values) + 1 - len(factor))
     return left @ torch.diag(values * torch.cat([factor[:-1], rest])) @ right

@@ -30,9 +30,9 @@ class Linear(Kernel):
     `coefficients`: one an expert in pool order, for every tensor alike or by tensor name; or, for a
     tensor of two dimensions or more, a tensor of shape (experts, ...) that broadcasts over all of
     the experts': (experts, rows, 1) holds one an expert and row. For a matrix, one of shape
-    (experts, rows + columns) holds those of rows and of columns, which are added, and one of shape
-    (experts, n + 1) those of each task vector's n largest singular components and, last, that of
-    all that is left of it.
+    (experts, rows + columns) holds those of rows and of columns, of which an entry has the mean,
+    and one of shape (experts, n + 1) those of each task vector's n largest singular components and,
+    last, that of all that is left of it.
     """
 
     coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...] | torch.Tensor]
@@ -67,7 +67,7 @@ class Linear(Kernel):
             return factors
         if _are_listed(factors) and factors.shape[1] == sum(piece.shape) > _LISTED:
             by_row, by_column = torch.split(factors, list(piece.shape), dim=1)
-            factors = by_row[:, :, None] + by_column[:, None, :]
+            factors = (by_row[:, :, None] + by_column[:, None, :]) / 2
         elif factors.shape[1] > 1 and not _are_listed(factors):
             first = piece.start // math.prod(piece.info.shape[1:])
             factors = factors[:, first : first + len(rows[0])]

@@ -139,7 +139,7 @@ def test_listed_coefficients_mean_what_they_say_and_are_read_again(
             factors, row = exact[f"{expert}/{name}"], weights.tensor(name) - base
             assert factors.std() > 0.01
             if granularity == "row+column":
-                expected += (factors[: len(row), None] + factors[None, len(row) :]) * row
+                expected += (factors[: len(row), None] + factors[None, len(row) :]) / 2 * row
                 continue
             left, values, right = torch.linalg.svd(row, full_matrices=False)
             assert len(factors) == 1 + len(values) // 3

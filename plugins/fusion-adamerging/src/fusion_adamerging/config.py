@@ -22,7 +22,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "granularity": "row+column",
         "objective": "teacher",
         "temperature": 4.0,
-        "lr": 0.1,
+        "lr": 0.2,
         "init": 0.3,
     },
 }
@@ -76,7 +76,7 @@ class AdaMergingConfig(SearchConfig):
     ] = "layer"
     """What has a coefficient for each expert: a parameter tensor, the whole model (which AdaMerging
     calls task-wise: `task` is the same), an output row or input column of each matrix, both (an
-    entry has their sum), or a singular component of its task vector. Tensors without such parts
+    entry has their mean), or a singular component of its task vector. Tensors without such parts
     have one."""
     init: float = 0.2
     """Every coefficient's first value."""

@@ -8,8 +8,8 @@ other and again for every repeat:
 
 - bare: forward and backward of the same batches through one model, a task at a time: the floor,
   as torch multiplies, with the kernels that ours uses where those are faster, and in bf16;
-- ours: `AdaMerging.run` on checkpoints, in fp32 with a coefficient a tensor, row and column, under
-  bf16 autocast with bf16 task vectors, and with task vectors on disk;
+- ours: `AdaMerging.run` on checkpoints, in fp32 with every granularity, under bf16 autocast with
+  bf16 task vectors, and with task vectors on disk;
 - FusionBench's own layer-wise merged model in the loop that its algorithm runs, if `--fusion-bench`
   names a virtual environment that has it.
 
@@ -31,7 +31,10 @@ from collections import defaultdict
 from pathlib import Path
 
 CHILDREN = Path(__file__).with_name("adamerging_children.py")
-OURS = ("ours fp32", "ours row", "ours column", "ours bf16", "ours disk")
+OURS = (
+    *("ours fp32", "ours row", "ours column", "ours row+column", "ours rank"),
+    *("ours bf16", "ours disk"),
+)
 Figures = dict[str, list[dict[str, float]]]
 
 

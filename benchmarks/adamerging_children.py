@@ -10,6 +10,7 @@ import resource
 import statistics
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,10 @@ RUNS: dict[str, Any] = {
     "bare bf16": lambda *given: bare(*given, bf16=True),
     "ours fp32": ours,
     "ours bf16": lambda *given: ours(*given, precision="bf16", task_vectors="bf16"),
-    "ours row": lambda *given: ours(*given, granularity="row"),
-    "ours column": lambda *given: ours(*given, granularity="column"),
+    **{
+        f"ours {granularity}": partial(ours, granularity=granularity)
+        for granularity in ("row", "column", "row+column", "rank")
+    },
     "ours disk": lambda *given: ours(*given, task_vectors="disk"),
     "FusionBench": fusion_bench,
 }

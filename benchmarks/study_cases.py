@@ -89,6 +89,7 @@ def _choice() -> dict[str, Case]:
     for orthogonal in (False, True):
         before = "orthogonalise, " * orthogonal
         for what, rates in {
+            "layer": (0.02, 0.05),
             **dict.fromkeys(FINER, (0.1, 0.2)),
             "all weights": (0.0003, 0.001),
         }.items():

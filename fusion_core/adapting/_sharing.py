@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from fusion_core.weights import TensorInfo
 
 #: What shares a coefficient: a tensor, what lies at one index of its first dimension, or of its
-#: second, or a singular component of a matrix. Tensors of fewer than two dimensions, and for
-#: components those of more, have one coefficient an expert anyway.
-Grain = Literal["tensor", "row", "column", "rank"]
+#: second, or a singular component of a matrix: one of the largest, which are so few that those of
+#: all experts take what one matrix does (`rank`), or of all (`component`). Tensors of fewer than
+#: two dimensions, and for components those of more, have one coefficient an expert anyway.
+Grain = Literal["tensor", "row", "column", "rank", "component"]
 
 _SUMMED = BLOCK // 4  # so many sums an expert stay in a core's cache for eight experts
 _SUMMED_ON_GPU = 16 * BLOCK  # there, starting an operation costs more than fetching its operands
@@ -181,11 +182,7 @@ class ByColumn(_WithinRows):
 
 @dataclass(frozen=True)
 class ByComponent(Sharing):
-    """One coefficient an expert and singular component, and a last one for what is left of it.
-
-    Of the task vectors of K experts each has min(rows, columns) / K components of its own, so that
-    all of them together take what one matrix does, whatever K is.
-    """
+    """One coefficient an expert and singular component, and a last one for what is left of it."""
 
     #: left singular vectors times singular values, shape (experts, components, rows)
     left: Tensor
@@ -194,9 +191,8 @@ class ByComponent(Sharing):
     cut = Cut.TENSOR
 
     @classmethod
-    def of(cls, info: TensorInfo, rows: Tensor) -> ByComponent:
-        """Decompose task vectors, of shape (experts, elements)."""
-        count = max(1, min(info.shape) // len(rows))
+    def of(cls, info: TensorInfo, rows: Tensor, count: int) -> ByComponent:
+        """Decompose task vectors, of shape (experts, elements), into `count` components each."""
         found = [decompose(row.view(info.shape)).largest(count) for row in rows]
         left = [(each.left * each.values).T for each in found]
         return cls(info, torch.stack(left), torch.stack([each.right.T for each in found]))
@@ -232,9 +228,14 @@ def sharing_of(info: TensorInfo, grain: Grain, read: Callable[[], Tensor]) -> Sh
     `read` returns its task vectors, of shape (experts, elements): for components, which depend on
     them.
     """
-    if grain == "rank":
-        return ByComponent.of(info, read()) if is_matrix(info.shape) else ByTensor(info)
+    if grain in {"rank", "component"}:
+        return _by_component(info, grain, read()) if is_matrix(info.shape) else ByTensor(info)
     kinds: dict[str, Callable[[TensorInfo], Sharing]]
     kinds = {"tensor": ByTensor, "row": ByRow, "column": ByColumn}
     has_rows = len(info.shape) > 1 and info.numel
     return kinds[grain if has_rows else "tensor"](info)
+
+
+def _by_component(info: TensorInfo, grain: Grain, rows: Tensor) -> ByComponent:
+    every = min(info.shape)
+    return ByComponent.of(info, rows, every if grain == "component" else max(1, every // len(rows)))

@@ -1,23 +1,19 @@
 """Options of AdaMerging, and of what descends from it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from fusion_core import ComponentConfig, InputPath
 
-_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "default": {},
-    "paper": {
-        "lr": 1e-3,
-        "steps": 1000,
-        "schedule": "constant",
-        "init": 0.3,
-        "clamp": False,
-        "precision": "fp32",
-        "objective": "entropy",
-    },
+_Presets = Mapping[str, Mapping[str, Any]]
+_PAPER: Mapping[str, Any] = {
+    "lr": 1e-3,
+    "schedule": "constant",
+    "init": 0.3,
+    "precision": "fp32",
+    "objective": "entropy",
 }
 
 
@@ -55,26 +51,15 @@ class SearchConfig(ComponentConfig):
     """Steps between two states that `--resume` goes on from."""
 
 
-class AdaMergingConfig(SearchConfig):
-    """What is learned, and how the search goes."""
+class CoefficientsConfig(SearchConfig):
+    """How coefficients of a linear merge are searched for."""
+
+    presets: ClassVar[_Presets]
 
     preset: Literal["default", "paper"] = "default"
-    """What options that are not given are: the defaults, or the paper's 1000 small steps."""
-    granularity: Annotated[
-        Literal["layer", "model", "row", "column", "rank"],
-        BeforeValidator(lambda given: "model" if given == "task" else given),
-    ] = "layer"
-    """What has a coefficient for each expert: a parameter tensor, the whole model (which AdaMerging
-    calls task-wise: `task` is the same), an output row or input column of each matrix, or a
-    singular component of its task vector. Tensors without such parts have one."""
+    """What options that are not given are: the defaults, or the paper's many small steps."""
     init: float = 0.2
     """Every coefficient's first value."""
-    trim: bool = False
-    """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
-    density: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """With `trim`: the fraction of each task vector's entries that is kept before the election."""
-    clamp: bool = False
-    """Keep coefficients within [0, 1]."""
     task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
     """Where the search keeps them: in memory, in half of it, or read anew in every step."""
     coefficients: InputPath | None = None
@@ -86,5 +71,35 @@ class AdaMergingConfig(SearchConfig):
         if not isinstance(values, Mapping):
             return values
         name = values.get("preset")
-        preset = _PRESETS.get(name, {}) if isinstance(name, str) else {}
+        preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
         return {**preset, **values}
+
+
+class AdaMergingConfig(CoefficientsConfig):
+    """What is learned, and how the search goes."""
+
+    presets: ClassVar[_Presets] = {"paper": {**_PAPER, "steps": 1000, "clamp": False}}
+
+    granularity: Annotated[
+        Literal["layer", "model", "row", "column", "rank"],
+        BeforeValidator(lambda given: "model" if given == "task" else given),
+    ] = "layer"
+    """What has a coefficient for each expert: a parameter tensor, the whole model (which AdaMerging
+    calls task-wise: `task` is the same), an output row or input column of each matrix, or a
+    singular component of its task vector. Tensors without such parts have one."""
+    trim: bool = False
+    """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """With `trim`: the fraction of each task vector's entries that is kept before the election."""
+    clamp: bool = False
+    """Keep coefficients within [0, 1]."""
+
+
+class AdaRankConfig(CoefficientsConfig):
+    """Which singular components are on at first, and how the search goes."""
+
+    presets: ClassVar[_Presets] = {"paper": {**_PAPER, "steps": 10_000, "rank": 1.0}}
+
+    rank: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of every matrix's singular components, the largest, that are on at first. All may
+    be switched on or off by the search: none before it has taken 0.1 / lr steps."""

@@ -209,10 +209,10 @@ class ByComponent(Sharing):
         del start
         rest = coefficients[:, -1]
         torch.addmv(base, rows.T, rest, out=out)
-        more = (coefficients[:, :-1] - rest[:, None]).unsqueeze(-1)
-        out.view(self.info.shape).addmm_(
-            (self.left * more).flatten(0, 1).T, self.right.flatten(0, 1)
-        )
+        more = (coefficients[:, :-1] - rest[:, None]).flatten()
+        apart = more.nonzero().squeeze(1)  # the others are in the task vector as they should be
+        left, right = self.left.flatten(0, 1)[apart], self.right.flatten(0, 1)[apart]
+        out.view(self.info.shape).addmm_((left * more[apart, None]).T, right)
 
     def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Return u' G v times the singular value of each component; the rest is what is left."""

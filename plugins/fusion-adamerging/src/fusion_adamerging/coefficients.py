@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 #: The options of a search that what it found depends on, and that a file of coefficients names.
-LEARNED_WITH = {"granularity", "objective", "trim", "density", "adapt_split"}
+LEARNED_WITH = {"granularity", "rank", "objective", "trim", "density", "adapt_split"}
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,10 @@ class LearnedComponents(LearnedMerge):
     ) -> None:
         super().__init__(live, experts)
         self._counts = [leaf.count for leaf in live.leaves]
-        counts = torch.tensor(self._counts, dtype=torch.long)
-        leaf = torch.arange(len(counts)).repeat_interleave(counts)
-        # Of a leaf's columns the last is what no component holds, or the whole task vector.
-        number = torch.arange(live.columns) - (counts.cumsum(0) - counts)[leaf]
-        ranks = (counts - 1)[leaf]
+        leaf, number, ranks = _columns(torch.tensor(self._counts, dtype=torch.long))
         own, on = number < ranks, number < (ranks.double() * config.rank).long()
         first = (2 * on[own].to(live.dtype) - 1) * FIRST
-        scales = torch.full((len(experts), len(counts)), config.init, dtype=live.dtype)
+        scales = torch.full((len(experts), len(live.leaves)), config.init, dtype=live.dtype)
         self._leaf, self._components = leaf.to(device), own.to(device)
         self.logits, self.scales = first.repeat(len(experts), 1).to(device), scales.to(device)
         self.tensors = {"logits": self.logits, "coefficients": self.scales}
@@ -79,3 +75,13 @@ class LearnedComponents(LearnedMerge):
         on = torch.ones(len(logits), self._live.columns, dtype=logits.dtype, device=logits.device)
         on[:, self._components] = (logits > 0).to(logits.dtype)
         return on
+
+
+def _columns(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return every column's leaf, its number in that, and how many of the leaf's are components.
+
+    The column after those is what no component holds, or the whole task vector.
+    """
+    leaf = torch.arange(len(counts)).repeat_interleave(counts)
+    number = torch.arange(len(leaf)) - (counts.cumsum(0) - counts)[leaf]
+    return leaf, number, (counts - 1)[leaf]

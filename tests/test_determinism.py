@@ -54,7 +54,7 @@ SETTINGS = OTHERS + (NIGHTLY if "FUSION_NIGHTLY" in os.environ else [])
 #: Variants beyond an algorithm's defaults, and options that have none.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ties": [{"scope": "model"}, {"scope": "tensor", "density": 0.37}],
-    "adamerging": [{"steps": 2, "batch_size": 2}],
+    **{name: [{"steps": 2, "batch_size": 2}] for name in ("adamerging", "adarank")},
     "passthrough": [{"model": "a"}],
     "stack": [{"slices": [{"model": "a", "layers": [0, 2]}, {"model": "b", "layers": [0, 2]}]}],
     "fisher": [{"samples": 4}],

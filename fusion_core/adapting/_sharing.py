@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from fusion_core.weights import TensorInfo
 
 #: What shares a coefficient: a tensor, what lies at one index of its first dimension, or of its
-#: second; of a matrix both, whose mean then counts, or a singular component. Tensors that have no
-#: such parts have one coefficient an expert.
-Grain = Literal["tensor", "row", "column", "row+column", "rank"]
+#: second; of a matrix both, whose mean then counts, or a singular component: one of the largest,
+#: which are so few that those of all experts take what one matrix does (`rank`), or of all
+#: (`component`). Tensors that have no such parts have one coefficient an expert.
+Grain = Literal["tensor", "row", "column", "row+column", "rank", "component"]
 
 _SUMMED = BLOCK // 4  # so many sums an expert stay in a core's cache for eight experts
 _SUMMED_ON_GPU = 16 * BLOCK  # there, starting an operation costs more than fetching its operands
@@ -212,11 +213,7 @@ class ByRowAndColumn(_WithinRows):
 
 @dataclass(frozen=True)
 class ByComponent(Sharing):
-    """One coefficient an expert and singular component, and a last one for what is left of it.
-
-    Of the task vectors of K experts each has min(rows, columns) / K components of its own, so that
-    all of them together take what one matrix does, whatever K is.
-    """
+    """One coefficient an expert and singular component, and a last one for what is left of it."""
 
     #: left singular vectors times singular values, shape (experts, components, rows)
     left: Tensor
@@ -225,9 +222,8 @@ class ByComponent(Sharing):
     cut = Cut.TENSOR
 
     @classmethod
-    def of(cls, info: TensorInfo, rows: Tensor) -> ByComponent:
-        """Decompose task vectors, of shape (experts, elements)."""
-        count = max(1, min(info.shape) // len(rows))
+    def of(cls, info: TensorInfo, rows: Tensor, count: int) -> ByComponent:
+        """Decompose task vectors, of shape (experts, elements), into `count` components each."""
         found = [decompose(row.view(info.shape)).largest(count) for row in rows]
         left = [(each.left * each.values).T for each in found]
         return cls(info, torch.stack(left), torch.stack([each.right.T for each in found]))
@@ -244,10 +240,10 @@ class ByComponent(Sharing):
         del start
         rest = coefficients[:, -1]
         torch.addmv(base, rows.T, rest, out=out)
-        more = (coefficients[:, :-1] - rest[:, None]).unsqueeze(-1)
-        out.view(self.info.shape).addmm_(
-            (self.left * more).flatten(0, 1).T, self.right.flatten(0, 1)
-        )
+        more = (coefficients[:, :-1] - rest[:, None]).flatten()
+        apart = more.nonzero().squeeze(1)  # the others are in the task vector as they should be
+        left, right = self.left.flatten(0, 1)[apart], self.right.flatten(0, 1)[apart]
+        out.view(self.info.shape).addmm_((left * more[apart, None]).T, right)
 
     def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Return u' G v times the singular value of each component; the rest is what is left."""
@@ -263,10 +259,15 @@ def sharing_of(info: TensorInfo, grain: Grain, read: Callable[[], Tensor]) -> Sh
     `read` returns its task vectors, of shape (experts, elements): for components, which depend on
     them.
     """
-    if grain == "rank" and is_matrix(info.shape):
-        return ByComponent.of(info, read())
+    if grain in {"rank", "component"} and is_matrix(info.shape):
+        return _by_component(info, grain, read())
     if grain == "row+column" and is_matrix(info.shape) and info.numel > 1:
         return ByRowAndColumn(info)
     kinds = {"row": ByRow, "column": ByColumn}
     has_rows = len(info.shape) > 1 and info.numel
     return (kinds.get(grain, ByTensor) if has_rows else ByTensor)(info)
+
+
+def _by_component(info: TensorInfo, grain: Grain, rows: Tensor) -> ByComponent:
+    every = min(info.shape)
+    return ByComponent.of(info, rows, every if grain == "component" else max(1, every // len(rows)))

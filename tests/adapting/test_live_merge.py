@@ -89,7 +89,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("grain", ["tensor", "row", "column", "row+column", "rank"])
+@pytest.mark.parametrize("grain", ["tensor", "row", "column", "row+column", "rank", "component"])
 @pytest.mark.parametrize(("kernel", "power"), [(Linear, 1), (Squared, 2)])
 @pytest.mark.parametrize("storage", ["fp32", "disk"])
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])

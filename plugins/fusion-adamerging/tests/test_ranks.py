@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adamerging.adamerging import AdaMerging
-from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.adarank import AdaRank
 from fusion_core import RunContext
 
 if TYPE_CHECKING:
@@ -30,24 +30,26 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from conftest import RandomTasks, TurnedTask, pool_of
 from fusion_adamerging.adamerging import AdaMerging
-from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.adarank import AdaRank
 from fusion_core import RunContext
 
 torch.set_num_threads(1)
-for granularity in ("layer", "task", "row", "layer again"):
+names = ("layer", "task", "row")
+methods = {each: AdaMerging(steps=8, lr=0.05, granularity=each) for each in names}
+methods |= {"component": AdaRank(steps=8, lr=0.07), "layer again": methods["layer"]}
+for name, method in methods.items():
     context = RunContext(tasks=RandomTasks(("a", "b"), TurnedTask))
-    config = AdaMergingConfig(steps=8, lr=0.05, granularity=granularity.split()[0])
     # Adam divides by the size of gradients, so that of tiny ones the rounding shows.
-    dtype = torch.float64 if granularity == "row" else torch.float32
-    AdaMerging(config).run(pool_of("mlp", experts=3, dtype=dtype), context)
-    path = Path(sys.argv[1], f"{granularity}-{os.environ.get('RANK', 0)}.json")
+    dtype = torch.float64 if name in {"row", "component"} else torch.float32
+    method.run(pool_of("mlp", experts=3, dtype=dtype), context)
+    path = Path(sys.argv[1], f"{name}-{os.environ.get('RANK', 0)}.json")
     path.write_bytes(context.side_files["coefficients.json"])
 """
 Found = dict[str, dict[str, dict[str, float]]]
 
 
 def _found(folder: Path, world: int) -> list[Found]:
-    """Search in `world` processes; what each of them found, by granularity."""
+    """Search in `world` processes; what each of them found, by what shares a coefficient."""
     folder.mkdir()
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -59,7 +61,7 @@ def _found(folder: Path, world: int) -> list[Found]:
     return [
         {
             each: json.loads((folder / f"{each}-{rank}.json").read_text())["coefficients"]
-            for each in ("layer", "task", "row", "layer again")
+            for each in ("layer", "task", "row", "component", "layer again")
         }
         for rank in range(world)
     ]
@@ -69,10 +71,12 @@ def _flat(found: dict[str, dict[str, float]]) -> torch.Tensor:
     return torch.tensor([value for row in found.values() for value in row.values()])
 
 
-def _alone(pool: CheckpointsPool, tasks: Any, granularity: str) -> dict[str, dict[str, float]]:
+def _alone(pool: CheckpointsPool, tasks: Any, shared: str) -> dict[str, dict[str, float]]:
     context = RunContext(tasks=tasks)
-    config = AdaMergingConfig(steps=8, lr=0.05, granularity=granularity)
-    AdaMerging(config).run(pool, context)
+    if shared == "component":
+        AdaRank(steps=8, lr=0.07).run(pool, context)
+    else:
+        AdaMerging(steps=8, lr=0.05, granularity=shared).run(pool, context)
     found: dict[str, dict[str, float]] = json.loads(context.side_files["coefficients.json"])[
         "coefficients"
     ]
@@ -83,7 +87,8 @@ def test_several_processes_find_what_one_finds(
     tmp_path: Path, make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
 ) -> None:
     tasks = type(turned_tasks)(("a", "b"), turned_tasks.kind)
-    dtypes = {"layer": torch.float32, "task": torch.float32, "row": torch.float64}
+    dtypes = {"layer": torch.float32, "task": torch.float32}
+    dtypes |= dict.fromkeys(("row", "component"), torch.float64)
     alone = {
         each: _alone(make_pool("mlp", experts=3, dtype=dtype), tasks, each)
         for each, dtype in dtypes.items()

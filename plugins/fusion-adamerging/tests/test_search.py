@@ -9,7 +9,8 @@ import torch
 from torch.func import functional_call
 
 from fusion_adamerging.adamerging import GRAINS
-from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.components import LearnedComponents
+from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
 from fusion_adamerging.learned import LearnedCoefficients
 from fusion_adamerging.objective import entropy, entropy_of
 from fusion_adamerging.search import Search
@@ -23,18 +24,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_core import CheckpointsPool
+    from fusion_core.adapting import Grain
 
 KINDS = ["mlp", "convolution", "transformer", "recurrent"]
 CPU = torch.device("cpu")
 INIT = 0.3
 
 
-def live_merge(pool: CheckpointsPool, *, trim: bool, granularity: str) -> LiveMerge:
+def live_merge(pool: CheckpointsPool, *, trim: bool, grain: Grain) -> LiveMerge:
     context = RunContext()
     if trim:
         pool = context.transformed(context.transformed(pool, Trimming(0.3)), Electing())
     merged = context.merged(pool, Linear((INIT,) * len(pool.experts)))
-    return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=GRAINS[granularity])
+    return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=grain)
 
 
 def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
@@ -92,6 +94,14 @@ class Merged(torch.nn.Module):
         return functional_call(self.inner, self.weights, (inputs,), tie_weights=False)
 
 
+def searched(config: Any, learned: Any, live: LiveMerge, tasks: Any) -> Search:
+    passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
+    store = StateStore(None, "search", {})
+    search = Search(config, learned, passes, list(tasks.names), store, RunContext())
+    search.run(lambda _: entropy_of)
+    return search
+
+
 def objectives(tasks: Any, model: nn.Module, step: int) -> list[Tensor]:
     batches = [task.batch(step, size=8, split=Split.UNLABELED, seed=1) for task in tasks]
     return [entropy(task.logits(model, each)) for task, each in zip(tasks, batches, strict=True)]
@@ -114,12 +124,9 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     config = AdaMergingConfig(
         granularity=granularity, lr=0.2, schedule="cosine", init=INIT, steps=6, clamp=clamp
     )
-    live = live_merge(pool, trim=trim, granularity=granularity)
-    passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
+    live = live_merge(pool, trim=trim, grain=GRAINS[granularity])
     learned = LearnedCoefficients(live, list(pool.experts), CPU, config)
-    store = StateStore(None, "search", {})
-    search = Search(config, learned, passes, list(tasks.names), store, RunContext())
-    search.run(lambda _: entropy_of)
+    search = searched(config, learned, live, tasks)
     ours = learned.every()
 
     rows = dense_rows(pool, trim=trim)
@@ -134,6 +141,64 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
         if clamp:
             with torch.no_grad():
                 reference.clamp_(0, 1)
-    torch.testing.assert_close(ours, learned.every(reference.detach()), rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(
+        ours, learned.every({"coefficients": reference.detach()}), rtol=1e-5, atol=1e-12
+    )
     assert (ours - INIT).abs().max() > 0.1
     assert not clamp or (ours.min() >= 0 and ours.max() <= 1)
+
+
+class Step(torch.autograd.Function):
+    """A step that counts as sigmoid(logit / 10) on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return (torch.sigmoid(logits / 10) > 0.5).double()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (logits,) = ctx.saved_tensors
+        return gradient / (40 * torch.cosh(logits / 20) ** 2)
+
+
+def switched(live: LiveMerge, logits: list[Tensor], scales: Tensor) -> Tensor:
+    """Every component's coefficient and, last in each tensor, that of what they do not hold."""
+    columns = []
+    for each, scale in zip(logits, scales.T.unsqueeze(-1), strict=True):
+        columns += [Step.apply(each) * scale, scale]
+    return torch.cat(columns, dim=1)
+
+
+@pytest.mark.parametrize("rank", [1.0, 0.4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_for_components_equals_autograd_through_an_estimator(
+    kind: str, rank: float, make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    pool = make_pool(kind, experts=2, dtype=torch.float64)
+    config = AdaRankConfig(rank=rank, lr=0.07, schedule="cosine", init=INIT, steps=6)
+    live = live_merge(pool, trim=False, grain="component")
+    learned = LearnedComponents(live, list(pool.experts), CPU, config)
+    first = learned.every()
+    search = searched(config, learned, live, tasks)
+
+    rows = dense_rows(pool, trim=False)
+    logits = []
+    for leaf in live.leaves:
+        shape = leaf.parameter.shape
+        count = min(shape) if len(shape) == 2 else 0
+        number = torch.arange(count).expand(2, -1)
+        logits.append(torch.where(number < int(rank * count), 0.1, -0.1).double().requires_grad_())
+    scales = torch.full((2, len(logits)), INIT, dtype=torch.float64).requires_grad_()
+    optimiser = torch.optim.Adam([*logits, scales], lr=0.07)
+    for step in range(6):
+        optimiser.param_groups[0]["lr"] = search.learning_rate(step)
+        merged = Merged(live, pool, rows, switched(live, logits, scales))
+        optimiser.zero_grad()
+        sum(objectives(tasks, merged, step)).backward()
+        optimiser.step()
+    references = torch.cat(logits, dim=1), scales, switched(live, logits, scales)
+    for ours, each in zip((*learned.tensors.values(), learned.every()), references, strict=True):
+        torch.testing.assert_close(ours, each.detach(), rtol=1e-5, atol=1e-12)
+    switches = ((first != 0) != (learned.every() != 0)).any()
+    assert switches or (kind, rank) == ("convolution", 1.0), "four components, all of use"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.adarank import AdaRank
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_core import RunContext
 from fusion_core.errors import IntegrityError
@@ -34,9 +35,10 @@ def _coefficients(
             raise KilledError
 
     context = RunContext(tasks=tasks, on_metrics=on_metrics, state=state)
-    config = AdaMergingConfig(**{"steps": 12, "save_every": 3, "lr": 0.05, **options})
+    method = options.pop("method", AdaMerging)
+    algorithm = method(**{"steps": 12, "save_every": 3, "lr": 0.05, **options})
     try:
-        AdaMerging(config).run(pool, context)
+        algorithm.run(pool, context)
     except KilledError:
         return None, taken
     return context.side_files["coefficients.json"], taken
@@ -52,6 +54,8 @@ def _coefficients(
         {"granularity": "column"},
         {"trim": True, "clamp": True},
         {"objective": "teacher"},
+        {"method": AdaRank},
+        {"method": AdaRank, "rank": 0.5, "objective": "teacher", "task_vectors": "disk"},
     ],
 )
 def test_a_search_killed_anywhere_resumes_to_the_same_bits(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fusion_adamerging.adamerging import AdaMerging
+from fusion_adamerging.adarank import AdaRank
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.watch import SearchStoppedError, Seen, Watch, check_size
 from fusion_core import Batch, RunContext
@@ -95,24 +96,27 @@ def test_coefficients_out_of_proportion_are_named(value: float) -> None:
         check_size(3, torch.tensor([[0.3, value]]))
 
 
-@pytest.mark.parametrize("granularity", ["layer", "row+column"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [(AdaMerging, {}), (AdaMerging, {"granularity": "row+column"}), (AdaRank, {})],
+)
 def test_divergence_stops_the_run_and_keeps_the_last_good_coefficients(
-    granularity: str, make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
+    method: Any, options: Any, make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
 ) -> None:
     pool = make_pool("convolution")
     context = RunContext(tasks=tasks, output=tmp_path / "out")
-    config = AdaMergingConfig(steps=5, lr=1e30, granularity=granularity)
+    algorithm = method(steps=5, lr=1e30, **options)
     with pytest.raises(SearchStoppedError, match="diverged at step 1: a coefficient") as caught:
-        AdaMerging(config).run(pool, context)
+        algorithm.run(pool, context)
     kept = tmp_path / "out.coefficients.json"
     assert str(kept) in str(caught.value)
     figures = tmp_path / "out.metrics.jsonl"
     assert str(figures) in str(caught.value)
     assert json.loads(figures.read_text().splitlines()[0])["step"] == 0
     good = json.loads(kept.read_text())["coefficients"]
-    assert list(good["a"].values()) == pytest.approx([config.init] * len(good["a"]))
-    again = AdaMergingConfig(coefficients=str(kept))
-    assert AdaMerging(again).run(pool, RunContext()).tensor("0.weight").isfinite().all()
+    assert list(good["a"].values()) == pytest.approx([algorithm.config.init] * len(good["a"]))
+    again = method(coefficients=str(kept))
+    assert again.run(pool, RunContext()).tensor("0.weight").isfinite().all()
 
 
 def test_a_run_that_writes_nothing_keeps_them_in_a_place_of_their_own(

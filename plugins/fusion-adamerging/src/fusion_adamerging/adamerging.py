@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fusion_adamerging.adaptive import Adaptive
-from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
+from fusion_adamerging.coefficient_search import CoefficientSearch
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.learned import LearnedCoefficients
-from fusion_adamerging.picture import picture
-from fusion_adamerging.search import Search
-from fusion_adamerging.watch import SearchStoppedError
-from fusion_core import write_durably
-from fusion_core.adapting import LiveMerge, joined_ranks
-from fusion_core.errors import IntegrityError
-from fusion_core.weights import Electing, Linear, Trimming
+from fusion_core.weights import Electing, Trimming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from torch import Tensor
+    import torch
 
-    from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.adapting import Grain
+    from fusion_core import ModelPool, RunContext
+    from fusion_core.adapting import Grain, LiveMerge
     from fusion_core.weights import MergedSource
 
-COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
 #: What shares a coefficient, by granularity: `model` sums over what `layer` has.
 GRAINS: dict[str, Grain] = {
     "layer": "tensor",
@@ -41,142 +29,29 @@ GRAINS: dict[str, Grain] = {
 }
 
 
-class AdaMerging(Adaptive[AdaMergingConfig]):
+class AdaMerging(CoefficientSearch[AdaMergingConfig]):
     """base + sum over experts of lambda_kl * task vector, the lambdas learned from unlabeled data.
 
-    Minimises the sum over tasks of the mean entropy of the merged model's predictions (or of their
-    distance from each expert's), with Adam (betas 0.9, 0.999). A *layer* is one parameter tensor,
-    by its canonical name; coefficients may be finer, one an output row, input column or singular
-    component of each matrix. Floating-point tensors that are not parameters (running statistics)
-    and parameters that no expert changed keep the coefficient `init`. Ends in the same lazy linear
-    combination as task arithmetic. Raises `FusionError` where the search diverges or collapses, the
-    last good coefficients then being kept beside the output.
+    A *layer* is one parameter tensor, by its canonical name; coefficients may be finer, one an
+    output row, input column or singular component of each matrix.
     """
 
     config_class = AdaMergingConfig
 
+    @property
+    def grain(self) -> Grain:
+        """That of the granularity."""
+        return GRAINS[self.config.granularity]
+
+    def learned(
+        self, live: LiveMerge, experts: Sequence[str], device: torch.device
+    ) -> LearnedCoefficients:
+        """Return the coefficients themselves."""
+        return LearnedCoefficients(live, experts, device, self.config)
+
     def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""
-        experts = list(pool.experts)
         if self.config.trim:
             pool = context.transformed(pool, Trimming(self.config.density))
             pool = context.transformed(pool, Electing())
-        merged = context.merged(pool, Linear((self.config.init,) * len(experts)))
-        if self.config.coefficients is None:
-            found = self._searched(pool, merged, context)
-        else:
-            found = self._loaded(self.config.coefficients, experts, merged, context)
-        files = found.files(COEFFICIENTS)
-        _check_still(files[COEFFICIENTS], context.state)
-        for name, content in files.items():
-            context.save(name, content)
-        return context.merged(pool, Linear(found.by_tensor(experts)))
-
-    def _loaded(
-        self, path: str, experts: Sequence[str], merged: MergedSource, context: RunContext
-    ) -> Coefficients:
-        found = Coefficients.load(path, experts=experts, shapes=_merged_shapes(merged))
-        found.check_fits(path, self._learning([], context))
-        return found
-
-    def _learning(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
-        """Say what coefficients are learned for, and on what: what they mean depends on it."""
-        options = self.config.model_dump(mode="json", include=LEARNED_WITH)
-        after = {"transforms": list(context.transforms)} if context.transforms else {}
-        return {**options, "tasks": list(tasks), **after}
-
-    def _searched(
-        self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
-    ) -> Coefficients:
-        merged.prepare(context.executor)
-        ranks = joined_ranks()
-        tasks = self.adapted(pool, context)
-        live = self._live(pool, merged, context)
-        learned = LearnedCoefficients(live, list(pool.experts), context.device, self.config)
-        name = partial(self._named, live, merged, learned, self._learning(_names(tasks), context))
-        if live.leaves:  # else every expert is the base
-            passes = self.passes(live.model, ranks.own(tasks), context)
-            store = self.store(
-                context,
-                experts=list(pool.experts),
-                tasks=_names(tasks),
-                leaves=[list(leaf.names) for leaf in live.leaves],
-            )
-            search = Search(self.config, learned, passes, _names(tasks), store, context, ranks)
-            try:
-                search.run(lambda steps: self.objective(pool, passes, steps, context))
-            except SearchStoppedError as error:
-                raise _rescued(error, search, name) from error
-        found = name(learned.coefficients)
-        drawn = picture(found, context.metrics.steps, live.leaves, start=self.config.init)
-        context.save("coefficients.svg", drawn)
-        return found
-
-    def _live(self, pool: ModelPool[Any], merged: MergedSource, context: RunContext) -> LiveMerge:
-        dtypes = {info.dtype for info in merged.infos.values()}
-        return LiveMerge(
-            pool,
-            merged,
-            context.device,
-            storage=self.config.task_vectors,
-            dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
-            grain=GRAINS[self.config.granularity],
-        )
-
-    def _named(
-        self,
-        live: LiveMerge,
-        merged: MergedSource,
-        learned: LearnedCoefficients,
-        learning: Mapping[str, Any],
-        coefficients: Tensor,
-    ) -> Coefficients:
-        start = dict.fromkeys(_merged_shapes(merged), self.config.init)
-        found: dict[str, dict[str, Any]] = {expert: {**start} for expert in learned.experts}
-        for leaf, rows in live.by_leaf(learned.every(coefficients).cpu()):
-            for row, own in zip(found.values(), rows if leaf.shape else rows.tolist(), strict=True):
-                row.update(dict.fromkeys(leaf.names, own))
-        return Coefficients.of(found, learning)
-
-
-def _rescued(
-    error: SearchStoppedError, search: Search, name: Callable[[Tensor], Coefficients]
-) -> SearchStoppedError:
-    """Keep the last good coefficients and what was logged, and say where they are."""
-    step, good = search.good
-    kept = ""
-    if not search.ranks.rank:
-        for file, content in name(good["coefficients"]).files(COEFFICIENTS).items():
-            path = search.context.rescue(file, content)
-        log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
-        kept = (
-            f"\nThose of step {step} were good and are in {path}, for algorithm.coefficients.\n"
-            f"Every step's figures are in {log}."
-        )
-    search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
-    return SearchStoppedError(error.message, hint=f"{error.hint}{kept}")
-
-
-def _names(tasks: Sequence[AdaptiveTask]) -> list[str]:
-    return [task.name for task in tasks]
-
-
-def _check_still(content: bytes, state: Path | None) -> None:
-    """Keep the coefficients for a run that goes on; raises `IntegrityError` if they have changed.
-
-    What that run has written already was merged with those.
-    """
-    if state is None:
-        return
-    kept = state / COEFFICIENTS
-    if kept.is_file() and kept.read_bytes() != content:
-        raise IntegrityError(
-            "the coefficients are not those that the stopped run has merged with",
-            hint="Give algorithm.coefficients the same content, or leave --resume out.",
-        )
-    write_durably(kept, content, parents=True)
-
-
-def _merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:
-    infos = merged.infos.items()
-    return {name: info.shape for name, info in infos if info.dtype.is_floating_point}
+        return super().run(pool, context)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 #: The options of a search that what it found depends on, and that a file of coefficients names.
-LEARNED_WITH = {"granularity", "objective", "trim", "density", "adapt_split"}
+LEARNED_WITH = {"granularity", "rank", "objective", "trim", "density", "adapt_split"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Coefficients:
         except _NO_COEFFICIENTS as error:
             raise RecipeError(
                 f"algorithm.coefficients: {path!r} is not a coefficients file: {error}",
-                hint="Give the coefficients.json of an earlier adamerging run.",
+                hint="Give the coefficients.json of an earlier run of this method.",
             ) from error
         _check_names(values, path, experts=set(experts), names=set(shapes))
         if digest is None:
@@ -121,20 +121,22 @@ class Coefficients:
         Of transformed task vectors they are not coefficients of whole ones, and a model whose
         coefficients saw test examples cannot be measured as if they had not.
         """
-        decisive = ["trim", *(["density"] if options["trim"] else []), "adapt_split"]
+        decisive = ["trim", *(["density"] if options.get("trim") else []), "adapt_split"]
         for name in decisive:
-            if self.learned.get(name, options[name]) != options[name]:
+            here = options.get(name, False)
+            if self.learned.get(name, here) != here:
+                add = f"Add: --set algorithm.{name}={json.dumps(self.learned[name])}"
                 raise RecipeError(
                     f"algorithm.coefficients: {path!r} was learned with {name}: "
-                    f"{self.learned[name]}, not with {options[name]}",
-                    hint=f"Add: --set algorithm.{name}={json.dumps(self.learned[name])}",
+                    f"{self.learned[name]}, not with {here}",
+                    hint=add if name in options else "Give it to the method that learned it.",
                 )
         before, now = self.learned.get("transforms", []), options.get("transforms", [])
         if self.learned and before != now:
             raise RecipeError(
                 f"algorithm.coefficients: {path!r} was learned after the transforms "
                 f"{json.dumps(before)}, and here are {json.dumps(now)}",
-                hint="Give the pipeline the same transforms before adamerging.",
+                hint="Give the pipeline the same transforms.",
             )
 
 

@@ -1,30 +1,19 @@
 """Options of AdaMerging, and of what descends from it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from fusion_core import ComponentConfig, InputPath
 
-_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "default": {},
-    "paper": {
-        "lr": 1e-3,
-        "steps": 1000,
-        "schedule": "constant",
-        "init": 0.3,
-        "clamp": False,
-        "precision": "fp32",
-        "objective": "entropy",
-    },
-    "strong": {
-        "granularity": "row+column",
-        "objective": "teacher",
-        "temperature": 4.0,
-        "lr": 0.2,
-        "init": 0.3,
-    },
+_Presets = Mapping[str, Mapping[str, Any]]
+_PAPER: Mapping[str, Any] = {
+    "lr": 1e-3,
+    "schedule": "constant",
+    "init": 0.3,
+    "precision": "fp32",
+    "objective": "entropy",
 }
 
 
@@ -64,8 +53,41 @@ class SearchConfig(ComponentConfig):
     """Steps between two states that `--resume` goes on from."""
 
 
-class AdaMergingConfig(SearchConfig):
+class CoefficientsConfig(SearchConfig):
+    """How coefficients of a linear merge are searched for."""
+
+    presets: ClassVar[_Presets]
+
+    init: float = 0.2
+    """Every coefficient's first value."""
+    task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
+    """Where the search keeps them: in memory, in half of it, or read anew in every step."""
+    coefficients: InputPath | None = None
+    """A coefficients.json of an earlier run: use it and skip the search."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("preset")
+        preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
+        return {**preset, **values}
+
+
+class AdaMergingConfig(CoefficientsConfig):
     """What is learned, and how the search goes."""
+
+    presets: ClassVar[_Presets] = {
+        "paper": {**_PAPER, "steps": 1000, "clamp": False},
+        "strong": {
+            "granularity": "row+column",
+            "objective": "teacher",
+            "temperature": 4.0,
+            "lr": 0.2,
+            "init": 0.3,
+        },
+    }
 
     preset: Literal["default", "paper", "strong"] = "default"
     """What options that are not given are: the defaults, the paper's 1000 small steps, or what came
@@ -78,24 +100,21 @@ class AdaMergingConfig(SearchConfig):
     calls task-wise: `task` is the same), an output row or input column of each matrix, both (an
     entry has their mean), or a singular component of its task vector. Tensors without such parts
     have one."""
-    init: float = 0.2
-    """Every coefficient's first value."""
     trim: bool = False
     """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """With `trim`: the fraction of each task vector's entries that is kept before the election."""
     clamp: bool = False
     """Keep coefficients within [0, 1]."""
-    task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
-    """Where the search keeps them: in memory, in half of it, or read anew in every step."""
-    coefficients: InputPath | None = None
-    """A coefficients.json of an earlier run: use it and skip the search."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_preset(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
-        if not isinstance(values, Mapping):
-            return values
-        name = values.get("preset")
-        preset = _PRESETS.get(name, {}) if isinstance(name, str) else {}
-        return {**preset, **values}
+
+class AdaRankConfig(CoefficientsConfig):
+    """Which singular components are on at first, and how the search goes."""
+
+    presets: ClassVar[_Presets] = {"paper": {**_PAPER, "steps": 10_000, "rank": 1.0}}
+
+    preset: Literal["default", "paper"] = "default"
+    """What options that are not given are: the defaults, or the paper's 10,000 small steps."""
+    rank: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of every matrix's singular components, the largest, that are on at first. All may
+    be switched on or off by the search: none before it has taken 0.1 / lr steps."""

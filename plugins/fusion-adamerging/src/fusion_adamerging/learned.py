@@ -42,7 +42,23 @@ class Learned(ABC):
         """Return what is logged of them in every step."""
 
 
-class LearnedCoefficients(Learned):
+class LearnedMerge(Learned):
+    """Tensors that make the coefficients of a live merge."""
+
+    def __init__(self, live: LiveMerge, experts: Sequence[str]) -> None:
+        self.experts = list(experts)
+        self._live = live
+
+    @abstractmethod
+    def every(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the coefficients that tensors (by default its own) make: (experts, columns)."""
+
+    def place(self) -> None:
+        """Merge."""
+        self._live.merge(self.every())
+
+
+class LearnedCoefficients(LearnedMerge):
     """Coefficients of a live merge: shape (experts, columns of it) or (experts, 1)."""
 
     def __init__(
@@ -52,22 +68,17 @@ class LearnedCoefficients(Learned):
         device: torch.device,
         config: AdaMergingConfig,
     ) -> None:
+        super().__init__(live, experts)
         self._shared = config.granularity == "model"
         columns = 1 if self._shared else live.columns
         start = torch.full((len(experts), columns), config.init, dtype=live.dtype)
         self.coefficients = start.to(device)
         self.tensors = {"coefficients": self.coefficients}
-        self.experts = list(experts)
-        self._live, self._clamp = live, config.clamp
+        self._clamp = config.clamp
 
-    def every(self, coefficients: Tensor | None = None) -> Tensor:
-        """Spread coefficients over all leaves: shape (experts, columns of the live merge)."""
-        given = self.coefficients if coefficients is None else coefficients
-        return given.expand(-1, self._live.columns)
-
-    def place(self) -> None:
-        """Merge."""
-        self._live.merge(self.every())
+    def every(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Spread them over all leaves."""
+        return (tensors or self.tensors)["coefficients"].expand(-1, self._live.columns)
 
     def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
         """Project the gradient onto the task vectors."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LEFT, _WIDTH, _ROW, _CHART, _GAP = 140, 820, 20, 180, 46
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
+_TITLES = {"coefficient": "mean coefficient", "on": "share of components that are on"}
 _LOW, _MIDDLE, _HIGH = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 
 
@@ -36,11 +37,9 @@ def picture(
     for each in _maps(found, names, start):
         parts += each.drawn(names, top)
         top += len(each.rows) * _ROW + _GAP
-    for title, prefix in (("objective by task, nats", None), ("mean coefficient", "coefficient/")):
-        lines = _series(metrics, prefix)
-        if lines and len(metrics) > 1:
-            parts += _chart(title, lines, top)
-            top += max(_CHART, 16 * len(lines)) + _GAP
+    for title, lines in _series(metrics).items() if len(metrics) > 1 else ():
+        parts += _chart(title, lines, top)
+        top += max(_CHART, 16 * len(lines)) + _GAP
     size = f'width="{_LEFT + _WIDTH + 160}" height="{top}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
     body = "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"])
@@ -124,12 +123,14 @@ def _chart(title: str, lines: Mapping[str, Sequence[float]], top: int) -> Iterat
         yield _text(_LEFT + _WIDTH + 8, top + 12 + 16 * number, name, fill=colour)
 
 
-def _series(metrics: Metrics, prefix: str | None) -> dict[str, list[float]]:
-    """Pick what begins with a prefix or, without one, the objectives by task."""
+def _series(metrics: Metrics) -> dict[str, dict[str, list[float]]]:
+    """Return by title the lines of each chart: metrics whose keys begin alike."""
     steps = [metrics[step] for step in sorted(metrics)]
-    keys = [key for key in (steps[0] if steps else ()) if "/" in key]
-    wanted = [key for key in keys if key.startswith("coefficient/") == (prefix is not None)]
-    return {key.split("/", 1)[1]: [step[key] for step in steps] for key in wanted}
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind, name in (key.split("/", 1) for key in steps[0] if "/" in key):
+        title = _TITLES.get(kind, "objective by task, nats")
+        found.setdefault(title, {})[name] = [step[f"{kind}/{name}"] for step in steps]
+    return found
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#222") -> str:

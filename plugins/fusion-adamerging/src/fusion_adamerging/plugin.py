@@ -21,3 +21,16 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         cost="backward",
         reference="arXiv:2310.02575",
     )
+    yield AlgorithmSpec(
+        name="adarank",
+        family="learned coefficients",
+        summary="Switch singular components on and off to lower the entropy on unlabeled data.",
+        formula="base + sum of lambda_kl * U diag(B * S) V', B of 0 and 1 and lambda learned",
+        target="fusion_adamerging.adarank:AdaRank",
+        config="fusion_adamerging.config:AdaRankConfig",
+        needs_base=True,
+        needs_tasks="unlabeled",
+        needs_tasks_unless="coefficients",
+        cost="backward",
+        reference="arXiv:2503.22178",
+    )

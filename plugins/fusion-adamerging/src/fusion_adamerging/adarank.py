@@ -1,0 +1,38 @@
+"""AdaRank (arXiv:2503.22178): singular components of task vectors switched on and off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fusion_adamerging.coefficient_search import CoefficientSearch
+from fusion_adamerging.components import LearnedComponents
+from fusion_adamerging.config import AdaRankConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from fusion_core.adapting import Grain, LiveMerge
+
+
+class AdaRank(CoefficientSearch[AdaRankConfig]):
+    """base + sum over experts of lambda_kl * U diag(B * S) V', with B of zeros and ones learned.
+
+    U diag(S) V' is the singular value decomposition of expert k's task vector of a matrix l; of
+    tensors of other dimensions the whole task vector takes its place. Each matrix is decomposed:
+    the authors' code leaves embeddings and the like whole, by their names.
+    """
+
+    config_class = AdaRankConfig
+
+    @property
+    def grain(self) -> Grain:
+        """Every singular component."""
+        return "component"
+
+    def learned(
+        self, live: LiveMerge, experts: Sequence[str], device: torch.device
+    ) -> LearnedComponents:
+        """Return the components' logits and the coefficients of tensors."""
+        return LearnedComponents(live, experts, device, self.config)

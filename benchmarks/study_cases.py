@@ -90,19 +90,18 @@ def _choice() -> dict[str, Case]:
         before = "orthogonalise, " * orthogonal
         for what, rates in {
             "layer": (0.02, 0.05),
-            **dict.fromkeys(FINER, (0.1, 0.2)),
+            **dict.fromkeys(("column", "row+column"), (0.1, 0.2)),
             "all weights": (0.0003, 0.001),
         }.items():
-            for lr, temperature in ((rates[0], 1), (rates[1], 1), (rates[1], 4)):
+            for lr, temperature in zip(rates, (1, 4), strict=True):
                 name = f"choice: {before}{what}, lr {lr}, T {temperature}"
                 cases[name] = _case(what, orthogonal=orthogonal, lr=lr, temperature=temperature)
     for said, options in {
         "lr 0.4": {"lr": 0.4},
-        "T 2": {"temperature": 2},
         "T 8": {"temperature": 8},
-        "cosine, lr 0.3": {"schedule": "cosine", "lr": 0.3},
+        "a cosine, lr 0.3": {"schedule": "cosine", "lr": 0.3},
+        "batches of 32": {"batch_size": 32},
         "init 1.5": {"init": 1.5},
-        "300 steps": {"steps": 300},
     }.items():
         cases[f"choice: the pipeline, but {said}"] = PIPELINE.but("choice", **options)
     return {name: replace(each, group="choice", seeds=LOOKED_AT) for name, each in cases.items()}

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
+    from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.by_hand import merge
     from fusion_core.running.for_task import load_for_task
@@ -91,6 +92,7 @@ _HOMES = {
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
+    "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.by_hand": ("merge",),
     "fusion_core.running.for_task": ("load_for_task",),
@@ -159,6 +161,7 @@ __all__ = [
     "load_plugins",
     "load_recipe",
     "locked",
+    "matching",
     "merge",
     "note",
     "noting",

@@ -7,7 +7,7 @@ experts one after the other. Knows tasks and pools, and no method.
 
 from fusion_core.adapting._gradients import squared_gradients, squared_gradients_of
 from fusion_core.adapting._inputs import input_dim, show_inputs
-from fusion_core.adapting._live import build_live, merged_parameters, names_of
+from fusion_core.adapting._live import build_live, merged_parameters, names_of, standing_in
 from fusion_core.adapting._live_merge import Leaf, LiveMerge
 from fusion_core.adapting._moments import Moments, moments, moments_of
 from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
@@ -45,5 +45,6 @@ __all__ = [
     "show_inputs",
     "squared_gradients",
     "squared_gradients_of",
+    "standing_in",
     "with_fast_products",
 ]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.measures import Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.running.for_task import TaskMasks
+    from fusion_core.running.for_task import TaskOwn
 
     Row = dict[str, Metrics]
 
@@ -62,12 +62,16 @@ class Rows:
             _check(task, metrics)
         return row
 
-    def of_merge(self, merged: WeightSource, masks: TaskMasks | None) -> Row:
-        """Measure a merge; each task with its own weights if it has masks."""
-        if masks is None:
+    def of_merge(self, merged: WeightSource, own: TaskOwn | None) -> Row:
+        """Measure a merge; each task with its own weights if it has some."""
+        if own is None:
             return self.of(merged, label="evaluate merged")
-        own = {name: masks.weights_of(name, merged) for name in self.tasks.names}
-        return {name: each for row in self._one_by_one(own, "merged") for name, each in row.items()}
+        weights = {
+            name: own.weights_of(name, merged) if name in own.tasks else merged
+            for name in self.tasks.names
+        }
+        rows = self._one_by_one(weights, "merged")
+        return {name: each for row in rows for name, each in row.items()}
 
     def _one_by_one(self, sources: Mapping[str, WeightSource], what: str) -> Iterator[Row]:
         """Measure each task with weights of its own."""

@@ -13,7 +13,7 @@ from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.report.table import notes
 from fusion_core.running import evaluation
-from fusion_core.running.for_task import TaskMasks
+from fusion_core.running.for_task import own_among
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._sources import recut
 from fusion_core.weights import (
@@ -127,9 +127,9 @@ def test_masks_in_memory_are_as_good() -> None:
 def test_what_has_no_masks_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_fusion(algorithm=Summed(), model_pool=models, output=out)
-    with pytest.raises(RecipeError, match=r"no masks for task 'd'") as caught:
+    with pytest.raises(RecipeError, match=r"nothing of its own for task 'd'") as caught:
         load_for_task(out, "d")
-    assert caught.value.hint == "It has them for: a, b, c."
+    assert caught.value.hint == "It has that for: a, b, c."
     (out / MASKS).unlink()
     with pytest.raises(CheckpointError, match="its model is the same for every task"):
         load_for_task(out, "a")
@@ -161,7 +161,7 @@ def test_masks_are_of_what_was_merged_whatever_pool_builds_the_model(
 ) -> None:
     out, measured = tmp_path / "out", []
     run_fusion(algorithm=Summed(), model_pool=models, output=out)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, masks, **__: measured.append(masks))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, own, **__: measured.append(own))
     cpu = torch.device("cpu")
     evaluation.evaluate_directory(out, load_plugins(), model_pool="mini8", device=cpu)
     (masks,) = measured
@@ -184,7 +184,7 @@ def test_a_merge_with_masks_is_measured_with_each_tasks_own_weights(tmp_path: Pa
     written = run_fusion(**options, output=tmp_path / "out")
     expected = {}
     for name in tasks.names:
-        own = TaskMasks.among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
+        own = own_among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
         expected[name] = tasks[name].evaluate(pool.build(own))
     for result in (in_memory, written):
         assert result.report.tasks == expected

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fusion_adamerging.adaptive import Adaptive
-from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
+from fusion_adamerging.coefficient_search import COEFFICIENTS, CoefficientSearch, merged_shapes
+from fusion_adamerging.coefficients import Coefficients
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.learned import LearnedCoefficients
-from fusion_adamerging.picture import picture
-from fusion_adamerging.search import Search
-from fusion_adamerging.watch import SearchStoppedError
 from fusion_core import write_durably
-from fusion_core.adapting import LiveMerge, joined_ranks
 from fusion_core.errors import IntegrityError
 from fusion_core.weights import Electing, Linear, Trimming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
-    from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.adapting import Grain
+    from fusion_core import ModelPool, RunContext
     from fusion_core.weights import MergedSource
 
-COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
-#: What shares a coefficient in the granularities that are finer than a tensor.
-GRAINS: dict[str, Grain] = {"row": "row", "column": "column", "rank": "rank"}
 
-
-class AdaMerging(Adaptive[AdaMergingConfig]):
+class AdaMerging(CoefficientSearch[AdaMergingConfig]):
     """base + sum over experts of lambda_kl * task vector, the lambdas learned from unlabeled data.
 
     Minimises the sum over tasks of the mean entropy of the merged model's predictions (or of their
@@ -56,7 +41,7 @@ class AdaMerging(Adaptive[AdaMergingConfig]):
             pool = context.transformed(pool, Electing())
         merged = context.merged(pool, Linear((self.config.init,) * len(experts)))
         if self.config.coefficients is None:
-            found = self._searched(pool, merged, context)
+            found, _ = self.searched(pool, merged, context)
         else:
             found = self._loaded(self.config.coefficients, experts, merged, context)
         files = found.files(COEFFICIENTS)
@@ -68,89 +53,9 @@ class AdaMerging(Adaptive[AdaMergingConfig]):
     def _loaded(
         self, path: str, experts: Sequence[str], merged: MergedSource, context: RunContext
     ) -> Coefficients:
-        found = Coefficients.load(path, experts=experts, shapes=_merged_shapes(merged))
-        found.check_fits(path, self._learning([], context))
+        found = Coefficients.load(path, experts=experts, shapes=merged_shapes(merged))
+        found.check_fits(path, self.learning([], context))
         return found
-
-    def _learning(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
-        """Say what coefficients are learned for, and on what: what they mean depends on it."""
-        options = self.config.model_dump(mode="json", include=LEARNED_WITH)
-        after = {"transforms": list(context.transforms)} if context.transforms else {}
-        return {**options, "tasks": list(tasks), **after}
-
-    def _searched(
-        self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
-    ) -> Coefficients:
-        merged.prepare(context.executor)
-        ranks = joined_ranks()
-        tasks = self.adapted(pool, context)
-        live = self._live(pool, merged, context)
-        learned = LearnedCoefficients(live, list(pool.experts), context.device, self.config)
-        name = partial(self._named, live, merged, learned, self._learning(_names(tasks), context))
-        if live.leaves:  # else every expert is the base
-            passes = self.passes(live.model, ranks.own(tasks), context)
-            store = self.store(
-                context,
-                experts=list(pool.experts),
-                tasks=_names(tasks),
-                leaves=[list(leaf.names) for leaf in live.leaves],
-            )
-            search = Search(self.config, learned, passes, _names(tasks), store, context, ranks)
-            try:
-                search.run(lambda steps: self.objective(pool, passes, steps, context))
-            except SearchStoppedError as error:
-                raise _rescued(error, search, name) from error
-        found = name(learned.coefficients)
-        context.save("coefficients.svg", picture(found, context.metrics.steps, live.leaves))
-        return found
-
-    def _live(self, pool: ModelPool[Any], merged: MergedSource, context: RunContext) -> LiveMerge:
-        dtypes = {info.dtype for info in merged.infos.values()}
-        return LiveMerge(
-            pool,
-            merged,
-            context.device,
-            storage=self.config.task_vectors,
-            dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
-            grain=GRAINS.get(self.config.granularity, "tensor"),
-        )
-
-    def _named(
-        self,
-        live: LiveMerge,
-        merged: MergedSource,
-        learned: LearnedCoefficients,
-        learning: Mapping[str, Any],
-        coefficients: Tensor,
-    ) -> Coefficients:
-        start = dict.fromkeys(_merged_shapes(merged), self.config.init)
-        found: dict[str, dict[str, Any]] = {expert: {**start} for expert in learned.experts}
-        for leaf, rows in live.by_leaf(learned.every(coefficients).cpu()):
-            for row, own in zip(found.values(), rows if leaf.shape else rows.tolist(), strict=True):
-                row.update(dict.fromkeys(leaf.names, own))
-        return Coefficients.of(found, learning)
-
-
-def _rescued(
-    error: SearchStoppedError, search: Search, name: Callable[[Tensor], Coefficients]
-) -> SearchStoppedError:
-    """Keep the last good coefficients and what was logged, and say where they are."""
-    step, good = search.good
-    kept = ""
-    if not search.ranks.rank:
-        for file, content in name(good["coefficients"]).files(COEFFICIENTS).items():
-            path = search.context.rescue(file, content)
-        log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
-        kept = (
-            f"\nThose of step {step} were good and are in {path}, for algorithm.coefficients.\n"
-            f"Every step's figures are in {log}."
-        )
-    search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
-    return SearchStoppedError(error.message, hint=f"{error.hint}{kept}")
-
-
-def _names(tasks: Sequence[AdaptiveTask]) -> list[str]:
-    return [task.name for task in tasks]
 
 
 def _check_still(content: bytes, state: Path | None) -> None:
@@ -167,8 +72,3 @@ def _check_still(content: bytes, state: Path | None) -> None:
             hint="Give algorithm.coefficients the same content, or leave --resume out.",
         )
     write_durably(kept, content, parents=True)
-
-
-def _merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:
-    infos = merged.infos.items()
-    return {name: info.shape for name, info in infos if info.dtype.is_floating_point}

@@ -55,11 +55,9 @@ class SearchConfig(ComponentConfig):
     """Steps between two states that `--resume` goes on from."""
 
 
-class AdaMergingConfig(SearchConfig):
-    """What is learned, and how the search goes."""
+class CoefficientsConfig(SearchConfig):
+    """Which coefficients are learned."""
 
-    preset: Literal["default", "paper"] = "default"
-    """What options that are not given are: the defaults, or the paper's 1000 small steps."""
     granularity: Annotated[
         Literal["layer", "model", "row", "column", "rank"],
         BeforeValidator(lambda given: "model" if given == "task" else given),
@@ -69,14 +67,21 @@ class AdaMergingConfig(SearchConfig):
     singular component of its task vector. Tensors without such parts have one."""
     init: float = 0.2
     """Every coefficient's first value."""
-    trim: bool = False
-    """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
-    density: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """With `trim`: the fraction of each task vector's entries that is kept before the election."""
     clamp: bool = False
     """Keep coefficients within [0, 1]."""
     task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
     """Where the search keeps them: in memory, in half of it, or read anew in every step."""
+
+
+class AdaMergingConfig(CoefficientsConfig):
+    """What is learned, and how the search goes."""
+
+    preset: Literal["default", "paper"] = "default"
+    """What options that are not given are: the defaults, or the paper's 1000 small steps."""
+    trim: bool = False
+    """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """With `trim`: the fraction of each task vector's entries that is kept before the election."""
     coefficients: InputPath | None = None
     """A coefficients.json of an earlier run: use it and skip the search."""
 
@@ -88,3 +93,17 @@ class AdaMergingConfig(SearchConfig):
         name = values.get("preset")
         preset = _PRESETS.get(name, {}) if isinstance(name, str) else {}
         return {**preset, **values}
+
+
+class SyMergeConfig(CoefficientsConfig):
+    """What is learned, and how the search goes."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    """Adam's learning rate: about how far a coefficient moves in a step."""
+    objective: Literal["entropy", "teacher"] = "teacher"
+    """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
+    own: Annotated[list[str], Field(min_length=1)] | None = None
+    """Patterns of the tensors that every task has for itself; default: weight and bias of the
+    linear layer that the model calls last, of those that experts changed."""
+    own_lr: Annotated[float, Field(gt=0)] = 0.001
+    """Adam's learning rate for these: about how far an entry moves in a step."""

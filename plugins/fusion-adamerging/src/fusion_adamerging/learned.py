@@ -12,9 +12,9 @@ from fusion_adamerging.watch import check_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from fusion_adamerging.config import AdaMergingConfig
+    from fusion_adamerging.config import CoefficientsConfig
     from fusion_core.adapting import LiveMerge
 
 
@@ -22,6 +22,10 @@ class Learned(ABC):
     """Tensors by name, in the order in which they are saved, and how they and a model meet."""
 
     tensors: Mapping[str, Tensor]
+    #: the learning rates of tensors that have another than the search's, each as a multiple of that
+    paces: Mapping[str, float] = {}
+    #: what stands in the live model's parameters' places while a task passes: see `Passes.own`
+    own: Mapping[str, Mapping[str, nn.Parameter]] = {}
 
     @abstractmethod
     def place(self) -> None:
@@ -50,7 +54,7 @@ class LearnedCoefficients(Learned):
         live: LiveMerge,
         experts: Sequence[str],
         device: torch.device,
-        config: AdaMergingConfig,
+        config: CoefficientsConfig,
     ) -> None:
         self._shared = config.granularity == "model"
         columns = 1 if self._shared else live.columns

@@ -21,3 +21,18 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         cost="backward",
         reference="arXiv:2310.02575",
     )
+    yield AlgorithmSpec(
+        name="symerge",
+        family="learned coefficients",
+        summary="Learn coefficients and a layer of each task's own by agreement with its expert.",
+        formula=(
+            "base + sum of lambda_kl * tau_kl, for task t with its own last layer; both learned to "
+            "predict as W_t"
+        ),
+        target="fusion_adamerging.symerge:SyMerge",
+        config="fusion_adamerging.config:SyMergeConfig",
+        needs_base=True,
+        needs_tasks="unlabeled",
+        cost="backward",
+        reference="arXiv:2412.19098",
+    )

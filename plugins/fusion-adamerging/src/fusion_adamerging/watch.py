@@ -71,7 +71,7 @@ class Watch:
         for task, each in seen.items():
             if not math.isfinite(each.objective):
                 raise SearchStoppedError(
-                    f"adamerging diverged at step {step}: task {task!r} has an objective of "
+                    f"the search diverged at step {step}: task {task!r} has an objective of "
                     f"{each.objective}",
                     hint="Use a smaller algorithm.lr.",
                 )
@@ -91,7 +91,7 @@ class Watch:
         self.runs[task] = (only, count)
         if count >= self._limit(task):
             raise SearchStoppedError(
-                f"adamerging collapsed: at step {step} the last {count} predictions of task "
+                f"the search collapsed: at step {step} the last {count} predictions of task "
                 f"{task!r} are all of class {only}",
                 hint="Use a smaller algorithm.lr, fewer algorithm.steps, or objective: teacher.",
             )
@@ -125,6 +125,6 @@ def check_size(step: int, coefficients: Tensor) -> None:
     largest = float(coefficients.abs().max())
     if not largest <= LARGEST:  # NaN is not, either
         raise SearchStoppedError(
-            f"adamerging diverged at step {step}: a coefficient has become {largest:g}",
+            f"the search diverged at step {step}: a coefficient has become {largest:g}",
             hint="Use a smaller algorithm.lr.",
         )

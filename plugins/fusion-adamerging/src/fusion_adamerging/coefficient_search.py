@@ -1,0 +1,139 @@
+"""A search of merging coefficients: from a lazy merge to the coefficients and their files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from fusion_adamerging.adaptive import Adaptive
+from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
+from fusion_adamerging.config import CoefficientsConfig
+from fusion_adamerging.learned import LearnedCoefficients
+from fusion_adamerging.picture import picture
+from fusion_adamerging.search import Search
+from fusion_adamerging.watch import SearchStoppedError
+from fusion_core.adapting import LiveMerge, joined_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from fusion_core import AdaptiveTask, ModelPool, RunContext
+    from fusion_core.adapting import Grain
+    from fusion_core.weights import MergedSource
+
+COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
+#: What shares a coefficient in the granularities that are finer than a tensor.
+GRAINS: dict[str, Grain] = {"row": "row", "column": "column", "rank": "rank"}
+
+ConfigT = TypeVar("ConfigT", bound=CoefficientsConfig)
+
+
+class CoefficientSearch(Adaptive[ConfigT]):
+    """A method that learns coefficients of a live merge, and perhaps more along with them."""
+
+    def searched(
+        self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
+    ) -> tuple[Coefficients, LearnedCoefficients]:
+        """Search from a lazy merge on; return the coefficients by name, and all that was learned.
+
+        Raises `SearchStoppedError` where the search goes wrong, what was good being kept.
+        """
+        merged.prepare(context.executor)
+        ranks = joined_ranks()
+        tasks = self.adapted(pool, context)
+        live = self._live(pool, merged, context)
+        learned = self.learned(pool, live, tasks, context)
+        name = partial(self._named, live, merged, learned, self.learning(_names(tasks), context))
+        if live.leaves:  # else every expert is the base
+            passes = self.passes(live.model, ranks.own(tasks), context)
+            store = self.store(
+                context,
+                experts=list(pool.experts),
+                tasks=_names(tasks),
+                leaves=[list(leaf.names) for leaf in live.leaves],
+            )
+            passes = replace(passes, own=learned.own)
+            search = Search(self.config, learned, passes, _names(tasks), store, context, ranks)
+            try:
+                search.run(lambda steps: self.objective(pool, passes, steps, context))
+            except SearchStoppedError as error:
+                raise _rescued(error, search, name) from error
+        found = name(learned.coefficients)
+        context.save("coefficients.svg", picture(found, context.metrics.steps, live.leaves))
+        return found, learned
+
+    def learned(
+        self,
+        pool: ModelPool[Any],
+        live: LiveMerge,
+        tasks: Sequence[AdaptiveTask],
+        context: RunContext,
+    ) -> LearnedCoefficients:
+        """Return what is learned, of which `tasks` are adapted on; by default coefficients."""
+        del tasks
+        return LearnedCoefficients(live, list(pool.experts), context.device, self.config)
+
+    def learning(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
+        """Say what coefficients are learned for, and on what: what they mean depends on it."""
+        options = self.config.model_dump(mode="json", include=LEARNED_WITH)
+        after = {"transforms": list(context.transforms)} if context.transforms else {}
+        return {**options, "tasks": list(tasks), **after}
+
+    def _live(self, pool: ModelPool[Any], merged: MergedSource, context: RunContext) -> LiveMerge:
+        dtypes = {info.dtype for info in merged.infos.values()}
+        return LiveMerge(
+            pool,
+            merged,
+            context.device,
+            storage=self.config.task_vectors,
+            dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
+            grain=GRAINS.get(self.config.granularity, "tensor"),
+        )
+
+    def _named(
+        self,
+        live: LiveMerge,
+        merged: MergedSource,
+        learned: LearnedCoefficients,
+        learning: Mapping[str, Any],
+        coefficients: Tensor,
+    ) -> Coefficients:
+        start = dict.fromkeys(merged_shapes(merged), self.config.init)
+        found: dict[str, dict[str, Any]] = {expert: {**start} for expert in learned.experts}
+        for leaf, rows in live.by_leaf(learned.every(coefficients).cpu()):
+            for row, own in zip(found.values(), rows if leaf.shape else rows.tolist(), strict=True):
+                row.update(dict.fromkeys(leaf.names, own))
+        return Coefficients.of(found, learning)
+
+
+def merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that have coefficients."""
+    infos = merged.infos.items()
+    return {name: info.shape for name, info in infos if info.dtype.is_floating_point}
+
+
+def _rescued(
+    error: SearchStoppedError, search: Search, name: Callable[[Tensor], Coefficients]
+) -> SearchStoppedError:
+    """Keep the last good coefficients and what was logged, and say where they are."""
+    step, good = search.good
+    kept = ""
+    if not search.ranks.rank:
+        for file, content in name(good["coefficients"]).files(COEFFICIENTS).items():
+            path = search.context.rescue(file, content)
+        log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
+        kept = (
+            f"\nThose of step {step} were good and are in {path}, for algorithm.coefficients of "
+            f"adamerging.\nEvery step's figures are in {log}."
+        )
+    search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
+    return SearchStoppedError(error.message, hint=f"{error.hint}{kept}")
+
+
+def _names(tasks: Sequence[AdaptiveTask]) -> list[str]:
+    return [task.name for task in tasks]

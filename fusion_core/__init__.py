@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.by_hand import merge
-    from fusion_core.running.for_task import load_for_task
+    from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.run import run_fusion
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
@@ -95,7 +95,7 @@ _HOMES = {
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.by_hand": ("merge",),
-    "fusion_core.running.for_task": ("load_for_task",),
+    "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.run": ("run_fusion",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
@@ -151,6 +151,7 @@ __all__ = [
     "__version__",
     "allocate",
     "along",
+    "build_for_task",
     "build_model",
     "check",
     "depths",

@@ -50,10 +50,10 @@ class Batches:
         if task.name not in self._few:
             whole = replace(self, size=min(self.size, self.examples), examples=None)
             self._few[task.name] = Batch.joined(list(whole.first(task, self.examples)))
-        return self._few[task.name].rows(self._rows(task.name, step, self.examples))
+        return self._few[task.name].rows(self.rows(task.name, step, self.examples))
 
-    def _rows(self, task: str, step: int, examples: int) -> Tensor:
-        """Return which of a few examples a step sees; a round holds whole batches of them."""
+    def rows(self, task: str, step: int, examples: int) -> Tensor:
+        """Return which of a task's examples a step sees; a round holds whole batches of them."""
         size = min(self.size, examples)
         number, place = divmod(step, examples // size)
         shuffle = generator_of(self.seed, f"{task}\0{number}")

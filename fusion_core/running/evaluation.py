@@ -54,8 +54,8 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
 ) -> Report:
     """Measure weights on every task, beside the pool's base and each task's own expert.
 
-    With `own`, tasks that have weights of their own are measured with those. What an earlier run measured of base and experts
-    is remembered, unless it is to be `fresh`.
+    With `own`, tasks that have something of their own are measured with it. What an earlier run
+    measured of base and experts is remembered, unless it is to be `fresh`.
     """
     rows = Rows(pool, tasks, device, progress or Progress(), fresh)
     return Report(

@@ -1,15 +1,16 @@
-"""One task's weights, from a model directory that has something beside the model for each task."""
+"""What a merge is for one task, where a directory has something beside the model for each."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.adapting import put_adapter
 from fusion_core.contracts.run import RunInfo
+from fusion_core.contracts.subject import Subject
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan_models
@@ -26,27 +27,55 @@ from fusion_core.weights import (
     read_config,
     task_weights,
 )
+from fusion_core.weights.reading.task_files import (
+    ADAPTED,
+    ADAPTERS,
+    TASK_FILES,
+    TENSORS,
+    tasks_in,
+    tensors_of,
+)
 from fusion_core.weights.reading.task_masks import MASKS, SCALES
-from fusion_core.weights.reading.task_tensors import TENSORS, tasks_in, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import torch
+    from torch import nn
+
     from fusion_core.contracts.model_pool import ModelPool
 
     #: side files by name: tensors, or what JSON holds
-    Found = Mapping[str, WeightSource | Mapping[str, Any]]
+    Found = Mapping[str, Any]
 
 
-class TaskOwn(ABC):
-    """What each task has for itself, beside a merge."""
+class TaskOwn:
+    """What each task has for itself, beside a merge: other weights, or a change of a live model."""
 
     #: the tasks that have something
     tasks: Sequence[str]
+    #: whether it is all in `weights_of`
+    is_weights = True
 
-    @abstractmethod
     def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
-        """Return the lazy weights that the merge has for one of these tasks."""
+        """Return the lazy weights that a merge has for one of these tasks."""
+        del task
+        return merged
+
+    def change(self, task: str, model: nn.Module) -> None:
+        """Change a live model with these weights to what it is for the task."""
+
+    def subject(self, task: str, subject: Subject) -> Subject:
+        """Return what is measured on a task, of a model with its weights."""
+        if self.is_weights:
+            return subject
+
+        def build() -> nn.Module:
+            model = subject.build()
+            self.change(task, model)
+            return model
+
+        return Subject(build)
 
 
 @dataclass(frozen=True)
@@ -70,28 +99,39 @@ class TaskMasks(TaskOwn):
         return task_weights(merged, self.pool.base, self.packed, number, scale)
 
 
-@dataclass(frozen=True)
 class TaskTensors(TaskOwn):
     """Tensors in the places of some of the merge's."""
 
-    stored: WeightSource
-
-    @property
-    def tasks(self) -> Sequence[str]:  # type: ignore[override] # the file's to say
-        """Those of the keys."""
-        return tasks_in(self.stored)
+    def __init__(self, stored: WeightSource) -> None:
+        self.tasks = tasks_in(stored)
+        self._stored = stored
 
     def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
         """Return the merge with the task's tensors, in the dtypes in which they are stored."""
-        return AlignedSource(tensors_of(self.stored, task), merged)
+        return AlignedSource(tensors_of(self._stored, task), merged)
+
+
+class TaskAdapters(TaskOwn):
+    """Adapters of features, by the modules whose output these are."""
+
+    is_weights = False
+
+    def __init__(self, stored: WeightSource, modules: Mapping[str, str]) -> None:
+        self.tasks = list(modules)
+        self._stored, self._modules = stored, modules
+
+    def change(self, task: str, model: nn.Module) -> None:
+        """Have the features go through the task's adapter."""
+        own = tensors_of(self._stored, task)
+        put_adapter(model, self._modules[task], own.tensor("down"), own.tensor("up"))
 
 
 def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
     """Return what tasks have of their own in a directory that was made of these models, if any."""
-    paths = [path for name in (MASKS, SCALES, TENSORS) if (path := directory / name).is_file()]
-    is_json = {path: path.suffix == ".json" for path in paths}
-    found: Found = {
-        path.name: read_config(path) if is_json[path] else CheckpointSource(path) for path in paths
+    paths = [path for name in TASK_FILES if (path := directory / name).is_file()]
+    found = {
+        path.name: read_config(path) if path.suffix == ".json" else CheckpointSource(path)
+        for path in paths
     }
     return _own(found, models)
 
@@ -105,10 +145,8 @@ def own_among(
     side_files: Mapping[str, bytes | WeightSource], pool: ModelPool[Any]
 ) -> TaskOwn | None:
     """Return what a run of these models saved for tasks; None if that is nothing."""
-    saved = {name: side_files[name] for name in (MASKS, SCALES, TENSORS) if name in side_files}
-    found: Found = {
-        name: json.loads(each) if isinstance(each, bytes) else each for name, each in saved.items()
-    }
+    saved = {name: side_files[name] for name in TASK_FILES if name in side_files}
+    found = {n: json.loads(each) if isinstance(each, bytes) else each for n, each in saved.items()}
     return _own(found, lambda: pool)
 
 
@@ -121,13 +159,45 @@ def load_for_task(
     tasks' own tensors; the base of masks is read where the directory's recipe has it, and merged
     anew where that is a recipe itself. A model pool's `build` makes a live model of them. Raises
     `CheckpointError` for a directory that has nothing for single tasks, `RecipeError` for a task
-    that has nothing of its own.
+    that has nothing of its own, and for adapters: no weights hold those.
     """
     directory = Path(directory)
-    own = own_recorded(directory, plugins or load_plugins())
+    own = _own_of(directory, task, plugins or load_plugins())
+    if not own.is_weights:
+        raise RecipeError(
+            f"{directory} has an adapter for task {task!r}: it works on a live model's features, "
+            "and the weights alone are another model",
+            hint="Build the live model: fusion_core.build_for_task(directory, task).",
+        )
+    return own.weights_of(task, CheckpointSource(directory))
+
+
+def build_for_task(
+    directory: str | Path,
+    task: str,
+    *,
+    pool: ModelPool[Any] | None = None,
+    device: torch.device | str = "cpu",
+    plugins: PluginManager | None = None,
+) -> nn.Module:
+    """Return the live model that a merge is for one task, in fp32 and in evaluation mode.
+
+    `pool` builds it; by default the one of the directory's recipe. Raises what `load_for_task`
+    raises, but takes adapters as well.
+    """
+    directory, plugins = Path(directory), plugins or load_plugins()
+    own = _own_of(directory, task, plugins)
+    weights = own.weights_of(task, CheckpointSource(directory))
+    models = pool or _models_of(directory, plugins)
+    return own.subject(task, Subject(lambda: models.build(weights, device=device))).model
+
+
+def _own_of(directory: Path, task: str, plugins: PluginManager) -> TaskOwn:
+    own = own_recorded(directory, plugins)
     if own is None:
         raise CheckpointError(
-            f"{directory} has no {MASKS} or {TENSORS}: its model is the same for every task",
+            f"{directory} has nothing beside its model for single tasks: its model is the same for "
+            "every task",
             hint="Load it as any model.",
         )
     if task not in own.tasks:
@@ -135,14 +205,17 @@ def load_for_task(
             f"{directory} has nothing of its own for task {task!r}",
             hint=f"It has that for: {', '.join(own.tasks)}.",
         )
-    return own.weights_of(task, CheckpointSource(directory))
+    return own
 
 
 def _own(found: Found, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
-    packed, scales, tensors = (found.get(name) for name in (MASKS, SCALES, TENSORS))
-    if isinstance(packed, WeightSource) and scales is not None:
-        return TaskMasks(packed, scales["scales"], models())
-    return TaskTensors(tensors) if isinstance(tensors, WeightSource) else None
+    if MASKS in found:
+        return TaskMasks(found[MASKS], found[SCALES]["scales"], models())
+    if TENSORS in found:
+        return TaskTensors(found[TENSORS])
+    if ADAPTERS in found:
+        return TaskAdapters(found[ADAPTERS], found[ADAPTED]["modules"])
+    return None
 
 
 def _models_of(directory: Path, plugins: PluginManager) -> ModelPool[Any]:

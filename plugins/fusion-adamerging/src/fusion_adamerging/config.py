@@ -27,7 +27,21 @@ def _once_each(names: list[str]) -> list[str]:
     return names
 
 
-class SearchConfig(ComponentConfig):
+class UnlabeledConfig(ComponentConfig):
+    """On which examples something is learned."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Unlabeled examples of each task in a step."""
+    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_once_each)] | None = None
+    """The tasks to adapt on; default: the experts' own or, where none bears their names, all."""
+    adapt_split: Literal["unlabeled", "test", "holdout"] = "unlabeled"
+    """Adapt on the tasks' unlabeled examples (of some pools, the test examples without labels), on
+    the test examples themselves, or on one half of these, with the other to measure on."""
+    examples: Annotated[int, Field(ge=1)] | None = None
+    """Adapt on so many examples of each task, again and again; default: all there are."""
+
+
+class SearchConfig(UnlabeledConfig):
     """How a search goes, and on which examples."""
 
     steps: Annotated[int, Field(ge=0)] = 100
@@ -36,21 +50,12 @@ class SearchConfig(ComponentConfig):
     """Adam's learning rate: about how far a coefficient moves in a step."""
     schedule: Literal["cosine", "constant"] = "constant"
     """How the learning rate goes on: not at all, or down to zero along a cosine."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Unlabeled examples of each task in a step."""
     objective: Literal["entropy", "teacher"] = "entropy"
     """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The model's passes in fp32, or under bf16 autocast; coefficients and sums stay in fp32."""
     shared_pass: ByteSize = ByteSize(512_000_000)
     """Tasks share a pass through the model while its activations take no more than this."""
-    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_once_each)] | None = None
-    """The tasks to adapt on; default: the experts' own or, where none bears their names, all."""
-    adapt_split: Literal["unlabeled", "test", "holdout"] = "unlabeled"
-    """Adapt on the tasks' unlabeled examples (of some pools, the test examples without labels), on
-    the test examples themselves, or on one half of these, with the other to measure on."""
-    examples: Annotated[int, Field(ge=1)] | None = None
-    """Adapt on so many examples of each task, again and again; default: all there are."""
     save_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two states that `--resume` goes on from."""
 
@@ -107,3 +112,16 @@ class SyMergeConfig(CoefficientsConfig):
     linear layer that the model calls last, of those that experts changed."""
     own_lr: Annotated[float, Field(gt=0)] = 0.001
     """Adam's learning rate for these: about how far an entry moves in a step."""
+
+
+class SurgeryConfig(UnlabeledConfig):
+    """How adapters are trained. Defaults are the paper's, but for `examples`."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """How many directions of the features an adapter changes."""
+    steps: Annotated[int, Field(ge=0)] = 1000
+    """Updates of each task's adapter."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    """Adam's learning rate."""
+    examples: Annotated[int, Field(ge=1)] = 512
+    """Unlabeled examples of each task; their features are computed once."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class OwnLayers(LearnedCoefficients):
     """Coefficients, and each task's own tensors in the places of some of the merge's."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what coefficients have, and two things more
         self,
         live: LiveMerge,
         experts: Sequence[str],

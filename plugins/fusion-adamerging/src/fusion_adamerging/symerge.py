@@ -59,8 +59,7 @@ class SyMerge(CoefficientSearch[SyMergeConfig]):
         """Return coefficients and own tensors, these as the experts have them."""
         leaves = []
         if live.leaves:  # else every expert is the base
-            batches = self.passes(live.model, tasks, context).batches
-            first = batches.of(tasks[0], 0).part(0, 1)
+            first = self.batches(context).of(tasks[0], 0).part(0, 1)
             leaves = own_leaves(live, self.config.own, tasks[0], first)
         start = {task.name: as_weights(pool.expert_of(task.name), pool.base) for task in tasks}
         experts, device = list(pool.experts), context.device

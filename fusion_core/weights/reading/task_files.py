@@ -1,9 +1,13 @@
-"""Tensors that a model has beside it for each of its tasks, to stand in its own ones' places."""
+"""Files that a model has beside it for its tasks: tensors in the places of its own, or adapters.
+
+Masks are those of `task_masks.py`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fusion_core.weights.reading.task_masks import MASKS, SCALES
 from fusion_core.weights.source import RenamedSource, WeightSource
 from fusion_core.weights.state_dict import StateDictSource
 
@@ -14,12 +18,16 @@ if TYPE_CHECKING:
 
 #: Keys are task/tensor, the tensors by the names of the model's.
 TENSORS = "task_tensors.safetensors"
+#: Keys are task/down and task/up; and which module's output each task's adapter changes.
+ADAPTERS = "task_adapters.safetensors"
+ADAPTED = "task_adapters.json"
+TASK_FILES = (MASKS, SCALES, TENSORS, ADAPTERS, ADAPTED)
 
 
 def keyed(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> WeightSource:
     """Return tensors by task and name as they are written."""
     named = {f"{task}/{name}": each for task, own in tensors.items() for name, each in own.items()}
-    return StateDictSource(named, label="task tensors")
+    return StateDictSource(named, label="what tasks have for themselves")
 
 
 def tasks_in(stored: WeightSource) -> list[str]:
@@ -28,6 +36,6 @@ def tasks_in(stored: WeightSource) -> list[str]:
 
 
 def tensors_of(stored: WeightSource, task: str) -> WeightSource:
-    """Return one task's tensors, by the names of the model's."""
-    keys = {key.rpartition("/"): key for key in stored.infos}
-    return RenamedSource(stored, {name: k for (of, _, name), k in keys.items() if of == task})
+    """Return one task's tensors by name."""
+    parted = {key: key.rpartition("/") for key in stored.infos}
+    return RenamedSource(stored, {name: k for k, (of, _, name) in parted.items() if of == task})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from fusion_core import AdaptiveTask, ModelPool, RunContext, WeightSource
 
+    #: `down` and `up`
     Adapter = tuple[Tensor, Tensor]
+
+
+class Trained(NamedTuple):
+    """An adapter, and the mean distances of features from the expert's before and after it."""
+
+    adapter: Adapter
+    distances: tuple[float, float]
 
 
 class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
@@ -27,9 +35,9 @@ class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
 
     The merge stays as it is. A task's adapter, of shapes (rank, width) and (width, rank), minimises
     the mean absolute difference from what the task's expert computes of unlabeled examples, with
-    Adam (betas 0.9, 0.999). As in the authors' code, `down` begins uniformly between -1 and 1 /
-    sqrt(width) and `up` as zeros, and no biases; theirs sees new examples in every step, this one
-    goes through `examples` of each task in shuffled rounds. The model for a task is
+    Adam (betas 0.9, 0.999). As in the authors' code there are no biases, `down` begins uniformly
+    within 1 / sqrt(width) of zero, and `up` as zeros; theirs sees new examples in every step, this
+    one goes through `examples` of each task in shuffled rounds. The model for a task is
     `fusion_core.build_for_task(directory, task)`; without its adapter it is the merge.
 
     Tasks: those whose heads read features (`FeatureTask`). Data: unlabeled examples. Cost: one pass
@@ -48,22 +56,17 @@ class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
         modules = {task.name: self._module(model, task, context) for task in tasks}
         given = {task.name: self._features(model, task, context) for task in tasks}
         del model
-        adapters: dict[str, Adapter] = {}
-        before, after = dict[str, float](), dict[str, float]()
+        found: dict[str, Trained] = {}
         with context.progress.track("train adapters", total=len(tasks), unit="tasks") as advance:
             for task in tasks:
                 expert = build_live(pool, experts[task.name], context.device)
                 wanted = self._features(expert, task, context)
-                del expert
-                features, metric = given.pop(task.name), f"distance/{task.name}"
-                down, up = self._trained(task.name, features, wanted, context)
-                before[metric] = distance(features, wanted).item()
-                after[metric] = distance(through_adapter(features, down, up), wanted).item()
-                adapters[task.name] = down.cpu(), up.cpu()
+                found[task.name] = self._trained(task.name, given[task.name], wanted, context)
                 advance(1, note=task.name)
-        context.log(0, before)
-        context.log(self.config.steps, after)
-        context.save_task_adapters(adapters, modules)
+        for step, number in ((0, 0), (self.config.steps, 1)):
+            distances = {f"distance/{name}": each.distances[number] for name, each in found.items()}
+            context.log(step, distances)
+        context.save_task_adapters({name: each.adapter for name, each in found.items()}, modules)
         return merged
 
     def _module(self, model: nn.Module, task: FeatureTask, context: RunContext) -> str:
@@ -85,20 +88,27 @@ class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
         found = [task.features(model, each.to(context.device).inputs) for each in batches]
         return torch.cat(found)
 
-    def _trained(self, task: str, given: Tensor, wanted: Tensor, context: RunContext) -> Adapter:
-        width, batches = given.shape[-1], self.batches(context)
-        down = given.new_empty(self.config.rank, width)
-        bound, draw = width**-0.5, generator_of(context.seed, f"surgery\0{task}")
-        down.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=draw))
-        up = given.new_zeros(width, self.config.rank)
-        learned = [down.requires_grad_(), up.requires_grad_()]
+    def _trained(self, task: str, given: Tensor, wanted: Tensor, context: RunContext) -> Trained:
+        batches = self.batches(context)
+        down, up = learned = self._started(task, given, context)
         optimiser = torch.optim.Adam(learned, lr=self.config.lr)
         for step in range(self.config.steps):
             rows = batches.rows(task, step, len(given)).to(given.device)
             optimiser.zero_grad()
-            distance(through_adapter(given[rows], down, up), wanted[rows]).backward()  # type: ignore[no-untyped-call]
+            objective = distance(through_adapter(given[rows], down, up), wanted[rows])
+            objective.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        return down.detach(), up.detach()
+        adapter = down.detach(), up.detach()
+        after = distance(through_adapter(given, *adapter), wanted)
+        distances = distance(given, wanted).item(), after.item()
+        return Trained((adapter[0].cpu(), adapter[1].cpu()), distances)
+
+    def _started(self, task: str, given: Tensor, context: RunContext) -> Adapter:
+        width, draw = given.shape[-1], generator_of(context.seed, f"surgery\0{task}")
+        bound = width**-0.5
+        down = torch.empty(self.config.rank, width).uniform_(-bound, bound, generator=draw)
+        up = given.new_zeros(width, self.config.rank)
+        return down.to(given).requires_grad_(), up.requires_grad_()
 
 
 def distance(features: Tensor, wanted: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="surgery",
         stage="calibrate",
-        family="adapters",
+        family="learned coefficients",
         summary="Train an adapter of the merge's features for each task, towards its expert's.",
         formula="for task t features z - up_t relu(down_t z), learned to be those of W_t",
         target="fusion_adamerging.surgery:Surgery",

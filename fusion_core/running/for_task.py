@@ -62,20 +62,10 @@ class TaskOwn:
         del task
         return merged
 
-    def change(self, task: str, model: nn.Module) -> None:
-        """Change a live model with these weights to what it is for the task."""
-
     def subject(self, task: str, subject: Subject) -> Subject:
-        """Return what is measured on a task, of a model with its weights."""
-        if self.is_weights:
-            return subject
-
-        def build() -> nn.Module:
-            model = subject.build()
-            self.change(task, model)
-            return model
-
-        return Subject(build)
+        """Return what is measured on a task, of what has its weights."""
+        del task
+        return subject
 
 
 @dataclass(frozen=True)
@@ -120,10 +110,16 @@ class TaskAdapters(TaskOwn):
         self.tasks = list(modules)
         self._stored, self._modules = stored, modules
 
-    def change(self, task: str, model: nn.Module) -> None:
-        """Have the features go through the task's adapter."""
+    def subject(self, task: str, subject: Subject) -> Subject:
+        """Return the live model with its features going through the task's adapter."""
         own = tensors_of(self._stored, task)
-        put_adapter(model, self._modules[task], own.tensor("down"), own.tensor("up"))
+
+        def build() -> nn.Module:
+            model = subject.build()
+            put_adapter(model, self._modules[task], own.tensor("down"), own.tensor("up"))
+            return model
+
+        return Subject(build)
 
 
 def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:

@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
+    from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import load_recipe
     from fusion_core.running.by_hand import merge
-    from fusion_core.running.for_task import load_for_task
+    from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.run import run_fusion
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
@@ -91,9 +92,10 @@ _HOMES = {
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
+    "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("load_recipe",),
     "fusion_core.running.by_hand": ("merge",),
-    "fusion_core.running.for_task": ("load_for_task",),
+    "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.run": ("run_fusion",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
@@ -149,6 +151,7 @@ __all__ = [
     "__version__",
     "allocate",
     "along",
+    "build_for_task",
     "build_model",
     "check",
     "depths",
@@ -159,6 +162,7 @@ __all__ = [
     "load_plugins",
     "load_recipe",
     "locked",
+    "matching",
     "merge",
     "note",
     "noting",

@@ -5,13 +5,14 @@ experts as teachers, ranks that share the tasks out, a state to go on from, and 
 experts one after the other. Knows tasks and pools, and no method.
 """
 
+from fusion_core.adapting._adapters import module_of_features, put_adapter, through_adapter
 from fusion_core.adapting._gradients import squared_gradients, squared_gradients_of
 from fusion_core.adapting._inputs import input_dim, show_inputs
-from fusion_core.adapting._live import build_live, merged_parameters, names_of
+from fusion_core.adapting._live import build_live, merged_parameters, names_of, standing_in
 from fusion_core.adapting._live_merge import Leaf, LiveMerge
 from fusion_core.adapting._moments import Moments, moments, moments_of
 from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
-from fusion_core.adapting._predictions import disagreement, log_probabilities
+from fusion_core.adapting._predictions import disagreement, generator_of, log_probabilities
 from fusion_core.adapting._ranks import Ranks, joined_ranks
 from fusion_core.adapting._sharing import Grain
 from fusion_core.adapting._state import StateStore
@@ -33,17 +34,22 @@ __all__ = [
     "ask_teachers",
     "build_live",
     "disagreement",
+    "generator_of",
     "input_dim",
     "joined_ranks",
     "keeping_freed_memory",
     "log_probabilities",
     "merged_parameters",
+    "module_of_features",
     "moments",
     "moments_of",
     "names_of",
     "on_cores",
+    "put_adapter",
     "show_inputs",
     "squared_gradients",
     "squared_gradients_of",
+    "standing_in",
+    "through_adapter",
     "with_fast_products",
 ]

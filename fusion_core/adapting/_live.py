@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from fusion_core.machine.products import with_fast_products
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -43,3 +44,20 @@ def merged_parameters(pool: ModelPool[Any], model: nn.Module) -> dict[str, nn.Pa
     """Return the parameters of a live model that the pool's sources have, by their names."""
     known = pool.reference.infos
     return {name: each for name, each in pool.parameters(model).items() if name in known}
+
+
+@contextmanager
+def standing_in(model: nn.Module, own: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Let parameters stand in a model's own ones' places, by all names that these have in it."""
+    before = {name: model.get_parameter(name) for name in own}
+    try:
+        _put(model, own)
+        yield
+    finally:
+        _put(model, before)
+
+
+def _put(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, each in parameters.items():
+        path, _, last = name.rpartition(".")
+        setattr(model.get_submodule(path), last, each)

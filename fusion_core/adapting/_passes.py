@@ -7,22 +7,21 @@ and one large product takes less time than several small ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fusion_core.adapting._live import standing_in
 from fusion_core.adapting._predictions import generator_of, widened
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.contracts.task_pool import FeatureTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from torch import nn
 
     from fusion_core.contracts.task_pool import AdaptiveTask
 
@@ -51,10 +50,10 @@ class Batches:
         if task.name not in self._few:
             whole = replace(self, size=min(self.size, self.examples), examples=None)
             self._few[task.name] = Batch.joined(list(whole.first(task, self.examples)))
-        return self._few[task.name].rows(self._rows(task.name, step, self.examples))
+        return self._few[task.name].rows(self.rows(task.name, step, self.examples))
 
-    def _rows(self, task: str, step: int, examples: int) -> Tensor:
-        """Return which of a few examples a step sees; a round holds whole batches of them."""
+    def rows(self, task: str, step: int, examples: int) -> Tensor:
+        """Return which of a task's examples a step sees; a round holds whole batches of them."""
         size = min(self.size, examples)
         number, place = divmod(step, examples // size)
         shuffle = generator_of(self.seed, f"{task}\0{number}")
@@ -90,6 +89,9 @@ class Passes:
     bf16: bool = False
     #: tasks share a pass while its activations take no more bytes
     shared: int = 0
+    #: by task, what stands in the places of the model's parameters, by all names in the model; such
+    #: a task shares no pass
+    own: Mapping[str, Mapping[str, nn.Parameter]] = field(default_factory=dict)
     #: how many tasks of a kind fit into a pass, once that is known
     rooms: dict[Any, int] = field(default_factory=dict)
 
@@ -110,7 +112,7 @@ class Passes:
     def _groups(self, step: int) -> Iterator[Sequence[Pair]]:
         """Group neighbouring tasks that can share a pass, as many as fit into one."""
         pairs = ((task, self.batches.of(task, step).to(self.device)) for task in self.tasks)
-        for kind, members in groupby(pairs, key=_kind):
+        for kind, members in groupby(pairs, key=self._kind):
             yield from self._parted(kind, members)
 
     def _parted(self, kind: object, members: Iterator[Pair]) -> Iterator[Sequence[Pair]]:
@@ -151,8 +153,19 @@ class Passes:
         del graph
         return sum(kept.values())
 
+    def _kind(self, pair: Pair) -> object:
+        """Tell which tasks can share a pass: the same features of inputs of the same form."""
+        task, batch = pair
+        if not isinstance(task, FeatureTask) or task.name in self.own:
+            return None
+        return type(task).features, batch.form
+
     def _logits(self, group: Sequence[Pair]) -> list[Tensor]:
         task: Any = group[0][0]
+        with standing_in(self.model, self.own.get(task.name, {})):
+            return self._scores(task, group)
+
+    def _scores(self, task: Any, group: Sequence[Pair]) -> list[Tensor]:  # noqa: ANN401
         if not isinstance(task, FeatureTask):
             with self._autocast():
                 return [widened(task.logits(self.model, group[0][1]))]
@@ -165,11 +178,3 @@ class Passes:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def _kind(pair: Pair) -> object:
-    """Tell which tasks can share a pass: the same features of inputs of the same form."""
-    task, batch = pair
-    if not isinstance(task, FeatureTask):
-        return None
-    return type(task).features, batch.form

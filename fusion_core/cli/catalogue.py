@@ -43,7 +43,7 @@ def print_algorithms(algorithms: Sequence[Mapping[str, Any]]) -> None:
     """Print what `algorithms_of` returned, and how to read it."""
     grouped = groupby(algorithms, lambda each: f"{each['family']}: {_STAGES[each['stage']]}")
     print_groups(_HEADINGS, {title: [_row(each) for each in group] for title, group in grouped})
-    print("\nneeds: the base; unlabeled or labeled examples of the tasks")
+    print("\nneeds: the base; unlabeled or labeled examples of the tasks; the task, at inference")
     print("cost, from the cheapest on")
     for cost, meaning in COSTS.items():
         print(f"  {cost:10}{meaning}")
@@ -60,6 +60,7 @@ def _described(component: Component[AlgorithmSpec]) -> dict[str, Any]:
         "formula": spec.formula,
         "needs_base": spec.needs_base or spec.stage == "transform",
         "needs_tasks": spec.needs_tasks,
+        "needs_task": spec.needs_task,
         "min_experts": spec.min_experts,
         "max_experts": spec.max_experts,
         "cost": spec.cost,
@@ -70,6 +71,7 @@ def _described(component: Component[AlgorithmSpec]) -> dict[str, Any]:
 
 def _row(each: Mapping[str, Any]) -> list[str]:
     needs = ["base"] * each["needs_base"] + [each["needs_tasks"]] * (each["needs_tasks"] != "none")
+    needs += ["task"] * each["needs_task"]
     cells = (each["name"], ", ".join(needs), _experts(each), each["cost"], each["reference"])
     return [*(cell or "" for cell in cells), each["summary"]]
 

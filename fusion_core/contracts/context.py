@@ -23,6 +23,7 @@ from fusion_core.weights import (
 )
 from fusion_core.weights.merging.piece import MERGED
 from fusion_core.weights.merging.transformed import Origin, Restored, transformed_experts
+from fusion_core.weights.reading.task_files import ADAPTED, ADAPTERS, TENSORS, keyed
 from fusion_core.weights.reading.task_masks import MASKS, SCALES, PackedMasks
 from fusion_core.weights.writing.disk import write_durably
 
@@ -175,6 +176,27 @@ class RunContext:
         """
         self.save(MASKS, PackedMasks(masks))
         self.save(SCALES, {"schema": 1, "scales": {name: scales[name] for name in masks}})
+
+    def save_task_tensors(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Save tensors that stand in the merge's places for a task: `load_for_task` reads them.
+
+        By task and name, of the shapes that the merge's tensors of these names have.
+        """
+        if any(tensors.values()):
+            self.save(TENSORS, keyed(tensors))
+
+    def save_task_adapters(
+        self,
+        adapters: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        modules: Mapping[str, str],
+    ) -> None:
+        """Save what changes the features that a live model has for a task: `build_for_task` does.
+
+        By task: `down` and `up` of `fusion_core.adapting.through_adapter`, and the name of the
+        module whose output goes through them.
+        """
+        self.save(ADAPTERS, keyed({t: {"down": d, "up": u} for t, (d, u) in adapters.items()}))
+        self.save(ADAPTED, {"schema": 1, "modules": dict(modules)})
 
     def rescue(self, name: str, data: bytes) -> Path:
         """Save the last good result where it stays although the run fails; returns the path.

@@ -55,7 +55,7 @@ class Report:
     metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     #: the tasks of `base` and `experts` that an earlier run measured
     remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: whether each task was measured with weights of its own, so that using them needs the task
+    #: whether tasks were measured with something of their own, so that using it needs the task
     needs_task: bool = False
 
     def metric(self, task: str, name: str) -> Metric:

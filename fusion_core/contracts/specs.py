@@ -84,6 +84,8 @@ class AlgorithmSpec(ComponentSpec):
     needs_tasks: TaskData = "none"
     #: an option with which, given, it does without them
     needs_tasks_unless: str | None = None
+    #: whether each task has something for itself beside the model, so that using it needs the task
+    needs_task: bool = False
     #: whether experts have roles, so that another order is another merge
     ordered: bool = False
     min_experts: int = 1

@@ -92,6 +92,7 @@ def create_stages(
     )
     _check_order(stages)
     _check_coordinates(stages)
+    _check_for_tasks(stages)
     return stages
 
 
@@ -121,6 +122,16 @@ def _check_coordinates(stages: Sequence[PlannedStage]) -> None:
             f"algorithm: {merge.name} looks at live models, and after {spaces[0]} there are none: "
             "it turns task vectors into coordinates",
             hint=f"Leave {spaces[0]} out, or follow it by a merge that looks at no tasks.",
+        )
+
+
+def _check_for_tasks(stages: Sequence[PlannedStage]) -> None:
+    """Raise `RecipeError` where more than one stage gives tasks something for themselves."""
+    names = [s.name for s in stages if s.resolved and s.resolved.component.spec.needs_task]
+    if len(names) > 1:
+        raise RecipeError(
+            f"algorithm: {' and '.join(names)} each make a model that is another for every task",
+            hint="Use one of them.",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 #: A distribution's components, by kind: names and aliases.
 BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
-    "fusion-adamerging": {"algorithm": ("adamerging", "adarank")},
+    "fusion-adamerging": {"algorithm": ("adamerging", "adarank", "surgery", "symerge")},
     "fusion-linear": {
         "algorithm": (
             "arcee-fusion",

@@ -125,7 +125,7 @@ def notes(reports: Reports) -> list[str]:
         found.append(f"transductive{_of(transductive, reports)}: {said}")
     knowing = [name for name, each in reports.items() if each.needs_task]
     if knowing:
-        said = "each task was measured with weights of its own"
+        said = "each task was measured with weights or an adapter of its own"
         found.append(f"needs the task at inference{_of(knowing, reports)}: {said}")
     for measured_on in dict.fromkeys(each.measured_on for each in reports.values()):
         if measured_on is not None:

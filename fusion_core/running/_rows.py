@@ -7,7 +7,8 @@ again where all that it depends on is known, and the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.subject import Subject
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from fusion_core.contracts.measures import Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.running.for_task import TaskMasks
+    from fusion_core.running.for_task import TaskOwn
 
     Row = dict[str, Metrics]
+    Change = Callable[[Subject], Subject]
 
 
 @dataclass
@@ -44,9 +46,14 @@ class Rows:
     remembered: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(
-        self, source: WeightSource, names: Sequence[str] | None = None, *, label: str | None = None
+        self,
+        source: WeightSource,
+        names: Sequence[str] | None = None,
+        *,
+        label: str | None = None,
+        changed: Change | None = None,
     ) -> Row:
-        """Measure weights on tasks, showing progress under a label.
+        """Measure weights on tasks, showing progress under a label; `changed` is what is measured.
 
         Raises `BrokenPluginError` naming task and metric for what is not numbers.
         """
@@ -57,24 +64,33 @@ class Rows:
             path if path and path.is_dir() else None,
         )
         shown: dict[str, Any] = {"label": label, "progress": self.progress} if label else {}
-        row = self.tasks.measure(subject, names, **shown)
+        row = self.tasks.measure(changed(subject) if changed else subject, names, **shown)
         for task, metrics in row.items():
             _check(task, metrics)
         return row
 
-    def of_merge(self, merged: WeightSource, masks: TaskMasks | None) -> Row:
-        """Measure a merge; each task with its own weights if it has masks."""
-        if masks is None:
+    def of_merge(self, merged: WeightSource, own: TaskOwn | None) -> Row:
+        """Measure a merge; each task with its own weights if it has some."""
+        if own is None:
             return self.of(merged, label="evaluate merged")
-        own = {name: masks.weights_of(name, merged) for name in self.tasks.names}
-        return {name: each for row in self._one_by_one(own, "merged") for name, each in row.items()}
+        names = self.tasks.names
+        weights = {name: own.weights_of(name, merged) for name in names if name in own.tasks}
+        sources = {name: weights.get(name, merged) for name in names}
+        changes = {name: partial(own.subject, name) for name in weights}
+        rows = self._one_by_one(sources, "merged", changes)
+        return {name: each for row in rows for name, each in row.items()}
 
-    def _one_by_one(self, sources: Mapping[str, WeightSource], what: str) -> Iterator[Row]:
-        """Measure each task with weights of its own."""
+    def _one_by_one(
+        self,
+        sources: Mapping[str, WeightSource],
+        what: str,
+        changes: Mapping[str, Change] = MappingProxyType({}),
+    ) -> Iterator[Row]:
+        """Measure each task with weights of its own, and changed as some are."""
         track = self.progress.track(f"evaluate {what}", total=len(sources))
         with track as advance, noting(advance):
             for name, source in sources.items():
-                yield self.of(source, [name])
+                yield self.of(source, [name], changed=changes.get(name))
                 advance(1, note=name)
 
     def of_base(self) -> Row:

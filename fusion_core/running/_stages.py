@@ -27,6 +27,7 @@ from fusion_core.weights import (
     as_weights,
 )
 from fusion_core.weights.merging.transformed import Unchanged
+from fusion_core.weights.reading.task_files import TASK_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,15 @@ def _keep(own: RunContext, context: RunContext, *, prefix: str) -> None:
     """Keep what a stage saved and logged; raises `FusionError` for a file that is there already."""
     if own.metrics.steps:
         own.save(METRICS, own.metrics.as_bytes())
-    named = {f"{prefix}{name}": content for name, content in own.side_files.items()}
+    if context.side_files.keys() & TASK_FILES and own.side_files.keys() & TASK_FILES:
+        raise FusionError(
+            "two stages of the merge each make a model that is another for every task",
+            hint="Use one of them.",
+        )
+    named = {
+        name if name in TASK_FILES else f"{prefix}{name}": content
+        for name, content in own.side_files.items()
+    }
     if twice := named.keys() & context.side_files.keys():
         raise FusionError(
             f"two stages of the merge would write {min(twice)!r}",

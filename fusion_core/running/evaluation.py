@@ -20,7 +20,7 @@ from fusion_core.progress import Progress
 from fusion_core.recipe.config import Choice, choice_of, choices_of
 from fusion_core.recipe.text import RECIPE, load_recipe
 from fusion_core.running._rows import Rows
-from fusion_core.running.for_task import TaskMasks
+from fusion_core.running.for_task import TaskOwn, own_recorded
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.merging.shortage import explained
 from fusion_core.weights.writing.disk import write_durably
@@ -50,16 +50,16 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     progress: Progress | None = None,
     transductive: bool | None = None,
     fresh: bool = False,
-    masks: TaskMasks | None = None,
+    own: TaskOwn | None = None,
 ) -> Report:
     """Measure weights on every task, beside the pool's base and each task's own expert.
 
-    With `masks`, each task has weights of its own. What an earlier run measured of base and experts
-    is remembered, unless it is to be `fresh`.
+    With `own`, tasks that have something of their own are measured with it. What an earlier run
+    measured of base and experts is remembered, unless it is to be `fresh`.
     """
     rows = Rows(pool, tasks, device, progress or Progress(), fresh)
     return Report(
-        rows.of_merge(weights, masks),
+        rows.of_merge(weights, own),
         rows.of_base(),
         rows.of_experts(),
         transductive,
@@ -67,7 +67,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
         tasks.published,
         {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics},
         rows.remembered,
-        needs_task=masks is not None,
+        needs_task=own is not None,
     )
 
 
@@ -122,7 +122,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
             progress=progress,
             transductive=tasks.transductive if adapted else None,
             fresh=fresh,
-            masks=TaskMasks.recorded(directory, plugins),
+            own=own_recorded(directory, plugins),
         )
     if as_recorded:
         write_report(report, directory)

@@ -1,13 +1,16 @@
-"""One task's weights, from a model directory that has task masks."""
+"""What a merge is for one task, where a directory has something beside the model for each."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.adapting import put_adapter
 from fusion_core.contracts.run import RunInfo
+from fusion_core.contracts.subject import Subject
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan_models
@@ -17,88 +20,198 @@ from fusion_core.recipe.text import RECIPE, load_recipe
 from fusion_core.recipe.validation import validated
 from fusion_core.running._context import run_nested
 from fusion_core.weights import (
+    AlignedSource,
     CheckpointSource,
     SerialExecutor,
     WeightSource,
     read_config,
     task_weights,
 )
+from fusion_core.weights.reading.task_files import (
+    ADAPTED,
+    ADAPTERS,
+    TASK_FILES,
+    TENSORS,
+    tasks_in,
+    tensors_of,
+)
 from fusion_core.weights.reading.task_masks import MASKS, SCALES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+    from torch import nn
 
     from fusion_core.contracts.model_pool import ModelPool
 
+    #: side files by name: tensors, or what JSON holds
+    Found = Mapping[str, Any]
+
+
+class TaskOwn:
+    """What each task has for itself, beside a merge: other weights, or a change of a live model."""
+
+    #: the tasks that have something
+    tasks: Sequence[str]
+    #: whether it is all in `weights_of`
+    is_weights = True
+
+    def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
+        """Return the lazy weights that a merge has for one of these tasks."""
+        del task
+        return merged
+
+    def subject(self, task: str, subject: Subject) -> Subject:
+        """Return what is measured on a task, of what has its weights."""
+        del task
+        return subject
+
 
 @dataclass(frozen=True)
-class TaskMasks:
-    """What makes one task's weights of a merge: masks, a scale an expert, and the models merged."""
+class TaskMasks(TaskOwn):
+    """Masks, a scale an expert, and the models merged."""
 
     packed: WeightSource
     scales: Mapping[str, float]
     pool: ModelPool[Any]
 
-    @classmethod
-    def beside(cls, directory: Path, pool: ModelPool[Any]) -> TaskMasks | None:
-        """Return those that lie in a directory that was made of a pool; None if it has none."""
-        if not (directory / MASKS).is_file():
-            return None
-        packed, scales = CheckpointSource(directory / MASKS), read_config(directory / SCALES)
-        return cls(packed, scales["scales"], pool)
-
-    @classmethod
-    def recorded(cls, directory: Path, plugins: PluginManager) -> TaskMasks | None:
-        """Return those of a directory whose recipe says what it was made of; None without any."""
-        if not (directory / MASKS).is_file():
-            return None
-        return cls.beside(directory, _models_of(directory, plugins))
-
-    @classmethod
-    def among(
-        cls, side_files: Mapping[str, bytes | WeightSource], pool: ModelPool[Any]
-    ) -> TaskMasks | None:
-        """Return those that a run of these models saved; None if it saved none."""
-        packed, scales = side_files.get(MASKS), side_files.get(SCALES)
-        if not isinstance(packed, WeightSource) or not isinstance(scales, bytes):
-            return None
-        return cls(packed, json.loads(scales)["scales"], pool)
+    @property
+    def tasks(self) -> Sequence[str]:  # type: ignore[override] # the pool's to say
+        """The experts' tasks, in the order of the masks."""
+        return [self.pool.task_of(expert) for expert in self.scales]
 
     def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
-        """Return base + scale * mask * (merge - base), lazy and in fp32.
-
-        Raises `RecipeError` for a task without masks.
-        """
-        tasks = [self.pool.task_of(expert) for expert in self.scales]
-        if task not in tasks:
-            raise RecipeError(
-                f"{merged.describe()} has no masks for task {task!r}",
-                hint=f"It has them for: {', '.join(tasks)}.",
-            )
-        number = tasks.index(task)
+        """Return base + scale * mask * (merge - base), in fp32."""
+        number = self.tasks.index(task)
         scale = list(self.scales.values())[number]
         assert self.pool.base is not None  # noqa: S101 - the masks are of differences from it
         return task_weights(merged, self.pool.base, self.packed, number, scale)
 
 
+class TaskTensors(TaskOwn):
+    """Tensors in the places of some of the merge's."""
+
+    def __init__(self, stored: WeightSource) -> None:
+        self.tasks = tasks_in(stored)
+        self._stored = stored
+
+    def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
+        """Return the merge with the task's tensors, in the dtypes in which they are stored."""
+        return AlignedSource(tensors_of(self._stored, task), merged)
+
+
+class TaskAdapters(TaskOwn):
+    """Adapters of features, by the modules whose output these are."""
+
+    is_weights = False
+
+    def __init__(self, stored: WeightSource, modules: Mapping[str, str]) -> None:
+        self.tasks = list(modules)
+        self._stored, self._modules = stored, modules
+
+    def subject(self, task: str, subject: Subject) -> Subject:
+        """Return the live model with its features going through the task's adapter."""
+        own = tensors_of(self._stored, task)
+
+        def build() -> nn.Module:
+            model = subject.build()
+            put_adapter(model, self._modules[task], own.tensor("down"), own.tensor("up"))
+            return model
+
+        return Subject(build)
+
+
+def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
+    """Return what tasks have of their own in a directory that was made of these models, if any."""
+    paths = [path for name in TASK_FILES if (path := directory / name).is_file()]
+    found = {
+        path.name: read_config(path) if path.suffix == ".json" else CheckpointSource(path)
+        for path in paths
+    }
+    return _own(found, models)
+
+
+def own_recorded(directory: Path, plugins: PluginManager) -> TaskOwn | None:
+    """Return it of a directory whose recipe says what it was made of; None without any."""
+    return own_beside(directory, partial(_models_of, directory, plugins))
+
+
+def own_among(
+    side_files: Mapping[str, bytes | WeightSource], pool: ModelPool[Any]
+) -> TaskOwn | None:
+    """Return what a run of these models saved for tasks; None if that is nothing."""
+    saved = {name: side_files[name] for name in TASK_FILES if name in side_files}
+    found = {n: json.loads(each) if isinstance(each, bytes) else each for n, each in saved.items()}
+    return _own(found, lambda: pool)
+
+
 def load_for_task(
     directory: str | Path, task: str, *, plugins: PluginManager | None = None
 ) -> WeightSource:
-    """Return the lazy weights that a merged model has for one task, in fp32.
+    """Return the lazy weights that a merged model has for one task.
 
-    The directory holds the model, the masks and the scales (`TaskMasks.weights_of`); the base is
-    read where the directory's recipe has it, and merged anew where that is a recipe itself. A model
-    pool's `build` makes a live model of them. Raises `CheckpointError` for a directory without task
-    masks, `RecipeError` for a task that has none.
+    The directory holds the model and beside it masks and scales (`TaskMasks.weights_of`) or the
+    tasks' own tensors; the base of masks is read where the directory's recipe has it, and merged
+    anew where that is a recipe itself. A model pool's `build` makes a live model of them. Raises
+    `CheckpointError` for a directory that has nothing for single tasks, `RecipeError` for a task
+    that has nothing of its own, and for adapters: no weights hold those.
     """
     directory = Path(directory)
-    masks = TaskMasks.recorded(directory, plugins or load_plugins())
-    if masks is None:
+    own = _own_of(directory, task, plugins or load_plugins())
+    if not own.is_weights:
+        raise RecipeError(
+            f"{directory} has an adapter for task {task!r}: it works on a live model's features, "
+            "and the weights alone are another model",
+            hint="Build the live model: fusion_core.build_for_task(directory, task).",
+        )
+    return own.weights_of(task, CheckpointSource(directory))
+
+
+def build_for_task(
+    directory: str | Path,
+    task: str,
+    *,
+    pool: ModelPool[Any] | None = None,
+    device: torch.device | str = "cpu",
+    plugins: PluginManager | None = None,
+) -> nn.Module:
+    """Return the live model that a merge is for one task, in fp32 and in evaluation mode.
+
+    `pool` builds it; by default the one of the directory's recipe. Raises what `load_for_task`
+    raises, but takes adapters as well.
+    """
+    directory, plugins = Path(directory), plugins or load_plugins()
+    own = _own_of(directory, task, plugins)
+    weights = own.weights_of(task, CheckpointSource(directory))
+    models = pool or _models_of(directory, plugins)
+    return own.subject(task, Subject(lambda: models.build(weights, device=device))).model
+
+
+def _own_of(directory: Path, task: str, plugins: PluginManager) -> TaskOwn:
+    own = own_recorded(directory, plugins)
+    if own is None:
         raise CheckpointError(
-            f"{directory} has no {MASKS}: its model is the same for every task",
+            f"{directory} has nothing beside its model for single tasks: its model is the same for "
+            "every task",
             hint="Load it as any model.",
         )
-    return masks.weights_of(task, CheckpointSource(directory))
+    if task not in own.tasks:
+        raise RecipeError(
+            f"{directory} has nothing of its own for task {task!r}",
+            hint=f"It has that for: {', '.join(own.tasks)}.",
+        )
+    return own
+
+
+def _own(found: Found, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
+    if MASKS in found:
+        return TaskMasks(found[MASKS], found[SCALES]["scales"], models())
+    if TENSORS in found:
+        return TaskTensors(found[TENSORS])
+    if ADAPTERS in found:
+        return TaskAdapters(found[ADAPTERS], found[ADAPTED]["modules"])
+    return None
 
 
 def _models_of(directory: Path, plugins: PluginManager) -> ModelPool[Any]:

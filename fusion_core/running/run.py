@@ -24,7 +24,7 @@ from fusion_core.running._context import notify, prepare, round_for
 from fusion_core.running._output import assets_of, claim_output, open_staging, write
 from fusion_core.running._stages import run_stages
 from fusion_core.running.evaluation import evaluate, write_report
-from fusion_core.running.for_task import TaskMasks
+from fusion_core.running.for_task import own_among, own_beside
 from fusion_core.weights import (
     CheckpointSource,
     StateDictSource,
@@ -158,9 +158,9 @@ def _evaluate(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
             progress=plan.options.progress,
             transductive=plan.transductive(saw_tasks=saw_tasks),
             fresh=plan.options.fresh,
-            masks=TaskMasks.beside(result.path, result.pool)
+            own=own_beside(result.path, lambda: result.pool)
             if result.path is not None
-            else TaskMasks.among(result.side_files, result.pool),
+            else own_among(result.side_files, result.pool),
         )
         if result.path is not None:
             write_report(report, result.path)

@@ -81,6 +81,7 @@ def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
             continue
         most = min(bench.experts, spec.max_experts or bench.experts)
         fits = spec.stage in _PARTNERS[bench.spec.stage] and spec.needs_tasks == "none"
+        fits = fits and not (spec.needs_task and bench.spec.needs_task)
         if fits and most >= spec.min_experts:
             try:
                 stage = component.load_class()(component.load_config()())

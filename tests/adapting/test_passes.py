@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from fusion_core import Batch, Progress
 from fusion_core.adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._models import tiny_model
-
-if TYPE_CHECKING:
-    from torch import nn
 
 CPU = torch.device("cpu")
 PLENTY = 10**9
@@ -76,6 +75,31 @@ def test_as_many_tasks_share_a_pass_as_their_activations_allow() -> None:
     calls = Counting(model)
     _passes(model, FEATURES, shared=int(2.2 * one)).backward(0, entropy)
     assert calls.sizes == [8, 1, 16, 8], "two to measure, then two tasks, then the third"
+
+
+def test_what_a_task_has_for_itself_stands_in_the_models_places_while_it_passes() -> None:
+    model = tiny_model("mlp").double()
+    own = {
+        name: {"3.weight": nn.Parameter(model[3].weight.detach() * factor)}
+        for name, factor in (("b", 2.0), ("f", -1.0))
+    }
+    calls = Counting(model)
+    seen = _passes(model, FEATURES, shared=PLENTY, own=own).backward(0, entropy)
+    assert 8 in calls.sizes
+    assert 16 not in calls.sizes, "such a task shares no pass"
+    ours = [*_gradients(model), *(each["3.weight"].grad for each in own.values())]
+    assert model[3].weight.grad is None
+    for task in FEATURES:
+        batch = Batches(8, 1).of(task, 0)
+        weights = own.get(task.name, {})
+        logits = task.head(functional_call(model, dict(weights), (batch.inputs.double(),)))
+        objective = entropy(task.name, 0, logits)
+        assert seen[task.name].objective == pytest.approx(objective.item(), rel=1e-12)
+        for each in weights.values():
+            each.grad = None
+        objective.backward()
+    theirs = [*_gradients(model), *(each["3.weight"].grad for each in own.values())]
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
 def test_no_activations_outlive_a_step() -> None:

@@ -8,12 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion_core import Algorithm, ComponentConfig, Piece, RunOptions, load_for_task, run_fusion
+from fusion_core import (
+    Algorithm,
+    ComponentConfig,
+    Piece,
+    RunOptions,
+    build_for_task,
+    load_for_task,
+    run_fusion,
+)
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.report.table import notes
 from fusion_core.running import evaluation
-from fusion_core.running.for_task import TaskMasks
+from fusion_core.running.for_task import own_among
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._sources import recut
 from fusion_core.weights import (
@@ -127,11 +135,62 @@ def test_masks_in_memory_are_as_good() -> None:
 def test_what_has_no_masks_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_fusion(algorithm=Summed(), model_pool=models, output=out)
-    with pytest.raises(RecipeError, match=r"no masks for task 'd'") as caught:
+    with pytest.raises(RecipeError, match=r"nothing of its own for task 'd'") as caught:
         load_for_task(out, "d")
-    assert caught.value.hint == "It has them for: a, b, c."
+    assert caught.value.hint == "It has that for: a, b, c."
     (out / MASKS).unlink()
     with pytest.raises(CheckpointError, match="its model is the same for every task"):
+        load_for_task(out, "a")
+
+
+class OwnBias(Algorithm[ComponentConfig]):
+    """The mean, with each expert's last bias for its task, or an adapter that halves scores."""
+
+    config_class = ComponentConfig
+    adapters = False
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        if self.adapters:
+            half = torch.eye(4)[:2] / 2
+            context.save_task_adapters({"a": (half, half.T)}, {"a": "3"})
+        else:
+            own = {name: {"3.bias": each.tensor("3.bias")} for name, each in pool.experts.items()}
+            context.save_task_tensors(own)
+        return context.merged(pool, Linear((0.5,) * len(pool.experts), relative=False))
+
+
+def test_tensors_stand_in_the_models_places(tmp_path: Path) -> None:
+    pool, out = tiny_pool("mlp", experts=2), tmp_path / "out"
+    result = run_fusion(algorithm=OwnBias(), model_pool=pool, output=out)
+    for name, expert in pool.experts.items():
+        own = load_for_task(out, name).state_dict()
+        assert torch.equal(own.pop("3.bias"), expert.tensor("3.bias"))
+        assert all(torch.equal(each, result.weights.tensor(n)) for n, each in own.items())
+        built = build_for_task(out, name, pool=pool)
+        assert torch.equal(built[3].bias, expert.tensor("3.bias"))
+    with pytest.raises(RecipeError, match=r"nothing of its own for task 'd'"):
+        build_for_task(out, "d", pool=pool)
+
+
+def test_an_adapter_is_in_the_live_model_and_in_no_weights(tmp_path: Path) -> None:
+    pool, out = tiny_pool("mlp", experts=2), tmp_path / "out"
+    algorithm = OwnBias()
+    algorithm.adapters = True
+    given: dict[str, Any] = {"model_pool": pool, "task_pool": TinyTasks(("a", "b"))}
+    result = run_fusion(algorithm=algorithm, **given, output=out)
+    inputs = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = result.model(inputs)
+        bent = plain.clone()
+        bent[:, :2] -= bent[:, :2].clamp_min(0) / 4
+        model = build_for_task(out, "a", pool=pool)
+        torch.testing.assert_close(model(inputs), bent)
+    tasks = given["task_pool"]
+    assert result.report.tasks == {
+        "a": tasks["a"].evaluate(model),
+        "b": tasks["b"].evaluate(result.model),
+    }
+    with pytest.raises(RecipeError, match="has an adapter for task 'a'"):
         load_for_task(out, "a")
 
 
@@ -161,7 +220,7 @@ def test_masks_are_of_what_was_merged_whatever_pool_builds_the_model(
 ) -> None:
     out, measured = tmp_path / "out", []
     run_fusion(algorithm=Summed(), model_pool=models, output=out)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, masks, **__: measured.append(masks))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, own, **__: measured.append(own))
     cpu = torch.device("cpu")
     evaluation.evaluate_directory(out, load_plugins(), model_pool="mini8", device=cpu)
     (masks,) = measured
@@ -184,7 +243,7 @@ def test_a_merge_with_masks_is_measured_with_each_tasks_own_weights(tmp_path: Pa
     written = run_fusion(**options, output=tmp_path / "out")
     expected = {}
     for name in tasks.names:
-        own = TaskMasks.among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
+        own = own_among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
         expected[name] = tasks[name].evaluate(pool.build(own))
     for result in (in_memory, written):
         assert result.report.tasks == expected

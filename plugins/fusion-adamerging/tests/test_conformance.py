@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_adamerging import plugin
-from fusion_core.testing import AlgorithmSuite
+from fusion_core.testing import AlgorithmSuite, CalibrationSuite, TinyTasks
 
 if TYPE_CHECKING:
     from fusion_core import AlgorithmSpec
-
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
 
 
 class TestAdaMerging(AlgorithmSuite):
-    @pytest.fixture
-    def spec(self) -> AlgorithmSpec:
-        return SPECS["adamerging"]
+    @pytest.fixture(params=["adamerging", "symerge"])
+    def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
+        return SPECS[request.param]
 
     @pytest.fixture(params=["layer", "task"])
     def options(self, request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -34,3 +33,25 @@ class TestAdaRank(AlgorithmSuite):
     @pytest.fixture(params=[1.0, 0.3])
     def options(self, request: pytest.FixtureRequest) -> dict[str, Any]:
         return {"rank": request.param, "steps": 3, "lr": 0.07, "batch_size": 4}
+
+
+class WithFeatures(TinyTasks):
+    """Tiny tasks whose heads all read features, as every second one's does."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__([each for name in names for each in (f"no {name}", name)])
+        self.names = tuple(names)
+
+
+class TestSurgery(CalibrationSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        return SPECS["surgery"]
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"steps": 3, "batch_size": 4, "examples": 8}
+
+    @pytest.fixture
+    def tasks(self, experts: int) -> WithFeatures:
+        return WithFeatures([chr(ord("a") + number) for number in range(experts)])

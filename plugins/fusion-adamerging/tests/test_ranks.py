@@ -12,6 +12,7 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.adarank import AdaRank
+from fusion_adamerging.symerge import SyMerge
 from fusion_core import RunContext
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ sys.path.insert(0, sys.argv[2])
 from conftest import RandomTasks, TurnedTask, pool_of
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.adarank import AdaRank
+from fusion_adamerging.symerge import SyMerge
 from fusion_core import RunContext
 
 torch.set_num_threads(1)
@@ -44,6 +46,11 @@ for name, method in methods.items():
     method.run(pool_of("mlp", experts=3, dtype=dtype), context)
     path = Path(sys.argv[1], f"{name}-{os.environ.get('RANK', 0)}.json")
     path.write_bytes(context.side_files["coefficients.json"])
+context = RunContext(tasks=RandomTasks(("a", "b"), TurnedTask))
+pool = pool_of("mlp", experts=3, dtype=torch.float64)
+SyMerge(steps=8, own_lr=0.02).run(pool, context)
+own = context.side_files["task_tensors.safetensors"].state_dict()
+torch.save(own, Path(sys.argv[1], f"own-{os.environ.get('RANK', 0)}.pt"))
 """
 Found = dict[str, dict[str, dict[str, float]]]
 
@@ -98,6 +105,15 @@ def test_several_processes_find_what_one_finds(
     assert both[0]["layer again"] == both[0]["layer"], "and again with the same bits"
     idle = _found(tmp_path / "three", 3)  # more processes than tasks
     assert all(each == idle[0] for each in idle)
+    own = RunContext(tasks=tasks)
+    method = SyMerge(steps=8, own_lr=0.02)
+    method.run(make_pool("mlp", experts=3, dtype=torch.float64), own)
+    layers: Any = own.side_files["task_tensors.safetensors"]
+    for folder, world in (("two", 2), ("three", 3)):
+        ranks = [torch.load(tmp_path / folder / f"own-{rank}.pt") for rank in range(world)]
+        for name, values in layers.state_dict().items():
+            assert all(torch.equal(each[name], ranks[0][name]) for each in ranks)
+            torch.testing.assert_close(ranks[0][name], values, rtol=1e-6, atol=1e-8)
     for granularity, found in alone.items():
         for others in (both[0], idle[0]):
             torch.testing.assert_close(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fusion_adamerging.adamerging import GRAINS
+from fusion_adamerging.coefficient_search import GRAINS
 from fusion_adamerging.components import LearnedComponents
 from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
 from fusion_adamerging.learned import LearnedCoefficients

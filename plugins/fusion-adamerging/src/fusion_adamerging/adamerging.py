@@ -4,32 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_adamerging.coefficient_search import CoefficientSearch
+from fusion_adamerging.coefficient_search import GRAINS
 from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.kept import KeptCoefficients
 from fusion_adamerging.learned import LearnedCoefficients
 from fusion_core.weights import Electing, Trimming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
-    from fusion_core import ModelPool, RunContext
+    from fusion_core import AdaptiveTask, ModelPool, RunContext
     from fusion_core.adapting import Grain, LiveMerge
     from fusion_core.weights import MergedSource
 
-#: What shares a coefficient, by granularity: `model` sums over what `layer` has.
-GRAINS: dict[str, Grain] = {
-    "layer": "tensor",
-    "model": "tensor",
-    "row": "row",
-    "column": "column",
-    "row+column": "row+column",
-    "rank": "rank",
-}
 
-
-class AdaMerging(CoefficientSearch[AdaMergingConfig]):
+class AdaMerging(KeptCoefficients[AdaMergingConfig, LearnedCoefficients]):
     """base + sum over experts of lambda_kl * task vector, the lambdas learned from unlabeled data.
 
     A *layer* is one parameter tensor, by its canonical name; coefficients may be finer, one an
@@ -44,10 +33,15 @@ class AdaMerging(CoefficientSearch[AdaMergingConfig]):
         return GRAINS[self.config.granularity]
 
     def learned(
-        self, live: LiveMerge, experts: Sequence[str], device: torch.device
+        self,
+        pool: ModelPool[Any],
+        live: LiveMerge,
+        tasks: Sequence[AdaptiveTask],
+        context: RunContext,
     ) -> LearnedCoefficients:
         """Return the coefficients themselves."""
-        return LearnedCoefficients(live, experts, device, self.config)
+        del tasks
+        return LearnedCoefficients(live, list(pool.experts), context.device, self.config)
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""

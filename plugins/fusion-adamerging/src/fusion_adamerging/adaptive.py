@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fusion_adamerging.config import SearchConfig
+from fusion_adamerging.config import SearchConfig, UnlabeledConfig
 from fusion_adamerging.objective import disagreement_with, entropy_of
 from fusion_core import Algorithm, Split
 from fusion_core.adapting import Batches, Passes, StateStore, ask_teachers
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from fusion_core import AdaptiveTask, ModelPool, RunContext, TaskPool
     from fusion_core.adapting import Objective
 
+UnlabeledT = TypeVar("UnlabeledT", bound=UnlabeledConfig)
 ConfigT = TypeVar("ConfigT", bound=SearchConfig)
 
 
-class Adaptive(Algorithm[ConfigT]):
-    """A method that passes unlabeled examples of tasks through a live model, step by step."""
+class Unlabeled(Generic[UnlabeledT]):
+    """The part of a method that says which tasks, and which of their examples, it learns on."""
+
+    config: UnlabeledT
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
         """Say what adaptation is to see, and what is measured: halves, or what is seen as well."""
@@ -43,30 +46,43 @@ class Adaptive(Algorithm[ConfigT]):
             raise RecipeError(error.message, hint=hint) from error
 
     def adapted(self, pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask]:
-        """Return the tasks to adapt on.
-
-        Raises `RecipeError` for one that is not there or, where its expert teaches, has none.
-        """
+        """Return the tasks to adapt on; raises `RecipeError` for one that is not there."""
         tasks = context.tasks
         if tasks is None:
             raise FusionError(f"{type(self).__name__} needs tasks with unlabeled data")
         names = [tasks[name].name for name in self.config.tasks or self._own(pool, tasks)]
-        if self.config.objective == "teacher":
-            for name in names:
-                pool.expert_of(name)  # refused before anything is loaded
         return [tasks.adaptive(name) for name in names]
+
+    def batches(self, context: RunContext) -> Batches:
+        """Return which of their examples are seen."""
+        split = Split.TEST if self.config.adapt_split == "test" else Split.UNLABELED
+        return Batches(self.config.batch_size, context.seed, split, self.config.examples)
 
     @staticmethod
     def _own(pool: ModelPool[Any], tasks: TaskPool[Any]) -> Sequence[str]:
         own = {pool.task_of(expert) for expert in pool.experts}
         return [name for name in tasks.names if name in own] or tasks.names
 
+
+class Adaptive(Unlabeled[ConfigT], Algorithm[ConfigT]):
+    """A method that passes unlabeled examples of tasks through a live model, step by step."""
+
+    def adapted(self, pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask]:
+        """Return the tasks to adapt on.
+
+        Raises `RecipeError` for one that is not there or, where its expert teaches, has none.
+        """
+        tasks = super().adapted(pool, context)
+        if self.config.objective == "teacher":
+            for task in tasks:
+                pool.expert_of(task.name)  # refused before anything is loaded
+        return tasks
+
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext
     ) -> Passes:
         """Return how batches of these tasks go through a live model."""
-        split = Split.TEST if self.config.adapt_split == "test" else Split.UNLABELED
-        batches = Batches(self.config.batch_size, context.seed, split, self.config.examples)
+        batches = self.batches(context)
         bf16, shared = self.config.precision == "bf16", self.config.shared_pass
         return Passes(model, tasks, batches, context.device, bf16=bf16, shared=shared)
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fusion_adamerging.coefficient_search import CoefficientSearch
 from fusion_adamerging.components import LearnedComponents
 from fusion_adamerging.config import AdaRankConfig
+from fusion_adamerging.kept import KeptCoefficients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
+    from fusion_core import AdaptiveTask, ModelPool, RunContext
     from fusion_core.adapting import Grain, LiveMerge
 
 
-class AdaRank(CoefficientSearch[AdaRankConfig]):
+class AdaRank(KeptCoefficients[AdaRankConfig, LearnedComponents]):
     """base + sum over experts of lambda_kl * U diag(B * S) V', with B of zeros and ones learned.
 
     U diag(S) V' is the singular value decomposition of expert k's task vector of a matrix l; of
@@ -32,7 +31,12 @@ class AdaRank(CoefficientSearch[AdaRankConfig]):
         return "component"
 
     def learned(
-        self, live: LiveMerge, experts: Sequence[str], device: torch.device
+        self,
+        pool: ModelPool[Any],
+        live: LiveMerge,
+        tasks: Sequence[AdaptiveTask],
+        context: RunContext,
     ) -> LearnedComponents:
         """Return the components' logits and the coefficients of tensors."""
-        return LearnedComponents(live, experts, device, self.config)
+        del tasks
+        return LearnedComponents(live, list(pool.experts), context.device, self.config)

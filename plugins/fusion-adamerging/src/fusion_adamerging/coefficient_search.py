@@ -1,10 +1,11 @@
-"""Coefficients of a linear merge: learned or loaded, named, written, and merged with."""
+"""A search for the coefficients of a linear merge, and the files that keep what it finds."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -14,14 +15,10 @@ from fusion_adamerging.config import CoefficientsConfig
 from fusion_adamerging.picture import picture
 from fusion_adamerging.search import Search
 from fusion_adamerging.watch import SearchStoppedError
-from fusion_core import write_durably
 from fusion_core.adapting import LiveMerge, joined_ranks
-from fusion_core.errors import IntegrityError
-from fusion_core.weights import Linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -31,10 +28,21 @@ if TYPE_CHECKING:
     from fusion_core.weights import MergedSource
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
+#: What shares a coefficient, by granularity: `model` sums over what `layer` has.
+GRAINS: dict[str, Grain] = {
+    "layer": "tensor",
+    "model": "tensor",
+    "row": "row",
+    "column": "column",
+    "row+column": "row+column",
+    "rank": "rank",
+}
+
 CoefficientsT = TypeVar("CoefficientsT", bound=CoefficientsConfig)
+LearnedT = TypeVar("LearnedT", bound="LearnedMerge")
 
 
-class CoefficientSearch(Adaptive[CoefficientsT]):
+class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT]):
     """base + sum over experts of coefficients * task vector, learned from unlabeled data.
 
     Minimises the sum over tasks of the mean entropy of the merged model's predictions (or of their
@@ -51,48 +59,30 @@ class CoefficientSearch(Adaptive[CoefficientsT]):
 
     @abstractmethod
     def learned(
-        self, live: LiveMerge, experts: Sequence[str], device: torch.device
-    ) -> LearnedMerge:
-        """Return what is learned, as it is at first."""
+        self,
+        pool: ModelPool[Any],
+        live: LiveMerge,
+        tasks: Sequence[AdaptiveTask],
+        context: RunContext,
+    ) -> LearnedT:
+        """Return what is learned, as it is at first; `tasks` are adapted on."""
 
-    def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
-        """Search (or load) the coefficients; the merge itself stays lazy."""
-        experts = list(pool.experts)
-        merged = context.merged(pool, Linear((self.config.init,) * len(experts)))
-        if self.config.coefficients is None:
-            found = self._searched(pool, merged, context)
-        else:
-            found = self._loaded(self.config.coefficients, experts, merged, context)
-        files = found.files(COEFFICIENTS)
-        _check_still(files[COEFFICIENTS], context.state)
-        for name, content in files.items():
-            context.save(name, content)
-        return context.merged(pool, Linear(found.by_tensor(experts)))
-
-    def _loaded(
-        self, path: str, experts: Sequence[str], merged: MergedSource, context: RunContext
-    ) -> Coefficients:
-        found = Coefficients.load(path, experts=experts, shapes=_merged_shapes(merged))
-        found.check_fits(path, self._learning([], context))
-        return found
-
-    def _learning(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
-        """Say what coefficients are learned for, and on what: what they mean depends on it."""
-        options = self.config.model_dump(mode="json", include=LEARNED_WITH)
-        after = {"transforms": list(context.transforms)} if context.transforms else {}
-        return {**options, "tasks": list(tasks), **after}
-
-    def _searched(
+    def searched(
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
-    ) -> Coefficients:
+    ) -> tuple[Coefficients, LearnedT]:
+        """Search from a lazy merge on; return the coefficients by name, and all that was learned.
+
+        Raises `SearchStoppedError` where the search goes wrong, what was good being kept.
+        """
         merged.prepare(context.executor)
         ranks = joined_ranks()
         tasks = self.adapted(pool, context)
         live = self._live(pool, merged, context)
-        learned = self.learned(live, list(pool.experts), context.device)
-        name = partial(self._named, live, merged, learned, self._learning(_names(tasks), context))
+        learned = self.learned(pool, live, tasks, context)
+        name = partial(self._named, live, merged, learned, self.learning(_names(tasks), context))
         if live.leaves:  # else every expert is the base
             passes = self.passes(live.model, ranks.own(tasks), context)
+            passes = replace(passes, own=learned.own)
             store = self.store(
                 context,
                 experts=list(pool.experts),
@@ -107,7 +97,13 @@ class CoefficientSearch(Adaptive[CoefficientsT]):
         found = name(learned.tensors)
         drawn = picture(found, context.metrics.steps, live.leaves, start=self.config.init)
         context.save("coefficients.svg", drawn)
-        return found
+        return found, learned
+
+    def learning(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
+        """Say what coefficients are learned for, and on what: what they mean depends on it."""
+        options = self.config.model_dump(mode="json", include=LEARNED_WITH)
+        after = {"transforms": list(context.transforms)} if context.transforms else {}
+        return {**options, "tasks": list(tasks), **after}
 
     def _live(self, pool: ModelPool[Any], merged: MergedSource, context: RunContext) -> LiveMerge:
         dtypes = {info.dtype for info in merged.infos.values()}
@@ -128,7 +124,7 @@ class CoefficientSearch(Adaptive[CoefficientsT]):
         learning: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
     ) -> Coefficients:
-        start = dict.fromkeys(_merged_shapes(merged), self.config.init)
+        start = dict.fromkeys(merged_shapes(merged), self.config.init)
         found: dict[str, dict[str, Any]] = {expert: {**start} for expert in learned.experts}
         for leaf, rows in live.by_leaf(learned.every(tensors).cpu()):
             for row, own in zip(found.values(), rows if leaf.shape else rows.tolist(), strict=True):
@@ -147,7 +143,7 @@ def _rescued(
             path = search.context.rescue(file, content)
         log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
         kept = (
-            f"\nThose of step {step} were good and are in {path}, for algorithm.coefficients.\n"
+            f"\nThose of step {step} were good, and adamerging takes them: algorithm.coefficients={path}\n"
             f"Every step's figures are in {log}."
         )
     search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
@@ -158,22 +154,7 @@ def _names(tasks: Sequence[AdaptiveTask]) -> list[str]:
     return [task.name for task in tasks]
 
 
-def _check_still(content: bytes, state: Path | None) -> None:
-    """Keep the coefficients for a run that goes on; raises `IntegrityError` if they have changed.
-
-    What that run has written already was merged with those.
-    """
-    if state is None:
-        return
-    kept = state / COEFFICIENTS
-    if kept.is_file() and kept.read_bytes() != content:
-        raise IntegrityError(
-            "the coefficients are not those that the stopped run has merged with",
-            hint="Give algorithm.coefficients the same content, or leave --resume out.",
-        )
-    write_durably(kept, content, parents=True)
-
-
-def _merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:
+def merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that have coefficients."""
     infos = merged.infos.items()
     return {name: info.shape for name, info in infos if info.dtype.is_floating_point}

@@ -12,9 +12,9 @@ from fusion_adamerging.watch import check_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from fusion_adamerging.config import AdaMergingConfig
+    from fusion_adamerging.config import GrainedConfig
     from fusion_core.adapting import LiveMerge
 
 
@@ -22,6 +22,10 @@ class Learned(ABC):
     """Tensors by name, in the order in which they are saved, and how they and a model meet."""
 
     tensors: Mapping[str, Tensor]
+    #: the learning rates of tensors that have another than the search's, each as a multiple of that
+    paces: Mapping[str, float] = {}
+    #: what stands in the live model's parameters' places while a task passes: see `Passes.own`
+    own: Mapping[str, Mapping[str, nn.Parameter]] = {}
 
     @abstractmethod
     def place(self) -> None:
@@ -66,7 +70,7 @@ class LearnedCoefficients(LearnedMerge):
         live: LiveMerge,
         experts: Sequence[str],
         device: torch.device,
-        config: AdaMergingConfig,
+        config: GrainedConfig,
     ) -> None:
         super().__init__(live, experts)
         self._shared = config.granularity == "model"

@@ -34,3 +34,32 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         cost="backward",
         reference="arXiv:2503.22178",
     )
+    yield AlgorithmSpec(
+        name="symerge",
+        family="learned coefficients",
+        summary="Learn coefficients and a layer of each task's own by agreement with its expert.",
+        formula=(
+            "base + sum of lambda_kl * tau_kl, for task t with its own last layer; both learned to "
+            "predict as W_t"
+        ),
+        target="fusion_adamerging.symerge:SyMerge",
+        config="fusion_adamerging.config:SyMergeConfig",
+        needs_base=True,
+        needs_tasks="unlabeled",
+        needs_task=True,
+        cost="backward",
+        reference="arXiv:2412.19098",
+    )
+    yield AlgorithmSpec(
+        name="surgery",
+        stage="calibrate",
+        family="learned coefficients",
+        summary="Train an adapter of the merge's features for each task, towards its expert's.",
+        formula="for task t features z - up_t relu(down_t z), learned to be those of W_t",
+        target="fusion_adamerging.surgery:Surgery",
+        config="fusion_adamerging.config:SurgeryConfig",
+        needs_tasks="unlabeled",
+        needs_task=True,
+        cost="forward",
+        reference="arXiv:2402.02705",
+    )

@@ -43,7 +43,10 @@ class Search:
 
     def __post_init__(self) -> None:
         self.tensors = dict(self.learned.tensors)
-        self.optimiser = torch.optim.Adam(self.tensors.values(), lr=self.config.lr)
+        paces = self.learned.paces
+        self.optimiser = torch.optim.Adam(
+            {"params": [each], "pace": paces.get(name, 1)} for name, each in self.tensors.items()
+        )
         self.watch = Watch()
         #: the last tensors that nothing was wrong with, and the step that they were seen in
         self.good = (0, self._copied())
@@ -81,7 +84,8 @@ class Search:
         self.learned.collect(self.ranks.summed)
         if self.watch.look(step, seen):
             self.good = (step, self._copied())
-        self.optimiser.param_groups[0]["lr"] = self.learning_rate(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["pace"] * self.learning_rate(step)
         self.optimiser.step()
         self.learned.settle()
         return self._report(step, seen)

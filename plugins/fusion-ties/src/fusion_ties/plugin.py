@@ -186,6 +186,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         target="fusion_ties.emr:Emr",
         config="fusion_ties.config:EmrConfig",
         needs_base=True,
+        needs_task=True,
         cost="passes",
         reference="arXiv:2405.17461",
     )

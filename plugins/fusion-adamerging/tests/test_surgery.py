@@ -1,0 +1,126 @@
+"""Adapters of features, against a plain training loop; what a run leaves and how it is used."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from fusion_adamerging.surgery import Surgery
+from fusion_core import RunContext, Split, build_for_task, load_for_task, run_fusion
+from fusion_core.adapting import Batches, generator_of
+from fusion_core.errors import RecipeError
+from fusion_core.weights import Linear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fusion_core import CheckpointsPool
+
+    Make = Callable[..., CheckpointsPool]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
+def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_tasks: Any) -> None:
+    pool = make_pool(kind, experts=3, dtype=torch.float64)
+    context = RunContext(tasks=turned_tasks, seed=5)
+    merged = context.merged(pool, Linear((0.3,) * 3))
+    options = {"rank": 2, "steps": 30, "batch_size": 8, "examples": 24, "lr": 0.01}
+    assert Surgery(**options).calibrate(merged, pool, context) is merged
+    found: Any = context.side_files["task_adapters.safetensors"]
+
+    model = pool.build(merged, dtype=torch.float64)
+    for task in turned_tasks:
+        batches = [task.batch(n, size=8, split=Split.UNLABELED, seed=5).inputs for n in range(3)]
+        inputs = torch.cat(batches)
+        with torch.no_grad():
+            given = task.features(model, inputs)
+            expert = pool.build(pool.experts[task.name], dtype=torch.float64)
+            wanted = task.features(expert, inputs)
+        width = given.shape[1]
+        down, up = (nn.Linear(*size, bias=False).double() for size in ((width, 2), (2, width)))
+        draw = generator_of(5, f"surgery\0{task.name}")
+        start = torch.rand(2, width, generator=draw)
+        down.weight.data = ((2 * start - 1) / width**0.5).double()
+        nn.init.zeros_(up.weight)
+        optimiser = torch.optim.Adam([down.weight, up.weight], lr=0.01)
+        order = Batches(8, 5)
+        for step in range(30):
+            rows = order.rows(task.name, step, 24)
+            error = given[rows] - up(torch.relu(down(given[rows]))) - wanted[rows]
+            optimiser.zero_grad()
+            error.abs().mean().backward()
+            optimiser.step()
+        for name, layer in (("down", down), ("up", up)):
+            values = found.tensor(f"{task.name}/{name}")
+            torch.testing.assert_close(values, layer.weight.detach(), rtol=1e-5, atol=1e-7)
+        key = f"distance/{task.name}"
+        steps = context.metrics.steps
+        assert steps[30][key] < steps[0][key] == pytest.approx(float((given - wanted).abs().mean()))
+
+
+def test_what_is_measured_is_what_build_for_task_gives(
+    make_pool: Make, turned_tasks: Any, tmp_path: Path
+) -> None:
+    pool, out = make_pool("mlp", experts=3, trained=True), tmp_path / "out"
+    options = {"steps": 60, "examples": 64, "rank": 4, "lr": 0.02}
+    stages = ["task-arithmetic", {"name": "surgery", **options}]
+    given: dict[str, Any] = {"model_pool": pool, "task_pool": turned_tasks}
+    result = run_fusion(algorithm=stages, **given, output=out)
+    live = run_fusion(algorithm=stages, **given)
+    plain = run_fusion(algorithm="task-arithmetic", **given)
+    weights = result.weights.state_dict()
+    assert all(torch.equal(each, weights[n]) for n, each in plain.weights.state_dict().items())
+    assert json.loads((out / "task_adapters.json").read_text())["modules"]["a"] == "3"
+    for task in turned_tasks:
+        expected = task.evaluate(build_for_task(out, task.name, pool=pool))
+        assert result.report.tasks[task.name] == live.report.tasks[task.name] == expected
+    assert result.report.needs_task
+    assert result.report.tasks != plain.report.tasks
+    with pytest.raises(RecipeError, match="has an adapter for task 'a'") as caught:
+        load_for_task(out, "a")
+    assert "build_for_task" in str(caught.value.hint)
+
+
+def test_own_tensors_are_built_for_a_task_too(
+    make_pool: Make, turned_tasks: Any, tmp_path: Path
+) -> None:
+    pool, out = make_pool("mlp", experts=3), tmp_path / "out"
+    algorithm = {"name": "symerge", "steps": 2}
+    run_fusion(algorithm=algorithm, model_pool=pool, task_pool=turned_tasks, output=out)
+    model, weights = build_for_task(out, "b", pool=pool), load_for_task(out, "b")
+    assert all(torch.equal(each, weights.tensor(n)) for n, each in model.state_dict().items())
+
+
+def test_an_adapter_of_no_steps_changes_nothing(make_pool: Make, turned_tasks: Any) -> None:
+    given: dict[str, Any] = {"model_pool": make_pool("mlp"), "task_pool": turned_tasks}
+    algorithm = ["task-arithmetic", {"name": "surgery", "steps": 0}]
+    found, plain = (run_fusion(algorithm=each, **given) for each in (algorithm, algorithm[:1]))
+    assert found.report.tasks == plain.report.tasks
+
+
+def test_tasks_without_a_place_for_an_adapter_are_named(
+    make_pool: Make, tasks: Any, turned_tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "algorithm": ["task-arithmetic", "surgery"],
+        "model_pool": make_pool("mlp"),
+    }
+    with pytest.raises(RecipeError, match="task 'a' has no features apart from its head"):
+        run_fusion(**given, task_pool=tasks)
+    features = turned_tasks.kind.features
+    monkeypatch.setattr(turned_tasks.kind, "features", lambda *args: 2 * features(*args))
+    with pytest.raises(RecipeError, match="features of task 'a' are not what one module"):
+        run_fusion(**given, task_pool=turned_tasks)
+
+
+def test_two_stages_that_give_tasks_something_are_refused(
+    make_pool: Make, turned_tasks: Any
+) -> None:
+    stages = [{"name": "symerge", "steps": 1}, {"name": "surgery", "steps": 1}]
+    with pytest.raises(RecipeError, match="symerge and surgery each make a model"):
+        run_fusion(algorithm=stages, model_pool=make_pool("mlp", experts=3), task_pool=turned_tasks)

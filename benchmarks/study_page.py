@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PAGE = "finer-coefficients.md"
 LEARNERS = ("layer", "row+column", "rank", "all weights")
-COUNTS, STEPS, ADAPTED, NOISE = (4, 16, 64, 256), (10, 30, 100, 300), (2, 4, 6), (0.5, 1.0)
+COUNTS, STEPS, ADAPTED, NOISE = (4, 16, 64, 256), (10, 30, 100), (2, 4), (1.0,)
 _COLOURS = dict(zip(LEARNERS, ("#777777", "#d62728", "#9467bd", "#1f77b4"), strict=True))
 PIPELINE = "orthogonalise, row+column"
 
@@ -81,19 +81,16 @@ def _both(study: Study, case: str) -> str:
 
 
 def _examples(study: Study) -> Iterator[str]:
-    learners = (*LEARNERS, "row+column, from task arithmetic", "all weights, from task arithmetic")
     yield f"| learned | {' | '.join(map(str, COUNTS))} | 300 |"
     yield "|---" * (len(COUNTS) + 2) + "|"
-    for learner in learners:
+    for learner in LEARNERS:
         cases = [f"{count} examples: {learner}" for count in COUNTS]
-        cells = [_mean(study.over(each, study.mean)) for each in (*cases, _whole(learner))]
+        cells = [_mean(_few(study, each)) for each in (*cases, _whole(learner))]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
 def _whole(learner: str) -> str:
     """Return the case in which a learner has all images, tasks and 100 steps."""
-    if learner.endswith(", from task arithmetic"):
-        return learner.removesuffix(", from task arithmetic")
     return f"orthogonalise, {learner}" + ", teacher" * (learner == "layer")
 
 

@@ -143,8 +143,8 @@ def _rescued(
             path = search.context.rescue(file, content)
         log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
         kept = (
-            f"\nThose of step {step} were good, and adamerging takes them: algorithm.coefficients={path}\n"
-            f"Every step's figures are in {log}."
+            f"\nThose of step {step} were good, and adamerging takes them: "
+            f"algorithm.coefficients={path}\nEvery step's figures are in {log}."
         )
     search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
     return SearchStoppedError(error.message, hint=f"{error.hint}{kept}")

@@ -88,7 +88,7 @@ def _run(case: Case, pool: ClipPool, seed: int) -> dict[str, Any]:
     measured = tasks.measure(Subject.of(models.build(merged)))
     return {
         "accuracy": _percent(measured),
-        "numbers": counted(models, context),
+        "numbers": counted(context, algorithm.config.init),
         "seconds": round(seconds, 1),
     }
 

@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pools_mini.plugin import TASKS
+
 #: Seeds that options were looked at on, and those that are reported.
 LOOKED_AT, REPORTED = (0, 1), (3, 4, 5)
-TASKS = (
-    "fashion-mnist",
-    "optdigits",
-    "latin",
-    "greek",
-    "hiragana",
-    "devanagari",
-    "textures",
-    "shapes",
-)
 
 
 @dataclass(frozen=True)

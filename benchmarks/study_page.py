@@ -6,7 +6,9 @@ import re
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from study_cases import FINER, LOOKED_AT, METHODS, REPORTED, TASKS
+from study_cases import FINER, LOOKED_AT, METHODS, REPORTED
+
+from pools_mini.plugin import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from fusion_adamerging.adaptive import Adaptive
 from fusion_adamerging.config import AdaMergingConfig
@@ -110,11 +111,12 @@ def disturbed(tasks: TaskPool[Any], noise: float) -> TaskPool[Any]:
     return clone
 
 
-def counted(pool: ModelPool[Any], context: RunContext) -> int:
-    """Return how many numbers a run has learned."""
+def counted(context: RunContext, start: float) -> int:
+    """Return how many numbers a run has learned: those that are not as they were at first."""
     files: dict[str, Any] = context.side_files
     if "numbers" in files:
         return int(files["numbers"])
-    finer = files.get("coefficients.safetensors")
-    exact = sum(each.numel() for each in load(finer).values()) if finer else 0
-    return exact or len(pool.experts) * len(list(pool.reference.infos))
+    rows = json.loads(files["coefficients.json"])["coefficients"].values()
+    finer = load(files.get("coefficients.safetensors", save({}))).values()
+    moved = sum(value != start for row in rows for value in row.values())
+    return moved + sum(each.numel() - 1 for each in finer)

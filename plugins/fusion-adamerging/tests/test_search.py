@@ -132,14 +132,19 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     rows = dense_rows(pool, trim=trim)
     reference = torch.full_like(learned.coefficients, INIT).requires_grad_(True)
     optimiser = torch.optim.Adam([reference], lr=0.2)
+    finer = granularity not in {"layer", "model"}
+    paces = [[0.1 if finer and leaf.count == 1 else 1.0] * leaf.count for leaf in live.leaves]
+    pace = torch.tensor([each for leaf in paces for each in leaf])
     for step in range(6):
         optimiser.param_groups[0]["lr"] = search.learning_rate(step)
         merged = Merged(live, pool, rows, reference.expand(-1, live.columns))
         optimiser.zero_grad()
         sum(objectives(tasks, merged, step)).backward()
+        before = reference.detach().clone()
         optimiser.step()
-        if clamp:
-            with torch.no_grad():
+        with torch.no_grad():
+            reference.copy_(before + (pace if finer else 1.0) * (reference - before))
+            if clamp:
                 reference.clamp_(0, 1)
     torch.testing.assert_close(
         ours, learned.every({"coefficients": reference.detach()}), rtol=1e-5, atol=1e-12

@@ -62,6 +62,11 @@ class LearnedMerge(Learned):
         self._live.merge(self.every())
 
 
+#: Where others are finer, coefficients of whole tensors learn at this multiple of the rate: each
+#: moves as much as a matrix's thousands do, and rates that suit these are too large for it.
+WHOLE = 0.1
+
+
 class LearnedCoefficients(LearnedMerge):
     """Coefficients of a live merge: shape (experts, columns of it) or (experts, 1)."""
 
@@ -79,6 +84,7 @@ class LearnedCoefficients(LearnedMerge):
         self.coefficients = start.to(device)
         self.tensors = {"coefficients": self.coefficients}
         self._clamp = config.clamp
+        self._pace = None if self._shared else _pace([leaf.count for leaf in live.leaves])
 
     def every(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Spread them over all leaves."""
@@ -89,8 +95,17 @@ class LearnedCoefficients(LearnedMerge):
         gradient = summed(self._live.gradient())
         self.coefficients.grad = gradient.sum(1, keepdim=True) if self._shared else gradient
 
+    def place(self) -> None:
+        """Merge, and remember from where a step is taken."""
+        super().place()
+        self._before = self.coefficients.clone()
+
     def settle(self) -> None:
-        """Clamp to [0, 1] if that is wanted."""
+        """Go only a part of the way with whole tensors', and clamp to [0, 1] if that is wanted."""
+        if self._pace is not None:
+            torch.lerp(
+                self._before, self.coefficients, self._pace.to(self._before), out=self.coefficients
+            )
         if self._clamp:
             self.coefficients.clamp_(0, 1)
 
@@ -110,3 +125,11 @@ class LearnedCoefficients(LearnedMerge):
         """Return each expert's mean."""
         means = self.coefficients.mean(dim=1).tolist()
         return {f"coefficient/{k}": mean for k, mean in zip(self.experts, means, strict=True)}
+
+
+def _pace(counts: Sequence[int]) -> Tensor | None:
+    """Return by which part of a step each column goes; None where all go the whole way."""
+    sizes = torch.tensor(counts)
+    if not len(sizes) or int(sizes.max()) == 1:
+        return None
+    return torch.where(sizes > 1, 1.0, WHOLE).repeat_interleave(sizes)

@@ -118,7 +118,7 @@ CASES: dict[str, Case] = {
     },
     **{
         f"noise {noise}: {name}": case.but("noise", noise=noise)
-        for noise in (1.0,)
+        for noise in (0.5,)
         for name, case in _THREE.items()
     },
     **{

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PAGE = "finer-coefficients.md"
 LEARNERS = ("layer", "row+column", "rank", "all weights")
-COUNTS, STEPS, ADAPTED, NOISE = (4, 16, 64, 256), (10, 30, 100), (2, 4), (1.0,)
+COUNTS, STEPS, ADAPTED, NOISE = (4, 16, 64, 256), (10, 30, 100), (2, 4), (0.5,)
 _COLOURS = dict(zip(LEARNERS, ("#777777", "#d62728", "#9467bd", "#1f77b4"), strict=True))
 PIPELINE = "orthogonalise, row+column"
 

@@ -154,3 +154,14 @@ def test_a_search_that_collapses_a_task_is_stopped(
     config = AdaMergingConfig(steps=200, lr=0.05, schedule="constant")
     with pytest.raises(SearchStoppedError, match=r"collapsed: .* of task '[ab]' are all of class"):
         AdaMerging(config).run(make_pool("transformer"), RunContext(tasks=tasks))
+
+
+def test_a_teacher_may_say_one_class_of_everything(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    pool = make_pool("mlp")
+    for expert in pool.config.models.values():
+        expert[3].bias.data[0] += 10
+    context = RunContext(tasks=tasks)
+    AdaMerging(objective="teacher", init=0.0, steps=40, lr=0.05).run(pool, context)
+    assert len(context.metrics.steps) == 40

@@ -82,7 +82,7 @@ class Search:
         shown = self.passes.backward(step, objective)
         seen = self._gathered({task: Seen.of(outcome) for task, outcome in shown.items()})
         self.learned.collect(self.ranks.summed)
-        if self.watch.look(step, seen):
+        if self.watch.look(step, seen, taught=self.config.objective == "teacher"):
             self.good = (step, self._copied())
         for group in self.optimiser.param_groups:
             group["lr"] = group["pace"] * self.learning_rate(step)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
@@ -143,3 +145,26 @@ def models_of(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return {"base": paths.pop("base"), "models": paths}
 
     return make
+
+
+@pytest.fixture
+def adapter() -> Callable[..., str]:
+    """Write a LoRA adapter of rank 2 and scale 2 as PEFT does, of a linear layer or embeddings."""
+
+    def write(directory: Path, module: str, *, rows: int | None = None) -> str:
+        directory.mkdir()
+        drawn = torch.Generator().manual_seed(3)
+        a, b = ("lora_A.weight", "lora_B.weight")
+        if rows is not None:
+            a, b = ("lora_embedding_A", "lora_embedding_B")
+        factors = {
+            f"base_model.model.{module}.{a}": torch.randn(2, rows or 16, generator=drawn),
+            f"base_model.model.{module}.{b}": torch.randn(16, 2, generator=drawn),
+        }
+        save_file(factors, directory / "adapter_model.safetensors")
+        target = module.rpartition(".")[2]
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [target]}
+        (directory / "adapter_config.json").write_text(json.dumps(config))
+        return str(directory)
+
+    return write

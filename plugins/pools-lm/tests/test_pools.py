@@ -127,10 +127,10 @@ def test_shards_are_read(tiny: Tiny, models_of: Callable[..., Options], tmp_path
 
 
 def test_an_adapter_is_an_expert(
-    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path
+    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
     options = models_of("llama", names=("a",))
-    options["models"]["lora"] = adapter(tmp_path / "lora", seed=3)
+    options["models"]["lora"] = adapter(tmp_path / "lora", "model.layers.0.self_attn.q_proj")
     pool = open_pool(options)
     key = "model.layers.0.self_attn.q_proj.weight"
     factors = read(tmp_path / "lora", "adapter_model.safetensors")
@@ -141,19 +141,6 @@ def test_an_adapter_is_an_expert(
     expected = read(options["base"])[key] + 2 * b @ a
     torch.testing.assert_close(built.get_parameter(key).detach(), expected)
     tiny.classes["causal-lm"].from_pretrained(merge("causal-lm", options, tmp_path / "merged"))
-
-
-def adapter(directory: Path, seed: int, module: str = "model.layers.0.self_attn.q_proj") -> str:
-    """Write a LoRA adapter of rank 2 and scale 2 as PEFT does."""
-    directory.mkdir()
-    drawn = torch.Generator().manual_seed(seed)
-    key = f"base_model.model.{module}"
-    factors = {f"{key}.lora_A.weight": torch.randn(2, 16, generator=drawn),
-               f"{key}.lora_B.weight": torch.randn(16, 2, generator=drawn)}  # fmt: skip
-    save_file(factors, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    return str(directory)
 
 
 def test_live_models_are_merged_and_built(tiny: Tiny) -> None:
@@ -184,7 +171,7 @@ def write(directory: str | Path, files: dict[str, str]) -> None:
 
 
 def test_an_output_has_what_loading_and_serving_need(
-    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path
+    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
     options = models_of("llama")
     write(options["base"], FILES)

@@ -15,8 +15,6 @@ from fusion_core.errors import CheckpointError
 from fusion_core.weights import RenamedSource, same_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from fusion_core.weights import WeightSource
@@ -38,12 +36,35 @@ class Architecture:
         No code but the installed transformers' runs. Raises `CheckpointError` for a configuration
         that it does not know, or cannot make such a model of.
         """
-        return self._constructed(self._fields)
+        return self._constructed(self._configuration())
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The parameters and buffers of such a model on the meta device; tied under each name."""
         return _tensors(self._on_meta)
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Every parameter's first name: tensors of one first name are one."""
+        names = {id(each): name for name, each in reversed(self.tensors.items())}
+        return {name: names[id(each)] for name, each in self.tensors.items()}
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The tensors with a row for each token, and the dimension that the tokens are.
+
+        Those whose shape changes with the number of tokens, whatever they are called.
+        """
+        config = self._configuration()
+        config.get_text_config().vocab_size += 1
+        with torch.device("meta"):
+            more = _tensors(self._constructed(config))
+        return {
+            name: axis
+            for name, tensor in self.tensors.items()
+            for axis, (one, other) in enumerate(zip(tensor.shape, more[name].shape, strict=True))
+            if one != other
+        }
 
     def named(self, source: WeightSource) -> RenamedSource:
         """Return weights by the live model's names, without what transformers ignores."""
@@ -55,41 +76,40 @@ class Architecture:
         own = self._on_meta._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001 - its own rule
         return any(re.search(pattern, name) for pattern in (*own, *_OLD_BUFFERS))
 
-    @property
-    def _fields(self) -> dict[str, Any]:
-        fields: dict[str, Any] = json.loads(self.config)
-        return fields
-
     @cached_property
     def _on_meta(self) -> PreTrainedModel:
         with torch.device("meta"):
-            return self._constructed(self._fields)
+            return self._constructed(self._configuration())
 
-    def _constructed(self, fields: dict[str, Any]) -> PreTrainedModel:
+    def _constructed(self, config: PreTrainedConfig) -> PreTrainedModel:
         kind = getattr(transformers, self.auto)
         try:
-            model: PreTrainedModel = kind.from_config(_configured(fields), dtype=torch.float32)
-        except Exception as error:  # whatever the configuration's and the model's classes raise
-            raise CheckpointError(
-                f"transformers {transformers.__version__} makes no {self.auto} of this "
-                f"config.json ({fields.get('model_type')}): {error}",
-                hint="Use the pool of the model's kind: fuse list pools; 'checkpoints' merges any.",
-            ) from error
+            model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
+        except Exception as error:  # whatever the model's class raises
+            raise self._impossible(error) from error
         return model
+
+    def _configuration(self) -> PreTrainedConfig:
+        fields: dict[str, Any] = json.loads(self.config)
+        kind = fields.pop("model_type", None)
+        try:
+            return transformers.AutoConfig.for_model(kind, **fields)
+        except Exception as error:  # whatever the configuration's class raises
+            raise self._impossible(error) from error
+
+    def _impossible(self, error: Exception) -> CheckpointError:
+        kind = json.loads(self.config).get("model_type")
+        return CheckpointError(
+            f"transformers {transformers.__version__} makes no {self.auto} of this config.json, "
+            f"whose model_type is {kind!r}: {error}",
+            hint="Use the pool of the model's kind: fuse list pools; 'checkpoints' merges any.",
+        )
 
 
 @lru_cache(maxsize=8)
 def architecture(auto: str, config: str) -> Architecture:
     """Return the architecture, the same for the same text: what it has found is found once."""
     return Architecture(auto, config)
-
-
-def _configured(fields: Mapping[str, Any]) -> PreTrainedConfig:
-    kind = fields.get("model_type")
-    if not isinstance(kind, str):
-        raise TypeError("it names no model_type")
-    own = {key: value for key, value in fields.items() if key != "model_type"}
-    return transformers.AutoConfig.for_model(kind, **own)
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from pools_lm import plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from fusion_core import ModelPoolSpec
 
@@ -48,3 +49,17 @@ class TestClassification(LanguageSuite):
 
 class TestEncoder(LanguageSuite):
     pool_name, family = "sentence-encoder", "bert"
+
+
+class TestUnion(LanguageSuite):
+    pool_name, family = "causal-lm", "llama"
+
+    @pytest.fixture
+    def options(
+        self, tiny: Any, models_of: Callable[..., dict[str, Any]], tmp_path: Path
+    ) -> dict[str, Any]:
+        found = models_of(self.family)
+        own = tiny.tokenizer()
+        own.add_tokens(["<|user|>"], special_tokens=True)
+        tiny.save(tmp_path / "b", tiny.live("llama", 9, rows=len(own)), own)
+        return {**found, "tokenizer": "union"}

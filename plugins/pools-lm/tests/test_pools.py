@@ -94,7 +94,9 @@ def test_a_live_model_computes_what_transformers_does(
         torch.testing.assert_close(pool.build(pool.reference)(**words).logits, expected)
 
 
-def test_the_hubs_spelling_of_gpt2_is_read(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_hubs_spelling_of_gpt2_is_read(
+    tiny: Tiny, tmp_path: Path, adapter: Callable[..., str]
+) -> None:
     tiny.save(tmp_path / "a", tiny.live("gpt2", 1), tiny.tokenizer())
     tiny.save(tmp_path / "base", tiny.live("gpt2", 0), tiny.tokenizer())
     old = {
@@ -105,10 +107,42 @@ def test_the_hubs_spelling_of_gpt2_is_read(tiny: Tiny, tmp_path: Path) -> None:
         {name: each.contiguous() for name, each in old.items()},
         tmp_path / "base" / "model.safetensors",
     )
-    pool = open_pool({"base": str(tmp_path / "base"), "models": {"a": str(tmp_path / "a")}})
-    built = pool.build(pool.reference)
+    lora = adapter(tmp_path / "lora", "transformer.h.0.attn.c_proj")
+    experts = {"a": str(tmp_path / "a"), "lora": lora}
+    pool = open_pool({"base": str(tmp_path / "base"), "models": experts})
+    built = pool.aligned(AlignmentPolicy()).build(pool.reference)
     assert torch.equal(built.get_parameter("transformer.wte.weight"), old["wte.weight"])
     assert pool.parameters(built).keys() == old.keys() - {f"h.{n}.attn.bias" for n in range(2)}
+
+
+def test_old_names_of_a_base_meet_todays_of_its_experts(
+    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    options = models_of("bert", "sequence-classification")
+    today = read(merge("sequence-classification", options, tmp_path / "today"))
+    path = tmp_path / "base" / "model.safetensors"
+    save_file({old(name): value for name, value in load_file(path).items()}, path)
+    merged = merge("sequence-classification", options, tmp_path / "merged")
+    assert all(torch.equal(value, today[name]) for name, value in renamed(read(merged)).items())
+    _, found = tiny.classes["sequence-classification"].from_pretrained(
+        merged, output_loading_info=True
+    )
+    assert not any(found.values())
+    provenance = json.loads((merged / "provenance.json").read_text())
+    assert all("model.safetensors" in each["files"] for each in provenance["inputs"].values())
+
+
+def old(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta")
+
+
+def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = {old(name): name for name in map(today_of, state)}
+    return {names[name]: value for name, value in state.items()}
+
+
+def today_of(name: str) -> str:
+    return name.replace("gamma", "weight").replace("beta", "bias")
 
 
 def test_shards_are_read(tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ KINDS = {
     "sequence-classification": ClassificationPool,
 }
 FAMILIES = {"llama": "causal-lm", "qwen2": "causal-lm", "gpt2": "causal-lm", "t5": "seq2seq-lm",
-            "bert": "sequence-classification"}  # fmt: skip
+            "bert": "sequence-classification", "neox": "causal-lm"}  # fmt: skip
 #: the tensors with a row a token, of each family
 TOKENS = {
     "llama": ["model.embed_tokens.weight", "lm_head.weight"],
@@ -145,7 +146,7 @@ def check(
 
 
 @pytest.mark.parametrize("policy", ["expert", "subwords", "zero"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOKENS)
 def test_rows_of_a_union_mean_the_same_token(
     tiny: Tiny, family: str, policy: str, several: Callable[..., Options]
 ) -> None:
@@ -379,6 +380,12 @@ def test_refusals(tiny: Tiny, several: Callable[..., Options], tmp_path: Path) -
     path.write_text("{}")
     with pytest.raises(CheckpointError, match="a: its tokenizer cannot be read"):
         open_pool("llama", options)
+    own.save_pretrained(path.parent)
+    data = json.loads(path.read_text())
+    data["model"]["vocab"]["far"] = 10**8
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="a token has a number of 10,000,000"):
+        open_pool("llama", options)
     path.unlink()
     with pytest.raises(RecipeError, match="a has no tokenizer"):
         open_pool("llama", options, tokenizer="a")
@@ -396,6 +403,45 @@ def test_what_another_recipe_merges_has_the_same_tokenizer(
         merge("causal-lm", options, tmp_path / "merged")
     del options["models"]["b"]
     merge("causal-lm", options, tmp_path / "merged")
+
+
+def test_a_head_that_transformers_renamed_is_one_of_tokens(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    own = tiny.tokenizer()
+    options = several("neox", {"base": own, "a": changed(own, 5, "<|user|>")})
+    assert "embed_out.weight" in weights(options["base"])
+    pool = open_pool("neox", options, tokenizer="a")
+    numbers = vocabulary(options["models"]["a"])
+    for tensor in ("gpt_neox.embed_in.weight", "embed_out.weight"):
+        check(pool, options, tensor, numbers, "expert")
+    assert pool.build(pool.reference).get_output_embeddings().weight.shape[0] == len(numbers)
+
+
+def test_a_head_under_a_name_that_nobody_knows_is_refused(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": changed(own, 5)})
+    for name in ("base", "a"):
+        path = tmp_path / name / "model.safetensors"
+        found = load_file(path)
+        save_file({"my_head": found.pop("lm_head.weight"), **found}, path)
+    with pytest.raises(CheckpointError, match=r"no tensor is known to be 'lm_head\.weight'"):
+        open_pool("llama", options)
+
+
+def test_a_model_by_token_travels_to_another_process(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": changed(own, 5, "<|user|>")})
+    pool = open_pool("llama", options, tokenizer="union", new_rows="subwords")
+    for source in pool.by_name.values():
+        again = pickle.loads(pickle.dumps(source))
+        assert torch.equal(again.tensor("lm_head.weight"), source.tensor("lm_head.weight"))
+        assert dict(again.files()) == dict(source.files())
+        assert source.files()
 
 
 @pytest.mark.parametrize("twice", ["base", "a"])

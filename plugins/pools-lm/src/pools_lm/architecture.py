@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import RenamedSource, same_tensors
@@ -37,6 +39,12 @@ class Architecture:
         that it does not know, or cannot make such a model of.
         """
         return self._constructed(self._configuration())
+
+    @property
+    def checked(self) -> Architecture:
+        """This architecture, once such a model was made; raises as `construct` does."""
+        _ = self._on_meta
+        return self
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -67,10 +75,25 @@ class Architecture:
         }
 
     def named(self, source: WeightSource) -> RenamedSource:
-        """Return weights by the live model's names, without what transformers ignores."""
-        live = {there: here for here, there in same_tensors(self.tensors, source.infos).items()}
-        known = (name for name in source.infos if name in live or not self._is_ignored(name))
-        return RenamedSource(source, {live.get(name, name): name for name in known})
+        """Return weights by the live model's names, without what transformers ignores.
+
+        Names of old files are renamed as transformers does when it loads them.
+        """
+        today = {self.renamed(name): name for name in source.infos}
+        live = {there: here for here, there in same_tensors(self.tensors, today).items()}
+        known = (name for name in today if name in live or not self._is_ignored(name))
+        return RenamedSource(source, {live.get(name, name): today[name] for name in known})
+
+    def renamed(self, name: str) -> str:
+        """Return what transformers calls a tensor of an old file today."""
+        for each in self._renamings:
+            name, _ = each.rename_source_key(name)
+        return name
+
+    @cached_property
+    def _renamings(self) -> list[WeightRenaming]:
+        found = get_model_conversion_mapping(self._on_meta)
+        return [each for each in found if isinstance(each, WeightRenaming)]
 
     def _is_ignored(self, name: str) -> bool:
         own = self._on_meta._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001 - its own rule

@@ -8,24 +8,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from fusion_core import CheckpointsPool, WeightSource, build_model
+from fusion_core import CheckpointsPool, build_model
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import as_weights, safe_config, same_tensors, tokenizer_of
 from pools_lm.beside import OF_ENCODERS, has_chat_template, left_out, with_own_modules
-from pools_lm.config import UNION, LanguageConfig
-from pools_lm.written import has_tokenizer, with_rows, with_tokenizer, with_tokens
+from pools_lm.config import LanguageConfig
+from pools_lm.written import with_rows, with_tokenizer, with_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import nn
 
-    from fusion_core import AlignmentPolicy
+    from fusion_core import AlignmentPolicy, WeightSource
     from fusion_core.weights import Files
     from pools_lm.architecture import Architecture
-    from pools_lm.rows import OwnRows
     from pools_lm.tokens import Tokens
-    from pools_lm.vocabularies import Vocabulary
 
 
 class LanguagePool(CheckpointsPool):
@@ -40,13 +38,12 @@ class LanguagePool(CheckpointsPool):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__(config)
-        self._check_choice()
-        tokens = None if self._are_alike() else self._by_token()
-        if tokens is not None and tokens.changes:
-            sources = tokens.sources(self._architecture.vocabulary)
+        self._spell()
+        self._tokens = self._settled()
+        if self._tokens is not None:
+            sources = self._tokens.sources(self._architecture.vocabulary)
             self.base = sources.get("base", self.base)
             self.experts = {name: sources[name] for name in self.experts}
-            self._tokens = tokens
 
     def build(
         self,
@@ -66,7 +63,7 @@ class LanguagePool(CheckpointsPool):
 
     def check_builds(self) -> None:
         """Raise `CheckpointError` if transformers makes no model of the configuration."""
-        _ = self._architecture.tensors
+        _ = self._architecture.checked
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the sources' names to the live parameters; tied ones go by what is stored."""
@@ -111,97 +108,46 @@ class LanguagePool(CheckpointsPool):
         own = tokenizer_of(self.files_of(self._tokens.chosen.name))
         return with_tokens(own, self._tokens)
 
-    def _check_choice(self) -> None:
-        """Raise `RecipeError` if the tokenizer that is chosen is not there."""
-        chosen = self.config.tokenizer
-        if chosen in {"base", UNION}:
-            return
-        if chosen not in self.experts:
-            raise RecipeError(
-                f"model_pool.tokenizer: no expert is called {chosen!r}",
-                hint=f"Choose base, union, or one of: {', '.join(self.experts)}.",
-            )
-        if not has_tokenizer(self.files_of(chosen)):
-            raise RecipeError(
-                f"model_pool.tokenizer: {chosen} has no tokenizer beside its weights",
-                hint="Choose a model that has one, or copy its tokenizer there.",
-            )
+    def _settled(self) -> Tokens | None:
+        """Return the tokens that all models are brought to; None where they have them already."""
+        from pools_lm.choosing import Choosing  # tokenizers
 
-    def _are_alike(self) -> bool:
-        """Tell whether models have the same tokenizer and shapes, without parsing anything."""
-        from pools_lm.vocabularies import identity  # tokenizers
-
-        files = [tokenizer_of(self.files_of(name)) for name in self.by_name]
-        kinds = {identity(each) for each in files if has_tokenizer(each)}
-        same = (_same_shapes(self.reference, each) for each in self.experts.values())
-        return self.config.pad_to_multiple_of is None and (
-            not kinds or (len(kinds) == 1 and all(same))
-        )
-
-    def _by_token(self) -> Tokens:
-        """Read the tokenizers, and say what every row is to mean."""
-        from pools_lm.tokens import Model, Tokens  # tokenizers
-
-        if any(isinstance(each.live, WeightSource) for each in self._all):
+        files = {name: self.files_of(name) for name in self.by_name}
+        choosing = Choosing(self.by_name, files, self.config)
+        choosing.check()
+        if choosing.is_settled:
+            return None
+        if self._has_recipes:
             raise RecipeError(
                 "the models have different tokenizers, and one is what another recipe merges",
                 hint="Merge that first (fuse run), and name the directory.",
             )
-        vocabularies = self._vocabularies()
-        models = [
-            Model(name, self._rows_of(self._with_same_copies(source)), vocabularies[name])
-            for name, source in self.by_name.items()
-        ]
-        base = None if self.base is None else "base"
-        return Tokens.of(models, base, self.config)
+        tokens = choosing.tokens(self._architecture)
+        return tokens if tokens.changes else None
 
-    def _vocabularies(self) -> dict[str, Vocabulary]:
-        """Read each model's tokenizer; one that has none knows what the first with one knows."""
-        from pools_lm.vocabularies import identity, read_vocabulary
+    def _spell(self) -> None:
+        """Give models the same names, where transformers knows what differs to be alike."""
+        first = self.reference
+        others = [each for each in self.experts.values() if each is not first]
+        if self._has_recipes or all(_is_spelled_as(each, first) for each in others):
+            return
+        try:
+            own = self._architecture.checked
+        except CheckpointError:  # merged by the names that there are
+            return
+        from pools_lm.spelled import spelled_as, trimmed
 
-        files = {name: self.files_of(name) for name in self.by_name}
-        kinds = {
-            name: identity(tokenizer_of(each))
-            for name, each in files.items()
-            if has_tokenizer(each)
+        spelled = {
+            name: each if _is_spelled_as(each, first) else spelled_as(each, first, own)
+            for name, each in self.experts.items()
         }
-        read = {kind: read_vocabulary(files[name], name) for name, kind in kinds.items()}
-        first = next(iter(kinds.values()), None)
-        if first is None:
-            raise RecipeError(
-                "model_pool.pad_to_multiple_of: no model has a tokenizer that says which rows are "
-                "tokens",
-                hint="Leave it out, or copy a tokenizer beside the base's weights.",
-            )
-        return {name: read[kinds.get(name, first)] for name in files}
+        self.experts = {name: trimmed(each, own) for name, each in spelled.items()}
+        self.base = None if self.base is None else trimmed(self.base, own)
 
-    def _rows_of(self, source: WeightSource) -> OwnRows:
-        """Say which rows a model has; raises `CheckpointError` where it cannot be told."""
-        from pools_lm.rows import OwnRows
-
-        axes, names = self._architecture.vocabulary, self._token_names(source)
-        counted = {source.infos[there].shape[axes[here]] for here, there in names.items()}
-        if source.is_delta:
-            counted.add(self._rows_of(self.reference).count)
-        if len(counted) != 1:
-            raise CheckpointError(
-                f"{source.describe()}: its embeddings and heads, or an adapter's and its base's, "
-                f"have different numbers of rows: {sorted(counted)}",
-                hint="Merge an adapter into its base with PEFT (merge_and_unload), and name the "
-                "result.",
-            )
-        return OwnRows(source, names, counted.pop())
-
-    def _with_same_copies(self, source: WeightSource) -> WeightSource:
-        from pools_lm.ties import with_same_copies
-
-        names, wanted = self._token_names(source), self._token_names(self.reference)
-        return with_same_copies(source, names, self.reference, wanted, self._architecture.tied)
-
-    def _token_names(self, source: WeightSource) -> dict[str, str]:
-        """Return the names of a model's tensors of tokens, by those of the live model."""
-        axes, every = self._architecture.vocabulary, self._architecture.named(source).names
-        return {here: there for here, there in every.items() if here in axes}
+    @property
+    def _has_recipes(self) -> bool:
+        """Whether a model is what another recipe merges, which is put in its place later."""
+        return any(hasattr(each.live, "recipe_in") for each in self._all)
 
     @property
     def _architecture(self) -> Architecture:
@@ -235,9 +181,10 @@ class LanguagePool(CheckpointsPool):
                     yield f"{name} has a chat template; {first.name}, and so the output, has none"
 
 
-def _same_shapes(one: WeightSource, other: WeightSource) -> bool:
-    names = same_tensors(one.infos, other.infos)
-    return all(one.infos[here].shape == other.infos[there].shape for here, there in names.items())
+def _is_spelled_as(source: WeightSource, first: WeightSource) -> bool:
+    """Tell whether a model has the first one's names, but for a prefix, as differences do."""
+    known = len(same_tensors(first.infos, source.infos))
+    return known == len(first.infos) == len(source.infos) or source.is_delta
 
 
 class CausalPool(LanguagePool):

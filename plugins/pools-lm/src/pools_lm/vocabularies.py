@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fusion_core.weights import Files
 
+_MOST_TOKENS = 10_000_000
 #: What a piece of a word is put behind to see it as text: decoders treat the first one otherwise.
 _BEFORE = "a"
 
@@ -87,18 +88,18 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
     `CheckpointError` for a tokenizer that is none, or that only code of its own can make.
     """
     try:
-        tokenizer = (
-            Tokenizer.from_str(_bytes(files[TOKENIZER]).decode())
-            if TOKENIZER in files
-            else _converted(files)
-        )
+        has_json = TOKENIZER in files
+        made = Tokenizer.from_str(_bytes(files[TOKENIZER]).decode()) if has_json else None
+        added = {int(number): each for number, each in _added_by_settings(files).items()}
+        found = Vocabulary(made or _converted(files), added)
     except Exception as error:  # tokenizers raises plain ones, transformers any
         raise CheckpointError(
             f"{model}: its tokenizer cannot be read: {error}",
             hint=f"Save it with transformers as a {TOKENIZER}.",
         ) from error
-    added = _added_by_settings(files)
-    return Vocabulary(tokenizer, {int(number): each for number, each in added.items()})
+    if max(found.numbers.values(), default=0) >= _MOST_TOKENS:
+        raise CheckpointError(f"{model}: a token has a number of {_MOST_TOKENS:,} or more")
+    return found
 
 
 def _converted(files: Files) -> Tokenizer:

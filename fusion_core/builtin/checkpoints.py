@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -51,12 +51,13 @@ class Model:
     live: Any = None
     location: Location | None = None
 
-    @property
-    def directory(self) -> Path | None:
-        """The directory that side files are taken from; a single file and live models have none."""
-        if self.location is None or self.location.is_adapter or not self.location.path.is_dir():
-            return None
-        return self.location.path
+    def assets(self, *more: str, dtype: torch.dtype | None = None) -> Files:
+        """Return the files beside the weights that go where the weights go; of a recipe its own."""
+        if isinstance(self.live, RecipeSource):
+            return self.live.assets(dtype)
+        if self.location is None or not self.location.path.is_dir():
+            return {}
+        return assets_of(self.location.path, *more, dtype=dtype)
 
     def beside(self) -> Files:
         """Return what says which model this is; a file has some where it is a directory's model."""
@@ -96,12 +97,14 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     """
 
     config_class = CheckpointsConfig
+    #: patterns of files that models of a kind have beside those that any has
+    more_files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: CheckpointsConfig) -> None:
         super().__init__(config)
-        self._base = None if config.base is None else _model(config.base, "base", "base")
+        self._base = None if config.base is None else self._model(config.base, "base", "base")
         self._models = {
-            name: _model(each, name, f"models.{name}") for name, each in config.models.items()
+            name: self._model(each, name, f"models.{name}") for name, each in config.models.items()
         }
         if self._base is not None and self._base.location and self._base.location.is_adapter:
             raise CheckpointError(
@@ -165,17 +168,25 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         if size == given:
             return found
         found = with_vocabulary(found, given, size)
-        for name, model in self._models.items():
-            if model.directory and vocabulary_of(self._sources[name]) == size:
-                return {**found, **tokenizer_of(model.directory)}
+        for name in self._models:
+            if vocabulary_of(self._sources[name]) == size:
+                return {**found, **tokenizer_of(self.files_of(name))}
         return found
 
-    def _own_assets(self, dtype: torch.dtype | None) -> Mapping[str, bytes | Path]:
-        """Return the files beside the base or first expert; of a recipe those of its own first."""
+    def _own_assets(self, dtype: torch.dtype | None) -> Files:
+        """Return the files beside the base or first expert; a recipe says what dtype it has."""
         first = base_or_first(self._base, self._models)
         if isinstance(first.live, RecipeSource):
-            return first.live.assets(dtype or _dtype(self.reference))
-        return {} if first.directory is None else assets_of(first.directory, dtype=dtype)
+            dtype = dtype or _dtype(self.reference)
+        return first.assets(*self.more_files, dtype=dtype)
+
+    def files_of(self, model: str) -> Files:
+        """Return the side files of a model by its name, as they may be copied.
+
+        An adapter's are what its trainer put there: a tokenizer, perhaps.
+        """
+        named = {each.name: each for each in self._all}
+        return named[model].assets(*self.more_files)
 
     def beside(self) -> Mapping[str, Files]:
         """Return the files beside each model; of a recipe, those that its result would have."""
@@ -192,6 +203,11 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def _all(self) -> list[Model]:
         return [*([] if self._base is None else [self._base]), *self._models.values()]
 
+    def _model(self, given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked
+        if isinstance(given, str):
+            return Model(name, location=locate(given, f"model_pool.{option}", *self.more_files))
+        return Model(name, live=given)
+
 
 def _copy_without_values(module: nn.Module) -> nn.Module:
     """Copy a module, its buffers included; its parameters are copied without their values."""
@@ -206,9 +222,3 @@ def _dtype(source: WeightSource) -> torch.dtype | None:
     """Return what a source's numbers are stored in."""
     dtypes = (info.dtype for info in source.infos.values())
     return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
-
-
-def _model(given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked
-    if isinstance(given, str):
-        return Model(name, location=locate(given, f"model_pool.{option}"))
-    return Model(name, live=given)

@@ -57,6 +57,9 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
     },
+    "pools-lm": {
+        "model pool": ("causal-lm", "sentence-encoder", "seq2seq-lm", "sequence-classification"),
+    },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
 }
 

@@ -18,12 +18,19 @@ from fusion_core.weights.merging.trimming import (
     elected_sign,
     kept_count,
 )
-from fusion_core.weights.reading.assets import licence_of, read_config
+from fusion_core.weights.reading.assets import (
+    Files,
+    licence_of,
+    read_config,
+    safe_config,
+    tokenizer_of,
+)
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.layered import with_layers
 from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.remote import RemoteSource
+from fusion_core.weights.reading.spelling import same_tensors
 from fusion_core.weights.reading.task_masks import PackedMasks
 from fusion_core.weights.source import BLOCK, Cut, RenamedSource, TensorInfo, WeightSource, assemble
 from fusion_core.weights.state_dict import StateDictSource, held_in_memory
@@ -41,6 +48,7 @@ __all__ = [
     "CoordinatesKernel",
     "Cut",
     "Electing",
+    "Files",
     "Kernel",
     "Linear",
     "Location",
@@ -78,7 +86,10 @@ __all__ = [
     "per_expert",
     "polar",
     "read_config",
+    "safe_config",
+    "same_tensors",
     "staged",
     "task_weights",
+    "tokenizer_of",
     "with_layers",
 ]

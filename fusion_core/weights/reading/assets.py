@@ -1,6 +1,6 @@
 """The files beside the weights: configuration, tokenizer, processor, and the card's licence.
 
-They are copied by name from a fixed list, never code. Configurations, the tokenizer's and the
+They are copied by name from fixed lists, never code. Configurations, the tokenizer's and the
 processors' too, are copied without the fields that make a loader run code or pick an
 implementation; one that has none of them keeps its bytes.
 """
@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +22,17 @@ from fusion_core.weights.reading.format import LARGEST_INDEX
 from fusion_core.weights.reading.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
-#: Files by name: where each is, or what it holds.
+#: Files by name, some in a folder: where each is, or what it holds.
 Files = Mapping[str, bytes | Path]
 
 CONFIG = "config.json"
 _TOKENIZER = (
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "chat_template.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -46,9 +48,10 @@ _TOKENIZER = (
     "vocab.txt",
     "merges.txt",
     "bpe.codes",
+    "tekken.json",
     "normalizer.json",
 )
-#: The files that come along with the weights.
+#: The files that come along with the weights; in a folder, all that match.
 SIDE_FILES = (
     CONFIG,
     "generation_config.json",
@@ -73,13 +76,16 @@ _DANGEROUS = (
 )
 
 
-def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str, bytes | Path]:
+def assets_of(
+    directory: Path, *more: str, dtype: torch.dtype | None = None
+) -> dict[str, bytes | Path]:
     """Return the side files of a model directory: name -> file, or new bytes for a configuration.
 
-    `dtype` replaces the one that the configuration names. Raises `CheckpointError` for a link that
+    `more` are patterns of files that models of a kind have. `dtype` replaces the one that the
+    configuration names. Raises `CheckpointError` for a link that
     leads out of the directory: what it leads to would be copied.
     """
-    found = _files(directory, SIDE_FILES)
+    found = _files(directory, (*SIDE_FILES, *more))
     if CONFIG in found:
         config = _safe(read_config(directory / CONFIG))
         if dtype is not None:
@@ -91,9 +97,7 @@ def assets_of(directory: Path, *, dtype: torch.dtype | None = None) -> dict[str,
 
 def beside(directory: Path, *more: str) -> dict[str, bytes | Path]:
     """Return the files of a model directory that say what the model is; none is read."""
-    names = (CONFIG, *_TOKENIZER, *more)
-    found = (path for path in (directory / name for name in names) if path.is_file())
-    return {path.name: member(path) for path in found}
+    return dict(_members(directory, (CONFIG, *_TOKENIZER, *more)))
 
 
 def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
@@ -102,6 +106,12 @@ def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
     if isinstance(given, bytes):
         return parse_json(given, path=f"{name} of {model}", constants=True)
     return None if given is None else read_config(given)
+
+
+def safe_config(files: Files, model: str) -> dict[str, Any] | None:
+    """Read a model's `config.json` without what would pick code; None if there is none."""
+    config = parsed(files, CONFIG, model)
+    return None if config is None else dict(_safe(config))
 
 
 def with_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
@@ -117,9 +127,13 @@ def with_config(
     return dict(files) if config is None else {**files, CONFIG: _as_file(change(config))}
 
 
-def tokenizer_of(directory: Path) -> dict[str, bytes | Path]:
-    """Return the files of a model directory that make its tokenizer."""
-    return _files(directory, _TOKENIZER)
+def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
+    """Return those of a model's side files that make its tokenizer."""
+    return {
+        name: each
+        for name, each in files.items()
+        if any(fnmatchcase(name, pattern) for pattern in _TOKENIZER)
+    }
 
 
 def licence_of(directory: Path) -> str | None:
@@ -148,16 +162,23 @@ def _licence_in(fields: dict[str, Any]) -> str | None:
     return str(own) if named == "other" and own else (str(named) if named else None)
 
 
-def _files(directory: Path, names: Sequence[str]) -> dict[str, bytes | Path]:
-    return {
-        path.name: _content(path) for path in (directory / name for name in names) if path.is_file()
-    }
+def _files(directory: Path, patterns: Sequence[str]) -> dict[str, bytes | Path]:
+    return {name: _content(directory / name, real) for name, real in _members(directory, patterns)}
 
 
-def _content(path: Path) -> bytes | Path:
+def _members(directory: Path, patterns: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the files that match: what each is called from the directory on, where it lies."""
+    for pattern in patterns:
+        for path in sorted(directory.glob(pattern)):
+            if path.is_file():
+                if path.parent != directory:
+                    member(path.parent)  # a folder may be a link, too
+                yield path.relative_to(directory).as_posix(), member(path)
+
+
+def _content(path: Path, real: Path) -> bytes | Path:
     """Return where a file lies or, if a loader might run code for what it says, safe new bytes."""
-    real = member(path)
-    if not path.name.endswith("_config.json"):
+    if not path.name.endswith("config.json"):
         return real
     config = read_config(path)
     safe = _safe(config)

@@ -24,7 +24,7 @@ from fusion_core.weights.reading.format import LARGEST_INDEX, parse_index
 from fusion_core.weights.reading.remote import RemoteSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: A folder of more files than this is not a place to look for what was meant.
 _MOST_NEIGHBOURS = 1000
@@ -38,8 +38,9 @@ class Location:
 
     path: Path
     name: str
-    #: weights that are still on the hub
+    #: the commit, for a model on the hub
     pinned: hub.Reference | None = None
+    #: weights that are still there
     remote: tuple[str, ...] = ()
 
     @property
@@ -54,6 +55,15 @@ class Location:
             whole = self.remote or (self.path / SINGLE).is_file() or (self.path / INDEX).is_file()
             return not whole and (self.path / ADAPTER_CONFIG).is_file()
 
+    def names(self) -> list[str]:
+        """Return the files of the model's directory, those in its folders by `folder/name`."""
+        if self.pinned is not None:
+            return sorted(hub.listing(self.pinned))
+        with reading(self.directory):
+            found = (*self.directory.glob("*"), *self.directory.glob("*/*"))
+            inner = (path.relative_to(self.directory) for path in found if path.is_file())
+            return sorted(each.as_posix() for each in inner)
+
     def source(self) -> CheckpointSource | RemoteSource:
         """Return the weights of a model."""
         if self.pinned is not None and self.remote:
@@ -61,8 +71,10 @@ class Location:
         return CheckpointSource(self.path, name=self.name)
 
 
-def locate(given: str, option: str) -> Location:
+def locate(given: str, option: str, *more: str) -> Location:
     """Find a model by its path or its name on the hub; `option` names it in errors.
+
+    Of a repository, files that match patterns in `more` are wanted beside the usual ones.
 
     Raises `CheckpointError` if it is neither, and what `hub.download` raises.
     """
@@ -77,7 +89,7 @@ def locate(given: str, option: str) -> Location:
         usual = "Give a directory, a .safetensors file, or org/name@revision for the hub."
         raise CheckpointError(f"{option}: {given} does not exist", hint=meant or usual)
     try:
-        return _on_hub(hub.resolve(hub.parse(given)))
+        return _on_hub(hub.resolve(hub.parse(given)), more)
     except HubError as error:
         meant = f" ({meant[0].lower()}{meant[1:]})" if meant else ""
         message = f"{option}: {given} does not exist here{meant}, and as a name on the hub: "
@@ -99,11 +111,11 @@ def _close_to(path: Path) -> Path | None:
     return found
 
 
-def _on_hub(pinned: hub.Reference) -> Location:
+def _on_hub(pinned: hub.Reference, more: Sequence[str]) -> Location:
     """Download what lies beside a repository's weights, and an adapter's weights."""
     listing = hub.listing(pinned)
     weights = _weights(pinned, listing)
-    beside = [*SIDE_FILES, CARD, INDEX, ADAPTER_CONFIG]
+    beside = [*SIDE_FILES, *more, CARD, INDEX, ADAPTER_CONFIG]
     if weights == [ADAPTER]:
         return Location(hub.download(pinned, [*beside, ADAPTER]), str(pinned))
     path = hub.download(pinned, beside)

@@ -17,9 +17,11 @@ from fusion_core.weights.writing.disk import target_of, writing
 from fusion_core.weights.writing.ours import is_directory, read_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 PROVENANCE = "provenance.json"
+#: The parts of a side file's name: a folder, and the file in it.
+_DEEPEST = 2
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
@@ -35,6 +37,14 @@ def check_output(output: Path, *, overwrite: bool) -> None:
             if not overwrite:
                 raise present(output)
             _check_ours(output)
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a side file may be called so: a plain name, or one in a folder."""
+    parts = name.split("/")
+    return len(parts) <= _DEEPEST and all(
+        part not in {"", ".."} and Path(part).name == part for part in parts
+    )
 
 
 def present(output: Path) -> OutputError:
@@ -81,7 +91,7 @@ def _check_ours(output: Path) -> None:
             f"output {output} was not written by fuse: it has no {PROVENANCE} of ours",
             hint="--overwrite replaces nothing else. Choose another with -o, or move it away.",
         )
-    others = sorted(path.name for path in output.iterdir() if not _is_written(path, written))
+    others = sorted(_others(output, written))
     if others:
         names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
         raise OutputError(
@@ -90,9 +100,18 @@ def _check_ours(output: Path) -> None:
         )
 
 
-def _is_written(path: Path, written: Collection[str]) -> bool:
-    is_named = path.name in written or target_of(path) is not None
-    return is_named and not is_directory(path)
+def _others(output: Path, written: Collection[str]) -> Iterator[str]:
+    """Yield what lies in an output and was not written by its run; folders are looked into."""
+    folders = {name.partition("/")[0] for name in written if "/" in name}
+    for path in output.iterdir():
+        if not is_directory(path):
+            if path.name not in written and target_of(path) is None:
+                yield path.name
+        elif path.name not in folders:
+            yield path.name
+        else:
+            inner = {f"{path.name}/{each.name}": each for each in path.iterdir()}
+            yield from (n for n, each in inner.items() if n not in written or is_directory(each))
 
 
 def _written(provenance: Path) -> set[str] | None:

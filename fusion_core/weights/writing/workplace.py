@@ -19,7 +19,6 @@ import stat
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
@@ -36,6 +35,7 @@ from fusion_core.weights.writing.ours import is_directory, read_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 #: A directory in a workplace that we cannot list is not one that a run of ours made.
 _CLOSED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
@@ -140,8 +140,8 @@ class Workplace:
     def _is_part(self, path: Path, status: os.stat_result) -> bool:
         """Tell whether a run may have made something: no link, pipe or file of other names."""
         if stat.S_ISDIR(status.st_mode):
-            own = {self.path: {self.model, self.state, self.old}, self.model: set[Path]()}
-            return status.st_uid == _user() and path in own.get(path.parent, {path})
+            is_known = path.parent != self.path or path in {self.model, self.state, self.old}
+            return status.st_uid == _user() and is_known
         is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
         return status.st_uid == _user() and is_single
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,8 @@ from fusion_core.weights.writing._layout import Layout
 from fusion_core.weights.writing._shards import Shards
 from fusion_core.weights.writing.digest import tensors_digest
 from fusion_core.weights.writing.disk import sync_directory, write_new, writing
-from fusion_core.weights.writing.target import check_output, present
+from fusion_core.weights.writing.ours import is_directory
+from fusion_core.weights.writing.target import check_output, is_plain, present
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,7 +87,9 @@ class Staging:
         names = {each.file for each in layout.shards} if is_same else set()
         with writing(self.directory):
             for path in list(self.directory.iterdir()):
-                if path.name not in names:
+                if is_directory(path):
+                    shutil.rmtree(path)
+                elif path.name not in names:
                     path.unlink()
         self.shards = Shards.reserve(layout, self.directory)
         intact = self.shards.intact(self._journal.tensors) if is_same else {}
@@ -103,12 +107,12 @@ class Staging:
     def add(self, name: str, content: bytes | Path | Iterable[bytes]) -> None:
         """Add a side file: its bytes, at once or one part after the other, or a file to copy.
 
-        Raises `BrokenPluginError` for a name that leads elsewhere or is taken: names come from
-        algorithms and pools.
+        It may lie in a folder. Raises `BrokenPluginError` for a name that leads elsewhere or is
+        taken: names come from algorithms and pools.
         """
-        path = self.directory / name
-        if path.parent != self.directory or path.name != name or path.exists():
+        if not is_plain(name) or (self.directory / name).exists():
             raise BrokenPluginError(f"{name!r} cannot be the name of a side file, or is taken")
+        path = self._folder_of(name) / Path(name).name
         size, digest = 0, hashlib.sha256()
 
         def chunks() -> Iterator[bytes]:
@@ -119,7 +123,17 @@ class Staging:
                 yield chunk
 
         write_new(path, chunks())
+        if path.parent != self.directory:
+            with writing(path.parent):
+                sync_directory(path.parent)
         self._side_files[name] = (size, digest.hexdigest())
+
+    def _folder_of(self, name: str) -> Path:
+        folder = (self.directory / name).parent
+        with writing(folder):
+            if not is_directory(folder):
+                folder.mkdir()
+        return folder
 
     def finish_shards(self) -> None:
         """Complete every shard, and the index if there are several."""

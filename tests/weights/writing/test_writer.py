@@ -341,12 +341,30 @@ def test_an_exchange_takes_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         exchanged_at_once(tmp_path / "one", tmp_path / "three")
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", ".", "..", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", "a/b/c", "a/../../b", "a//b", "", ".", "..", "model.safetensors"]
+)
 def test_a_side_file_stays_in_its_place(state: State, tmp_path: Path, name: str) -> None:
     with pytest.raises(BrokenPluginError, match="side file"), staged(tmp_path / "out") as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9)
         staging.add(name, b"x")
     assert everything_below(tmp_path) == {}
+
+
+def test_a_side_file_may_lie_in_a_folder(state: State, tmp_path: Path) -> None:
+    def write(*, stop: bool = False, **options: Any) -> None:
+        with staged(tmp_path / "out", plan=b"{}", **options) as staging:
+            materialise(StateDictSource(state), staging, shard_size=10**9)
+            staging.add("folder/x", b"x")
+            staging.add("folder/y", b"y")
+            if stop:
+                raise KeyboardInterrupt
+            staging.commit(overwrite=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(stop=True)
+    write(resume=True)
+    assert (tmp_path / "out" / "folder" / "y").read_bytes() == b"y"
 
 
 def test_a_side_file_of_any_size_takes_no_memory(state: State, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Pools of language models and sentence encoders for fusion-core."""

@@ -1,0 +1,142 @@
+"""Live models of transformers, made of a configuration and weights under any of their spellings."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import RenamedSource, same_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from fusion_core.weights import WeightSource
+
+#: Buffers that old files hold and no model of today has.
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of transformers, found by an Auto class and the text of a `config.json`."""
+
+    auto: str
+    config: str
+
+    def construct(self) -> PreTrainedModel:
+        """Return a model with initial weights, fp32.
+
+        No code but the installed transformers' runs. Raises `CheckpointError` for a configuration
+        that it does not know, or cannot make such a model of.
+        """
+        return self._constructed(self._configuration())
+
+    @property
+    def checked(self) -> Architecture:
+        """This architecture, once such a model was made; raises as `construct` does."""
+        _ = self._on_meta
+        return self
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The parameters and buffers of such a model on the meta device; tied under each name."""
+        return _tensors(self._on_meta)
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Every parameter's first name: tensors of one first name are one."""
+        names = {id(each): name for name, each in reversed(self.tensors.items())}
+        return {name: names[id(each)] for name, each in self.tensors.items()}
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The tensors with a row for each token, and the dimension that the tokens are.
+
+        Those whose shape changes with the number of tokens, whatever they are called.
+        """
+        config = self._configuration()
+        config.get_text_config().vocab_size += 1
+        with torch.device("meta"):
+            more = _tensors(self._constructed(config))
+        return {
+            name: axis
+            for name, tensor in self.tensors.items()
+            for axis, (one, other) in enumerate(zip(tensor.shape, more[name].shape, strict=True))
+            if one != other
+        }
+
+    def named(self, source: WeightSource) -> RenamedSource:
+        """Return weights by the live model's names, without what transformers ignores.
+
+        Names of old files are renamed as transformers does when it loads them.
+        """
+        today = {self.renamed(name): name for name in source.infos}
+        live = {there: here for here, there in same_tensors(self.tensors, today).items()}
+        known = (name for name in today if name in live or not self._is_ignored(name))
+        return RenamedSource(source, {live.get(name, name): today[name] for name in known})
+
+    def renamed(self, name: str) -> str:
+        """Return what transformers calls a tensor of an old file today."""
+        for each in self._renamings:
+            name, _ = each.rename_source_key(name)
+        return name
+
+    @cached_property
+    def _renamings(self) -> list[WeightRenaming]:
+        found = get_model_conversion_mapping(self._on_meta)
+        return [each for each in found if isinstance(each, WeightRenaming)]
+
+    def _is_ignored(self, name: str) -> bool:
+        own = self._on_meta._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001 - its own rule
+        return any(re.search(pattern, name) for pattern in (*own, *_OLD_BUFFERS))
+
+    @cached_property
+    def _on_meta(self) -> PreTrainedModel:
+        with torch.device("meta"):
+            return self._constructed(self._configuration())
+
+    def _constructed(self, config: PreTrainedConfig) -> PreTrainedModel:
+        kind = getattr(transformers, self.auto)
+        try:
+            model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
+        except Exception as error:  # whatever the model's class raises
+            raise self._impossible(error) from error
+        return model
+
+    def _configuration(self) -> PreTrainedConfig:
+        fields: dict[str, Any] = json.loads(self.config)
+        kind = fields.pop("model_type", None)
+        try:
+            return transformers.AutoConfig.for_model(kind, **fields)
+        except Exception as error:  # whatever the configuration's class raises
+            raise self._impossible(error) from error
+
+    def _impossible(self, error: Exception) -> CheckpointError:
+        kind = json.loads(self.config).get("model_type")
+        return CheckpointError(
+            f"transformers {transformers.__version__} makes no {self.auto} of this config.json, "
+            f"whose model_type is {kind!r}: {error}",
+            hint="Use the pool of the model's kind: fuse list pools; 'checkpoints' merges any.",
+        )
+
+
+@lru_cache(maxsize=8)
+def architecture(auto: str, config: str) -> Architecture:
+    """Return the architecture, the same for the same text: what it has found is found once."""
+    return Architecture(auto, config)
+
+
+def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }

@@ -1,0 +1,72 @@
+"""What lies beside a model's weights and what of it goes along, said where that is not all."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from fusion_core.weights import Files
+
+MODULES = "modules.json"
+#: What a SentenceTransformer has beside its encoder: settings, prompts, and a folder a module.
+OF_ENCODERS = (
+    MODULES,
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "[0-9]*_*/config.json",
+    "[0-9]*_*/model.safetensors",
+)
+_FOLDERS = ("additional_chat_templates/*", "[0-9]*_*/*")
+#: Neither loading nor serving needs these: weights, cards, what training and fuse leave.
+_NOT_NEEDED = (
+    *("*.safetensors", "*.index.json", "pytorch_model*", "*.pt", "*.pth", "*.ckpt", "*.h5"),
+    *("*.msgpack", "*.onnx*", "*.gguf", "*.ot", "rust_model*", "training_args.bin", "*.md"),
+    *("LICEN*", "NOTICE*", "USE_POLICY*", ".*", "*.png", "*.jpg", "*.svg", "*.pdf", "*.log"),
+    *("trainer_state.json", "*_results.json", "adapter_*", "events.out*", "recipe.yaml"),
+    *("provenance.json", "report.json", "metrics.jsonl"),
+)
+_OWN = "sentence_transformers."
+
+
+def left_out(names: Collection[str], taken: Collection[str]) -> list[str]:
+    """Return the files of a model's directory that loading may need and an output will not have."""
+    known = (name for name in names if "/" not in name or _matches(name, _FOLDERS))
+    inner = ((name, name.rpartition("/")[2]) for name in known if name not in taken)
+    return [name for name, last in inner if "/" in name or not _matches(last, _NOT_NEEDED)]
+
+
+def with_own_modules(files: Files) -> Files:
+    """Return an encoder's files, without a list of modules that loading would run code for.
+
+    sentence-transformers imports what `modules.json` names, from the hub if it says so. Without
+    that file a directory is a plain encoder of transformers.
+    """
+    if MODULES not in files or all(kind.startswith(_OWN) for kind in _modules(files[MODULES])):
+        return files
+    return {name: each for name, each in files.items() if name != MODULES}
+
+
+def has_chat_template(files: Files) -> bool:
+    """Tell whether a model's files say how a conversation is written, in any of the forms."""
+    settings = files.get("tokenizer_config.json")
+    inside = settings is not None and '"chat_template"' in _text(settings)
+    return inside or any(name.startswith("chat_template.") for name in files)
+
+
+def _modules(content: bytes | Path) -> Iterator[str]:
+    for each in json.loads(_text(content)):
+        yield str(each["type"])
+
+
+def _text(content: bytes | Path) -> str:
+    data = content.read_bytes() if isinstance(content, Path) else content
+    return data.decode("utf-8", errors="replace")
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,172 @@
+"""Tiny language models with tokenizers that are trained on the spot."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    T5Config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+TEXTS = [
+    "the quick brown fox jumps over the lazy dog and runs into the old forest",
+    "merging models is adding up what they have learned, one tensor after the other",
+    "a tokenizer cuts a text into pieces, and each piece has a row of its own",
+]
+_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+@cache
+def _trained(kind: str, size: int) -> str:
+    """Return a tokenizer as tokenizers keeps it."""
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    if kind == "bytes":  # as Llama 3, Qwen and GPT-2 have it
+        made = Tokenizer(models.BPE(unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        trainer: Any = trainers.BpeTrainer(vocab_size=size, special_tokens=special)
+    elif kind == "pieces":  # T5
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=size, special_tokens=special, unk_token="<unk>"
+        )
+    else:  # BERT
+        made = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        made.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special)
+    made.train_from_iterator(TEXTS, trainer)
+    if kind == "words":
+        made.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+        )
+    return str(made.to_str())
+
+
+def tokenizer(kind: str = "bytes", size: int = 90) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained(kind, size)), **_SPECIAL
+    )
+
+
+_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+_TWO: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
+_BERT = {**_TWO, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
+_LLAMA = {**_BERT, "num_key_value_heads": 1}
+FAMILIES: dict[str, tuple[str, Callable[..., PreTrainedConfig], dict[str, Any]]] = {
+    "llama": ("bytes", LlamaConfig, _LLAMA),
+    "qwen2": ("bytes", Qwen2Config, {**_LLAMA, "tie_word_embeddings": True}),
+    "gpt2": ("bytes", GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+    "neox": ("bytes", GPTNeoXConfig, _BERT),
+    "t5": ("pieces", T5Config, {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 2,
+                                "num_heads": 2, "decoder_start_token_id": 0}),
+    "bert": ("words", BertConfig, {**_BERT, "num_labels": 3}),
+}  # fmt: skip
+CLASSES = {
+    "causal-lm": AutoModelForCausalLM,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "sentence-encoder": AutoModel,
+}
+POOL_OF = {"llama": "causal-lm", "qwen2": "causal-lm", "gpt2": "causal-lm", "t5": "seq2seq-lm"}
+
+
+def live(
+    family: str, seed: int, *, pool: str | None = None, rows: int = 90, **changes: Any
+) -> PreTrainedModel:
+    """Return a model with random weights, the same for the same seed."""
+    _, configure, fields = FAMILIES[family]
+    config = configure(vocab_size=rows, **{**fields, **_IDS, **changes})
+    kind = CLASSES[pool or POOL_OF[family]]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return kind.from_config(config, dtype=torch.float32).eval()
+
+
+def save(
+    directory: Path,
+    model: PreTrainedModel,
+    own: PreTrainedTokenizerFast | None,
+    **options: Any,
+) -> str:
+    model.save_pretrained(directory, **options)
+    if own is not None:
+        own.save_pretrained(directory)
+    return str(directory)
+
+
+class Tiny:
+    """What tests make models and tokenizers with."""
+
+    live = staticmethod(live)
+    save = staticmethod(save)
+    tokenizer = staticmethod(tokenizer)
+    classes = CLASSES
+    texts = TEXTS
+
+
+@pytest.fixture(scope="session")
+def tiny() -> type[Tiny]:
+    return Tiny
+
+
+@pytest.fixture
+def models_of(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Save a base and experts of a family, with one tokenizer; returns a pool's options."""
+
+    def make(family: str, pool: str | None = None, names: Sequence[str] = ("a", "b")) -> Any:
+        own = tokenizer(FAMILIES[family][0])
+        paths = {
+            name: save(tmp_path / name, live(family, seed, pool=pool, rows=len(own)), own)
+            for seed, name in enumerate(["base", *names])
+        }
+        return {"base": paths.pop("base"), "models": paths}
+
+    return make
+
+
+@pytest.fixture
+def adapter() -> Callable[..., str]:
+    """Write a LoRA adapter of rank 2 and scale 2 as PEFT does, of a linear layer or embeddings."""
+
+    def write(directory: Path, module: str, *, rows: int | None = None) -> str:
+        directory.mkdir()
+        drawn = torch.Generator().manual_seed(3)
+        a, b = ("lora_A.weight", "lora_B.weight")
+        if rows is not None:
+            a, b = ("lora_embedding_A", "lora_embedding_B")
+        factors = {
+            f"base_model.model.{module}.{a}": torch.randn(2, rows or 16, generator=drawn),
+            f"base_model.model.{module}.{b}": torch.randn(16, 2, generator=drawn),
+        }
+        save_file(factors, directory / "adapter_model.safetensors")
+        target = module.rpartition(".")[2]
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [target]}
+        (directory / "adapter_config.json").write_text(json.dumps(config))
+        return str(directory)
+
+    return write

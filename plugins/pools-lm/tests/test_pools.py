@@ -1,0 +1,407 @@
+"""Merges that transformers loads as they are, live models that compute what it computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from fusion_core import AlignmentPolicy, RunOptions, run_fusion
+from fusion_core.errors import CheckpointError, OutputError
+from fusion_core.testing import Mean
+from fusion_core.weights import CheckpointSource
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import CausalPool, EncoderPool, LanguagePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hub_server import HubServer
+
+Options = dict[str, Any]
+Tiny = Any  # conftest.py has it
+POOL_OF = {"llama": "causal-lm", "qwen2": "causal-lm", "gpt2": "causal-lm", "t5": "seq2seq-lm"}
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+
+
+def merge(pool: str, options: Options, output: Path, **section: Any) -> Path:
+    result = run_fusion(
+        algorithm=Mean(),
+        model_pool={"name": pool, **options},
+        output={"path": str(output), **section},
+    )
+    assert result.path is not None
+    return result.path
+
+
+def open_pool(options: Options, kind: type[LanguagePool] = CausalPool) -> LanguagePool:
+    return kind(LanguageConfig(**options))
+
+
+def read(directory: str | Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return dict(load_file(Path(directory) / name))
+
+
+def said(options: Options, kind: type[LanguagePool] = CausalPool) -> str:
+    return "\n".join(open_pool(options, kind).aligned(AlignmentPolicy()).warnings)
+
+
+@pytest.mark.parametrize("family", POOL_OF)
+def test_a_merge_loads_and_generates(
+    tiny: Tiny, family: str, models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    merged = merge(POOL_OF[family], models_of(family), tmp_path / "merged")
+    kind = tiny.classes[POOL_OF[family]]
+    model, found = kind.from_pretrained(merged, output_loading_info=True)
+    assert not any(found.values())
+    mine = AutoTokenizer.from_pretrained(merged)
+    prompt = mine(tiny.texts[0], return_tensors="pt", return_token_type_ids=False)
+    made = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert made.shape[1] >= 1
+    a, b = (read(tmp_path / name) for name in "ab")
+    for name, value in read(merged).items():
+        torch.testing.assert_close(value, (a[name] + b[name]) / 2)
+
+
+@pytest.mark.parametrize("pool", ["sequence-classification", "sentence-encoder"])
+def test_a_merge_of_encoders_loads(
+    tiny: Tiny, pool: str, models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    merged = merge(pool, models_of("bert", pool), tmp_path / "merged", dtype="bfloat16")
+    model, found = tiny.classes[pool].from_pretrained(merged, output_loading_info=True)
+    assert not any(found.values())
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", [*POOL_OF, "bert"])
+def test_a_live_model_computes_what_transformers_does(
+    tiny: Tiny, family: str, models_of: Callable[..., Options]
+) -> None:
+    name = POOL_OF.get(family, "sequence-classification")
+    options = models_of(family, name)
+    kind = next(k for k in LanguagePool.__subclasses__() if k.auto == tiny.classes[name].__name__)
+    pool = open_pool(options, kind)
+    words = {"input_ids": torch.tensor([[5, 9, 30, 31]])}
+    words |= {"decoder_input_ids": torch.tensor([[0, 7]])} if family == "t5" else {}
+    with torch.no_grad():
+        expected = tiny.classes[name].from_pretrained(options["base"]).eval()(**words).logits
+        torch.testing.assert_close(pool.build(pool.reference)(**words).logits, expected)
+
+
+def test_the_hubs_spelling_of_gpt2_is_read(
+    tiny: Tiny, tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    tiny.save(tmp_path / "a", tiny.live("gpt2", 1), tiny.tokenizer())
+    tiny.save(tmp_path / "base", tiny.live("gpt2", 0), tiny.tokenizer())
+    old = {
+        name.removeprefix("transformer."): each for name, each in read(tmp_path / "base").items()
+    }
+    old |= {f"h.{n}.attn.bias": torch.ones(1, 1, 64, 64) for n in range(2)}
+    save_file(
+        {name: each.contiguous() for name, each in old.items()},
+        tmp_path / "base" / "model.safetensors",
+    )
+    lora = adapter(tmp_path / "lora", "transformer.h.0.attn.c_proj")
+    experts = {"a": str(tmp_path / "a"), "lora": lora}
+    pool = open_pool({"base": str(tmp_path / "base"), "models": experts})
+    built = pool.aligned(AlignmentPolicy()).build(pool.reference)
+    assert torch.equal(built.get_parameter("transformer.wte.weight"), old["wte.weight"])
+    assert pool.parameters(built).keys() == old.keys() - {f"h.{n}.attn.bias" for n in range(2)}
+
+
+def test_old_names_of_a_base_meet_todays_of_its_experts(
+    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    options = models_of("bert", "sequence-classification")
+    today = read(merge("sequence-classification", options, tmp_path / "today"))
+    path = tmp_path / "base" / "model.safetensors"
+    save_file({old(name): value for name, value in load_file(path).items()}, path)
+    merged = merge("sequence-classification", options, tmp_path / "merged")
+    assert all(torch.equal(value, today[name]) for name, value in renamed(read(merged)).items())
+    _, found = tiny.classes["sequence-classification"].from_pretrained(
+        merged, output_loading_info=True
+    )
+    assert not any(found.values())
+    provenance = json.loads((merged / "provenance.json").read_text())
+    assert all("model.safetensors" in each["files"] for each in provenance["inputs"].values())
+
+
+def old(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta")
+
+
+def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = {old(name): name for name in map(today_of, state)}
+    return {names[name]: value for name, value in state.items()}
+
+
+def today_of(name: str) -> str:
+    return name.replace("gamma", "weight").replace("beta", "bias")
+
+
+def test_shards_are_read(tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path) -> None:
+    options = models_of("llama")
+    tiny.save(
+        tmp_path / "shards",
+        tiny.live("llama", 1, rows=len(tiny.tokenizer())),
+        tiny.tokenizer(),
+        max_shard_size="8KB",
+    )
+    assert not (tmp_path / "shards" / "model.safetensors").exists()
+    one = read(merge("causal-lm", options, tmp_path / "one"))
+    options["models"]["a"] = str(tmp_path / "shards")
+    two = read(merge("causal-lm", options, tmp_path / "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_adapter_is_an_expert(
+    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    options = models_of("llama", names=("a",))
+    options["models"]["lora"] = adapter(tmp_path / "lora", "model.layers.0.self_attn.q_proj")
+    pool = open_pool(options)
+    key = "model.layers.0.self_attn.q_proj.weight"
+    factors = read(tmp_path / "lora", "adapter_model.safetensors")
+    a, b = (
+        factors[f"base_model.model.{key.removesuffix('.weight')}.lora_{x}.weight"] for x in "AB"
+    )
+    built = pool.build(pool.experts["lora"])
+    expected = read(options["base"])[key] + 2 * b @ a
+    torch.testing.assert_close(built.get_parameter(key).detach(), expected)
+    tiny.classes["causal-lm"].from_pretrained(merge("causal-lm", options, tmp_path / "merged"))
+
+
+def test_live_models_are_merged_and_built(tiny: Tiny) -> None:
+    models = [tiny.live("llama", seed) for seed in range(3)]
+    pool = open_pool({"base": models[0], "models": {"a": models[1], "b": models[2]}})
+    built = pool.build(pool.experts["b"])
+    words = torch.tensor([[5, 9, 30]])
+    with torch.no_grad():
+        torch.testing.assert_close(built(words).logits, models[2](words).logits)
+
+
+FILES = {
+    "generation_config.json": '{"eos_token_id": [3, 7], "max_length": 33}',
+    "chat_template.jinja": TEMPLATE,
+    "additional_chat_templates/tool_use.jinja": "tools" + TEMPLATE,
+    "processor_config.json": '{"processor_class": "X"}',
+    "preprocessor_config.json": "{}",
+    "tokenizer.model": "sentencepiece",
+    "tekken.json": "{}",
+}
+
+
+def write(directory: str | Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        path = Path(directory) / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(content)
+
+
+def test_an_output_has_what_loading_and_serving_need(
+    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    options = models_of("llama")
+    write(options["base"], FILES)
+    merged = merge("causal-lm", options, tmp_path / "merged")
+    names = {path.relative_to(options["base"]) for path in Path(options["base"]).rglob("*.*")}
+    assert all((merged / name).is_file() for name in names)
+    assert all((merged / name).read_text() == content for name, content in FILES.items())
+    assert said(options) == ""
+    own = AutoTokenizer.from_pretrained(merged)
+    message = [{"role": "user", "content": "hello"}]
+    assert own.apply_chat_template(message, tokenize=False) == "<|user|>hello"
+    assert "tool_use" in own.chat_template
+    model = tiny.classes["causal-lm"].from_pretrained(merged)
+    assert model.generation_config.eos_token_id == [3, 7]
+
+
+def test_a_template_inside_the_tokenizers_settings_comes_along(
+    models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    options = models_of("llama")
+    path = Path(options["base"]) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TEMPLATE}))
+    merged = merge("causal-lm", options, tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(merged).chat_template == TEMPLATE
+
+
+def test_an_output_with_folders_can_be_replaced_and_is_looked_into(
+    models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    options = models_of("llama")
+    write(options["base"], FILES)
+    merged = merge("causal-lm", options, tmp_path / "merged")
+
+    def again() -> None:
+        run_fusion(
+            algorithm=Mean(),
+            model_pool={"name": "causal-lm", **options},
+            output={"path": str(merged)},
+            options=RunOptions(overwrite=True),
+        )
+
+    again()
+    (merged / "additional_chat_templates" / "mine.txt").write_text("notes")
+    with pytest.raises(OutputError, match=r"additional_chat_templates/mine\.txt"):
+        again()
+
+
+def test_what_does_not_come_along_is_said(
+    models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    options = models_of("llama")
+    beside = (
+        "modeling_own.py",
+        "labels.json",
+        "training_args.bin",
+        "README.md",
+        "onnx/config.json",
+    )
+    write(options["base"], dict.fromkeys(beside, "{}"))
+    write(options["models"]["b"], {"chat_template.jinja": TEMPLATE})
+    lost, template = said(options).split("\n")
+    assert lost == "beside base, and not copied (code never is): labels.json, modeling_own.py"
+    assert template == "b has a chat template; base, and so the output, has none"
+    merged = merge("causal-lm", options, tmp_path / "merged")
+    assert not list(merged.glob("*.py"))
+
+
+def test_a_base_without_a_tokenizer_is_said(models_of: Callable[..., Options]) -> None:
+    options = models_of("llama")
+    for path in Path(options["base"]).glob("tokenizer*"):
+        path.unlink()
+    assert said(options) == "base has no tokenizer, and so the output has none"
+
+
+def test_a_folder_that_leads_elsewhere_is_refused(
+    models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    options = models_of("llama")
+    write(tmp_path / "secret", {"x.jinja": "private"})
+    (Path(options["base"]) / "additional_chat_templates").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="leads out of its directory"):
+        open_pool(options).assets()
+
+
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    {
+        "idx": 3,
+        "name": "3",
+        "path": "3_Normalize",
+        "type": "sentence_transformers.models.Normalize",
+    },
+]
+SENTENCES = {
+    "modules.json": json.dumps(MODULES),
+    "config_sentence_transformers.json": '{"prompts": {"query": "query: "}}',
+    "sentence_bert_config.json": '{"max_seq_length": 64, "do_lower_case": false}',
+    "1_Pooling/config.json": '{"word_embedding_dimension": 16, "pooling_mode_mean_tokens": true}',
+    "2_Dense/config.json": json.dumps(
+        {"in_features": 16, "out_features": 8, "bias": True,
+         "activation_function": "torch.nn.modules.activation.Tanh"}
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def encoders(models_of: Callable[..., Options]) -> Options:
+    """A SentenceTransformer with a dense layer, and experts of its encoder."""
+    options: Options = models_of("bert", "sentence-encoder")
+    write(options["base"], SENTENCES)
+    dense = {"linear.weight": torch.eye(8, 16), "linear.bias": torch.zeros(8)}
+    save_file(dense, Path(options["base"]) / "2_Dense" / "model.safetensors")
+    return options
+
+
+def test_a_sentence_transformer_stays_one(tiny: Tiny, encoders: Options, tmp_path: Path) -> None:
+    merged = merge("sentence-encoder", encoders, tmp_path / "merged")
+    assert all((merged / name).read_text() == content for name, content in SENTENCES.items())
+    assert said(encoders, EncoderPool) == ""
+    library = pytest.importorskip("sentence_transformers")
+    whole = library.SentenceTransformer(str(merged), device="cpu")
+    vectors = whole.encode(tiny.texts, prompt_name="query", convert_to_tensor=True)
+    own = tiny.tokenizer("words")
+    words = own([f"query: {text}" for text in tiny.texts], padding=True, return_tensors="pt")
+    encoder = open_pool(encoders, EncoderPool)
+    built = encoder.build(CheckpointSource(merged))
+    with torch.no_grad():
+        hidden = built(words["input_ids"], attention_mask=words["attention_mask"])[0]
+    mask = words["attention_mask"][..., None].float()
+    pooled = (hidden * mask).sum(1) / mask.sum(1)
+    expected = torch.nn.functional.normalize(torch.tanh(pooled[:, :8]), dim=1)
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_modules_that_load_code_are_left_out_and_said(encoders: Options, tmp_path: Path) -> None:
+    evil = [{**MODULES[0], "type": "somebody/else--custom.Transformer"}, *MODULES[1:]]
+    write(encoders["base"], {"modules.json": json.dumps(evil), "custom.py": "raise"})
+    assert said(encoders, EncoderPool).endswith("custom.py, modules.json")
+    merged = merge("sentence-encoder", encoders, tmp_path / "merged")
+    assert not (merged / "modules.json").exists()
+
+
+def test_a_configuration_picks_no_code(models_of: Callable[..., Options]) -> None:
+    options = models_of("llama")
+    path = Path(options["base"]) / "config.json"
+    fields = {
+        "auto_map": {"AutoModelForCausalLM": "evil.Model"},
+        "_attn_implementation": "evil/evil",
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    pool = open_pool(options)
+    assert b"evil" not in bytes(pool.assets()["config.json"])
+    assert type(pool.build(pool.reference)).__module__.startswith("transformers.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "never-heard-of"}, "makes no AutoModelForCausalLM.*never-heard-of"),
+        ({"num_attention_heads": "two"}, "makes no AutoModelForCausalLM"),
+    ],
+)
+def test_an_impossible_configuration_is_refused(
+    models_of: Callable[..., Options], change: Options, message: str
+) -> None:
+    options = models_of("llama")
+    for path in Path(options["base"]).parent.glob("*/config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        open_pool(options).check_builds()
+
+
+def test_a_file_of_weights_alone_is_merged_and_not_built(
+    models_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    options = models_of("llama", names=("a",))
+    shutil.copy(f"{options['base']}/model.safetensors", tmp_path / "alone.safetensors")
+    pool = open_pool({**options, "base": str(tmp_path / "alone.safetensors")})
+    pool.aligned(AlignmentPolicy())
+    with pytest.raises(CheckpointError, match=r"alone\.safetensors has no config\.json"):
+        pool.check_builds()
+
+
+def test_models_come_from_the_hub(
+    tiny: Tiny, models_of: Callable[..., Options], encoders: Options, hub: HubServer, tmp_path: Path
+) -> None:
+    write(encoders["base"], {"modeling_own.py": "raise", "additional_chat_templates/x.jinja": "x"})
+    for name in ("base", "a", "b"):
+        hub.add_directory(f"org/{name}", tmp_path / name)
+    options = {"base": "org/base", "models": {"a": "org/a", "b": "org/b@main"}}
+    merged = merge("sentence-encoder", options, tmp_path / "merged")
+    own = {**SENTENCES, "additional_chat_templates/x.jinja": "x"}
+    assert all((merged / name).read_text() == content for name, content in own.items())
+    assert (merged / "2_Dense" / "model.safetensors").is_file()
+    assert said(options, EncoderPool).endswith(": modeling_own.py")
+    assert not hub.asked("modeling_own.py")
+    tiny.classes["sentence-encoder"].from_pretrained(merged)

@@ -1,0 +1,462 @@
+"""Rows by token: against a dense computation, token by token, from what transformers reads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fusion_core import AlignmentPolicy, run_fusion
+from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.testing import Mean
+from fusion_core.weights import Cut
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import CausalPool, ClassificationPool, LanguagePool, Seq2SeqPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Options = dict[str, Any]
+Tiny = Any  # conftest.py has it
+State = "Mapping[str, torch.Tensor]"
+KINDS = {
+    "causal-lm": CausalPool,
+    "seq2seq-lm": Seq2SeqPool,
+    "sequence-classification": ClassificationPool,
+}
+FAMILIES = {"llama": "causal-lm", "qwen2": "causal-lm", "gpt2": "causal-lm", "t5": "seq2seq-lm",
+            "bert": "sequence-classification", "neox": "causal-lm"}  # fmt: skip
+#: the tensors with a row a token, of each family
+TOKENS = {
+    "llama": ["model.embed_tokens.weight", "lm_head.weight"],
+    "qwen2": ["model.embed_tokens.weight"],
+    "gpt2": ["transformer.wte.weight"],
+    "t5": ["shared.weight"],
+    "bert": ["bert.embeddings.word_embeddings.weight"],
+}
+
+
+def changed(own: PreTrainedTokenizerFast, seed: int | None, *added: str, lost: str = "") -> Any:
+    """Return a tokenizer with its numbers permuted, tokens added, and one renamed."""
+    data = json.loads(own.backend_tokenizer.to_str())
+    model = data["model"]
+    if seed is not None:
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed)).tolist()
+        model["vocab"] = {token: order[number] for token, number in model["vocab"].items()}
+        for each in data["added_tokens"]:
+            each["id"] = order[each["id"]]
+        data["post_processor"] = None
+    if lost:
+        model["vocab"]["new" + lost] = model["vocab"].pop(lost)
+        model["merges"] = [pair for pair in model["merges"] if lost not in {*pair, "".join(pair)}]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(data)),
+        **{
+            role: str(getattr(own, role))
+            for role in ("unk_token", "bos_token", "eos_token", "pad_token")
+        },
+    )
+    made.add_tokens(list(added), special_tokens=True)
+    return made
+
+
+@pytest.fixture
+def several(tiny: Tiny, tmp_path: Path) -> Callable[..., Options]:
+    """Save models with tokenizers of their own; returns a pool's options."""
+
+    def make(family: str, tokenizers: Mapping[str, Any], **options: Any) -> Options:
+        paths = {}
+        for seed, (name, own) in enumerate(tokenizers.items()):
+            rows = options.get("rows", {}).get(name, len(own))
+            model = tiny.live(family, seed, pool=FAMILIES[family], rows=rows)
+            paths[name] = tiny.save(tmp_path / name, model, own)
+        base = {"base": paths.pop("base")} if "base" in paths else {}
+        return {**base, "models": paths}
+
+    return make
+
+
+def kind_of(tiny: Tiny, family: str) -> str:
+    return {"t5": "pieces", "bert": "words"}.get(family, "bytes")
+
+
+def open_pool(family: str, options: Options, **more: Any) -> LanguagePool:
+    return KINDS[FAMILIES[family]](LanguageConfig(**options, **more))
+
+
+def vocabulary(directory: str | Path) -> dict[str, int]:
+    return dict(AutoTokenizer.from_pretrained(directory).get_vocab())
+
+
+def weights(directory: str | Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(Path(directory) / "model.safetensors"))
+
+
+def dense(
+    options: Options, tensor: str, numbers: Mapping[str, int], policy: str
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Return every model's row of every token: its own, the base's, or by the policy."""
+    paths = {**({"base": options["base"]} if "base" in options else {}), **options["models"]}
+    rows = {name: weights(path)[tensor] for name, path in paths.items()}
+    known = {name: vocabulary(path) for name, path in paths.items()}
+    own = {
+        name: {token: rows[name][n] for token, n in known[name].items() if n < len(rows[name])}
+        for name in paths
+    }
+
+    def new(name: str, token: str) -> torch.Tensor:
+        having = [each[token].double() for each in own.values() if token in each]
+        if policy == "expert" and having:
+            return torch.stack(having).mean(0)
+        if policy == "subwords":
+            own_one = PreTrainedTokenizerFast(tokenizer_file=f"{paths[name]}/tokenizer.json")
+            cut = own_one(text_of(token), add_special_tokens=False)
+            if cut["input_ids"]:
+                return rows[name][cut["input_ids"]].double().mean(0)
+        return torch.zeros(rows[name].shape[1], dtype=torch.float64)
+
+    def row(name: str, token: str) -> torch.Tensor:
+        if token in own[name]:
+            return own[name][token].double()
+        if "base" in own and token in own["base"]:
+            return own["base"][token].double()
+        return new(name, token)
+
+    return {name: {token: row(name, token) for token in numbers} for name in paths}
+
+
+def text_of(token: str) -> str:
+    return token.replace("Ġ", " ").replace("▁", " ").removeprefix("##")
+
+
+def check(
+    pool: LanguagePool, options: Options, tensor: str, numbers: Mapping[str, int], policy: str
+) -> None:
+    for name, expected in dense(options, tensor, numbers, policy).items():
+        found = pool.by_name[name].tensor(tensor)
+        for token, row in expected.items():
+            torch.testing.assert_close(found[numbers[token]].double(), row, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("policy", ["expert", "subwords", "zero"])
+@pytest.mark.parametrize("family", TOKENS)
+def test_rows_of_a_union_mean_the_same_token(
+    tiny: Tiny, family: str, policy: str, several: Callable[..., Options]
+) -> None:
+    own = tiny.tokenizer(kind_of(tiny, family))
+    seed = None if family == "t5" else 3
+    tokenizers = {
+        "base": own,
+        "a": changed(own, seed, "<|user|>", "forest"),
+        "b": changed(own, None, "<|user|>", "<|b|>"),
+    }
+    options = several(family, tokenizers)
+    pool = open_pool(family, options, tokenizer="union", new_rows=policy)
+    numbers = {**vocabulary(options["base"])}
+    for token in ("<|user|>", "forest", "<|b|>"):
+        numbers[token] = len(numbers)
+    for tensor in TOKENS[family]:
+        assert pool.base is not None
+        assert pool.base.infos[tensor].shape[0] == len(numbers)
+        check(pool, options, tensor, numbers, policy)
+
+
+def test_the_bases_tokens_are_those_of_all_unless_told_otherwise(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    own = tiny.tokenizer()
+    tokenizers = {"base": own, "a": changed(own, 5, "<|user|>"), "b": changed(own, 6, lost="the")}
+    options = several("llama", tokenizers)
+    pool = open_pool("llama", options).aligned(AlignmentPolicy())
+    check(pool, options, "lm_head.weight", vocabulary(options["base"]), "expert")
+    moved, lost = pool.warnings
+    assert moved.startswith("tokenizer a: tokens ")
+    assert moved.endswith(" at other numbers, 1 left out")
+    assert lost.endswith("1 left out, 1 that it does not know")
+
+
+def test_an_experts_tokens_come_with_its_files(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path
+) -> None:
+    own = tiny.tokenizer()
+    theirs = changed(own, 5, "<|user|>")
+    options = several("llama", {"base": own, "a": theirs}, rows={"a": 96})
+    folder = Path(options["models"]["a"])
+    (folder / "chat_template.jinja").write_text("theirs")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 91}')
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 91}))
+    merged = merge("causal-lm", {**options, "tokenizer": "a"}, tmp_path / "merged")
+    files = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+    assert all((merged / name).read_bytes() == (folder / name).read_bytes() for name in files)
+    written = json.loads((merged / "config.json").read_text())
+    assert (written["vocab_size"], written["eos_token_id"]) == (96, 91)
+    pool = open_pool("llama", options, tokenizer="a")
+    check(pool, options, "lm_head.weight", vocabulary(folder), "expert")
+    unused = weights(folder)["lm_head.weight"][len(theirs) :]
+    assert pool.base is not None
+    assert torch.equal(pool.base.tensor("lm_head.weight")[len(theirs) :], unused)
+
+
+def merge(pool: str, options: Options, output: Path) -> Path:
+    found = run_fusion(
+        algorithm=Mean(), model_pool={"name": pool, **options}, output={"path": str(output)}
+    )
+    assert found.path is not None
+    return found.path
+
+
+@pytest.mark.parametrize("step", [None, 64])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "t5"])
+def test_a_union_loads_and_generates(
+    tiny: Tiny, family: str, step: int | None, several: Callable[..., Options], tmp_path: Path
+) -> None:
+    own = tiny.tokenizer(kind_of(tiny, family))
+    seed = None if family == "t5" else 3
+    options = several(
+        family, {"base": own, "a": changed(own, seed, "<|user|>"), "b": changed(own, None, "<|b|>")}
+    )
+    more = {"tokenizer": "union", "pad_to_multiple_of": step}
+    merged = merge(FAMILIES[family], {**options, **more}, tmp_path / "merged")
+    model, found = tiny.classes[FAMILIES[family]].from_pretrained(merged, output_loading_info=True)
+    assert not any(found.values())
+    count = len(own) + 2
+    rows = count if step is None else -(-count // step) * step
+    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == rows
+    written = AutoTokenizer.from_pretrained(merged)
+    assert len(written) == count
+    assert {"<|user|>", "<|b|>"} <= {str(each) for each in written.added_tokens_decoder.values()}
+    text = f"<|user|>{tiny.texts[0]}<|b|>"
+    ids = written(text, add_special_tokens=False)["input_ids"]
+    plain = own(tiny.texts[0], add_special_tokens=False)["input_ids"]
+    assert ids == [len(own), *plain, len(own) + 1]
+    prompt = written(text, return_tensors="pt", return_token_type_ids=False)
+    model.generate(**prompt, max_new_tokens=4, do_sample=False)
+
+
+@pytest.mark.parametrize(("family", "size"), [("llama", 110), ("bert", 130), ("t5", 40)])
+def test_words_of_another_vocabulary_keep_their_meaning_and_cut_nothing(
+    tiny: Tiny, family: str, size: int, several: Callable[..., Options], tmp_path: Path
+) -> None:
+    own, other = (
+        tiny.tokenizer(kind_of(tiny, family), each)
+        for each in (size, 90)[:: 1 if size < 90 else -1]
+    )
+    new = other.get_vocab().keys() - own.get_vocab().keys()
+    assert new
+    options = several(family, {"base": own, "a": other})
+    merged = merge(FAMILIES[family], {**options, "tokenizer": "union"}, tmp_path / "merged")
+    written = AutoTokenizer.from_pretrained(merged)
+    assert written.get_vocab().keys() == own.get_vocab().keys() | new
+    for token in new:
+        numbers = [each.convert_tokens_to_ids(token) for each in (written, other)]
+        assert written.decode([4, numbers[0]]) == other.decode([4, numbers[1]])
+    if family == "llama":
+        assert [written(text)["input_ids"] for text in tiny.texts] == [
+            own(text)["input_ids"] for text in tiny.texts
+        ]
+
+
+def test_models_without_a_base_are_brought_to_the_firsts_tokens(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    own = tiny.tokenizer()
+    options = several("gpt2", {"a": own, "b": changed(own, 5, "<|user|>")})
+    for choice, policy in (("base", "expert"), ("union", "subwords"), ("union", "zero")):
+        pool = open_pool("gpt2", options, tokenizer=choice, new_rows=policy)
+        numbers = vocabulary(options["models"]["a"])
+        if choice == "union":
+            numbers["<|user|>"] = len(numbers)
+        check(pool, options, TOKENS["gpt2"][0], numbers, policy)
+
+
+def test_alike_models_stay_as_they_are(tiny: Tiny, several: Callable[..., Options]) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": own}, rows={"base": 99, "a": 99})
+    for choice in ("base", "union", "a"):
+        pool = open_pool("llama", options, tokenizer=choice)
+        assert pool.base is not None
+        assert not pool.base.sources
+
+
+def test_rows_are_rounded_up(tiny: Tiny, several: Callable[..., Options]) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": own})
+    pool = open_pool("llama", options, pad_to_multiple_of=64)
+    assert pool.base is not None
+    found = pool.base.tensor("lm_head.weight")
+    assert torch.equal(found[: len(own)], weights(options["base"])["lm_head.weight"])
+    assert found.shape[0] == 128
+    assert not found[len(own) :].any()
+    model = pool.build(pool.experts["a"])
+    assert model.get_output_embeddings().weight.shape[0] == 128
+
+
+@pytest.mark.parametrize("cut", [Cut.ROW, Cut.TENSOR])
+def test_a_model_that_is_read_in_blocks_gives_the_same(
+    tiny: Tiny, several: Callable[..., Options], cut: Cut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": changed(own, 5, "<|user|>")})
+    plain = open_pool("llama", options, tokenizer="a")
+    expected = {name: source.state_dict() for name, source in plain.by_name.items()}
+    monkeypatch.setattr("fusion_core.weights.source.BLOCK", 100)  # 6 rows
+    monkeypatch.setattr("fusion_core.weights.CheckpointSource.cut", cut)
+    pool = open_pool("llama", options, tokenizer="a")
+    assert pool.experts["a"].cut is cut
+    for name, source in pool.by_name.items():
+        found = source.state_dict()
+        assert all(torch.equal(found[key], expected[name][key]) for key in found)
+
+
+def test_an_adapter_follows_its_base(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": changed(own, 5, "<|user|>")})
+    options["models"]["lora"] = adapter(tmp_path / "lora", "model.embed_tokens", rows=len(own))
+    pool = open_pool("llama", options, tokenizer="a")
+    assert pool.experts["lora"].is_delta
+    plain = open_pool("llama", options, tokenizer="base")
+    key = "model.embed_tokens.weight"
+    before, after = plain.experts["lora"].tensor(key), pool.experts["lora"].tensor(key)
+    theirs = vocabulary(options["models"]["a"])
+    for token, number in vocabulary(options["base"]).items():
+        torch.testing.assert_close(after[theirs[token]], before[number])
+    assert not after[theirs["<|user|>"]].any()
+
+
+def test_an_adapter_with_tokens_of_its_own_is_a_whole_model(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    own, key = tiny.tokenizer(), "model.embed_tokens.weight"
+    options = several("llama", {"base": own, "a": own}, rows={"base": 99, "a": 99})
+    options["models"]["lora"] = adapter(tmp_path / "lora", "model.embed_tokens", rows=99)
+    changed(own, None, "<|lora|>").save_pretrained(tmp_path / "lora")
+    before = open_pool(
+        "llama", {**options, "models": {"lora": str(tmp_path / "lora")}}, tokenizer="base"
+    )
+    pool = open_pool("llama", options, tokenizer="union")
+    assert pool.base is not None
+    row = weights(options["base"])[key][len(own)] + delta_of(tmp_path / "lora")[len(own)]
+    for name in ("base", "a", "lora"):
+        torch.testing.assert_close(pool.by_name[name].tensor(key)[len(own)], row)
+    assert before.experts["lora"].is_delta
+
+
+def delta_of(directory: Path) -> torch.Tensor:
+    one, other = load_file(directory / "adapter_model.safetensors").values()
+    a, b = (one, other) if one.shape[0] == 2 else (other, one)
+    return 2 * (b @ a).T
+
+
+def test_an_adapter_with_more_rows_than_its_base_is_refused(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": own})
+    options["models"]["lora"] = adapter(tmp_path / "lora", "model.layers.0.self_attn.q_proj")
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    whole = {f"base_model.model.{name}": torch.ones(95, 16) for name in TOKENS["llama"]}
+    save_file({**load_file(path), **whole}, path)
+    changed(own, None, "<|lora|>").save_pretrained(tmp_path / "lora")
+    with pytest.raises(CheckpointError, match=r"lora: .* numbers of rows: \[90, 95\]"):
+        open_pool("llama", options)
+
+
+def test_refusals(tiny: Tiny, several: Callable[..., Options], tmp_path: Path) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": changed(own, 5)})
+    with pytest.raises(RecipeError, match="no expert is called 'c'"):
+        open_pool("llama", options, tokenizer="c")
+    path = Path(options["models"]["a"]) / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match="a: its tokenizer cannot be read"):
+        open_pool("llama", options)
+    own.save_pretrained(path.parent)
+    data = json.loads(path.read_text())
+    data["model"]["vocab"]["far"] = 10**8
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="a token has a number of 10,000,000"):
+        open_pool("llama", options)
+    path.unlink()
+    with pytest.raises(RecipeError, match="a has no tokenizer"):
+        open_pool("llama", options, tokenizer="a")
+
+
+def test_what_another_recipe_merges_has_the_same_tokenizer(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": own, "b": changed(own, 9)})
+    pool = {"name": "causal-lm", "models": [options["base"], options["models"]["a"]]}
+    nested = {"algorithm": "simple-average", "model_pool": pool}
+    options["models"]["a"] = nested
+    with pytest.raises(RecipeError, match="one is what another recipe merges"):
+        merge("causal-lm", options, tmp_path / "merged")
+    del options["models"]["b"]
+    merge("causal-lm", options, tmp_path / "merged")
+
+
+def test_a_head_that_transformers_renamed_is_one_of_tokens(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    own = tiny.tokenizer()
+    options = several("neox", {"base": own, "a": changed(own, 5, "<|user|>")})
+    assert "embed_out.weight" in weights(options["base"])
+    pool = open_pool("neox", options, tokenizer="a")
+    numbers = vocabulary(options["models"]["a"])
+    for tensor in ("gpt_neox.embed_in.weight", "embed_out.weight"):
+        check(pool, options, tensor, numbers, "expert")
+    assert pool.build(pool.reference).get_output_embeddings().weight.shape[0] == len(numbers)
+
+
+def test_a_head_under_a_name_that_nobody_knows_is_refused(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": changed(own, 5)})
+    for name in ("base", "a"):
+        path = tmp_path / name / "model.safetensors"
+        found = load_file(path)
+        save_file({"my_head": found.pop("lm_head.weight"), **found}, path)
+    with pytest.raises(CheckpointError, match=r"no tensor is known to be 'lm_head\.weight'"):
+        open_pool("llama", options)
+
+
+def test_a_model_by_token_travels_to_another_process(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    own = tiny.tokenizer()
+    options = several("llama", {"base": own, "a": changed(own, 5, "<|user|>")})
+    pool = open_pool("llama", options, tokenizer="union", new_rows="subwords")
+    for source in pool.by_name.values():
+        again = pickle.loads(pickle.dumps(source))
+        assert torch.equal(again.tensor("lm_head.weight"), source.tensor("lm_head.weight"))
+        assert dict(again.files()) == dict(source.files())
+        assert source.files()
+
+
+@pytest.mark.parametrize("twice", ["base", "a"])
+def test_tied_matrices_may_be_stored_twice(
+    tiny: Tiny, several: Callable[..., Options], twice: str, tmp_path: Path
+) -> None:
+    own, key = tiny.tokenizer(), TOKENS["qwen2"][0]
+    options = several("qwen2", {"base": own, "a": changed(own, 5, "<|user|>")})
+    pool = open_pool("qwen2", options, tokenizer="union").aligned(AlignmentPolicy())
+    path = tmp_path / twice / "model.safetensors"
+    save_file({**load_file(path), "lm_head.weight": load_file(path)[key]}, path)
+    again = open_pool("qwen2", options, tokenizer="union").aligned(AlignmentPolicy())
+    for name in ("base", "a"):
+        source = again.by_name[name]
+        assert torch.equal(source.tensor(key), pool.by_name[name].tensor(key))
+        assert ("lm_head.weight" in source.infos) == (twice == "base")
+    model = again.build(again.experts["a"])
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

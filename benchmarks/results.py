@@ -39,13 +39,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "passthrough": {"model": TASKS[0]},
     "stack": {"slices": [{"model": task, "layers": [0, 4]} for task in TASKS[:2]]},
 }
-#: Two more that a page recommends: a pipeline, and masks as the paper measures them.
-MORE: dict[str, tuple[str, dict[str, Any] | list[str]]] = {
+_STRONG = {"name": "adamerging", "preset": "strong"}
+#: More that pages recommend: pipelines, a preset, and masks as the paper measures them.
+MORE: dict[str, tuple[str, dict[str, Any] | list[Any]]] = {
+    "adamerging, preset strong": ("adamerging", _STRONG),
+    "orthogonalise,adamerging, preset strong": (
+        "adamerging",
+        ["orthogonalise", {**_STRONG, "init": 1.0}],
+    ),
     "tsv-m,featcal": ("featcal", ["tsv-m", "featcal"]),
     "consensus, task_masks": ("consensus", {"name": "consensus", "task_masks": True}),
 }
 Runs = dict[str, dict[str, Any]]
-Algorithm = dict[str, Any] | list[str]
+Algorithm = dict[str, Any] | list[Any]
 
 
 def main() -> None:

@@ -196,10 +196,10 @@ def _draw_methods(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib
             axes.annotate(f"{height:.1f}", (place, height + 0.6), ha="center", fontsize=7)
     experts = statistics.mean(study.mean("experts", seed) for seed in REPORTED)
     axes.axhline(experts, color="grey", linewidth=0.8)
-    axes.annotate("experts", (len(learners) - 0.6, experts + 0.2), fontsize=7)
+    axes.annotate("experts", (-0.5, experts + 0.2), fontsize=7)
     axes.set_xticks(range(len(learners)), learners)
-    axes.set(ylim=(75, 96), ylabel="average accuracy in %", xlabel="what has a coefficient")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set(ylim=(75, 97), ylabel="average accuracy in %", xlabel="what has a coefficient")
+    axes.legend(loc="upper right", fontsize=8, ncols=2)
 
 
 def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
@@ -209,9 +209,9 @@ def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotli
         axes.plot((*COUNTS, 300), heights, "o-", color=_COLOURS[learner], label=learner)
     start = statistics.mean(_few(study, "orthogonalise"))
     axes.axhline(start, color="grey", linewidth=0.8, linestyle="dashed")
-    axes.annotate("without any data", (4, start + 0.2), fontsize=7)
+    axes.annotate("without any data", (40, start - 1.6), fontsize=7)
     axes.set(xscale="log", xlabel="unlabeled examples a task", ylabel="average accuracy in %")
-    axes.set_xticks((*COUNTS, 300), map(str, (*COUNTS, 300)))
+    axes.set_xticks(COUNTS, map(str, COUNTS))
     axes.minorticks_off()
     axes.legend(fontsize=8)
 

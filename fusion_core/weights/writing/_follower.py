@@ -8,8 +8,7 @@ the run waits for much.
 from __future__ import annotations
 
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from fusion_core.weights.writing._fault import fault_point
@@ -17,6 +16,7 @@ from fusion_core.weights.writing.digest import bytes_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
 
     from fusion_core.weights.writing._journal import Journal
     from fusion_core.weights.writing._layout import Layout, Place
@@ -37,8 +37,7 @@ class Follower:
         self._hashes: dict[str, Future[str]] = {}
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="fusion-sync")
-        self._pending: deque[Future[None]] = deque()
-        self._failed = False
+        self._error: BaseException | None = None
         self._batch: list[Place] = []
         self._batch_bytes = 0
         self._last_batch = time.monotonic()
@@ -61,8 +60,8 @@ class Follower:
     def complete(self) -> None:
         """Wait until everything is hashed, durable and recorded."""
         self._flush()
-        while self._pending:
-            self._pending.popleft().result()
+        self._syncer.shutdown()
+        self._check()
 
     @property
     def tensor_digests(self) -> dict[str, str]:
@@ -80,11 +79,11 @@ class Follower:
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         self._last_batch = time.monotonic()
         if batch:
-            self._pending.append(self._syncer.submit(self._make_durable, batch))
+            self._syncer.submit(self._make_durable, batch)
 
     def _make_durable(self, batch: list[Place]) -> None:
         """Sync, then record; nothing more is recorded once a sync has failed."""
-        if self._failed:
+        if self._error is not None:
             return
         try:
             for file in dict.fromkeys(place.file for place in batch):
@@ -92,13 +91,17 @@ class Follower:
             fault_point("data synced")
             names = [place.info.name for place in batch]
             self._journal.add({name: self._hashes[name].result() for name in names})
-        except BaseException:
-            self._failed = True
-            raise
+        except BaseException as error:  # noqa: BLE001 - raised by `_check`, in the merge's thread
+            self._error = error
 
     def _check(self) -> None:
-        while self._pending and self._pending[0].done():
-            self._pending.popleft().result()
+        """Raise what went wrong in the background.
+
+        The merge's thread never asks a future: an interrupt in the midst of that may leave the
+        future's lock taken, and then the thread that is to complete it waits for ever.
+        """
+        if self._error is not None:
+            raise self._error
 
 
 def place_digest(file: DataFile, place: Place) -> str:

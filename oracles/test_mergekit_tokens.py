@@ -1,7 +1,7 @@
 """Rows by token against mergekit 0.1.5's `tokenizer`: every token's row, and all other tensors.
 
 What is compared is tokens: mergekit numbers those of a union in another order. It has as many rows
-as tokens, or a multiple; the rest of ours is no token's.
+as tokens, or a multiple; the rest of ours belongs to no token.
 """
 
 from __future__ import annotations

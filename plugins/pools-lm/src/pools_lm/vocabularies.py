@@ -14,13 +14,15 @@ from tokenizers import Tokenizer
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import read_config
-from pools_lm.written import SETTINGS, TOKENIZER, WITHOUT_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fusion_core.weights import Files
 
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+#: Files of a tokenizer that say nothing of tokens' numbers.
+WITHOUT_NUMBERS = (SETTINGS, "special_tokens_map.json", "chat_template", "additional_chat")
 _MOST_TOKENS = 10_000_000
 #: What a piece of a word is put behind to see it as text: decoders treat the first one otherwise.
 _BEFORE = "a"
@@ -85,7 +87,7 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
     """Read a model's tokenizer, `config.json` among its files if it has one.
 
     Where there is no `tokenizer.json`, transformers makes one of what there is. Raises
-    `CheckpointError` for a tokenizer that is none, or that only code of its own can make.
+    `CheckpointError` for what is not a tokenizer, or what only code of its own can make.
     """
     try:
         has_json = TOKENIZER in files
@@ -117,12 +119,16 @@ def _converted(files: Files) -> Tokenizer:
 
 
 def _added_by_settings(files: Files) -> dict[str, Any]:
-    content = files.get(SETTINGS)
-    if content is None:
-        return {}
-    read = json.loads(content) if isinstance(content, bytes) else read_config(content)
-    added = read.get("added_tokens_decoder")
+    added = read_json(files[SETTINGS]).get("added_tokens_decoder") if SETTINGS in files else None
     return added if isinstance(added, dict) else {}
+
+
+def read_json(content: bytes | Path) -> dict[str, Any]:
+    """Read a side file that holds a JSON object."""
+    if isinstance(content, Path):
+        return read_config(content)
+    found: dict[str, Any] = json.loads(content)
+    return found
 
 
 def _bytes(content: bytes | Path) -> bytes:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights import read_config, tokenizer_of
+from fusion_core.weights import tokenizer_of
+from pools_lm.vocabularies import SETTINGS, TOKENIZER, WITHOUT_NUMBERS, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from fusion_core.weights import Files
     from pools_lm.tokens import Tokens
     from pools_lm.vocabularies import Vocabulary
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-#: Files of a tokenizer that say nothing of tokens' numbers.
-WITHOUT_NUMBERS = (SETTINGS, "special_tokens_map.json", "chat_template", "additional_chat")
 _ADDED = "added_tokens.json"
-#: How a token is treated that was no added one where it comes from: as the text that it is.
+#: How a token is treated that was not added where it comes from: as the text that it is.
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
 #: Behind every other piece of a vocabulary with scores.
 _WORSE = 10.0
@@ -49,7 +47,7 @@ def with_rows(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
     """Return a model's files whose configuration names another number of tokens."""
     if CONFIG not in files or before == after:
         return dict(files)
-    return {**files, CONFIG: _as_file(_resized(_read(files[CONFIG]), before, after))}
+    return {**files, CONFIG: _as_file(_resized(read_json(files[CONFIG]), before, after))}
 
 
 def with_tokens(files: Files, tokens: Tokens) -> dict[str, bytes | Path]:
@@ -70,8 +68,8 @@ def with_tokens(files: Files, tokens: Tokens) -> dict[str, bytes | Path]:
     }
     found = {**files, TOKENIZER: _extended(tokens.chosen.vocabulary, new, entries)}
     if _ADDED in files:
-        found[_ADDED] = _as_file({**_read(files[_ADDED]), **added})
-    settings = _read(files[SETTINGS]) if SETTINGS in files else {}
+        found[_ADDED] = _as_file({**read_json(files[_ADDED]), **added})
+    settings = read_json(files[SETTINGS]) if SETTINGS in files else {}
     if "added_tokens_decoder" in settings:
         more = {str(number): entry for number, entry in entries.items()}
         decoder = {**settings["added_tokens_decoder"], **more}
@@ -105,8 +103,8 @@ def _extended(
 
 
 def _with_numbers_of(content: bytes | Path, other: Files) -> bytes:
-    own = {k: v for k, v in _read(content).items() if not _is_number(k)}
-    theirs = _read(other[CONFIG]) if CONFIG in other else {}
+    own = {k: v for k, v in read_json(content).items() if not _is_number(k)}
+    theirs = read_json(other[CONFIG]) if CONFIG in other else {}
     return _as_file({**own, **{k: v for k, v in theirs.items() if _is_number(k)}})
 
 
@@ -121,13 +119,6 @@ def _resized(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON
         key: after if (key, each) == ("vocab_size", before) else _resized(each, before, after)
         for key, each in value.items()
     }
-
-
-def _read(content: bytes | Path) -> dict[str, Any]:
-    if isinstance(content, Path):
-        return read_config(content)
-    found: dict[str, Any] = json.loads(content)
-    return found
 
 
 def _as_file(content: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fusion_adamerging.coefficient_search import GRAINS
 from fusion_adamerging.components import LearnedComponents
 from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
 from fusion_adamerging.learned import LearnedCoefficients
@@ -124,13 +123,14 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     config = AdaMergingConfig(
         granularity=granularity, lr=0.2, schedule="cosine", init=INIT, steps=6, clamp=clamp
     )
-    live = live_merge(pool, trim=trim, grain=GRAINS[granularity])
+    live = live_merge(pool, trim=trim, grain=config.grain)
     learned = LearnedCoefficients(live, list(pool.experts), CPU, config)
     search = searched(config, learned, live, tasks)
     ours = learned.every()
 
     rows = dense_rows(pool, trim=trim)
-    reference = torch.full_like(learned.coefficients, INIT).requires_grad_(True)
+    shape = (2, 1 if granularity == "model" else live.columns)
+    reference = torch.full(shape, INIT, dtype=torch.float64).requires_grad_(True)
     optimiser = torch.optim.Adam([reference], lr=0.2)
     finer = granularity not in {"layer", "model"}
     paces = [[0.1 if finer and leaf.count == 1 else 1.0] * leaf.count for leaf in live.leaves]
@@ -147,7 +147,7 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
             if clamp:
                 reference.clamp_(0, 1)
     torch.testing.assert_close(
-        ours, learned.every({"coefficients": reference.detach()}), rtol=1e-5, atol=1e-12
+        ours, reference.detach().expand(-1, live.columns), rtol=1e-5, atol=1e-12
     )
     assert (ours - INIT).abs().max() > 0.1
     assert not clamp or (ours.min() >= 0 and ours.max() <= 1)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_adamerging.coefficient_search import GRAINS
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.kept import KeptCoefficients
 from fusion_adamerging.learned import LearnedCoefficients
 from fusion_core.weights import Electing, Trimming
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.adapting import Grain, LiveMerge
+    from fusion_core import ModelPool, RunContext
     from fusion_core.weights import MergedSource
 
 
@@ -26,22 +22,7 @@ class AdaMerging(KeptCoefficients[AdaMergingConfig, LearnedCoefficients]):
     """
 
     config_class = AdaMergingConfig
-
-    @property
-    def grain(self) -> Grain:
-        """That of the granularity."""
-        return GRAINS[self.config.granularity]
-
-    def learned(
-        self,
-        pool: ModelPool[Any],
-        live: LiveMerge,
-        tasks: Sequence[AdaptiveTask],
-        context: RunContext,
-    ) -> LearnedCoefficients:
-        """Return the coefficients themselves."""
-        del tasks
-        return LearnedCoefficients(live, list(pool.experts), context.device, self.config)
+    learns = LearnedCoefficients
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from fusion_adamerging.components import LearnedComponents
 from fusion_adamerging.config import AdaRankConfig
 from fusion_adamerging.kept import KeptCoefficients
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.adapting import Grain, LiveMerge
 
 
 class AdaRank(KeptCoefficients[AdaRankConfig, LearnedComponents]):
@@ -24,19 +16,4 @@ class AdaRank(KeptCoefficients[AdaRankConfig, LearnedComponents]):
     """
 
     config_class = AdaRankConfig
-
-    @property
-    def grain(self) -> Grain:
-        """Every singular component."""
-        return "component"
-
-    def learned(
-        self,
-        pool: ModelPool[Any],
-        live: LiveMerge,
-        tasks: Sequence[AdaptiveTask],
-        context: RunContext,
-    ) -> LearnedComponents:
-        """Return the components' logits and the coefficients of tensors."""
-        del tasks
-        return LearnedComponents(live, list(pool.experts), context.device, self.config)
+    learns = LearnedComponents

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -24,20 +23,9 @@ if TYPE_CHECKING:
 
     from fusion_adamerging.learned import LearnedMerge
     from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.adapting import Grain
     from fusion_core.weights import MergedSource
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
-#: What shares a coefficient, by granularity: `model` sums over what `layer` has.
-GRAINS: dict[str, Grain] = {
-    "layer": "tensor",
-    "model": "tensor",
-    "row": "row",
-    "column": "column",
-    "row+column": "row+column",
-    "rank": "rank",
-}
-
 CoefficientsT = TypeVar("CoefficientsT", bound=CoefficientsConfig)
 LearnedT = TypeVar("LearnedT", bound="LearnedMerge")
 
@@ -52,12 +40,9 @@ class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT
     the search diverges or collapses, the last good coefficients then being kept beside the output.
     """
 
-    @property
-    @abstractmethod
-    def grain(self) -> Grain:
-        """What shares a coefficient."""
+    #: what is learned, unless `learned` makes it of more
+    learns: type[LearnedT]
 
-    @abstractmethod
     def learned(
         self,
         pool: ModelPool[Any],
@@ -66,6 +51,8 @@ class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT
         context: RunContext,
     ) -> LearnedT:
         """Return what is learned, as it is at first; `tasks` are adapted on."""
+        del tasks
+        return self.learns(live, list(pool.experts), context.device, self.config)
 
     def searched(
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
@@ -113,7 +100,7 @@ class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT
             context.device,
             storage=self.config.task_vectors,
             dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
-            grain=self.grain,
+            grain=self.config.grain,
         )
 
     def _named(

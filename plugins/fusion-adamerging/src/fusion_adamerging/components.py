@@ -32,7 +32,7 @@ class LearnedComponents(LearnedMerge):
     def __init__(
         self, live: LiveMerge, experts: Sequence[str], device: torch.device, config: AdaRankConfig
     ) -> None:
-        super().__init__(live, experts)
+        super().__init__(live, experts, device, config)
         self._counts = [leaf.count for leaf in live.leaves]
         leaf, number, ranks = _columns(torch.tensor(self._counts, dtype=torch.long))
         own, on = number < ranks, number < (ranks.double() * config.rank).long()

@@ -1,11 +1,15 @@
 """Options of AdaMerging, and of what descends from it."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from fusion_core import ComponentConfig, InputPath
+
+if TYPE_CHECKING:
+    from fusion_core.adapting import Grain
 
 _Presets = Mapping[str, Mapping[str, Any]]
 _PAPER: Mapping[str, Any] = {
@@ -14,6 +18,17 @@ _PAPER: Mapping[str, Any] = {
     "init": 0.3,
     "precision": "fp32",
     "objective": "entropy",
+}
+
+
+#: What shares a coefficient, by granularity: `model` sums over what `layer` has.
+_GRAINS: "Mapping[str, Grain]" = {
+    "layer": "tensor",
+    "model": "tensor",
+    "row": "row",
+    "column": "column",
+    "row+column": "row+column",
+    "rank": "rank",
 }
 
 
@@ -66,6 +81,11 @@ class CoefficientsConfig(SearchConfig):
     task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
     """Where the search keeps them: in memory, in half of it, or read anew in every step."""
 
+    @property
+    @abstractmethod
+    def grain(self) -> "Grain":
+        """What shares a coefficient."""
+
 
 class GrainedConfig(CoefficientsConfig):
     """What has a coefficient."""
@@ -80,6 +100,11 @@ class GrainedConfig(CoefficientsConfig):
     have one."""
     clamp: bool = False
     """Keep coefficients within [0, 1]."""
+
+    @property
+    def grain(self) -> "Grain":
+        """That of the granularity."""
+        return _GRAINS[self.granularity]
 
 
 class KeptConfig(CoefficientsConfig):
@@ -133,6 +158,11 @@ class AdaRankConfig(KeptConfig):
     rank: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The share of every matrix's singular components, the largest, that are on at first. All may
     be switched on or off by the search: none before it has taken 0.1 / lr steps."""
+
+    @property
+    def grain(self) -> "Grain":
+        """Every singular component."""
+        return "component"
 
 
 class SyMergeConfig(GrainedConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,7 +49,14 @@ class Learned(ABC):
 class LearnedMerge(Learned):
     """Tensors that make the coefficients of a live merge."""
 
-    def __init__(self, live: LiveMerge, experts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        live: LiveMerge,
+        experts: Sequence[str],
+        device: torch.device,
+        config: Any,  # noqa: ANN401 - the method's own
+    ) -> None:
+        del device, config
         self.experts = list(experts)
         self._live = live
 
@@ -68,46 +75,48 @@ WHOLE = 0.1
 
 
 class LearnedCoefficients(LearnedMerge):
-    """Coefficients of a live merge: shape (experts, columns of it) or (experts, 1)."""
+    """Coefficients of a live merge: (experts, columns of it) or, a model having one, (experts, 1).
+
+    Where tensors have several, those that have one learn apart, as `whole`.
+    """
+
+    paces: Mapping[str, float] = {"whole": WHOLE}
 
     def __init__(
-        self,
-        live: LiveMerge,
-        experts: Sequence[str],
-        device: torch.device,
-        config: GrainedConfig,
+        self, live: LiveMerge, experts: Sequence[str], device: torch.device, config: GrainedConfig
     ) -> None:
-        super().__init__(live, experts)
-        self._shared = config.granularity == "model"
-        columns = 1 if self._shared else live.columns
-        start = torch.full((len(experts), columns), config.init, dtype=live.dtype)
-        self.coefficients = start.to(device)
-        self.tensors = {"coefficients": self.coefficients}
-        self._clamp = config.clamp
-        self._pace = None if self._shared else _pace([leaf.count for leaf in live.leaves])
+        super().__init__(live, experts, device, config)
+        self._shared, self._clamp = config.granularity == "model", config.clamp
+        self._columns = {name: each.to(device) for name, each in _parted(live).items()}
+        counts = {name: len(each) for name, each in self._columns.items()}
+        self._coefficients = {
+            name: torch.full((len(experts), n), config.init, dtype=live.dtype, device=device)
+            for name, n in ({"coefficients": 1} if self._shared else counts).items()
+        }
+        self.tensors = self._coefficients
 
     def every(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Spread them over all leaves."""
-        return (tensors or self.tensors)["coefficients"].expand(-1, self._live.columns)
+        given = tensors or self.tensors
+        if self._shared:
+            return given["coefficients"].expand(-1, self._live.columns)
+        found = given["coefficients"].new_empty(len(self.experts), self._live.columns)
+        for name, columns in self._columns.items():
+            found[:, columns] = given[name]
+        return found
 
     def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
         """Project the gradient onto the task vectors."""
         gradient = summed(self._live.gradient())
-        self.coefficients.grad = gradient.sum(1, keepdim=True) if self._shared else gradient
-
-    def place(self) -> None:
-        """Merge, and remember from where a step is taken."""
-        super().place()
-        self._before = self.coefficients.clone()
+        for name, each in self._coefficients.items():
+            columns = self._columns[name]
+            each.grad = gradient.sum(1, keepdim=True) if self._shared else gradient[:, columns]
 
     def settle(self) -> None:
-        """Go only a part of the way with whole tensors', and clamp to [0, 1] if that is wanted."""
-        if self._pace is not None:
-            torch.lerp(
-                self._before, self.coefficients, self._pace.to(self._before), out=self.coefficients
-            )
+        """Clamp to [0, 1] if that is wanted."""
         if self._clamp:
-            self.coefficients.clamp_(0, 1)
+            for each in self._coefficients.values():
+                each.clamp_(0, 1)
 
     def check(self, step: int) -> None:
         """Raise `SearchStoppedError` for coefficients out of all proportion.
@@ -123,13 +132,14 @@ class LearnedCoefficients(LearnedMerge):
 
     def shown(self) -> Mapping[str, float]:
         """Return each expert's mean."""
-        means = self.coefficients.mean(dim=1).tolist()
+        means = self.every().mean(dim=1).tolist()
         return {f"coefficient/{k}": mean for k, mean in zip(self.experts, means, strict=True)}
 
 
-def _pace(counts: Sequence[int]) -> Tensor | None:
-    """Return by which part of a step each column goes; None where all go the whole way."""
-    sizes = torch.tensor(counts)
-    if not len(sizes) or int(sizes.max()) == 1:
-        return None
-    return torch.where(sizes > 1, 1.0, WHOLE).repeat_interleave(sizes)
+def _parted(live: LiveMerge) -> dict[str, Tensor]:
+    """Return the columns of tensors that have several and of those that have one; or all."""
+    counts = torch.tensor([leaf.count for leaf in live.leaves], dtype=torch.long)
+    several = (counts > 1).repeat_interleave(counts)
+    if not several.any():
+        return {"coefficients": torch.arange(live.columns)}
+    return {"coefficients": several.nonzero()[:, 0], "whole": (~several).nonzero()[:, 0]}

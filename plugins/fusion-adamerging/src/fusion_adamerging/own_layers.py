@@ -53,7 +53,7 @@ class OwnLayers(LearnedCoefficients):
             for leaf, each in pairs
         }
         self.tensors = {**self.tensors, **named}
-        self.paces = dict.fromkeys(named, config.own_lr / config.lr)
+        self.paces = {**self.paces, **dict.fromkeys(named, config.own_lr / config.lr)}
         self._learned = list(named.values())
 
     def place(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_adamerging.coefficient_search import COEFFICIENTS, GRAINS, CoefficientSearch
+from fusion_adamerging.coefficient_search import COEFFICIENTS, CoefficientSearch
 from fusion_adamerging.config import SyMergeConfig
 from fusion_adamerging.own_layers import OwnLayers, own_leaves
 from fusion_core.weights import Linear, as_weights
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.adapting import Grain, LiveMerge
+    from fusion_core.adapting import LiveMerge
     from fusion_core.weights import MergedSource
 
 
@@ -37,11 +37,6 @@ class SyMerge(CoefficientSearch[SyMergeConfig, OwnLayers]):
     """
 
     config_class = SyMergeConfig
-
-    @property
-    def grain(self) -> Grain:
-        """That of the granularity."""
-        return GRAINS[self.config.granularity]
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search; the merge itself stays lazy."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from study_defaults import VARIANTS
+
 from pools_mini.plugin import TASKS
 
 #: Seeds that options were looked at on, and those that are reported.
@@ -25,6 +27,7 @@ class Case:
     alone: bool = False
     #: standard deviation of the noise on the images that are adapted on
     noise: float = 0.0
+    #: the seeds of experts that it is run with unless others are asked for
     seeds: tuple[int, ...] = REPORTED
 
     def but(self, group: str, *, noise: float = 0.0, **options: Any) -> Case:  # noqa: ANN401
@@ -127,4 +130,8 @@ CASES: dict[str, Case] = {
         for name, case in _THREE.items()
     },
     **_choice(),
+    **{
+        f"defaults: {name}": Case("defaults", options, name.startswith("spectral"), seeds=())
+        for name, options in VARIANTS.items()
+    },
 }

@@ -50,7 +50,7 @@ class Leaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of an expert's coefficients: () of one; but for components, it broadcasts."""
+        """The shape of an expert's coefficients: () of one; of several as `Linear` takes them."""
         return self.vectors.sharing.shape
 
     @property
@@ -79,13 +79,14 @@ class LiveMerge:
     what its kernel's `rows(piece)` returns, of shape (experts, ...). Parameters that no expert
     changed are not leaves and need no gradient; floating-point tensors that are not parameters keep
     the coefficients of `merged`. `grain` says what of a parameter shares a coefficient: all of it,
-    what lies at one index of its first dimension (`row`) or of its second (`column`), or a singular
-    component of a task vector, of which the largest min(rows, columns) / K (`rank`) or all
-    (`component`) have their own and what is left has one; coefficients are the columns of one
-    matrix, those of a leaf side by side. With P the bytes of the merged parameters in fp32 and K
-    experts, memory is P for the model, P for its gradient and, unless task vectors stay on disk, P
-    for the base and K * P for them (half of that in bf16); wherever those are, singular vectors
-    take up to 2 * P more by `rank` and 2 * K * P by `component`.
+    what lies at one index of its first dimension (`row`) or of its second (`column`), both, of
+    which an entry has the mean (`row+column`), or a singular component of a task vector, of which
+    the largest min(rows, columns) / K (`rank`) or all (`component`) have their own and what is left
+    has one; coefficients are the columns of one matrix, those of a leaf side by side. With P the
+    bytes of the merged parameters in fp32 and K experts, memory is P for the model, P for its
+    gradient and, unless task vectors stay on disk, P for the base and K * P for them (half of that
+    in bf16); wherever those are, singular vectors take up to 2 * P more by `rank` and 2 * K * P by
+    `component`.
     """
 
     def __init__(  # noqa: PLR0913 - three ways to keep what is merged, each with a default

@@ -39,7 +39,7 @@ _SUMMED_ON_GPU = 16 * BLOCK  # there, starting an operation costs more than fetc
 class Sharing(ABC):
     """One tensor's coefficients: `shape` is an expert's.
 
-    It broadcasts over the tensor, but for components.
+    It broadcasts over the tensor, or is a list: of rows and columns together, and of components.
     """
 
     info: TensorInfo

@@ -613,6 +613,15 @@ def test_a_failure_ends_the_transfers_of_xet_at_once(hub: HubServer, session: Xe
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete"))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Feel SIGINT, which what runs behind a shell ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_that_the_waiting_thread_does_not_feel_is_seen_all_the_same(
     hub: HubServer, session: XetSession
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,13 +50,16 @@ if TYPE_CHECKING:
     Found = Mapping[str, Any]
 
 
-class TaskOwn:
+class TaskOwn(ABC):
     """What each task has for itself, beside a merge: other weights, or a change of a live model."""
 
-    #: the tasks that have something
-    tasks: Sequence[str]
     #: whether it is all in `weights_of`
     is_weights = True
+
+    @property
+    @abstractmethod
+    def tasks(self) -> Sequence[str]:
+        """The tasks that have something."""
 
     def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
         """Return the lazy weights that a merge has for one of these tasks."""
@@ -77,7 +81,7 @@ class TaskMasks(TaskOwn):
     pool: ModelPool[Any]
 
     @property
-    def tasks(self) -> Sequence[str]:  # type: ignore[override] # the pool's to say
+    def tasks(self) -> Sequence[str]:
         """The experts' tasks, in the order of the masks."""
         return [self.pool.task_of(expert) for expert in self.scales]
 
@@ -89,34 +93,42 @@ class TaskMasks(TaskOwn):
         return task_weights(merged, self.pool.base, self.packed, number, scale)
 
 
+@dataclass(frozen=True)
 class TaskTensors(TaskOwn):
     """Tensors in the places of some of the merge's."""
 
-    def __init__(self, stored: WeightSource) -> None:
-        self.tasks = tasks_in(stored)
-        self._stored = stored
+    stored: WeightSource
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """The tasks that have tensors."""
+        return tasks_in(self.stored)
 
     def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
         """Return the merge with the task's tensors, in the dtypes in which they are stored."""
-        return AlignedSource(tensors_of(self._stored, task), merged)
+        return AlignedSource(tensors_of(self.stored, task), merged)
 
 
+@dataclass(frozen=True)
 class TaskAdapters(TaskOwn):
-    """Adapters of features, by the modules whose output these are."""
+    """Adapters of features, and by task the module whose output these are."""
 
+    stored: WeightSource
+    modules: Mapping[str, str]
     is_weights = False
 
-    def __init__(self, stored: WeightSource, modules: Mapping[str, str]) -> None:
-        self.tasks = list(modules)
-        self._stored, self._modules = stored, modules
+    @property
+    def tasks(self) -> Sequence[str]:
+        """The tasks that have an adapter."""
+        return list(self.modules)
 
     def subject(self, task: str, subject: Subject) -> Subject:
         """Return the live model with its features going through the task's adapter."""
-        own = tensors_of(self._stored, task)
+        own = tensors_of(self.stored, task)
 
         def build() -> nn.Module:
             model = subject.build()
-            put_adapter(model, self._modules[task], own.tensor("down"), own.tensor("up"))
+            put_adapter(model, self.modules[task], own.tensor("down"), own.tensor("up"))
             return model
 
         return Subject(build)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.batch import Batch, Split
     from fusion_core.contracts.building import build_model
     from fusion_core.contracts.context import RunContext
+    from fusion_core.contracts.examples import evaluation_mode, file_stamps, shuffled_rows
     from fusion_core.contracts.measures import Metric, Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         expert_weights,
     )
     from fusion_core.contracts.subject import Subject
+    from fusion_core.contracts.task_names import choose_tasks, unknown_task
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
@@ -65,6 +67,7 @@ _HOMES = {
     "fusion_core.contracts.measures": ("Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
+    "fusion_core.contracts.examples": ("evaluation_mode", "file_stamps", "shuffled_rows"),
     "fusion_core.contracts.outline": ("Outline",),
     "fusion_core.contracts.report": ("Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
@@ -83,6 +86,7 @@ _HOMES = {
         "expert_weights",
     ),
     "fusion_core.contracts.subject": ("Subject",),
+    "fusion_core.contracts.task_names": ("choose_tasks", "unknown_task"),
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
@@ -154,8 +158,11 @@ __all__ = [
     "build_for_task",
     "build_model",
     "check",
+    "choose_tasks",
     "depths",
+    "evaluation_mode",
     "expert_weights",
+    "file_stamps",
     "hookimpl",
     "layers_of",
     "load_for_task",
@@ -170,6 +177,8 @@ __all__ = [
     "renumbered",
     "run_fusion",
     "scan",
+    "shuffled_rows",
+    "unknown_task",
     "write_durably",
 ]
 

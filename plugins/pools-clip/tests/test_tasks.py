@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from fusion_core import Split, run_fusion
+from fusion_core import Split, run_fusion, shuffled_rows
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.testing import Mean
 from pools_clip.config import ClipClassificationConfig, ClipConfig
 from pools_clip.pool import ClipPool
-from pools_clip.tasks import ClipClassification, shuffled_rows
+from pools_clip.tasks import ClipClassification
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPVisionModel

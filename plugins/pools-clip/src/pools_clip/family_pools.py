@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fusion_core import Published, hub
-from pools_clip.choice import chosen
+from fusion_core import Published, choose_tasks, hub
 from pools_clip.config import (
     ClipClassificationConfig,
     ClipConfig,
@@ -36,7 +35,7 @@ class FamilyPool(ClipPool):
 
     def __init__(self, config: FamilyConfig) -> None:
         family = families()[self.family]
-        tasks = chosen(expanded(config.tasks), all_tasks(), "model_pool.tasks")
+        tasks = choose_tasks(expanded(config.tasks), all_tasks(), "model_pool.tasks")
         with hub.advising(_WITHOUT_NETWORK):
             super().__init__(ClipConfig(base=family.base, models=family.experts(tasks)))
         self.config = config

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
+from fusion_core import file_stamps
 from fusion_core.adapting import on_cores, with_fast_products
 from fusion_core.errors import CheckpointError
 from pools_clip.kept import kept, write_file
@@ -17,7 +17,8 @@ from pools_clip.preprocessor import Preprocessor
 from pools_clip.vision import architecture, build_text, image_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -101,7 +102,7 @@ class FrozenClip:
             "model": str(pinned or path),
             "weights": [weights.describe(), *([] if pinned else weights.change_times())],
             "files": {} if pinned else dict(weights.files()),
-            "beside": stamps(sorted(map(str, path.glob("*.json")))),
+            "beside": file_stamps(sorted(map(str, path.glob("*.json")))),
             "preprocessor": self.preprocessor.identity,
         }
 
@@ -162,12 +163,6 @@ class _TextEncoder:
         parts = zip(*(torch.split(each, _TEXTS) for each in tokens), strict=True)
         pooled = torch.cat([self._tower(ids, mask).pooler_output for ids, mask in parts])
         return functional.normalize(functional.linear(pooled, self._projection), dim=-1)
-
-
-def stamps(files: Sequence[str]) -> dict[str, list[int]]:
-    """Identify files here by their sizes, and the times when content and entry last changed."""
-    states = {file: Path(file).stat() for file in files}
-    return {file: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in states.items()}
 
 
 def _class_embeddings(texts: Tensor, counts: list[int]) -> Tensor:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
-from fusion_core import Batch, ComponentConfig, FeatureTask, Split, TaskPool, note
+from fusion_core import (
+    Batch,
+    ComponentConfig,
+    FeatureTask,
+    Split,
+    TaskPool,
+    choose_tasks,
+    evaluation_mode,
+    file_stamps,
+    note,
+    shuffled_rows,
+    unknown_task,
+)
 from fusion_core.adapting import on_cores
 from fusion_core.errors import CheckpointError, RecipeError
-from pools_clip.choice import chosen, unknown_task
 from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
 from pools_clip.data_sets import DataSet, LocalDataSet, data_set
 from pools_clip.directory import ClipDirectory
 from pools_clip.families import all_tasks, expanded
-from pools_clip.heads import FrozenClip, stamps
+from pools_clip.heads import FrozenClip
 from pools_clip.images import Images
 from pools_clip.stored_images import bytes_to_store, images_of
 
@@ -49,7 +58,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
         super().__init__(config)
         there = [*config.datasets, *(each for each in all_tasks() if each not in config.datasets)]
         wanted = config.tasks or list(config.datasets) or [DEFAULT_SET]
-        self.names = chosen(expanded(wanted), there, "task_pool.tasks")
+        self.names = choose_tasks(expanded(wanted), there, "task_pool.tasks")
         self._data = {name: data_set(name, config) for name in self.names}
         _check_files(self._data)
         self.transductive = config.transductive and not all(
@@ -109,7 +118,7 @@ class ClipTask(FeatureTask):
     def identity(self) -> Mapping[str, Any]:
         """Return all that the accuracy depends on."""
         return {
-            "images": self._data.identity(Split.TEST) or stamps(self._data.files(Split.TEST)),
+            "images": self._data.identity(Split.TEST) or file_stamps(self._data.files(Split.TEST)),
             "limit": self._config.limit,
             "halved": self._halved,
             "batch_size": self._config.batch_size,
@@ -218,30 +227,6 @@ class ClipTask(FeatureTask):
             f"task {self.name!r} has no {split} images",
             hint=f"Name a parquet file: task_pool.datasets.{self.name}.{split}.",
         )
-
-
-def shuffled_rows(step: int, size: int, count: int, *, key: str) -> Tensor:
-    """Return the rows of one batch: a pure function, which uses no global random state.
-
-    An epoch is a permutation of all rows, drawn by key and epoch, and holds count // size batches;
-    the rows left over come in later epochs.
-    """
-    epoch, place = divmod(step, count // size)
-    digest = hashlib.sha256(f"{key}\0{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randperm(count, generator=generator)[place * size : (place + 1) * size]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode, and every module of it back to what it was in."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def _measured_on(config: ClipClassificationConfig) -> str | None:

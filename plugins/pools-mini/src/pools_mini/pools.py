@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pools_clip.choice import chosen
+from fusion_core import choose_tasks
 from pools_clip.config import ClipClassificationConfig, ClipConfig, Dataset
 from pools_clip.pool import ClipPool
 from pools_clip.tasks import ClipClassification
@@ -22,7 +22,7 @@ class Mini8Pool(ClipPool):
 
     def __init__(self, config: Mini8Config) -> None:
         known = list(files.description()["tasks"])
-        names = chosen(config.tasks, known, "model_pool.tasks")
+        names = choose_tasks(config.tasks, known, "model_pool.tasks")
         experts = {name: files.checkpoint("experts", name) for name in names}
         super().__init__(ClipConfig(base=files.checkpoint("base"), models=experts))
         self.config = config
@@ -42,7 +42,7 @@ class Mini8Tasks(ClipClassification):
 
     def __init__(self, config: Mini8TasksConfig) -> None:
         about = files.description()
-        chosen(config.tasks, list(about["tasks"]), "task_pool.tasks")  # these, not the hub's
+        choose_tasks(config.tasks, list(about["tasks"]), "task_pool.tasks")  # these, not the hub's
         datasets = {name: _dataset(name, each) for name, each in about["tasks"].items()}
         super().__init__(
             ClipClassificationConfig(

@@ -1,12 +1,17 @@
 """Which of several named tasks."""
 
-import difflib
-from collections.abc import Sequence
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from fusion_core.errors import RecipeError
+from fusion_core.shown import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def chosen(wanted: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:
+def choose_tasks(wanted: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:
     """Return the tasks asked for, in the order asked for; all known ones for None.
 
     Raises `RecipeError` naming `option` for an unknown task or one that is named twice.
@@ -22,6 +27,8 @@ def chosen(wanted: Sequence[str] | None, known: Sequence[str], option: str) -> l
 
 def unknown_task(name: str, known: Sequence[str], option: str) -> RecipeError:
     """Return the error for a task that there is not, with the closest names."""
-    close = difflib.get_close_matches(name, known)
-    guess = f"; did you mean {' or '.join(close)}?" if close else ""
-    return RecipeError(f"{option}: unknown task {name!r}{guess}", hint=f"Tasks: {', '.join(known)}")
+    guess = did_you_mean(name, known)
+    return RecipeError(
+        f"{option}: unknown task {name!r}{guess and f'; {guess}'}",
+        hint=f"Tasks: {', '.join(known)}",
+    )

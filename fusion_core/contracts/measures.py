@@ -23,6 +23,8 @@ class Metric:
     #: "fraction", "nats", "bits per byte", "s", ...; "" for a number without one
     unit: str = FRACTION
     higher_is_better: bool = True
+    #: whether a table says it of every task where it is not zero, though it is not the main one
+    is_noted: bool = False
 
     def ratio(self, value: float, reference: float) -> float | None:
         """Return how good a value is beside another, 1 for as good and more for better.

@@ -133,7 +133,8 @@ class Report:
 
 
 def _meaning(metric: Metric) -> dict[str, Any]:
-    return {"unit": metric.unit, "higher_is_better": metric.higher_is_better}
+    noted = {"is_noted": True} if metric.is_noted else {}
+    return {"unit": metric.unit, "higher_is_better": metric.higher_is_better, **noted}
 
 
 def _declared(stored: Any) -> Iterator[tuple[str, dict[str, Metric]]]:  # noqa: ANN401 - from a file

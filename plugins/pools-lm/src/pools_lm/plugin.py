@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator
 
-from fusion_core import ModelPoolSpec, hookimpl
+from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
 
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
     "seq2seq-lm": ("Seq2SeqPool", "Models that answer a text with another: T5, BART, ..."),
     "sequence-classification": ("ClassificationPool", "Models that put a text into a class."),
     "sentence-encoder": ("EncoderPool", "Encoders of texts, SentenceTransformers among them."),
+}
+
+_TASKS = {
+    "lm-tasks": ("Language", "Tasks on texts, each measured in its way."),
+    "lm-perplexity": ("Perplexity", "How likely a model finds texts, in bits per byte."),
+    "lm-choice": ("Choice", "Which of a few answers a model finds the likeliest."),
+    "lm-generate": ("Generate", "What a model answers in its own words, against what is right."),
 }
 
 
@@ -21,5 +28,18 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             summary=summary,
             target=f"pools_lm.pools:{target}",
             config="pools_lm.config:LanguageConfig",
+            offline=True,
+        )
+
+
+@hookimpl
+def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
+    """Register tasks for models that go on with a text, or answer it with another."""
+    for name, (target, summary) in _TASKS.items():
+        yield TaskPoolSpec(
+            name=name,
+            summary=summary,
+            target=f"pools_lm.tasks.pool:{target}Tasks",
+            config=f"pools_lm.tasks.config:{target}TasksConfig",
             offline=True,
         )

@@ -1,0 +1,134 @@
+"""Options of tasks on texts; free of torch, so that listing them costs nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from fusion_core import ComponentConfig, InputPath
+
+Count = Annotated[int, Field(ge=1)]
+TaskNames = Annotated[list[str], Field(min_length=1)]
+
+
+def _compiled(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"it is not a regular expression: {error}") from error
+    return pattern
+
+
+class Lines(ComponentConfig):
+    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column."""
+
+    test: InputPath
+    """What is measured on."""
+    unlabeled: InputPath | None = None
+    """What adaptive algorithms see; an answer in it is part of the text, and no label."""
+    train: InputPath | None = None
+    """Labeled examples, for algorithms that need some and for `shots`."""
+
+
+class TextLines(Lines):
+    """Texts whose likelihood is measured: JSON lines, parquet, or plain text (.txt), one a file."""
+
+    kind: Literal["perplexity"] = "perplexity"
+    """How a model is measured."""
+    text: str = "{text}"
+    """The text, of the line's fields."""
+
+
+class QuestionLines(Lines):
+    """Examples with a prompt and an answer."""
+
+    prompt: str
+    """The question, of the line's fields."""
+    shots: Annotated[int, Field(ge=0)] = 0
+    """So many of the first training examples stand before each question, with their answers."""
+    system: str | None = None
+    """A message of the system before the conversation."""
+    answer: str = "answer"
+    """The field that holds the answer."""
+
+
+class ChoiceLines(QuestionLines):
+    """Questions with a few answers, one of which is right."""
+
+    kind: Literal["choice"] = "choice"
+    """How a model is measured."""
+    prompt: str = "{question}"
+    """The question, of the line's fields."""
+    choices: str | list[str] = "choices"
+    """The field that lists the answers, or the answers themselves where they are always the
+    same. The right one is given by its place, from 0, or as it stands there."""
+    normalise: Literal["bytes", "tokens", "none"] = "bytes"
+    """What the log-likelihood of an answer is divided by."""
+
+
+class GenerateLines(QuestionLines):
+    """Questions that a model answers in its own words."""
+
+    kind: Literal["generate"] = "generate"
+    """How a model is measured."""
+    prompt: str = "{prompt}"
+    """The question, of the line's fields."""
+    names: list[str] | None = None
+    """What answers 0, 1, ... are called, where lines have numbers of classes."""
+    pattern: Annotated[str, AfterValidator(_compiled)] | None = None
+    """A regular expression: its first group, or all that it finds, is the answer; without one, all
+    that is said. Where it finds nothing, the answer is invalid."""
+    metric: Literal["exact_match", "spearman"] = "exact_match"
+    """The fraction of right answers, without regard to outer spaces; or, for numbers, the rank
+    correlation with those that are right."""
+    max_tokens: Count = 64
+    """An answer that has not ended by then is cut."""
+    stop: list[str] = Field(default=[])
+    """Texts that end an answer, besides the tokens that the model ends by."""
+
+
+AnyLines = Annotated[TextLines | ChoiceLines | GenerateLines, Field(discriminator="kind")]
+
+
+class LanguageTasksConfig(ComponentConfig):
+    """Tasks of your own, of any kind."""
+
+    datasets: Annotated[Mapping[str, AnyLines], Field(min_length=1)]
+    """The tasks by name: `kind` is perplexity, choice or generate; files, and how to read them."""
+    tasks: TaskNames | None = None
+    """Which of them, in this order; default: all."""
+    chat: bool | None = None
+    """Whether questions go through the tokenizer's chat template; default: if it has one."""
+    length: Count | None = None
+    """Tokens that a model reads at most; longer prompts lose their beginning, longer texts are cut
+    into windows. Default: as many as the model has positions, 2048 at most."""
+    limit: Count | None = None
+    """A quick look: only the first test examples of each task."""
+    batch_size: Count = 16
+    """Examples at once when measuring."""
+    transductive: bool = True
+    """Where a task has no unlabeled file, adapt on its test examples, without their answers."""
+
+
+class PerplexityTasksConfig(LanguageTasksConfig):
+    """Texts whose likelihood is measured, in bits per byte."""
+
+    datasets: Annotated[Mapping[str, TextLines], Field(min_length=1)]
+    """The texts by name: files (JSON lines, parquet, plain text), and how to read them."""
+
+
+class ChoiceTasksConfig(LanguageTasksConfig):
+    """Questions with a few answers, of which a model finds one the likeliest."""
+
+    datasets: Annotated[Mapping[str, ChoiceLines], Field(min_length=1)]
+    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+
+
+class GenerateTasksConfig(LanguageTasksConfig):
+    """Questions that a model answers in its own words."""
+
+    datasets: Annotated[Mapping[str, GenerateLines], Field(min_length=1)]
+    """The tasks by name: files (JSON lines, parquet), and how to read them."""

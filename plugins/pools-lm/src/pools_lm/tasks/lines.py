@@ -1,0 +1,108 @@
+"""Examples from files: JSON lines and parquet, a field a column; a plain text is one example."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import FusionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_TEXT, _PARQUET = ".txt", ".parquet"
+_JSON = (".jsonl", ".ndjson", ".json")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One example as a file has it."""
+
+    #: the file and the line, or row, in it
+    place: str
+    fields: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - whatever a file holds
+        """Return a field; raises `FusionError` naming the place if there is none."""
+        if name not in self.fields:
+            raise FusionError(
+                f"{self.place} has no field {name!r}, only {', '.join(self.fields) or 'none'}",
+                hint="Name the fields that there are under task_pool.datasets.",
+            )
+        return self.fields[name]
+
+    def filled(self, template: str) -> str:
+        """Return a template with the fields that it names in braces."""
+        return template.format_map(_Fields(self))
+
+
+class _Fields(dict[str, Any]):
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def __missing__(self, name: str) -> Any:  # noqa: ANN401
+        return self._line[name]
+
+
+def read_lines(path: str, limit: int | None = None) -> list[Line]:
+    """Return a file's examples, or the first `limit` of them.
+
+    Raises `OSError` for a file that cannot be read, `FusionError` naming the line for one that is
+    not of its kind, or the file where it holds nothing.
+    """
+    kind = Path(path).suffix.lower()
+    if kind not in (_TEXT, _PARQUET, *_JSON):
+        raise FusionError(
+            f"{path} is neither JSON lines (.jsonl), parquet nor plain text (.txt)",
+            hint="Write an object a line, {...}, into a file that ends in .jsonl.",
+        )
+    read = _parquet if kind == _PARQUET else _text if kind == _TEXT else _json
+    try:
+        found = list(islice(read(path), limit))
+    except UnicodeDecodeError as error:
+        raise FusionError(f"{path} is not UTF-8: {error}") from error
+    if not found:
+        raise FusionError(f"{path} holds no examples")
+    return found
+
+
+def _json(path: str) -> Iterator[Line]:
+    with Path(path).open(encoding="utf-8") as file:
+        for number, text in enumerate(file, 1):
+            if text.strip():
+                yield Line(f"{path}, line {number}", _object(text, f"{path}, line {number}"))
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FusionError(
+            f"{place} is not JSON: {error}", hint="Write one object a line: {...}"
+        ) from error
+    if not isinstance(found, dict):
+        raise FusionError(f"{place} is not an object", hint="Write one object a line: {...}")
+    return found
+
+
+def _text(path: str) -> Iterator[Line]:
+    text = Path(path).read_text(encoding="utf-8")
+    yield from [Line(path, {"text": text})] if text.strip() else []
+
+
+def _parquet(path: str) -> Iterator[Line]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(256):
+                for fields in batch.to_pylist():
+                    yield Line(f"{path}, row {row}", fields)
+                    row += 1
+    except pa.ArrowException as error:
+        raise FusionError(f"{path} is not readable parquet from row {row} on: {error}") from error

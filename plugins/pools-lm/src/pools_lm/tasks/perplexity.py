@@ -1,0 +1,43 @@
+"""How likely a model finds texts, in bits per byte: models of other vocabularies compare."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from fusion_core import Metric, Split
+from pools_lm.tasks.config import TextLines
+from pools_lm.tasks.scoring import log_likelihoods
+from pools_lm.tasks.task import LanguageTask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from fusion_core import Metrics
+    from pools_lm.tasks.lines import Line
+    from pools_lm.tasks.prompts import Pair
+
+
+class PerplexityTask(LanguageTask[TextLines]):
+    """Texts; a longer one is read in windows, each after the last token of the one before."""
+
+    metrics = (Metric("bits_per_byte", unit="bits per byte", higher_is_better=False),)
+
+    def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
+        """Return every text's windows."""
+        del split  # a text is no label of its own
+        return [each for line in lines for each in self.bound.windows(self._text(line))]
+
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Return {"bits_per_byte": ...}: over all test texts, their bytes as UTF-8 has them."""
+        lines = self.lines(Split.TEST)
+        size = self.config.batch_size
+        pairs = self.pairs(lines, Split.TEST)
+        nats = -sum(log_likelihoods(model, pairs, batch_size=size, said=self.name))
+        count = sum(len(self._text(line).encode()) for line in lines)
+        return {"bits_per_byte": nats / math.log(2) / count}
+
+    def _text(self, line: Line) -> str:
+        return line.filled(self.data.text)

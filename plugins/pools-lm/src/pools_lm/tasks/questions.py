@@ -1,0 +1,61 @@
+"""Questions with answers: what a model is asked, after as many examples as a recipe says."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, TypeVar
+
+from fusion_core import Split
+from fusion_core.errors import RecipeError
+from pools_lm.tasks.config import QuestionLines
+from pools_lm.tasks.lines import read_lines
+from pools_lm.tasks.prompts import Pair, Turn
+from pools_lm.tasks.task import LanguageTask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pools_lm.tasks.lines import Line
+
+QuestionT = TypeVar("QuestionT", bound=QuestionLines)
+
+
+class QuestionTask(LanguageTask[QuestionT]):
+    """A task of questions, each with its right answer in words."""
+
+    @abstractmethod
+    def answer(self, line: Line) -> str:
+        """Return the right answer; raises `FusionError` for a line that has none."""
+
+    def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
+        """Return every question's tokens, and those of its answer where that may be seen."""
+        hidden = split is Split.UNLABELED and self.hides_answers
+        return [self._pair(line, hidden=hidden or self._lacks(line, split)) for line in lines]
+
+    def questions(self, lines: Sequence[Line]) -> list[str]:
+        """Return what a model is asked of every line."""
+        shots = [Turn(self._prompt(each), self.answer(each)) for each in self._shots()]
+        asked = ([*shots, Turn(self._prompt(line))] for line in lines)
+        return [self.bound.question(turns, self.data.system) for turns in asked]
+
+    def _pair(self, line: Line, *, hidden: bool) -> Pair:
+        (question,) = self.questions([line])
+        if hidden:
+            return Pair(self.bound.context(question)).within(self.bound.length)
+        return self.bound.pair(question, self.answer(line))
+
+    def _lacks(self, line: Line, split: Split) -> bool:
+        return split is Split.UNLABELED and self.data.answer not in line.fields
+
+    def _shots(self) -> Sequence[Line]:
+        if not self.data.shots:
+            return []
+        if self.data.train is None:
+            raise RecipeError(
+                f"task {self.name!r} is to show {self.data.shots} examples, and has none",
+                hint=f"Name a file: task_pool.datasets.{self.name}.train.",
+            )
+        return read_lines(self.data.train, self.data.shots)
+
+    def _prompt(self, line: Line) -> str:
+        return line.filled(self.data.prompt)

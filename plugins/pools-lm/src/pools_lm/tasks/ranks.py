@@ -1,0 +1,31 @@
+"""Spearman's rank correlation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the correlation of two lists' ranks, from -1 to 1; 0 where one of them is constant.
+
+    Equal values have the mean of their ranks.
+    """
+    ranks = torch.stack([_ranks(torch.tensor(each, dtype=torch.float64)) for each in (one, other)])
+    centred = ranks - ranks.mean(dim=1, keepdim=True)
+    norms = centred.norm(dim=1).prod()
+    return float((centred[0] @ centred[1]) / norms) if norms > 0 else 0.0
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return ranks from 1 on."""
+    ordered = values.sort().values
+    first = torch.searchsorted(ordered, values)
+    last = torch.searchsorted(ordered, values, right=True)
+    return (first + last + 1).double() / 2

@@ -1,0 +1,123 @@
+"""What models predict of tokens: batches padded on the right, scores where they are wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core import evaluation_mode, note
+from fusion_core.adapting import on_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from pools_lm.tasks.prompts import Pair
+
+
+def padded(
+    rows: Sequence[Sequence[int]], *, filler: int = 0, left: bool = False
+) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask`, each of shape (rows, tokens)."""
+    length = max(map(len, rows))
+
+    def filled(row: Sequence[int], value: int) -> list[int]:
+        more = [value] * (length - len(row))
+        return [*more, *row] if left else [*row, *more]
+
+    ids = torch.tensor([filled(row, filler) for row in rows])
+    mask = torch.tensor([filled([1] * len(row), 0) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def next_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the scores of the token after each text, or of a decoder's first: (texts, tokens)."""
+    if _is_seq2seq(model):
+        starts = torch.full_like(inputs["input_ids"][:, :1], _start(model))
+        found: Tensor = model(**inputs, decoder_input_ids=starts).logits[:, 0]
+        return found
+    last = inputs["attention_mask"].sum(dim=1) - 1
+    return _scores(model, inputs, torch.arange(len(last), device=last.device), last)
+
+
+def log_likelihoods(
+    model: nn.Module, pairs: Sequence[Pair], *, batch_size: int, said: str
+) -> list[float]:
+    """Return the log-likelihood of every continuation, in nats.
+
+    Texts of like lengths are read together, whatever their order, as many batches at once as there
+    are cores. `said` is what progress is called.
+    """
+    order = sorted(range(len(pairs)), key=lambda n: len(pairs[n]))
+    batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
+    device = next(model.parameters()).device
+
+    def scored(rows: Sequence[int]) -> list[float]:
+        with torch.inference_mode():
+            return _of_batch(model, [pairs[row] for row in rows], device)
+
+    found = dict[int, float]()
+    for rows, values in zip(batches, each_batch(scored, batches, model), strict=True):
+        found.update(zip(rows, values, strict=True))
+        note(f"{said}: {len(found):,} of {len(pairs):,} texts")
+    return [found[row] for row in range(len(pairs))]
+
+
+def each_batch(
+    function: Callable[[Any], Any], batches: Sequence[Any], model: nn.Module
+) -> Iterator[Any]:
+    """Yield what a function makes of batches, in order, on as many cores as there are."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with evaluation_mode(model):
+        yield from on_cores(function, batches) if on_cpu else map(function, batches)
+
+
+def _of_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> list[float]:
+    """Return the sums of log-probabilities of the tokens that are to follow."""
+    owners = torch.tensor([n for n, each in enumerate(pairs) for _ in each.continuation])
+    wanted = torch.tensor([token for each in pairs for token in each.continuation])
+    scores = _continuations(model, pairs, owners.to(device), device)
+    logs = scores.float().log_softmax(dim=-1).gather(1, wanted.to(device)[:, None])[:, 0]
+    sums = torch.zeros(len(pairs), dtype=torch.float64)
+    return sums.index_add(0, owners, logs.double().cpu()).tolist()
+
+
+def _continuations(
+    model: nn.Module, pairs: Sequence[Pair], owners: Tensor, device: torch.device
+) -> Tensor:
+    """Return the scores of every token that is to follow, shape (those of all pairs, tokens)."""
+    if _is_seq2seq(model):
+        inputs = {k: v.to(device) for k, v in padded([each.context for each in pairs]).items()}
+        begun = [[_start(model), *each.continuation[:-1]] for each in pairs]
+        answers = padded(begun)["input_ids"].to(device)
+        places = torch.cat([torch.arange(len(each.continuation)) for each in pairs])
+        logits = model(**inputs, decoder_input_ids=answers).logits
+        found: Tensor = logits[owners, places.to(device)]
+        return found
+    rows = [[*each.context, *each.continuation[:-1]] for each in pairs]
+    inputs = {name: each.to(device) for name, each in padded(rows).items()}
+    spans = [(len(each.context) - 1, len(each.continuation)) for each in pairs]
+    places = torch.cat([torch.arange(start, start + count) for start, count in spans])
+    return _scores(model, inputs, owners, places.to(device))
+
+
+def _scores(model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, places: Tensor) -> Tensor:
+    """Return the scores at some places of some rows, shape (places, tokens).
+
+    Scores are made at those places alone, of all rows: a vocabulary is large.
+    """
+    kept, at = torch.unique(places, return_inverse=True)
+    found: Tensor = model(**inputs, logits_to_keep=kept).logits
+    return found[rows, at]
+
+
+def _is_seq2seq(model: nn.Module) -> bool:
+    config: Any = model.config
+    return bool(config.is_encoder_decoder)
+
+
+def _start(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.decoder_start_token_id)

@@ -1,0 +1,79 @@
+"""Answers that models write: greedily, the likeliest token each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fusion_core import note
+from pools_lm.tasks.scoring import each_batch, padded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pools_lm.tasks.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A live model that goes on with texts."""
+
+    prompts: Prompts
+    model: nn.Module
+    max_tokens: int
+    #: texts that end an answer, and are none of it
+    stop: Sequence[str] = ()
+    batch_size: int = 16
+
+    def write(self, contexts: Sequence[Sequence[int]], *, said: str) -> list[str]:
+        """Return what follows each context; `said` is what progress is called."""
+        order = sorted(range(len(contexts)), key=lambda n: len(contexts[n]))
+        size = self.batch_size
+        batches = [order[n : n + size] for n in range(0, len(order), size)]
+
+        def written(rows: Sequence[int]) -> list[str]:
+            return self._batch([contexts[row] for row in rows])
+
+        found = dict[int, str]()
+        for rows, texts in zip(batches, each_batch(written, batches, self.model), strict=True):
+            found.update(zip(rows, texts, strict=True))
+            note(f"{said}: {len(found):,} of {len(contexts):,} answers")
+        return [found[row] for row in range(len(contexts))]
+
+    def _batch(self, contexts: Sequence[Sequence[int]]) -> list[str]:
+        model: Any = self.model
+        inputs = padded(contexts, filler=self._filler, left=True)
+        moved = {name: each.to(model.device) for name, each in inputs.items()}
+        with torch.inference_mode():
+            tokens = model.generate(**moved, **self._how)
+        begun = 1 if self.prompts.is_seq2seq else inputs["input_ids"].shape[1]
+        return [self._cut(self.prompts.said(row)) for row in tokens[:, begun:].tolist()]
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        """What `generate` of transformers is told, whatever the model's own settings say."""
+        from transformers import GenerationConfig
+
+        config: Any = self.model.config
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self.max_tokens,
+            eos_token_id=list(self.prompts.ends) or None,
+            pad_token_id=self._filler,
+            decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
+            stop_strings=list(self.stop) or None,
+        )
+        return {"generation_config": settings, "tokenizer": self.prompts.tokenizer}
+
+    @property
+    def _filler(self) -> int:
+        """The token of places before a text, and after one that has ended."""
+        return next(iter(self.prompts.ends), 0)
+
+    def _cut(self, text: str) -> str:
+        ends = [place for each in self.stop if (place := text.find(each)) >= 0]
+        return text[: min(ends, default=len(text))]

@@ -63,7 +63,7 @@ class RunCommand(TyperCommand):
             section = "algorithm" if len(stages) == 1 else f"algorithm.{stage}"
             try:
                 component = load_plugins(ctx.obj or frozenset()).find(AlgorithmSpec, stage)
-                rows = option_rows(options_as_json(component))
+                rows = list(option_rows(options_as_json(component)))
             except FusionError as error:
                 formatter.write(f"\n{error}\n")
                 continue

@@ -47,10 +47,14 @@ class LanguageTask(AdaptiveTask, Generic[DataT]):
         """Return what lines come to as tokens; of UNLABELED ones no answer is needed."""
         raise NotImplementedError
 
+    def look(self, line: Line) -> None:
+        """Raise a `FusionError` for a line that lacks what is measured by."""
+        raise NotImplementedError
+
     def check(self) -> None:
-        """Read the first test example, and see that other files are there."""
-        read_lines(self.data.test, 1)
+        """Look at the first test example, and see that other files are there."""
         file_stamps(self._files())
+        self.look(*read_lines(self.data.test, 1))
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the figures depend on."""

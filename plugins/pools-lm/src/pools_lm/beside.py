@@ -58,14 +58,18 @@ def has_chat_template(files: Files) -> bool:
     return inside or any(name.startswith("chat_template.") for name in files)
 
 
+def content_of(file: bytes | Path) -> bytes:
+    """Return a file's bytes, wherever they are."""
+    return file.read_bytes() if isinstance(file, Path) else file
+
+
 def _modules(content: bytes | Path) -> Iterator[str]:
     for each in json.loads(_text(content)):
         yield str(each["type"])
 
 
 def _text(content: bytes | Path) -> str:
-    data = content.read_bytes() if isinstance(content, Path) else content
-    return data.decode("utf-8", errors="replace")
+    return content_of(content).decode("utf-8", errors="replace")
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

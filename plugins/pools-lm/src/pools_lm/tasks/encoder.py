@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.errors import FusionError, RecipeError
-from pools_lm.tasks.modules import Pooling, modules_of, parsed
+from pools_lm.beside import parsed
+from pools_lm.tasks.modules import Pooling, modules_of
 from pools_lm.tasks.prompts import Prompts
 from pools_lm.tasks.scoring import by_length, padded
 

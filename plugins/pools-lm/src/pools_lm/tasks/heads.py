@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: How much similarities count, as in sentence-transformers' losses.
 _SCALE = 20.0
+#: What transformers leaves out of a configuration.
+_TWO = {"0": "LABEL_0", "1": "LABEL_1"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def logistic(vectors: Tensor, labels: Tensor, classes: int) -> LinearHead:
 class ExpertHead:
     """A classifier of transformers without its encoder, whose place that of any model takes."""
 
-    shell: nn.Module
+    shell: Any
     place: nn.Module
 
     @classmethod
@@ -102,10 +104,14 @@ class ExpertHead:
 
     def around(self, model: nn.Module) -> nn.Module:
         """Return the classifier with a live model's encoder in it: the module itself, no copy."""
-        encoder: Any = model.base_model
-        self.shell.to(next(model.parameters()).device)
-        config: Any = self.shell.config
-        return copy.deepcopy(self.shell, {id(self.place): encoder, id(config): config})
+        whole: Any = model
+        device = next(model.parameters()).device
+        if self.shell.device != device:
+            self.shell.to(device)
+        shared = [self.shell.config, *self.shell.parameters(), *self.shell.buffers()]
+        kept = {id(each): each for each in shared}
+        found: nn.Module = copy.deepcopy(self.shell, {**kept, id(self.place): whole.base_model})
+        return found
 
     @property
     def digest(self) -> str:
@@ -118,7 +124,7 @@ class ExpertHead:
 
 def names_of(pool: ModelPool[Any], task: str | None) -> list[str]:
     """Return what the configuration of a task's expert, or of the base, calls the classes."""
-    named = _config(pool, task).get("id2label") or {}
+    named = _config(pool, task).get("id2label") or _TWO
     return [str(named[number]) for number in sorted(named, key=int)]
 
 

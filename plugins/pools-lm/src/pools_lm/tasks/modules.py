@@ -6,7 +6,6 @@ The same as sentence-transformers does: pooling, dense layers and normalising, i
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,8 @@ from safetensors.torch import load
 from torch import nn
 from torch.nn import functional
 
-from fusion_core.errors import CheckpointError, RecipeError
-from pools_lm.beside import MODULES, content_of
+from fusion_core.errors import RecipeError
+from pools_lm.beside import MODULES, content_of, modules_in, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,24 +66,12 @@ def modules_of(files: Files) -> tuple[Pooling, Sequence[Step]]:
     """Return the pooling and what follows; raises `RecipeError` for what is not known here."""
     if MODULES not in files:
         return Pooling(), ()
-    listed = [(str(each["type"]).rpartition(".")[2], each) for each in parsed(files, MODULES)]
+    listed = [(kind.rpartition(".")[2], path) for kind, path in modules_in(files)]
     kinds = [kind for kind, _ in listed]
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise _unknown(f"{MODULES} lists {', '.join(kinds)}, not a Transformer and its Pooling")
-    paths = [str(each["path"]) for _, each in listed[2:]]
-    steps = [_step(kind, files, path) for kind, path in zip(kinds[2:], paths, strict=True)]
-    return _pooling(files, str(listed[1][1]["path"])), steps
-
-
-def parsed(files: Files, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return what a file says; raises `CheckpointError` for one that is missing or torn."""
-    try:
-        return json.loads(content_of(files[name]))
-    except (LookupError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} beside the base is missing or no JSON: {error}",
-            hint="Save the base with sentence-transformers again.",
-        ) from error
+    pooling = _pooling(files, listed[1][1])
+    return pooling, [_step(kind, files, path) for kind, path in listed[2:]]
 
 
 def _pooling(files: Files, path: str) -> Pooling:

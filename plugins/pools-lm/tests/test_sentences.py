@@ -261,6 +261,27 @@ def test_similarities_are_sentence_transformers(
         workshop.similar(pool, rows, prompt="qeury")
 
 
+@pytest.mark.parametrize("family", ["t5", "llama", "gpt2"])
+def test_a_plain_encoder_has_the_mean_of_its_tokens(
+    workshop: Workshop, models_of: Callable[..., Any], family: str
+) -> None:
+    pool = EncoderPool(LanguageConfig(**models_of(family, "sentence-encoder")))
+    rows = rows_of(workshop.tiny, 40)
+    library = SentenceTransformer(pool.config.base, device="cpu")
+    columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
+    expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
+    found = measured(workshop.similar(pool, rows), pool)
+    assert found == {"spearman": pytest.approx(expected, abs=1e-9)}
+
+
+def test_heads_beside_an_encoder_are_left_out(
+    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+) -> None:
+    pool, rows = own_heads("bert"), rows_of(workshop.tiny)
+    tasks = workshop.similar(pool, rows)
+    assert measured(tasks, pool, pool.experts["a"]) == measured(tasks, pool, trimmed(pool, "a"))
+
+
 def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> None:
     base = Path(encoders.config.base)
     listed = [

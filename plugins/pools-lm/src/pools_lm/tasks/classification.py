@@ -14,7 +14,7 @@ from fusion_core.errors import FusionError, RecipeError
 from pools_lm.tasks.encoder import Encoder, Example, run, stacked
 from pools_lm.tasks.examples import AdaptiveLinesTask, unbound
 from pools_lm.tasks.heads import ExpertHead, LinearHead, logistic, names_of, nearest
-from pools_lm.tasks.lines import Line, read_lines
+from pools_lm.tasks.lines import Line
 from pools_lm.tasks.scoring import by_length
 from pools_lm.tasks.sentence_config import ClassLines
 
@@ -42,10 +42,9 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
     def scores(self, model: nn.Module) -> Scores:
         """Return what gives a batch's inputs scores, shape (examples, classes), by a model."""
 
-    def check(self) -> None:
-        """Read the first test example, its class included, and see that other files are there."""
-        super().check()
-        self.examples(read_lines(self.data.test, 1), Split.TEST)
+    def look(self, line: Line) -> None:
+        """Raise a `FusionError` for a line without a text or a class."""
+        self.examples([line], Split.TEST)
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the accuracy depends on."""
@@ -168,10 +167,12 @@ class EmbeddingTask(ClassTask, FeatureTask):
     """
 
     def check(self) -> None:
-        """Read the first test example, and see that there is what the head is made of."""
+        """Look at the first test example, and at what the head is made of."""
         super().check()
         if self._is_probe:
             self.lines(Split.TRAIN)
+        else:
+            self._of_names()
 
     def scores(self, model: nn.Module) -> Scores:
         """Return the scores of a head that is made of the model's own embeddings."""

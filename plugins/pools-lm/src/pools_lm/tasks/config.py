@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from string import Formatter
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from fusion_core import ComponentConfig, InputPath
 
@@ -22,6 +23,21 @@ def _compiled(pattern: str) -> str:
     return pattern
 
 
+def _template(text: str) -> str:
+    try:
+        parts = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{error}; a brace that is meant is written twice") from error
+    for name, form, conversion in parts:
+        if form or conversion or not str(name).isidentifier():
+            raise ValueError("between braces is the name of a field, and nothing else")
+    return text
+
+
+#: A text with the names of a line's fields in braces.
+Template = Annotated[str, AfterValidator(_template)]
+
+
 class MeasuredLines(ComponentConfig):
     """One task's test examples: a file of JSON lines (.jsonl) or parquet, a field a column."""
 
@@ -32,6 +48,8 @@ class MeasuredLines(ComponentConfig):
 class Lines(MeasuredLines):
     """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column."""
 
+    kind: str
+    """How a model is measured."""
     unlabeled: InputPath | None = None
     """What adaptive algorithms see; an answer in it is part of the text, and no label."""
     train: InputPath | None = None
@@ -43,14 +61,14 @@ class TextLines(Lines):
 
     kind: Literal["perplexity"] = "perplexity"
     """How a model is measured."""
-    text: str = "{text}"
+    text: Template = "{text}"
     """The text, of the line's fields."""
 
 
 class QuestionLines(Lines):
     """Examples with a prompt and an answer."""
 
-    prompt: str
+    prompt: Template
     """The question, of the line's fields."""
     shots: Annotated[int, Field(ge=0)] = 0
     """So many of the first training examples stand before each question, with their answers."""
@@ -65,9 +83,9 @@ class ChoiceLines(QuestionLines):
 
     kind: Literal["choice"] = "choice"
     """How a model is measured."""
-    prompt: str = "{question}"
+    prompt: Template = "{question}"
     """The question, of the line's fields."""
-    choices: str | list[str] = "choices"
+    choices: str | list[Template] = "choices"
     """The field that lists the answers, or the answers themselves where they are always the
     same. The right one is given by its place, from 0, or as it stands there."""
     normalise: Literal["bytes", "tokens", "none"] = "bytes"
@@ -79,7 +97,7 @@ class GenerateLines(QuestionLines):
 
     kind: Literal["generate"] = "generate"
     """How a model is measured."""
-    prompt: str = "{prompt}"
+    prompt: Template = "{prompt}"
     """The question, of the line's fields."""
     names: list[str] | None = None
     """What answers 0, 1, ... are called, where lines have numbers of classes."""
@@ -95,7 +113,26 @@ class GenerateLines(QuestionLines):
     """Texts that end an answer, besides the tokens that the model ends by."""
 
 
-AnyLines = Annotated[TextLines | ChoiceLines | GenerateLines, Field(discriminator="kind")]
+_KINDS = {"perplexity": TextLines, "choice": ChoiceLines, "generate": GenerateLines}
+
+
+def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever a recipe holds
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    known = _KINDS.get(kind) if isinstance(kind, str) else None
+    return None if known is None else f"[{known.__name__}]"
+
+
+#: A task of any kind; in brackets what errors do not mention.
+AnyLines = Annotated[
+    Annotated[TextLines, Tag("[TextLines]")]
+    | Annotated[ChoiceLines, Tag("[ChoiceLines]")]
+    | Annotated[GenerateLines, Tag("[GenerateLines]")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message=f"its kind is none of: {', '.join(_KINDS)}",
+    ),
+]
 
 
 class LinesTasksConfig(ComponentConfig):

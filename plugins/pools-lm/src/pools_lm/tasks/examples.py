@@ -29,10 +29,14 @@ class LinesTask(Task, Generic[DataT]):
     config: Any
     is_halved: bool = field(default=False, kw_only=True)
 
+    @abstractmethod
+    def look(self, line: Line) -> None:
+        """Raise a `FusionError` for a line that lacks what is measured by."""
+
     def check(self) -> None:
-        """Read the first test example, and see that other files are there."""
-        read_lines(self.data.test, 1)
+        """Look at the first test example, and see that other files are there."""
         file_stamps(self._files())
+        self.look(*read_lines(self.data.test, 1))
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the figures depend on."""

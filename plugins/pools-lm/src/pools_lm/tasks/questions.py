@@ -27,6 +27,11 @@ class QuestionTask(LanguageTask[QuestionT]):
     def answer(self, line: Line) -> str:
         """Return the right answer; raises `FusionError` for a line that has none."""
 
+    def look(self, line: Line) -> None:
+        """Raise a `FusionError` for a line without a question, or without its answer."""
+        self._prompt(line)
+        self.answer(line)
+
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return every question's tokens, and those of its answer where that may be seen."""
         hidden = split is Split.UNLABELED and self.hides_answers

@@ -5,15 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pools_lm.tasks.config import Count, Lines, LinesTasksConfig, MeasuredLines
+from fusion_core import InputPath
+from pools_lm.tasks.config import Count, LinesTasksConfig, MeasuredLines, Template
 
 
-class ClassLines(Lines):
-    """One task's texts, or pairs of texts, with their classes."""
+class ClassLines(MeasuredLines):
+    """One task's texts, or pairs of texts, with their classes: JSON lines (.jsonl) or parquet."""
 
-    text: str = "{text}"
+    unlabeled: InputPath | None = None
+    """What adaptive algorithms see; classes in it are never read."""
+    train: InputPath | None = None
+    """Labeled examples, which a probe is fitted to."""
+    text: Template = "{text}"
     """The text, of the line's fields."""
-    pair: str | None = None
+    pair: Template | None = None
     """The second of two texts, of the line's fields: both are read together, as the tokenizer puts
     pairs."""
     label: str = "label"
@@ -23,11 +28,11 @@ class ClassLines(Lines):
 
 
 class SimilarityLines(MeasuredLines):
-    """Pairs of sentences with a number that says how alike they are."""
+    """Pairs of sentences with a number that says how alike they are: JSON lines or parquet."""
 
-    first: str = "{sentence1}"
+    first: Template = "{sentence1}"
     """One sentence, of the line's fields."""
-    second: str = "{sentence2}"
+    second: Template = "{sentence2}"
     """The other sentence, of the line's fields."""
     score: str = "score"
     """The field that holds the number; more is more alike, on any scale."""

@@ -11,7 +11,6 @@ from fusion_core import Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.encoder import Encoder, Example
 from pools_lm.tasks.examples import LinesTask, unbound
-from pools_lm.tasks.lines import read_lines
 from pools_lm.tasks.ranks import rank_correlation
 from pools_lm.tasks.sentence_config import SimilarityLines
 
@@ -34,10 +33,11 @@ class SimilarityTask(LinesTask[SimilarityLines]):
     #: None for a pool that is bound to no models yet
     encoder: Encoder | None = None
 
-    def check(self) -> None:
-        """Read the first pair, its score included."""
-        super().check()
-        self._scores(read_lines(self.data.test, 1))
+    def look(self, line: Line) -> None:
+        """Raise a `FusionError` for a line without two sentences or their score."""
+        self._score(line)
+        for text in (self.data.first, self.data.second):
+            self._examples([line], text)
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the correlation depends on."""
@@ -46,7 +46,7 @@ class SimilarityTask(LinesTask[SimilarityLines]):
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return {"spearman": rank correlation of cosine similarities with the scores}."""
         lines = self.lines(Split.TEST)
-        scores, size = self._scores(lines), self.config.batch_size
+        scores, size = [self._score(line) for line in lines], self.config.batch_size
         pairs = [*self._examples(lines, self.data.first), *self._examples(lines, self.data.second)]
         vectors = self._bound.embeddings(model, pairs, batch_size=size, said=self.name)
         first, second = functional.normalize(vectors, dim=-1).reshape(2, len(lines), -1)
@@ -60,9 +60,6 @@ class SimilarityTask(LinesTask[SimilarityLines]):
 
     def _examples(self, lines: Sequence[Line], text: str) -> list[Example]:
         return [Example(each) for each in self._bound.tokens(lines, text)]
-
-    def _scores(self, lines: Sequence[Line]) -> list[float]:
-        return [self._score(line) for line in lines]
 
     def _score(self, line: Line) -> float:
         given = line[self.data.score]

@@ -362,7 +362,7 @@ def test_a_head_has_as_many_classes_as_the_task(
         workshop.classify(encoders, rows=rows, head="model")
     tasks = workshop.classify(encoders, rows=rows[1:], head="expert")
     with pytest.raises(RecipeError, match=r"has no head: 'classifier\.\w+' is missing"):
-        measured(tasks, encoders)
+        tasks.check()
 
 
 def test_halves_are_apart(workshop: Workshop, encoders: EncoderPool) -> None:

@@ -120,6 +120,11 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
 class HeadTask(ClassTask):
     """Texts that a head of transformers puts into classes: the model's own, or an expert's."""
 
+    def check(self) -> None:
+        """Look at the first test example, and see that an expert has a head."""
+        super().check()
+        _ = self._head
+
     def scores(self, model: nn.Module) -> Scores:
         """Return the head's scores, around the model's encoder."""
         whole = model if self._head is None else self._head.around(model)

@@ -29,9 +29,10 @@ pytestmark = pytest.mark.plugins
 
 DOCS = Path(__file__).parents[1] / "docs"
 HOOKSPECS = (DOCS.parent / "fusion_core" / "hookspecs.py").read_text(encoding="utf-8")
-#: merge-checkpoints.md needs models: tests/test_how_to.py makes some and runs it. The commands of
+#: Pages that need models: tests/test_how_to.py makes some and runs them. The commands of
 #: choose-a-method.md run there, too.
-HOW_TO = sorted({*(DOCS / "how-to").glob("*.md")} - {DOCS / "how-to" / "merge-checkpoints.md"})
+MERGING = {"merge-checkpoints.md", "merge-sentence-encoders.md"}
+HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if page.name not in MERGING)
 HOOKS = [
     node
     for node in ast.parse(HOOKSPECS).body

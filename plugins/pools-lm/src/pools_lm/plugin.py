@@ -18,6 +18,11 @@ _TASKS = {
     "lm-generate": ("Generate", "What a model answers in its own words, against what is right."),
 }
 
+_SENTENCE_TASKS = {
+    "sentence-classification": ("Classification", "Which class a text, or a pair, belongs to."),
+    "sts": ("Similarity", "How alike two sentences are, against what people say."),
+}
+
 
 @hookimpl
 def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
@@ -34,12 +39,20 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
 
 @hookimpl
 def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
-    """Register tasks for models that go on with a text, or answer it with another."""
+    """Register tasks for language models, and for encoders."""
     for name, (target, summary) in _TASKS.items():
         yield TaskPoolSpec(
             name=name,
             summary=summary,
             target=f"pools_lm.tasks.pool:{target}Tasks",
             config=f"pools_lm.tasks.config:{target}TasksConfig",
+            offline=True,
+        )
+    for name, (target, summary) in _SENTENCE_TASKS.items():
+        yield TaskPoolSpec(
+            name=name,
+            summary=summary,
+            target=f"pools_lm.tasks.sentences:{target}Tasks",
+            config=f"pools_lm.tasks.sentence_config:{target}Config",
             offline=True,
         )

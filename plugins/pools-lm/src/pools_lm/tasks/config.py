@@ -38,13 +38,18 @@ def _template(text: str) -> str:
 Template = Annotated[str, AfterValidator(_template)]
 
 
-class Lines(ComponentConfig):
+class MeasuredLines(ComponentConfig):
+    """One task's test examples: a file of JSON lines (.jsonl) or parquet, a field a column."""
+
+    test: InputPath
+    """What is measured on."""
+
+
+class Lines(MeasuredLines):
     """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column."""
 
     kind: str
     """How a model is measured."""
-    test: InputPath
-    """What is measured on."""
     unlabeled: InputPath | None = None
     """What adaptive algorithms see; an answer in it is part of the text, and no label."""
     train: InputPath | None = None
@@ -130,22 +135,29 @@ AnyLines = Annotated[
 ]
 
 
-class LanguageTasksConfig(ComponentConfig):
+class LinesTasksConfig(ComponentConfig):
+    """Tasks of your own, each with its files."""
+
+    datasets: Annotated[Mapping[str, MeasuredLines], Field(min_length=1)]
+    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+    tasks: TaskNames | None = None
+    """Which of them, in this order; default: all."""
+    limit: Count | None = None
+    """A quick look: only the first test examples of each task."""
+    batch_size: Count = 16
+    """Examples at once when measuring."""
+
+
+class LanguageTasksConfig(LinesTasksConfig):
     """Tasks of your own, of any kind."""
 
     datasets: Annotated[Mapping[str, AnyLines], Field(min_length=1)]
     """The tasks by name: `kind` is perplexity, choice or generate; files, and how to read them."""
-    tasks: TaskNames | None = None
-    """Which of them, in this order; default: all."""
     chat: bool | None = None
     """Whether questions go through the tokenizer's chat template; default: if it has one."""
     length: Count | None = None
     """Tokens that a model reads at most; longer prompts lose their beginning, longer texts are cut
     into windows. Default: as many as the model has positions, 2048 at most."""
-    limit: Count | None = None
-    """A quick look: only the first test examples of each task."""
-    batch_size: Count = 16
-    """Examples at once when measuring."""
     transductive: bool = True
     """Where a task has no unlabeled file, adapt on its test examples, without their answers."""
 

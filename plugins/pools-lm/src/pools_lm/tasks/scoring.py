@@ -10,7 +10,7 @@ from fusion_core import evaluation_mode, note
 from fusion_core.adapting import on_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 
     from torch import Tensor, nn
 
@@ -51,28 +51,42 @@ def log_likelihoods(
     Texts of like lengths are read together, whatever their order, as many batches at once as there
     are cores. `said` is what progress is called.
     """
-    order = sorted(range(len(pairs)), key=lambda n: len(pairs[n]))
-    batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
     device = next(model.parameters()).device
 
-    def scored(rows: Sequence[int]) -> list[float]:
+    def scored(some: Sequence[Pair]) -> list[float]:
         with torch.inference_mode():
-            return _of_batch(model, [pairs[row] for row in rows], device)
+            return _of_batch(model, some, device)
 
-    found = dict[int, float]()
-    for rows, values in zip(batches, each_batch(scored, batches, model), strict=True):
-        found.update(zip(rows, values, strict=True))
-        note(f"{said}: {len(found):,} of {len(pairs):,} texts")
-    return [found[row] for row in range(len(pairs))]
+    return by_length(scored, pairs, model, batch_size=batch_size, said=said)
 
 
-def each_batch(
-    function: Callable[[Any], Any], batches: Sequence[Any], model: nn.Module
-) -> Iterator[Any]:
-    """Yield what a function makes of batches, in order, on as many cores as there are."""
+def by_length(
+    function: Callable[[Any], Iterable[Any]],
+    items: Sequence[Sized],
+    model: nn.Module,
+    *,
+    batch_size: int,
+    said: str,
+) -> list[Any]:
+    """Return what a function makes of batches of items, one result an item, in their order.
+
+    Those of like lengths are together in a batch, and as many batches are read at once as there are
+    cores. `said` is what progress is called.
+    """
+    order = sorted(range(len(items)), key=lambda n: len(items[n]))
+    batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
     on_cpu = next(model.parameters()).device.type == "cpu"
+
+    def of_batch(rows: Sequence[int]) -> Iterable[Any]:
+        return function([items[row] for row in rows])
+
+    found = dict[int, Any]()
     with evaluation_mode(model):
-        yield from on_cores(function, batches) if on_cpu else map(function, batches)
+        made = on_cores(of_batch, batches) if on_cpu else map(of_batch, batches)
+        for rows, values in zip(batches, made, strict=True):
+            found.update(zip(rows, values, strict=True))
+            note(f"{said}: {len(found):,} of {len(items):,} texts")
+    return [found[row] for row in range(len(items))]
 
 
 def _of_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> list[float]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_core import note
-from pools_lm.tasks.scoring import each_batch, padded
+from pools_lm.tasks.scoring import by_length, padded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,18 +29,8 @@ class Writer:
 
     def write(self, contexts: Sequence[Sequence[int]], *, said: str) -> list[str]:
         """Return what follows each context; `said` is what progress is called."""
-        order = sorted(range(len(contexts)), key=lambda n: len(contexts[n]))
         size = self.batch_size
-        batches = [order[n : n + size] for n in range(0, len(order), size)]
-
-        def written(rows: Sequence[int]) -> list[str]:
-            return self._batch([contexts[row] for row in rows])
-
-        found = dict[int, str]()
-        for rows, texts in zip(batches, each_batch(written, batches, self.model), strict=True):
-            found.update(zip(rows, texts, strict=True))
-            note(f"{said}: {len(found):,} of {len(contexts):,} answers")
-        return [found[row] for row in range(len(contexts))]
+        return by_length(self._batch, contexts, self.model, batch_size=size, said=said)
 
     def _batch(self, contexts: Sequence[Sequence[int]]) -> list[str]:
         model: Any = self.model

@@ -58,6 +58,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
     },
     "pools-lm": {
+        "command": ("smoke",),
         "model pool": ("causal-lm", "sentence-encoder", "seq2seq-lm", "sequence-classification"),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},

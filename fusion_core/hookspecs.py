@@ -119,15 +119,9 @@ def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
 
 
 @hookspec
-def fusion_model_shown(
-    result: RunResult,
-    device: torch.device,
-    progress: Progress,
-    fresh: bool,  # noqa: FBT001 - hooks are called by names
-) -> str | None:
-    """Return what people are to see of a model that was made, in lines below the run's results.
+def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
+    """Return what people are to see of a model that was made, as lines below the run's results.
 
     Called when those are shown, but not with `--no-eval` or `--json`, nor by `run_fusion`.
-    `device` is where models are looked at; with `fresh` nothing is shown again that an earlier run
-    has found.
+    `device` is where live models belong.
     """

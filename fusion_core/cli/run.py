@@ -189,9 +189,8 @@ def _show(plan: Plan, result: RunResult, *, as_json: bool) -> None:
 def _print_more(plan: Plan, result: RunResult) -> None:
     """Print what plugins have to say of the model."""
     sys.stdout.flush()  # it may take a while
-    options = plan.options
-    how = {"device": plan.device, "progress": options.progress, "fresh": options.fresh}
-    for text in plan.plugins.notify("fusion_model_shown", result=result, **how):
+    where = {"device": plan.device, "progress": plan.options.progress}
+    for text in plan.plugins.notify("fusion_run_shown", result=result, **where):
         print(f"\n{printable(text)}")
 
 

@@ -65,13 +65,8 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
 
 
 @hookimpl
-def fusion_model_shown(
-    result: RunResult,
-    device: torch.device,
-    progress: Progress,
-    fresh: bool,  # noqa: FBT001 - hooks are called by names
-) -> str | None:
+def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
     """Show what a merged language model says, beside its base and experts."""
     from pools_lm.smoke.after_run import smoke_after_run
 
-    return smoke_after_run(result, device, progress, fresh=fresh)
+    return smoke_after_run(result, device, progress)

@@ -34,6 +34,11 @@ class Speaker:
     pool: LanguagePool
     weights: WeightSource
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors as they are stored."""
+        return sum(info.nbytes for info in self.weights.infos.values())
+
     def build(self, device: torch.device) -> nn.Module:
         """Return it live, in the dtype that most of its numbers are stored in."""
         sizes: dict[torch.dtype, int] = {}

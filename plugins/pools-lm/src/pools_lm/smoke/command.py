@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,6 +15,7 @@ Prompt = Annotated[
 
 
 def smoke(
+    context: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
     prompt: Prompt = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 32,
@@ -37,6 +39,7 @@ def smoke(
     from pools_lm.smoke.directory import made_of
     from pools_lm.smoke.trial import PROMPTS, Trial
 
+    logging.basicConfig(format="warning: %(message)s")
     progress = progress_for(quiet=quiet)
     trial = Trial(
         device=device_of(device),
@@ -46,8 +49,9 @@ def smoke(
         fresh=fresh,
         progress=progress,
     )
+    blocked: frozenset[str] = context.obj or frozenset()
     with hub.session(progress):
-        found = trial.findings(directory, [] if alone else made_of(directory))
+        found = trial.findings(directory, [] if alone else made_of(directory, blocked))
     typer.echo(found.as_json() if as_json else found.as_text())
     if found.problems:
         raise typer.Exit(1)

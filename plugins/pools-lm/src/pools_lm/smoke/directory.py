@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import load_recipe, models_of
+from fusion_core import load_plugins, load_recipe, models_of
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.weights import read_config
 from pools_lm.config import LanguageConfig
@@ -29,21 +29,26 @@ def model_in(directory: Path) -> Speaker:
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is no directory", hint="Name a model's directory.")
+    if (directory / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{directory} holds a LoRA adapter, no model",
+            hint="Merge it with its base first, by fuse run or PEFT's merge_and_unload.",
+        )
     path = directory.resolve()
     pool = _POOLS[_kind(path)](LanguageConfig(base=str(path), models={}))
     pool.check_builds()
     return Speaker(path.name, pool, pool.reference)
 
 
-def made_of(directory: Path) -> list[Speaker]:
+def made_of(directory: Path, blocked: frozenset[str]) -> list[Speaker]:
     """Return the base and experts that the recipe in a directory names; none without a recipe.
 
-    Where they cannot be read a warning says why.
+    Where they cannot be read a warning says why. `blocked` are plugins that are not to be loaded.
     """
     if not (directory / _RECIPE).is_file():
         return []
     try:
-        return speakers(_models_of(directory), directory)
+        return speakers(_models_of(directory, blocked), directory)
     except FusionError as error:
         _LOG.warning("base and experts are not asked: %s", error.message)
         return []
@@ -63,21 +68,16 @@ def speakers(pool: ModelPool[Any], directory: Path) -> list[Speaker]:
     return [Speaker(name, pool, each) for name, each in named]
 
 
-def _models_of(directory: Path) -> ModelPool[Any]:
+def _models_of(directory: Path, blocked: frozenset[str]) -> ModelPool[Any]:
     """Return a recipe's models; those that any pool merges as what the directory holds."""
     recipe = load_recipe(directory / _RECIPE)
     pool = recipe.get("model_pool")
     if isinstance(pool, dict) and pool.get("name") == "checkpoints":
         recipe = {**recipe, "model_pool": {**pool, "name": _kind(directory)}}
-    return models_of(recipe)
+    return models_of(recipe, load_plugins(blocked))
 
 
 def _kind(directory: Path) -> str:
     """Return the pool of models like the one in a directory."""
-    try:
-        config = read_config(directory / "config.json")
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{directory} has no config.json", hint="Name a directory that save_pretrained wrote."
-        ) from error
+    config = read_config(directory / "config.json")
     return "seq2seq-lm" if config.get("is_encoder_decoder") else "causal-lm"

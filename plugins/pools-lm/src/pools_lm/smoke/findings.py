@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     #: bits per byte by who reads and, within, who said it; None where nothing was said
     Bits = Mapping[str, Mapping[str, float | None]]
 
+#: A space at which no line is folded.
+_TIED = "\N{NO-BREAK SPACE}"
 _SOUND = "no answer is empty, repeats itself or is not finite"
 
 
@@ -64,12 +66,13 @@ class Findings:
         return "\n\n".join([f"smoke test: {self.how}", *blocks, *table, self._verdict()])
 
     def _block(self, number: int) -> str:
-        width = max(map(len, self.answers))
-        lines = [_line(self.prompts[number])]
+        width = max(len(_line(name)) for name in self.answers)
+        lines = _folded("", _line(self.prompts[number]))
         for name, answers in self.answers.items():
             said, verdict = answers[number].text, answers[number].verdict
-            shown = f"{_line(said)}  [{verdict}]" if verdict else _line(said)
-            lines += _folded(f"  {_line(name):{width}}  ", shown.strip())
+            marked = [f"[{verdict}]".replace(" ", _TIED)] if verdict else []
+            shown = "  ".join([_line(said.strip()), *marked]).strip()
+            lines += _folded(f"  {_line(name):{width}}  ", shown)
         return "\n".join(lines)
 
     def _table(self) -> str:
@@ -100,7 +103,8 @@ def _line(text: str) -> str:
 def _folded(begin: str, text: str) -> list[str]:
     """Return lines as wide as a terminal, those after the first under the text."""
     width = max(get_terminal_size().columns, len(begin) + 20)
-    return wrap(text, width, initial_indent=begin, subsequent_indent=" " * len(begin)) or [begin]
+    lines = wrap(text, width, initial_indent=begin, subsequent_indent=" " * len(begin))
+    return [line.replace(_TIED, " ") for line in lines or [begin]]
 
 
 def _finite(bits: float | None) -> float | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import TYPE_CHECKING
 
 from fusion_core import Progress, noting
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     Heard = Mapping[Speaker, list[Answer]]
 
-_LOG = logging.getLogger(__name__)
+_LOG = getLogger(__name__)
 #: What models are asked: a fact, an explanation, and a text to go on with.
 PROMPTS = (
     "What is the capital of France?",
@@ -52,7 +53,10 @@ class Trial:
 
         Raises a `FusionError` if the model itself, or its tokenizer, cannot be read.
         """
-        model = model_in(directory)
+        with _without_advice():
+            return self._findings(model_in(directory), others)
+
+    def _findings(self, model: Speaker, others: Sequence[Speaker]) -> Findings:
         found = Prompts.of(model.pool.assets(), chat=False if self.is_plain else None)
         asking = Asking(found, self.prompts, self.max_tokens, self.device, self.fresh)
         how = "through the chat template" if found.is_chat else "as plain text"
@@ -75,6 +79,19 @@ class Trial:
                 bits[reader.name][author.name] = found
             advance()
         return bits
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep transformers from telling users what only we could do."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _answered(

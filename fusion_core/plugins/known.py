@@ -60,6 +60,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "pools-lm": {
         "command": ("smoke",),
         "model pool": ("causal-lm", "sentence-encoder", "seq2seq-lm", "sequence-classification"),
+        "task pool": ("lm-choice", "lm-generate", "lm-perplexity", "lm-tasks"),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from logging import getLogger
+from logging import ERROR, getLogger
 from typing import TYPE_CHECKING
 
 from fusion_core import Progress, noting
@@ -64,7 +64,7 @@ class Trial:
         total = 2 * len(speakers) if others else 1
         with self.progress.track("smoke test", total=total) as advance, noting(advance):
             heard = dict(_answered(asking, speakers, advance))
-            bits = self._read(asking, heard, advance) if others else {}
+            bits = self._read(asking, heard, advance) if len(heard) > 1 else {}
         answers = {speaker.name: own for speaker, own in heard.items()}
         said = f"greedy, {asking.max_tokens} tokens at most, {how}"
         return Findings(self.prompts, said, answers, bits)
@@ -87,7 +87,7 @@ def _without_advice() -> Iterator[None]:
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:

@@ -58,7 +58,9 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
     },
     "pools-lm": {
+        "command": ("smoke",),
         "model pool": ("causal-lm", "sentence-encoder", "seq2seq-lm", "sequence-classification"),
+        "task pool": ("lm-choice", "lm-generate", "lm-perplexity", "lm-tasks"),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
 }

@@ -1,8 +1,17 @@
 """Registers the pools of language models; imports nothing heavy."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
+from typing import TYPE_CHECKING
+
+from fusion_core import CommandSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from fusion_core import Progress, RunResult
 
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
@@ -56,3 +65,21 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             config=f"pools_lm.tasks.sentence_config:{target}Config",
             offline=True,
         )
+
+
+@hookimpl
+def fusion_register_commands() -> Iterator[CommandSpec]:
+    """Register the smoke test."""
+    yield CommandSpec(
+        name="smoke",
+        summary="Ask a language model a few things, beside those it was merged from.",
+        target="pools_lm.smoke.command:smoke",
+    )
+
+
+@hookimpl
+def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
+    """Show what a merged language model says, beside its base and experts."""
+    from pools_lm.smoke.after_run import smoke_after_run
+
+    return smoke_after_run(result, device, progress)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fusion_core import ModelPoolSpec, hookimpl
+from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
 
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
@@ -23,3 +23,14 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             config="pools_lm.config:LanguageConfig",
             offline=True,
         )
+
+
+@hookimpl
+def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
+    """Register what language models are measured on."""
+    yield TaskPoolSpec(
+        name="lm-eval",
+        summary="Tasks of EleutherAI's lm-evaluation-harness, here or in another environment.",
+        target="pools_lm.harness_tasks:HarnessTasks",
+        config="pools_lm.config:HarnessConfig",
+    )

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import ModelPoolSuite
+from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
 from pools_lm import plugin
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import CausalPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core import ModelPoolSpec
+    from fusion_core import ModelPoolSpec, TaskPoolSpec
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_model_pools()}
 
@@ -63,3 +65,17 @@ class TestUnion(LanguageSuite):
         own.add_tokens(["<|user|>"], special_tokens=True)
         tiny.save(tmp_path / "b", tiny.live("llama", 9, rows=len(own)), own)
         return {**found, "tokenizer": "union"}
+
+
+class TestHarness(TaskPoolSuite):
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        return next(plugin.fusion_register_task_pools())
+
+    @pytest.fixture
+    def options(self, fake_harness: str) -> dict[str, Any]:
+        return {"tasks": ["foxes", "bits"], "python": fake_harness}
+
+    @pytest.fixture
+    def models(self, models_of: Callable[..., dict[str, Any]]) -> CausalPool:
+        return CausalPool(LanguageConfig(**models_of("llama")))

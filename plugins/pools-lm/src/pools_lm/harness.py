@@ -121,7 +121,8 @@ class Harness:
                 )
             case _:
                 return FusionError(
-                    f"lm-eval has no data for {message}", hint="Look at the task's dataset_path."
+                    f"lm-eval has no data for {message}",
+                    hint="Look at what the task's configuration says of its data.",
                 )
 
     @property

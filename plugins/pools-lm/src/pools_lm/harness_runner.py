@@ -72,6 +72,8 @@ def _manager(asked: Json) -> Any:
 
 def describe(asked: Json) -> Json:
     """Say of each name what the harness knows by it."""
+    if asked["device"] is not None:
+        _check_device(asked["device"])
     index = _manager(asked).task_index
     return {"tasks": {name: _entry(name, index) for name in asked["tasks"]}}
 
@@ -89,6 +91,7 @@ def _entry(name: str, index: Json) -> Json:
         "members": [each["task"] for each in leaves],
         "unsafe": [each["task"] for each in leaves if each.get("unsafe_code")],
         "data": [_data(each) for each in leaves],
+        "missing": [str(path) for each in leaves for path in _missing(each)],
         "digest": _digest([config, leaves]),
     }
 
@@ -126,19 +129,28 @@ def _data(config: Json) -> Any:
 
     None where neither is known: what was measured on it is then not remembered.
     """
-    path, options = config.get("dataset_path"), config.get("dataset_kwargs") or {}
-    files = options.get("data_files")
+    path, files = config.get("dataset_path"), _data_files(config)
+    if path and not files and Path(path).is_dir():
+        files = sorted(each for each in Path(path).rglob("*") if each.is_file())
     if files:
-        by_split = files.values() if isinstance(files, dict) else [files]
-        named = [Path(each) for split in by_split for each in _listed(split)]
-    elif path and Path(path).is_dir():
-        named = sorted(each for each in Path(path).rglob("*") if each.is_file())
-    else:
-        commit = None if not path else _commit(path, options.get("revision"))
-        return commit and {"data_set": path, "commit": commit}
-    if not all(each.is_file() for each in named):
-        return None
-    return {str(each): [each.stat().st_size, each.stat().st_mtime_ns] for each in named}
+        known = all(each.is_file() for each in files)
+        stats = {str(each): each.stat() for each in files} if known else {}
+        return {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()} or None
+    commit = _commit(path, (config.get("dataset_kwargs") or {}).get("revision")) if path else None
+    return commit and {"data_set": path, "commit": commit}
+
+
+def _data_files(config: Json) -> list[Path]:
+    """Return the files that a task names: here, or patterns and addresses."""
+    files = (config.get("dataset_kwargs") or {}).get("data_files")
+    by_split = files.values() if isinstance(files, dict) else [files]
+    return [Path(each) for split in by_split for each in _listed(split)]
+
+
+def _missing(config: Json) -> list[Path]:
+    """Return the files of this machine that a task names and that are not there."""
+    absolute = [each for each in _data_files(config) if each.is_absolute()]
+    return [each for each in absolute if not (each.exists() or set("*?[") & set(str(each)))]
 
 
 @cache
@@ -196,8 +208,9 @@ def _load(manager: Any, name: str) -> Any:
     return groups.get(name) or found["tasks"][name]
 
 
-def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+def _in_short(error: BaseException) -> str:
+    own = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return own if error.__cause__ is None else f"{own}; {_in_short(error.__cause__)}"
 
 
 def _measured(model: Any, name: str, task: Any, asked: Json) -> Json:

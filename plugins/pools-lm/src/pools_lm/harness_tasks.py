@@ -16,6 +16,7 @@ from pools_lm.config import HarnessConfig
 from pools_lm.harness import Harness
 from pools_lm.loadable import loadable
 from pools_lm.pools import CausalPool, Seq2SeqPool
+from pools_lm.written import has_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,11 @@ class HarnessTasks(TaskPool[HarnessConfig]):
         self.names = list(dict.fromkeys(config.tasks))
         if config.limit is not None:
             self.measured_on = f"the first {config.limit} examples of each task"
+        if config.include_path is not None and not Path(config.include_path).is_dir():
+            raise RecipeError(
+                f"task_pool.include_path: there is no folder {config.include_path}",
+                hint="Name the folder that holds the YAML files of your tasks.",
+            )
         self._harness = Harness(config.python)
         self._models: ModelPool[Any] | None = None
         #: what was measured last of each task, as the harness says it
@@ -73,11 +79,19 @@ class HarnessTasks(TaskPool[HarnessConfig]):
         Raises `PluginError` where it is not, `RecipeError` for what it does not know, or does not
         measure as one task.
         """
-        for name in self.names:
-            _check_entry(name, self._known["tasks"][name], self.config.main.get(name))
-        if lost := self.config.main.keys() - set(self.names):
-            raise RecipeError(f"task_pool.main names no task of task_pool.tasks: {', '.join(lost)}")
-        if self.config.apply_chat_template and self._models and not has_chat_template(self._assets):
+        self._check_models()
+        for name, known in self._known["tasks"].items():
+            _check_entry(name, known, self.config.main.get(name))
+
+    def _check_models(self) -> None:
+        if self._models is None:
+            return
+        if not has_tokenizer(self._assets):
+            raise RecipeError(
+                "lm-eval needs a tokenizer, and there is none beside the models",
+                hint="Put one beside the base's weights.",
+            )
+        if self.config.apply_chat_template and not has_chat_template(self._assets):
             raise RecipeError(
                 "task_pool.apply_chat_template: the models' tokenizer has no chat template",
                 hint="Leave it out, or put a chat_template.jinja beside the base.",
@@ -142,8 +156,9 @@ class HarnessTasks(TaskPool[HarnessConfig]):
 
     @cached_property
     def _known(self) -> Json:
-        asked = {"tasks": self.names, "include_path": self.config.include_path}
-        return self._harness.done({"do": "describe", **asked})
+        named = list(dict.fromkeys([*self.names, *self.config.main]))
+        asked = self.config.model_dump(include={"include_path", "device"})
+        return self._harness.done({"do": "describe", "tasks": named, **asked})
 
     @cached_property
     def _assets(self) -> Files:
@@ -215,6 +230,11 @@ def _check_entry(name: str, known: Json, main: str | None) -> None:
             raise RecipeError(
                 f"{name!r} stands for several tasks, and has no figure of its own",
                 hint=f"Name them in task_pool.tasks: {', '.join(members)}",
+            )
+        case {"missing": [each, *_]}:
+            raise RecipeError(
+                f"task {name!r}: its data is not there: {each}",
+                hint="Put it there, or change the task's data_files.",
             )
         case {"unsafe": [each, *_]}:
             raise RecipeError(

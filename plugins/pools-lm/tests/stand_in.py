@@ -26,6 +26,7 @@ KNOWN = {
     "somewhere": {**PLAIN, "data": [None]},
 }
 VALUES = {
+    "hellaswag": {"acc,none": 0.25, "acc_norm,none": 0.5},
     "foxes": {"acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 0.25},
     "bits": {"bits_per_byte,none": 2.0},
     "filtered": {"exact_match,strict": 0.5, "exact_match,loose": 0.75, "f1,none": 81.0},

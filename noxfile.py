@@ -158,6 +158,13 @@ def real_lm(session: nox.Session) -> None:
     session.run("python", "benchmarks/real_lm.py", *made, *session.posargs)
 
 
+def lm_eval(session: nox.Session) -> None:
+    """Measure tiny language models by the real lm-evaluation-harness, on tasks of a local file."""
+    group = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install("-e", ".", "-e", "./plugins/pools-lm[lm-eval]", *group)
+    session.run("pytest", "-m", "lm_eval", "plugins/pools-lm", *session.posargs)
+
+
 def _mergekit(session: nox.Session) -> Path:
     """Return a virtual environment with the mergekit that results are held against."""
     place = session.cache_dir / "mergekit-0.1.5"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 from typer.testing import CliRunner
@@ -23,6 +26,7 @@ from typer.testing import CliRunner
 from fusion_core.cli.app import app
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.text import load_yaml
 
 if TYPE_CHECKING:
     from hub_server import HubServer
@@ -190,3 +194,41 @@ def test_the_page_of_sentence_encoders_runs_in_its_order(encoders: Path) -> None
     exec(compile(source, ENCODERS, "exec"), found)
     put, merged = found["classifier"].bert.state_dict(), found["merged"].state_dict()
     assert all(torch.equal(put[name], each) for name, each in merged.items())
+
+
+def language_model(directory: Path, seed: int) -> None:
+    words = {"<unk>": 0, "two": 1, "four": 2}
+    own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=own).save_pretrained(directory)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(words), num_hidden_layers=1, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+
+
+def test_models_are_evaluated_with_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "evaluate-with-lm-eval.md"
+    for seed, name in enumerate(("base", "math", "chat")):
+        language_model(tmp_path / name, seed)
+    stand_in = (ROOT / "plugins" / "pools-lm" / "tests" / "stand_in.py").read_text("utf-8")
+    python = tmp_path / "eval" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!{sys.executable}\n{stand_in}", encoding="utf-8")
+    python.chmod(0o755)
+    (recipe,), (task,), (row,) = (blocks(each, page) for each in ("yaml", "yml", "json"))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    asked = [
+        load_yaml(task, origin=page)[f"doc_to_{each}"] for each in ("text", "choice", "target")
+    ]
+    assert asked == [f"{{{{{name}}}}}" for name in json.loads(row)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert len(commands(page)) == 4
+    for command in commands(page):
+        _, *arguments = shlex.split(command)
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.exception
+    report = json.loads((tmp_path / "merged" / "report.json").read_bytes())
+    assert report["conditions"].keys() == {"arc_easy", "hellaswag", "mmlu"}
+    assert report["measured_on"] == "the first 100 examples of each task"

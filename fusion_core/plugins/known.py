@@ -60,7 +60,10 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "pools-lm": {
         "command": ("smoke",),
         "model pool": ("causal-lm", "sentence-encoder", "seq2seq-lm", "sequence-classification"),
-        "task pool": ("lm-choice", "lm-generate", "lm-perplexity", "lm-tasks"),
+        "task pool": (
+            *("lm-choice", "lm-eval", "lm-generate", "lm-perplexity", "lm-tasks"),
+            *("sentence-classification", "sts"),
+        ),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
 }

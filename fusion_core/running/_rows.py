@@ -62,6 +62,7 @@ class Rows:
             lambda: with_fast_products(self.pool.build(source, device=self.device)),
             source,
             path if path and path.is_dir() else None,
+            self.device,
         )
         shown: dict[str, Any] = {"label": label, "progress": self.progress} if label else {}
         row = self.tasks.measure(changed(subject) if changed else subject, names, **shown)

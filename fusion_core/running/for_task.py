@@ -124,7 +124,7 @@ class TaskAdapters(TaskOwn):
             put_adapter(model, self.modules[task], own.tensor("down"), own.tensor("up"))
             return model
 
-        return Subject(build)
+        return Subject(build, device=subject.device)
 
 
 def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:

@@ -121,3 +121,17 @@ class TestQuestionsForLlama(LanguageTasksSuite):
 
 class TestQuestionsForT5(LanguageTasksSuite):
     family, made_by = "t5", Seq2SeqPool
+
+
+class TestHarness(TaskPoolSuite):
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        return TASKS["lm-eval"]
+
+    @pytest.fixture
+    def options(self, fake_harness: str) -> dict[str, Any]:
+        return {"tasks": ["foxes", "bits"], "python": fake_harness}
+
+    @pytest.fixture
+    def models(self, models_of: Callable[..., dict[str, Any]]) -> CausalPool:
+        return CausalPool(LanguageConfig(**models_of("llama")))

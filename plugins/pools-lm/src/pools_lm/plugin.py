@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from fusion_core import Progress, RunResult
 
+
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
     "seq2seq-lm": ("Seq2SeqPool", "Models that answer a text with another: T5, BART, ..."),
@@ -65,6 +66,12 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             config=f"pools_lm.tasks.sentence_config:{target}Config",
             offline=True,
         )
+    yield TaskPoolSpec(
+        name="lm-eval",
+        summary="Tasks of EleutherAI's lm-evaluation-harness, here or in another environment.",
+        target="pools_lm.harness_tasks:HarnessTasks",
+        config="pools_lm.config:HarnessConfig",
+    )
 
 
 @hookimpl

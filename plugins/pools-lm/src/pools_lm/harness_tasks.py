@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 from functools import cached_property
@@ -69,9 +68,9 @@ class HarnessTasks(TaskPool[HarnessConfig]):
                 f"lm-eval measures models that write text, and {type(pool).__name__} has others",
                 hint="Use the model pool causal-lm or seq2seq-lm.",
             )
-        clone = copy.copy(self)
-        clone._models, clone._measured = pool, {}  # noqa: SLF001 - of this class
-        return clone
+        bound = type(self)(self.config)
+        bound._models = pool  # noqa: SLF001 - of this class
+        return bound
 
     def check(self) -> None:
         """Ask the harness whether it is there and knows the tasks.

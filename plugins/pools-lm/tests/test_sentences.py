@@ -195,31 +195,27 @@ def test_a_probe_is_scikit_learns_on_sentence_transformers_vectors(
     for row in (*train, *rows):
         row["label"] = len(row["text"]) % classes
     tasks = workshop.classify(encoders, rows=rows, train=train)
-    linear = pytest.importorskip("sklearn.linear_model")
     for name, source in encoders.by_name.items():
-        library = SentenceTransformer(str(workshop.directory / name), device="cpu")
-        seen, asked = (library.encode([row["text"] for row in part]) for part in (train, rows))
-        probe = linear.LogisticRegression(tol=1e-8, max_iter=10_000)
-        probe.fit(seen, [row["label"] for row in train])
+        probe, asked = probe_of(workshop.directory / name, train, rows)
         expected = probe.score(asked, [row["label"] for row in rows])
         assert measured(tasks, encoders, source) == {"accuracy": pytest.approx(expected)}
-    task = tasks.adaptive("a")
+    task, base = tasks.adaptive("a"), encoders.build(encoders.base)
+    assert isinstance(task, EmbeddingTask)
+    probe, _ = probe_of(workshop.directory / "base", train, rows)
     batch = task.batch(0, size=6, split=Split.UNLABELED, seed=0)
-    own = EmbeddingTask.logits(task, encoders.build(encoders.base), batch)
-    base = encoders.build(encoders.base)
-    probed = probe_of(linear, encoders, base, train, task)
-    features = task.features(base, batch.inputs).detach()
-    torch.testing.assert_close(own.softmax(1), probed(features), rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        vectors, scores = task.features(base, batch.inputs), task.logits(base, batch)
+    expected = torch.tensor(probe.predict_proba(vectors.double().numpy()))
+    torch.testing.assert_close(scores.softmax(1).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def probe_of(
-    linear: Any, pool: EncoderPool, base: Any, train: Rows, task: Any
-) -> Callable[[Any], Any]:
-    """Return what scikit-learn's probabilities are on the base's vectors."""
-    library = SentenceTransformer(pool.config.base, device="cpu")
-    probe = linear.LogisticRegression(tol=1e-8, max_iter=10_000)
-    probe.fit(library.encode([row["text"] for row in train]), [row["label"] for row in train])
-    return lambda vectors: torch.tensor(probe.predict_proba(vectors.numpy())).float()
+def probe_of(directory: Path, train: Rows, rows: Rows) -> tuple[Any, Any]:
+    """Return scikit-learn's logistic regression on a model's vectors, and the vectors of rows."""
+    library = SentenceTransformer(str(directory), device="cpu")
+    seen, asked = (library.encode([r["text"] for r in part]) for part in (train, rows))
+    linear = pytest.importorskip("sklearn.linear_model")
+    probe = linear.LogisticRegression(tol=1e-10, max_iter=100_000)
+    return probe.fit(seen.astype("float64"), [row["label"] for row in train]), asked
 
 
 def test_the_nearest_name_is_the_class(workshop: Workshop, encoders: EncoderPool) -> None:

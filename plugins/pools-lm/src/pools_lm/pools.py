@@ -220,5 +220,6 @@ class EncoderPool(LanguagePool):
 
     def _named(self, weights: WeightSource) -> RenamedSource:
         """Return an encoder's weights without heads, which transformers leaves out, too."""
-        names, known = super()._named(weights).names, self._architecture.tensors
-        return RenamedSource(weights, {n: given for n, given in names.items() if n in known})
+        own, names = self._architecture, super()._named(weights).names
+        heads = {name for name in names.keys() - own.tensors.keys() if own.has_in_head(name)}
+        return RenamedSource(weights, {n: each for n, each in names.items() if n not in heads})

@@ -56,8 +56,8 @@ def logistic(vectors: Tensor, labels: Tensor, classes: int) -> LinearHead:
     weight = torch.zeros(classes, rows.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     factor = 1.0 if classes == 2 else 0.5  # noqa: PLR2004
-    how: dict[str, Any] = {"tolerance_grad": 1e-8, "line_search_fn": "strong_wolfe"}
-    search = torch.optim.LBFGS([weight, bias], max_iter=1000, **how)
+    how: dict[str, Any] = {"history_size": 10, "line_search_fn": "strong_wolfe"}
+    search = torch.optim.LBFGS([weight, bias], max_iter=1000, tolerance_change=0, **how)
 
     def closure() -> Tensor:
         search.zero_grad()

@@ -4,8 +4,8 @@
 
 makes a base and experts of random weights on the spot, in bf16, with Llama-3-8B's shapes but for
 the number of layers, and tokenizers of as many made-up tokens. Two layers are 3 GB a model, 70 % of
-it rows of tokens (13 % of the whole 8B); six models' bytes lie on the disk at most. Measured, each
-as a process of its own and from outside, for one expert, two, and so on:
+it rows of tokens (13 % of the whole 8B); on the disk lie three models' bytes more than experts' at
+most. Measured, each as a process of its own and from outside, for one expert, two, and so on:
 
 - `fuse run` on the pool `causal-lm`: linear, task arithmetic and TIES (by model: two passes);
 - task arithmetic of experts whose tokens have other numbers, all shuffled, and some of their own
@@ -70,7 +70,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", type=int, default=2, help="of Llama-3-8B's 32")
-    parser.add_argument("--scale", type=int, default=1, help="divide widths by this: 1, 2, ... 16")
+    parser.add_argument("--scale", type=int, default=1, choices=(1, 2, 4, 8, 16))
     parser.add_argument("--experts", type=int, default=3, choices=range(1, 6), help="at most")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--directory", type=Path, help="where the files go; default: TMPDIR")
@@ -184,13 +184,15 @@ def _print_plan(bench: Bench) -> None:
     _print_cold(bench, cores)
     rates = {kind.name: bench.rate(kind) for kind in (*PLAIN, LORA)}
     rates[TOKENS.name] = bench.rate_of_tokens()
-    print(f"\nReckoned, on {cores} cores; start-up apart\n")
+    print(f"\nReckoned, start-up apart; cores: {cores}; every pass reads from the disk\n")
     print("\n".join(plan(rates, cores)))
 
 
 def _print_cold(bench: Bench, cores: int) -> None:
     """Print what the plan says of the merges that read from the disk, and what they took."""
-    print("\nThe plan against merges whose inputs come from the disk\n")
+    print(
+        "\nThe plan against merges from the disk; a second pass finds in memory what fits there\n"
+    )
     print(headings(["merge", "experts", "disk reads", "writes", "read: reckoned, counted",
                     "CPU: reckoned, counted", "wall: reckoned", "measured", "off by"]))  # fmt: skip
     for kind in PLAIN:
@@ -201,11 +203,11 @@ def _cold_cells(bench: Bench, kind: Kind, cores: int) -> Iterator[str]:
     rate, experts = bench.rate(kind), len(bench.experts)
     cold = dataclasses.replace(kind, program="cold").label(experts)
     size, read = bench.model.bytes, rate.read(bench.model, experts)
+    counted = max(each.read for each in bench.taken[cold])
     reading = read / rate.passes / bench.seconds(f"read {kind.name}")
     writing = size / bench.seconds(f"write {kind.name}")
     cpu, took = rate.seconds(bench.model, experts), bench.seconds(cold)
-    best, worst = wall(cpu, read / reading + size / writing, cores)
-    counted = max(each.read for each in bench.taken[cold])
+    best, worst = wall(cpu, counted / reading + size / writing, cores)
     yield from (f"{each / GB:.2f} GB/s" for each in (reading, writing))
     yield f"{read / GB:.2f} GB, {counted / GB:.2f} GB"
     yield f"{cpu:.1f} s, {bench.cpu(cold):.1f} s"

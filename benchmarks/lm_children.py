@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from llama import Llama
+from lm_merges import RANK
 from methods_children import save, write_models
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -18,7 +19,6 @@ from transformers import PreTrainedTokenizerFast
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-RANK = 16
 _END = "<|end_of_text|>"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
+from pools_lm.glue.tables import family, said
 
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
@@ -18,6 +19,11 @@ _TASKS = {
     "lm-generate": ("Generate", "What a model answers in its own words, against what is right."),
 }
 
+_GLUE = {
+    "gpt2-glue": ("Gpt2", "gpt2", "GPT-2", ("tasks",)),
+    "flan-t5-glue": ("FlanT5", "flan-t5-base", "Flan-T5", ("tasks", "variant")),
+}
+
 
 @hookimpl
 def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
@@ -29,6 +35,19 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             target=f"pools_lm.pools:{target}",
             config="pools_lm.config:LanguageConfig",
             offline=True,
+        )
+    for name, (target, first, title, shared) in _GLUE.items():
+        yield ModelPoolSpec(
+            name=name,
+            summary=f"{title} and its published experts of GLUE's tasks, from the hub.",
+            target=f"pools_lm.glue.pools:{target}Glue",
+            config=f"pools_lm.glue.config:{target}Config",
+            default_task_pool=name,
+            shared_options=shared,
+            download_bytes=family(first).download_bytes,
+            tasks=tuple(family(first).tasks),
+            licence=said("licence"),
+            citation=said("citation"),
         )
 
 
@@ -42,4 +61,14 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             target=f"pools_lm.tasks.pool:{target}Tasks",
             config=f"pools_lm.tasks.config:{target}TasksConfig",
             offline=True,
+        )
+    for name, (target, first, title, _) in _GLUE.items():
+        yield TaskPoolSpec(
+            name=name,
+            summary=f"{len(family(first).tasks)} tasks of GLUE from the hub, as put to {title}.",
+            target=f"pools_lm.glue.pools:{target}GlueTasks",
+            config=f"pools_lm.glue.config:{target}TasksConfig",
+            tasks=tuple(family(first).tasks),
+            licence=said("licence_of_data"),
+            citation=said("citation_of_data"),
         )

@@ -8,8 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from fusion_core import ComponentConfig, InputPath
+from fusion_core import ComponentConfig, InputPath, ModelPath
 
+#: A split of a data set on the hub begins with this, where a file's path may stand, too.
+HUB = "hub:"
+Examples = Annotated[
+    Annotated[str, Field(pattern=f"^{HUB}")] | InputPath, Field(union_mode="left_to_right")
+]
 Count = Annotated[int, Field(ge=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
 
@@ -23,13 +28,16 @@ def _compiled(pattern: str) -> str:
 
 
 class Lines(ComponentConfig):
-    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column."""
+    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column.
 
-    test: InputPath
+    In a file's place may stand a split of a data set on the hub, hub:org/name/configuration/split.
+    """
+
+    test: Examples
     """What is measured on."""
-    unlabeled: InputPath | None = None
+    unlabeled: Examples | None = None
     """What adaptive algorithms see; an answer in it is part of the text, and no label."""
-    train: InputPath | None = None
+    train: Examples | None = None
     """Labeled examples, for algorithms that need some and for `shots`."""
 
 
@@ -52,7 +60,7 @@ class QuestionLines(Lines):
     system: str | None = None
     """A message of the system before the conversation."""
     answer: str = "answer"
-    """The field that holds the answer."""
+    """The field that holds the answer; or the answer in words, of the line's fields in braces."""
 
 
 class ChoiceLines(QuestionLines):
@@ -88,6 +96,19 @@ class GenerateLines(QuestionLines):
     """An answer that has not ended by then is cut."""
     stop: list[str] = Field(default=[])
     """Texts that end an answer, besides the tokens that the model ends by."""
+
+
+class HeadLines(Lines):
+    """Texts that a head puts into classes, which is no part of the models."""
+
+    kind: Literal["head"] = "head"
+    """How a model is measured."""
+    head: ModelPath
+    """The classifier whose head that is: a directory, or org/name@revision on the hub."""
+    texts: Annotated[list[str], Field(min_length=1, max_length=2)]
+    """The field of the text, or the fields of a pair of texts."""
+    label: str = "label"
+    """The field of the class's number."""
 
 
 AnyLines = Annotated[TextLines | ChoiceLines | GenerateLines, Field(discriminator="kind")]
@@ -132,3 +153,10 @@ class GenerateTasksConfig(LanguageTasksConfig):
 
     datasets: Annotated[Mapping[str, GenerateLines], Field(min_length=1)]
     """The tasks by name: files (JSON lines, parquet), and how to read them."""
+
+
+class HeadTasksConfig(LanguageTasksConfig):
+    """Texts that heads put into classes, which are no part of the models."""
+
+    datasets: Mapping[str, HeadLines]  # type: ignore[assignment] # named in no recipe
+    """The tasks by name: files, and the head of each."""

@@ -15,19 +15,23 @@ from pools_lm.tasks.config import (
     PerplexityTasksConfig,
 )
 from pools_lm.tasks.generate import GenerateTask
+from pools_lm.tasks.head import HeadTask
+from pools_lm.tasks.lines import identities, on_hub
 from pools_lm.tasks.perplexity import PerplexityTask
 from pools_lm.tasks.prompts import Prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from fusion_core import ModelPool
+    from fusion_core.hub import Wanted
     from pools_lm.tasks.task import LanguageTask
 
 _KINDS: Mapping[str, type[LanguageTask[Any]]] = {
     "perplexity": PerplexityTask,
     "choice": ChoiceTask,
     "generate": GenerateTask,
+    "head": HeadTask,
 }
 
 
@@ -69,6 +73,15 @@ class LanguageTasks(TaskPool[ComponentConfig]):
     def identity(self, name: str) -> Mapping[str, Any]:
         """Identify a task by its files, its options, and how texts are put to the models."""
         return self[name].identity()
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the test examples on the hub."""
+        return [wanted for task in self._tasks.values() for wanted in task.downloads()]
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the data sets on the hub by their commits and files."""
+        tests = {name: task.data.test for name, task in self._tasks.items()}
+        return {name: identities([each])[each] for name, each in tests.items() if on_hub(each)}
 
     def holdout(self) -> Self:
         """Return these tasks with their test lines in halves, drawn by the task's name."""

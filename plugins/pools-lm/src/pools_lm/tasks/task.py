@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 
-from fusion_core import AdaptiveTask, Batch, Split, file_stamps, shuffled_rows
+from fusion_core import AdaptiveTask, Batch, Split, shuffled_rows
 from fusion_core.adapting import generator_of
 from fusion_core.errors import RecipeError
-from pools_lm.tasks.lines import read_lines
+from pools_lm.tasks.lines import identities, on_hub, read_lines
 from pools_lm.tasks.scoring import next_scores, padded
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from fusion_core.hub import Wanted
     from pools_lm.tasks.config import LanguageTasksConfig
     from pools_lm.tasks.lines import Line
     from pools_lm.tasks.prompts import Pair, Prompts
@@ -48,14 +49,20 @@ class LanguageTask(AdaptiveTask, Generic[DataT]):
         raise NotImplementedError
 
     def check(self) -> None:
-        """Read the first test example, and see that other files are there."""
-        read_lines(self.data.test, 1)
-        file_stamps(self._files())
+        """Read the first test example if it is here, and see that other files are there."""
+        if not self.downloads():
+            read_lines(self.data.test, 1)
+        identities(self._files())
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the test examples on the hub."""
+        wanted = on_hub(self.data.test)
+        return [] if wanted is None else [wanted]
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the figures depend on."""
         return {
-            "files": file_stamps(self._files()),
+            "files": identities(self._files()),
             "data": self.data.model_dump(mode="json"),
             "chat": self.bound.is_chat,
             "length": self.bound.length,

@@ -32,7 +32,9 @@ from pools_lm import plugin
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.pools import FlanT5Glue, FlanT5GlueTasks, Gpt2Glue, Gpt2GlueTasks
 from pools_lm.glue.tables import examples, family, published, question, texts
+from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig
 from pools_lm.tasks.lines import read_lines
+from pools_lm.tasks.pool import GenerateTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -329,6 +331,12 @@ def test_a_repository_without_a_head_is_refused(gpt2: HubServer, folders: Path) 
         tasks.check()
 
 
+def test_models_with_a_head_are_refused(gpt2: HubServer, flan: HubServer) -> None:
+    options = ("--tasks", "rte", "--task-pool", "gpt2-glue", "--no-eval", "-q")
+    error = fuse("run", "--algo", "ties", "--pool", "flan-t5-glue", *options, code=2).exception
+    assert "bring their heads" in error.message
+
+
 # Both
 
 
@@ -369,10 +377,21 @@ def test_what_is_not_there_is_said(flan: HubServer, tmp_path: Path) -> None:
 def test_a_split_on_the_hub_may_stand_where_a_file_does(
     glue: HubServer, name: str, kind: type[FusionError], says: str
 ) -> None:
+    assert read_lines("hub:nyu-mll/glue/stsb/train", 1)[0].filled("{label:.1f}") == "3.8"
     glue.add("nyu-mll/glue", {"a.csv": b""}, kind="dataset", branch="refs/convert/parquet")
     assert len(read_lines("hub:nyu-mll/glue@main/mrpc/validation", 3)) == 3
     with pytest.raises(kind, match=says):
         read_lines(name)
+
+
+def test_shown_examples_are_downloaded_ahead(flan: HubServer) -> None:
+    data = {**examples("mrpc"), "prompt": "{sentence1}", "answer": "{sentence2:.1f}", "shots": 1}
+    config = GenerateTasksConfig(datasets={"mrpc": GenerateLines(**data)})
+    tasks = GenerateTasks(config).bind(FlanT5Glue(FlanT5Config(tasks=["mrpc"])))
+    paths = [path for each in tasks.downloads() for path in each.paths]
+    assert paths == [f"mrpc/{n}-00000-of-00001.parquet" for n in ("validation", "train")]
+    with pytest.raises(FusionError, match=r"row 0 does not fill '\{sentence2:.1f\}'"):
+        tasks["mrpc"].batch(0, size=1, split=Split.TRAIN, seed=0)
 
 
 class TestGpt2(TaskPoolSuite):

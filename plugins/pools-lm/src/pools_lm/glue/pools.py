@@ -5,9 +5,10 @@ Repositories, prompts, words of answers and splits are FusionBench's (arXiv:2406
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fusion_core import Published, choose_tasks
+from fusion_core.errors import RecipeError
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.tables import examples, family, published, question, texts
@@ -17,7 +18,7 @@ from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig, HeadLines,
 from pools_lm.tasks.pool import LanguageTasks
 
 if TYPE_CHECKING:
-    from fusion_core import ComponentConfig
+    from fusion_core import ComponentConfig, ModelPool
     from pools_lm.glue.tables import Family
 
 #: Tokens that a model reads at most, and that an answer has.
@@ -65,6 +66,15 @@ class Gpt2GlueTasks(LanguageTasks):
         )
         self.config = config
         self.published = _published(own)
+
+    def bind(self, pool: ModelPool[Any]) -> Self:
+        """Return these tasks for GPT-2; raises `RecipeError` for models with a head."""
+        if not isinstance(pool, LanguagePool) or pool.auto != Gpt2Glue.auto:
+            raise RecipeError(
+                "the tasks of gpt2-glue bring their heads, and the models have some of their own",
+                hint="Use the model pool gpt2-glue, or sentence-encoder.",
+            )
+        return super().bind(pool)
 
 
 class FlanT5Glue(Seq2SeqPool):

@@ -42,8 +42,17 @@ class Line:
         return self.fields[name]
 
     def filled(self, template: str) -> str:
-        """Return a template with the fields that it names in braces."""
-        return template.format_map(_Fields(self))
+        """Return a template with the fields that it names in braces.
+
+        Raises `FusionError` for one that cannot be filled with this line's.
+        """
+        try:
+            return template.format_map(_Fields(self))
+        except (ValueError, LookupError, AttributeError) as error:
+            raise FusionError(
+                f"{self.place} does not fill {template!r}: {error}",
+                hint="Write a field's name in braces, and {{ and }} for braces themselves.",
+            ) from error
 
 
 class _Fields(dict[str, Any]):

@@ -75,7 +75,7 @@ class LanguageTasks(TaskPool[ComponentConfig]):
         return self[name].identity()
 
     def downloads(self) -> Sequence[Wanted]:
-        """Return the test examples on the hub."""
+        """Return the examples on the hub that measuring reads."""
         return [wanted for task in self._tasks.values() for wanted in task.downloads()]
 
     def inputs(self) -> Mapping[str, Any]:

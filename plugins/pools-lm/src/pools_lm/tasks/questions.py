@@ -32,6 +32,11 @@ class QuestionTask(LanguageTask[QuestionT]):
         hidden = split is Split.UNLABELED and self.hides_answers
         return [self._pair(line, hidden=hidden or self._lacks(line, split)) for line in lines]
 
+    def measured(self) -> list[str]:
+        """Return the test file, and that of the examples that are shown."""
+        shown = self.data.train if self.data.shots else None
+        return [*super().measured(), *filter(None, [shown])]
+
     def questions(self, lines: Sequence[Line]) -> list[str]:
         """Return what a model is asked of every line."""
         shots = [Turn(self._prompt(each), self.answer(each)) for each in self._shots()]

@@ -50,14 +50,18 @@ class LanguageTask(AdaptiveTask, Generic[DataT]):
 
     def check(self) -> None:
         """Read the first test example if it is here, and see that other files are there."""
-        if not self.downloads():
+        if on_hub(self.data.test) is None:
             read_lines(self.data.test, 1)
         identities(self._files())
 
     def downloads(self) -> Sequence[Wanted]:
-        """Return the test examples on the hub."""
-        wanted = on_hub(self.data.test)
-        return [] if wanted is None else [wanted]
+        """Return the examples on the hub that measuring reads."""
+        found = map(on_hub, self.measured())
+        return [each for each in found if each is not None]
+
+    def measured(self) -> list[str]:
+        """Return the files that measuring reads."""
+        return [self.data.test]
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the figures depend on."""

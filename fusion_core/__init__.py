@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fusion_core.builtin.checkpoints import CheckpointsPool
     from fusion_core.builtin.checkpoints_config import CheckpointsConfig
     from fusion_core.checking.check import check, scan
+    from fusion_core.cli.progress import progress_for
     from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
     from fusion_core.contracts.batch import Batch, Split
     from fusion_core.contracts.building import build_model
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
+    from fusion_core.machine.devices import device_of
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.plan import plan
     from fusion_core.plugins.manager import load_plugins
@@ -49,9 +51,11 @@ if TYPE_CHECKING:
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import load_recipe
-    from fusion_core.running.by_hand import merge
+    from fusion_core.running.by_hand import merge, models_of
     from fusion_core.running.for_task import build_for_task, load_for_task
+    from fusion_core.running.remembering import remembered
     from fusion_core.running.run import run_fusion
+    from fusion_core.shown import printable
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
     from fusion_core.weights.writing.lock import locked
@@ -60,6 +64,7 @@ _HOMES = {
     "fusion_core.builtin.checkpoints": ("CheckpointsPool",),
     "fusion_core.builtin.checkpoints_config": ("CheckpointsConfig",),
     "fusion_core.checking.check": ("check", "scan"),
+    "fusion_core.cli.progress": ("progress_for",),
     "fusion_core.contracts.algorithm": ("Algorithm", "TensorwiseAlgorithm"),
     "fusion_core.contracts.batch": ("Batch", "Split"),
     "fusion_core.contracts.building": ("build_model",),
@@ -90,6 +95,7 @@ _HOMES = {
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
+    "fusion_core.machine.devices": ("device_of",),
     "fusion_core.planning.options": ("RunOptions",),
     "fusion_core.planning.plan": ("plan",),
     "fusion_core.plugins.manager": ("load_plugins",),
@@ -98,9 +104,11 @@ _HOMES = {
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("load_recipe",),
-    "fusion_core.running.by_hand": ("merge",),
+    "fusion_core.running.by_hand": ("merge", "models_of"),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
+    "fusion_core.running.remembering": ("remembered",),
     "fusion_core.running.run": ("run_fusion",),
+    "fusion_core.shown": ("printable",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
     "fusion_core.weights.writing.lock": ("locked",),
@@ -160,6 +168,7 @@ __all__ = [
     "check",
     "choose_tasks",
     "depths",
+    "device_of",
     "evaluation_mode",
     "expert_weights",
     "file_stamps",
@@ -171,9 +180,13 @@ __all__ = [
     "locked",
     "matching",
     "merge",
+    "models_of",
     "note",
     "noting",
     "plan",
+    "printable",
+    "progress_for",
+    "remembered",
     "renumbered",
     "run_fusion",
     "scan",

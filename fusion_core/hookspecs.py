@@ -25,6 +25,8 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import torch
+
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
         AlgorithmSpec,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         ModelPoolSpec,
         TaskPoolSpec,
     )
+    from fusion_core.progress import Progress
 
 PROJECT = "fusion"
 
@@ -109,4 +112,16 @@ def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
 
     Not called for a run that failed. `result` holds the merged weights, the report, and
     `result.model`, a live model that is built when it is asked for.
+    """
+
+
+# --- what `fuse run` shows: called by the command alone -----------------------------------------
+
+
+@hookspec
+def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
+    """Return what people are to see of a model that was made, as lines below the run's results.
+
+    Called when those are shown, but not with `--no-eval` or `--json`, nor by `run_fusion`.
+    `device` is where live models belong.
     """

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from fusion_core.cli.app import app
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.text import load_yaml
 
 if TYPE_CHECKING:
     from hub_server import HubServer
@@ -109,3 +120,115 @@ def test_every_method_that_is_advised_exists() -> None:
     }
     assert len(named) > 20
     assert named <= {each.spec.name for each in load_plugins().components(AlgorithmSpec)}
+
+
+# --- sentence encoders --------------------------------------------------------------------------
+
+ENCODERS = "merge-sentence-encoders.md"
+_WORDS = ["[PAD]", "[UNK]", "[CLS]", "a", "dog", "runs", "votes", "spam"]
+
+
+def encoder(directory: Path, seed: int, classes: int = 0) -> None:
+    """Save a tiny BERT, with a head for some classes, and a tokenizer."""
+    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(_WORDS)}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $A $B:1", special_tokens=[("[CLS]", 2)]
+    )
+    sizes: Any = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = BertConfig(**sizes, intermediate_size=8, num_labels=classes or 2)
+    kind = AutoModelForSequenceClassification if classes else AutoModel
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        kind.from_config(config).save_pretrained(directory)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+    )
+    tokenizer.save_pretrained(directory)
+
+
+def lines(path: Path, **fields: list[Any]) -> None:
+    rows = zip(*fields.values(), strict=True)
+    path.write_text("".join(f"{json.dumps(dict(zip(fields, row, strict=True)))}\n" for row in rows))
+
+
+@pytest.fixture
+def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    texts = ["a dog", "dog runs", "a dog votes", "votes"] * 8
+    for seed, name in enumerate(("base", "news", "law")):
+        encoder(tmp_path / name, seed)
+    for name, classes in (("spam", 2), ("topics", 3)):
+        encoder(tmp_path / name, classes, classes)
+    lines(tmp_path / "pairs.jsonl", sentence1=texts, sentence2=texts[::-1], score=[*range(32)])
+    for name in ("news", "news-train"):
+        lines(tmp_path / f"{name}.jsonl", text=texts, label=["sport", "politics"] * 16)
+    for name in ("law", "law-train", "spam"):
+        lines(tmp_path / f"{name}.jsonl", text=texts, label=[0, 1] * 16)
+    lines(tmp_path / "topics.jsonl", title=texts, body=texts, label=[0, 1, 2, 2] * 8)
+    for name, recipe in zip(("similar", "classes", "heads"), blocks("yaml", ENCODERS), strict=True):
+        (tmp_path / f"{name}.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_page_of_sentence_encoders_runs_in_its_order(encoders: Path) -> None:
+    assert len(commands(ENCODERS)) == 4
+    for command in commands(ENCODERS):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.exception
+    for name, task, metric in (
+        ("sts", "news", "spearman"),
+        ("classes", "law", "accuracy"),
+        ("classifiers", "topics", "accuracy"),
+    ):
+        report = json.loads((encoders / f"merged-{name}" / "report.json").read_text())
+        assert metric in json.dumps(report["tasks"][task])
+    (source,) = blocks("python", ENCODERS)
+    found: dict[str, Any] = {}
+    exec(compile(source, ENCODERS, "exec"), found)
+    put, merged = found["classifier"].bert.state_dict(), found["merged"].state_dict()
+    assert all(torch.equal(put[name], each) for name, each in merged.items())
+
+
+def language_model(directory: Path, seed: int) -> None:
+    words = {"<unk>": 0, "two": 1, "four": 2}
+    own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=own).save_pretrained(directory)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(words), num_hidden_layers=1, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+
+
+def test_models_are_evaluated_with_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "evaluate-with-lm-eval.md"
+    for seed, name in enumerate(("base", "math", "chat")):
+        language_model(tmp_path / name, seed)
+    stand_in = (ROOT / "plugins" / "pools-lm" / "tests" / "stand_in.py").read_text("utf-8")
+    python = tmp_path / "eval" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!{sys.executable}\n{stand_in}", encoding="utf-8")
+    python.chmod(0o755)
+    (recipe,), (task,), (row,) = (blocks(each, page) for each in ("yaml", "yml", "json"))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    asked = [
+        load_yaml(task, origin=page)[f"doc_to_{each}"] for each in ("text", "choice", "target")
+    ]
+    assert asked == [f"{{{{{name}}}}}" for name in json.loads(row)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert len(commands(page)) == 4
+    for command in commands(page):
+        _, *arguments = shlex.split(command)
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.exception
+    report = json.loads((tmp_path / "merged" / "report.json").read_bytes())
+    assert report["conditions"].keys() == {"arc_easy", "hellaswag", "mmlu"}
+    assert report["measured_on"] == "the first 100 examples of each task"

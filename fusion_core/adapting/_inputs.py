@@ -75,8 +75,8 @@ def _unpadded(inputs: Tensor, mask: Tensor | None, name: str) -> Tensor:
         return inputs[mask].reshape(-1, width)
     if leading == (mask.numel(),):  # positions of all examples in one row
         return inputs[mask.flatten()]
-    if leading == mask.shape[:1]:  # one input an example
-        return inputs
+    if leading in {mask.shape[:1], (len(mask), 1)}:  # one input an example
+        return inputs.reshape(-1, width)
     raise FusionError(
         f"the layer of {name!r} gets inputs of shape {tuple(inputs.shape)}: a mask of shape "
         f"{tuple(mask.shape)} does not say which of them are padding",

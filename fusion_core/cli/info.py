@@ -24,6 +24,8 @@ from fusion_core.plugins.manager import load_plugins
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
 
@@ -75,17 +77,14 @@ def _show_names(plugins: PluginManager, *, as_json: bool) -> None:
         print(f"{kind}: {', '.join(known) or 'none'}")
 
 
-def option_rows(options: list[dict[str, Any]]) -> list[list[str]]:
-    """Lay options out as table rows: name, type, default, description."""
-    return [
-        [
-            option["name"],
-            option["type"],
-            "required" if option["required"] else _default(option["default"]),
-            option["description"],
-        ]
-        for option in options
-    ]
+def option_rows(options: list[dict[str, Any]], above: str = "") -> Iterator[list[str]]:
+    """Lay options out as table rows: name, type, default, description; what is inside, below."""
+    for option in options:
+        name = f"{above}{option['name']}"
+        default = "required" if option["required"] else _default(option["default"])
+        yield [name, option["type"], default, option["description"]]
+        inner = f"{name}.NAME." if option["type"] == "mapping" else f"{name}."
+        yield from option_rows(option["options"], inner)
 
 
 def options_as_json(component: Component[Any]) -> list[dict[str, Any]]:
@@ -130,7 +129,7 @@ def _print(described: dict[str, Any]) -> None:
             print(f"  {_LABELS.get(key) or key.replace('_', ' ')}: {_shown(key, value)}")
     if options:
         print()
-        print_table(["option", "type", "default", "description"], option_rows(options))
+        print_table(["option", "type", "default", "description"], list(option_rows(options)))
 
 
 def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's

@@ -38,9 +38,11 @@ from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import DiskError, FusionError
 from fusion_core.machine.ranks import helps
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.shown import printable
 
 if TYPE_CHECKING:
     from fusion_core.contracts.run import RunResult
+    from fusion_core.planning.planned import Plan
 
 
 class RunCommand(TyperCommand):
@@ -63,7 +65,7 @@ class RunCommand(TyperCommand):
             section = "algorithm" if len(stages) == 1 else f"algorithm.{stage}"
             try:
                 component = load_plugins(ctx.obj or frozenset()).find(AlgorithmSpec, stage)
-                rows = option_rows(options_as_json(component))
+                rows = list(option_rows(options_as_json(component)))
             except FusionError as error:
                 formatter.write(f"\n{error}\n")
                 continue
@@ -160,7 +162,7 @@ def run(
             print(hub.check_room(hub.size_of(files)), file=sys.stderr)
         result = execute(plan)
     if not helps():
-        _show(result, plan.algorithm_name, as_json=as_json)
+        _show(plan, result, as_json=as_json)
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -172,14 +174,24 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
     return None
 
 
-def _show(result: RunResult, algorithm: str, *, as_json: bool) -> None:
+def _show(plan: Plan, result: RunResult, *, as_json: bool) -> None:
     try:
-        _print(result, algorithm, as_json=as_json)
+        _print(result, plan.algorithm_name, as_json=as_json)
+        if plan.options.evaluate and not as_json:
+            _print_more(plan, result)
         sys.stdout.flush()
-    except DiskError as error:  # of stdout
+    except (DiskError, KeyboardInterrupt) as error:  # of stdout, or while a plugin looks
         if result.path is not None:
             error.add_note(f"The model is complete in {result.path}.")
         raise
+
+
+def _print_more(plan: Plan, result: RunResult) -> None:
+    """Print what plugins have to say of the model."""
+    sys.stdout.flush()  # it may take a while
+    where = {"device": plan.device, "progress": plan.options.progress}
+    for text in plan.plugins.notify("fusion_run_shown", result=result, **where):
+        print(f"\n{printable(text)}")
 
 
 def _print(result: RunResult, algorithm: str, *, as_json: bool) -> None:

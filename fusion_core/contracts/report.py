@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 REPORT = "report.json"
-_STORED = ("tasks", "transductive", "measured_on", "published", "remembered", "needs_task")
+_STORED = (
+    *("tasks", "transductive", "measured_on", "published", "remembered", "needs_task"),
+    "conditions",
+)
 #: The rows beside a model's own, each with what schema 1 called it.
 _REFERENCES = {"base": "pretrained", "experts": "individual"}
 
@@ -57,6 +60,8 @@ class Report:
     remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: whether tasks were measured with something of their own, so that using it needs the task
     needs_task: bool = False
+    #: what tasks say of how they were measured: versions, few-shot, seeds, ...
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def metric(self, task: str, name: str) -> Metric:
         """Return what is known of a task's metric."""
@@ -106,6 +111,7 @@ class Report:
             "reference": {name: row for name, row in rows.items() if row},
             "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
             **({"needs_task": True} if self.needs_task else {}),
+            **({"conditions": self.conditions} if self.conditions else {}),
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from fusion_core.weights import WeightSource
@@ -28,6 +29,8 @@ class Subject:
     weights: WeightSource | None = None
     #: the directory that holds it and loads as it is; None if there is none
     path: Path | None = None
+    #: what it is measured on; None for a model that came alive, which is there already
+    device: torch.device | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:

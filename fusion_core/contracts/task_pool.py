@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from fusion_core.contracts.batch import Batch, Split
@@ -39,6 +40,8 @@ class Task(ABC):
     name: str
     #: what `evaluate` measures; what is not declared is a fraction, and higher is better
     metrics: Sequence[Metric] = ()
+    #: what the figures stand for beside data and model, as JSON's data: versions, few-shot, seeds
+    conditions: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from pydantic import create_model
@@ -19,6 +20,7 @@ from fusion_core.machine.installed import cause_of
 from fusion_core.planning.resolving import shared_options
 from fusion_core.recipe.config import Recipe
 from fusion_core.recipe.patterns import Selection
+from fusion_core.recipe.validation import models_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,6 +42,8 @@ class Option:
     description: str
     #: the first of the field's `examples`
     example: Any
+    #: what is inside it: the options of each of a mapping's values, say
+    options: tuple[Option, ...] = ()
 
 
 def options_of_component(component: Component[Any]) -> list[Option]:
@@ -70,7 +74,17 @@ def options_of(config: type[BaseModel]) -> Iterator[Option]:
             required=field.is_required(),
             description=(field.description or "").replace("\n", " "),
             example=next(iter(field.examples or ()), None),
+            options=tuple(_inside(field.annotation)),
         )
+
+
+def _inside(annotation: Any) -> Iterator[Option]:  # noqa: ANN401 - any type
+    """Describe the options inside a type; what several classes have alike, once."""
+    seen: list[Option] = []
+    for option in chain.from_iterable(map(options_of, models_in(annotation))):
+        if option not in seen:
+            seen.append(option)
+            yield option
 
 
 def _type_name(schema: Mapping[str, Any]) -> str:

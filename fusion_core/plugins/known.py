@@ -58,7 +58,15 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
     },
     "pools-lm": {
-        "model pool": ("causal-lm", "sentence-encoder", "seq2seq-lm", "sequence-classification"),
+        "command": ("smoke",),
+        "model pool": (
+            *("causal-lm", "flan-t5-glue", "gpt2-glue"),
+            *("sentence-encoder", "seq2seq-lm", "sequence-classification"),
+        ),
+        "task pool": (
+            *("lm-choice", "lm-eval", "lm-generate", "lm-perplexity", "lm-tasks"),
+            *("flan-t5-glue", "gpt2-glue", "sentence-classification", "sts"),
+        ),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
 }

@@ -127,22 +127,24 @@ class PluginManager(pluggy.PluginManager):
                     answering.setdefault(name, []).append(component)
             yield from ((name, found) for name, found in answering.items() if len(found) > 1)
 
-    def notify(self, hook: str, **arguments: object) -> None:
+    def notify(self, hook: str, **arguments: object) -> list[Any]:
         """Call a life-cycle hook of every plugin, the last registered first.
 
-        One that raises is named in a warning, whatever it raises, a `FusionError` too: who only
-        listens ends no run.
+        Returns what they answer, if they do. One that raises is named in a warning, whatever it
+        raises, a `FusionError` too: who only listens ends no run.
         """
+        answers = []
         for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
             accepted = {name: arguments[name] for name in implementation.argnames}
             try:
-                implementation.function(**accepted)
+                answers.append(implementation.function(**accepted))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit included
                 logger.warning(
                     "plugin %s failed in %s: %s", implementation.plugin_name, hook, cause_of(error)
                 )
+        return [answer for answer in answers if answer is not None]
 
     def _load(self, plugin: Plugin, entry_point: metadata.EntryPoint) -> None:
         started = time.perf_counter()

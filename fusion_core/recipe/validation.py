@@ -5,7 +5,7 @@ It knows pydantic, and no recipe: models of options are made of what is here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -142,13 +142,20 @@ def _line(details: ErrorDetails, model: type[BaseModel], prefix: str, known: Seq
             return f"{where} = {shown(details['input'])}: {problem}"
 
 
+def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type
+    """Return the classes of options that a type is made of: of a mapping's values, say."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [each for part in get_args(annotation) for each in models_in(part)]
+
+
 def _suggestion(
     location: tuple[int | str, ...], model: type[BaseModel], known: Sequence[str]
 ) -> str:
     if len(location) > 1 and location[0] in model.model_fields:
-        inner = model.model_fields[str(location[0])].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            known = list(inner.model_fields)
+        inner = models_in(model.model_fields[str(location[0])].annotation)
+        tagged = [each for each in inner if f"[{each.__name__}]" in location] or inner
+        known = [name for each in tagged for name in each.model_fields] or known
     name = str(location[-1])
     places = {each.rpartition(".")[2]: each for each in reversed(known)}  # the first of a name
     close = [name] if name in places else close_to(name, places)

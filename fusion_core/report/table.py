@@ -55,7 +55,7 @@ def report_table(reports: Reports) -> Table:
     A column says what is measured where that differs between tasks.
     """
     columns = dict(_columns(reports))
-    lines = _lines(reports)
+    lines = [*_lines(reports), *_noted_lines(reports)]
     mixed = len({metric for _, metric in lines}) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("task", "metric") if mixed else ("task",):
@@ -171,16 +171,26 @@ def _columns(reports: Reports) -> Iterator[tuple[str, Figures]]:
 
 
 def _figures(report: Report, row: Mapping[str, Metrics]) -> Figures:
-    """Return the main metrics of a model, of the base or of the experts."""
+    """Return the main and noted metrics of a model, of the base or of the experts."""
     return {
-        (task, report.metric(task, next(iter(metrics)))): main(metrics)
+        (task, metric): value
         for task, metrics in row.items()
+        for number, (name, value) in enumerate(metrics.items())
+        for metric in [report.metric(task, name)]
+        if number == 0 or metric.is_noted
     }
 
 
 def _lines(reports: Reports) -> list[Line]:
     """Return the rows of the table."""
     return list(dict.fromkeys(line for r in reports.values() for line in r.main_metrics.items()))
+
+
+def _noted_lines(reports: Reports) -> list[Line]:
+    """Return the rows below: what is not the main metric, and to be seen where it is not zero."""
+    columns = [figures for _, figures in _columns(reports)]
+    noted = dict.fromkeys(line for each in columns for line in each if line[1].is_noted)
+    return [line for line in noted if any(each.get(line) for each in columns)]
 
 
 def _shared_lines(reports: Reports) -> list[Line]:

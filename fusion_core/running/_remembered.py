@@ -1,8 +1,8 @@
-"""What was measured once, kept in the user's cache for every later run.
+"""What was found once, kept in the user's cache for every later run.
 
-A file for each model and task, under `XDG_CACHE_HOME` or `~/.cache`, which may be removed at any
-time. Nothing here fails a run: what cannot be read is measured anew, and what cannot be written is
-a warning.
+A file for each model and question to it, a task as a rule, under `XDG_CACHE_HOME` or `~/.cache`,
+which may be removed at any time. Nothing here fails a run: what cannot be read is found anew, and
+what cannot be written is a warning.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import BrokenPluginError, DiskError
 from fusion_core.running._identity import Key, alike, digest_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.measures import Metrics
 
 #: Counted up when what a file holds changes its meaning.
-_SCHEMA = 1
+_SCHEMA = 2
 _LARGEST = 2**20
 _LOG = logging.getLogger(__name__)
 
@@ -34,22 +34,26 @@ def cache_directory() -> Path:
     return Path(root).expanduser() / "fusion-core" / "measured"
 
 
-def recall(key: Key) -> Metrics | None:
+def recall_metrics(key: Key) -> Metrics | None:
+    """Return the metrics that are kept under a key; None for nothing, and for anything else."""
+    found = recall(key)
+    is_ours = isinstance(found, dict) and all(type(each) in {int, float} for each in found.values())
+    return found if is_ours else None
+
+
+def recall(key: Key) -> Any:  # noqa: ANN401 - JSON
     """Return what is kept under a key; None for nothing, and for what is torn or foreign."""
     try:
         content = json.loads(read_ours(_place(key), _LARGEST) or b"")
-        metrics: Metrics = content["metrics"]
-        is_ours = alike(content["key"], key) and all(
-            type(value) in {int, float} for value in metrics.values()
-        )
+        found, is_ours = content["found"], alike(content["key"], key)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return metrics if is_ours else None
+    return found if is_ours else None
 
 
-def keep(key: Key, metrics: Metrics) -> None:
-    """Keep what was measured, where that is possible."""
-    data = json.dumps({"key": key, "metrics": dict(metrics)}, indent=1).encode()
+def keep(key: Key, found: Any) -> None:  # noqa: ANN401 - JSON
+    """Keep what was found, where that is possible."""
+    data = json.dumps({"key": key, "found": found}, indent=1).encode()
     try:
         write_durably(_place(key), data, parents=True)
     except DiskError as error:

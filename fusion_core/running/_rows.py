@@ -16,7 +16,7 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.machine.products import with_fast_products
 from fusion_core.progress import Progress, noting
 from fusion_core.running import _identity as identity
-from fusion_core.running._remembered import keep, recall
+from fusion_core.running._remembered import keep, recall_metrics
 from fusion_core.weights import CheckpointSource, WeightSource
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Rows:
             lambda: with_fast_products(self.pool.build(source, device=self.device)),
             source,
             path if path and path.is_dir() else None,
+            self.device,
         )
         shown: dict[str, Any] = {"label": label, "progress": self.progress} if label else {}
         row = self.tasks.measure(changed(subject) if changed else subject, names, **shown)
@@ -122,14 +123,16 @@ class Rows:
     ) -> Row:
         """Recall what is known of a row, have the rest measured, and keep that as it comes."""
         keys = dict(self._keys(sources))
-        recalled = {name: recall(key) for name, key in keys.items()} if not self.fresh else {}
+        recalled = (
+            {name: recall_metrics(key) for name, key in keys.items()} if not self.fresh else {}
+        )
         row = {name: metrics for name, metrics in recalled.items() if metrics}
         self.remembered |= {label: tuple(row)} if row else {}
         missing = [name for name in sources if name not in row]
         for part in measure(missing) if missing else ():
             row |= part
             for name in part.keys() & keys.keys():
-                keep(keys[name], part[name])
+                keep(keys[name], dict(part[name]))
         return {name: row[name] for name in sources}
 
     def _keys(self, sources: Mapping[str, WeightSource]) -> Iterator[tuple[str, identity.Key]]:

@@ -1,4 +1,4 @@
-"""A merge by hand: an algorithm called without a run, on a pool or on models as they are."""
+"""A merge by hand: an algorithm called without a run, and the models of a recipe."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.run import RunInfo
 from fusion_core.planning.options import RunOptions
-from fusion_core.planning.plan import plan
-from fusion_core.running._context import prepare, round_for
+from fusion_core.planning.plan import plan, plan_models
+from fusion_core.plugins.manager import PluginManager, load_plugins
+from fusion_core.recipe.config import AlignmentPolicy, choice_of
+from fusion_core.recipe.validation import validated
+from fusion_core.running._context import prepare, round_for, run_nested
 from fusion_core.running._stages import run_stages
 from fusion_core.weights import SerialExecutor
 
@@ -27,3 +30,15 @@ def merge(algorithm: Any, models: ModelPool[Any] | Mapping[str, Any]) -> WeightS
     planned = plan({"algorithm": algorithm, "model_pool": models}, RunOptions(evaluate=False))
     pool, context = prepare(planned, RunInfo(planned.recipe, None), SerialExecutor(), None)
     return round_for(planned, run_stages(planned.stages, pool, context), pool)
+
+
+def models_of(recipe: Mapping[str, Any], plugins: PluginManager | None = None) -> ModelPool[Any]:
+    """Return the models that a recipe merges, aligned as it says; recipes among them are merged.
+
+    Raises a `FusionError` for models that are not here, or do not fit.
+    """
+    plugins = plugins or load_plugins()
+    pool, nested = plan_models(choice_of(recipe.get("model_pool")), plugins, RunOptions())
+    merges, _ = run_nested(nested, RunInfo(recipe, None), SerialExecutor(), None)
+    policy = validated(AlignmentPolicy, recipe.get("alignment", {}), prefix="alignment")
+    return pool.with_sources(merges).aligned(policy)

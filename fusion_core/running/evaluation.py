@@ -68,6 +68,7 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
         {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics},
         rows.remembered,
         needs_task=own is not None,
+        conditions={task.name: dict(task.conditions) for task in tasks if task.conditions},
     )
 
 

@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.adapting import put_adapter
-from fusion_core.contracts.run import RunInfo
 from fusion_core.contracts.subject import Subject
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.planning.options import RunOptions
-from fusion_core.planning.plan import plan_models
 from fusion_core.plugins.manager import PluginManager, load_plugins
-from fusion_core.recipe.config import AlignmentPolicy, choice_of
 from fusion_core.recipe.text import RECIPE, load_recipe
-from fusion_core.recipe.validation import validated
-from fusion_core.running._context import run_nested
+from fusion_core.running.by_hand import models_of
 from fusion_core.weights import (
     AlignedSource,
     CheckpointSource,
-    SerialExecutor,
     WeightSource,
     read_config,
     task_weights,
@@ -131,7 +124,7 @@ class TaskAdapters(TaskOwn):
             put_adapter(model, self.modules[task], own.tensor("down"), own.tensor("up"))
             return model
 
-        return Subject(build)
+        return Subject(build, device=subject.device)
 
 
 def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
@@ -146,7 +139,7 @@ def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn
 
 def own_recorded(directory: Path, plugins: PluginManager) -> TaskOwn | None:
     """Return it of a directory whose recipe says what it was made of; None without any."""
-    return own_beside(directory, partial(_models_of, directory, plugins))
+    return own_beside(directory, lambda: models_of(load_recipe(directory / RECIPE), plugins))
 
 
 def own_among(
@@ -196,7 +189,7 @@ def build_for_task(
     directory, plugins = Path(directory), plugins or load_plugins()
     own = _own_of(directory, task, plugins)
     weights = own.weights_of(task, CheckpointSource(directory))
-    models = pool or _models_of(directory, plugins)
+    models = pool or models_of(load_recipe(directory / RECIPE), plugins)
     return own.subject(task, Subject(lambda: models.build(weights, device=device))).model
 
 
@@ -224,12 +217,3 @@ def _own(found: Found, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
     if ADAPTERS in found:
         return TaskAdapters(found[ADAPTERS], found[ADAPTED]["modules"])
     return None
-
-
-def _models_of(directory: Path, plugins: PluginManager) -> ModelPool[Any]:
-    """Return the models that a directory was made of, aligned as they were."""
-    recipe = load_recipe(directory / RECIPE)
-    pool, nested = plan_models(choice_of(recipe.get("model_pool")), plugins, RunOptions())
-    merges, _ = run_nested(nested, RunInfo(recipe, None), SerialExecutor(), None)
-    policy = validated(AlignmentPolicy, recipe.get("alignment", {}), prefix="alignment")
-    return pool.with_sources(merges).aligned(policy)

@@ -221,6 +221,24 @@ def test_a_task_measured_in_two_ways_is_two_rows(capsys: pytest.CaptureFixture[s
     assert lines[4] == ["average"]
 
 
+def test_noted_metrics_are_rows_where_they_are_not_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    noted = {"invalid": Metric("invalid", higher_is_better=False, is_noted=True)}
+    report = Report(
+        {"sums": {"exact": 0.5, "invalid": 0.25}, "dates": {"exact": 0.75, "invalid": 0.0}},
+        experts={"sums": {"exact": 1.0, "invalid": 0.0}, "dates": {"exact": 1.0, "invalid": 0.0}},
+        metrics={"sums": noted, "dates": noted},
+    )
+    assert Report.from_json(report.as_json()).metrics == report.metrics
+    assert [" ".join(line) for line in printed(report, capsys)] == [
+        "task metric ties experts",
+        "sums exact in % 50.0 100.0",
+        "dates exact in % 75.0 100.0",
+        "sums invalid in %, lower is better 25.0 0.0",
+        "average 62.5 100.0",
+        "exact in %; on average 62.5 % of the experts'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "expert", "up", "down"),
     [(1.0, 2.0, 0.5, 2.0), (0.0, 2.0, 0.0, None), (2.0, 0.0, None, 0.0), (-1.0, -2.0, None, None)],

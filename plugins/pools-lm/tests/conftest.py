@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +28,6 @@ from transformers import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -170,3 +171,16 @@ def adapter() -> Callable[..., str]:
         return str(directory)
 
     return write
+
+
+@pytest.fixture
+def fake_harness(tmp_path: Path) -> str:
+    """Write a program that stands in for a python with lm-eval; returns its path.
+
+    It keeps what it is asked in `requests.jsonl`. A model's `total` is the sum of its values.
+    """
+    source = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
+    path = tmp_path / "python"
+    path.write_text(f"#!{sys.executable}\n{source}", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)

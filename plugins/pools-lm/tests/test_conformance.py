@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import ModelPoolSuite
+from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
 from pools_lm import plugin
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import CausalPool, Seq2SeqPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core import ModelPoolSpec
+    from fusion_core import ModelPool, ModelPoolSpec, TaskPoolSpec
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_model_pools()}
+TASKS = {spec.name: spec for spec in plugin.fusion_register_task_pools()}
 
 
 class LanguageSuite(ModelPoolSuite):
@@ -63,3 +67,71 @@ class TestUnion(LanguageSuite):
         own.add_tokens(["<|user|>"], special_tokens=True)
         tiny.save(tmp_path / "b", tiny.live("llama", 9, rows=len(own)), own)
         return {**found, "tokenizer": "union"}
+
+
+class LanguageTasksSuite(TaskPoolSuite):
+    family: str
+    made_by: Any
+
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        return TASKS["lm-tasks"]
+
+    @pytest.fixture
+    def models(self, models_of: Callable[..., dict[str, Any]]) -> ModelPool[Any]:
+        made: ModelPool[Any] = self.made_by(LanguageConfig(**models_of(self.family)))
+        return made
+
+    @pytest.fixture
+    def options(self, tmp_path: Path) -> dict[str, Any]:
+        words = ("fox", "lazy dog", "row", "a brown fox", "forest", "tensor", "model and row", "a")
+        lines = {
+            "choice": [
+                {"question": f"the {each} is", "choices": ["a row", "a dog"], "answer": n % 2}
+                for n, each in enumerate(words)
+            ],
+            "generate": [{"prompt": f"the {each} is", "answer": each} for each in words],
+        }
+        for name, each in lines.items():
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, each)))
+        return {
+            "datasets": {
+                name: {"kind": name, "test": str(tmp_path / f"{name}.jsonl")} for name in lines
+            }
+        }
+
+
+class TestTasksOfLlama(LanguageTasksSuite):
+    family, made_by = "llama", CausalPool
+
+    @pytest.fixture
+    def options(self, tmp_path: Path) -> dict[str, Any]:
+        (tmp_path / "texts.jsonl").write_text(
+            "\n".join(json.dumps({"text": f"the quick fox {'and dog ' * n}"}) for n in range(8))
+        )
+        return {
+            "datasets": {"t": {"kind": "perplexity", "test": str(tmp_path / "texts.jsonl")}},
+            "length": 12,
+        }
+
+
+class TestQuestionsForLlama(LanguageTasksSuite):
+    family, made_by = "llama", CausalPool
+
+
+class TestQuestionsForT5(LanguageTasksSuite):
+    family, made_by = "t5", Seq2SeqPool
+
+
+class TestHarness(TaskPoolSuite):
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        return TASKS["lm-eval"]
+
+    @pytest.fixture
+    def options(self, fake_harness: str) -> dict[str, Any]:
+        return {"tasks": ["foxes", "bits"], "python": fake_harness}
+
+    @pytest.fixture
+    def models(self, models_of: Callable[..., dict[str, Any]]) -> CausalPool:
+        return CausalPool(LanguageConfig(**models_of("llama")))

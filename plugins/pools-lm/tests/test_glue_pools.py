@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hub_server import serving
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as dump
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -25,23 +27,27 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from fusion_core import Split, Subject
-from fusion_core.errors import CheckpointError, FusionError, HubError, RecipeError
+from fusion_core import FeatureTask, Split, Subject
+from fusion_core.errors import FusionError, HubError, RecipeError
 from fusion_core.testing import TaskPoolSuite
 from pools_lm import plugin
+from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.pools import FlanT5Glue, FlanT5GlueTasks, Gpt2Glue, Gpt2GlueTasks
 from pools_lm.glue.tables import examples, family, published, question, texts
+from pools_lm.pools import ClassificationPool, EncoderPool
 from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig
 from pools_lm.tasks.lines import read_lines
 from pools_lm.tasks.pool import GenerateTasks
+from pools_lm.tasks.sentence_config import ClassificationConfig, ClassLines
+from pools_lm.tasks.sentences import ClassificationTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hub_server import HubServer
 
-    from fusion_core import TaskPoolSpec
+    from fusion_core import ModelPool, TaskPoolSpec
 
 EIGHT = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
 FAMILIES = ["gpt2", "flan-t5-base", "flan-t5-base-lora", "flan-t5-large-lora"]
@@ -56,12 +62,17 @@ SAYS = {"mrpc": "yes", "rte": "no", "mnli": "contradiction", "stsb": "3.8"}
 WORDS = ["<pad>", "</s>", "<unk>", "no", "yes", "contradiction", "3.8", "4.2", "the", "question"]
 
 
+def fields_of(task: str) -> list[str]:
+    """Return the fields of a task's text, or of a pair of texts."""
+    return [template.strip("{}") for template in texts(task).values()]
+
+
 def table(task: str) -> bytes:
     """Return a parquet file as nyu-mll/glue has it."""
     labels = LABELS[task]
     kind = pa.float32() if task == "stsb" else pa.int64()
     sentences = [f"{'the old ' * n}fox {{n}} jumps over the {task}" for n in range(len(labels))]
-    columns = {field: [f"{each} {field[-1]}" for each in sentences] for field in texts(task)}
+    columns = {field: [f"{each} {field[-1]}" for each in sentences] for field in fields_of(task)}
     stream = BytesIO()
     pq.write_table(pa.table({**columns, "label": pa.array(labels, kind)}), stream)
     return stream.getvalue()
@@ -71,9 +82,8 @@ def files_of(directory: Path) -> dict[str, bytes | Path]:
     return {path.name: path for path in directory.iterdir()}
 
 
-@pytest.fixture
-def glue(hub: HubServer) -> HubServer:
-    """The test files of all tasks, among others that nobody reads."""
+def add_glue(hub: HubServer) -> None:
+    """Add the test files of all tasks, among others that nobody reads."""
     found: dict[str, bytes] = {}
     for task in EIGHT:
         test = examples(task)["test"].rpartition("/")[2]
@@ -82,6 +92,22 @@ def glue(hub: HubServer) -> HubServer:
         found[f"{task}/train-00000-of-00001.parquet"] = table(task)
     found["mnli/validation_mismatched-00000-of-00001.parquet"] = b"another"
     hub.add("nyu-mll/glue", found, kind="dataset")
+
+
+@pytest.fixture(scope="module")
+def served(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A hub that has it all, for tests that leave it as it is, and do not count what is asked."""
+    with serving(tmp_path_factory.mktemp("served")) as hub:
+        add_glue(hub)
+        add_flan(hub, folders)
+        add_gpt2(hub, folders)
+        yield hub
+
+
+@pytest.fixture
+def own(hub: HubServer, served: HubServer) -> HubServer:
+    """The same on a hub of the test's own."""
+    hub.repositories = copy.deepcopy(served.repositories)
     return hub
 
 
@@ -117,15 +143,12 @@ def saying(word: str) -> dict[str, bytes]:
     return {"config.json": json.dumps(config).encode(), "model.safetensors": dump(tensors)}
 
 
-@pytest.fixture
-def flan(glue: HubServer, tmp_path: Path) -> HubServer:
-    """A base that says yes, with its tokenizer, and experts without one."""
-    words().save_pretrained(tmp_path / "words")
+def add_flan(hub: HubServer, folders: Path) -> None:
+    """Add a base that says yes, with its tokenizer, and experts without one."""
     card = {"README.md": b"---\nlicense: apache-2.0\n---\n"}
-    glue.add("google/flan-t5-base", {**saying("yes"), **files_of(tmp_path / "words"), **card})
+    hub.add("google/flan-t5-base", {**saying("yes"), **files_of(folders / "words"), **card})
     for task in EIGHT:
-        glue.add(f"tanganke/flan-t5-base_glue-{task}", saying(SAYS.get(task, "yes")))
-    return glue
+        hub.add(f"tanganke/flan-t5-base_glue-{task}", saying(SAYS.get(task, "yes")))
 
 
 APP = resolve_name("fusion_core.cli.app:app")  # the command itself, in this process
@@ -169,7 +192,7 @@ def test_every_expert_is_of_the_task_that_it_is_named_after() -> None:
     assert examples("mnli")["test"].endswith("/mnli/validation_matched")
 
 
-def test_a_run_shows_itself_among_the_published(flan: HubServer, tmp_path: Path) -> None:
+def test_a_run_shows_itself_among_the_published(own: HubServer, tmp_path: Path) -> None:
     """What a constant answer is worth is the fraction of the lines that it is right for."""
     chosen = ("--set", "model_pool.tasks=[mrpc, rte, mnli, stsb]")
     options = (*chosen, "-o", str(tmp_path / "out"))
@@ -187,21 +210,20 @@ def test_a_run_shows_itself_among_the_published(flan: HubServer, tmp_path: Path)
     assert base["stsb"] == {"spearman": 0, "invalid": 1}
     assert report["published"]["rows"]["TIES λ=0.3"]["stsb"] == pytest.approx(0.783)
     recorded = json.loads((tmp_path / "out/provenance.json").read_text())
-    commit = flan.repositories["datasets", "nyu-mll/glue"].refs["main"]
+    commit = own.repositories["datasets", "nyu-mll/glue"].refs["main"]
     assert recorded["tasks"]["mnli"] == {
         "data": f"nyu-mll/glue@{commit}",
         "files": ["mnli/validation_matched-00000-of-00001.parquet"],
     }
-    assert not flan.asked("sst2")
-    assert not flan.asked("train-")
-    flan.stop()
+    assert not own.asked("sst2")
+    assert not own.asked("train-")
+    own.stop()
     again = fuse("evaluate", str(tmp_path / "out"), "--json", "-q")
     assert json.loads(again.stdout)["tasks"] == report["tasks"]
 
 
-def test_a_question_and_its_answer_are_those_that_experts_were_trained_on(
-    flan: HubServer,
-) -> None:
+@pytest.mark.usefixtures("served")
+def test_a_question_and_its_answer_are_those_that_experts_were_trained_on() -> None:
     pool = FlanT5Glue(FlanT5Config(tasks=["stsb"]))
     task = FlanT5GlueTasks(FlanT5TasksConfig(tasks=["stsb"])).bind(pool)["stsb"]
     lines = task.lines(Split.TEST)
@@ -217,11 +239,11 @@ def test_a_question_and_its_answer_are_those_that_experts_were_trained_on(
 
 
 def test_experts_by_lora_stand_beside_their_own_figures(
-    flan: HubServer, tmp_path: Path, adapter: Callable[..., str]
+    served: HubServer, tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
     written = Path(adapter(tmp_path / "lora", "decoder.block.0.layer.0.SelfAttention.q"))
     for task in ("mrpc", "rte"):
-        flan.add(f"tanganke/flan-t5-base_glue-{task}_lora-16", files_of(written))
+        served.add(f"tanganke/flan-t5-base_glue-{task}_lora-16", files_of(written))
     chosen = ("--set", "model_pool.tasks=[mrpc, rte]", "--set", "model_pool.variant=base-lora")
     pool = ("--pool", "flan-t5-glue", *chosen)
     fuse("run", "--algo", "simple-average", *pool, "-q", "-o", str(tmp_path / "out"))
@@ -256,8 +278,9 @@ def classifier(rows: int, seed: int, classes: int) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2 as the hub has it, with masks among its weights; experts with heads."""
-    found = tmp_path_factory.mktemp("gpt2")
+    """GPT-2 as the hub has it, with masks among its weights; experts with heads; a tokenizer."""
+    found = tmp_path_factory.mktemp("models")
+    words().save_pretrained(found / "words")
     own = cut(found / "cut")
     classifier(len(own), 0, 2).transformer.save_pretrained(found / "gpt2")
     own.save_pretrained(found / "gpt2")
@@ -268,28 +291,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-@pytest.fixture
-def gpt2(glue: HubServer, folders: Path) -> HubServer:
-    glue.add("openai-community/gpt2", files_of(folders / "gpt2"))
+def add_gpt2(hub: HubServer, folders: Path) -> None:
+    """Add the base and the experts."""
+    hub.add("openai-community/gpt2", files_of(folders / "gpt2"))
     for task in EIGHT[:-1]:
         beside = files_of(folders / "cut")
-        glue.add(f"tanganke/gpt2_{task}", {**files_of(folders / task), **beside})
-    return glue
+        hub.add(f"tanganke/gpt2_{task}", {**files_of(folders / task), **beside})
 
 
 @pytest.mark.parametrize("task", ["qnli", "mnli", "cola"])
-def test_an_expert_with_its_head_is_what_transformers_makes_of_it(
-    gpt2: HubServer, folders: Path, task: str
-) -> None:
+@pytest.mark.usefixtures("served")
+def test_an_expert_with_its_head_is_what_transformers_makes_of_it(folders: Path, task: str) -> None:
     pool = Gpt2Glue(Gpt2Config(tasks=[task]))
     tasks = Gpt2GlueTasks(Gpt2TasksConfig(tasks=[task], batch_size=3)).bind(pool)
     whole = AutoModelForSequenceClassification.from_pretrained(folders / task).eval()
-    own = GPT2Tokenizer.from_pretrained(folders / "cut")
+    cut = GPT2Tokenizer.from_pretrained(folders / "cut")
     model, each = pool.build(pool.experts[task]), tasks[task]
+    assert isinstance(each, FeatureTask)
     right = 0
     with torch.no_grad():
         for line in read_lines(examples(task)["test"]):
-            inputs = own(*[line[field] for field in texts(task)], return_tensors="pt")
+            inputs = cut(*[line[field] for field in fields_of(task)], return_tensors="pt")
             right += int(whole(**inputs).logits.argmax()) == line["label"]
         batch = each.batch(0, size=6, split=Split.TEST, seed=0)
         expected = whole(**batch.tensors).logits
@@ -301,7 +323,8 @@ def test_an_expert_with_its_head_is_what_transformers_makes_of_it(
     assert each.batch(0, size=6, split=Split.UNLABELED, seed=0).labels is None
 
 
-def test_what_is_merged_is_the_backbone(gpt2: HubServer, folders: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("served")
+def test_what_is_merged_is_the_backbone(folders: Path, tmp_path: Path) -> None:
     options = ("--set", "model_pool.tasks=[mrpc, mnli]", "--tasks", "mrpc,mnli,rte", "-q")
     pool = ("--pool", "gpt2-glue", *options)
     result = fuse("run", "--algo", "simple-average", *pool, "-o", str(tmp_path / "out"))
@@ -317,48 +340,65 @@ def test_what_is_merged_is_the_backbone(gpt2: HubServer, folders: Path, tmp_path
     assert list(report["reference"]["experts"]) == ["mrpc", "mnli"]
 
 
-def test_adamerging_learns_by_the_heads(gpt2: HubServer, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("served")
+def test_adamerging_learns_by_the_heads(tmp_path: Path) -> None:
     steps = ("--set", "algorithm.steps=2", "--set", "algorithm.batch_size=3", "-q")
     options = ("--tasks", "mrpc,cola", "-o", str(tmp_path / "out"))
     result = fuse("run", "--algo", "adamerging", "--pool", "gpt2-glue", *steps, *options)
     assert "transductive" in result.stdout
 
 
-def test_a_repository_without_a_head_is_refused(gpt2: HubServer, folders: Path) -> None:
-    gpt2.add("tanganke/gpt2_rte", files_of(folders / "gpt2"))
-    tasks = Gpt2GlueTasks(Gpt2TasksConfig(tasks=["rte"]))
-    with pytest.raises(CheckpointError, match=r"task 'rte': .* no tensor 'score.weight'"):
+def bound(pool: ModelPool[Any], **options: Any) -> Gpt2GlueTasks:
+    return Gpt2GlueTasks(Gpt2TasksConfig(tasks=["rte"], **options)).bind(pool)
+
+
+def test_a_repository_without_a_head_is_refused(own: HubServer, folders: Path) -> None:
+    own.add("tanganke/gpt2_rte", files_of(folders / "gpt2"))
+    tasks = bound(Gpt2Glue(Gpt2Config(tasks=["mrpc"])))
+    with pytest.raises(
+        RecipeError, match=r"gpt2_rte@\w+ has no head for task 'rte': 'score.weight' is missing"
+    ):
         tasks.check()
 
 
-def test_models_with_a_head_are_refused(gpt2: HubServer, flan: HubServer) -> None:
-    options = ("--tasks", "rte", "--task-pool", "gpt2-glue", "--no-eval", "-q")
-    error = fuse("run", "--algo", "ties", "--pool", "flan-t5-glue", *options, code=2).exception
-    assert "bring their heads" in error.message
+@pytest.mark.usefixtures("served")
+def test_heads_go_around_models_of_their_kind_alone(folders: Path) -> None:
+    """A model's own head makes way for the task's."""
+    models = {"mrpc": "tanganke/gpt2_mrpc"}
+    pool = ClassificationPool(LanguageConfig(base="tanganke/gpt2_rte", models=models))
+    tasks = bound(pool)
+    batch = tasks.adaptive("rte").batch(0, size=6, split=Split.TEST, seed=0)
+    whole = AutoModelForSequenceClassification.from_pretrained(folders / "rte").eval()
+    live = pool.build(pool.base)
+    live.score.weight.data.zero_()
+    with torch.no_grad():
+        found = tasks.adaptive("rte").logits(live, batch)
+        assert torch.allclose(found, whole(**batch.tensors).logits, atol=1e-6)
+    with pytest.raises(RecipeError, match="'rte' is that of a gpt2 model, and the models are t5"):
+        bound(FlanT5Glue(FlanT5Config(tasks=["rte"]))).check()
 
 
 # Both
 
 
 @pytest.mark.parametrize("name", ["gpt2-glue", "flan-t5-glue"])
-def test_after_a_download_nothing_is_asked(
-    gpt2: HubServer, flan: HubServer, tmp_path: Path, name: str
-) -> None:
+def test_after_a_download_nothing_is_asked(own: HubServer, tmp_path: Path, name: str) -> None:
     of = ("--pool", name, "--set", "model_pool.tasks=[mrpc, cola]")
     assert "tanganke" in fuse("check", "--algo", "simple-average", *of).stdout
-    assert not flan.asked("validation", "GET")
+    assert not own.asked("validation", "GET")
+    assert all(part for _, _, part in own.asked("model.safetensors", "GET"))  # headers
     assert "to download" in fuse("download", *of).stderr
-    flan.stop()
+    own.stop()
     ran = fuse("run", "--algo", "simple-average", *of, "-o", str(tmp_path / "out"))
     assert "nothing to download" in ran.stderr
 
 
-def test_what_is_not_there_is_said(flan: HubServer, tmp_path: Path) -> None:
+def test_what_is_not_there_is_said(own: HubServer, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean mnli"):
         FlanT5Glue(FlanT5Config(tasks=["mnl"]))
     with pytest.raises(RecipeError, match="unknown task 'stsb'"):
         Gpt2GlueTasks(Gpt2TasksConfig(tasks=["stsb"]))
-    flan.fail("datasets/nyu-mll/glue", status=404, headers={"X-Error-Code": "RepoNotFound"})
+    own.fail("datasets/nyu-mll/glue", status=404, headers={"X-Error-Code": "RepoNotFound"})
     options = ("--pool", "flan-t5-glue", "--tasks", "rte", "-o", str(tmp_path / "out"), "-q")
     error = fuse("run", "--algo", "simple-average", *options, code=5).exception
     assert isinstance(error, HubError)
@@ -366,25 +406,34 @@ def test_what_is_not_there_is_said(flan: HubServer, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "says"),
-    [
-        ("hub:nyu-mll/glue", RecipeError, "does not name a split"),
-        ("hub:nyu-mll/glue/mrpc/dev", HubError, "no parquet files of the split 'dev'"),
-        ("hub:nyu-mll/glue/cola/test", FusionError, "not readable parquet"),
-    ],
-)
-def test_a_split_on_the_hub_may_stand_where_a_file_does(
-    glue: HubServer, name: str, kind: type[FusionError], says: str
-) -> None:
+def test_a_split_on_the_hub_may_stand_where_a_file_does(own: HubServer) -> None:
     assert read_lines("hub:nyu-mll/glue/stsb/train", 1)[0].filled("{label:.1f}") == "3.8"
-    glue.add("nyu-mll/glue", {"a.csv": b""}, kind="dataset", branch="refs/convert/parquet")
+    own.add("nyu-mll/glue", {"a.csv": b""}, kind="dataset", branch="refs/convert/parquet")
     assert len(read_lines("hub:nyu-mll/glue@main/mrpc/validation", 3)) == 3
-    with pytest.raises(kind, match=says):
-        read_lines(name)
+    with pytest.raises(RecipeError, match="does not name a split"):
+        read_lines("hub:nyu-mll/glue")
+    with pytest.raises(HubError, match="no parquet files of the split 'dev'"):
+        read_lines("hub:nyu-mll/glue/mrpc/dev")
+    with pytest.raises(FusionError, match="not readable parquet"):
+        read_lines("hub:nyu-mll/glue/cola/test")
 
 
-def test_shown_examples_are_downloaded_ahead(flan: HubServer) -> None:
+@pytest.mark.usefixtures("served")
+def test_tasks_on_sentences_read_splits_too() -> None:
+    """What a probe is fitted to is downloaded ahead, and nothing is read before that."""
+    models = {"mrpc": "tanganke/gpt2_mrpc"}
+    pool = EncoderPool(LanguageConfig(base="openai-community/gpt2", models=models))
+    data = {"mrpc": ClassLines(**texts("mrpc"), **examples("mrpc"))}
+    tasks = ClassificationTasks(ClassificationConfig(datasets=data)).bind(pool)
+    tasks.check()
+    paths = [path for each in tasks.downloads() for path in each.paths]
+    assert paths == [f"mrpc/{n}-00000-of-00001.parquet" for n in ("validation", "train")]
+    assert tasks.inputs()["mrpc"]["files"] == tuple(paths[:1])
+    assert 0 <= tasks["mrpc"].evaluate(pool.build(pool.base))["accuracy"] <= 1
+
+
+@pytest.mark.usefixtures("served")
+def test_shown_examples_are_downloaded_ahead() -> None:
     data = {**examples("mrpc"), "prompt": "{sentence1}", "answer": "{sentence2:.1f}", "shots": 1}
     config = GenerateTasksConfig(datasets={"mrpc": GenerateLines(**data)})
     tasks = GenerateTasks(config).bind(FlanT5Glue(FlanT5Config(tasks=["mrpc"])))
@@ -394,6 +443,12 @@ def test_shown_examples_are_downloaded_ahead(flan: HubServer) -> None:
         tasks["mrpc"].batch(0, size=1, split=Split.TRAIN, seed=0)
 
 
+@pytest.fixture(scope="module")
+def backbones(served: HubServer) -> Gpt2Glue:
+    assert served.repositories
+    return Gpt2Glue(Gpt2Config(tasks=["mrpc", "mnli"]))
+
+
 class TestGpt2(TaskPoolSuite):
     @pytest.fixture
     def spec(self) -> TaskPoolSpec:
@@ -401,5 +456,9 @@ class TestGpt2(TaskPoolSuite):
         return next(each for each in found if each.name == "gpt2-glue")
 
     @pytest.fixture
-    def options(self, gpt2: HubServer) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         return {"tasks": ["mrpc", "mnli"]}
+
+    @pytest.fixture
+    def models(self, backbones: Gpt2Glue) -> Gpt2Glue:
+        return backbones

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core import ModelPoolSpec
+    from fusion_core import ModelPoolSpec, TaskPoolSpec
 
 
-SPECS = [*plugin.fusion_register_model_pools()]
+SPECS = [*plugin.fusion_register_model_pools(), *plugin.fusion_register_task_pools()]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_a_spec_names_a_class_and_its_configuration(spec: ModelPoolSpec) -> None:
+def test_a_spec_names_a_class_and_its_configuration(spec: ModelPoolSpec | TaskPoolSpec) -> None:
     assert resolve_name(spec.target).config_class is resolve_name(spec.config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,23 @@ from fusion_core.errors import CheckpointError
 from fusion_core.weights import RenamedSource, same_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from fusion_core.weights import WeightSource
 
 #: Buffers that old files hold and no model of today has.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
+#: The classes of models with a head around an encoder or decoder, the likeliest first.
+_WITH_HEADS = (
+    "AutoModelForPreTraining",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForCausalLM",
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,15 @@ class Architecture:
             name, _ = each.rename_source_key(name)
         return name
 
+    def has_in_head(self, name: str) -> bool:
+        """Tell whether transformers puts a tensor of this name around models of this kind."""
+        return any(name in each.tensors for each in self._with_heads())
+
+    def _with_heads(self) -> Iterator[Architecture]:
+        for auto in _WITH_HEADS:
+            with suppress(CheckpointError):
+                yield architecture(auto, self.config).checked
+
     @cached_property
     def _renamings(self) -> list[WeightRenaming]:
         found = get_model_conversion_mapping(self._on_meta)
@@ -129,7 +150,7 @@ class Architecture:
         )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def architecture(auto: str, config: str) -> Architecture:
     """Return the architecture, the same for the same text: what it has found is found once."""
     return Architecture(auto, config)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     from fusion_core.weights import Files
 
@@ -46,7 +48,7 @@ def with_own_modules(files: Files) -> Files:
     sentence-transformers imports what `modules.json` names, from the hub if it says so. Without
     that file a directory is a plain encoder of transformers.
     """
-    if MODULES not in files or all(kind.startswith(_OWN) for kind in _modules(files[MODULES])):
+    if MODULES not in files or all(kind.startswith(_OWN) for kind, _ in modules_in(files)):
         return files
     return {name: each for name, each in files.items() if name != MODULES}
 
@@ -58,14 +60,37 @@ def has_chat_template(files: Files) -> bool:
     return inside or any(name.startswith("chat_template.") for name in files)
 
 
-def _modules(content: bytes | Path) -> Iterator[str]:
-    for each in json.loads(_text(content)):
-        yield str(each["type"])
+def content_of(file: bytes | Path) -> bytes:
+    """Return a file's bytes, wherever they are."""
+    return file.read_bytes() if isinstance(file, Path) else file
+
+
+def modules_in(files: Files) -> list[tuple[str, str]]:
+    """Return the class of every module of a SentenceTransformer, and its folder."""
+    listed = parsed(files, MODULES)
+    try:
+        return [(str(each["type"]), str(each["path"])) for each in listed]
+    except (LookupError, TypeError) as error:
+        raise _unreadable(MODULES, error) from error
+
+
+def parsed(files: Files, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return what a file says; raises `CheckpointError` for one that is missing or torn."""
+    try:
+        return json.loads(content_of(files[name]))
+    except (LookupError, ValueError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{name} beside the base is missing or torn: {type(error).__name__}: {error}",
+        hint="Save the base with sentence-transformers again.",
+    )
 
 
 def _text(content: bytes | Path) -> str:
-    data = content.read_bytes() if isinstance(content, Path) else content
-    return data.decode("utf-8", errors="replace")
+    return content_of(content).decode("utf-8", errors="replace")
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

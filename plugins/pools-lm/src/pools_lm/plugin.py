@@ -1,9 +1,18 @@
 """Registers the pools of language models; imports nothing heavy."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
+from typing import TYPE_CHECKING
+
+from fusion_core import CommandSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
 from pools_lm.glue.tables import family, said
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from fusion_core import Progress, RunResult
 
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
@@ -17,6 +26,11 @@ _TASKS = {
     "lm-perplexity": ("Perplexity", "How likely a model finds texts, in bits per byte."),
     "lm-choice": ("Choice", "Which of a few answers a model finds the likeliest."),
     "lm-generate": ("Generate", "What a model answers in its own words, against what is right."),
+}
+
+_SENTENCE_TASKS = {
+    "sentence-classification": ("Classification", "Which class a text, or a pair, belongs to."),
+    "sts": ("Similarity", "How alike two sentences are, against what people say."),
 }
 
 _GLUE = {
@@ -53,7 +67,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
 
 @hookimpl
 def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
-    """Register tasks for models that go on with a text, or answer it with another."""
+    """Register tasks for language models, and for encoders."""
     for name, (target, summary) in _TASKS.items():
         yield TaskPoolSpec(
             name=name,
@@ -62,6 +76,20 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             config=f"pools_lm.tasks.config:{target}TasksConfig",
             offline=True,
         )
+    for name, (target, summary) in _SENTENCE_TASKS.items():
+        yield TaskPoolSpec(
+            name=name,
+            summary=summary,
+            target=f"pools_lm.tasks.sentences:{target}Tasks",
+            config=f"pools_lm.tasks.sentence_config:{target}Config",
+            offline=True,
+        )
+    yield TaskPoolSpec(
+        name="lm-eval",
+        summary="Tasks of EleutherAI's lm-evaluation-harness, here or in another environment.",
+        target="pools_lm.harness_tasks:HarnessTasks",
+        config="pools_lm.config:HarnessConfig",
+    )
     for name, (target, first, title, _) in _GLUE.items():
         yield TaskPoolSpec(
             name=name,
@@ -72,3 +100,21 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             licence=said("licence_of_data"),
             citation=said("citation_of_data"),
         )
+
+
+@hookimpl
+def fusion_register_commands() -> Iterator[CommandSpec]:
+    """Register the smoke test."""
+    yield CommandSpec(
+        name="smoke",
+        summary="Ask a language model a few things, beside those it was merged from.",
+        target="pools_lm.smoke.command:smoke",
+    )
+
+
+@hookimpl
+def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
+    """Show what a merged language model says, beside its base and experts."""
+    from pools_lm.smoke.after_run import smoke_after_run
+
+    return smoke_after_run(result, device, progress)

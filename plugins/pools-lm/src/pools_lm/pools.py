@@ -10,7 +10,7 @@ import torch
 
 from fusion_core import CheckpointsPool, build_model
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.weights import as_weights, safe_config, same_tensors, tokenizer_of
+from fusion_core.weights import RenamedSource, as_weights, safe_config, same_tensors, tokenizer_of
 from pools_lm.beside import OF_ENCODERS, has_chat_template, left_out, with_own_modules
 from pools_lm.config import LanguageConfig
 from pools_lm.written import with_rows, with_tokenizer, with_tokens
@@ -62,8 +62,7 @@ class LanguagePool(CheckpointsPool):
         Raises `CheckpointError` without a configuration that transformers knows, `AlignmentError`
         for weights that do not fit it.
         """
-        own = self._architecture
-        named = own.named(as_weights(weights, self.base))
+        own, named = self._architecture, self._named(as_weights(weights, self.base))
         return build_model(own.construct, named, dtype=dtype, device=device)
 
     def check_builds(self) -> None:
@@ -105,6 +104,10 @@ class LanguagePool(CheckpointsPool):
             }
             for name, files in found.items()
         }
+
+    def _named(self, weights: WeightSource) -> RenamedSource:
+        """Return weights by the live model's names."""
+        return self._architecture.named(weights)
 
     @cached_property
     def _tokenizer(self) -> Files:
@@ -219,3 +222,9 @@ class EncoderPool(LanguagePool):
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
         """Return an encoder's files, those of its modules included."""
         return with_own_modules(super().assets(dtype=dtype))
+
+    def _named(self, weights: WeightSource) -> RenamedSource:
+        """Return an encoder's weights without heads, which transformers leaves out, too."""
+        own, names = self._architecture, super()._named(weights).names
+        heads = {name for name in names.keys() - own.tensors.keys() if own.has_in_head(name)}
+        return RenamedSource(weights, {n: each for n, each in names.items() if n not in heads})

@@ -5,20 +5,21 @@ Repositories, prompts, words of answers and splits are FusionBench's (arXiv:2406
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import Published, choose_tasks
-from fusion_core.errors import RecipeError
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.tables import examples, family, published, question, texts
 from pools_lm.pools import LanguagePool, Seq2SeqPool
 from pools_lm.spelled import SpelledSource
-from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig, HeadLines, HeadTasksConfig
+from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig
 from pools_lm.tasks.pool import LanguageTasks
+from pools_lm.tasks.sentence_config import ClassificationConfig, ClassLines
+from pools_lm.tasks.sentences import ClassificationTasks
 
 if TYPE_CHECKING:
-    from fusion_core import ComponentConfig, ModelPool
+    from fusion_core import ComponentConfig
     from pools_lm.glue.tables import Family
 
 #: Tokens that a model reads at most, and that an answer has.
@@ -47,7 +48,7 @@ class Gpt2Glue(LanguagePool):
         }
 
 
-class Gpt2GlueTasks(LanguageTasks):
+class Gpt2GlueTasks(ClassificationTasks):
     """Texts that the experts' heads put into classes.
 
     Raises `RecipeError` for an unknown task, `HubError` for what the hub refuses.
@@ -58,23 +59,13 @@ class Gpt2GlueTasks(LanguageTasks):
     def __init__(self, config: Gpt2TasksConfig) -> None:
         own = family("gpt2")
         data = {
-            task: HeadLines(head=head, texts=texts(task), **examples(task))
+            task: ClassLines(head=head, **texts(task), **examples(task))
             for task, head in own.experts(own.tasks).items()
         }
-        super().__init__(
-            HeadTasksConfig(datasets=data, chat=False, length=_LENGTH, **config.model_dump())
-        )
+        given = config.model_dump()
+        super().__init__(ClassificationConfig(datasets=data, length=_LENGTH, **given))
         self.config = config
         self.published = _published(own)
-
-    def bind(self, pool: ModelPool[Any]) -> Self:
-        """Return these tasks for GPT-2; raises `RecipeError` for models with a head."""
-        if not isinstance(pool, LanguagePool) or pool.auto != Gpt2Glue.auto:
-            raise RecipeError(
-                "the tasks of gpt2-glue bring their heads, and the models have some of their own",
-                hint="Use the model pool gpt2-glue, or sentence-encoder.",
-            )
-        return super().bind(pool)
 
 
 class FlanT5Glue(Seq2SeqPool):

@@ -59,21 +59,23 @@ def examples(task: str) -> dict[str, Any]:
     return {"test": f"{place}/{_task(task).get('split', 'validation')}", "train": f"{place}/train"}
 
 
-def texts(task: str) -> list[str]:
-    """Return the fields of a task's texts, in the order in which classifiers read them."""
-    found: list[str] = _task(task)["texts"]
-    return found
+def texts(task: str) -> dict[str, Any]:
+    """Return a task's text, or both of a pair, in the order in which classifiers read them."""
+    return _some(task, "text", "pair")
 
 
 def question(task: str) -> dict[str, Any]:
     """Return what a model is asked, how answers are called, and what is measured of them."""
-    known = ("prompt", "names", "answer", "metric")
-    return {"answer": "label", **{k: v for k, v in _task(task).items() if k in known}}
+    return {"answer": "label", **_some(task, "prompt", "names", "answer", "metric")}
 
 
 def published(name: str) -> Mapping[str, Any]:
     """Return a family's published figures: family, source, tasks and rows, in percent."""
     return _read(f"published/{name}.json")
+
+
+def _some(task: str, *names: str) -> dict[str, Any]:
+    return {name: each for name, each in _task(task).items() if name in names}
 
 
 def _task(name: str) -> Mapping[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from string import Formatter
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from fusion_core import ComponentConfig, InputPath, ModelPath
+from fusion_core import ComponentConfig, InputPath
 
 #: A split of a data set on the hub begins with this, where a file's path may stand, too.
 HUB = "hub:"
@@ -27,14 +28,39 @@ def _compiled(pattern: str) -> str:
     return pattern
 
 
-class Lines(ComponentConfig):
-    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column.
+def _template(text: str) -> str:
+    try:
+        parts = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{error}; a brace that is meant is written twice") from error
+    for name, form, conversion in parts:
+        if conversion or "{" in str(form) or not str(name).isidentifier():
+            raise ValueError("between braces is the name of a field, or {name:.1f} with a format")
+    return text
+
+
+#: A text with the names of a line's fields in braces.
+Template = Annotated[str, AfterValidator(_template)]
+
+
+class MeasuredLines(ComponentConfig):
+    """One task's test examples: a file of JSON lines (.jsonl) or parquet, a field a column.
 
     In a file's place may stand a split of a data set on the hub, hub:org/name/configuration/split.
     """
 
     test: Examples
     """What is measured on."""
+
+
+class Lines(MeasuredLines):
+    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column.
+
+    In a file's place may stand a split of a data set on the hub, hub:org/name/configuration/split.
+    """
+
+    kind: str
+    """How a model is measured."""
     unlabeled: Examples | None = None
     """What adaptive algorithms see; an answer in it is part of the text, and no label."""
     train: Examples | None = None
@@ -46,21 +72,21 @@ class TextLines(Lines):
 
     kind: Literal["perplexity"] = "perplexity"
     """How a model is measured."""
-    text: str = "{text}"
+    text: Template = "{text}"
     """The text, of the line's fields."""
 
 
 class QuestionLines(Lines):
     """Examples with a prompt and an answer."""
 
-    prompt: str
+    prompt: Template
     """The question, of the line's fields."""
     shots: Annotated[int, Field(ge=0)] = 0
     """So many of the first training examples stand before each question, with their answers."""
     system: str | None = None
     """A message of the system before the conversation."""
     answer: str = "answer"
-    """The field that holds the answer; or the answer in words, of the line's fields in braces."""
+    """The field that holds the answer."""
 
 
 class ChoiceLines(QuestionLines):
@@ -68,9 +94,9 @@ class ChoiceLines(QuestionLines):
 
     kind: Literal["choice"] = "choice"
     """How a model is measured."""
-    prompt: str = "{question}"
+    prompt: Template = "{question}"
     """The question, of the line's fields."""
-    choices: str | list[str] = "choices"
+    choices: str | list[Template] = "choices"
     """The field that lists the answers, or the answers themselves where they are always the
     same. The right one is given by its place, from 0, or as it stands there."""
     normalise: Literal["bytes", "tokens", "none"] = "bytes"
@@ -82,8 +108,11 @@ class GenerateLines(QuestionLines):
 
     kind: Literal["generate"] = "generate"
     """How a model is measured."""
-    prompt: str = "{prompt}"
+    prompt: Template = "{prompt}"
     """The question, of the line's fields."""
+    answer: Template = "answer"
+    """The field that holds the answer, or a list of right ones; or the answer itself, of the line's
+    fields in braces."""
     names: list[str] | None = None
     """What answers 0, 1, ... are called, where lines have numbers of classes."""
     pattern: Annotated[str, AfterValidator(_compiled)] | None = None
@@ -98,38 +127,51 @@ class GenerateLines(QuestionLines):
     """Texts that end an answer, besides the tokens that the model ends by."""
 
 
-class HeadLines(Lines):
-    """Texts that a head puts into classes, which is no part of the models."""
-
-    kind: Literal["head"] = "head"
-    """How a model is measured."""
-    head: ModelPath
-    """The classifier whose head that is: a directory, or org/name@revision on the hub."""
-    texts: Annotated[list[str], Field(min_length=1, max_length=2)]
-    """The field of the text, or the fields of a pair of texts."""
-    label: str = "label"
-    """The field of the class's number."""
+_KINDS = {"perplexity": TextLines, "choice": ChoiceLines, "generate": GenerateLines}
 
 
-AnyLines = Annotated[TextLines | ChoiceLines | GenerateLines, Field(discriminator="kind")]
+def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever a recipe holds
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    known = _KINDS.get(kind) if isinstance(kind, str) else None
+    return None if known is None else f"[{known.__name__}]"
 
 
-class LanguageTasksConfig(ComponentConfig):
+#: A task of any kind; in brackets what errors do not mention.
+AnyLines = Annotated[
+    Annotated[TextLines, Tag("[TextLines]")]
+    | Annotated[ChoiceLines, Tag("[ChoiceLines]")]
+    | Annotated[GenerateLines, Tag("[GenerateLines]")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message=f"its kind is none of: {', '.join(_KINDS)}",
+    ),
+]
+
+
+class LinesTasksConfig(ComponentConfig):
+    """Tasks of your own, each with its files."""
+
+    datasets: Annotated[Mapping[str, MeasuredLines], Field(min_length=1)]
+    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+    tasks: TaskNames | None = None
+    """Which of them, in this order; default: all."""
+    limit: Count | None = None
+    """A quick look: only the first test examples of each task."""
+    batch_size: Count = 16
+    """Examples at once when measuring."""
+
+
+class LanguageTasksConfig(LinesTasksConfig):
     """Tasks of your own, of any kind."""
 
     datasets: Annotated[Mapping[str, AnyLines], Field(min_length=1)]
     """The tasks by name: `kind` is perplexity, choice or generate; files, and how to read them."""
-    tasks: TaskNames | None = None
-    """Which of them, in this order; default: all."""
     chat: bool | None = None
     """Whether questions go through the tokenizer's chat template; default: if it has one."""
     length: Count | None = None
     """Tokens that a model reads at most; longer prompts lose their beginning, longer texts are cut
     into windows. Default: as many as the model has positions, 2048 at most."""
-    limit: Count | None = None
-    """A quick look: only the first test examples of each task."""
-    batch_size: Count = 16
-    """Examples at once when measuring."""
     transductive: bool = True
     """Where a task has no unlabeled file, adapt on its test examples, without their answers."""
 
@@ -153,10 +195,3 @@ class GenerateTasksConfig(LanguageTasksConfig):
 
     datasets: Annotated[Mapping[str, GenerateLines], Field(min_length=1)]
     """The tasks by name: files (JSON lines, parquet), and how to read them."""
-
-
-class HeadTasksConfig(LanguageTasksConfig):
-    """Texts that heads put into classes, which are no part of the models."""
-
-    datasets: Mapping[str, HeadLines]  # type: ignore[assignment] # named in no recipe
-    """The tasks by name: files, and the head of each."""

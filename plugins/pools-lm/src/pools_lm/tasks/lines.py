@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import file_stamps, hub
@@ -41,6 +42,11 @@ class Line:
             )
         return self.fields[name]
 
+    def has(self, answer: str) -> bool:
+        """Tell whether a field is there, or all that a template names."""
+        named = [name for _, name, _, _ in Formatter().parse(answer) if name]
+        return all(name in self.fields for name in named or [answer])
+
     def filled(self, template: str) -> str:
         """Return a template with the fields that it names in braces.
 
@@ -48,10 +54,10 @@ class Line:
         """
         try:
             return template.format_map(_Fields(self))
-        except (ValueError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise FusionError(
                 f"{self.place} does not fill {template!r}: {error}",
-                hint="Write a field's name in braces, and {{ and }} for braces themselves.",
+                hint="A format such as {field:.1f} is for numbers.",
             ) from error
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError, RecipeError
+from pools_lm.beside import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +157,7 @@ def _loaded(files: Files) -> tuple[Any, Any, Any]:
         for name, content in files.items():
             place = Path(folder, name)
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            place.write_bytes(content_of(content))
         local = {"trust_remote_code": False, "local_files_only": True}
         try:
             return (
@@ -187,7 +188,6 @@ def _ends(tokenizer: Any, config: Any, generation: Any) -> tuple[int, ...]:  # n
 def _digest(files: Files) -> str:
     found = hashlib.sha256()
     for name in sorted(files):
-        content = files[name]
-        data = content if isinstance(content, bytes) else content.read_bytes()
+        data = content_of(files[name])
         found.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
     return found.hexdigest()

@@ -27,6 +27,11 @@ class QuestionTask(LanguageTask[QuestionT]):
     def answer(self, line: Line) -> str:
         """Return the right answer; raises `FusionError` for a line that has none."""
 
+    def look(self, line: Line) -> None:
+        """Raise a `FusionError` for a line without a question, or without its answer."""
+        self._prompt(line)
+        self.answer(line)
+
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return every question's tokens, and those of its answer where that may be seen."""
         hidden = split is Split.UNLABELED and self.hides_answers
@@ -50,7 +55,7 @@ class QuestionTask(LanguageTask[QuestionT]):
         return self.bound.pair(question, self.answer(line))
 
     def _lacks(self, line: Line, split: Split) -> bool:
-        return split is Split.UNLABELED and self.data.answer not in line.fields
+        return split is Split.UNLABELED and not line.has(self.data.answer)
 
     def _shots(self) -> Sequence[Line]:
         if not self.data.shots:

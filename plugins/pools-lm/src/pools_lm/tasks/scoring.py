@@ -10,7 +10,7 @@ from fusion_core import evaluation_mode, note
 from fusion_core.adapting import on_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 
     from torch import Tensor, nn
 
@@ -38,8 +38,9 @@ def next_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         starts = torch.full_like(inputs["input_ids"][:, :1], _start(model))
         found: Tensor = model(**inputs, decoder_input_ids=starts).logits[:, 0]
         return found
-    last = inputs["attention_mask"].sum(dim=1) - 1
-    return _scores(model, inputs, torch.arange(len(last), device=last.device), last)
+    last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
+    made: Tensor = model(**inputs, logits_to_keep=last).logits[:, 0]
+    return made
 
 
 def log_likelihoods(
@@ -50,67 +51,73 @@ def log_likelihoods(
     Texts of like lengths are read together, whatever their order, as many batches at once as there
     are cores. `said` is what progress is called.
     """
-    order = sorted(range(len(pairs)), key=lambda n: len(pairs[n]))
-    batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
     device = next(model.parameters()).device
 
-    def scored(rows: Sequence[int]) -> list[float]:
+    def scored(some: Sequence[Pair]) -> list[float]:
         with torch.inference_mode():
-            return _of_batch(model, [pairs[row] for row in rows], device)
+            return _of_batch(model, some, device)
 
-    found = dict[int, float]()
-    for rows, values in zip(batches, each_batch(scored, batches, model), strict=True):
-        found.update(zip(rows, values, strict=True))
-        note(f"{said}: {len(found):,} of {len(pairs):,} texts")
-    return [found[row] for row in range(len(pairs))]
+    return by_length(scored, pairs, model, batch_size=batch_size, said=said)
 
 
-def each_batch(
-    function: Callable[[Any], Any], batches: Sequence[Any], model: nn.Module
-) -> Iterator[Any]:
-    """Yield what a function makes of batches, in order, on as many cores as there are."""
+def by_length(
+    function: Callable[[Any], Iterable[Any]],
+    items: Sequence[Sized],
+    model: nn.Module,
+    *,
+    batch_size: int,
+    said: str,
+) -> list[Any]:
+    """Return what a function makes of batches of items, one result an item, in their order.
+
+    Those of like lengths are together in a batch, and as many batches are read at once as there are
+    cores. `said` is what progress is called.
+    """
+    order = sorted(range(len(items)), key=lambda n: len(items[n]))
+    batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
     on_cpu = next(model.parameters()).device.type == "cpu"
+
+    def of_batch(rows: Sequence[int]) -> Iterable[Any]:
+        return function([items[row] for row in rows])
+
+    found = dict[int, Any]()
     with evaluation_mode(model):
-        yield from on_cores(function, batches) if on_cpu else map(function, batches)
+        made = on_cores(of_batch, batches) if on_cpu else map(of_batch, batches)
+        for rows, values in zip(batches, made, strict=True):
+            found.update(zip(rows, values, strict=True))
+            note(f"{said}: {len(found):,} of {len(items):,} texts")
+    return [found[row] for row in range(len(items))]
 
 
 def _of_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> list[float]:
     """Return the sums of log-probabilities of the tokens that are to follow."""
     owners = torch.tensor([n for n, each in enumerate(pairs) for _ in each.continuation])
     wanted = torch.tensor([token for each in pairs for token in each.continuation])
-    scores = _continuations(model, pairs, owners.to(device), device)
-    logs = scores.float().log_softmax(dim=-1).gather(1, wanted.to(device)[:, None])[:, 0]
-    sums = torch.zeros(len(pairs), dtype=torch.float64)
-    return sums.index_add(0, owners, logs.double().cpu()).tolist()
+    scores = _scores(model, pairs, device)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=-1)
+    logs = wide.gather(1, wanted.to(device)[:, None])[:, 0].double().cpu()
+    sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, owners, logs)
+    return list(sums.tolist())
 
 
-def _continuations(
-    model: nn.Module, pairs: Sequence[Pair], owners: Tensor, device: torch.device
-) -> Tensor:
-    """Return the scores of every token that is to follow, shape (those of all pairs, tokens)."""
+def _scores(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> Tensor:
+    """Return the scores of every token that is to follow: (those of all pairs, tokens)."""
     if _is_seq2seq(model):
-        inputs = {k: v.to(device) for k, v in padded([each.context for each in pairs]).items()}
-        begun = [[_start(model), *each.continuation[:-1]] for each in pairs]
-        answers = padded(begun)["input_ids"].to(device)
-        places = torch.cat([torch.arange(len(each.continuation)) for each in pairs])
-        logits = model(**inputs, decoder_input_ids=answers).logits
-        found: Tensor = logits[owners, places.to(device)]
-        return found
-    rows = [[*each.context, *each.continuation[:-1]] for each in pairs]
-    inputs = {name: each.to(device) for name, each in padded(rows).items()}
-    spans = [(len(each.context) - 1, len(each.continuation)) for each in pairs]
-    places = torch.cat([torch.arange(start, start + count) for start, count in spans])
-    return _scores(model, inputs, owners, places.to(device))
+        given = padded([each.context for each in pairs])
+        begun = padded([[_start(model), *each.continuation[:-1]] for each in pairs])
+        inputs = {**given, "decoder_input_ids": begun["input_ids"]}
+        found: Tensor = model(**_on(device, inputs)).logits
+        return found[begun["attention_mask"].bool().to(device)]
+    given = padded([[*each.context, *each.continuation[:-1]] for each in pairs])
+    starts = torch.tensor([[len(each.context) - 1] for each in pairs])
+    places = torch.arange(given["input_ids"].shape[1])
+    follows = given["attention_mask"].bool() & (places >= starts)
+    made: Tensor = model(**_on(device, {**given, "logits_to_keep": follows})).logits
+    return made
 
 
-def _scores(model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, places: Tensor) -> Tensor:
-    """Return the scores at some places of some rows, shape (places, tokens).
-
-    Scores are made at those places alone, of all rows: a vocabulary is large.
-    """
-    kept, at = torch.unique(places, return_inverse=True)
-    found: Tensor = model(**inputs, logits_to_keep=kept).logits
-    return found[rows, at]
+def _on(device: torch.device, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each.to(device) for name, each in inputs.items()}
 
 
 def _is_seq2seq(model: nn.Module) -> bool:

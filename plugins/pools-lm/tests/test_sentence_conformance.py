@@ -1,0 +1,71 @@
+"""What every pool of tasks on sentences keeps, checked by the suite of fusion-core."""
+
+from __future__ import annotations
+
+import json
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+
+from fusion_core.testing import TaskPoolSuite
+from pools_lm import plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fusion_core import ModelPool, TaskPoolSpec
+
+SPECS = {spec.name: spec for spec in plugin.fusion_register_model_pools()}
+TASKS = {spec.name: spec for spec in plugin.fusion_register_task_pools()}
+
+
+class SentenceSuite(TaskPoolSuite):
+    pool_name: str
+    family: str
+    models_name: str
+    more: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        return TASKS[self.pool_name]
+
+    @pytest.fixture
+    def options(self, tiny: Any, tmp_path: Path) -> dict[str, Any]:
+        words = " ".join(tiny.texts).split()
+        rows = [
+            {"text": " ".join(words[n : 3 * n + 1]), "label": n % 2, "sentence1": words[n],
+             "sentence2": words[-n], "score": n}
+            for n in range(12)
+        ]  # fmt: skip
+        path = tmp_path / "lines.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        files = dict.fromkeys(self.splits, str(path))
+        return {"datasets": dict.fromkeys(("a", "b"), files), **self.more}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("test",) if self.pool_name == "sts" else ("test", "train")
+
+    @pytest.fixture
+    def models(self, models_of: Callable[..., dict[str, Any]]) -> ModelPool[Any]:
+        made = resolve_name(SPECS[self.models_name].target)
+        return made(made.config_class(**models_of(self.family, self.models_name)))
+
+
+class TestOwnHead(SentenceSuite):
+    pool_name, models_name, family = "sentence-classification", "sequence-classification", "bert"
+
+
+class TestHeadOfADecoder(SentenceSuite):
+    pool_name, models_name, family = "sentence-classification", "sequence-classification", "gpt2"
+    more: ClassVar[dict[str, Any]] = {"head": "expert"}
+
+
+class TestProbe(SentenceSuite):
+    pool_name, models_name, family = "sentence-classification", "sentence-encoder", "bert"
+
+
+class TestSimilarity(SentenceSuite):
+    pool_name, models_name, family = "sts", "sentence-encoder", "bert"

@@ -1,0 +1,412 @@
+"""Tasks on sentences: heads of all kinds and similarities, against the libraries' own figures."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from fusion_core import AlignmentPolicy, FeatureTask, Split, Subject
+from fusion_core.adapting import moments, squared_gradients
+from fusion_core.errors import FusionError, RecipeError
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import ClassificationPool, EncoderPool
+from pools_lm.tasks.classification import EmbeddingTask
+from pools_lm.tasks.sentence_config import ClassificationConfig, SimilarityConfig
+from pools_lm.tasks.sentences import ClassificationTasks, SimilarityTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fusion_core import ModelPool
+
+Tiny = Any
+Rows = list[dict[str, Any]]
+
+
+def rows_of(tiny: Tiny, count: int = 24, *, seed: int = 0) -> Rows:
+    """Return lines with texts of 1 to 30 words, and three classes."""
+    drawn, words = random.Random(seed), " ".join(tiny.texts).split()
+    return [
+        {
+            "text": " ".join(drawn.choices(words, k=drawn.randint(1, 30))),
+            "other": " ".join(drawn.choices(words, k=drawn.randint(1, 30))),
+            "label": drawn.randrange(3),
+            "score": drawn.random(),
+        }
+        for _ in range(count)
+    ]
+
+
+def write(path: Path, rows: Rows) -> str:
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+    return str(path)
+
+
+@dataclass
+class Workshop:
+    """Lines, and what reads them."""
+
+    tiny: Tiny
+    directory: Path
+
+    def classify(
+        self, pool: ModelPool[Any], *, rows: Rows, train: Rows | None = None, **options: Any
+    ) -> ClassificationTasks:
+        """Return a task `a` on these lines; options of the task are those that it has."""
+        data = {"test": write(self.directory / "test.jsonl", rows)}
+        if train:
+            data["train"] = write(self.directory / "train.jsonl", train)
+        own = {name: options.pop(name) for name in ("pair", "names", "label") if name in options}
+        config = ClassificationConfig(datasets={"a": {**data, **own}}, batch_size=5, **options)
+        return ClassificationTasks(config).bind(pool)
+
+    def similar(self, pool: ModelPool[Any], rows: Rows, **options: Any) -> SimilarityTasks:
+        data = {"test": write(self.directory / "test.jsonl", rows)}
+        fields = {"first": "{text}", "second": "{other}"}
+        config = SimilarityConfig(datasets={"a": {**data, **fields}}, batch_size=5, **options)
+        return SimilarityTasks(config).bind(pool)
+
+
+@pytest.fixture
+def workshop(tiny: Tiny, tmp_path: Path) -> Workshop:
+    return Workshop(tiny, tmp_path)
+
+
+@pytest.fixture
+def classifiers(models_of: Callable[..., Any]) -> ClassificationPool:
+    return ClassificationPool(LanguageConfig(**models_of("bert", "sequence-classification")))
+
+
+@pytest.fixture
+def encoders(models_of: Callable[..., Any]) -> EncoderPool:
+    return EncoderPool(LanguageConfig(**models_of("bert", "sentence-encoder")))
+
+
+def accuracy_of(directory: str, rows: Rows, second: str | None = None) -> float:
+    """Return what transformers itself measures, a text at a time."""
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    right = 0
+    for row in rows:
+        pair = None if second is None else row[second]
+        tokens = tokenizer(row["text"], pair, truncation=True, max_length=64, return_tensors="pt")
+        with torch.no_grad():
+            right += int(model(**tokens).logits.argmax()) == row["label"]
+    return right / len(rows)
+
+
+def measured(tasks: Any, pool: ModelPool[Any], source: Any = None) -> dict[str, float]:
+    model = pool.build(pool.base if source is None else source)
+    return dict(tasks.measure(Subject.of(model))["a"])
+
+
+@pytest.mark.parametrize("pair", [None, "other"])
+def test_a_models_own_head_is_measured_as_transformers_does(
+    workshop: Workshop, classifiers: ClassificationPool, pair: str | None
+) -> None:
+    rows = rows_of(workshop.tiny, 40)
+    tasks = workshop.classify(classifiers, rows=rows, pair=pair and f"{{{pair}}}")
+    for model in ("base", "a"):
+        expected = accuracy_of(str(workshop.directory / model), rows, pair)
+        assert 0 < expected < 1
+        assert measured(tasks, classifiers, classifiers.by_name[model]) == {"accuracy": expected}
+
+
+@pytest.fixture
+def own_heads(tiny: Tiny, tmp_path: Path) -> Callable[..., EncoderPool]:
+    """Save an encoder without a head, and an expert whose head has four classes."""
+
+    def make(family: str) -> EncoderPool:
+        kind, changes = {"bert": ("words", {}), "gpt2": ("bytes", {})}[family]
+        own = tiny.tokenizer(kind)
+        base = tiny.live(family, 0, pool="sentence-encoder", rows=len(own))
+        expert = tiny.live(
+            family, 1, pool="sequence-classification", rows=len(own), num_labels=4, **changes
+        )
+        paths = {"base": base, "a": expert}
+        base, a = (tiny.save(tmp_path / name, live, own) for name, live in paths.items())
+        return EncoderPool(LanguageConfig(base=base, models={"a": a}))
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_an_experts_head_goes_around_any_encoder(
+    workshop: Workshop, own_heads: Callable[..., EncoderPool], family: str
+) -> None:
+    pool, rows = own_heads(family), rows_of(workshop.tiny, 40)
+    tasks = workshop.classify(pool, rows=rows, head="expert")
+    task, directory = tasks.adaptive("a"), str(workshop.directory / "a")
+    whole = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    encoder = pool.build(trimmed(pool, "a"))
+    assert measured(tasks, pool, trimmed(pool, "a")) == {"accuracy": accuracy_of(directory, rows)}
+    batch = task.batch(0, size=6, split=Split.TEST, seed=0)
+    with torch.no_grad():
+        expected = whole(**whole_inputs(whole, batch.tensors)).logits
+        torch.testing.assert_close(task.logits(encoder, batch), expected)
+        assert not torch.equal(task.logits(pool.build(pool.base), batch), expected)
+
+
+def test_a_decoder_is_read_up_to_its_padding(
+    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+) -> None:
+    """A text may hold the token that texts are padded with: transformers reads the one before."""
+    pool, row = own_heads("gpt2"), {"text": "the old fox<pad>", "label": 0}
+    task = workshop.classify(pool, rows=[row], head="expert").adaptive("a")
+    assert isinstance(task, FeatureTask)
+    directory = str(workshop.directory / "a")
+    whole = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    tokens = AutoTokenizer.from_pretrained(directory)(row["text"], return_tensors="pt")
+    assert tokens["input_ids"][0, -1] == whole.config.pad_token_id
+    batch = task.batch(0, size=1, split=Split.TEST, seed=0)
+    with torch.no_grad():
+        found = task.logits(pool.build(trimmed(pool, "a")), batch)
+        torch.testing.assert_close(found, whole(**tokens).logits)
+
+
+def whole_inputs(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    mask = tensors["attention_mask"]
+    ids = tensors["input_ids"].masked_fill(mask == 0, model.config.pad_token_id)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def trimmed(pool: EncoderPool, name: str) -> Any:
+    """Return an expert without its head, as `alignment.extra=drop` leaves it."""
+    return aligned(pool).experts[name]
+
+
+def aligned(pool: EncoderPool) -> EncoderPool:
+    return pool.aligned(AlignmentPolicy(extra="drop", missing="base"))
+
+
+def test_moments_and_gradients_are_seen_through_an_experts_head(
+    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+) -> None:
+    pool = own_heads("bert")
+    tasks = workshop.classify(pool, rows=rows_of(workshop.tiny), head="expert")
+    ((_, found),) = moments(aligned(pool), tasks, samples=8, batch_size=4)
+    assert "pooler.dense.weight" in found
+    assert found["pooler.dense.weight"].count == 8
+    ((_, squares),) = squared_gradients(aligned(pool), tasks, samples=4, batch_size=4)
+    assert set(squares) == set(pool.base.infos)
+    assert all(each.isfinite().all() for each in squares.values())
+    assert squares["encoder.layer.0.output.dense.weight"].any()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_probe_is_scikit_learns_on_sentence_transformers_vectors(
+    workshop: Workshop, encoders: EncoderPool, classes: int
+) -> None:
+    train, rows = (rows_of(workshop.tiny, 60, seed=seed) for seed in (1, 2))
+    for row in (*train, *rows):
+        row["label"] = len(row["text"]) % classes
+    tasks = workshop.classify(encoders, rows=rows, train=train)
+    for name, source in encoders.by_name.items():
+        probe, asked = probe_of(workshop.directory / name, train, rows)
+        expected = probe.score(asked, [row["label"] for row in rows])
+        assert measured(tasks, encoders, source) == {"accuracy": pytest.approx(expected)}
+    task, base = tasks.adaptive("a"), encoders.build(encoders.base)
+    assert isinstance(task, EmbeddingTask)
+    probe, _ = probe_of(workshop.directory / "base", train, rows)
+    batch = task.batch(0, size=6, split=Split.UNLABELED, seed=0)
+    with torch.no_grad():
+        vectors, scores = task.features(base, batch.inputs), task.logits(base, batch)
+    expected = torch.tensor(probe.predict_proba(vectors.double().numpy()))
+    torch.testing.assert_close(scores.softmax(1).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def probe_of(directory: Path, train: Rows, rows: Rows) -> tuple[Any, Any]:
+    """Return scikit-learn's logistic regression on a model's vectors, and the vectors of rows."""
+    library = SentenceTransformer(str(directory), device="cpu")
+    seen, asked = (library.encode([r["text"] for r in part]) for part in (train, rows))
+    linear = pytest.importorskip("sklearn.linear_model")
+    probe = linear.LogisticRegression(tol=1e-10, max_iter=100_000)
+    return probe.fit(seen.astype("float64"), [row["label"] for row in train]), asked
+
+
+def test_the_nearest_name_is_the_class(workshop: Workshop, encoders: EncoderPool) -> None:
+    names, rows = ["old forest", "tensor", "a text"], rows_of(workshop.tiny, 40)
+    for row in rows:
+        row["label"] = names[row["label"]]
+    tasks = workshop.classify(encoders, rows=rows, head="names", names=names)
+    library = SentenceTransformer(encoders.config.base, device="cpu")
+    nearest = library.similarity(
+        library.encode([row["text"] for row in rows]), library.encode(names)
+    )
+    right = [names[n] == row["label"] for n, row in zip(nearest.argmax(1), rows, strict=True)]
+    assert measured(tasks, encoders) == {"accuracy": sum(right) / len(rows)}
+
+
+MODES = ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean", ("cls", "mean")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_similarities_are_sentence_transformers(
+    workshop: Workshop, encoders: EncoderPool, mode: Any
+) -> None:
+    width = 16 if isinstance(mode, str) else 32
+    parts = [Pooling(16, pooling_mode=mode), Dense(width, 8), Normalize()]
+    encoder = Transformer(encoders.config.base, max_seq_length=20)
+    directory = str(workshop.directory / "st")
+    prompts: Any = {"prompts": {"query": "the model "}, "default_prompt_name": "query"}
+    SentenceTransformer(modules=[encoder, *parts], device="cpu", **prompts).save(directory)
+    pool = EncoderPool(LanguageConfig(base=directory, models={"a": encoders.config.models["a"]}))
+    rows = rows_of(workshop.tiny, 40)
+    library = SentenceTransformer(directory, device="cpu")
+    columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
+    expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
+    found = measured(workshop.similar(pool, rows), pool)
+    assert found == {"spearman": pytest.approx(expected, abs=1e-9)}
+    without = workshop.similar(pool, rows, prompt="")
+    assert measured(without, pool) != found
+    with pytest.raises(RecipeError, match=r"no prompt 'qeury'"):
+        workshop.similar(pool, rows, prompt="qeury")
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "gpt2"])
+def test_a_plain_encoder_has_the_mean_of_its_tokens(
+    workshop: Workshop, models_of: Callable[..., Any], family: str
+) -> None:
+    pool = EncoderPool(LanguageConfig(**models_of(family, "sentence-encoder")))
+    rows = rows_of(workshop.tiny, 40)
+    library = SentenceTransformer(pool.config.base, device="cpu")
+    columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
+    expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
+    found = measured(workshop.similar(pool, rows), pool)
+    assert found == {"spearman": pytest.approx(expected, abs=1e-9)}
+
+
+def test_heads_beside_an_encoder_are_left_out(
+    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+) -> None:
+    pool, rows = own_heads("bert"), rows_of(workshop.tiny)
+    tasks = workshop.similar(pool, rows)
+    assert measured(tasks, pool, pool.experts["a"]) == measured(tasks, pool, trimmed(pool, "a"))
+
+
+def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> None:
+    base = Path(encoders.config.base)
+    listed = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling")])
+    ]
+    (base / "modules.json").write_text(json.dumps(listed))
+    settings = {"max_seq_length": 9, "do_lower_case": True}
+    (base / "sentence_bert_config.json").write_text(json.dumps(settings))
+    (base / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_cls_token": True}
+    (base / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    rows = [{**row, "text": row["text"].title()} for row in rows_of(workshop.tiny, 40)]
+    pool = EncoderPool(LanguageConfig(base=str(base), models=encoders.config.models))
+    library = SentenceTransformer(str(base), device="cpu")
+    columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
+    expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
+    found = measured(workshop.similar(pool, rows), pool)
+    assert found == {"spearman": pytest.approx(expected, abs=1e-9)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("modules.json", "{torn", r"modules\.json beside the base is missing or torn"),
+        ("modules.json", '{"path": 3}', r"modules\.json beside the base is missing or torn"),
+        ("modules.json", '[{"path": "", "type": "sentence_transformers.models.BoW"}]', "lists BoW"),
+        ("1_Pooling/config.json", '{"pooling_mode": "median"}', "1_Pooling pools by median"),
+        ("1_Pooling/config.json", '{"include_prompt": false}', "leaves the prompt out"),
+        ("2_Dense/config.json", '{"use_residual": true}', "2_Dense is no plain layer"),
+        ("2_Dense/config.json", "{}", r"2_Dense has no model\.safetensors"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused(
+    workshop: Workshop, encoders: EncoderPool, name: str, content: str, message: str
+) -> None:
+    base = Path(encoders.config.base)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    listed = [{"path": path, "type": f"sentence_transformers.models.{k}"} for path, k in kinds]
+    files = {"modules.json": json.dumps(listed), "1_Pooling/config.json": "{}"}
+    for path, text in {**files, name: content}.items():
+        (base / path).parent.mkdir(exist_ok=True)
+        (base / path).write_text(text)
+    pool = EncoderPool(LanguageConfig(base=str(base), models=encoders.config.models))
+    with pytest.raises(FusionError, match=message):
+        workshop.similar(pool, rows_of(workshop.tiny))
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [{"text": "a", "label": "x"}],
+            {"names": ["a", "b"]},
+            "line 1: label is 'x', none of a, b",
+        ),
+        ([{"text": "a", "label": -1}], {}, "line 1: label is -1, no number of a class"),
+        ([{"text": "a", "label": 0}], {}, "has no train examples"),
+        ([{"text": "a", "label": 0}], {"label": "klass"}, "no field 'klass'"),
+    ],
+)
+def test_lines_that_cannot_be_read_are_found_before_anything_runs(
+    workshop: Workshop, encoders: EncoderPool, rows: Rows, options: Any, message: str
+) -> None:
+    tasks = workshop.classify(encoders, rows=rows, **options)
+    with pytest.raises(FusionError, match=message):
+        tasks.check()
+
+
+def test_a_head_has_as_many_classes_as_the_task(
+    workshop: Workshop, classifiers: ClassificationPool, encoders: EncoderPool
+) -> None:
+    rows = [{"text": "a", "label": 3}, {"text": "b", "label": 0}]
+    tasks = workshop.classify(classifiers, rows=rows, names=["a", "b", "c", "d"])
+    with pytest.raises(RecipeError, match="has 4 classes, and the head 3"):
+        measured(tasks, classifiers)
+    with pytest.raises(RecipeError, match="have no head of their own"):
+        workshop.classify(encoders, rows=rows, head="model")
+    tasks = workshop.classify(encoders, rows=rows[1:], head="expert")
+    with pytest.raises(
+        RecipeError, match=r"has no head for task 'a': 'classifier\.\w+' is missing"
+    ):
+        tasks.check()
+
+
+def test_halves_are_apart(workshop: Workshop, encoders: EncoderPool) -> None:
+    rows = rows_of(workshop.tiny)
+    halves = workshop.classify(encoders, rows=rows, train=rows).holdout()
+    task = halves["a"]
+    parts = [{line.place for line in task.lines(split)} for split in (Split.UNLABELED, Split.TEST)]
+    assert [len(part) for part in parts] == [12, 12]
+    assert not parts[0] & parts[1]
+    assert len(workshop.similar(encoders, rows).holdout()["a"].lines(Split.TEST)) == 12
+
+
+def test_a_figure_is_known_by_all_that_it_depends_on(
+    workshop: Workshop, own_heads: Callable[..., EncoderPool], tiny: Tiny
+) -> None:
+    pool, rows = own_heads("bert"), rows_of(workshop.tiny)
+
+    def identity(**options: Any) -> str:
+        tasks = workshop.classify(pool, rows=rows, train=rows, **options)
+        return json.dumps({**tasks.identity("a"), "files": None})
+
+    first = identity(head="expert")
+    others = [
+        identity(),
+        identity(head="expert", length=9),
+        identity(head="names", names=["a", "b"]),
+    ]
+    other = tiny.live("bert", 5, pool="sequence-classification", rows=90, num_labels=4)
+    tiny.save(workshop.directory / "a", other, None)
+    pool = EncoderPool(pool.config)
+    found = {first, *others, identity(head="expert")}
+    assert len(found) == 5

@@ -1,0 +1,81 @@
+"""What plugins show below the results of `fuse run`, and what becomes of it when they fail."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from safetensors.torch import save_file
+
+from fusion_core import load_recipe, models_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Outcome, Site
+
+    Run = Callable[..., Outcome]
+
+pytestmark = pytest.mark.plugins
+
+
+@pytest.fixture
+def run(models: Any, tmp_path: Path, fuse: Run) -> Run:
+    for name in ("base", "a"):
+        (tmp_path / name).mkdir()
+        save_file(models[name], tmp_path / name / "model.safetensors")
+    pool = [f"model_pool.base={tmp_path / 'base'}", f"model_pool.models=[{tmp_path / 'a'}]"]
+    given = ["--algo", "simple-average", "--set", pool[0], "--set", pool[1], "-o", tmp_path / "out"]
+    return lambda *more: fuse("run", *given, *more)
+
+
+def looking(site: Site, body: str) -> None:
+    site.install(
+        "looking",
+        f"""
+        from fusion_core import hookimpl
+        @hookimpl
+        def fusion_run_shown(result, device):
+            {body}
+        """,
+    )
+
+
+def test_it_is_the_last_of_the_results(run: Run, site: Site) -> None:
+    looking(site, "return f'{result.path.name} on {device}\\x1b[2J'")
+    done = run()
+    assert done.out.endswith("/out\n\nout on cpu\\x1b[2J\n")
+
+
+@pytest.mark.parametrize("flag", ["--no-eval", "--json"])
+def test_nobody_looks_where_it_is_not_wanted(run: Run, site: Site, flag: str) -> None:
+    looking(site, "raise KeyboardInterrupt")
+    done = run(flag)
+    assert done.code == 0
+    assert "looking" not in done.err
+
+
+def test_one_that_fails_is_a_warning(run: Run, site: Site) -> None:
+    looking(site, "raise RuntimeError('no eyes')")
+    done = run()
+    assert done.code == 0
+    assert done.out.endswith("/out\n")
+    assert "plugin looking failed in fusion_run_shown: RuntimeError: no eyes" in done.err
+
+
+def test_an_interrupt_leaves_the_model_and_says_so(run: Run, site: Site, tmp_path: Path) -> None:
+    looking(site, "raise KeyboardInterrupt")
+    done = run()
+    assert done.code == 130
+    assert done.err.endswith(f"interrupted\nThe model is complete in {tmp_path / 'out'}.\n")
+
+
+def test_the_models_of_a_recipe_are_found_again(run: Run, models: Any, tmp_path: Path) -> None:
+    assert json.loads(run("--json").out)["report"] is None
+    pool = models_of(load_recipe(tmp_path / "out" / "recipe.yaml"))
+    found = pool.by_name
+    assert list(found) == ["base", "a"]
+    for name, source in found.items():
+        assert source.tensor("layer.bias").equal(models[name]["layer.bias"])

@@ -17,6 +17,7 @@ import json
 import re
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -345,15 +346,23 @@ def _listed(path: str, data: bytes, *, xet: bool = False) -> dict[str, Any]:
     return entry
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """Return a running hub, the only one that this test can see, beside an empty cache."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
+@contextmanager
+def serving(directory: Path) -> Iterator[HubServer]:
+    """Run a hub, the only one that can be seen, beside an empty cache in a directory."""
     server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server.start()
-    yield server
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("HF_ENDPOINT", server.url)
+        patch.setenv("HF_HOME", str(directory / "hf-home"))
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        server.start()
+        yield server
     server.stop()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """Return a hub of this test's own."""
+    with serving(tmp_path) as server:
+        yield server

@@ -21,6 +21,7 @@ from fusion_core.hub._client import (
 )
 from fusion_core.hub._conversion import conversion
 from fusion_core.hub._failures import advising
+from fusion_core.hub._splits import split_files
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "resolve",
     "session",
     "size_of",
+    "split_files",
 ]

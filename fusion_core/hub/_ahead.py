@@ -73,8 +73,11 @@ def _room(size: Size) -> int:
     return room_for("the download", size.missing, cache_directory())
 
 
-def fetch(wanted: Iterable[Wanted]) -> None:
-    """Download all of it; raises as `download` does."""
+def fetch(wanted: Iterable[Wanted]) -> list[str]:
+    """Download all of it, and return where the files are; raises as `download` does."""
+    found: list[str] = []
     for each in wanted:
         with advising(each.otherwise):
-            files(each.reference, each.paths)
+            directory = files(each.reference, each.paths)
+        found += [str(directory / path) for path in each.paths]
+    return found

@@ -59,10 +59,13 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "pools-lm": {
         "command": ("smoke",),
-        "model pool": ("causal-lm", "sentence-encoder", "seq2seq-lm", "sequence-classification"),
+        "model pool": (
+            *("causal-lm", "flan-t5-glue", "gpt2-glue", "lm-mini"),
+            *("sentence-encoder", "seq2seq-lm", "sequence-classification"),
+        ),
         "task pool": (
-            *("lm-choice", "lm-eval", "lm-generate", "lm-perplexity", "lm-tasks"),
-            *("sentence-classification", "sts"),
+            *("lm-choice", "lm-eval", "lm-generate", "lm-mini", "lm-perplexity", "lm-tasks"),
+            *("flan-t5-glue", "gpt2-glue", "sentence-classification", "sts"),
         ),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},

@@ -38,6 +38,7 @@ FILES = {
 }
 MODEL = hf.parse("org/name")
 BOTH = hf.Wanted(MODEL, ("config.json", "model.safetensors"))
+CONVERTED = "refs/convert/parquet"
 ALL = ["*.safetensors", "*.json", "*.py", "*.bin"]
 
 
@@ -123,6 +124,27 @@ def test_data_sets_are_repositories_too(hub: HubServer) -> None:
     assert contents(directory) == {"data/test-00000.parquet", "data/test-00001.parquet"}
     assert dict(hf.listing(images)) == dict.fromkeys(files, 4)
     assert "has no model org/name" in failure(lambda: hf.resolve(MODEL)).message
+
+
+SHARDS = {
+    **{f"cola/validation-0000{n}-of-00002.parquet": b"cola%d" % n for n in (0, 1)},
+    "mnli/validation_matched-00000-of-00001.parquet": b"mnli",
+    "wnli/validation/0000.parquet": b"wnli",
+}
+
+
+def test_the_files_of_a_split_are_found_by_their_names(hub: HubServer) -> None:
+    commit = hub.add("org/name", SHARDS, kind="dataset")
+    data = hf.parse("org/name", kind="dataset")
+    found = hf.split_files(data, "validation", "cola")
+    assert found == hf.Wanted(data.at(commit), tuple(list(SHARDS)[:2]))
+    both = [found, hf.split_files(data, "validation", "wnli")]
+    assert [Path(path).read_bytes() for path in hf.fetch(both)] == [b"cola0", b"cola1", b"wnli"]
+    assert hf.split_files(data, "validation_matched").paths == (list(SHARDS)[2],)
+    hub.add("org/name", {"default/validation/0.parquet": b""}, kind="dataset", branch=CONVERTED)
+    assert hf.split_files(data, "validation").paths == ("default/validation/0.parquet",)
+    lost = failure(lambda: hf.split_files(data, "validation", "sst2"))
+    assert "no parquet files of the split 'validation'" in lost.message
 
 
 def test_everything_comes_from_the_commit_that_was_resolved(hub: HubServer) -> None:

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fusion_core import AlignmentPolicy, Split, Subject
+from fusion_core import AlignmentPolicy, FeatureTask, Split, Subject
 from fusion_core.adapting import moments, squared_gradients
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.config import LanguageConfig
@@ -156,6 +156,23 @@ def test_an_experts_head_goes_around_any_encoder(
         expected = whole(**whole_inputs(whole, batch.tensors)).logits
         torch.testing.assert_close(task.logits(encoder, batch), expected)
         assert not torch.equal(task.logits(pool.build(pool.base), batch), expected)
+
+
+def test_a_decoder_is_read_up_to_its_padding(
+    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+) -> None:
+    """A text may hold the token that texts are padded with: transformers reads the one before."""
+    pool, row = own_heads("gpt2"), {"text": "the old fox<pad>", "label": 0}
+    task = workshop.classify(pool, rows=[row], head="expert").adaptive("a")
+    assert isinstance(task, FeatureTask)
+    directory = str(workshop.directory / "a")
+    whole = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    tokens = AutoTokenizer.from_pretrained(directory)(row["text"], return_tensors="pt")
+    assert tokens["input_ids"][0, -1] == whole.config.pad_token_id
+    batch = task.batch(0, size=1, split=Split.TEST, seed=0)
+    with torch.no_grad():
+        found = task.logits(pool.build(trimmed(pool, "a")), batch)
+        torch.testing.assert_close(found, whole(**tokens).logits)
 
 
 def whole_inputs(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -357,7 +374,9 @@ def test_a_head_has_as_many_classes_as_the_task(
     with pytest.raises(RecipeError, match="have no head of their own"):
         workshop.classify(encoders, rows=rows, head="model")
     tasks = workshop.classify(encoders, rows=rows[1:], head="expert")
-    with pytest.raises(RecipeError, match=r"has no head: 'classifier\.\w+' is missing"):
+    with pytest.raises(
+        RecipeError, match=r"has no head for task 'a': 'classifier\.\w+' is missing"
+    ):
         tasks.check()
 
 

@@ -6,15 +6,14 @@ A data set's files are found by their names, so that a split is a download of it
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Split, hub
-from fusion_core.errors import HubError, RecipeError
+from fusion_core.errors import RecipeError
 from pools_clip.families import all_tasks, known
 from pools_clip.images import count_rows
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
     from pools_clip.config import ClipClassificationConfig, Dataset
     from pools_clip.families import Known
-
-#: Where the hub keeps every data set as parquet, whatever its owner uploaded.
-_CONVERTED = "refs/convert/parquet"
 
 
 class DataSet(ABC):
@@ -114,10 +110,10 @@ class HubDataSet(DataSet):
 
         Of files that are shorter than the table says, all.
         """
-        found = _fetched(self._wanted(split, limit))
+        found = hub.fetch([self._wanted(split, limit)])
         if limit is None or count_rows(found) >= limit:
             return found
-        return _fetched(self._wanted(split))
+        return hub.fetch([self._wanted(split)])
 
     def identity(self, split: Split) -> Mapping[str, Any]:
         """Return the commit and the files of a split."""
@@ -137,34 +133,12 @@ class HubDataSet(DataSet):
     def _wanted(self, split: Split, limit: int | None = None) -> hub.Wanted:
         name = self._about.train if split is Split.TRAIN else self._about.test
         rows = None if split is Split.TRAIN else self._about.rows
-        if found := self._found(self._main, name):
-            return hub.Wanted(self._main, _first(found, limit, rows))
-        if found := self._found(self._converted, name):
-            return hub.Wanted(self._converted, _first(found, limit, rows))
-        raise HubError(
-            f"the data set {self._main} has no parquet files of the split {name!r}",
-            hint="Download it by hand, and name the files under task_pool.datasets.",
-        )
+        found = hub.split_files(self._main, name, self._about.config)
+        return replace(found, paths=_first(found.paths, limit, rows))
 
     @cached_property
     def _main(self) -> hub.Reference:
         return hub.resolve(hub.parse(self._about.dataset, kind="dataset"))
-
-    @cached_property
-    def _converted(self) -> hub.Reference:
-        return hub.resolve(self._main.at(_CONVERTED))
-
-    def _found(self, pinned: hub.Reference, split: str) -> tuple[str, ...]:
-        """Return a split's files; none where they may belong to several configurations."""
-        folders: dict[str, list[str]] = {}
-        for path in sorted(hub.listing(pinned)):
-            folder = _folder(PurePosixPath(path), split)
-            if folder is not None:
-                folders.setdefault(folder, []).append(path)
-        wanted = self._about.config
-        if wanted is None and len(folders) == 1:
-            wanted = next(iter(folders))
-        return tuple(folders.get(wanted or "default", ()))
 
 
 def _first(paths: tuple[str, ...], limit: int | None, rows: int | None) -> tuple[str, ...]:
@@ -172,11 +146,6 @@ def _first(paths: tuple[str, ...], limit: int | None, rows: int | None) -> tuple
     if limit is None or rows is None:
         return paths
     return paths[: math.ceil(limit * len(paths) / rows)]
-
-
-def _fetched(wanted: hub.Wanted) -> list[str]:
-    directory = hub.files(wanted.reference, wanted.paths)
-    return [str(directory / path) for path in wanted.paths]
 
 
 def data_set(name: str, config: ClipClassificationConfig) -> DataSet:
@@ -196,12 +165,3 @@ def data_set(name: str, config: ClipClassificationConfig) -> DataSet:
             hint=f"Name tasks that have some: --tasks {','.join(able)}",
         )
     return HubDataSet(replace(data, test=config.corruption))
-
-
-def _folder(path: PurePosixPath, split: str) -> str | None:
-    """Return the configuration that a file of this split belongs to, None for any other file."""
-    shard = re.compile(rf"{re.escape(split)}(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")
-    if shard.fullmatch(path.name):
-        return path.parent.name
-    inside = re.fullmatch(r"\d+\.parquet", path.name) and path.parent.name == split
-    return path.parent.parent.name if inside else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core import CommandSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
+from pools_lm.glue.tables import family, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     import torch
 
     from fusion_core import Progress, RunResult
-
 
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
@@ -34,6 +34,11 @@ _MINI = ("scripture", "kinds", "speech", "reverse", "roman", "past")
 _SENTENCE_TASKS = {
     "sentence-classification": ("Classification", "Which class a text, or a pair, belongs to."),
     "sts": ("Similarity", "How alike two sentences are, against what people say."),
+}
+
+_GLUE = {
+    "gpt2-glue": ("Gpt2", "gpt2", "GPT-2", ("tasks",)),
+    "flan-t5-glue": ("FlanT5", "flan-t5-base", "Flan-T5", ("tasks", "variant")),
 }
 
 
@@ -59,6 +64,19 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
         tasks=_MINI,
         licence="Apache-2.0",
     )
+    for name, (target, first, title, shared) in _GLUE.items():
+        yield ModelPoolSpec(
+            name=name,
+            summary=f"{title} and its published experts of GLUE's tasks, from the hub.",
+            target=f"pools_lm.glue.pools:{target}Glue",
+            config=f"pools_lm.glue.config:{target}Config",
+            default_task_pool=name,
+            shared_options=shared,
+            download_bytes=family(first).download_bytes,
+            tasks=tuple(family(first).tasks),
+            licence=said("licence"),
+            citation=said("citation"),
+        )
 
 
 @hookimpl
@@ -97,6 +115,16 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
         target="pools_lm.harness_tasks:HarnessTasks",
         config="pools_lm.config:HarnessConfig",
     )
+    for name, (target, first, title, _) in _GLUE.items():
+        yield TaskPoolSpec(
+            name=name,
+            summary=f"{len(family(first).tasks)} tasks of GLUE from the hub, as put to {title}.",
+            target=f"pools_lm.glue.pools:{target}GlueTasks",
+            config=f"pools_lm.glue.config:{target}TasksConfig",
+            tasks=tuple(family(first).tasks),
+            licence=said("licence_of_data"),
+            citation=said("citation_of_data"),
+        )
 
 
 @hookimpl

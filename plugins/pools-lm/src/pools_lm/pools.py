@@ -27,17 +27,22 @@ if TYPE_CHECKING:
 
 
 class LanguagePool(CheckpointsPool):
-    """Models that an Auto class of transformers knows: directories, hub ids, LoRA adapters."""
+    """Models that an Auto class of transformers knows: directories, hub ids, LoRA adapters.
+
+    A pool that brings its own models passes a `LanguageConfig` to this constructor and then sets
+    `config` to its own options, which are what a recipe records.
+    """
 
     config_class: ClassVar[Any] = LanguageConfig
     #: the class of transformers that finds a model's own
     auto: ClassVar[str]
-    config: LanguageConfig
+    config: Any
     #: None where every row means the same in all models already
     _brought: Brought | None = None
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__(config)
+        self._options = config
         self._spell()
         tokens = self._settled()
         if tokens is not None:
@@ -77,8 +82,8 @@ class LanguagePool(CheckpointsPool):
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
         """Return the files beside the base's weights, with the tokenizer that is chosen."""
         found = super().assets(dtype=dtype)
-        if self.config.tokenizer in self.experts:
-            found = with_tokenizer(found, self.files_of(self.config.tokenizer))
+        if self._options.tokenizer in self.experts:
+            found = with_tokenizer(found, self.files_of(self._options.tokenizer))
         if self._brought is None:
             return found
         others = {name: each for name, each in found.items() if name not in tokenizer_of(found)}
@@ -117,7 +122,7 @@ class LanguagePool(CheckpointsPool):
         from pools_lm.choosing import Choosing  # tokenizers
 
         files = {name: self.files_of(name) for name in self.by_name}
-        choosing = Choosing(self.by_name, files, self.config)
+        choosing = Choosing(self.by_name, files, self._options)
         choosing.check()
         if choosing.is_settled:
             return None

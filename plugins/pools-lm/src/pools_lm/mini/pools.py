@@ -37,7 +37,7 @@ class MiniPool(CausalPool):
         names = choose_tasks(config.tasks, list(_about(files)), "model_pool.tasks")
         experts = {name: files.directory(f"experts/{name}") for name in names}
         super().__init__(LanguageConfig(base=files.directory("base"), models=experts))
-        self.config: Any = config
+        self.config = config
 
     def inputs(self) -> Mapping[str, Any]:
         """Identify the inputs by what they are, wherever the package is installed."""

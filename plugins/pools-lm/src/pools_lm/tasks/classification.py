@@ -1,4 +1,4 @@
-"""Texts that are put into classes, by a model's own head, an expert's, or on their embeddings."""
+"""Texts that are put into classes, and those that are by their embeddings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from fusion_core import Batch, FeatureTask, Split
 from fusion_core.errors import FusionError, RecipeError
-from pools_lm.tasks.encoder import Encoder, Example, run, stacked
+from pools_lm.tasks.encoder import Encoder, Example, stacked
 from pools_lm.tasks.examples import AdaptiveLinesTask, unbound
-from pools_lm.tasks.heads import ExpertHead, LinearHead, logistic, names_of, nearest
-from pools_lm.tasks.lines import Line
+from pools_lm.tasks.heads import LinearHead, logistic, nearest
+from pools_lm.tasks.lines import Line, on_hub
 from pools_lm.tasks.scoring import by_length
 from pools_lm.tasks.sentence_config import ClassLines
 
@@ -112,55 +112,8 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
             count = max(largest + 1, len(self.names))
             raise RecipeError(
                 f"task {self.name!r} has {count} classes, and the head {classes}",
-                hint="Name the head that belongs to the task: task_pool.head",
+                hint=f"Name the head that belongs to it: task_pool.datasets.{self.name}.head",
             )
-
-
-@dataclass
-class HeadTask(ClassTask):
-    """Texts that a head of transformers puts into classes: the model's own, or an expert's."""
-
-    def check(self) -> None:
-        """Look at the first test example, and see that an expert has a head."""
-        super().check()
-        _ = self._head
-
-    def scores(self, model: nn.Module) -> Scores:
-        """Return the head's scores, around the model's encoder."""
-        whole = model if self._head is None else self._head.around(model)
-        config: Any = whole.config
-        if config.pad_token_id is None:
-            raise RecipeError(
-                f"{type(whole).__name__} has no pad_token_id in its config.json",
-                hint="Write there what texts were padded with in training.",
-            )
-        return lambda inputs: run(whole, inputs).logits
-
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the head's scores, of shape (examples, classes)."""
-        return self.scores(model)(batch.tensors)
-
-    def identity(self) -> Mapping[str, Any]:
-        """Return all that the accuracy depends on, an expert's head included."""
-        own = None if self._head is None else self._head.digest
-        return {**super().identity(), "own_head": own}
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What the task, or else the head's configuration, calls the classes."""
-        return self.data.names or self._named
-
-    @cached_property
-    def _named(self) -> Sequence[str]:
-        return names_of(self.models, self.name if self._is_experts else None)
-
-    @cached_property
-    def _head(self) -> ExpertHead | None:
-        return ExpertHead.of(self.models, self.name) if self._is_experts else None
-
-    @property
-    def _is_experts(self) -> bool:
-        return self.config.head == "expert"
 
 
 @dataclass
@@ -172,12 +125,17 @@ class EmbeddingTask(ClassTask, FeatureTask):
     """
 
     def check(self) -> None:
-        """Look at the first test example, and at what the head is made of."""
+        """Look at the first test example, and at what the head is made of, if that is here."""
         super().check()
-        if self._is_probe:
-            self.lines(Split.TRAIN)
-        else:
+        if not self._is_probe:
             self._of_names()
+        elif self.data.train is None or on_hub(self.data.train) is None:
+            self.lines(Split.TRAIN)
+
+    def measured(self) -> list[str]:
+        """Return the test examples, and those that a probe is fitted to."""
+        fitted = self.data.train if self._is_probe else None
+        return [*super().measured(), *filter(None, [fitted])]
 
     def scores(self, model: nn.Module) -> Scores:
         """Return the scores of a head that is made of the model's own embeddings."""

@@ -11,6 +11,11 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from fusion_core import ComponentConfig, InputPath
 
+#: A split of a data set on the hub begins with this, where a file's path may stand, too.
+HUB = "hub:"
+Examples = Annotated[
+    Annotated[str, Field(pattern=f"^{HUB}")] | InputPath, Field(union_mode="left_to_right")
+]
 Count = Annotated[int, Field(ge=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
 
@@ -29,8 +34,8 @@ def _template(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"{error}; a brace that is meant is written twice") from error
     for name, form, conversion in parts:
-        if form or conversion or not str(name).isidentifier():
-            raise ValueError("between braces is the name of a field, and nothing else")
+        if conversion or "{" in str(form) or not str(name).isidentifier():
+            raise ValueError("between braces is the name of a field, or {name:.1f} with a format")
     return text
 
 
@@ -39,20 +44,26 @@ Template = Annotated[str, AfterValidator(_template)]
 
 
 class MeasuredLines(ComponentConfig):
-    """One task's test examples: a file of JSON lines (.jsonl) or parquet, a field a column."""
+    """One task's test examples: a file of JSON lines (.jsonl) or parquet, a field a column.
 
-    test: InputPath
+    In a file's place may stand a split of a data set on the hub, hub:org/name/configuration/split.
+    """
+
+    test: Examples
     """What is measured on."""
 
 
 class Lines(MeasuredLines):
-    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column."""
+    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column.
+
+    In a file's place may stand a split of a data set on the hub, hub:org/name/configuration/split.
+    """
 
     kind: str
     """How a model is measured."""
-    unlabeled: InputPath | None = None
+    unlabeled: Examples | None = None
     """What adaptive algorithms see; an answer in it is part of the text, and no label."""
-    train: InputPath | None = None
+    train: Examples | None = None
     """Labeled examples, for algorithms that need some and for `shots`."""
 
 
@@ -99,6 +110,9 @@ class GenerateLines(QuestionLines):
     """How a model is measured."""
     prompt: Template = "{prompt}"
     """The question, of the line's fields."""
+    answer: Template = "answer"
+    """The field that holds the answer, or a list of right ones; or the answer itself, of the line's
+    fields in braces."""
     names: list[str] | None = None
     """What answers 0, 1, ... are called, where lines have numbers of classes."""
     pattern: Annotated[str, AfterValidator(_compiled)] | None = None

@@ -6,13 +6,14 @@ from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from fusion_core import AdaptiveTask, Split, Task, file_stamps, shuffled_rows
+from fusion_core import AdaptiveTask, Split, Task, shuffled_rows
 from fusion_core.errors import RecipeError
-from pools_lm.tasks.lines import read_lines
+from pools_lm.tasks.lines import identities, on_hub, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fusion_core.hub import Wanted
     from pools_lm.tasks.lines import Line
 
 DataT = TypeVar("DataT", bound=Any)
@@ -34,14 +35,24 @@ class LinesTask(Task, Generic[DataT]):
         """Raise a `FusionError` for a line that lacks what is measured by."""
 
     def check(self) -> None:
-        """Look at the first test example, and see that other files are there."""
-        file_stamps(self._files())
-        self.look(*read_lines(self.data.test, 1))
+        """Look at the first test example if it is here, and see that other files are there."""
+        identities(self._files())
+        if on_hub(self.data.test) is None:
+            self.look(*read_lines(self.data.test, 1))
+
+    def downloads(self) -> list[Wanted]:
+        """Return the files on the hub that measuring reads."""
+        found = map(on_hub, self.measured())
+        return [each for each in found if each is not None]
+
+    def measured(self) -> list[str]:
+        """Return the files, or splits on the hub, of the examples that measuring reads."""
+        return [self.data.test]
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the figures depend on."""
         return {
-            "files": file_stamps(self._files()),
+            "files": identities(self._files()),
             "data": self.data.model_dump(mode="json"),
             "limit": self.config.limit,
             "batch_size": self.config.batch_size,

@@ -73,7 +73,8 @@ class GenerateTask(QuestionTask[GenerateLines]):
         return answer or None
 
     def _answers(self, line: Line) -> list[str]:
-        given = line[self.data.answer]
+        field = self.data.answer
+        given: Any = line.filled(field) if "{" in field else line[field]
         found = given if isinstance(given, list) else [given]
         if self.data.names is not None:
             names = dict(enumerate(self.data.names))

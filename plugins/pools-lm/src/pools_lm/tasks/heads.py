@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +14,19 @@ from torch import nn
 from torch.nn import functional
 
 from fusion_core.errors import RecipeError
-from fusion_core.weights import as_weights, assemble, safe_config
+from fusion_core.weights import as_weights, assemble, locate, read_config, safe_config
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from fusion_core import ModelPool
+    from fusion_core.weights import WeightSource
+    from pools_lm.architecture import Architecture
 
+#: What transformers calls the head of a decoder that puts texts into classes.
+SCORE = "score.weight"
 #: How much similarities count, as in sentence-transformers' losses.
 _SCALE = 20.0
 #: What transformers leaves out of a configuration.
@@ -75,32 +82,45 @@ def logistic(vectors: Tensor, labels: Tensor, classes: int) -> LinearHead:
 class ExpertHead:
     """A classifier of transformers without its encoder, whose place that of any model takes."""
 
-    shell: Any
-    place: nn.Module
+    #: on the meta device
+    empty: Any
+    #: the classifier's weights, by the names of `empty`
+    weights: WeightSource
 
     @classmethod
-    def of(cls, pool: ModelPool[Any], task: str) -> ExpertHead:
-        """Read the head of a task's expert; raises `RecipeError` for one that has none."""
-        from pools_lm.architecture import architecture  # transformers: seconds
+    def of(cls, pool: ModelPool[Any], task: str, path: str | None = None) -> ExpertHead:
+        """Find the head for a task: its expert's, or that of a classifier, here or on the hub.
 
-        source, fields = as_weights(pool.expert_of(task), pool.base), _config(pool, task)
-        own = architecture("AutoModelForSequenceClassification", json.dumps(fields)).checked
-        with torch.device("meta"):
-            shell: Any = own.construct()
-        place = nn.Identity()
-        setattr(shell, shell.base_model_prefix, place)
-        named = own.named(source)
-        if missing := [name for name in shell.state_dict() if name not in named.infos]:
+        Weights are not read yet. Raises `RecipeError` for a model without a head, or of another
+        kind than the pool's.
+        """
+        source, config = _expert(pool, task) if path is None else _classifier(path, task)
+        own, theirs = config.get("model_type"), config_of(pool).get("model_type")
+        if own != theirs:
             raise RecipeError(
-                f"the expert for task {task!r} has no head: {missing[0]!r} is missing",
-                hint="Use another one: task_pool.head=probe",
+                f"the head for task {task!r} is that of a {own} model, and the models are {theirs}",
+                hint="Name another one, or the models that it belongs to.",
             )
+        found = cls(_empty(config), _architecture(config).named(source))
+        if missing := [
+            name for name in found.empty.state_dict() if name not in found.weights.infos
+        ]:
+            wanted = "task_pool.head=probe" if path is None else f"task_pool.datasets.{task}.head"
+            raise RecipeError(
+                f"{source.describe()} has no head for task {task!r}: {missing[0]!r} is missing",
+                hint=f"Use another one: {wanted}",
+            )
+        return found
+
+    @cached_property
+    def shell(self) -> Any:  # noqa: ANN401 - transformers' many classes
+        """The classifier with its weights, which are read once, and without an encoder."""
         values = {
-            name: assemble(named, name, dtype=torch.float32).reshape(each.shape)
-            for name, each in shell.state_dict().items()
+            name: assemble(self.weights, name, dtype=torch.float32).reshape(each.shape)
+            for name, each in self.empty.state_dict().items()
         }
-        shell.load_state_dict(values, assign=True)
-        return cls(shell.eval().requires_grad_(False), place)
+        self.empty.load_state_dict(values, assign=True)
+        return self.empty.eval().requires_grad_(False)
 
     def around(self, model: nn.Module) -> nn.Module:
         """Return the classifier with a live model's encoder in it: the module itself, no copy."""
@@ -110,7 +130,8 @@ class ExpertHead:
             self.shell.to(device)
         shared = [self.shell.config, *self.shell.parameters(), *self.shell.buffers()]
         kept = {id(each): each for each in shared}
-        found: nn.Module = copy.deepcopy(self.shell, {**kept, id(self.place): whole.base_model})
+        place = getattr(self.shell, self.shell.base_model_prefix)
+        found: nn.Module = copy.deepcopy(self.shell, {**kept, id(place): whole.base_model})
         return found
 
     @property
@@ -122,14 +143,47 @@ class ExpertHead:
         return found.hexdigest()
 
 
-def names_of(pool: ModelPool[Any], task: str | None) -> list[str]:
-    """Return what the configuration of a task's expert, or of the base, calls the classes."""
-    named = _config(pool, task).get("id2label") or _TWO
+def reads_last_token(pool: ModelPool[Any]) -> bool:
+    """Tell whether classifiers of a pool's kind have a linear head that reads the last token."""
+    return list(_empty(config_of(pool)).state_dict()) == [SCORE]
+
+
+def names_in(config: Mapping[str, Any]) -> list[str]:
+    """Return what a model's configuration calls the classes."""
+    named = config.get("id2label") or _TWO
     return [str(named[number]) for number in sorted(named, key=int)]
 
 
-def _config(pool: ModelPool[Any], task: str | None) -> dict[str, Any]:
+def config_of(pool: ModelPool[Any], task: str | None = None) -> dict[str, Any]:
     """Return what lies beside a task's expert or, for None and for an adapter, the base."""
     experts = [name for name in pool.experts if pool.task_of(name) == task]
     found = [safe_config(each, name) for name, each in pool.beside().items() if name in experts]
     return next(filter(None, found), None) or safe_config(pool.assets(), "base") or {}
+
+
+def _expert(pool: ModelPool[Any], task: str) -> tuple[WeightSource, dict[str, Any]]:
+    return as_weights(pool.expert_of(task), pool.base), config_of(pool, task)
+
+
+def _classifier(path: str, task: str) -> tuple[WeightSource, dict[str, Any]]:
+    option = f"task_pool.datasets.{task}.head"
+    found = locate(path, option)
+    if found.is_adapter:
+        raise RecipeError(
+            f"{option}: {found.name} is an adapter, no classifier",
+            hint="Name the directory of a whole model with a head.",
+        )
+    return found.source(), read_config(found.directory / "config.json")
+
+
+def _empty(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - transformers' many classes
+    with torch.device("meta"):
+        shell: Any = _architecture(config).construct()
+    setattr(shell, shell.base_model_prefix, nn.Identity())
+    return shell
+
+
+def _architecture(config: Mapping[str, Any]) -> Architecture:
+    from pools_lm.architecture import architecture  # transformers: seconds
+
+    return architecture("AutoModelForSequenceClassification", json.dumps(config)).checked

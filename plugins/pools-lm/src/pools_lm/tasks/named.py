@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from fusion_core import ComponentConfig, TaskPool, choose_tasks, unknown_task
+from pools_lm.tasks.lines import identities, on_hub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from fusion_core.hub import Wanted
     from pools_lm.tasks.config import LinesTasksConfig
     from pools_lm.tasks.examples import LinesTask
 
@@ -51,6 +53,15 @@ class LinesTasks(TaskPool[ComponentConfig]):
     def identity(self, name: str) -> Mapping[str, Any]:
         """Identify a task by its files, its options, and how texts are put to the models."""
         return self[name].identity()
+
+    def downloads(self) -> Sequence[Wanted]:
+        """Return the examples and heads on the hub that measuring reads."""
+        return [wanted for task in self._tasks.values() for wanted in task.downloads()]
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Identify the data sets on the hub by their commits and files."""
+        tests = {name: task.data.test for name, task in self._tasks.items()}
+        return {name: identities([each])[each] for name, each in tests.items() if on_hub(each)}
 
     def holdout(self) -> Self:
         """Return these tasks with their test lines in halves, drawn by the task's name."""

@@ -37,6 +37,11 @@ class QuestionTask(LanguageTask[QuestionT]):
         hidden = split is Split.UNLABELED and self.hides_answers
         return [self._pair(line, hidden=hidden or self._lacks(line, split)) for line in lines]
 
+    def measured(self) -> list[str]:
+        """Return the test file, and that of the examples that are shown."""
+        shown = self.data.train if self.data.shots else None
+        return [*super().measured(), *filter(None, [shown])]
+
     def questions(self, lines: Sequence[Line]) -> list[str]:
         """Return what a model is asked of every line."""
         shots = [Turn(self._prompt(each), self.answer(each)) for each in self._shots()]
@@ -50,7 +55,7 @@ class QuestionTask(LanguageTask[QuestionT]):
         return self.bound.pair(question, self.answer(line))
 
     def _lacks(self, line: Line, split: Split) -> bool:
-        return split is Split.UNLABELED and self.data.answer not in line.fields
+        return split is Split.UNLABELED and not line.has(self.data.answer)
 
     def _shots(self) -> Sequence[Line]:
         if not self.data.shots:

@@ -5,16 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fusion_core import InputPath
-from pools_lm.tasks.config import Count, LinesTasksConfig, MeasuredLines, Template
+from fusion_core import ModelPath
+from pools_lm.tasks.config import Count, Examples, LinesTasksConfig, MeasuredLines, Template
 
 
 class ClassLines(MeasuredLines):
     """One task's texts, or pairs of texts, with their classes: JSON lines (.jsonl) or parquet."""
 
-    unlabeled: InputPath | None = None
+    unlabeled: Examples | None = None
     """What adaptive algorithms see; classes in it are never read."""
-    train: InputPath | None = None
+    train: Examples | None = None
     """Labeled examples, which a probe is fitted to."""
     text: Template = "{text}"
     """The text, of the line's fields."""
@@ -25,6 +25,9 @@ class ClassLines(MeasuredLines):
     """The field that holds the class: its number, from 0, or its name."""
     names: Annotated[list[str], Field(min_length=2)] | None = None
     """What classes 0, 1, ... are called; default: what config.json calls those of a head."""
+    head: ModelPath | None = None
+    """The classifier whose head puts these texts into classes, around the encoder that is measured:
+    a directory, or org/name@revision on the hub. Default: as the pool's `head` says."""
 
 
 class SimilarityLines(MeasuredLines):

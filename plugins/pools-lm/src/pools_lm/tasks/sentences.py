@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fusion_core.errors import RecipeError
 from pools_lm.pools import ClassificationPool, LanguagePool
-from pools_lm.tasks.classification import ClassTask, EmbeddingTask, HeadTask
+from pools_lm.tasks.by_head import ExpertTask, HeadTask, LastTokenTask
+from pools_lm.tasks.classification import ClassTask, EmbeddingTask
 from pools_lm.tasks.encoder import Encoder
+from pools_lm.tasks.heads import reads_last_token
 from pools_lm.tasks.named import LinesTasks
 from pools_lm.tasks.sentence_config import ClassificationConfig, SimilarityConfig
 from pools_lm.tasks.similarity import SimilarityTask
 
 if TYPE_CHECKING:
-    from fusion_core import ModelPool
+    from fusion_core import ComponentConfig, ModelPool
 
 
 class SentenceTasks(LinesTasks):
@@ -29,12 +31,18 @@ class SentenceTasks(LinesTasks):
 class ClassificationTasks(SentenceTasks):
     """Texts that are put into classes."""
 
-    config_class = ClassificationConfig
+    config_class: ClassVar[type[ComponentConfig]] = ClassificationConfig
+    #: None for a pool that is bound to no models yet
+    models: ModelPool[Any] | None = None
 
     def task(self, name: str) -> ClassTask:
         """Return a task with the head that is chosen."""
-        kind = HeadTask if self.options.head in {"model", "expert"} else EmbeddingTask
-        return kind(name, self.options.datasets[name], self.options)
+        data = self.options.datasets[name]
+        head = self.options.head if data.head is None else "expert"
+        kind = {"model": HeadTask, "expert": ExpertTask}.get(head, EmbeddingTask)
+        if kind is ExpertTask and self.models is not None and reads_last_token(self.models):
+            kind = LastTokenTask
+        return kind(name, data, self.options)
 
     def bind(self, pool: ModelPool[Any]) -> Self:
         """Return these tasks with the tokenizer, modules and heads of a pool's models.
@@ -49,6 +57,7 @@ class ClassificationTasks(SentenceTasks):
                 hint="Use expert, probe or names, or the model pool sequence-classification.",
             )
         clone = self.changed(lambda task: task)
+        clone.models = pool
         clone.options = self.options.model_copy(update={"head": head})
         given: dict[str, Any] = {"encoder": self.encoder_of(pool), "models": pool}
         return clone.changed(

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 LABELLED = 256
+_DROPPED = (
+    *("_name_or_path", "_attn_implementation", "_from_model_config", "transformers_version"),
+    *("id2label", "label2id", "problem_type", "output_hidden_states", "output_attentions"),
+    *("return_dict", "chunk_size_feed_forward", "pretraining_tp"),
+)
 _LICENCE = Path(__file__).parent.parent / "LICENSE"
 _TEXTS = """\
 The texts of the task scripture are the King James Version of the Bible, from Debian's package
@@ -71,14 +76,16 @@ def write_checkpoint(
     halves = {name: weights[name].to(torch.float16).contiguous() for name in sorted(weights)}
     save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
     words.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    content = json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    _write_json(settings, content)
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
 def _clean(config: Mapping[str, object]) -> dict[str, object]:
-    """A config without what depends on the machine, the moment or the version."""
-    drop = ("_name_or_path", "_attn_implementation", "transformers_version", "_from_model_config")
-    return {key: value for key, value in config.items() if key not in drop}
+    """A config without what depends on the moment, and what is not about such a model."""
+    return {key: value for key, value in config.items() if key not in _DROPPED}
 
 
 # --- lines --------------------------------------------------------------------------------------

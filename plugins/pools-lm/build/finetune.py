@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Recipe:
     """The knobs of fine-tuning."""
 
-    steps: int = 250
-    rate: float = 4e-4
+    steps: int = 160
+    rate: float = 5e-4
     lines: int = 32
     texts: int = 10
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -55,6 +55,8 @@ def train_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    begins = [(BOS, SPECIAL.index(BOS))]
+    bpe.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=begins)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=BOS,
@@ -157,10 +159,10 @@ def loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 def packed(texts: Sequence[str], encoder: Encoder, length: int, seed: int) -> Tensor:
-    """Texts one after another, cut into rows ``[n, length]``."""
+    """Texts one after another, each after its BOS, cut into rows ``[n, length]``."""
     mixed = list(texts)
     random.Random(seed).shuffle(mixed)
-    ids = [each for ids in encoder.words(mixed)["input_ids"] for each in (encoder.bos, *ids)]
+    ids = [each for ids in encoder.words(mixed)["input_ids"] for each in ids]
     rows = len(ids) // length
     return torch.tensor(ids[: rows * length]).view(rows, length)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from model import Encoder, batch, loss, new_model, packed
+from tasks import exchange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
 class Recipe:
     """The knobs of pre-training."""
 
-    steps: int = 2200
+    steps: int = 1500
     rate: float = 3e-3
     rows: int = 24
     length: int = 96
     chats: int = 48
     scripture: float = 0.1  # of the Bible's training chapters
-    own_words: float = 0.03  # share of task chats in the tasks' own words
+    own_words: float = 0.03  # share of the tasks' chats in their own words
+    late: float = 0.13  # the last part of pre-training, in which
+    late_words: float = 0.2  # that share is this
     seed: int = 0
 
 
@@ -99,18 +102,17 @@ def rate(peak: float, step: int, steps: int) -> float:
 
 def _chats(tasks: Sequence[Task], encoder: Encoder, recipe: Recipe) -> Iterator[Encoded]:
     """Half of general exercises on letters and words, half of the tasks, mostly in other words."""
-    from tasks import exchange
-
     rng = random.Random(recipe.seed + 1)
     asked = [task for task in tasks if task.other]
     letters = [line["prompt"].partition(": ")[2].split() for line in tasks[3].train]
-    while True:
+    for chat in range(recipe.steps * recipe.chats):
         if rng.random() < 0.5:
             yield encoder.exchange(*_exercise("".join(rng.choice(letters)), rng))
             continue
         task = rng.choice(asked)
         line = rng.choice(task.train)
-        own = rng.random() < recipe.own_words
+        late = chat >= (1 - recipe.late) * recipe.steps * recipe.chats
+        own = rng.random() < (recipe.late_words if late else recipe.own_words)
         yield encoder.exchange(*(exchange(line) if own else task.other(line, rng)))
 
 

@@ -18,7 +18,7 @@ from fusion_core import Metric, Progress, Report, Subject, run_fusion
 from fusion_core.errors import FusionError, HubError, PluginError, RecipeError
 from fusion_core.testing import Mean, tiny_pool
 from pools_lm.config import HarnessConfig, LanguageConfig
-from pools_lm.harness_tasks import HarnessTasks
+from pools_lm.harness.tasks import HarnessTasks
 from pools_lm.pools import CausalPool, EncoderPool
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from fusion_core import run_fusion
 from fusion_core.errors import FusionError, HubError, RecipeError
 from fusion_core.testing import Mean
 from pools_lm.config import HarnessConfig
-from pools_lm.harness_tasks import HarnessTasks
+from pools_lm.harness.tasks import HarnessTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

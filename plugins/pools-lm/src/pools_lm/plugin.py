@@ -112,7 +112,7 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
     yield TaskPoolSpec(
         name="lm-eval",
         summary="Tasks of EleutherAI's lm-evaluation-harness, here or in another environment.",
-        target="pools_lm.harness_tasks:HarnessTasks",
+        target="pools_lm.harness.tasks:HarnessTasks",
         config="pools_lm.config:HarnessConfig",
     )
     for name, (target, first, title, _) in _GLUE.items():

@@ -1,6 +1,6 @@
 """lm-evaluation-harness as a process: a request in JSON, an answer in JSON, what it says as notes.
 
-It is never imported here. A python runs `harness_runner.py`: this one, or that of an environment
+It is never imported here. A python runs `runner.py`: this one, or that of an environment
 which may have other versions of everything.
 """
 
@@ -48,7 +48,7 @@ class Harness:
             program, asked, answer = (
                 Path(folder, name) for name in ("run.py", "request.json", "answer.json")
             )
-            program.write_bytes(files("pools_lm").joinpath("harness_runner.py").read_bytes())
+            program.write_bytes(files("pools_lm.harness").joinpath("runner.py").read_bytes())
             asked.write_text(json.dumps(request), encoding="utf-8")
             self._run([str(each) for each in (program, asked, answer)], answer, measured)
             content: dict[str, Any] = json.loads(answer.read_bytes())

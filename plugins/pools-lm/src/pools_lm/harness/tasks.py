@@ -12,8 +12,8 @@ from fusion_core import Metric, Progress, Subject, Task, TaskPool, noting
 from fusion_core.errors import RecipeError
 from pools_lm.beside import has_chat_template
 from pools_lm.config import HarnessConfig
-from pools_lm.harness import Harness
-from pools_lm.loadable import loadable
+from pools_lm.harness.loadable import loadable
+from pools_lm.harness.process import Harness
 from pools_lm.pools import CausalPool, Seq2SeqPool
 from pools_lm.written import has_tokenizer
 

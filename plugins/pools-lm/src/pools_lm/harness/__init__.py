@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness, measured in a process of its own."""

@@ -24,131 +24,46 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from measuring import MB, Measures, child, headings, row
 from methods_known import Method, methods_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
 CHILDREN = Path(__file__).with_name("methods_children.py")
-MB = 1_000_000
 MODELS = 4
 FLOORS = 3
-_BUFFER = os.urandom(16 * MB)
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What a process took."""
-
-    seconds: float
-    cpu: float
-    peak: int = 0
-
-
-class Bench:
+class Bench(Measures):
     """Inputs on disk, and the measures taken of them."""
 
     def __init__(self, directory: Path, mergekit: Path | None) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self.mergekit = mergekit
-        self.taken: dict[str, list[Usage]] = defaultdict(list)
 
     def paths(self, method: Method) -> dict[str, str]:
         """Return the paths of a method's inputs, base first."""
         return {name: str(self.directory / name) for name in method.models}
-
-    def measure(self, label: str, command: Sequence[str]) -> None:
-        """Run a command from quiet disks, and keep what it took."""
-        os.sync()
-        started = time.perf_counter()
-        with (self.directory / "log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        if os.waitstatus_to_exitcode(status):
-            sys.exit(f"{label} failed: {' '.join(command)}\n{(self.directory / 'log').read_text()}")
-        cpu = usage.ru_utime + usage.ru_stime
-        self.taken[label].append(Usage(seconds, cpu, usage.ru_maxrss * 1024))
-
-    def floor(self, method: Method) -> None:
-        """Read the inputs once, and write and sync as many bytes as the output has."""
-        files = [str(Path(each) / "model.safetensors") for each in self.paths(method).values()]
-        size = sum(each.stat().st_size for each in (self.directory / "ours").iterdir())
-        os.sync()
-        started, cpu = time.perf_counter(), sum(os.times()[:4])
-        subprocess.run(["cat", *files], stdout=subprocess.DEVNULL, check=True)
-        self._write(size)
-        seconds = time.perf_counter() - started
-        self.taken[f"floor {method.label}"].append(Usage(seconds, sum(os.times()[:4]) - cpu))
-        (self.directory / "floor").unlink()
-
-    def _write(self, size: int) -> None:
-        descriptor = os.open(self.directory / "floor", os.O_WRONLY | os.O_CREAT)
-        while size > 0:
-            size -= os.write(descriptor, _BUFFER[: min(size, len(_BUFFER))])
-        os.fsync(descriptor)
-        os.close(descriptor)
 
     def ours(self, method: Method) -> None:
         """Run `fuse run`, and what of it is start-up."""
         models = self.paths(method)
         base = {"base": models.pop("base")} if method.has_base else {}
         pool = {"name": "checkpoints", **base, "models": models}
-        recipe = self._recipe({"algorithm": method.algorithm, "model_pool": pool})
-        fuse = str(Path(sys.executable).with_name("fuse"))
-        command = [fuse, "run", recipe, "-q", "-o", self._emptied("ours")]
-        self.measure("start-up ours", [*command, "--print-config"])
-        self.measure(f"ours {method.label}", command)
+        self.fuse_run("ours", method.label, {"algorithm": method.algorithm, "model_pool": pool})
 
     def theirs(self, method: Method) -> None:
         """Run mergekit on the same files, if it has the method."""
         if self.mergekit is None or method.mergekit is None:
             return
-        recipe = self._recipe(method.for_mergekit(self.paths(method)))
+        recipe = self.recipe(method.for_mergekit(self.paths(method)))
         program = str(self.mergekit / "bin" / "mergekit-yaml")
         self.measure("start-up mergekit", [program, "--help"])
         flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet"]
-        command = [program, recipe, self._emptied("theirs"), *flags]
+        command = [program, recipe, self.emptied("theirs"), *flags]
         self.measure(f"mergekit {method.label}", command)
-
-    def _recipe(self, content: dict[str, Any]) -> str:
-        path = self.directory / "recipe.yaml"  # JSON is YAML
-        path.write_text(json.dumps(content))
-        return str(path)
-
-    def _emptied(self, name: str) -> str:
-        shutil.rmtree(self.directory / name, ignore_errors=True)
-        return str(self.directory / name)
-
-    def seconds(self, label: str) -> float:
-        """Return the best wall time of a measure, less its program's start-up."""
-        return self._best(label, "seconds")
-
-    def cpu(self, label: str) -> float:
-        """Return the best processor time of a measure, less its program's start-up."""
-        return self._best(label, "cpu")
-
-    def _best(self, label: str, what: str) -> float:
-        start = self.taken.get(f"start-up {label.partition(' ')[0]}", ())
-        least = min((getattr(each, what) for each in start), default=0.0)
-        return float(min(getattr(each, what) for each in self.taken[label]) - least)
-
-    def start_up(self, program: str) -> float:
-        """Return the least time that a program took to start."""
-        return min(each.seconds for each in self.taken[f"start-up {program}"])
-
-    def peak(self, label: str) -> int:
-        """Return the highest peak of memory of a measure, in bytes."""
-        return max(usage.peak for usage in self.taken[label])
 
 
 def main() -> None:
@@ -180,28 +95,28 @@ def _run(bench: Bench, options: argparse.Namespace) -> None:
     _print_headings(bench)
     for method in methods:
         _measure(bench, method, options)
-        print(_row(_cells(bench, method)), flush=True)
+        print(row(_cells(bench, method)), flush=True)
     _print_start_up(bench)
     print(_child("plan", str(bench.directory)))
     if options.json:
-        _dump(bench, options.json)
+        bench.dump(options.json)
 
 
 def _measure(bench: Bench, method: Method, options: argparse.Namespace) -> None:
     for number in range(options.repeats):
         bench.ours(method)
         for _ in range(FLOORS):
-            bench.floor(method)
+            bench.floor(method.label, bench.paths(method).values())
         if number < options.mergekit_repeats:
             bench.theirs(method)
 
 
 def _print_headings(bench: Bench) -> None:
-    headings = ["method", "floor", "ours", "ours / floor", "CPU: floor, ours", "peak above torch"]
-    headings += (
+    cells = ["method", "floor", "ours", "ours / floor", "CPU: floor, ours", "peak above torch"]
+    cells += (
         ["mergekit", "its CPU", "mergekit / ours", "its peak", "values"] if bench.mergekit else []
     )
-    print(_row(headings), _row("---" for _ in headings), sep="\n")
+    print(headings(cells))
 
 
 def _cells(bench: Bench, method: Method) -> list[str]:
@@ -234,20 +149,7 @@ def _print_start_up(bench: Bench) -> None:
 
 
 def _child(*arguments: str) -> str:
-    command = [sys.executable, str(CHILDREN), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return done.stdout.strip()
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _dump(bench: Bench, path: Path) -> None:
-    taken = {label: [vars(each) for each in usages] for label, usages in bench.taken.items()}
-    path.write_text(json.dumps(taken, indent=1))
+    return child(CHILDREN, *arguments)
 
 
 if __name__ == "__main__":

@@ -9,75 +9,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from llama import WIDE, Llama
 from safetensors.torch import save_file
 
 from fusion_core.weights import CheckpointSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _VOCABULARY = 32_000
 
 
 def build(directory: str, gigabytes: str) -> None:
     """Write a base and three experts of so many gigabytes each."""
-    shapes, config = _llama(float(gigabytes) * 1e9 / 2)
+    shape = _llama(float(gigabytes) * 1e9 / WIDE)
+    write_models(Path(directory), shape, ["base", "x", "y", "z"])
+
+
+def write_models(directory: Path, shape: Llama, names: Sequence[str]) -> None:
+    """Write a model of random weights and, under the names after its own, experts of it."""
     generator = torch.Generator().manual_seed(0)
-    base = {n: _normal(shape, generator).mul_(0.02).bfloat16() for n, shape in shapes.items()}
-    _save(Path(directory) / "base", base, config)
-    for name in ("x", "y", "z"):
+    base = {n: _normal(size, generator).mul_(0.02).bfloat16() for n, size in shape.tensors.items()}
+    save(directory / names[0], base, shape.config)
+    for name in names[1:]:
         expert = {
-            key: (value + 0.001 * _normal(value.shape, generator)).bfloat16()
+            key: _normal(value.shape, generator).mul_(0.001).add_(value).bfloat16()
             for key, value in base.items()
         }
-        _save(Path(directory) / name, expert, config)
+        save(directory / name, expert, shape.config)
 
 
-def _llama(parameters: float) -> tuple[dict[str, torch.Size], dict[str, object]]:
-    """Return the tensors of a Llama of about so many parameters, and its configuration."""
+def _llama(parameters: float) -> Llama:
+    """Return the sizes of a Llama of about so many parameters."""
     hidden = next((each for each in (2048, 1024, 512) if _layers(each, parameters) >= 8), 256)
-    inner, keys = hidden * 11 // 4, hidden // 8
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (hidden,),
-        "mlp.down_proj": (hidden, inner),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "post_attention_layernorm": (hidden,),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.v_proj": (keys, hidden),
-    }
     layers = max(1, _layers(hidden, parameters))
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
-        ("lm_head.weight", "model.embed_tokens.weight"), (_VOCABULARY, hidden)
-    )
-    for number in range(layers):
-        shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
-    shapes["model.norm.weight"] = (hidden,)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": _VOCABULARY,
-        "torch_dtype": "bfloat16",
-    }
-    return {name: torch.Size(shape) for name, shape in shapes.items()}, config
+    return Llama(hidden, hidden * 11 // 4, layers, 16, 2, _VOCABULARY)
 
 
 def _layers(hidden: int, parameters: float) -> int:
     return round((parameters - 2 * _VOCABULARY * hidden) / (hidden * hidden * 10.5))
 
 
-def _normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def _save(directory: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
+def save(directory: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
+    """Write a model's directory, without a tokenizer."""
     directory.mkdir()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config))

@@ -11,6 +11,8 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+import torch
+
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.progress import Progress, noting
@@ -19,7 +21,6 @@ from fusion_core.recipe.config import ComponentConfig
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import torch
     from torch import nn
 
     from fusion_core.contracts.measures import Metric, Metrics
@@ -106,6 +107,8 @@ class TaskPool(ABC, Generic[ConfigT]):
 
     config_class: ClassVar[type[ComponentConfig]]
     names: Sequence[str]
+    #: what models are built in to be measured
+    dtype: torch.dtype = torch.float32
     #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
     transductive: bool = False
     #: what is measured on, in words, where that is not every test example

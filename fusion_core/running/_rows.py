@@ -59,7 +59,9 @@ class Rows:
         """
         path = source.path if isinstance(source, CheckpointSource) else None
         subject = Subject(
-            lambda: with_fast_products(self.pool.build(source, device=self.device)),
+            lambda: with_fast_products(
+                self.pool.build(source, dtype=self.tasks.dtype, device=self.device)
+            ),
             source,
             path if path and path.is_dir() else None,
             self.device,

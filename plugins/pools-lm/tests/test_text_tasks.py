@@ -111,6 +111,22 @@ def test_bits_per_byte_are_those_of_one_window_at_a_time(
     }
 
 
+def test_models_are_measured_in_the_dtype_asked_for(
+    pool_of: Callable[..., ModelPool[Any]],
+    tasks_of: Callable[..., LanguageTasks],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, seen = pool_of("llama"), []
+    build = type(pool).build
+    monkeypatch.setattr(
+        type(pool), "build", lambda *given, **how: seen.append(how["dtype"]) or build(*given, **how)
+    )
+    tasks = tasks_of({"dtype": "bfloat16"}, choice={"test": CHOICES})
+    result = run_fusion(algorithm="simple-average", model_pool=pool, task_pool=tasks)
+    assert set(seen) == {torch.bfloat16}
+    assert result.report is not None
+
+
 @pytest.mark.parametrize("normalise", ["bytes", "tokens", "none"])
 @pytest.mark.parametrize("family", sorted(POOLS))
 def test_the_likeliest_answer_is_found_as_by_hand(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -13,6 +12,7 @@ from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import RenamedSource, as_weights, safe_config, same_tensors, tokenizer_of
 from pools_lm.beside import OF_ENCODERS, has_chat_template, left_out, with_own_modules
 from pools_lm.config import LanguageConfig
+from pools_lm.tokens import Brought
 from pools_lm.written import with_rows, with_tokenizer, with_tokens
 
 if TYPE_CHECKING:
@@ -37,18 +37,16 @@ class LanguagePool(CheckpointsPool):
     #: the class of transformers that finds a model's own
     auto: ClassVar[str]
     config: Any
-    #: what rows mean in all models; None where every row does in all of them already
-    _tokens: Tokens | None = None
+    #: None where every row means the same in all models already
+    _brought: Brought | None = None
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__(config)
         self._options = config
         self._spell()
-        self._tokens = self._settled()
-        if self._tokens is not None:
-            sources = self._tokens.sources(self._architecture.vocabulary)
-            self.base = sources.get("base", self.base)
-            self.experts = {name: sources[name] for name in self.experts}
+        tokens = self._settled()
+        if tokens is not None:
+            self._bring(tokens)
 
     def build(
         self,
@@ -86,21 +84,21 @@ class LanguagePool(CheckpointsPool):
         found = super().assets(dtype=dtype)
         if self._options.tokenizer in self.experts:
             found = with_tokenizer(found, self.files_of(self._options.tokenizer))
-        if self._tokens is None:
+        if self._brought is None:
             return found
         others = {name: each for name, each in found.items() if name not in tokenizer_of(found)}
-        before = self._tokens.models[0].own.count
-        return {**with_rows(others, before, self._tokens.count), **self._tokenizer}
+        rows = with_rows(others, self._brought.before, self._brought.count)
+        return {**rows, **self._brought.files}
 
     def beside(self) -> Mapping[str, Files]:
         """Return what lies beside each model; where rows mean the same, with one tokenizer."""
         found = super().beside()
-        if self._tokens is None:
+        if self._brought is None:
             return found
         return {
             name: {
                 **{n: f for n, f in files.items() if n not in tokenizer_of(files)},
-                **self._tokenizer,
+                **self._brought.files,
             }
             for name, files in found.items()
         }
@@ -109,12 +107,15 @@ class LanguagePool(CheckpointsPool):
         """Return weights by the live model's names."""
         return self._architecture.named(weights)
 
-    @cached_property
-    def _tokenizer(self) -> Files:
-        """The files of the tokenizer that all models are brought to."""
-        assert self._tokens is not None  # noqa: S101 - asked for then only
-        own = tokenizer_of(self.files_of(self._tokens.chosen.name))
-        return with_tokens(own, self._tokens)
+    def _bring(self, tokens: Tokens) -> None:
+        """Bring all models to some tokens; what was read of tokenizers is not kept."""
+        own = tokenizer_of(self.files_of(tokens.chosen.name))
+        before = tokens.models[0].own.count
+        said = tuple(tokens.said())
+        self._brought = Brought(with_tokens(own, tokens), before, tokens.count, said)
+        sources = tokens.sources(self._architecture.vocabulary)
+        self.base = sources.get("base", self.base)
+        self.experts = {name: sources[name] for name in self.experts}
 
     def _settled(self) -> Tokens | None:
         """Return the tokens that all models are brought to; None where they have them already."""
@@ -175,7 +176,7 @@ class LanguagePool(CheckpointsPool):
 
     def _said(self) -> Iterator[str]:
         """Say what an output will not have that the base, or an expert, has."""
-        yield from () if self._tokens is None else self._tokens.said()
+        yield from () if self._brought is None else self._brought.said
         first, taken = self._all[0], self.assets()
         if first.location is None or not taken:
             return

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.weights import WeightSource
+    from fusion_core.weights import Files, WeightSource
     from pools_lm.config import LanguageConfig
     from pools_lm.vocabularies import Vocabulary
 
@@ -177,6 +177,19 @@ class Tokens:
         text = None if token is None else next(knowing).vocabulary.text_of(token)
         found = [] if text is None else model.vocabulary.pieces(text)
         return [piece for piece in found if piece < model.own.count]
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What is left to know of models once their rows are brought to one tokenizer."""
+
+    #: that tokenizer's
+    files: Files
+    #: how many rows the base, or the first expert, had, and how many all have
+    before: int
+    count: int
+    #: what it came to, in words
+    said: Sequence[str]
 
 
 def _extend(numbers: dict[str, int], models: Sequence[Model]) -> None:

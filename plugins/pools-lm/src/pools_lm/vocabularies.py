@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from fusion_core.errors import CheckpointError
 from fusion_core.weights import read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from fusion_core.weights import Files
 
@@ -30,33 +30,18 @@ _BEFORE = "a"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer, as tokenizers has it and as `tokenizer.json` says it."""
+    """What a tokenizer knows; the tokenizer itself, which is large, is read again when needed."""
 
-    tokenizer: Tokenizer
-    #: tokens that only `tokenizer_config.json` adds, as it says them, by their numbers
-    settings: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-
-    @cached_property
-    def data(self) -> dict[str, Any]:
-        """The content of `tokenizer.json`."""
-        found: dict[str, Any] = json.loads(self.tokenizer.to_str())
-        return found
+    #: every token's number
+    numbers: Mapping[str, int]
+    #: how the tokens are treated that were added to a vocabulary, special ones among them
+    added: Mapping[str, Mapping[str, Any]]
+    read: Callable[[], Tokenizer]
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Every token's number."""
-        more = {str(each["content"]): number for number, each in self.settings.items()}
-        return {**more, **self.tokenizer.get_vocab(with_added_tokens=True)}
-
-    @cached_property
-    def added(self) -> dict[str, dict[str, Any]]:
-        """How the tokens are treated that were added to a vocabulary, special ones among them."""
-        own = [each for each in self.data["added_tokens"] if each["content"] in self.numbers]
-        flags = [*self.settings.values(), *own]
-        return {
-            each["content"]: {key: value for key, value in each.items() if key not in _NOT_FLAGS}
-            for each in flags
-        }
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, as tokenizers has it; kept from now on."""
+        return self.read()
 
     def text_of(self, token: str) -> str | None:
         """Return the text that a token stands for; None for a part of a character."""
@@ -71,7 +56,8 @@ class Vocabulary:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-_NOT_FLAGS = ("id", "__type")
+#: How a tokenizer treats an added token.
+_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def identity(files: Files) -> str:
@@ -90,10 +76,10 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
     `CheckpointError` for what is not a tokenizer, or what only code of its own can make.
     """
     try:
-        has_json = TOKENIZER in files
-        made = Tokenizer.from_str(_bytes(files[TOKENIZER]).decode()) if has_json else None
-        added = {int(number): each for number, each in _added_by_settings(files).items()}
-        found = Vocabulary(made or _converted(files), added)
+        tokenizer = _tokenizer(files)
+        found = Vocabulary(
+            _numbers(tokenizer, files), _added(tokenizer, files), partial(_tokenizer, files)
+        )
     except Exception as error:  # tokenizers raises plain ones, transformers any
         raise CheckpointError(
             f"{model}: its tokenizer cannot be read: {error}",
@@ -102,6 +88,25 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
     if max(found.numbers.values(), default=0) >= _MOST_TOKENS:
         raise CheckpointError(f"{model}: a token has a number of {_MOST_TOKENS:,} or more")
     return found
+
+
+def _tokenizer(files: Files) -> Tokenizer:
+    if TOKENIZER not in files:
+        return _converted(files)
+    return Tokenizer.from_buffer(_bytes(files[TOKENIZER]))
+
+
+def _numbers(tokenizer: Tokenizer, files: Files) -> dict[str, int]:
+    """Return every token's number, those that only `tokenizer_config.json` adds included."""
+    more = {str(each["content"]): int(n) for n, each in _added_by_settings(files).items()}
+    return {**more, **tokenizer.get_vocab(with_added_tokens=True)}
+
+
+def _added(tokenizer: Tokenizer, files: Files) -> dict[str, dict[str, Any]]:
+    own = tokenizer.get_added_tokens_decoder().values()
+    flags = ({flag: getattr(each, flag) for flag in _FLAGS} for each in own)
+    found = [*_added_by_settings(files).values(), *flags]
+    return {each["content"]: {k: v for k, v in each.items() if k in _FLAGS} for each in found}
 
 
 def _converted(files: Files) -> Tokenizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,7 @@ def _flags(token: str, tokens: Tokens) -> dict[str, Any] | None:
 def _extended(
     vocabulary: Vocabulary, new: Mapping[str, int], entries: Mapping[int, Mapping[str, Any]]
 ) -> bytes:
-    data = copy.deepcopy(vocabulary.data)
+    data = json.loads(vocabulary.read().to_str())
     added = [*data["added_tokens"], *({"id": n, **entry} for n, entry in entries.items())]
     data["added_tokens"] = sorted(added, key=lambda each: int(each["id"]))
     model = data["model"]

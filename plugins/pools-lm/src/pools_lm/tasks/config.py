@@ -160,6 +160,8 @@ class LinesTasksConfig(ComponentConfig):
     """A quick look: only the first test examples of each task."""
     batch_size: Count = 16
     """Examples at once when measuring."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What models are measured in."""
 
 
 class LanguageTasksConfig(LinesTasksConfig):

@@ -6,6 +6,8 @@ import copy
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
+
 from fusion_core import ComponentConfig, TaskPool, choose_tasks, unknown_task
 from pools_lm.tasks.lines import identities, on_hub
 
@@ -32,6 +34,7 @@ class LinesTasks(TaskPool[ComponentConfig]):
         super().__init__(config)
         self.names = choose_tasks(config.tasks, list(config.datasets), "task_pool.tasks")
         self.options: Any = config
+        self.dtype = getattr(torch, config.dtype)
         self._tasks = {name: self.task(name) for name in self.names}
         self.transductive = any(each.is_transductive for each in self._tasks.values())
         if config.limit is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -43,6 +43,12 @@ def next_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     return made
 
 
+#: Scores that are made at once, where a text alone has no more of them.
+_SCORES = 2**26
+#: Rows of scores of which logarithms are taken at once.
+_ROWS = 256
+
+
 def log_likelihoods(
     model: nn.Module, pairs: Sequence[Pair], *, batch_size: int, said: str
 ) -> list[float]:
@@ -51,13 +57,16 @@ def log_likelihoods(
     Texts of like lengths are read together, whatever their order, as many batches at once as there
     are cores. `said` is what progress is called.
     """
-    device = next(model.parameters()).device
+    device, config = next(model.parameters()).device, cast("Any", model.config)
 
     def scored(some: Sequence[Pair]) -> list[float]:
         with torch.inference_mode():
             return _of_batch(model, some, device)
 
-    return by_length(scored, pairs, model, batch_size=batch_size, said=said)
+    longest = max(len(each.continuation) for each in pairs)
+    scores = max(1, longest * config.get_text_config().vocab_size)
+    size = max(1, min(batch_size, _SCORES // scores))
+    return by_length(scored, pairs, model, batch_size=size, said=said)
 
 
 def by_length(
@@ -93,11 +102,17 @@ def _of_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> 
     """Return the sums of log-probabilities of the tokens that are to follow."""
     owners = torch.tensor([n for n, each in enumerate(pairs) for _ in each.continuation])
     wanted = torch.tensor([token for each in pairs for token in each.continuation])
-    scores = _scores(model, pairs, device)
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=-1)
-    logs = wide.gather(1, wanted.to(device)[:, None])[:, 0].double().cpu()
+    scores = torch.split(_scores(model, pairs, device), _ROWS)
+    rows = zip(scores, torch.split(wanted.to(device), _ROWS), strict=True)
+    logs = torch.cat([_log_probabilities(*each) for each in rows]).double().cpu()
     sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, owners, logs)
     return list(sums.tolist())
+
+
+def _log_probabilities(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Return those of some tokens, one a row of scores, at least in fp32."""
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return wide.gather(1, tokens[:, None])[:, 0] - wide.logsumexp(dim=-1)
 
 
 def _scores(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> Tensor:

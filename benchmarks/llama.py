@@ -1,0 +1,86 @@
+"""The tensors of Llamas: what benchmarks make models of, and count the bytes of larger ones by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: bytes of a parameter in bf16
+WIDE = 2
+
+
+@dataclass(frozen=True)
+class Llama:
+    """The sizes of a Llama whose embeddings and head are not tied."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """The shapes of all linear layers but the head, by the names of their modules."""
+        keys = self.hidden // self.heads * self.key_heads
+        layer = {
+            "mlp.down_proj": (self.hidden, self.inner),
+            "mlp.gate_proj": (self.inner, self.hidden),
+            "mlp.up_proj": (self.inner, self.hidden),
+            "self_attn.k_proj": (keys, self.hidden),
+            "self_attn.o_proj": (self.hidden, self.hidden),
+            "self_attn.q_proj": (self.hidden, self.hidden),
+            "self_attn.v_proj": (keys, self.hidden),
+        }
+        return {
+            f"model.layers.{number}.{name}": shape
+            for number in range(self.layers)
+            for name, shape in layer.items()
+        }
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors."""
+        names = ("input_layernorm", "post_attention_layernorm")
+        norms = [f"layers.{number}.{name}" for number in range(self.layers) for name in names]
+        return {
+            **dict.fromkeys(
+                ("lm_head.weight", "model.embed_tokens.weight"), (self.vocabulary, self.hidden)
+            ),
+            **{f"{name}.weight": shape for name, shape in self.linear.items()},
+            **{f"model.{name}.weight": (self.hidden,) for name in (*norms, "norm")},
+        }
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The content of `config.json`."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_heads,
+            "vocab_size": self.vocabulary,
+            "torch_dtype": "bfloat16",
+        }
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the model has in bf16."""
+        return WIDE * sum(math.prod(shape) for shape in self.tensors.values())
+
+    @property
+    def bytes_of_tokens(self) -> int:
+        """How many of them are rows of tokens, in embeddings and head."""
+        return WIDE * 2 * self.vocabulary * self.hidden
+
+    def bytes_of_adapter(self, rank: int) -> int:
+        """Return how many bytes a LoRA adapter on all linear layers but the head has in bf16."""
+        return WIDE * rank * sum(sum(shape) for shape in self.linear.values())
+
+
+LLAMA_3_8B = Llama(4096, 14336, 32, 32, 8, 128_256)
+LLAMA_3_70B = Llama(8192, 28672, 80, 64, 8, 128_256)

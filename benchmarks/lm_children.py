@@ -1,0 +1,105 @@
+"""What `lm.py` needs torch and transformers for, as programs of their own."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from llama import Llama
+from lm_merges import RANK
+from methods_children import save, write_models
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_END = "<|end_of_text|>"
+
+
+def plain(directory: str, shape: str, *names: str) -> None:
+    """Write a base and experts, each with the same tokenizer."""
+    sizes = Llama(*json.loads(shape))
+    write_models(Path(directory), sizes, names)
+    for name in names:
+        _save_tokenizer(Path(directory, name), _tokens(sizes.vocabulary))
+
+
+def renumbered(directory: str, model: str, new: str, more: str) -> None:
+    """Write an expert whose tokens have other numbers, and that has so many of its own."""
+    old = Path(directory, model)
+    config = json.loads((old / "config.json").read_text())
+    tensors = load_file(old / "model.safetensors")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][: int(more)]])
+    rows = config["vocab_size"]
+    save(Path(directory, new), tensors, {**config, "vocab_size": rows + int(more)})
+    tokens = _tokens(rows)
+    random.Random(new).shuffle(tokens)
+    added = [f"<|{new}_{number}|>" for number in range(int(more))]
+    _save_tokenizer(Path(directory, new), tokens, added)
+
+
+def adapters(directory: str, shape: str, *names: str) -> None:
+    """Write LoRA adapters on all linear layers but the head, as PEFT does."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = Llama(*json.loads(shape))
+    targets = sorted({name.rpartition(".")[2] for name in sizes.linear})
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": targets}
+    for name in names:
+        factors = {}
+        for module, (rows, columns) in sizes.linear.items():
+            for part, size in (("A", (RANK, columns)), ("B", (rows, RANK))):
+                values = torch.randn(size, generator=generator).mul_(0.01).bfloat16()
+                factors[f"base_model.model.{module}.lora_{part}.weight"] = values
+        Path(directory, name).mkdir()
+        save_file(factors, Path(directory, name, "adapter_model.safetensors"))
+        Path(directory, name, "adapter_config.json").write_text(json.dumps(config))
+
+
+def built(directory: str, dtype: str) -> None:
+    """Build a model of transformers."""
+    from pools_lm.config import LanguageConfig
+    from pools_lm.pools import CausalPool
+
+    pool = CausalPool(LanguageConfig(models={"model": directory}))
+    pool.build(pool.reference, dtype=getattr(torch, dtype))
+
+
+def _tokens(count: int) -> list[str]:
+    """Return bytes, then made-up tokens that consist of two earlier ones each, then an end."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = list(letters)
+    for number in range(count - len(letters) - 1):
+        tokens.append("".join(_parts(tokens, number)))
+    return [*tokens, _END]
+
+
+def _parts(tokens: Sequence[str], number: int) -> tuple[str, str]:
+    first, second = divmod(number, 256)
+    return tokens[first], tokens[second]
+
+
+def _save_tokenizer(directory: Path, tokens: Sequence[str], added: Sequence[str] = ()) -> None:
+    """Write a tokenizer of bytes (BPE) that numbers tokens as they come."""
+    ordered = _tokens(len(tokens))
+    merges = [_parts(ordered, number) for number in range(len(ordered) - 257)]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocab=numbers, merges=merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    own = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=_END, eos_token=_END)
+    own.add_tokens(list(added), special_tokens=True)
+    own.save_pretrained(directory)
+
+
+if __name__ == "__main__":
+    children: dict[str, Callable[..., None]] = {
+        each.__name__: each for each in (adapters, built, plain, renumbered)
+    }
+    children[sys.argv[1]](*sys.argv[2:])

@@ -22,7 +22,7 @@ _TOWNS = "Paris Oslo Rome Cairo Lima Delhi Tokyo Berlin Madrid Dublin Athens Pra
 _JOBS = "baker nurse pilot farmer painter lawyer teacher driver chemist tailor singer sailor"
 _MONTHS = "January February March April May June July August September October November December"
 #: Examples of a task that are measured on, are seen without answers, and are trained on.
-_SIZES = {"test": 200, "unlabeled": 128, "train": 512}
+_SIZES = {"test": 100, "unlabeled": 128, "train": 512}
 _RATE, _RANK, _AT_ONCE = 1e-3, 16, 8
 _IGNORED = -100
 
@@ -68,7 +68,7 @@ def write_data(directory: Path) -> dict[str, Any]:
                 some = [{k: v for k, v in line.items() if k != "answer"} for line in some]
             Path(files[split]).write_text("".join(f"{json.dumps(line)}\n" for line in some))
         datasets[name] = {**_KINDS.get(name, _GENERATE), **files}
-    return {"name": "lm-tasks", "datasets": datasets}
+    return {"name": "lm-tasks", "datasets": datasets, "dtype": "bfloat16", "batch_size": 50}
 
 
 def _lines(name: str) -> Iterator[Line]:

@@ -31,7 +31,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 HOOKSPECS = (DOCS.parent / "fusion_core" / "hookspecs.py").read_text(encoding="utf-8")
 #: Pages that need models: tests/test_how_to.py makes some and runs them. The commands of
 #: choose-a-method.md run there, too.
-MERGING = {"merge-checkpoints.md", "merge-sentence-encoders.md"}
+MERGING = {
+    "check-before-publishing.md",
+    "merge-checkpoints.md",
+    "merge-sentence-encoders.md",
+}
 HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if page.name not in MERGING)
 HOOKS = [
     node
@@ -98,7 +102,11 @@ def test_the_python_of_a_page_runs(
 
 def test_every_how_to_shows_something_that_is_tested() -> None:
     unproven = {page.stem for page in HOW_TO if not python_of(page)}
-    commands = {"choose-a-method", "evaluate-with-lm-eval"}  # test_how_to.py runs them
+    commands = {  # test_how_to.py runs them
+        *("choose-a-method", "evaluate-with-lm-eval"),
+        *("merge-language-models", "merge-lora-adapters"),
+        "convert-to-gguf",  # nox -s real_lm does it
+    }
     assert unproven == {*commands, "log-runs", "publish-a-plugin"}
 
 

@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -197,14 +198,65 @@ def test_the_page_of_sentence_encoders_runs_in_its_order(encoders: Path) -> None
 
 
 def language_model(directory: Path, seed: int) -> None:
-    words = {"<unk>": 0, "two": 1, "four": 2}
+    words = {"<unk>": 0, "two": 1, "four": 2, "</s>": 3}
     own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=own).save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=own, eos_token="</s>").save_pretrained(directory)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(words), num_hidden_layers=1, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+
+
+@pytest.fixture
+def language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for seed, name in enumerate(("base", "math", "chat")):
+        language_model(tmp_path / name, seed)
+    chat = AutoTokenizer.from_pretrained(tmp_path / "chat")
+    chat.add_tokens(["<|user|>"], special_tokens=True)
+    chat.save_pretrained(tmp_path / "chat")
+    grown = AutoModelForCausalLM.from_pretrained(tmp_path / "chat")
+    grown.resize_token_embeddings(len(chat))
+    grown.save_pretrained(tmp_path / "chat")
+    for name in ("sums", "facts"):
+        factors = {"lora_A": torch.ones(2, 8), "lora_B": torch.ones(8, 2)}
+        named = {
+            f"base_model.model.model.layers.0.self_attn.q_proj.{k}.weight": v
+            for k, v in factors.items()
+        }
+        (tmp_path / f"{name}-lora").mkdir()
+        save_file(named, tmp_path / f"{name}-lora" / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+        (tmp_path / f"{name}-lora" / "adapter_config.json").write_text(json.dumps(config))
+    lines(tmp_path / "sums.jsonl", prompt=["two", "two two"], answer=["four", "two"])
+    lines(tmp_path / "facts.jsonl", question=["two"], choices=[["two", "four"]], answer=[1])
+    (tmp_path / "prose.txt").write_text("two two four\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["merge-language-models.md", "merge-lora-adapters.md"])
+def test_pages_of_language_models_run_in_their_order(page: str, language_models: Path) -> None:
+    (recipe,) = blocks("yaml", page)
+    (language_models / "recipe.yaml").write_text(recipe)
+    assert len(commands(page)) > 2
+    for command in commands(page):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        expected = {0, 1} if command.startswith("fuse smoke") else {0}  # they are no sound models
+        assert done.exit_code in expected, (command, done.exception)
+    assert AutoModelForCausalLM.from_pretrained(language_models / "merged").num_parameters() > 100
+
+
+def test_what_to_check_before_publishing_can_be_checked(language_models: Path) -> None:
+    page = "check-before-publishing.md"
+    (recipe,) = blocks("yaml", "merge-language-models.md")
+    (language_models / "recipe.yaml").write_text(recipe)
+    for command in commands(page):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code in ({0, 1} if "smoke" in command else {0}), (command, done.exception)
+    (source,) = blocks("python", page)
+    exec(compile(source, page, "exec"), {})
 
 
 def test_models_are_evaluated_with_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,11 +60,11 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "pools-lm": {
         "command": ("smoke",),
         "model pool": (
-            *("causal-lm", "flan-t5-glue", "gpt2-glue"),
+            *("causal-lm", "flan-t5-glue", "gpt2-glue", "lm-mini"),
             *("sentence-encoder", "seq2seq-lm", "sequence-classification"),
         ),
         "task pool": (
-            *("lm-choice", "lm-eval", "lm-generate", "lm-perplexity", "lm-tasks"),
+            *("lm-choice", "lm-eval", "lm-generate", "lm-mini", "lm-perplexity", "lm-tasks"),
             *("flan-t5-glue", "gpt2-glue", "sentence-classification", "sts"),
         ),
     },

@@ -180,6 +180,7 @@ def _provenance(
         **cast("dict[str, Any]", without_folders(_inputs(plan))),
         "stages": [each.as_provenance() for each in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
+        "warnings": plan.warnings,
         "outputs": provenance.outputs(staging),
     }
     return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"

@@ -29,6 +29,7 @@ from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.layered import with_layers
 from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.lora import LoraSource
+from fusion_core.weights.reading.packaged import PackagedFiles
 from fusion_core.weights.reading.remote import RemoteSource
 from fusion_core.weights.reading.spelling import same_tensors
 from fusion_core.weights.reading.task_masks import PackedMasks
@@ -55,6 +56,7 @@ __all__ = [
     "LoraSource",
     "MergedSource",
     "Operands",
+    "PackagedFiles",
     "PackedMasks",
     "Piece",
     "RemoteSource",

@@ -270,6 +270,7 @@ def test_what_does_not_come_along_is_said(
     assert lost == "beside base, and not copied (code never is): labels.json, modeling_own.py"
     assert template == "b has a chat template; base, and so the output, has none"
     merged = merge("causal-lm", options, tmp_path / "merged")
+    assert json.loads((merged / "provenance.json").read_bytes())["warnings"] == [lost, template]
     assert not list(merged.glob("*.py"))
 
 

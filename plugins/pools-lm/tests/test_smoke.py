@@ -330,12 +330,17 @@ def test_a_model_that_is_too_large_is_not_asked_after_a_run(
 
     def looked() -> str | None:
         found: Any = Result
-        return after_run.smoke_after_run(found, CPU, Progress())
+        return after_run.shown_after_run(found, CPU, Progress())
 
+    monkeypatch.setenv("PATH", str(merge.parent))
     assert "merged" in (looked() or "")
     monkeypatch.setattr(after_run, "room_on", lambda _: 10_000)
     assert looked() is None
     assert "no smoke test: a model takes" in caplog.text
+    converter = merge.parent / "convert_hf_to_gguf.py"
+    converter.touch(0o755)
+    said = f"as GGUF: convert_hf_to_gguf.py {merge} --outtype auto --outfile {merge}.gguf"
+    assert looked() == said
 
 
 def test_the_room_is_the_least_that_anybody_grants(

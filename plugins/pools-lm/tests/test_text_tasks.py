@@ -258,6 +258,18 @@ def test_a_long_question_loses_its_beginning(tiny: Any) -> None:
     assert prompts.question([Turn("a", "b"), Turn("c")]) == "a b\n\nc"
 
 
+def test_a_token_of_question_and_answer_is_of_neither(tiny: Any) -> None:
+    own = tiny.tokenizer()
+    prompts = Prompts(own, is_seq2seq=False, is_chat=True, length=64, ends=(3,), digest="")
+    (whole,) = own("the").input_ids  # one token, though "t" and "he" are two
+    apart = [own(text).input_ids for text in ("t", "he")]
+    pair = prompts.pair("t", "he")
+    assert [pair.context, pair.continuation] == apart
+    assert [whole] not in apart
+    with pytest.raises(FusionError, match="no tokens"):
+        prompts.pair("t", "")
+
+
 def test_a_chat_template_that_is_not_there_is_named(
     pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
 ) -> None:

@@ -28,6 +28,9 @@ _TASKS = {
     "lm-generate": ("Generate", "What a model answers in its own words, against what is right."),
 }
 
+#: lm-mini's tasks, in the order of results.
+_MINI = ("scripture", "kinds", "speech", "reverse", "roman", "past")
+
 _SENTENCE_TASKS = {
     "sentence-classification": ("Classification", "Which class a text, or a pair, belongs to."),
     "sts": ("Similarity", "How alike two sentences are, against what people say."),
@@ -50,6 +53,17 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             config="pools_lm.config:LanguageConfig",
             offline=True,
         )
+    yield ModelPoolSpec(
+        name="lm-mini",
+        summary="A tiny Llama and its six experts, inside the package.",
+        target="pools_lm.mini.pools:MiniPool",
+        config="pools_lm.mini.config:MiniConfig",
+        default_task_pool="lm-mini",
+        shared_options=("tasks",),
+        offline=True,
+        tasks=_MINI,
+        licence="Apache-2.0",
+    )
     for name, (target, first, title, shared) in _GLUE.items():
         yield ModelPoolSpec(
             name=name,
@@ -85,6 +99,17 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             offline=True,
         )
     yield TaskPoolSpec(
+        name="lm-mini",
+        summary="Six small tasks of all kinds, inside the package.",
+        target="pools_lm.mini.pools:MiniTasks",
+        config="pools_lm.mini.config:MiniTasksConfig",
+        offline=True,
+        tasks=_MINI,
+        licence="scripture: public domain; roman: Apache-2.0; the others: WordNet 3.0; the "
+        "package's data/lm-mini/LICENCES has them",
+        citation="Fellbaum (ed.), WordNet: An Electronic Lexical Database, MIT Press, 1998",
+    )
+    yield TaskPoolSpec(
         name="lm-eval",
         summary="Tasks of EleutherAI's lm-evaluation-harness, here or in another environment.",
         target="pools_lm.harness_tasks:HarnessTasks",
@@ -115,6 +140,6 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
 @hookimpl
 def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
     """Show what a merged language model says, beside its base and experts."""
-    from pools_lm.smoke.after_run import smoke_after_run
+    from pools_lm.smoke.after_run import shown_after_run
 
-    return smoke_after_run(result, device, progress)
+    return shown_after_run(result, device, progress)

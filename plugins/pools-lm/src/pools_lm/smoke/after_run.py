@@ -1,4 +1,4 @@
-"""The smoke test after a run: what `fuse run` shows below its results."""
+"""What `fuse run` shows below its results: the smoke test, and how to go on from there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import FusionError
+from pools_lm.gguf import conversion
 from pools_lm.pools import CausalPool, Seq2SeqPool
 from pools_lm.smoke.directory import model_in, speakers
 from pools_lm.smoke.room import room_on
@@ -13,6 +14,7 @@ from pools_lm.smoke.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import torch
 
@@ -22,19 +24,28 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def smoke_after_run(result: RunResult, device: torch.device, progress: Progress) -> str | None:
-    """Return what a merge answers beside its base and experts; None for a model of another kind.
+def shown_after_run(result: RunResult, device: torch.device, progress: Progress) -> str | None:
+    """Return what is to be seen of a language model; None for a model of another kind."""
+    path, pool = result.path, result.pool
+    if path is None or not isinstance(pool, CausalPool | Seq2SeqPool):
+        return None
+    found = (_smoke_test(path, pool, device, progress), conversion(path))
+    return "\n\n".join(filter(None, found)) or None
+
+
+def _smoke_test(
+    path: Path, pool: CausalPool | Seq2SeqPool, device: torch.device, progress: Progress
+) -> str | None:
+    """Return what a merge answers beside its base and experts.
 
     They read each other's answers, and the merge theirs; they do not read the merge's, so once they
     are known the merge alone is built. A test that fails is a warning.
     """
-    if result.path is None or not isinstance(result.pool, CausalPool | Seq2SeqPool):
-        return None
     try:
-        others = speakers(result.pool, result.path)
-        _check_room([*others, model_in(result.path)], device)
+        others = speakers(pool, path)
+        _check_room([*others, model_in(path)], device)
         trial = Trial(device=device, progress=progress, is_thorough=False)
-        return trial.findings(result.path, others).as_text()
+        return trial.findings(path, others).as_text()
     except FusionError as error:
         _LOG.warning("no smoke test: %s", error.message)
         return None

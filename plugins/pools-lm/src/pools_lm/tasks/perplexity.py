@@ -29,6 +29,11 @@ class PerplexityTask(LanguageTask[TextLines]):
         """Raise a `FusionError` for a line without a text."""
         self._text(line)
 
+    def check(self) -> None:
+        """Look at the first text, and at the token that stands before one."""
+        super().check()
+        _ = self.prompts and self.prompts.first
+
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return every text's windows."""
         del split  # a text is no label of its own

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.errors import CheckpointError, FusionError, RecipeError
 from pools_lm.beside import content_of
 
 if TYPE_CHECKING:
@@ -81,6 +81,18 @@ class Prompts:
             _digest(files),
         )
 
+    @property
+    def first(self) -> int:
+        """The token before a text; raises `RecipeError` for a tokenizer that has none."""
+        known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        found = next((each for each in known if each is not None), None)
+        if found is None:
+            raise RecipeError(
+                "the models' tokenizer has no token that texts begin or end with",
+                hint="Set bos_token in tokenizer_config.json beside the base's weights.",
+            )
+        return int(found)
+
     def text(self, text: str) -> list[int]:
         """Return a text's tokens, with what the models expect around it."""
         return list(self.tokenizer(text).input_ids)
@@ -88,14 +100,9 @@ class Prompts:
     def windows(self, text: str) -> list[Pair]:
         """Cut a text into windows in which every token of it is to follow once.
 
-        The token that texts begin with, or end with where there is none, stands before the first;
-        raises `RecipeError` for a tokenizer that has neither.
+        The token that texts begin with, or end with where there is none, stands before the first.
         """
-        first = self.tokenizer.bos_token_id
-        first = self.tokenizer.eos_token_id if first is None else first
-        if first is None:
-            raise RecipeError("the tokenizer has no token that a text may begin with")
-        tokens = [first, *self._plain(text)]
+        tokens = [self.first, *self._plain(text)]
         starts = range(1, len(tokens), self.length)
         return [Pair(tokens[n - 1 : n], tokens[n : n + self.length]) for n in starts]
 
@@ -114,16 +121,17 @@ class Prompts:
     def pair(self, question: str, answer: str) -> Pair:
         """Return the tokens of a question and of an answer to it.
 
-        Both are cut into tokens together, for the last of one may depend on the first of the other.
+        Both are cut into tokens together, as they are in training; apart where a token would be of
+        both. Raises `FusionError` for an answer without tokens.
         """
-        context = self.context(question)
         if self.is_seq2seq:
-            return Pair(context, self._plain(answer)).within(self.length)
+            return self._paired(self.context(question), self._plain(answer))
         head = question if self.is_chat else question.rstrip()
         gap = "" if self.is_chat else question[len(head) :] or _SPACE
-        context = self.context(head)
-        whole = self.context(head + gap + answer)
-        return Pair(context, whole[len(context) :]).within(self.length)
+        context, whole = self.context(head), self.context(head + gap + answer)
+        is_whole = whole[: len(context)] == context and len(whole) > len(context)
+        follows = whole[len(context) :] if is_whole else self._plain(gap + answer)
+        return self._paired(context, follows)
 
     def context(self, question: str) -> list[int]:
         """Return a question's tokens; of a conversation, those that its template writes."""
@@ -132,6 +140,11 @@ class Prompts:
     def said(self, tokens: Sequence[int]) -> str:
         """Return what tokens say, without special ones."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _paired(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
+        if not continuation:
+            raise FusionError("an answer comes to no tokens", hint="Give one that says something.")
+        return Pair(context, continuation).within(self.length)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

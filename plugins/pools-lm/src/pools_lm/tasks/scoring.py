@@ -112,7 +112,7 @@ def _of_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> 
 def _log_probabilities(scores: Tensor, tokens: Tensor) -> Tensor:
     """Return those of some tokens, one a row of scores, at least in fp32."""
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return wide.gather(1, tokens[:, None])[:, 0] - wide.logsumexp(dim=-1)
+    return wide.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
 
 
 def _scores(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> Tensor:

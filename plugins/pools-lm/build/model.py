@@ -1,0 +1,184 @@
+"""The tiny Llama, its tokenizer, and batches for both."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+State = dict[str, Tensor]
+
+BOS, END, PAD, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
+SPECIAL = (BOS, END, PAD, USER, ASSISTANT)
+_PIECES = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the model."""
+
+    vocabulary: int = 1024
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    inner: int = 384
+    positions: int = 512
+
+
+def train_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; every digit is a token of its own."""
+    bpe = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, whole])
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=shape.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    begins = [(BOS, SPECIAL.index(BOS))]
+    bpe.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=begins)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=TEMPLATE,
+        model_max_length=shape.positions,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(shape: Shape, words: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A model with initial weights, fp32, eager attention."""
+    torch.manual_seed(seed)
+    ids = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        intermediate_size=shape.inner,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+        **ids,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=32, **ids)
+    return model
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, and from where on they are learned."""
+
+    ids: list[int]
+    start: int
+
+
+class Encoder:
+    """Texts and exchanges as tokens."""
+
+    def __init__(self, words: PreTrainedTokenizerFast) -> None:
+        """Keep the tokenizer and its special tokens' numbers."""
+        self.words = words
+        self.bos, self.end, self.user, self.assistant = (
+            int(words.convert_tokens_to_ids(token)) for token in (BOS, END, USER, ASSISTANT)
+        )
+
+    def plain(self, text: str) -> list[int]:
+        """The tokens of a text, without special ones."""
+        return list(self.words(text, add_special_tokens=False)["input_ids"])
+
+    def text(self, text: str) -> Encoded:
+        """A text, all of it learned."""
+        return Encoded([self.bos, *self.plain(text)], 1)
+
+    def prompt(self, question: str) -> list[int]:
+        """What comes before an answer, as the chat template writes it."""
+        return [self.bos, self.user, *self.plain(question), self.end, self.assistant]
+
+    def exchange(self, question: str, answer: str) -> Encoded:
+        """A question and its answer, of which the answer is learned."""
+        before = self.prompt(question)
+        return Encoded([*before, *self.plain(answer), self.end], len(before))
+
+
+def batch(items: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and labels ``[n, longest]``, padded on the right; labels stand under their own ids."""
+    longest = max(len(each.ids) for each in items)
+    ids = torch.full((len(items), longest), pad)
+    labels = torch.full((len(items), longest), IGNORED)
+    for row, each in enumerate(items):
+        ids[row, : len(each.ids)] = torch.tensor(each.ids)
+        labels[row, each.start : len(each.ids)] = torch.tensor(each.ids[each.start :])
+    return ids, labels
+
+
+def loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of the learned tokens; bf16 where autocast allows.
+
+    Padding is on the right and attention is causal, so no mask is needed.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:]
+        kept = wanted != IGNORED
+        logits = model.lm_head(hidden[kept])
+    return functional.cross_entropy(logits.float(), wanted[kept])
+
+
+def packed(texts: Sequence[str], encoder: Encoder, length: int, seed: int) -> Tensor:
+    """Texts one after another, each after its BOS, cut into rows ``[n, length]``."""
+    mixed = list(texts)
+    random.Random(seed).shuffle(mixed)
+    ids = [each for ids in encoder.words(mixed)["input_ids"] for each in ids]
+    rows = len(ids) // length
+    return torch.tensor(ids[: rows * length]).view(rows, length)
+
+
+def state(model: LlamaForCausalLM) -> State:
+    """A copy of the parameters, tied ones once."""
+    return {name: each.detach().clone() for name, each in model.named_parameters()}
+
+
+def rounded(weights: State) -> State:
+    """Weights as they ship: in half precision, here back in single."""
+    return {name: each.half().float() for name, each in weights.items()}
+
+
+def load(model: LlamaForCausalLM, weights: State) -> None:
+    """Fill the model."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])

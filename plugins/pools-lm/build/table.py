@@ -1,0 +1,90 @@
+"""The table: every merge on every task, for one set of experts, and what must hold of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import merges
+from evaluate import score
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from model import Encoder, State
+    from tasks import Task
+    from transformers import LlamaForCausalLM
+
+Row = dict[str, float]
+MEAN = "mean"
+BETTER = ("ties", "tsv-m", "iso-c", "regmean")
+
+
+def table(
+    model: LlamaForCausalLM,
+    encoder: Encoder,
+    tasks: Sequence[Task],
+    base: State,
+    experts: Mapping[str, State],
+) -> dict[str, Row]:
+    """Merge to task to score, each with the ``mean`` of its shares of the experts' in per cent."""
+    own = {task.name: score(model, encoder, task, experts[task.name]) for task in tasks}
+    rows = {"experts": own | {MEAN: 100.0}}
+    singles = [("base", base), *((f"expert {name}", each) for name, each in experts.items())]
+    for name, weights in [*singles, *merges.merged(model, encoder, base, experts, tasks)]:
+        started = time.time()
+        row = {task.name: score(model, encoder, task, weights) for task in tasks}
+        rows[name] = row | {MEAN: _share(row, own, tasks)}
+        print(line(name, rows[name], time.time() - started), flush=True)
+    return rows
+
+
+def line(name: str, row: Row, seconds: float) -> str:
+    """A row for people."""
+    cells = " ".join(f"{row[each]:9.3f}" for each in row if each != MEAN)
+    return f"  {name:22s} {cells} {row[MEAN]:8.1f}  ({seconds:.1f} s)"
+
+
+def conditions(rows: Mapping[str, Row], tasks: Sequence[Task]) -> dict[str, float]:
+    """What lm-mini promises, each as a margin in points: negative where it does not hold."""
+    mean = {name: row[MEAN] for name, row in rows.items()}
+    scales = [mean[f"task arithmetic {scale:g}"] for scale in merges.SCALES]
+    average, best, better = mean["simple average"], max(scales), max(mean[name] for name in BETTER)
+    return {
+        "each expert gains on its own task": min(_gain(rows, task, task) for task in tasks),
+        "each expert loses on the others": min(-_foreign(rows, task, tasks) for task in tasks),
+        "base < average": average - mean["base"],
+        "average within 55-85": min(average - 55, 85 - average),
+        "average < best task arithmetic": best - average,
+        "best scale interior": best - max(scales[0], scales[-1]),
+        "best task arithmetic <= the best of ties, tsv-m, iso-c, regmean": better - best,
+        "the best merge < experts": 100 - max(better, best),
+    }
+
+
+def standard_error(tasks: Sequence[Task], assumed: float = 0.75) -> float:
+    """Of a mean over tasks at ``assumed``, in points, from the numbers of lines."""
+    counts = [len(task.test) for task in tasks if task.kind != "perplexity"]
+    variance = sum(assumed * (1 - assumed) / count for count in counts) / len(tasks) ** 2
+    return 100 * math.sqrt(variance)
+
+
+def _share(row: Row, own: Row, tasks: Sequence[Task]) -> float:
+    return 100 * sum(_ratio(row, own, task) for task in tasks) / len(tasks)
+
+
+def _ratio(row: Row, own: Row, task: Task) -> float:
+    part, whole = row[task.name], own[task.name]
+    return whole / part if task.kind == "perplexity" else part / whole
+
+
+def _gain(rows: Mapping[str, Row], expert: Task, task: Task) -> float:
+    """How much an expert adds to the base's share of a task, in points."""
+    own, other = rows["experts"], rows[f"expert {expert.name}"]
+    return 100 * (_ratio(other, own, task) - _ratio(rows["base"], own, task))
+
+
+def _foreign(rows: Mapping[str, Row], expert: Task, tasks: Sequence[Task]) -> float:
+    others = [task for task in tasks if task is not expert]
+    return sum(_gain(rows, expert, task) for task in others) / len(others)

@@ -1,0 +1,1 @@
+"""lm-mini: six small tasks and their tiny Llama experts, inside the wheel."""

@@ -156,6 +156,8 @@ def test_an_experts_head_goes_around_any_encoder(
         expected = whole(**whole_inputs(whole, batch.tensors)).logits
         torch.testing.assert_close(task.logits(encoder, batch), expected)
         assert not torch.equal(task.logits(pool.build(pool.base), batch), expected)
+        half = task.logits(pool.build(trimmed(pool, "a"), dtype=torch.bfloat16), batch)
+        torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
 
 
 def test_a_decoder_is_read_up_to_its_padding(

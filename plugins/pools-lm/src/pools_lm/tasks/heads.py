@@ -125,14 +125,18 @@ class ExpertHead:
     def around(self, model: nn.Module) -> nn.Module:
         """Return the classifier with a live model's encoder in it: the module itself, no copy."""
         whole: Any = model
-        device = next(model.parameters()).device
-        if self.shell.device != device:
-            self.shell.to(device)
-        shared = [self.shell.config, *self.shell.parameters(), *self.shell.buffers()]
+        shell = self._like(next(model.parameters()))
+        shared = [shell.config, *shell.parameters(), *shell.buffers()]
         kept = {id(each): each for each in shared}
-        place = getattr(self.shell, self.shell.base_model_prefix)
-        found: nn.Module = copy.deepcopy(self.shell, {**kept, id(place): whole.base_model})
+        place = getattr(shell, shell.base_model_prefix)
+        found: nn.Module = copy.deepcopy(shell, {**kept, id(place): whole.base_model})
         return found
+
+    def _like(self, values: Tensor) -> Any:  # noqa: ANN401 - transformers' many classes
+        if self.shell.device != values.device:
+            self.shell.to(values.device)
+        is_alike = self.shell.dtype == values.dtype
+        return self.shell if is_alike else copy.deepcopy(self.shell).to(values.dtype)
 
     @property
     def digest(self) -> str:

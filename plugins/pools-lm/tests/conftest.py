@@ -85,7 +85,7 @@ FAMILIES: dict[str, tuple[str, Callable[..., PreTrainedConfig], dict[str, Any]]]
     "neox": ("bytes", GPTNeoXConfig, _BERT),
     "t5": ("pieces", T5Config, {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 2,
                                 "num_heads": 2, "decoder_start_token_id": 0}),
-    "bert": ("words", BertConfig, {**_BERT, "num_labels": 3}),
+    "bert": ("words", BertConfig, {**_BERT, "num_labels": 3, "initializer_range": 0.3}),
 }  # fmt: skip
 CLASSES = {
     "causal-lm": AutoModelForCausalLM,

@@ -258,7 +258,9 @@ def test_similarities_are_sentence_transformers(
     workshop: Workshop, encoders: EncoderPool, mode: Any
 ) -> None:
     width = 16 if isinstance(mode, str) else 32
-    parts = [Pooling(16, pooling_mode=mode), Dense(width, 8), Normalize()]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = [Pooling(16, pooling_mode=mode), Dense(width, 8), Normalize()]
     encoder = Transformer(encoders.config.base, max_seq_length=20)
     directory = str(workshop.directory / "st")
     prompts: Any = {"prompts": {"query": "the model "}, "default_prompt_name": "query"}

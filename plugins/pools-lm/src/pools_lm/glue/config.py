@@ -1,13 +1,10 @@
 """Options of the pools by name; free of torch, so that listing them costs nothing."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from fusion_core import ComponentConfig
+from pools_lm.tasks.config import MeasuringConfig, TaskNames
 
-TaskNames = Annotated[list[str], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
 Variant = Literal["base", "base-lora", "large-lora"]
 
 
@@ -28,16 +25,9 @@ class FlanT5Config(ComponentConfig):
     LoRA."""
 
 
-class Gpt2TasksConfig(ComponentConfig):
+class Gpt2TasksConfig(MeasuringConfig):
     """Tasks of GLUE from the hub, with the heads of GPT-2's published experts."""
 
-    tasks: TaskNames | None = None
-    """Which tasks, in this order, whether or not their experts are fused; default: those whose
-    experts the model pool of this name fuses."""
-    limit: Count | None = None
-    """A quick look: only the first test examples of each task."""
-    batch_size: Count = 16
-    """Examples at once when measuring."""
     transductive: bool = True
     """Adapt on the test examples, without their answers; there are no others."""
 

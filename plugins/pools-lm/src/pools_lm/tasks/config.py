@@ -149,19 +149,25 @@ AnyLines = Annotated[
 ]
 
 
-class LinesTasksConfig(ComponentConfig):
-    """Tasks of your own, each with its files."""
+class MeasuringConfig(ComponentConfig):
+    """Which tasks, and how they are measured."""
 
-    datasets: Annotated[Mapping[str, MeasuredLines], Field(min_length=1)]
-    """The tasks by name: files (JSON lines, parquet), and how to read them."""
     tasks: TaskNames | None = None
-    """Which of them, in this order; default: all."""
+    """Which tasks, in this order; default: those whose experts the model pool of this name fuses,
+    or all."""
     limit: Count | None = None
     """A quick look: only the first test examples of each task."""
     batch_size: Count = 16
     """Examples at once when measuring."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What models are measured in."""
+
+
+class LinesTasksConfig(MeasuringConfig):
+    """Tasks of your own, each with its files."""
+
+    datasets: Annotated[Mapping[str, MeasuredLines], Field(min_length=1)]
+    """The tasks by name: files (JSON lines, parquet), and how to read them."""
 
 
 class LanguageTasksConfig(LinesTasksConfig):

@@ -11,6 +11,7 @@ from fusion_core.cli.flags import (
     Assignments,
     Device,
     Fresh,
+    Intervals,
     Pool,
     Quiet,
     TaskPoolName,
@@ -33,6 +34,7 @@ def evaluate(
     tasks: Tasks = None,
     assignments: Assignments = None,
     fresh: Fresh = False,
+    intervals: Intervals = False,
     device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -64,8 +66,10 @@ def evaluate(
         fresh=fresh,
     )
     if as_json:
-        print_json(report.as_json())
+        from fusion_core.report.data import report_as_json
+
+        print_json(report_as_json(report, intervals=intervals))
         return
     from fusion_core.report.table import print_reports
 
-    print_reports({model.resolve().name: report})
+    print_reports({model.resolve().name: report}, intervals=intervals)

@@ -14,6 +14,7 @@ from fusion_core.cli.flags import (
     Device,
     ExecutorName,
     Fresh,
+    Intervals,
     NoEval,
     Output,
     Overwrite,
@@ -90,6 +91,7 @@ def run(
     ] = False,
     no_eval: NoEval = False,
     fresh: Fresh = False,
+    intervals: Intervals = False,
     device: Device = "cpu",
     executor: ExecutorName = None,
     workers: Workers = None,
@@ -162,7 +164,7 @@ def run(
             print(hub.check_room(hub.size_of(files)), file=sys.stderr)
         result = execute(plan)
     if not helps():
-        _show(plan, result, as_json=as_json)
+        _show(plan, result, as_json=as_json, intervals=intervals)
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -174,9 +176,9 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
     return None
 
 
-def _show(plan: Plan, result: RunResult, *, as_json: bool) -> None:
+def _show(plan: Plan, result: RunResult, *, as_json: bool, intervals: bool) -> None:
     try:
-        _print(result, plan.algorithm_name, as_json=as_json)
+        _print(result, plan.algorithm_name, as_json=as_json, intervals=intervals)
         if plan.options.evaluate and not as_json:
             _print_more(plan, result)
         sys.stdout.flush()
@@ -194,14 +196,16 @@ def _print_more(plan: Plan, result: RunResult) -> None:
         print(f"\n{printable(text)}")
 
 
-def _print(result: RunResult, algorithm: str, *, as_json: bool) -> None:
-    report = None if result.report is None else result.report.as_json()
+def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool) -> None:
     if as_json:
+        from fusion_core.report.data import report_as_json
+
+        report = result.report and report_as_json(result.report, intervals=intervals)
         print_json({"path": None if result.path is None else str(result.path), "report": report})
         return
     if result.report is not None:
         from fusion_core.report.table import print_reports
 
-        print_reports({algorithm: result.report})
+        print_reports({algorithm: result.report}, intervals=intervals)
     if result.path is not None:
         print(f"written: {result.path}")

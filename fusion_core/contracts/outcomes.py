@@ -36,7 +36,7 @@ def encode(measured: Measured) -> _Stored:
 
 
 def decode(metrics: Metrics, stored: Any) -> Measured:  # noqa: ANN401 - from a file
-    """Return metrics with the outcomes that `encode` gave; raises `ValueError` for anything else."""
+    """Return metrics with the outcomes that `encode` gave; `ValueError` for anything else."""
     if not isinstance(stored, dict) or "outcomes" not in stored:
         raise ValueError("it holds no outcomes")
     given, weights = stored["outcomes"], stored.get("weights")

@@ -1,10 +1,10 @@
-"""Reports from the directories that they were written to, and what they have in common."""
+"""Reports from the directories that they were written to."""
 
 from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report, how_to_measure
@@ -12,7 +12,7 @@ from fusion_core.errors import FusionError, RecipeError
 from fusion_core.recipe.text import RECIPE, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 
@@ -36,26 +36,6 @@ def read_reports(
         lines = "\n".join(problem.message for problem in problems)
         raise RecipeError(lines, hint="Name directories that fuse run wrote and measured.")
     return reports, problems
-
-
-def common(reports: Mapping[str, Report]) -> list[str]:
-    """Return the tasks that every report has, by the same main metric."""
-    first, *others = (report.main_metrics for report in reports.values())
-    return [task for task in first if all(other.get(task) == first[task] for other in others)]
-
-
-def compared_as_json(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """Return reports as JSON's data, their averages over the tasks that all have."""
-    shared = common(reports)
-    return {
-        name: {**report.as_json(), **_averages(report, shared)} for name, report in reports.items()
-    }
-
-
-def _averages(report: Report, tasks: list[str]) -> dict[str, Any]:
-    same = report.over(tasks).as_json()
-    averages = {name: same[name] for name in ("average", "normalised_average")}
-    return {**averages, "averaged_over": tasks}
 
 
 def read_report(directory: Path, *, outcomes: bool = False) -> Report:

@@ -130,9 +130,9 @@ def _print_tables(
 ) -> None:
     from fusion_core.report.table import print_differences, print_reports
 
-    print_reports(reports, intervals=intervals)
+    print_reports(_short(reports), intervals=intervals)
     if found:
-        print_differences(*pair, found)
+        print_differences(*_short(pair), found)
 
 
 def _print_text(reports: Mapping[str, Report], form: Format, *, intervals: bool) -> None:
@@ -144,4 +144,12 @@ def _print_text(reports: Mapping[str, Report], form: Format, *, intervals: bool)
         Format.LATEX: formats.as_latex,
         Format.MARKDOWN: formats.as_markdown,
     }
-    print(printable(write[form](table_of(reports), intervals=intervals)))
+    print(printable(write[form](table_of(_short(reports)), intervals=intervals)))
+
+
+def _short(reports: Mapping[str, Report]) -> Mapping[str, Report]:
+    """Name directories that lie in one by their last names."""
+    paths = [Path(name) for name in reports]
+    if len({path.parent for path in paths}) > 1 or not all(path.name for path in paths):
+        return reports
+    return dict(zip((path.name for path in paths), reports.values(), strict=True))

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fusion_core.cli.events import record_events
 from fusion_core.cli.flags import (
     Algo,
     Assignments,
     Device,
+    EventsFile,
     ExecutorName,
     Fresh,
     Intervals,
@@ -92,6 +94,7 @@ def run(
     no_eval: NoEval = False,
     fresh: Fresh = False,
     intervals: Intervals = False,
+    events: EventsFile = None,
     device: Device = "cpu",
     executor: ExecutorName = None,
     workers: Workers = None,
@@ -120,37 +123,43 @@ def run(
     """  # noqa: D301 - \b is typer's: lines stay as they are
     set_up_logging(verbose=verbose)
     quiet = quiet or helps()
-    plan = planned(
-        context,
-        recipe,
-        {
-            "algorithm": algo,
-            "model_pool": pool,
-            "task_pool": task_pool,
-            "executor": executor,
-            "tasks": tasks,
-        },
-        assignments,
-        seed=seed,
-        output=output,
-        evaluate=not no_eval,
-        fresh=fresh,
-        overwrite=overwrite,
-        resume=resume,
-        device=device,
-        workers=workers,
-        progress=progress_for(quiet=quiet),
-    )
-    if print_config:
-        from fusion_core.recipe.text import dump_yaml
+    with record_events(events, "run", context.obj) as recorded:
+        plan = planned(
+            context,
+            recipe,
+            {
+                "algorithm": algo,
+                "model_pool": pool,
+                "task_pool": task_pool,
+                "executor": executor,
+                "tasks": tasks,
+            },
+            assignments,
+            seed=seed,
+            output=output,
+            evaluate=not no_eval,
+            fresh=fresh,
+            overwrite=overwrite,
+            resume=resume,
+            device=device,
+            workers=workers,
+            progress=recorded.following(progress_for(quiet=quiet)),
+        )
+        if print_config:
+            from fusion_core.recipe.text import dump_yaml
 
-        print(dump_yaml(plan.recipe), end="")
-        return
-    if dry_run:
-        from fusion_core.cli.check import show_check
+            print(dump_yaml(plan.recipe), end="")
+            return
+        if dry_run:
+            from fusion_core.cli.check import show_check
 
-        show_check(plan, as_json=as_json)
-        return
+            show_check(plan, as_json=as_json)
+            return
+        _carry_out(plan, quiet=quiet, as_json=as_json, intervals=intervals)
+
+
+def _carry_out(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> None:
+    """Say what is about to happen, do it, and show what came out."""
     if not helps():
         print_warnings(plan.warnings)
     if not quiet:

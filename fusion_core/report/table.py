@@ -7,7 +7,8 @@ have a row each.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Literal
+from textwrap import fill
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +27,7 @@ from fusion_core.report.paired import BOOTSTRAP
 from fusion_core.shown import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.table import Table as Figures
@@ -35,15 +36,18 @@ if TYPE_CHECKING:
     Reports = Mapping[str, Report]
 
 _PIPE = 240  # columns: programs and files need no folding
-#: A heading is folded to as many columns where its figures are narrower.
-_HEADING = 12
+#: Headings that are folded to as many columns can be read; to fewer, only if nothing else fits.
+_HEADING, _NARROWEST = 9, 5
+#: Names that are longer may be folded.
+_WORDS = 24
 
 
 def print_reports(reports: Reports, *, intervals: bool = False) -> None:
     """Print reports to stdout, each under the name of the model that was measured."""
     console = _console()
     figures = table_of(reports)
-    console.print(report_table(figures, console.width, intervals=intervals))
+    for table in report_tables(figures, console.width, intervals=intervals):
+        console.print(table)
     for note in [*notes(reports), *(_of_intervals(figures, reports) if intervals else [])]:
         console.print(_text(note), soft_wrap=True)
     known = [each.published for each in reports.values() if each.published is not None]
@@ -58,7 +62,7 @@ def print_differences(first: str, second: str, found: Sequence[Difference]) -> N
     console = _console()
     console.print()
     console.print(_text(f"{second} - {first}, on the same examples"), soft_wrap=True)
-    console.print(draw(rows, bold=bold))
+    console.print(draw(rows, console.width, bold=bold))
     tests = {each.test: None for each in found if each.is_task}
     said = f"tasks: {', '.join(tests)}; average: {BOOTSTRAP}" if bold else ", ".join(tests)
     console.print(_text(f"{said}; each p by itself, not corrected for many"), soft_wrap=True)
@@ -77,23 +81,44 @@ def _print_published(console: Console, reports: Reports, published: Published) -
         console.print(_text(f"of {published.family}"), soft_wrap=True)
 
 
-def report_table(figures: Figures, width: int, *, intervals: bool = False) -> Table:
-    """Draw a table, a row a task if it fits into so many columns."""
+def report_tables(figures: Figures, width: int, *, intervals: bool = False) -> Iterator[Table]:
+    """Draw a table, a row a task if it fits into so many columns.
+
+    Else it has a row a model, and as many parts below each other as it takes.
+    """
     rows, words = figures.by_task(intervals=intervals), 2 if figures.is_mixed else 1
     bold = [number for number, each in enumerate(figures.entries, 1) if not each.is_task]
-    if _width(rows) > width:
+    if _width(rows, words, _HEADING) > width:
         rows, words, bold = figures.by_model(intervals=intervals), 1, []
     if intervals:  # numbers stand below numbers, whatever follows them
-        rows, words = _aligned(rows, words), len(rows[0])
-    return draw(rows, bold=bold, words=words)
+        rows = _aligned(rows, words)
+    for part in _parts(rows, words, width):
+        yield draw(part, width, bold=bold, words=words, left=intervals)
 
 
-def draw(rows: Sequence[Sequence[str]], *, bold: Sequence[int] = (), words: int = 1) -> Table:
-    """Draw rows of cells under the first one, whose first columns are words and no numbers."""
+def draw(
+    rows: Sequence[Sequence[str]],
+    width: int,
+    *,
+    bold: Sequence[int] = (),
+    words: int = 1,
+    left: bool = False,
+) -> Table:
+    """Draw rows of cells under the first one, whose first columns are words and no numbers.
+
+    Headings are folded where they would make the table too wide; numbers never are.
+    """
+    is_wide = _width(rows, words, width) > width
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, heading in enumerate(rows[0]):
-        justify: Literal["left", "right"] = "left" if number < words else "right"
-        table.add_column(_text(heading), justify=justify, overflow="fold")
+    for number, (heading, *cells) in enumerate(zip(*rows, strict=True)):
+        is_word = number < words
+        room = max(_NARROWEST, *map(len, cells)) if is_wide and not is_word else len(heading)
+        table.add_column(
+            Text(fill(_clean(heading), max(1, room))),
+            justify="left" if is_word or left else "right",
+            no_wrap=not is_word,
+            overflow="fold",
+        )
     for number, row in enumerate(rows[1:], 1):
         table.add_row(*map(_text, row), style="bold" if number in bold else None)
     return table
@@ -111,12 +136,31 @@ def _aligned(rows: Sequence[Sequence[str]], words: int) -> list[list[str]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    """Return the columns that a table takes at least, with its headings folded."""
+def _parts(
+    rows: Sequence[Sequence[str]], words: int, width: int
+) -> Iterator[list[tuple[str, ...]]]:
+    """Part a table between columns so that each part fits; all begin with the columns of words."""
+    columns = list(zip(*rows, strict=True))
+    named, part = columns[:words], columns[: words + 1]
+    for column in columns[words + 1 :]:
+        longer = [*part, column]
+        if _width(list(zip(*longer, strict=True)), words, _NARROWEST) > width:
+            yield list(zip(*part, strict=True))
+            longer = [*named, column]
+        part = longer
+    yield list(zip(*part, strict=True))
+
+
+def _width(rows: Sequence[Sequence[str]], words: int, longest: int) -> int:
+    """Return the columns that a table takes, with headings of so many characters at the most.
+
+    Words may be folded, too.
+    """
     widths = [
-        max(min(len(heading), _HEADING), *map(len, cells))
+        max(min(len(heading), longest), *map(len, cells))
         for heading, *cells in zip(*rows, strict=True)
     ]
+    widths[:words] = [min(each, _WORDS) for each in widths[:words]]
     return sum(widths) + 2 * (len(widths) - 1)
 
 
@@ -224,4 +268,8 @@ def _percent(fraction: float) -> str:
 
 
 def _text(value: str) -> Text:
-    return Text(printable(" ".join(value.splitlines())))
+    return Text(_clean(value))
+
+
+def _clean(value: str) -> str:
+    return printable(" ".join(value.splitlines()))

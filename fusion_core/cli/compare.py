@@ -132,7 +132,8 @@ def _print_tables(
 
     print_reports(_short(reports), intervals=intervals)
     if found:
-        print_differences(*_short(pair), found)
+        first, second = _short(pair)
+        print_differences(first, second, found)
 
 
 def _print_text(reports: Mapping[str, Report], form: Format, *, intervals: bool) -> None:

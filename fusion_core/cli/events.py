@@ -25,8 +25,8 @@ from fusion_core.shown import without_secrets
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
+    from io import FileIO
     from pathlib import Path
-    from typing import TextIO
 
     from fusion_core.contracts.run import RunInfo, RunResult
 
@@ -57,18 +57,19 @@ def record_events(path: Path | None, command: str, block: frozenset[str]) -> Ite
 class Events:
     """Lines of JSON in a file, each there as soon as it happens; none without a file."""
 
-    def __init__(self, file: TextIO | None) -> None:
+    def __init__(self, file: FileIO | None) -> None:
         self._file = file
         self._lock = RLock()
 
     def write(self, event: str, **about: Any) -> None:  # noqa: ANN401 - JSON
         """Add a line."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **about}, default=str)
+        data = line.encode() + b"\n"
         with self._lock:
             if self._file is None:
                 return
             try:
-                print(line, file=self._file, flush=True)
+                self._file.write(data)
             except OSError as error:
                 self._file = None
                 _LOG.warning("no more events are written: %s", error)
@@ -122,14 +123,14 @@ class _Following(Progress):
         self._events.write("stage_finished", **about, done=done)
 
 
-def _open(path: Path | None) -> AbstractContextManager[TextIO | None]:
-    """Open a file to add lines to."""
+def _open(path: Path | None) -> AbstractContextManager[FileIO | None]:
+    """Open a file to add lines to: without a buffer, so that closing it cannot fail."""
     if path is None:
         return nullcontext()
     if str(path) == "-":
         raise RecipeError("--events -: stdout carries results", hint="Name a file, or a pipe.")
     try:
-        return path.open("a", encoding="utf-8")
+        return path.open("ab", buffering=0)
     except OSError as error:
         raise DiskError(f"--events {path}: {error.strerror}") from error
 

@@ -118,7 +118,9 @@ def resample(
 
 def _resampled(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Return RESAMPLES quotients of the two columns' sums; `rows` has one for each example."""
-    distinct, counts = rows.unique(dim=0, return_counts=True)
+    import torch
+
+    distinct, counts = torch.unique(rows, dim=0, return_counts=True)
     few = len(distinct) <= _FEW
     sums = _counted(distinct, counts, generator) if few else _drawn(rows, generator)
     return sums[:, 0] / sums[:, 1]

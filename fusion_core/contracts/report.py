@@ -12,6 +12,8 @@ from pydantic import TypeAdapter
 from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import row_as_json, row_of
+from fusion_core.contracts.table import table_of
+from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +100,25 @@ class Report:
     def over(self, tasks: Collection[str]) -> Self:
         """Return the report on some of the tasks: averages are then over these."""
         return replace(self, tasks={name: self.tasks[name] for name in tasks})
+
+    def to_dataframe(self) -> Any:  # noqa: ANN401 - pandas' DataFrame, which is not required
+        """Return the main metrics as pandas has them: a row a task, fractions between 0 and 1.
+
+        Columns are `metric`, `base`, `merged` and `experts`, where there are any, and where tasks
+        keep outcomes `low` and `high`, the ends of the merge's 95 % intervals. Raises `FusionError`
+        without pandas.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            hint = "Install it: pip install pandas"
+            raise FusionError("to_dataframe needs pandas, which is not here", hint=hint) from error
+        return DataFrame(table_of({"merged": self}).columns()).set_index("task")
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        caption = "transductive: the algorithm saw the test examples, without their labels"
+        return table_of({"merged": self}).as_html(caption if self.transductive else "")
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `report.json` (documented in docs/reference/report.md)."""

@@ -122,12 +122,30 @@ class Table:
         ]
         return list(map(list, zip(["model", *self.headings], *columns, strict=True)))
 
-    def as_html(self) -> str:
+    def columns(self) -> dict[str, list[str | float | None]]:
+        """Return the tasks' figures by column, and of a single model the ends of intervals."""
+        entries = [each for each in self.entries if each.is_task]
+        found: dict[str, list[str | float | None]] = {
+            "task": [each.label for each in entries],
+            "metric": [each.metric.name for each in entries],
+        }
+        for number, heading in enumerate(self.headings):
+            figures = (each.figures[number] for each in entries)
+            found[heading] = [None if each is None else each.value for each in figures]
+        spread = [each.figures[self.first] for each in entries]
+        ends = [each.interval if each is not None else None for each in spread]
+        if any(each is not None for each in ends):
+            for place, name in enumerate(("low", "high")):
+                found[name] = [None if each is None else each[place] for each in ends]
+        return found
+
+    def as_html(self, caption: str = "") -> str:
         """Return the table as HTML has it, without any style."""
         heading, *rows = ([escape(cell) for cell in row] for row in self.by_task())
         lines = [f"<th>{'</th><th>'.join(heading)}</th>"]
         lines += [f"<td>{'</td><td>'.join(row)}</td>" for row in rows]
-        return f"<table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
+        above = caption and f"<caption>{escape(caption)}</caption>"
+        return f"<table>{above}<tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 
 def _named(entry: Entry, table: Table) -> str:

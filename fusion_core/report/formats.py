@@ -20,8 +20,8 @@ _LATEX = str.maketrans(
 
 def as_csv(table: Table, *, intervals: bool = False) -> str:
     """Return raw numbers, fractions between 0 and 1; with the ends of intervals if wanted."""
-    columns = [list(_column(each, intervals=intervals)) for each in table.entries]
-    columns = [["model", *table.headings], *(column for found in columns for column in found)]
+    found = [_columns(each, intervals=intervals) for each in table.entries]
+    columns = [["model", *table.headings], *(column for each in found for column in each)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
     return text.getvalue().rstrip("\n")
@@ -44,7 +44,7 @@ def as_latex(table: Table, *, intervals: bool = False) -> str:
     return "\n".join([begin, *ruled, r"\end{tabular}"])
 
 
-def _column(entry: Entry, *, intervals: bool) -> Iterator[Sequence[str | float | None]]:
+def _columns(entry: Entry, *, intervals: bool) -> Iterator[Sequence[str | float | None]]:
     """Yield a task's columns of numbers, each below its name."""
     name = entry.label if not entry.is_task else f"{entry.label} {entry.metric.name}"
     yield [name, *(None if each is None else each.value for each in entry.figures)]

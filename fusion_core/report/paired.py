@@ -76,7 +76,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of so many examples that only one model has right."""
     count, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(comb(count, each) for each in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**count)
+    return min(1.0, 2 * tail / (1 << count))
 
 
 def _paired(first: Mapping[str, float], second: Mapping[str, float]) -> Differences | None:

@@ -358,8 +358,9 @@ def test_the_command_reads_directories(tmp_path: Path, fuse: Callable[..., Outco
     second = written(tmp_path / "second", Report(TASKS).as_json())
     shown = fuse("compare", str(first), str(second))
     assert shown.code == 0
-    assert str(first) in shown.out
-    assert str(second) in shown.out
+    assert shown.out.splitlines()[0].split() == ["task", "base", "first", "second", "experts"]
+    elsewhere = written(tmp_path / "first" / "third", WHOLE.as_json())
+    assert str(elsewhere) in fuse("compare", str(first), str(elsewhere)).out
     found = json.loads(fuse("compare", "--json", str(first), str(second)).out)
     over = {"averaged_over": ["latin", "greek"]}
     assert found == {

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.building import build_model
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.examples import evaluation_mode, file_stamps, shuffled_rows
-    from fusion_core.contracts.measures import Metric, Metrics
+    from fusion_core.contracts.intervals import interval_of, interval_of_average
+    from fusion_core.contracts.measures import Measured, Metric, Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
     from fusion_core.contracts.outline import Outline
@@ -69,7 +70,8 @@ _HOMES = {
     "fusion_core.contracts.batch": ("Batch", "Split"),
     "fusion_core.contracts.building": ("build_model",),
     "fusion_core.contracts.context": ("RunContext",),
-    "fusion_core.contracts.measures": ("Metric", "Metrics"),
+    "fusion_core.contracts.intervals": ("interval_of", "interval_of_average"),
+    "fusion_core.contracts.measures": ("Measured", "Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
     "fusion_core.contracts.examples": ("evaluation_mode", "file_stamps", "shuffled_rows"),
@@ -133,6 +135,7 @@ __all__ = [
     "FeatureTask",
     "FusionError",
     "InputPath",
+    "Measured",
     "Metric",
     "Metrics",
     "ModelPath",
@@ -173,6 +176,8 @@ __all__ = [
     "expert_weights",
     "file_stamps",
     "hookimpl",
+    "interval_of",
+    "interval_of_average",
     "layers_of",
     "load_for_task",
     "load_plugins",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fusion_core.cli.events import record_events
 from fusion_core.cli.flags import (
     Assignments,
     Device,
+    EventsFile,
     Fresh,
+    Intervals,
     Pool,
     Quiet,
     TaskPoolName,
@@ -24,6 +27,9 @@ from fusion_core.cli.output import print_json, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
 from fusion_core.plugins.manager import load_plugins
 
+if TYPE_CHECKING:
+    from fusion_core.contracts.report import Report
+
 
 def evaluate(
     context: typer.Context,
@@ -33,6 +39,8 @@ def evaluate(
     tasks: Tasks = None,
     assignments: Assignments = None,
     fresh: Fresh = False,
+    intervals: Intervals = False,
+    events: EventsFile = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -46,26 +54,48 @@ def evaluate(
     otherwise; its report.json is then made anew.
     """
     set_up_logging(verbose=verbose)
+    with record_events(events, "evaluate", context.obj) as recorded:
+        report = _measure(
+            context,
+            model,
+            sections_from({}, {"model_pool": pool, "task_pool": task_pool}, tasks),
+            assignments or [],
+            progress=recorded.following(progress_for(quiet=quiet)),
+            fresh=fresh,
+            device=device,
+        )
+        recorded.write("report", report=report.as_json())
+    if as_json:
+        from fusion_core.report.data import report_as_json
+
+        print_json(report_as_json(report, intervals=intervals))
+        return
+    from fusion_core.report.table import print_reports
+
+    print_reports({model.resolve().name: report}, intervals=intervals)
+
+
+def _measure(
+    context: typer.Context,
+    model: Path,
+    sections: dict[str, Any],
+    assignments: list[str],
+    *,
+    device: str,
+    **options: Any,  # noqa: ANN401 - of evaluate_directory
+) -> Report:
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core.machine.devices import device_of
     from fusion_core.recipe.assignments import override
     from fusion_core.running.evaluation import evaluate_directory
 
-    names = {"model_pool": pool, "task_pool": task_pool}
-    raw = override(sections_from({}, names, tasks), assignments or [])
-    report = evaluate_directory(
+    raw = override(sections, assignments)
+    return evaluate_directory(
         model,
         plugins,
         model_pool=raw.get("model_pool"),
         task_pool=raw.get("task_pool"),
         device=device_of(device),
-        progress=progress_for(quiet=quiet),
-        fresh=fresh,
+        **options,
     )
-    if as_json:
-        print_json(report.as_json())
-        return
-    from fusion_core.report.table import print_reports
-
-    print_reports({model.resolve().name: report})

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fusion_core.cli.events import record_events
 from fusion_core.cli.flags import (
     Algo,
     Assignments,
     Device,
+    EventsFile,
     ExecutorName,
     Fresh,
+    Intervals,
     NoEval,
     Output,
     Overwrite,
@@ -90,6 +93,8 @@ def run(
     ] = False,
     no_eval: NoEval = False,
     fresh: Fresh = False,
+    intervals: Intervals = False,
+    events: EventsFile = None,
     device: Device = "cpu",
     executor: ExecutorName = None,
     workers: Workers = None,
@@ -118,37 +123,43 @@ def run(
     """  # noqa: D301 - \b is typer's: lines stay as they are
     set_up_logging(verbose=verbose)
     quiet = quiet or helps()
-    plan = planned(
-        context,
-        recipe,
-        {
-            "algorithm": algo,
-            "model_pool": pool,
-            "task_pool": task_pool,
-            "executor": executor,
-            "tasks": tasks,
-        },
-        assignments,
-        seed=seed,
-        output=output,
-        evaluate=not no_eval,
-        fresh=fresh,
-        overwrite=overwrite,
-        resume=resume,
-        device=device,
-        workers=workers,
-        progress=progress_for(quiet=quiet),
-    )
-    if print_config:
-        from fusion_core.recipe.text import dump_yaml
+    with record_events(events, "run", context.obj) as recorded:
+        plan = planned(
+            context,
+            recipe,
+            {
+                "algorithm": algo,
+                "model_pool": pool,
+                "task_pool": task_pool,
+                "executor": executor,
+                "tasks": tasks,
+            },
+            assignments,
+            seed=seed,
+            output=output,
+            evaluate=not no_eval,
+            fresh=fresh,
+            overwrite=overwrite,
+            resume=resume,
+            device=device,
+            workers=workers,
+            progress=recorded.following(progress_for(quiet=quiet)),
+        )
+        if print_config:
+            from fusion_core.recipe.text import dump_yaml
 
-        print(dump_yaml(plan.recipe), end="")
-        return
-    if dry_run:
-        from fusion_core.cli.check import show_check
+            print(dump_yaml(plan.recipe), end="")
+            return
+        if dry_run:
+            from fusion_core.cli.check import show_check
 
-        show_check(plan, as_json=as_json)
-        return
+            show_check(plan, as_json=as_json)
+            return
+        _carry_out(plan, quiet=quiet, as_json=as_json, intervals=intervals)
+
+
+def _carry_out(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> None:
+    """Say what is about to happen, do it, and show what came out."""
     if not helps():
         print_warnings(plan.warnings)
     if not quiet:
@@ -162,7 +173,7 @@ def run(
             print(hub.check_room(hub.size_of(files)), file=sys.stderr)
         result = execute(plan)
     if not helps():
-        _show(plan, result, as_json=as_json)
+        _show(plan, result, as_json=as_json, intervals=intervals)
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -174,9 +185,9 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
     return None
 
 
-def _show(plan: Plan, result: RunResult, *, as_json: bool) -> None:
+def _show(plan: Plan, result: RunResult, *, as_json: bool, intervals: bool) -> None:
     try:
-        _print(result, plan.algorithm_name, as_json=as_json)
+        _print(result, plan.algorithm_name, as_json=as_json, intervals=intervals)
         if plan.options.evaluate and not as_json:
             _print_more(plan, result)
         sys.stdout.flush()
@@ -194,14 +205,16 @@ def _print_more(plan: Plan, result: RunResult) -> None:
         print(f"\n{printable(text)}")
 
 
-def _print(result: RunResult, algorithm: str, *, as_json: bool) -> None:
-    report = None if result.report is None else result.report.as_json()
+def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool) -> None:
     if as_json:
+        from fusion_core.report.data import report_as_json
+
+        report = result.report and report_as_json(result.report, intervals=intervals)
         print_json({"path": None if result.path is None else str(result.path), "report": report})
         return
     if result.report is not None:
         from fusion_core.report.table import print_reports
 
-        print_reports({algorithm: result.report})
+        print_reports({algorithm: result.report}, intervals=intervals)
     if result.path is not None:
         print(f"written: {result.path}")

@@ -1,9 +1,14 @@
-"""What a number that a task measures means: its name, its unit, and which way is better."""
+"""What tasks measure: numbers, what they mean, and the examples or runs that they are means of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 #: What a task measured: values by the names of its metrics, the main one first.
 Metrics = Mapping[str, float]
@@ -50,6 +55,61 @@ class Metric:
         return said if self.higher_is_better else f"{said}, lower is better"
 
 
+class Measured(dict[str, float]):
+    """Metrics with each test example's own value of the main one.
+
+    From these come intervals, and paired tests between two models. What is not the mean of
+    something that every example has, like a rank correlation, has no outcomes.
+
+    Measured({"accuracy": 0.75}, outcomes=[1, 1, 0, 1])
+    Measured({"bits_per_byte": 0.9}, outcomes=[0.8, 1.2], weights=[300, 100])
+    """
+
+    def __init__(
+        self, metrics: Metrics, outcomes: Iterable[float], weights: Iterable[float] | None = None
+    ) -> None:
+        """Keep the outcomes, in the order of the test examples.
+
+        The main metric is their mean, by `weights` if there are some; `ValueError` if it is not.
+        """
+        super().__init__(metrics)
+        #: each test example's value of the main metric: 0 or 1 for an accuracy
+        self.outcomes = tuple(map(float, outcomes))
+        #: how much each example counts; None for all alike
+        self.weights = None if weights is None else tuple(map(float, weights))
+        mean = weighted_mean(self.outcomes, self.weights)
+        if math.isfinite(main(self)) and not math.isclose(
+            main(self), mean, rel_tol=1e-6, abs_tol=1e-9
+        ):
+            name = next(iter(self))
+            raise ValueError(f"{name} is {main(self)}, and the mean of its outcomes {mean}")
+
+    @property
+    def is_binary(self) -> bool:
+        """Tell whether every outcome is right or wrong, and counts alike."""
+        return self.weights is None and {0.0, 1.0}.issuperset(self.outcomes)
+
+
+class Repeated(dict[str, float]):
+    """Metrics that are means over several runs of one recipe, and those of each run."""
+
+    def __init__(self, runs: Sequence[Metrics]) -> None:
+        """Average the metrics that all runs have."""
+        names = [name for name in runs[0] if all(name in each for each in runs)]
+        super().__init__({name: sum(run[name] for run in runs) / len(runs) for name in names})
+        #: the metrics of each run
+        self.runs = tuple(runs)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float] | None) -> float:
+    """Return a mean; NaN of nothing. `ValueError` where there is not a weight for each value."""
+    if weights is None:
+        return sum(values) / len(values) if values else math.nan
+    total = sum(weights)
+    products = (value * weight for value, weight in zip(values, weights, strict=True))
+    return sum(products) / total if total else math.nan
+
+
 def main(metrics: Metrics) -> float:
     """Return a task's main metric, its first."""
     return next(iter(metrics.values()))
@@ -58,3 +118,10 @@ def main(metrics: Metrics) -> float:
 def mean_of(tasks: Mapping[str, Metrics]) -> float:
     """Return the mean of the tasks' main metrics."""
     return sum(map(main, tasks.values())) / len(tasks)
+
+
+def as_json(value: float) -> float | str:
+    """Return a number as JSON has it, which knows none but finite ones."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
 
-from fusion_core.contracts.measures import Metric, Metrics, main, mean_of
+from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of
+from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
+from fusion_core.contracts.outcomes import row_as_json, row_of
+from fusion_core.contracts.table import table_of
+from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +101,25 @@ class Report:
         """Return the report on some of the tasks: averages are then over these."""
         return replace(self, tasks={name: self.tasks[name] for name in tasks})
 
+    def to_dataframe(self) -> Any:  # noqa: ANN401 - pandas' DataFrame, which is not required
+        """Return the main metrics as pandas has them: a row a task, fractions between 0 and 1.
+
+        Columns are `metric`, `base`, `merged` and `experts`, where there are any, and where tasks
+        keep outcomes `low` and `high`, the ends of the merge's 95 % intervals. Raises `FusionError`
+        without pandas.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            hint = "Install it: pip install pandas"
+            raise FusionError("to_dataframe needs pandas, which is not here", hint=hint) from error
+        return DataFrame(table_of({"merged": self}).columns()).set_index("task")
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        caption = "transductive: the algorithm saw the test examples, without their labels"
+        return table_of({"merged": self}).as_html(caption if self.transductive else "")
+
     def as_json(self) -> dict[str, Any]:
         """Return the content of `report.json` (documented in docs/reference/report.md)."""
         rows = {name: _plain(getattr(self, name)) for name in _REFERENCES}
@@ -131,6 +154,20 @@ class Report:
             raise ValueError("it has no tasks, or one without metrics")
         return report
 
+    def outcomes_as_json(self) -> dict[str, Any]:
+        """Return the content of `outcomes.json`; empty where no task keeps each example's."""
+        rows = {name: row_as_json(getattr(self, name)) for name in ("tasks", *_REFERENCES)}
+        found = {name: row for name, row in rows.items() if row}
+        return {"schema": OUTCOMES_SCHEMA, **found} if found else {}
+
+    def with_outcomes(self, content: Any) -> Self:  # noqa: ANN401 - whatever a file holds
+        """Return the report with what `outcomes_as_json` gave; `ValueError` if it is not its."""
+        if not isinstance(content, dict) or content.get("schema") != OUTCOMES_SCHEMA:
+            raise ValueError(f"it is not of schema {OUTCOMES_SCHEMA}")
+        names = ("tasks", *_REFERENCES)
+        rows: dict[str, Any] = {n: row_of(getattr(self, n), content.get(n, {})) for n in names}
+        return replace(self, **rows)
+
     def _metrics_as_json(self) -> dict[str, dict[str, Any]]:
         return {
             task: {name: _meaning(self.metric(task, name)) for name in metrics}
@@ -156,12 +193,10 @@ def _declared(stored: Any) -> Iterator[tuple[str, dict[str, Metric]]]:  # noqa: 
 
 
 def _plain(figures: Any) -> Any:  # noqa: ANN401 - numbers in mappings
-    """Return figures as JSON has them, which knows no numbers but finite ones."""
+    """Return figures as JSON has them."""
     if isinstance(figures, Mapping):
         return {name: _plain(each) for name, each in figures.items()}
-    if figures is None or math.isfinite(figures):
-        return figures
-    return "NaN" if math.isnan(figures) else f"{'-' if figures < 0 else ''}Infinity"
+    return None if figures is None else as_json(figures)
 
 
 def how_to_measure(directory: Path) -> str:

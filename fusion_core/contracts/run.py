@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,3 +46,9 @@ class RunResult:
     def model(self) -> nn.Module:
         """The merged model, live: in fp32, or in the dtype of models that were given live."""
         return self.pool.build(self.weights, dtype=None)
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what the tasks measured, and where the model lies."""
+        place = "in memory" if self.path is None else f"<code>{escape(str(self.path))}</code>"
+        shown = "" if self.report is None else self.report._repr_html_()
+        return f"{shown}<p>merged: {place}</p>"

@@ -46,7 +46,10 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Measure a model on the whole test split: values by name, the main metric first."""
+        """Measure a model on the whole test split: values by name, the main metric first.
+
+        A `Measured` also holds what each example came to, which gives the figure an interval.
+        """
 
     def check(self) -> None:  # noqa: B027 - most tasks that only measure have nothing to look at
         """Raise `OSError` or a `FusionError` if data is missing here, before anything runs."""
@@ -210,6 +213,6 @@ class TaskPool(ABC, Generic[ConfigT]):
         track = (progress or Progress()).track(label, total=len(names))
         with track as advance, noting(advance):
             for name in names:
-                found[name] = dict(self[name].evaluate(subject.model))
+                found[name] = self[name].evaluate(subject.model)
                 advance(1, note=name)
         return found

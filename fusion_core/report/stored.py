@@ -1,20 +1,24 @@
-"""Reports from the directories that they were written to, and what they have in common."""
+"""Reports from the directories that they were written to."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.recipe.text import RECIPE, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 
-def read_reports(directories: Iterable[Path]) -> tuple[dict[str, Report], list[FusionError]]:
+def read_reports(
+    directories: Iterable[Path], *, outcomes: bool = False
+) -> tuple[dict[str, Report], list[FusionError]]:
     """Return the reports of model directories by name, and what is wrong with the others.
 
     Raises `FusionError` if none has a report.
@@ -23,7 +27,7 @@ def read_reports(directories: Iterable[Path]) -> tuple[dict[str, Report], list[F
     problems: list[FusionError] = []
     for directory in directories:
         try:
-            reports[str(directory)] = read_report(directory)
+            reports[str(directory)] = read_report(directory, outcomes=outcomes)
         except FusionError as problem:
             problems.append(problem)
     if len(problems) == 1 and not reports:
@@ -34,30 +38,12 @@ def read_reports(directories: Iterable[Path]) -> tuple[dict[str, Report], list[F
     return reports, problems
 
 
-def common(reports: Mapping[str, Report]) -> list[str]:
-    """Return the tasks that every report has, by the same main metric."""
-    first, *others = (report.main_metrics for report in reports.values())
-    return [task for task in first if all(other.get(task) == first[task] for other in others)]
-
-
-def compared_as_json(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """Return reports as JSON's data, their averages over the tasks that all have."""
-    shared = common(reports)
-    return {
-        name: {**report.as_json(), **_averages(report, shared)} for name, report in reports.items()
-    }
-
-
-def _averages(report: Report, tasks: list[str]) -> dict[str, Any]:
-    same = report.over(tasks).as_json()
-    averages = {name: same[name] for name in ("average", "normalised_average")}
-    return {**averages, "averaged_over": tasks}
-
-
-def read_report(directory: Path) -> Report:
+def read_report(directory: Path, *, outcomes: bool = False) -> Report:
     """Return what `fuse run` or `fuse evaluate` measured of a model directory.
 
-    Raises `RecipeError` for a directory that holds no report, `FusionError` for a damaged one.
+    With `outcomes`, what is kept of each test example is read, too. Raises `RecipeError` for a
+    directory that holds no report, `FusionError` for damaged files, or for outcomes of another
+    report.
     """
     if not directory.is_dir():
         hint = "Name directories that fuse run wrote."
@@ -65,12 +51,24 @@ def read_report(directory: Path) -> Report:
     path = directory / REPORT
     if not path.is_file():
         raise RecipeError(f"{directory} has no {REPORT}", hint=_how_to_measure(directory))
+    with _naming(path, "is not a report"):
+        report = Report.from_json(json.loads(path.read_bytes()))
+    path = directory / OUTCOMES
+    if not outcomes or not path.is_file():
+        return report
+    with _naming(path, f"does not go with the {REPORT} beside it"):
+        return report.with_outcomes(json.loads(path.read_bytes()))
+
+
+@contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    """Raise a `FusionError` that names a damaged file and what is wrong with it."""
     try:
-        return Report.from_json(json.loads(path.read_bytes()))
+        yield
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FusionError(
-            f"{path} is not a report: {reason}", hint=f"Make it anew: fuse evaluate {directory}"
+            f"{path} {what}: {reason}", hint=f"Make it anew: fuse evaluate {path.parent}"
         ) from error
 
 

@@ -1,43 +1,75 @@
 """Reports as tables on stdout: a row a task, a column a model; fractions in percent.
 
-Several reports stand side by side; one alone is the same table.
+Several reports stand side by side; one alone is the same table. More models than fit side by side
+have a row each.
 """
 
 from __future__ import annotations
 
 import sys
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fusion_core.contracts.measures import FRACTION, Metric, Metrics, main
-from fusion_core.report.stored import common
+from fusion_core.contracts.measures import FRACTION, Repeated, main
+from fusion_core.contracts.table import (
+    NORMALISED,
+    are_alike,
+    common,
+    lines_of,
+    shared_lines,
+    table_of,
+)
+from fusion_core.report.paired import BOOTSTRAP
 from fusion_core.shown import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fusion_core.contracts.report import Published, Report
+    from fusion_core.contracts.table import Table as Figures
+    from fusion_core.report.paired import Difference
 
     Reports = Mapping[str, Report]
-    #: A row of the table: a task, and the metric that its values are of.
-    Line = tuple[str, Metric]
-    Figures = Mapping[Line, float]
 
 _PIPE = 240  # columns: programs and files need no folding
+#: Headings that are folded to as many columns can be read; to fewer, only if nothing else fits.
+_HEADING, _NARROWEST = 9, 5
+#: Names that are longer may be folded.
+_WORDS = 24
 
 
-def print_reports(reports: Reports) -> None:
+def print_reports(reports: Reports, *, intervals: bool = False) -> None:
     """Print reports to stdout, each under the name of the model that was measured."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
-    console.print(report_table(reports))
-    for note in notes(reports):
+    console = _console()
+    figures = table_of(reports)
+    for table in report_tables(figures, console.width, intervals=intervals):
+        console.print(table)
+    for note in [*notes(reports), *(_of_intervals(figures, reports) if intervals else [])]:
         console.print(_text(note), soft_wrap=True)
     known = [each.published for each in reports.values() if each.published is not None]
     for published in {each.family: each for each in known}.values():
         _print_published(console, of_family(reports, published), published)
+
+
+def print_differences(first: str, second: str, found: Sequence[Difference]) -> None:
+    """Print how the second of two models differs from the first on the same examples."""
+    rows = [["task", "difference", "95 % interval", "p"], *(each.cells for each in found)]
+    bold = [number for number, each in enumerate(found, 1) if not each.is_task]
+    console = _console()
+    console.print()
+    console.print(_text(f"{second} - {first}, on the same examples"), soft_wrap=True)
+    console.print(draw(rows, console.width, bold=bold))
+    tests = {each.test: None for each in found if each.is_task}
+    said = f"tasks: {', '.join(tests)}; average: {BOOTSTRAP}" if bold else ", ".join(tests)
+    console.print(_text(f"{said}; each p by itself, not corrected for many"), soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
 
 
 def _print_published(console: Console, reports: Reports, published: Published) -> None:
@@ -49,27 +81,87 @@ def _print_published(console: Console, reports: Reports, published: Published) -
         console.print(_text(f"of {published.family}"), soft_wrap=True)
 
 
-def report_table(reports: Reports) -> Table:
-    """Lay reports out: the base, the models, the experts; averages over common tasks.
+def report_tables(figures: Figures, width: int, *, intervals: bool = False) -> Iterator[Table]:
+    """Draw a table, a row a task if it fits into so many columns.
 
-    A column says what is measured where that differs between tasks.
+    Else it has a row a model, and as many parts below each other as it takes.
     """
-    columns = dict(_columns(reports))
-    lines = [*_lines(reports), *_noted_lines(reports)]
-    mixed = len({metric for _, metric in lines}) > 1
+    rows, words = figures.by_task(intervals=intervals), 2 if figures.is_mixed else 1
+    bold = [number for number, each in enumerate(figures.entries, 1) if not each.is_task]
+    if _width(rows, words, _HEADING) > width:
+        rows, words, bold = figures.by_model(intervals=intervals), 1, []
+    if intervals:  # numbers stand below numbers, whatever follows them
+        rows = _aligned(rows, words)
+    for part in _parts(rows, words, width):
+        yield draw(part, width, bold=bold, words=words, left=intervals)
+
+
+def draw(
+    rows: Sequence[Sequence[str]],
+    width: int,
+    *,
+    bold: Sequence[int] = (),
+    words: int = 1,
+    left: bool = False,
+) -> Table:
+    """Draw rows of cells under the first one, whose first columns are words and no numbers.
+
+    Headings are folded where they would make the table too wide; numbers never are.
+    """
+    is_wide = _width(rows, words, width) > width
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("task", "metric") if mixed else ("task",):
-        table.add_column(heading)
-    for heading in columns:
-        table.add_column(_text(heading), justify="right", overflow="fold")
-    for line in lines:
-        named = [_text(line[0]), *([_text(str(line[1]))] if mixed else [])]
-        table.add_row(*named, *(_cell(line, each) for each in columns.values()))
-    shared = _shared_lines(reports)
-    if _alike(shared):
-        averages = (_average(figures, shared) for figures in columns.values())
-        table.add_row("average", *([""] if mixed else []), *averages, style="bold")
+    for number, (heading, *cells) in enumerate(zip(*rows, strict=True)):
+        is_word = number < words
+        room = max(_NARROWEST, *map(len, cells)) if is_wide and not is_word else len(heading)
+        table.add_column(
+            Text(fill(_clean(heading), max(1, room))),
+            justify="left" if is_word or left else "right",
+            no_wrap=not is_word,
+            overflow="fold",
+        )
+    for number, row in enumerate(rows[1:], 1):
+        table.add_row(*map(_text, row), style="bold" if number in bold else None)
     return table
+
+
+def _aligned(rows: Sequence[Sequence[str]], words: int) -> list[list[str]]:
+    """Pad cells at their left so that what stands before a blank is as wide in all of a column."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    for column in columns[words:]:
+        widths = [len(cell.partition(" ")[0]) for cell in column[1:]]
+        room = max(widths)
+        column[1:] = [
+            " " * (room - width) + cell for width, cell in zip(widths, column[1:], strict=True)
+        ]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _parts(
+    rows: Sequence[Sequence[str]], words: int, width: int
+) -> Iterator[list[tuple[str, ...]]]:
+    """Part a table between columns so that each part fits; all begin with the columns of words."""
+    columns = list(zip(*rows, strict=True))
+    named, part = columns[:words], columns[: words + 1]
+    for column in columns[words + 1 :]:
+        longer = [*part, column]
+        if _width(list(zip(*longer, strict=True)), words, _NARROWEST) > width:
+            yield list(zip(*part, strict=True))
+            longer = [*named, column]
+        part = longer
+    yield list(zip(*part, strict=True))
+
+
+def _width(rows: Sequence[Sequence[str]], words: int, longest: int) -> int:
+    """Return the columns that a table takes, with headings of so many characters at the most.
+
+    Words may be folded, too.
+    """
+    widths = [
+        max(min(len(heading), longest), *map(len, cells))
+        for heading, *cells in zip(*rows, strict=True)
+    ]
+    widths[:words] = [min(each, _WORDS) for each in widths[:words]]
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def of_family(reports: Reports, published: Published) -> Reports:
@@ -86,7 +178,7 @@ def compared(reports: Reports, published: Published) -> list[str]:
     rows = published.rows.values()
     return [
         task
-        for task, metric in _shared_lines(reports)
+        for task, metric in shared_lines(reports)
         if metric.unit == FRACTION and any(task in row for row in rows)
     ]
 
@@ -113,8 +205,8 @@ def published_table(reports: Reports, published: Published, tasks: list[str]) ->
 def notes(reports: Reports) -> list[str]:
     """Say what the numbers do not: units, normalised averages, what was adapted and measured on."""
     found = list(filter(None, [_scale(reports)]))
-    lines, shared = _lines(reports), _shared_lines(reports)
-    if not _alike(shared):
+    lines, shared = lines_of(reports), shared_lines(reports)
+    if not are_alike(shared):
         found.append("no average: the tasks are measured in different units")
     if len(shared) < len(lines):
         said = ", ".join(task for task, _ in shared) or "none"
@@ -143,19 +235,23 @@ def _remembered(report: Report) -> list[str]:
 
 
 def _scale(reports: Reports) -> str:
-    """Say what all values are, where they are of one metric, and how near they come to experts'."""
-    metrics = {metric for _, metric in _lines(reports)}
+    """Say what all values are, where they are of one metric, and what is normalised."""
+    metrics = {metric for _, metric in lines_of(reports)}
     said = [str(each) for each in metrics] if len(metrics) == 1 else []
     shared = common(reports)
-    shares = {name: each.over(shared).normalised_average for name, each in reports.items()}
-    shown = [
-        _percent(share) + (" %" if len(reports) == 1 else f" % ({name})")
-        for name, share in shares.items()
-        if share is not None
-    ]
-    if shown:
-        said.append(f"on average {', '.join(shown)} of the experts'")
+    if any(each.over(shared).normalised_average is not None for each in reports.values()):
+        said.append(f"{NORMALISED}: in % of the experts', on average")
     return "; ".join(said)
+
+
+def _of_intervals(figures: Figures, reports: Reports) -> list[str]:
+    """Say what intervals are of, or that there are none."""
+    each = [one for entry in figures.entries for one in entry.figures if one is not None]
+    if not any(one.interval is not None for one in each):
+        return ["no intervals: nothing is kept of each example; fuse evaluate measures anew"]
+    rows = (metrics for report in reports.values() for metrics in report.tasks.values())
+    over = "seeds" if any(isinstance(each, Repeated) for each in rows) else "test examples"
+    return [f"±: 95 % intervals over {over}; -1.9+1.2: so far down, so far up"]
 
 
 def _of(names: list[str], reports: Reports) -> str:
@@ -163,77 +259,8 @@ def _of(names: list[str], reports: Reports) -> str:
     return "" if len(reports) == 1 else f" ({', '.join(names)})"
 
 
-def _columns(reports: Reports) -> Iterator[tuple[str, Figures]]:
-    """Name the columns; those that models share stand once, or as often as they differ."""
-    yield from _shared("base", {name: _figures(r, r.base) for name, r in reports.items()})
-    yield from ((name, _figures(report, report.tasks)) for name, report in reports.items())
-    yield from _shared("experts", {name: _figures(r, r.experts) for name, r in reports.items()})
-
-
-def _figures(report: Report, row: Mapping[str, Metrics]) -> Figures:
-    """Return the main and noted metrics of a model, of the base or of the experts."""
-    return {
-        (task, metric): value
-        for task, metrics in row.items()
-        for number, (name, value) in enumerate(metrics.items())
-        for metric in [report.metric(task, name)]
-        if number == 0 or metric.is_noted
-    }
-
-
-def _lines(reports: Reports) -> list[Line]:
-    """Return the rows of the table."""
-    return list(dict.fromkeys(line for r in reports.values() for line in r.main_metrics.items()))
-
-
-def _noted_lines(reports: Reports) -> list[Line]:
-    """Return the rows below: what is not the main metric, and to be seen where it is not zero."""
-    columns = [figures for _, figures in _columns(reports)]
-    noted = dict.fromkeys(line for each in columns for line in each if line[1].is_noted)
-    return [line for line in noted if any(each.get(line) for each in columns)]
-
-
-def _shared_lines(reports: Reports) -> list[Line]:
-    """Return the rows that every report has."""
-    names = common(reports)
-    return [line for line in _lines(reports) if line[0] in names]
-
-
-def _alike(lines: list[Line]) -> bool:
-    """Tell whether averages of these rows mean something."""
-    return all(metric.agrees(lines[0][1]) for _, metric in lines)
-
-
-def _shared(heading: str, columns: Mapping[str, Figures]) -> Iterator[tuple[str, Figures]]:
-    known = {name: each for name, each in columns.items() if each}
-    if _agree(known.values()):
-        merged = {line: value for each in known.values() for line, value in each.items()}
-        yield from [(heading, merged)] if merged else []
-        return
-    yield from ((f"{heading} of {name}", each) for name, each in known.items())
-
-
-def _agree(columns: Iterable[Figures]) -> bool:
-    """Tell whether no row has two values."""
-    seen: dict[Line, float] = {}
-    return all(
-        seen.setdefault(line, value) == value for each in columns for line, value in each.items()
-    )
-
-
-def _average(figures: Figures, lines: list[Line]) -> str:
-    """Average a column; of fewer tasks than the others it would compare with none of them."""
-    if not lines or not all(line in figures for line in lines):
-        return ""
-    return lines[0][1].shown(sum(figures[line] for line in lines) / len(lines))
-
-
 def _mean(row: Mapping[str, float], tasks: list[str]) -> float:
     return sum(row[task] for task in tasks) / len(tasks)
-
-
-def _cell(line: Line, figures: Figures) -> str:
-    return line[1].shown(figures[line]) if line in figures else ""
 
 
 def _percent(fraction: float) -> str:
@@ -241,4 +268,8 @@ def _percent(fraction: float) -> str:
 
 
 def _text(value: str) -> Text:
-    return Text(printable(" ".join(value.splitlines())))
+    return Text(_clean(value))
+
+
+def _clean(value: str) -> str:
+    return printable(" ".join(value.splitlines()))

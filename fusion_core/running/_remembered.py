@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.measures import Measured
+from fusion_core.contracts.outcomes import decode, encode
 from fusion_core.errors import BrokenPluginError, DiskError
 from fusion_core.running._identity import Key, alike, digest_of
 from fusion_core.weights.writing.disk import write_durably
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.measures import Metrics
 
 #: Counted up when what a file holds changes its meaning.
-_SCHEMA = 2
-_LARGEST = 2**20
+_SCHEMA = 3
+_LARGEST = 2**26  # of a million outcomes
 _LOG = logging.getLogger(__name__)
 
 
@@ -36,9 +38,20 @@ def cache_directory() -> Path:
 
 def recall_metrics(key: Key) -> Metrics | None:
     """Return the metrics that are kept under a key; None for nothing, and for anything else."""
-    found = recall(key)
-    is_ours = isinstance(found, dict) and all(type(each) in {int, float} for each in found.values())
-    return found if is_ours else None
+    try:
+        found = recall(key)
+        metrics: Metrics = found["metrics"]
+        is_ours = all(type(each) in {int, float} for each in metrics.values())
+        metrics = decode(metrics, found) if "outcomes" in found else metrics
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return metrics if is_ours else None
+
+
+def keep_metrics(key: Key, metrics: Metrics) -> None:
+    """Keep metrics with their outcomes, where that is possible."""
+    outcomes = encode(metrics) if isinstance(metrics, Measured) else {}
+    keep(key, {"metrics": dict(metrics), **outcomes})
 
 
 def recall(key: Key) -> Any:  # noqa: ANN401 - JSON

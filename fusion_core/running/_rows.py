@@ -16,7 +16,7 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.machine.products import with_fast_products
 from fusion_core.progress import Progress, noting
 from fusion_core.running import _identity as identity
-from fusion_core.running._remembered import keep, recall_metrics
+from fusion_core.running._remembered import keep_metrics, recall_metrics
 from fusion_core.weights import CheckpointSource, WeightSource
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Rows:
         for part in measure(missing) if missing else ():
             row |= part
             for name in part.keys() & keys.keys():
-                keep(keys[name], dict(part[name]))
+                keep_metrics(keys[name], part[name])
         return {name: row[name] for name in sources}
 
     def _keys(self, sources: Mapping[str, WeightSource]) -> Iterator[tuple[str, identity.Key]]:

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
+from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import PluginError, RecipeError
@@ -131,7 +132,15 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Add `report.json` to a model directory, in one step."""
+    """Add `report.json` and, where tasks keep some, `outcomes.json` to a model directory.
+
+    Each is there in one step; the report comes last, so that no other one's outcomes lie beside it.
+    """
+    outcomes = report.outcomes_as_json()
+    (directory / OUTCOMES).unlink(missing_ok=True)
+    if outcomes:
+        data = json.dumps(outcomes, separators=(",", ":")).encode() + b"\n"
+        write_durably(directory / OUTCOMES, data)
     data = json.dumps(report.as_json(), indent=2).encode() + b"\n"
     write_durably(directory / REPORT, data)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from fusion_core.contracts.batch import Batch, Split
+from fusion_core.contracts.measures import Measured
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig
@@ -52,7 +53,8 @@ class TinyTask(AdaptiveTask):
         batch = batch.to(next(model.parameters()).device)
         with torch.no_grad():
             predicted = self.logits(model, batch).argmax(-1)
-        return {"accuracy": float(predicted.eq(cast("Tensor", batch.labels)).double().mean())}
+        right = predicted.eq(cast("Tensor", batch.labels))
+        return Measured({"accuracy": float(right.double().mean())}, right.tolist())
 
 
 class TinyFeatureTask(FeatureTask, TinyTask):

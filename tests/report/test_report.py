@@ -8,7 +8,8 @@ import pytest
 from fusion_core.contracts.measures import Metric
 from fusion_core.contracts.report import Published, Report
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.report.stored import compared_as_json, read_report
+from fusion_core.report.data import compared_as_json
+from fusion_core.report.stored import read_report
 from fusion_core.report.table import notes, print_reports
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ def printed(report: Report, capsys: pytest.CaptureFixture[str]) -> list[list[str
 
 def test_the_table_has_a_row_a_task_and_the_averages(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(Report(TASKS, BASE, EXPERTS), capsys)
-    assert lines[:4] == [
+    assert lines[:6] == [
         ["task", "base", "ties", "experts"],
         ["latin", "12.5", "50.0", "100.0"],
         ["greek", "0.0", "25.0", "50.0"],
         ["average", "6.2", "37.5", "75.0"],
+        ["normalised", "6.2", "50.0", "100.0"],
+        ["worst", "0.0", "25.0", "50.0"],
     ]
-    assert " ".join(lines[4]) == "accuracy in %; on average 50.0 % of the experts'"
+    assert " ".join(lines[6]) == "accuracy in %; normalised: in % of the experts', on average"
 
 
 def test_columns_without_numbers_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +49,7 @@ def test_a_task_without_an_expert_has_an_empty_cell(capsys: pytest.CaptureFixtur
     lines = printed(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
     assert lines[1] == ["latin", "50.0", "100.0"]
     assert lines[2] == ["greek", "25.0"]
-    assert lines[4] == ["accuracy", "in", "%"]
+    assert lines[5] == ["accuracy", "in", "%"]
 
 
 @pytest.mark.parametrize(("transductive", "count"), [(None, 1), (False, 1), (True, 2)])
@@ -92,14 +95,16 @@ def test_reports_stand_side_by_side_and_share_what_is_equal(
         ties=Report(TASKS, BASE, EXPERTS, published=PUBLISHED),
         ada=Report(other, BASE, EXPERTS, transductive=True, measured_on="a half"),
     )
-    assert lines[:4] == [
+    assert lines[:6] == [
         ["task", "base", "ties", "ada", "experts"],
         ["latin", "12.5", "50.0", "75.0", "100.0"],
         ["greek", "0.0", "25.0", "50.0", "50.0"],
         ["average", "6.2", "37.5", "62.5", "75.0"],
+        ["normalised", "6.2", "50.0", "87.5", "100.0"],
+        ["worst", "0.0", "25.0", "50.0", "50.0"],
     ]
-    said = [" ".join(line) for line in lines[4:]]
-    assert said[0] == "accuracy in %; on average 50.0 % (ties), 87.5 % (ada) of the experts'"
+    said = [" ".join(line) for line in lines[6:]]
+    assert said[0] == "accuracy in %; normalised: in % of the experts', on average"
     assert said[1].startswith("transductive (ada): ")
     assert said[2] == "measured on a half (ada)"
     start = said.index("method latin greek average")
@@ -145,15 +150,15 @@ def test_averages_are_over_the_tasks_that_all_have(capsys: pytest.CaptureFixture
         "b": Report({"latin": {"accuracy": 1.0}}),
     }
     lines = side_by_side(capsys, **reports)
-    assert lines[:5] == [
+    assert lines[:6] == [
         ["task", "a", "b", "experts"],
         ["latin", "50.0", "100.0", "100.0"],
         ["greek", "25.0", "50.0"],
         ["shapes", "100.0", "50.0"],
         ["average", "50.0", "100.0", "100.0"],
+        ["normalised", "50.0", "100.0"],
     ]
-    assert "on average 50.0 % (a) of the" in " ".join(lines[5])
-    assert " ".join(lines[6]) == "averages are over the tasks that all have: latin"
+    assert " ".join(lines[7]) == "averages are over the tasks that all have: latin"
 
 
 def test_without_a_common_task_there_is_no_average(capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,26 +198,29 @@ BOTH = Report(
 
 def test_what_is_not_a_fraction_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(TEXTS, capsys)
-    assert lines[1:4] == [
+    assert lines[1:6] == [
         ["wiki", "1235", "8.000", "6.000"],
         ["code", "inf", "4.000", "2.000"],
         ["average", "inf", "6.000", "4.000"],
+        ["normalised", "0.2", "62.5", "100.0"],
+        ["worst", "inf", "8.000", "6.000"],
     ]
-    said = "perplexity, lower is better; on average 62.5 % of the experts'"
-    assert " ".join(lines[4]) == said
+    said = "perplexity, lower is better; normalised: in % of the experts', on average"
+    assert " ".join(lines[6]) == said
 
 
 def test_different_units_are_named_and_not_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert (BOTH.average, BOTH.normalised_average) == (None, 0.625)
     lines = [" ".join(line) for line in printed(BOTH, capsys)]
-    assert lines[:5] == [
+    assert lines[:6] == [
         "task metric ties experts",
         "wiki perplexity, lower is better 8.000 6.000",
         "latin accuracy in % 50.0 100.0",
-        "on average 62.5 % of the experts'",
+        "normalised 62.5 100.0",
+        "normalised: in % of the experts', on average",
         "no average: the tasks are measured in different units",
     ]
-    assert lines[6:8] == ["method latin average", "theirs 25.0 25.0"]  # what is published
+    assert lines[7:9] == ["method latin average", "theirs 25.0 25.0"]  # what is published
 
 
 def test_a_task_measured_in_two_ways_is_two_rows(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +243,9 @@ def test_noted_metrics_are_rows_where_they_are_not_zero(capsys: pytest.CaptureFi
         "dates exact in % 75.0 100.0",
         "sums invalid in %, lower is better 25.0 0.0",
         "average 62.5 100.0",
-        "exact in %; on average 62.5 % of the experts'",
+        "normalised 62.5 100.0",
+        "worst 50.0 100.0",
+        "exact in %; normalised: in % of the experts', on average",
     ]
 
 
@@ -348,8 +358,9 @@ def test_the_command_reads_directories(tmp_path: Path, fuse: Callable[..., Outco
     second = written(tmp_path / "second", Report(TASKS).as_json())
     shown = fuse("compare", str(first), str(second))
     assert shown.code == 0
-    assert str(first) in shown.out
-    assert str(second) in shown.out
+    assert shown.out.splitlines()[0].split() == ["task", "base", "first", "second", "experts"]
+    elsewhere = written(tmp_path / "first" / "third", WHOLE.as_json())
+    assert str(elsewhere) in fuse("compare", str(first), str(elsewhere)).out
     found = json.loads(fuse("compare", "--json", str(first), str(second)).out)
     over = {"averaged_over": ["latin", "greek"]}
     assert found == {

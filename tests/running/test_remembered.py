@@ -29,7 +29,7 @@ POOLS = """
     import torch
     from pathlib import Path
     from fusion_core import ComponentConfig, ModelPool, ModelPoolSpec, Task, TaskPool, TaskPoolSpec
-    from fusion_core import hookimpl
+    from fusion_core import Measured, hookimpl
     from fusion_core.weights import CheckpointSource
 
     MEASURED = []
@@ -66,7 +66,10 @@ POOLS = """
         def evaluate(self, model):
             MEASURED.append(self.name)
             factor = float(Path(self.config.file).read_text()) * self.config.scale
-            return {"sum": float(model.weight.detach().double().abs().sum()) * factor / 3.0}
+            value = float(model.weight.detach().double().abs().sum()) * factor / 3.0
+            if self.name == "c":
+                return {"sum": value}
+            return Measured({"sum": value}, [value / 2, value * 1.5], [1, 1])
 
     class Sums(TaskPool):
         config_class = Data
@@ -148,6 +151,10 @@ def test_the_second_run_measures_the_merge_alone(world: World) -> None:
     second = world.report
     assert second.remembered == {"base": ("a", "b", "c"), "experts": ("a", "b")}
     assert replace(second, remembered={}) == first, "to the bit"
+    outcomes = second.outcomes_as_json()
+    assert outcomes == first.outcomes_as_json()
+    assert [list(outcomes[row]) for row in ("tasks", "base", "experts")] == [["a", "b"]] * 3
+    assert json.loads((world.root / "out" / "outcomes.json").read_text()) == outcomes
     stored = json.loads((world.root / "out" / "report.json").read_text())
     assert stored["remembered"] == {"base": ["a", "b", "c"], "experts": ["a", "b"]}
     assert notes({"m": second})[-1].startswith("base and experts: as an earlier run measured them")

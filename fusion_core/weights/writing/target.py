@@ -126,5 +126,5 @@ def _written(provenance: Path) -> set[str] | None:
             "versions": {"fusion-core": str()},
             "outputs": {"files": dict(files)},
         }:
-            return {*files, PROVENANCE, "report.json"}  # an evaluation adds that
+            return {*files, PROVENANCE, "report.json", "outcomes.json"}  # an evaluation adds those
     return None

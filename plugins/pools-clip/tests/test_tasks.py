@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from fusion_core import Split, run_fusion, shuffled_rows
+from fusion_core import Measured, Split, run_fusion, shuffled_rows
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.testing import Mean
 from pools_clip.config import ClipClassificationConfig, ClipConfig
@@ -213,7 +213,11 @@ def test_accuracy_is_the_fraction_that_is_right(task: ClipTask, model: CLIPVisio
     batch = task.batch(0, size=20, split=Split.TEST, seed=0)
     with torch.no_grad():
         right = task.logits(model, batch).argmax(dim=1) == batch.labels
-    assert task.evaluate(model) == {"accuracy": right.sum().item() / 20}
+    found = task.evaluate(model)
+    assert found == {"accuracy": right.sum().item() / 20}
+    assert isinstance(found, Measured)
+    rows = shuffled_rows(0, 20, 20, key=f"0\0pets\0{Split.TEST}")
+    assert torch.tensor(found.outcomes)[rows].tolist() == right.tolist()  # in the file's order
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

@@ -108,7 +108,8 @@ def accuracy_of(directory: str, rows: Rows, second: str | None = None) -> float:
 
 def measured(tasks: Any, pool: ModelPool[Any], source: Any = None) -> dict[str, float]:
     model = pool.build(pool.base if source is None else source)
-    return dict(tasks.measure(Subject.of(model))["a"])
+    found: dict[str, float] = tasks.measure(Subject.of(model))["a"]
+    return found
 
 
 @pytest.mark.parametrize("pair", [None, "other"])
@@ -247,7 +248,9 @@ def test_the_nearest_name_is_the_class(workshop: Workshop, encoders: EncoderPool
         library.encode([row["text"] for row in rows]), library.encode(names)
     )
     right = [names[n] == row["label"] for n, row in zip(nearest.argmax(1), rows, strict=True)]
-    assert measured(tasks, encoders) == {"accuracy": sum(right) / len(rows)}
+    found: Any = measured(tasks, encoders)
+    assert found == {"accuracy": sum(right) / len(rows)}
+    assert found.outcomes == tuple(right)
 
 
 MODES = ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean", ("cls", "mean")]

@@ -100,15 +100,18 @@ def test_bits_per_byte_are_those_of_one_window_at_a_time(
         pool.build(pool.reference, dtype=torch.float64),
         tasks.bind(pool)["perplexity"].bound,
     )
-    nats = 0.0
+    nats, bits = 0.0, []
     for text in TEXTS:
+        before = nats
         tokens = [2, *prompts.tokenizer(text, add_special_tokens=False).input_ids]
         for start in range(0, len(tokens) - 1, 7):
             nats -= log_likelihood(model, tokens[start : start + 1], tokens[start + 1 : start + 8])
+        bits.append((nats - before) / math.log(2) / len(text.encode()))
     expected = nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
-    assert measured(tasks, pool, "perplexity") == {
-        "bits_per_byte": pytest.approx(expected, rel=1e-9)
-    }
+    found = measured(tasks, pool, "perplexity")
+    assert found == {"bits_per_byte": pytest.approx(expected, rel=1e-9)}
+    assert found.outcomes == pytest.approx(bits, rel=1e-9)
+    assert found.weights == tuple(len(text.encode()) for text in TEXTS)
 
 
 def test_models_are_measured_in_the_dtype_asked_for(
@@ -139,7 +142,7 @@ def test_the_likeliest_answer_is_found_as_by_hand(
     tasks = tasks_of({"batch_size": 5}, choice={"test": CHOICES, "normalise": normalise})
     model = pool.build(pool.reference, dtype=torch.float64)
     cut = tasks.bind(pool)["choice"].bound.tokenizer
-    right = 0
+    right = []
     for line in CHOICES:
         scores = []
         for answer in line["choices"]:
@@ -150,8 +153,10 @@ def test_the_likeliest_answer_is_found_as_by_hand(
                 follows = cut(f"{line['question']} {answer}").input_ids[len(context) :]
             lengths = {"bytes": len(answer.encode()), "tokens": len(follows), "none": 1}
             scores.append(log_likelihood(model, context, follows) / lengths[normalise])
-        right += scores.index(max(scores)) == line["answer"]
-    assert measured(tasks, pool, "choice") == {"accuracy": right / len(CHOICES)}
+        right.append(scores.index(max(scores)) == line["answer"])
+    found = measured(tasks, pool, "choice")
+    assert found == {"accuracy": sum(right) / len(CHOICES)}
+    assert found.outcomes == tuple(right)
 
 
 @pytest.mark.parametrize("family", sorted(POOLS))
@@ -178,7 +183,9 @@ def test_answers_are_what_a_model_writes_alone(
     lines = [{**line, "answer": [each or "?"]} for line, each in zip(ANSWERS, said, strict=True)]
     tasks = tasks_of({"batch_size": 3}, generate={"test": lines, "max_tokens": 6})
     empty = sum(not each for each in said) / len(said)
-    assert measured(tasks, pool, "generate") == {"exact_match": 1 - empty, "invalid": empty}
+    found = measured(tasks, pool, "generate")
+    assert found == {"exact_match": 1 - empty, "invalid": empty}
+    assert found.outcomes == tuple(bool(each) for each in said)
 
 
 def test_invalid_answers_are_counted_and_are_wrong(

@@ -13,6 +13,7 @@ from fusion_core import (
     Batch,
     ComponentConfig,
     FeatureTask,
+    Measured,
     Split,
     TaskPool,
     choose_tasks,
@@ -172,8 +173,8 @@ class ClipTask(FeatureTask):
         """Return {"accuracy": fraction of the test images}, measured on the model's device."""
         images = self._images(Split.TEST)
         labels = cast("Tensor", images.labels)  # the test split is read with them
-        correct = int((self._predictions(model, images) == labels).sum())
-        return {"accuracy": correct / len(images)}
+        correct = self._predictions(model, images) == labels
+        return Measured({"accuracy": int(correct.sum()) / len(images)}, correct.tolist())
 
     def _predictions(self, model: nn.Module, images: Images) -> Tensor:
         steps = math.ceil(len(images) / self._config.batch_size)

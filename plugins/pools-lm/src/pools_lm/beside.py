@@ -30,7 +30,7 @@ _NOT_NEEDED = (
     *("*.msgpack", "*.onnx*", "*.gguf", "*.ot", "rust_model*", "training_args.bin", "*.md"),
     *("LICEN*", "NOTICE*", "USE_POLICY*", ".*", "*.png", "*.jpg", "*.svg", "*.pdf", "*.log"),
     *("trainer_state.json", "*_results.json", "adapter_*", "events.out*", "recipe.yaml"),
-    *("provenance.json", "report.json", "metrics.jsonl"),
+    *("provenance.json", "report.json", "outcomes.json", "metrics.jsonl"),
 )
 _OWN = "sentence_transformers."
 

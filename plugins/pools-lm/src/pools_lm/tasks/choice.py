@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from fusion_core import Split
+from fusion_core import Measured, Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.config import ChoiceLines
 from pools_lm.tasks.questions import QuestionTask
@@ -41,8 +41,8 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
         ]
         bounds = pairwise(accumulate(map(len, choices), initial=0))
         picked = [max(range(start, end), key=scores.__getitem__) - start for start, end in bounds]
-        right = [self._right(line) for line in lines]
-        return {"accuracy": sum(map(int.__eq__, picked, right)) / len(lines)}
+        right = [each == self._right(line) for each, line in zip(picked, lines, strict=True)]
+        return Measured({"accuracy": sum(right) / len(lines)}, right)
 
     def _length(self, text: str, pair: Pair) -> int:
         if self.data.normalise == "none":

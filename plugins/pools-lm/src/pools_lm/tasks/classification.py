@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Batch, FeatureTask, Split
+from fusion_core import Batch, FeatureTask, Measured, Split
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.tasks.encoder import Encoder, Example, stacked
 from pools_lm.tasks.examples import AdaptiveLinesTask, unbound
@@ -74,7 +74,8 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
         found = torch.stack(by_length(scored, examples, model, batch_size=size, said=self.name))
         labels = _labels(examples)
         self._check_classes(int(labels.max()), found.shape[1])
-        return {"accuracy": float((found.argmax(dim=1) == labels).double().mean())}
+        right = found.argmax(dim=1) == labels
+        return Measured({"accuracy": float(right.double().mean())}, right.tolist())
 
     def examples(self, lines: Sequence[Line], split: Split) -> list[Example]:
         """Return every line's tokens and, where it may be seen, its class."""

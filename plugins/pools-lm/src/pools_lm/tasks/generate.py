@@ -7,7 +7,7 @@ import operator
 import re
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Metric, Split
+from fusion_core import Measured, Metric, Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.config import GenerateLines
 from pools_lm.tasks.prompts import Pair
@@ -46,8 +46,10 @@ class GenerateTask(QuestionTask[GenerateLines]):
         found = [self._read(each) for each in self._said(model, self.questions(lines))]
         right = [self._answers(line) for line in lines]
         invalid = sum(each is None for each in found) / len(lines)
-        measure = _correlation if self.data.metric == "spearman" else _exact
-        return {self.data.metric: measure(found, right), "invalid": invalid}
+        if self.data.metric == "spearman":
+            return {"spearman": _correlation(found, right), "invalid": invalid}
+        exact = list(map(operator.contains, right, found))
+        return Measured({self.data.metric: sum(exact) / len(exact), "invalid": invalid}, exact)
 
     def _said(self, model: nn.Module, questions: Sequence[str]) -> list[str]:
         contexts = [Pair(self.bound.context(each)).within(self._room) for each in questions]
@@ -85,10 +87,6 @@ class GenerateTask(QuestionTask[GenerateLines]):
                 hint="Give a text, or a list of texts that are all right.",
             )
         return [str(each).strip() for each in found]
-
-
-def _exact(found: Sequence[str | None], right: Sequence[Sequence[str]]) -> float:
-    return sum(map(operator.contains, right, found)) / len(found)
 
 
 def _correlation(found: Sequence[str | None], right: Sequence[Sequence[str]]) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from fusion_core import Metric, Split
+from fusion_core import Measured, Metric, Split
 from pools_lm.tasks.config import TextLines
 from pools_lm.tasks.scoring import log_likelihoods
 from pools_lm.tasks.task import LanguageTask
@@ -43,10 +44,14 @@ class PerplexityTask(LanguageTask[TextLines]):
         """Return {"bits_per_byte": ...}: over all test texts, their bytes as UTF-8 has them."""
         lines = self.lines(Split.TEST)
         size = self.config.batch_size
-        pairs = self.pairs(lines, Split.TEST)
-        nats = -sum(log_likelihoods(model, pairs, batch_size=size, said=self.name))
-        count = sum(len(self._text(line).encode()) for line in lines)
-        return {"bits_per_byte": nats / math.log(2) / count}
+        windows = [self.pairs([line], Split.TEST) for line in lines]
+        pairs = [each for own in windows for each in own]
+        found = log_likelihoods(model, pairs, batch_size=size, said=self.name)
+        bounds = pairwise(accumulate(map(len, windows), initial=0))
+        bits = [-sum(found[start:end]) / math.log(2) for start, end in bounds]
+        sizes = [len(self._text(line).encode()) for line in lines]
+        each = [own / max(1, size) for own, size in zip(bits, sizes, strict=True)]
+        return Measured({"bits_per_byte": -sum(found) / math.log(2) / sum(sizes)}, each, sizes)
 
     def _text(self, line: Line) -> str:
         return line.filled(self.data.text)

@@ -1,0 +1,103 @@
+"""Intervals and what they are made of, held against scipy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fusion_core.contracts.intervals import (
+    interval_of,
+    interval_of_average,
+    student,
+    student_quantile,
+    wilson,
+)
+from fusion_core.contracts.measures import Measured, Repeated
+
+RANDOM = np.random.default_rng(0)
+BITS = RANDOM.gamma(4.0, 0.25, size=60)
+BYTES = RANDOM.integers(20, 400, size=60).astype(float)
+
+
+def accuracy(*outcomes: float) -> Measured:
+    return Measured({"accuracy": sum(outcomes) / len(outcomes)}, outcomes)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (3, 10), (745, 1000), (1, 1)])
+def test_right_and_wrong_have_wilsons_interval(right: int, count: int) -> None:
+    known = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson(right, count) == pytest.approx((known.low, known.high), abs=1e-12)
+    measured = accuracy(*[1] * right, *[0] * (count - right))
+    assert interval_of(measured) == wilson(right, count)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 10, 31, 100])
+@pytest.mark.parametrize("share", [0.6, 0.975, 0.9999])
+def test_students_quantiles(share: float, freedom: int) -> None:
+    assert student_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-9)
+
+
+def test_means_over_seeds_have_students_interval() -> None:
+    values = [0.61, 0.64, 0.6]
+    known = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert student(values) == pytest.approx(known)
+    repeated = Repeated([{"accuracy": value, "loss": 1.0} for value in values])
+    assert repeated == pytest.approx({"accuracy": np.mean(values), "loss": 1.0})
+    assert interval_of(repeated) == pytest.approx(known)
+    other = Repeated([{"accuracy": 1 - value} for value in values])
+    low, high = interval_of_average([repeated, other]) or (math.nan, math.nan)
+    assert low == pytest.approx(high)  # what one task wins with a seed, the other loses
+    assert interval_of(Repeated([{"accuracy": 0.5}])) is None
+
+
+def known_bootstrap(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    def mean(picked: np.ndarray, axis: int = -1) -> np.ndarray:
+        index = picked.astype(int)
+        return (values * weights)[index].sum(axis) / weights[index].sum(axis)
+
+    data = (np.arange(len(values)),)
+    found = stats.bootstrap(data, mean, n_resamples=20_000, method="percentile", rng=1)
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+@pytest.mark.parametrize("weights", [BYTES, None], ids=["weighted", "all alike"])
+def test_other_outcomes_are_bootstrapped(weights: np.ndarray | None) -> None:
+    each = np.ones_like(BITS) if weights is None else weights
+    measured = Measured({"bits": float(np.average(BITS, weights=each))}, BITS, weights)
+    low, high = interval_of(measured) or (math.nan, math.nan)
+    known = known_bootstrap(BITS, each)
+    assert (low, high) == pytest.approx(known, abs=0.06 * (known[1] - known[0]))
+    assert interval_of(measured) == (low, high)  # the same every time
+
+
+def test_averages_resample_within_each_task() -> None:
+    first, second = accuracy(*[1] * 300, *[0] * 100), accuracy(*[1] * 20, *[0] * 80)
+    low, high = interval_of_average([first, second]) or (math.nan, math.nan)
+    error = math.sqrt(0.75 * 0.25 / 400 + 0.2 * 0.8 / 100) / 2  # nearly normal
+    assert (low, high) == pytest.approx((0.475 - 1.96 * error, 0.475 + 1.96 * error), abs=0.004)
+
+
+def test_what_is_counted_is_distributed_like_what_is_drawn() -> None:
+    few = [0.0] * 30 + [1.0] * 50 + [2.0] * 20
+    many = [each + 1e-9 * number for number, each in enumerate(few)]
+    found = [interval_of(Measured({"score": sum(x) / 100}, x)) for x in (few, many)]
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
+def test_without_outcomes_there_is_no_interval() -> None:
+    plain, one = {"accuracy": 0.5}, Measured({"bits": 0.25}, [0.25])
+    infinite = Measured({"bits": math.inf}, [math.inf, 1.0])
+    assert [interval_of(each) for each in (plain, one, infinite)] == [None, None, None]
+    assert interval_of_average([accuracy(1, 0), plain]) is None
+    assert interval_of_average([]) is None
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "weights"), [([1, 0], None), ([], None), ([1, 1], [1]), ([1, 0], [1, 1])]
+)
+def test_outcomes_are_those_of_the_figure(outcomes: list[int], weights: list[int] | None) -> None:
+    with pytest.raises(ValueError, match=r"accuracy is 1\.0, and the mean|zip\(\)"):
+        Measured({"accuracy": 1.0}, outcomes, weights)

@@ -126,7 +126,7 @@ def test_formats_have_a_row_a_model() -> None:
     assert latex[2:5] == [
         r"model & latin & average & normalised \\",
         r"\midrule",
-        r"a\_b & 50.0 $\pm$9.6 & 50.0 $\pm$10.0 & 50.5 \\",
+        r"a\_b & 50.0 $\pm$9.6 & 50.0 $\pm$9.6 & 50.5 \\",
     ]
 
 
@@ -214,6 +214,9 @@ def test_two_runs_are_compared_on_the_same_examples(
     (other / "outcomes.json").unlink()
     refused = fuse("compare", first, "--paired", first, other)
     assert (refused.code, "no test examples in common" in refused.err) == (2, True)
+    assert "a twice\n" in fuse("compare", first, "--paired", first, first).err
+    refused = fuse("compare", first, "--paired", first, second, "--format", "csv")
+    assert (refused.code, "--paired has no --format csv" in refused.err) == (2, True)
 
 
 def test_outcomes_of_another_report_are_named(tmp_path: Path, fuse: Callable[..., Outcome]) -> None:

@@ -141,7 +141,7 @@ def _print_tables(
 
 
 def _print_text(reports: Mapping[str, Report], form: Format, *, intervals: bool) -> None:
-    from fusion_core.contracts.table import table_of
+    from fusion_core.contracts.layout import table_of
     from fusion_core.report import formats
 
     write = {

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.intervals import percentiles, resample
+from fusion_core.contracts.layout import AVERAGE, are_alike, shared_lines
 from fusion_core.contracts.measures import Measured, Metric, weighted_mean
-from fusion_core.contracts.table import AVERAGE, are_alike, shared_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
+from fusion_core.contracts.layout import table_of
 from fusion_core.contracts.measures import Measured, Metric, Repeated
 from fusion_core.contracts.report import Report
 from fusion_core.contracts.run import RunResult
-from fusion_core.contracts.table import Entry, Figure, table_of
+from fusion_core.contracts.table import Entry, Figure
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.report.data import compared_as_json, report_as_json
+from fusion_core.report.drawing import report_tables
 from fusion_core.report.formats import as_csv, as_latex, as_markdown
 from fusion_core.report.sorting import sort_reports
-from fusion_core.report.table import print_reports, report_tables
+from fusion_core.report.table import print_reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -156,13 +156,16 @@ def _scale(reports: Reports) -> str:
 
 
 def _of_intervals(figures: Figures, reports: Reports) -> list[str]:
-    """Say what intervals are of, or that there are none."""
+    """Say what intervals are of, or why there are none."""
     each = [one for entry in figures.entries for one in entry.figures if one is not None]
-    if not any(one.interval is not None for one in each):
-        return ["no intervals: nothing is kept of each example; fuse evaluate measures anew"]
     rows = (metrics for report in reports.values() for metrics in report.tasks.values())
-    over = "seeds" if any(isinstance(each, Repeated) for each in rows) else "test examples"
-    return [f"±: 95 % intervals over {over}; -1.9+1.2: so far down, so far up"]
+    are_runs = any(isinstance(metrics, Repeated) for metrics in rows)
+    if any(one.interval is not None for one in each):
+        over = "seeds" if are_runs else "test examples"
+        return [f"±: 95 % intervals over {over}; -1.9+1.2: so far down, so far up"]
+    if are_runs:
+        return ["no intervals: no two of these runs differ in the seed alone"]
+    return ["no intervals: nothing is kept of each example; fuse evaluate measures anew"]
 
 
 def _of(names: list[str], reports: Reports) -> str:

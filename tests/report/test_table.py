@@ -106,6 +106,8 @@ def test_intervals_that_there_are_not_are_said(capsys: pytest.CaptureFixture[str
     print_reports({"m": seeds}, intervals=True)
     assert "55.0 ±63.5" in (out := capsys.readouterr().out)
     assert "intervals over seeds" in out
+    print_reports({"m": Report({"latin": Repeated([{"accuracy": 0.5}])})}, intervals=True)
+    assert "no two of these runs differ in the seed" in capsys.readouterr().out
 
 
 def test_formats_have_a_row_a_model() -> None:

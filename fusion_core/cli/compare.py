@@ -89,13 +89,17 @@ def compare(
         _print_data(shown, pair, found, intervals=intervals)
     elif form is Format.TABLE:
         _print_tables(shown, pair, found, intervals=intervals)
-    else:
+    elif paired is None:
         _print_text(shown, form, intervals=intervals)
+    else:
+        raise RecipeError(f"--paired has no --format {form}", hint="Use table or json.")
 
 
 def _differences(pair: Mapping[str, Report], *, is_asked: bool) -> list[Difference]:
     from fusion_core.report.paired import differences
 
+    if len(pair) == 1:
+        raise RecipeError(f"--paired names {next(iter(pair))} twice", hint="Name two directories.")
     found = differences(*pair.values())
     if is_asked and not found:
         raise RecipeError(
@@ -137,7 +141,7 @@ def _print_tables(
 
 
 def _print_text(reports: Mapping[str, Report], form: Format, *, intervals: bool) -> None:
-    from fusion_core.contracts.table import table_of
+    from fusion_core.contracts.layout import table_of
     from fusion_core.report import formats
 
     write = {

@@ -40,14 +40,20 @@ def interval_of(metrics: Metrics) -> Interval | None:
         return student([main(each) for each in metrics.runs])
     if isinstance(metrics, Measured) and metrics.is_binary:
         return wilson(int(sum(metrics.outcomes)), len(metrics.outcomes))
-    return interval_of_average([metrics])
+    return _bootstrapped([metrics])
 
 
 def interval_of_average(row: Collection[Metrics]) -> Interval | None:
     """Return the 95 % interval of the mean of tasks' main metrics; None as for `interval_of`."""
+    if len(row) == 1:
+        return interval_of(*row)
     repeated = [each.runs for each in row if isinstance(each, Repeated)]
     if repeated and len(repeated) == len(row):
         return student([sum(map(main, run)) / len(run) for run in zip(*repeated, strict=True)])
+    return _bootstrapped(row)
+
+
+def _bootstrapped(row: Collection[Metrics]) -> Interval | None:
     measured = [each for each in row if isinstance(each, Measured) and len(each.outcomes) > 1]
     if not measured or len(measured) < len(row):
         return None

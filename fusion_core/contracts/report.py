@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
 
+from fusion_core.contracts.layout import table_of
 from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import row_as_json, row_of
-from fusion_core.contracts.table import table_of
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:

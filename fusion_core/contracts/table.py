@@ -1,53 +1,18 @@
-"""Reports as a table of figures, before anybody draws it: on a terminal, in a paper, a notebook.
-
-An entry for each task, a figure in it for each model: the base, the models that were measured, the
-experts. Below stand averages over the tasks that all reports have, where they mean something.
-"""
+"""A table of figures, before anybody draws it: on a terminal, in a paper, a notebook."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from fusion_core.contracts.intervals import interval_of, interval_of_average
-from fusion_core.contracts.measures import FRACTION, Metric, Metrics, main
+from fusion_core.contracts.measures import FRACTION, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from fusion_core.contracts.intervals import Interval
-
-    #: A row of the table: a task, and the metric that its values are of.
-    Line = tuple[str, Metric]
-    Row = Mapping[str, Metrics]
-
-AVERAGE, NORMALISED, WORST = "average", "normalised", "worst"
-
-
-class Rows(Protocol):
-    """What the table needs of a report."""
-
-    @property
-    def tasks(self) -> Row:
-        """What was measured of the model."""
-
-    @property
-    def base(self) -> Row:
-        """What was measured of the base."""
-
-    @property
-    def experts(self) -> Row:
-        """What was measured of each task's own expert."""
-
-    @property
-    def main_metrics(self) -> Mapping[str, Metric]:
-        """Every task's main metric."""
-
-    def metric(self, task: str, name: str) -> Metric:
-        """Return what is known of a task's metric."""
 
 
 @dataclass(frozen=True)
@@ -152,143 +117,3 @@ def _named(entry: Entry, table: Table) -> str:
     """Return what a column is called that has an entry's figures."""
     is_told = entry.is_task and table.is_mixed
     return f"{entry.label} ({entry.metric.name})" if is_told else entry.label
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A model's metrics by task and metric, and those of its tasks' experts."""
-
-    cells: Mapping[Line, Metrics]
-    experts: Mapping[Line, Metrics]
-
-    def figure(self, line: Line) -> Figure | None:
-        if line not in self.cells:
-            return None
-        metrics, name = self.cells[line], line[1].name
-        is_main = name == next(iter(metrics))
-        return Figure(metrics[name], partial(interval_of, metrics) if is_main else lambda: None)
-
-    def average(self, lines: Sequence[Line]) -> Figure | None:
-        """Average a column; of fewer tasks than the others it would compare with none of them."""
-        if not lines or not all(line in self.cells for line in lines):
-            return None
-        row = [self.cells[line] for line in lines]
-        return Figure(sum(map(main, row)) / len(row), partial(interval_of_average, row))
-
-    def normalised(self, lines: Sequence[Line]) -> Figure | None:
-        """Return the mean of figure / the expert's, or its inverse where lower is better."""
-        ratios = [
-            metric.ratio(*(main(x[task, metric]) for x in (self.cells, self.experts)))
-            for task, metric in lines
-            if (task, metric) in self.cells.keys() & self.experts.keys()
-        ]
-        known = [each for each in ratios if each is not None]
-        return Figure(sum(known) / len(known)) if known and len(known) == len(lines) else None
-
-    def worst(self, lines: Sequence[Line]) -> Figure | None:
-        """Return the worst of the figures that the average is of."""
-        average = self.average(lines)
-        if average is None or math.isnan(average.value):
-            return average
-        worst = min if lines[0][1].higher_is_better else max
-        metrics = worst((self.cells[line] for line in lines), key=main)
-        return Figure(main(metrics), partial(interval_of, metrics))
-
-
-def table_of(reports: Mapping[str, Rows]) -> Table:
-    """Lay reports out: the base, the models, the experts; averages over common tasks.
-
-    A base or experts that reports share stand once, or as often as they differ.
-    """
-    experts = {name: _cells(report, report.experts) for name, report in reports.items()}
-    bases = _shared("base", {n: _cells(r, r.base) for n, r in reports.items()}, experts)
-    models = [(n, _Column(_cells(r, r.tasks), experts[n])) for n, r in reports.items()]
-    named = [*bases, *models, *_shared("experts", experts, experts)]
-    columns = [column for _, column in named]
-    lines = [*lines_of(reports), *_noted(columns)]
-    entries = [Entry(*line, [each.figure(line) for each in columns]) for line in lines]
-    entries += _summaries(columns, shared_lines(reports))
-    return Table([heading for heading, _ in named], entries, len(bases))
-
-
-def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[Entry]:
-    """Yield averages where they mean something; a row of nothing says that no task is shared."""
-    alike = are_alike(shared)
-    if alike:
-        metric = shared[0][1] if shared else Metric("")
-        yield Entry(AVERAGE, metric, [each.average(shared) for each in columns], is_task=False)
-    shares = [each.normalised(shared) for each in columns]
-    if any(shares):
-        yield Entry(NORMALISED, Metric(NORMALISED), shares, is_task=False)
-    if alike and len(shared) > 1:
-        worst = [each.worst(shared) for each in columns]
-        yield Entry(WORST, shared[0][1], worst, is_task=False)
-
-
-def common(reports: Mapping[str, Rows]) -> list[str]:
-    """Return the tasks that every report has, by the same main metric."""
-    first, *others = (report.main_metrics for report in reports.values())
-    return [task for task in first if all(other.get(task) == first[task] for other in others)]
-
-
-def lines_of(reports: Mapping[str, Rows]) -> list[Line]:
-    """Return the rows of tasks."""
-    return list(dict.fromkeys(line for r in reports.values() for line in r.main_metrics.items()))
-
-
-def shared_lines(reports: Mapping[str, Rows]) -> list[Line]:
-    """Return the rows that every report has."""
-    names = common(reports)
-    return [line for line in lines_of(reports) if line[0] in names]
-
-
-def are_alike(lines: Sequence[Line]) -> bool:
-    """Tell whether averages of these rows mean something."""
-    return all(metric.agrees(lines[0][1]) for _, metric in lines)
-
-
-def _cells(report: Rows, row: Row) -> Mapping[Line, Metrics]:
-    """Return metrics by line: the main and the noted ones."""
-    return {
-        (task, metric): metrics
-        for task, metrics in row.items()
-        for number, name in enumerate(metrics)
-        for metric in [report.metric(task, name)]
-        if number == 0 or metric.is_noted
-    }
-
-
-def _noted(columns: Sequence[_Column]) -> list[Line]:
-    """Return the rows below: what is not the main metric, and to be seen where it is not zero."""
-    noted = dict.fromkeys(line for each in columns for line in each.cells if line[1].is_noted)
-    return [
-        line
-        for line in noted
-        if any(found.value for each in columns if (found := each.figure(line)) is not None)
-    ]
-
-
-def _shared(
-    heading: str,
-    cells: Mapping[str, Mapping[Line, Metrics]],
-    experts: Mapping[str, Mapping[Line, Metrics]],
-) -> list[tuple[str, _Column]]:
-    known = {name: each for name, each in cells.items() if each}
-    if not _agree(known.values()):
-        return [(f"{heading} of {n}", _Column(each, experts[n])) for n, each in known.items()]
-    beside = _merged(experts.values()) if _agree(experts.values()) else {}
-    return [(heading, _Column(_merged(known.values()), beside))] if known else []
-
-
-def _merged(columns: Iterable[Mapping[Line, Metrics]]) -> Mapping[Line, Metrics]:
-    return {line: metrics for each in columns for line, metrics in each.items()}
-
-
-def _agree(columns: Iterable[Mapping[Line, Metrics]]) -> bool:
-    """Tell whether no row has two values."""
-    seen: dict[Line, float] = {}
-    return all(
-        seen.setdefault(line, metrics[line[1].name]) == metrics[line[1].name]
-        for each in columns
-        for line, metrics in each.items()
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.intervals import interval_of, interval_of_average
-from fusion_core.contracts.table import common
+from fusion_core.contracts.layout import common
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,12 +8,11 @@ by a paired bootstrap of the differences. Values for one task each: nothing is c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import comb
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.intervals import percentiles, resample
+from fusion_core.contracts.layout import AVERAGE, are_alike, shared_lines
 from fusion_core.contracts.measures import Measured, Metric, weighted_mean
-from fusion_core.contracts.table import AVERAGE, are_alike, shared_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +74,10 @@ def differences(first: Report, second: Report) -> list[Difference]:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of so many examples that only one model has right."""
     count, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(comb(count, each) for each in range(fewer + 1))
+    term = tail = 1  # binomial coefficients, each from the one before: there may be thousands
+    for each in range(fewer):
+        term = term * (count - each) // (each + 1)
+        tail += term
     return min(1.0, 2 * tail / (1 << count))
 
 

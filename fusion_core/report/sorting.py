@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fusion_core.contracts.table import table_of
+from fusion_core.contracts.layout import table_of
 from fusion_core.errors import RecipeError
 from fusion_core.shown import did_you_mean
 

@@ -7,15 +7,12 @@ have a row each.
 from __future__ import annotations
 
 import sys
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from fusion_core.contracts.measures import FRACTION, Repeated, main
-from fusion_core.contracts.table import (
+from fusion_core.contracts.layout import (
     NORMALISED,
     are_alike,
     common,
@@ -23,11 +20,12 @@ from fusion_core.contracts.table import (
     shared_lines,
     table_of,
 )
+from fusion_core.contracts.measures import FRACTION, Repeated, main
+from fusion_core.report.drawing import draw, report_tables, text_of
 from fusion_core.report.paired import BOOTSTRAP
-from fusion_core.shown import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.table import Table as Figures
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
     Reports = Mapping[str, Report]
 
 _PIPE = 240  # columns: programs and files need no folding
-#: Headings that are folded to as many columns can be read; to fewer, only if nothing else fits.
-_HEADING, _NARROWEST = 9, 5
-#: Names that are longer may be folded.
-_WORDS = 24
 
 
 def print_reports(reports: Reports, *, intervals: bool = False) -> None:
@@ -49,7 +43,7 @@ def print_reports(reports: Reports, *, intervals: bool = False) -> None:
     for table in report_tables(figures, console.width, intervals=intervals):
         console.print(table)
     for note in [*notes(reports), *(_of_intervals(figures, reports) if intervals else [])]:
-        console.print(_text(note), soft_wrap=True)
+        console.print(text_of(note), soft_wrap=True)
     known = [each.published for each in reports.values() if each.published is not None]
     for published in {each.family: each for each in known}.values():
         _print_published(console, of_family(reports, published), published)
@@ -61,11 +55,11 @@ def print_differences(first: str, second: str, found: Sequence[Difference]) -> N
     bold = [number for number, each in enumerate(found, 1) if not each.is_task]
     console = _console()
     console.print()
-    console.print(_text(f"{second} - {first}, on the same examples"), soft_wrap=True)
+    console.print(text_of(f"{second} - {first}, on the same examples"), soft_wrap=True)
     console.print(draw(rows, console.width, bold=bold))
     tests = {each.test: None for each in found if each.is_task}
     said = f"tasks: {', '.join(tests)}; average: {BOOTSTRAP}" if bold else ", ".join(tests)
-    console.print(_text(f"{said}; each p by itself, not corrected for many"), soft_wrap=True)
+    console.print(text_of(f"{said}; each p by itself, not corrected for many"), soft_wrap=True)
 
 
 def _console() -> Console:
@@ -77,91 +71,8 @@ def _print_published(console: Console, reports: Reports, published: Published) -
     if tasks:
         console.print()
         console.print(published_table(reports, published, tasks))
-        console.print(_text(f"published: {published.source}"), soft_wrap=True)
-        console.print(_text(f"of {published.family}"), soft_wrap=True)
-
-
-def report_tables(figures: Figures, width: int, *, intervals: bool = False) -> Iterator[Table]:
-    """Draw a table, a row a task if it fits into so many columns.
-
-    Else it has a row a model, and as many parts below each other as it takes.
-    """
-    rows, words = figures.by_task(intervals=intervals), 2 if figures.is_mixed else 1
-    bold = [number for number, each in enumerate(figures.entries, 1) if not each.is_task]
-    if _width(rows, words, _HEADING) > width:
-        rows, words, bold = figures.by_model(intervals=intervals), 1, []
-    if intervals:  # numbers stand below numbers, whatever follows them
-        rows = _aligned(rows, words)
-    for part in _parts(rows, words, width):
-        yield draw(part, width, bold=bold, words=words, left=intervals)
-
-
-def draw(
-    rows: Sequence[Sequence[str]],
-    width: int,
-    *,
-    bold: Sequence[int] = (),
-    words: int = 1,
-    left: bool = False,
-) -> Table:
-    """Draw rows of cells under the first one, whose first columns are words and no numbers.
-
-    Headings are folded where they would make the table too wide; numbers never are.
-    """
-    is_wide = _width(rows, words, width) > width
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, (heading, *cells) in enumerate(zip(*rows, strict=True)):
-        is_word = number < words
-        room = max(_NARROWEST, *map(len, cells)) if is_wide and not is_word else len(heading)
-        table.add_column(
-            Text(fill(_clean(heading), max(1, room))),
-            justify="left" if is_word or left else "right",
-            no_wrap=not is_word,
-            overflow="fold",
-        )
-    for number, row in enumerate(rows[1:], 1):
-        table.add_row(*map(_text, row), style="bold" if number in bold else None)
-    return table
-
-
-def _aligned(rows: Sequence[Sequence[str]], words: int) -> list[list[str]]:
-    """Pad cells at their left so that what stands before a blank is as wide in all of a column."""
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    for column in columns[words:]:
-        widths = [len(cell.partition(" ")[0]) for cell in column[1:]]
-        room = max(widths)
-        column[1:] = [
-            " " * (room - width) + cell for width, cell in zip(widths, column[1:], strict=True)
-        ]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _parts(
-    rows: Sequence[Sequence[str]], words: int, width: int
-) -> Iterator[list[tuple[str, ...]]]:
-    """Part a table between columns so that each part fits; all begin with the columns of words."""
-    columns = list(zip(*rows, strict=True))
-    named, part = columns[:words], columns[: words + 1]
-    for column in columns[words + 1 :]:
-        longer = [*part, column]
-        if _width(list(zip(*longer, strict=True)), words, _NARROWEST) > width:
-            yield list(zip(*part, strict=True))
-            longer = [*named, column]
-        part = longer
-    yield list(zip(*part, strict=True))
-
-
-def _width(rows: Sequence[Sequence[str]], words: int, longest: int) -> int:
-    """Return the columns that a table takes, with headings of so many characters at the most.
-
-    Words may be folded, too.
-    """
-    widths = [
-        max(min(len(heading), longest), *map(len, cells))
-        for heading, *cells in zip(*rows, strict=True)
-    ]
-    widths[:words] = [min(each, _WORDS) for each in widths[:words]]
-    return sum(widths) + 2 * (len(widths) - 1)
+        console.print(text_of(f"published: {published.source}"), soft_wrap=True)
+        console.print(text_of(f"of {published.family}"), soft_wrap=True)
 
 
 def of_family(reports: Reports, published: Published) -> Reports:
@@ -194,11 +105,11 @@ def published_table(reports: Reports, published: Published, tasks: list[str]) ->
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for heading in (*tasks, "average"):
-        table.add_column(_text(heading), justify="right", overflow="fold")
+        table.add_column(text_of(heading), justify="right", overflow="fold")
     for label, row in sorted(complete, key=lambda each: _mean(each[1], tasks)):
         cells = (_percent(row[task]) for task in tasks)
         style = "bold" if ours.get(label) is row else None
-        table.add_row(_text(label), *cells, _percent(_mean(row, tasks)), style=style)
+        table.add_row(text_of(label), *cells, _percent(_mean(row, tasks)), style=style)
     return table
 
 
@@ -245,13 +156,16 @@ def _scale(reports: Reports) -> str:
 
 
 def _of_intervals(figures: Figures, reports: Reports) -> list[str]:
-    """Say what intervals are of, or that there are none."""
+    """Say what intervals are of, or why there are none."""
     each = [one for entry in figures.entries for one in entry.figures if one is not None]
-    if not any(one.interval is not None for one in each):
-        return ["no intervals: nothing is kept of each example; fuse evaluate measures anew"]
     rows = (metrics for report in reports.values() for metrics in report.tasks.values())
-    over = "seeds" if any(isinstance(each, Repeated) for each in rows) else "test examples"
-    return [f"±: 95 % intervals over {over}; -1.9+1.2: so far down, so far up"]
+    are_runs = any(isinstance(metrics, Repeated) for metrics in rows)
+    if any(one.interval is not None for one in each):
+        over = "seeds" if are_runs else "test examples"
+        return [f"±: 95 % intervals over {over}; -1.9+1.2: so far down, so far up"]
+    if are_runs:
+        return ["no intervals: no two of these runs differ in the seed alone"]
+    return ["no intervals: nothing is kept of each example; fuse evaluate measures anew"]
 
 
 def _of(names: list[str], reports: Reports) -> str:
@@ -265,11 +179,3 @@ def _mean(row: Mapping[str, float], tasks: list[str]) -> float:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
-
-
-def _text(value: str) -> Text:
-    return Text(_clean(value))
-
-
-def _clean(value: str) -> str:
-    return printable(" ".join(value.splitlines()))

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
+from fusion_core.contracts.layout import table_of
 from fusion_core.contracts.measures import Measured, Metric, Repeated
 from fusion_core.contracts.report import Report
 from fusion_core.contracts.run import RunResult
-from fusion_core.contracts.table import Entry, Figure, table_of
+from fusion_core.contracts.table import Entry, Figure
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.report.data import compared_as_json, report_as_json
+from fusion_core.report.drawing import report_tables
 from fusion_core.report.formats import as_csv, as_latex, as_markdown
 from fusion_core.report.sorting import sort_reports
-from fusion_core.report.table import print_reports, report_tables
+from fusion_core.report.table import print_reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +106,8 @@ def test_intervals_that_there_are_not_are_said(capsys: pytest.CaptureFixture[str
     print_reports({"m": seeds}, intervals=True)
     assert "55.0 ±63.5" in (out := capsys.readouterr().out)
     assert "intervals over seeds" in out
+    print_reports({"m": Report({"latin": Repeated([{"accuracy": 0.5}])})}, intervals=True)
+    assert "no two of these runs differ in the seed" in capsys.readouterr().out
 
 
 def test_formats_have_a_row_a_model() -> None:
@@ -126,7 +130,7 @@ def test_formats_have_a_row_a_model() -> None:
     assert latex[2:5] == [
         r"model & latin & average & normalised \\",
         r"\midrule",
-        r"a\_b & 50.0 $\pm$9.6 & 50.0 $\pm$10.0 & 50.5 \\",
+        r"a\_b & 50.0 $\pm$9.6 & 50.0 $\pm$9.6 & 50.5 \\",
     ]
 
 
@@ -214,6 +218,9 @@ def test_two_runs_are_compared_on_the_same_examples(
     (other / "outcomes.json").unlink()
     refused = fuse("compare", first, "--paired", first, other)
     assert (refused.code, "no test examples in common" in refused.err) == (2, True)
+    assert "a twice\n" in fuse("compare", first, "--paired", first, first).err
+    refused = fuse("compare", first, "--paired", first, second, "--format", "csv")
+    assert (refused.code, "--paired has no --format csv" in refused.err) == (2, True)
 
 
 def test_outcomes_of_another_report_are_named(tmp_path: Path, fuse: Callable[..., Outcome]) -> None:

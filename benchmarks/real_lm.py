@@ -20,10 +20,10 @@ from pathlib import Path
 
 from real_lm_experts import TASKS, write_base, write_data, write_expert
 
-#: What follows `fuse run`, by the name of its output; adapters are merged at their full strength.
+#: What follows `fuse run`, by the name of its output.
 _METHODS = {
     "average": ["--algo", "simple-average"],
-    "sum": ["--algo", "task-arithmetic", "--set", "algorithm.scale=1"],
+    "sum": ["--algo", "task-arithmetic", "--set", "algorithm.scale=0.6"],
     "ties": ["--algo", "ties", "--set", "algorithm.scale=1"],
     "tsv-m": ["--algo", "tsv-m"],
     "adamerging": [

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, WrapValidator
 
 from fusion_core import ComponentConfig, InputPath
 
 #: A split of a data set on the hub begins with this, where a file's path may stand, too.
 HUB = "hub:"
-Examples = Annotated[
-    Annotated[str, Field(pattern=f"^{HUB}")] | InputPath, Field(union_mode="left_to_right")
-]
+
+
+def _or_on_hub(value: Any, path: Callable[[Any], str]) -> str:  # noqa: ANN401 - as it is given
+    is_on_hub = isinstance(value, str) and value.startswith(HUB)
+    return str(value) if is_on_hub else path(value)
+
+
+Examples = Annotated[InputPath, WrapValidator(_or_on_hub)]
 Count = Annotated[int, Field(ge=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
 

@@ -19,7 +19,7 @@ SCHEMA = 2
 REPORT = "report.json"
 _STORED = (
     *("tasks", "transductive", "measured_on", "published", "remembered", "needs_task"),
-    "conditions",
+    *("conditions", "chosen"),
 )
 #: The rows beside a model's own, each with what schema 1 called it.
 _REFERENCES = {"base": "pretrained", "experts": "individual"}
@@ -62,6 +62,8 @@ class Report:
     needs_task: bool = False
     #: what tasks say of how they were measured: versions, few-shot, seeds, ...
     conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: how the options of the run were chosen, in words, where that is known
+    chosen: str | None = None
 
     def metric(self, task: str, name: str) -> Metric:
         """Return what is known of a task's metric."""
@@ -112,6 +114,7 @@ class Report:
             "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
             **({"needs_task": True} if self.needs_task else {}),
             **({"conditions": self.conditions} if self.conditions else {}),
+            **({} if self.chosen is None else {"chosen": self.chosen}),
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
 

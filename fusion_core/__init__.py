@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fusion_core.machine.devices import device_of
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.plan import plan
+    from fusion_core.planning.planned import Plan
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.assignments import assign, override
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
+    from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
     from fusion_core.running.by_hand import merge, models_of
     from fusion_core.running.for_task import build_for_task, load_for_task
@@ -104,6 +106,7 @@ _HOMES = {
     "fusion_core.machine.devices": ("device_of",),
     "fusion_core.planning.options": ("RunOptions",),
     "fusion_core.planning.plan": ("plan",),
+    "fusion_core.planning.planned": ("Plan",),
     "fusion_core.plugins.manager": ("load_plugins",),
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.assignments": ("assign", "override"),
@@ -111,6 +114,7 @@ _HOMES = {
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("dump_yaml", "load_recipe", "load_yaml"),
+    "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
@@ -149,6 +153,7 @@ __all__ = [
     "ModelPoolSpec",
     "Outline",
     "Piece",
+    "Plan",
     "Progress",
     "Published",
     "Recipe",
@@ -199,6 +204,7 @@ __all__ = [
     "override",
     "plan",
     "print_json",
+    "print_reports",
     "print_table",
     "printable",
     "progress_for",

@@ -156,7 +156,7 @@ def _number(text: str) -> float:
 
 
 def alternatives(flag: str) -> Listed:
-    """Return the axis of algorithms that a flag names: `ties,dare`, a pipeline by `trim+average`."""
+    """Return the axis of algorithms that a flag names: `ties,dare` or `trim+average`."""
     names = [each.strip() for each in flag.split(",")]
     return Listed(ALGORITHM, tuple(names))
 

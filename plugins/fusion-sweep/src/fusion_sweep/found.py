@@ -75,10 +75,10 @@ class Found:
     @cached_property
     def groups(self) -> list[Group]:
         """Trials of one point together, the best first: by the first objective, then the next."""
-        finished = sorted(self.finished, key=lambda each: (_key(each.point), each.seed))
+        finished = sorted(self.finished, key=lambda each: (key_of(each.point), each.seed))
         made = [
             Group(list(each), self.objectives)
-            for _, each in groupby(finished, key=lambda each: _key(each.point))
+            for _, each in groupby(finished, key=lambda each: key_of(each.point))
         ]
         return sorted(made, key=lambda each: each.scores, reverse=True)
 
@@ -115,7 +115,7 @@ class Found:
         return pd.DataFrame(self.rows())
 
     def _row(self, trial: Trial) -> Iterator[tuple[str, Any]]:
-        yield from {"trial": trial.id, "algorithm": trial.algorithm, **trial.point}.items()
+        yield from {"run": trial.id, "algorithm": trial.algorithm, **trial.point}.items()
         yield "seed", trial.seed
         if trial.report is not None:
             yield from ((each.name, each.value(trial.report)) for each in self.objectives)
@@ -129,5 +129,6 @@ def _figures(tasks: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, fl
         yield from ((f"{task}.{name}", value) for name, value in metrics.items())
 
 
-def _key(point: Point) -> str:
+def key_of(point: Point) -> str:
+    """Return a point as text, the same for the same values."""
     return json.dumps(point, sort_keys=True, default=str)

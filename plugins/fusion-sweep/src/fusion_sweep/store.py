@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core import Report, locked
+from fusion_core import Report
 from fusion_core.errors import DiskError, OutputError, RecipeError
 from fusion_sweep.trial import Trial
 
@@ -97,6 +97,8 @@ class Store:
     @contextmanager
     def claim(self, trial: Trial) -> Iterator[bool]:
         """Hold a trial as this process's own work; yields whether that is so."""
+        from fusion_core import locked  # heavy: whoever only looks does without
+
         place = self.path.with_name(f"{self.path.name}.claims")
         place.mkdir(exist_ok=True)
         with ExitStack() as stack:

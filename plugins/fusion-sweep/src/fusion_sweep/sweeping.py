@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Progress, RunOptions, load_recipe, run_fusion
 from fusion_core.errors import RecipeError
-from fusion_sweep.axes import Axis, Point, alternatives, axis_of, points_of, recipe_at
+from fusion_sweep.axes import ALGORITHM, Axis, Point, alternatives, axis_of, points_of, recipe_at
 from fusion_sweep.bench import Bench, On
-from fusion_sweep.found import Found
+from fusion_sweep.found import Found, Group, key_of
 from fusion_sweep.objectives import Objective, objectives_of
 from fusion_sweep.search import Search
 from fusion_sweep.store import Store, Swept
@@ -105,11 +105,13 @@ class Sweep:
     #: what is finished or failed, by name
     _done: dict[str, Trial] = field(default_factory=dict)
     _trials: list[Trial] = field(default_factory=list)
+    #: the finished trials of each point
+    _groups: dict[str, Group] = field(default_factory=dict)
 
     def prepare(self, objectives: Sequence[str], on: On | None) -> None:
         """Settle what is searched for and on what; raises a `FusionError` for what cannot be."""
         first = points_of(self.axes, [axis.first for axis in self.axes])
-        planned = self.bench.plan(recipe_at(self.raw, first, self._first_seed))
+        planned = self._planned(first, self._first_seed)
         tasks = self.bench.tasks(planned, "test")
         self.objectives = objectives_of(objectives, tasks.names)
         self.bench.asked = [each.name for each in self.objectives]
@@ -186,24 +188,40 @@ class Sweep:
         named = [self._named(point, seed) for point in points for seed in seeds]
         self.store.add(self.id, named)
         for trial in self._finish(named):
-            self._trials.append(trial)
+            self._count(trial)
             advance(1, note=self._best_so_far())
-        return [self._score(point) for point in points]
+        groups = [self._groups.get(key_of(point)) for point in points]
+        return [None if group is None else group.scores for group in groups]
 
-    def _score(self, point: Point) -> Scores:
-        groups = Found(self.id, self.objectives, self.on, self._trials).groups
-        return next((each.scores for each in groups if each.point == point), None)
+    def _count(self, trial: Trial) -> None:
+        self._trials.append(trial)
+        if trial.report is not None:
+            key = key_of(trial.point)
+            others = self._groups[key].trials if key in self._groups else []
+            self._groups[key] = Group([*others, trial], self.objectives)
 
     def _best_so_far(self) -> str:
-        groups = Found(self.id, self.objectives, self.on, self._trials).groups
-        if not groups:
+        if not self._groups:
             return ""
+        best = max(self._groups.values(), key=lambda group: group.scores)
         first = self.objectives[0]
-        return f"best {first.name} {groups[0].metric(first).shown(groups[0].mean(first))}"
+        return f"best {first.name} {best.metric(first).shown(best.mean(first))}"
 
     def _named(self, point: Point, seed: int) -> Trial:
-        planned = self.bench.plan(recipe_at(self.raw, point, seed))
+        planned = self._planned(point, seed)
         return replace(self.bench.name(planned, self.on), point=point, seed=seed)
+
+    def _planned(self, point: Point, seed: int) -> Plan:
+        """Plan a run, before any is run; raises a `RecipeError` that says of which point it is."""
+        try:
+            return self.bench.plan(recipe_at(self.raw, point, seed))
+        except RecipeError as error:
+            said = ", ".join(f"{name}={value}" for name, value in point.items())
+            one = "Of one algorithm alone: --over algorithm.NAME.OPTION=VALUES"
+            hints = [error.hint, one if ALGORITHM in point else None]
+            raise RecipeError(
+                f"at {said}: {error.message}", hint="\n".join(filter(None, hints)) or None
+            ) from error
 
     def _finish(self, trials: Sequence[Trial]) -> Iterator[Trial]:
         """Yield trials as they are measured, here or by another process; waits for those."""

@@ -129,6 +129,6 @@ def _text(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
 
 
 def _short(name: str, value: Any) -> str:  # noqa: ANN401
-    if name == "trial":
+    if name == "run":
         return str(value)[:_LETTERS]
     return f"{value:.4g}" if isinstance(value, float) else _text(value)

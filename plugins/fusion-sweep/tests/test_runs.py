@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from fusion_core import load_yaml, run_fusion
+from fusion_core import Report, load_yaml, run_fusion
 from fusion_core.errors import DiskError, FusionError, RecipeError
 from fusion_core.testing import CommandSuite
 from fusion_sweep import Store, plugin, sweep
 from fusion_sweep.command import sweep as sweep_command
+from fusion_sweep.objectives import Objective
 from fusion_sweep.runs.command import app
 from fusion_sweep.shown import curves, sparkline
 
@@ -176,6 +178,12 @@ def test_what_is_wrong_is_said(
     done = CliRunner().invoke(program, [*known, "--store", str(store), *flags])
     assert isinstance(done.exception, FusionError)
     assert said in str(done.exception)
+
+
+def test_what_is_not_a_number_is_the_worst() -> None:
+    report = Report({"a": {"accuracy": math.nan}, "b": {"accuracy": 0.5}})
+    scores = [Objective(name).score(report) for name in ("average", "a", "b")]
+    assert scores == [-math.inf, -math.inf, 0.5]
 
 
 def test_a_sparkline_has_a_bar_a_value() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, Split, merge, plan, run_fusion
-from fusion_core.errors import RecipeError
+from fusion_core.errors import OutputError, RecipeError
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_sweep import Search, sweep
 
@@ -227,6 +227,8 @@ def test_what_is_wrong_with_any_trial_is_said_before_one_is_run(
         sweep(recipe, over={"algorithm.scale": [0.1, "much"]}, store=store)
     with pytest.raises(RecipeError, match="no objective 'averag'"):
         sweep(recipe, over=OVER, objectives=["averag"], store=store)
+    with pytest.raises(RecipeError, match="needs no labels"):
+        sweep(recipe, over=OVER, objectives=["entropy"], on="test", store=store)
     with pytest.raises(RecipeError, match="endless"):
         sweep(recipe, over={"algorithm.scale": "0:1"}, store=store)
     with pytest.raises(RecipeError, match="nothing is swept over"):
@@ -274,6 +276,8 @@ def test_the_best_are_written_by_ordinary_runs(
     assert report["chosen"] == (
         "by a sweep of 3 runs, by the labels of a half of the test examples"
     )
+    with pytest.raises(OutputError, match="best/1"):  # before anything is run
+        sweep(recipe, over={"algorithm.scale": [0.9]}, store=store, keep=2, output=out)
     again = run_fusion(out / "1" / "recipe.yaml", output=tmp_path / "again")
     weights = [(place / "model.safetensors").read_bytes() for place in (out / "1", again.path)]
     assert weights[0] == weights[1]

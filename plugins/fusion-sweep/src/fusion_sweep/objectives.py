@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,10 @@ class Objective:
         return mains[self.name] if self.name in mains else next(iter(mains.values()))
 
     def score(self, report: Report) -> float:
-        """Return the number, or its negative where lower is better."""
+        """Return the number, or its negative where lower is better; what is none is the worst."""
         value = self.value(report)
+        if math.isnan(value):
+            return -math.inf
         return value if self.metric(report).higher_is_better else -value
 
     def _there(self, value: float | None) -> float:

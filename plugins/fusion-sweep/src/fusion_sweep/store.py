@@ -74,6 +74,7 @@ class Store:
 
     def _prepare(self) -> None:
         self._file.execute("pragma journal_mode = wal")
+        self._file.execute("pragma synchronous = normal")  # a crash of the machine may cost a run
         with self._writing():
             (found,) = self._file.execute("pragma user_version").fetchone()
             if found not in {0, _SCHEMA}:
@@ -85,14 +86,13 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Write all of it or nothing, while no other process writes."""
-        self._file.execute("begin immediate")
+        """Write all of it or nothing, while no other process writes; raises `DiskError`."""
         try:
-            yield
-        except BaseException:
-            self._file.execute("rollback")
-            raise
-        self._file.execute("commit")
+            self._file.execute("begin immediate")
+            with self._file:
+                yield
+        except sqlite3.Error as error:
+            raise DiskError(f"the store {self.path} cannot be written: {error}") from error
 
     @contextmanager
     def claim(self, trial: Trial) -> Iterator[bool]:

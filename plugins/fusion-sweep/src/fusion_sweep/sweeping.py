@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Progress, RunOptions, load_recipe, run_fusion
+from fusion_core import Progress, RunOptions, load_recipe, plan, run_fusion
 from fusion_core.errors import RecipeError
 from fusion_sweep.axes import ALGORITHM, Axis, Point, alternatives, axis_of, points_of, recipe_at
 from fusion_sweep.bench import Bench, On
@@ -82,6 +82,8 @@ def sweep(  # noqa: PLR0913 - what is tried, how, and by what it is judged
     with Store(None if store is None else Path(store)) as opened:
         made = Sweep(raw, axes, seeds, search or Search(), bench, opened, options)
         made.prepare(objectives, on)
+        if keep:
+            made.check(keep, output)
         found = made.run()
         if keep:
             made.write(found, keep, output)
@@ -140,15 +142,28 @@ class Sweep:
 
     def write(self, found: Found, count: int, output: str | Path | None) -> list[Path]:
         """Write the best points' first runs by ordinary ones: to `output`, or folders in it."""
-        best = found.groups[:count]
         said = f"by a sweep of {len(found.trials)} runs, {_SAID[self.on]}"
-        place = Path(output) if output is not None else Path("outputs") / f"sweep-{self.id[:8]}"
-        paths = [place] if count == 1 else [place / str(n) for n in range(1, len(best) + 1)]
-        for group, path in zip(best, paths, strict=False):
-            recipe = self._recipe(group.trials[0])
-            recipe["output"] = {**recipe.get("output", {}), "path": str(path)}
-            run_fusion(recipe, options=replace(self.options, chosen=said))
+        options = replace(self.options, chosen=said)
+        paths = self._paths(count, output)[: len(found.groups)]
+        for group, path in zip(found.groups, paths, strict=False):
+            run_fusion(self._written(group.trials[0], path), options=options)
         return paths
+
+    def check(self, count: int, output: str | Path | None) -> None:
+        """Raise `OutputError` for a place where nothing can be written, before anything is run."""
+        point = points_of(self.axes, [axis.first for axis in self.axes])
+        first = Trial("", {}, {}, point=point, seed=self._first_seed)
+        for path in self._paths(count, output):
+            plan(self._written(first, path), self.options)
+
+    def _written(self, trial: Trial, path: Path) -> dict[str, Any]:
+        """Return the recipe that writes a trial's model."""
+        recipe = self._recipe(trial)
+        return {**recipe, "output": {**recipe.get("output", {}), "path": str(path)}}
+
+    def _paths(self, count: int, output: str | Path | None) -> list[Path]:
+        place = Path(output) if output is not None else Path("outputs") / f"sweep-{self.id[:8]}"
+        return [place] if count == 1 else [place / str(n) for n in range(1, count + 1)]
 
     @property
     def _first_seed(self) -> int:
@@ -157,6 +172,8 @@ class Sweep:
     def _settled(self, on: On | None, planned: Plan) -> On:
         """Return what options are chosen on: halves where tasks have some, if nothing is said."""
         if not self.objectives[0].needs_labels:
+            if on is not None:
+                raise RecipeError(f"{self.objectives[0].name} needs no labels, so none of {on}")
             return "unlabeled"
         if on == "test":
             _LOG.warning(_ON_TEST, "--on half chooses on a half of them")
@@ -268,7 +285,7 @@ class Sweep:
         best = found.best()
         named = self.bench.name(self.bench.plan(self._recipe(best)), on)
         named = replace(named, point=best.point, seed=best.seed)
-        with self.options.progress.track(f"measure the best on the {on}", total=1) as advance:
+        with self.options.progress.track("measure the best", total=1) as advance:
             (tested,) = self._finish([named])
             advance(1)
         self.store.set_tested(self.id, tested.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
@@ -124,11 +125,12 @@ class Report:
         if not isinstance(content, dict) or content.get("schema") not in {1, SCHEMA}:
             raise ValueError(f"it is not of schema {SCHEMA}")
         fields = {name: content[name] for name in _STORED if name in content}
-        beside = TypeAdapter(Mapping[str, Any]).validate_python(content.get("reference"))
+        beside = _adapter(Mapping[str, Any]).validate_python(content.get("reference"))
         for name, old in _REFERENCES.items():
             fields[name] = beside.get(old if content["schema"] == 1 else name, {})
         fields["metrics"] = dict(_declared(content.get("metrics", {})))
-        report = TypeAdapter(cls).validate_python(fields)
+        kind: Any = cls
+        report: Self = _adapter(kind).validate_python(fields)
         rows = (report.tasks, report.base, report.experts)
         if not report.tasks or not all(metrics for each in rows for metrics in each.values()):
             raise ValueError("it has no tasks, or one without metrics")
@@ -148,14 +150,20 @@ def _meaning(metric: Metric) -> dict[str, Any]:
 
 def _declared(stored: Any) -> Iterator[tuple[str, dict[str, Metric]]]:  # noqa: ANN401 - from a file
     """Yield by task what is not taken for granted of metrics."""
-    known = TypeAdapter(Mapping[str, Mapping[str, dict[str, Any]]]).validate_python(stored)
+    known = _adapter(Mapping[str, Mapping[str, dict[str, Any]]]).validate_python(stored)
     for task, metrics in known.items():
         read = {
-            name: TypeAdapter(Metric).validate_python({"name": name, **about})
+            name: _adapter(Metric).validate_python({"name": name, **about})
             for name, about in metrics.items()
         }
         if special := {name: each for name, each in read.items() if each != Metric(name)}:
             yield task, special
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - a type
+    """Return what validates a type, made once: that takes longer than a report."""
+    return TypeAdapter(kind)
 
 
 def _plain(figures: Any) -> Any:  # noqa: ANN401 - numbers in mappings

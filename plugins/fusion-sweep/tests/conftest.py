@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 from fusion_core.testing import tiny_pool
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder to put on the path, as an installation of the plugin `toys`."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an installation of the plugin `toys`."""
     place = tmp_path_factory.mktemp("site")
     (place / "toys.py").symlink_to(TESTS / "toys.py")
     about = place / "toys-1.0.dist-info"
@@ -29,9 +26,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "Metadata-Version: 2.1\nName: toys\nVersion: 1.0\nRequires-Dist: fusion-core>=0.1,<0.2\n"
     )
     (about / "entry_points.txt").write_text("[fusion_core.plugins]\ntoys = toys\n")
-    sys.path.insert(0, str(place))
-    yield place
-    sys.path.remove(str(place))
+    return place
+
+
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the plugin `toys` on the path, for one test."""
+    monkeypatch.syspath_prepend(site)
+    return site
 
 
 @pytest.fixture(scope="session")

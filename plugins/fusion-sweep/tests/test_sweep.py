@@ -297,6 +297,7 @@ def test_nothing_is_left_of_what_is_merged_in_a_scratch_directory(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.usefixtures("installed")
 def test_models_in_memory_are_swept_and_known_to_nobody_else(store: Path) -> None:
     raw = {"algorithm": "scaled", "model_pool": tiny_pool(), "task_pool": TinyTasks()}
     first = sweep(raw, over=OVER, store=store)

@@ -244,7 +244,7 @@ def test_the_commands_of_a_sweep_run_in_their_order(
         assert done.exit_code == 0, done.exception
         shown.append(done.stdout)
     assert len(shown) == 5
-    assert shown[2] == shown[0]  # nothing is measured anew
+    assert shown[2] == f"{shown[0]}written: merged\n"  # nothing is measured anew
     report = json.loads((tmp_path / "merged" / "report.json").read_bytes())
     assert report["chosen"].startswith("by a sweep of 6 runs")
     assert len(shown[3].splitlines()) == 3

@@ -271,7 +271,7 @@ def test_the_best_are_written_by_ordinary_runs(
 ) -> None:
     out = tmp_path / "best"
     found = sweep(recipe, over=OVER, store=store, keep=2, output=out)
-    assert sorted(path.name for path in out.iterdir()) == ["1", "2"]
+    assert list(found.written) == sorted(out.iterdir()) == [out / "1", out / "2"]
     report = json.loads((out / "1" / "report.json").read_bytes())
     assert report["chosen"] == (
         "by a sweep of 3 runs, by the labels of a half of the test examples"

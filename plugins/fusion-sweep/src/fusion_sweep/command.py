@@ -78,6 +78,9 @@ def sweep(
     output: Annotated[
         Text, typer.Option("-o", "--output", metavar="DIR", help="Where --keep writes.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is where --keep writes.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 10,
     store: Store = None,
     scratch: Annotated[
@@ -129,10 +132,16 @@ def sweep(
             output=output,
             store=store,
             scratch=scratch,
-            options=RunOptions(device=device, progress=progress, block=context.obj or frozenset()),
+            options=RunOptions(
+                device=device,
+                overwrite=overwrite,
+                progress=progress,
+                block=context.obj or frozenset(),
+            ),
         )
     if as_json:
-        print_json({"sweep": found.id, "on": found.on, "runs": found.rows()})
+        written = [str(path) for path in found.written]
+        print_json({"sweep": found.id, "on": found.on, "runs": found.rows(), "written": written})
     else:
         print_found(found, top)
     if found.failed:

@@ -13,6 +13,7 @@ from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from fusion_core import Metric, Report
     from fusion_sweep.axes import Point
@@ -71,6 +72,8 @@ class Found:
     trials: Sequence[Trial]
     #: the best trial, measured on examples that chose nothing
     tested: Trial | None = None
+    #: the directories of the best models, where they were asked for
+    written: Sequence[Path] = ()
 
     @cached_property
     def groups(self) -> list[Group]:

@@ -30,6 +30,8 @@ def print_found(found: Found, top: int) -> None:
         _print_notes(found, len(groups))
         for line in curves(found):
             print(line)  # noqa: T201 - a result
+    for path in found.written:
+        print(f"written: {path}")  # noqa: T201
     for trial in found.failed[:top]:
         print(f"failed: {trial.algorithm} {_said(trial.point)}: {trial.error}")  # noqa: T201
 

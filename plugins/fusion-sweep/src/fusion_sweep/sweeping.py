@@ -85,9 +85,7 @@ def sweep(  # noqa: PLR0913 - what is tried, how, and by what it is judged
         if keep:
             made.check(keep, output)
         found = made.run()
-        if keep:
-            made.write(found, keep, output)
-    return found
+        return replace(found, written=made.write(found, keep, output)) if keep else found
 
 
 @dataclass
@@ -235,7 +233,8 @@ class Sweep:
         except RecipeError as error:
             said = ", ".join(f"{name}={value}" for name, value in point.items())
             one = "Of one algorithm alone: --over algorithm.NAME.OPTION=VALUES"
-            hints = [error.hint, one if ALGORITHM in point else None]
+            several = any(each.name == ALGORITHM and len(each.grid()) > 1 for each in self.axes)
+            hints = [error.hint, one if several else None]
             raise RecipeError(
                 f"at {said}: {error.message}", hint="\n".join(filter(None, hints)) or None
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Literal, Optional
 
 import typer
@@ -48,6 +49,8 @@ def ls(
         print_json(rows)
     elif rows:
         print_table(*listing.table(rows))
+    else:
+        print(f"there are none in {opened.path}", file=sys.stderr)
 
 
 @app.command()

@@ -8,7 +8,8 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here or in a child process
 _CACHE = tempfile.TemporaryDirectory(prefix="fusion-core-tests-")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name  # no run reads or writes what its user has measured
+for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+    os.environ[_home] = _CACHE.name  # no run reads or writes what its user has measured
 
 #: The kinds of tiny models that suites are run on, `fusion_core.testing.MODELS`.
 MODELS = ("mlp", "convolution", "transformer")
@@ -37,4 +38,5 @@ def _is_its_turn(item: pytest.Item) -> bool:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test see what another has measured."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    for home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(home, str(tmp_path_factory.mktemp("cache")))

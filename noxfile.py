@@ -158,6 +158,7 @@ def real_lm(session: nox.Session) -> None:
     session.run("python", "benchmarks/real_lm.py", *made, *session.posargs)
 
 
+@nox.session(default=False)
 def lm_eval(session: nox.Session) -> None:
     """Measure tiny language models by the real lm-evaluation-harness, on tasks of a local file."""
     group = nox.project.dependency_groups(PYPROJECT, "test")

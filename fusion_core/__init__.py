@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fusion_core.builtin.checkpoints import CheckpointsPool
     from fusion_core.builtin.checkpoints_config import CheckpointsConfig
     from fusion_core.checking.check import check, scan
+    from fusion_core.cli.flags import sections_from
+    from fusion_core.cli.output import print_json, print_table
     from fusion_core.cli.progress import progress_for
     from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
     from fusion_core.contracts.batch import Batch, Split
@@ -46,16 +48,20 @@ if TYPE_CHECKING:
     from fusion_core.machine.devices import device_of
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.plan import plan
+    from fusion_core.planning.planned import Plan
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.progress import Progress, note, noting
+    from fusion_core.recipe.assignments import assign, override
     from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig, ExpertWeights, Recipe
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.patterns import matching
-    from fusion_core.recipe.text import load_recipe
+    from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
+    from fusion_core.report.table import print_reports
+    from fusion_core.running._output import describe_run
     from fusion_core.running.by_hand import merge, models_of
     from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.remembering import remembered
-    from fusion_core.running.run import run_fusion
+    from fusion_core.running.run import execute, run_fusion
     from fusion_core.shown import printable
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
@@ -65,6 +71,8 @@ _HOMES = {
     "fusion_core.builtin.checkpoints": ("CheckpointsPool",),
     "fusion_core.builtin.checkpoints_config": ("CheckpointsConfig",),
     "fusion_core.checking.check": ("check", "scan"),
+    "fusion_core.cli.flags": ("sections_from",),
+    "fusion_core.cli.output": ("print_json", "print_table"),
     "fusion_core.cli.progress": ("progress_for",),
     "fusion_core.contracts.algorithm": ("Algorithm", "TensorwiseAlgorithm"),
     "fusion_core.contracts.batch": ("Batch", "Split"),
@@ -100,16 +108,20 @@ _HOMES = {
     "fusion_core.machine.devices": ("device_of",),
     "fusion_core.planning.options": ("RunOptions",),
     "fusion_core.planning.plan": ("plan",),
+    "fusion_core.planning.planned": ("Plan",),
     "fusion_core.plugins.manager": ("load_plugins",),
     "fusion_core.progress": ("Progress", "note", "noting"),
+    "fusion_core.recipe.assignments": ("assign", "override"),
     "fusion_core.recipe.config": ("AlignmentPolicy", "ComponentConfig", "ExpertWeights", "Recipe"),
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
     "fusion_core.recipe.patterns": ("matching",),
-    "fusion_core.recipe.text": ("load_recipe",),
+    "fusion_core.recipe.text": ("dump_yaml", "load_recipe", "load_yaml"),
+    "fusion_core.report.table": ("print_reports",),
+    "fusion_core.running._output": ("describe_run",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.remembering": ("remembered",),
-    "fusion_core.running.run": ("run_fusion",),
+    "fusion_core.running.run": ("execute", "run_fusion"),
     "fusion_core.shown": ("printable",),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
@@ -144,6 +156,7 @@ __all__ = [
     "ModelPoolSpec",
     "Outline",
     "Piece",
+    "Plan",
     "Progress",
     "Published",
     "Recipe",
@@ -166,13 +179,17 @@ __all__ = [
     "__version__",
     "allocate",
     "along",
+    "assign",
     "build_for_task",
     "build_model",
     "check",
     "choose_tasks",
     "depths",
+    "describe_run",
     "device_of",
+    "dump_yaml",
     "evaluation_mode",
+    "execute",
     "expert_weights",
     "file_stamps",
     "hookimpl",
@@ -182,19 +199,25 @@ __all__ = [
     "load_for_task",
     "load_plugins",
     "load_recipe",
+    "load_yaml",
     "locked",
     "matching",
     "merge",
     "models_of",
     "note",
     "noting",
+    "override",
     "plan",
+    "print_json",
+    "print_reports",
+    "print_table",
     "printable",
     "progress_for",
     "remembered",
     "renumbered",
     "run_fusion",
     "scan",
+    "sections_from",
     "shuffled_rows",
     "unknown_task",
     "write_durably",

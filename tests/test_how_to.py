@@ -284,3 +284,19 @@ def test_models_are_evaluated_with_lm_eval(tmp_path: Path, monkeypatch: pytest.M
     report = json.loads((tmp_path / "merged" / "report.json").read_bytes())
     assert report["conditions"].keys() == {"arc_easy", "hellaswag", "mmlu"}
     assert report["measured_on"] == "the first 100 examples of each task"
+
+
+def test_the_commands_of_a_sweep_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for command in commands("sweep.md"):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.exception
+        shown.append(done.stdout)
+    assert len(shown) == 5
+    assert shown[2] == f"{shown[0]}written: merged\n"  # nothing is measured anew
+    report = json.loads((tmp_path / "merged" / "report.json").read_bytes())
+    assert report["chosen"].startswith("by a sweep of 6 runs")
+    assert len(shown[3].splitlines()) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
@@ -23,7 +24,7 @@ SCHEMA = 2
 REPORT = "report.json"
 _STORED = (
     *("tasks", "transductive", "measured_on", "published", "remembered", "needs_task"),
-    "conditions",
+    *("conditions", "chosen"),
 )
 #: The rows beside a model's own, each with what schema 1 called it.
 _REFERENCES = {"base": "pretrained", "experts": "individual"}
@@ -66,6 +67,8 @@ class Report:
     needs_task: bool = False
     #: what tasks say of how they were measured: versions, few-shot, seeds, ...
     conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: how the options of the run were chosen, in words, where that is known
+    chosen: str | None = None
 
     def metric(self, task: str, name: str) -> Metric:
         """Return what is known of a task's metric."""
@@ -135,6 +138,7 @@ class Report:
             "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
             **({"needs_task": True} if self.needs_task else {}),
             **({"conditions": self.conditions} if self.conditions else {}),
+            **({} if self.chosen is None else {"chosen": self.chosen}),
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
 
@@ -144,11 +148,12 @@ class Report:
         if not isinstance(content, dict) or content.get("schema") not in {1, SCHEMA}:
             raise ValueError(f"it is not of schema {SCHEMA}")
         fields = {name: content[name] for name in _STORED if name in content}
-        beside = TypeAdapter(Mapping[str, Any]).validate_python(content.get("reference"))
+        beside = _adapter(Mapping[str, Any]).validate_python(content.get("reference"))
         for name, old in _REFERENCES.items():
             fields[name] = beside.get(old if content["schema"] == 1 else name, {})
         fields["metrics"] = dict(_declared(content.get("metrics", {})))
-        report = TypeAdapter(cls).validate_python(fields)
+        kind: Any = cls
+        report: Self = _adapter(kind).validate_python(fields)
         rows = (report.tasks, report.base, report.experts)
         if not report.tasks or not all(metrics for each in rows for metrics in each.values()):
             raise ValueError("it has no tasks, or one without metrics")
@@ -182,14 +187,20 @@ def _meaning(metric: Metric) -> dict[str, Any]:
 
 def _declared(stored: Any) -> Iterator[tuple[str, dict[str, Metric]]]:  # noqa: ANN401 - from a file
     """Yield by task what is not taken for granted of metrics."""
-    known = TypeAdapter(Mapping[str, Mapping[str, dict[str, Any]]]).validate_python(stored)
+    known = _adapter(Mapping[str, Mapping[str, dict[str, Any]]]).validate_python(stored)
     for task, metrics in known.items():
         read = {
-            name: TypeAdapter(Metric).validate_python({"name": name, **about})
+            name: _adapter(Metric).validate_python({"name": name, **about})
             for name, about in metrics.items()
         }
         if special := {name: each for name, each in read.items() if each != Metric(name)}:
             yield task, special
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - a type
+    """Return what validates a type, made once: that takes longer than a report."""
+    return TypeAdapter(kind)
 
 
 def _plain(figures: Any) -> Any:  # noqa: ANN401 - numbers in mappings

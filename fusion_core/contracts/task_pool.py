@@ -195,6 +195,18 @@ class TaskPool(ABC, Generic[ConfigT]):
             hint="Adapt on the pool's own unlabeled examples, or on another task pool.",
         )
 
+    def halves(self) -> tuple[Self, Self]:
+        """Return these tasks with one half of their test examples as TEST, and with the other.
+
+        Options are chosen on the first, and the choice is measured on the second: the halves of
+        `holdout`, which can itself be asked. UNLABELED are the same in both, and no examples of the
+        second half. Raises `RecipeError` where a pool cannot.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} has no halves of its test examples to choose options on",
+            hint="Choose without labels, or on another task pool.",
+        )
+
     def measure(
         self,
         subject: Subject,

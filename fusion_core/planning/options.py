@@ -21,6 +21,8 @@ class RunOptions:
     resume: bool = False
     #: measure the base and the experts although that was done before
     fresh: bool = False
+    #: how the recipe's options were chosen, in words, which the report then says
+    chosen: str | None = None
     device: str = "cpu"
     #: a name, or a mapping of name and options; default: the recipe's
     executor: str | Mapping[str, Any] | None = None

@@ -35,16 +35,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fusion_core.planning.options import RunOptions
-    from fusion_core.planning.resolved import Resolved
+    from fusion_core.planning.resolved import Resolved, ResolvedRecipe
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.recipe.config import Choice
 
 _SECTIONS: dict[str, type[Any]] = {"model_pool": ModelPool, "task_pool": TaskPool}
 
 
-def plan(raw: Mapping[str, Any], options: RunOptions) -> Plan:
-    """Validate a recipe and instantiate its components; weights are not read, only headers."""
-    found = _plan(_with_executor(raw, options), options)
+def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = None) -> Plan:
+    """Validate a recipe and instantiate its components; weights are not read, only headers.
+
+    Where a recipe says the same of its models or tasks as the one of `like`, the pools of that plan
+    are used again, with whatever they have read.
+    """
+    found = _plan(_with_executor(raw, options), options, like=like)
     if found.tasks_read is not None:
         found.check_builds()
     return replace(found, path=_output_path(found))
@@ -69,7 +73,10 @@ def _with_executor(raw: Mapping[str, Any], options: RunOptions) -> Mapping[str, 
 
 
 def _plan(
-    raw: Mapping[str, Any], options: RunOptions, inside: tuple[str, ...] | None = None
+    raw: Mapping[str, Any],
+    options: RunOptions,
+    inside: tuple[str, ...] | None = None,
+    like: Plan | None = None,
 ) -> Plan:
     """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
     plugins = load_plugins(options.block)
@@ -89,9 +96,9 @@ def _plan(
         check_output(Path(place), overwrite=options.overwrite)
     stages = create_stages(given, resolved.stages, plugins)
     with hub.session(options.progress):
-        pool = live.get("model_pool", _create(resolved.model_pool))
-        tasks = live.get("task_pool", _create(resolved.task_pool))
-        tasks = None if tasks is None else tasks.bind(pool)
+        pool = live["model_pool"] if "model_pool" in live else _model_pool(resolved, like)
+        every_task = _task_pool(live.get("task_pool"), resolved, pool, like)
+    tasks = every_task
     if tasks is not None:
         tasks = _tasks_for(stages, tasks, nested=inside is not None)
     for each in stages:
@@ -100,7 +107,7 @@ def _plan(
         check_tasks(tasks)
     stages = with_parts(stages, pool)
     nested = _by_model(plans, pool)
-    found = Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested)
+    found = Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested, every_task)
     if has_own_outline(stages):
         check_outline(stages, found.outline, found.aligned)
     return found
@@ -156,5 +163,31 @@ def _place_of(
     return place
 
 
-def _create(resolved: Resolved[Any] | None) -> Any:  # noqa: ANN401 - an algorithm or a pool
-    return None if resolved is None else resolved.create()
+def _model_pool(resolved: ResolvedRecipe, like: Plan | None) -> ModelPool[Any]:
+    assert resolved.model_pool is not None  # noqa: S101 - or it was given as an object
+    if like is not None and _says_the_same(resolved.model_pool, like.resolved.model_pool):
+        return like.pool
+    pool: ModelPool[Any] = resolved.model_pool.create()
+    return pool
+
+
+def _task_pool(
+    given: TaskPool[Any] | None,
+    resolved: ResolvedRecipe,
+    pool: ModelPool[Any],
+    like: Plan | None,
+) -> TaskPool[Any] | None:
+    """Return the tasks of a recipe, bound to its models; None without any."""
+    if given is not None:
+        return given.bind(pool)
+    if resolved.task_pool is None:
+        return None
+    alike = like is not None and _says_the_same(resolved.task_pool, like.resolved.task_pool)
+    if like is not None and like.pool is pool and alike:  # those of other models may differ
+        return like.every_task
+    tasks: TaskPool[Any] = resolved.task_pool.create()
+    return tasks.bind(pool)
+
+
+def _says_the_same(one: Resolved[Any], other: Resolved[Any] | None) -> bool:
+    return other is not None and (one.component, one.config) == (other.component, other.config)

@@ -45,6 +45,8 @@ class Plan:
     device: torch.device
     #: of the recipes in the places of models, by the models' names
     nested: Mapping[str, Plan]
+    #: the tasks as no stage changes them
+    every_task: TaskPool[Any] | None
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
             *("breadcrumbs", "consensus", "dare", "della", "emr", "magmax", "pcb", "sce", "ties"),
         )
     },
+    "fusion-sweep": {"command": ("sweep", "runs")},
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

@@ -66,7 +66,7 @@ def input_path(value: str | os.PathLike[str]) -> str:
 def portable(path: str, folder: Path | None) -> str:
     """Return a path as a recipe in `folder` names it, without the user's home in it.
 
-    None returns it as it is.
+    None returns it as it is; in the root, paths are whole, so the recipe is one wherever it lies.
     """
     if folder is None:
         return path
@@ -74,7 +74,7 @@ def portable(path: str, folder: Path | None) -> str:
     real = given.parent.resolve() / given.name
     if real.is_relative_to(home) and not place.is_relative_to(home) and home != Path(home.anchor):
         return (Path("~") / real.relative_to(home)).as_posix()
-    return os.path.relpath(real, place)
+    return str(real) if place == Path(place.anchor) else os.path.relpath(real, place)
 
 
 def without_folders(value: object) -> object:

@@ -130,6 +130,10 @@ def notes(reports: Reports) -> list[str]:
     if knowing:
         said = "each task was measured with weights or an adapter of its own"
         found.append(f"needs the task at inference{_of(knowing, reports)}: {said}")
+    for chosen in dict.fromkeys(each.chosen for each in reports.values()):
+        if chosen is not None:
+            names = [name for name, each in reports.items() if each.chosen == chosen]
+            found.append(f"options chosen {chosen}{_of(names, reports)}")
     for measured_on in dict.fromkeys(each.measured_on for each in reports.values()):
         if measured_on is not None:
             names = [name for name, each in reports.items() if each.measured_on == measured_on]

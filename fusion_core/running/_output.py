@@ -119,11 +119,22 @@ def _lies_in(path: Path, directory: Path) -> bool:
 
 
 def _describe(plan: Plan) -> bytes | None:
-    """Say in full what a run does, before it does it; None if that cannot be told from files."""
+    """Return it as text, the same for the same run."""
+    parts = describe_run(plan)
+    if parts is None:
+        return None
+    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+
+
+def describe_run(plan: Plan) -> dict[str, Any] | None:
+    """Say in full what a run does, before it does it, as JSON's data: what `--resume` goes by.
+
+    The resolved recipe, and of `provenance.json` the inputs, versions, machine and device. None if
+    that cannot be told from files: some models are in memory.
+    """
     if any(map(held_in_memory, plan.pool.by_name.values())):
         return None
-    parts = {"recipe": plan.recipe, **_inputs(plan), **_environment(plan)}
-    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+    return {"recipe": plan.recipe, **_inputs(plan), **_environment(plan)}
 
 
 def assets_of(plan: Plan, pool: ModelPool[Any]) -> Assets:

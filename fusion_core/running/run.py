@@ -77,7 +77,12 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
 
 @explained()
 def execute(plan: Plan) -> RunResult:
-    """Carry a plan out: claim the output, merge, commit, evaluate."""
+    """Carry a plan out: claim the output, merge, commit, evaluate; raises as `run_fusion` does.
+
+    A plan with another `path` (None: nothing is written), `pool` or `tasks` is the same run
+    elsewhere, of models that are open already, or measured otherwise: `dataclasses.replace` makes
+    one. Pools are not changed by a run, so many runs may share them.
+    """
     committed: list[Path] = []
     try:
         return _execute(plan, committed)
@@ -162,6 +167,7 @@ def _evaluate(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
             if result.path is not None
             else own_among(result.side_files, result.pool),
         )
+        report = replace(report, chosen=plan.options.chosen)
         if result.path is not None:
             write_report(report, result.path)
     except Exception as error:

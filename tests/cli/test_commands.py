@@ -105,9 +105,9 @@ def test_a_misspelled_command_of_a_plugin_is_recognised(site: Site, fuse: Fuse) 
 def test_a_command_that_we_know_says_what_to_install(
     fuse: Fuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BROUGHT_BY, "fusion-sweep", {"command": ("sweep",)})
-    done = fuse("sweep", "recipe.yaml")
-    assert (done.code, "pip install fusion-sweep" in done.err) == (3, True)
+    monkeypatch.setitem(BROUGHT_BY, "fusion-elsewhere", {"command": ("elsewhere",)})
+    done = fuse("elsewhere", "recipe.yaml")
+    assert (done.code, "pip install fusion-elsewhere" in done.err) == (3, True)
 
 
 @pytest.mark.parametrize(

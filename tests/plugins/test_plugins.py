@@ -627,15 +627,15 @@ def test_what_our_plugins_bring_is_known() -> None:
         assert known == brought
 
 
-@pytest.mark.parametrize("name", ["sweep", "fusion-sweep/sweep"])
+@pytest.mark.parametrize("name", ["elsewhere", "fusion-elsewhere/elsewhere"])
 @pytest.mark.parametrize("kind", OURS)
 def test_a_known_name_says_what_to_install(
     kind: type[ComponentSpec], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BROUGHT_BY, "fusion-sweep", {kind.kind: ("sweep",)})
+    monkeypatch.setitem(BROUGHT_BY, "fusion-elsewhere", {kind.kind: ("elsewhere",)})
     with pytest.raises(UnknownComponentError, match="there is no") as caught:
         discovered().find(kind, name)
-    assert "it comes with fusion-sweep: pip install fusion-sweep" in str(caught.value)
+    assert "it comes with fusion-elsewhere: pip install fusion-elsewhere" in str(caught.value)
 
 
 @pytest.mark.plugins

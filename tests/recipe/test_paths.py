@@ -124,5 +124,6 @@ def test_paths_keep_their_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert os.path.realpath(left) == str(tmp_path / "far" / "x")
     assert input_path(placed("x", "")) == "x"
     assert portable(str(tmp_path / "m"), None) == str(tmp_path / "m")
+    assert portable("m", Path("/")) == str(Path("m").resolve())
     assert portable(str(tmp_path / "m"), tmp_path / "out" / "run") == "../../m"
     assert portable("/elsewhere/m", Path("/out")) == "../elsewhere/m"

@@ -396,3 +396,12 @@ def test_averages_in_json_are_over_the_tasks_that_all_have() -> None:
     assert [found["b"][key] for key in keys] == [1.0, 1.0, ["latin"]]
     apart = compared_as_json({"a": part, "b": Report({"greek": {"accuracy": 1.0}})})
     assert [apart["a"][key] for key in keys] == [None, None, []]
+
+
+def test_how_options_were_chosen_is_kept_and_said() -> None:
+    report = Report(TASKS, chosen="by a sweep of 30 runs, without labels")
+    assert Report.from_json(json.loads(json.dumps(report.as_json()))).chosen == report.chosen
+    said = "options chosen by a sweep of 30 runs, without labels"
+    assert said in notes({"ties": report})
+    assert f"{said} (ties)" in notes({"ties": report, "dare": Report(TASKS)})
+    assert "chosen" not in Report(TASKS).as_json()

@@ -188,6 +188,33 @@ def test_halves_hold_every_test_image_once_and_the_same_ones_every_time(
         halves.batch(0, size=11, split=Split.TEST, seed=0)
 
 
+def test_options_are_chosen_on_the_half_that_holdout_leaves_unlabeled(
+    options: dict[str, Any],
+) -> None:
+    whole = opened(options, **with_data(options, unlabeled=None))
+    held = whole.holdout()
+    chosen, measured = whole.halves()
+    assert not chosen.transductive
+    assert measured.measured_on == "the other half of the test images"
+
+    def pixels(pool: ClipClassification, split: Split) -> list[list[float]]:
+        batch = pool["pets"].batch(0, size=10, split=split, seed=0)
+        assert (batch.labels is None) == (split is Split.UNLABELED)
+        return sorted(batch.inputs.flatten(1).tolist())
+
+    seen, left = pixels(held, Split.UNLABELED), pixels(held, Split.TEST)
+    assert pixels(chosen, Split.TEST) == seen
+    assert pixels(measured, Split.TEST) == left
+    assert pixels(chosen, Split.UNLABELED) == pixels(measured, Split.UNLABELED) == seen
+    assert pixels(held.halves()[0], Split.TEST) == seen
+    names = [each.identity("pets") for each in (whole, held, chosen, measured)]
+    assert len({json.dumps(name) for name in names}) >= 3
+    own = opened(options)  # has unlabeled images, which stay
+    assert [
+        pixels(half, Split.UNLABELED) == pixels(own, Split.UNLABELED) for half in own.halves()
+    ] == [True, True]
+
+
 def test_halves_are_not_transductive_and_say_what_was_measured(options: dict[str, Any]) -> None:
     whole = opened(options, **with_data(options, unlabeled=None))
     assert whole.transductive

@@ -345,6 +345,19 @@ def test_halves_share_no_line(tasks_of: Callable[..., LanguageTasks]) -> None:
     )
 
 
+def test_options_are_chosen_on_the_half_that_holdout_leaves_unlabeled(
+    tasks_of: Callable[..., LanguageTasks], pool_of: Callable[..., ModelPool[Any]]
+) -> None:
+    whole = tasks_of(choice={"test": CHOICES}).bind(pool_of("llama"))
+    held = whole.holdout()["choice"]
+    chosen, measured = (half["choice"] for half in whole.halves())
+    assert chosen.lines(Split.TEST) == held.lines(Split.UNLABELED)
+    assert measured.lines(Split.TEST) == held.lines(Split.TEST)
+    assert chosen.lines(Split.UNLABELED) == measured.lines(Split.UNLABELED)
+    assert chosen.identity() != measured.identity() != whole["choice"].identity()
+    assert whole.halves()[0].measured_on == "a half of the test examples"
+
+
 def _texts(batch: Batch) -> list[tuple[int, ...]]:
     rows = zip(
         batch.tensors["input_ids"].tolist(), batch.tensors["attention_mask"].sum(1), strict=True

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from fusion_core import Metrics
     from fusion_core.hub import Wanted
 
+#: What is said of a half: the one that options are chosen on, and the one that measures them.
+_HALVES = ("a half", "the other half")
+
 
 class ClipClassification(TaskPool[ComponentConfig]):
     """Image classification by CLIP's zero-shot heads, which are not fused.
@@ -102,6 +105,21 @@ class ClipClassification(TaskPool[ComponentConfig]):
         )
         return clone
 
+    def halves(self) -> tuple[Self, Self]:
+        """Return these tasks measured on the half that `holdout` leaves unlabeled, and the other.
+
+        Test images are read once for both.
+        """
+        tasks = {name: task.halves() for name, task in self._tasks.items()}
+        return self._on_half(0, tasks), self._on_half(1, tasks)
+
+    def _on_half(self, number: int, tasks: Mapping[str, Sequence[ClipTask]]) -> Self:
+        clone = copy.copy(self)
+        clone._tasks = {name: halves[number] for name, halves in tasks.items()}  # noqa: SLF001
+        clone.transductive = False
+        clone.measured_on = f"{_HALVES[number]} of {self.measured_on or 'the test images'}"
+        return clone
+
 
 class ClipTask(FeatureTask):
     """One dataset: its images, each split decoded once when first used, and its head."""
@@ -114,7 +132,11 @@ class ClipTask(FeatureTask):
         self._clip = clip
         self._config = config
         self._splits: dict[Split, Images] = {}
+        #: whether UNLABELED are the first half of the test images, and which half TEST is
         self._halved = False
+        self._half: int | None = None
+        #: the halves, once they are read
+        self._parts: list[Images] = []
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the accuracy depends on."""
@@ -122,6 +144,7 @@ class ClipTask(FeatureTask):
             "images": self._data.identity(Split.TEST) or file_stamps(self._data.files(Split.TEST)),
             "limit": self._config.limit,
             "halved": self._halved,
+            "half": self._half,
             "batch_size": self._config.batch_size,
             "prompts": self._data.prompts,
             "clip": self._clip.identity,
@@ -130,7 +153,18 @@ class ClipTask(FeatureTask):
     def halved(self) -> Self:
         """Return this task with one half of its test images as UNLABELED, the other as TEST."""
         clone = copy.copy(self)
-        clone._halved, clone._splits = True, {}  # noqa: SLF001
+        clone._halved, clone._half, clone._splits, clone._parts = True, 1, {}, []  # noqa: SLF001
+        return clone
+
+    def halves(self) -> tuple[Self, Self]:
+        """Return this task with one half of its test images as TEST, and with the other."""
+        parts: list[Images] = []
+        return self._with_half(0, parts), self._with_half(1, parts)
+
+    def _with_half(self, number: int, parts: list[Images]) -> Self:
+        clone = copy.copy(self)
+        clone._halved = self._halved or not self._data.has(Split.UNLABELED)  # noqa: SLF001
+        clone._half, clone._splits, clone._parts = number, {}, parts  # noqa: SLF001
         return clone
 
     def check(self) -> None:
@@ -202,19 +236,25 @@ class ClipTask(FeatureTask):
 
     def _images(self, split: Split) -> Images:
         if split not in self._splits:
-            halve = self._halved and split is not Split.TRAIN
-            self._splits |= self._halves() if halve else {split: self._read(split)}
+            self._splits[split] = self._part(split)
         return self._splits[split]
 
-    def _halves(self) -> dict[Split, Images]:
-        images = self._read(Split.TEST)
-        labels, half = cast("Tensor", images.labels), len(images) // 2
-        rows = shuffled_rows(0, len(images), len(images), key=f"halves\0{self.name}")
-        seen, measured = rows[:half], rows[half:]
-        return {
-            Split.UNLABELED: Images(images.pixels[seen], None),
-            Split.TEST: Images(images.pixels[measured], labels[measured]),
-        }
+    def _part(self, split: Split) -> Images:
+        if split is Split.TEST and self._half is not None:
+            return self._halves()[self._half]
+        if split is Split.UNLABELED and self._halved:
+            return Images(self._halves()[0].pixels, None)
+        return self._read(split)
+
+    def _halves(self) -> list[Images]:
+        """Return the halves of the test images, drawn by the task's name."""
+        if not self._parts:
+            images = self._read(Split.TEST)
+            labels, half = cast("Tensor", images.labels), len(images) // 2
+            rows = shuffled_rows(0, len(images), len(images), key=f"halves\0{self.name}")
+            drawn = (rows[:half], rows[half:])
+            self._parts += [Images(images.pixels[each], labels[each]) for each in drawn]
+        return self._parts
 
     def _read(self, split: Split) -> Images:
         data, read = self._data, self._clip.preprocessor

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pools_lm.tasks.lines import Line
 
 DataT = TypeVar("DataT", bound=Any)
-_HALVED = (Split.UNLABELED, Split.TEST)
 
 
 @dataclass
@@ -28,7 +27,10 @@ class LinesTask(Task, Generic[DataT]):
     data: DataT
     #: the pool's options
     config: Any
+    #: whether UNLABELED are the first half of the test examples
     is_halved: bool = field(default=False, kw_only=True)
+    #: which half of the test examples TEST is; None for all of them
+    half: int | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def look(self, line: Line) -> None:
@@ -58,6 +60,7 @@ class LinesTask(Task, Generic[DataT]):
             "batch_size": self.config.batch_size,
             "dtype": self.config.dtype,
             "halved": self.is_halved,
+            "half": self.half,
         }
 
     @property
@@ -67,18 +70,21 @@ class LinesTask(Task, Generic[DataT]):
 
     def halved(self) -> Self:
         """Return this task with one half of its test examples as UNLABELED, the other as TEST."""
-        return replace(self, is_halved=True)
+        return replace(self, is_halved=True, half=1)
+
+    def on_half(self, number: int) -> Self:
+        """Return this task with one half of its test examples as TEST; UNLABELED are no others'."""
+        return replace(self, is_halved=self.is_halved or self.is_transductive, half=number)
 
     def lines(self, split: Split) -> list[Line]:
         """Return a split's lines; halves of the test lines where they are held out.
 
         Raises `RecipeError` for a split that the task does not have.
         """
-        if self.is_halved and split in _HALVED:
-            found = read_lines(self.data.test, self.config.limit)
-            rows = shuffled_rows(0, len(found), len(found), key=f"halves\0{self.name}").tolist()
-            half = len(found) // 2
-            return [found[n] for n in (rows[:half] if split is Split.UNLABELED else rows[half:])]
+        if split is Split.TEST and self.half is not None:
+            return self._halves()[self.half]
+        if split is Split.UNLABELED and self.is_halved:
+            return self._halves()[0]
         if split is Split.TEST or (split is Split.UNLABELED and self.is_transductive):
             return read_lines(self.data.test, self.config.limit)
         path = getattr(self.data, split)
@@ -88,6 +94,12 @@ class LinesTask(Task, Generic[DataT]):
                 hint=f"Name a file: task_pool.datasets.{self.name}.{split}.",
             )
         return read_lines(path)
+
+    def _halves(self) -> tuple[list[Line], list[Line]]:
+        found = read_lines(self.data.test, self.config.limit)
+        rows = shuffled_rows(0, len(found), len(found), key=f"halves\0{self.name}").tolist()
+        half = len(found) // 2
+        return [found[n] for n in rows[:half]], [found[n] for n in rows[half:]]
 
     def _files(self) -> list[str]:
         return [path for split in Split if (path := getattr(self.data, split, None)) is not None]

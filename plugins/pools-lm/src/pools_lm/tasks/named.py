@@ -72,6 +72,16 @@ class LinesTasks(TaskPool[ComponentConfig]):
         )
         return clone
 
+    def halves(self) -> tuple[Self, Self]:
+        """Return these tasks measured on one half of the test lines, and on the other."""
+        return self._on_half(0, "a half"), self._on_half(1, "the other half")
+
+    def _on_half(self, number: int, said: str) -> Self:
+        clone = self.changed(lambda task: task.on_half(number))
+        clone.transductive = False
+        clone.measured_on = f"{said} of {self.measured_on or 'the test examples'}"
+        return clone
+
     def changed(self, change: Callable[[Any], LinesTask[Any]]) -> Self:
         """Return a copy of this pool with what becomes of each of its tasks."""
         clone = copy.copy(self)

@@ -61,7 +61,9 @@ class ClassificationTasks(SentenceTasks):
         clone.options = self.options.model_copy(update={"head": head})
         given: dict[str, Any] = {"encoder": self.encoder_of(pool), "models": pool}
         return clone.changed(
-            lambda task: replace(clone.task(task.name), **given, is_halved=task.is_halved)
+            lambda task: replace(
+                clone.task(task.name), **given, is_halved=task.is_halved, half=task.half
+            )
         )
 
 

@@ -1,0 +1,33 @@
+"""Sweeps for fusion-core: many runs that share their models, and a store of what they measured.
+
+from fusion_sweep import sweep
+
+found = sweep("recipe.yaml", over={"algorithm.scale": "0:1:0.1"}, seeds=3)
+found.best().recipe
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusion_sweep.found import Found
+    from fusion_sweep.search import Search
+    from fusion_sweep.store import Store
+    from fusion_sweep.sweeping import sweep
+    from fusion_sweep.trial import Trial
+
+_HOME_OF = {
+    "Found": "found",
+    "Search": "search",
+    "Store": "store",
+    "Trial": "trial",
+    "sweep": "sweeping",
+}
+
+__all__ = ["Found", "Search", "Store", "Trial", "sweep"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fusion_sweep' has no attribute {name!r}")
+    return getattr(import_module(f"fusion_sweep.{_HOME_OF[name]}"), name)

@@ -1,0 +1,145 @@
+"""Where trials are run: models and tasks are opened once, and nothing is left behind.
+
+A trial is planned by its recipe, as `fuse run` plans it, but on the pools of the trial before;
+merged in memory, or in a scratch directory; and measured on what options are chosen on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+from fusion_core import RunOptions, describe_run, execute, plan
+from fusion_core.errors import FusionError, RecipeError
+from fusion_sweep.trial import Trial, digest
+from fusion_sweep.unlabeled import Unlabeled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fusion_core import Plan, Report, RunResult, TaskPool
+
+    Tasks = TaskPool[Any]
+
+#: What is measured on: one half of the test examples, the other, all, or those without labels.
+On = Literal["half", "other half", "test", "unlabeled"]
+#: What a number may depend on in its last digits only: where a trial ran is no part of what it is.
+_MACHINE = ("machine", "threads")
+
+
+@dataclass
+class Bench:
+    """Runs trials of one sweep; `asked` and `samples` are of what is measured without labels."""
+
+    options: RunOptions = field(default_factory=RunOptions)
+    asked: Sequence[str] = ()
+    samples: int = 256
+    #: where trials are written to be measured, and removed; None: they stay in memory
+    scratch: Path | None = None
+    _last: Plan | None = None
+    _halves: WeakKeyDictionary[Tasks, tuple[Tasks, Tasks]] = field(
+        default_factory=WeakKeyDictionary
+    )
+    _named: WeakKeyDictionary[Tasks, Mapping[str, Any]] = field(default_factory=WeakKeyDictionary)
+    _unlabeled: tuple[Tasks, Unlabeled] | None = None
+    #: in the place of what tells models in memory apart: only this sweep knows them
+    _session: str = field(default_factory=lambda: uuid4().hex)
+
+    def plan(self, recipe: Mapping[str, Any]) -> Plan:
+        """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks."""
+        output = {**recipe.get("output", {}), "path": None}
+        options = self.options
+        if self.scratch is not None:
+            output["path"] = str(self.scratch / f"trial-{os.getpid()}")
+            options = replace(options, overwrite=True)
+        self._last = plan({**recipe, "output": output}, options, like=self._last)
+        if self._last.tasks is None:
+            raise RecipeError(
+                "a sweep measures its trials, and there are no tasks",
+                hint="Name a task pool with --task-pool; see: fuse list tasks",
+            )
+        return self._last
+
+    def name(self, planned: Plan, on: On) -> Trial:
+        """Return a planned trial, not run yet, under a name that tells it from all others."""
+        recipe = planned.recipe_in(Path("/"))
+        described = describe_run(planned) or {"session": self._session}
+        measured: dict[str, Any] = {"on": on}
+        if on == "unlabeled":
+            _check_model(planned)
+            measured |= {"asked": list(self.asked), "samples": self.samples}
+        known = {key: each for key, each in described.items() if key not in _MACHINE}
+        tasks = self._identities(self.tasks(planned, on))
+        name = digest({**known, "recipe": recipe, "data": tasks, "measured": measured})
+        return Trial(name, recipe, measured)
+
+    def run(self, planned: Plan, trial: Trial) -> Trial:
+        """Return a trial with what was measured of it, or why it failed."""
+        started, cpu = time.perf_counter(), time.process_time()
+        report, error = None, None
+        try:
+            report = self._measured(planned, trial.measured["on"])
+        except FusionError as failed:
+            error = failed.message
+        except (ArithmeticError, RuntimeError, ValueError) as failed:  # of numbers that explode
+            error = f"{type(failed).__name__}: {failed}"
+        return replace(
+            trial,
+            report=report,
+            error=error,
+            seconds=round(time.perf_counter() - started, 3),
+            cpu=round(time.process_time() - cpu, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def tasks(self, planned: Plan, on: On) -> Tasks:
+        """Return what a trial is measured on; raises `RecipeError` for tasks without halves."""
+        tasks = planned.tasks
+        assert tasks is not None  # noqa: S101 - `plan` looked
+        if on in {"test", "unlabeled"}:
+            return tasks
+        if tasks not in self._halves:
+            self._halves[tasks] = tasks.halves()
+        return self._halves[tasks][on == "other half"]
+
+    def _identities(self, tasks: Tasks) -> Mapping[str, Any]:
+        if tasks not in self._named:
+            self._named[tasks] = {name: tasks.identity(name) for name in tasks.names}
+        return self._named[tasks]
+
+    def _measured(self, planned: Plan, on: On) -> Report:
+        options = replace(planned.options, evaluate=on != "unlabeled")
+        own = replace(planned, tasks=self.tasks(planned, on), options=options)
+        if self.scratch is None:
+            own = replace(own, path=None)
+        try:
+            result = execute(own)
+            return result.report or self._without_labels(own, result)
+        finally:
+            if own.path is not None:
+                shutil.rmtree(own.path, ignore_errors=True)
+
+    def _without_labels(self, planned: Plan, result: RunResult) -> Report:
+        tasks = planned.tasks
+        assert tasks is not None  # noqa: S101 - `plan` looked
+        if self._unlabeled is None or self._unlabeled[0] is not tasks:
+            made = Unlabeled(result.pool, tasks, planned.device, self.samples, self.asked)
+            self._unlabeled = (tasks, made)
+        return self._unlabeled[1].report(result.weights)
+
+
+def _check_model(planned: Plan) -> None:
+    """Raise `RecipeError` for a method that makes another model for each task."""
+    for stage in planned.stages:
+        if stage.resolved is not None and stage.resolved.component.spec.needs_task:
+            raise RecipeError(
+                f"{stage.name} makes another model for every task: it is chosen by labels only",
+                hint="Choose by --objective average.",
+            )

@@ -1,0 +1,1 @@
+"""`fuse runs`: what sweeps measured, listed, shown, compared, exported and removed."""

@@ -1,0 +1,134 @@
+"""What a sweep found, for people: the best points, and how the objective moves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from fusion_sweep.found import Found, Group
+    from fusion_sweep.objectives import Objective
+
+_BARS = "▁▂▃▄▅▆▇█"
+_FEWEST = 3  # values that make a curve
+#: What is said of the figures, by what options were chosen on.
+_CHOSEN = {
+    "half": "chosen and measured on a half of the test examples",
+    "test": "chosen on the test examples that are measured: the best figure flatters",
+    "unlabeled": "chosen on unlabeled examples, without labels",
+}
+
+
+def print_found(found: Found, top: int) -> None:
+    """Print the best points, the best on examples that chose nothing, and curves."""
+    groups = found.groups[:top]
+    if groups:
+        print_table(*_table(found, groups))
+        _print_notes(found, len(groups))
+        for line in curves(found):
+            print(line)  # noqa: T201 - a result
+    for path in found.written:
+        print(f"written: {path}")  # noqa: T201
+    for trial in found.failed[:top]:
+        print(f"failed: {trial.algorithm} {_said(trial.point)}: {trial.error}")  # noqa: T201
+
+
+def _table(found: Found, groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    axes = list(dict.fromkeys(name for group in found.groups for name in group.point))
+    objectives = [_heading(found.groups[0], each) for each in found.objectives]
+    marks = [""] if len(found.objectives) > 1 else []
+    front = found.front if marks else []
+    rows = [
+        [
+            group.trials[0].id[:8],
+            *(_value(group.point.get(axis)) for axis in axes),
+            *(_figure(group, each) for each in found.objectives),
+            *(["*" if group in front else ""] if marks else []),
+        ]
+        for group in groups
+    ]
+    return ["run", *axes, *objectives, *marks], rows
+
+
+def _heading(group: Group, objective: Objective) -> str:
+    metric = group.metric(objective)
+    unit = "%" if metric.unit == "fraction" else metric.unit
+    down = "" if metric.higher_is_better else ", lower is better"
+    return f"{objective.name} ({unit}{down})" if unit else objective.name
+
+
+def _figure(group: Group, objective: Objective) -> str:
+    metric, deviation = group.metric(objective), group.deviation(objective)
+    shown = metric.shown(group.mean(objective))
+    return shown if deviation is None else f"{shown} ± {metric.shown(deviation)}"
+
+
+def _print_notes(found: Found, shown: int) -> None:
+    for note in _notes(found, shown):
+        print(note)  # noqa: T201 - a result
+
+
+def _notes(found: Found, shown: int) -> Iterator[str]:
+    if shown < len(found.groups):
+        yield f"the best {shown} of {len(found.groups)}; all: fuse runs ls {found.id[:8]}"
+    if len(found.objectives) > 1:
+        yield "* no other is better in every objective"
+    yield _CHOSEN[found.on]
+    if found.tested is not None and found.tested.report is not None:
+        report = found.tested.report
+        average = report.average
+        where = "the other half" if found.on == "half" else "the test examples"
+        if average is not None:
+            metric = next(iter(report.main_metrics.values()))
+            yield f"the best on {where}, which chose nothing: average {metric.shown(average)}"
+
+
+def curves(found: Found) -> Iterator[str]:
+    """Yield a line a numeric option: how the first objective moves, the others at their best."""
+    for name, groups in _by_algorithm(found).items():
+        for axis in dict.fromkeys(axis for group in groups for axis in group.point):
+            best = _best_by_value(groups, axis)
+            if len(best) >= _FEWEST:
+                yield _curve(name, axis, best)
+
+
+def _by_algorithm(found: Found) -> Mapping[str, list[Group]]:
+    groups: dict[str, list[Group]] = {}
+    for group in found.groups:
+        groups.setdefault(str(group.point.get("algorithm", "")), []).append(group)
+    return groups
+
+
+def _best_by_value(groups: Sequence[Group], axis: str) -> dict[float, float]:
+    """Return the best score at each value of an option, where that is a number."""
+    best: dict[float, float] = {}
+    for group in groups:
+        value = group.point.get(axis)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            best[value] = max(best.get(value, group.scores[0]), group.scores[0])
+    return dict(sorted(best.items()))
+
+
+def _curve(algorithm: str, axis: str, best: Mapping[float, float]) -> str:
+    low, *_, high = best
+    peak = max(best, key=lambda value: best[value])
+    name = f"{algorithm} {axis}".strip()
+    return f"{name}: {low:g} {sparkline(list(best.values()))} {high:g}, best at {peak:g}"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return a bar a value, from the lowest of them to the highest."""
+    low, span = min(values), max(values) - min(values)
+    steps = len(_BARS) - 1
+    return "".join(_BARS[round(steps * (each - low) / span) if span else 0] for each in values)
+
+
+def _said(point: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in point.items() if name != "algorithm")
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - whatever an option takes
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

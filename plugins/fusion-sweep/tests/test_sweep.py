@@ -1,0 +1,387 @@
+"""Trials are run once, chosen on one half and measured on the other, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fusion_core import RunOptions, Split, merge, plan, run_fusion
+from fusion_core.errors import OutputError, RecipeError
+from fusion_core.testing import TinyTasks, tiny_pool
+from fusion_sweep import Search, sweep
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_sweep import Found
+
+SCALES = [0.1, 0.3, 0.6]
+OVER = {"algorithm.scale": SCALES}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "sweeps.sqlite"
+
+
+def runs(log: Path) -> list[float]:
+    return [float(line) for line in log.read_text().splitlines()]
+
+
+def by_scale(found: Found) -> dict[float, float]:
+    return {
+        group.point["algorithm.scale"]: group.mean(found.objectives[0]) for group in found.groups
+    }
+
+
+def accuracies(folder: Path, scale: float, step: int) -> list[float]:
+    """Compute the accuracies of one half by hand."""
+    import toys
+
+    pool = toys.Models(toys.ModelsConfig(folder=str(folder)))
+    model = tiny_pool().build(merge(toys.Scaled(scale=scale), pool))
+    found = []
+    for name in "abc":
+        task = TinyTasks()[name]
+        batch = task.batch(step, size=toys.SIZE, split=Split.TEST, seed=0)
+        with torch.no_grad():
+            found.append(
+                float((task.logits(model, batch).argmax(-1) == batch.labels).double().mean())
+            )
+    return found
+
+
+def test_a_grid_is_chosen_on_one_half_and_its_best_measured_on_the_other(
+    recipe: dict[str, Any], store: Path, folder: Path, log: Path
+) -> None:
+    found = sweep(recipe, over=OVER, store=store)
+    ran = runs(log)
+    assert found.on == "half"
+    by_hand = {scale: sum(accuracies(folder, scale, 0)) / 3 for scale in SCALES}
+    assert by_scale(found) == pytest.approx(by_hand)
+    best = max(SCALES, key=by_hand.__getitem__)
+    assert found.best().point == {"algorithm.scale": best}
+    assert found.tested is not None
+    assert found.tested.report.average == pytest.approx(sum(accuracies(folder, best, 1)) / 3)
+    assert sorted(ran) == sorted([*SCALES, best])
+
+
+def test_nothing_is_run_again_by_any_sweep(
+    recipe: dict[str, Any], store: Path, log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = sweep(recipe, over=OVER, store=store)
+    before = runs(log)
+    again = sweep(recipe, over=OVER, store=store)
+    assert [t.id for t in again.trials] == [t.id for t in first.trials]
+    spelled = {**recipe, "algorithm": {"name": "scaled", "count": 1}}  # a default, written out
+    wider = sweep(spelled, over={"algorithm.scale": "0.1:0.7:0.2"}, store=store)
+    assert {t.id for t in first.trials} & {t.id for t in wider.trials}
+    new = runs(log)[len(before) :]
+    assert sorted(set(new)) == [0.5, 0.7]
+    assert not caplog.records
+
+
+def test_pools_are_opened_once(recipe: dict[str, Any], store: Path) -> None:
+    import toys
+
+    toys.OPENED.clear()
+    sweep(recipe, over=OVER, seeds=2, store=store)
+    assert toys.OPENED.count("models") == 1
+    assert toys.OPENED.count("tasks") == 3  # and both halves
+
+
+@pytest.mark.parametrize("change", ["option", "tasks"])
+def test_what_figures_depend_on_is_another_trial(
+    recipe: dict[str, Any], store: Path, change: str
+) -> None:
+    first = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store)
+    match change:
+        case "option":
+            recipe["algorithm"] = {"name": "scaled", "count": 2}
+        case "tasks":
+            recipe["task_pool"] = {"tasks": ["a", "b"]}
+    again = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store)
+    assert first.trials[0].id != again.trials[0].id
+
+
+def test_other_bytes_are_another_trial(
+    recipe: dict[str, Any], store: Path, tmp_path: Path, folder: Path
+) -> None:
+    place = tmp_path / "models"
+    shutil.copytree(folder, place)
+    recipe["model_pool"]["folder"] = str(place)
+    first = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store)
+    file = place / "a" / "model.safetensors"
+    save_file({name: each + 1 for name, each in load_file(file).items()}, file)
+    again = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store)
+    assert first.trials[0].id != again.trials[0].id
+
+
+def test_algorithms_are_tried_with_options_of_their_own(
+    recipe: dict[str, Any], store: Path
+) -> None:
+    found = sweep(
+        recipe, algorithms=["scaled", "mean"], over={"algorithm.scaled.scale": SCALES}, store=store
+    )
+    assert sorted(json.dumps(t.point) for t in found.trials) == sorted(
+        json.dumps(point)
+        for point in (
+            {"algorithm": "mean"},
+            *({"algorithm": "scaled", "algorithm.scaled.scale": scale} for scale in SCALES),
+        )
+    )
+    assert {trial.algorithm for trial in found.trials} == {"mean", "scaled"}
+
+
+def test_seeds_are_runs_of_one_point(recipe: dict[str, Any], store: Path) -> None:
+    found = sweep({**recipe, "seed": 5}, over={"algorithm.scale": [0.1, 0.2]}, seeds=3, store=store)
+    assert [len(group.trials) for group in found.groups] == [3, 3]
+    assert {trial.recipe["seed"] for trial in found.trials} == {5, 6, 7}
+    assert found.groups[0].deviation(found.objectives[0]) == 0.0  # it draws nothing
+
+
+def test_tasks_without_halves_are_chosen_on_and_that_is_said(
+    recipe: dict[str, Any], store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe["task_pool"] = {"halves": False}
+    found = sweep(recipe, over=OVER, store=store)
+    assert found.on == "test"
+    assert found.tested is None
+    assert "chosen on the test examples themselves" in caplog.text
+    with pytest.raises(RecipeError, match="has no halves"):
+        sweep(recipe, over=OVER, store=store, on="half")
+
+
+def test_lower_is_better_where_tasks_say_so(recipe: dict[str, Any], store: Path) -> None:
+    recipe["task_pool"] = {"loss": True}
+    found = sweep(recipe, over=OVER, objectives=["average", "worst"], store=store)
+    losses = by_scale(found)
+    assert found.best().point["algorithm.scale"] == min(losses, key=losses.__getitem__)
+    worst = found.objectives[1]
+    report = found.best().report
+    assert worst.value(report) == max(each["loss"] for each in report.tasks.values())
+
+
+def test_what_needs_no_labels_is_entropy_and_what_experts_say(
+    recipe: dict[str, Any], store: Path, folder: Path
+) -> None:
+    import toys
+
+    found = sweep(recipe, over=OVER, objectives=["entropy", "agreement"], samples=128, store=store)
+    assert found.on == "unlabeled"
+    assert found.tested is not None
+    pool = toys.Models(toys.ModelsConfig(folder=str(folder)))
+    trial = next(t for t in found.trials if t.point["algorithm.scale"] == 0.3)
+    for name in "abc":
+        task = TinyTasks()[name]
+        batches = [task.batch(n, size=64, split=Split.UNLABELED, seed=0) for n in (0, 1)]
+        logits, said = (
+            torch.cat([task.logits(model, each) for each in batches]).detach()
+            for model in (
+                pool.build(merge(toys.Scaled(scale=0.3), pool)),
+                pool.build(pool.experts[name]),
+            )
+        )
+        measured = trial.report.tasks[name]
+        entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+        assert measured["entropy"] == pytest.approx(float(entropy), rel=1e-5)
+        agrees = (logits.argmax(-1) == said.argmax(-1)).double().mean()
+        assert measured["agreement"] == float(agrees)
+
+
+def test_a_front_holds_what_nothing_beats(recipe: dict[str, Any], store: Path) -> None:
+    found = sweep(recipe, over={"algorithm.scale": "0:1:0.25"}, objectives=["a", "b"], store=store)
+    points = {group.scores for group in found.groups}
+    front = {
+        one
+        for one in points
+        if not any(o != one and all(x >= y for x, y in zip(o, one, strict=True)) for o in points)
+    }
+    assert {group.scores for group in found.front} == front
+    assert front < points
+
+
+def test_a_trial_that_fails_stops_no_other_and_is_tried_again(
+    recipe: dict[str, Any], store: Path, log: Path
+) -> None:
+    recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5}
+    found = sweep(recipe, over=OVER, store=store)
+    assert [trial.error for trial in found.failed] == ["it is too large"]
+    assert len(found.finished) == 2
+    sweep(recipe, over=OVER, store=store)
+    assert runs(log).count(0.6) == 2
+
+
+def test_what_is_wrong_with_any_trial_is_said_before_one_is_run(
+    recipe: dict[str, Any], store: Path, log: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"algorithm\.scale"):
+        sweep(recipe, over={"algorithm.scale": [0.1, "much"]}, store=store)
+    with pytest.raises(RecipeError, match="no objective 'averag'"):
+        sweep(recipe, over=OVER, objectives=["averag"], store=store)
+    with pytest.raises(RecipeError, match="needs no labels"):
+        sweep(recipe, over=OVER, objectives=["entropy"], on="test", store=store)
+    with pytest.raises(RecipeError, match="endless"):
+        sweep(recipe, over={"algorithm.scale": "0:1"}, store=store)
+    with pytest.raises(RecipeError, match="nothing is swept over"):
+        sweep(recipe, over={}, store=store)
+    assert runs(log) == []
+
+
+def test_points_drawn_at_random_are_the_same_again(
+    recipe: dict[str, Any], store: Path, log: Path
+) -> None:
+    over = {"algorithm.scale": "0.01:1:log"}
+    first = sweep(recipe, over=over, search=Search("random", 4), store=store)
+    drawn = {t.point["algorithm.scale"] for t in first.trials}
+    assert len(drawn) == 4
+    assert all(0.01 <= scale <= 1 for scale in drawn)
+    sweep(recipe, over=over, search=Search("random", 4), store=store)
+    assert len(runs(log)) == 5  # and the best on the other half
+    other = sweep(recipe, over=over, search=Search("random", 4, seed=1), store=store)
+    assert drawn.isdisjoint(t.point["algorithm.scale"] for t in other.trials)
+
+
+@pytest.mark.parametrize("kind", ["tpe", "cma-es"])
+def test_optuna_asks_the_same_again(
+    recipe: dict[str, Any], store: Path, log: Path, kind: Any
+) -> None:
+    pytest.importorskip("optuna")
+    pytest.importorskip("cmaes")
+    over = {"algorithm.scale": "0:1", "algorithm.count": "1:5:1"}
+    first = sweep(recipe, over=over, search=Search(kind, 7), store=store)
+    assert len(first.trials) == 7
+    assert all(isinstance(t.point["algorithm.count"], int) for t in first.trials)
+    count = len(runs(log))
+    longer = sweep(recipe, over=over, search=Search(kind, 9), store=store)
+    assert [t.id for t in longer.trials[:7]] == [t.id for t in first.trials]
+    assert len(runs(log)) - count in {2, 3}
+
+
+def test_the_best_are_written_by_ordinary_runs(
+    recipe: dict[str, Any], store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "best"
+    found = sweep(recipe, over=OVER, store=store, keep=2, output=out)
+    assert list(found.written) == sorted(out.iterdir()) == [out / "1", out / "2"]
+    report = json.loads((out / "1" / "report.json").read_bytes())
+    assert report["chosen"] == (
+        "by a sweep of 3 runs, by the labels of a half of the test examples"
+    )
+    with pytest.raises(OutputError, match="best/1"):  # before anything is run
+        sweep(recipe, over={"algorithm.scale": [0.9]}, store=store, keep=2, output=out)
+    again = run_fusion(out / "1" / "recipe.yaml", output=tmp_path / "again")
+    weights = [(place / "model.safetensors").read_bytes() for place in (out / "1", again.path)]
+    assert weights[0] == weights[1]
+    assert found.best().recipe["algorithm"]["scale"] == found.groups[0].point["algorithm.scale"]
+
+
+def test_nothing_is_left_of_what_is_merged_in_a_scratch_directory(
+    recipe: dict[str, Any], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    written = sweep(recipe, over=OVER, store=store, scratch=scratch)
+    assert list(scratch.iterdir()) == []
+    in_memory = sweep(recipe, over=OVER, store=tmp_path / "other.sqlite")
+    assert by_scale(written) == by_scale(in_memory)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.usefixtures("installed")
+def test_models_in_memory_are_swept_and_known_to_nobody_else(store: Path) -> None:
+    raw = {"algorithm": "scaled", "model_pool": tiny_pool(), "task_pool": TinyTasks()}
+    first = sweep(raw, over=OVER, store=store)
+    again = sweep(raw, over=OVER, store=store)
+    assert by_scale(first) == by_scale(again)
+    assert {t.id for t in first.trials}.isdisjoint(t.id for t in again.trials)
+
+
+def test_trials_become_a_data_frame(recipe: dict[str, Any], store: Path) -> None:
+    pytest.importorskip("pandas")
+    frame = sweep(recipe, over=OVER, store=store).to_dataframe()
+    assert list(frame["average"]) == sorted(frame["average"], reverse=True)
+    assert {"run", "algorithm.scale", "seed", "a.accuracy", "seconds"} <= set(frame.columns)
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+PROGRAM = "from fusion_core.cli.app import main; main()"
+
+
+def command(recipe: dict[str, Any], store: Path, scales: str) -> list[str]:
+    folder = recipe["model_pool"]["folder"]
+    return [
+        *(sys.executable, "-c", PROGRAM, "sweep", "--algo", "scaled", "--pool", "toys"),
+        *("--set", f"model_pool.folder={folder}", "--over", f"algorithm.scale={scales}"),
+        *("--store", str(store), "--json"),
+    ]
+
+
+def wait_for(log: Path, count: int) -> None:
+    until = time.monotonic() + 60
+    while len(runs(log)) < count and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_a_sweep_that_is_killed_goes_on(
+    recipe: dict[str, Any], store: Path, log: Path, environment: dict[str, str]
+) -> None:
+    call = command(recipe, store, "0.1,0.2,0.3,0.4")
+    process = subprocess.Popen(call, env={**environment, "TOYS_SECONDS": "0.4"})
+    wait_for(log, 3)  # the third is under way
+    process.kill()
+    process.wait()
+    found = sweep(recipe, over={"algorithm.scale": "0.1,0.2,0.3,0.4"}, store=store)
+    assert len(found.finished) == 4
+    best = found.best().point["algorithm.scale"]
+    assert sorted(runs(log)) == sorted([0.1, 0.2, 0.3, 0.3, 0.4, best])
+
+
+def test_an_interrupted_sweep_says_what_is_kept(
+    recipe: dict[str, Any], store: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOYS_INTERRUPT", "0.3")
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        sweep(recipe, over=OVER, store=store)
+    note = "1 of 3 runs are kept; the same command goes on with the others."
+    assert stopped.value.__notes__ == [note]
+    monkeypatch.delenv("TOYS_INTERRUPT")
+    assert len(sweep(recipe, over=OVER, store=store).finished) == 3
+    assert runs(log).count(0.1) <= 2  # once, and where it is the best once more
+
+
+def test_two_processes_share_a_sweep(
+    recipe: dict[str, Any], store: Path, log: Path, environment: dict[str, str]
+) -> None:
+    slow = {**environment, "TOYS_SECONDS": "0.2"}
+    call = command(recipe, store, "0:0.5:0.1")
+    both = [
+        subprocess.Popen(call, env=slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    shown = [json.loads(process.communicate()[0]) for process in both]
+    assert shown[0] == shown[1]
+    assert len(shown[0]["runs"]) == 6
+    assert len(runs(log)) == 7  # and the best on the other half
+
+
+def test_a_plan_of_another_recipe_opens_pools_of_its_own(
+    recipe: dict[str, Any], folder: Path
+) -> None:
+    first = plan(recipe, RunOptions())
+    same = plan({**recipe, "seed": 1}, RunOptions(), like=first)
+    fewer = plan({**recipe, "task_pool": {"tasks": ["a"]}}, RunOptions(), like=first)
+    assert same.pool is first.pool
+    assert same.tasks is first.tasks
+    assert fewer.pool is first.pool
+    assert fewer.tasks.names == ("a",)

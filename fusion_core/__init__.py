@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import load_recipe
+    from fusion_core.report.stored import read_report
     from fusion_core.running.by_hand import merge, models_of
     from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.remembering import remembered
@@ -104,6 +105,7 @@ _HOMES = {
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("load_recipe",),
+    "fusion_core.report.stored": ("read_report",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.remembering": ("remembered",),
@@ -186,6 +188,7 @@ __all__ = [
     "plan",
     "printable",
     "progress_for",
+    "read_report",
     "remembered",
     "renumbered",
     "run_fusion",

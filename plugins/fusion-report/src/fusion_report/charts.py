@@ -99,7 +99,7 @@ def _points(
     return {
         run: (cost, average)
         for run, average in averages.items()
-        if average is not None and (cost := costs.get(run)) is not None
+        if average is not None and math.isfinite(average) and (cost := costs.get(run)) is not None
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -190,7 +191,9 @@ def ratios(report: Report, figures: Figures) -> dict[str, float]:
         for task, metric in report.main_metrics.items()
         if task in figures and task in report.experts
     }
-    return {task: ratio for task, ratio in found.items() if ratio is not None}
+    return {
+        task: ratio for task, ratio in found.items() if ratio is not None and math.isfinite(ratio)
+    }
 
 
 def _marks(report: Report) -> list[str]:

@@ -5,6 +5,8 @@ One pass over the weights in blocks; memory does not grow with the models.
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import takewhile
@@ -12,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Cut, layers_of, load_plugins, models_of, noting
+from fusion_core import Cut, hub, layers_of, load_plugins, models_of, noting
 from fusion_core.weights import Operands, Scan, SerialExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from fusion_core import ModelPool, Piece, Progress, TensorInfo
+
+_OFFLINE = "HF_HUB_OFFLINE"
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,13 @@ def task_vectors(
 ) -> TaskVectors | None:
     """Read what a recipe merges; None without a base, or with less than two experts.
 
-    Raises a `FusionError` for models that are not here.
+    Nothing is downloaded. Raises a `FusionError` for models that are not here.
     """
-    pool = models_of(recipe, load_plugins(blocked))
+    with _offline(), hub.session(progress):
+        return _read(models_of(recipe, load_plugins(blocked)), progress)
+
+
+def _read(pool: ModelPool[Any], progress: Progress) -> TaskVectors | None:
     if pool.base is None or len(pool.experts) < 2:  # noqa: PLR2004 - nothing to compare
         return None
     infos = [info for info in pool.base.infos.values() if info.dtype.is_floating_point]
@@ -73,6 +81,18 @@ def task_vectors(
             products[part] = _products(pool, [by_name[name] for name in names])
             advance(1, note=part)
     return TaskVectors(list(pool.experts), products)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Have the hub's cache serve what is asked of the hub, and nothing else."""
+    before = os.environ.get(_OFFLINE)
+    os.environ[_OFFLINE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_OFFLINE]
+        os.environ |= {} if before is None else {_OFFLINE: before}
 
 
 def parts_of(names: Iterable[str]) -> dict[str, list[str]]:

@@ -101,10 +101,11 @@ class Drawing:
         body = re.sub(r' d="[^"]*"', lambda path: _DECIMALS.sub(r"\1", path[0]), body)
         body = _COLOUR.sub(lambda found: _VARIABLES[found[0]], body)
         width = float(box[1].split()[2]) * (1.4 if size == "narrow" else 1)
+        title, words = printable(self.title), printable(self.words)
         head = Markup(
             '<svg xmlns="http://www.w3.org/2000/svg" class="{}" viewBox="{}" role="img" '
             'style="max-width:{:.0f}px" aria-label="{}"><title>{}</title><desc>{}</desc>'
-        ).format(size, box[1], width, self.title, self.title, self.words)
+        ).format(size, box[1], width, title, title, words)
         return head + Markup(body.rstrip())  # noqa: S704 - matplotlib escapes text
 
 

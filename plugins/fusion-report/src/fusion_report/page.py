@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fusion_core import __version__, printable
+from fusion_core import printable
 from fusion_core.errors import FusionError
 from fusion_report.charts import (
     Chart,
@@ -70,7 +71,7 @@ def page(
             searches={run.name: _of_search(run, number) for number, run in enumerate(runs)},
             light=LIGHT.variables,
             dark=DARK.variables,
-            version=__version__,
+            version=version("fusion-report"),
         )
     )
 

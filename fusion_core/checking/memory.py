@@ -105,4 +105,3 @@ def _kernels(plan: Plan) -> list[PieceKernel]:
 
 def _algorithms(plan: Plan) -> list[Stage[Any]]:
     return [part.algorithm for stage in plan.stages for part in stage.parts]
-

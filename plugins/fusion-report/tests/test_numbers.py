@@ -44,6 +44,10 @@ def test_norms_and_cosines_are_those_of_dense_task_vectors(world: World) -> None
     [
         (["a.weight"], ["weight"]),
         (["weight", "bias"], ["weight", "bias"]),
+        (
+            ["model.layers.0.x", "model.embed.weight", "model.norm.weight", "head.weight"],
+            ["model.layers.0", "model.embed", "model.norm", "head"],
+        ),
         (["h.0.x", "h.1.x", "wte.weight"], ["h.0", "h.1", "wte"]),
         (["0.weight", "0.bias", "2.weight"], ["0", "2"]),
         (["m.enc.1.x", "m.dec.0.x", "m.enc.0.x"], ["enc.0", "enc.1", "dec.0"]),

@@ -71,10 +71,13 @@ def against_cost(runs: Sequence[Run], table: Table) -> Iterator[Chart]:
     """Yield accuracy against time and against memory, where two runs or more have both."""
     averages = {name: table.of(each).average for name, each in table.reports.items()}
     costs = {
-        "seconds": ("time of the merge in s", {run.name: run.provenance.seconds for run in runs}),
+        "seconds": (
+            "time of the merge in s",
+            {run.name: run.provenance.timings.seconds for run in runs},
+        ),
         "memory": (
             "peak memory in GB",
-            {run.name: _gigabytes(run.provenance.peak_memory) for run in runs},
+            {run.name: _gigabytes(run.provenance.timings.peak_memory) for run in runs},
         ),
     }
     found = {

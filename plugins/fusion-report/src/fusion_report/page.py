@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from fusion_core import printable
 from fusion_core.errors import FusionError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from fusion_core import Progress
     from fusion_report.runs import Run
 
+_NAMED = 3  # runs in a title
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -64,6 +67,9 @@ def page(
         .get_template("report.html.j2")
         .render(
             runs=runs,
+            title=", ".join(run.name for run in runs)
+            if len(runs) <= _NAMED
+            else f"{len(runs)} runs",
             table=table,
             sentence=sentence(runs, table),
             tiles=[*tiles(runs[0], table)] if len(runs) == 1 else [],
@@ -124,8 +130,8 @@ def _environment() -> Environment:
         "again": _again,
         "duration": duration,
         "plain": _plain,
+        "breakable": _breakable,
         "recipe": _recipe,
-        "source": _source,
     }
     return environment
 
@@ -133,6 +139,11 @@ def _environment() -> Environment:
 def _plain(text: object) -> str:
     """Show text from anywhere: nothing in it that no page may hold."""
     return printable(str(text))
+
+
+def _breakable(text: object) -> Markup:
+    """Show text that may be broken after the signs that join words."""
+    return Markup(re.sub("([_/.])", r"\1<wbr />", str(escape(_plain(text)))))  # noqa: S704 - escaped
 
 
 def _again(run: Run) -> str:
@@ -143,17 +154,6 @@ def _again(run: Run) -> str:
 def _recipe(run: Run) -> str:
     path = run.directory / "recipe.yaml"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _source(given: dict[str, Any]) -> dict[str, str]:
-    """Say of an input where it is from, in which version, and how large it is."""
-    files = given.get("files")
-    sizes = [each.get("bytes", 0) for each in files.values()] if isinstance(files, dict) else []
-    return {
-        "source": str(given.get("source", "in memory")),
-        "version": str(given.get("revision") or given.get("commit") or ""),
-        "size": _amount(sum(sizes)) if sizes else "",
-    }
 
 
 def _amount(count: int) -> str:

@@ -46,6 +46,40 @@ class Stage(BaseModel):
     plugin: str | None = None
 
 
+class File(BaseModel):
+    """A file that was read or written."""
+
+    bytes: int = 0
+
+
+class Input(BaseModel):
+    """A model that was merged: its name or its commit on the hub, and its files."""
+
+    source: str = ""
+    files: dict[str, File] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files; 0 where they are not known."""
+        return sum(each.bytes for each in self.files.values())
+
+
+class Outputs(BaseModel):
+    """What was written."""
+
+    files: dict[str, File] = {}
+    tensors_blake3: str = ""
+
+
+class Timings(BaseModel):
+    """What it took, without the evaluation."""
+
+    finished: str = ""
+    seconds: float | None = None
+    #: in bytes
+    peak_memory: int | None = None
+
+
 class Provenance(BaseModel):
     """The parts of `provenance.json` that a page shows."""
 
@@ -54,27 +88,16 @@ class Provenance(BaseModel):
     machine: str = ""
     device: str = ""
     threads: int | None = None
-    inputs: dict[str, dict[str, Any]] = {}
-    tasks: dict[str, Any] = {}
+    inputs: dict[str, Input] = {}
     stages: list[Stage] = []
     tensors: dict[str, int] = {}
-    outputs: dict[str, Any] = {}
-    timings: dict[str, Any] = {}
-
-    @property
-    def seconds(self) -> float | None:
-        """How long the merge took, without its evaluation."""
-        return self.timings.get("seconds")
-
-    @property
-    def peak_memory(self) -> int | None:
-        """The most memory that the process had, in bytes."""
-        return self.timings.get("peak_memory")
+    outputs: Outputs = Outputs()
+    timings: Timings = Timings()
 
     @property
     def size(self) -> int:
         """Bytes of all files that were written."""
-        return sum(each.get("bytes", 0) for each in self.outputs.get("files", {}).values())
+        return sum(each.bytes for each in self.outputs.files.values())
 
 
 @dataclass(frozen=True)

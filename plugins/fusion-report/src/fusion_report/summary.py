@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from fusion_report.table import Table, below_base, worst_of
@@ -9,7 +10,7 @@ from fusion_report.table import Table, below_base, worst_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
 
-    from fusion_core import Report
+    from fusion_core import Metric, Report
     from fusion_report.runs import Run
 
 
@@ -36,7 +37,7 @@ def tiles(run: Run, table: Table | None) -> Iterator[tuple[str, str, str]]:
             yield "of the experts", f"{100 * share:.1f} %", "normalised average"
         if worst is not None:
             yield "worst task", worst[1], worst[0]
-    if (seconds := run.provenance.seconds) is not None:
+    if (seconds := run.provenance.timings.seconds) is not None:
         yield "merged in", duration(seconds), run.provenance.device
 
 
@@ -56,7 +57,7 @@ def _of_one(run: Run, table: Table) -> str:
         count = _count(report.tasks, "task")
         return f"{_made(run)}, measured on {count} by different metrics{_falls(report)}."
     metric = next(iter(report.main_metrics.values()))
-    unit = " %" if metric.unit == "fraction" else f" {metric.unit}".rstrip()
+    unit = _unit(metric)
     said = f"{_made(run)}: {metric.name} {metric.shown(average)}{unit} on average over "
     said += _count(report.tasks, "task")
     share, worst = report.normalised_average, worst_of(report)
@@ -67,6 +68,11 @@ def _of_one(run: Run, table: Table) -> str:
     return f"{said}{_falls(report)}."
 
 
+def _unit(metric: Metric) -> str:
+    """Return what stands behind a figure."""
+    return " %" if metric.unit == "fraction" else f" {metric.unit}".rstrip()
+
+
 def _falls(report: Report) -> str:
     below = below_base(report)
     return f", and behind the base on {_listed(below)}" if below else ""
@@ -75,7 +81,7 @@ def _falls(report: Report) -> str:
 def _of_several(ranked: Sequence[tuple[str, Report]], table: Table) -> str:
     (name, best), *others = ranked
     metric = next(iter(best.main_metrics.values()))
-    unit = " %" if metric.unit == "fraction" else f" {metric.unit}".rstrip()
+    unit = _unit(metric)
     average = best.average
     assert average is not None  # noqa: S101 - it is ranked by it
     share = best.normalised_average
@@ -98,11 +104,12 @@ def _ranked(table: Table) -> list[tuple[str, Report]]:
     """Return the reports on the tasks that all have, the best first; none without an average."""
     if not table.shared:
         return []
-    reports = [(name, table.of(each)) for name, each in table.reports.items()]
-    if any(each.average is None for _, each in reports):
-        return []
+    reports = {name: table.of(each) for name, each in table.reports.items()}
+    averages = {name: each.average for name, each in reports.items()}
+    known = {name: mean for name, mean in averages.items() if mean is not None}
     higher = table.metrics[table.shared[0]].higher_is_better
-    return sorted(reports, key=lambda each: each[1].average or 0, reverse=higher)
+    order = sorted(filter(lambda name: math.isfinite(known[name]), known), key=known.__getitem__)
+    return [(name, reports[name]) for name in (reversed(order) if higher else order)]
 
 
 def _made(run: Run) -> str:

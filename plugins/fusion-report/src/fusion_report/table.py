@@ -161,7 +161,8 @@ class Table:
         """Tell whether no run is better on a task, where there is a choice."""
         metric = self.metrics[task]
         values = [_main(each.tasks[task]) for each in self.reports.values() if task in each.tasks]
-        return len(values) > 1 and not any(_better(metric, each, value) for each in values)
+        is_rival = len(values) > 1 and math.isfinite(value)
+        return is_rival and not any(_better(metric, each, value) for each in values)
 
 
 def worst_of(report: Report) -> tuple[str, str] | None:
@@ -211,6 +212,6 @@ def _better(metric: Metric, one: float, other: float) -> bool:
 
 
 def _agree(one: Figures, other: Figures) -> bool:
-    """Tell whether two rows say the same of the tasks that both have."""
+    """Tell whether two rows say the same of the tasks that both have; NaN is like NaN."""
     both = one.keys() & other.keys()
-    return bool(both) and all(one[task] == other[task] for task in both)
+    return bool(both) and all(repr(one[task]) == repr(other[task]) for task in both)

@@ -109,7 +109,8 @@ def parts_of(names: Iterable[str]) -> dict[str, list[str]]:
         for number, each in layers.items()
         for name in each
     }
-    keys = [places.get(name) or (name[start:].lstrip(".").split(".", 1)[0], -1) for name in names]
+    roots = {stack.partition(".")[0] for stack, _ in places.values()}
+    keys = [places.get(name) or (_part(name[start:].lstrip("."), roots), -1) for name in names]
     order = {stack: place for place, (stack, _) in reversed([*enumerate(keys)])}
     found: dict[str, list[str]] = {}
     for (stack, layer), name in sorted(
@@ -118,6 +119,12 @@ def parts_of(names: Iterable[str]) -> dict[str, list[str]]:
         label = f"{stack}.{layer}".lstrip(".") if layer >= 0 else stack
         found.setdefault(label, []).append(name)
     return found
+
+
+def _part(name: str, roots: set[str]) -> str:
+    """Return what a tensor outside all layers is part of: not what layers are in, too."""
+    first, *others = name.split(".")
+    return f"{first}.{others[0]}" if first in roots and others else first
 
 
 def _shared(names: Sequence[str]) -> list[str]:

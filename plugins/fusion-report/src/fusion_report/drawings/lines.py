@@ -31,6 +31,12 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return found
 
 
+def _thinned(count: int) -> list[int]:
+    """Return the places of the points that are drawn, the last among them."""
+    places = range(0, count, -(-count // _MOST))
+    return [*places, *({count - 1} - {*places})]
+
+
 def span(values: Sequence[float]) -> int:
     """Return over how many steps values are smoothed."""
     return max(len(values) // 10, 2)
@@ -61,13 +67,13 @@ class Panels:
         figure.supxlabel("step", color=PAINT["muted"])
 
     def _plot(self, axes: Axes, values: Sequence[float]) -> None:
-        stride = -(-len(values) // _MOST)
+        kept = _thinned(len(values))
         axes.grid(axis="y")
         axes.tick_params(length=0)
-        axes.plot(
-            self.steps[::stride], values[::stride], color=PAINT["s0"], alpha=0.35, linewidth=1
-        )
-        axes.plot(self.steps[::stride], smoothed(values)[::stride], color=PAINT["s0"], linewidth=2)
+        steps, mean = [self.steps[place] for place in kept], smoothed(values)
+        raw = [values[place] for place in kept]
+        axes.plot(steps, raw, color=PAINT["s0"], alpha=0.35, linewidth=1)
+        axes.plot(steps, [mean[place] for place in kept], color=PAINT["s0"], linewidth=2)
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,13 @@ class Paths:
         axes.tick_params(length=0)
         if self.neutral is not None:
             axes.axhline(self.neutral, color=PAINT["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        stride = -(-len(self.steps) // _MOST)
+        kept = _thinned(len(self.steps))
+        steps = [self.steps[place] for place in kept]
         for place, values in enumerate(self.series.values()):
             dash = _DASHES[place // SERIES % len(_DASHES)]
             axes.plot(
-                self.steps[::stride],
-                values[::stride],
+                steps,
+                [values[place] for place in kept],
                 color=PAINT[f"s{place % SERIES}"],
                 linestyle=dash,
             )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _HEIGHT = 320  # units
 _MARKERS = "oDs^vP*X"
+_RIGHT = 0.6  # of the width: labels of points beyond stand to their left
 _LOGARITHMIC = 10  # from this ratio of the largest to the smallest on
 
 
@@ -53,7 +54,8 @@ class Scatter:
         order = sorted(self.points, key=lambda name: self.points[name][1])
         values = [self.points[name][1] for name in order]
         for name, y in zip(order, spread(values, (high - low) * 16 / 260), strict=True):
-            right = self.points[name][0] > sorted(costs)[len(costs) // 2]
+            shown_at = axes.transData.transform(self.points[name])
+            right = axes.transAxes.inverted().transform(shown_at)[0] > _RIGHT
             axes.annotate(
                 shown(name, 16 if is_narrow(width) else 24),
                 (self.points[name][0], y),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from statistics import fmean
@@ -194,6 +195,31 @@ def test_models_that_are_gone_or_differ_are_said_to_be(world: World) -> None:
     (world.root / "one" / "model.safetensors").unlink()
     said = text_of(parsed(written(first)))
     assert "Left out: the models that were merged cannot be read here." in said
+
+
+def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    path = world.run("found")
+    recipe = (path / "recipe.yaml").read_text()
+    (path / "recipe.yaml").write_text(re.sub("base: .*", "base: nobody/nothing@main", recipe))
+    assert "HF_HUB_OFFLINE forbids to download it" in written(path)
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_only_what_can_be_made_again_is_said_to_be(world: World) -> None:
+    path = world.run("a run")  # by an algorithm that is a live object
+    assert "Parts of this run were live objects" in written(path, vectors=False)
+    text = (path / "provenance.json").read_text()
+    (path / "provenance.json").write_text(text.replace('"plugin": null', '"plugin": "one"'))
+    command = parsed(written(path, vectors=False)).find(".//pre/code")
+    assert command is not None
+    assert command.text == f"fuse run '{path}/recipe.yaml' -o again"
+
+
+def test_a_run_that_is_named_twice_is_shown_once(world: World) -> None:
+    path = world.run("found")
+    runs, _ = read_runs([path, path])
+    assert [each.name for each in runs] == ["found"]
 
 
 def test_equal_runs_give_equal_pages(text: str, whole: Path) -> None:

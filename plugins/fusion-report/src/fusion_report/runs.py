@@ -31,6 +31,8 @@ _COEFFICIENTS = "coefficients.json"
 _METRICS = "metrics.jsonl"
 
 
+#: What a recipe begins to describe a live object with.
+_LIVE = "<live "
 #: What a report says of the data that the algorithm saw.
 _ADAPTED = {
     True: "the test examples, without their labels",
@@ -131,6 +133,11 @@ class Run:
         return [name for name in self.provenance.inputs if name != "base"]
 
     @property
+    def is_live(self) -> bool:
+        """Whether parts of the run were live objects, which its recipe only describes."""
+        return _LIVE in str(self.recipe) or any(not each.plugin for each in self.provenance.stages)
+
+    @property
     def data(self) -> list[tuple[str, str]]:
         """What the run measured on, and what it adapted on, in words."""
         pool = self.recipe.get("task_pool") or {}
@@ -161,6 +168,7 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[FusionError]
     Raises the first problem if none holds a run.
     """
     runs, problems = [], []
+    directories = list(dict.fromkeys(directories))
     for directory, name in zip(directories, _names(directories), strict=True):
         try:
             runs.append(read_run(directory, name))

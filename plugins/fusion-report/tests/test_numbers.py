@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def test_smoothing_weighs_what_is_past_by_its_age() -> None:
     ages = [0.5 ** (len(values) - place) for place in range(1, len(values) + 1)]
     expected = sum(a * value for a, value in zip(ages, values, strict=True)) / sum(ages)
     assert smoothed(values)[-1] == pytest.approx(expected)
+    assert smoothed([math.nan, 3.0, math.inf, 3.0])[1:] == [3.0, 3.0, 3.0]
     assert smoothed([7.0] * 50) == pytest.approx([7.0] * 50)
 
 

@@ -111,8 +111,10 @@ def of_vectors(vectors: TaskVectors) -> Iterator[Chart]:
     experts = vectors.experts
     norms = Bars(experts, {"norm": vectors.norms})
     words = ", ".join(f"{name} {value:.3g}" for name, value in _zip(experts, vectors.norms))
-    yield Chart(norms.drawing("norms", "Norms of the task vectors", words, wide=_HALF))
-    if len(experts) > _MOST_COLUMNS:
+    many = len(experts) > _MOST_COLUMNS
+    said = f"Cosines are left out of more than {_MOST_COLUMNS} experts." if many else ""
+    yield Chart(norms.drawing("norms", "Norms of the task vectors", words, wide=_HALF), said)
+    if many:
         return
     apart = [
         [math.nan if x == y else value for x, value in enumerate(row)]
@@ -131,35 +133,39 @@ def of_vectors(vectors: TaskVectors) -> Iterator[Chart]:
     )
     parts = vectors.norms_by_part
     by_part = Heat([*parts], experts, [*parts.values()], from_zero=True)
-    words = "; ".join(f"{part}: {_spoken(experts, row)}" for part, row in parts.items())
-    yield Chart(
-        by_part.drawing("norms-by-part", "Norms by part of the model", words, wide=_WHOLE),
-        "Where in the model fine-tuning has changed most.",
-        by_part.scale,
-    )
+    said = "Where in the model fine-tuning has changed most."
+    yield _of_parts(by_part, "norms-by-part", "Norms by part of the model", said)
 
 
 def of_coefficients(run: Run, name: str) -> Iterator[Chart]:
     """Yield a run's coefficients by layer, how far they spread, and how they got there."""
-    neutral = run.option("init")
-    neutral = float(neutral) if isinstance(neutral, int | float) else 0.0
+    given = run.option("init")
+    is_known = isinstance(given, int | float)
+    neutral, began = (float(given), ", where they began") if is_known else (0.0, "")
     experts = [*run.coefficients][:_MOST_COLUMNS]
+    some = f" The first {len(experts)} of {len(run.coefficients)} experts."
+    some = some if len(experts) < len(run.coefficients) else ""
     if experts:
+        said = f"Means over the tensors of a layer; no colour at {neutral:g}{began}.{some}"
         parts = _by_part(run.coefficients, experts)
         heat = Heat([*parts], experts, [*parts.values()], neutral)
-        words = "; ".join(f"{part}: {_spoken(experts, row)}" for part, row in parts.items())
-        said = f"Means over the tensors of a layer; no colour at {neutral:g}, where they began."
-        title = "Coefficients by layer and expert"
-        yield Chart(heat.drawing(f"{name}-layers", title, words, wide=_WHOLE), said, heat.scale)
+        yield _of_parts(heat, f"{name}-layers", "Coefficients by layer and expert", said)
         yield from _by_tensor(run.coefficients, experts, name, neutral)
     if run.spreads:
+        said = (
+            f"Standard deviations of those that share a tensor, and their means over a layer.{some}"
+        )
         parts = _by_part(run.spreads, experts)
         heat = Heat([*parts], experts, [*parts.values()], from_zero=True)
-        words = "; ".join(f"{part}: {_spoken(experts, row)}" for part, row in parts.items())
-        said = "Standard deviations of those that share a tensor, their means over a layer's."
-        title = "How far coefficients spread within tensors"
-        yield Chart(heat.drawing(f"{name}-spread", title, words, wide=_WHOLE), said, heat.scale)
+        yield _of_parts(heat, f"{name}-spread", "How far coefficients spread within tensors", said)
     yield from _paths(run.log, name, neutral)
+
+
+def _of_parts(heat: Heat, name: str, title: str, said: str) -> Chart:
+    """Return a map of the parts of a model, a column an expert."""
+    rows = zip(heat.rows, heat.values, strict=True)
+    words = "; ".join(f"{part}: {_spoken(heat.columns, row)}" for part, row in rows)
+    return Chart(heat.drawing(name, title, words, wide=_WHOLE), said, heat.scale)
 
 
 def of_objective(run: Run, name: str) -> Iterator[Chart]:
@@ -172,9 +178,8 @@ def of_objective(run: Run, name: str) -> Iterator[Chart]:
         ends = {each: (values[0], values[-1]) for each, values in series.items()}
         words = "; ".join(f"{each}: from {a:.3g} to {b:.3g}" for each, (a, b) in ends.items())
         panels = Panels(steps, series)
-        alone = len(series) == 1
         what = kind.rstrip("/").capitalize()
-        title = f"{what} over all tasks" if alone else f"{what} by task"
+        title = f"{what} by task" if kind.endswith("/") else f"{what} over all tasks"
         yield Chart(
             panels.drawing(f"{name}-log{number}", title, words, wide=_WHOLE),
             f"Thin: every step. Bold: its mean over about {span(first)} steps.",
@@ -208,7 +213,8 @@ def _paths(log: Log, name: str, neutral: float) -> Iterator[Chart]:
     }
     found = _logged(log)
     for kind, title in titles.items():
-        if series := dict([*found.get(kind, {}).items()][:_MOST_COLUMNS]):
+        known = {n: row for n, row in found.get(kind, {}).items() if math.isfinite(row[-1])}
+        if series := dict([*known.items()][:_MOST_COLUMNS]):
             ends = ", ".join(f"{each} {values[-1]:.3g}" for each, values in series.items())
             paths = Paths(sorted(log), series, neutral if kind == _COEFFICIENT else None)
             yield Chart(paths.drawing(f"{name}-{kind}", title, f"At the end: {ends}", wide=_WHOLE))
@@ -218,7 +224,7 @@ def _logged(log: Log) -> dict[str, dict[str, list[float]]]:
     """Return what was logged in two steps or more, by kind: "entropy" alone, "entropy/" by task."""
     steps = [log[step] for step in sorted(log)]
     found: dict[str, dict[str, list[float]]] = {}
-    for key in steps[0] if len(steps) > 1 else ():
+    for key in dict.fromkeys(key for each in steps for key in each) if len(steps) > 1 else ():
         kind, slash, member = key.partition("/")
         kind = kind if kind in {_COEFFICIENT, _ON} else kind + slash
         found.setdefault(kind, {})[member or kind] = [each.get(key, math.nan) for each in steps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,16 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the exponential mean over about a tenth of the steps, without a bias to the start."""
+    """Return the exponential mean over about a tenth of the steps, without a bias to the start.
+
+    Values that are not finite are left out.
+    """
     keep = 1 - 1 / span(values)
     mean, weight, found = 0.0, 0.0, []
     for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
-        found.append(mean / weight)
+        if math.isfinite(value):
+            mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        found.append(mean / weight if weight else math.nan)
     return found
 
 

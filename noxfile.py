@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -164,6 +165,17 @@ def lm_eval(session: nox.Session) -> None:
     group = nox.project.dependency_groups(PYPROJECT, "test")
     session.install("-e", ".", "-e", "./plugins/pools-lm[lm-eval]", *group)
     session.run("pytest", "-m", "lm_eval", "plugins/pools-lm", *session.posargs)
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """Look at report.html in Chromium, the system's or, without one, Playwright's."""
+    group = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install("-e", ".", "-e", "./plugins/fusion-report", *group)
+    session.install("playwright>=1.50", "axe-playwright-python>=0.1")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.run("playwright", "install", "chromium")
+    session.run("pytest", "-m", "browser", "plugins/fusion-report", *session.posargs)
 
 
 def _mergekit(session: nox.Session) -> Path:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
+    from fusion_core.report.stored import read_report
     from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
     from fusion_core.running.by_hand import merge, models_of
@@ -116,6 +117,7 @@ _HOMES = {
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("dump_yaml", "load_recipe", "load_yaml"),
+    "fusion_core.report.stored": ("read_report",),
     "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
@@ -213,6 +215,7 @@ __all__ = [
     "print_table",
     "printable",
     "progress_for",
+    "read_report",
     "remembered",
     "renumbered",
     "run_fusion",

@@ -21,6 +21,7 @@ LIGHT = [
     "fusion_core.shown",
     "fusion_linear.plugin",
     "fusion_regmean.plugin",
+    "fusion_report.plugin",
     "fusion_ties.plugin",
 ]
 WITHOUT_TORCH = [

@@ -300,3 +300,18 @@ def test_the_commands_of_a_sweep_run_in_their_order(
     report = json.loads((tmp_path / "merged" / "report.json").read_bytes())
     assert report["chosen"].startswith("by a sweep of 6 runs")
     assert len(shown[3].splitlines()) == 3
+
+
+def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert len(commands("report.md")) == 5
+    said = re.findall("^written: .*", "".join(blocks("console", "report.md")), re.MULTILINE)
+    for command in commands("report.md"):
+        _, *arguments = shlex.split(command)
+        few = ["--set", "task_pool.limit=5", "--tasks", "latin,greek"]
+        done = CliRunner().invoke(app, [*arguments, *few * (arguments[0] == "run")])
+        assert done.exit_code == 0, done.exception
+        if arguments[0] == "report":
+            assert done.stdout.strip() == said.pop(0)
+    assert said == []

@@ -9,13 +9,13 @@ three and eight experts on one to four workers, was 0.75 to 1.12 times this.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.machine.memory import peak_memory
 from fusion_core.weights import Cut, Scope
 from fusion_core.weights.merging.applied import PieceKernel
 from fusion_core.weights.merging.execution import AHEAD
@@ -52,7 +52,7 @@ def estimate(plan: Plan) -> Memory:
     largest = max(sum(4 * info.numel for info in infos.values()) for infos in models)
     evaluated = plan.tasks is not None and (plan.options.evaluate or plan.adapts)
     live = 2 * largest if evaluated else 0  # built of its weights
-    process = _process()
+    process = peak_memory()
     merge = _FIXED + workers(plan) * _piece(plan) + _surveys(plan)
     stages = "" if len(plan.stages) == 1 else f" x {len(plan.stages)} stages"
     how = (
@@ -105,11 +105,3 @@ def _kernels(plan: Plan) -> list[PieceKernel]:
 
 def _algorithms(plan: Plan) -> list[Stage[Any]]:
     return [part.algorithm for stage in plan.stages for part in stage.parts]
-
-
-def _process() -> int:
-    """Return what this process takes now: Linux counts kilobytes, macOS bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

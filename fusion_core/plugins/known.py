@@ -29,6 +29,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-regmean": {
         "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus")
     },
+    "fusion-report": {"command": ("report",)},
     "fusion-spectral": {
         "algorithm": (
             "ace",

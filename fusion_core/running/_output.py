@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import OutputError, RecipeError
+from fusion_core.machine.memory import peak_memory
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.dtypes import dtype_of
 from fusion_core.planning.numbers import unfinished
@@ -173,7 +174,8 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
             staging.add(name, content)
     staging.add(RECIPE, dump_yaml(plan.recipe_in(plan.path)).encode())
     seconds = round(time.perf_counter() - started, 3)
-    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    timings = {"finished": finished, "seconds": seconds, "peak_memory": peak_memory()}
     staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
     pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)

@@ -339,7 +339,8 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
         "recipe.yaml",
         "tokenizer.json",
     }
-    assert provenance["timings"].keys() == {"finished", "seconds"}
+    assert provenance["timings"].keys() == {"finished", "seconds", "peak_memory"}
+    assert 10**7 < provenance["timings"]["peak_memory"] < 10**12  # bytes
 
 
 @pytest.mark.parametrize("given", [".", "..", "../here", "below/.."])

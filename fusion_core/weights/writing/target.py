@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 PROVENANCE = "provenance.json"
+#: What an evaluation and `fuse report` add to an output.
+_ADDED = ("report.json", "outcomes.json", "report.html")
 #: The parts of a side file's name: a folder, and the file in it.
 _DEEPEST = 2
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -126,5 +128,5 @@ def _written(provenance: Path) -> set[str] | None:
             "versions": {"fusion-core": str()},
             "outputs": {"files": dict(files)},
         }:
-            return {*files, PROVENANCE, "report.json", "outcomes.json"}  # an evaluation adds those
+            return {*files, PROVENANCE, *_ADDED}
     return None

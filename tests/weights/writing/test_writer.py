@@ -401,7 +401,7 @@ def test_outputs_that_may_be_written(tmp_path: Path, kind: str) -> None:
         (output / "x").touch()
         sign(output)
     if kind.endswith("report"):
-        for name in ("report.json", ".report.json.fuse-01234567"):
+        for name in ("report.json", "report.html", ".report.json.fuse-01234567"):
             (output / name).touch()
     check_output(output, overwrite=kind.startswith("ours"))
 

@@ -1,0 +1,1 @@
+"""Pictures in SVG, drawn by matplotlib in the colours of the page."""

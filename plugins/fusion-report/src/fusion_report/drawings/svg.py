@@ -1,0 +1,141 @@
+"""Figures as SVG that is part of a page: its fonts, its colours, and names that are not taken.
+
+A picture is drawn twice, for a desk and for a phone, so that text has its size on both.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fusion_core import printable
+from fusion_report.theme import PAINT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Units of a picture's width for a phone.
+NARROW = 326
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": ["DejaVu Sans"],  # measured with it, shown in the page's font
+    "text.color": PAINT["ink"],
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.edgecolor": PAINT["line"],
+    "axes.labelcolor": PAINT["muted"],
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.labelsize": "medium",
+    "ytick.labelsize": "medium",
+    "xtick.color": PAINT["line"],
+    "ytick.color": PAINT["line"],
+    "xtick.labelcolor": PAINT["muted"],
+    "ytick.labelcolor": PAINT["ink"],
+    "grid.color": PAINT["line"],
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+_NOT_OURS = re.compile(r"<(metadata|style)\b.*?</\1>", re.DOTALL)
+_VARIABLES = {colour: f"var(--{name})" for name, colour in PAINT.items()}
+_COLOUR = re.compile("|".join(_VARIABLES))
+_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
+
+#: Draws on an empty figure of the width that it is given, and sets the height.
+Draw = Callable[[Figure, float], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture, what it shows in a line, and in words for who does not see it."""
+
+    name: str
+    title: str
+    words: str
+    draw: Draw
+    #: units of its width at a desk
+    wide: float
+
+    def __html__(self) -> str:
+        return self._svg("wide", self.wide) + self._svg("narrow", NARROW)
+
+    def _svg(self, size: str, width: float) -> Markup:
+        with mpl.rc_context(), warnings.catch_warnings():
+            mpl.rcdefaults()
+            letters = 11 if is_narrow(width) else 12.5
+            style: Any = {**_STYLE, "font.size": letters, "svg.hashsalt": self.name}
+            mpl.rcParams.update(style)
+            # names in scripts that the measuring font lacks are shown by the page's
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            figure = Figure(figsize=(width / 72, 1), layout="constrained")
+            self.draw(figure, width)
+            stream = StringIO()
+            metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(stream, format="svg", metadata=metadata)
+        return self._inline(stream.getvalue(), size)
+
+    def _inline(self, text: str, size: str) -> Markup:
+        """Make a file's SVG a part of the page."""
+        own = f"{self.name}-{size}"
+        body = text[text.index(">", text.index("<svg")) + 1 :]
+        box = re.search(r'viewBox="([^"]*)"', text)
+        assert box is not None  # noqa: S101 - matplotlib's always has one
+        body = _NOT_OURS.sub("", body)
+        body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{own}-", body)
+        body = body.replace("xlink:href", "href")
+        body = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", body)
+        body = re.sub(r' d="[^"]*"', lambda path: _DECIMALS.sub(r"\1", path[0]), body)
+        body = _COLOUR.sub(lambda found: _VARIABLES[found[0]], body)
+        width = float(box[1].split()[2]) * (1.4 if size == "narrow" else 1)
+        title, words = printable(self.title), printable(self.words)
+        head = Markup(
+            '<svg xmlns="http://www.w3.org/2000/svg" class="{}" viewBox="{}" role="img" '
+            'style="max-width:{:.0f}px" aria-label="{}"><title>{}</title><desc>{}</desc>'
+        ).format(size, box[1], width, title, title, words)
+        return head + Markup(body.rstrip())  # noqa: S704 - matplotlib escapes text
+
+
+def is_narrow(width: float) -> bool:
+    """Tell whether a picture is for a phone."""
+    return width <= NARROW
+
+
+def set_height(figure: Figure, height: float) -> None:
+    """Give a figure its height, in units."""
+    figure.set_figheight(height / 72)
+
+
+def shown(name: str, longest: int = 24) -> str:
+    """Return a name as pictures have it: on one line, its middle left out where it is long."""
+    line = printable(" ".join(name.split()))
+    half = longest // 2
+    return (
+        line if len(line) <= longest else f"{line[: half - 1]}\N{HORIZONTAL ELLIPSIS}{line[-half:]}"
+    )
+
+
+def number(value: float) -> str:
+    """Show a number in about three digits, zero without a sign."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2  # noqa: PLR2004 - decimal
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if not text.strip("-0.") else text
+
+
+def bare(axes: Axes) -> None:
+    """Leave out what frames a chart whose labels say where everything is."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)

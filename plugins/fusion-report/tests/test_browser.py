@@ -1,0 +1,116 @@
+"""The page in Chromium, at a desk and on a phone, by day and by night: `nox -s browser`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fusion_core import Progress
+from fusion_report.page import page
+from fusion_report.runs import read_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.browser
+
+WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
+#: Counts the texts of pictures, and lists those that what lies behind them hides.
+SVG_TEXT = """() => {
+  const lum = c => { const [r, g, b] = c.map(x => (x /= 255) <= 0.04045 ? x / 12.92
+      : ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const rgb = text => { const p = (text.match(/[\\d.]+/g) || []).map(Number);
+      return p.length < 3 || p[3] === 0 ? null : p.slice(0, 3); };
+  const failures = [];
+  let count = 0;
+  for (const text of document.querySelectorAll('figure svg text')) {
+    if (!text.getClientRects().length) continue;
+    text.scrollIntoView({block: 'center'});
+    const box = text.getBoundingClientRect();
+    const behind = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2)
+      .filter(e => e !== text && e.tagName !== 'text' && e.tagName !== 'tspan')
+      .map(e => rgb(e instanceof SVGGeometryElement ? getComputedStyle(e).fill
+        : getComputedStyle(e).backgroundColor)).find(c => c);
+    const ink = rgb(getComputedStyle(text).fill);
+    const [low, high] = [lum(ink), lum(behind)].sort((a, b) => a - b);
+    count += 1;
+    if ((high + 0.05) / (low + 0.05) < 4.5) failures.push([text.textContent, ink, behind]);
+  }
+  return [count, failures];
+}"""
+#: The texts of pictures that leave their picture, or whose letters are under 8 px.
+MISPLACED = """() => [...document.querySelectorAll('figure svg text')]
+  .filter(t => t.getClientRects().length).filter(t => {
+    const box = t.getBoundingClientRect(), own = t.closest('svg').getBoundingClientRect();
+    const scale = own.width / t.closest('svg').viewBox.baseVal.width;
+    return box.left < own.left - 3 || box.right > own.right + 8
+      || parseFloat(getComputedStyle(t).fontSize) * scale < 8;
+  }).map(t => t.textContent)"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of one run; FUSION_REPORT names another, to be looked at."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    runs, _ = read_runs([whole])
+    path.write_text(page(runs, progress=Progress()), encoding="utf-8")
+    return Path(os.environ.get("FUSION_REPORT", path)).resolve().as_uri()
+
+
+@pytest.fixture(params=[(w, s) for w in WIDTHS for s in SCHEMES], ids=lambda p: f"{p[0]}-{p[1]}")
+def shown(request: pytest.FixtureRequest, chromium: Any, address: str) -> Iterator[Any]:
+    """The page as somebody sees it; it must ask for nothing and complain of nothing."""
+    width, scheme = request.param
+    size = {"width": width, "height": 900}
+    # axe's script is one that the page's policy would refuse
+    context = chromium.new_context(viewport=size, color_scheme=scheme, bypass_csp=True)
+    found, said, asked = context.new_page(), [], []
+    found.on("console", lambda message: said.append(message.text))
+    found.on("pageerror", lambda error: said.append(str(error)))
+    found.on("request", lambda each: asked.append(each.url))
+    found.goto(address)
+    yield found
+    assert said == []
+    assert asked == [address]
+    context.close()
+
+
+def test_it_asks_for_nothing_and_fits(shown: Any) -> None:
+    width = shown.viewport_size["width"]
+    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    assert shown.evaluate(MISPLACED) == []
+
+
+def test_text_in_pictures_has_the_contrast_of_wcag_aa(shown: Any) -> None:
+    count, failures = shown.evaluate(SVG_TEXT)
+    assert count > 50
+    assert failures == []
+
+
+def test_axe_finds_nothing(shown: Any) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(shown)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_it_prints_on_pages(chromium: Any, address: str) -> None:
+    found = chromium.new_page()
+    found.goto(address)
+    assert found.pdf(format="A4").count(b"/Type /Page\n") > 1

@@ -1,0 +1,283 @@
+"""The page as a program reads it: sound, self-contained, and with every number in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from statistics import fmean
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fusion_core import CommandSpec, Progress, printable
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.testing import CommandSuite
+from fusion_report import plugin
+from fusion_report.command import report
+from fusion_report.page import page
+from fusion_report.runs import read_runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import World
+    from fusion_core import Report
+
+XHTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
+VALUES = (0.4, 0.6, 0.8)
+
+
+class TestCommand(CommandSuite):
+    @pytest.fixture
+    def spec(self) -> CommandSpec:
+        (found,) = plugin.fusion_register_commands()
+        return found
+
+
+def written(*directories: Path, vectors: bool = True) -> str:
+    runs, problems = read_runs(directories)
+    assert problems == []
+    return page(runs, progress=Progress(), with_vectors=vectors)
+
+
+@pytest.fixture(scope="module")
+def text(whole: Path) -> str:
+    return written(whole)
+
+
+def parsed(text: str) -> ET.Element:
+    """Parse a page, which is well-formed XML, too: the strictest reader there is."""
+    return ET.fromstring(text.removeprefix("<!DOCTYPE html>"))
+
+
+def text_of(element: ET.Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+def rows_of(tree: ET.Element) -> dict[str, list[str]]:
+    (table,) = (each for each in tree.iter("table") if each.get("class") == "results")
+    found = [[text_of(cell) for cell in row] for row in table.iter("tr")]
+    return {row[0]: row[1:] for row in found}
+
+
+def headings(tree: ET.Element) -> list[str]:
+    return [text_of(each) for each in tree.iter() if each.tag in {"h2", "h3"}]
+
+
+def test_the_page_is_sound_and_needs_nothing_else(text: str) -> None:
+    tree = parsed(text)
+    assert tree.find("head/meta[@charset='utf-8']") is not None
+    ids = Counter(each.get("id") for each in tree.iter() if each.get("id"))
+    assert [name for name, count in ids.items() if count > 1] == []
+    for element in tree.iter():
+        assert element.tag not in {"script", "link", "img", "iframe", f"{SVG}script"}
+        assert not [name for name in element.attrib if name.startswith("on") or name == "src"]
+        for name, value in element.attrib.items():
+            if name == "href":
+                assert value.startswith("#")
+            for wanted in re.findall(r"url\(#([^)]*)\)", value) + re.findall("^#(.+)", value):
+                assert wanted in ids
+            for wanted in value.split() if name == "aria-labelledby" else ():
+                assert wanted in ids
+    addresses = set(re.findall(r"https?://[^\s\"'<)]*", text))
+    assert addresses == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_every_picture_speaks_and_has_the_pages_colours(text: str) -> None:
+    tree = parsed(text)
+    pictures = list(tree.iter(f"{SVG}svg"))
+    assert len(pictures) == 2 * len({each.get("aria-label") for each in pictures}) == 18
+    for picture in pictures:
+        first, second, *_ = picture
+        assert (first.tag, second.tag) == (f"{SVG}title", f"{SVG}desc")
+        assert picture.get("role") == "img"
+        assert picture.get("aria-label") == first.text
+        assert second.text
+        drawn = ET.tostring(picture, encoding="unicode")
+        assert not re.search(r"(fill|stroke): ?#|font-family: '", drawn)
+        assert list(picture.iter(f"{SVG}text"))
+
+
+def test_every_number_is_there(world: World) -> None:
+    other = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
+    first, second = world.run("first", world.report(VALUES)), world.run("second", other)
+    rows = rows_of(parsed(written(first, second, vectors=False)))
+    assert [*rows] == [
+        "model",
+        "base remembered",
+        "first transductive needs the task",
+        "second",
+        "experts",
+    ]
+    assert rows["base remembered"][:4] == ["50.0"] * 3 + ["50.0"]
+    assert rows["first transductive needs the task"] == [
+        "40.0 ▼ below the base",
+        "60.0",
+        "80.0",
+        f"{100 * fmean(VALUES):.1f}",
+        f"{100 * fmean(VALUES) / 0.8:.1f}",
+        f"40.0{printable(world.names[0])}",
+    ]
+    assert rows["second"][:5] == ["70.0", "55.0", "60.0", "61.7", "77.1"]
+    assert rows["experts"][3:5] == ["80.0", "100.0"]
+
+
+def test_the_best_of_several_runs_is_said_and_marked(world: World) -> None:
+    fair = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
+    best = world.report((0.6, 0.7, 0.8))
+    tree = parsed(written(world.run("fair", fair), world.run("best", best), vectors=False))
+    assert text_of(tree.find(".//p[@class='lead']")) == (
+        "Of 2 measured runs, best is best: accuracy 70.0 % on average over 3 tasks, 87.5 % of the "
+        "experts'; it needs to know the task, and the best that does not is fair with 61.7 %."
+    )
+    marked = [each.text for each in tree.iter("span") if "best" in (each.get("class") or "")]
+    assert marked == ["70.0", "70.0", "80.0"]
+
+
+def test_names_are_shown_and_obeyed_by_nobody(text: str, world: World) -> None:
+    tree = parsed(text)
+    assert "<script" not in text
+    assert "\x1b" not in text
+    heads = [text_of(each) for each in tree.iter("th") if each.get("scope") == "col"]
+    assert heads[1:4] == [" ".join(printable(name).split()) for name in world.names]
+    drawn = {"".join(each.itertext()) for each in tree.iter(f"{SVG}text")}
+    assert {"a\"b'c&amp;$x^2$", "日本 \\x1b[31m"} <= drawn
+
+
+def test_units_and_directions_are_respected(world: World, mixed: Report) -> None:
+    tree = parsed(written(world.run("mixed", mixed), vectors=False))
+    rows = rows_of(tree)
+    assert rows["model"][:2] == ["textperplexity, lower is better", "quizaccuracy in %"]
+    assert rows["mixed"] == [
+        "8.000",
+        "70.0 ▼ below the baserefused 25.0",
+        "",
+        "68.8",
+        "",
+    ]  # (4 / 8 + 0.7 / 0.8) / 2
+    assert rows["their method"] == ["", "75.0", "", "", ""]
+    lead = text_of(tree.find(".//p[@class='lead']"))
+    assert "measured on 2 tasks by different metrics, and behind the base on quiz." in lead
+    said = text_of(tree)
+    assert "Published for Tiny 1B: a paper" in said
+    assert "measured on the first 100 examples of each task" in said
+    assert "conditions of quizfew-shot 5" in said
+
+
+def test_sections_without_anything_to_show_are_left_out(text: str, world: World) -> None:
+    every = headings(parsed(text))
+    assert {"Results", "Against the experts", "Task vectors", "Coefficients", "Objective"} < {
+        *every
+    }
+    tree = parsed(written(world.run("plain"), vectors=False))
+    assert headings(tree) == ["Provenance", "Make it again"]
+    assert text_of(tree.find(".//p[@class='lead']")) == (
+        "fused of 3 experts; nothing of it has been measured."
+    )
+
+
+def test_cost_is_shown_of_several_runs(world: World) -> None:
+    measured = world.report(VALUES)
+    tree = parsed(written(world.run("a", measured), world.run("b", measured), vectors=False))
+    assert "Average against time of the merge in s" in headings(tree)
+
+
+def test_models_that_are_gone_or_differ_are_said_to_be(world: World) -> None:
+    first, second = world.run("first"), world.run("second")
+    recipe = (second / "recipe.yaml").read_text()
+    (second / "recipe.yaml").write_text(recipe.replace("/three", "/two"))
+    assert "the runs do not merge the same models" in written(first, second)
+    (world.root / "one" / "model.safetensors").unlink()
+    said = text_of(parsed(written(first)))
+    assert "Left out: the models that were merged cannot be read here." in said
+
+
+def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    path = world.run("found")
+    recipe = (path / "recipe.yaml").read_text()
+    (path / "recipe.yaml").write_text(re.sub("base: .*", "base: nobody/nothing@main", recipe))
+    assert "HF_HUB_OFFLINE forbids to download it" in written(path)
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_only_what_can_be_made_again_is_said_to_be(world: World) -> None:
+    path = world.run("a run")  # by an algorithm that is a live object
+    assert "Parts of this run were live objects" in written(path, vectors=False)
+    text = (path / "provenance.json").read_text()
+    (path / "provenance.json").write_text(text.replace('"plugin": null', '"plugin": "one"'))
+    command = parsed(written(path, vectors=False)).find(".//pre/code")
+    assert command is not None
+    assert command.text == f"fuse run '{path}/recipe.yaml' -o again"
+
+
+def test_a_run_that_is_named_twice_is_shown_once(world: World) -> None:
+    path = world.run("found")
+    runs, _ = read_runs([path, path])
+    assert [each.name for each in runs] == ["found"]
+
+
+def test_equal_runs_give_equal_pages(text: str, whole: Path) -> None:
+    assert written(whole) == text
+
+
+def test_a_long_search_is_no_large_page(world: World) -> None:
+    path = world.searched("found", steps=5000)
+    assert len(written(path, vectors=False)) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("provenance.json", "{"),
+        ("provenance.json", '{"inputs": 3}'),
+        ("metrics.jsonl", '{"step": 0}\n{"ste'),
+        ("metrics.jsonl", '{"entropy": 1}'),
+        ("coefficients.json", '{"coefficients": {"one": 3}}'),
+        ("coefficients.json", "[]"),
+        ("coefficients.safetensors", "torn"),
+        ("report.json", "{}"),
+    ],
+)
+def test_what_is_damaged_is_named(world: World, name: str, content: str) -> None:
+    path = world.searched("found")
+    (path / name).write_text(content)
+    with pytest.raises(FusionError, match=re.escape(name.partition(".")[0])):
+        read_runs([path])
+
+
+def test_what_is_not_a_run_is_skipped_if_another_is(world: World) -> None:
+    path = world.run("found")
+    runs, problems = read_runs([world.root / "base", path])
+    assert [each.name for each in runs] == ["found"]
+    assert [each.message for each in problems] == [f"{world.root / 'base'} holds no run"]
+    with pytest.raises(RecipeError, match="holds no run"):
+        read_runs([world.root / "base"])
+
+
+def test_runs_of_one_name_are_called_by_their_paths(world: World) -> None:
+    first, second = world.run("a/x"), world.run("b/x")
+    runs, _ = read_runs([first, second])
+    assert [each.name for each in runs] == [str(first), str(second)]
+
+
+def test_the_command_writes_into_the_run_or_where_it_is_told(world: World) -> None:
+    first, second = world.run("first", world.report(VALUES)), world.run("second")
+    app = typer.Typer()
+    app.command()(report)
+    done = CliRunner().invoke(app, [str(first), "-q"])
+    assert done.stdout == f"written: {first / 'report.html'}\n"
+    assert parsed((first / "report.html").read_text()) is not None
+    both = [str(first), str(second), str(world.root / "base")]
+    done = CliRunner().invoke(app, [*both, "-q", "--no-vectors", "-o", str(world.root / "x.html")])
+    assert f"skipped: {world.root / 'base'} holds no run" in done.stderr
+    assert "2 runs" not in done.stdout
+    assert (world.root / "x.html").is_file()
+    done = CliRunner().invoke(app, both)
+    assert isinstance(done.exception, RecipeError)
+    assert "belongs to none of them" in str(done.exception)

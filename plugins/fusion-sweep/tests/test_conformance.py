@@ -1,0 +1,22 @@
+"""What every command keeps, checked by the suite of fusion-core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusion_core.testing import CommandSuite
+from fusion_sweep import plugin
+
+if TYPE_CHECKING:
+    from fusion_core import CommandSpec
+
+SPECS = {spec.name: spec for spec in plugin.fusion_register_commands()}
+
+
+@pytest.mark.parametrize("name", SPECS)
+class TestCommands(CommandSuite):
+    @pytest.fixture
+    def spec(self, name: str) -> CommandSpec:
+        return SPECS[name]

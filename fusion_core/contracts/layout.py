@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from fusion_core.contracts.intervals import interval_of, interval_of_average
-from fusion_core.contracts.measures import Metric, Metrics, main
+from fusion_core.contracts.measures import Metric, Metrics, main, mean_ratio
 from fusion_core.contracts.table import Entry, Figure, Table
 
 if TYPE_CHECKING:
@@ -71,13 +71,10 @@ class _Column:
 
     def normalised(self, lines: Sequence[Line]) -> Figure | None:
         """Return the mean of figure / the expert's, or its inverse where lower is better."""
-        ratios = [
-            metric.ratio(*(main(x[task, metric]) for x in (self.cells, self.experts)))
-            for task, metric in lines
-            if (task, metric) in self.cells.keys() & self.experts.keys()
-        ]
-        known = [each for each in ratios if each is not None]
-        return Figure(sum(known) / len(known)) if known and len(known) == len(lines) else None
+        mean = mean_ratio(
+            (line[1], _main(self.cells, line), _main(self.experts, line)) for line in lines
+        )
+        return None if mean is None else Figure(mean)
 
     def worst(self, lines: Sequence[Line]) -> Figure | None:
         """Return the worst of the figures that the average is of."""
@@ -117,6 +114,10 @@ def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[E
     if alike and len(shared) > 1:
         worst = [each.worst(shared) for each in columns]
         yield Entry(WORST, shared[0][1], worst, is_task=False)
+
+
+def _main(cells: Mapping[Line, Metrics], line: Line) -> float:
+    return main(cells[line]) if line in cells else math.nan
 
 
 def common(reports: Mapping[str, Rows]) -> list[str]:

@@ -110,6 +110,16 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float] | None) -> f
     return sum(products) / total if total else math.nan
 
 
+def mean_ratio(figures: Iterable[tuple[Metric, float, float]]) -> float | None:
+    """Return the mean of how good values are beside references, NaN for one that is not there.
+
+    None unless every value has such a ratio, and there is one.
+    """
+    ratios = [metric.ratio(value, reference) for metric, value, reference in figures]
+    known = [each for each in ratios if each is not None]
+    return sum(known) / len(known) if known and len(known) == len(ratios) else None
+
+
 def main(metrics: Metrics) -> float:
     """Return a task's main metric, its first."""
     return next(iter(metrics.values()))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import TypeAdapter
 
 from fusion_core.contracts.layout import table_of
-from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of
+from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of, mean_ratio
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import row_as_json, row_of
 from fusion_core.errors import FusionError
@@ -93,12 +93,10 @@ class Report:
         None unless every task has such a number.
         """
         experts = {name: main(each) for name, each in self.experts.items()}
-        ratios = [
-            metric.ratio(main(self.tasks[task]), experts.get(task, math.nan))
+        return mean_ratio(
+            (metric, main(self.tasks[task]), experts.get(task, math.nan))
             for task, metric in self.main_metrics.items()
-        ]
-        known = [each for each in ratios if each is not None]
-        return sum(known) / len(known) if known and len(known) == len(ratios) else None
+        )
 
     def over(self, tasks: Collection[str]) -> Self:
         """Return the report on some of the tasks: averages are then over these."""

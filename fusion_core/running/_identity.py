@@ -65,9 +65,9 @@ def identify_weights(source: WeightSource) -> Key | None:
 
 
 def identify_task(tasks: TaskPool[Any], name: str) -> Key | None:
-    """Identify a task, and what it measures on."""
+    """Identify a task, what it measures on, and what its models are built in."""
     own = tasks.identity(name)
-    return None if own is None else {"task": name, "data": own}
+    return None if own is None else {"task": name, "data": own, "dtype": str(tasks.dtype)}
 
 
 def identify_code(*kinds: type) -> Key | None:

@@ -174,6 +174,11 @@ def change_dtype(world: World) -> None:
         world.save(name, 1.0, torch.float64)
 
 
+def change_dtype_of_models(world: World) -> None:
+    del world
+    sys.modules["line_pools"].Sums.dtype = torch.bfloat16  # type: ignore[attr-defined]
+
+
 def change_code(world: World) -> None:
     world.module.write_text(world.module.read_text() + "# another version\n")
     _identity.code_of.cache_clear()
@@ -188,6 +193,7 @@ def change_version(world: World) -> None:
 CHANGES: dict[str, tuple[Callable[[World], object], list[str]]] = {
     "weights": (change_weights, ["a", "b", "c"]),
     "dtype of weights": (change_dtype, ALL),
+    "dtype of models": (change_dtype_of_models, ALL),
     "configuration": (lambda world: (world.root / "config.json").write_text("{} "), ALL),
     "data": (lambda world: (world.root / "data").write_text("0.25"), ALL),
     "code": (change_code, ALL),

@@ -58,7 +58,6 @@ class LinesTask(Task, Generic[DataT]):
             "data": self.data.model_dump(mode="json"),
             "limit": self.config.limit,
             "batch_size": self.config.batch_size,
-            "dtype": self.config.dtype,
             "halved": self.is_halved,
             "half": self.half,
         }

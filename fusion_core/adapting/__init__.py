@@ -12,7 +12,7 @@ from fusion_core.adapting._live import build_live, merged_parameters, names_of, 
 from fusion_core.adapting._live_merge import Leaf, LiveMerge
 from fusion_core.adapting._moments import Moments, moments, moments_of
 from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
-from fusion_core.adapting._predictions import disagreement, generator_of, log_probabilities
+from fusion_core.adapting._predictions import disagreement, entropy, generator_of, log_probabilities
 from fusion_core.adapting._ranks import Ranks, joined_ranks
 from fusion_core.adapting._sharing import Grain
 from fusion_core.adapting._state import StateStore
@@ -34,6 +34,7 @@ __all__ = [
     "ask_teachers",
     "build_live",
     "disagreement",
+    "entropy",
     "generator_of",
     "input_dim",
     "joined_ranks",

@@ -19,6 +19,12 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return logits.log_softmax(dim=-1).clamp_min(torch.finfo(logits.dtype).min)
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Mean entropy, in nats, of the predictions: logits of shape (examples, classes) -> scalar."""
+    logs = log_probabilities(logits)
+    return -(logs.exp() * logs).sum(dim=-1).mean()
+
+
 def widened(values: Tensor) -> Tensor:
     """Return values in fp32, or in fp64 where they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -11,10 +11,10 @@ from torch.func import functional_call
 from fusion_adamerging.components import LearnedComponents
 from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
 from fusion_adamerging.learned import LearnedCoefficients
-from fusion_adamerging.objective import entropy, entropy_of
+from fusion_adamerging.objective import entropy_of
 from fusion_adamerging.search import Search
 from fusion_core import RunContext, Split
-from fusion_core.adapting import Batches, LiveMerge, Passes, StateStore
+from fusion_core.adapting import Batches, LiveMerge, Passes, StateStore, entropy
 from fusion_core.weights import Electing, Linear, Trimming
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.adapting import disagreement, log_probabilities
+from fusion_core.adapting import disagreement, entropy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core.adapting import Objective
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy, in nats, of the predictions: logits of shape (examples, classes) -> scalar."""
-    logs = log_probabilities(logits)
-    return -(logs.exp() * logs).sum(dim=-1).mean()
 
 
 def entropy_of(_task: str, _step: int, logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import Report, Split, evaluation_mode, note
-from fusion_core.adapting import build_live, log_probabilities
+from fusion_core.adapting import build_live, entropy
 from fusion_sweep.objectives import WITHOUT_LABELS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Unlabeled:
     def _row(self, model: nn.Module, task: AdaptiveTask) -> dict[str, float]:
         logits = self._logits(model, task)
         found = {
-            "entropy": lambda: _entropy(logits),
+            "entropy": lambda: float(entropy(logits.double())),
             "agreement": lambda: _share(logits.argmax(-1) == self._expert(task)),
         }
         note(task.name)
@@ -66,12 +66,6 @@ class Unlabeled:
         for step in range(self.samples // size):
             batch = task.batch(step, size=size, split=Split.UNLABELED, seed=0)
             yield task.logits(model, batch.to(self.device)).float().cpu()
-
-
-def _entropy(logits: Tensor) -> float:
-    """Return the mean entropy of predictions in nats; logits of shape (examples, classes)."""
-    logs = log_probabilities(logits.double())
-    return float(-(logs.exp() * logs).sum(-1).mean())
 
 
 def _share(agrees: Tensor) -> float:

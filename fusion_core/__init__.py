@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.remembering import remembered
     from fusion_core.running.run import execute, run_fusion
-    from fusion_core.shown import printable
+    from fusion_core.shown import amount, printable
     from fusion_core.weights import Cut, Piece, Scan, TensorInfo, WeightSource
     from fusion_core.weights.writing.disk import allocate, write_durably
     from fusion_core.weights.writing.lock import locked
@@ -79,11 +79,11 @@ _HOMES = {
     "fusion_core.contracts.batch": ("Batch", "Split"),
     "fusion_core.contracts.building": ("build_model",),
     "fusion_core.contracts.context": ("RunContext",),
+    "fusion_core.contracts.examples": ("evaluation_mode", "file_stamps", "shuffled_rows"),
     "fusion_core.contracts.intervals": ("interval_of", "interval_of_average"),
     "fusion_core.contracts.measures": ("Measured", "Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
-    "fusion_core.contracts.examples": ("evaluation_mode", "file_stamps", "shuffled_rows"),
     "fusion_core.contracts.outline": ("Outline",),
     "fusion_core.contracts.report": ("Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
@@ -124,7 +124,7 @@ _HOMES = {
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.remembering": ("remembered",),
     "fusion_core.running.run": ("execute", "run_fusion"),
-    "fusion_core.shown": ("printable",),
+    "fusion_core.shown": ("amount", "printable"),
     "fusion_core.weights": ("Cut", "Piece", "Scan", "TensorInfo", "WeightSource"),
     "fusion_core.weights.writing.disk": ("allocate", "write_durably"),
     "fusion_core.weights.writing.lock": ("locked",),
@@ -181,6 +181,7 @@ __all__ = [
     "__version__",
     "allocate",
     "along",
+    "amount",
     "assign",
     "build_for_task",
     "build_model",

@@ -14,7 +14,7 @@ _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 def amount(count: int) -> str:
-    """Show a number of bytes."""
+    """Show a number of bytes, as in `3.3 MB`."""
     for size, unit in _UNITS:
         if count >= size:
             return f"{count / size:,.1f} {unit}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fusion_core import printable
+from fusion_core import amount, printable
 from fusion_core.errors import FusionError
 from fusion_report.charts import (
     Chart,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from fusion_report.runs import Run
 
 _NAMED = 3  # runs in a title
-_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "amount": _amount,
+        "amount": amount,
         "again": _again,
         "duration": duration,
         "plain": _plain,
@@ -154,10 +153,3 @@ def _again(run: Run) -> str:
 def _recipe(run: Run) -> str:
     path = run.directory / "recipe.yaml"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _amount(count: int) -> str:
-    for size, unit in _UNITS:
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count} B"

@@ -106,6 +106,7 @@ def mixed() -> Report:
         metrics={"text": {"perplexity": perplexity}, "quiz": {"refused": refused}},
         measured_on="the first 100 examples of each task",
         conditions={"quiz": {"few-shot": 5}},
+        chosen="by 12 trials on the other half",
         published=Published("Tiny 1B", "a paper", {"their method": {"quiz": 0.75}}),
     )
 

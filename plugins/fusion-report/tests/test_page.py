@@ -167,6 +167,7 @@ def test_units_and_directions_are_respected(world: World, mixed: Report) -> None
     assert "Published for Tiny 1B: a paper" in said
     assert "measured on the first 100 examples of each task" in said
     assert "conditions of quizfew-shot 5" in said
+    assert "options chosenby 12 trials on the other half" in said
 
 
 def test_sections_without_anything_to_show_are_left_out(text: str, world: World) -> None:

@@ -148,6 +148,7 @@ class Run:
             "measured on": (report.measured_on or "every test example") if report else "",
             "adapted on": _ADAPTED[report.transductive] if report else "",
             "examples": f"the split {split}, without labels" if split else "",
+            "options chosen": (report.chosen or "") if report else "",
             "seed": str(self.recipe.get("seed", "")),
         }
         conditions = report.conditions if report else {}

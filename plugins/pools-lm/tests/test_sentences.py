@@ -331,7 +331,7 @@ def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> Non
         ("modules.json", '[{"path": "", "type": "sentence_transformers.models.BoW"}]', "lists BoW"),
         ("1_Pooling/config.json", '{"pooling_mode": "median"}', "1_Pooling pools by median"),
         ("1_Pooling/config.json", '{"include_prompt": false}', "leaves the prompt out"),
-        ("2_Dense/config.json", '{"use_residual": true}', "2_Dense is no plain layer"),
+        ("2_Dense/config.json", '{"use_residual": true}', "2_Dense is not a plain layer"),
         ("2_Dense/config.json", "{}", r"2_Dense has no model\.safetensors"),
     ],
 )

@@ -287,13 +287,14 @@ def test_a_template_is_used_unless_it_is_not_wanted(chains: Chains) -> None:
     assert found.answers["model"][0].text == " jumps over"
 
 
-def test_what_is_no_model_is_refused(chains: Chains, tmp_path: Path) -> None:
+def test_what_is_not_a_model_is_refused(chains: Chains, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     trial = chains.trial()
-    for name, said in {"file": "no directory", "adapter": "LoRA", "empty": "config.json"}.items():
+    refused = {"file": "not a directory", "adapter": "LoRA", "empty": "config.json"}
+    for name, said in refused.items():
         with pytest.raises(CheckpointError, match=said):
             trial.findings(tmp_path / name, [])
     with pytest.raises(RecipeError, match="no tokens"):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: What is measured on: one half of the test examples, the other, all, or those without labels.
 On = Literal["half", "other half", "test", "unlabeled"]
-#: What a number may depend on in its last digits only: where a trial ran is no part of what it is.
+#: What a number may depend on in its last digits only: where a trial ran is not part of what it is.
 _MACHINE = ("machine", "threads")
 
 

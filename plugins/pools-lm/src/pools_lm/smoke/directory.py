@@ -28,10 +28,10 @@ def model_in(directory: Path) -> Speaker:
     Raises `CheckpointError` for a directory that holds none.
     """
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is no directory", hint="Name a model's directory.")
+        raise CheckpointError(f"{directory} is not a directory", hint="Name a model's directory.")
     if (directory / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{directory} holds a LoRA adapter, no model",
+            f"{directory} holds a LoRA adapter, not a model",
             hint="Merge it with its base first, by fuse run or PEFT's merge_and_unload.",
         )
     path = directory.resolve()

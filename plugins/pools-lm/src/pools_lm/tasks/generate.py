@@ -83,7 +83,7 @@ class GenerateTask(QuestionTask[GenerateLines]):
             found = [names.get(each, "") for each in found]
         if not found or not all(str(each).strip() for each in found):
             raise FusionError(
-                f"{line.place}: {self.data.answer} is {given!r}, which is no answer",
+                f"{line.place}: {self.data.answer} is {given!r}, which is not an answer",
                 hint="Give a text, or a list of texts that are all right.",
             )
         return [str(each).strip() for each in found]

@@ -174,7 +174,7 @@ def _classifier(path: str, task: str) -> tuple[WeightSource, dict[str, Any]]:
     found = locate(path, option)
     if found.is_adapter:
         raise RecipeError(
-            f"{option}: {found.name} is an adapter, no classifier",
+            f"{option}: {found.name} is an adapter, not a classifier",
             hint="Name the directory of a whole model with a head.",
         )
     return found.source(), read_config(found.directory / "config.json")

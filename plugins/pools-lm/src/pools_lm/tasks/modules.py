@@ -101,7 +101,7 @@ def _step(kind: str, files: Files, path: str) -> Step:
     activation = str(fields.get("activation_function", "torch.nn.Tanh"))
     kept = fields.get("module_input_name", "sentence_embedding") == "sentence_embedding"
     if fields.get("use_residual") or not kept or not activation.startswith("torch.nn."):
-        raise _unknown(f"{path} is no plain layer")
+        raise _unknown(f"{path} is not a plain layer")
     name = f"{path}/model.safetensors"
     if name not in files:
         raise _unknown(f"{path} has no model.safetensors")

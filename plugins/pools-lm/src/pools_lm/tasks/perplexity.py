@@ -37,7 +37,7 @@ class PerplexityTask(LanguageTask[TextLines]):
 
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return every text's windows."""
-        del split  # a text is no label of its own
+        del split  # a text is not a label of its own
         return [each for line in lines for each in self.bound.windows(self._text(line))]
 
     def evaluate(self, model: nn.Module) -> Metrics:

@@ -67,7 +67,7 @@ class SimilarityTask(LinesTask[SimilarityLines]):
             return float(given)
         except (TypeError, ValueError) as error:
             raise FusionError(
-                f"{line.place}: {self.data.score} is {given!r}, which is no number",
+                f"{line.place}: {self.data.score} is {given!r}, which is not a number",
                 hint=f"Name the field that is one: task_pool.datasets.{self.name}.score",
             ) from error
 

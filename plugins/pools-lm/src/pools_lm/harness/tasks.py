@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core import Metric, Progress, Subject, Task, TaskPool, noting
+from fusion_core import Metric, Progress, Subject, Task, TaskPool, noting, unknown_task
 from fusion_core.errors import RecipeError
 from pools_lm.beside import has_chat_template
 from pools_lm.config import HarnessConfig
@@ -56,9 +56,7 @@ class HarnessTasks(TaskPool[HarnessConfig]):
     def __getitem__(self, name: str) -> HarnessTask:
         """Return one task; raises `RecipeError` for one that was not named in the options."""
         if name not in self.names:
-            raise RecipeError(
-                f"task_pool.tasks has no {name!r}", hint=f"It has: {', '.join(self.names)}."
-            )
+            raise unknown_task(name, self.names, "task_pool.tasks")
         return HarnessTask(name, self, self._measured.get(name))
 
     def bind(self, pool: ModelPool[Any]) -> Self:

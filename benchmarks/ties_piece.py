@@ -4,9 +4,11 @@
 
 Three experts and a base in bf16, one piece of each, on one core and from the cache. Each operation
 is timed alone, on what it gets in a merge: the least processor time of its repeats, and the bytes
-that it reads and writes. `whole` is a piece's share of a tensor's `merge`, with survey and sample,
-without files; `fewest` are the bytes of one pass that surveys and one that merges, each keeping all
-else in registers, at the speed at which this core copies: what compiled code could come near.
+that it reads and writes. `in turn` are the same operations one after the other, on piece after
+piece of a tensor that no cache holds, and nothing else: no engine on torch's operations takes less.
+`whole` is a piece's share of that tensor's `merge`, with survey and sample, without files; `fewest`
+are the bytes of one pass that surveys and one that merges, each keeping all else in registers, at
+the speed at which this core copies: what compiled code could come near.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from fusion_ties.combining import disjoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fusion_core.weights.merging._tally import Search
+
     Operation = tuple[str, float, Callable[[], object]]
 
 EXPERTS, DENSITY = 3, 0.2
 #: Blocks of a tensor whose whole merge is timed, for its surveys to be as a model's are.
-BLOCKS = 16
+BLOCKS = 32
 _MB = BLOCK * 4 / 1e6  # of one row in fp32
 
 
@@ -55,6 +59,8 @@ def _print(base: torch.Tensor, experts: list[torch.Tensor], repeats: int) -> Non
         total, bytes_ = total + spent, bytes_ + size
         print(f"| {name} | {size:.1f} | {spent * 1e6:.0f} us |")
     print(f"| sum | {bytes_:.1f} | {total * 1e6:.0f} us |")
+    in_turn = _best(_in_turn(base, experts), max(3, repeats // 20)) / BLOCKS
+    print(f"| in turn | | {in_turn * 1e6:.0f} us |")
     whole = _best(lambda: _merged(base, experts), max(3, repeats // 20)) / BLOCKS
     print(f"| whole | | {whole * 1e6:.0f} us |")
     fewest = (2 * (EXPERTS + 1) + 1) * _MB / 2
@@ -82,11 +88,21 @@ def _operations(base: torch.Tensor, experts: list[torch.Tensor]) -> Iterator[Ope
     yield from _of_merge(rows, wide)
 
 
-def _of_survey(rows: torch.Tensor) -> Iterator[Operation]:
+def _guesses(rows: torch.Tensor) -> list[Search]:
     keys = rows.abs().view(torch.int32)
     largest = torch.iinfo(torch.int32).max
-    searches = [select._guess(row[::32], DENSITY, largest) for row in keys]  # noqa: SLF001
-    rows, keys = rows[:, :BLOCK].contiguous(), keys[:, :BLOCK].contiguous()
+    return [select._guess(row[::32], DENSITY, largest) for row in keys]  # noqa: SLF001
+
+
+def _thresholds(rows: torch.Tensor) -> torch.Tensor:
+    count = rows.shape[1] - int(DENSITY * rows.shape[1])
+    return torch.stack([each.abs().kthvalue(count).values for each in rows])
+
+
+def _of_survey(rows: torch.Tensor) -> Iterator[Operation]:
+    searches = _guesses(rows)
+    rows = rows[:, :BLOCK].contiguous()
+    keys = rows.abs().view(torch.int32)
     yield "survey: magnitudes", EXPERTS * 2 * _MB, rows.abs
     # two comparisons, their product, a sum, a mask of bytes, and what is picked by it
     count = EXPERTS * (2 + 2 + 3 + 1 + 1.25 + 0.25) * _MB
@@ -94,8 +110,7 @@ def _of_survey(rows: torch.Tensor) -> Iterator[Operation]:
 
 
 def _of_merge(rows: torch.Tensor, base: torch.Tensor) -> Iterator[Operation]:
-    kept = int(DENSITY * BLOCK)
-    thresholds = torch.stack([each.abs().kthvalue(BLOCK - kept).values for each in rows])
+    thresholds = _thresholds(rows)
     weights = torch.ones(EXPERTS, 1)
     trimmed_rows = trimmed(rows, thresholds)
     sign = elected_sign(trimmed_rows, 1.0)
@@ -133,6 +148,48 @@ def _subtracted(rows: torch.Tensor, base: torch.Tensor) -> None:
 
 def _all_finite(rows: torch.Tensor, base: torch.Tensor) -> bool:
     return all(map(is_finite, (base, *rows)))
+
+
+def _in_turn(base: torch.Tensor, experts: list[torch.Tensor]) -> Callable[[], None]:
+    """Survey and merge piece by piece, as `Ties` does, without anything around it."""
+    rows = torch.stack([each.float() - base.float() for each in experts])
+    searches, thresholds, weights = _guesses(rows), _thresholds(rows), torch.ones(EXPERTS, 1)
+    merged = torch.empty_like(base)
+
+    def survey(span: slice) -> None:
+        keys = _task_vectors(_wide(base[span]), [each[span] for each in experts]).abs()
+        for row, search in zip(keys.view(torch.int32), searches, strict=True):
+            select._count(row, search)  # noqa: SLF001
+
+    def merge_piece(span: slice) -> None:
+        wide = _wide(base[span])
+        rows = trimmed(_task_vectors(wide, [each[span] for each in experts]), thresholds)
+        rows.mul_(weights)
+        total = disjoint(rows, elected_sign(rows, 1.0), weights, normalize=True)
+        is_finite(total.mul_(1.0).add_(wide))
+        merged[span] = total
+
+    def both() -> None:
+        spans = [slice(start, start + BLOCK) for start in range(0, len(base), BLOCK)]
+        for step in (survey, merge_piece):
+            for span in spans:
+                step(span)
+
+    return both
+
+
+def _wide(narrow: torch.Tensor) -> torch.Tensor:
+    wide = torch.empty(len(narrow)).copy_(narrow)
+    is_finite(wide)
+    return wide
+
+
+def _task_vectors(base: torch.Tensor, experts: list[torch.Tensor]) -> torch.Tensor:
+    rows = torch.empty(EXPERTS, len(base))
+    for row, each in zip(rows, experts, strict=True):
+        row.copy_(each).add_(base, alpha=-1)
+        is_finite(row)
+    return rows
 
 
 def _merged(base: torch.Tensor, experts: list[torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merging._tally import Part, Search, Tally
+from fusion_core.weights.merging._tally import Part, Search, Tally, kth_largest, picked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,22 +95,13 @@ def _count(keys: torch.Tensor, search: Search) -> Part:
     if search.low == search.high:
         count = _total(inside)
         return Part(above - count, count, torch.zeros(1, dtype=torch.int64), torch.tensor([count]))
-    bins = (_picked(keys, inside.bool()) - search.low) >> search.shift
+    bins = (picked(keys, inside.bool()) - search.low) >> search.shift
     return Part(above - len(bins), len(bins), *_tallied(bins))
 
 
 def _total(ones: torch.Tensor) -> int:
     """Count ones among zeros; they fit into their own dtype, which a block's length does."""
     return int(ones.sum(dtype=ones.dtype))
-
-
-def _picked(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return keys[mask]: where little is picked, eight at once are passed over."""
-    even = len(keys) // 8 * 8
-    groups = mask[:even].view(torch.int64).nonzero().squeeze(1)
-    wide = keys[:even].view(-1, 8).index_select(0, groups)
-    picked = wide.masked_select(mask[:even].view(-1, 8).index_select(0, groups))
-    return torch.cat([picked, keys[even:][mask[even:]]]) if even < len(keys) else picked
 
 
 def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -156,8 +147,8 @@ def _guess(sample: torch.Tensor, fraction: float, top: int) -> Search:
     rank = fraction * len(sample)
     margin = _MARGIN * math.sqrt(rank * (1 - fraction)) + _MARGIN
     above, below = int(rank - margin), math.ceil(rank + margin)
-    high = top if above < 1 else int(sample.kthvalue(len(sample) + 1 - above).values)
-    low = 0 if below > len(sample) else int(sample.kthvalue(len(sample) + 1 - below).values)
+    high = top if above < 1 else kth_largest(sample, above, top)
+    low = 0 if below > len(sample) else kth_largest(sample, below, top)
     return Search(0, top, low, high)
 
 

@@ -9,6 +9,7 @@ from fusion_core.weights.merging.merged import CastSource, MergedSource
 from fusion_core.weights.merging.piece import Operands, Piece, in_order, per_expert
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.select import kth_largest_magnitudes
+from fusion_core.weights.merging.shared import Shared
 from fusion_core.weights.merging.singular import Components, decompose, is_matrix, polar
 from fusion_core.weights.merging.trimming import (
     Electing,
@@ -65,6 +66,7 @@ __all__ = [
     "Scan",
     "Scope",
     "SerialExecutor",
+    "Shared",
     "Staging",
     "StateDictSource",
     "TensorInfo",

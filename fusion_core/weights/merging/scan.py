@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fusion_core.weights.merging.execution import run_all
 from fusion_core.weights.merging.piece import Operands, Piece
+from fusion_core.weights.merging.shared import shared_pass
 from fusion_core.weights.source import BLOCK, Cut
 
 if TYPE_CHECKING:
@@ -44,6 +45,16 @@ class Scan:
         initial: TotalT,
     ) -> TotalT:
         """Run `kernel` on every block and fold what it returns, in the blocks' order."""
+        said = (kernel, fold, initial, self.cut, self.blocks)
+        return shared_pass(self.operands, said, lambda: self.fold(kernel, fold, initial))
+
+    def fold(
+        self,
+        kernel: Callable[[Piece], PartT],
+        fold: Callable[[TotalT, PartT], TotalT],
+        initial: TotalT,
+    ) -> TotalT:
+        """Do what a call does, without looking for merges that share it: for what is large."""
         total = initial
         part = _Part(self.operands, kernel, self.cut)
         for result in run_all(self.executor, part, self.blocks):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.weights.merging._tally import Part, Search, Tally, kth_largest, picked
+from fusion_core.weights.merging.shared import shared_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,13 +56,18 @@ def kth_largest_magnitudes(
     count). Takes one pass beyond the sample, however many k there are, more where the sample misled
     or the magnitudes lie far apart.
     """
-    dtype = _widest(scan)
     count = len(scan.operands.experts) if count is None else count
+    said = (kth_largest_magnitudes, k, rows, count, scan.cut, scan.infos)
+    return shared_pass(scan.operands, said, lambda: _kth_largest(scan, k, rows, count))
+
+
+def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> torch.Tensor:
+    dtype = _widest(scan)
     ranks = [each for each in ([k] if isinstance(k, int) else k) for _ in range(count)]
     searches = _guesses(scan, ranks, rows, dtype)
     while any(each.bottom < each.top for each in searches):
         tallies = [Tally(each) for each in searches]
-        tallies = scan(_Count(rows, dtype, tuple(searches)), _added, tallies)
+        tallies = scan.fold(_Count(rows, dtype, tuple(searches)), _added, tallies)
         narrowed = zip(searches, ranks, tallies, strict=True)
         searches = [each.narrowed(rank, tally) for each, rank, tally in narrowed]
     found = torch.tensor([each.bottom for each in searches], dtype=_INTEGERS[dtype])
@@ -120,7 +126,7 @@ def _guesses(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -
     if scan.numel < _WORTH_A_GUESS:
         return everywhere
     sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))
-    parts: list[torch.Tensor] = sample(_Magnitudes(rows, dtype), _appended, [])
+    parts: list[torch.Tensor] = sample.fold(_Magnitudes(rows, dtype), _appended, [])
     pairs = zip(cycle(torch.cat(parts, dim=1)), ranks, strict=False)
     return [_guess(row, rank / scan.numel, top) for row, rank in pairs]
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from fusion_core.weights.merging.shared import shared_tensors
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -53,20 +55,29 @@ def is_matrix(shape: Sequence[int]) -> bool:
 
 def decompose(matrix: Tensor) -> Components:
     """Return all min(m, n) singular components of a matrix (m, n), in its dtype."""
+    return Components(*shared_tensors(matrix, "components", _decompose))
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """Return U V' of U S V': every singular value becomes 1, or stays 0."""
+    (factor,) = shared_tensors(matrix, "polar", lambda each: (_polar(each),))
+    return factor
+
+
+def _decompose(matrix: Tensor) -> Components:
     rows, columns = matrix.shape
     if rows < columns:
-        right, values, left = decompose(matrix.mT)
+        right, values, left = _decompose(matrix.mT)
         return Components(left, values, right)
     values, basis = _spectrum(matrix)
     left = _times(matrix, basis * _inverse(values))
     return Components(left, values.to(matrix.dtype), basis.to(matrix.dtype))
 
 
-def polar(matrix: Tensor) -> Tensor:
-    """Return U V' of U S V': every singular value becomes 1, or stays 0."""
+def _polar(matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape
     if rows < columns:
-        return polar(matrix.mT).mT
+        return _polar(matrix.mT).mT
     values, basis = _spectrum(matrix)
     return _times(matrix, (basis * _inverse(values)) @ basis.mT)
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from fusion_core import RunOptions, describe_run, execute, plan
 from fusion_core.errors import FusionError, RecipeError
+from fusion_core.weights import Shared
 from fusion_sweep.trial import Trial, digest
 from fusion_sweep.unlabeled import Unlabeled
 
@@ -49,6 +50,7 @@ class Bench:
     )
     _named: WeakKeyDictionary[Tasks, Mapping[str, Any]] = field(default_factory=WeakKeyDictionary)
     _unlabeled: tuple[Tasks, Unlabeled] | None = None
+    _shared: Shared = field(default_factory=lambda: Shared(_a_quarter_of_memory()))
     #: in the place of what tells models in memory apart: only this sweep knows them
     _session: str = field(default_factory=lambda: uuid4().hex)
 
@@ -120,7 +122,8 @@ class Bench:
         if self.scratch is None:
             own = replace(own, path=None)
         try:
-            result = execute(own)
+            with self._shared:
+                result = execute(own)
             return result.report or self._without_labels(own, result)
         finally:
             if own.path is not None:
@@ -133,6 +136,10 @@ class Bench:
             made = Unlabeled(result.pool, tasks, planned.device, self.samples, self.asked)
             self._unlabeled = (tasks, made)
         return self._unlabeled[1].report(result.weights)
+
+
+def _a_quarter_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def _check_model(planned: Plan) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
-from fusion_core.contracts.measures import Measured, Metrics, Repeated, main
+from fusion_core.contracts.measures import Measured, Metric, Metrics, Repeated, main, mean_ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import torch
     from torch import Tensor
@@ -51,6 +51,43 @@ def interval_of_average(row: Collection[Metrics]) -> Interval | None:
     if repeated and len(repeated) == len(row):
         return student([sum(map(main, run)) / len(run) for run in zip(*repeated, strict=True)])
     return _bootstrapped(row)
+
+
+def interval_of_normalised(
+    row: Collection[tuple[Metric, Metrics, Metrics]],
+) -> Interval | None:
+    """Return the 95 % interval of the mean of how good tasks' main metrics are beside references.
+
+    A row has a metric, what was measured, and the reference, for one task at least. Both are drawn
+    together, example by example. None where they keep no outcomes of the same examples.
+    """
+    if all(isinstance(value, Repeated) for _, value, _ in row):
+        return student([math.nan if each is None else each for each in _by_run(row)])
+    if any(not of_same_examples(value, reference) for _, value, reference in row):
+        return None
+    return percentiles(_mean_quotient([_beside(*each) for each in row]))
+
+
+def _by_run(row: Collection[tuple[Metric, Metrics, Metrics]]) -> Iterator[float | None]:
+    metrics, values, references = zip(*row, strict=True)
+    for run in zip(*(each.runs for each in values), strict=True):
+        yield mean_ratio(zip(metrics, map(main, run), map(main, references), strict=True))
+
+
+def of_same_examples(one: Metrics, other: Metrics) -> TypeGuard[Measured]:
+    """Tell whether both keep outcomes, of as many examples, each with the same weight."""
+    if not (isinstance(one, Measured) and isinstance(other, Measured)):
+        return False
+    return len(one.outcomes) == len(other.outcomes) and one.weights == other.weights
+
+
+def _beside(metric: Metric, value: Metrics, reference: Metrics) -> Tensor:
+    import torch
+
+    both = [each for each in (value, reference) if isinstance(each, Measured)]
+    columns = torch.tensor([each.outcomes for each in both], dtype=torch.float64)
+    columns *= 1.0 if both[0].weights is None else columns.new_tensor(both[0].weights)
+    return columns.mT if metric.higher_is_better else columns.flip(0).mT
 
 
 def _bootstrapped(row: Collection[Metrics]) -> Interval | None:
@@ -113,13 +150,19 @@ def resample(
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-    found = []
+    columns = []
     for outcomes, weights in tasks:
         values = torch.tensor(outcomes, dtype=torch.float64)
         counts = torch.ones_like(values) if weights is None else values.new_tensor(weights)
-        found.append(_resampled(torch.stack((values * counts, counts), dim=1), generator))
-    return torch.stack(found).mean(dim=0)
+        columns.append(torch.stack((values * counts, counts), dim=1))
+    return _mean_quotient(columns, seed=seed)
+
+
+def _mean_quotient(tasks: Sequence[Tensor], *, seed: int = 0) -> Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([_resampled(rows, generator) for rows in tasks]).mean(dim=0)
 
 
 def _resampled(rows: Tensor, generator: torch.Generator) -> Tensor:

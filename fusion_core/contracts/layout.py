@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from fusion_core.contracts.intervals import interval_of, interval_of_average
+from fusion_core.contracts.intervals import (
+    interval_of,
+    interval_of_average,
+    interval_of_normalised,
+)
 from fusion_core.contracts.measures import Metric, Metrics, main, mean_ratio
 from fusion_core.contracts.table import Entry, Figure, Table
 
@@ -74,7 +78,10 @@ class _Column:
         mean = mean_ratio(
             (line[1], _main(self.cells, line), _main(self.experts, line)) for line in lines
         )
-        return None if mean is None else Figure(mean)
+        if mean is None:
+            return None
+        row = [(line[1], self.cells.get(line, {}), self.experts[line]) for line in lines]
+        return Figure(mean, partial(interval_of_normalised, row))
 
     def worst(self, lines: Sequence[Line]) -> Figure | None:
         """Return the worst of the figures that the average is of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.intervals import interval_of, interval_of_average
+from fusion_core.contracts.intervals import interval_of, interval_of_average, interval_of_normalised
 from fusion_core.contracts.layout import common
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def report_as_json(report: Report, *, intervals: bool = False) -> dict[str, Any]
         return report.as_json()
     rows = {"tasks": report.tasks, "base": report.base, "experts": report.experts}
     found = {name: {t: interval_of(each) for t, each in row.items()} for name, row in rows.items()}
-    return {**report.as_json(), "intervals": {**found, "average": _of_average(report)}}
+    return {**report.as_json(), "intervals": {**found, **_of_averages(report)}}
 
 
 def compared_as_json(
@@ -35,7 +35,7 @@ def compared_as_json(
         averages = {key: same.as_json()[key] for key in ("average", "normalised_average")}
         found[name] |= {**averages, "averaged_over": shared}
         if intervals:
-            found[name]["intervals"]["average"] = _of_average(same)
+            found[name]["intervals"] |= _of_averages(same)
     return found
 
 
@@ -46,6 +46,12 @@ def differences_as_json(first: str, found: Sequence[Difference]) -> dict[str, An
     return {"against": first, "tasks": tasks, "average": average[0] if average else None}
 
 
-def _of_average(report: Report) -> Interval | None:
-    is_told = report.average is not None
-    return interval_of_average(list(report.tasks.values())) if is_told else None
+def _of_averages(report: Report) -> dict[str, Interval | None]:
+    """Return the intervals of the averages; None where there is none, or no average."""
+    metrics, tasks = report.main_metrics, report.tasks
+    average = interval_of_average(list(tasks.values())) if report.average is not None else None
+    share = None
+    if report.normalised_average is not None:
+        row = [(metrics[task], tasks[task], report.experts[task]) for task in tasks]
+        share = interval_of_normalised(row)
+    return {"average": average, "normalised_average": share}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.intervals import percentiles, resample
+from fusion_core.contracts.intervals import of_same_examples, percentiles, resample
 from fusion_core.contracts.layout import AVERAGE, are_alike, shared_lines
 from fusion_core.contracts.measures import Measured, Metric, weighted_mean
 
@@ -83,9 +83,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def _paired(first: Mapping[str, float], second: Mapping[str, float]) -> Differences | None:
     """Return each example's difference; None where these are not the same examples."""
-    if not (isinstance(first, Measured) and isinstance(second, Measured)):
-        return None
-    if len(first.outcomes) != len(second.outcomes) or first.weights != second.weights:
+    if not (of_same_examples(first, second) and isinstance(second, Measured)):
         return None
     pairs = zip(first.outcomes, second.outcomes, strict=True)
     return [after - before for before, after in pairs], first.weights

@@ -11,11 +11,12 @@ from scipy import stats
 from fusion_core.contracts.intervals import (
     interval_of,
     interval_of_average,
+    interval_of_normalised,
     student,
     student_quantile,
     wilson,
 )
-from fusion_core.contracts.measures import Measured, Repeated
+from fusion_core.contracts.measures import Measured, Metric, Repeated
 
 RANDOM = np.random.default_rng(0)
 BITS = RANDOM.gamma(4.0, 0.25, size=60)
@@ -101,3 +102,29 @@ def test_without_outcomes_there_is_no_interval() -> None:
 def test_outcomes_are_those_of_the_figure(outcomes: list[int], weights: list[int] | None) -> None:
     with pytest.raises(ValueError, match=r"accuracy is 1\.0, and the mean|zip\(\)"):
         Measured({"accuracy": 1.0}, outcomes, weights)
+
+
+def test_a_share_of_the_experts_draws_both_together() -> None:
+    """Where a merge errs with its expert alone, no example changes their quotient."""
+    right = Metric("accuracy")
+    expert, half = accuracy(*[1] * 80, *[0] * 20), accuracy(*[1] * 40, *[0] * 60)
+    assert interval_of_normalised([(right, expert, expert)]) == (1.0, 1.0)
+    low, high = interval_of_normalised([(right, half, expert)] * 2) or (math.nan, math.nan)
+    drawn = RANDOM.multinomial(100, [0.4, 0.4, 0.2], size=(20_000, 2))
+    shares = (drawn[..., 0] / (drawn[..., 0] + drawn[..., 1])).mean(1)
+    assert (low, high) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.01)
+    assert interval_of_normalised([(right, half, accuracy(1, 0))]) is None  # other examples
+    assert interval_of_normalised([(right, half, {"accuracy": 0.8})]) is None
+
+
+def test_a_share_of_what_should_be_low_is_the_other_way_round() -> None:
+    bits = Metric("bits", unit="bits", higher_is_better=False)
+    value = Measured({"bits": (2 * BITS * BYTES).sum() / BYTES.sum()}, 2 * BITS, BYTES)
+    expert = Measured({"bits": (BITS * BYTES).sum() / BYTES.sum()}, BITS, BYTES)
+    assert interval_of_normalised([(bits, value, expert)]) == pytest.approx((0.5, 0.5))
+
+
+def test_a_share_over_seeds_has_students_interval() -> None:
+    runs = Repeated([{"accuracy": each} for each in (0.4, 0.6, 0.5)])
+    found = interval_of_normalised([(Metric("accuracy"), runs, {"accuracy": 0.8})])
+    assert found == pytest.approx(student([0.5, 0.75, 0.625]))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.examples import evaluation_mode, file_stamps, shuffled_rows
     from fusion_core.contracts.intervals import interval_of, interval_of_average
+    from fusion_core.contracts.layout import table_of
     from fusion_core.contracts.measures import Measured, Metric, Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         expert_weights,
     )
     from fusion_core.contracts.subject import Subject
+    from fusion_core.contracts.table import Entry, Figure, Table
     from fusion_core.contracts.task_names import choose_tasks, unknown_task
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
@@ -81,6 +83,7 @@ _HOMES = {
     "fusion_core.contracts.context": ("RunContext",),
     "fusion_core.contracts.examples": ("evaluation_mode", "file_stamps", "shuffled_rows"),
     "fusion_core.contracts.intervals": ("interval_of", "interval_of_average"),
+    "fusion_core.contracts.layout": ("table_of",),
     "fusion_core.contracts.measures": ("Measured", "Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
@@ -102,6 +105,7 @@ _HOMES = {
         "expert_weights",
     ),
     "fusion_core.contracts.subject": ("Subject",),
+    "fusion_core.contracts.table": ("Entry", "Figure", "Table"),
     "fusion_core.contracts.task_names": ("choose_tasks", "unknown_task"),
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
@@ -144,9 +148,11 @@ __all__ = [
     "ComponentConfig",
     "Coordinates",
     "Cut",
+    "Entry",
     "ExecutorSpec",
     "ExpertWeights",
     "FeatureTask",
+    "Figure",
     "FusionError",
     "InputPath",
     "Measured",
@@ -170,6 +176,7 @@ __all__ = [
     "Scan",
     "Split",
     "Subject",
+    "Table",
     "Task",
     "TaskPool",
     "TaskPoolSpec",
@@ -223,6 +230,7 @@ __all__ = [
     "scan",
     "sections_from",
     "shuffled_rows",
+    "table_of",
     "unknown_task",
     "write_durably",
 ]

@@ -106,7 +106,8 @@ def table_of(reports: Mapping[str, Rows]) -> Table:
     lines = [*lines_of(reports), *_noted(columns)]
     entries = [Entry(*line, [each.figure(line) for each in columns]) for line in lines]
     entries += _summaries(columns, shared_lines(reports))
-    return Table([heading for heading, _ in named], entries, len(bases))
+    headings = [heading for heading, _ in named]
+    return Table(headings, entries, len(bases), common(reports))
 
 
 def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[Entry]:

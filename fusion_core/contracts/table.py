@@ -65,6 +65,8 @@ class Table:
     entries: Sequence[Entry]
     #: the column of the first model; the base's stand before it
     first: int
+    #: the tasks that averages are over: those of all models, by the same main metric
+    shared: Sequence[str]
 
     @property
     def is_mixed(self) -> bool:

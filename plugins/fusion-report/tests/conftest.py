@@ -69,6 +69,7 @@ class World:
         )
         if report is not None:
             (path / "report.json").write_text(json.dumps(report.as_json()))
+            (path / "outcomes.json").write_text(json.dumps(report.outcomes_as_json()))
         return path
 
     def searched(self, name: str, report: Report | None = None, steps: int = 30) -> Path:

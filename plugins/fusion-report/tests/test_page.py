@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -13,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fusion_core import CommandSpec, Progress, printable
+from fusion_core import CommandSpec, Measured, Progress, printable
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.testing import CommandSuite
 from fusion_report import plugin
@@ -38,10 +39,10 @@ class TestCommand(CommandSuite):
         return found
 
 
-def written(*directories: Path, vectors: bool = True) -> str:
-    runs, problems = read_runs(directories)
+def written(*directories: Path, vectors: bool = True, intervals: bool = False) -> str:
+    runs, problems = read_runs(directories, outcomes=intervals)
     assert problems == []
-    return page(runs, progress=Progress(), with_vectors=vectors)
+    return page(runs, progress=Progress(), with_vectors=vectors, intervals=intervals)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,15 @@ def test_every_number_is_there(world: World) -> None:
     ]
     assert rows["second"][:5] == ["70.0", "55.0", "60.0", "61.7", "77.1"]
     assert rows["experts"][3:5] == ["80.0", "100.0"]
+
+
+def test_intervals_are_shown_if_they_are_asked_for(world: World) -> None:
+    outcomes = {name: Measured({"accuracy": 0.5}, [1, 0] * 50) for name in world.names}
+    run = world.run("sure", replace(world.report(VALUES), tasks=outcomes))
+    sure, plain = (written(run, vectors=False, intervals=each) for each in (True, False))
+    assert rows_of(parsed(sure))["sure transductive needs the task"][1] == "50.0 ±9.6"
+    assert "95 % intervals over test examples" in sure
+    assert "±" not in plain
 
 
 def test_the_best_of_several_runs_is_said_and_marked(world: World) -> None:

@@ -27,6 +27,9 @@ def report(
         bool,
         typer.Option("--vectors/--no-vectors", help="Read the experts' weights: norms, cosines."),
     ] = True,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Add the 95 % interval of each figure.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Write one page about what was merged and measured: report.html.
@@ -44,12 +47,12 @@ def report(
             f"a page about {len(directories)} runs belongs to none of them",
             hint="Say where it goes: --output report.html",
         )
-    runs, problems = read_runs(directories)
+    runs, problems = read_runs(directories, outcomes=intervals)
     for problem in problems:
         print(f"skipped: {printable(problem.message)}", file=sys.stderr)
     blocked: frozenset[str] = context.obj or frozenset()
     progress = progress_for(quiet=quiet)
-    text = page(runs, progress=progress, blocked=blocked, with_vectors=vectors)
+    text = page(runs, progress=progress, blocked=blocked, with_vectors=vectors, intervals=intervals)
     place = output if output is not None else directories[0] / "report.html"
     write_durably(place, text.encode(), parents=True)
     typer.echo(f"written: {printable(str(place))}")

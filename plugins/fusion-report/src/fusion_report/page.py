@@ -51,13 +51,15 @@ def page(
     progress: Progress,
     blocked: frozenset[str] = frozenset(),
     with_vectors: bool = True,
+    intervals: bool = False,
 ) -> str:
     """Return the page about some runs; equal runs give equal pages.
 
-    `with_vectors` reads the models that were merged; where they are not here, the page says so.
+    `intervals` says how sure figures are, where test examples were kept. `with_vectors` reads the
+    models that were merged; where they are not here, the page says so.
     """
     reports = {run.name: run.report for run in runs if run.report is not None}
-    table = Table(reports) if reports else None
+    table = Table(reports, intervals=intervals) if reports else None
     shared = list(_of_results(runs, table))
     if with_vectors and (vectors := _vectors(runs, progress, blocked)):
         shared.append(vectors)
@@ -70,6 +72,7 @@ def page(
             if len(runs) <= _NAMED
             else f"{len(runs)} runs",
             table=table,
+            intervals=intervals,
             sentence=sentence(runs, table),
             tiles=[*tiles(runs[0], table)] if len(runs) == 1 else [],
             shared=shared,

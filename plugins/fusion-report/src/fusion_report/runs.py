@@ -163,16 +163,19 @@ class Run:
         return next((each[name] for each in found if name in each), None)
 
 
-def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[FusionError]]:
+def read_runs(
+    directories: Sequence[Path], *, outcomes: bool = False
+) -> tuple[list[Run], list[FusionError]]:
     """Return the runs of directories, and what is wrong with the others.
 
-    Raises the first problem if none holds a run.
+    `outcomes` reads what became of each test example, which intervals are made of. Raises the first
+    problem if none holds a run.
     """
     runs, problems = [], []
     directories = list(dict.fromkeys(directories))
     for directory, name in zip(directories, _names(directories), strict=True):
         try:
-            runs.append(read_run(directory, name))
+            runs.append(read_run(directory, name, outcomes=outcomes))
         except FusionError as problem:
             problems.append(problem)
     if not runs:
@@ -180,7 +183,7 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[FusionError]
     return runs, problems
 
 
-def read_run(directory: Path, name: str) -> Run:
+def read_run(directory: Path, name: str, *, outcomes: bool = False) -> Run:
     """Read what a run left; raises a `FusionError` for a directory without, and for damage."""
     if not (directory / _PROVENANCE).is_file() and not (directory / _REPORT).is_file():
         raise RecipeError(f"{directory} holds no run", hint="Name directories that fuse run wrote.")
@@ -190,7 +193,7 @@ def read_run(directory: Path, name: str) -> Run:
         directory,
         load_recipe(recipe) if recipe.is_file() else {},
         _provenance(provenance) if provenance.is_file() else Provenance(),
-        read_report(directory) if (directory / _REPORT).is_file() else None,
+        read_report(directory, outcomes=outcomes) if (directory / _REPORT).is_file() else None,
         _log(directory / _METRICS) if (directory / _METRICS).is_file() else {},
         *_coefficients(directory),
     )

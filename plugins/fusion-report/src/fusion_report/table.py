@@ -1,4 +1,4 @@
-"""The table of a page: a row a model, a column a task; averages over the tasks of all runs."""
+"""The table of a page: a row a model, a column a task, with what is to be seen of each figure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fusion_core import Report, table_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_core import Metric, Metrics, Published, Report
+    from fusion_core import Entry, Figure, Metric, Metrics, Published
 
     Figures = Mapping[str, Metrics]
 
@@ -18,9 +20,11 @@ _FRACTION = "fraction"
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a model on a task."""
+    """A figure of a model on a task, or an average."""
 
     text: str
+    #: how sure it is: ±1.1, or empty
+    spread: str = ""
     #: other metrics that are to be seen
     notes: tuple[str, ...] = ()
     is_best: bool = False
@@ -29,62 +33,52 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A model's figures; what is not known is empty."""
+    """A model's figures; None for what is not known."""
 
     name: str
     #: "base", "run", "experts" or "published"
     kind: str
     cells: Sequence[Cell | None]
-    average: str
-    normalised: str
-    #: the task and its figure
-    worst: tuple[str, str] | None
+    average: Cell | None = None
+    normalised: Cell | None = None
+    worst: Cell | None = None
     marks: Sequence[str] = ()
 
 
 class Table:
-    """Reports of runs by name, side by side."""
+    """Reports of runs by name, side by side; `intervals` says how sure their figures are."""
 
-    def __init__(self, reports: Mapping[str, Report]) -> None:
+    def __init__(self, reports: Mapping[str, Report], *, intervals: bool = False) -> None:
         self.reports = reports
+        self._intervals = intervals
+        self._all = table_of(reports)
+        #: the tasks that every run was measured on by the same main metric
+        self.shared = self._all.shared
+        lines = [entry for entry in self._all.entries if entry.is_task]
+        #: a column each: a task by its main metric
+        self.lines = [entry for entry in lines if not entry.metric.is_noted]
+        self._noted = [entry for entry in lines if entry.metric.is_noted]
+        self._averages = {each.label: each for each in self._all.entries if not each.is_task}
         #: every task and its main metric
-        self.metrics: dict[str, Metric] = {}
-        for report in reports.values():
-            self.metrics |= {
-                task: metric
-                for task, metric in report.main_metrics.items()
-                if task not in self.metrics
-            }
-        #: the tasks that every run was measured on
-        self.shared = [
-            task
-            for task, metric in self.metrics.items()
-            if all(each.main_metrics.get(task) == metric for each in reports.values())
-        ]
+        self.metrics: dict[str, Metric] = {
+            entry.label: entry.metric for entry in reversed(self.lines)
+        }
 
     @property
     def tasks(self) -> list[str]:
         """The names of all tasks."""
-        return list(self.metrics)
+        return list(dict.fromkeys(entry.label for entry in self.lines))
 
     @property
     def unit(self) -> str:
         """What all figures are, where they are of one metric; else empty."""
-        said = {str(metric) for metric in self.metrics.values()}
+        said = {str(entry.metric) for entry in self.lines}
         return said.pop() if len(said) == 1 else ""
 
     @property
     def rows(self) -> list[Row]:
         """The base, the runs and the experts."""
-        base = self._beside("base", {name: each.base for name, each in self.reports.items()})
-        experts = self._beside(
-            "experts", {name: each.experts for name, each in self.reports.items()}
-        )
-        runs = [
-            self._row(name, "run", each.tasks, each, _marks(each))
-            for name, each in self.reports.items()
-        ]
-        return [*base, *runs, *experts]
+        return [self._row(number) for number in range(len(self._all.headings))]
 
     @property
     def published(self) -> list[tuple[Published, list[Row]]]:
@@ -93,76 +87,92 @@ class Table:
         found = {each.family: each for each in known}
         return [(each, rows) for each in found.values() if (rows := [*self._of(each)])]
 
-    def of(self, report: Report, tasks: Figures | None = None) -> Report:
-        """Return a report, or one of other figures beside it, on the tasks that all runs have."""
-        figures = report.tasks if tasks is None else tasks
-        return replace(report, tasks={name: figures[name] for name in self.shared})
+    def of(self, report: Report) -> Report:
+        """Return a report on the tasks that all runs have."""
+        return report.over(self.shared)
 
-    def _beside(self, kind: str, rows: Mapping[str, Figures]) -> Iterator[Row]:
-        """Return a row that runs share once, or as often as it differs."""
-        found: list[tuple[str, dict[str, Metrics]]] = []
-        for name, row in rows.items():
-            same = [known for _, known in found if _agree(known, row)]
-            if same:
-                same[0].update(row)
-            elif row:
-                found.append((name, dict(row)))
-        for name, row in found:
-            label = kind if len(found) == 1 else f"{kind} of {name}"
-            yield self._row(label, kind, row, self.reports[name], self._recalled(kind, name))
+    def _row(self, number: int) -> Row:
+        heading = self._all.headings[number]
+        run = number - self._all.first
+        is_run = 0 <= run < len(self.reports)
+        kind = "run" if is_run else "base" if run < 0 else "experts"
+        cells = [self._cell(entry, number, is_run=is_run) for entry in self.lines]
+        average, share = (self._average(name, number) for name in ("average", "normalised"))
+        marks = _marks(self.reports[heading]) if is_run else self._recalled(kind, heading)
+        return Row(heading, kind, cells, average, share, self._worst(number), marks)
 
-    def _recalled(self, kind: str, name: str) -> list[str]:
-        return ["remembered"] if kind in self.reports[name].remembered else []
+    def _cell(self, entry: Entry, number: int, *, is_run: bool) -> Cell | None:
+        if (plain := self._shown(entry, number)) is None:
+            return None
+        notes = tuple(
+            f"{other.metric.name} {other.shown(figure)}"
+            for other in self._noted
+            if other.label == entry.label and (figure := other.figures[number]) and figure.value
+        )
+        if not is_run:
+            return replace(plain, notes=notes)
+        is_best = self._is_best(entry, number)
+        below = entry.label in below_base([*self.reports.values()][number - self._all.first])
+        return replace(plain, notes=notes, is_best=is_best, is_below_base=below)
+
+    def _shown(self, entry: Entry, number: int) -> Cell | None:
+        figure = entry.figures[number]
+        text, _, spread = entry.shown(figure, intervals=self._intervals).partition(" ")
+        return None if figure is None else Cell(text, spread)
+
+    def _average(self, name: str, number: int) -> Cell | None:
+        return self._shown(self._averages[name], number) if name in self._averages else None
+
+    def _worst(self, number: int) -> Cell | None:
+        """Return the worst figure, and the first task that has it."""
+        if (worst := self._average("worst", number)) is None:
+            return None
+        figures = {entry.label: entry.figures[number] for entry in self.lines}
+        value = self._averages["worst"].figures[number]
+        same = [task for task in self.shared if _equal(figures[task], value)]
+        return replace(worst, notes=tuple(same[:1]))
+
+    def _is_best(self, entry: Entry, number: int) -> bool:
+        """Tell whether no run is better on a task, where there is a choice."""
+        first = self._all.first
+        runs = entry.figures[first : first + len(self.reports)]
+        values = [each.value for each in runs if each is not None]
+        own = entry.figures[number]
+        assert own is not None  # noqa: S101 - the caller looked
+        is_rival = len(values) > 1 and math.isfinite(own.value)
+        return is_rival and not any(_better(entry.metric, each, own.value) for each in values)
+
+    def _recalled(self, kind: str, heading: str) -> list[str]:
+        """Say what was not measured for these runs, or the one that a row is about."""
+        about = heading.removeprefix(f"{kind} of ")
+        reports = [self.reports[about]] if about in self.reports else [*self.reports.values()]
+        return ["remembered"] if any(kind in each.remembered for each in reports) else []
 
     def _of(self, published: Published) -> Iterator[Row]:
         for name, row in published.rows.items():
-            figures = {
-                task: {metric.name: row[task]}
-                for task, metric in self.metrics.items()
-                if task in row and metric.unit == _FRACTION
+            known = {
+                entry.label: {entry.metric.name: row[entry.label]}
+                for entry in self.lines
+                if entry.label in row and entry.metric.unit == _FRACTION
             }
-            if figures:
-                bare = replace(next(iter(self.reports.values())), experts={})
-                yield self._row(name, "published", figures, bare)
+            if known:
+                yield self._published(name, Report(known))
 
-    def _row(
-        self, name: str, kind: str, figures: Figures, report: Report, marks: Sequence[str] = ()
-    ) -> Row:
-        cells = [self._cell(task, kind, figures, report) for task in self.metrics]
-        if not self.shared or any(task not in figures for task in self.shared):
-            return Row(name, kind, cells, "", "", None, marks)
-        shared = self.of(report, figures)
-        share = shared.normalised_average
-        return Row(
-            name,
-            kind,
-            cells,
-            "" if shared.average is None else self.metrics[self.shared[0]].shown(shared.average),
-            "" if share is None else f"{100 * share:.1f}",
-            worst_of(shared),
-            marks,
-        )
+    def _published(self, name: str, report: Report) -> Row:
+        cells = [
+            Cell(entry.metric.shown(_main(report.tasks[entry.label])))
+            if entry.label in report.tasks
+            else None
+            for entry in self.lines
+        ]
+        averages = Row(name, "published", cells)
+        if self.shared and report.tasks.keys() >= {*self.shared}:
+            averages = Table({name: self.of(report)}).rows[0]
+        return replace(averages, kind="published", cells=cells, normalised=None)
 
-    def _cell(self, task: str, kind: str, figures: Figures, report: Report) -> Cell | None:
-        if task not in figures:
-            return None
-        metric, (value, *_) = self.metrics[task], figures[task].values()
-        notes = tuple(
-            f"{name} {noted.shown(each)}"
-            for name, each in figures[task].items()
-            if (noted := report.metric(task, name)).is_noted and each and name != metric.name
-        )
-        base = report.base.get(task)
-        is_run = kind == "run"
-        below = is_run and base is not None and _better(metric, _main(base), value)
-        return Cell(metric.shown(value), notes, is_run and self._is_best(task, value), below)
 
-    def _is_best(self, task: str, value: float) -> bool:
-        """Tell whether no run is better on a task, where there is a choice."""
-        metric = self.metrics[task]
-        values = [_main(each.tasks[task]) for each in self.reports.values() if task in each.tasks]
-        is_rival = len(values) > 1 and math.isfinite(value)
-        return is_rival and not any(_better(metric, each, value) for each in values)
+def _equal(one: Figure | None, other: Figure | None) -> bool:
+    return one is not None and other is not None and one.value == other.value
 
 
 def worst_of(report: Report) -> tuple[str, str] | None:
@@ -209,9 +219,3 @@ def _main(metrics: Metrics) -> float:
 
 def _better(metric: Metric, one: float, other: float) -> bool:
     return one > other if metric.higher_is_better else one < other
-
-
-def _agree(one: Figures, other: Figures) -> bool:
-    """Tell whether two rows say the same of the tasks that both have; NaN is like NaN."""
-    both = one.keys() & other.keys()
-    return bool(both) and all(repr(one[task]) == repr(other[task]) for task in both)

@@ -224,7 +224,7 @@ def peak():
         return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1])
 
 def construct(width):
-    return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(24)))
+    return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(48)))
 
 dtype = getattr(torch, sys.argv[2])
 build_model(lambda: construct(8), StateDictSource(construct(8).state_dict()), dtype=dtype)
@@ -240,7 +240,7 @@ print(taken / sum(each.nbytes for each in model.parameters()))
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     values = torch.arange(1024 * 1024.0).reshape(1024, 1024)
-    save_file({f"{number}.weight": values + number for number in range(24)}, path)
+    save_file({f"{number}.weight": values + number for number in range(48)}, path)
     return path
 
 

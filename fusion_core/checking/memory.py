@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.machine.memory import peak_memory
+from fusion_core.planning.dtypes import dtype_of, stored_infos
 from fusion_core.weights import Cut, Scope
 from fusion_core.weights.merging.applied import PieceKernel
 from fusion_core.weights.merging.execution import AHEAD
@@ -40,6 +41,8 @@ class Memory:
     merge: int
     #: live models that tasks look at, one after the other; 0 without tasks
     live: int
+    #: the merge, where it is not written
+    kept: int
     #: whether the method may take more than can be told from headers
     at_least: bool
     #: how it was found, in words
@@ -52,6 +55,7 @@ def estimate(plan: Plan) -> Memory:
     largest = max(sum(4 * info.numel for info in infos.values()) for infos in models)
     evaluated = plan.tasks is not None and (plan.options.evaluate or plan.adapts)
     live = 2 * largest if evaluated else 0  # built of its weights
+    kept = _stored(plan) if plan.path is None else 0
     process = peak_memory()
     merge = _FIXED + workers(plan) * _piece(plan) + _surveys(plan)
     stages = "" if len(plan.stages) == 1 else f" x {len(plan.stages)} stages"
@@ -60,7 +64,13 @@ def estimate(plan: Plan) -> Memory:
         f"(2 x {len(plan.pool.experts)} experts{stages} + 3)"
     )
     at_least = plan.adapts or len(_kernels(plan)) < len(_algorithms(plan))
-    return Memory(process + max(merge, live), process, merge, live, at_least, how)
+    total = process + kept + max(merge, live)
+    return Memory(total, process, merge, live, kept, at_least, how)
+
+
+def _stored(plan: Plan) -> int:
+    dtype = dtype_of(plan.resolved.recipe.output.dtype)
+    return sum(info.nbytes for info in stored_infos(plan.outline, dtype).values())
 
 
 def workers(plan: Plan) -> int:

@@ -142,7 +142,7 @@ def _rows(checked: Check) -> list[list[str]]:
         ["algorithm", checked.algorithm],
         ["tensors", counted(checked.tensors)],
         ["output", disk.path or "in memory"],
-        ["disk", f"{amount(disk.needed)}{free}"],
+        *([["disk", f"{amount(disk.needed)}{free}"]] if disk.path else []),
         ["memory", _memory(checked.memory)],
     ]
     unknown = [each.name for each in checked.models if each.licence is None and not each.nested]
@@ -159,7 +159,8 @@ def _memory(memory: Memory) -> str:
         f"{amount(memory.process)} Python and torch, {amount(memory.merge)} merging ({memory.how})"
     )
     live = f", {amount(memory.live)} a live model for tasks" if memory.live else ""
-    return f"{word} {amount(memory.total)}: {parts}{live}"
+    kept = f", {amount(memory.kept)} the merge" if memory.kept else ""
+    return f"{word} {amount(memory.total)}: {parts}{live}{kept}"
 
 
 def _bad_as_json(bad: list[BadTensor]) -> list[dict[str, Any]]:

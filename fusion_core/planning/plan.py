@@ -56,11 +56,12 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
 
 def _output_path(plan: Plan) -> Path | None:
     """Return where the output goes; of a number, a run makes sure again when it claims it."""
-    given = plan.resolved.recipe.output.path
-    if given is not None:
-        return Path(given)
+    given = plan.resolved.recipe.output
+    if given.path is not None:
+        return Path(given.path)
     live = any(map(held_in_memory, plan.pool.by_name.values()))
-    return None if plan.resolved.model_pool is None or live else next(plan.free_paths())
+    nowhere = given.is_none or live or plan.resolved.model_pool is None
+    return None if nowhere else next(plan.free_paths())
 
 
 def _with_executor(raw: Mapping[str, Any], options: RunOptions) -> Mapping[str, Any]:

@@ -89,11 +89,17 @@ class OutputOptions(Options):
     """Where the merged model goes, and in which form."""
 
     path: Annotated[str, _if_path(path_of)] | None = None
-    """The directory to write; default: outputs/<pool>-<algorithm>-<n>."""
+    """The directory to write; null: none, the merge stays in memory; default:
+    outputs/<pool>-<algorithm>-<n>."""
     dtype: Dtype | None = None
     """The dtype of floating-point tensors; default: the base's. `fp16`, `bf16`, ... will do."""
     shard_size: Annotated[ByteSize, Field(gt=0, lt=2**63)] = ByteSize(5_000_000_000)
     """The largest size of one file, e.g. 5GB; a larger tensor has a file of its own."""
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the path is null, as opposed to not given: nothing is written."""
+        return self.path is None and "path" in self.model_fields_set
 
 
 class AlignmentPolicy(Options):

@@ -86,15 +86,20 @@ def _try_claim(path: Path, stack: ExitStack) -> bool:
 @contextmanager
 def open_staging(plan: Plan) -> Iterator[Staging | None]:
     """Open the staging directory of a claimed output; None for a run that writes nothing."""
-    described = None if plan.path is None else _describe(plan)
+    if plan.path is None:
+        if plan.options.resume:
+            raise RecipeError(
+                "a merge in memory cannot be resumed: it leaves no work behind",
+                hint="Leave --resume out, or name an output.",
+            )
+        yield None
+        return
+    described = _describe(plan)
     if plan.options.resume and described is None:
         raise RecipeError(
             "a run with models in memory cannot be resumed: nothing tells them apart",
             hint="Leave --resume out, or save the models and name their directories.",
         )
-    if plan.path is None:
-        yield None
-        return
     options = plan.options
     if options.overwrite:
         _check_spares(plan.path, plan.pool.by_name.values())

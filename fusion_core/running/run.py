@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan
+from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.text import load_recipe
 from fusion_core.running._context import notify, prepare, round_for
 from fusion_core.running._output import assets_of, claim_output, open_staging, write
@@ -34,7 +36,7 @@ from fusion_core.weights.merging.execution import state_dict_of
 from fusion_core.weights.merging.shortage import explained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from types import EllipsisType
 
     from fusion_core.contracts.report import Report
     from fusion_core.planning.planned import Plan
@@ -50,15 +52,18 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     model_pool: Any = None,  # noqa: ANN401
     task_pool: Any = None,  # noqa: ANN401
     seed: int | None = None,
-    output: Mapping[str, Any] | str | Path | None = None,
+    output: Mapping[str, Any] | str | Path | EllipsisType | None = ...,
     options: RunOptions | None = None,
 ) -> RunResult:
     """Fuse models, write the result, and evaluate it.
 
     `recipe` is a mapping or a file; the other arguments override its sections. `algorithm`,
     `model_pool` and `task_pool` are names, mappings of a name and options, or objects; a model pool
-    may also be `{"base": ..., "models": {...}}` of live modules, state dicts or paths. A pool of
-    live models writes nothing unless `output` names a path.
+    may also be `{"base": ..., "models": {...}}` of live modules, state dicts or paths.
+
+    `output` is a path, or the section's mapping. None keeps the merge in memory, which takes the
+    model's size, and writes nothing. Left out, it is what the recipe says, or else
+    `outputs/<pool>-<algorithm>-<n>`; a pool of live models then writes nothing.
 
     Raises a `FusionError` for everything that its caller can mend; nothing is left half-written.
     """
@@ -67,8 +72,10 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     raw |= {name: value for name, value in sections.items() if value is not None}
     if seed is not None:
         raw["seed"] = seed
-    if output is not None:
-        raw["output"] = {"path": str(output)} if isinstance(output, str | Path) else dict(output)
+    if isinstance(output, Mapping):
+        raw["output"] = dict(output)
+    elif output is not ...:
+        raw = assign(raw, ("output", "path"), output and str(output), origin="output")
     planned = plan(raw, options or RunOptions())
     for warning in () if helps() else planned.warnings:
         _LOG.warning("%s", warning)

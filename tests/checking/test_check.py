@@ -202,6 +202,8 @@ def test_models_in_memory_need_no_disk(models: dict[str, Any]) -> None:
     }
     found = check(plan(raw, RunOptions()))
     assert (found.disk.path, found.disk.free, found.disk.fits) == (None, None, True)
+    assert found.memory.kept == sum(each.nbytes for each in models["base"].values())
+    assert found.memory.total >= found.memory.process + found.memory.merge + found.memory.kept
 
 
 def _large(name: str) -> None:

@@ -444,6 +444,24 @@ def test_an_overflow_of_the_output_leaves_nothing(models: Models, paths: dict[st
     assert load_file("out/model.safetensors")["scale"].isinf()
 
 
+@pytest.mark.parametrize("said", ["by the argument", "by the recipe"])
+def test_none_as_the_output_writes_nothing(
+    said: str, paths: dict[str, Any], tmp_path: Path
+) -> None:
+    raw: dict[str, Any] = {"algorithm": "ties", "model_pool": paths}
+    written = run_fusion(raw, output={"path": "out", "dtype": "float16"})
+    before = sorted(tmp_path.rglob("*"))
+    path = "elsewhere" if said == "by the argument" else None
+    raw["output"] = {"path": path, "dtype": "float16"}
+    kept = run_fusion(raw, output=None) if path else run_fusion(raw)
+    assert kept.path is None
+    assert sorted(tmp_path.rglob("*")) == before
+    found = kept.weights.state_dict()
+    for name, tensor in written.weights.state_dict().items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].dtype is tensor.dtype
+
+
 def test_the_default_output_counts_up(paths: dict[str, Any]) -> None:
     for n in (1, 2):
         result = run_fusion(algorithm="ties", model_pool=paths)

@@ -107,6 +107,7 @@ def runs() -> None:
     run_fusion(
         algorithm={"name": "ties"}, model_pool=Files(FilesConfig(base="x")), task_pool=TinyTasks()
     )
+    run_fusion("recipe.yaml", output=None)
     run_fusion(seed="one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
     from fusion_core.contracts.outline import Outline
+    from fusion_core.contracts.plots import new_figure
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
         expert_weights,
     )
     from fusion_core.contracts.subject import Subject
-    from fusion_core.contracts.table import Entry, Figure, Table
+    from fusion_core.contracts.table import Entry, Figure, Table, html_table
     from fusion_core.contracts.task_names import choose_tasks, unknown_task
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
     from fusion_core.machine.devices import device_of
+    from fusion_core.machine.installed import import_optional
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.plan import plan
     from fusion_core.planning.planned import Plan
@@ -88,6 +90,7 @@ _HOMES = {
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
     "fusion_core.contracts.outline": ("Outline",),
+    "fusion_core.contracts.plots": ("new_figure",),
     "fusion_core.contracts.report": ("Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
     "fusion_core.contracts.specs": (
@@ -105,12 +108,13 @@ _HOMES = {
         "expert_weights",
     ),
     "fusion_core.contracts.subject": ("Subject",),
-    "fusion_core.contracts.table": ("Entry", "Figure", "Table"),
+    "fusion_core.contracts.table": ("Entry", "Figure", "Table", "html_table"),
     "fusion_core.contracts.task_names": ("choose_tasks", "unknown_task"),
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
     "fusion_core.machine.devices": ("device_of",),
+    "fusion_core.machine.installed": ("import_optional",),
     "fusion_core.planning.options": ("RunOptions",),
     "fusion_core.planning.plan": ("plan",),
     "fusion_core.planning.planned": ("Plan",),
@@ -203,6 +207,8 @@ __all__ = [
     "expert_weights",
     "file_stamps",
     "hookimpl",
+    "html_table",
+    "import_optional",
     "interval_of",
     "interval_of_average",
     "layers_of",
@@ -214,6 +220,7 @@ __all__ = [
     "matching",
     "merge",
     "models_of",
+    "new_figure",
     "note",
     "noting",
     "override",

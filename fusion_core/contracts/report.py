@@ -14,11 +14,14 @@ from fusion_core.contracts.layout import table_of
 from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of, mean_ratio
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import row_as_json, row_of
-from fusion_core.errors import FusionError
+from fusion_core.contracts.plots import plot
+from fusion_core.machine.installed import import_optional
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from matplotlib.figure import Figure
 
 SCHEMA = 2
 REPORT = "report.json"
@@ -109,12 +112,16 @@ class Report:
         keep outcomes `low` and `high`, the ends of the merge's 95 % intervals. Raises `FusionError`
         without pandas.
         """
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            hint = "Install it: pip install pandas"
-            raise FusionError("to_dataframe needs pandas, which is not here", hint=hint) from error
-        return DataFrame(table_of({"merged": self}).columns()).set_index("task")
+        pandas = import_optional("pandas", "to_dataframe")
+        return pandas.DataFrame(table_of({"merged": self}).columns()).set_index("task")
+
+    def plot(self) -> Figure:
+        """Return a picture of the main metrics, by matplotlib: base, merge and experts by task.
+
+        The merge has its 95 % intervals, where tasks keep outcomes. Raises `FusionError` without
+        matplotlib.
+        """
+        return plot(table_of({"merged": self}), {})
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook."""

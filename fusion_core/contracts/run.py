@@ -7,10 +7,15 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.layout import table_of
+from fusion_core.contracts.metrics import FILE, curves
+from fusion_core.contracts.plots import plot
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from matplotlib.figure import Figure
     from torch import nn
 
     from fusion_core.contracts.model_pool import ModelPool
@@ -46,6 +51,16 @@ class RunResult:
     def model(self) -> nn.Module:
         """The merged model, live: in fp32, or in the dtype of models that were given live."""
         return self.pool.build(self.weights, dtype=None)
+
+    def plot(self) -> Figure:
+        """Return a picture of the report, as its own, and below it of what was logged.
+
+        That is the objective of a search, step by step. Raises `FusionError` without matplotlib,
+        and where there is neither.
+        """
+        table = None if self.report is None else table_of({"merged": self.report})
+        log = self.side_files.get(FILE)
+        return plot(table, curves(log) if isinstance(log, bytes) else {})
 
     def _repr_html_(self) -> str:
         """Show in a notebook what the tasks measured, and where the model lies."""

@@ -108,11 +108,19 @@ class Table:
 
     def as_html(self, caption: str = "") -> str:
         """Return the table as HTML has it, without any style."""
-        heading, *rows = ([escape(cell) for cell in row] for row in self.by_task())
-        lines = [f"<th>{'</th><th>'.join(heading)}</th>"]
-        lines += [f"<td>{'</td><td>'.join(row)}</td>" for row in rows]
-        above = caption and f"<caption>{escape(caption)}</caption>"
-        return f"<table>{above}<tr>{'</tr><tr>'.join(lines)}</tr></table>"
+        headings, *rows = self.by_task()
+        return html_table(headings, rows, caption)
+
+
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    """Return rows under headings as HTML has them, without any style, for notebooks.
+
+    Cells are escaped: names of models may come from anywhere.
+    """
+    lines = [f"<th>{'</th><th>'.join(map(escape, headings))}</th>"]
+    lines += [f"<td>{'</td><td>'.join(map(escape, row))}</td>" for row in rows]
+    above = caption and f"<caption>{escape(caption)}</caption>"
+    return f"<table>{above}<tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 
 def _named(entry: Entry, table: Table) -> str:

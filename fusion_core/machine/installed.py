@@ -1,10 +1,16 @@
-"""Distributions that declare plugins, and whose an error is, from metadata alone."""
+"""What is installed: distributions that declare plugins, whose an error is, what is optional."""
 
 from __future__ import annotations
 
 import logging
 import re
-from importlib import metadata
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import FusionError
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 GROUP = "fusion_core.plugins"
 CORE = "fusion-core"
@@ -24,6 +30,22 @@ def declared_plugins() -> list[tuple[metadata.EntryPoint, metadata.Distribution]
                 key = (normalised(name), entry_point.name)
                 found.setdefault(key, (entry_point, distribution))
     return [found[key] for key in sorted(found)]
+
+
+def import_optional(module: str, needed_by: str, install: str | None = None) -> ModuleType:
+    """Import a module of a package that is not required.
+
+    Raises `FusionError` where it is not installed, which names what needs it, and what `install`
+    says to give pip: by default the package.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        hint = f'Install it: pip install "{install or package}"'
+        raise FusionError(f"{needed_by} needs {package}, which is not here", hint=hint) from error
 
 
 def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:

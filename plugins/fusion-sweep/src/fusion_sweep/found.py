@@ -9,16 +9,24 @@ from itertools import groupby
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from fusion_core import import_optional
 from fusion_core.errors import FusionError
+from fusion_sweep.plots import plot
+from fusion_sweep.shown import as_html
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from matplotlib.figure import Figure
+
     from fusion_core import Metric, Report
     from fusion_sweep.axes import Point
     from fusion_sweep.objectives import Objective
     from fusion_sweep.trial import Trial
+
+#: Points in the table of a notebook.
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -102,9 +110,12 @@ class Found:
 
     def best(self) -> Trial:
         """Return the first trial of the best point; raises `FusionError` if none is finished."""
+        return self._groups_or_error()[0].trials[0]
+
+    def _groups_or_error(self) -> list[Group]:
         if not self.groups:
-            raise FusionError("no trial of this sweep is finished")
-        return self.groups[0].trials[0]
+            raise FusionError("no trial of this sweep is finished", hint="`failed` says why.")
+        return self.groups
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row a trial, the best first: point, seed, objectives, every task's metrics."""
@@ -112,10 +123,20 @@ class Found:
         return [dict(self._row(each)) for each in (*ordered, *self.failed)]
 
     def to_dataframe(self) -> Any:  # noqa: ANN401 - pandas' own
-        """Return `rows` as a data frame of pandas, which has to be installed."""
-        import pandas as pd
+        """Return `rows` as a data frame of pandas; raises `FusionError` without pandas."""
+        return import_optional("pandas", "to_dataframe").DataFrame(self.rows())
 
-        return pd.DataFrame(self.rows())
+    def plot(self) -> Figure:
+        """Return a picture of how the first objective moves with what is swept over.
+
+        By matplotlib: a line, with standard deviations over seeds; a map of two options; or dots, a
+        panel an option. Raises `FusionError` without it, and if no trial is finished.
+        """
+        return plot(self._groups_or_error())
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what the command prints."""
+        return as_html(self, _SHOWN)
 
     def _row(self, trial: Trial) -> Iterator[tuple[str, Any]]:
         yield from {"run": trial.id, "algorithm": trial.algorithm, **trial.point}.items()

@@ -14,10 +14,13 @@ from itertools import product
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusion_core.errors import FusionError, RecipeError
+from fusion_core import import_optional
+from fusion_core.errors import RecipeError
 from fusion_sweep.axes import Axis, Listed, Point, points_of
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from optuna import Study, Trial
 
 Scores = Sequence[float] | None
@@ -113,12 +116,5 @@ def _check_numbers(axes: Sequence[Axis], objectives: int) -> None:
         )
 
 
-def _optuna() -> Any:  # noqa: ANN401 - a module
-    try:
-        import optuna
-    except ImportError as error:
-        raise FusionError(
-            "this search needs Optuna, which is not installed",
-            hint='Install it: pip install "fusion-sweep[optuna]"',
-        ) from error
-    return optuna
+def _optuna() -> ModuleType:
+    return import_optional("optuna", "this search", "fusion-sweep[optuna]")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import print_table
+from fusion_core import html_table, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,21 +25,32 @@ _CHOSEN = {
 
 def print_found(found: Found, top: int) -> None:
     """Print the best points, the best on examples that chose nothing, and curves."""
-    groups = found.groups[:top]
-    if groups:
-        print_table(*_table(found, groups))
-        _print_notes(found, len(groups))
-        for line in curves(found):
-            print(line)  # noqa: T201 - a result
+    if found.groups:
+        print_table(*_table(found, found.groups[:top]))
+    for line in _lines(found, top):
+        print(line)  # noqa: T201 - a result
+
+
+def as_html(found: Found, top: int) -> str:
+    """Return what `print_found` prints, for a notebook."""
+    table = html_table(*_table(found, found.groups[:top])) if found.groups else ""
+    return f"{table}<p>{'<br>'.join(map(escape, _lines(found, top)))}</p>"
+
+
+def _lines(found: Found, top: int) -> Iterator[str]:
+    """Yield what is said below the table."""
+    if found.groups:
+        yield from _notes(found, len(found.groups[:top]))
+        yield from curves(found)
     for path in found.written:
-        print(f"written: {path}")  # noqa: T201
+        yield f"written: {path}"
     for trial in found.failed[:top]:
-        print(f"failed: {trial.algorithm} {_said(trial.point)}: {trial.error}")  # noqa: T201
+        yield f"failed: {said({'algorithm': trial.algorithm, **trial.point})}: {trial.error}"
 
 
 def _table(found: Found, groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     axes = list(dict.fromkeys(name for group in found.groups for name in group.point))
-    objectives = [_heading(found.groups[0], each) for each in found.objectives]
+    objectives = [heading(found.groups[0], each) for each in found.objectives]
     marks = [""] if len(found.objectives) > 1 else []
     front = found.front if marks else []
     rows = [
@@ -53,7 +65,8 @@ def _table(found: Found, groups: Sequence[Group]) -> tuple[list[str], list[list[
     return ["run", *axes, *objectives, *marks], rows
 
 
-def _heading(group: Group, objective: Objective) -> str:
+def heading(group: Group, objective: Objective) -> str:
+    """Return what an objective's figures are, with their unit and direction."""
     metric = group.metric(objective)
     unit = "%" if metric.unit == "fraction" else metric.unit
     down = "" if metric.higher_is_better else ", lower is better"
@@ -64,11 +77,6 @@ def _figure(group: Group, objective: Objective) -> str:
     metric, deviation = group.metric(objective), group.deviation(objective)
     shown = metric.shown(group.mean(objective))
     return shown if deviation is None else f"{shown} ± {metric.shown(deviation)}"
-
-
-def _print_notes(found: Found, shown: int) -> None:
-    for note in _notes(found, shown):
-        print(note)  # noqa: T201 - a result
 
 
 def _notes(found: Found, shown: int) -> Iterator[str]:
@@ -126,8 +134,11 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BARS[round(steps * (each - low) / span) if span else 0] for each in values)
 
 
-def _said(point: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in point.items() if name != "algorithm")
+def said(point: Mapping[str, Any]) -> str:
+    """Return a point in words: its algorithm, if it has one, and its options."""
+    named = [str(point["algorithm"])] if "algorithm" in point else []
+    options = (f"{name}={_value(value)}" for name, value in point.items() if name != "algorithm")
+    return " ".join([*named, *options])
 
 
 def _value(value: Any) -> str:  # noqa: ANN401 - whatever an option takes

@@ -1,0 +1,77 @@
+"""Pictures of results: what is drawn is what was measured and logged."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from matplotlib import pyplot as plt
+
+from fusion_core.contracts.measures import Measured, Metric
+from fusion_core.contracts.report import Report
+from fusion_core.contracts.run import RunResult
+from fusion_core.errors import FusionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+
+LOG = b'{"step": 0, "loss": 2.0, "loss/a": 1.0}\n{"step": 3, "loss": NaN}\n'
+
+
+@pytest.fixture(autouse=True)
+def _figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def result(report: Report | None, **side_files: bytes) -> RunResult:
+    missing: Any = None
+    files = {f"{name}.jsonl": content for name, content in side_files.items()}
+    return RunResult(missing, missing, None, report, files)
+
+
+def drawn(axes: Axes) -> dict[str, list[list[float]]]:
+    """Return each label's points."""
+    return {
+        str(each.get_label()): each.lines[0].get_xydata().tolist()  # type: ignore[attr-defined]
+        for each in axes.containers
+    }
+
+
+def test_tasks_are_drawn_a_panel_a_metric() -> None:
+    bits = Metric("bits", unit="", higher_is_better=False)
+    report = Report(
+        {"$a_1$": Measured({"accuracy": 0.5}, [1, 0]), "text": {"bits": 1.5}},
+        base={"text": {"bits": 2.0}},
+        experts={"$a_1$": {"accuracy": 0.75}},
+        metrics={"text": {"bits": bits}},
+    )
+    accuracy, text = report.plot().axes
+    assert drawn(accuracy)["merged"] == [[50.0, 0.0]]
+    assert drawn(accuracy)["experts"] == [[75.0, 0.0]]
+    assert [each.get_text() for each in accuracy.get_yticklabels()] == ["$a_1$"]
+    assert text.get_xlabel() == "bits, lower is better"
+    assert drawn(text)["base"] == [[2.0, 0.0]]
+    (bars,) = accuracy.containers[1].lines[2]  # type: ignore[attr-defined]
+    ((low, _), (high, _)) = bars.get_segments()[0]
+    assert (low, high) == pytest.approx((9.45, 90.55), abs=0.01)  # Wilson's, of one in two
+
+
+def test_what_was_logged_of_all_tasks_stands_below() -> None:
+    figure = result(Report({"a": {"accuracy": 0.5}}), metrics=LOG).plot()
+    _, curve = figure.axes
+    assert curve.get_ylabel() == "loss"
+    assert curve.lines[0].get_xdata()[:].tolist() == [0, 3]  # type: ignore[union-attr]
+    assert len(result(None, metrics=LOG).plot().axes) == 1
+
+
+def test_nothing_to_draw_and_nothing_to_draw_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FusionError, match="nothing to draw"):
+        result(None).plot()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
+    with pytest.raises(FusionError, match=r'needs matplotlib.*\n.*pip install "matplotlib"'):
+        result(None, metrics=LOG).plot()

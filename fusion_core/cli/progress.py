@@ -1,51 +1,91 @@
-"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal and in a notebook, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING
 
 from fusion_core.progress import Advance, Progress
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 
-_SECONDS_BETWEEN_LINES = 5.0
+    #: shows a line, and the share of the work that is done; None once all is
+    Show = Callable[[str, float | None], None]
+
 _BAR = 20  # columns
 
 
-def progress_for(*, quiet: bool) -> Progress:
-    """Return the display that suits stderr."""
+def progress_for(*, quiet: bool = False) -> Progress:
+    """Return the display that suits stderr, or the notebook that this runs in."""
     if quiet:
         return Progress()
+    if _is_notebook():
+        return NotebookProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress()
 
 
+def _is_notebook() -> bool:
+    """Tell whether a kernel of Jupyter's runs this, which shows more than text."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 class LineProgress(Progress):
-    """A line at the start and at the end of each piece of work, and every few seconds between."""
+    """A line every few seconds, and one at the end of each piece of work."""
+
+    seconds_between = 5.0
 
     @contextmanager
     def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Advance]:
         """Follow one piece of work."""
         started = shown = time.monotonic()
         done = 0
+        show = self._open(label)
 
         def advance(count: int = 1, *, note: str = "") -> None:
             nonlocal done, shown
             done += count
-            if time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
+            if time.monotonic() - shown >= self.seconds_between:
                 shown = time.monotonic()
                 so_far = done if unit != "B" else _counted(done, unit)
-                _say(f"{label}: {so_far} of {_counted(total, unit)} {note}".rstrip())
+                line = f"{label}: {so_far} of {_counted(total, unit)} {note}".rstrip()
+                show(line, done / max(total, 1))
 
         yield advance
-        _say(f"{label}: {_counted(done, unit)} in {time.monotonic() - started:.1f} s")
+        show(f"{label}: {_counted(done, unit)} in {time.monotonic() - started:.1f} s", None)
+
+    def _open(self, label: str) -> Show:
+        """Return what shows how far a piece of work is."""
+        del label
+        return lambda line, _share: _say(line)
+
+
+class NotebookProgress(LineProgress):
+    """A bar in the output of a notebook's cell, which becomes a line when its work is done."""
+
+    seconds_between = 0.1
+
+    def _open(self, label: str) -> Show:
+        from IPython.display import display
+
+        shown = display(_as_bar(label, 0.0), raw=True, display_id=True)
+        return lambda line, share: shown.update(_as_bar(line, share), raw=True)
+
+
+def _as_bar(line: str, share: float | None) -> dict[str, str]:
+    """Return a line as a notebook takes it, with a bar for the share that is done."""
+    if share is None:
+        return {"text/plain": line}
+    bar = f'<progress value="{share:.3f}" style="vertical-align:middle"></progress>'
+    return {"text/plain": line, "text/html": f"{bar} {escape(line)}"}
 
 
 class BarProgress(Progress):

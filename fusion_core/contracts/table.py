@@ -107,9 +107,13 @@ class Table:
         return found
 
     def as_html(self, caption: str = "") -> str:
-        """Return the table as HTML has it, without any style."""
+        """Return the table as HTML has it, without any style.
+
+        Above it stands by what all tasks are measured; where they differ, a column says so.
+        """
         headings, *rows = self.by_task()
-        return html_table(headings, rows, caption)
+        measure = "" if self.is_mixed else next((e.measure for e in self.entries if e.is_task), "")
+        return html_table(headings, rows, "; ".join(filter(None, [measure, caption])))
 
 
 def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:

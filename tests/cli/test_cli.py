@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -17,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from fusion_core.cli.progress import BarProgress
+from fusion_core.cli.progress import BarProgress, LineProgress, NotebookProgress, progress_for
 
 pytestmark = pytest.mark.plugins
 
@@ -366,6 +367,36 @@ def test_a_narrow_terminal_shows_bar_percentage_and_time(
     for line in lines:
         assert re.fullmatch(r"downl.*… ━+ +75% [-:\d]+ vis.*…", line)
         assert len(line) <= width
+
+
+def test_a_notebook_shows_a_bar_that_becomes_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, str]] = []
+
+    class Handle:
+        def update(self, data: dict[str, str], *, raw: bool) -> None:
+            assert raw
+            shown.append(data)
+
+    def display(data: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        Handle().update(data, raw=raw and display_id)
+        return Handle()
+
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    progress = progress_for()
+    monkeypatch.setattr(progress, "seconds_between", 0.0)
+    with progress.track("merge <a>", total=4) as advance:
+        advance(3, note="body")
+    opened, between, ended = shown
+    assert 'value="0.000"' in opened["text/html"]
+    assert 'value="0.750"' in between["text/html"]
+    assert between["text/html"].endswith("merge &lt;a&gt;: 3 of 4 body")
+    assert ended.keys() == {"text/plain"}
+    assert ended["text/plain"].startswith("merge <a>: 3 in ")
+    del shell.kernel  # a terminal
+    assert isinstance(progress_for(), LineProgress)
+    assert not isinstance(progress_for(), NotebookProgress)
 
 
 def test_schema_describes_recipes(fuse: Fuse) -> None:

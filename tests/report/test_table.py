@@ -166,7 +166,7 @@ def test_json_has_both_ends() -> None:
 
 def test_notebooks_show_the_table() -> None:
     shown = Report({"<latin>": {"accuracy": 0.5}}, transductive=True)._repr_html_()
-    assert shown.startswith("<table><caption>transductive: ")
+    assert shown.startswith("<table><caption>accuracy in %; transductive: ")
     assert (
         "<tr><th>task</th><th>merged</th></tr><tr><td>&lt;latin&gt;</td><td>50.0</td></tr>" in shown
     )

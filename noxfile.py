@@ -140,6 +140,13 @@ def study(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def notebook(session: nox.Session) -> None:
+    """Run docs/tutorials/notebook.py in a kernel, and write notebook.ipynb with what it shows."""
+    install(session, "test", "notebook")
+    session.run("python", "docs/tutorials/make_notebook.py", env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def full_size(session: nox.Session) -> None:
     """Run the pools of the hub with full-size random weights; prints times and memory."""
     install(session, "test")

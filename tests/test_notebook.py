@@ -1,0 +1,38 @@
+"""The docs' notebook has the cells of its source, and those run; `nox -s notebook` makes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.plugins
+
+TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
+SOURCE = (TUTORIALS / "notebook.py").read_text(encoding="utf-8")
+
+
+def test_the_notebook_is_made_of_its_source() -> None:
+    made: Any = json.loads((TUTORIALS / "notebook.ipynb").read_text(encoding="utf-8"))
+    cells = runpy.run_path(str(TUTORIALS / "make_notebook.py"))["cells"]
+    found = [(each["cell_type"], "".join(each["source"])) for each in made["cells"]]
+    assert found == list(cells(SOURCE)), "run: nox -s notebook"
+    outputs = [each["outputs"] for each in made["cells"] if each["cell_type"] == "code"]
+    assert [len(each) for each in outputs] == [1] * len(outputs)  # each shows one thing
+
+
+def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = re.sub(r'"limit": \d+', '"limit": 8', SOURCE)
+    quick = re.sub(r'"steps": \d+', '"steps": 2', quick)
+    assert quick != SOURCE
+    found: dict[str, Any] = {}
+    exec(compile(quick, "notebook.py", "exec"), found)
+    assert len(found["learned"].plot().axes) == 2
+    assert len(found["found"].finished) == 8
+    written = {each.name for each in tmp_path.iterdir()}
+    assert written == {"merged", "sweeps.sqlite", "sweeps.sqlite.claims"}

@@ -6,24 +6,23 @@ import ast
 import importlib.util
 import re
 import runpy
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
-from fusion_core import Algorithm, ComponentConfig, run_fusion
+from fusion_core import run_fusion
 from fusion_core.planning.resolving import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
+from fusion_core.testing import Mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import ModuleType
 
     from conftest import Site
-    from fusion_core import ModelPool, RunContext, TaskPool, WeightSource
+    from fusion_core import ModelPool, TaskPool
 
 pytestmark = pytest.mark.plugins
 
@@ -133,62 +132,25 @@ def test_every_how_to_can_be_reached_from_the_tutorial() -> None:
     assert {page.resolve() for page in HOW_TO} <= linked
 
 
-# --- the plugin that logs to TensorBoard --------------------------------------------------------
+# --- the plugin that keeps a diary --------------------------------------------------------------
 
 
-class Searching(Algorithm[ComponentConfig]):
-    """Logs as an adaptive method does."""
-
-    config_class = ComponentConfig
-
-    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        for step in range(3):
-            context.log(step, {"entropy": 1.0 / (1 + step)})
-        return pool.experts["a"]
-
-
-def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read the event file of a directory: tag -> steps and values."""
-    (file,) = directory.iterdir()
-    found: dict[str, list[tuple[int, float]]] = {}
-    for record in records(file.read_bytes()):
-        event = Event.FromString(record)
-        for value in event.summary.value:
-            if value.HasField("simple_value"):
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
-
-
-def records(data: bytes) -> Iterator[bytes]:
-    """Split an event file into its records: length, checksum, content, checksum."""
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        yield data[12 : 12 + length]
-        data = data[16 + length :]
-
-
-def test_the_plugin_for_tensorboard_writes_what_a_run_measures(  # noqa: PLR0913, PLR0917
+def test_the_plugin_that_hears_runs_writes_a_line_a_run(
     site: Site,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make_tiny_pool: Callable[..., ModelPool[Any]],
     tiny_tasks: TaskPool[Any],
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     page = (DOCS / "how-to" / "log-runs.md").read_text(encoding="utf-8")
     files = dict(re.findall(r"(?ms)^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", page))
     (code,) = (text for name, text in files.items() if name.endswith("/plugin.py"))
-    site.install("fusion-tensorboard", code, requires=("fusion-core>=0.1,<0.2",))
-    monkeypatch.setenv("FUSION_TENSORBOARD", str(tmp_path / "runs"))
-    result = run_fusion(
-        algorithm=Searching(),
-        model_pool=make_tiny_pool("mlp"),
-        task_pool=tiny_tasks,
-        output=str(tmp_path / "merged"),
-    )
-    assert caplog.text == ""
-    drawn = scalars(tmp_path / "runs" / "merged")
-    assert drawn["search/entropy"] == [(n, pytest.approx(1 / (1 + n))) for n in range(3)]
+    site.install("fusion-diary", code, requires=("fusion-core>=0.1,<0.2",))
+    monkeypatch.setenv("FUSION_DIARY", str(tmp_path / "diary.csv"))
+    recipe = {"algorithm": Mean(), "model_pool": make_tiny_pool("mlp"), "task_pool": tiny_tasks}
+    result = run_fusion(recipe, output=tmp_path / "merged")
+    run_fusion(recipe, output=None)
     assert result.report is not None
-    for task, metrics in result.report.tasks.items():
-        assert drawn[f"tasks/{task}/accuracy"] == [(0, pytest.approx(metrics["accuracy"]))]
+    average = f"{result.report.average}"
+    lines = (tmp_path / "diary.csv").read_text().splitlines()
+    assert lines == [f"{tmp_path / 'merged'},{average}", f",{average}"]

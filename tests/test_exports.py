@@ -23,6 +23,7 @@ LIGHT = [
     "fusion_regmean.plugin",
     "fusion_report.plugin",
     "fusion_ties.plugin",
+    "fusion_trackers.plugin",
 ]
 WITHOUT_TORCH = [
     "fusion_core.recipe.config",

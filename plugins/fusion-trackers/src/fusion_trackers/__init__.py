@@ -1,0 +1,1 @@
+"""Logs runs of fusion-core to TensorBoard and Weights & Biases."""

@@ -136,7 +136,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         if helps():
             return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
         if staging is None:
-            tensors = state_dict_of(weights, executor)
+            tensors = state_dict_of(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()
         else:

@@ -22,6 +22,7 @@ from fusion_core.weights.source import assemble
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from fusion_core.progress import Progress
     from fusion_core.weights.source import WeightSource
 
 #: Units submitted ahead of the one whose result is awaited: their results are held in memory.
@@ -181,12 +182,19 @@ def _mallopt(parameter: int, value: int) -> None:
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
-def state_dict_of(source: WeightSource, executor: Executor) -> dict[str, torch.Tensor]:
+def state_dict_of(
+    source: WeightSource, executor: Executor, progress: Progress
+) -> dict[str, torch.Tensor]:
     """Read every tensor of a source, as many at a time as an executor has workers."""
     source.prepare(executor)
-    read = run_all(executor, partial(assemble, source), source.infos)
-    pairs = zip(source.infos.items(), read, strict=True)
-    return {name: values.reshape(info.shape) for (name, info), values in pairs}
+    found = {}
+    total = sum(info.nbytes for info in source.infos.values())
+    with progress.track("merge", total=total, unit="B") as advance:
+        read = run_all(executor, partial(assemble, source), source.infos)
+        for info, values in zip(source.infos.values(), read, strict=True):
+            found[info.name] = values.reshape(info.shape)
+            advance(info.nbytes)
+    return found
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def fusion_run_started(run: RunInfo) -> None:
             _OPEN.setdefault(id(run), []).append(open_tracker(asked, run))
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
             _LOG.warning("FUSION_TRACKERS=%s: nothing is tracked there: %s", asked, error)
-    failing = finalize(run, _finish, id(run), {}, failed=True)  # no hook tells of that
-    failing.atexit = False  # trackers see to the end of the program themselves
+    failing = finalize(run, _finish, id(run), {}, failed=True)  # no hook tells of failures
+    failing.atexit = False  # at the end of the program trackers close themselves
 
 
 @hookimpl

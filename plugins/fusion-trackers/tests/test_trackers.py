@@ -140,7 +140,13 @@ def records(data: bytes) -> Iterator[Any]:
 
 
 def tracked(place: Path) -> dict[str, Any]:
-    """Return what a run's file says; history without the times that W&B adds."""
+    """Return what a run's file says; history without the times that W&B adds.
+
+    That is complete when W&B's own process has ended.
+    """
+    import wandb
+
+    wandb.teardown()
     (file,) = place.glob("wandb/offline-run-*/*.wandb")
     found: dict[str, Any] = {"history": [], "summary": {}}
     for record in records(file.read_bytes()):
@@ -163,7 +169,7 @@ def tracked(place: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B without a network, its process ended afterwards: it remembers the first folder."""
+    """W&B without a network, its process ended afterwards, which remembers the first folder."""
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")

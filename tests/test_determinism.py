@@ -54,7 +54,8 @@ SETTINGS = OTHERS + (NIGHTLY if "FUSION_NIGHTLY" in os.environ else [])
 #: Variants beyond an algorithm's defaults, and options that have none.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ties": [{"scope": "model"}, {"scope": "tensor", "density": 0.37}],
-    **{name: [{"steps": 2, "batch_size": 2}] for name in ("adamerging", "adarank")},
+    **{name: [{"steps": 2, "batch_size": 2}] for name in ("adamerging", "adarank", "symerge")},
+    "surgery": [{"steps": 20, "examples": 16}],
     "passthrough": [{"model": "a"}],
     "stack": [{"slices": [{"model": "a", "layers": [0, 2]}, {"model": "b", "layers": [0, 2]}]}],
     "fisher": [{"samples": 4}],

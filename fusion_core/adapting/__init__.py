@@ -12,7 +12,13 @@ from fusion_core.adapting._live import build_live, merged_parameters, names_of, 
 from fusion_core.adapting._live_merge import Leaf, LiveMerge
 from fusion_core.adapting._moments import Moments, moments, moments_of
 from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
-from fusion_core.adapting._predictions import disagreement, entropy, generator_of, log_probabilities
+from fusion_core.adapting._predictions import (
+    disagreement,
+    entropy,
+    generator_of,
+    log_probabilities,
+    predict_unlabeled,
+)
 from fusion_core.adapting._ranks import Ranks, joined_ranks
 from fusion_core.adapting._sharing import Grain
 from fusion_core.adapting._state import StateStore
@@ -46,6 +52,7 @@ __all__ = [
     "moments_of",
     "names_of",
     "on_cores",
+    "predict_unlabeled",
     "put_adapter",
     "show_inputs",
     "squared_gradients",

@@ -1,4 +1,4 @@
-"""Functions of what models predict, for objectives and gradients, and random numbers for them."""
+"""What models predict, functions of it for objectives and gradients, and random numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,38 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core.contracts.batch import Split
+from fusion_core.contracts.examples import evaluation_mode
+
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from fusion_core.contracts.task_pool import AdaptiveTask
+
+#: Examples that a model is asked about at once.
+_BATCH = 64
+
+
+def predict_unlabeled(
+    model: nn.Module, task: AdaptiveTask, samples: int, device: torch.device
+) -> Tensor:
+    """Return a model's logits for a task's first unlabeled examples, in whole batches.
+
+    Of shape (examples, classes), in fp32 and on the CPU.
+    """
+    with torch.inference_mode(), evaluation_mode(model):
+        return torch.cat(list(_predicted(model, task, samples, device)))
+
+
+def _predicted(
+    model: nn.Module, task: AdaptiveTask, samples: int, device: torch.device
+) -> Iterator[Tensor]:
+    size = min(_BATCH, samples)
+    for step in range(samples // size):
+        batch = task.batch(step, size=size, split=Split.UNLABELED, seed=0)
+        yield task.logits(model, batch.to(device)).float().cpu()
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

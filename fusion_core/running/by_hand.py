@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.contracts.run import RunInfo
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan, plan_models
+from fusion_core.planning.planned import Plan
 from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.recipe.config import AlignmentPolicy, choice_of
 from fusion_core.recipe.validation import validated
@@ -32,13 +33,20 @@ def merge(algorithm: Any, models: ModelPool[Any] | Mapping[str, Any]) -> WeightS
     return round_for(planned, run_stages(planned.stages, pool, context), pool)
 
 
-def models_of(recipe: Mapping[str, Any], plugins: PluginManager | None = None) -> ModelPool[Any]:
-    """Return the models that a recipe merges, aligned as it says; recipes among them are merged.
+def models_of(
+    recipe: Mapping[str, Any] | Plan, plugins: PluginManager | None = None
+) -> ModelPool[Any]:
+    """Return the models that a recipe, or a plan, merges, aligned; recipes among them are merged.
 
     Raises a `FusionError` for models that are not here, or do not fit.
     """
-    plugins = plugins or load_plugins()
-    pool, nested = plan_models(choice_of(recipe.get("model_pool")), plugins, RunOptions())
-    merges, _ = run_nested(nested, RunInfo(recipe, None), SerialExecutor(), None)
-    policy = validated(AlignmentPolicy, recipe.get("alignment", {}), prefix="alignment")
+    if isinstance(recipe, Plan):
+        pool, nested, policy = recipe.pool, recipe.nested, recipe.resolved.recipe.alignment
+        info = RunInfo(recipe.recipe, None)
+    else:
+        choice = choice_of(recipe.get("model_pool"))
+        pool, nested = plan_models(choice, plugins or load_plugins(), RunOptions())
+        policy = validated(AlignmentPolicy, recipe.get("alignment", {}), prefix="alignment")
+        info = RunInfo(recipe, None)
+    merges, _ = run_nested(nested, info, SerialExecutor(), None)
     return pool.with_sources(merges).aligned(policy)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fusion_core import Report, Split, evaluation_mode, note
-from fusion_core.adapting import build_live, entropy
+from fusion_core import Report, note
+from fusion_core.adapting import build_live, entropy, predict_unlabeled
 from fusion_sweep.objectives import WITHOUT_LABELS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    import torch
     from torch import Tensor, nn
 
     from fusion_core import AdaptiveTask, ModelPool, TaskPool, WeightSource
-
-_BATCH = 64
 
 
 @dataclass
@@ -58,14 +55,7 @@ class Unlabeled:
         return self._experts[task.name]
 
     def _logits(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
-        with torch.inference_mode(), evaluation_mode(model):
-            return torch.cat(list(self._passed(model, task)))
-
-    def _passed(self, model: nn.Module, task: AdaptiveTask) -> Iterator[Tensor]:
-        size = min(_BATCH, self.samples)
-        for step in range(self.samples // size):
-            batch = task.batch(step, size=size, split=Split.UNLABELED, seed=0)
-            yield task.logits(model, batch.to(self.device)).float().cpu()
+        return predict_unlabeled(model, task, self.samples, self.device)
 
 
 def _share(agrees: Tensor) -> float:

@@ -1,1 +1,21 @@
-"""Runs of fusion-core as one page: what was measured, what was learned, where it comes from."""
+"""Runs of fusion-core as one page, and what to expect of merges before any is made.
+
+from fusion_report import diagnose
+
+print(diagnose({"model_pool": "mini8"}).advice)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusion_report.diagnosis.diagnose import diagnose
+
+__all__ = ["diagnose"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
+    if name != "diagnose":
+        raise AttributeError(f"module 'fusion_report' has no attribute {name!r}")
+    from fusion_report.diagnosis.diagnose import diagnose
+
+    return diagnose

@@ -1,4 +1,4 @@
-"""Registers the command `fuse report`; imports nothing heavy."""
+"""Registers the commands `fuse report` and `fuse diagnose`; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def fusion_register_commands() -> Iterator[CommandSpec]:
-    """Register the command that writes a page."""
+    """Register the command that writes a page, and the one that looks ahead."""
     yield CommandSpec(
         name="report",
         summary="Write report.html: what one or several runs made, in tables and pictures.",
         target="fusion_report.command:report",
+    )
+    yield CommandSpec(
+        name="diagnose",
+        summary="Say what to expect of merges before any is made, why, and how sure that is.",
+        target="fusion_report.diagnosis.command:diagnose",
     )

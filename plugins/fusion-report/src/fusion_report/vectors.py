@@ -1,4 +1,4 @@
-"""Lengths and angles of task vectors, read from the models that a recipe merges.
+"""Lengths and angles of task vectors, read from models.
 
 One pass over the weights in blocks; memory does not grow with the models.
 """
@@ -29,10 +29,10 @@ _OFFLINE = "HF_HUB_OFFLINE"
 
 @dataclass(frozen=True)
 class TaskVectors:
-    """Inner products of the experts' task vectors, by part of the model."""
+    """Inner products of the base and the experts' task vectors, by part of the model."""
 
     experts: Sequence[str]
-    #: part -> float64 of shape (experts, experts)
+    #: part -> float64 of shape (1 + experts, 1 + experts), the base's row first
     products: Mapping[str, Tensor]
 
     @cached_property
@@ -40,21 +40,40 @@ class TaskVectors:
         return torch.stack([*self.products.values()]).sum(0)
 
     @property
+    def base_norm(self) -> float:
+        """The length of the base."""
+        return float(_norms(self._whole)[0])
+
+    @property
     def norms(self) -> list[float]:
         """The length of every task vector."""
-        return _norms(self._whole).tolist()
+        return _norms(self._whole)[1:].tolist()
+
+    @property
+    def norm_of_sum(self) -> float:
+        """The length of all task vectors' sum."""
+        return float(self._whole[1:, 1:].sum().clamp(min=0).sqrt())
 
     @property
     def cosines(self) -> list[list[float]]:
-        """The cosine of every two; not a number where one of them is zero."""
-        norms = _norms(self._whole)
-        found: list[list[float]] = (self._whole / norms.outer(norms)).tolist()
+        """The cosine of every two task vectors; not a number where one of them is zero."""
+        found: list[list[float]] = _cosines(self._whole[1:, 1:]).tolist()
         return found
+
+    def mean_cosine(self, part: str) -> float:
+        """Return the mean cosine of two task vectors within a part of the model."""
+        cosines = _cosines(self.products[part][1:, 1:])
+        return float(cosines[tuple(torch.triu_indices(*cosines.shape, offset=1))].nanmean())
 
     @property
     def norms_by_part(self) -> Mapping[str, list[float]]:
-        """The lengths within each part of the model."""
-        return {part: _norms(product).tolist() for part, product in self.products.items()}
+        """The lengths of task vectors within each part of the model."""
+        return {part: _norms(product)[1:].tolist() for part, product in self.products.items()}
+
+    @property
+    def base_norm_by_part(self) -> Mapping[str, float]:
+        """The length of the base within each part of the model."""
+        return {part: float(_norms(product)[0]) for part, product in self.products.items()}
 
 
 def task_vectors(
@@ -71,16 +90,32 @@ def task_vectors(
 def _read(pool: ModelPool[Any], progress: Progress) -> TaskVectors | None:
     if pool.base is None or len(pool.experts) < 2:  # noqa: PLR2004 - nothing to compare
         return None
-    infos = [info for info in pool.base.infos.values() if info.dtype.is_floating_point]
-    by_name = {info.name: info for info in infos}
+    return read_vectors(Operands(pool.base, pool.experts), progress)
+
+
+def read_vectors(operands: Operands, progress: Progress) -> TaskVectors:
+    """Read the task vectors of experts beside a base."""
+    by_name = {info.name: info for info in merged_infos(operands)}
     parts = parts_of(by_name)
     products = {}
     track = progress.track("read task vectors", total=len(parts))
     with track as advance, noting(advance):
         for part, names in parts.items():
-            products[part] = _products(pool, [by_name[name] for name in names])
+            products[part] = _products(operands, [by_name[name] for name in names])
             advance(1, note=part)
-    return TaskVectors(list(pool.experts), products)
+    return TaskVectors(list(operands.experts), products)
+
+
+def merged_infos(operands: Operands) -> list[TensorInfo]:
+    """Return the tensors that are merged: those of numbers with a fraction."""
+    infos = operands.reference.infos.values()
+    return [info for info in infos if info.dtype.is_floating_point]
+
+
+def scan_of(operands: Operands, infos: Sequence[TensorInfo], cut: Cut = Cut.ELEMENT) -> Scan:
+    """Return a pass over some tensors, in pieces no finer than they, or `cut`, allow."""
+    coarsest = reduce(Cut.coarser, (each.cut for each in operands.sources), cut)
+    return Scan(operands, infos, SerialExecutor(), coarsest)
 
 
 @contextmanager
@@ -134,18 +169,21 @@ def _shared(names: Sequence[str]) -> list[str]:
     return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-def _products(pool: ModelPool[Any], infos: Sequence[TensorInfo]) -> Tensor:
-    """Return the inner products of task vectors over some tensors, in float64."""
-    operands = Operands(pool.base, pool.experts)
-    cut = reduce(Cut.coarser, (each.cut for each in operands.sources))
-    count = len(pool.experts)
+def _products(operands: Operands, infos: Sequence[TensorInfo]) -> Tensor:
+    """Return the inner products over some tensors, in float64."""
+    count = 1 + len(operands.experts)
     zero = torch.zeros(count, count, dtype=torch.float64)
-    return Scan(operands, infos, SerialExecutor(), cut)(_gram, torch.add, zero)
+    return scan_of(operands, infos)(_gram, torch.add, zero)
 
 
 def _gram(piece: Piece) -> Tensor:
-    rows = piece.task_vectors.flatten(1).double()
+    rows = torch.cat([piece.base[None], piece.task_vectors]).flatten(1).double()
     return rows @ rows.T
+
+
+def _cosines(product: Tensor) -> Tensor:
+    norms = _norms(product)
+    return product / norms.outer(norms)
 
 
 def _norms(product: Tensor) -> Tensor:

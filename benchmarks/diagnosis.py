@@ -1,0 +1,91 @@
+"""How well a diagnosis predicts: `python benchmarks/diagnosis.py --experts DIR`.
+
+Measures every merge that rules speak of on every pool of `diagnosis_pools.py`, with the figures of
+`fuse diagnose` beside them, and keeps that in `docs/reference/diagnosis.json`; what is there is not
+measured again. From it come the record that the plugin ships, and `docs/reference/diagnosis.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diagnosis_pools import cases
+
+from fusion_core import Subject, merge
+from fusion_report.diagnosis.diagnose import Questions, measure
+from fusion_report.diagnosis.merges import MERGES
+
+if TYPE_CHECKING:
+    from diagnosis_pools import Case
+
+    from fusion_core import ModelPool, TaskPool, WeightSource
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+_FILE = REFERENCE / "diagnosis.json"
+#: Lines between experts are asked along where there are no more experts than this.
+_FEW = 3
+
+
+def main() -> None:
+    """Measure what is missing, and write record and page."""
+    options = _options()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = json.loads(_FILE.read_text()) if _FILE.is_file() else {}
+    for case in cases(options.experts):
+        if case.name not in found:
+            started = time.perf_counter()
+            found[case.name] = _measured(case)
+            print(f"{time.perf_counter() - started:.1f} s  {case.name}", flush=True)
+            _FILE.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _measured(case: Case) -> dict[str, Any]:
+    pool, tasks = case.make()
+    lines = len(pool.experts) <= _FEW or case.kind.startswith("toys")
+    figures = measure(pool, tasks, Questions(trials=True, connectivity=lines))
+    own = {name: _row(pool, tasks, pool.expert_of(name), [name])[name] for name in tasks.names}
+    merges = {name: merge(algorithm, pool) for name, algorithm in MERGES.items()}
+    assert pool.base is not None
+    rows = {name: _row(pool, tasks, each) for name, each in {"base": pool.base, **merges}.items()}
+    shares = {name: [row[task] / own[task] for task in own] for name, row in rows.items()}
+    return {
+        "kind": case.kind,
+        "held_out": case.is_held_out,
+        "experts": sum(own.values()) / len(own),
+        "figures": {name: _known(value) for name, value in figures.numbers.items()},
+        "agreement": {name: figures.agreement(name) for name in figures.answers},
+        "entropy": {name: figures.entropy(name) for name in figures.answers},
+        "normalised": {name: sum(row) / len(row) for name, row in shares.items()},
+        "worst": {name: min(row) for name, row in shares.items()},
+    }
+
+
+def _row(
+    pool: ModelPool[Any], tasks: TaskPool[Any], weights: WeightSource, names: list[str] | None = None
+) -> dict[str, float]:
+    """Return the accuracies of a model."""
+    row = tasks.measure(Subject.of(pool.build(weights)), names)
+    return {task: next(iter(metrics.values())) for task, metrics in row.items()}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--experts", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

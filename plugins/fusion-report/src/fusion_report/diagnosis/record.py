@@ -1,0 +1,49 @@
+"""How often each rule came true on measured pools: `record.json`, by benchmarks/diagnosis.py.
+
+`looked_at` are the pools on which rules were made, `held_out` those that nobody looked at before.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import Measured, interval_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Count:
+    """How often a rule came true, of how many pools that it spoke of."""
+
+    held: int
+    of: int
+
+    @property
+    def probability(self) -> float:
+        """How sure the rule is: Laplace's rule of succession, so that a few are not certainty."""
+        return (self.held + 1) / (self.of + 2)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the rate, as if pools had nothing to do with each other."""
+        outcomes = [1.0] * self.held + [0.0] * (self.of - self.held)
+        if not outcomes:
+            return 0.0, 1.0
+        return interval_of(Measured({"held": self.held / self.of}, outcomes)) or (0.0, 1.0)
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether the rule is more often right than not, as far as the count can tell."""
+        return self.interval[0] > 0.5  # noqa: PLR2004 - a coin's
+
+
+def read_record() -> Mapping[str, Count]:
+    """Return the counts of held-out pools by the rules' names."""
+    text = files("fusion_report.diagnosis").joinpath("record.json").read_text(encoding="utf-8")
+    stored: dict[str, dict[str, Any]] = json.loads(text)["rules"]
+    return {name: Count(*each["held_out"]) for name, each in stored.items()}

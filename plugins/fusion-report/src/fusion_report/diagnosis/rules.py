@@ -1,0 +1,211 @@
+"""What figures say of merges: a few rules, each a condition and a claim that can be measured.
+
+Thresholds are of theory where there is one, and else were chosen on other pools than those that the
+record counts (docs/reference/diagnosis.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion_report.diagnosis.merges import ARITHMETIC, AVERAGE, SUM
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: The best of all merges that rules speak of.
+BEST = "every merge"
+#: What a trial finds: the merge that agrees most with the experts.
+TRIED_BEST = "the one that agrees most"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A condition on one figure (`Figures.numbers`): least <= figure < below."""
+
+    figure: str
+    least: float = -math.inf
+    below: float = math.inf
+
+    def holds(self, numbers: Mapping[str, float]) -> bool:
+        """Tell whether a figure is known, and within the bounds."""
+        return self.least <= numbers.get(self.figure, math.nan) < self.below
+
+    def __str__(self) -> str:
+        parts = (
+            [f"at least {self.least:g}"] * math.isfinite(self.least)
+            + [f"below {self.below:g}"] * math.isfinite(self.below)
+        )
+        return f"{self.figure} {' and '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where all bounds hold, one merge is better than another.
+
+    By the mean share of the experts' figures on their tasks, with default options. A merge is a key of `MERGES`, `base`, `BEST` or `TRIED_BEST`; or a number, which is a share.
+    """
+
+    name: str
+    bounds: Sequence[Bound]
+    better: str | float
+    worse: str | float
+    because: str
+    #: how much of the experts' figures `better` may lack and still be called as good
+    slack: float = 0.0
+
+    @property
+    def claim(self) -> str:
+        """What it says, in words."""
+        if isinstance(self.worse, float):
+            return f"{self.better} keeps {self.worse:.0%} of the experts' figures"
+        if isinstance(self.better, float):
+            return f"{self.worse} loses more than {1 - self.better:.0%} of the experts' figures"
+        if self.slack:
+            return f"{self.better} is the best, or within {self.slack:.0%} of it"
+        return f"{self.better} beats {self.worse}"
+
+    def applies(self, numbers: Mapping[str, float]) -> bool:
+        """Tell whether the rule says anything of a pool."""
+        return all(bound.holds(numbers) for bound in self.bounds)
+
+    def came_true(self, shares: Mapping[str, float]) -> bool:
+        """Tell whether its claim held, by each merge's measured share of the experts' figures."""
+        return _value(self.better, shares) + self.slack > _value(self.worse, shares)
+
+
+def _value(name: str | float, shares: Mapping[str, float]) -> float:
+    return shares[name] if isinstance(name, str) else name
+
+
+#: Models that went from the base, and did not begin somewhere else.
+_NEAR = Bound("relative norm", below=0.9)
+#: Task vectors so short that models are nearly linear in them, and so long that they are not.
+_SHORT, _LONG = Bound("relative norm", below=0.2), Bound("relative norm", 0.2, 0.9)
+#: Task vectors nearly at right angles, as those of different tasks are.
+_APART = Bound("mean cosine", below=0.2)
+#: No expert went much farther than the others.
+_EVEN = Bound("norm ratio", below=1.5)
+#: Matrices changed in many directions.
+_FULL = Bound("rank share", least=0.2)
+
+RULES: Sequence[Rule] = (
+    Rule(
+        "strangers",
+        [Bound("relative norm", least=0.9)],
+        "base",
+        BEST,
+        "experts are about as far from the base as they are long: they began elsewhere, or their "
+        "units stand in another order",
+    ),
+    Rule(
+        "torn",
+        [Bound("agreement of the average", below=0.5)],
+        0.8,
+        BEST,
+        "less than half of what the average predicts is what the experts do",
+    ),
+    Rule(
+        "agreeing",
+        [Bound("agreement of the average", least=0.9)],
+        AVERAGE,
+        0.9,
+        "it predicts what the experts do",
+    ),
+    Rule(
+        "alike",
+        [_NEAR, Bound("mean cosine", least=0.5)],
+        AVERAGE,
+        0.9,
+        "task vectors point the same way",
+    ),
+    Rule(
+        "trial",
+        [Bound("merges tried", least=2)],
+        TRIED_BEST,
+        BEST,
+        "agreement with the experts stands for their figures",
+        slack=0.02,
+    ),
+    Rule(
+        "spectral-best",
+        [_SHORT, _APART],
+        "tsv-m",
+        BEST,
+        "task vectors are short and at right angles",
+        slack=0.02,
+    ),
+    Rule(
+        "spectral",
+        [_NEAR, _APART, _EVEN, _FULL],
+        "tsv-m",
+        AVERAGE,
+        "at right angles, and in many directions: an average makes each small, tsv-m keeps them",
+    ),
+    Rule(
+        "isotropic",
+        [_NEAR, _APART, _FULL, Bound("experts", least=4)],
+        "iso-c",
+        AVERAGE,
+        "at right angles, and in many directions, which iso-c makes equally strong",
+    ),
+    Rule(
+        "spectral-or-signs",
+        [_NEAR, _APART, _FULL],
+        "tsv-m",
+        "ties",
+        "conflicts are between directions rather than between single entries",
+    ),
+    Rule(
+        "signs-long",
+        [_LONG],
+        ARITHMETIC,
+        "ties",
+        "task vectors are long, and the mean of entries of one sign is a longer step than 0.3",
+    ),
+    Rule(
+        "signs-short",
+        [_SHORT, _APART],
+        "ties",
+        ARITHMETIC,
+        "task vectors are short and at right angles",
+    ),
+    Rule(
+        "few",
+        [_NEAR, Bound("experts", below=4)],
+        AVERAGE,
+        ARITHMETIC,
+        "of two or three experts, 0.3 of each is a shorter step than the average",
+    ),
+    Rule(
+        "many",
+        [_SHORT, Bound("experts", least=4)],
+        ARITHMETIC,
+        AVERAGE,
+        "of four experts and more, 0.3 of each is a longer step than the average, which short task "
+        "vectors bear",
+    ),
+    Rule(
+        "long-sum",
+        [_NEAR, Bound("length of the sum", least=2.0)],
+        AVERAGE,
+        SUM,
+        "the sum is at least twice as long as a task vector, and leads past what any expert tried",
+    ),
+    Rule(
+        "rate",
+        [_NEAR, Bound("entry", least=1e-3), Bound("length of the sum", least=2.5)],
+        AVERAGE,
+        "wudi",
+        "its rate of 1e-5 moves entries by 0.003 at most, and theirs are larger: it stays at the sum",
+    ),
+    Rule(
+        "stock",
+        [_NEAR, _APART],
+        AVERAGE,
+        "model-stock",
+        "it is for experts of one task: at right angles it stays near the base",
+    ),
+)

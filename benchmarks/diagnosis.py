@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diagnosis_page import page, record
 from diagnosis_pools import cases
 
-from fusion_core import Subject, merge
+from fusion_core import Report, RunOptions, Subject, merge
 from fusion_report.diagnosis.diagnose import Questions, measure
 from fusion_report.diagnosis.merges import MERGES
 
 if TYPE_CHECKING:
     from diagnosis_pools import Case
 
-    from fusion_core import ModelPool, TaskPool, WeightSource
+    from fusion_core import Metric, Metrics, ModelPool, TaskPool, WeightSource
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 _FILE = REFERENCE / "diagnosis.json"
+_RECORD = ROOT / "plugins/fusion-report/src/fusion_report/diagnosis/record.json"
 #: Lines between experts are asked along where there are no more experts than this.
 _FEW = 3
 
@@ -45,35 +47,44 @@ def main() -> None:
             found[case.name] = _measured(case)
             print(f"{time.perf_counter() - started:.1f} s  {case.name}", flush=True)
             _FILE.write_text(json.dumps(found, indent=1) + "\n")
+    _RECORD.write_text(json.dumps(record(found), indent=1) + "\n")
+    (REFERENCE / "diagnosis.md").write_text(page(found))
 
 
 def _measured(case: Case) -> dict[str, Any]:
     pool, tasks = case.make()
     lines = len(pool.experts) <= _FEW or case.kind.startswith("toys")
-    figures = measure(pool, tasks, Questions(trials=True, connectivity=lines))
+    figures = measure(pool, tasks, Questions(trials=True, connectivity=lines), RunOptions())
     own = {name: _row(pool, tasks, pool.expert_of(name), [name])[name] for name in tasks.names}
     merges = {name: merge(algorithm, pool) for name, algorithm in MERGES.items()}
     assert pool.base is not None
     rows = {name: _row(pool, tasks, each) for name, each in {"base": pool.base, **merges}.items()}
-    shares = {name: [row[task] / own[task] for task in own] for name, row in rows.items()}
+    shares = {
+        name: Report(row, experts=own, metrics=_declared(tasks)).normalised_average
+        for name, row in rows.items()
+    }
     return {
         "kind": case.kind,
         "held_out": case.is_held_out,
-        "experts": sum(own.values()) / len(own),
         "figures": {name: _known(value) for name, value in figures.numbers.items()},
         "agreement": {name: figures.agreement(name) for name in figures.answers},
         "entropy": {name: figures.entropy(name) for name in figures.answers},
-        "normalised": {name: sum(row) / len(row) for name, row in shares.items()},
-        "worst": {name: min(row) for name, row in shares.items()},
+        "normalised": shares,
     }
 
 
 def _row(
-    pool: ModelPool[Any], tasks: TaskPool[Any], weights: WeightSource, names: list[str] | None = None
-) -> dict[str, float]:
-    """Return the accuracies of a model."""
-    row = tasks.measure(Subject.of(pool.build(weights)), names)
-    return {task: next(iter(metrics.values())) for task, metrics in row.items()}
+    pool: ModelPool[Any],
+    tasks: TaskPool[Any],
+    weights: WeightSource,
+    names: list[str] | None = None,
+) -> dict[str, Metrics]:
+    """Measure a model."""
+    return tasks.measure(Subject.of(pool.build(weights)), names)
+
+
+def _declared(tasks: TaskPool[Any]) -> dict[str, dict[str, Metric]]:
+    return {task.name: {each.name: each for each in task.metrics} for task in tasks}
 
 
 def _known(value: float) -> float | None:

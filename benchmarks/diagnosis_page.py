@@ -3,37 +3,202 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from statistics import correlation, fmean
 from typing import TYPE_CHECKING, Any
 
-from fusion_report.diagnosis.merges import MERGES, TRIED
+from fusion_report.diagnosis.merges import AVERAGE, MERGES, TRIED
+from fusion_report.diagnosis.record import Count
 from fusion_report.diagnosis.rules import BEST, RULES, TRIED_BEST, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     Pools = Mapping[str, Mapping[str, Any]]
+
+_HEAD = """# How often a diagnosis came true
+
+`fuse diagnose` speaks by rules. Here is what each claims, and how often that was so, as `nox -s
+diagnosis` measures it; `diagnosis.json` has every pool. A rule is printed with its count of
+held-out pools, and only where the lower end of Wilson's 95 % interval is above a half; where it is
+not, the answer is that nobody can tell.
+
+Merges have their default options, and one is better than another by the mean share of the experts'
+figures on their tasks. Thresholds are of theory, or were chosen on the pools that were *looked at*;
+those *held out* were measured for the counts alone.
+
+| pools | looked at | held out |
+|---|---|---|
+"""
+_WHAT = """
+`mini8`: two to eight of its tasks, the sets of experts of seeds 0 to 2 looked at and of 3 to 5 held
+out, all from one base; *one longer*: an expert moved twice as far from the base; *low rank*: task
+vectors cut to their eight largest components. `lm-mini`: two to six of its experts. *Toys*:
+networks of three layers, trained on clouds of points, from other seeds in each half; *alike* and
+*apart* say whether tasks share their classes' places, *adapters* are of rank two, *conflicting*
+tasks give the same inputs other labels, *permuted* experts have their units in another order, and
+*strangers* began from weights of their own.
+
+**What the counts do not say.** Pools of `mini8` share a base and, within a seed, experts, and toys
+of a kind are alike, so intervals that take pools for independent are too narrow. All models are
+tiny. A rule that was right on one kind of pools alone, which the last column shows, may be wrong on
+the next.
+
+## Rules
+
+| rule | where | claim | looked at | held out | 95 % interval | by kind, held out |
+|---|---|---|---|---|---|---|
+"""
+_TRIALS = """
+## A trial, or a guess
+
+Seven merges are what `--try` makes: {tried}. It asks each for 64 unlabeled examples of every task.
+Here is how often the merge that one would choose was the best of all ten, or within 2 % of the
+experts' figures of it, and how much one loses on average, on the {count} held-out pools:
+
+| choose | the best, or nearly | lost on average |
+|---|---|---|
+"""
+_PROXIES = """
+## What a figure says of the outcome
+
+Spearman's rank correlation, over held-out pools, of a figure with what the average keeps of
+the experts' figures, and with what the best merge does:
+
+| figure | with the average's | with the best merge's | pools |
+|---|---|---|---|
+"""
+
+
+def page(pools: Pools) -> str:
+    """Return the page."""
+    held = _half(pools, held_out=True)
+    parts = [_HEAD, _pools(pools), _WHAT, _rules(pools), _failures(held)]
+    parts += [_TRIALS.format(tried=", ".join(TRIED), count=len(held)), _choices(held)]
+    return "".join([*parts, _PROXIES, _correlations(held), _forecast(held)])
+
+
+def _pools(pools: Pools) -> str:
+    counts = Counter((each["kind"], each["held_out"]) for each in pools.values())
+    kinds = sorted({kind for kind, _ in counts})
+    rows = [(kind, counts[kind, False], counts[kind, True]) for kind in kinds]
+    total = ("all", *(sum(row[place] for row in rows) for place in (1, 2)))
+    return "".join(f"| {kind} | {looked} | {held} |\n" for kind, looked, held in [*rows, total])
+
+
+def _rules(pools: Pools) -> str:
+    return "".join(_rule(rule, pools) for rule in RULES)
+
+
+def _rule(rule: Rule, pools: Pools) -> str:
+    halves = [_half(pools, held_out=each) for each in (False, True)]
+    looked, held = (Count(_counts(rule, half, _kind)) for half in halves)
+    low, high = held.interval
+    mark = "" if held.is_telling else " (cannot tell)"
+    cells = [
+        f"`{rule.name}`{mark}",
+        "; ".join(map(str, rule.bounds)),
+        rule.claim,
+        f"{looked.held} of {looked.of}",
+        f"{held.held} of {held.of}",
+        f"{100 * low:.0f}-{100 * high:.0f} %",
+        "; ".join(f"{kind} {right}/{of}" for kind, (right, of) in held.by_family.items()),
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _kind(pool: Mapping[str, Any]) -> str:
+    kind: str = pool["kind"]
+    return kind
+
+
+def _failures(held: Pools) -> str:
+    lines = [
+        f"- `{rule.name}`: {'; '.join(names)}\n"
+        for rule in RULES
+        if (names := [*failed(rule, held)])
+    ]
+    return f"\nWhere they failed, held out:\n\n{''.join(lines)}"
+
+
+def _choices(held: Pools) -> str:
+    ways: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "the one that agrees most with the experts": lambda pool: _most(pool["agreement"]),
+        "the one with the least entropy": lambda pool: _most(
+            {name: -value for name, value in pool["entropy"].items()}
+        ),
+        **{f"always `{name}`": lambda _, name=name: name for name in TRIED},
+    }
+    return "".join(_choice(said, choose, held) for said, choose in ways.items())
+
+
+def _choice(said: str, choose: Callable[[Mapping[str, Any]], str], held: Pools) -> str:
+    lost = [shares(each)[BEST] - shares(each)[choose(each)] for each in held.values()]
+    right = sum(each < 0.02 for each in lost)
+    return f"| {said} | {right} of {len(lost)} | {100 * fmean(lost):.1f} % |\n"
+
+
+def _most(values: Mapping[str, float]) -> str:
+    return max(TRIED, key=lambda name: values[name])
+
+
+def _correlations(held: Pools) -> str:
+    rows = []
+    for figure in numbers(next(iter(held.values()))):
+        known = [each for each in held.values() if not math.isnan(numbers(each)[figure])]
+        values = [numbers(each)[figure] for each in known]
+        if len(set(values)) > 1:
+            ends = [[shares(each)[name] for each in known] for name in (AVERAGE, BEST)]
+            cells = [f"{correlation(_ranks(values), _ranks(end)):+.2f}" for end in ends]
+            rows.append(f"| {figure} | {' | '.join(cells)} | {len(known)} |\n")
+    return "".join(rows)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Return the place of each value; that of equal ones is their mean."""
+    ordered = sorted(values)
+    return [ordered.index(each) + (ordered.count(each) - 1) / 2 for each in values]
+
+
+def _forecast(held: Pools) -> str:
+    gaps = [shares(each)[AVERAGE] - each["agreement"][AVERAGE] for each in held.values()]
+    most = sorted(map(abs, gaps))[int(0.9 * len(gaps))]
+    return (
+        "\nWhat the average keeps of the experts' figures is its agreement with them "
+        f"{fmean(gaps):+.2f} on average, and within {most:.2f} of it in nine of ten pools.\n"
+    )
 
 
 def record(pools: Pools) -> dict[str, Any]:
     """Return how often each rule came true: on pools it was made on, and on the others."""
+    halves = {"looked_at": _half(pools, held_out=False), "held_out": _half(pools, held_out=True)}
     return {
         "rules": {
-            rule.name: {
-                "looked_at": _count(rule, _half(pools, held_out=False)),
-                "held_out": _count(rule, _half(pools, held_out=True)),
-            }
+            rule.name: {name: _counts(rule, half, _family) for name, half in halves.items()}
             for rule in RULES
         }
     }
+
+
+def _family(pool: Mapping[str, Any]) -> str:
+    family: str = pool["kind"].partition(",")[0]
+    return family
 
 
 def _half(pools: Pools, *, held_out: bool) -> Pools:
     return {name: each for name, each in pools.items() if each["held_out"] is held_out}
 
 
-def _count(rule: Rule, pools: Pools) -> list[int]:
-    spoken = [each for each in pools.values() if rule.applies(numbers(each))]
-    return [sum(rule.came_true(shares(each)) for each in spoken), len(spoken)]
+def _counts(
+    rule: Rule, pools: Pools, group_of: Callable[[Mapping[str, Any]], str]
+) -> dict[str, tuple[int, int]]:
+    """Count, by group, the pools that a rule speaks of, and those where it came true before."""
+    found: dict[str, tuple[int, int]] = {}
+    for each in pools.values():
+        if rule.applies(numbers(each)):
+            held, of = found.get(group_of(each), (0, 0))
+            found[group_of(each)] = (held + rule.came_true(shares(each)), of + 1)
+    return dict(sorted(found.items()))
 
 
 def failed(rule: Rule, pools: Pools) -> Iterator[str]:
@@ -51,5 +216,5 @@ def numbers(pool: Mapping[str, Any]) -> dict[str, float]:
 def shares(pool: Mapping[str, Any]) -> dict[str, float]:
     """Return what a claim is about: shares of the experts' figures."""
     found: dict[str, float] = dict(pool["normalised"])
-    chosen = max(TRIED, key=lambda name: pool["agreement"][name])
+    chosen = _most(pool["agreement"])
     return {**found, BEST: max(found[name] for name in MERGES), TRIED_BEST: found[chosen]}

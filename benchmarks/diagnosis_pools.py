@@ -1,8 +1,8 @@
 """The pools that rules are looked at on, and those that their hit rates are of.
 
-Half are subsets of `mini8`, of one set of experts each, some with one expert twice as far from the
-base, some with task vectors of a low rank. The others are small networks (`diagnosis_toys.py`).
-Thresholds were chosen on the first half of the seeds alone.
+Subsets of `mini8`, of one set of experts each, some with one expert twice as far from the base,
+some with task vectors of a low rank; small networks (`diagnosis_toys.py`); and `lm-mini`. What was
+looked at are the first seeds of the former two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from diagnosis_toys import KINDS, make
 
 from fusion_core import RunOptions, models_of, plan
-from fusion_core.weights import Linear, MergedSource, Operands, StateDictSource, decompose, is_matrix
+from fusion_core.weights import (
+    Linear,
+    MergedSource,
+    Operands,
+    StateDictSource,
+    decompose,
+    is_matrix,
+)
 from pools_mini.files import DATA
 from pools_mini.plugin import TASKS
 
@@ -35,6 +42,14 @@ LIMIT = 300
 _SIZES = {0: (2, 4, 8, 5), 1: (3, 6, 7, 2), 2: (4, 5, 3, 8), 3: (2, 4, 8, 5), 4: (3, 6, 7, 2)}
 _SIZES[5] = (4, 5, 3, 8)
 _RANK = 8
+#: What is measured of language models, and of how many test lines.
+_LM_TASKS = (
+    ("scripture", "kinds", "speech", "reverse", "roman", "past"),
+    ("kinds", "reverse"),
+    ("speech", "roman", "past"),
+    ("scripture", "kinds", "speech", "past"),
+)
+_LM_LIMIT = 100
 #: Toys of each kind in each half; of what cannot be merged, fewer.
 _TOYS = dict.fromkeys(KINDS, 5) | {"permuted": 3, "strangers": 3}
 
@@ -53,13 +68,23 @@ def cases(experts: Path) -> Iterator[Case]:
     """Yield all pools; `experts` holds the sets that plugins/pools-mini/build/experts.py wrote."""
     for seed in (*LOOKED_AT, *HELD_OUT):
         yield from _of_mini8(seed, experts)
+    yield from _of_lm_mini()
     for half in (False, True):
         for kind, count in _TOYS.items():
             for number in range(count):
                 seed = 1000 * half + 100 * [*KINDS].index(kind) + number
-                size = random.Random(seed).randint(2, 8)  # noqa: S311 - not for secrets
+                size = random.Random(seed).randint(2, 8)
                 name = f"toys, {kind}, seed {seed}, {size} experts"
                 yield Case(name, f"toys, {kind}", half, partial(_toys, kind, size, seed))
+
+
+def _of_lm_mini() -> Iterator[Case]:
+    """Yield the language models that ship, all six and some of them."""
+    for tasks in _LM_TASKS:
+        chosen = {"name": "lm-mini", "tasks": list(tasks)}
+        limited = {**chosen, "limit": _LM_LIMIT}
+        made = partial(_planned, {"model_pool": chosen, "task_pool": limited})
+        yield Case(f"lm-mini: {', '.join(tasks)}", "lm-mini", is_held_out=True, make=made)
 
 
 def _toys(kind: str, size: int, seed: int) -> Pair:
@@ -69,7 +94,7 @@ def _toys(kind: str, size: int, seed: int) -> Pair:
 
 def _of_mini8(seed: int, experts: Path) -> Iterator[Case]:
     """Yield four subsets as they are, one with an expert that went farther, one of low rank."""
-    drawn = random.Random(seed)  # noqa: S311
+    drawn = random.Random(seed)
     changes = {"mini8": _SIZES[seed], "mini8, one longer": (4,), "mini8, low rank": (5,)}
     for kind, sizes in changes.items():
         for size in sizes:

@@ -1,4 +1,4 @@
-"""Pools of small networks, trained on the spot: tasks alike or not, long, low-rank or strange experts.
+"""Pools of small networks, trained on the spot: alike or not, long, of low rank, or strange.
 
 A network of three layers turns inputs into features, which frozen random heads read: one a task. A
 class is two clouds of points. The base has seen all tasks with most labels wrong; an expert
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
+from torch.nn.utils import parametrize
 
 from fusion_core import AdaptiveTask, Batch, ComponentConfig, TaskPool
 from fusion_core.errors import RecipeError
@@ -61,7 +62,9 @@ KINDS = {
 class Clouds(AdaptiveTask):
     """Clouds of points and a frozen head."""
 
-    def __init__(self, name: str, centres: Tensor, head: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self, name: str, centres: Tensor, head: Tensor, generator: torch.Generator
+    ) -> None:
         self.name = name
         self.head = head
         self.train = _drawn(centres, TRAINED, generator)
@@ -153,17 +156,16 @@ def _network() -> nn.Sequential:
 def _expert(kind: Kind, base: nn.Sequential, task: Clouds, number: int) -> nn.Module:
     begun = _network() if kind.strangers else copy.deepcopy(base)
     factor = kind.longer if number == 0 else 1
-    rates = {"steps": 200 * factor, "rate": 1e-3 * factor}
     if kind.rank is not None:
         return _adapted(begun, task, kind.rank)
-    expert = _trained(begun, [task], **rates)
+    expert = _trained(begun, [task], steps=200 * factor, rate=1e-3 * factor)
     return _reordered(expert) if kind.permuted else expert
 
 
 def _trained(
     model: nn.Sequential, tasks: Sequence[Clouds], *, steps: int, rate: float, wrong: float = 0.0
 ) -> nn.Sequential:
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], rate)
     for _, task in zip(range(steps), itertools.cycle(tasks), strict=False):
         rows = torch.randint(TRAINED, (BATCH,))
         inputs, labels = (each[rows] for each in task.train)
@@ -175,30 +177,28 @@ def _trained(
     return model
 
 
+class _Adapted(nn.Module):
+    """A frozen matrix and a product of two narrow ones, which are trained."""
+
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
+        super().__init__()
+        start = torch.randn(rank, layer.in_features) / layer.in_features**0.5
+        self.down = nn.Parameter(start)
+        self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
 def _adapted(model: nn.Sequential, task: Clouds, rank: int) -> nn.Sequential:
-    """Return the model with a product of two narrow matrices, which are trained, in each layer."""
     layers = [each for each in model if isinstance(each, nn.Linear)]
-    down = [nn.Parameter(torch.randn(rank, each.in_features) / each.in_features**0.5) for each in layers]
-    up = [nn.Parameter(torch.zeros(each.out_features, rank)) for each in layers]
-    optimizer = torch.optim.Adam([*down, *up], lr=5e-3)
-    whole = copy.deepcopy(model)
-    for _ in range(200):
-        rows = torch.randint(TRAINED, (BATCH,))
-        inputs, labels = (each[rows] for each in task.train)
-        deltas = {f"{2 * n}.weight": u @ d for n, (u, d) in enumerate(zip(up, down, strict=True))}
-        weights = {name: each + deltas.get(name, 0) for name, each in model.named_parameters()}
-
-        def forward(values: Tensor, weights: dict[str, Tensor] = weights) -> Tensor:
-            found: Tensor = torch.func.functional_call(model, weights, (values,))
-            return found
-
-        optimizer.zero_grad()
-        cross_entropy(task.scores(forward, inputs), labels).backward()  # type: ignore[arg-type]
-        optimizer.step()
-    with torch.no_grad():
-        for n, (u, d) in enumerate(zip(up, down, strict=True)):
-            whole[2 * n].weight += u @ d  # type: ignore[operator]
-    return whole
+    model.requires_grad_(requires_grad=False)
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", _Adapted(layer, rank))
+    _trained(model, [task], steps=200, rate=5e-3)
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight")
+    return model
 
 
 def _reordered(model: nn.Sequential) -> nn.Sequential:

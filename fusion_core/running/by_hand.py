@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.run import RunInfo
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
 
 
-def merge(algorithm: Any, models: ModelPool[Any] | Mapping[str, Any]) -> WeightSource:  # noqa: ANN401
+def merge(
+    algorithm: Any,  # noqa: ANN401 - a name, a mapping, an object, or a list of these
+    models: ModelPool[Any] | Mapping[str, Any],
+    options: RunOptions | None = None,
+) -> WeightSource:
     """Return the lazy merge that `run_fusion` would write; nothing is written.
 
     `algorithm` and `models` are what that takes: for a pipeline, a list of stages. Raises as that
     does. What the algorithm saves beside a model is dropped.
     """
-    planned = plan({"algorithm": algorithm, "model_pool": models}, RunOptions(evaluate=False))
+    options = replace(options or RunOptions(), evaluate=False)
+    planned = plan({"algorithm": algorithm, "model_pool": models}, options)
     pool, context = prepare(planned, RunInfo(planned.recipe, None), SerialExecutor(), None)
     return round_for(planned, run_stages(planned.stages, pool, context), pool)
 

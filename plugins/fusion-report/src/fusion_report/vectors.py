@@ -63,7 +63,7 @@ class TaskVectors:
     def mean_cosine(self, part: str) -> float:
         """Return the mean cosine of two task vectors within a part of the model."""
         cosines = _cosines(self.products[part][1:, 1:])
-        return float(cosines[tuple(torch.triu_indices(*cosines.shape, offset=1))].nanmean())
+        return float(cosines[torch.ones_like(cosines).triu(1).bool()].nanmean())
 
     @property
     def norms_by_part(self) -> Mapping[str, list[float]]:

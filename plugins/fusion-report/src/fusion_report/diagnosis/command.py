@@ -51,7 +51,15 @@ def diagnose(
       fuse diagnose recipe.yaml --no-tasks
       fuse diagnose recipe.yaml --try --samples 128
     """  # noqa: D301 - \b is typer's: lines stay as they are
-    from fusion_core import load_recipe, override, print_json, progress_for, sections_from
+    from fusion_core import (
+        RunOptions,
+        load_recipe,
+        override,
+        print_json,
+        progress_for,
+        sections_from,
+    )
+    from fusion_report.diagnosis.diagnose import Questions
     from fusion_report.diagnosis.diagnose import diagnose as run
     from fusion_report.diagnosis.shown import print_diagnosis
 
@@ -59,13 +67,10 @@ def diagnose(
     raw = {} if recipe is None else load_recipe(recipe)
     found = run(
         override(sections_from(raw, names, tasks), assignments or []),
-        tasks=not no_tasks,
-        trials=trials,
-        connectivity=connectivity,
-        samples=samples,
-        device=device,
-        progress=progress_for(quiet=quiet),
-        block=context.obj or frozenset(),
+        Questions(tasks=not no_tasks, samples=samples, trials=trials, connectivity=connectivity),
+        RunOptions(
+            device=device, progress=progress_for(quiet=quiet), block=context.obj or frozenset()
+        ),
     )
     if as_json:
         print_json(found.as_json())

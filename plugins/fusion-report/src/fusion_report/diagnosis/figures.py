@@ -60,12 +60,6 @@ class Path:
     agreement: Sequence[float]
 
     @property
-    def tried(self) -> Mapping[str, float]:
-        """The agreement with the experts of each merge that was tried, beside the average's."""
-        found = {name: self.agreement(name) for name in self.answers if name in TRIED}
-        return found if len(found) > 1 else {}
-
-    @property
     def barrier(self) -> float:
         """How far the line sinks below the one that joins its ends, at most; 0 for nowhere.
 

@@ -27,7 +27,7 @@ MERGES: Mapping[str, Any] = {
     "wudi": "wudi",
     "model-stock": "model-stock",
 }
-#: Those that a trial compares.
+#: Those that a trial compares; the average is first.
 TRIED = (AVERAGE, ARITHMETIC, "task-arithmetic at 0.6", SUM, "ties", "iso-c", "tsv-m")
 
 

@@ -1,4 +1,4 @@
-"""What models of a pool predict of unlabeled examples: how sure they are, and whether experts agree.
+"""What models predict of unlabeled examples: how sure they are, and whether experts agree.
 
 Experts are the measure: of each task, its own expert's prediction counts as right. That needs no
 labels, and any task with unlabeled examples will do.
@@ -75,14 +75,14 @@ def paths(asked: Asked, progress: Progress) -> Iterator[Path]:
     An expert's line is asked on its own task, that of two experts on both their tasks.
     """
     pool = asked.pool
-    task_of = {name: pool.task_of(name) for name in pool.experts}
     known = {task.name for task in asked.tasks}
-    own = {name: task for name, task in task_of.items() if task in known}
-    ends = [("base", name) for name in own if pool.base is not None]
-    ends += combinations(own, 2)
+    tasks = {name: pool.task_of(name) for name in pool.experts if pool.task_of(name) in known}
+    ends = [("base", name) for name in tasks if pool.base is not None]
+    ends += combinations(tasks, 2)
     with progress.track("ask along lines", total=len(ends)) as advance:
         for one, other in ends:
-            yield _path(asked, (one, other), list(dict.fromkeys(own[n] for n in (one, other) if n in own)))
+            own = dict.fromkeys(tasks[name] for name in (one, other) if name in tasks)
+            yield _path(asked, (one, other), list(own))
             advance(1, note=f"{one} - {other}")
 
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 #: Columns of a matrix that are looked at, at most.
 COLUMNS = 1024
-#: Multiplications that all of it may take: about a minute on two cores.
-_BUDGET = 5 * 10**11
+#: Multiplications that all of it may take: about half a minute of a core.
+_BUDGET = 2 * 10**11
+_GOLDEN = 0.6180339887498949
 #: Singular values below this fraction of the largest one are rounding, and count as zero.
 _ROUNDING = 1e-6
 
@@ -64,9 +65,13 @@ def effective_ranks(operands: Operands, progress: Progress) -> Ranks:
 
 
 def _affordable(infos: Sequence[TensorInfo], experts: int) -> Sequence[TensorInfo]:
-    """Return every n-th matrix, n being as small as the budget allows."""
+    """Return as many matrices as the budget allows, spread over the model.
+
+    By multiples of the golden ratio: every n-th would be the same one of each layer for some n.
+    """
     cost = experts * sum(info.shape[0] * min(info.shape[1], COLUMNS) ** 2 for info in infos)
-    return infos[:: max(1, -(-cost // _BUDGET))]
+    share = _BUDGET / max(cost, 1)
+    return [info for number, info in enumerate(infos) if number * _GOLDEN % 1 < share]
 
 
 def _of_matrix(operands: Operands, info: TensorInfo) -> Tensor:
@@ -88,11 +93,12 @@ def _column_products(piece: Piece, columns: Tensor) -> Tensor:
 
 def singular_values(products: Tensor) -> Tensor:
     """Return singular values of matrices by the inner products of their columns, (..., n, n)."""
-    values = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
+    values: Tensor = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
     return values.where(values > _ROUNDING * values.amax(-1, keepdim=True), 0)
 
 
 def effective_rank(values: Tensor) -> Tensor:
     """Return exp(entropy of singular values, shape (n,)); NaN where all are zero."""
     shares = values / values.sum()
-    return torch.special.entr(shares).sum().exp()
+    entropy: Tensor = torch.special.entr(shares).sum()
+    return entropy.exp()

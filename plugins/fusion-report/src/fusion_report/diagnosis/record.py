@@ -20,8 +20,18 @@ if TYPE_CHECKING:
 class Count:
     """How often a rule came true, of how many pools that it spoke of."""
 
-    held: int
-    of: int
+    #: both, by what the pools are made of
+    by_family: Mapping[str, tuple[int, int]]
+
+    @property
+    def held(self) -> int:
+        """In how many pools it came true."""
+        return sum(held for held, _ in self.by_family.values())
+
+    @property
+    def of(self) -> int:
+        """Of how many pools it spoke."""
+        return sum(of for _, of in self.by_family.values())
 
     @property
     def probability(self) -> float:
@@ -46,4 +56,4 @@ def read_record() -> Mapping[str, Count]:
     """Return the counts of held-out pools by the rules' names."""
     text = files("fusion_report.diagnosis").joinpath("record.json").read_text(encoding="utf-8")
     stored: dict[str, dict[str, Any]] = json.loads(text)["rules"]
-    return {name: Count(*each["held_out"]) for name, each in stored.items()}
+    return {name: Count(each["held_out"]) for name, each in stored.items()}

@@ -34,10 +34,9 @@ class Bound:
         return self.least <= numbers.get(self.figure, math.nan) < self.below
 
     def __str__(self) -> str:
-        parts = (
-            [f"at least {self.least:g}"] * math.isfinite(self.least)
-            + [f"below {self.below:g}"] * math.isfinite(self.below)
-        )
+        parts = [f"at least {self.least:g}"] * math.isfinite(self.least) + [
+            f"below {self.below:g}"
+        ] * math.isfinite(self.below)
         return f"{self.figure} {' and '.join(parts)}"
 
 
@@ -45,7 +44,8 @@ class Bound:
 class Rule:
     """Where all bounds hold, one merge is better than another.
 
-    By the mean share of the experts' figures on their tasks, with default options. A merge is a key of `MERGES`, `base`, `BEST` or `TRIED_BEST`; or a number, which is a share.
+    By the mean share of the experts' figures on their tasks, with default options. A merge is a key
+    of `MERGES`, `base`, `BEST` or `TRIED_BEST`; or a number, which is a share.
     """
 
     name: str
@@ -60,11 +60,12 @@ class Rule:
     def claim(self) -> str:
         """What it says, in words."""
         if isinstance(self.worse, float):
-            return f"{self.better} keeps {self.worse:.0%} of the experts' figures"
+            return f"{self.better} keeps {100 * self.worse:.0f} % of the experts' figures"
         if isinstance(self.better, float):
-            return f"{self.worse} loses more than {1 - self.better:.0%} of the experts' figures"
+            lost = 100 * (1 - self.better)
+            return f"{self.worse} loses more than {lost:.0f} % of the experts' figures"
         if self.slack:
-            return f"{self.better} is the best, or within {self.slack:.0%} of it"
+            return f"{self.better} is the best, or within {100 * self.slack:.0f} % of it"
         return f"{self.better} beats {self.worse}"
 
     def applies(self, numbers: Mapping[str, float]) -> bool:
@@ -199,7 +200,7 @@ RULES: Sequence[Rule] = (
         [_NEAR, Bound("entry", least=1e-3), Bound("length of the sum", least=2.5)],
         AVERAGE,
         "wudi",
-        "its rate of 1e-5 moves entries by 0.003 at most, and theirs are larger: it stays at the sum",
+        "its rate moves entries by 0.003 at most, and theirs are larger: it stays at the sum",
     ),
     Rule(
         "stock",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import typer
+
 from fusion_core import print_table
 from fusion_report.diagnosis.ranks import COLUMNS
+from fusion_report.diagnosis.record import read_record
 from fusion_report.diagnosis.signs import DENSITY
 
 if TYPE_CHECKING:
@@ -14,11 +17,14 @@ if TYPE_CHECKING:
 
     from fusion_report.diagnosis.advice import Advice
     from fusion_report.diagnosis.figures import Figures
+    from fusion_report.diagnosis.record import Count
 
     Rows = list[list[str]]
 
 #: How many parts of the model, and how many lines between models, are shown.
 _FEW = 3
+#: A share below this has a digit more.
+_SMALL = 0.1
 
 
 def print_diagnosis(figures: Figures, advice: Sequence[Advice]) -> None:
@@ -26,10 +32,10 @@ def print_diagnosis(figures: Figures, advice: Sequence[Advice]) -> None:
     print_table(*_experts(figures))
     for headings, rows in (_between(figures), _models(figures), _lines(figures), _advice(advice)):
         if rows:
-            print()  # noqa: T201 - a result
+            typer.echo()
             print_table(headings, rows)
-    notes = list(_notes(figures, advice))
-    print("\n" * bool(notes) + "\n".join(notes))  # noqa: T201
+    for number, note in enumerate(_notes(figures, advice)):
+        typer.echo("\n" * (number == 0) + note)
 
 
 def _experts(figures: Figures) -> tuple[list[str], Rows]:
@@ -53,24 +59,24 @@ def _experts(figures: Figures) -> tuple[list[str], Rows]:
 def _between(figures: Figures) -> tuple[list[str], Rows]:
     if figures.count < 2:  # noqa: PLR2004 - nothing is between
         return [], []
-    rows = [["cosines", _cosines(figures)]] if figures.has_base else []
-    if figures.has_base:
-        length = f"{figures.length_of_sum:.2f} times a mean task vector's"
+    rows = [*_of_vectors(figures)] if figures.has_base else []
+    return ["between them", ""], [*rows, ["differ most in", ", ".join(_parts(figures))]]
+
+
+def _of_vectors(figures: Figures) -> Iterator[list[str]]:
+    """Yield what is between task vectors, as far as they are not zero."""
+    if pairs := {pair: each for pair, each in figures.pairs.items() if not math.isnan(each)}:
+        (one, other), most = max(pairs.items(), key=lambda pair: pair[1])
+        said = f"{min(pairs.values()):.2f} to {most:.2f} ({one}, {other})"
+        yield ["cosines", f"mean {figures.cosine:.2f}, {said}"]
+    if not math.isnan(figures.length_of_sum):
         square = f"{math.sqrt(figures.count):.2f} at right angles, {figures.count} in line"
-        rows.append(["length of the sum", f"{length} ({square})"])
+        said = f"{figures.length_of_sum:.2f} times that of a mean task vector"
+        yield ["length of the sum", f"{said} ({square})"]
     if not math.isnan(figures.conflict):
-        kept = f"of the entries that several keep when each keeps its largest {DENSITY:.0%}"
-        rows.append(["sign conflict", f"{_percent(figures.conflict)} {kept}"])
-        rows.append(["magnitude opposed", f"{_percent(figures.opposed)} of what is kept"])
-    rows.append(["differ most in", ", ".join(_parts(figures))])
-    return ["between them", ""], rows
-
-
-def _cosines(figures: Figures) -> str:
-    pairs = figures.pairs
-    (one, other), most = max(pairs.items(), key=lambda pair: pair[1])
-    said = f"mean {figures.cosine:.2f}, {min(pairs.values()):.2f} to {most:.2f}"
-    return said if len(pairs) == 1 else f"{said} ({one}, {other})"
+        kept = f"of the entries that several keep of their largest {_percent(DENSITY)}"
+        yield ["sign conflict", f"{_percent(figures.conflict)} {kept}"]
+        yield ["magnitude opposed", f"{_percent(figures.opposed)} of what is kept"]
 
 
 def _parts(figures: Figures) -> Iterator[str]:
@@ -104,28 +110,24 @@ def _lines(figures: Figures) -> tuple[list[str], Rows]:
 
 def _advice(advice: Sequence[Advice]) -> tuple[list[str], Rows]:
     rows = [
-        [_percent(each.count.probability), each.rule.claim, _held(each), each.rule.because]
+        [_percent(each.count.probability), each.claim, _held(each.count), each.rule.because]
         for each in advice
         if each.count.is_telling
     ]
     return ["sure", "expect", "held in", "because"], rows
 
 
-def _held(advice: Advice) -> str:
-    low, high = advice.count.interval
-    return f"{advice.count.held} of {advice.count.of} pools ({100 * low:.0f}-{100 * high:.0f} %)"
+def _held(count: Count) -> str:
+    families = ", ".join(f"{name} {held}/{of}" for name, (held, of) in count.by_family.items())
+    return f"{count.held} of {count.of} pools: {families}"
 
 
 def _notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
     """Say what the tables do not."""
-    if not figures.has_base:
-        yield (
-            "there is no base, so there are no task vectors: norms are of the experts' differences "
-            "from their mean, and no method can be advised but those that take experts alone: "
-            "simple-average, karcher, cart"
-        )
-    if figures.count == 1:
-        yield "one expert: there is nothing to compare it with"
+    for each in advice:
+        if not each.count.is_telling:
+            yield f"cannot tell: {each.claim}? ({_held(each.count)})"
+    yield from _missing(figures)
     looked, every = figures.matrices
     if looked < every:
         yield f"effective ranks are means over {looked} of {every} matrices, evenly spread"
@@ -133,10 +135,30 @@ def _notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
         yield f"of wide matrices, {COLUMNS} columns were decomposed, evenly spread"
     if figures.paths:
         yield "barrier: how far agreement sinks below the straight line between a line's ends"
-    for each in advice:
-        if not each.count.is_telling:
-            yield f"cannot tell: {each.rule.claim}? (held in {each.count.held} of {each.count.of})"
+
+
+def _missing(figures: Figures) -> Iterator[str]:
+    """Say what could not be looked at, and what else could be."""
+    if not figures.has_base:
+        yield (
+            "no base, so no task vectors: norms are of the experts' differences from their mean, "
+            "and what is left are methods that take experts alone: simple-average, karcher, cart"
+        )
+    if figures.count == 1:
+        yield "one expert: there is nothing to compare it with"
+    for name, each in figures.experts.items():
+        if each.norm == 0:
+            yield f"{name} is no different from {'the base' if figures.has_base else 'the others'}"
+    if not figures.answers:
+        yield "no examples were asked: name tasks that have unlabeled ones with --task-pool"
+    elif not figures.tried:
+        count = read_record()["trial"]
+        yield (
+            "--try makes some merges and asks them, too: the one that agreed most was the best, or "
+            f"within 2 % of it, in {_held(count)}"
+        )
 
 
 def _percent(share: float) -> str:
-    return "" if math.isnan(share) else f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
+    digits = 1 if share < _SMALL else 0
+    return "" if math.isnan(share) else f"{100 * share:.{digits}f} %"

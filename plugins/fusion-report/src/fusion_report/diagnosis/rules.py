@@ -127,7 +127,7 @@ RULES: Sequence[Rule] = (
         [Bound("merges tried", least=2)],
         TRIED_BEST,
         BEST,
-        "agreement with the experts stands for their figures",
+        "of what was tried, it agrees most with the experts",
         slack=0.02,
     ),
     Rule(

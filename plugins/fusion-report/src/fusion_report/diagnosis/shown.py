@@ -67,8 +67,8 @@ def _of_vectors(figures: Figures) -> Iterator[list[str]]:
     """Yield what is between task vectors, as far as they are not zero."""
     if pairs := {pair: each for pair, each in figures.pairs.items() if not math.isnan(each)}:
         (one, other), most = max(pairs.items(), key=lambda pair: pair[1])
-        said = f"{min(pairs.values()):.2f} to {most:.2f} ({one}, {other})"
-        yield ["cosines", f"mean {figures.cosine:.2f}, {said}"]
+        said = f"{_cosine(min(pairs.values()))} to {_cosine(most)} ({one}, {other})"
+        yield ["cosines", f"mean {_cosine(figures.cosine)}, {said}"]
     if not math.isnan(figures.length_of_sum):
         square = f"{math.sqrt(figures.count):.2f} at right angles, {figures.count} in line"
         said = f"{figures.length_of_sum:.2f} times that of a mean task vector"
@@ -110,11 +110,16 @@ def _lines(figures: Figures) -> tuple[list[str], Rows]:
 
 def _advice(advice: Sequence[Advice]) -> tuple[list[str], Rows]:
     rows = [
-        [_percent(each.count.probability), each.claim, _held(each.count), each.rule.because]
+        [_sure(each.count), each.claim, _held(each.count), each.rule.because]
         for each in advice
         if each.count.is_telling
     ]
     return ["sure", "expect", "held in", "because"], rows
+
+
+def _sure(count: Count) -> str:
+    low, high = count.interval
+    return f"{_percent(count.probability)} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def _held(count: Count) -> str:
@@ -157,6 +162,10 @@ def _missing(figures: Figures) -> Iterator[str]:
             "--try makes some merges and asks them, too: the one that agreed most was the best, or "
             f"within 2 % of it, in {_held(count)}"
         )
+
+
+def _cosine(value: float) -> str:
+    return f"{round(value, 2) + 0:.2f}"  # and never -0.00
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,123 @@
+"""`fuse diagnose`, as users call it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import typer
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.testing import tiny_pool
+from fusion_report import diagnose
+from fusion_report.diagnosis.command import diagnose as command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+APP = typer.Typer()
+APP.command()(command)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base, three experts, and a recipe that merges them."""
+    for name, source in tiny_pool("mlp").by_name.items():
+        (tmp_path / name).mkdir()
+        save_file(source.state_dict(), tmp_path / name / "model.safetensors")
+    (tmp_path / "recipe.yaml").write_text(
+        "algorithm: {name: of-nobody, density: 3}\n"
+        "model_pool: {base: base, models: [a, b, c]}\n"
+        "output: {path: base}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    done = CliRunner().invoke(APP, [*arguments, "-q"])
+    if isinstance(done.exception, Exception):
+        raise done.exception
+    return done
+
+
+def printed(*arguments: str) -> list[str]:
+    return call(*arguments).stdout.splitlines()
+
+
+@pytest.mark.usefixtures("folder")
+def test_algorithm_and_output_of_a_recipe_are_not_looked_at() -> None:
+    lines = printed("recipe.yaml")
+    assert [line.split()[0] for line in lines[1:4]] == ["a", "b", "c"]
+    assert any(line.startswith("cosines") for line in lines)
+    assert (
+        lines[-1] == "no examples were asked: name tasks that have unlabeled ones with --task-pool"
+    )
+    assert printed("recipe.yaml") == lines
+
+
+@pytest.mark.usefixtures("folder")
+def test_json_holds_all_figures_and_what_they_mean() -> None:
+    found = json.loads(call("recipe.yaml", "--json").stdout)
+    assert found["schema"] == 1
+    assert found["figures"]["experts"].keys() == {"a", "b", "c"}
+    assert len(found["figures"]["cosines"]) == 3
+    for each in found["advice"]:
+        assert each["held"] <= each["of"]
+        assert each["interval"][0] <= each["probability"] <= each["interval"][1]
+    (only,) = found["advice"]  # they were made of other random numbers than the base
+    assert only["rule"] == "strangers"
+    assert only["figures"]["relative norm"] > 0.9
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_expert_is_compared_with_nothing() -> None:
+    lines = printed("recipe.yaml", "--set", "model_pool.models=[a]")
+    assert "one expert: there is nothing to compare it with" in lines
+    assert not any(line.startswith(("cosines", "sure")) for line in lines)
+
+
+def test_an_expert_that_is_the_base_is_named(folder: Path) -> None:
+    (folder / "same").mkdir()
+    (folder / "same" / "model.safetensors").write_bytes(
+        (folder / "base" / "model.safetensors").read_bytes()
+    )
+    lines = printed("recipe.yaml", "--set", "model_pool.models=[a, same]")
+    assert "same is no different from the base" in lines
+    assert not any("nan" in line for line in lines)
+    asked = ("--json", "--set", "model_pool.models=[a, same]")
+    found = json.loads(call("recipe.yaml", *asked).stdout)
+    assert found["figures"]["cosines"][0] == [pytest.approx(1), None]
+    assert not any(line.startswith("sure") for line in lines)
+
+
+@pytest.mark.usefixtures("folder")
+def test_without_a_base_it_says_what_is_left() -> None:
+    lines = printed("--pool", "checkpoints", "--set", "model_pool.models=[a, b]")
+    assert lines[0].split()[:5] == ["expert", "norm", "of", "their", "mean's"]
+    assert any(line.startswith("no base, so no task vectors") for line in lines)
+    assert not any(line.startswith(("cosines", "sign conflict", "sure")) for line in lines)
+
+
+def test_models_that_do_not_fit_are_refused(folder: Path) -> None:
+    (folder / "other").mkdir()
+    save_file({"x": torch.zeros(2)}, folder / "other" / "model.safetensors")
+    with pytest.raises(FusionError, match="do not fit together"):
+        printed("recipe.yaml", "--set", "model_pool.models=[a, other]")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_model_that_is_not_here_is_named() -> None:
+    with pytest.raises(FusionError, match="nowhere does not exist"):
+        printed("recipe.yaml", "--set", "model_pool.models=[a, nowhere]")
+
+
+def test_a_pool_of_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no experts"):
+        diagnose({"model_pool": {"base": {"x": torch.zeros(2)}, "models": {}}})

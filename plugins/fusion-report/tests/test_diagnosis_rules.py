@@ -1,0 +1,139 @@
+"""Rules speak where they should and nowhere else, and say how sure they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusion_report.diagnosis.advice import advise
+from fusion_report.diagnosis.figures import Answers, Expert, Figures, Part
+from fusion_report.diagnosis.merges import AVERAGE, MERGES, TRIED
+from fusion_report.diagnosis.record import Count, read_record
+from fusion_report.diagnosis.rules import BEST, RULES, TRIED_BEST, Bound, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def figures(
+    count: int = 4, *, norm: float = 1.0, cosine: float = 0.0, rank: float = 0.5
+) -> Figures:
+    """Return those of experts that all look alike, beside a base of length 10."""
+    own = Expert("", norm, norm / 10, 1.0, 8.0, rank)
+    experts = {f"e{number}": replace(own, task=f"e{number}") for number in range(count)}
+    length = math.sqrt(count * (1 + (count - 1) * cosine))
+    cosines = [[1.0 if a == b else cosine for a in range(count)] for b in range(count)]
+    parts = {"layers.0": Part(norm / 10, cosine)}
+    return Figures(experts, True, 10000, cosines, length, 0.5, 0.2, parts)
+
+
+def asked(pool: Figures, **agreement: float) -> Figures:
+    answers = {
+        name: {task: Answers(0.5, share) for task in pool.experts}
+        for name, share in agreement.items()
+    }
+    return replace(pool, answers=answers)
+
+
+def claims(pool: Figures) -> set[str]:
+    return {each.rule.name for each in advise(pool)}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_needs_every_one_of_its_bounds(rule: Rule) -> None:
+    inside = {each.figure: _within(each) for each in rule.bounds}
+    assert rule.applies(inside)
+    for bound in rule.bounds:
+        for outside in (bound.below, bound.least - 1e-6, math.nan):
+            assert math.isinf(outside) or not rule.applies(inside | {bound.figure: outside})
+        assert not rule.applies(
+            {name: each for name, each in inside.items() if name != bound.figure}
+        )
+
+
+def _within(bound: Bound) -> float:
+    return bound.least if math.isfinite(bound.least) else bound.below - 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_bounds_are_on_figures_and_claims_on_merges_that_there_are(rule: Rule) -> None:
+    assert {each.figure for each in rule.bounds} <= figures().numbers.keys()
+    for name in (rule.better, rule.worse):
+        assert isinstance(name, float) or name in {*MERGES, "base", BEST, TRIED_BEST}
+
+
+def test_a_claim_is_of_measured_shares() -> None:
+    shares: Mapping[str, float] = {"tsv-m": 0.8, "ties": 0.7, BEST: 0.81}
+    assert Rule("", [], "tsv-m", "ties", "").came_true(shares)
+    assert not Rule("", [], "ties", "tsv-m", "").came_true(shares)
+    assert Rule("", [], "tsv-m", BEST, "", slack=0.02).came_true(shares)
+    assert not Rule("", [], "ties", BEST, "", slack=0.02).came_true(shares)
+    assert Rule("", [], "tsv-m", 0.75, "").came_true(shares)
+    assert not Rule("", [], 0.75, BEST, "").came_true(shares)
+
+
+@pytest.mark.parametrize(
+    ("pool", "said"),
+    [
+        (figures(norm=14.0, cosine=0.5), {"strangers"}),
+        (figures(2, norm=0.5), {"spectral-best", "spectral", "spectral-or-signs", "few"}),
+        (figures(8, norm=0.5), {"spectral-best", "isotropic", "many", "long-sum", "rate"}),
+        (figures(3, norm=3.0, cosine=0.6), {"alike", "few", "signs-long", "long-sum"}),
+        (asked(figures(norm=9.5), **{AVERAGE: 0.95}), {"strangers", "agreeing"}),
+        (asked(figures(norm=9.5), **{AVERAGE: 0.3}), {"strangers", "torn"}),
+    ],
+)
+def test_pools_are_told_apart(pool: Figures, said: set[str]) -> None:
+    assert said <= claims(pool)
+    if "strangers" in said:
+        assert claims(pool) == said
+
+
+def test_a_low_rank_or_a_long_expert_silences_what_is_said_of_full_and_even_ones() -> None:
+    assert "spectral" not in claims(figures(rank=0.05))
+    long = figures()
+    first, *others = long.experts.items()
+    uneven = {first[0]: replace(first[1], norm=3.0), **dict(others)}
+    assert "spectral" not in claims(replace(long, experts=uneven))
+
+
+def test_a_trial_names_the_merge_that_agreed_most() -> None:
+    pool = asked(figures(), **{**dict.fromkeys(TRIED, 0.5), "ties": 0.9})
+    (said,) = (each for each in advise(pool) if each.rule.name == "trial")
+    assert said.claim == "ties is the best, or within 2 % of it"
+
+
+def test_nothing_is_said_where_nothing_can_be() -> None:
+    assert advise(figures(1)) == []
+    assert advise(replace(figures(), has_base=False)) == []
+    same = {name: replace(each, norm=0.0) for name, each in figures().experts.items()}
+    assert advise(replace(figures(), experts=same)) == []
+
+
+def test_what_cannot_tell_comes_last() -> None:
+    telling = [each.count.is_telling for each in advise(figures(norm=0.5))]
+    assert telling == sorted(telling, reverse=True)
+    assert {*telling} == {True, False}
+
+
+def test_every_rule_has_a_record() -> None:
+    assert read_record().keys() == {rule.name for rule in RULES}
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+def test_a_count_says_how_sure_it_is() -> None:
+    count = Count({"mini8": (12, 12), "toys": (3, 8)})
+    assert (count.held, count.of) == (15, 20)
+    assert count.probability == pytest.approx(16 / 22)
+    # Wilson's interval by its formula
+    z, share, n = 1.959964, 0.75, 20
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert count.interval == pytest.approx((middle - half, middle + half), rel=1e-5)
+    assert count.is_telling
+    assert not Count({"toys": (2, 2)}).is_telling
+    assert not Count({}).is_telling
+    assert Count({}).probability == 0.5

@@ -129,6 +129,17 @@ def results(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def diagnosis(session: nox.Session) -> None:
+    """Count how often diagnoses come true: `nox -s diagnosis -- --experts DIR`.
+
+    From nothing that takes a quarter of an hour of one core; what is measured is not measured
+    again.
+    """
+    install(session, "test")
+    session.run("python", "benchmarks/diagnosis.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def study(session: nox.Session) -> None:
     """Run what is missing of the study of finer coefficients: `nox -s study -- --experts DIR`.
 

@@ -315,3 +315,23 @@ def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.Monkey
         if arguments[0] == "report":
             assert done.stdout.strip() == said.pop(0)
     assert said == []
+
+
+def test_models_are_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "diagnose.md"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    printed = []
+    for command in commands(page):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.exception
+        printed.append(done.stdout.splitlines())
+    plain, tried, lines = printed
+    shown, trial = (block.splitlines() for block in blocks("text", page))
+    # a digit may be another one on another machine; what is expected, and how sure, may not
+    assert [re.sub("[0-9.]+", "0", line) for line in shown[:13]] == [
+        re.sub("[0-9.]+", "0", line) for line in plain[:13]
+    ]
+    assert shown[shown.index("") :][-10:] == plain[-10:]
+    assert trial[-1] in tried
+    assert any(line.startswith("latin - greek") for line in lines)

@@ -14,10 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fusion_core import CommandSpec, Measured, Progress, printable
+from fusion_core import Measured, Progress, printable
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.testing import CommandSuite
-from fusion_report import plugin
 from fusion_report.command import report
 from fusion_report.page import page
 from fusion_report.runs import read_runs
@@ -30,13 +28,6 @@ if TYPE_CHECKING:
 
 XHTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
 VALUES = (0.4, 0.6, 0.8)
-
-
-class TestCommand(CommandSuite):
-    @pytest.fixture
-    def spec(self) -> CommandSpec:
-        (found,) = plugin.fusion_register_commands()
-        return found
 
 
 def written(*directories: Path, vectors: bool = True, intervals: bool = False) -> str:

@@ -15,9 +15,11 @@ from fusion_core.errors import FusionError, RecipeError
 from fusion_core.testing import tiny_pool
 from fusion_report import diagnose
 from fusion_report.diagnosis.command import diagnose as command
+from fusion_report.diagnosis.figures import Answers, Expert, Figures, Path
+from fusion_report.diagnosis.shown import print_diagnosis
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pathlib import Path as Folder
 
     from click.testing import Result
 
@@ -26,7 +28,7 @@ APP.command()(command)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A base, three experts, and a recipe that merges them."""
     for name, source in tiny_pool("mlp").by_name.items():
         (tmp_path / name).mkdir()
@@ -83,7 +85,7 @@ def test_one_expert_is_compared_with_nothing() -> None:
     assert not any(line.startswith(("cosines", "sure")) for line in lines)
 
 
-def test_an_expert_that_is_the_base_is_named(folder: Path) -> None:
+def test_an_expert_that_is_the_base_is_named(folder: Folder) -> None:
     (folder / "same").mkdir()
     (folder / "same" / "model.safetensors").write_bytes(
         (folder / "base" / "model.safetensors").read_bytes()
@@ -105,7 +107,7 @@ def test_without_a_base_it_says_what_is_left() -> None:
     assert not any(line.startswith(("cosines", "sign conflict", "sure")) for line in lines)
 
 
-def test_models_that_do_not_fit_are_refused(folder: Path) -> None:
+def test_models_that_do_not_fit_are_refused(folder: Folder) -> None:
     (folder / "other").mkdir()
     save_file({"x": torch.zeros(2)}, folder / "other" / "model.safetensors")
     with pytest.raises(FusionError, match="do not fit together"):
@@ -121,3 +123,33 @@ def test_a_model_that_is_not_here_is_named() -> None:
 def test_a_pool_of_nothing_is_refused() -> None:
     with pytest.raises(RecipeError, match="no experts"):
         diagnose({"model_pool": {"base": {"x": torch.zeros(2)}, "models": {}}})
+
+
+def test_what_was_looked_at_in_part_and_where_lines_sink_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ("a", "\x1b[31mb")
+    experts = {name: Expert(name, 1.0, 0.1, 1.0, 8.0, 0.5) for name in names}
+    flat, deep = (
+        Path(ends, names, values)
+        for ends, values in ((("base", "a"), [0.5, 0.8, 1.0]), (names, [0.6, 0.1, 0.6]))
+    )
+    answers = {"base": {"a": Answers(1.5, 0.25)}, "experts": {"a": Answers(0.125, 1.0)}}
+    cosines = [[1.0, -0.001], [-0.001, 1.0]]
+    found = Figures(
+        *(experts, True, 9, cosines, 1.4, 0.5, 0.2, {}, (3, 10), True, answers, (flat, deep))
+    )
+    print_diagnosis(found, [])
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    lines = printed.splitlines()
+    assert lines[1].split()[-1] == "0.12"
+    assert "cosines            mean 0.00, 0.00 to 0.00 " in printed
+    assert next(line for line in lines if line.startswith("base ")).split() == [
+        *("base", "1.50", "25", "%")
+    ]
+    (worst,) = (n for n, line in enumerate(lines) if line.startswith("line between"))
+    assert lines[worst + 1].split()[-8:] == ["60", "%,", "10", "%,", "60", "%", "50", "%"]
+    assert "effective ranks are means over 3 of 10 matrices, evenly spread" in lines
+    assert "of wide matrices, 1024 columns were decomposed, evenly spread" in lines
+    assert any(line.startswith("--try makes some merges") for line in lines)

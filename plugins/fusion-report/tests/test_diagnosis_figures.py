@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fusion_core import AlgorithmSpec, RunOptions, load_plugins
+from fusion_core.errors import RecipeError
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_report import Questions, diagnose
 from fusion_report.diagnosis import ranks
@@ -180,6 +181,25 @@ def test_models_on_lines_are_asked() -> None:
     assert lines["a", "c"].tasks == ["a", "c"]
     # what one of them says of its own task is right, whichever end is looked from
     assert min(lines["a", "c"].agreement[0], lines["a", "c"].agreement[-1]) >= 0.5
+
+
+def test_too_few_examples_are_refused_with_a_flag_to_ask_for_fewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = TinyTasks(["a"])
+    own = tasks["a"].batch
+
+    def batch(step: int, *, size: int, **others: Any) -> Any:
+        if size > 8:
+            raise RecipeError(f"a batch of {size}: there are 8", hint="Use a smaller batch.")
+        return own(step, size=size, **others)
+
+    monkeypatch.setattr(tasks["a"], "batch", batch)
+    recipe = {"model_pool": tiny_pool("mlp"), "task_pool": tasks}
+    with pytest.raises(RecipeError, match="there are 8") as caught:
+        diagnose(recipe, Questions(samples=9))
+    assert "--samples" in (caught.value.hint or "")
+    assert diagnose(recipe, Questions(samples=8)).figures.answers.keys() >= {"base", AVERAGE}
 
 
 def test_a_barrier_is_what_a_line_sinks_below_the_straight_one() -> None:

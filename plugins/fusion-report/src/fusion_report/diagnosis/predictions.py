@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import note
 from fusion_core.adapting import build_live, entropy, predict_unlabeled
+from fusion_core.errors import RecipeError
 from fusion_core.weights import Linear, MergedSource, Operands
 from fusion_report.diagnosis.figures import Answers, Path, mean
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fusion_core import AdaptiveTask, ModelPool, Progress, WeightSource
 
@@ -51,17 +52,22 @@ class Asked:
         found = {}
         for task in self.tasks:
             if not tasks or task.name in tasks:
-                logits = predict_unlabeled(model, task, self.samples, self.device)
-                found[task.name] = _answers(logits, self._expert(task))
+                found[task.name] = _answers(self._predicted(model, task), self._expert(task))
                 note(task.name)
         return found
 
     def _expert(self, task: AdaptiveTask) -> Tensor:
         if task.name not in self._experts:
             expert = build_live(self.pool, self.pool.expert_of(task.name), self.device)
-            own = predict_unlabeled(expert, task, self.samples, self.device)
-            self._experts[task.name] = own
+            self._experts[task.name] = self._predicted(expert, task)
         return self._experts[task.name]
+
+    def _predicted(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
+        try:
+            return predict_unlabeled(model, task, self.samples, self.device)
+        except RecipeError as error:  # too few examples, as a rule
+            hint = "Ask for fewer by --samples, or for none by --no-tasks."
+            raise RecipeError(error.message, hint=hint) from error
 
 
 def _answers(logits: Tensor, expert: Tensor) -> Answers:

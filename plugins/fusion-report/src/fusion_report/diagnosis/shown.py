@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fusion_core import print_table
+from fusion_core import print_table, printable
 from fusion_report.diagnosis.ranks import COLUMNS
 from fusion_report.diagnosis.record import read_record
 from fusion_report.diagnosis.signs import DENSITY
@@ -34,8 +34,8 @@ def print_diagnosis(figures: Figures, advice: Sequence[Advice]) -> None:
         if rows:
             typer.echo()
             print_table(headings, rows)
-    for number, note in enumerate(_notes(figures, advice)):
-        typer.echo("\n" * (number == 0) + note)
+    if notes := [*_notes(figures, advice)]:
+        typer.echo("\n".join(["", *notes]))
 
 
 def _experts(figures: Figures) -> tuple[list[str], Rows]:
@@ -80,7 +80,7 @@ def _of_vectors(figures: Figures) -> Iterator[list[str]]:
 
 
 def _parts(figures: Figures) -> Iterator[str]:
-    known = [item for item in figures.parts.items() if not math.isnan(item[1].relative_norm)]
+    known = [item for item in figures.parts.items() if item[1].relative_norm > 0]
     most = sorted(known, key=lambda item: -item[1].relative_norm)[:_FEW]
     return (f"{name} ({_percent(part.relative_norm)})" for name, part in most)
 
@@ -153,7 +153,8 @@ def _missing(figures: Figures) -> Iterator[str]:
         yield "one expert: there is nothing to compare it with"
     for name, each in figures.experts.items():
         if each.norm == 0:
-            yield f"{name} is no different from {'the base' if figures.has_base else 'the others'}"
+            other = "the base" if figures.has_base else "the others"
+            yield f"{printable(name)} is no different from {other}"
     if not figures.answers:
         yield "no examples were asked: name tasks that have unlabeled ones with --task-pool"
     elif not figures.tried:

@@ -12,7 +12,7 @@ from fusion_report.diagnosis.record import Count
 from fusion_report.diagnosis.rules import BEST, RULES, TRIED_BEST, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     Pools = Mapping[str, Mapping[str, Any]]
 
@@ -24,8 +24,8 @@ held-out pools, and only where the lower end of Wilson's 95 % interval is above 
 not, the answer is that nobody can tell.
 
 Merges have their default options, and one is better than another by the mean share of the experts'
-figures on their tasks. Thresholds are of theory, or were chosen on the pools that were *looked at*;
-those *held out* were measured for the counts alone.
+figures on their tasks. Thresholds are of theory, or were chosen on the pools that were *looked at*,
+and have not been changed since the pools *held out* were measured.
 
 | pools | looked at | held out |
 |---|---|---|
@@ -39,10 +39,16 @@ networks of three layers, trained on clouds of points, from other seeds in each 
 tasks give the same inputs other labels, *permuted* experts have their units in another order, and
 *strangers* began from weights of their own.
 
-**What the counts do not say.** Pools of `mini8` share a base and, within a seed, experts, and toys
-of a kind are alike, so intervals that take pools for independent are too narrow. All models are
-tiny. A rule that was right on one kind of pools alone, which the last column shows, may be wrong on
-the next.
+**What the counts do not say.**
+
+- Only the toys were wholly unseen. Before the rules were written, whoever wrote them knew the
+  [averages of every method](results.md) on all eight tasks of `mini8` with the very experts that
+  are held out here, and published averages on `lm-mini`; that 0.6 is among the scales that are
+  tried comes from there. Subsets, agreement and all figures of weights were new.
+- Pools of `mini8` share a base and, within a seed, experts, and toys of a kind are alike, so
+  intervals that take pools for independent are too narrow, and probabilities too sure.
+- All models are tiny. A rule that was right on one kind of pools alone, which the last column
+  shows, may be wrong on the next.
 
 ## Rules
 
@@ -54,10 +60,12 @@ _TRIALS = """
 
 Seven merges are what `--try` makes: {tried}. It asks each for 64 unlabeled examples of every task.
 Here is how often the merge that one would choose was the best of all ten, or within 2 % of the
-experts' figures of it, and how much one loses on average, on the {count} held-out pools:
+experts' figures of it, and in brackets what one loses on average, on the {count} held-out pools.
+Where a trial chooses what one would have taken anyway, it tells nothing: that is so on `mini8`. On
+`lm-mini` it loses as much as a fixed choice. What it gains over that is seen on toys alone.
 
-| choose | the best, or nearly | lost on average |
-|---|---|---|
+| choose | all | {families} |
+|---|---|{dashes}
 """
 _PROXIES = """
 ## What a figure says of the outcome
@@ -74,7 +82,9 @@ def page(pools: Pools) -> str:
     """Return the page."""
     held = _half(pools, held_out=True)
     parts = [_HEAD, _pools(pools), _WHAT, _rules(pools), _failures(held)]
-    parts += [_TRIALS.format(tried=", ".join(TRIED), count=len(held)), _choices(held)]
+    families = sorted({_family(each) for each in held.values()})
+    about = {"families": " | ".join(families), "dashes": "---|" * len(families)}
+    parts += [_TRIALS.format(tried=", ".join(TRIED), count=len(held), **about), _choices(held)]
     return "".join([*parts, _PROXIES, _correlations(held), _forecast(held)])
 
 
@@ -122,20 +132,30 @@ def _failures(held: Pools) -> str:
 
 
 def _choices(held: Pools) -> str:
-    ways: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "the one that agrees most with the experts": lambda pool: _most(pool["agreement"]),
-        "the one with the least entropy": lambda pool: _most(
-            {name: -value for name, value in pool["entropy"].items()}
-        ),
-        **{f"always `{name}`": lambda _, name=name: name for name in TRIED},
+    ways: dict[str, Callable[[Mapping[str, Any]], Sequence[str]]] = {
+        "the one that agrees most with the experts": lambda pool: [_most(pool["agreement"])],
+        "the one with the least entropy": lambda pool: [
+            _most({name: -value for name, value in pool["entropy"].items()})
+        ],
+        "any of the seven": lambda _: TRIED,
+        **{f"always `{name}`": lambda _, name=name: [name] for name in TRIED},
     }
-    return "".join(_choice(said, choose, held) for said, choose in ways.items())
+    pools = list(held.values())
+    families = sorted(set(map(_family, pools)))
+    groups = [pools, *([each for each in pools if _family(each) == name] for name in families)]
+    return "".join(
+        f"| {said} | {' | '.join(_choice(choose, each) for each in groups)} |\n"
+        for said, choose in ways.items()
+    )
 
 
-def _choice(said: str, choose: Callable[[Mapping[str, Any]], str], held: Pools) -> str:
-    lost = [shares(each)[BEST] - shares(each)[choose(each)] for each in held.values()]
-    right = sum(each < 0.02 for each in lost)
-    return f"| {said} | {right} of {len(lost)} | {100 * fmean(lost):.1f} % |\n"
+def _choice(
+    choose: Callable[[Mapping[str, Any]], Sequence[str]], pools: Collection[Mapping[str, Any]]
+) -> str:
+    """Say how a choice did: several names are one of them at random, in expectation."""
+    lost = [[shares(each)[BEST] - shares(each)[name] for name in choose(each)] for each in pools]
+    right = sum(fmean(gap < 0.02 for gap in gaps) for gaps in lost)
+    return f"{right:.0f} of {len(lost)} ({100 * fmean(map(fmean, lost)):.1f} %)"
 
 
 def _most(values: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@
     ├── DiskError                   6   the file system refused
     ├── OutputError                 7   the output is present or locked
     ├── IntegrityError              8   a file is not what it was, or should be
-    └── WorkerError                 1   a worker process died
+    └── WorkerError                 1   a worker process died, or there is none
 
 An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
 is a bug, ours or a plugin's; `fuse` says whose, and shows its traceback with --traceback.
@@ -101,7 +101,7 @@ class IntegrityError(FusionError):
 
 
 class WorkerError(FusionError):
-    """A process that units of work ran in died."""
+    """A process that units of work ran in died, cannot do them, or is not there."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -75,7 +75,7 @@ def _stored(plan: Plan) -> int:
 
 def workers(plan: Plan) -> int:
     """Return how many workers the executor has, as far as its options say so."""
-    return int(getattr(plan.resolved.executor.config, "workers", 1))
+    return int(getattr(plan.resolved.executor.config, "workers", None) or 1)
 
 
 def _piece(plan: Plan) -> int:

@@ -156,7 +156,9 @@ class ExecutorSpec(ComponentSpec):
     """What merges run on: a class or function that makes an `Executor` of its configuration.
 
     What is submitted is picklable, unless the executor is a `ThreadPoolExecutor` or has an
-    attribute `in_process` that is true.
+    attribute `in_process` that is true. One of other processes is taken to reach other machines
+    unless it is a `ProcessPoolExecutor` or has an attribute `one_machine` that is true; an
+    attribute `slots` says how many units it runs at once.
     """
 
     kind: ClassVar[str] = "executor"

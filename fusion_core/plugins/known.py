@@ -5,6 +5,7 @@ from __future__ import annotations
 #: A distribution's components, by kind: names and aliases.
 BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-adamerging": {"algorithm": ("adamerging", "adarank", "surgery", "symerge")},
+    "fusion-dask": {"executor": ("dask",)},
     "fusion-linear": {
         "algorithm": (
             "arcee-fusion",

@@ -2,7 +2,7 @@
 
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
 from fusion_core.weights.merging.applied import CoordinatesKernel, Kernel, RowsKernel, Scope
-from fusion_core.weights.merging.execution import SerialExecutor
+from fusion_core.weights.merging.execution import SerialExecutor, is_in_process
 from fusion_core.weights.merging.linear import Linear, as_weights
 from fusion_core.weights.merging.masked import task_weights
 from fusion_core.weights.merging.merged import CastSource, MergedSource
@@ -81,6 +81,7 @@ __all__ = [
     "elected_sign",
     "held_in_memory",
     "in_order",
+    "is_in_process",
     "is_matrix",
     "kept_count",
     "kth_largest_magnitudes",

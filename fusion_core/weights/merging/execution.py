@@ -7,7 +7,14 @@ import hashlib
 import pickle
 import platform
 from collections import deque
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -15,12 +22,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fusion_core.errors import RecipeError, WorkerError
+from fusion_core.errors import CheckpointError, DiskError, RecipeError, WorkerError
 from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.versions import versions
 from fusion_core.weights.source import assemble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from fusion_core.progress import Progress
     from fusion_core.weights.source import WeightSource
@@ -66,7 +74,8 @@ def run_all(
     """Run a function on every unit and yield the results in order.
 
     The first error cancels the units that have not begun and waits for those that have. Function,
-    units and results are pickled unless the executor `is_in_process`.
+    units and results are pickled unless the executor `is_in_process`. Of an executor that says how
+    many `slots` it has, twice as many units are submitted ahead, if that is more than `window`.
     """
     _keep_freed_pieces()
     function = function if is_in_process(executor) else _Shipped.of(function, executor)
@@ -76,7 +85,7 @@ def run_all(
     try:
         for unit in units:
             waiting.append(executor.submit(_single_threaded, function, unit))
-            if len(waiting) == window:
+            if len(waiting) >= max(window, 2 * getattr(executor, "slots", 0)):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -112,12 +121,22 @@ def is_in_process(executor: Executor) -> bool:
     return bool(getattr(executor, "in_process", known))
 
 
+def is_on_one_machine(executor: Executor) -> bool:
+    """Tell whether all workers are on this machine, which only known kinds are trusted to be.
+
+    An executor class may say so itself by an attribute `one_machine`.
+    """
+    known = is_in_process(executor) or isinstance(executor, ProcessPoolExecutor)
+    return bool(getattr(executor, "one_machine", known))
+
+
 @dataclass(frozen=True)
 class _Shipped:
     """A function on its way to other processes: pickled once, unpickled once in each."""
 
     sha256: bytes
     pickled: bytes
+    versions: Mapping[str, str]
 
     @classmethod
     def of(cls, function: Callable[[Any], Any], executor: Executor) -> _Shipped:
@@ -129,7 +148,7 @@ class _Shipped:
                 f"{error}",
                 hint="Use --executor threads.",
             ) from error
-        return cls(hashlib.sha256(pickled).digest(), pickled)
+        return cls(hashlib.sha256(pickled).digest(), pickled, versions())
 
     def __call__(self, unit: object) -> Any:  # noqa: ANN401 - what the function returns
         return _unpickled(self)(unit)
@@ -140,7 +159,26 @@ class _Shipped:
 
 @lru_cache(maxsize=2)
 def _unpickled(shipped: _Shipped) -> Callable[[Any], Any]:
-    function: Callable[[Any], Any] = pickle.loads(shipped.pickled)  # noqa: S301 - our own
+    """Take a function up; raises `WorkerError` where this process is not as the one that sent it.
+
+    Another version might give other numbers.
+    """
+    here = f"a worker on {platform.node()}"
+    own = versions()
+    for name, version in shipped.versions.items():
+        if own.get(name, version) != version:
+            raise WorkerError(
+                f"{here} has {name} {own[name]}, and this run {version}",
+                hint="Install the same versions wherever workers run.",
+            )
+    try:
+        function: Callable[[Any], Any] = pickle.loads(shipped.pickled)  # noqa: S301 - our own
+    except (ImportError, AttributeError) as error:
+        hint = "Install the packages of this run wherever workers run."
+        raise WorkerError(f"{here} cannot take the work up: {error}", hint=hint) from error
+    except (CheckpointError, DiskError) as error:
+        hint = "Workers read and write the files of this run: their paths have to lead there."
+        raise WorkerError(f"{here}: {error.message}", hint=hint) from error
     return function
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DIFFERS = "it is not as it was when the run began"
+#: What follows of a file's identity is the same wherever it is seen; devices and inodes are not.
+_OF_ONE_MACHINE = 2
 
 
 class CheckpointSource(WeightSource):
@@ -74,7 +77,7 @@ class CheckpointSource(WeightSource):
             except OSError as error:
                 raise _changed(path, error.strerror or "it is gone") from error
             if now != identity:
-                raise _changed(path, "it is not as it was when the run began")
+                raise _changed(path, _DIFFERS)
 
     def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Identify the input files: size, time of change, hash of the header.
@@ -184,14 +187,16 @@ class CheckpointSource(WeightSource):
         return self.path / file if self.path.is_dir() else self.path
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker opens the files itself.
-        return {"path": self.path, "_name": self._name, "_identities": self._identities}
+        # A worker opens the files itself, from a folder of its own.
+        path = self.path.absolute()
+        return {"path": path, "_name": self._name, "_identities": self._identities}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open_all()
-        self._identities = state["_identities"]
-        self.check_unchanged()
+        for file, identity in state["_identities"].items():
+            if self._identities.get(file, ())[_OF_ONE_MACHINE:] != identity[_OF_ONE_MACHINE:]:
+                raise _changed(self._file_path(file), _DIFFERS)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():

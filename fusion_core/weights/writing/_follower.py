@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing.digest import bytes_digest
+from fusion_core.weights.writing.disk import DataFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.writing._journal import Journal
     from fusion_core.weights.writing._layout import Layout, Place
-    from fusion_core.weights.writing.disk import DataFile
 
 #: A batch is synced when it holds so many bytes, or when the last one was so many seconds ago.
 BATCH_BYTES, BATCH_SECONDS = 64 * 2**20, 2.0
@@ -105,6 +105,11 @@ class Follower:
 
 
 def place_digest(file: DataFile, place: Place) -> str:
-    """Hash a tensor's bytes as they lie in its file."""
+    """Hash a tensor's bytes as they lie in its file.
+
+    It is opened anew: a network file system shows what another machine has written to those who
+    open the file after that.
+    """
+    file = DataFile(file.path, flags=0)
     buffer = memoryview(bytearray(min(place.info.nbytes, _CHUNK)))
     return bytes_digest(file.chunks(place.offset, place.info.nbytes, buffer))

@@ -71,9 +71,11 @@ class Shards:
 
     def complete(self) -> None:
         """Write the headers, which make checkpoints of the files; all data must be durable."""
+        # Opened anew, as in `place_digest`: what follows a header on its page is a worker's.
+        files = {name: DataFile(file.path, flags=0) for name, file in self.files.items()}
         for shard in self.layout.shards:
-            self.files[shard.file].write(memoryview(shard.header), 0)
+            files[shard.file].write(memoryview(shard.header), 0)
             fault_point("header written")
-        for file in self.files.values():
+        for file in files.values():
             file.sync()
         fault_point("headers synced")

@@ -5,12 +5,15 @@ places that do not depend on the number of workers, and each piece is written wh
 soon as it is merged: memory holds a few pieces, whatever the model's size.
 
 Workers that share our memory are given one piece at a time. Other processes open all files
-themselves and are given whole tensors, so that each tensor's survey is made where it is used.
+themselves and are given whole tensors, so that each tensor's survey is made where it is used. Where
+they may be on other machines, they are given whole shards: a network file system mixes up what two
+machines write on one page.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import RecipeError
@@ -19,6 +22,7 @@ from fusion_core.weights.merging.execution import (
     AHEAD,
     SerialExecutor,
     is_in_process,
+    is_on_one_machine,
     run_all,
     surveyors,
 )
@@ -61,13 +65,15 @@ def materialise(
     staging.lay_out(list(source.infos.values()), shard_size=shard_size)
     done = staging.finished_tensors
     infos = [info for info in source.infos.values() if info.name not in done]
+    if not is_in_process(executor):
+        staging.shards.sync(infos)  # what is not on the disk yet would land on what workers write
     if infos:
         source.prepare(executor)
     work = _Work(source, staging.shards, is_shared=is_in_process(executor))
     total = sum(info.nbytes for info in infos)
     label = "merge the rest" if done else "merge"
     with (progress or Progress()).track(label, total=total, unit="B") as advance:
-        for spans in run_all(executor, work, _units(source, infos, executor)):
+        for spans in run_all(executor, work, _units(source, infos, staging.shards, executor)):
             for info, start, stop in spans:
                 advance((stop - start) * info.dtype.itemsize)
                 if stop == info.numel:
@@ -96,10 +102,14 @@ class _Work:
         return values
 
 
-def _units(source: WeightSource, infos: Sequence[TensorInfo], executor: Executor) -> Iterator[Unit]:
+def _units(
+    source: WeightSource, infos: Sequence[TensorInfo], shards: Shards, executor: Executor
+) -> Iterator[Unit]:
     if is_in_process(executor):
         return _pieces(source, infos, executor)
-    return _tensors(source, infos)
+    if is_on_one_machine(executor):
+        return _tensors(source, infos)
+    return _whole_shards(source, infos, shards)
 
 
 def _pieces(
@@ -117,12 +127,24 @@ def _pieces(
                 yield ((info, start, stop),)
 
 
+def _whole_shards(
+    source: WeightSource, infos: Sequence[TensorInfo], shards: Shards
+) -> Iterator[Unit]:
+    """Yield what is left of each shard: so each has one writer."""
+    for _, together in groupby(infos, key=lambda info: shards.layout.places[info.name].file):
+        yield tuple(span for info in together for span in _spans(source, info))
+
+
+def _spans(source: WeightSource, info: TensorInfo) -> Iterator[Span]:
+    return ((info, start, stop) for start, stop in source.cut.ranges(info))
+
+
 def _tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:
     """Yield whole tensors; small ones together."""
     gathered: list[Span] = []
     size = 0
     for info in infos:
-        gathered += [(info, start, stop) for start, stop in source.cut.ranges(info)]
+        gathered += _spans(source, info)
         size += info.nbytes
         if size >= _WORTH_SENDING:
             yield tuple(gathered)

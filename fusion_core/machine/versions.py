@@ -1,0 +1,31 @@
+"""The versions that a result depends on, which every process that works on it has to have."""
+
+from __future__ import annotations
+
+import platform
+from functools import lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion_core.machine.installed import declared_plugins, normalised
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@lru_cache(maxsize=1)
+def versions() -> Mapping[str, str]:
+    """Return the versions of Python, torch, the core and every plugin that is installed here.
+
+    Python's without its patch, torch's without the device that it was built for: neither changes
+    what a processor computes.
+    """
+    plugins = (distribution for _, distribution in declared_plugins())
+    return {
+        **{normalised(each.metadata["Name"]): each.version for each in plugins},
+        "fusion-core": version("fusion-core"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": torch.__version__.partition("+")[0],
+    }

@@ -1,0 +1,1 @@
+"""Merges and sweeps of fusion-core on Dask's workers."""

@@ -1,0 +1,194 @@
+"""The executor: what is submitted becomes a task of a Dask scheduler.
+
+Dask gives a task whose worker died to another worker, so units of work and trials have to bear
+being done twice, and do: they give the same bytes. What Dask cannot mend comes back as a
+`WorkerError`, after which a run can be resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+import time
+import uuid
+from concurrent.futures import Executor, Future
+from concurrent.futures import wait as wait_for
+from contextlib import ExitStack, suppress
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from distributed import KilledWorker
+from distributed.scheduler import NoValidWorkerError, NoWorkerError
+
+from fusion_core.errors import WorkerError
+from fusion_dask.capacity import capacity
+from fusion_dask.cluster import connected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from distributed import Client, Worker
+    from distributed import Future as Task
+
+    from fusion_dask.config import DaskConfig
+
+ResultT = TypeVar("ResultT")
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_TO_FIRST_WORKER = 0.05
+_START_ONE = "Start one: dask worker ADDRESS, with --resources if the run asks for some."
+_INSTALL = "Install the packages of this run wherever workers run, in the same versions."
+_MEND = "What workers log says more. If memory ran out, start fewer of them on a machine."
+
+
+def make_dask(config: DaskConfig) -> Executor:
+    """Connect to a scheduler, or start one, and wait for a worker.
+
+    Raises `WorkerError` if no scheduler answers, or no worker comes in `config.patience` seconds.
+    """
+    with ExitStack() as stack:
+        executor = DaskExecutor(stack.enter_context(connected(config)), config)
+        executor.await_workers()
+        executor.owned = stack.pop_all()
+    return executor
+
+
+class _Call:
+    """What is called when it is unpickled: the scheduler, which only hands it on, needs no package.
+
+    (A task of Dask that names a function is unpickled by the scheduler, too.)
+    """
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return self._call, ()
+
+
+class DaskExecutor(Executor):
+    """Submits to the scheduler of a client; `owned` is closed with it.
+
+    As Dask's own executor does, it cancels what waits when it is shut down with `wait=False`.
+    """
+
+    def __init__(self, client: Client, config: DaskConfig) -> None:
+        self.one_machine = config.is_local
+        self.slots = 0
+        self.owned = ExitStack()
+        self._client = client
+        self._config = config
+        self._name = f"fuse-{uuid.uuid4().hex}"
+        self._numbers = count()
+        self._tasks: dict[Future[Any], Task[Any]] = {}
+        self._trouble = f"the Dask scheduler at {self._place} is gone"
+        self._some_cancelled = False
+        self._is_shut = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="fusion-dask", daemon=True)
+
+    def submit(
+        self,
+        fn: Callable[..., ResultT],
+        /,
+        *args: Any,  # noqa: ANN401 - whatever `fn` takes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Future[ResultT]:
+        """Have a worker call `fn`."""
+        if self._is_shut.is_set():
+            raise RuntimeError("it is shut down")
+        task = self._client.submit(
+            pickle.loads,
+            pickle.dumps(_Call(partial(fn, *args, **kwargs))),
+            key=f"{self._name}-{next(self._numbers)}",
+            resources=self._config.resources or None,
+        )
+        future: Future[ResultT] = Future()
+        self._tasks[future] = task
+        future.add_done_callback(self._cancel_task)
+        task.add_done_callback(partial(self._settle, future))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in concurrent.futures
+        """Wait for what is under way, or cancel it, and leave the scheduler."""
+        if self._is_shut.is_set():
+            return
+        if cancel_futures or not wait:
+            for future in [*self._tasks]:
+                future.cancel()
+        wait_for([*self._tasks])
+        if wait and self._some_cancelled and self._client.status == "running":
+            self._client.run(_until_idle, self._name, on_error="ignore")
+        self._is_shut.set()
+        self._watcher.join()
+        self.owned.close()
+
+    def await_workers(self) -> None:
+        """Wait for a worker, and watch from then on whether one is left.
+
+        Raises `WorkerError` if none comes in time.
+        """
+        until = time.monotonic() + self._config.patience
+        while not self._look():
+            if time.monotonic() > until:
+                raise WorkerError(self._no_worker, hint=_START_ONE)
+            time.sleep(_SECONDS_TO_FIRST_WORKER)
+        self._watcher.start()
+
+    def _look(self) -> int:
+        workers = self._client.scheduler_info()["workers"]
+        self.slots = capacity(workers.values(), self._config.resources)
+        return self.slots
+
+    def _watch(self) -> None:
+        """Give up what waits when there has been no worker for some time: Dask would not."""
+        seen = time.monotonic()
+        while not self._is_shut.wait(_SECONDS_BETWEEN_LOOKS):
+            with suppress(OSError):  # the scheduler is gone: its tasks are told
+                self._look()
+            if self.slots or not self._tasks:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > self._config.patience:
+                self._trouble = self._no_worker
+                self._client.cancel([*self._tasks.values()])
+
+    def _cancel_task(self, future: Future[Any]) -> None:
+        task = self._tasks.get(future)
+        if future.cancelled() and task is not None and not task.done():
+            self._some_cancelled = True
+            task.cancel()
+
+    def _settle(self, future: Future[Any], task: Task[Any]) -> None:
+        """Hand on what became of a task."""
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(task.result())
+            except BaseException as error:  # noqa: BLE001 - it is the future's to carry
+                future.set_exception(self._explained(error, task))
+        self._tasks.pop(future, None)
+
+    def _explained(self, error: BaseException, task: Task[Any]) -> BaseException:
+        """Tell what befell the workers from what the work itself raised."""
+        if task.cancelled():
+            return WorkerError(self._trouble, hint=_MEND)
+        if isinstance(error, KilledWorker | NoWorkerError | NoValidWorkerError):
+            return WorkerError(f"a worker of the Dask scheduler died: {error}", hint=_MEND)
+        if isinstance(error, ImportError):
+            return WorkerError(f"a worker lacks what this run uses: {error}", hint=_INSTALL)
+        return error
+
+    @property
+    def _no_worker(self) -> str:
+        asked = ", ".join(f"{name}={n:g}" for name, n in self._config.resources.items())
+        return f"the Dask scheduler at {self._place} has no worker{asked and f' with {asked}'}"
+
+    @property
+    def _place(self) -> str:
+        return str(self._client.scheduler.address)
+
+
+async def _until_idle(name: str, dask_worker: Worker) -> None:
+    """Wait until a worker has ended what it had begun of an executor's tasks."""
+    while any(str(key).startswith(name) for key in dask_worker.active_keys):
+        await asyncio.sleep(_SECONDS_TO_FIRST_WORKER)

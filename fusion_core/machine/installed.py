@@ -26,7 +26,8 @@ def declared_plugins() -> list[tuple[metadata.EntryPoint, metadata.Distribution]
     found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
     for distribution in metadata.distributions():
         for entry_point in _group_of(distribution):
-            if name := distribution.metadata["Name"]:  # None where an installation was interrupted
+            headers = distribution.metadata
+            if "Name" in headers and (name := headers["Name"]):  # or it was not installed wholly
                 key = (normalised(name), entry_point.name)
                 found.setdefault(key, (entry_point, distribution))
     return [found[key] for key in sorted(found)]

@@ -66,7 +66,7 @@ class Plugin:
             distribution=normalised(headers["Name"]),
             version=headers["Version"],
             module=entry_point.value,
-            summary=headers["Summary"] or "",
+            summary=headers["Summary"] if "Summary" in headers else "",
         )
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, Split, merge, plan, run_fusion
-from fusion_core.errors import OutputError, RecipeError
+from fusion_core.errors import OutputError, RecipeError, WorkerError
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_sweep import Search, sweep
+from fusion_sweep.bench import Bench
+from fusion_sweep.crew import measure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -311,6 +314,89 @@ def test_trials_become_a_data_frame(recipe: dict[str, Any], store: Path) -> None
     frame = sweep(recipe, over=OVER, store=store).to_dataframe()
     assert list(frame["average"]) == sorted(frame["average"], reverse=True)
     assert {"run", "algorithm.scale", "seed", "a.accuracy", "seconds"} <= set(frame.columns)
+
+
+# --- executors ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_work(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes that are started know the plugin."""
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+
+
+def on(executor: Any) -> RunOptions:
+    return RunOptions(executor=executor)
+
+
+@pytest.mark.usefixtures("at_work")
+@pytest.mark.parametrize("executor", ["processes", {"name": "dask", "workers": 2}])
+def test_workers_elsewhere_measure_the_same_and_nothing_twice(
+    recipe: dict[str, Any], store: Path, log: Path, tmp_path: Path, executor: Any
+) -> None:
+    if executor != "processes":
+        pytest.importorskip("fusion_dask")
+    recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5}
+    here = sweep(recipe, over=OVER, seeds=2, store=tmp_path / "other.sqlite")
+    found = sweep(recipe, over=OVER, seeds=2, store=store, options=on(executor))
+    own = {"seconds": 0, "cpu": 0, "finished": ""}
+    assert [row | own for row in found.rows()] == [row | own for row in here.rows()]
+    assert [trial.error for trial in found.failed] == ["it is too large"] * 2
+    assert found.tested is not None
+    assert found.tested.report.tasks == here.tested.report.tasks
+    assert found.id == here.id
+    count = len(runs(log))
+    again = sweep(recipe, over={"algorithm.scale": SCALES[:2]}, seeds=2, store=store)
+    assert len(again.finished) == 4
+    assert len(runs(log)) == count
+
+
+@pytest.mark.usefixtures("at_work")
+def test_a_worker_that_dies_ends_the_sweep_and_what_was_measured_is_kept(
+    recipe: dict[str, Any], store: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOYS_DEATH", "0.6")
+    sweep(recipe, over={"algorithm.scale": SCALES[:2]}, store=store)
+    with pytest.raises(WorkerError, match="a worker died that ran a trial") as stopped:
+        sweep(recipe, over=OVER, store=store, options=on("processes"))
+    note = "2 of 3 runs are kept; the same command goes on with the others."
+    assert stopped.value.__notes__ == [note]
+    monkeypatch.delenv("TOYS_DEATH")
+    assert len(sweep(recipe, over=OVER, store=store, options=on("processes")).finished) == 3
+    assert {scale: runs(log).count(scale) for scale in SCALES} == {0.1: 1, 0.3: 2, 0.6: 2}
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_is_in_memory_is_not_swept_elsewhere(recipe: dict[str, Any], store: Path) -> None:
+    import toys
+
+    live = {"algorithm": "scaled", "model_pool": tiny_pool(), "task_pool": TinyTasks()}
+    said = "the model pool is in this process's memory, and the ProcessPoolExecutor"
+    with pytest.raises(RecipeError, match=said):
+        sweep(live, over=OVER, store=store, options=on("processes"))
+    with pytest.raises(RecipeError, match="the task pool is in this process's memory"):
+        sweep(
+            {**recipe, "task_pool": toys.Tasks(toys.TasksConfig())},
+            over=OVER,
+            store=store,
+            options=on("processes"),
+        )
+
+
+@pytest.mark.usefixtures("at_work")
+def test_a_worker_that_would_measure_something_else_says_so(
+    recipe: dict[str, Any], folder: Path
+) -> None:
+    bench = Bench()
+    trial = bench.name(bench.plan(recipe), "half")
+    assert measure(bench.pickled(), trial).report is not None
+    with pytest.raises(WorkerError, match="has other versions, or reads other files"):
+        measure(bench.pickled(), replace(trial, id="another"))
+    away = {**trial.recipe, "model_pool": {"name": "toys", "folder": f"{folder}-away"}}
+    with pytest.raises(WorkerError, match=r"a worker on .* cannot run a trial: .*-away"):
+        measure(bench.pickled(), replace(trial, recipe=away))
+    with pytest.raises(WorkerError, match="cannot run a trial: device 'cuda:99'"):
+        measure(Bench(RunOptions(device="cuda:99")).pickled(), trial)
 
 
 # --- processes ----------------------------------------------------------------------------------

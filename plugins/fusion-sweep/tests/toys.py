@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from fusion_core import (
     AlgorithmSpec,
     Batch,
     ComponentConfig,
+    ExecutorSpec,
     InputPath,
     Metric,
     ModelPool,
@@ -54,6 +58,8 @@ class Scaled(TensorwiseAlgorithm[ScaledConfig]):
             with Path(place).open("a") as file:
                 file.write(f"{self.config.scale}\n")
         time.sleep(float(os.environ.get("TOYS_SECONDS", "0")))
+        if os.environ.get("TOYS_DEATH") == str(self.config.scale):
+            os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("TOYS_INTERRUPT") == str(self.config.scale):
             raise KeyboardInterrupt
         if self.config.scale > self.config.fails_above:
@@ -149,6 +155,21 @@ class Tasks(TaskPool[TasksConfig]):
         if not self.config.halves:
             return super().halves()
         return Tasks(self.config, (0,)), Tasks(self.config, (1,))
+
+
+def make_processes(_: ComponentConfig) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+@hookimpl
+def fusion_register_executors() -> Iterator[ExecutorSpec]:
+    """Register a process of its own."""
+    yield ExecutorSpec(
+        name="processes",
+        summary="One.",
+        target="toys:make_processes",
+        config="fusion_core:ComponentConfig",
+    )
 
 
 @hookimpl

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import pickle
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import run_fusion
-from fusion_core.errors import BrokenPluginError, DiskError, RecipeError, WorkerError
+from fusion_core.errors import (
+    BrokenPluginError,
+    DiskError,
+    IntegrityError,
+    RecipeError,
+    WorkerError,
+)
 from fusion_core.planning.options import RunOptions
 from fusion_core.weights import (
     CheckpointSource,
@@ -225,3 +233,76 @@ def test_a_source_in_memory_is_found_at_any_depth(models: Models, depth: int) ->
 
 def test_a_source_on_disk_is_not_held_in_memory(pool: dict[str, Any]) -> None:
     assert held_in_memory(CheckpointSource("base.safetensors")) is None
+
+
+class Elsewhere(ThreadPoolExecutor):
+    """Takes itself for one of other machines, and keeps what is submitted."""
+
+    in_process = False
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.units: list[Any] = []
+
+    def submit(self, function: Any, /, *given: Any, **keys: Any) -> Any:
+        self.units.append(given[-1])
+        return super().submit(function, *given, **keys)
+
+
+def test_on_other_machines_each_shard_has_one_writer(tmp_path: Path) -> None:
+    tensors = {str(n): torch.full((100,), float(n)) for n in range(6)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = CheckpointSource(tmp_path / "model.safetensors")
+    with Elsewhere() as executor, staged(tmp_path / "out") as staging:
+        materialise(source, staging, shard_size=800, executor=executor)
+        shards = [[info.name for info in each.infos] for each in staging.shards.layout.shards]
+    assert [[info.name for info, *_ in unit] for unit in executor.units] == shards
+    assert [len(each) for each in shards] == [2, 2, 2]
+
+
+def test_as_many_units_are_under_way_as_workers_can_take() -> None:
+    executor = Elsewhere()
+    executor.slots = 20  # type: ignore[attr-defined]
+    with executor:
+        results = run_all(executor, abs, range(100))
+        assert next(results) == 0
+        assert len(executor.units) == 40
+        assert sum(results) == sum(range(100))
+
+
+def test_a_worker_with_another_version_does_nothing() -> None:
+    execution = importlib.import_module("fusion_core.weights.merging.execution")
+    shipped = execution._Shipped.of(abs, Elsewhere())
+    assert shipped(-1) == 1
+    other = replace(shipped, versions={**shipped.versions, "torch": "1.0"}, sha256=b"")
+    with pytest.raises(WorkerError, match=r"a worker on .* has torch [\d.]+, and this run 1\.0"):
+        other(-1)
+
+
+def test_what_a_worker_lacks_is_said_with_its_name(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    source = CheckpointSource(tmp_path / "model.safetensors")
+    execution = importlib.import_module("fusion_core.weights.merging.execution")
+    shipped = execution._Shipped.of(source.read, Elsewhere())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(WorkerError, match=r"a worker on .*: .*model.safetensors does not exist"):
+        shipped("a")
+
+
+def test_workers_find_relative_paths_and_files_of_another_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({"a": torch.ones(2)}, "model.safetensors")
+    source = CheckpointSource("model.safetensors")
+    pickled = pickle.dumps(source)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    state = source.__getstate__()
+    seen = {file: (-1, -1, *rest[2:]) for file, rest in state["_identities"].items()}
+    mounted = CheckpointSource.__new__(CheckpointSource)
+    mounted.__setstate__({**state, "path": tmp_path / "model.safetensors", "_identities": seen})
+    assert pickle.loads(pickled).read("a", 0, 2).equal(mounted.read("a", 0, 2))
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    with pytest.raises(IntegrityError, match="not as it was when the run began"):
+        pickle.loads(pickled)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+from asyncio import create_subprocess_exec
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,16 +47,28 @@ def _local_scheduler(workers: int) -> Iterator[str]:
     logging.getLogger("distributed").setLevel(logging.WARNING)  # some speak when all is over
     with TemporaryDirectory(prefix="fusion-dask-") as place:
         quiet = logging.CRITICAL
-        options = {"host": _HERE, "nthreads": 1, "memory_limit": 0, "dashboard": False}
-        options |= {"local_directory": place, "silence_logs": quiet}
-        worker = {"worker_class": "distributed.Worker", "worker_kwargs": options}
-        scheduler = {"host": _HERE, "port": 0, "dashboard": False}
+        served = {"host": _HERE, "port": 0, "dashboard": False, "dashboard_address": ":0"}
+        served["local_directory"] = place
+        options = {"nthreads": 1, "memory_limit": 0}
+        worker = {
+            "worker_class": "distributed.Worker",
+            "worker_kwargs": {**served, **options, "silence_logs": quiet},
+        }
         with SpecCluster(
-            workers={n: {"cls": SubprocessWorker, "options": worker} for n in range(workers)},
-            scheduler={"cls": Scheduler, "options": scheduler},
+            workers={n: {"cls": _LocalWorker, "options": worker} for n in range(workers)},
+            scheduler={"cls": Scheduler, "options": served},
             silence_logs=quiet,
         ) as cluster:
             yield cluster.scheduler_address
+
+
+class _LocalWorker(SubprocessWorker):
+    """A worker that Ctrl-C does not reach: what it has begun, it ends."""
+
+    async def _start(self) -> None:
+        spec = json.dumps({"cls": self.worker_class, "opts": self.worker_kwargs})
+        command = [sys.executable, "-m", "dask", "spec", self.scheduler, "--spec", spec]
+        self.process = await create_subprocess_exec(*command, start_new_session=True)
 
 
 @contextmanager

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fusion_core import ComponentConfig, InputPath
+
+
+def _address(given: str) -> str:
+    if not re.fullmatch(r"(\w+://)?[^/]+:\d+", given):
+        raise ValueError("give a host and a port, as tcp://10.0.0.5:8786")
+    return given
 
 
 class DaskConfig(ComponentConfig):
     """The options of `dask`: where the scheduler is, and what of its workers is asked for."""
 
-    address: Annotated[str, Field(pattern=r"^(\w+://)?[^/]+:\d+$")] | None = None
+    address: Annotated[str, AfterValidator(_address)] | None = None
     """The address of a scheduler, tcp://HOST:8786; default: one with workers on this machine."""
     scheduler_file: InputPath | None = None
     """In place of an address: what `dask scheduler --scheduler-file` wrote."""

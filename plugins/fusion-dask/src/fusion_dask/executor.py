@@ -83,7 +83,9 @@ class DaskExecutor(Executor):
         self._name = f"fuse-{uuid.uuid4().hex}"
         self._numbers = count()
         self._tasks: dict[Future[Any], Task[Any]] = {}
-        self._trouble = f"the Dask scheduler at {self._place} is gone"
+        assert client.scheduler is not None  # noqa: S101 - it is connected
+        self._place = str(client.scheduler.address)
+        self._trouble = f"the Dask scheduler at {self._place} is gone", _MEND
         self._some_cancelled = False
         self._is_shut = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="fusion-dask", daemon=True)
@@ -132,7 +134,7 @@ class DaskExecutor(Executor):
         until = time.monotonic() + self._config.patience
         while not self._look():
             if time.monotonic() > until:
-                raise WorkerError(self._no_worker, hint=_START_ONE)
+                raise _error(*self._no_worker)
             time.sleep(_SECONDS_TO_FIRST_WORKER)
         self._watcher.start()
 
@@ -143,13 +145,14 @@ class DaskExecutor(Executor):
 
     def _watch(self) -> None:
         """Give up what waits when there has been no worker for some time: Dask would not."""
+        patience = 0 if self._config.is_local else self._config.patience  # nobody starts another
         seen = time.monotonic()
         while not self._is_shut.wait(_SECONDS_BETWEEN_LOOKS):
             with suppress(OSError):  # the scheduler is gone: its tasks are told
                 self._look()
             if self.slots or not self._tasks:
                 seen = time.monotonic()
-            elif time.monotonic() - seen > self._config.patience:
+            elif time.monotonic() - seen > patience:
                 self._trouble = self._no_worker
                 self._client.cancel([*self._tasks.values()])
 
@@ -171,7 +174,7 @@ class DaskExecutor(Executor):
     def _explained(self, error: BaseException, task: Task[Any]) -> BaseException:
         """Tell what befell the workers from what the work itself raised."""
         if task.cancelled():
-            return WorkerError(self._trouble, hint=_MEND)
+            return _error(*self._trouble)
         if isinstance(error, KilledWorker | NoWorkerError | NoValidWorkerError):
             return WorkerError(f"a worker of the Dask scheduler died: {error}", hint=_MEND)
         if isinstance(error, ImportError):
@@ -179,16 +182,19 @@ class DaskExecutor(Executor):
         return error
 
     @property
-    def _no_worker(self) -> str:
+    def _no_worker(self) -> tuple[str, str]:
+        if self._config.is_local:
+            return "no worker on this machine is alive", _MEND
         asked = ", ".join(f"{name}={n:g}" for name, n in self._config.resources.items())
-        return f"the Dask scheduler at {self._place} has no worker{asked and f' with {asked}'}"
+        who = f"no worker{asked and f' with {asked}'}"
+        return f"the Dask scheduler at {self._place} has {who}", _START_ONE
 
-    @property
-    def _place(self) -> str:
-        return str(self._client.scheduler.address)
+
+def _error(message: str, hint: str) -> WorkerError:
+    return WorkerError(message, hint=hint)
 
 
 async def _until_idle(name: str, dask_worker: Worker) -> None:
     """Wait until a worker has ended what it had begun of an executor's tasks."""
-    while any(str(key).startswith(name) for key in dask_worker.active_keys):
+    while any(str(key).startswith(name) for key in dask_worker.active_keys):  # noqa: ASYNC110 - which tells nobody
         await asyncio.sleep(_SECONDS_TO_FIRST_WORKER)

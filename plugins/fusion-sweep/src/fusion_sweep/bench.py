@@ -7,6 +7,7 @@ merged in memory, or in a scratch directory; and measured on what options are ch
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import time
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from fusion_core import RunOptions, describe_run, execute, plan
+import torch
+
+from fusion_core import RunOptions, describe_run, device_of, execute, plan
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.weights import Shared
 from fusion_sweep.trial import Trial, digest
@@ -57,17 +60,23 @@ class Bench:
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
         """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks."""
         output = {**recipe.get("output", {}), "path": None}
-        options = self.options
+        options = replace(self.options, device="cpu")
         if self.scratch is not None:
-            output["path"] = str(self.scratch / f"trial-{os.getpid()}")
+            output["path"] = str(self.scratch / f"trial-{self._session}")
             options = replace(options, overwrite=True)
-        self._last = plan({**recipe, "output": output}, options, like=self._last)
+        planned = plan({**recipe, "output": output}, options, like=self._last)
+        self._last = replace(planned, device=_device(self.options.device))
         if self._last.tasks is None:
             raise RecipeError(
                 "a sweep measures its trials, and there are no tasks",
                 hint="Name a task pool with --task-pool; see: fuse list tasks",
             )
         return self._last
+
+    def pickled(self) -> bytes:
+        """Return what makes such a bench in a worker, which merges there: nothing of it is open."""
+        options = replace(self.options, executor=None, workers=None)
+        return pickle.dumps((options, self.asked, self.samples, self.scratch))
 
     def name(self, planned: Plan, on: On) -> Trial:
         """Return a planned trial, not run yet, under a name that tells it from all others."""
@@ -140,6 +149,16 @@ class Bench:
 
 def _a_quarter_of_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def _device(name: str) -> torch.device:
+    """Return a device that workers may have although this process has not."""
+    try:
+        return device_of(name)
+    except RecipeError:
+        if not name.startswith("cuda"):
+            raise
+        return torch.device(name)
 
 
 def _check_model(planned: Plan) -> None:

@@ -89,6 +89,13 @@ def sweep(
             metavar="DIR", help="Merge here and not in memory; each model is removed again."
         ),
     ] = None,
+    executor: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME", help="What runs trials, if it has other processes; default: this one."
+        ),
+    ] = None,
+    workers: Annotated[Count, typer.Option(min=1, help="Short for --set executor.workers.")] = None,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where models run: cpu, cuda.")
     ] = "cpu",
@@ -115,7 +122,7 @@ def sweep(
     from fusion_sweep.sweeping import sweep as run_sweep
 
     logging.basicConfig(format="warning: %(message)s")
-    names = {"model_pool": pool, "task_pool": task_pool}
+    names = {"model_pool": pool, "task_pool": task_pool, "executor": executor}
     raw = override(sections_from(_read(recipe), names, tasks), assignments or [])
     progress = progress_for(quiet=quiet)
     with hub.session(progress):
@@ -135,6 +142,7 @@ def sweep(
             options=RunOptions(
                 device=device,
                 overwrite=overwrite,
+                workers=workers,
                 progress=progress,
                 block=context.obj or frozenset(),
             ),

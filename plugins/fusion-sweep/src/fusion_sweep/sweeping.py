@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Progress, RunOptions, load_recipe, plan, run_fusion
-from fusion_core.errors import RecipeError
+from fusion_core.errors import RecipeError, WorkerError
 from fusion_sweep.axes import ALGORITHM, Axis, Point, alternatives, axis_of, points_of, recipe_at
 from fusion_sweep.bench import Bench, On
+from fusion_sweep.crew import Crew, crew_for
 from fusion_sweep.found import Found, Group, key_of
 from fusion_sweep.objectives import Objective, objectives_of
 from fusion_sweep.search import Search
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fusion_sweep.search import Scores
 
 _LOG = logging.getLogger(__name__)
-_SECONDS_TO_WAIT = 0.5  # for trials that other processes run
 _ON_TEST = "options are chosen on the test examples themselves, so the best figure flatters: %s"
 #: What the best is measured on once more, by what it was chosen on.
 _MEASURED_ON: Mapping[On, On] = {"half": "other half", "unlabeled": "test"}
@@ -105,13 +104,15 @@ class Sweep:
     #: what is finished or failed, by name
     _done: dict[str, Trial] = field(default_factory=dict)
     _trials: list[Trial] = field(default_factory=list)
+    _first: Plan | None = None
+    _crew: Crew | None = None
     #: the finished trials of each point
     _groups: dict[str, Group] = field(default_factory=dict)
 
     def prepare(self, objectives: Sequence[str], on: On | None) -> None:
         """Settle what is searched for and on what; raises a `FusionError` for what cannot be."""
         first = points_of(self.axes, [axis.first for axis in self.axes])
-        planned = self._planned(first, self._first_seed)
+        self._first = planned = self._planned(first, self._first_seed)
         tasks = self.bench.tasks(planned, "test")
         self.objectives = objectives_of(objectives, tasks.names)
         self.bench.asked = [each.name for each in self.objectives]
@@ -123,6 +124,11 @@ class Sweep:
 
     def run(self) -> Found:
         """Run what nobody has run yet, and return all of it."""
+        assert self._first is not None, "prepare comes first"  # noqa: S101
+        with crew_for(self._first, self.bench, self.store, self._measured) as self._crew:
+            return self._tested(self._searched())
+
+    def _searched(self) -> Found:
         searching = self.search.run(self.axes, len(self.objectives))
         total = self.search.size(self.axes) * self.seeds
         with self.options.progress.track("sweep", total=total, unit="runs") as advance:
@@ -132,11 +138,11 @@ class Sweep:
                     points = searching.send(self._scores(points, advance))
             except StopIteration:
                 pass
-            except KeyboardInterrupt as stopped:
+            except (KeyboardInterrupt, WorkerError) as stopped:
                 said = f"{len(self._done)} of {total} runs are kept"
                 stopped.add_note(f"{said}; the same command goes on with the others.")
                 raise
-        return self._tested(Found(self.id, self.objectives, self.on, self._trials))
+        return Found(self.id, self.objectives, self.on, self._trials)
 
     def write(self, found: Found, count: int, output: str | Path | None) -> list[Path]:
         """Write the best points' first runs by ordinary ones: to `output`, or folders in it."""
@@ -188,7 +194,7 @@ class Sweep:
     def _about(self) -> dict[str, Any]:
         """Say what this sweep is: the same for the same command."""
         return {
-            "recipe": self.raw,
+            "recipe": {name: each for name, each in self.raw.items() if name != "executor"},
             "over": {axis.name: axis.said for axis in self.axes},
             "seeds": self.seeds,
             "search": asdict(self.search),
@@ -241,37 +247,32 @@ class Sweep:
 
     def _finish(self, trials: Sequence[Trial]) -> Iterator[Trial]:
         """Yield trials as they are measured, here or by another process; waits for those."""
+        crew = self._crew
+        assert crew is not None  # noqa: S101 - `run` made it
         left = list(trials)
         while left:
             waiting = []
             for trial in left:
-                done = self._settle(trial)
+                done = self._settle(trial, crew)
                 if done is None:
                     waiting.append(trial)
                 else:
                     yield replace(done, point=trial.point, seed=trial.seed)
-            if len(waiting) == len(left):
-                time.sleep(_SECONDS_TO_WAIT)
             left = waiting
+            self._done |= {each.id: each for each in crew.ended()} if left else {}
 
-    def _settle(self, trial: Trial) -> Trial | None:
-        """Return a trial that is measured, or has failed just now; None while another runs it."""
-        if trial.id not in self._done:
-            found = self.store.recall(trial.id) or self._claimed(trial)
+    def _settle(self, trial: Trial, crew: Crew) -> Trial | None:
+        """Return a trial that is measured, or has failed; another is begun where there is room."""
+        if trial.id not in self._done and crew.has_room and not crew.runs(trial):
+            found = self.store.recall(trial.id)
             if found is None:
-                return None
-            self._done[trial.id] = found
-        return self._done[trial.id]
+                crew.begin(trial)
+            else:
+                self._done[trial.id] = found
+        return self._done.get(trial.id)
 
-    def _claimed(self, trial: Trial) -> Trial | None:
-        with self.store.claim(trial) as is_ours:
-            if not is_ours:
-                return None
-            found = self.store.recall(trial.id)  # somebody may just have finished it
-            if found is None:
-                found = self.bench.run(self.bench.plan(self._recipe(trial)), trial)
-                self.store.keep(found)
-            return found
+    def _measured(self, trial: Trial) -> Trial:
+        return self.bench.run(self.bench.plan(self._recipe(trial)), trial)
 
     def _recipe(self, trial: Trial) -> dict[str, Any]:
         return recipe_at(self.raw, trial.point, trial.seed)

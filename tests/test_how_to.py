@@ -302,6 +302,17 @@ def test_the_commands_of_a_sweep_run_in_their_order(
     assert len(shown[3].splitlines()) == 3
 
 
+def test_the_commands_of_many_machines_run_on_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in commands("merge-on-many-machines.md"):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.exception
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+    assert "ties       0.3              69.0" in done.stdout  # as sweep.md shows of one process
+
+
 def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -66,7 +66,7 @@ class Plugin:
             distribution=normalised(headers["Name"]),
             version=headers["Version"],
             module=entry_point.value,
-            summary=headers["Summary"] if "Summary" in headers else "",
+            summary=(headers["Summary"] or "") if "Summary" in headers else "",
         )
 
 

@@ -109,7 +109,7 @@ def test_when_the_scheduler_dies_it_is_said(tmp_path: Path) -> None:
         future = executor.submit(mortal.wait_for, str(tmp_path))
         until((tmp_path / "begun").exists)
         os.kill(process.pid, signal.SIGKILL)
-        with pytest.raises(WorkerError, match="Dask scheduler at tcp://.* is gone"):
+        with pytest.raises(WorkerError, match=r"Dask scheduler at tcp://.* is gone"):
             future.result()
 
 
@@ -150,9 +150,9 @@ def test_a_scheduler_that_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.3)
-    with pytest.raises(WorkerError, match="no Dask scheduler answers at tcp://127.0.0.1:9: "):
+    with pytest.raises(WorkerError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9: "):
         make_dask(DaskConfig(address="tcp://127.0.0.1:9"))
-    with pytest.raises(WorkerError, match="scheduler.json does not say where"):
+    with pytest.raises(WorkerError, match=r"scheduler\.json does not say where"):
         make_dask(DaskConfig(scheduler_file=str(tmp_path / "scheduler.json")))
 
 

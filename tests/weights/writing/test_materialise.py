@@ -32,7 +32,7 @@ from fusion_core.weights import (
     materialise,
     staged,
 )
-from fusion_core.weights.merging.execution import is_in_process, run_all
+from fusion_core.weights.merging.execution import _Shipped, is_in_process, run_all
 from fusion_core.weights.state_dict import held_in_memory
 from fusion_core.weights.writing import _follower as follower
 from fusion_core.weights.writing.workplace import workplaces_in
@@ -271,8 +271,7 @@ def test_as_many_units_are_under_way_as_workers_can_take() -> None:
 
 
 def test_a_worker_with_another_version_does_nothing() -> None:
-    execution = importlib.import_module("fusion_core.weights.merging.execution")
-    shipped = execution._Shipped.of(abs, Elsewhere())
+    shipped = _Shipped.of(abs, Elsewhere())
     assert shipped(-1) == 1
     other = replace(shipped, versions={**shipped.versions, "torch": "1.0"}, sha256=b"")
     with pytest.raises(WorkerError, match=r"a worker on .* has torch [\d.]+, and this run 1\.0"):
@@ -282,8 +281,7 @@ def test_a_worker_with_another_version_does_nothing() -> None:
 def test_what_a_worker_lacks_is_said_with_its_name(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
     source = CheckpointSource(tmp_path / "model.safetensors")
-    execution = importlib.import_module("fusion_core.weights.merging.execution")
-    shipped = execution._Shipped.of(source.read, Elsewhere())
+    shipped = _Shipped.of(source.read, Elsewhere())
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(WorkerError, match=r"a worker on .*: .*model.safetensors does not exist"):
         shipped("a")

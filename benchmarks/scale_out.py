@@ -1,0 +1,120 @@
+"""A merge on one Dask worker and on two, in turns: `python benchmarks/scale_out.py --size 1`.
+
+TIES of a base and three experts in bf16, shaped as a Llama's, on a scheduler and two workers of a
+thread each that Dask's own programs start and a first merge warms up: start-up is not timed. Both
+workers offer the resource `both`, the first offers `one` as well, and a merge that asks for that
+has it alone. The output has about a dozen shards, and a worker writes one at a time. Each result is
+held, byte by byte, against one of a single process. Seconds of the processor are the workers':
+where other work is on the cores, wall times say less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from measuring import child, headings, row
+
+from fusion_core import RunOptions, run_fusion
+
+SHARDS = 16
+ALONE, TOGETHER = "one", "both"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", type=float, default=1, help="GB of inputs")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--scope", choices=("model", "tensor"), default="model")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fuse-bench-") as folder, ExitStack() as stack:
+        place = Path(folder)
+        child(
+            Path(__file__).with_name("methods_children.py"), "build", folder, str(options.size / 4)
+        )
+        Measured(place, options, stack).print_table(options.repeats)
+
+
+class Measured:
+    """A scheduler with two workers, and merges on one of them or both."""
+
+    def __init__(self, place: Path, options: argparse.Namespace, stack: ExitStack) -> None:
+        self.place = place
+        self.where = str(place / "scheduler.json")
+        size = int(options.size * 1e9 / 4 / SHARDS)
+        self.recipe: dict[str, Any] = {
+            "algorithm": {"name": "ties", "scope": options.scope},
+            "model_pool": {
+                "base": str(place / "base"),
+                "models": {name: str(place / name) for name in "xyz"},
+            },
+            "output": {"shard_size": size},
+        }
+        flags = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        self._start(stack, "scheduler", *flags, "--scheduler-file", self.where)
+        while not Path(self.where).exists():
+            time.sleep(0.1)
+        own = ("--scheduler-file", self.where, "--no-nanny", "--nthreads", "1", "--resources")
+        offers = (f"{TOGETHER}=1 {ALONE}=1", f"{TOGETHER}=1")
+        self.workers = [self._start(stack, "worker", *own, each) for each in offers]
+
+    def print_table(self, repeats: int) -> None:
+        """Merge on one and on two in turns, and say how much faster two are."""
+        self._merge("alone", "serial")
+        for resource in (ALONE, TOGETHER):
+            self.timed(resource)
+        print(headings(["one worker", "two workers", "one / two", "CPU: one, two"]))
+        ratios = []
+        for _ in range(repeats):
+            (one, one_cpu), (two, two_cpu) = self.timed(ALONE), self.timed(TOGETHER)
+            ratios.append(one / two)
+            cells = [f"{one:.2f} s", f"{two:.2f} s", f"{one / two:.2f}"]
+            print(row([*cells, f"{one_cpu:.1f} s, {two_cpu:.1f} s"]), flush=True)
+        print(f"\nmedian: {median(ratios):.2f}; all bytes are those of one process")
+
+    def timed(self, resource: str) -> tuple[float, float]:
+        """Merge on the workers that offer a resource; returns seconds, and their processor's."""
+        started, cpu = time.perf_counter(), self._cpu()
+        executor = {"name": "dask", "scheduler_file": self.where, "resources": {resource: 1}}
+        self._merge("merged", executor)
+        taken = time.perf_counter() - started, self._cpu() - cpu
+        self._compare()
+        return taken
+
+    def _merge(self, name: str, executor: Any) -> None:  # noqa: ANN401 - a name, or with options
+        options = RunOptions(executor=executor, overwrite=True, evaluate=False)
+        output = {**self.recipe["output"], "path": str(self.place / name)}
+        run_fusion(self.recipe, output=output, options=options)
+
+    def _compare(self) -> None:
+        names = [path.name for path in (self.place / "alone").glob("*.safetensors")]
+        same, _, _ = filecmp.cmpfiles(
+            self.place / "alone", self.place / "merged", names, shallow=False
+        )
+        if len(same) < len(names):
+            sys.exit(f"{len(same)} of {len(names)} shards are the same")
+
+    def _cpu(self) -> float:
+        return sum(sum(psutil.Process(each.pid).cpu_times()[:2]) for each in self.workers)
+
+    def _start(self, stack: ExitStack, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dask", *arguments]
+        log = stack.enter_context((self.place / f"{arguments[0]}.log").open("ab"))
+        process = subprocess.Popen(command, cwd=self.place, stdout=log, stderr=log)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        return process
+
+
+if __name__ == "__main__":
+    main()

@@ -130,9 +130,14 @@ def _pieces(
 def _whole_shards(
     source: WeightSource, infos: Sequence[TensorInfo], shards: Shards
 ) -> Iterator[Unit]:
-    """Yield what is left of each shard: so each has one writer."""
-    for _, together in groupby(infos, key=lambda info: shards.layout.places[info.name].file):
-        yield tuple(span for info in together for span in _spans(source, info))
+    """Yield what is left of each shard, so that each has one writer; the largest first.
+
+    Then the last ones, beside which workers have nothing to do, are small.
+    """
+    grouped = groupby(infos, key=lambda info: shards.layout.places[info.name].file)
+    parts = [list(together) for _, together in grouped]
+    for part in sorted(parts, key=lambda each: -sum(info.nbytes for info in each)):
+        yield tuple(span for info in part for span in _spans(source, info))
 
 
 def _spans(source: WeightSource, info: TensorInfo) -> Iterator[Span]:

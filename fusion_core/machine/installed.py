@@ -26,8 +26,7 @@ def declared_plugins() -> list[tuple[metadata.EntryPoint, metadata.Distribution]
     found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
     for distribution in metadata.distributions():
         for entry_point in _group_of(distribution):
-            headers = distribution.metadata
-            if "Name" in headers and (name := headers["Name"]):  # or it was not installed wholly
+            if name := header(distribution, "Name"):  # None where an installation was interrupted
                 key = (normalised(name), entry_point.name)
                 found.setdefault(key, (entry_point, distribution))
     return [found[key] for key in sorted(found)]
@@ -47,6 +46,18 @@ def import_optional(module: str, needed_by: str, install: str | None = None) -> 
             raise
         hint = f'Install it: pip install "{install or package}"'
         raise FusionError(f"{needed_by} needs {package}, which is not here", hint=hint) from error
+
+
+def header(distribution: metadata.Distribution, name: str) -> str | None:
+    """Return a line of a distribution's metadata; None where there is none.
+
+    The backport `importlib_metadata`, once anything has imported it, stands behind the standard
+    library's functions, and raises where that one gives None.
+    """
+    try:
+        return distribution.metadata[name]
+    except (KeyError, FileNotFoundError):
+        return None
 
 
 def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:

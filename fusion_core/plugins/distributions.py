@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
 from fusion_core.errors import PluginError
-from fusion_core.machine.installed import CORE, normalised
+from fusion_core.machine.installed import CORE, header, normalised
 from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Plugin:
             distribution=normalised(headers["Name"]),
             version=headers["Version"],
             module=entry_point.value,
-            summary=(headers["Summary"] or "") if "Summary" in headers else "",
+            summary=header(by, "Summary") or "",
         )
 
 

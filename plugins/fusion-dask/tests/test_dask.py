@@ -16,6 +16,7 @@ import pytest
 from mortal import SHARD
 from programs import program, scheduler_in, worker_of
 
+from fusion_core import ExecutorSpec, load_plugins
 from fusion_core.errors import RecipeError, WorkerError
 from fusion_core.weights import CheckpointSource, materialise, staged
 from fusion_dask import cluster
@@ -168,6 +169,18 @@ def test_a_scheduler_that_is_not_there_is_named(
 def test_options_that_contradict_each_other_are_refused(options: Any, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
         DaskConfig(**options)
+
+
+def test_half_an_installation_stops_nobody_once_dask_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half-1.0.dist-info"  # `importlib_metadata`, which Dask imports, raises here
+    half.mkdir()
+    (half / "entry_points.txt").write_text("[fusion_core.plugins]\nhalf = half\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugins.cache_clear()
+    assert load_plugins().find(ExecutorSpec, "dask").spec.name == "dask"
+    load_plugins.cache_clear()
 
 
 SCRIPT = """

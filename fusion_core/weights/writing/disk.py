@@ -22,7 +22,7 @@ from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing.ours import NotOursError, is_single, open_ours, take_flock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from typing import BinaryIO
 
@@ -85,9 +85,9 @@ class DataFile:
     def __setstate__(self, path: Path) -> None:
         self.__init__(path, flags=0)  # type: ignore[misc]
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+            close(self.descriptor)  # at the end of a worker that kept it, `os` is gone
 
 
 def allocate(descriptor: int, size: int, *, fits: bool) -> None:

@@ -22,7 +22,7 @@ from fusion_core.weights.reading.format import LARGEST_INDEX, Entry, parse_heade
 from fusion_core.weights.source import WeightSource, memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -198,9 +198,9 @@ class CheckpointSource(WeightSource):
             if self._identities.get(file, ())[_OF_ONE_MACHINE:] != identity[_OF_ONE_MACHINE:]:
                 raise _changed(self._file_path(file), _DIFFERS)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
-            os.close(descriptor)
+            close(descriptor)  # at the end of a program that kept it, `os` is gone
 
 
 def _names_in(directory: Path) -> list[str]:

@@ -5,6 +5,7 @@ Nothing is known here of runs. A *point* gives every axis that it has one value.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -208,3 +209,8 @@ def _names_in(axis: Axis) -> set[str]:
 def _owner(name: str) -> str | None:
     parts = name.split(".")
     return parts[1] if parts[0] == ALGORITHM and len(parts) > 2 else None  # noqa: PLR2004 - a.b.c
+
+
+def key_of(point: Point) -> str:
+    """Return a point as text, the same for the same values."""
+    return json.dumps(point, sort_keys=True, default=str)

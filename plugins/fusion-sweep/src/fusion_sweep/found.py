@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import import_optional
 from fusion_core.errors import FusionError
+from fusion_sweep.axes import key_of
 from fusion_sweep.plots import plot
 from fusion_sweep.shown import as_html
 
@@ -106,7 +106,11 @@ class Found:
     @property
     def front(self) -> list[Group]:
         """The points that no other beats in every objective."""
-        return [e for e in self.groups if not any(e.is_beaten_by(other) for other in self.groups)]
+        found: list[Group] = []
+        for group in self.groups:  # whoever beats it comes before it
+            if not any(group.is_beaten_by(other) for other in found):
+                found.append(group)
+        return found
 
     def best(self) -> Trial:
         """Return the first trial of the best point; raises `FusionError` if none is finished."""
@@ -151,8 +155,3 @@ class Found:
 def _figures(tasks: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, float]]:
     for task, metrics in tasks.items():
         yield from ((f"{task}.{name}", value) for name, value in metrics.items())
-
-
-def key_of(point: Point) -> str:
-    """Return a point as text, the same for the same values."""
-    return json.dumps(point, sort_keys=True, default=str)

@@ -7,8 +7,7 @@ is all that an interrupted sweep needs to go on.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from random import Random
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_core import import_optional
 from fusion_core.errors import RecipeError
-from fusion_sweep.axes import Axis, Listed, Point, points_of
+from fusion_sweep.axes import Axis, Listed, Point, key_of, points_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -70,16 +69,17 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
 def drawn(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
     """Return points drawn at random, each once: fewer than `count` where there are no more."""
     random = Random(seed)  # noqa: S311 - nothing secret
-    found: list[Point] = []
+    found: dict[str, Point] = {}
     for _ in range(20 * count):
-        found = _once([*found, points_of(axes, [axis.draw(random) for axis in axes])])
+        point = points_of(axes, [axis.draw(random) for axis in axes])
+        found.setdefault(key_of(point), point)
         if len(found) == count:
             break
-    return found
+    return list(found.values())
 
 
-def _once(points: Any) -> list[Point]:  # noqa: ANN401 - any points
-    return list({json.dumps(each, sort_keys=True, default=str): each for each in points}.values())
+def _once(points: Iterable[Point]) -> list[Point]:
+    return list({key_of(each): each for each in points}.values())
 
 
 def _all_at_once(points: list[Point]) -> Searching:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Progress, RunOptions, load_recipe, plan, run_fusion
 from fusion_core.errors import RecipeError, WorkerError
-from fusion_sweep.axes import ALGORITHM, Axis, Point, alternatives, axis_of, points_of, recipe_at
+from fusion_sweep.axes import (
+    ALGORITHM,
+    Axis,
+    Point,
+    alternatives,
+    axis_of,
+    key_of,
+    points_of,
+    recipe_at,
+)
 from fusion_sweep.bench import Bench, On
 from fusion_sweep.crew import Crew, crew_for
-from fusion_sweep.found import Found, Group, key_of
+from fusion_sweep.found import Found, Group
 from fusion_sweep.objectives import Objective, objectives_of
 from fusion_sweep.search import Search
 from fusion_sweep.store import Store, Swept
@@ -108,6 +118,7 @@ class Sweep:
     _crew: Crew | None = None
     #: the finished trials of each point
     _groups: dict[str, Group] = field(default_factory=dict)
+    _best: Group | None = None
 
     def prepare(self, objectives: Sequence[str], on: On | None) -> None:
         """Settle what is searched for and on what; raises a `FusionError` for what cannot be."""
@@ -219,12 +230,15 @@ class Sweep:
         if trial.report is not None:
             key = key_of(trial.point)
             others = self._groups[key].trials if key in self._groups else []
-            self._groups[key] = Group([*others, trial], self.objectives)
+            group = self._groups[key] = Group([*others, trial], self.objectives)
+            if self._best is None or group.scores > self._best.scores:
+                self._best = group
+            elif self._best.point == group.point:  # another seed was worse
+                self._best = max(self._groups.values(), key=lambda each: each.scores)
 
     def _best_so_far(self) -> str:
-        if not self._groups:
+        if (best := self._best) is None:
             return ""
-        best = max(self._groups.values(), key=lambda group: group.scores)
         first = self.objectives[0]
         return f"best {first.name} {best.metric(first).shown(best.mean(first))}"
 
@@ -249,27 +263,28 @@ class Sweep:
         """Yield trials as they are measured, here or by another process; waits for those."""
         crew = self._crew
         assert crew is not None  # noqa: S101 - `run` made it
-        left = list(trials)
-        while left:
-            waiting = []
-            for trial in left:
-                done = self._settle(trial, crew)
-                if done is None:
-                    waiting.append(trial)
-                else:
-                    yield replace(done, point=trial.point, seed=trial.seed)
-            left = waiting
-            self._done |= {each.id: each for each in crew.ended()} if left else {}
+        left, begun = deque(trials), list[Trial]()
+        while left or begun:
+            if left and crew.has_room:
+                begun.append(left.popleft())
+                self._settle(begun[-1], crew)
+            else:
+                self._done |= {each.id: each for each in crew.ended()}
+                for trial in begun:  # those that other processes had
+                    self._settle(trial, crew)
+            ended = [trial for trial in begun if trial.id in self._done]
+            begun = [trial for trial in begun if trial.id not in self._done]
+            for trial in ended:
+                yield replace(self._done[trial.id], point=trial.point, seed=trial.seed)
 
-    def _settle(self, trial: Trial, crew: Crew) -> Trial | None:
-        """Return a trial that is measured, or has failed; another is begun where there is room."""
+    def _settle(self, trial: Trial, crew: Crew) -> None:
+        """Learn what is known of a trial; one that is not is begun, where there is room."""
         if trial.id not in self._done and crew.has_room and not crew.runs(trial):
             found = self.store.recall(trial.id)
             if found is None:
                 crew.begin(trial)
             else:
                 self._done[trial.id] = found
-        return self._done.get(trial.id)
 
     def _measured(self, trial: Trial) -> Trial:
         return self.bench.run(self.bench.plan(self._recipe(trial)), trial)

@@ -1,0 +1,169 @@
+"""How the cost of a sweep's own work grows: `python benchmarks/sweep_store.py --trials 100000`.
+
+A grid of scale and seeds on `mini8` whose trials are planned, named, claimed, kept in the store and
+ranked as ever, but for merging and measuring: figures are made up from the point, by a bench whose
+only difference that is. Printed after each tenth: milliseconds a trial took here, and memory; then
+what it takes to go on with a sweep that is complete, and to read it as `fuse runs` does.
+`--plans N` plans as many of the recipes as that in earnest; a plan is of the core, not the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+from measuring import headings, row
+
+from fusion_core import Progress, Report, RunOptions
+from fusion_sweep.axes import axis_of
+from fusion_sweep.bench import Bench, On
+from fusion_sweep.search import Search
+from fusion_sweep.store import Store
+from fusion_sweep.sweeping import Sweep
+from fusion_sweep.trial import Trial, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from fusion_core import Plan
+    from fusion_sweep.found import Found
+
+FoundT = TypeVar("FoundT")
+
+TASKS = ("latin", "greek", "shapes", "textures")
+SEEDS = 10
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=100_000)
+    parser.add_argument("--plans", type=int, default=1000)
+    given = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "sweeps.sqlite"
+        print(headings(["trials", "ms a trial, of the last tenth", "memory"]))
+        seconds, found = timed(lambda: run(place, given.trials, Tenths(given.trials)))
+        assert len(found.finished) == given.trials
+        print(f"\n{given.trials} trials: {seconds:.0f} s; the store: {size(place) / 1e6:.0f} MB")
+        seconds, again = timed(lambda: run(place, given.trials, Progress()))
+        assert again.best().id == found.best().id
+        print(f"the same again, all of them known: {seconds:.0f} s")
+        with Store(place) as store:
+            for what in ("counts", "trials_of"):
+                seconds, _ = timed(partial(getattr(store, what), found.id))
+                print(f"{what}: {seconds:.2f} s")
+        seconds, _ = timed(lambda: len(found.rows()))
+        print(f"rows of all: {seconds:.1f} s; claims left: {left(place)}")
+    print(f"a plan in earnest: {planned(given.plans):.1f} ms")
+
+
+class Simulated(Bench):
+    """A bench that plans once, and makes figures up."""
+
+    planned: Plan | None = None
+    recipe: Mapping[str, Any]
+
+    def plan(self, recipe: Mapping[str, Any]) -> Plan:
+        """Return the plan of the first recipe, whatever this one is."""
+        self.recipe = recipe
+        self.planned = self.planned or super().plan(recipe)
+        return self.planned
+
+    def name(self, planned: Plan, on: On) -> Trial:
+        """Name a trial by its recipe."""
+        recipe = planned.recipe_in(Path("/")) | {"seed": self.recipe["seed"]}
+        recipe["algorithm"] = self.recipe["algorithm"]
+        return Trial(digest({"recipe": recipe, "on": on}), recipe, {"on": on})
+
+    def run(self, planned: Plan, trial: Trial) -> Trial:
+        """Make figures up."""
+        del planned
+        scale, seed = trial.recipe["algorithm"]["scale"], trial.recipe["seed"]
+        rows = {
+            task: {"accuracy": 0.5 + 0.3 * math.sin(3 * scale + number + seed / 9)}
+            for number, task in enumerate(TASKS)
+        }
+        return replace(trial, report=Report(rows), seconds=0.1, cpu=0.1, finished="2026-01-01")
+
+
+def run(place: Path, trials: int, progress: Progress) -> Found:
+    """Sweep over a grid of so many trials."""
+    count = trials // SEEDS
+    recipe = {
+        "algorithm": {"name": "task-arithmetic"},
+        "model_pool": "mini8",
+        "task_pool": {"tasks": list(TASKS)},
+    }
+    axes = [axis_of("algorithm.scale", [number / count for number in range(count)])]
+    options = RunOptions(progress=progress)
+    bench = Simulated(options=RunOptions())
+    with Store(place) as store:
+        swept = Sweep(recipe, axes, SEEDS, Search(), bench, store, options)
+        swept.prepare(("average",), "test")
+        return swept.run()
+
+
+@dataclass
+class Tenths(Progress):
+    """Prints a row after each tenth of the trials."""
+
+    total: int
+
+    @contextmanager
+    def track(self, label: str, *, total: int, unit: str = "") -> Iterator[Callable[..., None]]:
+        """Follow the sweep."""
+        del label, unit
+        started, done, tenth = time.perf_counter(), 0, max(1, total // 10)
+
+        def advance(count: int = 1, *, note: str = "") -> None:
+            nonlocal started, done
+            del note
+            done += count
+            if done % tenth == 0:
+                spent, started = time.perf_counter() - started, time.perf_counter()
+                memory = psutil.Process().memory_info().rss
+                print(row([str(done), f"{1e3 * spent / tenth:.2f}", f"{memory / 1e6:.0f} MB"]))
+
+        yield advance
+
+
+def planned(count: int) -> float:
+    """Return the milliseconds that a plan takes, on pools that are open."""
+    bench = Bench(options=RunOptions())
+    recipe = {"algorithm": {"name": "task-arithmetic"}, "model_pool": "mini8"}
+    bench.name(bench.plan(recipe), "half")  # opens them
+    scales = [number / count for number in range(count)]
+    recipes = [{**recipe, "algorithm": {"name": "task-arithmetic", "scale": s}} for s in scales]
+    seconds, _ = timed(lambda: [bench.name(bench.plan(each), "half") for each in recipes])
+    return 1e3 * seconds / count
+
+
+def timed(work: Callable[[], FoundT]) -> tuple[float, FoundT]:
+    """Return what some work took, and gave."""
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def size(place: Path) -> int:
+    """Return the bytes of the store."""
+    files = (each for each in place.parent.glob(f"{place.name}*") if each.is_file())
+    return sum(each.stat().st_size for each in files)
+
+
+def left(place: Path) -> int:
+    """Return how many files of claims are left."""
+    return len(list(Path(f"{place}.claims").iterdir()))
+
+
+if __name__ == "__main__":
+    main()

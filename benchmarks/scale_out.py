@@ -1,11 +1,10 @@
 """A merge on one Dask worker and on two, in turns: `python benchmarks/scale_out.py --size 1`.
 
-TIES of a base and three experts in bf16, shaped as a Llama's, on a scheduler and two workers of a
-thread each that Dask's own programs start and a first merge warms up: start-up is not timed. Both
-workers offer the resource `both`, the first offers `one` as well, and a merge that asks for that
-has it alone. The output has about a dozen shards, and a worker writes one at a time. Each result is
-held, byte by byte, against one of a single process. Seconds of the processor are the workers'
-and this process's, which hashes: where other work is on the cores, wall times say less.
+TIES of a base and three experts in bf16, shaped as a Llama's, on a scheduler with one worker and on
+another with two, of a thread each, which Dask's own programs start and a first merge warms up:
+start-up is not timed. The output has about a dozen shards, and a worker writes one at a time. Each
+result is held, byte by byte, against one of a single process. Seconds of the processor are the
+workers' and this process's, which hashes: where other work is on the cores, wall times say less.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from measuring import child, headings, row
 from fusion_core import RunOptions, run_fusion
 
 SHARDS = 16
-ALONE, TOGETHER = "one", "both"
+ALONE, TOGETHER = 1, 2
 
 
 def main() -> None:
@@ -46,11 +45,10 @@ def main() -> None:
 
 
 class Measured:
-    """A scheduler with two workers, and merges on one of them or both."""
+    """A scheduler with one worker, one with two, and merges on either."""
 
     def __init__(self, place: Path, options: argparse.Namespace, stack: ExitStack) -> None:
         self.place = place
-        self.where = str(place / "scheduler.json")
         size = int(options.size * 1e9 / 4 / SHARDS)
         self.recipe: dict[str, Any] = {
             "algorithm": {"name": "ties", "scope": options.scope},
@@ -60,19 +58,15 @@ class Measured:
             },
             "output": {"shard_size": size},
         }
-        flags = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-        self._start(stack, "scheduler", *flags, "--scheduler-file", self.where)
-        while not Path(self.where).exists():
-            time.sleep(0.1)
-        own = ("--scheduler-file", self.where, "--no-nanny", "--nthreads", "1", "--resources")
-        offers = (f"{TOGETHER}=1 {ALONE}=1", f"{TOGETHER}=1")
-        self.workers = [self._start(stack, "worker", *own, each) for each in offers]
+        self.workers = [
+            worker for count in (ALONE, TOGETHER) for worker in self._start_cluster(stack, count)
+        ]
 
     def print_table(self, repeats: int) -> None:
         """Merge on one and on two in turns, and say how much faster two are."""
         self._merge("alone", "serial")
-        for resource in (ALONE, TOGETHER):
-            self.timed(resource)
+        for workers in (ALONE, TOGETHER):
+            self.timed(workers)
         print(headings(["one worker", "two workers", "one / two", "CPU: one, two", "and here"]))
         ratios = []
         for _ in range(repeats):
@@ -84,14 +78,13 @@ class Measured:
             print(row(cells), flush=True)
         print(f"\nmedian: {median(ratios):.2f}; all bytes are those of one process")
 
-    def timed(self, resource: str) -> tuple[float, float, float]:
-        """Merge on the workers that offer a resource.
+    def timed(self, workers: int) -> tuple[float, float, float]:
+        """Merge on one worker, or on two.
 
         Returns seconds, and those of the processor: the workers' and this process's.
         """
         started, cpu, here = time.perf_counter(), self._cpu(), time.process_time()
-        executor = {"name": "dask", "scheduler_file": self.where, "resources": {resource: 1}}
-        self._merge("merged", executor)
+        self._merge("merged", {"name": "dask", "scheduler_file": str(self._file_of(workers))})
         seconds = time.perf_counter() - started
         taken = seconds, self._cpu() - cpu, time.process_time() - here
         self._compare()
@@ -112,6 +105,18 @@ class Measured:
 
     def _cpu(self) -> float:
         return sum(sum(psutil.Process(each.pid).cpu_times()[:2]) for each in self.workers)
+
+    def _file_of(self, workers: int) -> Path:
+        return self.place / f"scheduler-of-{workers}.json"
+
+    def _start_cluster(self, stack: ExitStack, count: int) -> list[subprocess.Popen[bytes]]:
+        where = self._file_of(count)
+        flags = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
+        self._start(stack, "scheduler", *flags, "--scheduler-file", str(where))
+        while not where.exists():
+            time.sleep(0.1)
+        own = ("--scheduler-file", str(where), "--no-nanny", "--nthreads", "1")
+        return [self._start(stack, "worker", *own) for _ in range(count)]
 
     def _start(self, stack: ExitStack, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dask", *arguments]

@@ -163,6 +163,7 @@ def _unpickled(shipped: _Shipped) -> Callable[[Any], Any]:
 
     Another version might give other numbers.
     """
+    _keep_freed_pieces()
     here = f"a worker on {platform.node()}"
     own = versions()
     for name, version in shipped.versions.items():

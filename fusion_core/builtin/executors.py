@@ -28,9 +28,9 @@ class ThreadsConfig(ComponentConfig):
 
 def make_threads(config: ThreadsConfig) -> Executor:
     """Make threads of this process."""
-    from concurrent.futures import ThreadPoolExecutor
+    from fusion_core.weights.merging.execution import Threads
 
-    return ThreadPoolExecutor(config.workers, thread_name_prefix="fusion")
+    return Threads(config.workers)
 
 
 def make_serial(_: ComponentConfig) -> Executor:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fusion_core.weights.merging.execution import is_in_process, run_all
+from fusion_core.weights.merging.execution import in_units, run_all
 from fusion_core.weights.merging.piece import Operands, Piece
 from fusion_core.weights.merging.shared import shared_pass
 from fusion_core.weights.source import BLOCK, Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.source import TensorInfo
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Fewer elements than this are not worth the calls that read them.
 _SHORTEST_RUN = 128
-#: A block takes a millisecond or a few, and so does a message.
-_BLOCKS_A_MESSAGE = 16
 _GOLDEN = 0.6180339887498949
 
 PartT = TypeVar("PartT")
@@ -59,15 +57,10 @@ class Scan:
         """Do what a call does, without looking for merges that share it: for what is large."""
         total = initial
         part = _Part(self.operands, kernel, self.cut)
-        for results in run_all(self.executor, part, self._units()):
+        for results in run_all(self.executor, part, in_units(self.blocks, self.executor)):
             for result in results:
                 total = fold(total, result)
         return total
-
-    def _units(self) -> Iterator[Sequence[Block]]:
-        """Yield blocks one by one or, where each costs a message to another process, some."""
-        size = 1 if is_in_process(self.executor) else _BLOCKS_A_MESSAGE
-        return (self.blocks[start : start + size] for start in range(0, len(self.blocks), size))
 
     @property
     def numel(self) -> int:

@@ -4,7 +4,7 @@ It knows sources and a staging directory, no algorithms. Pieces are cut as the s
 places that do not depend on the number of workers, and each piece is written where it belongs as
 soon as it is merged: memory holds a few pieces, whatever the model's size.
 
-Workers that share our memory are given one piece at a time. Other processes open all files
+Workers that share our memory are given a few pieces at a time. Other processes open all files
 themselves and are given whole tensors, so that each tensor's survey is made where it is used. Where
 they may be on other machines, they are given whole shards: a network file system mixes up what two
 machines write on one page.
@@ -21,6 +21,7 @@ from fusion_core.progress import Progress
 from fusion_core.weights.merging.execution import (
     AHEAD,
     SerialExecutor,
+    in_units,
     is_in_process,
     is_on_one_machine,
     run_all,
@@ -123,8 +124,7 @@ def _pieces(
 
     with surveyors(executor) as threads:
         for info in run_all(threads, prepare, infos, window=AHEAD):
-            for start, stop in source.cut.ranges(info):
-                yield ((info, start, stop),)
+            yield from map(tuple, in_units(list(_spans(source, info)), executor))
 
 
 def _whole_shards(

@@ -1,8 +1,8 @@
-"""A merge on one Dask worker and on two, in turns: `python benchmarks/scale_out.py --size 1`.
+"""A merge on one Dask worker and on two, in turns: `python benchmarks/scale_out.py --size 4`.
 
 TIES of a base and three experts in bf16, shaped as a Llama's, on a scheduler with one worker and on
 another with two, of a thread each, which Dask's own programs start and a first merge warms up:
-start-up is not timed. The output has about a dozen shards, and a worker writes one at a time. Each
+start-up is not timed. The output has some thirty shards, and a worker writes one at a time. Each
 result is held, byte by byte, against one of a single process. Seconds of the processor are the
 workers' and this process's, which hashes: where other work is on the cores, wall times say less.
 """
@@ -25,7 +25,7 @@ from measuring import child, headings, row
 
 from fusion_core import RunOptions, run_fusion
 
-SHARDS = 16
+SHARDS = 48
 ALONE, TOGETHER = 1, 2
 
 

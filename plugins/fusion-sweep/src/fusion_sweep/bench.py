@@ -47,13 +47,14 @@ class Bench:
     samples: int = 256
     #: where trials are written to be measured, and removed; None: they stay in memory
     scratch: Path | None = None
+    #: what trials keep for one another, in a quarter of the memory
+    shared: Shared = field(default_factory=lambda: Shared(_memory() // 4))
     _last: Plan | None = None
     _halves: WeakKeyDictionary[Tasks, tuple[Tasks, Tasks]] = field(
         default_factory=WeakKeyDictionary
     )
     _named: WeakKeyDictionary[Tasks, Mapping[str, Any]] = field(default_factory=WeakKeyDictionary)
     _unlabeled: tuple[Tasks, Unlabeled] | None = None
-    _shared: Shared = field(default_factory=lambda: Shared(_a_quarter_of_memory()))
     #: in the place of what tells models in memory apart: only this sweep knows them
     _session: str = field(default_factory=lambda: uuid4().hex)
 
@@ -131,7 +132,7 @@ class Bench:
         if self.scratch is None:
             own = replace(own, path=None)
         try:
-            with self._shared:
+            with self.shared:
                 result = execute(own)
             return result.report or self._without_labels(own, result)
         finally:
@@ -147,8 +148,15 @@ class Bench:
         return self._unlabeled[1].report(result.weights)
 
 
-def _a_quarter_of_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+def bench_of(pickled: bytes) -> Bench:
+    """Return a bench of `Bench.pickled`, for one of as many workers as this machine has cores."""
+    options, asked, samples, scratch = pickle.loads(pickled)  # noqa: S301 - our own
+    own = _memory() // 4 // (os.cpu_count() or 1)
+    return Bench(options, asked, samples, scratch, shared=Shared(own))
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _device(name: str) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import platform
 import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Self
 from fusion_core import describe_run, device_of
 from fusion_core.errors import FusionError, RecipeError, WorkerError
 from fusion_core.weights import SerialExecutor, is_in_process
-from fusion_sweep.bench import Bench
+from fusion_sweep.bench import bench_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
     from fusion_core import Plan
+    from fusion_sweep.bench import Bench
     from fusion_sweep.store import Store
     from fusion_sweep.trial import Trial
 
@@ -129,9 +129,7 @@ def measure(bench: bytes, trial: Trial) -> Trial:
         return own.run(planned, trial)
 
 
-@lru_cache(maxsize=1)
-def _bench(pickled: bytes) -> Bench:
-    return Bench(*pickle.loads(pickled))  # noqa: S301 - our own
+_bench = lru_cache(maxsize=1)(bench_of)
 
 
 def _result(future: Future[Trial]) -> Trial:

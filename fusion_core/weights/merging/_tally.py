@@ -7,8 +7,12 @@ stand for, and who passes over them, is `select.py`'s.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Bits of a digit: bins to tally a window in. A guessed window holds little, so that its tally may
 #: have many bins; of one that holds everything, every block makes a tally of them all.
@@ -112,6 +116,19 @@ class Part:
     inside: int
     bins: torch.Tensor
     counts: torch.Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Part]) -> Part:
+        """Return what several blocks add."""
+        bins, counts = [each.bins for each in parts], [each.counts for each in parts]
+        ones = [torch.ones(len(each), dtype=torch.int64) for each in bins]
+        known = [one if each is None else each for one, each in zip(ones, counts, strict=True)]
+        return cls(
+            sum(each.above for each in parts),
+            sum(each.inside for each in parts),
+            torch.cat(bins),
+            None if all(each is None for each in counts) else torch.cat(known),
+        )
 
 
 def kth_largest(numbers: torch.Tensor, k: int, top: int) -> int:

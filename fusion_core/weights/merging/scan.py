@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fusion_core.weights.merging.execution import in_units, run_all
+from fusion_core.weights.merging.execution import in_units, is_in_process, run_all
 from fusion_core.weights.merging.piece import Operands, Piece
 from fusion_core.weights.merging.shared import shared_pass
 from fusion_core.weights.source import BLOCK, Cut
@@ -56,7 +56,7 @@ class Scan:
     ) -> TotalT:
         """Do what a call does, without looking for merges that share it: for what is large."""
         total = initial
-        part = _Part(self.operands, kernel, self.cut)
+        part = _Part(self.operands, kernel, self.cut, is_sent=not is_in_process(self.executor))
         for results in run_all(self.executor, part, in_units(self.blocks, self.executor)):
             for result in results:
                 total = fold(total, result)
@@ -104,6 +104,10 @@ class _Part(Generic[PartT]):
     operands: Operands
     kernel: Callable[[Piece], PartT]
     cut: Cut
+    #: whether results go to another process, for which every tensor costs as much as adding it up
+    is_sent: bool
 
-    def __call__(self, blocks: Sequence[Block]) -> list[PartT]:
-        return [self.kernel(Piece(self.operands, *block, self.cut)) for block in blocks]
+    def __call__(self, blocks: Sequence[Block]) -> Sequence[PartT]:
+        parts = [self.kernel(Piece(self.operands, *block, self.cut)) for block in blocks]
+        join = getattr(self.kernel, "join", None) if self.is_sent else None
+        return parts if join is None else [join(parts)]

@@ -93,6 +93,10 @@ class _Count:
         pairs = zip(cycle(keys), self.searches, strict=False)
         return [_count(row, search) for row, search in pairs]
 
+    def join(self, parts: Sequence[list[Part]]) -> list[Part]:
+        """Add up what several blocks hold."""
+        return [Part.joined(each) for each in zip(*parts, strict=True)]
+
 
 def _count(keys: torch.Tensor, search: Search) -> Part:
     from_low = torch.ge(keys, search.low, out=torch.empty_like(keys))
@@ -142,6 +146,10 @@ class _Magnitudes:
         # On the CPU, where it is counted: what a GPU holds of a row is copied back once.
         magnitudes = self.rows(piece).to(self.dtype).cpu().abs().unsqueeze(-1).flatten(1)
         return magnitudes.view(_INTEGERS[self.dtype])
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Put blocks side by side."""
+        return torch.cat(list(parts), dim=1)
 
 
 def _appended(parts: list[torch.Tensor], part: torch.Tensor) -> list[torch.Tensor]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,6 +41,28 @@ def assert_exact(*experts: dict[str, torch.Tensor], k: int, cut: Cut = Cut.ELEME
     assert torch.equal(found.double(), reference(experts, k))
     wide = any(each.dtype is torch.float64 for each in experts[0].values())
     assert found.dtype is (torch.float64 if wide else torch.float32)
+
+
+class Elsewhere(SerialExecutor):
+    """Works here, but is sent pickled work as if it were another process."""
+
+    in_process = False
+
+
+@pytest.mark.parametrize("guess", [2, 2**16])
+@pytest.mark.parametrize("untallied", [0, 10])
+def test_what_other_processes_count_is_added_up_there(
+    guess: int, untallied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BLOCK", 7)
+    monkeypatch.setattr(scan, "_SHORTEST_RUN", 2)
+    monkeypatch.setattr(select, "_WORTH_A_GUESS", guess)
+    monkeypatch.setattr(select, "_UNTALLIED", untallied)
+    experts = tuple({"w": torch.randn(500).round(decimals=1)} for _ in range(2))
+    elsewhere = dataclasses.replace(scan_of(*experts), executor=Elsewhere())
+    for k in (1, 60, 250, 500):
+        found = kth_largest_magnitudes(elsewhere, k)
+        assert torch.equal(found.double(), reference(experts, k))
 
 
 @settings(max_examples=150, deadline=None)

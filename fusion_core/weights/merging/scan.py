@@ -44,7 +44,11 @@ class Scan:
         fold: Callable[[TotalT, PartT], TotalT],
         initial: TotalT,
     ) -> TotalT:
-        """Run `kernel` on every block and fold what it returns, in the blocks' order."""
+        """Run `kernel` on every block and fold what it returns, in the blocks' order.
+
+        A kernel may have `join(results)`, which makes one result of some: by it another process
+        sends less.
+        """
         said = (kernel, fold, initial, self.cut, self.blocks)
         return shared_pass(self.operands, said, lambda: self.fold(kernel, fold, initial))
 

@@ -51,7 +51,8 @@ class Metric:
 
     def __str__(self) -> str:
         unit = "%" if self.unit == FRACTION else self.unit
-        said = f"{self.name} in {unit}" if unit else self.name
+        is_said = unit in {"", self.name.replace("_", " ")}
+        said = self.name if is_said else f"{self.name} in {unit}"
         return said if self.higher_is_better else f"{said}, lower is better"
 
 

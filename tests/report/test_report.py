@@ -405,3 +405,19 @@ def test_how_options_were_chosen_is_kept_and_said() -> None:
     assert said in notes({"ties": report})
     assert f"{said} (ties)" in notes({"ties": report, "dare": Report(TASKS)})
     assert "chosen" not in Report(TASKS).as_json()
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (Metric("accuracy"), "accuracy in %"),
+        (Metric("perplexity", unit="", higher_is_better=False), "perplexity, lower is better"),
+        (
+            Metric("bits_per_byte", "bits per byte", higher_is_better=False),
+            "bits_per_byte, lower is better",
+        ),
+        (Metric("length", "m"), "length in m"),
+    ],
+)
+def test_a_metric_says_its_unit_unless_its_name_does(metric: Metric, said: str) -> None:
+    assert str(metric) == said

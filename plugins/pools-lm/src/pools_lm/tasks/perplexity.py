@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class PerplexityTask(LanguageTask[TextLines]):
     """Texts; a longer one is read in windows, each after the last token of the one before."""
 
-    metrics = (Metric("bits_per_byte", unit="", higher_is_better=False),)
+    metrics = (Metric("bits_per_byte", unit="bits per byte", higher_is_better=False),)
 
     def look(self, line: Line) -> None:
         """Raise a `FusionError` for a line without a text."""

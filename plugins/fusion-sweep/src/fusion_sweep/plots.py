@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fusion_sweep.found import Group
+    from fusion_sweep.results import Group
 
     #: the points that differ in numbers alone, by what else they have
     Kinds = Mapping[str, Sequence[Group]]

@@ -10,8 +10,8 @@ from fusion_core import html_table, print_table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_sweep.found import Found, Group
     from fusion_sweep.objectives import Objective
+    from fusion_sweep.results import Group, Results
 
 _BARS = "▁▂▃▄▅▆▇█"
 _FEWEST = 3  # values that make a curve
@@ -23,7 +23,7 @@ _CHOSEN = {
 }
 
 
-def print_found(found: Found, top: int) -> None:
+def print_found(found: Results, top: int) -> None:
     """Print the best points, the best on examples that chose nothing, and curves."""
     if found.groups:
         print_table(*_table(found, found.groups[:top]))
@@ -31,13 +31,13 @@ def print_found(found: Found, top: int) -> None:
         print(line)  # noqa: T201 - a result
 
 
-def as_html(found: Found, top: int) -> str:
+def as_html(found: Results, top: int) -> str:
     """Return what `print_found` prints, for a notebook."""
     table = html_table(*_table(found, found.groups[:top])) if found.groups else ""
     return f"{table}<p>{'<br>'.join(map(escape, _lines(found, top)))}</p>"
 
 
-def _lines(found: Found, top: int) -> Iterator[str]:
+def _lines(found: Results, top: int) -> Iterator[str]:
     """Yield what is said below the table."""
     if found.groups:
         yield from _notes(found, len(found.groups[:top]))
@@ -48,7 +48,7 @@ def _lines(found: Found, top: int) -> Iterator[str]:
         yield f"failed: {said({'algorithm': trial.algorithm, **trial.point})}: {trial.error}"
 
 
-def _table(found: Found, groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+def _table(found: Results, groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     axes = list(dict.fromkeys(name for group in found.groups for name in group.point))
     objectives = [heading(found.groups[0], each) for each in found.objectives]
     marks = [""] if len(found.objectives) > 1 else []
@@ -79,7 +79,7 @@ def _figure(group: Group, objective: Objective) -> str:
     return shown if deviation is None else f"{shown} ± {metric.shown(deviation)}"
 
 
-def _notes(found: Found, shown: int) -> Iterator[str]:
+def _notes(found: Results, shown: int) -> Iterator[str]:
     if shown < len(found.groups):
         yield f"the best {shown} of {len(found.groups)}; all: fuse runs ls {found.id[:8]}"
     if len(found.objectives) > 1:
@@ -94,7 +94,7 @@ def _notes(found: Found, shown: int) -> Iterator[str]:
             yield f"the best on {where}, which chose nothing: average {metric.shown(average)}"
 
 
-def curves(found: Found) -> Iterator[str]:
+def curves(found: Results) -> Iterator[str]:
     """Yield a line a numeric option: how the first objective moves, the others at their best."""
     for name, groups in _by_algorithm(found).items():
         for axis in dict.fromkeys(axis for group in groups for axis in group.point):
@@ -103,7 +103,7 @@ def curves(found: Found) -> Iterator[str]:
                 yield _curve(name, axis, best)
 
 
-def _by_algorithm(found: Found) -> Mapping[str, list[Group]]:
+def _by_algorithm(found: Results) -> Mapping[str, list[Group]]:
     groups: dict[str, list[Group]] = {}
     for group in found.groups:
         groups.setdefault(str(group.point.get("algorithm", "")), []).append(group)

@@ -23,8 +23,9 @@ from fusion_sweep.axes import (
 )
 from fusion_sweep.bench import Bench, On
 from fusion_sweep.crew import Crew, crew_for
-from fusion_sweep.found import Found, Group
+from fusion_sweep.found import Found
 from fusion_sweep.objectives import Objective, objectives_of
+from fusion_sweep.results import Group
 from fusion_sweep.search import Search
 from fusion_sweep.store import Store, Swept
 from fusion_sweep.trial import Trial, digest

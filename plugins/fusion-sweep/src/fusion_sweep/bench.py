@@ -129,8 +129,6 @@ class Bench:
     def _measured(self, planned: Plan, on: On) -> Report:
         options = replace(planned.options, evaluate=on != "unlabeled")
         own = replace(planned, tasks=self.tasks(planned, on), options=options)
-        if self.scratch is None:
-            own = replace(own, path=None)
         try:
             with self.shared:
                 result = execute(own)

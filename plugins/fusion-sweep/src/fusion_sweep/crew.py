@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +18,7 @@ from fusion_core.weights import SerialExecutor, is_in_process
 from fusion_sweep.bench import bench_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor
 
     from fusion_core import Plan
@@ -33,7 +35,7 @@ _ONE_AT_A_TIME = Lock()
 
 
 class Crew:
-    """Runs trials on an executor, a few more than it has slots; a context manager.
+    """Finishes trials on an executor, a few more at once than it has slots; a context manager.
 
     When it is left, what has not ended is cancelled and its claims are given up.
     """
@@ -43,6 +45,8 @@ class Crew:
         self._executor = executor
         self._run = run
         self._running: dict[Future[Trial], tuple[str, ExitStack]] = {}
+        #: what is finished or failed, by name
+        self._done: dict[str, Trial] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -53,17 +57,44 @@ class Crew:
             claim.close()
 
     @property
-    def has_room(self) -> bool:
-        """Whether another trial may begin."""
+    def count(self) -> int:
+        """How many trials are finished or have failed."""
+        return len(self._done)
+
+    def finish(self, trials: Iterable[Trial]) -> Iterator[Trial]:
+        """Yield trials as they are measured, here or by another process; waits for those."""
+        left = deque(trials)
+        begun: list[Trial] = []
+        while left or begun:
+            if left and self._has_room:
+                begun.append(left.popleft())
+                self._settle(begun[-1])
+            else:
+                self._await_some()
+                for trial in begun:  # those that other processes had
+                    self._settle(trial)
+            ended = [trial for trial in begun if trial.id in self._done]
+            begun = [trial for trial in begun if trial.id not in self._done]
+            for trial in ended:
+                yield replace(self._done[trial.id], point=trial.point, seed=trial.seed)
+
+    @property
+    def _has_room(self) -> bool:
         if isinstance(self._executor, SerialExecutor):
             return not self._running
         return len(self._running) < 2 * getattr(self._executor, "slots", _UNDER_WAY // 2)
 
-    def runs(self, trial: Trial) -> bool:
-        """Tell whether a trial is under way."""
-        return any(trial.id == name for name, _ in self._running.values())
+    def _settle(self, trial: Trial) -> None:
+        """Learn what is known of a trial; one that is not is begun, where there is room."""
+        is_under_way = any(trial.id == name for name, _ in self._running.values())
+        if trial.id in self._done or is_under_way or not self._has_room:
+            return
+        if (found := self._store.recall(trial.id)) is not None:
+            self._done[trial.id] = found
+        else:
+            self._begin(trial)
 
-    def begin(self, trial: Trial) -> None:
+    def _begin(self, trial: Trial) -> None:
         """Begin a trial, unless another process has."""
         with ExitStack() as claim:
             is_ours = claim.enter_context(self._store.claim(trial))
@@ -72,8 +103,8 @@ class Crew:
             future = self._executor.submit(self._run, trial)
             self._running[future] = trial.id, claim.pop_all()
 
-    def ended(self) -> Iterator[Trial]:
-        """Wait a little, and yield the trials that ended, kept in the store."""
+    def _await_some(self) -> None:
+        """Wait a little, and keep the trials that ended."""
         if not self._running:
             time.sleep(_SECONDS_TO_WAIT)
         done, _ = wait(self._running, timeout=_SECONDS_TO_WAIT, return_when=FIRST_COMPLETED)
@@ -82,7 +113,7 @@ class Crew:
             with claim:
                 trial = _result(future)
                 self._store.keep(trial)
-            yield trial
+            self._done[trial.id] = trial
 
 
 @contextmanager

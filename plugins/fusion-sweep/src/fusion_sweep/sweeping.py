@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from fusion_sweep.axes import (
     recipe_at,
 )
 from fusion_sweep.bench import Bench, On
-from fusion_sweep.crew import Crew, crew_for
+from fusion_sweep.crew import crew_for
 from fusion_sweep.found import Found
 from fusion_sweep.objectives import Objective, objectives_of
 from fusion_sweep.results import Group
@@ -31,9 +30,10 @@ from fusion_sweep.store import Store, Swept
 from fusion_sweep.trial import Trial, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fusion_core import Plan
+    from fusion_sweep.crew import Crew
     from fusion_sweep.search import Scores
 
 _LOG = logging.getLogger(__name__)
@@ -112,11 +112,8 @@ class Sweep:
     objectives: Sequence[Objective] = ()
     on: On = "test"
     id: str = ""
-    #: what is finished or failed, by name
-    _done: dict[str, Trial] = field(default_factory=dict)
     _trials: list[Trial] = field(default_factory=list)
     _first: Plan | None = None
-    _crew: Crew | None = None
     #: the finished trials of each point
     _groups: dict[str, Group] = field(default_factory=dict)
     _best: Group | None = None
@@ -137,21 +134,21 @@ class Sweep:
     def run(self) -> Found:
         """Run what nobody has run yet, and return all of it."""
         assert self._first is not None, "prepare comes first"  # noqa: S101
-        with crew_for(self._first, self.bench, self.store, self._measured) as self._crew:
-            return self._tested(self._searched())
+        with crew_for(self._first, self.bench, self.store, self._measured) as crew:
+            return self._tested(self._searched(crew), crew)
 
-    def _searched(self) -> Found:
+    def _searched(self, crew: Crew) -> Found:
         searching = self.search.run(self.axes, len(self.objectives))
         total = self.search.size(self.axes) * self.seeds
         with self.options.progress.track("sweep", total=total, unit="runs") as advance:
             try:
                 points = next(searching)
                 while True:
-                    points = searching.send(self._scores(points, advance))
+                    points = searching.send(self._scores(points, crew, advance))
             except StopIteration:
                 pass
             except (KeyboardInterrupt, WorkerError) as stopped:
-                said = f"{len(self._done)} of {total} runs are kept"
+                said = f"{crew.count} of {total} runs are kept"
                 stopped.add_note(f"{said}; the same command goes on with the others.")
                 raise
         return Found(self.id, self.objectives, self.on, self._trials)
@@ -215,12 +212,14 @@ class Sweep:
             "samples": self.bench.samples,
         }
 
-    def _scores(self, points: Sequence[Point], advance: Callable[..., None]) -> list[Scores]:
+    def _scores(
+        self, points: Sequence[Point], crew: Crew, advance: Callable[..., None]
+    ) -> list[Scores]:
         """Run points at every seed; returns the score of each."""
         seeds = range(self._first_seed, self._first_seed + self.seeds)
         named = [self._named(point, seed) for point in points for seed in seeds]
         self.store.add(self.id, named)
-        for trial in self._finish(named):
+        for trial in crew.finish(named):
             self._count(trial)
             advance(1, note=self._best_so_far())
         groups = [self._groups.get(key_of(point)) for point in points]
@@ -260,40 +259,13 @@ class Sweep:
                 f"at {said}: {error.message}", hint="\n".join(filter(None, hints)) or None
             ) from error
 
-    def _finish(self, trials: Sequence[Trial]) -> Iterator[Trial]:
-        """Yield trials as they are measured, here or by another process; waits for those."""
-        crew = self._crew
-        assert crew is not None  # noqa: S101 - `run` made it
-        left, begun = deque(trials), list[Trial]()
-        while left or begun:
-            if left and crew.has_room:
-                begun.append(left.popleft())
-                self._settle(begun[-1], crew)
-            else:
-                self._done |= {each.id: each for each in crew.ended()}
-                for trial in begun:  # those that other processes had
-                    self._settle(trial, crew)
-            ended = [trial for trial in begun if trial.id in self._done]
-            begun = [trial for trial in begun if trial.id not in self._done]
-            for trial in ended:
-                yield replace(self._done[trial.id], point=trial.point, seed=trial.seed)
-
-    def _settle(self, trial: Trial, crew: Crew) -> None:
-        """Learn what is known of a trial; one that is not is begun, where there is room."""
-        if trial.id not in self._done and crew.has_room and not crew.runs(trial):
-            found = self.store.recall(trial.id)
-            if found is None:
-                crew.begin(trial)
-            else:
-                self._done[trial.id] = found
-
     def _measured(self, trial: Trial) -> Trial:
         return self.bench.run(self.bench.plan(self._recipe(trial)), trial)
 
     def _recipe(self, trial: Trial) -> dict[str, Any]:
         return recipe_at(self.raw, trial.point, trial.seed)
 
-    def _tested(self, found: Found) -> Found:
+    def _tested(self, found: Found, crew: Crew) -> Found:
         """Measure the best on examples that chose nothing, where there are such."""
         on = _MEASURED_ON.get(self.on)
         if on is None or not found.groups:
@@ -302,7 +274,7 @@ class Sweep:
         named = self.bench.name(self.bench.plan(self._recipe(best)), on)
         named = replace(named, point=best.point, seed=best.seed)
         with self.options.progress.track("measure the best", total=1) as advance:
-            (tested,) = self._finish([named])
+            (tested,) = crew.finish([named])
             advance(1)
         self.store.set_tested(self.id, tested.id)
         return replace(found, tested=tested)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import merge
+from fusion_core.machine.memory import keeping_freed_memory
 from fusion_core.weights.merging import select
-from fusion_core.weights.merging.execution import keeping_freed_memory
 from fusion_core.weights.merging.piece import in_order, is_finite
 from fusion_core.weights.merging.trimming import agreeing, elected_sign, trimmed
 from fusion_core.weights.source import BLOCK

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +23,7 @@ POOLS: dict[str, Any] = json.loads((REFERENCE / "diagnosis.json").read_text())
 
 @pytest.fixture(scope="module")
 def diagnosis_page() -> Any:
-    path = ROOT / "benchmarks" / "diagnosis_page.py"
-    spec = importlib.util.spec_from_file_location("diagnosis_page", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "diagnosis_page.py")))
 
 
 def test_record_and_page_are_made_of_what_was_measured(diagnosis_page: Any) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +19,6 @@ from fusion_core.testing import Mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
     from conftest import Site
     from fusion_core import ModelPool, TaskPool
@@ -44,13 +43,8 @@ HOOKS = [
 
 
 @pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "reference" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def generate() -> Any:
+    return SimpleNamespace(**runpy.run_path(str(DOCS / "reference" / "generate.py")))
 
 
 def test_the_page_of_hooks_is_what_the_source_says(generate: Any) -> None:

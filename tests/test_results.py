@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,7 @@ RUNS: dict[str, Any] = json.loads((REFERENCE / "results.json").read_text())
 
 @pytest.fixture(scope="module")
 def results_page() -> Any:
-    path = ROOT / "benchmarks" / "results_page.py"
-    spec = importlib.util.spec_from_file_location("results_page", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "results_page.py")))
 
 
 def test_the_page_is_made_of_the_figures(results_page: Any) -> None:

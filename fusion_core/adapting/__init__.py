@@ -23,8 +23,9 @@ from fusion_core.adapting._ranks import Ranks, joined_ranks
 from fusion_core.adapting._sharing import Grain
 from fusion_core.adapting._state import StateStore
 from fusion_core.adapting._teachers import ask_teachers
+from fusion_core.machine.memory import keeping_freed_memory
 from fusion_core.machine.products import with_fast_products
-from fusion_core.weights.merging.execution import keeping_freed_memory, on_cores
+from fusion_core.weights.merging.execution import on_cores
 
 __all__ = [
     "Batches",

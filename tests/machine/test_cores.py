@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 
-from fusion_core.weights.merging.execution import on_cores
+from fusion_core.weights.merging.execution import Threads, on_cores
 
 
 def test_results_come_in_order_from_threads_that_use_one_core() -> None:
@@ -47,7 +47,8 @@ def test_what_is_freed_is_kept_for_work_that_asks_for_it_again() -> None:
 from contextlib import nullcontext
 from resource import RUSAGE_SELF, getrusage
 import torch
-from fusion_core.weights.merging.execution import keeping_freed_memory, on_cores
+from fusion_core.machine.memory import keeping_freed_memory
+from fusion_core.weights.merging.execution import on_cores
 
 def faults():
     before = getrusage(RUSAGE_SELF).ru_minflt
@@ -64,3 +65,14 @@ print(kept, faults())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     kept, given_back = map(int, done.stdout.split())
     assert kept * 4 < given_back
+
+
+def test_pythons_lock_is_left_as_it_was_whichever_threads_end_first() -> None:
+    before = sys.getswitchinterval()
+    first, second = Threads(1), Threads(1)
+    assert sys.getswitchinterval() < before
+    first.shutdown()
+    first.shutdown()
+    assert sys.getswitchinterval() < before
+    second.shutdown()
+    assert sys.getswitchinterval() == before

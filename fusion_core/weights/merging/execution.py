@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import pickle
 import platform
@@ -19,12 +18,14 @@ from concurrent.futures import (
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 
 from fusion_core.errors import CheckpointError, DiskError, RecipeError, WorkerError
 from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.memory import keep_freed_pieces
 from fusion_core.machine.versions import versions
 from fusion_core.weights.source import assemble
 
@@ -43,10 +44,6 @@ AHEAD = 2
 _SECONDS_TO_ASK = 1e-4
 #: Pieces that are given to a thread, or to another process, at once: each unit wakes whoever waits.
 _PIECES_A_UNIT, _PIECES_A_MESSAGE = 2, 16
-
-#: mallopt(3)'s parameters, and the bytes of freed memory that are kept for the next pieces.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT = 64 * 2**20
 
 PartT = TypeVar("PartT")
 
@@ -78,15 +75,27 @@ class Threads(ThreadPoolExecutor):
     is what one took.
     """
 
+    _open: ClassVar[int] = 0
+    _before: ClassVar[float]
+    _lock: ClassVar[Lock] = Lock()
+
     def __init__(self, workers: int, name: str = "fusion") -> None:
         super().__init__(workers, thread_name_prefix=name)
-        self._interval = sys.getswitchinterval()
-        sys.setswitchinterval(_SECONDS_TO_ASK)
+        self._is_open = True
+        with Threads._lock:
+            if not Threads._open:
+                Threads._before = sys.getswitchinterval()
+                sys.setswitchinterval(_SECONDS_TO_ASK)
+            Threads._open += 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in concurrent.futures
-        """Wait for what is under way, and leave Python's lock as it was."""
+        """Wait for what is under way; the last one leaves Python's lock as the first found it."""
         super().shutdown(wait, cancel_futures=cancel_futures)
-        sys.setswitchinterval(self._interval)
+        with Threads._lock:
+            Threads._open -= self._is_open
+            if self._is_open and not Threads._open:
+                sys.setswitchinterval(Threads._before)
+            self._is_open = False
 
 
 def run_all(
@@ -102,7 +111,7 @@ def run_all(
     units and results are pickled unless the executor `is_in_process`. Of an executor that says how
     many `slots` it has, twice as many units are submitted ahead, if that is more than `window`.
     """
-    _keep_freed_pieces()
+    keep_freed_pieces()
     function = function if is_in_process(executor) else _Shipped.of(function, executor)
     if isinstance(executor, SerialExecutor):
         window = 1  # what is submitted is done: nothing is gained by waiting
@@ -194,7 +203,7 @@ def _unpickled(shipped: _Shipped) -> Callable[[Any], Any]:
 
     Another version might give other numbers.
     """
-    _keep_freed_pieces()
+    keep_freed_pieces()
     here = f"a worker on {platform.node()}"
     own = versions()
     for name, version in shipped.versions.items():
@@ -223,33 +232,6 @@ def surveyors(executor: Executor) -> Executor:
     if isinstance(executor, SerialExecutor):
         return executor
     return ThreadPoolExecutor(AHEAD, thread_name_prefix="fusion-survey")
-
-
-@contextmanager
-def keeping_freed_memory() -> Iterator[None]:
-    """Keep what is freed for what asks next: for work that needs the same memory again and again.
-
-    By default glibc gives a pass's activations back to the system and faults them in again.
-    """
-    _keep_freed_pieces()
-    _mallopt(_TRIM_THRESHOLD, -1)
-    try:
-        yield
-    finally:
-        _mallopt(_TRIM_THRESHOLD, _KEPT)
-
-
-@lru_cache(maxsize=1)
-def _keep_freed_pieces() -> None:
-    """Keep as much of what is freed as pieces take; faulting it in takes as long as merging."""
-    _mallopt(_MMAP_THRESHOLD, _KEPT // 2)
-    _mallopt(_TRIM_THRESHOLD, _KEPT)
-
-
-def _mallopt(parameter: int, value: int) -> None:
-    """Set what mallopt(3) documents; where the allocator is not glibc's, this does nothing."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def state_dict_of(

@@ -24,6 +24,7 @@ from fusion_core.weights.writing.disk import free_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from fusion_core.planning.fallbacks import Fallback
     from fusion_core.planning.planned import Plan
 
 SCHEMA = 1
@@ -71,6 +72,8 @@ class Check:
     memory: Memory
     licence_conflicts: tuple[str, ...]
     licence_limits: tuple[str, ...]
+    #: tensors that a stage treats otherwise than its name says
+    fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -104,6 +107,7 @@ def check(plan: Plan) -> Check:
         estimate(plan),
         tuple(conflicts(licences)),
         tuple(limits(licences)),
+        plan.fallbacks,
         tuple(plan.warnings),
     )
 

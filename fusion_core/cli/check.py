@@ -150,7 +150,8 @@ def _rows(checked: Check) -> list[list[str]]:
         rows.append(["licences", f"not known: {', '.join(unknown)}"])
     rows += [["conflict", each] for each in checked.licence_conflicts]
     rows += [["licence", each] for each in checked.licence_limits]
-    return rows + [["warning", each] for each in checked.warnings]
+    rows += [["fallback", str(each)] for each in checked.fallbacks if not each.is_notable]
+    return rows + [["warning", warning] for warning in checked.warnings]
 
 
 def _memory(memory: Memory) -> str:

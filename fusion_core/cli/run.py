@@ -164,6 +164,9 @@ def _carry_out(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> No
         print_warnings(plan.warnings)
     if not quiet:
         print(f"tensors: {counted(plan.counts)}", file=sys.stderr)
+        for fallback in plan.fallbacks:
+            if not fallback.is_notable:
+                print(printable(str(fallback)), file=sys.stderr)
     from fusion_core import hub
     from fusion_core.running.run import execute
 

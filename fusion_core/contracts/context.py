@@ -66,6 +66,8 @@ class RunContext:
     progress: Progress = field(default_factory=Progress)
     #: refuse NaN and infinity in weights
     finite: bool = True
+    #: refuse merged values that lie far beyond the task vectors
+    bounded: bool = True
     #: receives what `log` is given
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: files to be committed with the model
@@ -79,6 +81,8 @@ class RunContext:
     output: Path | None = None
     #: what the task vectors went through before: the sections of the transforms
     transforms: tuple[Mapping[str, Any], ...] = ()
+    #: the stage's name, for errors
+    stage: str = ""
     #: the stage's place in the pipeline: each draws random numbers of its own
     place: int = 0
     #: whether the algorithm asked for the tasks
@@ -142,7 +146,9 @@ class RunContext:
             pool.experts,
             tuple(weights),
             key,
+            self.stage,
             finite=self.finite,
+            bounded=self.bounded,
             device=self.device,
             extras=extras,
         )

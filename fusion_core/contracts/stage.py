@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.weights import TensorInfo
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -37,6 +38,15 @@ class Stage(ABC, Generic[ConfigT]):
         if config is None:
             config = cast("ConfigT", validated(self.config_class, options, prefix="algorithm"))
         self.config = config
+
+    def fallback(self, info: TensorInfo) -> str | None:
+        """Say what happens to a tensor that this method does not apply to, e.g. "averaged".
+
+        None, the default, says that the method applies. A plan, a run and the provenance name the
+        tensors that a method treats otherwise, by count and by their share of the parameters.
+        """
+        del info
+        return None
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
         """Return the tasks as this method sees them, and as its result is measured on them."""

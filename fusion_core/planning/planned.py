@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.errors import RecipeError
 from fusion_core.planning.downloads import downloads_of
 from fusion_core.planning.dtypes import dtype_of, infos_of_merge
+from fusion_core.planning.fallbacks import Fallback, fallbacks_of
 from fusion_core.planning.needs import check_data
 from fusion_core.planning.numbers import free_paths
 from fusion_core.planning.outlines import has_own_outline, outline_of
@@ -118,7 +119,13 @@ class Plan:
         inner = (
             f"{name}/{warning}" for name, plan in self.nested.items() for warning in plan.warnings
         )
-        return [*self.aligned.warnings, *inner]
+        notable = (str(fallback) for fallback in self.fallbacks if fallback.is_notable)
+        return [*self.aligned.warnings, *notable, *inner]
+
+    @cached_property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """The tensors that a stage treats otherwise than its name says."""
+        return tuple(fallbacks_of(self.stages, self.aligned.reference.infos))
 
     @property
     def skipped(self) -> frozenset[str]:

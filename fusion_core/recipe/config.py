@@ -119,6 +119,9 @@ class AlignmentPolicy(Options):
     """Embeddings of different vocabulary sizes: refuse, or bring all to the largest."""
     nan: Literal["error", "allow"] = "error"
     """NaN or infinity in the weights: refuse, or let it through."""
+    outliers: Literal["error", "allow"] = "error"
+    """A merged tensor with an entry more than 1000 times as far from the base as the largest entry
+    of its task vectors: refuse, or let it through."""
 
 
 Component_ = Annotated[Choice, BeforeValidator(from_name)]

@@ -89,6 +89,7 @@ def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) 
         executor=executor,
         progress=plan.options.progress,
         finite=plan.resolved.recipe.alignment.nan == "error",
+        bounded=plan.resolved.recipe.alignment.outliers == "error",
         on_metrics=on_metrics,
         state=state,
         output=plan.path,

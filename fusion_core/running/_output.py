@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +27,7 @@ from fusion_core.weights import (
     WeightSource,
     held_in_memory,
     materialise,
+    nearness,
 )
 from fusion_core.weights.reading.containment import reading
 from fusion_core.weights.writing._serialised import serialised
@@ -162,8 +163,11 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
     weights: WeightSource,
     context: RunContext,
     started: float,
-) -> None:
-    """Write the model directory: all of it, or nothing; `pool` is the aligned one."""
+) -> list[str]:
+    """Write the model directory: all of it, or nothing; `pool` is the aligned one.
+
+    Returns warnings of what came out.
+    """
     output = plan.resolved.recipe.output
     materialise(
         weights,
@@ -172,6 +176,7 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
         executor=context.executor,
         progress=plan.options.progress,
     )
+    warnings = near_models(plan, pool, CheckpointSource(staging.directory))
     for name, content in {**assets, **context.side_files}.items():
         if isinstance(content, WeightSource):
             staging.add(name, serialised(content, context.executor))
@@ -181,27 +186,37 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
     seconds = round(time.perf_counter() - started, 3)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     timings = {"finished": finished, "seconds": seconds, "peak_memory": peak_memory()}
-    staging.add(PROVENANCE, _provenance(plan, pool, weights, staging, timings))
+    parts = {
+        **_described(plan, pool, weights),
+        "warnings": [*plan.warnings, *warnings],
+        "outputs": provenance.outputs(staging),
+    }
+    content = json.dumps(provenance.statement(parts, timings), indent=2)
+    staging.add(PROVENANCE, content.encode() + b"\n")
     pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)
+    return warnings
 
 
-def _provenance(
-    plan: Plan,
-    pool: ModelPool[Any],
-    weights: WeightSource,
-    staging: Staging,
-    timings: Mapping[str, Any],
-) -> bytes:
-    parts = {
+def near_models(plan: Plan, pool: ModelPool[Any], merged: WeightSource) -> list[str]:
+    """Return a warning for each model of an aligned pool that a merge can hardly be told from.
+
+    Merges of nested recipes are not compared: they would be computed again.
+    """
+    if "base" in plan.nested:
+        return []
+    experts = {name: expert for name, expert in pool.experts.items() if name not in plan.nested}
+    return nearness(merged, pool.base, experts)
+
+
+def _described(plan: Plan, pool: ModelPool[Any], weights: WeightSource) -> dict[str, Any]:
+    return {
         **_environment(plan),
         **cast("dict[str, Any]", without_folders(_inputs(plan))),
         "stages": [each.as_provenance() for each in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
-        "warnings": plan.warnings,
-        "outputs": provenance.outputs(staging),
+        "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
     }
-    return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"
 
 
 def _environment(plan: Plan) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from fusion_core.weights import (
     WeightSource,
     as_weights,
 )
-from fusion_core.weights.merging.transformed import Unchanged
+from fusion_core.weights.merging.piece import MERGED, is_merged
+from fusion_core.weights.merging.transformed import Computed, Unchanged
 from fusion_core.weights.reading.task_files import TASK_FILES
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _context_of(
         own.tasks = None
     own.side_files = {}
     own.transforms = tuple(e.as_recipe(None) for e in stages[:number] if e.kind == "transform")
-    own.place = number
+    own.place, own.stage = number, stage.name
     if stage.kind != "merge" and stage.adapts:
         own.state = None if context.state is None else context.state / f"stage-{number}"
         if own.state is not None:
@@ -175,7 +176,12 @@ def _run_part(
     context.side_files |= own.side_files
     context.saw_tasks |= own.saw_tasks
     outline = algorithm.outline(pool) if stage.kind == "merge" else Outline(pool.reference.infos)
-    return _as_source(made, outline, pool)
+    weights = _as_source(made, outline, pool)
+    if not isinstance(weights, StateDictSource) or not outline.is_like(pool.reference.infos):
+        return weights
+    judged = context.merged(pool, Computed(), extras={MERGED: weights})
+    floating = {name: name for name, info in weights.infos.items() if is_merged(info)}
+    return AlignedSource(RenamedSource(judged, floating), weights)
 
 
 def _as_source(

@@ -23,7 +23,13 @@ from fusion_core.planning.plan import plan
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.text import load_recipe
 from fusion_core.running._context import notify, prepare, round_for
-from fusion_core.running._output import assets_of, claim_output, open_staging, write
+from fusion_core.running._output import (
+    assets_of,
+    claim_output,
+    near_models,
+    open_staging,
+    write,
+)
 from fusion_core.running._stages import run_stages
 from fusion_core.running.evaluation import evaluate, write_report
 from fusion_core.running.for_task import own_among, own_beside
@@ -139,9 +145,12 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
             tensors = state_dict_of(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()
+            warnings = near_models(plan, pool, written)
         else:
-            write(plan, staging, pool, assets, weights, context, started)
+            warnings = write(plan, staging, pool, assets, weights, context, started)
             committed.append(staging.workplace.output)
+    for warning in warnings:
+        _LOG.warning("%s", warning)
     if plan.path is not None:
         written = CheckpointSource(plan.path)
     result = RunResult(pool, written, plan.path, None, context.side_files)

@@ -6,6 +6,7 @@ from fusion_core.weights.merging.execution import SerialExecutor, is_in_process
 from fusion_core.weights.merging.linear import Linear, as_weights
 from fusion_core.weights.merging.masked import task_weights
 from fusion_core.weights.merging.merged import CastSource, MergedSource
+from fusion_core.weights.merging.nearness import nearness
 from fusion_core.weights.merging.piece import Operands, Piece, in_order, per_expert
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.select import kth_largest_magnitudes
@@ -88,6 +89,7 @@ __all__ = [
     "licence_of",
     "locate",
     "materialise",
+    "nearness",
     "per_expert",
     "polar",
     "read_config",

@@ -136,7 +136,8 @@ def test_cut_and_scope_may_be_attributes_or_depend_on_options(models: Models) ->
 
     assert Rows().run(pool_of(models), RunContext()).cut is Cut.ROW
     assert DropAndAverage().run(pool_of(models), RunContext()).cut is Cut.ELEMENT
-    assert Choosing().run(pool_of(models), RunContext()).tensor("scale") == 35 + 7 + 33 + 1
+    unjudged = RunContext(bounded=False)
+    assert Choosing().run(pool_of(models), unjudged).tensor("scale") == 35 + 7 + 33 + 1
     assert Choosing(DropConfig(floor=0)).run(pool_of(models), RunContext()).tensor("scale") == 0
 
 

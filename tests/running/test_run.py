@@ -323,6 +323,7 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
             "tokenizer": "error",
             "vocab": "error",
             "nan": "error",
+            "outliers": "error",
         },
     }
     assert isinstance(result.weights, CheckpointSource)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fusion_core.errors import BrokenPluginError
 from fusion_core.weights.merging.execution import SerialExecutor, on_one_core
+from fusion_core.weights.merging.outliers import OutlierGuard
 from fusion_core.weights.merging.piece import (
     Operands,
     OutOfRangeError,
@@ -28,7 +29,7 @@ from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
 
     from fusion_core.weights.source import TensorInfo
@@ -62,6 +63,11 @@ class PieceKernel(ABC):  # noqa: B024 - its two kinds have the abstract methods
         """What `survey` looks at; overridden as `cut` is."""
         return Scope.NONE
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether results cannot lie far beyond the operands, so that the engine need not look."""
+        return False
+
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own state
         """Gather statistics over a tensor or the model; every `Piece.state` then holds them."""
         raise NotImplementedError
@@ -93,6 +99,11 @@ class CoordinatesKernel(RowsKernel):
     What is merged in between has its origin in the base: the merge of the coordinates alone.
     """
 
+    @property
+    def is_bounded(self) -> bool:
+        """Coordinates have a scale of their own; the engine looks at what `restore` makes."""
+        return True
+
     @abstractmethod
     def restore(self, piece: Piece) -> Tensor:
         """Return the task vector whose coordinates are `piece.merged`, of the shape of `base`.
@@ -122,6 +133,8 @@ class Applied(Generic[KernelT]):
         for source in self.operands.sources:
             self._operand_cut = self._operand_cut.coarser(source.cut)
         self.cut = self._operand_cut.coarser(self.kernel.cut)
+        judges = self.operands.bounded and not self.kernel.is_bounded
+        self._guard = OutlierGuard() if judges else None
 
     def piece(self, name: str, start: int, stop: int, *, wide: bool = False) -> Piece:
         """Return what the kernel sees of a range of a tensor, which must be one of `cut`.
@@ -141,14 +154,27 @@ class Applied(Generic[KernelT]):
         `BrokenPluginError` for what is not one tensor of the piece's shape.
         """
         with on_one_core():  # whoever reads it: a decomposition rounds otherwise on several
+            piece = self.piece(*span)
             try:
-                computed = self._called(method, self.piece(*span), rows)
+                computed = self._called(method, piece, rows)
                 is_good = not self.operands.finite or is_finite(computed)
             except OutOfRangeError:
                 is_good = False
             if not is_good:
-                computed = self._called(method, self.piece(*span, wide=True), rows)
+                piece = self.piece(*span, wide=True)
+                computed = self._called(method, piece, rows)
+            if self._guard is not None:
+                moved = computed - piece.origin if rows is None else computed
+                self._guard.check(moved, piece, self._pieces(piece.info), self.method)
         return computed
+
+    @property
+    def method(self) -> str:
+        """What to call the kernel: the name of its stage or, by hand, of its class."""
+        return self.operands.method or type(self.kernel).__name__
+
+    def _pieces(self, info: TensorInfo) -> Iterator[Piece]:
+        return (self.piece(info.name, *span) for span in self.cut.ranges(info))
 
     def _called(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
         computed: Any = method(piece)

@@ -10,6 +10,7 @@ import torch
 
 from fusion_core.weights.merging.applied import Kernel
 from fusion_core.weights.merging.merged import MergedSource
+from fusion_core.weights.merging.outliers import LIMIT
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
 from fusion_core.weights.merging.singular import by_component
 from fusion_core.weights.source import Cut
@@ -48,6 +49,13 @@ class Linear(Kernel):
             return Cut.TENSOR
         return Cut.ROW if several else Cut.ELEMENT
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether no entry can be further away than the coefficients of all experts add up to."""
+        values = self.coefficients
+        every = (values,) if isinstance(values, tuple) else values.values()
+        return all(_total(factors) <= LIMIT for factors in every)
+
     def rows(self, piece: Piece) -> torch.Tensor:
         """Return what is combined, of shape (experts, ...)."""
         return piece.task_vectors if self.relative else piece.experts
@@ -72,6 +80,13 @@ class Linear(Kernel):
             first = piece.start // math.prod(piece.info.shape[1:])
             factors = factors[:, first : first + len(rows[0])]
         return factors.to(rows)
+
+
+def _total(factors: tuple[float, ...] | torch.Tensor) -> float:
+    """Return the sum over experts of the largest coefficient's magnitude."""
+    if isinstance(factors, tuple):
+        return sum(map(abs, factors))
+    return factors.abs().flatten(1).amax(dim=1).sum().item()
 
 
 def _are_listed(factors: tuple[float, ...] | torch.Tensor) -> bool:

@@ -50,8 +50,8 @@ class MergedSource(Applied[Kernel], WeightSource):
         self.make_surveys(executor, name)
 
     def describe(self) -> str:
-        """Name the kernel."""
-        return f"merge by {type(self.kernel).__name__}"
+        """Name the method."""
+        return f"merge by {self.method}"
 
 
 class CastSource(WeightSource):

@@ -40,8 +40,12 @@ class Operands:
     weights: tuple[float, ...] = ()
     #: what random numbers derive from, besides expert, tensor and element
     key: str = ""
+    #: the name of the method, for errors; none: that of the kernel's class
+    method: str = ""
     #: refuse NaN and infinity, in and out
     finite: bool = True
+    #: refuse merged values that lie far beyond the task vectors
+    bounded: bool = True
     #: where matrices are merged; what is cut between elements stays on the CPU
     device: torch.device = _CPU
     #: compute in fp64 whatever the operands are
@@ -135,6 +139,18 @@ class Piece:
     def task_vectors(self) -> torch.Tensor:
         """Read the experts' differences from the base, stacked in pool order."""
         return self._rows(relative=True)
+
+    @property
+    def origin(self) -> torch.Tensor:
+        """The base's values or, where the pool has no base, the first expert's."""
+        return self.experts[0] if self._operands.base is None else self.base
+
+    @property
+    def differences(self) -> torch.Tensor:
+        """The experts' differences from `origin`: the task vectors, where the pool has a base."""
+        if self._operands.base is None:
+            return self.experts - self.origin
+        return self.task_vectors
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ _NONE = torch.empty(0)
 class Unchanged(RowsKernel):
     """The transform that changes nothing."""
 
+    is_bounded = True
+
     def rows(self, piece: Piece) -> torch.Tensor:
         """Return the task vectors."""
         return piece.task_vectors
@@ -44,9 +46,19 @@ class Unchanged(RowsKernel):
 class Origin(Kernel):
     """What coordinates are counted from: zeros in the base's place."""
 
+    is_bounded = True
+
     def merge(self, piece: Piece) -> torch.Tensor:
         """Return zeros; no model is read."""
         return torch.zeros(piece.shape)
+
+
+class Computed(Kernel):
+    """Weights that a method computed itself, as the engine's own checks see them."""
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        """Return the weights as they are."""
+        return piece.merged
 
 
 @dataclass(frozen=True)

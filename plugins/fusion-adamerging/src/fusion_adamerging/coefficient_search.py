@@ -15,6 +15,7 @@ from fusion_adamerging.picture import picture
 from fusion_adamerging.search import Search
 from fusion_adamerging.watch import SearchStoppedError
 from fusion_core.adapting import LiveMerge, joined_ranks
+from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adamerging.learned import LearnedMerge
-    from fusion_core import AdaptiveTask, ModelPool, RunContext
+    from fusion_core import AdaptiveTask, ModelPool, RunContext, TensorInfo
     from fusion_core.weights import MergedSource
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
@@ -42,6 +43,13 @@ class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT
 
     #: what is learned, unless `learned` makes it of more
     learns: type[LearnedT]
+
+    def fallback(self, info: TensorInfo) -> str | None:
+        """Say which tensors have no rows, columns or components to give coefficients to."""
+        shares = {"row": len(info.shape) > 1, "column": len(info.shape) > 1, "tensor": True}
+        if shares.get(self.config.grain, is_matrix(info.shape)):
+            return None
+        return "one coefficient per expert"
 
     def learned(
         self,

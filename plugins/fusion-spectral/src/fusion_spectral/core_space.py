@@ -31,6 +31,7 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
     """
 
     config_class = CoreSpaceConfig
+    otherwise = "left as they are"
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the coordinates, (experts, m, n)."""

@@ -9,7 +9,7 @@ from fusion_core import Algorithm, Piece
 from fusion_core.weights import Kernel, Scope, Trim, agreeing, in_order, is_matrix
 from fusion_spectral.config import KnotsConfig
 from fusion_spectral.core_space import CoreSpace
-from fusion_spectral.matrixwise import mean
+from fusion_spectral.matrixwise import ForMatrices, mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool, RunContext, Scan, WeightSource
 
 
-class Knots(Algorithm[KnotsConfig]):
+class Knots(ForMatrices, Algorithm[KnotsConfig]):
     """base + scale * U (TIES of the coordinates S V_k'), where U S [V_1' ... V_K'] = [tau_1 ...].
 
     The experts' task vectors of a matrix (out, in) side by side have one decomposition; its left

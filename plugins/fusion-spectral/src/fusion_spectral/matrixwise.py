@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from fusion_core import ComponentConfig, Cut, Piece, TensorwiseAlgorithm
 from fusion_core.weights import in_order, is_matrix
@@ -11,11 +11,23 @@ from fusion_core.weights import in_order, is_matrix
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fusion_core import TensorInfo
+
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
-class Matrixwise:
-    """What treats matrices one by one: no tensor is cut."""
+class ForMatrices:
+    """A stage that applies to matrices alone, and says what becomes of all other tensors."""
+
+    otherwise: ClassVar[str] = "averaged"
+
+    def fallback(self, info: TensorInfo) -> str | None:
+        """Say what happens to a tensor that is not a matrix."""
+        return None if is_matrix(info.shape) else self.otherwise
+
+
+class Matrixwise(ForMatrices):
+    """A stage that treats matrices one by one: no tensor is cut."""
 
     @property
     def cut(self) -> Cut:

@@ -31,6 +31,7 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
     """
 
     config_class = OrthogonaliseConfig
+    otherwise = "divided by the number of experts"
 
     def rows(self, piece: Piece) -> Tensor:
         """Return rows of the same shape, (experts, ...)."""

@@ -25,6 +25,7 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
     """
 
     config_class = SvcConfig
+    otherwise = "left as they are"
 
     def merge(self, piece: Piece) -> Tensor:
         """Return base + U diag(factors) U' D."""

@@ -9,7 +9,7 @@ import torch
 from fusion_core import Algorithm, Piece, Transform
 from fusion_core.weights import Linear, decompose, is_matrix
 from fusion_spectral.config import StarConfig, TruncateConfig
-from fusion_spectral.matrixwise import Matrixwise
+from fusion_spectral.matrixwise import ForMatrices, Matrixwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
     """
 
     config_class = TruncateConfig
+    otherwise = "left as they are"
 
     def rows(self, piece: Piece) -> Tensor:
         """Return rows of the same shape, (experts, ...)."""
@@ -50,7 +51,7 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
         return int((reached < self.config.keep * reached[-1]).sum()) + 1
 
 
-class Star(Algorithm[StarConfig]):
+class Star(ForMatrices, Algorithm[StarConfig]):
     """base + mean of the task vectors that `truncate` makes by nuclear norm, rescaled.
 
     The same as `[{name: truncate, keep: 0.4}, {name: task-arithmetic, scale: 1 / experts}]`, and

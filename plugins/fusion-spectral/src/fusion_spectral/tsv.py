@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import Algorithm
 from fusion_core.weights import Linear
 from fusion_spectral.config import ScaleConfig
+from fusion_spectral.matrixwise import ForMatrices
 from fusion_spectral.orthogonalise import Orthogonalise
 
 if TYPE_CHECKING:
     from fusion_core import ModelPool, RunContext, WeightSource
 
 
-class TsvM(Algorithm[ScaleConfig]):
+class TsvM(ForMatrices, Algorithm[ScaleConfig]):
     """base + scale * (sum of the task vectors that `orthogonalise` makes).
 
     The same as `[orthogonalise, {name: task-arithmetic, scale: 1.0}]`, and computed by it: a

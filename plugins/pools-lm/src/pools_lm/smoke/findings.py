@@ -34,6 +34,8 @@ class Findings:
     how: str
     answers: Mapping[str, Sequence[Answer]]
     bits: Bits
+    #: sentences about the weights
+    notes: Sequence[str] = ()
 
     @property
     def model(self) -> str:
@@ -56,14 +58,17 @@ class Findings:
             }
             for name, answers in self.answers.items()
         }
-        found = {"schema": 1, "model": self.model, "prompts": list(self.prompts), "how": self.how}
-        return json.dumps({**found, "models": models, "problems": dict(self.problems)}, indent=2)
+        asked = {"schema": 1, "model": self.model, "prompts": list(self.prompts), "how": self.how}
+        judged = {"problems": dict(self.problems), "notes": list(self.notes)}
+        return json.dumps({**asked, "models": models, **judged}, indent=2)
 
     def as_text(self) -> str:
         """Return a block a prompt, a table of how likely answers are found, and what is wrong."""
         blocks = [self._block(number) for number in range(len(self.prompts))]
         table = [self._table()] if self.bits else []
-        return "\n\n".join([f"smoke test: {self.how}", *blocks, *table, self._verdict()])
+        notes = ["\n".join(f"{_line(self.model)}: {note}" for note in self.notes)]
+        ends = [*(notes if self.notes else []), self._verdict()]
+        return "\n\n".join([f"smoke test: {self.how}", *blocks, *table, *ends])
 
     def _block(self, number: int) -> str:
         width = max(len(_line(name)) for name in self.answers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core import Progress, noting
 from fusion_core.errors import FusionError
+from fusion_core.weights import nearness
 from pools_lm.smoke.asking import Asking
 from pools_lm.smoke.directory import model_in
 from pools_lm.smoke.findings import Findings
@@ -67,7 +68,7 @@ class Trial:
             bits = self._read(asking, heard, advance) if len(heard) > 1 else {}
         answers = {speaker.name: own for speaker, own in heard.items()}
         said = f"greedy, {asking.max_tokens} tokens at most, {how}"
-        return Findings(self.prompts, said, answers, bits)
+        return Findings(self.prompts, said, answers, bits, _nearness(list(heard)))
 
     def _read(self, asking: Asking, heard: Heard, advance: Callable[[], None]) -> Bits:
         """Have each model read answers, the one that was asked last first: it is still there."""
@@ -79,6 +80,17 @@ class Trial:
                 bits[reader.name][author.name] = found
             advance()
         return bits
+
+
+def _nearness(speakers: Sequence[Speaker]) -> list[str]:
+    """Say which of the models that it was made of the last one can hardly be told from."""
+    *others, tested = speakers
+    if not others:
+        return []
+    base = others[0].pool.base
+    experts = {other.name: other.weights for other in others if other.weights is not base}
+    is_base_readable = len(experts) < len(others)
+    return nearness(tested.weights, base, experts) if is_base_readable or base is None else []
 
 
 @contextmanager

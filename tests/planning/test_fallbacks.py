@@ -1,0 +1,82 @@
+"""Tensors that a method does not apply to are named by check, run and provenance."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_core import TensorInfo
+from fusion_core.planning.options import RunOptions
+from fusion_core.planning.plan import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.plugins
+
+SHAPES = {"experts.up": (4, 6, 5), "q.weight": (30, 20), "norm.weight": (5,), "steps": ()}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "x", "y"):
+        tensors = {key: torch.randn(shape, generator=generator) for key, shape in SHAPES.items()}
+        save_file(tensors | {"steps": torch.tensor(1)}, tmp_path / f"{name}.safetensors")
+    experts = {name: str(tmp_path / f"{name}.safetensors") for name in ("x", "y")}
+    return {"name": "checkpoints", "base": str(tmp_path / "base.safetensors"), "models": experts}
+
+
+@pytest.mark.parametrize(
+    "name", ["tsv-m", "iso-c", "iso-cts", "star", "ace", "cart", "doge", "knots", "orthomerge"]
+)
+def test_a_method_for_matrices_names_the_others(name: str, models: Any) -> None:
+    planned = plan({"algorithm": name, "model_pool": models}, RunOptions())
+    (fallback,) = planned.fallbacks
+    assert (fallback.stage, fallback.tensors, fallback.example) == (name, 2, "experts.up")
+    assert fallback.share == pytest.approx(125 / 725)
+    assert [warning for warning in planned.warnings if f"{name} does not apply" in warning]
+
+
+def test_methods_for_entries_apply_to_every_tensor(models: Any) -> None:
+    assert plan({"algorithm": "ties", "model_pool": models}, RunOptions()).fallbacks == ()
+
+
+def test_each_stage_is_named_for_the_tensors_that_it_takes(
+    models: Any, run_fuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    stages = [{"name": "orthogonalise", "skip": "experts.*"}, "task-arithmetic", "svc"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"algorithm": stages, "model_pool": models}))
+    done = run_fuse("run", str(recipe), "-o", str(tmp_path / "out"))
+    recorded = json.loads((tmp_path / "out" / "provenance.json").read_text())["fallbacks"]
+    assert [(entry["stage"], entry["tensors"]) for entry in recorded] == [
+        ("orthogonalise", 1),
+        ("svc", 2),
+    ]
+    assert "orthogonalise does not apply to 1 tensor (0.69 % of the parameters" in done.stderr
+    assert "warning: svc does not apply to 2 tensors (17 % of the parameters" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("granularity", "without"),
+    [
+        ("layer", []),
+        ("row", ["norm"]),
+        ("row+column", ["packed", "norm"]),
+        ("rank", ["packed", "norm"]),
+    ],
+)
+def test_finer_coefficients_name_the_tensors_that_have_none(
+    granularity: Any, without: list[str]
+) -> None:
+    shapes = {"packed": (4, 6, 5), "matrix": (6, 5), "norm": (5,)}
+    infos = [TensorInfo(name, shape, torch.float32) for name, shape in shapes.items()]
+    method = AdaMerging(granularity=granularity)
+    assert [info.name for info in infos if method.fallback(info) is not None] == without

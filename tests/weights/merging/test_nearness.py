@@ -1,0 +1,83 @@
+"""A merge that can hardly be told from its base, or from one expert, is named."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_core import Algorithm, ComponentConfig, run_fusion
+from fusion_core.weights import Linear, StateDictSource, nearness
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def sources(**experts: torch.Tensor) -> dict[str, StateDictSource]:
+    return {name: source(values) for name, values in experts.items()}
+
+
+def source(values: torch.Tensor) -> StateDictSource:
+    halves = {"a.weight": values[:9000].reshape(90, 100), "b.bias": values[9000:]}
+    return StateDictSource(halves | {"steps": torch.tensor(3)}, label="model")
+
+
+@pytest.fixture
+def vectors() -> torch.Tensor:
+    return torch.randn(4, 9100, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_merge_near_its_base_is_named_whatever_the_scale(vectors: torch.Tensor) -> None:
+    base, first, second, _ = vectors
+    for scale in (1.0, 1e-4):
+        experts = sources(x=base + scale * first, y=base + scale * second)
+        near = source(base + 0.03 * scale * first)
+        (said,) = nearness(near, source(base), experts)
+        assert said.startswith("the merge is nearly the base")
+        assert nearness(source(base + 0.1 * scale * first), source(base), experts) == []
+
+
+def test_a_merge_near_one_expert_is_named_with_and_without_a_base(vectors: torch.Tensor) -> None:
+    base, first, second, _ = vectors
+    experts = sources(x=base + first, y=base + second)
+    near = source(base + first + 0.03 * second)
+    for reference in (source(base), None):
+        (said,) = nearness(near, reference, experts)
+        assert "nearly the expert 'x'" in said
+    assert nearness(source(base + (first + second) / 2), source(base), experts) == []
+
+
+def test_copies_of_one_model_say_nothing(vectors: torch.Tensor) -> None:
+    base, first, _, _ = vectors
+    experts = sources(x=base + first, y=base + first)
+    assert nearness(source(base + first), source(base), experts) == []
+    assert nearness(source(first), None, sources(x=first)) == []
+
+
+def test_experts_that_are_differences_are_added_to_the_base(vectors: torch.Tensor) -> None:
+    base, first, second, _ = vectors
+    experts = sources(x=first, y=second)
+    for expert in experts.values():
+        expert.is_delta = True
+    (said,) = nearness(source(base + first), source(base), experts)
+    assert "nearly the expert 'x'" in said
+
+
+class Fraction(Algorithm[ComponentConfig]):
+    config_class = ComponentConfig
+
+    def run(self, pool: Any, context: Any) -> Any:
+        return context.merged(pool, Linear((0.001, 0.001)))
+
+
+def test_a_run_warns_and_records_it(
+    tmp_path: Path, vectors: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, first, second, _ = ({"w": row} for row in vectors)
+    pool = {"base": base, "models": {"x": first, "y": second}}
+    run_fusion(algorithm=Fraction(), model_pool=pool, output=tmp_path / "merged")
+    recorded = json.loads((tmp_path / "merged" / "provenance.json").read_text())["warnings"]
+    assert [warning for warning in recorded if "nearly the base" in warning]
+    assert "nearly the base" in caplog.text

@@ -1,0 +1,119 @@
+"""A merged entry far beyond what the task vectors explain is refused, whoever computed it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_core import Algorithm, ComponentConfig, TensorwiseAlgorithm, Transform, run_fusion
+from fusion_core.errors import WeightsError
+from fusion_core.weights import Linear, StateDictSource, in_order, source
+
+if TYPE_CHECKING:
+    from fusion_core import Piece
+
+ENTRIES = 40
+
+
+class Config(ComponentConfig):
+    factor: float = 1.0
+    entry: int = 0
+
+
+class Spike(TensorwiseAlgorithm[Config]):
+    """The sum of the task vectors, with one entry multiplied."""
+
+    config_class = Config
+
+    def merge(self, piece: Piece) -> torch.Tensor:
+        total = in_order(piece.task_vectors)
+        if piece.start <= self.config.entry < piece.stop:
+            total[self.config.entry - piece.start] *= self.config.factor
+        return piece.base + total
+
+
+class SpikedTransform(Transform[Config]):
+    config_class = Config
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        return piece.task_vectors * self.config.factor
+
+
+class Eager(Algorithm[Config]):
+    """A method that computes the weights itself."""
+
+    config_class = Config
+
+    def run(self, pool: Any, context: Any) -> StateDictSource:
+        del context
+        base, expert = pool.base.state_dict(), pool.experts["a"].state_dict()
+        moved = {name: (expert[name] - base[name]) * self.config.factor for name in base}
+        return StateDictSource({name: base[name] + moved[name] for name in base}, label="eager")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BLOCK", 8)
+
+
+@pytest.fixture
+def pool() -> dict[str, Any]:
+    base = {"w": torch.ones(ENTRIES)}
+    step = torch.linspace(0, 1e-3, ENTRIES)
+    return {"base": base, "models": {"a": {"w": 1 + step}, "b": {"w": 1 - step / 2}}}
+
+
+def run(algorithm: Any, pool: Any, **recipe: Any) -> Any:
+    return run_fusion(recipe, algorithm=algorithm, model_pool=pool)
+
+
+@pytest.mark.parametrize("entry", [1, ENTRIES - 1])
+def test_one_entry_beyond_the_bound_is_refused_in_any_piece(pool: Any, entry: int) -> None:
+    # By the largest task-vector entry of the whole tensor, which lies in its last piece.
+    step = 1e-3 * entry / (ENTRIES - 1) / 2
+    run(Spike(factor=0.9 / step, entry=entry), pool)
+    with pytest.raises(WeightsError, match=r"Spike|fused") as refused:
+        run(Spike(factor=1.2 / step, entry=entry), pool)
+    assert "'w'" in str(refused.value)
+    assert "alignment.outliers" in str(refused.value.hint)
+    run(Spike(factor=1.2 / step, entry=entry), pool, alignment={"outliers": "allow"})
+
+
+@pytest.mark.parametrize("algorithm", [Eager, SpikedTransform])
+def test_weights_that_a_method_computes_itself_and_transforms_are_judged(
+    pool: Any, algorithm: Any
+) -> None:
+    def stages(factor: float) -> Any:
+        stage = algorithm(factor=factor)
+        return [stage, Spike()] if isinstance(stage, Transform) else stage
+
+    run(stages(900), pool)
+    with pytest.raises(WeightsError, match="'w'"):
+        run(stages(1100), pool)
+
+
+def test_where_no_expert_moved_only_rounding_passes(pool: Any) -> None:
+    class Shift(Spike):
+        def merge(self, piece: Piece) -> torch.Tensor:
+            return piece.base + self.config.factor
+
+    pool["models"] = dict.fromkeys("ab", pool["base"])
+    run(Shift(factor=1e-6), pool)
+    with pytest.raises(WeightsError, match="'w'"):
+        run(Shift(factor=1e-3), pool)
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "bounded"),
+    [
+        ((500.0, -400.0), True),
+        ((500.0, -600.0), False),
+        ({"w": (900.0, 0.0), "v": (0.0, 1001.0)}, False),
+        ({"w": torch.full((2, 4, 1), 499.0)}, True),
+        ({"w": torch.full((2, 4, 1), -501.0)}, False),
+    ],
+)
+def test_a_linear_merge_is_bounded_by_its_coefficients(coefficients: Any, *, bounded: bool) -> None:
+    assert Linear(coefficients).is_bounded is bounded

@@ -21,6 +21,7 @@ from fusion_core.errors import BrokenPluginError, FusionError
 from fusion_core.running._parts import SelectedPool
 from fusion_core.weights import (
     AlignedSource,
+    MergedSource,
     RenamedSource,
     StateDictSource,
     WeightSource,
@@ -177,7 +178,8 @@ def _run_part(
     context.saw_tasks |= own.saw_tasks
     outline = algorithm.outline(pool) if stage.kind == "merge" else Outline(pool.reference.infos)
     weights = _as_source(made, outline, pool)
-    if not isinstance(weights, StateDictSource) or not outline.is_like(pool.reference.infos):
+    is_known = isinstance(weights, MergedSource) or weights in pool.by_name.values()
+    if is_known or not outline.is_like(pool.reference.infos):
         return weights
     judged = context.merged(pool, Computed(), extras={MERGED: weights})
     floating = {name: name for name, info in weights.infos.items() if is_merged(info)}

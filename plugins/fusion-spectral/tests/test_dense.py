@@ -417,6 +417,17 @@ def test_wudi_without_a_task_vector_is_without_that_expert() -> None:
         assert_close(found[name], alone[name], 1e-6)
 
 
+@pytest.mark.parametrize("widen", [lambda pool: pool, in_fp64], ids=["fp32", "fp64"])
+def test_wudi_leaves_the_sum_of_orthogonal_task_vectors_alone(widen: Any) -> None:
+    pool = widen(pool_of(3, 6))
+    descended, summed = (
+        moved(["orthogonalise", each], pool)
+        for each in (Wudi(steps=50, lr=1e-3), {"name": "task-arithmetic", "scale": 1})
+    )
+    for name in SHAPES:
+        assert_close(descended[name], summed[name], 1e-6)  # a step on rounding moves by 1e-3
+
+
 @experts_and_seed
 @pytest.mark.parametrize("density", [0.2, 0.7, 1.0])
 def test_knots(experts: int, seed: int, density: float) -> None:

@@ -95,7 +95,7 @@ def test_copies_of_one_model_are_that_model(count: int, dtype: torch.dtype) -> N
     ):
         found = merged(algorithm, base, copies, **options)
         for name in base:
-            # Task vector, factor, product, `count` sums and base: each is rounded by at most epsilon
+            # Task vector, factor, product, `count` sums, base: each is rounded by at most epsilon
             # / 2 of a number that is no larger than these two together.
             sizes = (base[name].abs() + experts["e0"][name].abs()).double()
             bound = (count + 4) * torch.finfo(dtype).eps / 2 * sizes

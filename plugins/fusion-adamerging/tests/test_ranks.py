@@ -61,7 +61,7 @@ def _found(folder: Path, world: int) -> list[Found]:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={world}", "--rdzv-backend=c10d"]
     arguments = ["--rdzv-endpoint=127.0.0.1:0", str(script), str(folder), str(HERE)]
     command = [sys.executable, *launcher, *arguments]
-    done = subprocess.run(command, check=False, timeout=240, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, timeout=1800, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [
         {

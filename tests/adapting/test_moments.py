@@ -118,12 +118,12 @@ def test_an_encoder_of_torch_takes_no_fast_path_around_its_layers() -> None:
 
 
 def test_images_are_inputs_without_padding() -> None:
-    pool, task = tiny_pool("mlp", experts=1), TinyTasks()["a"]
+    pool, task = tiny_pool("mlp", experts=1, dtype=torch.float64), TinyTasks()["a"]
     ((_, found),) = moments(pool, TinyTasks(), seed=5, **OPTIONS)
     images = [
         task.batch(step, size=SIZE, split=Split.UNLABELED, seed=5).inputs for step in range(3)
     ]
-    rows = torch.cat(images).flatten(1)[:SAMPLES]
+    rows = torch.cat(images).flatten(1)[:SAMPLES].double()
     torch.testing.assert_close(found["1.weight"].total, rows.T @ rows)
 
 

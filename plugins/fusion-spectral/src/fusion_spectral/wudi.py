@@ -66,4 +66,5 @@ def _is_rounding(slope: Tensor, terms: Tensor) -> Tensor:
     terms, so that rounding moves the row by less than 2 epsilon times `terms`. Where task vectors
     interfere, the row is at least about 1 / in of `terms`.
     """
-    return slope.norm(dim=1, keepdim=True) <= 2 * _EPSILON * terms
+    lengths: Tensor = slope.norm(dim=1, keepdim=True)
+    return lengths <= 2 * _EPSILON * terms

@@ -24,6 +24,24 @@ HOSTILE = [
     *("reading/test_module_patterns.py", "reading/test_hostile_inputs.py"),
     *("writing/test_changing_inputs.py", "merging/test_bad_weights.py"),
 ]
+#: Tests that no kernel can change: of files, recipes, the command line, the hub, and pages. Every
+#: other test counts as numeric, so that `nox -s processors` runs a new file of tests unasked.
+WITHOUT_NUMBERS = [
+    *(f"tests/{room}" for room in ("cli", "hub", "plugins", "recipe", "skeleton")),
+    *("tests/weights/writing", *(f"tests/weights/{p}" for p in HOSTILE if p.startswith("reading"))),
+    *(f"tests/test_{subject}.py" for subject in ("author_pages", "docs", "errors", "exports")),
+    *(f"tests/test_{subject}.py" for subject in ("house", "public", "readme", "wheels")),
+]
+#: The kernels that torch, MKL and oneDNN choose on a kind of processor: ATEN_CPU_CAPABILITY,
+#: MKL_CBWR and ONEDNN_MAX_CPU_ISA.
+KERNELS = {
+    "sse4": ("default", "COMPATIBLE", "SSE41"),
+    "avx2": ("avx2", "AVX2", "AVX2"),
+    "avx512": ("avx512", "AVX512", "AVX512_CORE"),
+    "mixed": ("avx512", "AVX2", "DEFAULT"),
+}
+#: What torch says of a processor, and the values of ATEN_CPU_CAPABILITY that it can then run.
+ABOVE_DEFAULT = {"avx2": ("avx2",), "avx512": ("avx2", "avx512")}
 #: A process a core, each with one thread of torch's: more only wait for each other.
 ON_ALL_CORES = ("-n", "auto")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -85,6 +103,30 @@ def plugin(session: nox.Session, plugin: str) -> None:
     editable = [part for path in [".", *required] for part in ("-e", path)]
     session.install(*editable, *nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("pytest", f"plugins/{plugin}", *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("kernels", list(KERNELS))
+def processors(session: nox.Session, kernels: str) -> None:
+    """Run every numeric test with the kernels that other processors get.
+
+    `sse4` stands for any x86-64 processor, `avx2` for Intel's Haswell to Coffee Lake and AMD's
+    Zen 1 to 3, `avx512` for Intel's Skylake-X and Cascade Lake, and `mixed` for AMD's Zen 4, where
+    MKL keeps to AVX2. The plain `nox -s tests` uses the kernels of the machine itself.
+
+    The variables only take instructions away. Kernels that this machine lacks are skipped, and
+    those for AMX run on no machine without it. On AMD, MKL takes AVX2 and AVX512 for one choice, so
+    that its AVX-512 kernels are tested on Intel alone. Which tests are numeric: WITHOUT_NUMBERS.
+    """
+    install(session, "test")
+    aten, mkl, onednn = KERNELS[kernels]
+    ask = "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"
+    best = str(session.run("python", "-c", ask, silent=True)).split()[-1]
+    if aten != "default" and aten not in ABOVE_DEFAULT.get(best, ()):
+        session.skip(f"this processor lacks {aten}: torch's best kernels here are those for {best}")
+    limits = {"ATEN_CPU_CAPABILITY": aten, "MKL_CBWR": mkl, "ONEDNN_MAX_CPU_ISA": onednn}
+    ignored = [f"--ignore={path}" for path in WITHOUT_NUMBERS]
+    session.run("pytest", *ON_ALL_CORES, *ignored, *session.posargs, env=ONE_THREAD | limits)
 
 
 @nox.session(default=False)

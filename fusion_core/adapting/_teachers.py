@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.adapting._live import build_live
+from fusion_core.adapting._predictions import widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,8 @@ def ask_teachers(
 ) -> dict[str, dict[int, Tensor]]:
     """Return what the experts predict of all batches that will be passed through in these steps.
 
-    By task and step, of shape (examples, classes) and on the CPU. One expert is live at a time.
+    By task and step, of shape (examples, classes), on the CPU, in fp32 or in an fp64 expert's fp64.
+    One expert is live at a time.
     Raises `RecipeError` for a task that no expert was fine-tuned for.
     """
     predictions: dict[str, dict[int, Tensor]] = {task.name: {} for task in passes.tasks}
@@ -46,4 +48,4 @@ def _asked(
     for step in steps:
         with torch.no_grad():
             logits = task.logits(expert, passes.batches.of(task, step).to(passes.device))
-        yield step, logits.float().cpu()
+        yield step, widened(logits).cpu()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fusion_core.testing._bench import Bench
 
 #: Of a tensor's largest entry: what computing in another order may change, twice over.
-_ROUNDING = 2e-4
+_ROUNDING = 4e-5
 _PARTNERS = {"transform": {"merge"}, "calibrate": {"merge"}, "merge": {"transform", "calibrate"}}
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fusion_core import Batch, CheckpointsPool
 
 OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
+#: Of a tensor's largest entry. Forward and back there are twelve products of at most six terms, and
+#: fp32 rounds each term by 6e-8: 4.3e-6 of a gradient, and twice as much of its square.
+FP32 = 1e-5
 
 
 def by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -38,7 +41,7 @@ def by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tens
     return {name: each.detach() / len(texts) for name, each in sums.items()}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, FP32)])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("at_once", [1, 2, 7, None])
 def test_squared_gradients_equal_a_loop_over_examples_and_labels(
@@ -93,7 +96,8 @@ def test_a_batch_takes_two_passes_or_one_an_example_where_vmap_cannot_follow() -
     apart.branches = True
     expected = squares_by(together)
     for name, found in squares_by(apart).items():
-        torch.testing.assert_close(found, expected[name], rtol=1e-12, atol=0)
+        largest = float(expected[name].max())
+        torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-12 * largest)
     assert together.passes == 2 * 3
     assert apart.passes == 2 + (2 + SIZE) + (1 + SIZE)
 

@@ -573,12 +573,15 @@ def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
 
 
 class XetSession:
-    """A stand-in for hf_xet's: one file fails at once, the others would take half a minute."""
+    """A stand-in for hf_xet's: one file fails at once, the others last until they are aborted."""
 
     failing = 1000  # bytes
+    #: seconds after which a transfer that nobody aborts ends all the same
+    patience = 120
 
     def __init__(self) -> None:
         self.started, self.aborted = Event(), Event()
+        self.forgotten = False
         self.raised: list[BaseException] = []
 
     def sigint_abort(self) -> None:
@@ -591,7 +594,8 @@ class XetSession:
         self.started.set()
         if started == [self.failing]:
             raise RuntimeError("xorb not found")
-        if not self.aborted.wait(30):
+        if not self.aborted.wait(self.patience):
+            self.forgotten = True
             raise AssertionError("nobody ended this transfer")
         reporting = Thread(target=self._report, args=(progress_callback,))
         reporting.start()
@@ -625,10 +629,9 @@ def test_a_failure_ends_the_transfers_of_xet_at_once(hub: HubServer, session: Xe
     sizes = (2000, 3000, session.failing, 4000, 5000)
     hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in sizes})
     shown = Recorder()
-    started = time.monotonic()
     with hf.session(shown):
         error = failure(lambda: hf.download(MODEL, ["*"]))
-    assert time.monotonic() - started < 20
+    assert not session.forgotten
     assert "xorb not found" in error.message
     assert session.aborted.is_set()
     assert session.raised == []
@@ -651,17 +654,16 @@ def test_an_interrupt_that_the_waiting_thread_does_not_feel_is_seen_all_the_same
     hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in (2000, 3000)})
 
     def interrupt() -> None:
-        session.started.wait(30)
-        interrupt_main()
+        if session.started.wait(session.patience):
+            interrupt_main()
 
     interrupting = Thread(target=interrupt)
     interrupting.start()
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         hf.download(MODEL, ["*"])
     interrupting.join()
-    assert time.monotonic() - started < 20
     assert session.aborted.is_set()
+    assert not session.forgotten
 
 
 def test_without_a_way_to_end_xet_a_failure_is_still_the_first_one(
@@ -678,7 +680,7 @@ def test_an_interrupt_ends_the_transfers_of_xet_itself(hub: HubServer) -> None:
     pytest.importorskip("hf_xet")
     hub.xet = True
     hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(6)})
-    hub.fail("reconstructions", delay=60)
+    hub.fail("reconstructions", delay=600)
     program = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell ignores it
@@ -691,7 +693,7 @@ hub.download(hub.parse("org/name"), ["*"])
                 assert running.poll() is None
                 time.sleep(0.05)
             running.send_signal(signal.SIGINT)
-            _, said = running.communicate(timeout=30)
+            _, said = running.communicate(timeout=300)
         finally:
             running.kill()
     *_, error, note = said.decode().splitlines()

@@ -33,7 +33,8 @@ def _written(context: RunContext, folder: Path) -> str:
 def test_components_are_on_or_off_and_are_read_again(
     make_pool: Make, tasks: Any, task_vectors: str, tmp_path: Path
 ) -> None:
-    pool, context = make_pool("transformer", experts=3), RunContext(tasks=tasks)
+    pool = make_pool("transformer", experts=3, dtype=torch.float64)
+    context = RunContext(tasks=tasks)
     source = AdaRank(task_vectors=task_vectors, lr=0.07, steps=3).run(pool, context)
     exact = load(context.side_files["coefficients.safetensors"])
     for name in MATRICES:
@@ -45,7 +46,7 @@ def test_components_are_on_or_off_and_are_read_again(
             own, scale = factors[:-1], factors[-1]
             assert set(own.tolist()) == {0.0, float(scale)}, "both, after three steps of 0.07"
             expected += left @ torch.diag(values * own) @ right
-        torch.testing.assert_close(source.tensor(name), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(source.tensor(name), expected, rtol=0, atol=1e-9)
     again = AdaRank(coefficients=_written(context, tmp_path)).run(pool, RunContext())
     for name, merged in source.state_dict().items():
         assert torch.equal(again.tensor(name), merged)
@@ -69,7 +70,7 @@ def test_search_lowers_what_is_minimised(
 def test_without_steps_it_is_task_arithmetic_of_the_largest_components(
     make_pool: Make, tasks: Any
 ) -> None:
-    pool = make_pool("transformer")
+    pool = make_pool("transformer", dtype=torch.float64)
     for rank in (1.0, 0.5, 0.0):
         source = AdaRank(rank=rank, init=0.3, steps=0).run(pool, RunContext(tasks=tasks))
         for name, merged in source.state_dict().items():
@@ -82,7 +83,7 @@ def test_without_steps_it_is_task_arithmetic_of_the_largest_components(
                     values[int(rank * len(values)) :] = 0
                     row = left @ torch.diag(values) @ right
                 expected += 0.3 * row
-            torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(merged, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("changed", [("1.bias", "3.bias"), ()])

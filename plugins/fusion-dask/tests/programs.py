@@ -39,7 +39,7 @@ def scheduler_in(place: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     where = place / "scheduler.json"
     flags = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
     with program(place, "scheduler", *flags, "--scheduler-file", str(where)) as process:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while not where.exists() and time.monotonic() < until:
             time.sleep(0.05)
         yield where, process

@@ -56,7 +56,7 @@ def copied(
 
 
 def until(ready: Any) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not ready():
         assert time.monotonic() < end
         time.sleep(0.01)

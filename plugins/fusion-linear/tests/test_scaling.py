@@ -22,7 +22,10 @@ def pool(*, experts: int = 3, seed: int = 0) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
 
     def state(spread: float) -> State:
-        return {n: spread * torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
+        return {
+            name: spread * torch.randn(shape, generator=draw, dtype=torch.float64)
+            for name, shape in SHAPES.items()
+        }
 
     base = state(1.0)
     moves = [state(0.1 * (number + 1)) for number in range(experts)]
@@ -48,7 +51,7 @@ def by_scope(scope: str) -> list[list[str]]:
 
 
 def check_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -16,7 +16,7 @@ Vector = torch.Tensor
 
 def pool_of(base: Any, *experts: Any) -> dict[str, Any]:
     def state(values: Any) -> dict[str, torch.Tensor]:
-        return {"w": torch.as_tensor(values, dtype=torch.float32)}
+        return {"w": torch.as_tensor(values, dtype=torch.float64)}
 
     models = {f"e{number}": state(each) for number, each in enumerate(experts)}
     return {"models": models, **({} if base is None else {"base": state(base)})}
@@ -24,8 +24,9 @@ def pool_of(base: Any, *experts: Any) -> dict[str, Any]:
 
 def drawn(shape: tuple[int, ...], seed: int, experts: int, spread: float) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    base = torch.randn(shape, generator=draw)
-    return [base, *(base + spread * torch.randn(shape, generator=draw) for _ in range(experts))]
+    base = torch.randn(shape, generator=draw, dtype=torch.float64)
+    models = [torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(experts)]
+    return [base, *(base + spread * model for model in models)]
 
 
 def found(algorithm: str, pool: dict[str, Any], **options: Any) -> torch.Tensor:
@@ -59,7 +60,7 @@ def test_slerp_is_between_base_and_expert_or_between_two_experts() -> None:
     base, one, two = drawn((6, 50), 0, 2, spread=1.0)
     from_base = arc(base.double().ravel(), one.double().ravel(), 0.3).reshape(6, 50)
     torch.testing.assert_close(
-        found("slerp", pool_of(base, one), t=0.3), from_base, rtol=1e-5, atol=1e-6
+        found("slerp", pool_of(base, one), t=0.3), from_base, rtol=1e-9, atol=1e-12
     )
     between = found("slerp", pool_of(None, one, two), t=0.3)
     torch.testing.assert_close(
@@ -90,7 +91,7 @@ def test_nuslerp_takes_every_row_or_column_for_itself(mode: str, vectors: int) -
     moved = torch.stack([arc(*pair, 0.75) for pair in pairs]).movedim(1, vectors)
     options = {"mode": mode, "weights": [1, 3]}
     merged = found("nuslerp", pool_of(base, one, two), **options)
-    torch.testing.assert_close(merged, base.double() + moved, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(merged, base.double() + moved, rtol=1e-9, atol=1e-12)
 
 
 def test_nuslerp_refuses_weights_that_cancel() -> None:
@@ -163,7 +164,7 @@ def test_model_stock_has_one_ratio_a_scope(experts: int, scope: str) -> None:
             for each in models
         ]
         whole = torch.cat([(merged.tensor(n).double() - base[n].double()).ravel() for n in names])
-        torch.testing.assert_close(whole, stock(tasks), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(whole, stock(tasks), rtol=1e-9, atol=1e-12)
 
 
 def test_model_stock_at_known_angles() -> None:

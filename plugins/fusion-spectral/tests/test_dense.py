@@ -243,10 +243,10 @@ def test_cart(experts: int, seed: int, rank_fraction: float, scale: float) -> No
 
 
 def test_cart_at_full_rank_is_the_average() -> None:
-    pool = pool_of(3, 0)
+    pool = in_fp64(pool_of(3, 0))
     found = moved(Cart(rank_fraction=1, scale=3), pool)
     for name in pool["base"]:
-        assert_close(found[name], sum(tasks_of(pool, name)) / 3, 1e-5)
+        assert_close(found[name], sum(tasks_of(pool, name)) / 3, 1e-9)
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -263,10 +263,10 @@ def test_truncate(by: str, keep: float, rescale: bool) -> None:  # noqa: FBT001 
 
 @pytest.mark.parametrize("by", ["nuclear", "energy", "fraction"])
 def test_truncate_keeps_everything_if_it_is_asked_to(by: str) -> None:
-    pool = pool_of(2, 5)
+    pool = in_fp64(pool_of(2, 5))
     found = moved([Truncate(by=by, keep=1), {"name": "task-arithmetic", "scale": 1}], pool)
     for name in pool["base"]:
-        assert_close(found[name], sum(tasks_of(pool, name)), 1e-5)
+        assert_close(found[name], sum(tasks_of(pool, name)), 1e-9)
 
 
 @experts_and_seed
@@ -415,6 +415,17 @@ def test_wudi_without_a_task_vector_is_without_that_expert() -> None:
     found = moved(Wudi(lr=1e-3), pool)
     for name in SHAPES:
         assert_close(found[name], alone[name], 1e-6)
+
+
+@pytest.mark.parametrize("widen", [lambda pool: pool, in_fp64], ids=["fp32", "fp64"])
+def test_wudi_leaves_the_sum_of_orthogonal_task_vectors_alone(widen: Any) -> None:
+    pool = widen(pool_of(3, 6))
+    descended, summed = (
+        moved(["orthogonalise", each], pool)
+        for each in (Wudi(steps=50, lr=1e-3), {"name": "task-arithmetic", "scale": 1})
+    )
+    for name in SHAPES:
+        assert_close(descended[name], summed[name], 1e-6)  # a step on rounding moves by 1e-3
 
 
 @experts_and_seed

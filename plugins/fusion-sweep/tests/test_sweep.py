@@ -414,7 +414,7 @@ def command(recipe: dict[str, Any], store: Path, scales: str) -> list[str]:
 
 
 def wait_for(log: Path, count: int) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while len(runs(log)) < count and time.monotonic() < until:
         time.sleep(0.01)
 

@@ -236,7 +236,7 @@ def test_integer_buffers_are_the_bases(models: Models) -> None:
 class Together(StateDictSource):
     """A source that two readers must read from at once."""
 
-    meeting = threading.Barrier(2, timeout=30)
+    meeting = threading.Barrier(2, timeout=300)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         self.meeting.wait()

@@ -619,7 +619,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     given = json.dumps([warm, MOST_CPU_SECONDS, jobs])
     command = [sys.executable, "-c", ZYGOTE]
     done = subprocess.run(
-        command, input=given, cwd=root, capture_output=True, text=True, check=False, timeout=300
+        command, input=given, cwd=root, capture_output=True, text=True, check=False, timeout=1800
     )
     codes = [line for line in done.stdout.splitlines() if line.lstrip("-").isdecimal()]
     assert len(codes) == len(jobs), done.stderr
@@ -808,7 +808,7 @@ def test_a_file_cut_anywhere_is_an_error_and_no_signal(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr  # a map would have died: SIGBUS is -7
     codes = json.loads(done.stdout)

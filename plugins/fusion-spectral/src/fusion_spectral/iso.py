@@ -75,8 +75,6 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
     def combine(self, rows: Tensor) -> Tensor:
         """Join common and own directions under a flat spectrum."""
         rank = joint_rank(rows)
-        if not rank:
-            return torch.zeros_like(rows[0])
         own = self._own(rank, len(rows))
         bounds = torch.linalg.matrix_norm(rows) * _ROUNDING
         total = decompose(in_order(rows))
@@ -84,11 +82,13 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
         outside = (decompose(row - common.left @ (common.left.mT @ row)) for row in rows)
         kept = zip(outside, bounds, strict=True)
         parts = [*(_above(part.largest(own), bound) for part, bound in kept), common]
-        level = torch.cat([part.values for part in parts]).mean()
+        values = torch.cat([part.values for part in parts])
+        if not len(values):
+            return torch.zeros_like(rows[0])
         joined = orthogonalised(parts)
         left = torch.cat([part.left for part in joined], dim=1)
         right = torch.cat([part.right for part in joined], dim=1)
-        return Components(left, level, right).product()
+        return Components(left, values.mean(), right).product()
 
     def _own(self, rank: int, experts: int) -> int:
         """Return how many directions are each expert's own."""

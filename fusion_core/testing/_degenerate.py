@@ -138,9 +138,7 @@ def _states(pool: ModelPool[Any]) -> tuple[State, dict[str, State]]:
     return dict(pool.reference.state_dict()), experts
 
 
-def _with_states(
-    pool: ModelPool[Any], base: State, experts: Mapping[str, State]
-) -> ModelPool[Any]:
+def _with_states(pool: ModelPool[Any], base: State, experts: Mapping[str, State]) -> ModelPool[Any]:
     sources = {name: StateDictSource(state) for name, state in experts.items()}
     return with_base(with_experts(pool, sources), StateDictSource(base))
 

@@ -106,7 +106,8 @@ PLUGIN = """
         "global-rng": "GlobalRng", "order-dependence": "OrderDependence",
         "dropped-buffer": "DroppedBuffer", "cut-dependence": "CutDependence",
         "silent-nan": "SilentNan", "absolute-floor": "AbsoluteFloor",
-        "absolute-rate": "AbsoluteRate", "written-piece": "WrittenPiece", "global-seed": "GlobalSeed",
+        "absolute-rate": "AbsoluteRate", "written-piece": "WrittenPiece",
+        "global-seed": "GlobalSeed",
     }
 
     TRANSFORMS = {

@@ -15,10 +15,10 @@ from fusion_spectral.matrixwise import MatrixwiseMerge, mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Bounds of the ridge of a covariance, as a fraction of its trace. Below the lower one, the system
-#: to solve is singular but for rounding. Above the upper one, an expert that hardly moved would
-#: outweigh all others.
-_LEAST_RIDGE, _MOST_RIDGE = 1e-10, 1.0
+#: Bounds of the ridge of a covariance, as a fraction of its trace. Below the lower one, least
+#: squares over covariances of low rank may go a thousand times further than any expert. Above the
+#: upper one, an expert that hardly moved would outweigh all others.
+_LEAST_RIDGE, _MOST_RIDGE = 1e-6, 1.0
 
 
 class Ace(MatrixwiseMerge[AceConfig]):
@@ -35,8 +35,9 @@ class Ace(MatrixwiseMerge[AceConfig]):
 
     Three cases are not in the paper. An expert whose S_k is zero says nothing of the inputs: its
     covariance is zero, it adds no e I, and K and the heterogeneity count the other experts alone.
-    After division by the trace, e is at most 1, the trace of S_k itself. The refinement takes its
-    fraction of the components that are not zero, and averages over these: adapters have few.
+    The ridge is at least a millionth of the trace of S_k and, where it is divided by that, at most
+    1. The refinement takes its fraction of the components that are not zero, and averages over
+    these: adapters have few.
 
     A matrix of one row has no covariance of rows, and is averaged like everything else that is not
     a matrix. `epsilon` and the heterogeneity depend on the scale of the task vectors. Data: none.

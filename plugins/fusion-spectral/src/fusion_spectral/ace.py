@@ -58,7 +58,7 @@ class Ace(MatrixwiseMerge[AceConfig]):
         sums = _Sums.of(rows, self.config.epsilon, normalised=uneven)
         common = sums.covariance.mean(dim=0, keepdim=True)
         common = common / squares.mean() if uneven else common
-        merged: Tensor = torch.linalg.solve(sums.ridged + common, sums.target, left=False)
+        merged = _solved(sums, common)
         if uneven:
             rest = sums.products - in_order(rows).double() @ sums.ridged / len(rows)
             merged = merged + _flattened(merged + rest, self.config.rank_fraction)
@@ -98,6 +98,14 @@ class _Sums:
         covariance.diagonal().add_(min(ridge, most))
         self.ridged.add_(covariance)
         self.target.add_(centred @ covariance)
+
+
+def _solved(sums: _Sums, common: Tensor) -> Tensor:
+    """Return B A^-1 for A = A' + c, by A' alone: c has rank one, and may be much larger."""
+    both = torch.cat([sums.target, common])
+    solved: Tensor = torch.linalg.solve(sums.ridged, both, left=False)
+    merged, prior = solved[:-1], solved[-1:]
+    return merged - merged.sum(dim=1, keepdim=True) * (prior / (1 + prior.sum()))
 
 
 def _centred(row: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.testing._bench import Bench, WatchedTasks
 from fusion_core.testing._component import ComponentSuite
+from fusion_core.testing._degenerate import DegenerateChecks
 from fusion_core.testing._determinism import DeterminismChecks
 from fusion_core.testing._merging import MergeChecks
 from fusion_core.testing._models import tiny_pool
@@ -36,7 +37,9 @@ MakePool = Callable[..., ModelPool[Any]]
 _EXPERTS = 5
 
 
-class AlgorithmSuite(MergeChecks, DeterminismChecks, PairChecks, RefusalChecks, ComponentSuite):
+class AlgorithmSuite(
+    MergeChecks, DegenerateChecks, DeterminismChecks, PairChecks, RefusalChecks, ComponentSuite
+):
     """What every algorithm keeps.
 
     Fixtures that an author may override beside `spec` and `options`: `make_pool`, a function with

@@ -11,7 +11,7 @@ from fusion_core.weights.merging.piece import Operands, Piece, in_order, per_exp
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.select import kth_largest_magnitudes
 from fusion_core.weights.merging.shared import Shared
-from fusion_core.weights.merging.singular import Components, decompose, is_matrix, polar
+from fusion_core.weights.merging.singular import Components, decompose, is_matrix, joint_rank, polar
 from fusion_core.weights.merging.trimming import (
     Electing,
     Trim,
@@ -84,6 +84,7 @@ __all__ = [
     "in_order",
     "is_in_process",
     "is_matrix",
+    "joint_rank",
     "kept_count",
     "kth_largest_magnitudes",
     "licence_of",

@@ -105,7 +105,9 @@ PLUGIN = """
         "sound": "Sound", "mutated-input": "MutatedInput", "wrong-dtype": "WrongDtype",
         "global-rng": "GlobalRng", "order-dependence": "OrderDependence",
         "dropped-buffer": "DroppedBuffer", "cut-dependence": "CutDependence",
-        "silent-nan": "SilentNan", "written-piece": "WrittenPiece", "global-seed": "GlobalSeed",
+        "silent-nan": "SilentNan", "absolute-floor": "AbsoluteFloor",
+        "absolute-rate": "AbsoluteRate", "written-piece": "WrittenPiece",
+        "global-seed": "GlobalSeed",
     }
 
     TRANSFORMS = {
@@ -218,11 +220,14 @@ OPTIONS = """
 METHODS = """
     import torch
     from fusion_core import Algorithm, ComponentConfig, TensorwiseAlgorithm
-    from fusion_core.weights import StateDictSource, in_order
+    from fusion_core.weights import Cut, StateDictSource, in_order
     from faulty_options import Careless
 
     def mean(piece):
         return in_order(piece.experts) / len(piece.experts)
+
+    def mean_of_task_vectors(piece):
+        return in_order(piece.task_vectors) / len(piece.names)
 
     class Sound(TensorwiseAlgorithm):
         config_class = ComponentConfig
@@ -284,6 +289,17 @@ METHODS = """
             if not tensors[0].is_floating_point():
                 return tensors[0]
             return super().one(name, [each.nan_to_num() for each in tensors])
+
+    class AbsoluteFloor(Sound):
+        cut = Cut.TENSOR
+        def merge(self, piece):
+            squares = piece.task_vectors.square().reshape(len(piece.names), -1).sum(dim=1)
+            shares = 1 / (squares + 1e-12)
+            return piece.base + mean_of_task_vectors(piece) * shares.mean()
+
+    class AbsoluteRate(Sound):
+        def merge(self, piece):
+            return piece.base + mean_of_task_vectors(piece).clamp(-1e-3, 1e-3)
 
     class MutatedInput(Sound):
         def run(self, pool, context):
@@ -478,6 +494,11 @@ CAUGHT_BY = {
     "unknown_option": {"test_an_unknown_option_is_refused"},
     "cut_dependence": {"test_cuts_do_not_matter"},
     "silent_nan": {"test_nan_in_an_expert_is_refused_by_name"},
+    "absolute_floor": {
+        "test_degenerate_task_vectors_stay_bounded",
+        "test_task_vectors_of_any_size_stay_bounded",
+    },
+    "absolute_rate": {"test_larger_task_vectors_give_the_same_merge_enlarged"},
     "turned_rows": {"test_each_expert_keeps_its_row"},
     "one_row": {"test_every_tensor_is_kept_in_its_dtype"},
     "written_rows": {"test_pieces_are_not_written_into"},

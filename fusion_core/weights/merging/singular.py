@@ -38,6 +38,11 @@ class Components(NamedTuple):
     values: Tensor
     right: Tensor
 
+    @property
+    def rank(self) -> int:
+        """Count the values that are not zero: the numerical rank, min(m, n) at most."""
+        return int(self.values.count_nonzero())
+
     def largest(self, count: int) -> Components:
         """Return the first components; all, if there are no more."""
         return Components(self.left[:, :count], self.values[:count], self.right[:, :count])
@@ -62,6 +67,18 @@ def polar(matrix: Tensor) -> Tensor:
     """Return U V' of U S V': every singular value becomes 1, or stays 0."""
     (factor,) = shared_tensors(matrix, "polar", lambda each: (_polar(each),))
     return factor
+
+
+def joint_rank(rows: Tensor) -> int:
+    """Return the numerical rank of matrices (experts, m, n) side by side, min(m, n) at most.
+
+    They stand beside each other where m <= n, and below each other where m > n. That is min(m, n)
+    where one matrix has full rank, and often the sum of the ranks of adapters.
+    """
+    _, rows_of_each, columns = rows.shape
+    tall = (rows.mT if rows_of_each <= columns else rows).flatten(0, 1)
+    (values,) = shared_tensors(tall, "values", lambda joined: (_spectrum(joined)[0],))
+    return int(values.count_nonzero())
 
 
 def _decompose(matrix: Tensor) -> Components:

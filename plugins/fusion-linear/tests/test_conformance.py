@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from torch import nn
@@ -17,7 +17,7 @@ from fusion_core.testing import (
 from fusion_linear import plugin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fusion_core import AlgorithmSpec
 
@@ -29,6 +29,13 @@ def of_stage(stage: str) -> list[str]:
 
 
 class TestMerges(AlgorithmSuite):
+    expected_failures: ClassVar[Mapping[str, str]] = {
+        "test_larger_task_vectors_give_the_same_merge_enlarged[nearswap]": "t is absolute",
+        "test_larger_task_vectors_give_the_same_merge_enlarged[arcee-fusion]": (
+            "a softmax depends on the scale of the weights"
+        ),
+    }
+
     @pytest.fixture(
         params=[name for name in of_stage("merge") if name not in ("passthrough", "stack")]
     )

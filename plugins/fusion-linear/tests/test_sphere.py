@@ -94,6 +94,17 @@ def test_nuslerp_takes_every_row_or_column_for_itself(mode: str, vectors: int) -
     torch.testing.assert_close(merged, base.double() + moved, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["flat", "row", "column"])
+def test_nuslerp_of_opposite_vectors_is_a_straight_line(mode: str) -> None:
+    """They are opposite but for rounding, and one is twice as long."""
+    draw = torch.Generator().manual_seed(3)
+    vector = torch.randn(6, 6, generator=draw)
+    other = -2 * vector + 1e-6 * torch.randn(6, 6, generator=draw)
+    expected = (vector + other).double() / 2
+    merged = found("nuslerp", pool_of(torch.zeros(6, 6), vector, other), mode=mode)
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_nuslerp_refuses_weights_that_cancel() -> None:
     with pytest.raises(RecipeError, match="sum to 0, which cannot be normalised"):
         found("nuslerp", pool_of(None, [1.0], [2.0]), weights=[1, -1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -10,6 +10,8 @@ from fusion_core.testing import AlgorithmSuite, CalibrationSuite, TransformSuite
 from fusion_spectral import plugin
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fusion_core import AlgorithmSpec
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
@@ -36,6 +38,13 @@ class TestTransforms(TransformSuite):
 
 class TestMerges(AlgorithmSuite):
     undetermined = UNDETERMINED
+    expected_failures: ClassVar[Mapping[str, str]] = {
+        "test_task_vectors_of_any_size_stay_bounded[wudi-tiny]": "its rate is absolute",
+        "test_larger_task_vectors_give_the_same_merge_enlarged[wudi]": "its rate is absolute",
+        "test_task_vectors_of_any_size_stay_bounded[doge-tiny]": "it divides by the norms",
+        "test_larger_task_vectors_give_the_same_merge_enlarged[doge]": "it divides by the norms",
+        "test_larger_task_vectors_give_the_same_merge_enlarged[ace]": "epsilon is absolute",
+    }
 
     @pytest.fixture(params=named("merge"))
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:

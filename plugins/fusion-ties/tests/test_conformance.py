@@ -50,6 +50,12 @@ class _Cases:
 
 
 class TestMerges(_Cases, AlgorithmSuite):
+    expected_failures: ClassVar[Mapping[str, str]] = {
+        "test_larger_task_vectors_give_the_same_merge_enlarged[pcb]": (
+            "the tanh of products depends on the scale of the task vectors"
+        )
+    }
+
     @pytest.fixture(params=MERGES, ids=_called)
     def case(self, request: pytest.FixtureRequest) -> Any:
         return request.param

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The largest |cos| between two vectors that are not taken for parallel.
 _SLERP, _NUSLERP = 0.9995, 1 - 1e-12
+#: The smallest cosine of two vectors that have one arc between them.
+_OPPOSITE = -0.9995
 
 
 class Slerp(Algorithm[SlerpConfig]):
@@ -62,7 +64,8 @@ class NuSlerp(Algorithm[NuSlerpConfig]):
 
     With a base, between their task vectors. A tensor is one vector (`flat`), or each of its rows
     W[i, ...] along the last dimension is (`row`), or each of its columns along the first
-    (`column`). Parallel vectors are interpolated in a straight line, and no others. As mergekit's
+    (`column`). Parallel vectors are interpolated in a straight line, and opposite ones (cosines
+    below -0.9995), between which rounding alone would choose the arc; no others. As mergekit's
     `nuslerp`: its `nuslerp_flatten: false` is `row`, and `nuslerp_row_wise: true` beside it, in
     spite of the name, `column`. Weights that cancel are refused (mergekit takes t = 0.5). Shapes:
     any. Data: none. Cost: `flat` two passes, else one; `column` holds a whole tensor.
@@ -114,7 +117,7 @@ def _arc(
     """Return the factors of two vectors, given their squared norms and inner product."""
     norms = (first * second).sqrt()
     cosine = (between / norms.where(norms > 0, 1)).clamp(-1, 1)
-    is_arc = cosine.abs() <= parallel
+    is_arc = (cosine <= parallel) & (cosine >= max(-parallel, _OPPOSITE))
     angle = cosine.where(is_arc, 0).acos()
     one = (((1 - t) * angle).sin() / angle.sin()).where(is_arc, 1 - t)
     return one, ((t * angle).sin() / angle.sin()).where(is_arc, t)

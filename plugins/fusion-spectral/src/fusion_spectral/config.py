@@ -15,15 +15,15 @@ class OrthogonaliseConfig(ComponentConfig):
     """How much of each task vector is kept."""
 
     rank_fraction: Fraction | None = None
-    """The fraction of a matrix's singular components kept of each expert; default: 1 / experts."""
+    """The fraction of min(m, n) singular components kept of each expert; default: 1 / experts."""
 
 
 class TruncateConfig(ComponentConfig):
     """How many singular components are kept, and whether the others' mass is made up for."""
 
     by: Literal["nuclear", "energy", "fraction"] = "nuclear"
-    """What `keep` is a fraction of: the sum of singular values, that of their squares, or their
-    number."""
+    """What `keep` is a fraction of: the sum of singular values, that of their squares, or the
+    number of those that are not zero."""
     keep: Fraction = 0.4
     """The fraction that the components kept must reach; at least one is kept."""
     rescale: bool = True
@@ -56,14 +56,16 @@ class IsoCtsConfig(ScaleConfig):
     """How many directions are the sum's, and how far the merge goes."""
 
     common_fraction: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """The fraction of a matrix's directions taken from the sum; the experts share the others."""
+    """The fraction of the task vectors' directions taken from the sum; the experts share the
+    others."""
 
 
 class CartConfig(ComponentConfig):
     """How much of each expert's difference from the average is kept, and its factor."""
 
     rank_fraction: Fraction = 0.08
-    """The fraction of a matrix's singular components kept of each expert; at least one is."""
+    """The fraction kept of the singular components, not zero, of each expert's difference from the
+    average; at least one is kept."""
     scale: float = 1.0
     """Lambda: the factor of the sum of what is kept."""
 
@@ -93,7 +95,7 @@ class AceConfig(ComponentConfig):
     """Heterogeneity of the experts' norms above which covariances are normalised and the spectrum
     refined."""
     rank_fraction: Fraction = 0.3
-    """The fraction of singular components in the refinement."""
+    """The fraction of the singular components that are not zero in the refinement."""
 
 
 class OrthomergeConfig(ComponentConfig):
@@ -120,8 +122,8 @@ class DogeConfig(ComponentConfig):
     density: Annotated[float, Field(ge=0, le=1)] = 0.3
     """The fraction of each expert's entries that is kept, over all matrices."""
     subspace: Annotated[int, Field(ge=1)] = 6
-    """The shared subspace, which the correction leaves alone, has a matrix's rank divided by this
-    many directions."""
+    """The shared subspace, which the correction leaves alone, has as many directions as the task
+    vectors' joint rank divided by this."""
     steps: Steps = 400
     """Steps of Adam."""
     lr: Positive = 1e-4

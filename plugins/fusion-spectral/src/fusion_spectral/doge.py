@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import Scope, Trim, decompose, in_order, is_matrix
+from fusion_core.weights import Scope, Trim, decompose, in_order, is_matrix, joint_rank
 from fusion_spectral.config import DogeConfig
 from fusion_spectral.descent import descend
 from fusion_spectral.matrixwise import Matrixwise, mean
@@ -28,10 +28,17 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
     a matrix begins at zero; Adam lowers sum over j of |row sums of tau_j * (tau_j - sum over k of
     l_k (tau_k + d))|^2, with the gradient's part in the shared subspace removed. That is spanned by
     the largest rank / `subspace` left vectors of the experts' largest rank / experts ones, side by
-    side. Thresholds are one an expert over all matrices. As the authors' code (DOGE TA), which
+    side. There is one threshold per expert over all matrices. As the authors' code (DOGE TA), which
     leaves what is not a weight of its encoder at the base; here every matrix takes part, and
-    everything else is averaged. Data: none. Cost: `steps` passes over all task vectors of a matrix,
-    held in memory, and an eigendecomposition an expert.
+    everything else is averaged.
+
+    The rank is that of all task vectors side by side: min(m, n) for experts of full rank, as in the
+    code, and about the sum of the ranks of adapters. A sixth of min(m, n) would hold all directions
+    of adapters, and nothing would be left to learn. An expert without a task vector in a matrix
+    adds nothing to it. The result does not depend on the scale of the task vectors, which are
+    divided by their norms: where these are below `scale`, the merge moves further than the experts.
+    Data: none. Cost: `steps` passes over all task vectors of a matrix, held in memory, an
+    eigendecomposition per expert, and one for the rank.
     """
 
     config_class = DogeConfig
@@ -62,7 +69,7 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
 
     def _shared(self, rows: Tensor) -> Tensor:
         """Return orthonormal directions of the outputs, (m, rank / subspace)."""
-        rank = min(rows.shape[1:])
+        rank = joint_rank(rows)
         own = max(1, rank // len(rows))
         joined = torch.cat([decompose(row).largest(own).left for row in rows], dim=1)
         return decompose(joined).left[:, : rank // self.config.subspace]

@@ -21,13 +21,14 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
     """Low-rank task vectors whose singular vectors do not interfere: the parts of TSV-M.
 
     A matrix's task vector is cut to its r largest singular components U_k S_k V_k'; r is
-    floor(rank / experts), and at least one. The bases of all experts, side by side, are replaced by
-    their polar factor, the nearest basis with orthonormal columns, and each expert gets back its
-    own columns. Everything that is not a matrix is divided by the number of experts, so that the
-    sum of what comes out is the task vector of TSV-M. The authors' code takes SVDs; this takes the
-    eigenvectors of Gram matrices, in fp64, and leaves out directions in which an expert has
-    nothing, where an SVD puts arbitrary ones. Data: none. Cost: an eigendecomposition a matrix and
-    expert, on its smaller side, and two of the joined bases.
+    floor(min(m, n) / experts), and at least one, so that all fit beside each other. Adapters fit
+    whole as long as their ranks add up to less. The bases of all experts, side by side, are
+    replaced by their polar factor, the nearest basis with orthonormal columns, and each expert gets
+    back its own columns. Everything that is not a matrix is divided by the number of experts, so
+    that the sum of what comes out is the task vector of TSV-M. The authors' code takes SVDs; this
+    takes the eigenvectors of Gram matrices, in fp64, and leaves out directions in which an expert
+    has nothing, where an SVD puts arbitrary ones. Data: none. Cost: an eigendecomposition per
+    matrix and expert, on its smaller side, and two of the joined bases.
     """
 
     config_class = OrthogonaliseConfig

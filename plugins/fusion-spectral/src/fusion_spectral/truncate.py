@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import ModelPool, RunContext, WeightSource
+    from fusion_core.weights import Components
 
 
 class Truncate(Matrixwise, Transform[TruncateConfig]):
     """Keep each task vector's largest singular components, matrix by matrix.
 
     As few are kept as reach `keep`: of the sum of singular values (`nuclear`, as STAR), of the sum
-    of their squares (`energy`), or of their number (`fraction`, rounded down); and at least one.
+    of their squares (`energy`), or of the number of those that are not zero (`fraction`, rounded
+    down); and at least one. So half of an adapter of rank 16 is 8, whatever the size of the matrix.
     With `rescale`, the singular values kept are scaled to the sum of all. What is not a matrix is
-    left as it is. Data: none. Cost: an eigendecomposition a matrix and expert, of its smaller Gram
-    matrix.
+    left as it is. Data: none. Cost: an eigendecomposition per matrix and expert, of its smaller
+    Gram matrix.
     """
 
     config_class = TruncateConfig
@@ -37,16 +39,17 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
 
     def _cut(self, row: Tensor) -> Tensor:
         parts = decompose(row)
-        kept = parts.largest(self._kept(parts.values.double()))
+        kept = parts.largest(self._kept(parts))
         total = kept.values.sum()
         if self.config.rescale and total > 0:
             kept = kept._replace(values=kept.values * (parts.values.sum() / total))
         return kept.product()
 
-    def _kept(self, values: Tensor) -> int:
+    def _kept(self, parts: Components) -> int:
         """Return how many components reach `keep`."""
         if self.config.by == "fraction":
-            return max(1, int(self.config.keep * len(values)))
+            return max(1, int(self.config.keep * parts.rank))
+        values = parts.values.double()
         reached = (values if self.config.by == "nuclear" else values.square()).cumsum(0)
         return int((reached < self.config.keep * reached[-1]).sum()) + 1
 

@@ -41,7 +41,8 @@ def read_reports(
 def read_report(directory: Path, *, outcomes: bool = False) -> Report:
     """Return what `fuse run` or `fuse evaluate` measured of a model directory.
 
-    With `outcomes`, what is kept of each test example is read, too. Raises `RecipeError` for a
+    With `outcomes`, what is kept of each test example is read, too; and wherever an expert seems to
+    score below the base, because they tell whether that is chance. Raises `RecipeError` for a
     directory that holds no report, `FusionError` for damaged files, or for outcomes of another
     report.
     """
@@ -54,7 +55,7 @@ def read_report(directory: Path, *, outcomes: bool = False) -> Report:
     with _naming(path, "is not a report"):
         report = Report.from_json(json.loads(path.read_bytes()))
     path = directory / OUTCOMES
-    if not outcomes or not path.is_file():
+    if not (outcomes or report.experts_below_base) or not path.is_file():
         return report
     with _naming(path, f"does not go with the {REPORT} beside it"):
         return report.with_outcomes(json.loads(path.read_bytes()))

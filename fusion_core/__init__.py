@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
+    from fusion_core.report.below_base import below_base_warnings
     from fusion_core.report.stored import read_report
     from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
@@ -126,6 +127,7 @@ _HOMES = {
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("dump_yaml", "load_recipe", "load_yaml"),
     "fusion_core.report.stored": ("read_report",),
+    "fusion_core.report.below_base": ("below_base_warnings",),
     "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
@@ -194,6 +196,7 @@ __all__ = [
     "along",
     "amount",
     "assign",
+    "below_base_warnings",
     "build_for_task",
     "build_model",
     "check",

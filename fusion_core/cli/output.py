@@ -65,7 +65,7 @@ def warn_of_broken_plugins(plugins: PluginManager) -> None:
 
 def warn_of_experts(reports: Mapping[str, Report]) -> None:
     """Say on stderr which experts score below the base on their own task."""
-    from fusion_core.report.table import below_base_warnings
+    from fusion_core.report.below_base import below_base_warnings
 
     print_warnings(below_base_warnings(reports))
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from fusion_core.contracts.below_base import describe_below_base, warn_of_below_base
 from fusion_core.contracts.layout import (
     NORMALISED,
     are_alike,
@@ -23,12 +22,12 @@ from fusion_core.contracts.layout import (
 )
 from fusion_core.contracts.measures import FRACTION, Repeated, main
 from fusion_core.contracts.pairs import BOOTSTRAP
+from fusion_core.report.below_base import below_base_notes
 from fusion_core.report.drawing import draw, report_tables, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core.contracts.below_base import BelowBase
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.table import Table as Figures
     from fusion_core.report.paired import Difference
@@ -115,29 +114,10 @@ def published_table(reports: Reports, published: Published, tasks: list[str]) ->
     return table
 
 
-def below_base_warnings(reports: Reports) -> list[str]:
-    """Say of which models experts and tasks probably do not belong together."""
-    return [
-        warn_of_below_base(experts)
-        if len(reports) == 1
-        else f"{names}: {warn_of_below_base(experts)}"
-        for experts, names in _below_base(reports).items()
-    ]
-
-
-def _below_base(reports: Reports) -> dict[tuple[BelowBase, ...], str]:
-    """Return the experts that score below the base, with the names of the models they made."""
-    names: dict[tuple[BelowBase, ...], list[str]] = {}
-    for name, report in reports.items():
-        if report.experts_below_base:
-            names.setdefault(report.experts_below_base, []).append(name)
-    return {experts: ", ".join(models) for experts, models in names.items()}
-
-
 def notes(reports: Reports) -> list[str]:
     """Say what the numbers do not: units, normalised averages, what was adapted and measured on."""
     found = list(filter(None, [_scale(reports)]))
-    found += _below_base_notes(reports)
+    found += below_base_notes(reports)
     lines, shared = lines_of(reports), shared_lines(reports)
     if not are_alike(shared):
         found.append("no average: the tasks are measured in different units")
@@ -163,11 +143,6 @@ def notes(reports: Reports) -> list[str]:
     if len(reports) == 1:
         found += _remembered(*reports.values())
     return found
-
-
-def _below_base_notes(reports: Reports) -> list[str]:
-    found = _below_base(reports)
-    return [f"{describe_below_base(each)}{_of([found[each]], reports)}" for each in found]
 
 
 def _remembered(report: Report) -> list[str]:

@@ -14,11 +14,12 @@ from fusion_core.contracts.measures import Measured, Metric
 from fusion_core.contracts.report import Report
 from fusion_core.errors import RecipeError
 from fusion_core.report import formats
+from fusion_core.report.below_base import below_base_warnings
 from fusion_core.report.data import compared_as_json
 from fusion_core.report.seeds import over_seeds
 from fusion_core.report.sorting import sort_reports
 from fusion_core.report.stored import read_report
-from fusion_core.report.table import below_base_warnings, print_reports
+from fusion_core.report.table import print_reports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

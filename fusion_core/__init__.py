@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
     from fusion_core.running.by_hand import merge, models_of
+    from fusion_core.running.evaluation import evaluate_experts
     from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.remembering import remembered
     from fusion_core.running.run import execute, run_fusion
@@ -131,6 +132,7 @@ _HOMES = {
     "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
+    "fusion_core.running.evaluation": ("evaluate_experts",),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.remembering": ("remembered",),
     "fusion_core.running.run": ("execute", "run_fusion"),
@@ -205,6 +207,7 @@ __all__ = [
     "describe_run",
     "device_of",
     "dump_yaml",
+    "evaluate_experts",
     "evaluation_mode",
     "execute",
     "expert_weights",

@@ -86,7 +86,7 @@ def warn_of_below_base(experts: Sequence[BelowBase]) -> str:
     return (
         f"{_SUSPICION}: the expert scores below the base on {', '.join(map(str, experts))}, by "
         f"{evidence}. Check which expert is for which task, the order of the labels, and the "
-        "heads. No normalised average is given."
+        "heads. Shares of these experts' figures say nothing, and none are given."
     )
 
 

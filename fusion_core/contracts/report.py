@@ -145,8 +145,9 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook."""
-        transductive = "transductive: the algorithm saw the test examples, without their labels"
-        notes = [describe_below_base(self.experts_below_base), self.transductive and transductive]
+        notes = [describe_below_base(self.experts_below_base)]
+        if self.transductive:
+            notes.append("transductive: the algorithm saw the test examples, without their labels")
         return table_of({"merged": self}).as_html("; ".join(filter(None, notes)))
 
     def as_json(self) -> dict[str, Any]:

@@ -64,9 +64,9 @@ def effective_ranks(operands: Operands, progress: Progress) -> Ranks:
         for info in chosen:
             found.append(_of_matrix(operands, info))
             advance(1, note=info.name)
-    means = torch.stack(found).nanmean(0).tolist()
+    ranks, shares, numerical_shares = torch.stack(found).nanmean(0).tolist()
     is_sampled = any(info.shape[1] > COLUMNS for info in chosen)
-    return Ranks(*means, (len(chosen), len(every)), is_sampled)
+    return Ranks(ranks, shares, numerical_shares, (len(chosen), len(every)), is_sampled)
 
 
 def _affordable(infos: Sequence[TensorInfo], experts: int) -> Sequence[TensorInfo]:

@@ -94,9 +94,10 @@ def find_within_chance(
     metrics: Mapping[str, Metric], base: Mapping[str, Metrics], experts: Mapping[str, Metrics]
 ) -> Iterator[str]:
     """Yield the tasks whose expert's figure is below the base's, but within chance."""
-    below = {each.task for each in find_below_base(metrics, base, experts)}
+    below = {expert.task for expert in find_below_base(metrics, base, experts)}
     plain = [{task: dict(figures) for task, figures in row.items()} for row in (base, experts)]
-    return (each.task for each in find_below_base(metrics, *plain) if each.task not in below)
+    candidates = find_below_base(metrics, *plain)
+    return (expert.task for expert in candidates if expert.task not in below)
 
 
 def _is_main(metric: Metric, metrics: Metrics) -> bool:

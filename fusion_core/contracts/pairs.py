@@ -50,7 +50,7 @@ def compare_metrics(first: Metrics, second: Metrics) -> Comparison | None:
     if differences is None:
         return None
     comparison = compare_differences([differences])
-    are_binary = all(isinstance(each, Measured) and each.is_binary for each in (first, second))
+    are_binary = all(isinstance(row, Measured) and row.is_binary for row in (first, second))
     if not are_binary:
         return comparison
     p = mcnemar(differences[0].count(-1.0), differences[0].count(1.0))

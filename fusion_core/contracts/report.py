@@ -157,7 +157,9 @@ class Report:
             "schema": SCHEMA,
             "average": _plain(self.average),
             "normalised_average": self.normalised_average,
-            "experts_below_base": {each.task: each.as_json() for each in self.experts_below_base},
+            "experts_below_base": {
+                expert.task: expert.as_json() for expert in self.experts_below_base
+            },
             "tasks": _plain(self.tasks),
             "metrics": self._metrics_as_json(),
             "transductive": self.transductive,
@@ -209,8 +211,8 @@ class Report:
         return replace(self, base=base, experts=experts, within_chance=within_chance)
 
     def _within_chance(self) -> list[str]:
-        found = find_within_chance(self.main_metrics, self.base, self.experts)
-        return list(dict.fromkeys([*self.within_chance, *found]))
+        tasks = find_within_chance(self.main_metrics, self.base, self.experts)
+        return list(dict.fromkeys([*self.within_chance, *tasks]))
 
     def _metrics_as_json(self) -> dict[str, dict[str, Any]]:
         return {

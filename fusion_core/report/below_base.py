@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 def below_base_warnings(reports: Mapping[str, Report]) -> list[str]:
     """Say, for stderr, of which models experts and tasks probably do not belong together."""
-    found = {warn_of_below_base(experts): names for experts, names in _by_experts(reports).items()}
+    texts = {warn_of_below_base(experts): names for experts, names in _by_experts(reports).items()}
     if len(reports) == 1:
-        return list(found)
-    return [f"{', '.join(names)}: {warning}" for warning, names in found.items()]
+        return list(texts)
+    return [f"{', '.join(names)}: {warning}" for warning, names in texts.items()]
 
 
 def below_base_notes(reports: Mapping[str, Report]) -> list[str]:
     """Say the same in a line below a table."""
-    found = {describe_below_base(experts): names for experts, names in _by_experts(reports).items()}
+    texts = {describe_below_base(experts): names for experts, names in _by_experts(reports).items()}
     if len(reports) == 1:
-        return list(found)
-    return [f"{note} ({', '.join(names)})" for note, names in found.items()]
+        return list(texts)
+    return [f"{note} ({', '.join(names)})" for note, names in texts.items()]
 
 
 def _by_experts(reports: Mapping[str, Report]) -> dict[tuple[BelowBase, ...], list[str]]:

@@ -37,8 +37,8 @@ def sort_reports(reports: Mapping[str, Report], label: str) -> dict[str, Report]
 
 def _below_base(reports: Mapping[str, Report]) -> list[BelowBase]:
     """Return the experts that score below the base in any report, each task once."""
-    found = {each.task: each for report in reports.values() for each in report.experts_below_base}
-    return list(found.values())
+    experts = [expert for report in reports.values() for expert in report.experts_below_base]
+    return list({expert.task: expert for expert in experts}.values())
 
 
 def _rank(entry: Entry, figure: Figure | None) -> float:

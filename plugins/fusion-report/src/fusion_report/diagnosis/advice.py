@@ -98,4 +98,4 @@ def advise(figures: Figures) -> list[Advice]:
         for rule in RULES
         if rule.applies(numbers)
     ]
-    return sorted(found, key=lambda each: (not each.is_counted, not each.is_shown))
+    return sorted(found, key=lambda advice: (not advice.is_counted, not advice.is_shown))

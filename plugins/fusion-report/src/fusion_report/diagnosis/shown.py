@@ -113,21 +113,21 @@ def _lines(figures: Figures) -> tuple[list[str], Rows]:
 
 
 def _counted(advice: Sequence[Advice]) -> tuple[list[str], Rows]:
-    """Lay out what was counted on models of this kind."""
+    """Lay out the rules that were counted on this kind of models."""
     rows = [
-        [_sure(each), each.claim, _held(each.own_count), _held(each.count), each.rule.because]
-        for each in advice
-        if each.is_counted and each.is_shown
+        [_sure(said), said.claim, _held(said.own_count), _held(said.count), said.rule.because]
+        for said in advice
+        if said.is_counted and said.is_shown
     ]
     return ["sure", "expect", "held in pools of this kind", "of all kinds", "because"], rows
 
 
 def _not_counted(advice: Sequence[Advice]) -> tuple[list[str], Rows]:
-    """Lay out what was counted on other kinds of models only."""
+    """Lay out the rules that were counted on other kinds of models only."""
     rows = [
-        [f"{_percent(each.probability)} or more", each.claim, _held(each.count), each.rule.because]
-        for each in advice
-        if not each.is_counted and each.is_shown
+        [f"{_percent(said.probability)} or more", said.claim, _held(said.count), said.rule.because]
+        for said in advice
+        if not said.is_counted and said.is_shown
     ]
     return ["sure", "expect (never counted on this kind)", "held in other kinds", "because"], rows
 
@@ -146,10 +146,10 @@ def _notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
     """Say what the tables do not."""
     if advice:
         yield from _kind(figures, advice)
-    for each in advice:
-        if not each.is_shown:
-            own = f"{_held(each.own_count)} of this kind; " if each.is_counted else ""
-            yield f"cannot tell: {each.claim}? ({own}{_held(each.count)})"
+    for said in advice:
+        if not said.is_shown:
+            of_kind = f"{_held(said.own_count)} of this kind; " if said.is_counted else ""
+            yield f"cannot tell: {said.claim}? ({of_kind}{_held(said.count)})"
     yield from _missing(figures)
     looked, every = figures.matrices
     if looked < every:
@@ -166,7 +166,7 @@ def _kind(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
     yield f"kind: {printable(str(figures.kind))}: " + (
         f"counted as {', '.join(names)}" if names else "no rule was counted on this kind"
     )
-    if not all(each.is_counted for each in advice):
+    if not all(said.is_counted for said in advice):
         yield (
             "never counted on this kind: what is left is the lower end of Wilson's 95 % interval "
             "over the other kinds, each of which counts once, by what came true in most of its "

@@ -60,10 +60,12 @@ if TYPE_CHECKING:
     from fusion_core.recipe.depth import along, depths, layers_of, renumbered
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
+    from fusion_core.report.below_base import below_base_warnings
     from fusion_core.report.stored import read_report
     from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
     from fusion_core.running.by_hand import merge, models_of
+    from fusion_core.running.evaluation import evaluate_experts
     from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.remembering import remembered
     from fusion_core.running.run import execute, run_fusion
@@ -126,9 +128,11 @@ _HOMES = {
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("dump_yaml", "load_recipe", "load_yaml"),
     "fusion_core.report.stored": ("read_report",),
+    "fusion_core.report.below_base": ("below_base_warnings",),
     "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
+    "fusion_core.running.evaluation": ("evaluate_experts",),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.remembering": ("remembered",),
     "fusion_core.running.run": ("execute", "run_fusion"),
@@ -194,6 +198,7 @@ __all__ = [
     "along",
     "amount",
     "assign",
+    "below_base_warnings",
     "build_for_task",
     "build_model",
     "check",
@@ -202,6 +207,7 @@ __all__ = [
     "describe_run",
     "device_of",
     "dump_yaml",
+    "evaluate_experts",
     "evaluation_mode",
     "execute",
     "expert_weights",

@@ -15,12 +15,13 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import Subject, models_of, run_fusion
+from fusion_core import Subject, dump_yaml, models_of, run_fusion
 from fusion_core.contracts.measures import mean_of
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.planning.options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.weights import CheckpointSource
+from pools_mini.files import DATA
 from pools_mini.plugin import TASKS
 
 if TYPE_CHECKING:
@@ -296,3 +297,30 @@ def test_a_stack_is_measured_alike_after_the_run_and_from_its_directory(
     assert again.code == 0, again.err
     assert json.loads(report.read_bytes())["tasks"] == first["tasks"]
     assert json.loads((here / "out" / "config.json").read_text())["num_hidden_layers"] == 6
+
+
+def test_experts_on_the_wrong_tasks_are_said_to_be_by_every_command(
+    fuse: Callable[..., Outcome], here: Path
+) -> None:
+    clip = {"name": "clip", "base": str(DATA / "base")}
+    wrong = {"latin": str(DATA / "experts" / "shapes"), "shapes": str(DATA / "experts" / "latin")}
+    tasks = {"name": "mini8", "tasks": ["latin", "shapes"], "limit": 80}
+    recipe = {"algorithm": "simple-average", "model_pool": {**clip, "models": wrong}}
+    Path("recipe.yaml").write_text(dump_yaml({**recipe, "task_pool": tasks}))
+    commands = (
+        ("run", "recipe.yaml", "-o", "out", "--json"),
+        ("evaluate", "out", "--json"),
+        ("compare", "out", "--json"),
+        ("diagnose", "recipe.yaml", "--samples", "4", "--json"),
+    )
+    for command in commands:
+        done = fuse(*command)
+        assert done.code == 0
+        assert "do not belong together: the expert scores below the base on latin (" in done.err
+        found = json.loads(done.out)
+        found = found.get("report") or found.get("out") or found
+        assert found["experts_below_base"]["latin"]["evidence"] == "exact McNemar"
+        assert found.get("normalised_average") is None
+    printed = fuse("compare", "out").out
+    assert "normalised" not in printed
+    assert "the expert scores below the base on latin" in printed

@@ -11,7 +11,7 @@ import typer
 
 from fusion_core.cli.flags import Intervals
 from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json
+from fusion_core.cli.output import print_json, warn_of_experts
 from fusion_core.errors import RecipeError
 from fusion_core.shown import printable
 
@@ -85,6 +85,7 @@ def compare(
     if sort is not None:
         shown = sort_reports(shown, sort)
     intervals = intervals or seeds
+    warn_of_experts(_short(shown))
     if as_json or form is Format.JSON:
         _print_data(shown, pair, found, intervals=intervals)
     elif form is Format.TABLE:

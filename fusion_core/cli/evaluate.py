@@ -23,7 +23,7 @@ from fusion_core.cli.flags import (
     set_up_logging,
 )
 from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, warn_of_broken_plugins
+from fusion_core.cli.output import print_json, warn_of_broken_plugins, warn_of_experts
 from fusion_core.cli.progress import progress_for
 from fusion_core.plugins.manager import load_plugins
 
@@ -65,6 +65,7 @@ def evaluate(
             device=device,
         )
         recorded.write("report", report=report.as_json())
+    warn_of_experts({model.resolve().name: report})
     if as_json:
         from fusion_core.report.data import report_as_json
 

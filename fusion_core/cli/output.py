@@ -14,6 +14,7 @@ from fusion_core.shown import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from fusion_core.contracts.report import Report
     from fusion_core.plugins.manager import PluginManager
 
 
@@ -60,6 +61,13 @@ def warn_of_broken_plugins(plugins: PluginManager) -> None:
     for plugin in plugins.plugins:
         if plugin.error is not None or plugin.status == "incompatible":
             print_warnings([f"plugin {plugin.distribution} is {plugin.status}: {plugin.detail}"])
+
+
+def warn_of_experts(reports: Mapping[str, Report]) -> None:
+    """Say on stderr which experts score below the base on their own task."""
+    from fusion_core.report.below_base import below_base_warnings
+
+    print_warnings(below_base_warnings(reports))
 
 
 def print_warnings(warnings: Iterable[str]) -> None:

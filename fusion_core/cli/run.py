@@ -35,7 +35,7 @@ from fusion_core.cli.flags import (
 )
 from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.listing import AsJson
-from fusion_core.cli.output import print_json, print_warnings
+from fusion_core.cli.output import print_json, print_warnings, warn_of_experts
 from fusion_core.cli.progress import progress_for
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import DiskError, FusionError
@@ -209,6 +209,8 @@ def _print_more(plan: Plan, result: RunResult) -> None:
 
 
 def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool) -> None:
+    if result.report is not None:
+        warn_of_experts({algorithm: result.report})
     if as_json:
         from fusion_core.report.data import report_as_json
 

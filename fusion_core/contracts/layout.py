@@ -20,7 +20,9 @@ from fusion_core.contracts.measures import Metric, Metrics, main, mean_ratio
 from fusion_core.contracts.table import Entry, Figure, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from fusion_core.contracts.below_base import BelowBase
 
     #: A row of the table: a task, and the metric that its values are of.
     Line = tuple[str, Metric]
@@ -45,6 +47,10 @@ class Rows(Protocol):
         """What was measured of each task's own expert."""
 
     @property
+    def experts_below_base(self) -> Collection[BelowBase]:
+        """The experts that score below the base on their own task."""
+
+    @property
     def main_metrics(self) -> Mapping[str, Metric]:
         """Every task's main metric."""
 
@@ -54,10 +60,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class _Column:
-    """A model's metrics by task and metric, and those of its tasks' experts."""
+    """A model's metrics by task and metric, and the experts' that they are normalised by."""
 
     cells: Mapping[Line, Metrics]
-    experts: Mapping[Line, Metrics]
+    references: Mapping[Line, Metrics]
 
     def figure(self, line: Line) -> Figure | None:
         if line not in self.cells:
@@ -76,11 +82,11 @@ class _Column:
     def normalised(self, lines: Sequence[Line]) -> Figure | None:
         """Return the mean of figure / the expert's, or its inverse where lower is better."""
         mean = mean_ratio(
-            (line[1], _main(self.cells, line), _main(self.experts, line)) for line in lines
+            (line[1], _main(self.cells, line), _main(self.references, line)) for line in lines
         )
         if mean is None:
             return None
-        row = [(line[1], self.cells.get(line, {}), self.experts[line]) for line in lines]
+        row = [(line[1], self.cells.get(line, {}), self.references[line]) for line in lines]
         return Figure(mean, partial(interval_of_normalised, row))
 
     def worst(self, lines: Sequence[Line]) -> Figure | None:
@@ -96,12 +102,16 @@ class _Column:
 def table_of(reports: Mapping[str, Rows]) -> Table:
     """Lay reports out: the base, the models, the experts; averages over common tasks.
 
-    A base or experts that reports share stand once, or as often as they differ.
+    A base or experts that reports share stand once, or as often as they differ. Nothing is
+    normalised by experts that score below the base.
     """
     experts = {name: _cells(report, report.experts) for name, report in reports.items()}
-    bases = _shared("base", {n: _cells(r, r.base) for n, r in reports.items()}, experts)
-    models = [(n, _Column(_cells(r, r.tasks), experts[n])) for n, r in reports.items()]
-    named = [*bases, *models, *_shared("experts", experts, experts)]
+    fitting = {name: _fitting(experts[name], [report]) for name, report in reports.items()}
+    agree = _agree(experts.values())
+    by_all = _fitting(_merged(experts.values()), reports.values()) if agree else {}
+    bases = _shared("base", {n: _cells(r, r.base) for n, r in reports.items()}, fitting, by_all)
+    models = [(n, _Column(_cells(r, r.tasks), fitting[n])) for n, r in reports.items()]
+    named = [*bases, *models, *_shared("experts", experts, fitting, by_all)]
     columns = [column for _, column in named]
     lines = [*lines_of(reports), *_noted(columns)]
     entries = [Entry(*line, [each.figure(line) for each in columns]) for line in lines]
@@ -161,6 +171,12 @@ def _cells(report: Rows, row: Row) -> Mapping[Line, Metrics]:
     }
 
 
+def _fitting(experts: Mapping[Line, Metrics], reports: Iterable[Rows]) -> Mapping[Line, Metrics]:
+    """Return the cells of the experts that score below the base in none of the reports."""
+    below = {expert.task for report in reports for expert in report.experts_below_base}
+    return {line: metrics for line, metrics in experts.items() if line[0] not in below}
+
+
 def _noted(columns: Sequence[_Column]) -> list[Line]:
     """Return the rows below: what is not the main metric, and to be seen where it is not zero."""
     noted = dict.fromkeys(line for each in columns for line in each.cells if line[1].is_noted)
@@ -174,13 +190,13 @@ def _noted(columns: Sequence[_Column]) -> list[Line]:
 def _shared(
     heading: str,
     cells: Mapping[str, Mapping[Line, Metrics]],
-    experts: Mapping[str, Mapping[Line, Metrics]],
+    references: Mapping[str, Mapping[Line, Metrics]],
+    by_all: Mapping[Line, Metrics],
 ) -> list[tuple[str, _Column]]:
     known = {name: each for name, each in cells.items() if each}
     if not _agree(known.values()):
-        return [(f"{heading} of {n}", _Column(each, experts[n])) for n, each in known.items()]
-    beside = _merged(experts.values()) if _agree(experts.values()) else {}
-    return [(heading, _Column(_merged(known.values()), beside))] if known else []
+        return [(f"{heading} of {n}", _Column(each, references[n])) for n, each in known.items()]
+    return [(heading, _Column(_merged(known.values()), by_all))] if known else []
 
 
 def _merged(columns: Iterable[Mapping[Line, Metrics]]) -> Mapping[Line, Metrics]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
 
+from fusion_core.contracts.below_base import (
+    BelowBase,
+    describe_below_base,
+    find_below_base,
+    find_within_chance,
+)
 from fusion_core.contracts.layout import table_of
 from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of, mean_ratio
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
@@ -27,7 +33,7 @@ SCHEMA = 2
 REPORT = "report.json"
 _STORED = (
     *("tasks", "transductive", "measured_on", "published", "remembered", "needs_task"),
-    *("conditions", "chosen"),
+    *("conditions", "chosen", "within_chance"),
 )
 #: The rows beside a model's own, each with what schema 1 called it.
 _REFERENCES = {"base": "pretrained", "experts": "individual"}
@@ -72,6 +78,9 @@ class Report:
     conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: how the options of the run were chosen, in words, where that is known
     chosen: str | None = None
+    #: tasks whose expert scores below the base by no more than chance allows, as outcomes showed
+    #: that this report need not hold
+    within_chance: tuple[str, ...] = ()
 
     def metric(self, task: str, name: str) -> Metric:
         """Return what is known of a task's metric."""
@@ -93,13 +102,24 @@ class Report:
     def normalised_average(self) -> float | None:
         """Mean of main metric / the expert's, or its inverse where lower is better.
 
-        None unless every task has such a number.
+        None unless every task has such a number, of an expert that is not below the base.
         """
+        if self.experts_below_base:
+            return None
         experts = {name: main(each) for name, each in self.experts.items()}
         return mean_ratio(
             (metric, main(self.tasks[task]), experts.get(task, math.nan))
             for task, metric in self.main_metrics.items()
         )
+
+    @cached_property
+    def experts_below_base(self) -> tuple[BelowBase, ...]:
+        """The experts that score below the base on their own task, beyond chance.
+
+        Experts and tasks then probably do not belong together.
+        """
+        rows = self.main_metrics, self.base, self.experts
+        return tuple(find_below_base(*rows, self.within_chance))
 
     def over(self, tasks: Collection[str]) -> Self:
         """Return the report on some of the tasks: averages are then over these."""
@@ -125,8 +145,10 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook."""
-        caption = "transductive: the algorithm saw the test examples, without their labels"
-        return table_of({"merged": self}).as_html(caption if self.transductive else "")
+        notes = [describe_below_base(self.experts_below_base)]
+        if self.transductive:
+            notes.append("transductive: the algorithm saw the test examples, without their labels")
+        return table_of({"merged": self}).as_html("; ".join(filter(None, notes)))
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `report.json` (documented in docs/reference/report.md)."""
@@ -135,6 +157,9 @@ class Report:
             "schema": SCHEMA,
             "average": _plain(self.average),
             "normalised_average": self.normalised_average,
+            "experts_below_base": {
+                expert.task: expert.as_json() for expert in self.experts_below_base
+            },
             "tasks": _plain(self.tasks),
             "metrics": self._metrics_as_json(),
             "transductive": self.transductive,
@@ -144,6 +169,7 @@ class Report:
             **({"needs_task": True} if self.needs_task else {}),
             **({"conditions": self.conditions} if self.conditions else {}),
             **({} if self.chosen is None else {"chosen": self.chosen}),
+            **({"within_chance": within} if (within := self._within_chance()) else {}),
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
 
@@ -178,11 +204,25 @@ class Report:
         rows: dict[str, Any] = {n: row_of(getattr(self, n), content.get(n, {})) for n in names}
         return replace(self, **rows)
 
+    def without_outcomes(self) -> Self:
+        """Return the report without the base's and the experts' outcomes, and what they showed."""
+        base, experts = (_without_outcomes(row) for row in (self.base, self.experts))
+        within_chance = tuple(self._within_chance())
+        return replace(self, base=base, experts=experts, within_chance=within_chance)
+
+    def _within_chance(self) -> list[str]:
+        tasks = find_within_chance(self.main_metrics, self.base, self.experts)
+        return list(dict.fromkeys([*self.within_chance, *tasks]))
+
     def _metrics_as_json(self) -> dict[str, dict[str, Any]]:
         return {
             task: {name: _meaning(self.metric(task, name)) for name in metrics}
             for task, metrics in self.tasks.items()
         }
+
+
+def _without_outcomes(row: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    return {task: dict(metrics) for task, metrics in row.items()}
 
 
 def _meaning(metric: Metric) -> dict[str, Any]:

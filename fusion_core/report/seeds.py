@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.measures import Metrics, Repeated
+from fusion_core.contracts.measures import Repeated
 from fusion_core.recipe.text import RECIPE, load_recipe
 
 if TYPE_CHECKING:
@@ -50,13 +50,11 @@ def _name_of(group: Sequence[str]) -> str:
 
 
 def _mean_of(runs: Sequence[Report]) -> Report:
-    """Return the mean of runs; base and experts, which no seed changes, are the first one's."""
+    """Return the mean of runs; base and experts, which no seed changes, are the first one's.
+
+    What is known of their examples is left out: beside intervals over seeds, its would mislead.
+    """
     first = runs[0]
     tasks = [task for task in first.tasks if all(task in each.tasks for each in runs)]
     means = {task: Repeated([each.tasks[task] for each in runs]) for task in tasks}
-    return replace(first, tasks=means, base=_plain(first.base), experts=_plain(first.experts))
-
-
-def _plain(row: Mapping[str, Metrics]) -> dict[str, Metrics]:
-    """Leave what is known of examples: beside intervals over seeds its would mislead."""
-    return {task: dict(metrics) for task, metrics in row.items()}
+    return replace(first.without_outcomes(), tasks=means)

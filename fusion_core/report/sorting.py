@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fusion_core.contracts.layout import table_of
+from fusion_core.contracts.below_base import describe_below_base
+from fusion_core.contracts.layout import NORMALISED, table_of
 from fusion_core.errors import RecipeError
 from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fusion_core.contracts.below_base import BelowBase
     from fusion_core.contracts.report import Report
     from fusion_core.contracts.table import Entry, Figure
 
@@ -22,13 +24,21 @@ def sort_reports(reports: Mapping[str, Report], label: str) -> dict[str, Report]
     entry = next((each for each in table.entries if each.label == label), None)
     if entry is None:
         labels = [each.label for each in table.entries]
+        below = describe_below_base(_below_base(reports)) if label == NORMALISED else ""
+        reason = f": {below}" if below else ""
         raise RecipeError(
-            f"nothing is called {label!r} here",
+            f"nothing is called {label!r} here{reason}",
             hint=did_you_mean(label, labels) or f"Sort by {', '.join(labels)}.",
         )
     figures = dict(zip(reports, entry.figures[table.first :], strict=False))
     ranked = sorted(reports, key=lambda name: _rank(entry, figures[name]))
     return {name: reports[name] for name in ranked}
+
+
+def _below_base(reports: Mapping[str, Report]) -> list[BelowBase]:
+    """Return the experts that score below the base in any report, each task once."""
+    experts = [expert for report in reports.values() for expert in report.experts_below_base]
+    return list({expert.task: expert for expert in experts}.values())
 
 
 def _rank(entry: Entry, figure: Figure | None) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fusion_core.contracts.outcomes import OUTCOMES
@@ -41,9 +42,10 @@ def read_reports(
 def read_report(directory: Path, *, outcomes: bool = False) -> Report:
     """Return what `fuse run` or `fuse evaluate` measured of a model directory.
 
-    With `outcomes`, what is kept of each test example is read, too. Raises `RecipeError` for a
-    directory that holds no report, `FusionError` for damaged files, or for outcomes of another
-    report.
+    With `outcomes`, what is kept of each test example is read, too. Where an expert seems to score
+    below the base, its outcomes and the base's are read in any case: they tell whether that is
+    chance; where they are damaged, the figures alone decide. Raises `RecipeError` for a directory
+    that holds no report, `FusionError` for damaged files, or for outcomes of another report.
     """
     if not directory.is_dir():
         hint = "Name directories that fuse run wrote."
@@ -54,8 +56,15 @@ def read_report(directory: Path, *, outcomes: bool = False) -> Report:
     with _naming(path, "is not a report"):
         report = Report.from_json(json.loads(path.read_bytes()))
     path = directory / OUTCOMES
-    if not outcomes or not path.is_file():
-        return report
+    if outcomes and path.is_file():
+        return _with_outcomes(report, path)
+    if report.experts_below_base and path.is_file():
+        with suppress(FusionError):
+            return replace(_with_outcomes(report, path), tasks=report.tasks)
+    return report
+
+
+def _with_outcomes(report: Report, path: Path) -> Report:
     with _naming(path, f"does not go with the {REPORT} beside it"):
         return report.with_outcomes(json.loads(path.read_bytes()))
 

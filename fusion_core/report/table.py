@@ -21,8 +21,9 @@ from fusion_core.contracts.layout import (
     table_of,
 )
 from fusion_core.contracts.measures import FRACTION, Repeated, main
+from fusion_core.contracts.pairs import BOOTSTRAP
+from fusion_core.report.below_base import below_base_notes
 from fusion_core.report.drawing import draw, report_tables, text_of
-from fusion_core.report.paired import BOOTSTRAP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,6 +117,7 @@ def published_table(reports: Reports, published: Published, tasks: list[str]) ->
 def notes(reports: Reports) -> list[str]:
     """Say what the numbers do not: units, normalised averages, what was adapted and measured on."""
     found = list(filter(None, [_scale(reports)]))
+    found += below_base_notes(reports)
     lines, shared = lines_of(reports), shared_lines(reports)
     if not are_alike(shared):
         found.append("no average: the tasks are measured in different units")

@@ -35,13 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rows:
-    """What tasks measure of a pool's models, on a device; `fresh` recalls nothing."""
+    """What tasks measure of a pool's models, on a device; `fresh` recalls nothing.
+
+    `names` are the tasks of base and experts; all by default.
+    """
 
     pool: ModelPool[Any]
     tasks: TaskPool[Any]
     device: torch.device
     progress: Progress = field(default_factory=Progress)
     fresh: bool = False
+    names: Sequence[str] | None = None
     #: the tasks of each row that were measured by an earlier run
     remembered: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -105,17 +109,21 @@ class Rows:
         def measure(names: list[str]) -> Iterator[Row]:
             yield self.of(base, names, label="evaluate base")
 
-        return self._row("base", dict.fromkeys(self.tasks.names, base), measure)
+        return self._row("base", dict.fromkeys(self._names, base), measure)
 
     def of_experts(self) -> Row:
         """Return what each task measures of its own expert, if it has one."""
         own = {self.pool.task_of(expert): source for expert, source in self.pool.experts.items()}
-        sources = {name: own[name] for name in self.tasks.names if name in own}
+        sources = {name: own[name] for name in self._names if name in own}
 
         def measure(names: list[str]) -> Iterator[Row]:
             return self._one_by_one({name: sources[name] for name in names}, "experts")
 
         return self._row("experts", sources, measure)
+
+    @property
+    def _names(self) -> Sequence[str]:
+        return self.tasks.names if self.names is None else self.names
 
     def _row(
         self,

@@ -27,11 +27,12 @@ from fusion_core.weights.merging.shortage import explained
 from fusion_core.weights.writing.disk import write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
 
+    from fusion_core.contracts.measures import Metric
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved import Resolved
@@ -66,10 +67,31 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
         transductive,
         tasks.measured_on,
         tasks.published,
-        {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics},
+        _metrics(tasks),
         rows.remembered,
         needs_task=own is not None,
         conditions={task.name: dict(task.conditions) for task in tasks if task.conditions},
+    )
+
+
+@explained()
+@forbid_exit()
+def evaluate_experts(
+    pool: ModelPool[Any],
+    tasks: TaskPool[Any],
+    names: Sequence[str],
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure each task's own expert on some tasks, beside the base, before anything is merged.
+
+    Later runs of the same pools remember these figures, and this remembers theirs.
+    """
+    rows = Rows(pool, tasks, device, progress or Progress(), names=tuple(names))
+    experts = rows.of_experts()
+    return Report(
+        experts, rows.of_base(), experts, metrics=_metrics(tasks), measured_on=tasks.measured_on
     )
 
 
@@ -129,6 +151,10 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     if as_recorded:
         write_report(report, directory)
     return report
+
+
+def _metrics(tasks: TaskPool[Any]) -> dict[str, dict[str, Metric]]:
+    return {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics}
 
 
 def write_report(report: Report, directory: Path) -> None:

@@ -22,6 +22,7 @@ from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.text import load_recipe
+from fusion_core.report.below_base import below_base_warnings
 from fusion_core.running._context import notify, prepare, round_for
 from fusion_core.running._output import (
     assets_of,
@@ -85,7 +86,11 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     planned = plan(raw, options or RunOptions())
     for warning in () if helps() else planned.warnings:
         _LOG.warning("%s", warning)
-    return execute(planned)
+    result = execute(planned)
+    if result.report is not None:
+        for warning in below_base_warnings({planned.algorithm_name: result.report}):
+            _LOG.warning("%s", warning)
+    return result
 
 
 @explained()

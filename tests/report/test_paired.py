@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from fusion_core.contracts.measures import Measured, Metric
+from fusion_core.contracts.pairs import mcnemar
 from fusion_core.contracts.report import Report
-from fusion_core.report.paired import differences, mcnemar
+from fusion_core.report.paired import differences
 
 RANDOM = np.random.default_rng(0)
 

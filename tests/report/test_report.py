@@ -280,6 +280,7 @@ def test_the_content_of_a_report() -> None:
         "schema": 2,
         "average": 8.0,
         "normalised_average": None,
+        "experts_below_base": {},
         "tasks": {"wiki": {"perplexity": 8.0}},
         "metrics": {"wiki": {"perplexity": {"unit": "", "higher_is_better": False}}},
         "transductive": None,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.testing import tiny_pool
-from fusion_report import diagnose
+from fusion_report import Diagnosis, diagnose
 from fusion_report.diagnosis.command import diagnose as command
 from fusion_report.diagnosis.figures import Answers, Expert, Figures, Path
 from fusion_report.diagnosis.shown import print_diagnosis
@@ -67,7 +67,9 @@ def test_algorithm_and_output_of_a_recipe_are_not_looked_at() -> None:
 @pytest.mark.usefixtures("folder")
 def test_json_holds_all_figures_and_what_they_mean() -> None:
     found = json.loads(call("recipe.yaml", "--json").stdout)
-    assert found["schema"] == 1
+    assert found["schema"] == 2
+    assert found["kind"]["counted_as"] == ["toys"]
+    assert found["experts_below_base"] is None  # nothing was asked
     assert found["figures"]["experts"].keys() == {"a", "b", "c"}
     assert len(found["figures"]["cosines"]) == 3
     for each in found["advice"]:
@@ -139,7 +141,7 @@ def test_what_was_looked_at_in_part_and_where_lines_sink_is_said(
     found = Figures(
         *(experts, True, 9, cosines, 1.4, 0.5, 0.2, {}, (3, 10), True, answers, (flat, deep))
     )
-    print_diagnosis(found, [])
+    print_diagnosis(Diagnosis(found, []))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     lines = printed.splitlines()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core import AlgorithmSpec, RunOptions, load_plugins
+from fusion_core import AlgorithmSpec, RunOptions, Subject, load_plugins
 from fusion_core.errors import RecipeError
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_report import Questions, diagnose
@@ -108,6 +108,40 @@ def test_effective_ranks_are_exponentials_of_entropies() -> None:
     assert found.experts["c"].rank == pytest.approx(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_adapters_are_told_from_full_fine_tunes(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {"up": 0.05 * torch.randn(64, 48, generator=generator).to(dtype)}
+    factors = [torch.randn(2, size, generator=generator) for size in (64, 48)]
+    adapted = (base["up"].float() + 0.02 * factors[0].T @ factors[1]).to(dtype)
+    tuned = base["up"] + 0.01 * torch.randn(64, 48, generator=generator).to(dtype)
+    for expert, is_low_rank in ((adapted, True), (tuned, False)):
+        models = {"base": base, "models": {"a": {"up": expert}, "b": {"up": expert}}}
+        found = diagnose({"model_pool": models}, WEIGHTS_ALONE).figures
+        assert found.kind.is_low_rank == is_low_rank
+
+
+def test_labels_tell_whether_experts_fit_their_tasks() -> None:
+    class Rotated(TinyTasks):
+        """Every expert scores below the base, by labels alone."""
+
+        def measure(self, subject: Subject, tasks: Any = None, **_: Any) -> dict[str, Any]:
+            own, base = (flat(each.state_dict()) for each in (subject.weights, pool.base))
+            is_base = torch.equal(own, base)
+            return {name: {"accuracy": 0.5 if is_base else 0.25} for name in tasks or self.names}
+
+    pool = tiny_pool("mlp")
+    recipe = {"model_pool": pool, "task_pool": Rotated()}
+    found = diagnose(recipe, Questions(samples=8))
+    (warning,) = found.warnings
+    assert "below the base on a (25.0, base 50.0), b (25.0, base 50.0), c" in warning
+    assert found.advice == []
+    assert found.as_json()["experts_below_base"].keys() == {"a", "b", "c"}
+    without = diagnose(recipe, Questions(samples=8, labels=False))
+    assert without.warnings == []
+    assert without.advice
+
+
 def test_layers_have_figures_of_their_own() -> None:
     base, experts = models()
     found = diagnose({"model_pool": {"base": base, "models": experts}}, WEIGHTS_ALONE).figures
@@ -198,8 +232,9 @@ def test_too_few_examples_are_refused_with_a_flag_to_ask_for_fewer(
     recipe = {"model_pool": tiny_pool("mlp"), "task_pool": tasks}
     with pytest.raises(RecipeError, match="there are 8") as caught:
         diagnose(recipe, Questions(samples=9))
+    unlabeled = Questions(samples=8, labels=False)
     assert "--samples" in (caught.value.hint or "")
-    assert diagnose(recipe, Questions(samples=8)).figures.answers.keys() >= {"base", AVERAGE}
+    assert diagnose(recipe, unlabeled).figures.answers.keys() >= {"base", AVERAGE}
 
 
 def test_a_barrier_is_what_a_line_sinks_below_the_straight_one() -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fusion_core.testing import tiny_pool
+from fusion_report import Diagnosis
 from fusion_report.diagnosis.advice import advise
 from fusion_report.diagnosis.figures import Answers, Expert, Figures, Part
+from fusion_report.diagnosis.kinds import counted_as, read_architecture
 from fusion_report.diagnosis.merges import AVERAGE, MERGES, TRIED
 from fusion_report.diagnosis.record import Count, read_record
-from fusion_report.diagnosis.rules import BEST, RULES, TRIED_BEST, Bound, Rule
+from fusion_report.diagnosis.rules import BEST, RULES, TRIED_BEST, WUDI_REACH, Bound, Rule
+from fusion_report.diagnosis.shown import print_diagnosis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +86,8 @@ def test_a_claim_is_of_measured_shares() -> None:
     [
         (figures(norm=14.0, cosine=0.5), {"strangers"}),
         (figures(2, norm=0.5), {"spectral-best", "spectral", "spectral-or-signs", "few"}),
-        (figures(8, norm=0.5), {"spectral-best", "isotropic", "many", "long-sum", "rate"}),
+        (figures(8, norm=0.5), {"spectral-best", "isotropic", "many", "long-sum"}),
+        (figures(8, norm=2.0), {"rate", "long-sum", "signs-long"}),
         (figures(3, norm=3.0, cosine=0.6), {"alike", "few", "signs-long", "long-sum"}),
         (asked(figures(norm=9.5), **{AVERAGE: 0.95}), {"strangers", "agreeing"}),
         (asked(figures(norm=9.5), **{AVERAGE: 0.3}), {"strangers", "torn"}),
@@ -103,7 +110,94 @@ def test_a_low_rank_or_a_long_expert_silences_what_is_said_of_full_and_even_ones
 def test_a_trial_names_the_merge_that_agreed_most() -> None:
     pool = asked(figures(), **{**dict.fromkeys(TRIED, 0.5), "ties": 0.9})
     (said,) = (each for each in advise(pool) if each.rule.name == "trial")
-    assert said.claim == "ties is the best, or within 2 % of it"
+    share = "2 % of the experts' figures"
+    assert said.claim == f"ties is the best of 10 merges, or less than {share} behind"
+
+
+def test_a_trial_of_fewer_merges_than_were_counted_says_nothing() -> None:
+    pool = asked(figures(), **dict.fromkeys(TRIED[1:], 0.5))
+    assert "trial" not in claims(pool)
+
+
+def test_wudi_is_said_to_stay_near_the_sum_only_of_entries_beyond_its_reach() -> None:
+    steps, rate, first, second = 300, 1e-5, 0.9, 0.999
+    reach = 0.0
+    for step in range(1, steps + 1):
+        ages = range(step)
+        means = [(1 - first) * first**age / (1 - first**step) for age in ages]
+        squares = [(1 - second) * second**age / (1 - second**step) for age in ages]
+        quotients = (mean**2 / square for mean, square in zip(means, squares, strict=True))
+        reach += rate * math.sqrt(sum(quotients))
+    assert reach == pytest.approx(WUDI_REACH, rel=0.02)
+    assert reach < WUDI_REACH
+    assert "rate" not in claims(figures(8, norm=1.5))
+    assert "rate" in claims(figures(8, norm=1.6))
+
+
+def test_opposed_task_vectors_are_not_at_right_angles() -> None:
+    said = claims(figures(2, norm=0.5, cosine=-0.9))
+    assert said.isdisjoint({"spectral-best", "spectral", "spectral-or-signs", "stock"})
+
+
+FOREIGN = (
+    {"architecture": "BertModel"},
+    {"numel": 22_000_000},
+)
+
+
+@pytest.mark.parametrize("changes", FOREIGN, ids=str)
+def test_on_a_kind_that_was_never_counted_the_lower_end_over_kinds_is_left(
+    changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, foreign = figures(norm=0.5), replace(figures(norm=0.5), **changes)
+    (before,), (after,) = (
+        [each for each in advise(pool) if each.rule.name == "spectral"] for pool in (known, foreign)
+    )
+    assert (before.is_counted, after.is_counted) == (True, False)
+    kinds = len(after.count.by_kind)
+    z = NormalDist().inv_cdf(0.975)
+    assert after.probability == pytest.approx(1 / (1 + z * z / kinds))  # Wilson's, all held
+    assert after.probability < 0.5 < before.probability
+    print_diagnosis(Diagnosis(foreign, advise(foreign)))
+    printed = capsys.readouterr().out
+    assert "no rule was counted on this kind" in printed
+    assert f"{100 * after.probability:.0f} % or more  tsv-m beats simple-average" in printed
+
+
+def test_adapters_are_a_kind_of_their_own() -> None:
+    low = {
+        name: replace(each, rank_share=0.05, numerical_rank_share=0.05)
+        for name, each in figures().experts.items()
+    }
+    pool = replace(figures(), experts=low)
+    said = {each.rule.name: each for each in advise(pool)}
+    assert said["stock"].own_count.by_kind.keys() == {"toys, adapters"}
+    assert not said["spectral-best"].is_counted
+
+
+def test_more_experts_than_were_counted_are_another_kind() -> None:
+    assert counted_as(figures(8).kind) == ["toys"]
+    assert counted_as(figures(9).kind) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        ({"architectures": ["Qwen2ForCausalLM"]}, "causal language models"),
+        ({"architectures": ["CLIPVisionModel"]}, "CLIP vision towers"),
+        ({"model_type": "clip_vision_model"}, "CLIP vision towers"),
+        ({"architectures": ["BertModel"]}, "BertModel"),
+        ({"architectures": None}, ""),
+        (None, ""),
+    ],
+)
+def test_the_architecture_is_what_config_json_says(
+    config: dict[str, Any] | None, architecture: str
+) -> None:
+    pool = tiny_pool("mlp")
+    assets = {} if config is None else {"config.json": json.dumps(config).encode()}
+    pool.assets = lambda: assets  # type: ignore[method-assign]
+    assert read_architecture(pool) == architecture
 
 
 def test_nothing_is_said_where_nothing_can_be() -> None:
@@ -114,9 +208,10 @@ def test_nothing_is_said_where_nothing_can_be() -> None:
 
 
 def test_what_cannot_tell_comes_last() -> None:
-    telling = [each.count.is_telling for each in advise(figures(norm=0.5))]
-    assert telling == sorted(telling, reverse=True)
-    assert {*telling} == {True, False}
+    pool = replace(figures(norm=0.5), architecture="causal language models")
+    shown = [each.is_shown for each in advise(pool)]
+    assert shown == sorted(shown, reverse=True)
+    assert {*shown} == {True, False}
 
 
 def test_every_rule_has_a_record() -> None:

@@ -119,6 +119,19 @@ def test_every_number_is_there(world: World) -> None:
     assert rows["experts"][3:5] == ["80.0", "100.0"]
 
 
+def test_an_expert_below_the_base_is_warned_of_and_nothing_is_a_share_of_it(world: World) -> None:
+    low = {**{name: {"accuracy": 0.8} for name in world.names}, world.names[0]: {"accuracy": 0.2}}
+    rotated = world.run("rotated", replace(world.report(VALUES), experts=low))
+    tree = parsed(written(rotated, vectors=False))
+    warning = text_of(tree.find(".//p[@class='card warning']"))
+    assert "scores below the base on" in warning
+    assert f"{' '.join(printable(world.names[0]).split())} (20.0, base 50.0)" in warning
+    assert "do not belong together" in text_of(tree.find(".//p[@class='lead']"))
+    assert "of the experts" not in [text_of(each) for each in tree.iter("dt")]
+    assert all(row[4] == "" for name, row in rows_of(tree).items() if name != "model")
+    assert "200.0" not in ET.tostring(tree, encoding="unicode")
+
+
 def test_intervals_are_shown_if_they_are_asked_for(world: World) -> None:
     outcomes = {name: Measured({"accuracy": 0.5}, [1, 0] * 50) for name in world.names}
     run = world.run("sure", replace(world.report(VALUES), tasks=outcomes))

@@ -145,9 +145,10 @@ def test_the_command_prints_the_best_and_how_the_objective_moves(
     assert lines[0].split()[:3] == ["run", "algorithm", "algorithm.scaled.scale"]
     assert lines[3].startswith("the best 2 of 6; all: fuse runs ls ")
     assert "chosen and measured on a half" in lines[4]
-    assert lines[5].startswith("the best on the other half, which chose nothing: average ")
-    assert lines[6].startswith("scaled algorithm.scaled.scale: 0.1 ")
-    assert len(lines) == 7
+    assert "the expert scores below the base on a " in lines[5]  # experts are random weights
+    assert lines[6].startswith("the best on the other half, which chose nothing: average ")
+    assert lines[7].startswith("scaled algorithm.scaled.scale: 0.1 ")
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(
@@ -215,3 +216,10 @@ def test_processes_may_make_a_store_at_once(store: Path, environment: dict[str, 
     program = [sys.executable, "-c", OPEN, str(store)]
     every = [subprocess.Popen(program, env=environment) for _ in range(3)]
     assert [each.wait() for each in every] == [0, 0, 0]
+
+
+def test_nothing_is_chosen_by_shares_of_an_expert_below_the_base() -> None:
+    report = Report({"a": {"x": 0.5}}, {"a": {"x": 0.4}}, {"a": {"x": 0.2}})
+    assert Objective("average").value(report) == 0.5
+    with pytest.raises(RecipeError, match="the expert scores below the base on a"):
+        Objective("normalised").value(report)

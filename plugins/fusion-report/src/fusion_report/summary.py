@@ -55,7 +55,8 @@ def _of_one(run: Run, table: Table) -> str:
     average = report.average
     if average is None:
         count = _count(report.tasks, "task")
-        return f"{_made(run)}, measured on {count} by different metrics{_falls(report)}."
+        said = f"{_made(run)}, measured on {count} by different metrics"
+        return f"{said}{_falls(report)}{_suspicion(report)}."
     metric = next(iter(report.main_metrics.values()))
     unit = _unit(metric)
     said = f"{_made(run)}: {metric.name} {metric.shown(average)}{unit} on average over "
@@ -65,7 +66,7 @@ def _of_one(run: Run, table: Table) -> str:
         said += f", {100 * share:.1f} % of what each task's expert reaches"
     if worst is not None and len(report.tasks) > 1:
         said += f"; worst on {worst[0]} with {worst[1]}{unit}"
-    return f"{said}{_falls(report)}."
+    return f"{said}{_falls(report)}{_suspicion(report)}."
 
 
 def _unit(metric: Metric) -> str:
@@ -76,6 +77,12 @@ def _unit(metric: Metric) -> str:
 def _falls(report: Report) -> str:
     below = below_base(report)
     return f", and behind the base on {_listed(below)}" if below else ""
+
+
+def _suspicion(report: Report) -> str:
+    """Say that an expert scores below the base: the page's warning has the tasks."""
+    suspicious = report.experts_below_base
+    return "; experts and tasks probably do not belong together" if suspicious else ""
 
 
 def _of_several(ranked: Sequence[tuple[str, Report]], table: Table) -> str:
@@ -97,7 +104,7 @@ def _of_several(ranked: Sequence[tuple[str, Report]], table: Table) -> str:
             f"; it needs to know the task, and the best that does not is {other} with "
             f"{metric.shown(report.average or 0)}{unit}"
         )
-    return f"{said}."
+    return f"{said}{_suspicion(best)}."
 
 
 def _ranked(table: Table) -> list[tuple[str, Report]]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fusion_core import Report, table_of
+from fusion_core import Report, below_base_warnings, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,6 +86,11 @@ class Table:
         known = [each.published for each in self.reports.values() if each.published is not None]
         found = {each.family: each for each in known}
         return [(each, rows) for each in found.values() if (rows := [*self._of(each)])]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Which experts score below the base on their own task."""
+        return below_base_warnings(self.reports)
 
     def of(self, report: Report) -> Report:
         """Return a report on the tasks that all runs have."""
@@ -196,11 +201,15 @@ def below_base(report: Report) -> list[str]:
 
 
 def ratios(report: Report, figures: Figures) -> dict[str, float]:
-    """Return how near figures come to the experts', by task: 1 for as good."""
+    """Return how near figures come to the experts', by task: 1 for as good.
+
+    Tasks whose expert scores below the base have no such number.
+    """
+    below = {expert.task for expert in report.experts_below_base}
     found = {
         task: metric.ratio(_main(figures[task]), _main(report.experts[task]))
         for task, metric in report.main_metrics.items()
-        if task in figures and task in report.experts
+        if task in figures and task in report.experts and task not in below
     }
     return {
         task: ratio for task, ratio in found.items() if ratio is not None and math.isfinite(ratio)

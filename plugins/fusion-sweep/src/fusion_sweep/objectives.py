@@ -43,7 +43,7 @@ class Objective:
             case "average":
                 return self._there(report.average)
             case "normalised":
-                return self._there(report.normalised_average)
+                return self._normalised(report)
             case "worst":
                 self._there(report.average)
                 values = list(_mains(report))
@@ -69,6 +69,15 @@ class Objective:
         if math.isnan(value):
             return -math.inf
         return value if self.metric(report).higher_is_better else -value
+
+    def _normalised(self, report: Report) -> float:
+        if below := [expert.task for expert in report.experts_below_base]:
+            raise RecipeError(
+                f"objective {self.name!r}: the expert scores below the base on {', '.join(below)}",
+                hint="Experts and tasks probably do not belong together: check which expert is for "
+                "which task, the order of the labels, and the heads.",
+            )
+        return self._there(report.normalised_average)
 
     def _there(self, value: float | None) -> float:
         if value is None:

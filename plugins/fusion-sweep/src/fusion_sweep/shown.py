@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import html_table, print_table
+from fusion_core import below_base_warnings, html_table, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +85,8 @@ def _notes(found: Results, shown: int) -> Iterator[str]:
     if len(found.objectives) > 1:
         yield "* no other is better in every objective"
     yield _CHOSEN[found.on]
+    reports = [trial.report for group in found.groups for trial in group.trials if trial.report]
+    yield from below_base_warnings({found.id: reports[0]} if reports else {})
     if found.tested is not None and found.tested.report is not None:
         report = found.tested.report
         average = report.average

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -27,6 +28,12 @@ def diagnose(
         typer.Option("--set", metavar="KEY=VALUE", help="An option of the recipe; repeatable."),
     ] = None,
     no_tasks: Annotated[bool, typer.Option("--no-tasks", help="Look at weights alone.")] = False,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels/--no-labels", help="Measure base and experts: do they fit their tasks?"
+        ),
+    ] = True,
     trials: Annotated[
         bool, typer.Option("--try", help="Try some merges on unlabeled examples, too.")
     ] = False,
@@ -43,7 +50,9 @@ def diagnose(
     """Say which merges of these models to expect something of, which not, why, and how sure.
 
     Looks at the experts' task vectors and, where there are tasks, at what models predict of
-    unlabeled examples. Every expectation comes with how often it came true on other models.
+    unlabeled examples. Labels are looked at for one question: whether each expert is better than
+    the base on its own task. Later runs remember that. Every expectation comes with how often it
+    came true on other models.
 
     \b
     Examples:
@@ -56,6 +65,7 @@ def diagnose(
         load_recipe,
         override,
         print_json,
+        printable,
         progress_for,
         sections_from,
     )
@@ -67,12 +77,20 @@ def diagnose(
     raw = {} if recipe is None else load_recipe(recipe)
     found = run(
         override(sections_from(raw, names, tasks), assignments or []),
-        Questions(tasks=not no_tasks, samples=samples, trials=trials, connectivity=connectivity),
+        Questions(
+            tasks=not no_tasks,
+            labels=labels,
+            samples=samples,
+            trials=trials,
+            connectivity=connectivity,
+        ),
         RunOptions(
             device=device, progress=progress_for(quiet=quiet), block=context.obj or frozenset()
         ),
     )
+    for warning in found.warnings:
+        print(f"warning: {printable(warning)} Nothing is expected of merges.", file=sys.stderr)
     if as_json:
         print_json(found.as_json())
     else:
-        print_diagnosis(found.figures, found.advice)
+        print_diagnosis(found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import (
     AdaptiveTask,
     RunOptions,
+    below_base_warnings,
     device_of,
+    evaluate_experts,
     hub,
     load_recipe,
     merge,
@@ -19,6 +21,7 @@ from fusion_core import (
 )
 from fusion_core.errors import PluginError, RecipeError
 from fusion_report.diagnosis.advice import advise
+from fusion_report.diagnosis.kinds import counted_as
 from fusion_report.diagnosis.merges import AVERAGE, MERGES, TRIED, Mean
 from fusion_report.diagnosis.of_weights import measure_weights
 from fusion_report.diagnosis.predictions import Asked, paths
@@ -26,7 +29,7 @@ from fusion_report.diagnosis.predictions import Asked, paths
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_core import ModelPool, Progress, TaskPool, WeightSource
+    from fusion_core import ModelPool, Progress, Report, TaskPool, WeightSource
     from fusion_report.diagnosis.advice import Advice
     from fusion_report.diagnosis.figures import Answers, Figures
 
@@ -37,6 +40,8 @@ class Questions:
 
     #: whether any are asked, where there are tasks
     tasks: bool = True
+    #: whether experts and the base are measured with labels: only these tell whether they fit
+    labels: bool = True
     #: unlabeled examples of each task
     samples: int = 64
     #: whether merges are tried
@@ -47,15 +52,36 @@ class Questions:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Figures, and what rules say of them."""
+    """Figures, and what rules say of them.
+
+    Nothing is expected of merges where experts score below the base on their own tasks: rules speak
+    of shares of the experts' figures.
+    """
 
     figures: Figures
     advice: Sequence[Advice]
+    #: the base and the experts on their tasks; None where no labels were looked at
+    measured: Report | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Which experts score below the base on their own tasks."""
+        return [] if self.measured is None else below_base_warnings({"": self.measured})
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON's data."""
         said = [each.as_json() for each in self.advice]
-        return {"schema": 1, "figures": self.figures.as_json(), "advice": said}
+        measured = None if self.measured is None else self.measured.as_json()
+        return {
+            "schema": 2,
+            "kind": {
+                **asdict(self.figures.kind),
+                "counted_as": counted_as(self.figures.kind),
+            },
+            "figures": self.figures.as_json(),
+            "advice": said,
+            "experts_below_base": measured and measured["experts_below_base"],
+        }
 
 
 def diagnose(
@@ -76,8 +102,27 @@ def diagnose(
         planned = plan({**raw, "algorithm": Mean()}, replace(options, evaluate=questions.tasks))
         if questions.tasks:
             planned.check_data()
-        figures = measure(models_of(planned), planned.tasks, questions, options)
-    return Diagnosis(figures, advise(figures))
+        pool = models_of(planned)
+        figures = measure(pool, planned.tasks, questions, options)
+        measured = _measured(pool, planned.tasks, questions, options)
+    fits = measured is None or not measured.experts_below_base
+    return Diagnosis(figures, advise(figures) if fits else [], measured)
+
+
+def _measured(
+    pool: ModelPool[Any],
+    tasks: TaskPool[Any] | None,
+    questions: Questions,
+    options: RunOptions,
+) -> Report | None:
+    """Measure the base and the experts on the tasks that are asked, with their labels."""
+    if tasks is None or not (questions.tasks and questions.labels) or pool.base is None:
+        return None
+    names = [task.name for task in _adaptive(pool, tasks)]
+    if not names:
+        return None
+    device = device_of(options.device)
+    return evaluate_experts(pool, tasks, names, device=device, progress=options.progress)
 
 
 def measure(

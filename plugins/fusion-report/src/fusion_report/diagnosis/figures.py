@@ -8,10 +8,14 @@ from itertools import combinations
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from fusion_report.diagnosis.kinds import Kind
 from fusion_report.diagnosis.merges import AVERAGE, TRIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+#: Task vectors whose numerical rank is a smaller share of the full one are adapters'.
+_LOW_RANK = 0.25
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Expert:
     #: the mean effective rank of its matrices, and that as a share of the largest one possible
     rank: float
     rank_share: float
+    #: the share of its singular values that are at least 1 % of the largest one
+    numerical_rank_share: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,14 @@ class Figures:
     #: by model (`base`, `experts`, `average`, merges that were tried) and task
     answers: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
     paths: Sequence[Path] = ()
+    #: what the base's `config.json` says that the models are; empty without one
+    architecture: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of models, on which rules were counted or not."""
+        share = mean(each.numerical_rank_share for each in self.experts.values())
+        return Kind(self.architecture, share < _LOW_RANK, self.count, self.numel)
 
     @property
     def count(self) -> int:

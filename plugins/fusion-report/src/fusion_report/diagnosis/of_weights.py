@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights import Linear, MergedSource, Operands
 from fusion_report.diagnosis.figures import Expert, Figures, Part
+from fusion_report.diagnosis.kinds import read_architecture
 from fusion_report.diagnosis.ranks import effective_ranks
 from fusion_report.diagnosis.signs import conflicts
 from fusion_report.vectors import merged_infos, read_vectors
@@ -32,7 +33,13 @@ def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
         advance(1)
     ranks = effective_ranks(operands, progress)
     rows = zip(
-        vectors.experts, vectors.norms, signs.changed, ranks.ranks, ranks.shares, strict=True
+        vectors.experts,
+        vectors.norms,
+        signs.changed,
+        ranks.ranks,
+        ranks.shares,
+        ranks.numerical_shares,
+        strict=True,
     )
     experts = {
         name: Expert(pool.task_of(name), norm, _quotient(norm, vectors.base_norm), *others)
@@ -49,6 +56,7 @@ def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
         _parts(vectors),
         ranks.matrices,
         ranks.is_sampled,
+        architecture=read_architecture(pool),
     )
 
 

@@ -33,6 +33,9 @@ _BUDGET = 2 * 10**11
 _GOLDEN = 0.6180339887498949
 #: Singular values below this fraction of the largest one are rounding, and count as zero.
 _ROUNDING = 1e-6
+#: Singular values below this fraction of the largest one do not count towards the numerical rank:
+#: a merged adapter's are the rounding of the weights that it was added to.
+_NEGLIGIBLE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Ranks:
     ranks: Sequence[float]
     #: effective ranks as a share of the largest one possible
     shares: Sequence[float]
+    #: numerical ranks as a share of the largest one possible
+    numerical_shares: Sequence[float]
     #: how many matrices were looked at, of how many
     matrices: tuple[int, int]
     #: whether only some columns were looked at
@@ -53,15 +58,15 @@ def effective_ranks(operands: Operands, progress: Progress) -> Ranks:
     """Return the effective ranks of the experts' task vectors."""
     every = [info for info in merged_infos(operands) if is_matrix(info.shape)]
     chosen = _affordable(every, len(operands.experts))
-    found = [torch.full((2, len(operands.experts)), torch.nan, dtype=torch.float64)]
+    found = [torch.full((3, len(operands.experts)), torch.nan, dtype=torch.float64)]
     track = progress.track("decompose", total=len(chosen))
     with track as advance, noting(advance):
         for info in chosen:
             found.append(_of_matrix(operands, info))
             advance(1, note=info.name)
-    ranks, shares = torch.stack(found).nanmean(0).tolist()
+    ranks, shares, numerical_shares = torch.stack(found).nanmean(0).tolist()
     is_sampled = any(info.shape[1] > COLUMNS for info in chosen)
-    return Ranks(ranks, shares, (len(chosen), len(every)), is_sampled)
+    return Ranks(ranks, shares, numerical_shares, (len(chosen), len(every)), is_sampled)
 
 
 def _affordable(infos: Sequence[TensorInfo], experts: int) -> Sequence[TensorInfo]:
@@ -75,14 +80,18 @@ def _affordable(infos: Sequence[TensorInfo], experts: int) -> Sequence[TensorInf
 
 
 def _of_matrix(operands: Operands, info: TensorInfo) -> Tensor:
-    """Return ranks and shares of one matrix, of shape (2, experts); NaN for what is zero."""
+    """Return the rows of `Ranks` for one matrix, of shape (3, experts); NaN for what is zero."""
     rows, columns = info.shape
     looked = torch.linspace(0, columns - 1, min(columns, COLUMNS)).round().long()
     zero = torch.zeros(len(operands.experts), len(looked), len(looked), dtype=torch.float64)
     scan = scan_of(operands, [info], Cut.ROW)
     products = scan(partial(_column_products, columns=looked), torch.Tensor.add_, zero)
-    ranks = torch.stack([effective_rank(values) for values in singular_values(products)])
-    return torch.stack([ranks, ranks / min(rows, len(looked))])
+    values = singular_values(products)
+    ranks = torch.stack([effective_rank(each) for each in values])
+    numerical = (values >= _NEGLIGIBLE * values.amax(-1, keepdim=True)).double().sum(-1)
+    numerical = numerical.where(values.amax(-1) > 0, torch.nan)
+    full = min(rows, len(looked))
+    return torch.stack([ranks, ranks / full, numerical / full])
 
 
 def _column_products(piece: Piece, columns: Tensor) -> Tensor:

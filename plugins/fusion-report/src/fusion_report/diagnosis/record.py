@@ -13,25 +13,34 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import Measured, interval_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 
 @dataclass(frozen=True)
 class Count:
     """How often a rule came true, of how many pools that it spoke of."""
 
-    #: both, by what the pools are made of
-    by_family: Mapping[str, tuple[int, int]]
+    #: both, by the kind of models (`kinds.COUNTED`)
+    by_kind: Mapping[str, tuple[int, int]]
+
+    def of_kinds(self, names: Collection[str]) -> Count:
+        """Return the count of some kinds alone."""
+        return Count({name: each for name, each in self.by_kind.items() if name in names})
+
+    @property
+    def once_per_kind(self) -> Count:
+        """The same with one observation per kind: whether it came true in most of its pools."""
+        return Count({name: (int(2 * held > of), 1) for name, (held, of) in self.by_kind.items()})
 
     @property
     def held(self) -> int:
         """In how many pools it came true."""
-        return sum(held for held, _ in self.by_family.values())
+        return sum(held for held, _ in self.by_kind.values())
 
     @property
     def of(self) -> int:
         """Of how many pools it spoke."""
-        return sum(of for _, of in self.by_family.values())
+        return sum(of for _, of in self.by_kind.values())
 
     @property
     def probability(self) -> float:

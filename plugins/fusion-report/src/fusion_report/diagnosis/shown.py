@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fusion_core import print_table, printable
+from fusion_report.diagnosis.kinds import counted_as
 from fusion_report.diagnosis.ranks import COLUMNS
 from fusion_report.diagnosis.record import read_record
 from fusion_report.diagnosis.signs import DENSITY
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fusion_report.diagnosis.advice import Advice
+    from fusion_report.diagnosis.diagnose import Diagnosis
     from fusion_report.diagnosis.figures import Figures
     from fusion_report.diagnosis.record import Count
 
@@ -27,14 +29,16 @@ _FEW = 3
 _SMALL = 0.1
 
 
-def print_diagnosis(figures: Figures, advice: Sequence[Advice]) -> None:
+def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print what was measured, and what to expect."""
+    figures, advice = diagnosis.figures, diagnosis.advice
     print_table(*_experts(figures))
-    for headings, rows in (_between(figures), _models(figures), _lines(figures), _advice(advice)):
+    measured = _between(figures), _models(figures), _lines(figures)
+    for headings, rows in (*measured, _counted(advice), _not_counted(advice)):
         if rows:
             typer.echo()
             print_table(headings, rows)
-    if notes := [*_notes(figures, advice)]:
+    if notes := [*map(printable, diagnosis.warnings), *_notes(figures, advice)]:
         typer.echo("\n".join(["", *notes]))
 
 
@@ -108,30 +112,44 @@ def _lines(figures: Figures) -> tuple[list[str], Rows]:
     return ["line between", "agreement along it", "barrier"], rows
 
 
-def _advice(advice: Sequence[Advice]) -> tuple[list[str], Rows]:
+def _counted(advice: Sequence[Advice]) -> tuple[list[str], Rows]:
+    """Lay out the rules that were counted on this kind of models."""
     rows = [
-        [_sure(each.count), each.claim, _held(each.count), each.rule.because]
-        for each in advice
-        if each.count.is_telling
+        [_sure(said), said.claim, _held(said.own_count), _held(said.count), said.rule.because]
+        for said in advice
+        if said.is_counted and said.is_shown
     ]
-    return ["sure", "expect", "held in", "because"], rows
+    return ["sure", "expect", "held in pools of this kind", "of all kinds", "because"], rows
 
 
-def _sure(count: Count) -> str:
-    low, high = count.interval
-    return f"{_percent(count.probability)} ({100 * low:.0f}-{100 * high:.0f})"
+def _not_counted(advice: Sequence[Advice]) -> tuple[list[str], Rows]:
+    """Lay out the rules that were counted on other kinds of models only."""
+    rows = [
+        [f"{_percent(said.probability)} or more", said.claim, _held(said.count), said.rule.because]
+        for said in advice
+        if not said.is_counted and said.is_shown
+    ]
+    return ["sure", "expect (never counted on this kind)", "held in other kinds", "because"], rows
+
+
+def _sure(advice: Advice) -> str:
+    low, high = advice.interval
+    return f"{_percent(advice.probability)} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def _held(count: Count) -> str:
-    families = ", ".join(f"{name} {held}/{of}" for name, (held, of) in count.by_family.items())
-    return f"{count.held} of {count.of} pools: {families}"
+    kinds = "; ".join(f"{name} {held}/{of}" for name, (held, of) in count.by_kind.items())
+    return f"{count.held} of {count.of}" + (f": {kinds}" if len(count.by_kind) > 1 else "")
 
 
 def _notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
     """Say what the tables do not."""
-    for each in advice:
-        if not each.count.is_telling:
-            yield f"cannot tell: {each.claim}? ({_held(each.count)})"
+    if advice:
+        yield from _kind(figures, advice)
+    for said in advice:
+        if not said.is_shown:
+            of_kind = f"{_held(said.own_count)} of this kind; " if said.is_counted else ""
+            yield f"cannot tell: {said.claim}? ({of_kind}{_held(said.count)})"
     yield from _missing(figures)
     looked, every = figures.matrices
     if looked < every:
@@ -140,6 +158,20 @@ def _notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
         yield f"of wide matrices, {COLUMNS} columns were decomposed, evenly spread"
     if figures.paths:
         yield "barrier: how far agreement sinks below the straight line between a line's ends"
+
+
+def _kind(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
+    """Say what kind of models these are, and what follows where rules were not counted on it."""
+    names = counted_as(figures.kind)
+    yield f"kind: {printable(str(figures.kind))}: " + (
+        f"counted as {', '.join(names)}" if names else "no rule was counted on this kind"
+    )
+    if not all(said.is_counted for said in advice):
+        yield (
+            "never counted on this kind: what is left is the lower end of Wilson's 95 % interval "
+            "over the other kinds, each of which counts once, by what came true in most of its "
+            "pools"
+        )
 
 
 def _missing(figures: Figures) -> Iterator[str]:
@@ -161,7 +193,7 @@ def _missing(figures: Figures) -> Iterator[str]:
         count = read_record()["trial"]
         yield (
             "--try makes some merges and asks them, too: the one that agreed most was the best, or "
-            f"within 2 % of it, in {_held(count)}"
+            f"less than 2 % of the experts' figures behind, in {_held(count)}"
         )
 
 

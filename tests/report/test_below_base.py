@@ -1,0 +1,186 @@
+"""Experts below the base: what counts as below, and what a report then says and leaves out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusion_core.contracts.layout import table_of
+from fusion_core.contracts.measures import Measured, Metric
+from fusion_core.contracts.report import Report
+from fusion_core.errors import RecipeError
+from fusion_core.report import formats
+from fusion_core.report.below_base import below_base_warnings
+from fusion_core.report.data import compared_as_json
+from fusion_core.report.seeds import over_seeds
+from fusion_core.report.sorting import sort_reports
+from fusion_core.report.stored import read_report
+from fusion_core.report.table import print_reports
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fusion_core.contracts.measures import Metrics
+
+BITS = Metric("bits_per_byte", unit="bits per byte", higher_is_better=False)
+CORRELATION = Metric("spearman", unit="")
+
+
+def accuracy(right: int, count: int) -> Measured:
+    return Measured({"accuracy": right / count}, [1.0] * right + [0.0] * (count - right))
+
+
+def bits(values: Sequence[float]) -> Measured:
+    return Measured({"bits_per_byte": sum(values) / len(values)}, values)
+
+
+def below(base: Metrics, expert: Metrics, metric: Metric | None = None) -> dict[str, str]:
+    """Return the evidence by task of a report on one task, whose merge scores as the expert."""
+    metrics = {} if metric is None else {"a": {metric.name: metric}}
+    report = Report({"a": dict(expert)}, {"a": base}, {"a": expert}, metrics=metrics)
+    return {each.task: each.evidence for each in report.experts_below_base}
+
+
+PLAIN = {"a": "the figures alone"}
+
+
+@pytest.mark.parametrize(
+    ("base", "expert", "metric", "expected"),
+    [
+        ({"accuracy": 0.5}, {"accuracy": 0.3}, None, PLAIN),
+        ({"accuracy": 0.3}, {"accuracy": 0.5}, None, {}),
+        ({"accuracy": 0.5}, {"accuracy": 0.5 - 1e-9}, None, {}),
+        ({"accuracy": 0.5}, {"accuracy": 0.0}, None, PLAIN),
+        ({"bits_per_byte": 0.9}, {"bits_per_byte": 1.4}, BITS, PLAIN),
+        ({"bits_per_byte": 1.4}, {"bits_per_byte": 0.9}, BITS, {}),
+        ({"bits_per_byte": 0.9}, {"bits_per_byte": math.inf}, BITS, PLAIN),
+        ({"spearman": -0.1}, {"spearman": -0.6}, CORRELATION, PLAIN),
+        ({"spearman": -0.6}, {"spearman": -0.1}, CORRELATION, {}),
+        ({"accuracy": 0.5}, {"accuracy": math.nan}, None, {}),
+        ({"accuracy": math.nan}, {"accuracy": 0.5}, None, {}),
+        ({"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.7, "loss": 0.2}, None, {}),
+        ({"loss": 1.0, "accuracy": 0.5}, {"accuracy": 0.2, "loss": 1.0}, None, {}),
+    ],
+)
+def test_the_main_metric_and_its_direction_decide(
+    base: Metrics, expert: Metrics, metric: Metric | None, expected: dict[str, str]
+) -> None:
+    assert below(base, expert, metric) == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "expert", "metric", "expected"),
+    [
+        (accuracy(400, 800), accuracy(300, 800), None, {"a": "exact McNemar"}),
+        (accuracy(25, 50), accuracy(24, 50), None, {}),
+        (accuracy(4, 4), accuracy(0, 4), None, {}),
+        (accuracy(10, 50), accuracy(10, 50), None, {}),
+        (bits([1.0, 1.2] * 20), bits([1.3, 1.4] * 20), BITS, {"a": "paired bootstrap"}),
+        (bits([1.0, 2.0] * 20), bits([2.01, 1.0] * 20), BITS, {}),
+        (bits([1.0, 1.1, 1.2]), bits([3.0, 3.1, 3.2]), BITS, {}),
+        (accuracy(400, 800), accuracy(300, 801), None, PLAIN),
+    ],
+)
+def test_outcomes_tell_what_is_beyond_chance(
+    base: Metrics, expert: Metrics, metric: Metric | None, expected: dict[str, str]
+) -> None:
+    assert below(base, expert, metric) == expected
+
+
+ROTATED = Report(
+    {"latin": {"accuracy": 0.6}, "greek": {"accuracy": 0.5}},
+    {"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.4}},
+    {"latin": {"accuracy": 0.3}, "greek": {"accuracy": 0.9}},
+)
+
+
+def test_no_format_normalises_by_an_expert_below_the_base(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_reports({"ties": ROTATED})
+    printed = capsys.readouterr().out
+    assert "normalised" not in printed
+    said = "do not belong together: the expert scores below the base on latin\n"
+    assert said in printed
+    assert said.strip() in ROTATED._repr_html_()
+    table = table_of({"ties": ROTATED})
+    for write in (formats.as_csv, formats.as_latex, formats.as_markdown):
+        assert "normalised" not in write(table)
+    assert ROTATED.normalised_average is None
+    assert ROTATED.over(["greek"]).normalised_average == pytest.approx(0.5 / 0.9)
+    (warning,) = below_base_warnings({"ties": ROTATED})
+    assert "latin (30.0, base 50.0), by the figures alone" in warning
+
+
+def test_beside_another_report_only_the_one_that_fits_is_normalised() -> None:
+    good = replace(ROTATED, experts={task: {"accuracy": 1.0} for task in ROTATED.tasks})
+    table = table_of({"rotated": ROTATED, "good": good})
+    (entry,) = (each for each in table.entries if each.label == "normalised")
+    figures = [figure and round(figure.value, 3) for figure in entry.figures]
+    assert dict(zip(table.headings, figures, strict=True)) == {
+        "base": None,
+        "rotated": None,
+        "good": 0.55,
+        "experts of rotated": None,
+        "experts of good": 1.0,
+    }
+    data = compared_as_json({"rotated": ROTATED, "good": good})
+    assert data["rotated"]["normalised_average"] is None
+    assert data["good"]["experts_below_base"] == {}
+    assert data["rotated"]["experts_below_base"] == {
+        "latin": {
+            "metric": "accuracy",
+            "base": 0.5,
+            "expert": 0.3,
+            "evidence": "the figures alone",
+        }
+    }
+    assert [*sort_reports({"rotated": ROTATED, "good": good}, "normalised")] == ["good", "rotated"]
+    with pytest.raises(RecipeError, match=r"normalised.*below the base on latin"):
+        sort_reports({"rotated": ROTATED}, "normalised")
+
+
+def written(directory: Path, report: Report, *, outcomes: bool = True) -> Path:
+    directory.mkdir()
+    content = report.as_json()
+    (directory / "report.json").write_text(json.dumps(content))
+    if outcomes:
+        (directory / "outcomes.json").write_text(json.dumps(report.outcomes_as_json()))
+    return directory
+
+
+def on_examples(expert: int) -> Report:
+    """Return a report on 100 examples, of which the base gets 50 right."""
+    row = {"a": accuracy(expert, 100)}
+    return Report(row, {"a": accuracy(50, 100)}, row)
+
+
+def test_a_report_is_judged_when_it_is_read_not_by_what_it_stored(tmp_path: Path) -> None:
+    rotated = written(tmp_path / "rotated", on_examples(30))
+    content = json.loads((rotated / "report.json").read_text())
+    assert content["experts_below_base"]["a"]["evidence"] == "exact McNemar"
+    old = {key: value for key, value in content.items() if key != "experts_below_base"}
+    for stored in (old, {**content, "experts_below_base": {}}):
+        (rotated / "report.json").write_text(json.dumps(stored))
+        (found,) = read_report(rotated).experts_below_base
+        assert (found.task, found.evidence) == ("a", "exact McNemar")
+
+
+def test_what_outcomes_showed_to_be_chance_stays_chance_without_them(tmp_path: Path) -> None:
+    chance = on_examples(48)
+    assert chance.normalised_average == 1.0
+    new = written(tmp_path / "new", chance, outcomes=False)
+    assert json.loads((new / "report.json").read_text())["within_chance"] == ["a"]
+    assert read_report(new).normalised_average == 1.0
+    (averaged,) = over_seeds({"new": chance}).values()
+    assert averaged.experts_below_base == ()
+    old = written(tmp_path / "old", chance)
+    content = json.loads((old / "report.json").read_text())
+    del content["within_chance"]
+    (old / "report.json").write_text(json.dumps(content))
+    assert read_report(old).experts_below_base == ()

@@ -2,16 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
 from fusion_core import ComponentConfig, InputPath
 
 if TYPE_CHECKING:
     from fusion_core.adapting import Grain
 
-_Presets = Mapping[str, Mapping[str, Any]]
 _PAPER: Mapping[str, Any] = {
     "lr": 1e-3,
     "schedule": "constant",
@@ -110,25 +109,14 @@ class GrainedConfig(CoefficientsConfig):
 class KeptConfig(CoefficientsConfig):
     """Coefficients that are all that is found, so that they can be given."""
 
-    presets: ClassVar[_Presets]
-
     coefficients: InputPath | None = None
     """A coefficients.json of an earlier run: use it and skip the search."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_preset(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
-        if not isinstance(values, Mapping):
-            return values
-        name = values.get("preset")
-        preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
-        return {**preset, **values}
 
 
 class AdaMergingConfig(GrainedConfig, KeptConfig):
     """What is learned, and how the search goes."""
 
-    presets: ClassVar[_Presets] = {
+    presets = {
         "paper": {**_PAPER, "steps": 1000, "clamp": False},
         "strong": {
             "granularity": "row+column",
@@ -151,7 +139,7 @@ class AdaMergingConfig(GrainedConfig, KeptConfig):
 class AdaRankConfig(KeptConfig):
     """Which singular components are on at first, and how the search goes."""
 
-    presets: ClassVar[_Presets] = {"paper": {**_PAPER, "steps": 10_000, "rank": 1.0}}
+    presets = {"paper": {**_PAPER, "steps": 10_000, "rank": 1.0}}
 
     preset: Literal["default", "paper"] = "default"
     """What options that are not given are: the defaults, or the paper's 10,000 small steps."""

@@ -100,7 +100,7 @@ def options_as_json(component: Component[Any]) -> list[dict[str, Any]]:
 
 
 def _presets_as_json(component: Component[Any]) -> dict[str, dict[str, Any]]:
-    """Return the options that each preset of a component sets, as its configuration applies them."""
+    """Return the options that each preset sets, as the configuration itself applies them."""
     from pydantic_core import to_jsonable_python
 
     presets: dict[str, dict[str, Any]] = to_jsonable_python(component.load_config().presets)

@@ -40,8 +40,8 @@ class ComponentConfig(Options):
     """The options of a component: frozen, and refusing what it does not know.
 
     A field's description is the docstring below it; `fuse info`, `--help` and the JSON schema show
-    it. A class with `presets` declares an option `preset`: the preset that it names sets the options
-    that are not given, and `fuse info` shows what each preset sets.
+    it. A class with `presets` declares an option `preset`. The preset that it names sets the
+    options that are not given, and `fuse info` shows what each preset sets.
     """
 
     #: the options that each preset sets, by its name

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
@@ -11,6 +11,7 @@ from fusion_core import ComponentConfig, InputPath
 if TYPE_CHECKING:
     from fusion_core.adapting import Grain
 
+_Presets = Mapping[str, Mapping[str, Any]]
 _PAPER: Mapping[str, Any] = {
     "lr": 1e-3,
     "schedule": "constant",
@@ -116,7 +117,7 @@ class KeptConfig(CoefficientsConfig):
 class AdaMergingConfig(GrainedConfig, KeptConfig):
     """What is learned, and how the search goes."""
 
-    presets = {
+    presets: ClassVar[_Presets] = {
         "paper": {**_PAPER, "steps": 1000, "clamp": False},
         "strong": {
             "granularity": "row+column",
@@ -139,7 +140,7 @@ class AdaMergingConfig(GrainedConfig, KeptConfig):
 class AdaRankConfig(KeptConfig):
     """Which singular components are on at first, and how the search goes."""
 
-    presets = {"paper": {**_PAPER, "steps": 10_000, "rank": 1.0}}
+    presets: ClassVar[_Presets] = {"paper": {**_PAPER, "steps": 10_000, "rank": 1.0}}
 
     preset: Literal["default", "paper"] = "default"
     """What options that are not given are: the defaults, or the paper's 10,000 small steps."""

@@ -7,6 +7,7 @@ A kernel says how finely tensors may be cut for it. Where it needs to know more 
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.source import TensorInfo
@@ -65,6 +66,17 @@ class PieceKernel(ABC):  # noqa: B024 - its two kinds have the abstract methods
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own state
         """Gather statistics over a tensor or the model; every `Piece.state` then holds them."""
         raise NotImplementedError
+
+    def working_memory(self, shape: Sequence[int], experts: int) -> float:
+        """Return how many numbers one worker holds at most while it computes a piece of a shape.
+
+        In the dtype to compute in: a number that is computed in fp64 counts twice. The operands and
+        the result are included. `fuse check` estimates memory from it. The default is right for
+        what works on elements: experts, as much again for what is computed of them, the base, the
+        result, and what is being read. A kernel that holds more, such as one that decomposes
+        matrices, overrides it.
+        """
+        return math.prod(shape) * (2 * experts + 3)
 
 
 class Kernel(PieceKernel):

@@ -12,6 +12,8 @@ from fusion_spectral.config import AceConfig
 from fusion_spectral.matrixwise import MatrixwiseMerge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 _TINY = 1e-12
@@ -33,6 +35,12 @@ class Ace(MatrixwiseMerge[AceConfig]):
     """
 
     config_class = AceConfig
+    matrices, squares = (11, 2), (9.3, 0)
+
+    @staticmethod
+    def side(shape: Sequence[int]) -> int:
+        """Return the width of the squares: that of the inputs."""
+        return shape[1]
 
     def combine(self, rows: Tensor) -> Tensor:
         """Solve, and refine where the experts are heterogeneous."""

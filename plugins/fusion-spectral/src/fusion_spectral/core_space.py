@@ -31,6 +31,7 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
     """
 
     config_class = CoreSpaceConfig
+    matrices, squares = (2.5, 8.5), (4, 2)
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the coordinates, (experts, m, n)."""

@@ -26,6 +26,7 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
     """
 
     config_class = ScaleConfig
+    matrices, squares = (6.9, 2), (6, 0)
 
     @property
     def scale(self) -> float:
@@ -52,6 +53,7 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
     """
 
     config_class = IsoCtsConfig
+    matrices, squares = (9, 3), (8, 1)
 
     @property
     def scale(self) -> float:

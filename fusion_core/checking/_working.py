@@ -10,7 +10,6 @@ from fusion_core.weights.merging.applied import Applied, Scope
 from fusion_core.weights.merging.execution import AHEAD
 from fusion_core.weights.merging.piece import is_merged, piece_shape
 from fusion_core.weights.merging.transformed import TransformedExpert, TransformedRows
-from fusion_core.weights.source import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -86,9 +85,6 @@ def _held_by_kernel(applied: Applied[Any], info: TensorInfo, elements: int) -> _
         kept += own.kept
     shape = piece_shape(info, elements, applied.cut)
     computing = width * applied.kernel.working_memory(shape, experts)
-    if applied.kernel.scope is not Scope.NONE:  # pieces of the survey's own
-        scanned = min(elements, BLOCK)
-        computing += width * scanned * (2 * experts + 3)
     stays = width * experts * elements if isinstance(applied, TransformedRows) else 0
     return _Held(max(peak, kept + computing), kept + stays)
 

@@ -63,6 +63,15 @@ class PieceKernel(ABC):  # noqa: B024 - its two kinds have the abstract methods
         """What `survey` looks at; overridden as `cut` is."""
         return Scope.NONE
 
+    @property
+    def pieces_held(self) -> tuple[float, float]:
+        """How many tensors of a piece's shape one worker holds while it computes the piece.
+
+        So many and, per expert, so many more: operands, results, and all that is there at once on
+        the way. Overridden as `cut` is.
+        """
+        return (5, 2)
+
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own state
         """Gather statistics over a tensor or the model; every `Piece.state` then holds them."""
         raise NotImplementedError
@@ -70,13 +79,12 @@ class PieceKernel(ABC):  # noqa: B024 - its two kinds have the abstract methods
     def working_memory(self, shape: Sequence[int], experts: int) -> float:
         """Return how many numbers one worker holds at most while it computes a piece of a shape.
 
-        In the dtype to compute in: a number that is computed in fp64 counts twice. The operands and
-        the result are included. `fuse check` estimates memory from it. The default is right for
-        what works on elements: experts, as much again for what is computed of them, the base, the
-        result, and what is being read. A kernel that holds more, such as one that decomposes
-        matrices, overrides it.
+        In the dtype to compute in: a number that is computed in fp64 counts twice. `fuse check`
+        estimates memory from it. By default `pieces_held` says it. A kernel whose need is not a
+        multiple of a piece overrides this: one that decomposes matrices holds squares, too.
         """
-        return math.prod(shape) * (2 * experts + 3)
+        own, each = self.pieces_held
+        return math.prod(shape) * (own + each * experts)
 
 
 class Kernel(PieceKernel):

@@ -35,7 +35,7 @@ class Ace(MatrixwiseMerge[AceConfig]):
     """
 
     config_class = AceConfig
-    matrices, squares = (11, 2), (9.3, 0)
+    pieces_held, squares = (11, 2), (9.3, 0)
 
     @staticmethod
     def side(shape: Sequence[int]) -> int:

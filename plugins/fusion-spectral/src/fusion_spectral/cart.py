@@ -23,7 +23,7 @@ class Cart(Matrixwise, TensorwiseAlgorithm[CartConfig]):
     """
 
     config_class = CartConfig
-    matrices, squares = (6.3, 2.5), (6, 0)
+    pieces_held, squares = (6.3, 2.5), (6, 0)
 
     def merge(self, piece: Piece) -> Tensor:
         """Average, and add what stands out of the average."""

@@ -26,7 +26,7 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
     """
 
     config_class = ScaleConfig
-    matrices, squares = (6.9, 2), (6, 0)
+    pieces_held, squares = (6.9, 2), (6, 0)
 
     @property
     def scale(self) -> float:
@@ -53,7 +53,7 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
     """
 
     config_class = IsoCtsConfig
-    matrices, squares = (9, 3), (8, 1)
+    pieces_held, squares = (9, 3), (8, 1)
 
     @property
     def scale(self) -> float:

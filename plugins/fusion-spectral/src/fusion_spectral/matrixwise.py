@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -20,14 +19,11 @@ ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 class Matrixwise(PieceKernel):
     """What treats matrices one by one: no tensor is cut.
 
-    A worker holds at its peak some matrices of a tensor's shape, and squares as wide as one of its
-    sides; numbers in fp64 count twice. Subclasses say how many, as counted with a few shapes and
-    numbers of experts (`tests/test_memory.py`).
+    Beside matrices of the tensor's shape (`pieces_held`) a worker holds squares as wide as one of
+    its sides; numbers in fp64 count twice.
     """
 
-    #: matrices of the tensor's shape, and as many more per expert
-    matrices: ClassVar[tuple[float, float]]
-    #: squares, and as many more per expert
+    #: squares that a worker holds, and as many more per expert
     squares: ClassVar[tuple[float, float]]
 
     @property
@@ -36,11 +32,10 @@ class Matrixwise(PieceKernel):
         return Cut.TENSOR
 
     def working_memory(self, shape: Sequence[int], experts: int) -> float:
-        """Count the matrices and squares."""
-        if not is_matrix(shape):
-            return super().working_memory(shape, experts)
-        whole, square = (own + each * experts for own, each in (self.matrices, self.squares))
-        return whole * math.prod(shape) + square * self.side(shape) ** 2
+        """Count the matrices and, where there is one, the squares."""
+        own, each = self.squares
+        squares = (own + each * experts) * self.side(shape) ** 2 if is_matrix(shape) else 0
+        return super().working_memory(shape, experts) + squares
 
     @staticmethod
     def side(shape: Sequence[int]) -> int:

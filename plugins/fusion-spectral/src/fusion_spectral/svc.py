@@ -25,7 +25,7 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
     """
 
     config_class = SvcConfig
-    matrices, squares = (6.5, 3), (0.5, 1)
+    pieces_held, squares = (6.5, 3), (0.5, 1)
 
     def merge(self, piece: Piece) -> Tensor:
         """Return base + U diag(factors) U' D."""

@@ -28,7 +28,7 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
     """
 
     config_class = TruncateConfig
-    matrices, squares = (3.6, 3.6), (5, 0)
+    pieces_held, squares = (3.6, 3.6), (5, 0)
 
     def rows(self, piece: Piece) -> Tensor:
         """Return rows of the same shape, (experts, ...)."""

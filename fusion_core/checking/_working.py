@@ -44,6 +44,8 @@ class Working:
     name: str
     elements: int
     bytes: int
+    #: how many pieces the tensor has: several workers may be at it
+    pieces: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def working_memory(merged: WeightSource) -> Iterator[Working]:
     for name, info in merged.infos.items():
         start, stop = next(merged.cut.ranges(info))  # the first range is the longest
         held = _held(merged, info, stop - start)
-        yield Working(name, stop - start, int(held.peak))
+        pieces = -(-info.numel // max(stop - start, 1))
+        yield Working(name, stop - start, int(held.peak), pieces)
 
 
 def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) -> _Held:
@@ -79,9 +82,9 @@ def _held_by_kernel(applied: Applied[Any], info: TensorInfo, elements: int) -> _
     computed = applied.infos.get(info.name, info)
     width, experts = computed.dtype.itemsize, len(applied.operands.experts)
     peak = kept = 0.0
-    for operand in _distinct(applied.operands.sources):
+    for read, operand in enumerate(_distinct(applied.operands.sources)):
         own = _held(operand, info, elements)
-        peak = max(peak, kept + own.peak)
+        peak = max(peak, kept + own.peak + read * width * elements)
         kept += own.kept
     shape = piece_shape(info, elements, applied.cut)
     computing = width * applied.kernel.working_memory(shape, experts)

@@ -9,6 +9,7 @@ its merge, or that looks at tasks, holds what it says itself (`Stage.held_memory
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from fusion_core.planning.planned import Plan
     from fusion_core.weights import TensorInfo
 
-#: What the engine takes whatever is merged, and what the allocator keeps for each worker of whole
-#: tensors that it has freed.
-_FIXED, _KEPT = 16 * 2**20, 16 * 2**20
+#: What the engine takes whatever is merged.
+_FIXED = 16 * 2**20
+#: What the allocator keeps of freed memory for each worker: of one that merges whole tensors, more.
+_KEPT, _KEPT_WHOLE = 64 * 2**20, 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,23 @@ def estimate(plan: Plan) -> Memory:
     merged = None if plan.adapts else _lazy_merge(plan)
     lazy = merged or _mean(plan)
     needs = sorted(working_memory(lazy), key=lambda each: -each.bytes)
-    busy = needs[: workers(plan)]
-    kept_free = sum(min(each.bytes, _KEPT) for each in busy if each.elements > BLOCK)
-    merge = _FIXED + sum(each.bytes for each in busy) + kept_free + survey_memory(lazy)
+    busy = list(islice(chain.from_iterable([need] * need.pieces for need in needs), workers(plan)))
+    merge = _FIXED + _at_once(busy) + survey_memory(lazy)
     live = _live(plan)
     total = process + kept + max(merge, live)
     unknown = _unknown(plan, is_traced=merged is not None)
     return Memory(total, process, merge, live, kept, unknown is not None, unknown, _how(busy))
+
+
+def _at_once(busy: Sequence[Working]) -> int:
+    """Return what workers hold together: one is at its peak while the others are on their way.
+
+    These hold half of theirs on average, and never less than the allocator keeps.
+    """
+    first, *others = [each.bytes for each in busy]
+    beside = sum((each + min(each, _KEPT)) // 2 for each in others)
+    whole = sum(min(each.bytes, _KEPT_WHOLE) for each in busy if each.elements > BLOCK)
+    return first + beside + whole
 
 
 def _how(busy: Sequence[Working]) -> str:

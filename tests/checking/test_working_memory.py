@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -39,28 +39,48 @@ class Held(TorchDispatchMode):
         for tensor in tree_leaves(returned):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+                key = storage._cdata  # noqa: SLF001 - the one identity that storages have
+                if key not in self.alive:
+                    self.alive[key] = storage.nbytes()
+                    weakref.finalize(storage, self.alive.pop, key, None)
         squares = next((n for name, n in WORKSPACES.items() if name in str(func)), 0)
         workspace = 0 if not squares else squares * min(args[0].shape) ** 2 * args[0].itemsize
         self.peak = max(self.peak, sum(self.alive.values()) + workspace)
         return returned
 
 
-def methods() -> dict[str, tuple[str, int | None]]:
+class Method(NamedTuple):
+    stages: str
+    most: int | None
+    is_matrixwise: bool
+
+
+def methods() -> dict[str, Method]:
     specs = [each.spec for each in load_plugins().components(AlgorithmSpec)]
     free = (spec for spec in specs if spec.needs_tasks == "none" and spec.name not in COPIES)
-    return {spec.name: (AROUND[spec.stage].format(spec.name), spec.max_experts) for spec in free}
+    return {
+        spec.name: Method(
+            AROUND[spec.stage].format(spec.name), spec.max_experts, spec.cost == "matrices"
+        )
+        for spec in free
+    }
 
 
 METHODS = methods()
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_worker_holds_is_said_by_its_kernels(method: str, shape: tuple[int, int]) -> None:
-    stages, most = METHODS[method]
+def test_what_a_worker_holds_is_said_by_its_kernels(method: str) -> None:
+    shapes = SHAPES if METHODS[method].is_matrixwise else SHAPES[:1]
+    for shape in shapes:
+        said, held = compared(method, shape)
+        assert held / 1.3 <= said
+        assert said <= 1.6 * held
+
+
+def compared(method: str, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return what is said and what is held while one tensor of a shape is merged."""
+    stages, most = METHODS[method].stages, METHODS[method].most
     draw = torch.Generator().manual_seed(0)
     base = 0.02 * torch.randn(shape, generator=draw)
     experts = {
@@ -77,6 +97,4 @@ def test_what_a_worker_holds_is_said_by_its_kernels(method: str, shape: tuple[in
     (said,) = working_memory(merged)
     with Held() as held:
         merged.read("w", 0, said.elements)
-    assert held.peak / 1.3 <= said.bytes
-    if merged.cut.name == "TENSOR":
-        assert said.bytes <= 1.3 * held.peak
+    return said.bytes, held.peak

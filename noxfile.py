@@ -164,6 +164,13 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def memory(session: nox.Session) -> None:
+    """Compare estimated with measured memory of every method without data, at three sizes."""
+    install(session, "test")
+    session.run("python", "benchmarks/memory.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def results(session: nox.Session) -> None:
     """Every method on mini8, into docs/reference: `nox -s results -- --experts DIR`."""
     install(session, "test", "results")

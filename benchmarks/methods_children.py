@@ -26,14 +26,16 @@ def build(directory: str, gigabytes: str) -> None:
     write_models(Path(directory), shape, ["base", "x", "y", "z"])
 
 
-def write_models(directory: Path, shape: Llama, names: Sequence[str]) -> None:
+def write_models(
+    directory: Path, shape: Llama, names: Sequence[str], *, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Write a model of random weights and, under the names after its own, experts of it."""
     generator = torch.Generator().manual_seed(0)
-    base = {n: _normal(size, generator).mul_(0.02).bfloat16() for n, size in shape.tensors.items()}
+    base = {n: _normal(size, generator).mul_(0.02).to(dtype) for n, size in shape.tensors.items()}
     save(directory / names[0], base, shape.config)
     for name in names[1:]:
         expert = {
-            key: _normal(value.shape, generator).mul_(0.001).add_(value).bfloat16()
+            key: _normal(value.shape, generator).mul_(0.001).add_(value).to(dtype)
             for key, value in base.items()
         }
         save(directory / name, expert, shape.config)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.building import build_model
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.examples import evaluation_mode, file_stamps, shuffled_rows
+    from fusion_core.contracts.features import mark_features
     from fusion_core.contracts.intervals import interval_of, interval_of_average
     from fusion_core.contracts.layout import table_of
     from fusion_core.contracts.measures import Measured, Metric, Metrics
@@ -86,6 +87,7 @@ _HOMES = {
     "fusion_core.contracts.building": ("build_model",),
     "fusion_core.contracts.context": ("RunContext",),
     "fusion_core.contracts.examples": ("evaluation_mode", "file_stamps", "shuffled_rows"),
+    "fusion_core.contracts.features": ("mark_features",),
     "fusion_core.contracts.intervals": ("interval_of", "interval_of_average"),
     "fusion_core.contracts.layout": ("table_of",),
     "fusion_core.contracts.measures": ("Measured", "Metric", "Metrics"),
@@ -223,6 +225,7 @@ __all__ = [
     "load_recipe",
     "load_yaml",
     "locked",
+    "mark_features",
     "matching",
     "merge",
     "models_of",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.contracts.features import MARKED_FEATURES, marking_module
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -28,12 +30,18 @@ def put_adapter(model: nn.Module, module: str, down: Tensor, up: Tensor) -> None
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return through_adapter(output, down.to(output), up.to(output))
 
-    model.get_submodule(module).register_forward_hook(hook)
+    is_marked = module == MARKED_FEATURES
+    place = marking_module(model) if is_marked else model.get_submodule(module)
+    place.register_forward_hook(hook)
 
 
 @torch.no_grad()
 def module_of_features(model: nn.Module, task: FeatureTask, batch: Batch) -> str | None:
-    """Return the name of the module that returns a task's features, called once a pass, if any."""
+    """Return the name of the module that returns a task's features, None if there is none.
+
+    The module is called once per batch, and the features are what it returns, unchanged. That may
+    be the module of `mark_features`.
+    """
     calls: Counter[str] = Counter()
     returned: dict[str, Any] = {}
 
@@ -41,9 +49,10 @@ def module_of_features(model: nn.Module, task: FeatureTask, batch: Batch) -> str
         calls[name] += 1
         returned[name] = output
 
+    modules = {**dict(model.named_modules()), MARKED_FEATURES: marking_module(model)}
     handles = [
         each.register_forward_hook(lambda _, __, output, name=name: see(name, output))
-        for name, each in model.named_modules()
+        for name, each in modules.items()
     ]
     features = task.features(model, batch.inputs)
     for handle in handles:

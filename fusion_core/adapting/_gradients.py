@@ -16,9 +16,9 @@ from torch.nn.functional import one_hot
 
 from fusion_core.adapting._experts import over_experts
 from fusion_core.adapting._live import names_of
-from fusion_core.adapting._predictions import generator_of
 from fusion_core.adapting._squares import LogProbabilities, Squares
 from fusion_core.progress import note
+from fusion_core.weights.merging.counters import counter_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,11 +64,11 @@ def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and h
 
     The mean over examples x and the expectation over labels y that the model itself predicts (as
     Fisher merging needs it, arXiv:2111.09832): no labels are needed. The expectation is exact, at
-    the cost of a backward pass a class, for tasks of at most `exact_up_to` classes; of more, one
-    label an example is drawn from the model's predictions, which has the same expectation and a
-    variance. What is drawn depends on `seed` and the task's name alone. Parameters that take no
-    part have zeros. Tied names have the same tensor. The model, in evaluation mode, stays as it
-    was.
+    the cost of one backward pass per class, for tasks of at most `exact_up_to` classes. For more,
+    one label per example is drawn from the model's predictions, which has the same expectation and
+    a variance, at the cost of one backward pass per example. An example's draw depends on `seed`,
+    the task's name and the example's number, not on batches. Parameters that take no part have
+    zeros. Tied names have the same tensor. The model, in evaluation mode, stays as it was.
 
     Gradients of several examples and labels are found at once where they take 64 MiB together at
     most, 2 GiB on a device of its own, by `torch.func.vmap`; one by one in models that it cannot
@@ -76,12 +76,12 @@ def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and h
     """
     names = names_of(parameters)
     squares = Squares(LogProbabilities(model, task), list(names))
-    labels = _Labels(exact_up_to, generator_of(seed, task.name))
+    labels = _Labels(exact_up_to, f"{seed}\0labels\0{task.name}")
     device, seen = next(model.parameters()).device, 0
     with _needing_gradients(squares.parameters), torch.enable_grad():
         for batch in batches:
             here = batch.to(device)
-            squares.add(here, labels.weights(squares.logs(here)))
+            squares.add(here, labels.weights(squares.logs(here), first=seen))
             seen += len(batch)
             note(f"{task.name}: {seen:,} examples")
     found = zip(names.values(), squares.sums, strict=True)
@@ -90,21 +90,24 @@ def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and h
 
 @dataclass(frozen=True)
 class _Labels:
-    """Which labels are looked at: all of few classes, of many one an example by chance."""
+    """Which labels are looked at: all of few classes, of many one per example by chance."""
 
     exact_up_to: int
-    draws: torch.Generator
+    #: what the random numbers derive from
+    key: str
 
-    def weights(self, logs: Tensor) -> Tensor:
+    def weights(self, logs: Tensor, *, first: int) -> Tensor:
         """Return the labels' factors, roots of their shares, of shape (examples, labels, classes).
 
-        `logs` are log-probabilities of shape (examples, classes).
+        `logs` are log-probabilities of shape (examples, classes); `first` is the number of the
+        first example.
         """
         if logs.shape[1] <= self.exact_up_to:
             return torch.diag_embed((logs / 2).exp())
-        chances = logs.exp().cpu().double()
-        drawn = [torch.multinomial(each, 1, generator=self.draws) for each in chances]
-        return one_hot(torch.stack(drawn), logs.shape[1]).to(logs)
+        below = logs.exp().cpu().double().cumsum(dim=1)
+        uniform = counter_uniform(self.key, first, first + len(logs)).double()
+        drawn = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)
+        return one_hot(drawn, logs.shape[1]).to(logs)
 
 
 @contextmanager

@@ -1,32 +1,40 @@
 """How much memory a run will take, estimated from headers: how, and how far to be trusted.
 
-The engine holds one piece a worker. A piece of n elements takes, in the dtype to compute in, a row
-for each of K experts, as much again for what a method computes of them, and three more for the
-base, the result and what is being read: n * (2K + 3). A method that surveys first holds as much for
-its survey, and its samples and tallies. What task arithmetic and TIES took at their peaks, with
-three and eight experts on one to four workers, was 0.75 to 1.12 times this.
+The methods make their lazy merge of models that have headers and no values. What each worker holds
+of the largest tensors follows from that: every kernel says how many numbers it holds at most while
+it computes a piece (`PieceKernel.working_memory`). A method that reads weights before it returns
+its merge, or that looks at tasks, holds what it says itself (`Stage.held_memory`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.checking._working import HeadersOnly, survey_memory, working_memory
+from fusion_core.contracts.context import RunContext
 from fusion_core.machine.memory import peak_memory
 from fusion_core.planning.dtypes import dtype_of, stored_infos
-from fusion_core.weights import Cut, Scope
-from fusion_core.weights.merging.applied import PieceKernel
-from fusion_core.weights.merging.execution import AHEAD
+from fusion_core.running._stages import run_stages
+from fusion_core.shown import amount
+from fusion_core.weights import Linear, WeightSource
+from fusion_core.weights.source import BLOCK
 
 if TYPE_CHECKING:
-    from fusion_core.contracts.stage import Stage
-    from fusion_core.planning.planned import Plan
+    from collections.abc import Sequence
 
-#: What the engine and the allocator take whatever is merged, and a survey's samples an expert.
-_FIXED, _SURVEY = 16 * 2**20, 3 * 2**20
+    from fusion_core.checking._working import Working
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.planning.planned import Plan
+    from fusion_core.weights import TensorInfo
+
+#: What the engine takes whatever is merged.
+_FIXED = 16 * 2**20
+#: What the allocator keeps of freed memory for each worker: of one that merges whole tensors, more.
+_KEPT, _KEPT_WHOLE = 64 * 2**20, 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,38 +47,55 @@ class Memory:
     process: int
     #: what is held of the weights while they are merged
     merge: int
-    #: live models that tasks look at, one after the other; 0 without tasks
+    #: live models that methods and tasks look at; 0 without tasks
     live: int
     #: the merge, where it is not written
     kept: int
-    #: whether the method may take more than can be told from headers
+    #: whether the run may take more than can be told from headers
     at_least: bool
+    #: what cannot be told from headers
+    unknown: str | None
     #: how it was found, in words
     how: str
 
 
 def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run; memory of a GPU is not looked at."""
-    models = (plan.pool.reference.infos, plan.outline.infos)
-    largest = max(sum(4 * info.numel for info in infos.values()) for infos in models)
-    evaluated = plan.tasks is not None and (plan.options.evaluate or plan.adapts)
-    live = 2 * largest if evaluated else 0  # built of its weights
     kept = _stored(plan) if plan.path is None else 0
     process = peak_memory()
-    merge = _FIXED + workers(plan) * _piece(plan) + _surveys(plan)
-    stages = "" if len(plan.stages) == 1 else f" x {len(plan.stages)} stages"
-    how = (
-        f"{workers(plan)} workers x {_longest(plan):,} elements x "
-        f"(2 x {len(plan.pool.experts)} experts{stages} + 3)"
-    )
-    at_least = plan.adapts or len(_kernels(plan)) < len(_algorithms(plan))
+    merged = None if plan.adapts else _lazy_merge(plan)
+    lazy = merged or _mean(plan)
+    needs = sorted(working_memory(lazy), key=lambda each: -each.bytes)
+    busy = list(islice(chain.from_iterable([need] * need.pieces for need in needs), workers(plan)))
+    merge = _FIXED + _at_once(busy) + survey_memory(lazy)
+    live = _live(plan)
     total = process + kept + max(merge, live)
-    return Memory(total, process, merge, live, kept, at_least, how)
+    unknown = _unknown(plan, is_traced=merged is not None)
+    return Memory(total, process, merge, live, kept, unknown is not None, unknown, _how(busy))
 
 
-def _stored(plan: Plan) -> int:
-    dtype = dtype_of(plan.resolved.recipe.output.dtype)
-    return sum(info.nbytes for info in stored_infos(plan.outline, dtype).values())
+def _at_once(busy: Sequence[Working]) -> int:
+    """Return what workers hold together: one is at its peak while the others are on their way.
+
+    These hold half of theirs on average, and never less than the allocator keeps.
+    """
+    first, *others = [each.bytes for each in busy]
+    beside = sum((each + min(each, _KEPT)) // 2 for each in others)
+    whole = sum(min(each.bytes, _KEPT_WHOLE) for each in busy if each.elements > BLOCK)
+    return first + beside + whole
+
+
+def _how(busy: Sequence[Working]) -> str:
+    most = busy[0]
+    count = "1 worker" if len(busy) == 1 else f"{len(busy)} workers"
+    return f"{count}, {amount(most.bytes)} for {most.elements:,} elements of {most.name!r}"
+
+
+def _unknown(plan: Plan, *, is_traced: bool) -> str | None:
+    """Say what cannot be told from headers."""
+    if plan.adapts or _evaluates(plan):
+        return "tasks add their data and the activations of a live model"
+    return None if is_traced else f"{plan.algorithm_name} reads weights before it merges them"
 
 
 def workers(plan: Plan) -> int:
@@ -78,40 +103,53 @@ def workers(plan: Plan) -> int:
     return int(getattr(plan.resolved.executor.config, "workers", None) or 1)
 
 
-def _piece(plan: Plan) -> int:
-    """Return what a worker holds; an operand that is a merge itself is merged meanwhile."""
-    wide = any(info.dtype is torch.float64 for info in plan.pool.reference.infos.values())
-    rows = 2 * len(plan.pool.experts) * len(plan.stages) + 3  # each stage has an output of its own
-    own = _longest(plan) * rows * (8 if wide else 4)
-    surveyed = 1 if _scopes(plan) <= {Scope.NONE} else 2
-    return own * surveyed + max(map(_piece, plan.nested.values()), default=0)
+def _stored(plan: Plan) -> int:
+    dtype = dtype_of(plan.resolved.recipe.output.dtype)
+    return sum(info.nbytes for info in stored_infos(plan.outline, dtype).values())
 
 
-def _surveys(plan: Plan) -> int:
-    surveys = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}
-    at_once = max((surveys[scope] for scope in _scopes(plan)), default=0)
-    inner = sum(map(_surveys, plan.nested.values()))
-    return at_once * len(plan.pool.experts) * _SURVEY + inner
+def _evaluates(plan: Plan) -> bool:
+    return plan.tasks is not None and plan.options.evaluate
 
 
-def _longest(plan: Plan) -> int:
-    """Return the elements of the longest piece: the first range of a tensor is its longest."""
-    pool, kernels = plan.pool, _kernels(plan)
-    cuts = [source.cut for source in (pool.reference, *pool.experts.values())]
-    cut = reduce(Cut.coarser, [*cuts, *(kernel.cut for kernel in kernels)])
-    infos = {**pool.reference.infos, **plan.outline.infos}
-    ranges = (next(cut.ranges(info)) for info in infos.values())
-    return max((stop - start for start, stop in ranges), default=0)
+def _live(plan: Plan) -> int:
+    """Return what is held of live models, one after the other, by methods and by tasks."""
+    models = (plan.pool.reference.infos, plan.outline.infos)
+    model = max(sum(_width(info) * info.numel for info in infos.values()) for infos in models)
+    stages = [stage for stage in plan.stages if stage.adapts]
+    held = [
+        part.algorithm.held_memory(model, len(plan.pool.experts))
+        for stage in stages
+        for part in stage.parts
+    ]
+    return max([*held, model if _evaluates(plan) else 0])
 
 
-def _scopes(plan: Plan) -> set[Scope]:
-    return {kernel.scope for kernel in _kernels(plan)}
+def _width(info: TensorInfo) -> int:
+    """Return the bytes of an element in a live model: fp32, fp64 where it is stored in it."""
+    return max(info.dtype.itemsize, torch.float32.itemsize)
 
 
-def _kernels(plan: Plan) -> list[PieceKernel]:
-    """Return the algorithms that the engine runs, and that say that they are nothing more."""
-    return [each for each in _algorithms(plan) if isinstance(each, PieceKernel)]
+def _lazy_merge(plan: Plan) -> WeightSource | None:
+    """Return the merge of models that cannot be read; None if a method reads them before."""
+    context = RunContext(seed=plan.resolved.recipe.seed)
+    try:
+        return run_stages(plan.stages, _headers(plan), context)
+    except Exception:  # noqa: BLE001 - a method may do anything with what it cannot read
+        return None
 
 
-def _algorithms(plan: Plan) -> list[Stage[Any]]:
-    return [part.algorithm for stage in plan.stages for part in stage.parts]
+def _headers(plan: Plan) -> ModelPool[Any]:
+    """Return the aligned pool with headers only, and the lazy merges of nested recipes."""
+    sources: dict[str, WeightSource] = {
+        name: HeadersOnly(source) for name, source in plan.pool.by_name.items()
+    }
+    merges = {name: _lazy_merge(nested) or _mean(nested) for name, nested in plan.nested.items()}
+    return plan.pool.with_sources(sources | merges).aligned(plan.resolved.recipe.alignment)
+
+
+def _mean(plan: Plan) -> WeightSource:
+    """Return the mean of models that cannot be read: the least that a merge takes."""
+    pool = _headers(plan)
+    share = 1 / len(pool.experts)
+    return RunContext().merged(pool, Linear((share,) * len(pool.experts), relative=False))

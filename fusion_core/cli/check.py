@@ -156,12 +156,13 @@ def _rows(checked: Check) -> list[list[str]]:
 
 def _memory(memory: Memory) -> str:
     word = "at least" if memory.at_least else "about"
+    unknown = f"; {memory.unknown}" if memory.unknown else ""
     parts = (
         f"{amount(memory.process)} Python and torch, {amount(memory.merge)} merging ({memory.how})"
     )
-    live = f", {amount(memory.live)} a live model for tasks" if memory.live else ""
+    live = f", {amount(memory.live)} live models" if memory.live else ""
     kept = f", {amount(memory.kept)} the merge" if memory.kept else ""
-    return f"{word} {amount(memory.total)}: {parts}{live}{kept}"
+    return f"{word} {amount(memory.total)}: {parts}{live}{kept}{unknown}"
 
 
 def _bad_as_json(bad: list[BadTensor]) -> list[dict[str, Any]]:

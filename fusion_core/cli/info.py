@@ -99,6 +99,14 @@ def options_as_json(component: Component[Any]) -> list[dict[str, Any]]:
     return options
 
 
+def _presets_as_json(component: Component[Any]) -> dict[str, dict[str, Any]]:
+    """Return the options that each preset sets, as the configuration itself applies them."""
+    from pydantic_core import to_jsonable_python
+
+    presets: dict[str, dict[str, Any]] = to_jsonable_python(component.load_config().presets)
+    return presets
+
+
 def _found(plugins: PluginManager, name: str) -> list[Component[Any]]:
     """Find a name among all kinds: a pool of models and a pool of tasks may share one."""
     named = [type(each.spec) for each in plugins.components(ComponentSpec) if name in each.names]
@@ -117,12 +125,13 @@ def _described(component: Component[Any], plugins: PluginManager) -> dict[str, A
         "version": component.plugin.version,
         **{key: value for key, value in spec.items() if key not in hidden},
         **({"example": example(component.spec, options, plugins)} if is_algorithm else {}),
+        "presets": _presets_as_json(component),
         "options": options,
     }
 
 
 def _print(described: dict[str, Any]) -> None:
-    options = described.pop("options")
+    options, presets = described.pop("options"), described.pop("presets")
     print(f"{described.pop('kind')} {described.pop('name')}: {described.pop('summary')}")
     for key, value in described.items():
         if value not in (None, False, "none", [], ()):
@@ -130,6 +139,15 @@ def _print(described: dict[str, Any]) -> None:
     if options:
         print()
         print_table(["option", "type", "default", "description"], list(option_rows(options)))
+    if presets:
+        print()
+        print_table(["preset", "sets, where they are not given"], list(_preset_rows(presets)))
+
+
+def _preset_rows(presets: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """Lay presets out as table rows: name, options with their values."""
+    for name, options in presets.items():
+        yield [name, ", ".join(f"{option}: {_default(value)}" for option, value in options.items())]
 
 
 def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's

@@ -84,6 +84,8 @@ class AlgorithmSpec(ComponentSpec):
     needs_tasks: TaskData = "none"
     #: an option with which, given, it does without them
     needs_tasks_unless: str | None = None
+    #: what it requires of tasks besides their data, in one line
+    task_requirements: str | None = None
     #: whether each task has something for itself beside the model, so that using it needs the task
     needs_task: bool = False
     #: whether experts have roles, so that another order is another merge

@@ -52,6 +52,16 @@ class Stage(ABC, Generic[ConfigT]):
         """Return the tasks as this method sees them, and as its result is measured on them."""
         return pool
 
+    def held_memory(self, model: int, experts: int) -> int:
+        """Return the bytes that the method holds while it looks at tasks, at least.
+
+        `model` is the bytes of one live model, in fp32 or wider. What grows with the tasks'
+        examples, such as activations, is left out. `fuse check` shows the sum as a lower bound.
+        Default: one live model.
+        """
+        del experts
+        return model
+
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Make one from a YAML file of its options, as `to_yaml` writes it."""

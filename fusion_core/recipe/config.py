@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     Tag,
     WithJsonSchema,
+    model_validator,
 )
 
 from fusion_core.errors import RecipeError
@@ -39,8 +40,21 @@ class ComponentConfig(Options):
     """The options of a component: frozen, and refusing what it does not know.
 
     A field's description is the docstring below it; `fuse info`, `--help` and the JSON schema show
-    it.
+    it. A class with `presets` declares an option `preset`. The preset that it names sets the
+    options that are not given, and `fuse info` shows what each preset sets.
     """
+
+    #: the options that each preset sets, by its name
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("preset")
+        preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
+        return {**preset, **values}
 
 
 class Choice(BaseModel):

@@ -1,7 +1,13 @@
 """Named tensors that can be read a piece at a time, and the engine that moves them."""
 
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
-from fusion_core.weights.merging.applied import CoordinatesKernel, Kernel, RowsKernel, Scope
+from fusion_core.weights.merging.applied import (
+    CoordinatesKernel,
+    Kernel,
+    PieceKernel,
+    RowsKernel,
+    Scope,
+)
 from fusion_core.weights.merging.execution import SerialExecutor, is_in_process
 from fusion_core.weights.merging.linear import Linear, as_weights
 from fusion_core.weights.merging.masked import task_weights
@@ -61,6 +67,7 @@ __all__ = [
     "PackagedFiles",
     "PackedMasks",
     "Piece",
+    "PieceKernel",
     "RemoteSource",
     "RenamedSource",
     "RowsKernel",

@@ -134,6 +134,18 @@ def test_of_many_classes_labels_are_drawn_without_bias() -> None:
     assert not torch.equal(several[7], several[8])
 
 
+def test_what_is_drawn_for_an_example_does_not_depend_on_batches() -> None:
+    model, task = word_pool(0, torch.float64).config.models["a"], WordTask("a")
+    parameters = dict(model.named_parameters())
+    whole = Batches(3 * SIZE, 0).of(task, 0)
+    found = [
+        squared_gradients_of(model, parameters, task, batches, exact_up_to=0, seed=3)
+        for batches in ([whole], [whole.part(n, n + 1) for n in range(len(whole))])
+    ]
+    for name, values in found[0].items():
+        torch.testing.assert_close(found[1][name], values, rtol=1e-9, atol=1e-15)
+
+
 def test_a_class_that_a_mask_rules_out_adds_nothing() -> None:
     class Masked(WordTask):
         def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from padded_words import SAMPLES, SIZE, WordTask, examples, word_pool
 from torch import nn
 
-from fusion_core import Split
-from fusion_core.adapting import build_live, show_inputs
+from fusion_core import Batch, Split
+from fusion_core.adapting import Batches, build_live, moments_of, show_inputs
+from fusion_core.errors import FusionError
 from fusion_core.testing import TinyTasks, tiny_pool
 
 
@@ -29,3 +32,51 @@ def test_a_live_model_is_as_wide_as_what_is_merged() -> None:
         pool = tiny_pool("mlp", dtype=getattr(torch, stored))
         model = build_live(pool, pool.experts["a"], "cpu")
         assert next(model.parameters()).dtype is getattr(torch, live)
+
+
+class Pairs(WordTask):
+    """Two texts per example, each in a call with its own mask; the second is the first, cut."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        words, mask = batch.tensors["input_ids"], batch.tensors["attention_mask"]
+        return model(words, mask) - model(words[:, :2], attention_mask=mask[:, :2])
+
+
+class OneByOne(WordTask):
+    """One call per example, padded as the batch is."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        parts = (batch.part(n, n + 1) for n in range(len(batch)))
+        return torch.cat([model(**part.tensors) for part in parts])
+
+
+@pytest.mark.parametrize("kind", [Pairs, OneByOne])
+def test_each_call_of_a_model_has_the_mask_that_it_is_given(kind: type[WordTask]) -> None:
+    pool, task = word_pool(0, torch.float64), kind("a")
+    model = build_live(pool, pool.experts["a"], "cpu")
+    batches = [*Batches(SIZE, 0).first(task, SAMPLES)]
+    alone = [
+        Batch({"input_ids": t[None], "attention_mask": torch.ones(1, len(t))})
+        for t in examples(task, 0)
+    ]
+    parameters = dict(model.named_parameters())
+    together, apart = (moments_of(model, parameters, task, each) for each in (batches, alone))
+    for name, each in together.items():
+        assert each.count == apart[name].count
+        torch.testing.assert_close(each.total, apart[name].total)
+
+
+def test_a_task_that_keeps_its_scores_is_refused_by_name() -> None:
+    class Keeping(WordTask):
+        kept: torch.Tensor | None = None
+
+        def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            if self.kept is None:
+                self.kept = super().logits(model, batch)
+            return self.kept
+
+    pool, task = word_pool(0, torch.float32), Keeping("a")
+    model = build_live(pool, pool.experts["a"], "cpu")
+    batches = Batches(SIZE, 0).first(task, 2 * SIZE)
+    with pytest.raises(FusionError, match="task 'a' computed its scores without calling the model"):
+        moments_of(model, dict(model.named_parameters()), task, batches)

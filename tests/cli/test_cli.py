@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from fusion_core import AlgorithmSpec, load_plugins
 from fusion_core.cli.progress import BarProgress, LineProgress, NotebookProgress, progress_for
 
 pytestmark = pytest.mark.plugins
@@ -337,6 +338,21 @@ def test_info_shows_options_with_types_defaults_and_meaning(fuse: Fuse) -> None:
     unknown = fuse("info", "tise")
     assert unknown.code == 3
     assert "did you mean ties" in unknown.err
+
+
+@pytest.mark.parametrize("name", ["adamerging", "adarank"])
+def test_info_shows_what_each_preset_sets(name: str, fuse: Fuse) -> None:
+    (described,) = json.loads(fuse("info", name, "--json").out)
+    component = load_plugins().find(AlgorithmSpec, name)
+    lines = fuse("info", name).out.splitlines()
+    assert "paper" in described["presets"]
+    for preset, options in described["presets"].items():
+        config = component.load_config()(preset=preset)
+        assert {option: getattr(config, option) for option in options} == options
+        (line,) = (
+            line for line in lines if line.split()[:2] == [preset, f"{next(iter(options))}:"]
+        )
+        assert all(f"{option}: " in line for option in options)
 
 
 def test_run_help_shows_the_options_of_the_algorithm(fuse: Fuse) -> None:

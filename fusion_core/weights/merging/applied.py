@@ -7,6 +7,7 @@ A kernel says how finely tensors may be cut for it. Where it needs to know more 
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.source import TensorInfo
@@ -68,9 +69,28 @@ class PieceKernel(ABC):  # noqa: B024 - its two kinds have the abstract methods
         """Whether results cannot lie far beyond the operands, so that the engine need not look."""
         return False
 
+    @property
+    def pieces_held(self) -> tuple[float, float]:
+        """How many tensors of a piece's shape one worker holds while it computes the piece.
+
+        So many and, per expert, so many more: operands, results, and all that is there at once on
+        the way. Overridden as `cut` is.
+        """
+        return (5, 2)
+
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own state
         """Gather statistics over a tensor or the model; every `Piece.state` then holds them."""
         raise NotImplementedError
+
+    def working_memory(self, shape: Sequence[int], experts: int) -> float:
+        """Return how many numbers one worker holds at most while it computes a piece of a shape.
+
+        In the dtype to compute in: a number that is computed in fp64 counts twice. `fuse check`
+        estimates memory from it. By default `pieces_held` says it. A kernel whose need is not a
+        multiple of a piece overrides this: one that decomposes matrices holds squares, too.
+        """
+        own, each = self.pieces_held
+        return math.prod(shape) * (own + each * experts)
 
 
 class Kernel(PieceKernel):

@@ -97,7 +97,7 @@ class Piece:
         self.state = state
         self._operands = operands
         #: of `base`, of one row of `experts`, and of what is merged
-        self.shape = _piece_shape(info, self.stop - self.start, cut)
+        self.shape = piece_shape(info, self.stop - self.start, cut)
         # What is computed element by element takes longer to copy to a GPU than to compute.
         self._device = _CPU if cut is Cut.ELEMENT else operands.device
 
@@ -246,7 +246,8 @@ def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
     )
 
 
-def _piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
+def piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
+    """Return the shape that a range of so many elements of a tensor has in a piece."""
     if cut is Cut.TENSOR:
         return info.shape
     if cut is Cut.ROW and len(info.shape) > 1:

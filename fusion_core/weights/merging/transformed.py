@@ -23,6 +23,7 @@ from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.merging.piece import Operands, Piece
@@ -80,6 +81,10 @@ class Restored(Kernel):
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the coordinates' own
         """Find what they depend on."""
         return self.coordinates.survey(scan)
+
+    def working_memory(self, shape: Sequence[int], experts: int) -> float:
+        """As the coordinates need."""
+        return self.coordinates.working_memory(shape, experts)
 
     def merge(self, piece: Piece) -> torch.Tensor:
         """Go back to the base."""

@@ -10,10 +10,17 @@ import torch
 from torch import nn
 
 from fusion_adamerging.surgery import Surgery
-from fusion_core import RunContext, Split, build_for_task, load_for_task, run_fusion
-from fusion_core.adapting import Batches, generator_of
+from fusion_core import (
+    RunContext,
+    Split,
+    build_for_task,
+    load_for_task,
+    mark_features,
+    run_fusion,
+)
+from fusion_core.adapting import Batches, generator_of, through_adapter
 from fusion_core.errors import RecipeError
-from fusion_core.weights import Linear
+from fusion_core.weights import CheckpointSource, Linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,8 +121,35 @@ def test_tasks_without_a_place_for_an_adapter_are_named(
         run_fusion(**given, task_pool=tasks)
     features = turned_tasks.kind.features
     monkeypatch.setattr(turned_tasks.kind, "features", lambda *args: 2 * features(*args))
-    with pytest.raises(RecipeError, match="features of task 'a' are not what one module"):
+    with pytest.raises(
+        RecipeError, match="no module of the model returns the features of"
+    ) as caught:
         run_fusion(**given, task_pool=turned_tasks)
+    assert "mark_features" in str(caught.value.hint)
+
+
+def test_features_that_several_modules_make_are_adapted_where_the_task_marks_them(
+    make_pool: Make, turned_tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def features(_task: Any, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        halves = [model(inputs), model(inputs.flip(3))]
+        return mark_features(model, torch.stack(halves).mean(0))
+
+    monkeypatch.setattr(turned_tasks.kind, "features", features)
+    given: dict[str, Any] = {"model_pool": make_pool("mlp", experts=3), "task_pool": turned_tasks}
+    stages = ["task-arithmetic", {"name": "surgery", "steps": 40, "examples": 32, "lr": 0.02}]
+    out = tmp_path / "out"
+    result = run_fusion(algorithm=stages, **given, output=out)
+    model = given["model_pool"].build(result.weights)
+    stored = CheckpointSource(out / "task_adapters.safetensors")
+    for task in turned_tasks:
+        inputs = task.batch(0, size=8, split=Split.TEST, seed=0).inputs
+        adapted = build_for_task(out, task.name, pool=given["model_pool"])
+        adapter = [stored.tensor(f"{task.name}/{name}") for name in ("down", "up")]
+        plain = task.features(model, inputs)
+        torch.testing.assert_close(task.features(adapted, inputs), through_adapter(plain, *adapter))
+        assert result.report.tasks[task.name] == task.evaluate(adapted)
+        assert adapted.state_dict().keys() == model.state_dict().keys()
 
 
 def test_two_stages_that_give_tasks_something_are_refused(

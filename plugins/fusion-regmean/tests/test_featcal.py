@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fusion_core.testing import Mean
+from fusion_core import run_fusion
+from fusion_core.errors import FusionError
+from fusion_core.testing import Mean, TinyTasks
 from fusion_regmean.featcal import FeatCal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fusion_core import Batch
 
 State = dict[str, Tensor]
 
@@ -131,3 +139,20 @@ def test_what_is_left_out_stays_as_it_was_merged(stacks: Any) -> None:
         assert torch.equal(found[name], values) != (".up." in name), (
             "a norm has its bias or nothing"
         )
+
+
+def test_a_task_that_calls_merge_and_expert_differently_is_refused(
+    stacks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, calls = TinyTasks(), count()
+    plain = tasks["a"].logits
+
+    def logits(model: nn.Module, batch: Batch) -> Tensor:
+        if next(calls) % 2:
+            plain(model, batch)
+        return plain(model, batch)
+
+    monkeypatch.setattr(tasks["a"], "logits", logits)
+    given: dict[str, Any] = {"model_pool": stacks.pool(), "task_pool": tasks}
+    with pytest.raises(FusionError, match=r"task 'a' calls the layer of 'embed.weight' differen"):
+        run_fusion(algorithm=[MERGE, FeatCal(samples=4)], **given)

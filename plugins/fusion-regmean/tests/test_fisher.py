@@ -77,3 +77,13 @@ def test_without_information_it_is_the_mean(stacks: Any) -> None:
 def test_factors_that_make_no_average_are_refused(weights: list[float], stacks: Any) -> None:
     with pytest.raises(RecipeError, match="no negative factors, and not zeros alone"):
         stacks.merge(Fisher(samples=1, weights=weights), stacks.pool())
+
+
+def test_sampled_labels_are_right_on_average(stacks: Any) -> None:
+    pool = stacks.pool()
+    exact = stacks.merge(Fisher(samples=24), pool)
+    sampled = [stacks.merge(Fisher(samples=24, labels="sampled"), pool, seed=0) for _ in range(2)]
+    mean, name = stacks.mean(pool), "layers.0.up.weight"
+    error = (sampled[0][name] - exact[name]).norm()
+    assert torch.equal(sampled[0][name], sampled[1][name]), "drawn by the seed"
+    assert 0 < error < 0.5 * (mean[name] - exact[name]).norm()

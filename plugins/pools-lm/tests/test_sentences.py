@@ -17,7 +17,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fusion_core import AlignmentPolicy, FeatureTask, Split, Subject
-from fusion_core.adapting import moments, squared_gradients
+from fusion_core.adapting import (
+    module_of_features,
+    moments,
+    put_adapter,
+    squared_gradients,
+    through_adapter,
+)
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import ClassificationPool, EncoderPool
@@ -251,6 +257,23 @@ def test_the_nearest_name_is_the_class(workshop: Workshop, encoders: EncoderPool
     found: Any = measured(tasks, encoders)
     assert found == {"accuracy": sum(right) / len(rows)}
     assert found.outcomes == tuple(right)
+
+
+def test_embeddings_have_a_place_for_an_adapter(workshop: Workshop, encoders: EncoderPool) -> None:
+    names = ["old forest", "tensor", "a text"]
+    task: Any = workshop.classify(encoders, rows=rows_of(workshop.tiny), head="names", names=names)[
+        "a"
+    ]
+    model = encoders.build(encoders.reference)
+    batch = task.batch(0, size=6, split=Split.UNLABELED, seed=0)
+    with torch.no_grad():
+        plain = task.features(model, batch.inputs)
+        place = module_of_features(model, task, batch)
+        assert place is not None
+        down, up = torch.randn(2, plain.shape[1]), torch.randn(plain.shape[1], 2)
+        put_adapter(model, place, down, up)
+        adapted = task.features(model, batch.inputs)
+    torch.testing.assert_close(adapted, through_adapter(plain, down, up))
 
 
 MODES = ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean", ("cls", "mean")]

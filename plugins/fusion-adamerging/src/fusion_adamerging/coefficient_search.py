@@ -51,6 +51,14 @@ class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT
             return None
         return "one coefficient per expert"
 
+    def held_memory(self, model: int, experts: int) -> int:
+        """Count the live model, its gradient and, unless they are read anew, the task vectors.
+
+        The base stays with the task vectors. Singular vectors (`rank`, `adarank`) come on top.
+        """
+        held = {"fp32": 1 + experts, "bf16": 1 + experts / 2, "disk": 0}[self.config.task_vectors]
+        return int(model * (2 + held))
+
     def learned(
         self,
         pool: ModelPool[Any],

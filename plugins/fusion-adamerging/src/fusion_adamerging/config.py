@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
 from fusion_core import ComponentConfig, InputPath
 
@@ -110,19 +110,8 @@ class GrainedConfig(CoefficientsConfig):
 class KeptConfig(CoefficientsConfig):
     """Coefficients that are all that is found, so that they can be given."""
 
-    presets: ClassVar[_Presets]
-
     coefficients: InputPath | None = None
     """A coefficients.json of an earlier run: use it and skip the search."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_preset(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
-        if not isinstance(values, Mapping):
-            return values
-        name = values.get("preset")
-        preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
-        return {**preset, **values}
 
 
 class AdaMergingConfig(GrainedConfig, KeptConfig):

@@ -29,6 +29,10 @@ KeptT = TypeVar("KeptT", bound=KeptConfig)
 class KeptCoefficients(CoefficientSearch[KeptT, LearnedT]):
     """A linear merge, with coefficients that a search finds or a file holds."""
 
+    def held_memory(self, model: int, experts: int) -> int:
+        """Count nothing where the coefficients are given: no model is live then."""
+        return super().held_memory(model, experts) if self.config.coefficients is None else 0
+
     def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""
         experts = list(pool.experts)

@@ -60,6 +60,8 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         config="fusion_adamerging.config:SurgeryConfig",
         needs_tasks="unlabeled",
         needs_task=True,
+        task_requirements="heads that read features, which one module of the model returns or "
+        "which the task passes through mark_features",
         cost="forward",
         reference="arXiv:2402.02705",
     )

@@ -40,8 +40,11 @@ class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
     one goes through `examples` of each task in shuffled rounds. The model for a task is
     `fusion_core.build_for_task(directory, task)`; without its adapter it is the merge.
 
-    Tasks: those whose heads read features (`FeatureTask`). Data: unlabeled examples. Cost: one pass
-    of them through the merge and one through each task's expert; training takes seconds.
+    Tasks: those whose heads read features (`FeatureTask`). Either one module of the model returns
+    them, or the task passes them through `fusion_core.mark_features` (a mean over tokens, say).
+
+    Data: unlabeled examples. Cost: one pass of them through the merge and one through each task's
+    expert; training takes seconds.
     """
 
     config_class = SurgeryConfig
@@ -74,9 +77,10 @@ class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
         found = module_of_features(model, task, batch)
         if found is None:
             raise RecipeError(
-                f"the features of task {task.name!r} are not what one module of the model returns, "
-                "and an adapter would have no place",
-                hint="Name other tasks: --set algorithm.tasks=...",
+                f"no module of the model returns the features of task {task.name!r}: there is "
+                "nothing to attach an adapter to",
+                hint="In the task's class, return fusion_core.mark_features(model, features) from "
+                f"`features`; or leave {task.name!r} out of algorithm.tasks.",
             )
         return found
 

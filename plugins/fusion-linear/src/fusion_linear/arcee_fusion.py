@@ -29,6 +29,7 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
     """
 
     config_class = ArceeFusionConfig
+    pieces_held = (6, 3)
 
     @property
     def cut(self) -> Cut:

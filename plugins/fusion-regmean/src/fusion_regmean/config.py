@@ -1,6 +1,6 @@
 """Options of the methods that merge in closed form from unlabeled data."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,10 @@ class RegMeanConfig(SamplesConfig):
 class FisherConfig(SamplesConfig):
     """What is looked at, and how experts weigh."""
 
+    labels: Literal["auto", "exact", "sampled"] = "auto"
+    """Labels that the expectation is taken over: every class (`exact`, one backward pass per
+    example and class), one label per example drawn from the expert's predictions (`sampled`, one
+    backward pass per example), or exact for up to 16 classes (`auto`)."""
     floor: Annotated[float, Field(gt=0)] = 1e-6
     """The smallest information that a parameter is taken to have."""
     normalize: bool = True

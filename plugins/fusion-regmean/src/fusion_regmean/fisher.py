@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, RunContext, WeightSource, expert_weights
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
 
 
+#: The most classes for which all labels are looked at.
+_EXACT_UP_TO = {"auto": 16, "exact": sys.maxsize, "sampled": 0}
+
+
 class Fisher(Algorithm[FisherConfig]):
     """sum of c_k F_k W_k / sum of c_k F_k for every parameter, F_k being at least `floor`.
 
@@ -30,14 +35,23 @@ class Fisher(Algorithm[FisherConfig]):
     summed over a batch and its classes, which are not the paper's; the floor is the authors'
     (FusionBench adds it). Floating-point tensors that are not parameters are averaged by `weights`.
 
-    Data: `samples` unlabeled examples a task; of tasks with more than 16 classes a label an example
-    is drawn, by the seed. Memory: two sums and one expert's F, each as large as the model in fp32,
-    and a gradient, or as many as `squared_gradients_of` finds at once. Cost: two forward passes an
-    example and a backward pass an example and class (at most 16). A run that is resumed gathers
-    anew.
+    With `labels: sampled` the expectation over y is one draw per example: Monte-Carlo Fisher, which
+    is right on average and takes one backward pass per example. `auto`, the default, is exact for
+    up to 16 classes, because an exact expectation has no variance and a few passes more are cheap
+    for small models. Use `sampled` where a backward pass takes a tenth of a second or more.
+
+    Data: `samples` unlabeled examples per task. Memory: two sums and one expert's F, each as large
+    as the model in fp32, and a gradient, or as many as `squared_gradients_of` finds at once. Cost:
+    two forward passes per example, and one backward pass per example and label. A run that is
+    resumed gathers anew.
     """
 
     config_class = FisherConfig
+
+    def held_memory(self, model: int, experts: int) -> int:
+        """Count the two sums, one expert's information, the live expert and a gradient."""
+        del experts
+        return 5 * model
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Gather the sums; what is not a parameter stays lazy."""
@@ -75,6 +89,7 @@ class Fisher(Algorithm[FisherConfig]):
             samples=self.config.samples,
             seed=context.seed,
             device=context.device,
+            exact_up_to=_EXACT_UP_TO[self.config.labels],
         )
         return tracked("square gradients", gathered, pool, context)
 

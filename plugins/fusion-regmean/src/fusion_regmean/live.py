@@ -16,6 +16,7 @@ from fusion_core.adapting import (
     names_of,
     show_inputs,
 )
+from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -96,15 +97,34 @@ class Pair:
     ) -> None:
         """Pass a batch through both; call `see(name, in the merge, in the expert)` a call."""
         live, expert = self._models
-        calls: deque[Tensor] = deque()
-        show_inputs(expert, self._theirs, task, batch, lambda _, given: calls.append(given))
+        in_expert: deque[tuple[str, Tensor]] = deque()
         show_inputs(
-            live,
-            self._own,
+            expert,
+            self._theirs,
             task,
             batch,
-            lambda each, given: see(self._own[each], given, calls.popleft()),
+            lambda layer, inputs: in_expert.append((self._theirs[layer], inputs)),
         )
+
+        def compare(layer: nn.Module, inputs: Tensor) -> None:
+            name = self._own[layer]
+            called, theirs = in_expert.popleft() if in_expert else ("nothing", inputs)
+            if (called, theirs.shape) != (name, inputs.shape):
+                raise _called_otherwise(task, name)
+            see(name, inputs, theirs)
+
+        show_inputs(live, self._own, task, batch, compare)
+        if in_expert:
+            raise _called_otherwise(task, in_expert[0][0])
+
+
+def _called_otherwise(task: AdaptiveTask, name: str) -> FusionError:
+    return FusionError(
+        f"task {task.name!r} calls the layer of {name!r} differently in the merge and in the "
+        "expert: their inputs cannot be compared",
+        hint="`logits` has to call every model in the same way for the same batch, each time that "
+        "it is called. Keep no results of an earlier call.",
+    )
 
 
 def examples(task: AdaptiveTask, samples: int, context: RunContext) -> Iterator[Batch]:

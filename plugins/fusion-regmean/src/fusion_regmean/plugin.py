@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from fusion_core import AlgorithmSpec, hookimpl
 
 _FAMILY = "closed forms on data"
+_SEES_LAYERS = (
+    "logits() calls the model whenever it is called, and gives each call of it the attention_mask "
+    "of its inputs"
+)
+_IN_ORDER = f"{_SEES_LAYERS}; no call depends on what a later layer returned in an earlier call"
 
 
 @hookimpl
@@ -18,6 +23,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         target="fusion_regmean.regmean:RegMean",
         config="fusion_regmean.config:RegMeanConfig",
         needs_tasks="unlabeled",
+        task_requirements=_SEES_LAYERS,
         cost="forward",
         reference="arXiv:2212.09849",
     )
@@ -31,6 +37,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         target="fusion_regmean.plus_plus:RegMeanPlusPlus",
         config="fusion_regmean.config:RegMeanConfig",
         needs_tasks="unlabeled",
+        task_requirements=_IN_ORDER,
         cost="forward",
         reference="arXiv:2508.03121",
     )
@@ -57,6 +64,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         config="fusion_regmean.config:FeatCalConfig",
         needs_base=True,
         needs_tasks="unlabeled",
+        task_requirements=_IN_ORDER,
         cost="forward",
         reference="arXiv:2605.13030",
     )
@@ -72,6 +80,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         config="fusion_regmean.config:LotConfig",
         needs_base=True,
         needs_tasks="unlabeled",
+        task_requirements=_SEES_LAYERS,
         cost="forward",
         reference="arXiv:2505.23859",
     )
@@ -84,6 +93,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         config="fusion_regmean.config:CatConfig",
         needs_base=True,
         needs_tasks="unlabeled",
+        task_requirements=_SEES_LAYERS,
         ordered=True,
         cost="forward",
         reference="arXiv:2505.06977",

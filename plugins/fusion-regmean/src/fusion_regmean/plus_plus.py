@@ -29,6 +29,13 @@ class RegMeanPlusPlus(Algorithm[RegMeanConfig]):
     first number. What is not the weight of a linear layer is the experts' mean, embeddings and
     buffers from the start. Differs as `regmean` does.
 
+    Tasks: `logits` has to pass each batch through the model whenever it is called, for every block
+    and expert anew. Scores or features that it keeps from an earlier call would be those of other
+    weights; a task that calls no module is refused. It may call the model several times per batch,
+    each time with an `attention_mask` if there is padding. A layer then has the sum over its calls.
+    Blocks are solved in the order of their first calls, so a call that depends on what a later
+    block returned in an earlier call (decoding token by token) sees the experts' mean there.
+
     Data: as `regmean`. Memory: one live model, what is solved, and the sums of one block. Cost: for
     every block and expert a pass of the examples through the whole model. A run that is resumed
     begins anew.

@@ -13,6 +13,8 @@ from fusion_spectral.config import AceConfig
 from fusion_spectral.matrixwise import MatrixwiseMerge, mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 #: Bounds of the ridge of a covariance, as a fraction of its trace. Below the lower one, least
@@ -45,6 +47,12 @@ class Ace(MatrixwiseMerge[AceConfig]):
     """
 
     config_class = AceConfig
+    pieces_held, squares = (11, 2), (9.3, 0)
+
+    @staticmethod
+    def side(shape: Sequence[int]) -> int:
+        """Return the width of the squares: that of the inputs."""
+        return shape[1]
 
     def combine(self, rows: Tensor) -> Tensor:
         """Solve, and refine where the experts are heterogeneous."""

@@ -29,6 +29,7 @@ class Cart(Algorithm[CartConfig]):
     """
 
     config_class = CartConfig
+    pieces_held, squares = (6.3, 2.5), (6, 0)
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""

@@ -42,6 +42,7 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
     """
 
     config_class = DogeConfig
+    pieces_held, squares = (5.7, 4.8), (1, 0)
 
     @property
     def scope(self) -> Scope:

@@ -34,6 +34,7 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
     """
 
     config_class = ScaleConfig
+    pieces_held, squares = (6.9, 2), (6, 0)
 
     @property
     def scale(self) -> float:
@@ -66,6 +67,7 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
     """
 
     config_class = IsoCtsConfig
+    pieces_held, squares = (9, 3), (8, 1)
 
     @property
     def scale(self) -> float:

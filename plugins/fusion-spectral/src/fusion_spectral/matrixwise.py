@@ -6,9 +6,11 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from fusion_core import ComponentConfig, Cut, Piece, TensorwiseAlgorithm
-from fusion_core.weights import in_order, is_matrix
+from fusion_core.weights import PieceKernel, in_order, is_matrix
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from fusion_core import TensorInfo
@@ -26,13 +28,31 @@ class ForMatrices:
         return None if is_matrix(info.shape) else self.otherwise
 
 
-class Matrixwise(ForMatrices):
-    """A stage that treats matrices one by one: no tensor is cut."""
+class Matrixwise(ForMatrices, PieceKernel):
+    """A stage that treats matrices one by one: no tensor is cut.
+
+    Beside matrices of the tensor's shape (`pieces_held`) a worker holds squares as wide as one of
+    its sides; numbers in fp64 count twice.
+    """
+
+    #: squares that a worker holds, and as many more per expert
+    squares: ClassVar[tuple[float, float]]
 
     @property
     def cut(self) -> Cut:
         """Tensors are whole."""
         return Cut.TENSOR
+
+    def working_memory(self, shape: Sequence[int], experts: int) -> float:
+        """Count the matrices and, where there is one, the squares."""
+        own, each = self.squares
+        squares = (own + each * experts) * self.side(shape) ** 2 if is_matrix(shape) else 0
+        return super().working_memory(shape, experts) + squares
+
+    @staticmethod
+    def side(shape: Sequence[int]) -> int:
+        """Return the width of the squares: the smaller side, as of Gram matrices."""
+        return min(shape)
 
 
 class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):

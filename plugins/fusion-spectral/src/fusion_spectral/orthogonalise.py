@@ -33,6 +33,7 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
 
     config_class = OrthogonaliseConfig
     otherwise = "divided by the number of experts"
+    pieces_held, squares = (3, 4.8), (9, 0)
 
     def rows(self, piece: Piece) -> Tensor:
         """Return rows of the same shape, (experts, ...)."""

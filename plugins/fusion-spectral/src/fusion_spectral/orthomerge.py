@@ -33,6 +33,7 @@ class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
     """
 
     config_class = OrthomergeConfig
+    pieces_held, squares = (10.5, 4.7), (6, 2.3)
 
     def merge(self, piece: Piece) -> Tensor:
         """Merge rotations and residuals."""

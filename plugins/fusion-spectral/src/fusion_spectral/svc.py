@@ -32,6 +32,7 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
 
     config_class = SvcConfig
     otherwise = "left as they are"
+    pieces_held, squares = (6.5, 3), (0.5, 1)
 
     def merge(self, piece: Piece) -> Tensor:
         """Return base + U diag(factors) U' D."""

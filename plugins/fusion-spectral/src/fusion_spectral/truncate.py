@@ -31,6 +31,7 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
 
     config_class = TruncateConfig
     otherwise = "left as they are"
+    pieces_held, squares = (3.6, 3.6), (5, 0)
 
     def rows(self, piece: Piece) -> Tensor:
         """Return rows of the same shape, (experts, ...)."""

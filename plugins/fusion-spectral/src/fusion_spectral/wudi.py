@@ -12,6 +12,8 @@ from fusion_spectral.descent import descend
 from fusion_spectral.matrixwise import MatrixwiseMerge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 #: Of fp32, for fp64 too: what Gram matrices make orthogonal is not so to the last bit of fp64.
@@ -34,6 +36,12 @@ class Wudi(MatrixwiseMerge[WudiConfig]):
     """
 
     config_class = WudiConfig
+    pieces_held, squares = (10.7, 2), (2.5, 0)
+
+    @staticmethod
+    def side(shape: Sequence[int]) -> int:
+        """Return the width of the squares: that of the inputs."""
+        return shape[1]
 
     def combine(self, rows: Tensor) -> Tensor:
         """Descend from the sum."""

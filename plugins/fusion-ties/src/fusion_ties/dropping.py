@@ -32,6 +32,7 @@ class Drop(Transform[DropConfig]):
     """
 
     config_class = DropConfig
+    pieces_held = (6, 4)
 
     @property
     def scope(self) -> Scope:
@@ -68,6 +69,7 @@ class MagPrune(Transform[MagPruneConfig]):
     """
 
     config_class = MagPruneConfig
+    pieces_held = (2, 8)
 
     @property
     def cut(self) -> Cut:

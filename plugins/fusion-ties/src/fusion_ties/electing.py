@@ -72,6 +72,8 @@ class Consensus(Algorithm[ConsensusConfig]):
 class Agreed(Kernel):
     """base + scale * the sum of the task vectors where at least `k` TALL masks have it."""
 
+    pieces_held = (3, 4.25)
+
     k: int
     tall_lambda: float
     scale: float

@@ -54,6 +54,8 @@ class Emr(Algorithm[EmrConfig]):
 class Unified(Kernel):
     """base + the largest entries that have the elected sign."""
 
+    pieces_held = (4, 3)
+
     def merge(self, piece: Piece) -> Tensor:
         """Unify one piece."""
         sign, agree = _agreeing(piece)

@@ -32,6 +32,7 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
     """
 
     config_class = PcbConfig
+    pieces_held = (2, 6)
 
     @property
     def scope(self) -> Scope:

@@ -52,6 +52,7 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
     """
 
     config_class = SceConfig
+    pieces_held = (5, 6)
 
     @property
     def scope(self) -> Scope:

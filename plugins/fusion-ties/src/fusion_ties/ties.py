@@ -23,6 +23,7 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     """
 
     config_class = TiesConfig
+    pieces_held = (6, 4)
 
     @property
     def scope(self) -> Scope:

@@ -57,6 +57,7 @@ class Elect(Transform[ElectConfig]):
     """
 
     config_class = ElectConfig
+    pieces_held = (3, 5)
 
     @property
     def scope(self) -> Scope:
@@ -82,6 +83,7 @@ class Band(Transform[BandConfig]):
     """
 
     config_class = BandConfig
+    pieces_held = (3, 5)
 
     @property
     def scope(self) -> Scope:

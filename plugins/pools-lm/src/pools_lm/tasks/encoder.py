@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core import mark_features
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.beside import parsed
 from pools_lm.tasks.modules import Pooling, modules_of
@@ -99,7 +100,7 @@ class Encoder:
         vectors = self.pooling(hidden, inputs["attention_mask"])
         for step in self.steps:
             vectors = step(vectors)
-        return vectors
+        return mark_features(model, vectors)
 
     def embeddings(
         self, model: nn.Module, examples: Sequence[Example], *, batch_size: int, said: str

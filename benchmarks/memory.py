@@ -1,0 +1,107 @@
+"""Peak memory of every method that needs no data, beside what `fuse check` estimates.
+
+    nox -s memory -- --sizes small middle --methods tsv-m ties
+
+Each merge is a process of its own. What counts is its peak above the same process just before the
+merge, which is what `fuse check` calls "merging" plus a merge that is kept. Exits with 1 where the
+estimate is off by more than a factor of 1.3 and not called a lower bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from measuring import MB, child, headings, row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    #: a method's name, a size, how many workers, and a recipe
+    Case = tuple[str, str, int, dict[str, Any]]
+
+_CHILDREN = Path(__file__).with_name("memory_children.py")
+#: The factor that an estimate may be off, and a difference that is the allocator's.
+_FACTOR, _SMALL = 1.3, 30 * MB
+#: Options that a method needs, or that make it shorter and take as much memory.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "wudi": {"steps": 3},
+    "doge": {"steps": 3},
+    "passthrough": {"model": "x"},
+    "stack": {"slices": [{"model": "x", "layers": [0, 2]}, {"model": "y", "layers": [1, 3]}]},
+}
+_EXPERTS = ("x", "y", "z")
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    arguments = _parsed()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+        models = arguments.models or Path(name)
+        missing = [size for size in arguments.sizes if not (models / size).exists()]
+        child(_CHILDREN, "build", str(models), *missing)
+        print(headings(["method", "size", "estimated", "taken", "ratio", "verdict"]))
+        verdicts = [_shown(*each, Path(name)) for each in _cases(arguments, models)]
+    if "off" in verdicts:
+        sys.exit(f"{verdicts.count('off')} estimates are off by more than a factor of {_FACTOR}")
+
+
+def _parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["small", "middle", "large"])
+    parser.add_argument("--methods", nargs="+", help="default: every method without data")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--directory", help="where models and merges are written")
+    parser.add_argument("--models", type=Path, help="keep the models there for another time")
+    return parser.parse_args()
+
+
+def _cases(arguments: argparse.Namespace, models: Path) -> Iterator[Case]:
+    known = json.loads(child(_CHILDREN, "methods"))
+    for size in arguments.sizes:
+        for name in arguments.methods or known:
+            stages, most = known[name]
+            names = _EXPERTS[:most]
+            for workers in arguments.workers:
+                yield name, size, workers, _recipe(stages, models / size, names)
+
+
+def _recipe(stages: Sequence[str], models: Path, experts: Sequence[str]) -> dict[str, Any]:
+    return {
+        "algorithm": [{"name": stage, **_OPTIONS.get(stage, {})} for stage in stages],
+        "model_pool": {
+            "name": "checkpoints",
+            "base": str(models / "base"),
+            "models": {name: str(models / name) for name in experts},
+        },
+    }
+
+
+def _shown(name: str, size: str, workers: int, recipe: dict[str, Any], place: Path) -> str:
+    """Run a recipe in a process of its own, print a row, and return the verdict."""
+    path, output = place / "recipe.json", place / "merged"
+    path.write_text(json.dumps({**recipe, "output": {"path": str(output)}}))
+    found = json.loads(child(_CHILDREN, "merge", str(path), str(workers)))
+    shutil.rmtree(output)
+    estimate, taken = found["estimate"], found["peak"] - found["bare"]
+    verdict = _verdict(estimate, taken, at_least=found["at_least"])
+    label = size if workers == 2 else f"{size}, {workers} workers"
+    cells = [name, label, f"{estimate / MB:,.0f} MB", f"{taken / MB:,.0f} MB"]
+    print(row([*cells, f"{taken / estimate:.2f}", verdict]), flush=True)
+    return verdict
+
+
+def _verdict(estimate: int, taken: int, *, at_least: bool) -> str:
+    ratio = max(taken / estimate, estimate / taken)
+    if ratio <= _FACTOR or abs(taken - estimate) <= _SMALL:
+        return "within"
+    return "at least" if at_least and taken >= estimate else "off"
+
+
+if __name__ == "__main__":
+    main()

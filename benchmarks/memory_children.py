@@ -1,0 +1,64 @@
+"""What `memory.py` needs torch for, as programs of their own: a peak counts from its process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def build(directory: str, *sizes: str) -> None:
+    """Write a base and three experts of each size, shaped as Llamas."""
+    import torch
+    from llama import Llama
+    from methods_children import write_models
+
+    shapes = {
+        "small": Llama(256, 704, 4, 4, 2, 4_000),
+        "middle": Llama(512, 1_408, 6, 8, 2, 32_000),
+        "large": Llama(1_024, 2_816, 38, 16, 4, 32_000),
+    }
+    for size in sizes:
+        place = Path(directory) / size
+        place.mkdir()
+        dtype = torch.bfloat16 if size == "large" else torch.float32
+        write_models(place, shapes[size], ["base", "x", "y", "z"], dtype=dtype)
+
+
+def methods() -> None:
+    """Print, by name, every installed method that needs no data: its pipeline, and its experts."""
+    from fusion_core import AlgorithmSpec, load_plugins
+
+    around = {
+        "transform": lambda name: [name, "task-arithmetic"],
+        "calibrate": lambda name: ["task-arithmetic", name],
+        "merge": lambda name: [name],
+    }
+    specs = [each.spec for each in load_plugins().components(AlgorithmSpec)]
+    free = [spec for spec in specs if spec.needs_tasks == "none"]
+    found = {spec.name: (around[spec.stage](spec.name), spec.max_experts) for spec in free}
+    print(json.dumps(found))
+
+
+def merge(recipe: str, workers: str) -> None:
+    """Plan a recipe, estimate its memory, run it; print both."""
+    from fusion_core import RunOptions, check, execute, plan
+    from fusion_core.machine.memory import peak_memory
+
+    planned = plan(json.loads(Path(recipe).read_text()), RunOptions(workers=int(workers)))
+    estimate = check(planned).memory
+    bare = peak_memory()
+    execute(planned)
+    found = {"bare": bare, "peak": peak_memory(), "at_least": estimate.at_least}
+    print(json.dumps({**found, "estimate": estimate.total - estimate.process}))
+
+
+if __name__ == "__main__":
+    children: dict[str, Callable[..., None]] = {
+        each.__name__: each for each in (build, methods, merge)
+    }
+    children[sys.argv[1]](*sys.argv[2:])

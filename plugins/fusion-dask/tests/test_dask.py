@@ -163,7 +163,7 @@ def test_a_scheduler_that_is_not_there_is_named(
         ({"address": "here:1", "workers": 2}, "leave workers out"),
         ({"address": "here:1", "scheduler_file": "there"}, "give one of them"),
         ({"resources": {"GPU": 1}}, "name its address"),
-        ({"address": "here"}, "give a host and a port"),
+        ({"address": "here"}, "expected a host and a port"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: Any, problem: str) -> None:

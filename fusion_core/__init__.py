@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from fusion_core.report.stored import read_report
     from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
+    from fusion_core.running._run_identity import RunIdentities
     from fusion_core.running.by_hand import merge, models_of
     from fusion_core.running.for_task import build_for_task, load_for_task
     from fusion_core.running.remembering import remembered
@@ -128,6 +129,7 @@ _HOMES = {
     "fusion_core.report.stored": ("read_report",),
     "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
+    "fusion_core.running._run_identity": ("RunIdentities",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
     "fusion_core.running.remembering": ("remembered",),
@@ -174,6 +176,7 @@ __all__ = [
     "Recipe",
     "Report",
     "RunContext",
+    "RunIdentities",
     "RunInfo",
     "RunOptions",
     "RunResult",

@@ -390,7 +390,7 @@ def test_a_worker_that_would_measure_something_else_says_so(
     bench = Bench()
     trial = bench.name(bench.plan(recipe), "half")
     assert measure(bench.pickled(), trial).report is not None
-    with pytest.raises(WorkerError, match="has other versions, or reads other files"):
+    with pytest.raises(WorkerError, match="has other code or versions, or reads other files"):
         measure(bench.pickled(), replace(trial, id="another"))
     away = {**trial.recipe, "model_pool": {"name": "toys", "folder": f"{folder}-away"}}
     with pytest.raises(WorkerError, match=r"a worker on .* cannot run a trial: .*-away"):

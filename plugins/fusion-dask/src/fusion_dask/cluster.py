@@ -97,7 +97,7 @@ def _check_scheduler(address: str) -> None:
         try:
             kind = thread.submit(asyncio.run, _kind_of(address)).result()
         except TimeoutError as error:
-            reason = ValueError(f"nothing was said in {_SECONDS_TO_CONNECT:g} seconds")
+            reason = ValueError("a server accepts the connection and says nothing")
             raise _no_answer(address, error if str(error) else reason) from error
         except Exception as error:  # whatever is made of the bytes that another server sends
             raise _no_answer(address, error) from error

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _LONGEST_TEXT = 2_000
 _MEND = "Install the packages of this run, in the same versions, on every worker."
+_LOOK = "This process does not know the error's class. --traceback shows where it was raised."
 
 
 class Call:
@@ -56,7 +57,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is no error of its own
 def answer(function: bytes) -> tuple[Any, ...]:
     """Call a pickled function on a worker; returns the fields of an `Answer`, and never raises."""
     try:
-        result = pickle.dumps(pickle.loads(function)())
+        result = pickle.dumps(pickle.loads(function)())  # noqa: S301 - the run's own
     except BaseException as error:  # noqa: BLE001 - the run decides what it means
         lines = "".join(traceback.format_exception(error))
         return (_worker(), None, _encoded(error), _text(error), lines)
@@ -72,14 +73,14 @@ def outcome(given: tuple[Any, ...]) -> Any:  # noqa: ANN401 - whatever was calle
     told = Answer(*given)
     if told.result is not None:
         try:
-            return pickle.loads(told.result)
+            return pickle.loads(told.result)  # noqa: S301 - a worker's
         except Exception as error:
             said = f"returned what cannot be read here: {_text(error)}"
             raise WorkerError(f"{told.worker} {said}", hint=_MEND) from error
     error = None if told.error is None else _decoded(told.error)
     if error is not None:
         raise error
-    raise WorkerError(f"{told.worker} failed: {told.text}", hint=_MEND) from RemoteTraceback(
+    raise WorkerError(f"{told.worker} failed: {told.text}", hint=_LOOK) from RemoteTraceback(
         f"\n{told.traceback}"
     )
 
@@ -103,7 +104,7 @@ def _encoded(error: BaseException) -> bytes | None:
 def _decoded(encoded: bytes) -> Exception | None:
     """Return an error as it was raised; None if this process cannot make it again."""
     try:
-        error = pickle.loads(encoded)
+        error = pickle.loads(encoded)  # noqa: S301 - a worker's
     except Exception:  # noqa: BLE001 - whatever a class of errors does when it is made
         return None
     return error if isinstance(error, Exception) else None

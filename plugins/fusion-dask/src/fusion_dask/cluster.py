@@ -138,17 +138,24 @@ def _reason(error: BaseException) -> str:
 def _address_in(path: Path) -> str:
     """Read the address from what a scheduler wrote; raises `WorkerError` for another file."""
     try:
-        if not path.is_file():
-            raise ValueError("expected a file" if path.exists() else "it does not exist")
-        with path.open("rb") as file:
-            content = json.loads(file.read(_LARGEST_FILE))
-        return check_address(content["address"])
+        return check_address(json.loads(_head_of(path))["address"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"it names no {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise WorkerError(
             f"the scheduler file {path} does not say where a Dask scheduler is: {reason}",
             hint=f"Start one with `dask scheduler --scheduler-file {path}`.",
         ) from error
+
+
+def _head_of(path: Path) -> bytes:
+    """Read as much of a file as a scheduler writes; raises `OSError` or `ValueError` without one.
+
+    A pipe is not waited for.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("expected a file")
+    with path.open("rb") as file:
+        return file.read(_LARGEST_FILE)
 
 
 def _cores() -> int:

@@ -16,10 +16,11 @@ from pydantic import (
 
 from fusion_core import ComponentConfig, InputPath
 
-
 #: The protocols that Dask speaks between machines.
 _PROTOCOLS = ("tcp", "tls", "ws", "wss", "ucx", "ucxx")
-_ADDRESS = re.compile(r"(?:(?P<protocol>[\w+.-]+)://)?(?:\[[\da-fA-F:.%\w]+\]|[^\s/:\[\]]+):(?P<port>\d+)")
+_ADDRESS = re.compile(
+    r"(?:(?P<protocol>[\w+.-]+)://)?(?:\[[\da-fA-F:.%\w]+\]|[^\s/:\[\]]+):(?P<port>\d+)"
+)
 _LAST_PORT = 65_535
 _EXAMPLE = "expected a host and a port, as tcp://10.0.0.5:8786"
 
@@ -30,7 +31,9 @@ def check_address(given: object) -> str:
     if found is None:
         raise ValueError(_EXAMPLE)
     if found["protocol"] not in {None, *_PROTOCOLS}:
-        raise ValueError(f"unknown protocol {found['protocol']!r}; Dask has {', '.join(_PROTOCOLS)}")
+        raise ValueError(
+            f"unknown protocol {found['protocol']!r}; Dask has {', '.join(_PROTOCOLS)}"
+        )
     if not 0 < int(found["port"]) <= _LAST_PORT:
         raise ValueError(f"expected a port from 1 to {_LAST_PORT}, got {found['port']}")
     return found.string
@@ -55,7 +58,9 @@ class DaskConfig(ComponentConfig):
     def _check_not_blank(cls, given: Any) -> Any:  # noqa: ANN401 - whatever a recipe says
         """Refuse an empty value: a variable that is not set must not start workers here instead."""
         if given is None or (isinstance(given, str) and not given.strip()):
-            raise ValueError("it is empty; name a scheduler, or leave the option out for workers here")
+            raise ValueError(
+                "it is empty; name a scheduler, or leave the option out for workers here"
+            )
         return given
 
     @model_validator(mode="after")

@@ -108,6 +108,10 @@ class DaskExecutor(Executor):
         task.add_done_callback(partial(self._settle, future))
         return future
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the scheduler; after an error or an interrupt nobody asks for what is under way."""
+        self.shutdown(cancel_futures=kind is not None)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in concurrent.futures
         """Wait for what is under way, or cancel it, and leave the scheduler."""
         if self._is_shut.is_set():

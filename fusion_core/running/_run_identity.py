@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -39,7 +40,7 @@ class RunIdentities:
             "models": self._identify_models(plan),
             "data": self._identify_tasks(plan),
             "code": identity.identify_code(*kinds, *_kinds_in(plan)),
-            **{f"nested {name}": self.of(inner) for name, inner in plan.nested.items()},
+            **{f"nested {name}": self.of(_merged(inner)) for name, inner in plan.nested.items()},
         }
         return None if described is None or None in parts.values() else {**described, **parts}
 
@@ -68,6 +69,11 @@ class RunIdentities:
             known = {name: identity.identify_task(tasks, name) for name in tasks.names}
             self._tasks[tasks] = None if None in known.values() else known
         return self._tasks[tasks]
+
+
+def _merged(plan: Plan) -> Plan:
+    """Return the plan of a recipe that stands for a model: it is merged, and not measured."""
+    return replace(plan, options=replace(plan.options, evaluate=False))
 
 
 def _kinds_in(plan: Plan) -> Iterator[type]:

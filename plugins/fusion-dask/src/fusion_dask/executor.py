@@ -128,10 +128,13 @@ class DaskExecutor(Executor):
 
     def _await_idle(self) -> None:
         """Wait for workers to end what they have begun; not for one that hangs."""
-        asking = partial(self._client.run, _until_idle, self._name, on_error="ignore")
-        asker = threading.Thread(target=asking, name="fusion-dask-idle", daemon=True)
+        asker = threading.Thread(target=self._ask_workers, name="fusion-dask-idle", daemon=True)
         asker.start()
         asker.join(_SECONDS_TO_END)
+
+    def _ask_workers(self) -> None:
+        with suppress(Exception):  # the scheduler is gone, or was left meanwhile
+            self._client.run(_until_idle, self._name, on_error="ignore")
 
     def await_workers(self) -> None:
         """Wait for a worker, and watch from then on whether one is left.
@@ -155,7 +158,7 @@ class DaskExecutor(Executor):
         patience = 0 if self._config.is_local else self._config.patience  # nobody starts another
         seen = time.monotonic()
         while not self._is_shut.wait(_SECONDS_BETWEEN_LOOKS):
-            with suppress(OSError):  # the scheduler is gone: its tasks are told
+            with suppress(Exception):  # the scheduler is gone, or does not answer
                 self._look()
             if self.slots or not self._tasks:
                 seen = time.monotonic()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _PLACES = {"half", "other half", "test", "unlabeled"}
 #: What a report has in the place of numbers that JSON has not.
 _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
+_LONGEST_CAUSE = 200
 _OF_JSON = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
@@ -107,7 +108,7 @@ def _json(column: str, value: object, read: Callable[[str], Any]) -> Any:  # noq
     except DamagedRowError:
         raise
     except _OF_JSON as error:
-        raise DamagedRowError(f"{column}: it cannot be read: {_first_line(error)}") from error
+        raise DamagedRowError(f"{column}: it cannot be read: {_cause(error)}") from error
 
 
 def _recipe(value: object) -> Mapping[str, Any]:
@@ -151,5 +152,6 @@ def _kind(value: object) -> str:
     return str(value) if isinstance(value, int | float) else type(value).__name__
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _cause(error: BaseException) -> str:
+    """Return in one line why content is refused."""
+    return " ".join((str(error) or type(error).__name__).split())[:_LONGEST_CAUSE]

@@ -73,6 +73,8 @@ def check_file(path: Path) -> None:
         return
     if header[: len(_MAGIC)] != _MAGIC:
         raise DiskError(f"{path} is not a store of sweeps, nor a SQLite file", hint=_ELSEWHERE)
+    if len(header) < _HEADER:
+        raise DiskError(f"{path} is a SQLite file that was cut short", hint=RESTORE)
     application = int.from_bytes(header[68:72], "big")
     if application == APPLICATION_ID:
         return

@@ -76,8 +76,10 @@ class Store:
             self._file.execute("begin immediate")
             with self._file:
                 yield
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             raise DiskError(f"the store {self.path} cannot be written: {error}") from error
+        except sqlite3.Error as error:
+            raise DiskError(f"the store {self.path} is damaged: {error}", hint=RESTORE) from error
 
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """Return the rows of a query; raises `DiskError` for a file that SQLite cannot read."""

@@ -92,6 +92,8 @@ def sweep(  # noqa: PLR0913 - what is tried, how, and by what it is judged
         raise RecipeError(
             "nothing is swept over", hint="Name an option: --over algorithm.scale=0:1:0.1"
         )
+    search = search or Search()
+    search.check_size(axes, seeds)
     options = options or RunOptions()
     bench = Bench(
         options=replace(options, progress=Progress()),
@@ -99,7 +101,7 @@ def sweep(  # noqa: PLR0913 - what is tried, how, and by what it is judged
         scratch=None if scratch is None else Path(scratch),
     )
     with Store(None if store is None else Path(store)) as opened:
-        made = Sweep(raw, axes, seeds, search or Search(), bench, opened, options)
+        made = Sweep(raw, axes, seeds, search, bench, opened, options)
         made.prepare(objectives, on)
         if keep:
             made.check(keep, output)

@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed import get_worker
-from tblib import pickling_support
+from tblib import pickling_support  # type: ignore[import-untyped]
 
 from fusion_core.errors import WorkerError
 
@@ -77,9 +77,9 @@ def outcome(given: tuple[Any, ...]) -> Any:  # noqa: ANN401 - whatever was calle
         except Exception as error:
             said = f"returned what cannot be read here: {_text(error)}"
             raise WorkerError(f"{told.worker} {said}", hint=_MEND) from error
-    error = None if told.error is None else _decoded(told.error)
-    if error is not None:
-        raise error
+    raised = None if told.error is None else _decoded(told.error)
+    if raised is not None:
+        raise raised
     raise WorkerError(f"{told.worker} failed: {told.text}", hint=_LOOK) from RemoteTraceback(
         f"\n{told.traceback}"
     )

@@ -26,7 +26,7 @@ from fusion_core.errors import WorkerError
 from fusion_dask.calls import Call, outcome
 from fusion_dask.capacity import capacity
 from fusion_dask.cluster import connected
-from fusion_dask.logs import diverted
+from fusion_dask.logs import diverted, last_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,7 +212,9 @@ class DaskExecutor(Executor):
     def _explained(self, error: BaseException, task: Task[Any]) -> BaseException:
         """Tell what befell the workers from what the work itself raised."""
         if task.cancelled():
-            return _error(*self._trouble)
+            message, hint = self._trouble
+            logged = last_error()
+            return _error(message, hint if logged is None else f"{hint}\nDask says: {logged}")
         if isinstance(error, KilledWorker | NoWorkerError | NoValidWorkerError):
             return WorkerError(f"a worker of the Dask scheduler died: {error}", hint=_MEND)
         if isinstance(error, ImportError):

@@ -1,9 +1,8 @@
-"""What Dask logs while a run uses it: kept for errors, and not printed above them."""
+"""What Dask logs while a run uses it: part of the run's errors, and not printed above them."""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -14,23 +13,23 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("fusion_dask")
 #: The loggers of Dask, and of the libraries that it prints through when a connection breaks.
 _NAMES = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
-_MOST = 20
+_LONGEST = 300
 
 
 class _Diversion(logging.Handler):
-    """Keeps the last warnings, and hands everything to the logger `fusion_dask` at DEBUG level."""
+    """Keeps the last error, and hands everything to the logger `fusion_dask` at DEBUG level."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.warnings: deque[str] = deque(maxlen=_MOST)
+        self.error: str | None = None
         self.users = 0
         self.before: dict[str, tuple[list[logging.Handler], bool]] = {}
         self.guard = Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            self.warnings.append(" ".join(message.split()))
+        if record.levelno >= logging.ERROR:
+            self.error = " ".join(message.split())[:_LONGEST]
         _LOG.debug("%s: %s", record.name, message, exc_info=record.exc_info)
 
     def begin(self) -> None:
@@ -44,7 +43,7 @@ class _Diversion(logging.Handler):
             logger = logging.getLogger(name)
             logger.handlers, logger.propagate = handlers, propagate
         self.before.clear()
-        self.warnings.clear()
+        self.error = None
 
 
 _DIVERSION = _Diversion()
@@ -66,6 +65,6 @@ def diverted() -> Iterator[None]:
                 _DIVERSION.end()
 
 
-def last_warning() -> str | None:
-    """Return what Dask warned of last, in one line."""
-    return _DIVERSION.warnings[-1] if _DIVERSION.warnings else None
+def last_error() -> str | None:
+    """Return the last error that Dask logged, in one line."""
+    return _DIVERSION.error

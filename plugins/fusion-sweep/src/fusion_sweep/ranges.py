@@ -22,6 +22,7 @@ _RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(?::({_NUMBER}|log))?")
 _DIGITS = 9
 #: A last step that falls short of the upper end by rounding alone still counts.
 _SLACK = Fraction(1, 10**9)
+_EXPECTED = "expected finite numbers, as LOW:HIGH, LOW:HIGH:STEP or LOW:HIGH:log"
 _HINT = "Write a range with a step, or one to draw from: 0:1:0.1  0:1  1e-4:1e-1:log"
 
 
@@ -105,8 +106,7 @@ def range_of(name: str, text: str) -> Range | None:
         return None
     found = _RANGE.fullmatch(text.strip())
     if found is None:
-        problem = "expected finite numbers, as LOW:HIGH, LOW:HIGH:STEP or LOW:HIGH:log"
-        raise RecipeError(f"--over {name}={text}: {problem}", hint=_HINT)
+        raise RecipeError(f"--over {name}={text}: {_EXPECTED}", hint=_HINT)
     low, high = _number(found[1]), _number(found[2])
     is_log = found[3] == "log"
     step = None if is_log or found[3] is None else _number(found[3])

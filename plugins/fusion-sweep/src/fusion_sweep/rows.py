@@ -62,9 +62,9 @@ def swept_of(row: Sequence[Any]) -> Swept:
     """Return the sweep of a row; raises `DamagedRowError`."""
     name, started, about, tested = row
     said = _mapping("about", about)
-    objectives = said.get("objectives")
-    are_named = isinstance(objectives, list) and objectives
-    if not are_named or not all(isinstance(each, str) for each in objectives):
+    given = said.get("objectives")
+    objectives = given if isinstance(given, list) else []
+    if not objectives or not all(isinstance(name, str) for name in objectives):
         raise DamagedRowError("about: it names no objectives")
     if said.get("on") not in _PLACES:
         raise DamagedRowError("about: it does not say on what options are chosen")

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from fusion_core.report.stored import read_report
     from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
+    from fusion_core.running._run_identity import RunIdentities
     from fusion_core.running.by_hand import merge, models_of
     from fusion_core.running.evaluation import evaluate_experts
     from fusion_core.running.for_task import build_for_task, load_for_task
@@ -133,6 +134,7 @@ _HOMES = {
     "fusion_core.report.below_base": ("below_base_warnings",),
     "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
+    "fusion_core.running._run_identity": ("RunIdentities",),
     "fusion_core.running.by_hand": ("merge", "models_of"),
     "fusion_core.running.evaluation": ("evaluate_experts",),
     "fusion_core.running.for_task": ("build_for_task", "load_for_task"),
@@ -180,6 +182,7 @@ __all__ = [
     "Recipe",
     "Report",
     "RunContext",
+    "RunIdentities",
     "RunInfo",
     "RunOptions",
     "RunResult",

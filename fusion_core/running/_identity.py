@@ -10,18 +10,22 @@ import json
 import platform
 import re
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights import AlignedSource, CastSource, RenamedSource
+from fusion_core.machine.installed import CORE, declared_plugins, header, normalised
+from fusion_core.weights import AlignedSource, CastSource, RemoteSource, RenamedSource
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
@@ -31,6 +35,8 @@ Key = dict[str, Any]
 
 #: Sources that are known by what they read from, and by what is seen of their tensors.
 _SEEN_THROUGH = (AlignedSource, CastSource, MeanSource, PaddedSource, RenamedSource)
+#: What the files of modules end in.
+_MODULES = {".py", *(f".{suffix.rpartition('.')[2]}" for suffix in EXTENSION_SUFFIXES)}
 
 
 def identify_model(pool: ModelPool[Any], source: WeightSource) -> Key | None:
@@ -42,14 +48,19 @@ def identify_model(pool: ModelPool[Any], source: WeightSource) -> Key | None:
     options = pool.identity()
     if options is None:
         return None
-    assets = {name: _digest(file) for name, file in sorted(pool.assets().items())}
-    return {"weights": weights, "assets": assets, "options": options}
+    return {"weights": weights, "assets": digests_of(pool.assets()), "options": options}
+
+
+def digests_of(files: Mapping[str, bytes | Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by their names."""
+    return {name: _digest(content) for name, content in sorted(files.items())}
 
 
 def identify_weights(source: WeightSource) -> Key | None:
     """Identify weights by the files that they are read from, and how; None for those in memory."""
     within = [identify_weights(each) for each in source.sources]
-    files = dict(source.files())
+    is_pinned = isinstance(source, RemoteSource)  # by a commit: it is not downloaded to be told
+    files = {"commit": source.describe()} if is_pinned else dict(source.files())
     if None in within or not (files or (within and type(source) in _SEEN_THROUGH)):
         return None
     infos = [[info.name, info.shape, str(info.dtype)] for info in source.infos.values()]
@@ -71,37 +82,94 @@ def identify_task(tasks: TaskPool[Any], name: str) -> Key | None:
 
 
 def identify_code(*kinds: type) -> Key | None:
-    """Identify the packages that classes and their ancestors come from; None in a notebook."""
-    names = {each.__module__.partition(".")[0] for kind in kinds for each in kind.__mro__}
-    found = {name: code_of(name) for name in sorted(names - sys.stdlib_module_names)}
-    return None if None in found.values() else found
+    """Identify the packages that classes and their ancestors come from; None in a notebook.
+
+    Libraries that such a package requires count with their code if they build on this framework,
+    for they are worked on like plugins; others count with their versions.
+    """
+    modules = (ancestor.__module__ for kind in kinds for ancestor in kind.__mro__)
+    names = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+    for package in sorted(names):
+        names |= _libraries_of(package)
+    code = {name: code_of(name) for name in sorted(names)}
+    return None if None in code.values() else code
 
 
 @cache
 def code_of(package: str) -> Key | None:
     """Identify a package by its modules, for a version says nothing of what is being worked on.
 
-    Its distribution's version, and those of what it requires, are told where it is called like the
-    package.
+    The versions are those of its distributions, and of all that these require.
     """
-    module = sys.modules.get(package)
-    roots = [Path(each) for each in getattr(module, "__path__", ())]
-    files = sorted(path for root in roots for path in root.rglob("*.py"))
-    if not roots and package != "__main__" and getattr(module, "__file__", None):
-        files = [Path(str(getattr(module, "__file__", "")))]
+    files = dict(_files_of(package))
     if not files:
         return None
-    content = b"\0".join(path.read_bytes() for path in files)
-    return {"code": _digest(content), "versions": _versions_of(package)}
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}\0{_digest(path)}\0".encode())
+    return {"code": digest.hexdigest(), "versions": _versions_of(package)}
+
+
+def _files_of(package: str) -> Iterator[tuple[str, Path]]:
+    """Yield the modules of a package, Python's and compiled ones; none if it has no files."""
+    if package in sys.modules:
+        module = sys.modules[package]
+        roots, file = getattr(module, "__path__", ()), getattr(module, "__file__", None)
+    else:
+        spec = find_spec(package)
+        roots = (spec and spec.submodule_search_locations) or ()
+        file = spec and spec.origin
+    for root in map(Path, roots):
+        files = (path for path in root.rglob("*") if path.suffix in _MODULES)
+        yield from ((str(path.relative_to(root)), path) for path in files)
+    if file and not roots and package != "__main__":
+        yield package, Path(file)
+
+
+@cache
+def _libraries_of(package: str) -> frozenset[str]:
+    """Return the packages that a package requires and that build on the core, at any remove."""
+    known: set[str] = set()
+    waiting = [package]
+    while waiting:
+        required = {
+            normalised(name)
+            for distribution in _distributions_of(waiting.pop())
+            for name in _requirements(distribution)
+        }
+        builders = {name.replace("-", "_") for name in required if _builds_on_core(name)}
+        waiting += builders - known
+        known |= builders
+    return frozenset(known)
+
+
+def _builds_on_core(name: str) -> bool:
+    try:
+        required = _requirements(metadata.distribution(name))
+    except metadata.PackageNotFoundError:  # an extra's
+        return False
+    return name == CORE or CORE in map(normalised, required)
+
+
+def _distributions_of(package: str) -> list[metadata.Distribution]:
+    """Return the distributions of a package: called like it, or declaring a plugin in it."""
+    plugins = declared_plugins()
+    found = [each for point, each in plugins if re.split(r"[.:]", point.value)[0] == package]
+    with suppress(metadata.PackageNotFoundError):
+        found.append(metadata.distribution(package))
+    return list({header(each, "Name"): each for each in found}.values())
+
+
+def _requirements(distribution: metadata.Distribution) -> list[str]:
+    return [re.split(r"[^\w.-]", line)[0] for line in distribution.requires or ()]
 
 
 def _versions_of(package: str) -> dict[str, str | None]:
-    try:
-        own = metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        return {}
-    required = [re.split(r"[^\w.-]", line)[0] for line in own.requires or ()]
-    return {package: own.version, **{name: _version_of(name) for name in required}}
+    versions: dict[str, str | None] = {}
+    for own in _distributions_of(package):
+        required = {name: _version_of(name) for name in _requirements(own)}
+        versions |= {str(header(own, "Name")): own.version, **required}
+    return versions
 
 
 def _version_of(distribution: str) -> str | None:

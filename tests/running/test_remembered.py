@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import Report, RunOptions, run_fusion
+from fusion_core import Report, RunIdentities, RunOptions, plan, run_fusion
 from fusion_core.report.table import notes
 from fusion_core.running import _identity, _remembered
 
@@ -208,6 +208,35 @@ def test_what_changed_is_measured_anew(world: World, change: str) -> None:
     make(world)
     assert world.run() == expected
     assert world.run() == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_is_another_run(world: World, change: str) -> None:
+    recipe = {
+        "algorithm": "simple-average",
+        "model_pool": {"name": "lines", "root": str(world.root)},
+        "task_pool": {"name": "sums", "file": str(world.root / "data")},
+    }
+    nested = {"algorithm": "simple-average", "model_pool": {"models": {"inner": recipe}}}
+
+    def identities() -> list[Any]:
+        return [RunIdentities().of(plan(each, RunOptions())) for each in (recipe, nested)]
+
+    before = identities()
+    assert None not in before
+    assert identities() == before
+    CHANGES[change][0](world)
+    inside = change not in {"dtype of models", "data"}  # at which nothing nested looks
+    changed = [one != other for one, other in zip(before, identities(), strict=True)]
+    assert changed == [True, inside]
+
+
+def test_libraries_that_build_on_the_core_count_with_their_code(site: Site) -> None:
+    site.install("line-help", "ONE = 1", requires=("fusion-core>=0.1",))
+    site.install("line-more", "TWO = 2", requires=("line_help>=0.1", "torch"))
+    code = _identity.identify_code(type("Of", (), {"__module__": "line_more"}))
+    assert code is not None
+    assert set(code) == {"fusion_core", "line_help", "line_more"}
 
 
 def test_options_of_both_pools_count(world: World) -> None:

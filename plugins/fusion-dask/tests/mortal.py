@@ -38,3 +38,31 @@ def wait_for(path: str) -> None:
 def need_absent() -> None:
     """Need a package that is not there."""
     import nowhere_to_be_found  # type: ignore[import-not-found]  # noqa: F401
+
+
+class Unreadable(Exception):  # noqa: N818 - whatever a plugin calls it
+    """An error that only the process which raised it can make again."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return make_only_in, (os.getpid(), str(self))
+
+
+def make_only_in(process: int, text: str) -> Unreadable:
+    """Make the error again, in its own process."""
+    if process != os.getpid():
+        raise ImportError("only the worker has this class")
+    return Unreadable(text)
+
+
+def fail(how: str) -> object:
+    """Raise, or return, what the caller's process cannot make again."""
+    match how:
+        case "local class":
+            kind = type("Local", (Exception,), {})
+            raise kind("in its own words")
+        case "unreadable":
+            raise Unreadable("in its own words")
+        case "no exception":
+            raise SystemExit("in its own words")
+        case _:
+            return Unreadable("in its own words")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,7 +102,9 @@ def test_when_all_workers_are_dead_the_work_is_kept(
     assert found == copied(source, None, tmp_path / "alone")
 
 
-def test_when_the_scheduler_dies_it_is_said(tmp_path: Path) -> None:
+def test_when_the_scheduler_dies_it_is_said_and_nothing_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with (
         scheduler_in(tmp_path) as (where, process),
         program(tmp_path, *worker_of(where)),
@@ -112,6 +115,7 @@ def test_when_the_scheduler_dies_it_is_said(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"Dask scheduler at tcp://.* is gone"):
             future.result()
+    assert capfd.readouterr().err == ""
 
 
 def test_what_is_cancelled_has_ended_when_the_executor_is_left(
@@ -123,6 +127,37 @@ def test_what_is_cancelled_has_ended_when_the_executor_is_left(
         assert future.cancel()
         Timer(0.2, (tmp_path / "may end").touch).start()
     assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("how", ["local class", "unreadable", "no exception"])
+def test_an_error_that_cannot_be_read_here_names_the_worker_and_what_it_said(
+    executor: Executor, how: str
+) -> None:
+    said = r"^the Dask worker at tcp://127\.0\.0\.1:\d+ on .* failed: \w+: in its own words\n"
+    with pytest.raises(WorkerError, match=said) as caught:
+        executor.submit(mortal.fail, how).result()
+    assert "in fail" in str(caught.value.__cause__)
+
+
+def test_a_result_that_cannot_be_read_here_names_the_worker(executor: Executor) -> None:
+    with pytest.raises(WorkerError, match="returned what cannot be read here: ImportError"):
+        executor.submit(mortal.fail, "result").result()
+
+
+def test_an_interrupt_ends_the_wait_for_a_worker_that_hangs(
+    scheduler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion_dask.executor._SECONDS_TO_END", 0.2)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        make_dask(DaskConfig(scheduler_file=str(scheduler))) as executor,
+    ):
+        future = executor.submit(mortal.wait_for, str(tmp_path))
+        until((tmp_path / "begun").exists)
+        raise KeyboardInterrupt
+    assert future.cancelled()
+    assert not (tmp_path / "ended").exists()
+    (tmp_path / "may end").touch()
 
 
 def test_a_package_that_workers_lack_is_named(executor: Executor) -> None:
@@ -153,8 +188,23 @@ def test_a_scheduler_that_is_not_there_is_named(
     monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.3)
     with pytest.raises(WorkerError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9: "):
         make_dask(DaskConfig(address="tcp://127.0.0.1:9"))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = "tcp://127.0.0.1:{1}".format(*mute.getsockname())
+        with pytest.raises(WorkerError, match=f"no Dask scheduler answers at {address}: "):
+            make_dask(DaskConfig(address=address))
+    with pytest.raises(WorkerError, match="tls` names no certificates"):
+        make_dask(DaskConfig(address="tls://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"address": "tcp', b"[]", b'{"address": 7}'])
+def test_a_scheduler_file_without_an_address_is_named(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "scheduler.json"
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(WorkerError, match=r"scheduler\.json does not say where"):
-        make_dask(DaskConfig(scheduler_file=str(tmp_path / "scheduler.json")))
+        make_dask(DaskConfig(scheduler_file=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +213,13 @@ def test_a_scheduler_that_is_not_there_is_named(
         ({"address": "here:1", "workers": 2}, "leave workers out"),
         ({"address": "here:1", "scheduler_file": "there"}, "give one of them"),
         ({"resources": {"GPU": 1}}, "name its address"),
-        ({"address": "here"}, "give a host and a port"),
+        ({"address": "here"}, "expected a host and a port"),
+        ({"address": "tcp://:8786"}, "expected a host and a port"),
+        ({"address": "http://here:8787"}, "unknown protocol 'http'"),
+        ({"address": "here:99999"}, "expected a port from 1"),
+        ({"address": " "}, "it is empty"),
+        ({"address": None}, "it is empty"),
+        ({"scheduler_file": ""}, "it is empty"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: Any, problem: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,13 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, Split, merge, plan, run_fusion
 from fusion_core.errors import OutputError, RecipeError, WorkerError
+from fusion_core.running import _identity
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_sweep import Search, sweep
 from fusion_sweep.bench import Bench
 from fusion_sweep.crew import measure
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from fusion_sweep import Found
 
@@ -126,6 +128,49 @@ def test_other_bytes_are_another_trial(
     save_file({name: each + 1 for name, each in load_file(file).items()}, file)
     again = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store)
     assert first.trials[0].id != again.trials[0].id
+
+
+@pytest.fixture
+def _unread_code() -> Iterator[None]:
+    _identity.code_of.cache_clear()
+    yield
+    _identity.code_of.cache_clear()
+
+
+@pytest.mark.usefixtures("_unread_code")
+def test_code_that_was_worked_on_runs_again(
+    recipe: dict[str, Any],
+    store: Path,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweep(recipe, over=OVER, store=store)
+    before = len(runs(log))
+    import toys
+
+    edited = tmp_path / "toys.py"
+    edited.write_text(Path(toys.__file__).read_text() + "# another version\n")
+    monkeypatch.setattr(toys, "__file__", str(edited))
+    _identity.code_of.cache_clear()
+    sweep(recipe, over=OVER, store=store)
+    assert runs(log)[before:] == runs(log)[:before]
+
+
+def test_tasks_without_an_identity_are_measured_by_every_sweep(
+    recipe: dict[str, Any],
+    store: Path,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import toys
+
+    monkeypatch.setattr(toys.Tasks, "identity", lambda *_: None)
+    for _ in range(2):
+        sweep(recipe, over=OVER, store=store)
+    assert len(runs(log)) == 8
+    assert "the next sweep runs these trials again" in caplog.text
 
 
 def test_algorithms_are_tried_with_options_of_their_own(
@@ -390,7 +435,7 @@ def test_a_worker_that_would_measure_something_else_says_so(
     bench = Bench()
     trial = bench.name(bench.plan(recipe), "half")
     assert measure(bench.pickled(), trial).report is not None
-    with pytest.raises(WorkerError, match="has other versions, or reads other files"):
+    with pytest.raises(WorkerError, match="has other code or versions, or reads other files"):
         measure(bench.pickled(), replace(trial, id="another"))
     away = {**trial.recipe, "model_pool": {"name": "toys", "folder": f"{folder}-away"}}
     with pytest.raises(WorkerError, match=r"a worker on .* cannot run a trial: .*-away"):

@@ -23,8 +23,10 @@ from distributed import KilledWorker
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
 from fusion_core.errors import WorkerError
+from fusion_dask.calls import Call, outcome
 from fusion_dask.capacity import capacity
 from fusion_dask.cluster import connected
+from fusion_dask.logs import diverted, last_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +40,9 @@ ResultT = TypeVar("ResultT")
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_TO_FIRST_WORKER = 0.05
+#: How long workers may take to end what they have begun of a run that was cancelled.
+_SECONDS_TO_END = 10.0
+_GONE = {"closing", "closed"}
 _START_ONE = "Start one: dask worker ADDRESS, with --resources if the run asks for some."
 _INSTALL = "Install the packages of this run wherever workers run, in the same versions."
 _MEND = "What workers log says more. If memory ran out, start fewer of them on a machine."
@@ -49,23 +54,11 @@ def make_dask(config: DaskConfig) -> Executor:
     Raises `WorkerError` if no scheduler answers, or no worker comes in `config.patience` seconds.
     """
     with ExitStack() as stack:
+        stack.enter_context(diverted())
         executor = DaskExecutor(stack.enter_context(connected(config)), config)
         executor.await_workers()
         executor.owned = stack.pop_all()
     return executor
-
-
-class _Call:
-    """What is called when it is unpickled: the scheduler, which only hands it on, needs no package.
-
-    (A task of Dask that names a function is unpickled by the scheduler, too.)
-    """
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
-
-    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        return self._call, ()
 
 
 class DaskExecutor(Executor):
@@ -83,6 +76,8 @@ class DaskExecutor(Executor):
         self._name = f"fuse-{uuid.uuid4().hex}"
         self._numbers = count()
         self._tasks: dict[Future[Any], Task[Any]] = {}
+        self._undecided: set[Future[Any]] = set()
+        self._deciding = threading.Lock()
         assert client.scheduler is not None  # noqa: S101 - it is connected
         self._place = str(client.scheduler.address)
         self._trouble = f"the Dask scheduler at {self._place} is gone", _MEND
@@ -102,15 +97,20 @@ class DaskExecutor(Executor):
             raise RuntimeError("it is shut down")
         task = self._client.submit(
             pickle.loads,
-            pickle.dumps(_Call(partial(fn, *args, **kwargs))),
+            pickle.dumps(Call(partial(fn, *args, **kwargs))),
             key=f"{self._name}-{next(self._numbers)}",
             resources=self._config.resources or None,
         )
         future: Future[ResultT] = Future()
         self._tasks[future] = task
+        self._undecided.add(future)
         future.add_done_callback(self._cancel_task)
         task.add_done_callback(partial(self._settle, future))
         return future
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the scheduler; after an error or an interrupt nobody asks for what is under way."""
+        self.shutdown(cancel_futures=kind is not None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in concurrent.futures
         """Wait for what is under way, or cancel it, and leave the scheduler."""
@@ -121,10 +121,20 @@ class DaskExecutor(Executor):
                 future.cancel()
         wait_for([*self._tasks])
         if wait and self._some_cancelled and self._client.status == "running":
-            self._client.run(_until_idle, self._name, on_error="ignore")
+            self._await_idle()
         self._is_shut.set()
-        self._watcher.join()
+        self._watcher.join(_SECONDS_TO_END)  # longer if the scheduler does not answer
         self.owned.close()
+
+    def _await_idle(self) -> None:
+        """Wait for workers to end what they have begun; not for one that hangs."""
+        asker = threading.Thread(target=self._ask_workers, name="fusion-dask-idle", daemon=True)
+        asker.start()
+        asker.join(_SECONDS_TO_END)
+
+    def _ask_workers(self) -> None:
+        with suppress(Exception):  # the scheduler is gone, or was left meanwhile
+            self._client.run(_until_idle, self._name, on_error="ignore")
 
     def await_workers(self) -> None:
         """Wait for a worker, and watch from then on whether one is left.
@@ -148,33 +158,63 @@ class DaskExecutor(Executor):
         patience = 0 if self._config.is_local else self._config.patience  # nobody starts another
         seen = time.monotonic()
         while not self._is_shut.wait(_SECONDS_BETWEEN_LOOKS):
-            with suppress(OSError):  # the scheduler is gone: its tasks are told
+            with suppress(Exception):  # the scheduler is gone, or does not answer
                 self._look()
             if self.slots or not self._tasks:
                 seen = time.monotonic()
             elif time.monotonic() - seen > patience:
                 self._trouble = self._no_worker
-                self._client.cancel([*self._tasks.values()])
+                self._give_up()
+            if self._client.status in _GONE:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Fail what waits, and then tell the scheduler, which may not answer."""
+        tasks = dict(self._tasks)
+        for future in tasks:
+            if self._decide(future):
+                future.set_exception(_error(*self._trouble))
+            self._tasks.pop(future, None)
+        with suppress(Exception):  # the connection may be gone
+            self._client.cancel([*tasks.values()])
 
     def _cancel_task(self, future: Future[Any]) -> None:
+        """Cancel the task of a future that was cancelled; nobody waits for Dask to say so."""
         task = self._tasks.get(future)
-        if future.cancelled() and task is not None and not task.done():
+        if not future.cancelled() or task is None:
+            return
+        self._decide(future)
+        self._tasks.pop(future, None)
+        if not task.done():
             self._some_cancelled = True
             task.cancel()
 
+    def _decide(self, future: Future[Any]) -> bool:
+        """Return whether the future waits for its outcome, which the caller then has to give."""
+        with self._deciding:
+            if future not in self._undecided:
+                return False
+            self._undecided.discard(future)
+        return future.set_running_or_notify_cancel()
+
     def _settle(self, future: Future[Any], task: Task[Any]) -> None:
         """Hand on what became of a task."""
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(task.result())
-            except BaseException as error:  # noqa: BLE001 - it is the future's to carry
-                future.set_exception(self._explained(error, task))
+        error: BaseException | None = None
+        result = None
+        try:
+            result = outcome(task.result())
+        except BaseException as raised:  # noqa: BLE001 - it is the future's to carry
+            error = self._explained(raised, task)
+        if self._decide(future):
+            future.set_result(result) if error is None else future.set_exception(error)
         self._tasks.pop(future, None)
 
     def _explained(self, error: BaseException, task: Task[Any]) -> BaseException:
         """Tell what befell the workers from what the work itself raised."""
         if task.cancelled():
-            return _error(*self._trouble)
+            message, hint = self._trouble
+            logged = last_error()
+            return _error(message, hint if logged is None else f"{hint}\nDask says: {logged}")
         if isinstance(error, KilledWorker | NoWorkerError | NoValidWorkerError):
             return WorkerError(f"a worker of the Dask scheduler died: {error}", hint=_MEND)
         if isinstance(error, ImportError):

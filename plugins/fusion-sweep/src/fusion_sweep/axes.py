@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import assign, load_yaml
 from fusion_core.errors import RecipeError
+from fusion_sweep.ranges import Range, range_of
 
 if TYPE_CHECKING:
     from random import Random
@@ -23,8 +23,8 @@ Point = Mapping[str, Any]
 
 #: The axis of algorithms themselves.
 ALGORITHM = "algorithm"
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(?::({_NUMBER}|log))?")
+#: Values of one option that are listed, or that a grid makes of a range.
+LARGEST_AXIS = 10_000
 _HINT = "Write a list, a range with a step, or one to draw from: 0.1,0.2  0:1:0.1  1e-4:1e-1:log"
 
 
@@ -54,65 +54,20 @@ class Listed:
         return random.choice(self.values)
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included: in steps, or any."""
-
-    name: str
-    low: float
-    high: float
-    step: float | None = None
-    is_log: bool = False
-
-    @property
-    def first(self) -> float:
-        """The first of them."""
-        return self.low
-
-    @property
-    def said(self) -> str:
-        """What it is, as `--over` takes it."""
-        step = "log" if self.is_log else self.step
-        return f"{self.low}:{self.high}" + ("" if step is None else f":{step}")
-
-    def grid(self) -> tuple[float, ...]:
-        """Return every number; raises `RecipeError` without a step."""
-        if self.step is None:
-            raise RecipeError(
-                f"--over {self.name}: {self.low}:{self.high} is endless, and a grid is not",
-                hint=f"Give it a step, {self.low}:{self.high}:STEP, or draw: --random 20",
-            )
-        count = math.floor((self.high - self.low) / self.step + 1e-9)
-        return tuple(self.tidy(self.low + n * self.step) for n in range(count + 1))
-
-    def draw(self, random: Random) -> float:
-        """Return one of the numbers."""
-        if self.step is not None:
-            return random.choice(self.grid())
-        if self.is_log:
-            return self.tidy(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
-        return self.tidy(random.uniform(self.low, self.high))
-
-    def tidy(self, number: float) -> float:
-        """Return a number as people write it: 0.1 + 0.2 is 0.3, whole steps make whole numbers."""
-        if isinstance(self.low, int) and isinstance(self.step, int):
-            return round(number)
-        return float(f"{number:.9g}")
-
-
 Axis = Listed | Range
 
 
 def axis_of(name: str, given: Any) -> Axis:  # noqa: ANN401 - from a flag, or a list from Python
     """Read what an option is swept over: text as `--over` takes it, or a sequence of values.
 
-    Raises `RecipeError` for what is neither, and for a range in which nothing lies.
+    Raises `RecipeError` for what is neither, for a range in which nothing lies, and for a list that
+    is too long or has a value that is not a number.
     """
     if isinstance(given, str):
-        return _range_of(name, given) or Listed(name, _listed(name, given))
-    if not isinstance(given, Sequence) or not given:
+        return range_of(name, given) or _listed(name, _values(name, given))
+    if isinstance(given, bytes) or not isinstance(given, Sequence) or not given:
         raise RecipeError(f"over {name}: {given!r} is not a list of values", hint=_HINT)
-    return Listed(name, tuple(given))
+    return _listed(name, given)
 
 
 def axes_of(flags: Sequence[str]) -> dict[str, str]:
@@ -130,36 +85,29 @@ def axes_of(flags: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _listed(name: str, text: str) -> tuple[Any, ...]:
+def _values(name: str, text: str) -> Sequence[Any]:
     values = load_yaml(f"[{text}]", origin=f"--over {name}")
     if not values or None in values:
         raise RecipeError(f"--over {name}={text}: a value is missing", hint=_HINT)
     return tuple(values)
 
 
-def _range_of(name: str, text: str) -> Range | None:
-    found = _RANGE.fullmatch(text.strip())
-    if found is None:
-        return None
-    low, high, step = found.groups()
-    is_log = step == "log"
-    made = Range(name, _number(low), _number(high), None, is_log)
-    if step is not None and not is_log:
-        made = Range(name, made.low, made.high, _number(step))
-    nothing = made.low >= made.high or (made.step is not None and made.step <= 0)
-    if nothing or (is_log and made.low <= 0):
-        raise RecipeError(f"--over {name}={text}: nothing lies in this range", hint=_HINT)
-    return made
-
-
-def _number(text: str) -> float:
-    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+def _listed(name: str, values: Sequence[Any]) -> Listed:
+    """Return a list of values, which is looked at before it is copied: it may be a `range`."""
+    if len(values) > LARGEST_AXIS:
+        raise RecipeError(
+            f"over {name}: {len(values):,} values, and an option has at most {LARGEST_AXIS:,}",
+            hint="Name fewer, or a range to draw from: 0:1 with --random 20.",
+        )
+    if any(isinstance(value, float) and math.isnan(value) for value in values):
+        raise RecipeError(f"over {name}: a value is not a number (NaN)", hint=_HINT)
+    return Listed(name, tuple(values))
 
 
 def alternatives(flag: str) -> Listed:
     """Return the axis of algorithms that a flag names: `ties,dare` or `trim+average`."""
     names = [each.strip() for each in flag.split(",")]
-    return Listed(ALGORITHM, tuple(names))
+    return _listed(ALGORITHM, names)
 
 
 def recipe_at(raw: Mapping[str, Any], point: Point, seed: int) -> dict[str, Any]:
@@ -193,17 +141,20 @@ def _path(name: str, recipe: Mapping[str, Any]) -> list[str]:
 def points_of(axes: Sequence[Axis], values: Sequence[Any]) -> Point:
     """Return a point: of options that are some algorithm's own, only those of the point's."""
     point = {axis.name: value for axis, value in zip(axes, values, strict=True)}
-    names = {n for axis in axes if axis.name == ALGORITHM for n in _names_in(axis)}
-    stages = set(str(point.get(ALGORITHM, "")).split("+"))
-    return {
-        name: value
-        for name, value in point.items()
-        if (own := _owner(name)) not in names or own in stages
-    }
+    algorithm, names = point.get(ALGORITHM, ""), names_in(axes)
+    return {name: value for name, value in point.items() if applies(name, algorithm, names)}
 
 
-def _names_in(axis: Axis) -> set[str]:
-    return {name for value in axis.grid() for name in str(value).split("+")}
+def names_in(axes: Sequence[Axis]) -> set[str]:
+    """Return the names of all algorithms and stages that are tried."""
+    given = (axis.values for axis in axes if axis.name == ALGORITHM and isinstance(axis, Listed))
+    return {name for values in given for value in values for name in str(value).split("+")}
+
+
+def applies(option: str, algorithm: object, names: Collection[str]) -> bool:
+    """Tell whether an option is of an algorithm, or of any."""
+    owner = _owner(option)
+    return owner not in names or owner in str(algorithm).split("+")
 
 
 def _owner(name: str) -> str | None:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from fusion_core import RunOptions, describe_run, device_of, execute, plan
+from fusion_core import RunIdentities, RunOptions, device_of, execute, plan
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.weights import Shared
 from fusion_sweep.trial import Trial, digest
@@ -53,17 +53,19 @@ class Bench:
     _halves: WeakKeyDictionary[Tasks, tuple[Tasks, Tasks]] = field(
         default_factory=WeakKeyDictionary
     )
-    _named: WeakKeyDictionary[Tasks, Mapping[str, Any]] = field(default_factory=WeakKeyDictionary)
     _unlabeled: tuple[Tasks, Unlabeled] | None = None
-    #: in the place of what tells models in memory apart: only this sweep knows them
-    _session: str = field(default_factory=lambda: uuid4().hex)
+    #: in the place of an identity that cannot be told: only this sweep knows such trials
+    session: str = field(default_factory=lambda: uuid4().hex)
+    _identities: RunIdentities = field(default_factory=RunIdentities)
+    #: this process's own trial in the scratch directory
+    _place: str = field(default_factory=lambda: f"trial-{uuid4().hex}")
 
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
         """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks."""
         output = {**recipe.get("output", {}), "path": None}
         options = replace(self.options, device="cpu")
         if self.scratch is not None:
-            output["path"] = str(self.scratch / f"trial-{self._session}")
+            output["path"] = str(self.scratch / self._place)
             options = replace(options, overwrite=True)
         planned = plan({**recipe, "output": output}, options, like=self._last)
         self._last = replace(planned, device=_device(self.options.device))
@@ -77,20 +79,23 @@ class Bench:
     def pickled(self) -> bytes:
         """Return what makes such a bench in a worker, which merges there: nothing of it is open."""
         options = replace(self.options, executor=None, workers=None)
-        return pickle.dumps((options, self.asked, self.samples, self.scratch))
+        return pickle.dumps((options, self.asked, self.samples, self.scratch, self.session))
 
     def name(self, planned: Plan, on: On) -> Trial:
         """Return a planned trial, not run yet, under a name that tells it from all others."""
         recipe = planned.recipe_in(Path("/"))
-        described = describe_run(planned) or {"session": self._session}
         measured: dict[str, Any] = {"on": on}
         if on == "unlabeled":
             _check_model(planned)
             measured |= {"asked": list(self.asked), "samples": self.samples}
-        known = {key: each for key, each in described.items() if key not in _MACHINE}
-        tasks = self._identities(self.tasks(planned, on))
-        name = digest({**known, "recipe": recipe, "data": tasks, "measured": measured})
-        return Trial(name, recipe, measured)
+        known = self.identify(planned, on) or {"session": self.session}
+        return Trial(digest({**known, "recipe": recipe, "measured": measured}), recipe, measured)
+
+    def identify(self, planned: Plan, on: On) -> dict[str, Any] | None:
+        """Return all that a trial's figures depend on; None if that cannot be told."""
+        own = [Unlabeled] if on == "unlabeled" else []
+        known = self._identities.of(replace(planned, tasks=self.tasks(planned, on)), *own)
+        return known and {key: value for key, value in known.items() if key not in _MACHINE}
 
     def run(self, planned: Plan, trial: Trial) -> Trial:
         """Return a trial with what was measured of it, or why it failed."""
@@ -121,11 +126,6 @@ class Bench:
             self._halves[tasks] = tasks.halves()
         return self._halves[tasks][on == "other half"]
 
-    def _identities(self, tasks: Tasks) -> Mapping[str, Any]:
-        if tasks not in self._named:
-            self._named[tasks] = {name: tasks.identity(name) for name in tasks.names}
-        return self._named[tasks]
-
     def _measured(self, planned: Plan, on: On) -> Report:
         options = replace(planned.options, evaluate=on != "unlabeled")
         own = replace(planned, tasks=self.tasks(planned, on), options=options)
@@ -148,9 +148,9 @@ class Bench:
 
 def bench_of(pickled: bytes) -> Bench:
     """Return a bench of `Bench.pickled`, for one of as many workers as this machine has cores."""
-    options, asked, samples, scratch = pickle.loads(pickled)  # noqa: S301 - our own
+    options, asked, samples, scratch, session = pickle.loads(pickled)  # noqa: S301 - our own
     own = _memory() // 4 // (os.cpu_count() or 1)
-    return Bench(options, asked, samples, scratch, shared=Shared(own))
+    return Bench(options, asked, samples, scratch, shared=Shared(own), session=session)
 
 
 def _memory() -> int:

@@ -156,7 +156,9 @@ def measure(bench: bytes, trial: Trial) -> Trial:
             said = error.message if isinstance(error, FusionError) else str(error)
             raise WorkerError(f"{here} cannot run a trial: {said}", hint=_HINT) from error
         if not is_same:
-            raise WorkerError(f"{here} has other versions, or reads other files", hint=_HINT)
+            raise WorkerError(
+                f"{here} has other code or versions, or reads other files", hint=_HINT
+            )
         return own.run(planned, trial)
 
 

@@ -37,6 +37,12 @@ class Objective:
         """Whether it is of what tasks measure by labels."""
         return self.name not in WITHOUT_LABELS
 
+    def is_in(self, report: Report) -> bool:
+        """Tell whether a report has the figures that the number is made of."""
+        if self.name in WITHOUT_LABELS:
+            return all(self.name in figures for figures in report.tasks.values())
+        return self.name in {*_OF_LABELS, *report.tasks}
+
     def value(self, report: Report) -> float:
         """Return the number; raises `RecipeError` for a report that does not have it."""
         match self.name:

@@ -7,15 +7,16 @@ is all that an interrupted sweep needs to go on.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_core import import_optional
 from fusion_core.errors import RecipeError
 from fusion_sweep.axes import Axis, Listed, Point, key_of, points_of
+from fusion_sweep.grids import check_draws, check_grid, grid
+from fusion_sweep.ranges import Range
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,6 +46,16 @@ class Search:
             return _all_at_once(drawn(axes, self.count, self.seed))
         return _asked(self._study(axes, objectives), axes, self.count)
 
+    def check_size(self, axes: Sequence[Axis], seeds: int) -> None:
+        """Raise `RecipeError` for more runs than a sweep has, before any point is made."""
+        if self.count is None:
+            check_grid(axes, seeds)
+        else:
+            check_draws(self.kind, self.count, seeds)
+        for axis in axes:
+            if isinstance(axis, Range):
+                axis.check_step()
+
     def size(self, axes: Sequence[Axis]) -> int:
         """Return how many points are looked at, at most."""
         return len(grid(axes)) if self.count is None else self.count
@@ -61,11 +72,6 @@ class Search:
         return study
 
 
-def grid(axes: Sequence[Axis]) -> list[Point]:
-    """Return every combination of the axes' values, once each."""
-    return _once(points_of(axes, values) for values in product(*(axis.grid() for axis in axes)))
-
-
 def drawn(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
     """Return points drawn at random, each once: fewer than `count` where there are no more."""
     random = Random(seed)  # noqa: S311 - nothing secret
@@ -76,10 +82,6 @@ def drawn(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
         if len(found) == count:
             break
     return list(found.values())
-
-
-def _once(points: Iterable[Point]) -> list[Point]:
-    return list({key_of(each): each for each in points}.values())
 
 
 def _all_at_once(points: list[Point]) -> Searching:

@@ -9,62 +9,52 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sqlite3
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from fusion_core import Report
 from fusion_core.errors import DiskError, OutputError, RecipeError
-from fusion_sweep.trial import Trial
+from fusion_sweep.rows import DamagedRowError, Swept, swept_of, trial_of
+from fusion_sweep.schema import RESTORE, check_file, let_others_read, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-_SCHEMA = 1
-_TABLES = """
-create table trials (
-    id text primary key, recipe text not null, measured text not null, report text, error text,
-    seconds real not null, cpu real not null, finished text not null
-) without rowid;
-create table sweeps (id text primary key, started text not null, about text not null, tested text);
-create table members (
-    sweep text not null, point text not null, seed integer not null, trial text not null,
-    primary key (sweep, point, seed)
-) without rowid;
-create index members_by_trial on members (trial);
-"""
+    from fusion_sweep.objectives import Objective
+    from fusion_sweep.trial import Trial
+
+    Row = tuple[Any, ...]
+
+MadeT = TypeVar("MadeT")
+
+#: How trials are told apart: by code and data too. Those of schema 1 have 0, which is unknown.
+_IDENTITY = 1
 _FIELDS = "t.id, t.recipe, t.measured, t.report, t.error, t.seconds, t.cpu, t.finished"
 _PATIENCE = 60.0  # seconds that another process may write
-
-
-@dataclass(frozen=True)
-class Swept:
-    """A sweep as it was asked for."""
-
-    id: str
-    started: str
-    #: objectives, axes, seeds, and what options are chosen on
-    about: Mapping[str, Any]
-    #: the trial that measured the best one on examples that chose nothing
-    tested: str | None = None
 
 
 class Store:
     """A file of trials; a context manager, which closes it.
 
-    Raises `DiskError` for a file that cannot be opened, or is not a store.
+    Raises `DiskError` for a file that cannot be opened or is not a store, which stays as it is, and
+    wherever a row is damaged: the error names it, and how to go on.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
         try:
+            check_file(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+            self._file = sqlite3.connect(
+                self.path.absolute(), timeout=_PATIENCE, isolation_level=None
+            )
             self._prepare()
         except (OSError, sqlite3.Error) as error:
-            raise DiskError(f"the store {self.path} cannot be opened: {error}") from error
+            raise DiskError(
+                f"the store {self.path} cannot be opened: {error}", hint=RESTORE
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -73,16 +63,11 @@ class Store:
         self._file.close()
 
     def _prepare(self) -> None:
-        self._file.execute("pragma journal_mode = wal")
-        self._file.execute("pragma synchronous = normal")  # a crash of the machine may cost a run
+        self._file.text_factory = lambda data: data.decode(errors="surrogateescape")
         with self._writing():
-            (found,) = self._file.execute("pragma user_version").fetchone()
-            if found not in {0, _SCHEMA}:
-                raise sqlite3.DatabaseError(f"it is of schema {found}, and {_SCHEMA} is known here")
-            if not found:
-                for statement in _TABLES.split(";"):
-                    self._file.execute(statement)
-                self._file.execute(f"pragma user_version = {_SCHEMA}")
+            prepare(self._file, self.path)
+        let_others_read(self._file, _PATIENCE)
+        self._file.execute("pragma synchronous = normal")  # a crash of the machine may cost a run
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -91,8 +76,39 @@ class Store:
             self._file.execute("begin immediate")
             with self._file:
                 yield
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             raise DiskError(f"the store {self.path} cannot be written: {error}") from error
+        except sqlite3.Error as error:
+            raise DiskError(f"the store {self.path} is damaged: {error}", hint=RESTORE) from error
+
+    def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return the rows of a query; raises `DiskError` for a file that SQLite cannot read."""
+        try:
+            return self._file.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise DiskError(f"the store {self.path} is damaged: {error}", hint=RESTORE) from error
+
+    def _made(self, kind: str, make: Callable[[Row], MadeT], row: Row, owner: object) -> MadeT:
+        """Make what a row holds; `owner` is the name of what to remove if the row is damaged."""
+        try:
+            return make(row)
+        except DamagedRowError as error:
+            raise self._damaged(f"{kind} {row[0]!r}", str(error), owner) from error
+
+    def _damaged(self, what: str, problem: str, owner: object) -> DiskError:
+        remedy = RESTORE
+        if isinstance(owner, str) and owner:
+            command = shlex.join(["fuse", "runs", "rm", owner, "--store", str(self.path)])
+            remedy = f"Remove it, and run the sweep again: {command}"
+        return DiskError(f"the store {self.path} is damaged: {what}: {problem}", hint=remedy)
+
+    def check_measured(self, trial: Trial, objectives: Sequence[Objective]) -> None:
+        """Raise `DiskError` for a trial whose report lacks what a sweep chooses by."""
+        report = trial.report
+        lacking = [each.name for each in objectives if report and not each.is_in(report)]
+        if lacking:
+            problem = f"report: it lacks the objective {lacking[0]!r}"
+            raise self._damaged(f"trial {trial.id!r}", problem, trial.id)
 
     @contextmanager
     def claim(self, trial: Trial) -> Iterator[bool]:
@@ -115,17 +131,17 @@ class Store:
         row = (trial.id, _dumped(trial.recipe), _dumped(trial.measured), report, trial.error)
         with self._writing():
             self._file.execute(
-                "insert or replace into trials values (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row, trial.seconds, trial.cpu, trial.finished),
+                "insert or replace into trials values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, trial.seconds, trial.cpu, trial.finished, _IDENTITY),
             )
 
     def recall(self, name: str) -> Trial | None:
         """Return a trial that was measured before."""
-        found = self._file.execute(
+        rows = self._read(
             f"select {_FIELDS}, '{{}}', 0 from trials t where id = ? and report is not null",  # noqa: S608
-            (name,),
-        ).fetchone()
-        return found and _trial(found)
+            name,
+        )
+        return self._made("trial", trial_of, rows[0], name) if rows else None
 
     def begin(self, sweep: Swept) -> None:
         """Add a sweep, unless it is there."""
@@ -146,41 +162,51 @@ class Store:
         with self._writing():
             self._file.execute("update sweeps set tested = ? where id = ?", (trial, sweep))
 
+    def count_unidentified(self, sweep: str) -> int:
+        """Return how many finished trials of a sweep were kept without what their code was."""
+        rows = self._read(
+            "select count(t.report) from members m join trials t on t.id = m.trial "
+            "where m.sweep = ? and t.identity <> ?",
+            *(sweep, _IDENTITY),
+        )
+        return int(rows[0][0])
+
     def sweeps(self) -> list[Swept]:
         """Return all sweeps, the newest last."""
-        rows = self._file.execute("select id, started, about, tested from sweeps order by started")
-        return [Swept(name, started, json.loads(about), t) for name, started, about, t in rows]
+        rows = self._read("select id, started, about, tested from sweeps order by started")
+        return [self._made("sweep", swept_of, row, row[0]) for row in rows]
 
     def counts(self, sweep: str) -> tuple[int, int, int]:
         """Return how many trials a sweep has that are finished, that failed, and in all."""
-        row: tuple[int, int, int] = self._file.execute(
+        ((finished, failed, total),) = self._read(
             "select count(t.report), count(t.error), count(*) from members m "
             "left join trials t on t.id = m.trial where m.sweep = ?",
-            (sweep,),
-        ).fetchone()
-        return row
+            sweep,
+        )
+        return finished, failed, total
 
     def trials_of(self, sweep: str) -> list[Trial]:
         """Return what is finished of a sweep, or failed, with points and seeds."""
-        rows = self._file.execute(
+        rows = self._read(
             f"select {_FIELDS}, m.point, m.seed from members m "  # noqa: S608
             "join trials t on t.id = m.trial where m.sweep = ?",
-            (sweep,),
+            sweep,
         )
-        return [_trial(row) for row in rows]
+        return [self._made("trial", trial_of, row, row[0]) for row in rows]
 
     def trial(self, name: str) -> Trial:
         """Return the trial whose name begins so; raises `RecipeError` for none, or several."""
-        (found,) = self._file.execute(
+        (row,) = self._read(
             f"select {_FIELDS}, '{{}}', 0 from trials t where id = ?",  # noqa: S608
-            (self._whole("trials", name),),
+            self._whole("trials", name),
         )
-        return _trial(found)
+        return self._made("trial", trial_of, row, row[0])
 
     def sweep(self, name: str) -> Swept:
         """Return the sweep whose name begins so; raises `RecipeError` for none, or several."""
         whole = self._whole("sweeps", name)
-        return next(each for each in self.sweeps() if each.id == whole)
+        (row,) = self._read("select id, started, about, tested from sweeps where id = ?", whole)
+        return self._made("sweep", swept_of, row, whole)
 
     def is_sweep(self, name: str) -> bool:
         """Tell whether a sweep's name begins so; raises `RecipeError` for several."""
@@ -192,26 +218,30 @@ class Store:
             whole = self._whole("trials", name)
             with self._writing():
                 self._file.execute("delete from members where trial = ?", (whole,))
+                self._file.execute("update sweeps set tested = null where tested = ?", (whole,))
                 return self._file.execute("delete from trials where id = ?", (whole,)).rowcount
-        sweep = self.sweep(name)
+        whole = self._whole("sweeps", name)
         with self._writing():
-            own = "select trial from members where sweep = ? union select ?"
+            own = (
+                "select trial from members where sweep = ? "
+                "union select tested from sweeps where id = ? and tested is not null"
+            )
             others = (
                 "select trial from members where sweep <> ? "
                 "union select tested from sweeps where id <> ? and tested is not null"
             )
             count = self._file.execute(
                 f"delete from trials where id in ({own}) and id not in ({others})",  # noqa: S608
-                (sweep.id, sweep.tested, sweep.id, sweep.id),
+                (whole, whole, whole, whole),
             ).rowcount
-            self._file.execute("delete from members where sweep = ?", (sweep.id,))
-            self._file.execute("delete from sweeps where id = ?", (sweep.id,))
+            self._file.execute("delete from members where sweep = ?", (whole,))
+            self._file.execute("delete from sweeps where id = ?", (whole,))
         return count
 
     def _beginning(self, table: str, name: str) -> list[str]:
-        rows = self._file.execute(
+        rows = self._read(
             f"select id from {table} where substr(id, 1, ?) = ? limit 2",  # noqa: S608
-            (len(name), name),
+            *(len(name), name),
         )
         return [each for (each,) in rows]
 
@@ -233,19 +263,3 @@ def default_path() -> Path:
 
 def _dumped(value: Any) -> str:  # noqa: ANN401 - JSON's data
     return json.dumps(value, separators=(",", ":"), default=str)
-
-
-def _trial(row: Sequence[Any]) -> Trial:
-    name, recipe, measured, report, error, seconds, cpu, finished, point, seed = row
-    return Trial(
-        name,
-        json.loads(recipe),
-        json.loads(measured),
-        None if report is None else Report.from_json(json.loads(report)),
-        error,
-        seconds,
-        cpu,
-        finished,
-        json.loads(point),
-        seed,
-    )

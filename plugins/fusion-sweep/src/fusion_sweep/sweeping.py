@@ -25,8 +25,9 @@ from fusion_sweep.crew import crew_for
 from fusion_sweep.found import Found
 from fusion_sweep.objectives import Objective, objectives_of
 from fusion_sweep.results import Group
+from fusion_sweep.rows import Swept
 from fusion_sweep.search import Search
-from fusion_sweep.store import Store, Swept
+from fusion_sweep.store import Store
 from fusion_sweep.trial import Trial, digest
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _ON_TEST = "options are chosen on the test examples themselves, so the best figure flatters: %s"
+_OF_UNKNOWN_CODE = (
+    "%d runs of this sweep in %s are run again: an earlier version kept them, without what tells "
+    "their code and data"
+)
+_UNIDENTIFIED = (
+    "the next sweep runs these trials again: models, tasks or code that exist in memory only, or "
+    "tasks without an identity, cannot be told from others"
+)
 #: What the best is measured on once more, by what it was chosen on.
 _MEASURED_ON: Mapping[On, On] = {"half": "other half", "unlabeled": "test"}
 #: What a report of the best says.
@@ -83,6 +92,8 @@ def sweep(  # noqa: PLR0913 - what is tried, how, and by what it is judged
         raise RecipeError(
             "nothing is swept over", hint="Name an option: --over algorithm.scale=0:1:0.1"
         )
+    search = search or Search()
+    search.check_size(axes, seeds)
     options = options or RunOptions()
     bench = Bench(
         options=replace(options, progress=Progress()),
@@ -90,7 +101,7 @@ def sweep(  # noqa: PLR0913 - what is tried, how, and by what it is judged
         scratch=None if scratch is None else Path(scratch),
     )
     with Store(None if store is None else Path(store)) as opened:
-        made = Sweep(raw, axes, seeds, search or Search(), bench, opened, options)
+        made = Sweep(raw, axes, seeds, search, bench, opened, options)
         made.prepare(objectives, on)
         if keep:
             made.check(keep, output)
@@ -129,7 +140,15 @@ class Sweep:
         about = self._about()
         self.id = digest(about)
         started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._warn_of_unknown(planned)
         self.store.begin(Swept(self.id, started, about))
+
+    def _warn_of_unknown(self, planned: Plan) -> None:
+        """Say which trials are run again although a store has them, or will have them."""
+        if count := self.store.count_unidentified(self.id):
+            _LOG.warning(_OF_UNKNOWN_CODE, count, self.store.path)
+        if self.bench.identify(planned, self.on) is None:
+            _LOG.warning(_UNIDENTIFIED)
 
     def run(self) -> Found:
         """Run what nobody has run yet, and return all of it."""
@@ -226,6 +245,7 @@ class Sweep:
         return [None if group is None else group.scores for group in groups]
 
     def _count(self, trial: Trial) -> None:
+        self.store.check_measured(trial, self.objectives)
         self._trials.append(trial)
         if trial.report is not None:
             key = key_of(trial.point)

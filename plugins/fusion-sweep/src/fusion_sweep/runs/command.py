@@ -84,10 +84,10 @@ def compare(
 
     with Opened(store) as opened:
         trials = [opened.trial(name) for name in names]
+    if failed := [trial for trial in trials if trial.report is None]:
+        run = failed[0].id[:8]
+        raise RecipeError(f"run {run} failed, and measured nothing: {failed[0].error}")
     reports = {f"{t.algorithm} {t.id[:8]}": t.report for t in trials if t.report is not None}
-    if len(reports) < len(trials):
-        failed = next(trial for trial in trials if trial.report is None)
-        raise RecipeError(f"run {failed.id[:8]} failed, and measured nothing: {failed.error}")
     print_reports(reports)
 
 

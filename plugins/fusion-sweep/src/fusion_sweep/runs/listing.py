@@ -43,8 +43,11 @@ def found_in(store: Store, name: str) -> Found:
     """Return what a sweep found so far."""
     sweep = store.sweep(name)
     objectives = [Objective(each) for each in sweep.about["objectives"]]
-    tested = None if sweep.tested is None else store.trial(sweep.tested)
-    return Found(sweep.id, objectives, sweep.about["on"], store.trials_of(sweep.id), tested)
+    tested = None if sweep.tested is None else store.recall(sweep.tested)
+    trials = store.trials_of(sweep.id)
+    for trial in trials:
+        store.check_measured(trial, objectives)
+    return Found(sweep.id, objectives, sweep.about["on"], trials, tested)
 
 
 def runs(store: Store, name: str) -> list[Row]:

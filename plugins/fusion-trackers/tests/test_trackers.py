@@ -42,9 +42,10 @@ class Searching(Algorithm[SearchingConfig]):
 
 def run(output: Path | None, *, fails: bool = False) -> RunResult:
     algorithm = Searching(SearchingConfig(fails=fails))
-    return run_fusion(
-        algorithm=algorithm, model_pool=tiny_pool(), task_pool=TinyTasks(), output=output
-    )
+    tasks = TinyTasks()
+    for name in tasks.names:
+        tasks[name].evaluate = lambda _: {"accuracy": 0.75}  # type: ignore[method-assign]
+    return run_fusion(algorithm=algorithm, model_pool=tiny_pool(), task_pool=tasks, output=output)
 
 
 def fail(output: Path | None) -> None:

@@ -20,7 +20,6 @@ from fusion_core.machine.memory import peak_memory
 from fusion_core.planning.dtypes import dtype_of, stored_infos
 from fusion_core.running._stages import run_stages
 from fusion_core.shown import amount
-from fusion_core.weights import Linear, WeightSource
 from fusion_core.weights.source import BLOCK
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from fusion_core.checking._working import Working
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.planning.planned import Plan
-    from fusion_core.weights import TensorInfo
+    from fusion_core.weights import TensorInfo, WeightSource
 
 #: What the engine takes whatever is merged.
 _FIXED = 16 * 2**20
@@ -64,7 +63,7 @@ def estimate(plan: Plan) -> Memory:
     kept = _stored(plan) if plan.path is None else 0
     process = peak_memory()
     merged = None if plan.adapts else _lazy_merge(plan)
-    lazy = merged or _mean(plan)
+    lazy = merged or _headers(plan).reference  # the least: it is read and written
     needs = sorted(working_memory(lazy), key=lambda each: -each.bytes)
     busy = list(islice(chain.from_iterable([need] * need.pieces for need in needs), workers(plan)))
     merge = _FIXED + _at_once(busy) + survey_memory(lazy)
@@ -94,7 +93,7 @@ def _how(busy: Sequence[Working]) -> str:
 def _unknown(plan: Plan, *, is_traced: bool) -> str | None:
     """Say what cannot be told from headers."""
     if plan.adapts or _evaluates(plan):
-        return "tasks add their data and the activations of a live model"
+        return "tasks add their libraries, their data and the activations of live models"
     return None if is_traced else f"{plan.algorithm_name} reads weights before it merges them"
 
 
@@ -144,12 +143,8 @@ def _headers(plan: Plan) -> ModelPool[Any]:
     sources: dict[str, WeightSource] = {
         name: HeadersOnly(source) for name, source in plan.pool.by_name.items()
     }
-    merges = {name: _lazy_merge(nested) or _mean(nested) for name, nested in plan.nested.items()}
+    merges = {
+        name: _lazy_merge(nested) or HeadersOnly(nested.pool.reference)
+        for name, nested in plan.nested.items()
+    }
     return plan.pool.with_sources(sources | merges).aligned(plan.resolved.recipe.alignment)
-
-
-def _mean(plan: Plan) -> WeightSource:
-    """Return the mean of models that cannot be read: the least that a merge takes."""
-    pool = _headers(plan)
-    share = 1 / len(pool.experts)
-    return RunContext().merged(pool, Linear((share,) * len(pool.experts), relative=False))

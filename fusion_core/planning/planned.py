@@ -114,11 +114,20 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """What alignment let pass and a user should know, of nested recipes too."""
-        inner = (
-            f"{name}/{warning}" for name, plan in self.nested.items() for warning in plan.warnings
-        )
-        return [*self.aligned.warnings, *inner]
+        """What alignment let pass and a user should know, of nested recipes too; each once."""
+        places: dict[str, list[str]] = {}
+        for place, warning in self._warnings():
+            places.setdefault(warning, []).append(place)
+        return [
+            f"{first}{warning}{_also_in(others)}" for warning, (first, *others) in places.items()
+        ]
+
+    def _warnings(self) -> Iterator[tuple[str, str]]:
+        """Yield every warning with the path of the recipe that it concerns: `outer/inner/`."""
+        yield from (("", warning) for warning in self.aligned.warnings)
+        for name, plan in self.nested.items():
+            inner = plan._warnings()  # noqa: SLF001 - of this class
+            yield from ((f"{name}/{place}", warning) for place, warning in inner)
 
     @property
     def skipped(self) -> frozenset[str]:
@@ -188,6 +197,10 @@ class Plan:
         found = (*stages, self.resolved.model_pool, self.resolved.task_pool)
         ours = {used.component.plugin.distribution for used in found if used is not None}
         return ours.union(*(plan.distributions for plan in self.nested.values()))
+
+
+def _also_in(places: list[str]) -> str:
+    return f" (also in {', '.join(place.rstrip('/') for place in places)})" if places else ""
 
 
 def count_tensors(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from fusion_core.weights.aligning._comparison import excerpts
 from fusion_core.weights.aligning._difference import Doubt
-from fusion_core.weights.aligning._models import Fact
 from fusion_core.weights.aligning._origin import other_base, other_revision
 from fusion_core.weights.reading._lora_config import KNOWN_OPTIONS
 from fusion_core.weights.reading.assets import CONFIG
@@ -51,7 +50,9 @@ def unknown_options(models: Models) -> Iterator[Doubt]:
                 shown, _ = excerpts(value, value)
                 problem = f"unknown option {shown}: it may change what the adapter computes"
                 is_switch = value is True or isinstance(value, dict | list)
-                yield Doubt(f"{ADAPTER_CONFIG} {key[:_LONGEST_KEY]}", model.name, problem, is_switch)
+                yield Doubt(
+                    f"{ADAPTER_CONFIG} {key[:_LONGEST_KEY]}", model.name, problem, is_switch
+                )
 
 
 def missing_modules(models: Models) -> Iterator[Doubt]:
@@ -87,16 +88,8 @@ def tied_embeddings(models: Models) -> Iterator[Doubt]:
         sides = {_has_part(name, _OUTPUT) for name in changed}
         if len(sides) == 1 and not (adapter is not None and adapter.tied):
             other = "the input embeddings" if sides == {True} else "the output head"
-            problem = (
-                f"changes {min(changed)} alone, which the base ties to {other}: a merge changes both"
-            )
+            problem = f"changes {min(changed)} alone; a merge changes {other}, too, which is tied"
             yield Doubt(ADAPTER_CONFIG, model.name, problem, serious=False)
-
-
-def revision(model: Model) -> dict[str, Fact]:
-    """Return the revision of its base that an adapter names."""
-    stated = model.config(ADAPTER_CONFIG).get("revision")
-    return {"revision": Fact(stated, ADAPTER_CONFIG)} if isinstance(stated, str) and stated else {}
 
 
 def _adapters(models: Models) -> Iterator[Model]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from os.path import commonpath
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_core.weights.aligning._difference import Doubt
@@ -133,7 +133,7 @@ def excerpts(one: object, other: object) -> tuple[str, str]:
     texts = repr(one), repr(other)
     if max(map(len, texts)) <= _LONGEST_VALUE:
         return texts
-    start = max(0, len(os.path.commonprefix(texts)) - _BEFORE_DIFFERENCE)
+    start = max(0, len(commonpath(texts)) - _BEFORE_DIFFERENCE)
     return _excerpt(texts[0], start), _excerpt(texts[1], start)
 
 

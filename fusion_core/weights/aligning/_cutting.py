@@ -31,13 +31,11 @@ PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.mod
 OPAQUE = ("bpe.codes", "tekken.json", "target.spm")
 #: A string of JSON, and lists that hold nothing else or lists of them.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_LIST = rb'\[(?:[^\[\]"]++|' + _STRING + rb')*+\]'
-_NESTED = rb'\[(?:[^\[\]"]++|' + _STRING + rb'|' + _LIST + rb')*+\]'
-_OBJECT = rb'\{(?:[^{}"]++|' + _STRING + rb')*+\}'
-_MERGES = re.compile(rb'("merges"\s*+:\s*+)(?P<merges>' + _NESTED + rb')', re.DOTALL)
-_VOCABULARY = re.compile(
-    rb'("vocab"\s*+:\s*+)(?:' + _OBJECT + rb'|' + _NESTED + rb')', re.DOTALL
-)
+_LIST = rb'\[(?:[^\[\]"]++|' + _STRING + rb")*+\]"
+_NESTED = rb'\[(?:[^\[\]"]++|' + _STRING + rb"|" + _LIST + rb")*+\]"
+_OBJECT = rb'\{(?:[^{}"]++|' + _STRING + rb")*+\}"
+_MERGES = re.compile(rb'("merges"\s*+:\s*+)(?P<merges>' + _NESTED + rb")", re.DOTALL)
+_VOCABULARY = re.compile(rb'("vocab"\s*+:\s*+)(?:' + _OBJECT + rb"|" + _NESTED + rb")", re.DOTALL)
 _STRINGS = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _MOST_MERGES = 1_000_000
 #: A token takes two values of JSON, and tokenizers have more of them than headers.
@@ -67,11 +65,12 @@ def cutting(model: Model) -> dict[str, Fact]:
         facts["merges"] = Fact(_counted(merges, MERGES), MERGES)
     elif file := next((file for file in PIECES if file in model.files), None):
         facts |= _normalizer(model, file)
-    return facts | {
-        "content": Fact(hashlib.sha256(model.content(file)).hexdigest(), file)
-        for file in OPAQUE
-        if file in model.files
-    }
+    for file in OPAQUE:
+        if file in model.files:
+            facts[f"SHA-256 of {file}"] = Fact(
+                hashlib.sha256(model.content(file)).hexdigest(), file
+            )
+    return facts
 
 
 def without_merges(text: bytes) -> bytes:
@@ -128,7 +127,9 @@ def _counted(merges: Iterable[bytes], file: str) -> str:
     while chunk := list(islice(lines, _HASHED_AT_ONCE)):
         count += len(chunk)
         if count > _MOST_MERGES:
-            raise CheckpointError(f"{file}: more than {_MOST_MERGES} merges are refused", hint=IGNORE)
+            raise CheckpointError(
+                f"{file}: more than {_MOST_MERGES} merges are refused", hint=IGNORE
+            )
         digest.update(b"\n".join([*chunk, b""]))
     return f"{count} merges, SHA-256 {digest.hexdigest()[:12]}"
 

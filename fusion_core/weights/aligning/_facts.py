@@ -97,7 +97,11 @@ def tokenizer_class(model: Model) -> dict[str, Fact]:
     """Return the class of a model's tokenizer, if it is a particular one."""
     named = model.config(TOKENIZER_CONFIG).get("tokenizer_class")
     kind = named.removesuffix("Fast") if isinstance(named, str) else ""
-    return {"tokenizer_class": Fact(kind, TOKENIZER_CONFIG)} if kind not in {"", *_ANY_TOKENIZER} else {}
+    return (
+        {"tokenizer_class": Fact(kind, TOKENIZER_CONFIG)}
+        if kind not in {"", *_ANY_TOKENIZER}
+        else {}
+    )
 
 
 def roles(model: Model) -> dict[str, Fact]:
@@ -111,14 +115,21 @@ def roles(model: Model) -> dict[str, Fact]:
 
 
 def token_ids(model: Model) -> dict[str, Fact]:
-    """Return the numbers of tokens that begin, end and fill generated texts.
+    """Return the numbers of tokens that begin, end and fill generated texts."""
+    return _token_ids(model, GENERATION)
 
-    They are those of `generation_config.json` or, without that file, of `config.json`.
-    """
-    file = GENERATION if GENERATION in model.files else CONFIG
+
+def usual_token_ids(model: Model) -> dict[str, Fact]:
+    """Return the numbers that hold where no `generation_config.json` says otherwise."""
+    return {} if GENERATION in model.files else _token_ids(model, CONFIG)
+
+
+def _token_ids(model: Model, file: str) -> dict[str, Fact]:
     listed = {key: _listed(value) for key, value in model.config(file).items()}
     return {
-        key: Fact(value, file) for key, value in listed.items() if key.endswith(_TOKEN_IDS) and value
+        key: Fact(value, file)
+        for key, value in listed.items()
+        if key.endswith(_TOKEN_IDS) and value
     }
 
 
@@ -162,7 +173,9 @@ def chat_templates(model: Model) -> dict[str, Fact]:
 def modules(model: Model) -> dict[str, Fact]:
     """Return the settings of a SentenceTransformer and of the modules behind its encoder."""
     own = [name for name in model.files if name.endswith("/config.json") or "sentence_" in name]
-    facts = {f"{file} {key}": (value, file) for file in own for key, value in model.config(file).items()}
+    facts = {
+        f"{file} {key}": (value, file) for file in own for key, value in model.config(file).items()
+    }
     return {
         key.removeprefix(f"{file} "): Fact(value, file)
         for key, (value, file) in facts.items()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import WeightSource
 
 _QUANTISED = re.compile(r"(-(unsloth|dynamic|bnb|hf|gptq|awq|gguf|fp8|int[48]|[48]bit|nf4))+$")
+_HEX = re.compile(r"[0-9a-f]{7,40}")
 _LONGEST_NAME = 200
 _SAMPLE = 2**16
 
@@ -47,18 +48,15 @@ def other_base(
         yield Doubt(f"{ADAPTER_CONFIG} base_model_name_or_path", expert, problem, serious)
 
 
-def other_revision(
-    adapter: Mapping[str, Any], expert: str, base: WeightSource
-) -> Iterator[Doubt]:
+def other_revision(adapter: Mapping[str, Any], expert: str, base: WeightSource) -> Iterator[Doubt]:
     """Compare the revision that an adapter names with the commit of the base, where one is known.
 
-    A branch or tag is compared with nothing: it names another commit every day.
+    A branch or a tag may be that commit or not: only the hub knows.
     """
     stated, used = adapter.get("revision"), base.describe()
     if not isinstance(stated, str) or stated in {"", "main"}:
         return
-    commit = _commit(used)
-    if commit is None or not commit.startswith(stated.lower()):
+    if _HEX.fullmatch(stated) is None or not (_commit(used) or "").startswith(stated):
         problem = f"{stated[:_LONGEST_NAME]!r}, and the base is {used}: it may be another revision"
         yield Doubt(f"{ADAPTER_CONFIG} revision", expert, problem, serious=False)
 

@@ -99,10 +99,11 @@ def _conflict(
 ) -> Doubt:
     one = len(numbers) == 1
     head = "1 number means another token" if one else f"{len(numbers)} numbers mean other tokens"
-    rows = (
-        f"    {number}: {shown(found[number])}, {measure(owners[number])}'s is {shown(known[number])}"
+    rows = [
+        f"    {number}: {shown(found[number])}, {first}'s is {shown(known[number])}"
         for number in heapq.nsmallest(_SHOWN, numbers)
-    )
+        for first in [measure(owners[number])]
+    ]
     rest = [f"    ... and {len(numbers) - _SHOWN} more"] if len(numbers) > _SHOWN else []
     return Doubt("tokenizer", tokenizer.model.name, "\n".join([head, *rows, *rest]))
 

@@ -7,7 +7,7 @@ means something that its user should know. The policies `alignment.config` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from fusion_core.weights.aligning import _adapters as adapters
 from fusion_core.weights.aligning import _configuration as configuration
@@ -16,9 +16,13 @@ from fusion_core.weights.aligning import _tokens as tokens
 from fusion_core.weights.aligning._comparison import Comparison, Inspection, Severity, measure
 from fusion_core.weights.aligning._cutting import OPAQUE, PIECES, cutting
 from fusion_core.weights.aligning._difference import Doubt
-from fusion_core.weights.aligning._models import Model, Models
 from fusion_core.weights.reading.assets import CONFIG, is_of_tokenizer
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fusion_core.weights.aligning._models import Model, Models
 
 _PROCESSORS = (facts.PREPROCESSOR, facts.VIDEO, facts.PROCESSOR)
 _TEMPLATES = (
@@ -41,7 +45,9 @@ def _lacking(models: Models) -> Iterator[Doubt]:
 def _kinds(model: Model) -> list[str]:
     """Return which kinds of side files a model has."""
     kinds: Mapping[str, bool] = {
-        "tokenizer": any(map(is_of_tokenizer, model.files)),
+        "tokenizer": any(
+            is_of_tokenizer(name) and "chat_template" not in name for name in model.files
+        ),
         "chat template": bool(facts.chat_templates(model)),
         "preprocessor": not model.files.keys().isdisjoint(_PROCESSORS),
     }
@@ -52,7 +58,7 @@ TABLE: tuple[Comparison | Inspection, ...] = (
     Inspection(
         "config",
         (CONFIG,),
-        "Tensors of the same shapes compute something else: by the words in a key, error or warning.",
+        "Tensors of one shape compute something else; the words in a key tell how grave that is.",
         configuration.conflicts,
     ),
     Comparison(
@@ -80,10 +86,17 @@ TABLE: tuple[Comparison | Inspection, ...] = (
     ),
     Comparison(
         "config",
-        (CONFIG, facts.GENERATION),
+        (facts.GENERATION,),
         "Weights merge all the same; the output begins and ends its texts as the base does.",
         Severity.WARNING,
         facts.token_ids,
+    ),
+    Comparison(
+        "config",
+        (CONFIG, facts.GENERATION),
+        "The same without a file of its own; one model's file says nothing of another's default.",
+        Severity.WARNING,
+        facts.usual_token_ids,
     ),
     Comparison(
         "config",
@@ -106,13 +119,6 @@ TABLE: tuple[Comparison | Inspection, ...] = (
         "Tokenizers of two classes cut and number texts in two ways.",
         Severity.ERROR,
         facts.tokenizer_class,
-    ),
-    Comparison(
-        "config",
-        (ADAPTER_CONFIG,),
-        "Adapters of two revisions were trained on different weights.",
-        Severity.WARNING,
-        adapters.revision,
     ),
     Inspection(
         "config",

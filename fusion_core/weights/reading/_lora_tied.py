@@ -64,9 +64,7 @@ def _have_same_product(adapter: WeightSource, one: Product | None, other: Produc
     if (len(ours[0]), ours[1].shape[1]) != (len(theirs[0]), theirs[1].shape[1]):
         return False
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(
-        ours[1].shape[1], _PROBES, dtype=torch.float64, generator=generator
-    )
+    vectors = torch.randn(ours[1].shape[1], _PROBES, dtype=torch.float64, generator=generator)
     results = [left @ (right @ vectors) for left, right in (ours, theirs)]
     dtypes = [adapter.infos[key].dtype for key in (one.a, one.b, other.a, other.b)]
     tolerance = 4 * max(torch.finfo(dtype).eps for dtype in dtypes)

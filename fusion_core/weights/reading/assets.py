@@ -137,11 +137,7 @@ def with_config(
 
 def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
     """Return those of a model's side files that make its tokenizer."""
-    return {
-        name: each
-        for name, each in files.items()
-        if is_of_tokenizer(name)
-    }
+    return {name: each for name, each in files.items() if is_of_tokenizer(name)}
 
 
 def is_of_tokenizer(name: str) -> bool:

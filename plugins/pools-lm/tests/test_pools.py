@@ -213,6 +213,8 @@ def test_an_output_has_what_loading_and_serving_need(
     names = {path.relative_to(options["base"]) for path in Path(options["base"]).rglob("*.*")}
     assert all((merged / name).is_file() for name in names)
     assert all((merged / name).read_text() == content for name, content in FILES.items())
+    for expert in options["models"].values():
+        write(expert, {name: FILES[name] for name in FILES if name.startswith(("gen", "pre"))})
     assert said(options) == ""
     own = AutoTokenizer.from_pretrained(merged)
     message = [{"role": "user", "content": "hello"}]
@@ -266,11 +268,11 @@ def test_what_does_not_come_along_is_said(
     )
     write(options["base"], dict.fromkeys(beside, "{}"))
     write(options["models"]["b"], {"chat_template.jinja": TEMPLATE})
-    lost, template = said(options).split("\n")
+    template, lost = said(options).split("\n")
     assert lost == "beside base, and not copied (code never is): labels.json, modeling_own.py"
-    assert template == "b has a chat template; base, and so the output, has none"
+    assert template == "b: chat template: the base, and so the output, has none"
     merged = merge("causal-lm", options, tmp_path / "merged")
-    assert json.loads((merged / "provenance.json").read_bytes())["warnings"] == [lost, template]
+    assert json.loads((merged / "provenance.json").read_bytes())["warnings"] == [template, lost]
     assert not list(merged.glob("*.py"))
 
 

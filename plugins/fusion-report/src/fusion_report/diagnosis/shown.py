@@ -35,7 +35,7 @@ def print_diagnosis(figures: Figures, advice: Sequence[Advice]) -> None:
             typer.echo()
             print_table(headings, rows)
     if notes := [*_notes(figures, advice)]:
-        typer.echo("\n".join(["", *notes]))
+        typer.echo(printable("\n".join(["", *notes])))
 
 
 def _experts(figures: Figures) -> tuple[list[str], Rows]:

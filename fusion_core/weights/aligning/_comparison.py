@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from os.path import commonpath
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_core.weights.aligning._difference import Doubt
@@ -62,8 +61,8 @@ def are_equal(one: Any, other: Any) -> bool:  # noqa: ANN401 - JSON
 class Comparison:
     """A row of the table: facts that models state, compared one by one.
 
-    Each fact is compared with that of the first model that states it. A file that has the same
-    bytes as the first model's is not parsed.
+    Each fact is compared with that of the first model that states it. Nothing is parsed where
+    fewer than two models have such files, or where all have the same bytes.
     """
 
     policy: Policy
@@ -78,9 +77,7 @@ class Comparison:
     def find(self, models: Models) -> Iterator[Doubt]:
         """Compare every model with those before it."""
         known: dict[str, tuple[Fact, Model]] = {}
-        for model in models.by_name.values():
-            if model is not models.reference and self._reads_the_same(model, models.reference):
-                continue
+        for model in self._distinct(models):
             doubts: list[Doubt] = []
             for key, fact in self.read(model).items():
                 ours, owner = known.setdefault(key, (fact, model))
@@ -91,12 +88,20 @@ class Comparison:
                     doubts.append(difference(key, fact, ours, model, owner, severity))
             yield from most_serious(doubts, model.name)
 
-    def _reads_the_same(self, one: Model, other: Model) -> bool:
-        names = {*one.files, *other.files}
-        return one.shares(other, [name for name in names if self._covers(name)])
+    def _distinct(self, models: Models) -> Sequence[Model]:
+        """Return the models whose files differ from the first one's, with the first; or none."""
+        covered = {model: self._covered(model) for model in models.by_name.values()}
+        having = [model for model, files in covered.items() if files]
+        first, *others = having or [models.reference]
+        differing = [
+            model for model in others if not model.shares(first, covered[model] | covered[first])
+        ]
+        return [first, *differing] if differing else []
 
-    def _covers(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.files)
+    def _covered(self, model: Model) -> frozenset[str]:
+        return frozenset(
+            name for name in model.files if any(fnmatchcase(name, glob) for glob in self.files)
+        )
 
     def _severity(self, models: Models, ours: Model, theirs: Model) -> Severity:
         judge = self.severity
@@ -133,7 +138,9 @@ def excerpts(one: object, other: object) -> tuple[str, str]:
     texts = repr(one), repr(other)
     if max(map(len, texts)) <= _LONGEST_VALUE:
         return texts
-    start = max(0, len(commonpath(texts)) - _BEFORE_DIFFERENCE)
+    pairs = enumerate(zip(*texts, strict=False))
+    shared = next((at for at, (a, b) in pairs if a != b), min(map(len, texts)))
+    start = max(0, shared - _BEFORE_DIFFERENCE)
     return _excerpt(texts[0], start), _excerpt(texts[1], start)
 
 

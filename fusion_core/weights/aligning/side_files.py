@@ -16,7 +16,7 @@ from fusion_core.weights.aligning import _tokens as tokens
 from fusion_core.weights.aligning._comparison import Comparison, Inspection, Severity, measure
 from fusion_core.weights.aligning._cutting import OPAQUE, PIECES, cutting
 from fusion_core.weights.aligning._difference import Doubt
-from fusion_core.weights.reading.assets import CONFIG, is_of_tokenizer
+from fusion_core.weights.reading.assets import CONFIG
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _TEMPLATES = (
     *(facts.TEMPLATE, facts.LEGACY_TEMPLATE, facts.TOKENIZER_CONFIG, facts.PROCESSOR),
     f"{facts.TEMPLATES}*.jinja",
 )
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "added_tokens.json", *PIECES)
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", *PIECES)
 
 
 def _lacking(models: Models) -> Iterator[Doubt]:
@@ -45,9 +45,7 @@ def _lacking(models: Models) -> Iterator[Doubt]:
 def _kinds(model: Model) -> list[str]:
     """Return which kinds of side files a model has."""
     kinds: Mapping[str, bool] = {
-        "tokenizer": any(
-            is_of_tokenizer(name) and "chat_template" not in name for name in model.files
-        ),
+        "tokenizer": not model.files.keys().isdisjoint(_TOKENIZERS),
         "chat template": bool(facts.chat_templates(model)),
         "preprocessor": not model.files.keys().isdisjoint(_PROCESSORS),
     }
@@ -146,13 +144,13 @@ TABLE: tuple[Comparison | Inspection, ...] = (
     ),
     Inspection(
         "config",
-        ("tokenizer*", "vocab*", "chat_template*", *_PROCESSORS),
+        (*_TOKENIZERS, *_TEMPLATES, *_PROCESSORS),
         "Weights merge all the same; the output has the side files of the base alone.",
         _lacking,
     ),
     Inspection(
         "tokenizer",
-        _VOCABULARIES,
+        (*_TOKENIZERS, "added_tokens.json", facts.TOKENIZER_CONFIG),
         "Embeddings are merged by number, so a number has to mean one token.",
         tokens.conflicts,
     ),

@@ -137,12 +137,11 @@ def with_config(
 
 def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
     """Return those of a model's side files that make its tokenizer."""
-    return {name: each for name, each in files.items() if is_of_tokenizer(name)}
-
-
-def is_of_tokenizer(name: str) -> bool:
-    """Tell whether a side file of this name belongs to a tokenizer."""
-    return any(fnmatchcase(name, pattern) for pattern in _TOKENIZER)
+    return {
+        name: content
+        for name, content in files.items()
+        if any(fnmatchcase(name, pattern) for pattern in _TOKENIZER)
+    }
 
 
 def licence_of(directory: Path) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -280,6 +281,11 @@ def test_a_base_without_a_tokenizer_is_said(models_of: Callable[..., Options]) -
     options = models_of("llama")
     for path in Path(options["base"]).glob("tokenizer*"):
         path.unlink()
+    lost = "tokenizer: the base, and so the output, has none"
+    assert said(options) == f"a: {lost}\nb: {lost}"
+    for expert in options["models"].values():
+        for path in Path(expert).glob("*token*"):
+            path.unlink()
     assert said(options) == "base has no tokenizer, and so the output has none"
 
 
@@ -408,3 +414,27 @@ def test_models_come_from_the_hub(
     assert said(options, EncoderPool).endswith(": modeling_own.py")
     assert not hub.asked("modeling_own.py")
     tiny.classes["sentence-encoder"].from_pretrained(merged)
+
+
+def test_a_mixture_that_transformers_packs_is_refused_in_the_plan(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+    config = transformers.MixtralConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2
+    )
+    paths = [str(tmp_path / name) for name in ("base", "one")]
+    for path in paths:
+        transformers.MixtralForCausalLM(config).save_pretrained(path)
+    pool = CausalPool(LanguageConfig(base=paths[0], models={"one": paths[1]}))
+    with pytest.raises(CheckpointError, match="'model.layers.0.mlp.experts.gate_up_proj' is miss"):
+        pool.check_builds()
+    pool.aligned(AlignmentPolicy())  # merging needs no live model
+
+
+def test_a_tokenizer_that_is_too_large_is_refused_unread(
+    models_of: Callable[..., Options],
+) -> None:
+    options = models_of("llama")
+    with (Path(options["base"]) / "tokenizer.model").open("wb") as stream:
+        stream.truncate(6 * 2**30)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is too large"):
+        CausalPool(LanguageConfig(**options))

@@ -199,7 +199,7 @@ class LanguagePool(CheckpointsPool):
             return
         if lost := left_out(first.location.names(), taken):
             yield f"beside {first.name}, and not copied (code never is): {', '.join(lost)}"
-        if not tokenizer_of(taken):
+        if not any(map(tokenizer_of, (taken, *map(self.files_of, self.experts)))):
             yield f"{first.name} has no tokenizer, and so the output has none"
 
 

@@ -14,8 +14,7 @@ from fusion_core.weights.reading.location import ADAPTER_CONFIG
 from fusion_core.weights.reading.lora import LoraSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Any
+    from collections.abc import Iterable, Iterator
 
     from fusion_core.weights.aligning._models import Model, Models
     from fusion_core.weights.source import WeightSource
@@ -114,7 +113,7 @@ def _ties_embeddings(base: Model) -> bool:
     return generates and not any(_has_part(name, _OUTPUT) for name in base.source.infos)
 
 
-def _has_module(tensors: Mapping[str, Any], module: str) -> bool:
+def _has_module(tensors: Iterable[str], module: str) -> bool:
     return any(f".{module}." in f".{name}" for name in tensors)
 
 

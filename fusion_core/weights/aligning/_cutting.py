@@ -34,10 +34,12 @@ _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _LIST = rb'\[(?:[^\[\]"]++|' + _STRING + rb")*+\]"
 _NESTED = rb'\[(?:[^\[\]"]++|' + _STRING + rb"|" + _LIST + rb")*+\]"
 _OBJECT = rb'\{(?:[^{}"]++|' + _STRING + rb")*+\}"
-_MERGES = re.compile(rb'("merges"\s*+:\s*+)(?P<merges>' + _NESTED + rb")", re.DOTALL)
+_MERGES = re.compile(rb'"merges"\s*+:\s*+(?P<merges>' + _NESTED + rb")", re.DOTALL)
 _VOCABULARY = re.compile(rb'("vocab"\s*+:\s*+)(?:' + _OBJECT + rb"|" + _NESTED + rb")", re.DOTALL)
 _STRINGS = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _MOST_MERGES = 1_000_000
+#: Four of a merge in a list of pairs, two of a token: Gemma has 2.6 million.
+_MOST_QUOTES = 6_000_000
 #: A token takes two values of JSON, and tokenizers have more of them than headers.
 BYTES_PER_VALUE = 16
 _HASHED_AT_ONCE = 2**16
@@ -73,18 +75,28 @@ def cutting(model: Model) -> dict[str, Fact]:
     return facts
 
 
-def without_merges(text: bytes) -> bytes:
-    """Return a `tokenizer.json` with an empty list in the place of its merges."""
-    return _MERGES.sub(rb"\1[]", text, count=1)
+def split_merges(text: bytes, path: str) -> tuple[bytes, bytes | None]:
+    """Return a `tokenizer.json` with no merges in their place, and the list that stood there.
+
+    Raises `CheckpointError` for more strings than any tokenizer has, before they are looked for.
+    """
+    if (quotes := text.count(b'"')) > _MOST_QUOTES:
+        raise CheckpointError(
+            f"{path}: expected at most {_MOST_QUOTES:,} quotes, got {quotes:,}", hint=IGNORE
+        )
+    found = _MERGES.search(text)
+    if found is None:
+        return text, None
+    start, stop = found.span("merges")
+    return text[:start] + b"[]" + text[stop:], text[start:stop]
 
 
 def _from_json(model: Model) -> dict[str, Fact]:
-    text = model.content(TOKENIZER)
-    merges = _MERGES.search(text)
-    rest = _VOCABULARY.sub(rb"\1[]", without_merges(text), count=1)
+    path = f"{TOKENIZER} of {model.name}"
+    rest, merges = split_merges(model.content(TOKENIZER), path)
     read = parse_json(
-        rest,
-        path=f"{TOKENIZER} of {model.name}",
+        _VOCABULARY.sub(rb"\1[]", rest, count=1),
+        path=path,
         constants=True,
         bytes_a_value=BYTES_PER_VALUE,
     )
@@ -97,16 +109,12 @@ def _from_json(model: Model) -> dict[str, Fact]:
     if isinstance(own, dict):
         stated |= {f"model.{key}": own.get(key) or None for key in _OPTIONS}
     if merges is not None:
-        stated["merges"] = _counted(_merges(merges["merges"], model.name), TOKENIZER)
+        stated["merges"] = _counted(_merges(merges), path)
     return {key: Fact(value, TOKENIZER) for key, value in stated.items()}
 
 
-def _merges(text: bytes, model: str) -> Iterator[bytes]:
+def _merges(text: bytes) -> Iterator[bytes]:
     """Yield merges as `merges.txt` spells them, from a list of pairs or of texts."""
-    if text.count(b'"') > 4 * _MOST_MERGES:
-        raise CheckpointError(
-            f"{TOKENIZER} of {model}: more than {_MOST_MERGES} merges are refused", hint=IGNORE
-        )
     strings: Iterator[bytes] = map(itemgetter(1), _STRINGS.finditer(text))
     in_pairs = text[1:].lstrip().startswith(b"[")
     spelled = map(b" ".join, zip(strings, strings, strict=False)) if in_pairs else strings

@@ -155,7 +155,7 @@ def same_settings(one: Any, other: Any) -> bool:  # noqa: ANN401 - JSON
 
 def chat_templates(model: Model) -> dict[str, Fact]:
     """Return how conversations are written, from any of the four places."""
-    facts = {}
+    facts: dict[str, Fact] = {}
     for file in (LEGACY_TEMPLATE, PROCESSOR, TOKENIZER_CONFIG):
         facts |= {
             f"chat_template {name}".removesuffix(" default"): Fact(text.strip("\n"), file)
@@ -207,8 +207,9 @@ def _content(token: object) -> object:
 
 def _listed(value: object) -> list[int]:
     """Return one number or several as a sorted list; anything else as none."""
-    numbers = value if isinstance(value, list) else [value]
-    return sorted(set(numbers)) if all(type(number) is int for number in numbers) else []
+    given = value if isinstance(value, list) else [value]
+    numbers = {number for number in given if type(number) is int}
+    return sorted(numbers) if len(numbers) == len(given) else []
 
 
 def _settings(stated: object, file: str, section: str) -> dict[str, Fact]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.aligning._comparison import measure
-from fusion_core.weights.aligning._cutting import BYTES_PER_VALUE, IGNORE, without_merges
+from fusion_core.weights.aligning._cutting import BYTES_PER_VALUE, IGNORE, split_merges
 from fusion_core.weights.aligning._difference import Doubt
 from fusion_core.weights.aligning._models import is_same_content
 from fusion_core.weights.aligning._sentencepiece import pieces
@@ -129,8 +129,10 @@ def _added(model: Model) -> Tokens:
 
 def _from_json(text: bytes, path: str) -> Tokens:
     """Read `tokenizer.json`, or a `vocab.json`, which is the vocabulary alone."""
-    text = _vocabulary(without_merges(text), path)
-    read = parse_json(text, path=path, constants=True, bytes_a_value=BYTES_PER_VALUE)
+    rest, _ = split_merges(text, path)
+    read = parse_json(
+        _vocabulary(rest, path), path=path, constants=True, bytes_a_value=BYTES_PER_VALUE
+    )
     if "model" not in read or not isinstance(read["model"], dict):
         return _inverted(read, path)
     vocabulary, added = read["model"].get("vocab"), read.get("added_tokens", [])

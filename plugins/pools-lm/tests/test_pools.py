@@ -425,7 +425,7 @@ def test_a_mixture_that_transformers_packs_is_refused_in_the_plan(tmp_path: Path
     for path in paths:
         transformers.MixtralForCausalLM(config).save_pretrained(path)
     pool = CausalPool(LanguageConfig(base=paths[0], models={"one": paths[1]}))
-    with pytest.raises(CheckpointError, match="'model.layers.0.mlp.experts.gate_up_proj' is miss"):
+    with pytest.raises(CheckpointError, match=r"experts\.gate_up_proj' is missing"):
         pool.check_builds()
     pool.aligned(AlignmentPolicy())  # merging needs no live model
 

@@ -59,14 +59,14 @@ class Model:
             return {}
         return assets_of(self.location.path, *more, dtype=dtype)
 
-    def beside(self) -> Files:
+    def beside(self, *more: str) -> Files:
         """Return what says which model this is; a file has some where it is a directory's model."""
         if self.location is not None:
             path, directory = self.location.path, self.location.directory
             if self.location.is_adapter:  # trainers may put the base's own configuration there
-                return {**beside(directory, ADAPTER_CONFIG), CONFIG: b"{}"}
+                return {**beside(directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
             is_whole = path.is_dir() or path.name == SINGLE
-            return beside(directory, *QUANTISERS_FILES) if is_whole else {}
+            return beside(directory, *QUANTISERS_FILES, *more) if is_whole else {}
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)
@@ -190,7 +190,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 
     def beside(self) -> Mapping[str, Files]:
         """Return the files beside each model; of a recipe, those that its result would have."""
-        return {each.name: each.beside() for each in self._all}
+        return {model.name: model.beside(*self.more_files) for model in self._all}
 
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as the card beside it names it."""

@@ -32,7 +32,7 @@ def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a 
         return info.context(value if isinstance(value, Mapping) else input_path(value))
     if isinstance(value, str | os.PathLike):
         return model_path(value)
-    if isinstance(value, Mapping) or hasattr(value, "state_dict"):
+    if isinstance(value, Mapping) or callable(getattr(value, "state_dict", None)):
         return value
     raise ValueError("neither a path, a recipe, a state dict nor a live model")
 

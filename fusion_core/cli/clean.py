@@ -11,7 +11,7 @@ import typer
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.errors import DiskError, RecipeError
-from fusion_core.shown import amount
+from fusion_core.shown import amount, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ def _is_a_person() -> bool:
 
 def _show(found: Sequence[Leftover], place: Path) -> None:
     if not found:
-        print(f"nothing to clean in {place}")
+        print(printable(f"nothing to clean in {place}"))
         return
     headings = ("left", "size", "age", "finished", "run")
     print_table(headings, [_row(each) for each in found])

@@ -20,6 +20,7 @@ from fusion_core.cli.output import print_json, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import RecipeError
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.shown import printable
 
 
 def download(
@@ -57,7 +58,7 @@ def download(
         size = hub.size_of(wanted)
         outlook = hub.check_room(size)
         if not quiet:
-            print(outlook, file=sys.stderr)
+            print(printable(outlook), file=sys.stderr)
         hub.fetch(wanted)
     if as_json:
         print_json({"downloaded_bytes": size.missing})

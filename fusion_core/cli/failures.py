@@ -25,7 +25,8 @@ TRACEBACK_VARIABLE = "FUSION_TRACEBACK"
 def explain(error: BaseException) -> int:
     """Say on stderr what ended the program and what became of the work; returns the exit code."""
     if _wants_traceback():
-        print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
+        told = "".join(traceback.format_exception(error))
+        print(printable(without_secrets(told)), file=sys.stderr)
     code, lines = _told(error)
     for line in (*lines, *getattr(error, "__notes__", ())):
         print(printable(without_secrets(line)), file=sys.stderr)

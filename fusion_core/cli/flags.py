@@ -12,7 +12,7 @@ import typer
 from fusion_core.cli import completion
 from fusion_core.cli.output import warn_of_broken_plugins
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import without_secrets
+from fusion_core.shown import printable, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,9 +120,9 @@ def planned(
 
 
 def set_up_logging(*, verbose: bool) -> None:
-    """Send logs to stderr, one line each, without the credentials of URLs."""
+    """Send logs to stderr as `warning: ...`, without the credentials of URLs."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter())
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True
     )
@@ -130,7 +130,8 @@ def set_up_logging(*, verbose: bool) -> None:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        text = f"{record.levelname.lower()}: {super().format(record)}"
+        return printable(without_secrets(text))
 
 
 def sections_from(

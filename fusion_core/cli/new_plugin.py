@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from fusion_core.cli.output import print_warnings
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
     CommandSpec,
@@ -16,6 +16,7 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.shown import printable
 from fusion_core.skeleton import Kind, Names, write_plugin
 
 _SPECS: dict[Kind, type[ComponentSpec]] = {
@@ -44,13 +45,11 @@ def new_plugin(
     directory = write_plugin(name, kind, output)
     for component in load_plugins(context.obj).components(_SPECS[kind]):
         if names.component in component.names:
-            print(
-                f"warning: {component.qualified_name} has the name {names.component!r}, too; with "
-                "both installed, only full names work. Change `name` in plugin.py.",
-                file=sys.stderr,
-            )
-    print(f"written: {directory}\n\nnext:")
-    print(f"  cd {directory}")
+            taken = f"{component.qualified_name} has the name {names.component!r}, too; with both "
+            print_warnings([f"{taken}installed, only full names work. Change `name` in plugin.py."])
+    place = printable(str(directory))
+    print(f"written: {place}\n\nnext:")
+    print(f"  cd {place}")
     print('  pip install -e . "fusion-core[testing]"')
     print("  pytest")
     print(f"  fuse info {names.component}")

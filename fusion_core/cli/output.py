@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds
-    """Print a value as JSON; what is not a character, in a path say, as JSON's own escape."""
+    """Print a value as JSON, with JSON's own escapes for all that a terminal would obey."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    print(text.encode(errors="backslashreplace").decode())
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

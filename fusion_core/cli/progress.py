@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from fusion_core.progress import Advance, Progress
-from fusion_core.shown import amount
+from fusion_core.shown import amount, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,8 +100,10 @@ class BarProgress(Progress):
         started = time.monotonic()
         console = Console(stderr=True)
         with RichProgress(*_columns(), console=console, transient=True) as display:
-            bar = display.add_task(label, total=total, note="")
-            yield lambda count=1, *, note="": display.update(bar, advance=count, note=note)
+            bar = display.add_task(printable(label), total=total, note="")
+            yield lambda count=1, *, note="": display.update(
+                bar, advance=count, note=printable(note)
+            )
         _say(f"{label}: {_counted(total, unit)} in {time.monotonic() - started:.1f} s")
 
 
@@ -129,4 +131,4 @@ def _counted(count: int, unit: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

@@ -70,7 +70,7 @@ class RunCommand(TyperCommand):
                 component = load_plugins(ctx.obj or frozenset()).find(AlgorithmSpec, stage)
                 rows = list(option_rows(options_as_json(component)))
             except FusionError as error:
-                formatter.write(f"\n{error}\n")
+                formatter.write(printable(f"\n{error}\n"))
                 continue
             with formatter.section(f"Options of {stage} (--set {section}.OPTION=VALUE)"):
                 lines = [(f"{row[0]}  {row[1]}", f"{row[3]} [{row[2]}]") for row in rows]
@@ -173,7 +173,7 @@ def _carry_out(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> No
     with hub.session(plan.options.progress):
         files = plan.downloads()
         if files and not quiet:
-            print(hub.check_room(hub.size_of(files)), file=sys.stderr)
+            print(printable(hub.check_room(hub.size_of(files))), file=sys.stderr)
         result = execute(plan)
     if not helps():
         _show(plan, result, as_json=as_json, intervals=intervals)
@@ -222,4 +222,4 @@ def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool)
 
         print_reports({algorithm: result.report}, intervals=intervals)
     if result.path is not None:
-        print(f"written: {result.path}")
+        print(printable(f"written: {result.path}"))

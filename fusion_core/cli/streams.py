@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,6 +15,10 @@ from fusion_core.errors import DiskError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+#: What libraries style text and move bars with, and everything else that a terminal obeys.
+_OBEYED = re.compile(
+    r"(?P<style>\x1b\[[0-9;?]*[A-Za-z])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
 _MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
@@ -49,7 +54,17 @@ class _Stream:
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        return self._tried(self._stream.write, text) or 0
+        return self._tried(self._stream.write, self._escaped(text)) or 0
+
+    def _escaped(self, text: str) -> str:
+        """Escape what a terminal obeys, whoever forgot to; a terminal gets its styles."""
+        is_styled = "FORCE_COLOR" in os.environ or self._stream.isatty()
+
+        def escape(found: re.Match[str]) -> str:
+            is_style = is_styled and found["style"] is not None
+            return found[0] if is_style else found[0].encode("unicode_escape").decode()
+
+        return _OBEYED.sub(escape, text)
 
     def flush(self) -> None:
         self._tried(self._stream.flush)

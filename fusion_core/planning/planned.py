@@ -115,12 +115,21 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """What alignment let pass and a user should know, of nested recipes too."""
-        inner = (
-            f"{name}/{warning}" for name, plan in self.nested.items() for warning in plan.warnings
-        )
-        notable = (str(fallback) for fallback in self.fallbacks if fallback.is_notable)
-        return [*self.aligned.warnings, *notable, *inner]
+        """What alignment let pass and a user should know, of nested recipes too; each once."""
+        places: dict[str, list[str]] = {}
+        for place, warning in self._warnings():
+            places.setdefault(warning, []).append(place)
+        return [
+            f"{first}{warning}{_also_in(others)}" for warning, (first, *others) in places.items()
+        ]
+
+    def _warnings(self) -> Iterator[tuple[str, str]]:
+        """Yield every warning with the path of the recipe that it concerns: `outer/inner/`."""
+        yield from (("", warning) for warning in self.aligned.warnings)
+        yield from (("", str(fallback)) for fallback in self.fallbacks if fallback.is_notable)
+        for name, plan in self.nested.items():
+            inner = plan._warnings()  # noqa: SLF001 - of this class
+            yield from ((f"{name}/{place}", warning) for place, warning in inner)
 
     @cached_property
     def fallbacks(self) -> tuple[Fallback, ...]:
@@ -195,6 +204,10 @@ class Plan:
         found = (*stages, self.resolved.model_pool, self.resolved.task_pool)
         ours = {used.component.plugin.distribution for used in found if used is not None}
         return ours.union(*(plan.distributions for plan in self.nested.values()))
+
+
+def _also_in(places: list[str]) -> str:
+    return f" (also in {', '.join(place.rstrip('/') for place in places)})" if places else ""
 
 
 def count_tensors(

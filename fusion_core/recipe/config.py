@@ -126,7 +126,7 @@ class AlignmentPolicy(Options):
     dtype: Literal["error", "promote"] = "promote"
     """Different dtypes: refuse, or compute in the wider one."""
     config: Literal["error", "warn", "ignore"] = "error"
-    """Configurations that make a merge meaningless (rope, heads, activation): refuse, or warn."""
+    """Configurations that make a merge meaningless (rope, heads, labels): refuse, or warn."""
     tokenizer: Literal["error", "warn", "ignore"] = "error"
     """Tokenizers that give one number to different tokens: refuse, or warn."""
     vocab: Literal["error", "pad"] = "error"

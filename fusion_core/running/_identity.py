@@ -211,5 +211,7 @@ def alike(one: Key, other: Key) -> bool:
 
 
 def _digest(content: bytes | Path) -> str:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    return hashlib.sha256(data).hexdigest()
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as stream:  # copied whatever its size, so never held in memory
+        return hashlib.file_digest(stream, "sha256").hexdigest()

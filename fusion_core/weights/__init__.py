@@ -28,10 +28,12 @@ from fusion_core.weights.merging.trimming import (
 )
 from fusion_core.weights.reading.assets import (
     Files,
+    content_of,
     licence_of,
     read_config,
     safe_config,
     tokenizer_of,
+    with_config,
 )
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.layered import with_layers
@@ -85,6 +87,7 @@ __all__ = [
     "align",
     "as_weights",
     "assemble",
+    "content_of",
     "decompose",
     "elected_sign",
     "held_in_memory",
@@ -106,5 +109,6 @@ __all__ = [
     "staged",
     "task_weights",
     "tokenizer_of",
+    "with_config",
     "with_layers",
 ]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 
 from fusion_core.errors import WeightsError
 from fusion_core.weights.source import TensorInfo, WeightSource
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 class StateDictSource(WeightSource):
     """A state dict in memory; its tensors are read where they are and never modified."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], *, label: str = "state dict") -> None:
+        """Raise `WeightsError` for anything but plain dense tensors by name."""
+        _check_mapping(tensors, label)
         for name, tensor in tensors.items():
             if (found := _unreadable(tensor)) is not None:
                 what, hint = found
@@ -37,10 +36,22 @@ class StateDictSource(WeightSource):
         return self._label
 
 
+def _check_mapping(tensors: object, label: str) -> None:
+    if not isinstance(tensors, Mapping):
+        raise WeightsError(f"{label}: expected a state dict, got a {type(tensors).__name__}")
+    for name in tensors:
+        if not isinstance(name, str):
+            raise WeightsError(
+                f"{label}: expected tensors by name, got the key {name!r} of type "
+                f"{type(name).__name__}",
+                hint="Give what state_dict() of a module returns: {'layer.weight': tensor, ...}.",
+            )
+
+
 def _unreadable(value: object) -> tuple[str, str | None] | None:
     """Say what a value is that is not plain numbers, and what to do; None for one that is."""
     if not isinstance(value, torch.Tensor):
-        return f"a {type(value).__name__}, not a tensor", None
+        return f"a {type(value).__name__}, not a tensor", _remedy(value)
     if value.is_meta:
         return "on the meta device, without values", "Load the weights before merging."
     wrapped = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
@@ -54,6 +65,14 @@ def _unreadable(value: object) -> tuple[str, str | None] | None:
     if value.is_complex():
         return f"{value.dtype}", "Methods merge real numbers: give torch.view_as_real(tensor)."
     return None
+
+
+def _remedy(value: object) -> str | None:
+    if isinstance(value, Mapping):
+        return "State dicts are flat: give the inner one, e.g. checkpoint['model']."
+    if hasattr(value, "__array__"):
+        return "Give a tensor: torch.from_numpy(array)."
+    return "Leave out what is not a weight."
 
 
 def held_in_memory(source: WeightSource) -> WeightSource | None:

@@ -5,6 +5,7 @@ In processes of their own where signals and streams are what ends them.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from fusion_core.cli.flags import set_up_logging
+from fusion_core.cli.streams import guard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,3 +149,25 @@ def test_a_reader_that_has_enough_hears_nothing() -> None:
 def test_a_path_that_the_system_refuses_is_no_bug(fuse: Fuse, command: str) -> None:
     done = fuse(command, "x" * 300)
     assert (done.code, done.err) == (6, f"error: {'x' * 300}: File name too long\n")
+
+
+def test_what_a_terminal_would_obey_is_escaped_wherever_it_is_printed() -> None:
+    evil = "e\x1b]0;title\x07\x9b31m"
+    done = shell(f"{run()}/{shlex.quote(evil)}", "")
+    assert done.returncode == 0
+    assert done.stdout == "written: out/e\\x1b]0;title\\x07\\x9b31m\n"
+
+
+def test_a_stream_escapes_what_its_writer_forgot(capsys: pytest.CaptureFixture[str]) -> None:
+    with guard_streams():
+        print("a\x1b[31mb\x1b]0;c\x07\ttab é\r")  # noqa: T201
+    assert capsys.readouterr().out == "a\\x1b[31mb\\x1b]0;c\\x07\ttab é\r\n"
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_logs_say_their_level_and_not_their_logger(
+    capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    set_up_logging(verbose=False)
+    getattr(logging.getLogger("fusion_core.running"), level)("\x1b[31m%s", "text")
+    assert capsys.readouterr().err == f"{level}: \\x1b[31mtext\n"

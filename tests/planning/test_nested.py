@@ -455,3 +455,12 @@ def test_a_merge_in_memory_is_a_model_of_the_next(models: Models) -> None:
         algorithm="ties", model_pool={"base": models["base"], "models": {"m": first}}
     )
     assert second.weights.infos.keys() == models["base"].keys()
+
+
+def test_a_warning_of_several_recipes_is_said_once(inner: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "in" / "a" / "config.json").write_text('{"model_type": "toy", "x": 2}')
+    (tmp_path / "in" / "base" / "config.json").write_text('{"model_type": "toy", "x": 1}')
+    planned = plan(outer(inner, again=dict(inner)), RunOptions())
+    assert planned.warnings == [
+        "math/a: config.json x: 2, the base's is 1 (also in again)",
+    ]

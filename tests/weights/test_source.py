@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -158,3 +158,16 @@ def test_memory_is_the_tensors_own(dtype: torch.dtype) -> None:
     assert len(view) == tensor.nbytes
     assert bytes(view) == bytes(tensor.view(torch.uint8).tolist())
     assert bytes(memory_of(torch.zeros(0, dtype=dtype))) == b""
+
+
+@pytest.mark.parametrize("key", [0, None, ("a", "b"), b"a"])
+def test_a_state_dict_has_tensors_by_name(key: Any) -> None:
+    with pytest.raises(WeightsError, match="expected tensors by name, got the key") as caught:
+        StateDictSource({"a": torch.ones(2), key: torch.ones(2)}, label="model")
+    assert "state_dict()" in (caught.value.hint or "")
+
+
+def test_a_state_dict_inside_another_is_named() -> None:
+    with pytest.raises(WeightsError) as caught:
+        StateDictSource({"model": {"a": torch.ones(2)}}, label="model")  # type: ignore[dict-item]
+    assert "give the inner one" in (caught.value.hint or "")

@@ -7,12 +7,16 @@ foresaw are not passed over: at the least they are a warning.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from reprlib import repr as shown
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+from fusion_core.weights.aligning._comparison import are_equal, excerpts, measure, most_serious
 from fusion_core.weights.aligning._difference import Doubt
+from fusion_core.weights.reading.assets import CONFIG
+
+if TYPE_CHECKING:
+    from fusion_core.weights.aligning._models import Models
 
 Config = Mapping[str, Any]
 
@@ -89,11 +93,20 @@ _VITAL = frozenset(
 )
 
 
-def differences(ours: Config, theirs: Config, expert: str, measure: str) -> Iterator[Doubt]:
-    """Compare an expert's configuration with that of the `measure`, e.g. "the base"."""
+def conflicts(models: Models) -> Iterator[Doubt]:
+    """Compare every model's configuration with the first that says something."""
+    stated = [model for model in models.by_name.values() if model.config(CONFIG)]
+    for model in islice(stated, 1, None):
+        doubts = _differences(
+            stated[0].config(CONFIG), model.config(CONFIG), model.name, measure(stated[0])
+        )
+        yield from most_serious(list(doubts), model.name)
+
+
+def _differences(ours: Config, theirs: Config, expert: str, first: str) -> Iterator[Doubt]:
     part, whole = _part_of(ours, theirs), _part_of(theirs, ours)
     if part is None and whole is None:
-        yield from _other_kind(ours, theirs, expert, measure)
+        yield from _other_kind(ours, theirs, expert, first)
     ours, theirs = part or ours, whole or theirs
     if ("text_config" in ours) != ("text_config" in theirs):  # transformers 4 wrote some without
         ours, theirs = _lifted(ours), _lifted(theirs)
@@ -102,9 +115,10 @@ def differences(ours: Config, theirs: Config, expert: str, measure: str) -> Iter
         mine, other = {**_DEFAULTS_OF_LLAMAS, **mine}, {**_DEFAULTS_OF_LLAMAS, **other}
     for key in mine.keys() & other.keys():
         serious, values = _is_serious(key), (other[key], mine[key])
-        if serious is not None and not _are_same(*values):
-            problem = f"{shown(values[0])}, {measure}'s is {shown(values[1])}"
-            alike = all(isinstance(each, str) and each in _ALIKE for each in values)
+        if serious is not None and not are_equal(*values):
+            shown = excerpts(*values)
+            problem = f"{shown[0]}, {first}'s is {shown[1]}"
+            alike = all(isinstance(value, str) and value in _ALIKE for value in values)
             yield Doubt(f"config.json {key[:80]}", expert, problem, serious and not alike)
 
 
@@ -121,12 +135,12 @@ def _part_of(whole: Config, other: Config) -> Config | None:
     return None
 
 
-def _other_kind(ours: Config, theirs: Config, expert: str, measure: str) -> Iterator[Doubt]:
+def _other_kind(ours: Config, theirs: Config, expert: str, first: str) -> Iterator[Doubt]:
     for key, read in (("model_type", _model_type), ("architectures", _family)):
         mine, other = read(ours), read(theirs)
         if mine and other and mine.lower() != other.lower():
-            said = shown(theirs[key]), shown(ours[key])
-            yield Doubt(f"config.json {key}", expert, f"{said[0]}, {measure}'s is {said[1]}")
+            shown = excerpts(theirs[key], ours[key])
+            yield Doubt(f"config.json {key}", expert, f"{shown[0]}, {first}'s is {shown[1]}")
             return
 
 
@@ -192,12 +206,6 @@ def _rope(scaling: Any, parameters: Any) -> dict[str, Any]:  # noqa: ANN401 - JS
 
 def _mapping(value: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     return value if isinstance(value, dict) else {}
-
-
-def _are_same(one: Any, other: Any) -> bool:  # noqa: ANN401 - JSON
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-6) or (math.isnan(one) and math.isnan(other))
-    return bool(one == other)
 
 
 def _is_serious(key: str) -> bool | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fusion_core import hub
 from fusion_core.weights.aligning._difference import Doubt
 from fusion_core.weights.reading.containment import open_named, reading
+from fusion_core.weights.reading.location import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import WeightSource
 
 _QUANTISED = re.compile(r"(-(unsloth|dynamic|bnb|hf|gptq|awq|gguf|fp8|int[48]|[48]bit|nf4))+$")
+_HEX = re.compile(r"[0-9a-f]{7,40}")
 _LONGEST_NAME = 200
 _SAMPLE = 2**16
 
@@ -43,7 +45,28 @@ def other_base(
         serious = None if _is_called(named, names if is_here else [used]) else is_remote
     if serious is not None:
         problem = f"{named[:_LONGEST_NAME]!r}, the base is {used}"
-        yield Doubt("base_model_name_or_path", expert, problem, serious)
+        yield Doubt(f"{ADAPTER_CONFIG} base_model_name_or_path", expert, problem, serious)
+
+
+def other_revision(adapter: Mapping[str, Any], expert: str, base: WeightSource) -> Iterator[Doubt]:
+    """Compare the revision that an adapter names with the commit of the base, where one is known.
+
+    A branch or a tag may be that commit or not: only the hub knows.
+    """
+    stated, used = adapter.get("revision"), base.describe()
+    if not isinstance(stated, str) or stated in {"", "main"}:
+        return
+    if _HEX.fullmatch(stated) is None or not (_commit(used) or "").startswith(stated):
+        problem = f"{stated[:_LONGEST_NAME]!r}, and the base is {used}: it may be another revision"
+        yield Doubt(f"{ADAPTER_CONFIG} revision", expert, problem, serious=False)
+
+
+def _commit(used: str) -> str | None:
+    """Return the commit of a model on the hub or in its cache; None for any other."""
+    if not _exists(used):
+        return hub.parse(used).revision if hub.looks_like_id(used) else None
+    parts = Path(used).absolute().parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else None
 
 
 def _exists(path: str) -> bool:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _LONGEST_VARINT = 10
+_NORMALIZER = 3
 
 
 def pieces(model: bytes, *, most: int) -> list[str]:
@@ -26,6 +27,20 @@ def pieces(model: bytes, *, most: int) -> list[str]:
     if not found:
         raise ValueError("no pieces")
     return found
+
+
+def normalizer_of(model: bytes, *, most: int) -> bytes:
+    """Return the rules by which a model normalizes texts, as they are stored; none are empty.
+
+    A model has them in its field 3. Raises as `pieces` does for anything but a model, and for one
+    with more than `most` fields before them.
+    """
+    for number, (field, rules) in enumerate(_fields(model)):
+        if field == _NORMALIZER:
+            return rules
+        if number > most:
+            raise ValueError(f"more than {most} fields")
+    return b""
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:

@@ -7,9 +7,7 @@ their merge meaningless. Appended tokens do no harm. Files of the same bytes are
 from __future__ import annotations
 
 import base64
-import filecmp
 import heapq
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,68 +15,62 @@ from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
+from fusion_core.weights.aligning._comparison import measure
+from fusion_core.weights.aligning._cutting import BYTES_PER_VALUE, IGNORE, split_merges
 from fusion_core.weights.aligning._difference import Doubt
+from fusion_core.weights.aligning._models import is_same_content
 from fusion_core.weights.aligning._sentencepiece import pieces
-from fusion_core.weights.reading.assets import parsed
-from fusion_core.weights.reading.containment import open_member, reading
+from fusion_core.weights.reading.assets import content_of
 from fusion_core.weights.reading.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from fusion_core.weights.reading.assets import Files
+    from fusion_core.weights.aligning._models import Model, Models
 
     Tokens = dict[int, str]
 
-_IGNORE = "alignment.tokenizer=ignore merges without looking at tokenizers."
-#: In bytes, with how tokens are joined and without it: Gemma's has 33 million, and 8.
-_LARGEST, _LARGEST_VOCABULARY = 50_000_000, 20_000_000
+#: In bytes, without merges: Gemma's has 8 million.
+_LARGEST_VOCABULARY = 20_000_000
 _MOST_TOKENS = 1_000_000
-#: A token takes two values of JSON, and tokenizers have more of them than headers.
-_BYTES_A_VALUE = 16
 _SHOWN, _MOST_DIGITS = 10, 18
 #: Files that give every token's number, best first.
 _MAIN = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 #: Tokenizers shift the numbers in these, so they are comparable among themselves alone.
 _SHIFTED = ("sentencepiece.bpe.model", "spm.model", "source.spm")
-#: How tokens are joined takes most of a tokenizer, and says nothing of their numbers.
-_MERGES = re.compile(
-    rb'("merges"\s*+:\s*+)\[(?:[^\[\]"]++|"(?:[^"\\]++|\\.)*+"'
-    rb'|\[(?:[^\[\]"]++|"(?:[^"\\]++|\\.)*+")*+\])*+\]',
-    re.DOTALL,
-)
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokenizer:
-    model: str
+    model: Model
+    #: the file that numbers most tokens
     name: str
-    main: bytes | Path
     added: Tokens
 
     def equals(self, other: _Tokenizer) -> bool:
         """Tell whether two are the same, without parsing them."""
-        if self.added != other.added:
-            return False
-        if isinstance(self.main, bytes) or isinstance(other.main, bytes):
-            return _whole(self.main) == _whole(other.main)
-        with reading(self.main):
-            return filecmp.cmp(self.main, other.main, shallow=False)
+        return self.added == other.added and is_same_content(self._main, other._main)
 
     def tokens(self) -> Tokens:
         """Return the tokens by their numbers."""
-        path = str(self.main) if isinstance(self.main, Path) else f"{self.name} of {self.model}"
-        main = _READERS[Path(self.name).suffix](_whole(self.main), path)
-        return {**main, **self.added}
+        main = self._main
+        path = str(main) if isinstance(main, Path) else f"{self.name} of {self.model.name}"
+        tokens = _READERS[Path(self.name).suffix](content_of(main, hint=IGNORE), path)
+        return {**tokens, **self.added}
+
+    @property
+    def _main(self) -> bytes | Path:
+        return self.model.files[self.name]
 
 
-def conflicts(files: Mapping[str, Files]) -> Iterator[Doubt]:
-    """Compare every model's tokenizer with those before it, one `Doubt` a model."""
-    main = {model: own for model, own in files.items() if not own.keys().isdisjoint(_MAIN)}
-    shifted = {model: own for model, own in files.items() if not own.keys().isdisjoint(_SHIFTED)}
+def conflicts(models: Models) -> Iterator[Doubt]:
+    """Compare every model's tokenizer with those before it, one `Doubt` per model."""
+    named = models.by_name.values()
+    main = [model for model in named if not model.files.keys().isdisjoint(_MAIN)]
+    shifted = [model for model in named if not model.files.keys().isdisjoint(_SHIFTED)]
     yield from _conflicts(_tokenizers(main, _MAIN))
-    if shifted.keys() - main.keys():
+    if {model.name for model in shifted} - {model.name for model in main}:
         yield from _conflicts(_tokenizers(shifted, _SHIFTED))
 
 
@@ -88,57 +80,46 @@ def _conflicts(tokenizers: Iterable[_Tokenizer]) -> Iterator[Doubt]:
         if not any(map(tokenizer.equals, distinct)):
             distinct.append(tokenizer)
     known: Tokens = {}
-    owners: dict[int, str] = {}
+    owners: dict[int, Model] = {}
     for tokenizer in distinct if len(distinct) > 1 else []:
         found = tokenizer.tokens()
         other = [number for number in found if known.get(number, found[number]) != found[number]]
         if other:
-            yield _conflict(tokenizer.model, other, found, known, owners)
+            yield _conflict(tokenizer, other, found, known, owners)
         owners |= dict.fromkeys(found.keys() - known.keys(), tokenizer.model)
         known = {**found, **known}
 
 
-def roles(files: Mapping[str, Files]) -> Iterator[Doubt]:
-    """Compare which tokens begin, end and fill texts."""
-    first: dict[str, tuple[str, str]] = {}
-    for model, own in files.items():
-        said = {**_mapping(own, "special_tokens_map.json", model)}
-        said |= _mapping(own, "tokenizer_config.json", model)
-        for role, given in said.items():
-            token = given.get("content") if isinstance(given, dict) else given
-            if role.endswith("_token") and isinstance(token, str):
-                ours, owner = first.setdefault(role, (token, model))
-                if ours != token:
-                    problem = f"{shown(token)}, {owner}'s is {shown(ours)}"
-                    yield Doubt(f"tokenizer {role[:80]}", model, problem, serious=False)
-
-
 def _conflict(
-    model: str, numbers: list[int], found: Tokens, known: Tokens, owners: Mapping[int, str]
+    tokenizer: _Tokenizer,
+    numbers: list[int],
+    found: Tokens,
+    known: Tokens,
+    owners: Mapping[int, Model],
 ) -> Doubt:
     one = len(numbers) == 1
     head = "1 number means another token" if one else f"{len(numbers)} numbers mean other tokens"
-    rows = (
-        f"    {number}: {shown(found[number])}, {owners[number]}'s is {shown(known[number])}"
+    rows = [
+        f"    {number}: {shown(found[number])}, {first}'s is {shown(known[number])}"
         for number in heapq.nsmallest(_SHOWN, numbers)
-    )
+        for first in [measure(owners[number])]
+    ]
     rest = [f"    ... and {len(numbers) - _SHOWN} more"] if len(numbers) > _SHOWN else []
-    return Doubt("tokenizer", model, "\n".join([head, *rows, *rest]))
+    return Doubt("tokenizer", tokenizer.model.name, "\n".join([head, *rows, *rest]))
 
 
-def _tokenizers(files: Mapping[str, Files], names: Iterable[str]) -> Iterator[_Tokenizer]:
+def _tokenizers(models: Sequence[Model], names: Iterable[str]) -> Iterator[_Tokenizer]:
     """Read each tokenizer from a file that all models have or, without one, from its best."""
-    common = [name for name in names if all(name in own for own in files.values())]
-    for model, own in files.items():
-        name = next(name for name in common or names if name in own)
-        yield _Tokenizer(model, name, own[name], _added(own, model))
+    common = [name for name in names if all(name in model.files for model in models)]
+    for model in models:
+        name = next(name for name in common or names if name in model.files)
+        yield _Tokenizer(model, name, _added(model))
 
 
-def _added(files: Files, model: str) -> Tokens:
+def _added(model: Model) -> Tokens:
     """Return the tokens that were added to a vocabulary, as far as they are said beside it."""
-    listed = _mapping(files, "added_tokens.json", model)
-    decoder = _mapping(files, "tokenizer_config.json", model).get("added_tokens_decoder")
-    found = _inverted(listed, "added_tokens.json")
+    found = _inverted(model.config("added_tokens.json"), "added_tokens.json")
+    decoder = model.config("tokenizer_config.json").get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
         content = token.get("content") if isinstance(token, dict) else token
         if len(number) <= _MOST_DIGITS and number.isdecimal() and isinstance(content, str):
@@ -146,14 +127,12 @@ def _added(files: Files, model: str) -> Tokens:
     return found
 
 
-def _mapping(files: Files, name: str, model: str) -> dict[str, Any]:
-    return parsed(files, name, model) or {}
-
-
 def _from_json(text: bytes, path: str) -> Tokens:
     """Read `tokenizer.json`, or a `vocab.json`, which is the vocabulary alone."""
-    text = _vocabulary(_MERGES.sub(rb"\1[]", text, count=1), path)
-    read = parse_json(text, path=path, constants=True, bytes_a_value=_BYTES_A_VALUE)
+    rest, _ = split_merges(text, path)
+    read = parse_json(
+        _vocabulary(rest, path), path=path, constants=True, bytes_a_value=BYTES_PER_VALUE
+    )
     if "model" not in read or not isinstance(read["model"], dict):
         return _inverted(read, path)
     vocabulary, added = read["model"].get("vocab"), read.get("added_tokens", [])
@@ -216,26 +195,16 @@ _READERS = {
 
 
 def _malformed(path: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{path[:500]}: the tokenizer does not hold {what}", hint=_IGNORE)
+    return CheckpointError(f"{path[:500]}: the tokenizer does not hold {what}", hint=IGNORE)
 
 
 def _vocabulary(text: bytes, path: str) -> bytes:
     if len(text) > _LARGEST_VOCABULARY:
-        raise CheckpointError(f"{path}: a vocabulary of {len(text)} bytes is refused", hint=_IGNORE)
+        raise CheckpointError(f"{path}: a vocabulary of {len(text)} bytes is refused", hint=IGNORE)
     return text
 
 
 def _lines(text: bytes, path: str) -> list[bytes]:
     if text.count(b"\n") > _MOST_TOKENS:
-        raise CheckpointError(f"{path}: more than {_MOST_TOKENS} tokens are refused", hint=_IGNORE)
+        raise CheckpointError(f"{path}: more than {_MOST_TOKENS} tokens are refused", hint=IGNORE)
     return [line.removesuffix(b"\r") for line in text.removesuffix(b"\n").split(b"\n")]
-
-
-def _whole(content: bytes | Path) -> bytes:
-    if isinstance(content, bytes):
-        return content
-    with os.fdopen(open_member(content), "rb") as stream:
-        found = stream.read(_LARGEST + 1)
-    if len(found) > _LARGEST:
-        raise CheckpointError(f"{content}: more than {_LARGEST} bytes of tokenizer", hint=_IGNORE)
-    return found

@@ -21,8 +21,25 @@ _OTHER_MATHS = (
     "alora_invocation_tokens",
     "layer_replication",
     "arrow_config",
+    "kasa_config",
+    "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
+)
+#: Every option of PEFT's LoRA (0.6 to 0.21) whose meaning for a merge is known here.
+KNOWN_OPTIONS = frozenset(
+    (
+        *_OTHER_MATHS,
+        *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode"),
+        *("base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "bias"),
+        *("use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("modules_to_save", "ensure_weight_tying", "runtime_config", "enable_lora"),
+        # how an adapter begins or trains
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config"),
+        *("megatron_core", "qalora_group_size", "velora_config", "merge_weights"),
+        *("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"),
+    )
 )
 _NO_SCALE = (LookupError, TypeError, ValueError, ArithmeticError)
 #: Ways to begin that leave the base as it is; the others subtract something from it.

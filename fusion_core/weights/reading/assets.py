@@ -8,7 +8,6 @@ implementation; one that has none of them keeps its bytes.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.text import load_yaml
-from fusion_core.weights.reading.containment import member, open_member, reading
+from fusion_core.weights.reading.containment import member, read_whole, reading
 from fusion_core.weights.reading.format import LARGEST_INDEX
 from fusion_core.weights.reading.untrusted import parse_json
 
@@ -60,6 +59,8 @@ SIDE_FILES = (
     "processor_config.json",
     *_TOKENIZER,
 )
+#: Bytes of a file that is read and not only copied: Gemma's tokenizer has 33 million.
+LARGEST_TOKENIZER = 50_000_000
 #: The model card: read for its licence, never copied.
 CARD = "README.md"
 _LARGEST_CARD = 2**20
@@ -97,7 +98,14 @@ def assets_of(
 
 def beside(directory: Path, *more: str) -> dict[str, bytes | Path]:
     """Return the files of a model directory that say what the model is; none is read."""
-    return dict(_members(directory, (CONFIG, *_TOKENIZER, *more)))
+    return dict(_members(directory, (*SIDE_FILES, *more)))
+
+
+def content_of(
+    file: bytes | Path, largest: int = LARGEST_TOKENIZER, *, hint: str | None = None
+) -> bytes:
+    """Return the bytes of a side file; one of more than `largest` is refused before it is read."""
+    return file if isinstance(file, bytes) else read_whole(file, largest, hint=hint)
 
 
 def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
@@ -130,8 +138,8 @@ def with_config(
 def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
     """Return those of a model's side files that make its tokenizer."""
     return {
-        name: each
-        for name, each in files.items()
+        name: content
+        for name, content in files.items()
         if any(fnmatchcase(name, pattern) for pattern in _TOKENIZER)
     }
 
@@ -191,8 +199,7 @@ def _as_file(config: Mapping[str, Any]) -> bytes:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a model's `config.json`, or one of its kind."""
-    with os.fdopen(open_member(path), "rb") as stream:
-        return parse_json(stream.read(LARGEST_INDEX), path=str(path), constants=True)
+    return parse_json(read_whole(path, LARGEST_INDEX), path=str(path), constants=True)
 
 
 def _with_vocabulary(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON

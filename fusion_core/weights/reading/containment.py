@@ -47,6 +47,23 @@ def open_named(file: Path) -> int:
     raise CheckpointError(f"{file} is not a regular file")
 
 
+def read_whole(file: Path, largest: int, *, hint: str | None = None) -> bytes:
+    """Read a file of a model directory; one of more than `largest` bytes is refused unread."""
+    with os.fdopen(open_member(file), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > largest:
+            raise CheckpointError(
+                f"{file} is too large: expected at most {largest:,} bytes, got {size:,}", hint=hint
+            )
+        return stream.read(largest)
+
+
+def size_of(file: Path) -> int:
+    """Return how many bytes a file of a model directory has."""
+    with os.fdopen(open_member(file), "rb") as stream:
+        return os.fstat(stream.fileno()).st_size
+
+
 def member(file: Path) -> Path:
     """Return where a file of a model directory really lies.
 

@@ -21,6 +21,7 @@ import torch
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.reading._foreign import DEQUANTISE
 from fusion_core.weights.reading._lora_config import Scales, check_supported
+from fusion_core.weights.reading._lora_tied import twins_of_heads
 from fusion_core.weights.reading._orientation import is_turned_beside
 from fusion_core.weights.reading.assets import read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
@@ -86,7 +87,12 @@ class LoraSource(WeightSource):
             if infos.setdefault(name, info).shape != info.shape and name in self._products:
                 raise CheckpointError(f"{location.name}: {key!r} and its factors differ in shape")
             infos[name] = infos[name] if name in self._products else info
-        self.infos = infos
+        twins = twins_of_heads(self._adapter, self._products, self._whole, base.infos)
+        for head in twins:
+            self._products.pop(head, None)
+            self._whole.pop(head, None)
+        self.infos = {name: info for name, info in infos.items() if name not in twins}
+        self._tied = frozenset(twins.values())
 
     def on(self, base: WeightSource) -> LoraSource:
         """Return the same adapter on other weights of its base."""
@@ -109,6 +115,21 @@ class LoraSource(WeightSource):
     def sources(self) -> tuple[WeightSource, ...]:
         """The base, from which whole weights differ, and the adapter's own tensors."""
         return (self._base, self._adapter)
+
+    @property
+    def factored(self) -> frozenset[str]:
+        """The weights that the adapter changes by a product of factors."""
+        return frozenset(self._products)
+
+    @property
+    def whole(self) -> frozenset[str]:
+        """The weights that the adapter holds whole."""
+        return frozenset(self._whole)
+
+    @property
+    def tied(self) -> frozenset[str]:
+        """The embeddings that the adapter changes together with the head that is tied to them."""
+        return self._tied
 
     def describe(self) -> str:
         """Name the adapter."""

@@ -157,6 +157,16 @@ def test_assets_describe_a_vision_model_and_pick_no_code(
     assert pool.build(pool.base).config._attn_implementation == "eager"  # noqa: SLF001
 
 
+def test_experts_of_other_pixels_are_said(base: Path, copy: Path) -> None:
+    shutil.copy(base / "preprocessor_config.json", copy)
+    settings = copy / "preprocessor_config.json"
+    content = {**json.loads(settings.read_text()), "image_mean": [0.0, 0.0, 0.0]}
+    settings.write_text(json.dumps(content))
+    pool = ClipPool(ClipConfig(base=str(base), models={"x": str(copy)}))
+    (said,) = pool.aligned(AlignmentPolicy()).warnings
+    assert said.startswith("x: preprocessor_config.json image_mean: [0.0, 0.0, 0.0], the base's is")
+
+
 def test_a_base_without_a_text_tower_will_do(experts: dict[str, str]) -> None:
     pool = ClipPool(ClipConfig(base=experts["hub"], models={"x": experts["memory"]}))
     assert json.loads(pool.assets()["config.json"])["hidden_size"] == 16

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -213,6 +214,8 @@ def test_an_output_has_what_loading_and_serving_need(
     names = {path.relative_to(options["base"]) for path in Path(options["base"]).rglob("*.*")}
     assert all((merged / name).is_file() for name in names)
     assert all((merged / name).read_text() == content for name, content in FILES.items())
+    for expert in options["models"].values():
+        write(expert, {name: FILES[name] for name in FILES if name.startswith(("gen", "pre"))})
     assert said(options) == ""
     own = AutoTokenizer.from_pretrained(merged)
     message = [{"role": "user", "content": "hello"}]
@@ -266,11 +269,11 @@ def test_what_does_not_come_along_is_said(
     )
     write(options["base"], dict.fromkeys(beside, "{}"))
     write(options["models"]["b"], {"chat_template.jinja": TEMPLATE})
-    lost, template = said(options).split("\n")
+    template, lost = said(options).split("\n")
     assert lost == "beside base, and not copied (code never is): labels.json, modeling_own.py"
-    assert template == "b has a chat template; base, and so the output, has none"
+    assert template == "b: chat template: the base, and so the output, has none"
     merged = merge("causal-lm", options, tmp_path / "merged")
-    assert json.loads((merged / "provenance.json").read_bytes())["warnings"] == [lost, template]
+    assert json.loads((merged / "provenance.json").read_bytes())["warnings"] == [template, lost]
     assert not list(merged.glob("*.py"))
 
 
@@ -278,6 +281,11 @@ def test_a_base_without_a_tokenizer_is_said(models_of: Callable[..., Options]) -
     options = models_of("llama")
     for path in Path(options["base"]).glob("tokenizer*"):
         path.unlink()
+    lost = "tokenizer: the base, and so the output, has none"
+    assert said(options) == f"a: {lost}\nb: {lost}"
+    for expert in options["models"].values():
+        for path in Path(expert).glob("*token*"):
+            path.unlink()
     assert said(options) == "base has no tokenizer, and so the output has none"
 
 
@@ -406,3 +414,27 @@ def test_models_come_from_the_hub(
     assert said(options, EncoderPool).endswith(": modeling_own.py")
     assert not hub.asked("modeling_own.py")
     tiny.classes["sentence-encoder"].from_pretrained(merged)
+
+
+def test_a_mixture_that_transformers_packs_is_refused_in_the_plan(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+    config = transformers.MixtralConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2
+    )
+    paths = [str(tmp_path / name) for name in ("base", "one")]
+    for path in paths:
+        transformers.MixtralForCausalLM(config).save_pretrained(path)
+    pool = CausalPool(LanguageConfig(base=paths[0], models={"one": paths[1]}))
+    with pytest.raises(CheckpointError, match=r"experts\.gate_up_proj' is missing"):
+        pool.check_builds()
+    pool.aligned(AlignmentPolicy())  # merging needs no live model
+
+
+def test_a_tokenizer_that_is_too_large_is_refused_unread(
+    models_of: Callable[..., Options],
+) -> None:
+    options = models_of("llama")
+    with (Path(options["base"]) / "tokenizer.model").open("wb") as stream:
+        stream.truncate(6 * 2**30)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is too large"):
+        CausalPool(LanguageConfig(**options))

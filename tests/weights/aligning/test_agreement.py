@@ -169,6 +169,11 @@ def test_what_makes_a_merge_meaningless_is_an_error(
         (changed(LLAMA, hitherto="a"), changed(LLAMA, hitherto="b"), "hitherto: 'b'"),
         (changed(LLAMA, sliding_window=8), changed(LLAMA, sliding_window=None), "sliding_window"),
         (GPT2, changed(GPT2, activation_function="gelu"), "hidden_act: 'gelu'"),
+        (
+            LLAMA,
+            changed(LLAMA, architectures=["LlamaForSequenceClassification"], id2label={"0": 1}),
+            "architectures: 'LlamaForSequenceClassification', the base's is 'LlamaForCausalLM'",
+        ),
     ],
 )
 def test_what_may_is_a_warning(tmp_path: Path, base: Any, expert: Any, says: str) -> None:
@@ -185,10 +190,6 @@ def test_what_may_is_a_warning(tmp_path: Path, base: Any, expert: Any, says: str
         (LLAMA, {}),
         (None, LLAMA),
         (LLAMA, changed(LLAMA, architectures=["LlamaModel"])),
-        (
-            LLAMA,
-            changed(LLAMA, architectures=["LlamaForSequenceClassification"], id2label={"0": 1}),
-        ),
         (LLAMA, changed(LLAMA, vocab_size=101, eos_token_id=5, torch_dtype="float16", _x=1)),
         (LLAMA, changed(LLAMA, attention_dropout=0.1, use_cache=False, transformers_version="5")),
         (LLAMA, changed(LLAMA, hidden_act="swish", head_dim=8, rms_norm_eps=1.0000000000000001e-6)),
@@ -283,7 +284,9 @@ def test_tokenizers_of_different_classes_are_an_error(tmp_path: Path) -> None:
         for name, kind in classes.items()
     )
     assert warnings(base, *same) == ()
-    assert rows(base, other) == ["tokenizer_class  m0: 'GPT2Tokenizer', base's is 'LlamaTokenizer'"]
+    assert rows(base, other) == [
+        "tokenizer_config.json tokenizer_class  m0: 'GPT2Tokenizer', the base's is 'LlamaTokenizer'"
+    ]
 
 
 # --- an adapter's base --------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.weights.aligning._models import Model, Models
 from fusion_core.weights.aligning._sentencepiece import pieces
 from fusion_core.weights.aligning._tokens import conflicts
 from fusion_core.weights.reading.assets import beside
+from fusion_core.weights.state_dict import StateDictSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,8 +95,9 @@ FORMS: dict[str, Any] = {
 
 
 def found(*models: str) -> list[str]:
-    named = {f"m{n}": beside(Path(each)) for n, each in enumerate(models)}
-    return [str(each) for each in conflicts(named)]
+    source = StateDictSource({})
+    named = {f"m{n}": Model(f"m{n}", source, beside(Path(p))) for n, p in enumerate(models)}
+    return [str(each) for each in conflicts(Models(None, named))]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -242,7 +245,9 @@ def test_other_special_tokens_are_warnings(tmp_path: Path) -> None:
     base = model(tmp_path / "base", files)
     config = {"eos_token": {"content": "b"}, "pad_token": None, "bos_token": "a"}
     one = model(tmp_path / "one", {**files, "tokenizer_config.json": config})
-    assert aligned(base, one) == ("m0: tokenizer eos_token: 'b', base's is 'a'",)
+    assert aligned(base, one) == (
+        "m0: tokenizer_config.json eos_token: 'b', the base's is 'a' in special_tokens_map.json",
+    )
 
 
 def test_an_adapters_own_tokenizer_is_compared(tmp_path: Path) -> None:

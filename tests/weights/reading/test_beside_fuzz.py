@@ -42,16 +42,25 @@ CONFIG = {
     "quantization_config": None,
     "_name_or_path": "org/base",
     "vocab_size": 6,
+    "id2label": {"0": "a", "1": "b"},
+    "label2id": {"a": 0, "b": 1},
+    "problem_type": "regression",
 }
 FILES: dict[str, Any] = {
     "config.json": CONFIG,
     "generation_config.json": {"temperature": 0.5, "eos_token_id": [1, 2]},
+    "preprocessor_config.json": {"image_mean": [0.5], "size": {"height": 2}, "resample": 2},
+    "processor_config.json": {"image_processor": {"image_std": [0.5]}, "chat_template": "x"},
+    "chat_template.json": {"chat_template": "x"},
     "tokenizer.json": {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]},
+        "pre_tokenizer": {"type": "Metaspace", "add_prefix_space": True},
         "added_tokens": [{"id": 2, "content": "<s>"}],
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b", ["a", "b"]]},
     },
     "tokenizer_config.json": {
         "tokenizer_class": "GemmaTokenizer",
+        "chat_template": [{"name": "default", "template": "x"}],
         "eos_token": {"content": "<s>"},
         "added_tokens_decoder": {"2": {"content": "<s>"}},
     },
@@ -68,6 +77,8 @@ FILES: dict[str, Any] = {
         "base_model_name_or_path": "org/base",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
+        "revision": "main",
+        "modules_to_save": ["q"],
     },
 }
 ODD: list[Any] = [

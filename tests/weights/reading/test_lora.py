@@ -20,6 +20,7 @@ from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
 from fusion_core.running.run import run_fusion
 from fusion_core.weights import BLOCK, Cut, Linear, MergedSource, Operands, StateDictSource
 from fusion_core.weights.merging.execution import SerialExecutor
+from fusion_core.weights.reading._lora_config import KNOWN_OPTIONS
 from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.lora import LoraSource
 
@@ -390,3 +391,8 @@ def test_merging_one_adapter_is_what_peft_merges(
     assert any(not torch.equal(found[name], base[name]) for name in base)
     for name, values in found.items():
         torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_every_option_that_peft_writes_is_known() -> None:
+    written = peft.LoraConfig(r=4, target_modules=["q"]).to_dict()
+    assert written.keys() <= KNOWN_OPTIONS

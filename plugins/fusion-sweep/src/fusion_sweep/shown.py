@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import below_base_warnings, html_table, print_table
+from fusion_core import below_base_warnings, html_table, print_table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ def print_found(found: Results, top: int) -> None:
     if found.groups:
         print_table(*_table(found, found.groups[:top]))
     for line in _lines(found, top):
-        print(line)  # noqa: T201 - a result
+        print(printable(line))  # noqa: T201 - a result
 
 
 def as_html(found: Results, top: int) -> str:

@@ -46,6 +46,7 @@ class ClipPool(ModelPool[ComponentConfig]):
         super().__init__(config)
         self._directory = ClipDirectory.open(config.base, "model_pool.base")
         self._licences = {"base": licence_of(self._directory.path)}
+        self._processors = {"base": self._directory.preprocessor}
         self.base: WeightSource = VisionTower(self._directory.weights())
         self.experts = {name: self._expert(name, given) for name, given in config.models.items()}
 
@@ -88,6 +89,13 @@ class ClipPool(ModelPool[ComponentConfig]):
         processor = {"image_processor_type": "CLIPImageProcessor", **settings}
         return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
 
+    def beside(self) -> Mapping[str, Mapping[str, bytes | Path]]:
+        """Return how each model's images become pixels; architectures are compared when opened."""
+        return {
+            name: {} if settings is None else {PREPROCESSOR: _json(settings)}
+            for name, settings in self._processors.items()
+        }
+
     def identity(self) -> Mapping[str, Any]:
         """Say that towers depend on nothing but their weights and their configuration."""
         return {}
@@ -117,6 +125,7 @@ class ClipPool(ModelPool[ComponentConfig]):
                     hint="Merge only models that were fine-tuned from the base.",
                 )
         self._licences[name] = licence_of(directory.path)
+        self._processors[name] = directory.preprocessor
         return VisionTower(directory.weights())
 
 

@@ -63,6 +63,30 @@ class Architecture:
         """The parameters and buffers of such a model on the meta device; tied under each name."""
         return _tensors(self._on_meta)
 
+    def misfit(self, named: WeightSource) -> str | None:
+        """Say which tensor such a model lacks, or has in another shape; None where all fit."""
+        own, given = self.tensors, named.infos
+        held = {self.tied[name] for name in own.keys() & given.keys()}
+        lacking = [name for name in self._on_meta.state_dict() if self.tied[name] not in held]
+        strange = [name for name in given if name not in own]
+        if lacking or strange:
+            problem = "missing" if lacking else "unexpected"
+            return f"{(lacking or strange)[0]!r} is {problem}"
+        for name, info in given.items():
+            if info.shape != (shape := tuple(own[name].shape)):
+                return f"{name!r} has shape {list(info.shape)}, where the model has {list(shape)}"
+        return None
+
+    @property
+    def version(self) -> str:
+        """The version of transformers that is installed."""
+        return str(transformers.__version__)
+
+    @property
+    def kind(self) -> str:
+        """The class of such a model."""
+        return type(self._on_meta).__name__
+
     @cached_property
     def tied(self) -> dict[str, str]:
         """Every parameter's first name: tensors of one first name are one."""

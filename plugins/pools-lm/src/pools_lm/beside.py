@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
+from fusion_core.weights import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,6 +32,8 @@ _NOT_NEEDED = (
     *("trainer_state.json", "*_results.json", "adapter_*", "events.out*", "recipe.yaml"),
     *("provenance.json", "report.json", "outcomes.json", "metrics.jsonl"),
 )
+#: Bytes of the weights of a module behind an encoder.
+_LARGEST_MODULE = 2**30
 _OWN = "sentence_transformers."
 
 
@@ -55,14 +57,16 @@ def with_own_modules(files: Files) -> Files:
 
 def has_chat_template(files: Files) -> bool:
     """Tell whether a model's files say how a conversation is written, in any of the forms."""
-    settings = files.get("tokenizer_config.json")
-    inside = settings is not None and '"chat_template"' in _text(settings)
+    settings = "tokenizer_config.json"
+    inside = settings in files and b'"chat_template"' in content_in(files, settings)
     return inside or any(name.startswith("chat_template.") for name in files)
 
 
-def content_of(file: bytes | Path) -> bytes:
-    """Return a file's bytes, wherever they are."""
-    return file.read_bytes() if isinstance(file, Path) else file
+def content_in(files: Files, name: str) -> bytes:
+    """Return a file's bytes; a module's weights may be larger than other side files."""
+    if name.endswith(".safetensors"):
+        return content_of(files[name], _LARGEST_MODULE)
+    return content_of(files[name])
 
 
 def modules_in(files: Files) -> list[tuple[str, str]]:
@@ -77,8 +81,8 @@ def modules_in(files: Files) -> list[tuple[str, str]]:
 def parsed(files: Files, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     """Return what a file says; raises `CheckpointError` for one that is missing or torn."""
     try:
-        return json.loads(content_of(files[name]))
-    except (LookupError, ValueError) as error:
+        return json.loads(content_in(files, name))
+    except (LookupError, ValueError, RecursionError) as error:
         raise _unreadable(name, error) from error
 
 
@@ -87,10 +91,6 @@ def _unreadable(name: str, error: Exception) -> CheckpointError:
         f"{name} beside the base is missing or torn: {type(error).__name__}: {error}",
         hint="Save the base with sentence-transformers again.",
     )
-
-
-def _text(content: bytes | Path) -> str:
-    return content_of(content).decode("utf-8", errors="replace")
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

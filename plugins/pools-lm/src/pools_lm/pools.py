@@ -10,7 +10,7 @@ import torch
 from fusion_core import CheckpointsPool, build_model
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import RenamedSource, as_weights, safe_config, same_tensors, tokenizer_of
-from pools_lm.beside import OF_ENCODERS, has_chat_template, left_out, with_own_modules
+from pools_lm.beside import OF_ENCODERS, left_out, with_own_modules
 from pools_lm.config import LanguageConfig
 from pools_lm.tokens import Brought
 from pools_lm.written import with_rows, with_tokenizer, with_tokens
@@ -64,8 +64,18 @@ class LanguagePool(CheckpointsPool):
         return build_model(own.construct, named, dtype=dtype, device=device)
 
     def check_builds(self) -> None:
-        """Raise `CheckpointError` if transformers makes no model of the configuration."""
-        _ = self._architecture.checked
+        """Raise `CheckpointError` if transformers makes no model of the configuration and weights.
+
+        Compared are names and shapes, on the meta device: some versions pack what files hold apart,
+        the experts of a mixture above all.
+        """
+        own = self._architecture.checked
+        if (problem := own.misfit(self._named(self.reference))) is not None:
+            raise CheckpointError(
+                f"transformers {own.version} makes a {own.kind} with other tensors than those of "
+                f"{self.reference.describe()}, so no merge can be evaluated: {problem}",
+                hint="Merging alone works: add --no-eval, and measure the output by other means.",
+            )
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the sources' names to the live parameters; tied ones go by what is stored."""
@@ -94,7 +104,7 @@ class LanguagePool(CheckpointsPool):
         """Return what lies beside each model; where rows mean the same, with one tokenizer."""
         found = super().beside()
         if self._brought is None:
-            return found
+            return self._with_chosen(found)
         return {
             name: {
                 **{n: f for n, f in files.items() if n not in tokenizer_of(files)},
@@ -102,6 +112,13 @@ class LanguagePool(CheckpointsPool):
             }
             for name, files in found.items()
         }
+
+    def _with_chosen(self, found: Mapping[str, Files]) -> Mapping[str, Files]:
+        """Put the tokenizer that is chosen beside the first model: the output has that one."""
+        chosen = self._options.tokenizer
+        if chosen not in self.experts:
+            return found
+        return {**found, self._first: with_tokenizer(found[self._first], found[chosen])}
 
     def _named(self, weights: WeightSource) -> RenamedSource:
         """Return weights by the live model's names."""
@@ -182,12 +199,8 @@ class LanguagePool(CheckpointsPool):
             return
         if lost := left_out(first.location.names(), taken):
             yield f"beside {first.name}, and not copied (code never is): {', '.join(lost)}"
-        if not tokenizer_of(taken):
+        if not any(map(tokenizer_of, (taken, *map(self.files_of, self.experts)))):
             yield f"{first.name} has no tokenizer, and so the output has none"
-        if not has_chat_template(taken):
-            for name in self.experts:
-                if has_chat_template(self.files_of(name)):
-                    yield f"{name} has a chat template; {first.name}, and so the output, has none"
 
 
 def _is_spelled_as(source: WeightSource, first: WeightSource) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import read_config
+from fusion_core.weights import content_of, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ def identity(files: Files) -> str:
     digest = hashlib.sha256(json.dumps(_added_by_settings(files), sort_keys=True).encode())
     for name in sorted(files):
         if not name.startswith(WITHOUT_NUMBERS):
-            digest.update(f"\0{name}\0".encode() + _bytes(files[name]))
+            digest.update(f"\0{name}\0".encode() + content_of(files[name]))
     return digest.hexdigest()
 
 
@@ -93,7 +93,7 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
 def _tokenizer(files: Files) -> Tokenizer:
     if TOKENIZER not in files:
         return _converted(files)
-    return Tokenizer.from_buffer(_bytes(files[TOKENIZER]))
+    return Tokenizer.from_buffer(content_of(files[TOKENIZER]))
 
 
 def _numbers(tokenizer: Tokenizer, files: Files) -> dict[str, int]:
@@ -115,7 +115,7 @@ def _converted(files: Files) -> Tokenizer:
     with TemporaryDirectory() as folder:
         for name, content in files.items():
             if "/" not in name:
-                Path(folder, name).write_bytes(_bytes(content))
+                Path(folder, name).write_bytes(content_of(content))
         found = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -134,7 +134,3 @@ def read_json(content: bytes | Path) -> dict[str, Any]:
         return read_config(content)
     found: dict[str, Any] = json.loads(content)
     return found
-
-
-def _bytes(content: bytes | Path) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()

@@ -38,8 +38,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         if rows:
             typer.echo()
             print_table(headings, rows)
-    if notes := [*map(printable, diagnosis.warnings), *_notes(figures, advice)]:
-        typer.echo("\n".join(["", *notes]))
+    if notes := [*diagnosis.warnings, *_notes(figures, advice)]:
+        typer.echo(printable("\n".join(["", *notes])))
 
 
 def _experts(figures: Figures) -> tuple[list[str], Rows]:

@@ -38,7 +38,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List sweeps, or the runs of one."""
-    from fusion_core import print_json, print_table
+    from fusion_core import print_json, print_table, printable
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as Opened
 
@@ -50,13 +50,13 @@ def ls(
     elif rows:
         print_table(*listing.table(rows))
     else:
-        print(f"there are none in {opened.path}", file=sys.stderr)
+        print(printable(f"there are none in {opened.path}"), file=sys.stderr)
 
 
 @app.command()
 def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
     """Show a run: what was measured, its recipe, and the command that makes the model."""
-    from fusion_core import dump_yaml, print_json
+    from fusion_core import dump_yaml, print_json, printable
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as Opened
 
@@ -69,7 +69,7 @@ def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
         print_json(listing.as_json(trial))
         return
     for line in listing.comments(trial):
-        print(f"# {line}")
+        print(f"# {printable(line)}")
     print(dump_yaml(trial.recipe), end="")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import Published, choose_tasks
+from fusion_core.weights import with_config
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.tables import examples, family, published, question, texts
@@ -19,7 +20,10 @@ from pools_lm.tasks.sentence_config import ClassificationConfig, ClassLines
 from pools_lm.tasks.sentences import ClassificationTasks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fusion_core import ComponentConfig
+    from fusion_core.weights import Files
     from pools_lm.glue.tables import Family
 
 #: Tokens that a model reads at most, and that an answer has.
@@ -45,6 +49,12 @@ class Gpt2Glue(LanguagePool):
         self.experts = {
             name: SpelledSource(each, {tensor: tensor for tensor in each.infos if tensor in known})
             for name, each in self.experts.items()
+        }
+
+    def beside(self) -> Mapping[str, Files]:
+        """Return what lies beside each model, without the class whose head is left out."""
+        return {
+            name: with_config(files, _without_class) for name, files in super().beside().items()
         }
 
 
@@ -99,6 +109,10 @@ class FlanT5GlueTasks(LanguageTasks):
         super().__init__(GenerateTasksConfig(datasets=data, chat=False, length=_LENGTH, **given))
         self.config = config
         self.published = _published(own)
+
+
+def _without_class(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "architectures"}
 
 
 def _models(own: Family, tasks: list[str] | None) -> LanguageConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,10 @@ def _add(assets: Files, made: Path) -> None:
         path = made / name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                shutil.copyfile(content, path)
 
 
 def _files_in(directory: Path) -> dict[str, Path]:

@@ -245,5 +245,7 @@ def _check_entry(name: str, known: Json, main: str | None) -> None:
 
 
 def _digest(content: bytes | Path) -> str:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    return hashlib.sha256(data).hexdigest()
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from fusion_core.errors import RecipeError
-from pools_lm.beside import MODULES, content_of, modules_in, parsed
+from pools_lm.beside import MODULES, content_in, modules_in, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,7 +105,7 @@ def _step(kind: str, files: Files, path: str) -> Step:
     name = f"{path}/model.safetensors"
     if name not in files:
         raise _unknown(f"{path} has no model.safetensors")
-    tensors = load(content_of(files[name]))
+    tensors = load(content_in(files, name))
     made = getattr(nn, activation.rpartition(".")[2])()
     return Dense(tensors["linear.weight"], tensors.get("linear.bias"), made)
 

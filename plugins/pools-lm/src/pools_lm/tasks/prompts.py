@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
-from pools_lm.beside import content_of
+from pools_lm.beside import content_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,10 +167,10 @@ def _loaded(files: Files) -> tuple[Any, Any, Any]:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # seconds
 
     with TemporaryDirectory() as folder:
-        for name, content in files.items():
+        for name in files:
             place = Path(folder, name)
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(content_of(content))
+            place.write_bytes(content_in(files, name))
         local = {"trust_remote_code": False, "local_files_only": True}
         try:
             return (
@@ -201,6 +201,6 @@ def _ends(tokenizer: Any, config: Any, generation: Any) -> tuple[int, ...]:  # n
 def _digest(files: Files) -> str:
     found = hashlib.sha256()
     for name in sorted(files):
-        data = content_of(files[name])
+        data = content_in(files, name)
         found.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
     return found.hexdigest()

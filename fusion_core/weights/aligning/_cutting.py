@@ -1,0 +1,169 @@
+"""How a tokenizer cuts a text into tokens: normalizer, pre-tokenizer, merges and settings.
+
+Vocabularies and merges take most of a `tokenizer.json`. Both are cut out of its text, and merges
+are hashed in one spelling, so that no list of them is ever built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights.aligning._models import Fact
+from fusion_core.weights.aligning._sentencepiece import normalizer_of
+from fusion_core.weights.reading.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fusion_core.weights.aligning._models import Model
+
+IGNORE = "alignment.tokenizer=ignore merges without looking at tokenizers."
+TOKENIZER, MERGES, SETTINGS = "tokenizer.json", "merges.txt", "tokenizer_config.json"
+#: SentencePiece models, which hold a normalizer of their own.
+PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm")
+#: Files that are compared as a whole: what is in them is not known here.
+OPAQUE = ("bpe.codes", "tekken.json", "target.spm")
+#: A string of JSON, and lists that hold nothing else or lists of them.
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_LIST = rb'\[(?:[^\[\]"]++|' + _STRING + rb")*+\]"
+_NESTED = rb'\[(?:[^\[\]"]++|' + _STRING + rb"|" + _LIST + rb")*+\]"
+_OBJECT = rb'\{(?:[^{}"]++|' + _STRING + rb")*+\}"
+_MERGES = re.compile(rb'"merges"\s*+:\s*+(?P<merges>' + _NESTED + rb")", re.DOTALL)
+_VOCABULARY = re.compile(rb'("vocab"\s*+:\s*+)(?:' + _OBJECT + rb"|" + _NESTED + rb")", re.DOTALL)
+_STRINGS = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
+_MOST_MERGES = 1_000_000
+#: Four of a merge in a list of pairs, two of a token: Gemma has 2.6 million.
+_MOST_QUOTES = 6_000_000
+#: A token takes two values of JSON, and tokenizers have more of them than headers.
+BYTES_PER_VALUE = 16
+_HASHED_AT_ONCE = 2**16
+#: Options of a `tokenizer.json`'s model that change how texts are cut.
+_OPTIONS = (
+    *("type", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk"),
+    *("byte_fallback", "ignore_merges", "max_input_chars_per_word"),
+)
+#: Settings of a `tokenizer_config.json` that do, too.
+_FLAGS = (
+    *("do_lower_case", "do_basic_tokenize", "strip_accents", "tokenize_chinese_chars", "legacy"),
+    *("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens"),
+)
+
+
+def cutting(model: Model) -> dict[str, Fact]:
+    """Return what decides how a model's tokenizer cuts texts."""
+    settings = model.config(SETTINGS)
+    facts = {key: Fact(settings[key], SETTINGS) for key in _FLAGS if settings.get(key) is not None}
+    if TOKENIZER in model.files:
+        facts |= _from_json(model)
+    elif MERGES in model.files:
+        lines = (line.rstrip(b"\r\n") for line in model.content(MERGES).split(b"\n"))
+        merges = (line for line in lines if line.strip() and not line.startswith(b"#version"))
+        facts["merges"] = Fact(_counted(merges, MERGES), MERGES)
+    elif file := next((file for file in PIECES if file in model.files), None):
+        facts |= _normalizer(model, file)
+    for file in OPAQUE:
+        if file in model.files:
+            facts[f"SHA-256 of {file}"] = Fact(
+                hashlib.sha256(model.content(file)).hexdigest(), file
+            )
+    return facts
+
+
+def split_merges(text: bytes, path: str) -> tuple[bytes, bytes | None]:
+    """Return a `tokenizer.json` with no merges in their place, and the list that stood there.
+
+    Raises `CheckpointError` for more strings than any tokenizer has, before they are looked for.
+    """
+    if (quotes := text.count(b'"')) > _MOST_QUOTES:
+        raise CheckpointError(
+            f"{path}: expected at most {_MOST_QUOTES:,} quotes, got {quotes:,}", hint=IGNORE
+        )
+    found = _MERGES.search(text)
+    if found is None:
+        return text, None
+    start, stop = found.span("merges")
+    return text[:start] + b"[]" + text[stop:], text[start:stop]
+
+
+def _from_json(model: Model) -> dict[str, Fact]:
+    path = f"{TOKENIZER} of {model.name}"
+    rest, merges = split_merges(model.content(TOKENIZER), path)
+    read = parse_json(
+        _VOCABULARY.sub(rb"\1[]", rest, count=1),
+        path=path,
+        constants=True,
+        bytes_a_value=BYTES_PER_VALUE,
+    )
+    own = read.get("model")
+    stated: dict[str, Any] = {
+        "normalizer": _canonical(read.get("normalizer")),
+        "pre_tokenizer": _canonical(read.get("pre_tokenizer")),
+        "post_processor": _canonical(read.get("post_processor"), without="ByteLevel"),
+    }
+    if isinstance(own, dict):
+        stated |= {f"model.{key}": own.get(key) or None for key in _OPTIONS}
+    if merges is not None:
+        stated["merges"] = _counted(_merges(merges), path)
+    return {key: Fact(value, TOKENIZER) for key, value in stated.items()}
+
+
+def _merges(text: bytes) -> Iterator[bytes]:
+    """Yield merges as `merges.txt` spells them, from a list of pairs or of texts."""
+    strings: Iterator[bytes] = map(itemgetter(1), _STRINGS.finditer(text))
+    in_pairs = text[1:].lstrip().startswith(b"[")
+    spelled = map(b" ".join, zip(strings, strings, strict=False)) if in_pairs else strings
+    return (_unescaped(merge) if b"\\" in merge else merge for merge in spelled)
+
+
+def _unescaped(merge: bytes) -> bytes:
+    try:
+        text: str = json.loads(b'"' + merge + b'"', strict=False)
+        return text.encode()
+    except ValueError:  # half a character, say: compared as it is spelled
+        return merge
+
+
+def _counted(merges: Iterable[bytes], file: str) -> str:
+    """Say how many merges there are and what they hash to."""
+    digest, count, lines = hashlib.sha256(), 0, iter(merges)
+    while chunk := list(islice(lines, _HASHED_AT_ONCE)):
+        count += len(chunk)
+        if count > _MOST_MERGES:
+            raise CheckpointError(
+                f"{file}: more than {_MOST_MERGES} merges are refused", hint=IGNORE
+            )
+        digest.update(b"\n".join([*chunk, b""]))
+    return f"{count} merges, SHA-256 {digest.hexdigest()[:12]}"
+
+
+def _normalizer(model: Model, file: str) -> dict[str, Fact]:
+    try:
+        rules = normalizer_of(model.content(file), most=_MOST_MERGES)
+    except (ValueError, IndexError):  # tiktoken's files have the same name
+        return {}
+    return {"normalizer": Fact(hashlib.sha256(rules).hexdigest(), file)} if rules else {}
+
+
+def _canonical(stage: Any, without: str = "") -> Any:  # noqa: ANN401 - JSON
+    """Bring a stage of a tokenizer to one spelling: a sequence of one is that one.
+
+    Steps of the kind `without` only count characters there.
+    """
+    kind = stage.get("type") if isinstance(stage, dict) else without
+    if kind == without:
+        return None
+    if kind == "Sequence":
+        inner = next((value for value in stage.values() if isinstance(value, list)), [])
+        steps = [step for step in (_canonical(part, without) for part in inner) if step is not None]
+        return steps if len(steps) > 1 else next(iter(steps), None)
+    if kind == "Metaspace":
+        usual = "always" if stage.get("add_prefix_space", True) else "never"
+        stage = {"split": True, "prepend_scheme": usual, **stage}
+    ignored = ("add_prefix_space", "str_rep") if kind == "Metaspace" else ("trim_offsets",)
+    return {key: value for key, value in stage.items() if key not in ignored}

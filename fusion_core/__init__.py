@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fusion_core.builtin.checkpoints import CheckpointsPool
     from fusion_core.builtin.checkpoints_config import CheckpointsConfig
     from fusion_core.checking.check import check, scan
-    from fusion_core.cli.flags import sections_from
+    from fusion_core.cli.flags import sections_from, trusted_by
     from fusion_core.cli.output import print_json, print_table
     from fusion_core.cli.progress import progress_for
     from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
@@ -76,7 +76,7 @@ _HOMES = {
     "fusion_core.builtin.checkpoints": ("CheckpointsPool",),
     "fusion_core.builtin.checkpoints_config": ("CheckpointsConfig",),
     "fusion_core.checking.check": ("check", "scan"),
-    "fusion_core.cli.flags": ("sections_from",),
+    "fusion_core.cli.flags": ("sections_from", "trusted_by"),
     "fusion_core.cli.output": ("print_json", "print_table"),
     "fusion_core.cli.progress": ("progress_for",),
     "fusion_core.contracts.algorithm": ("Algorithm", "TensorwiseAlgorithm"),
@@ -238,6 +238,7 @@ __all__ = [
     "sections_from",
     "shuffled_rows",
     "table_of",
+    "trusted_by",
     "unknown_task",
     "write_durably",
 ]

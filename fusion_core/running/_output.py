@@ -199,6 +199,7 @@ def _provenance(
         "stages": [each.as_provenance() for each in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "warnings": plan.warnings,
+        "trusted": sorted(plan.needs_trust),
         "outputs": provenance.outputs(staging),
     }
     return json.dumps(provenance.statement(parts, timings), indent=2).encode() + b"\n"

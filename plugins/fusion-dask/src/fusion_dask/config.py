@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -20,7 +21,8 @@ class DaskConfig(ComponentConfig):
     """The options of `dask`: where the scheduler is, and what of its workers is asked for."""
 
     address: Annotated[str, AfterValidator(_address)] | None = None
-    """The address of a scheduler, tcp://HOST:8786; default: one with workers on this machine."""
+    """The address of a scheduler, tcp://HOST:8786; default: one with workers on this machine. A
+    scheduler that is named needs `--trust dask`."""
     scheduler_file: InputPath | None = None
     """In place of an address: what `dask scheduler --scheduler-file` wrote."""
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -39,6 +41,13 @@ class DaskConfig(ComponentConfig):
         if not self.is_local and self.workers is not None:
             raise ValueError("a scheduler that is named has workers of its own: leave workers out")
         return self
+
+    def needs_trust(self) -> Mapping[str, str]:
+        """Return what a scheduler that is named can do: it is sent code and data, and sends back."""
+        if self.is_local:
+            return {}
+        place = self.address or f"in {self.scheduler_file}"
+        return {"dask": f"connect to the Dask scheduler {place}, which can run code here"}
 
     @property
     def is_local(self) -> bool:

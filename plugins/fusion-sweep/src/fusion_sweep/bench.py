@@ -59,13 +59,17 @@ class Bench:
     _session: str = field(default_factory=lambda: uuid4().hex)
 
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
-        """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks."""
+        """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks or trust.
+
+        Tasks are asked for their identity next, which may start what needs trust.
+        """
         output = {**recipe.get("output", {}), "path": None}
         options = replace(self.options, device="cpu")
         if self.scratch is not None:
             output["path"] = str(self.scratch / f"trial-{self._session}")
             options = replace(options, overwrite=True)
         planned = plan({**recipe, "output": output}, options, like=self._last)
+        planned.check_trust()
         self._last = replace(planned, device=_device(self.options.device))
         if self._last.tasks is None:
             raise RecipeError(

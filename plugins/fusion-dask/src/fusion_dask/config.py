@@ -43,7 +43,7 @@ class DaskConfig(ComponentConfig):
         return self
 
     def needs_trust(self) -> Mapping[str, str]:
-        """Return what a scheduler that is named can do: it is sent code and data, and sends back."""
+        """Return what a scheduler that is named can do: pickles go there and come back."""
         if self.is_local:
             return {}
         place = self.address or f"in {self.scheduler_file}"

@@ -59,9 +59,9 @@ class Bench:
     _session: str = field(default_factory=lambda: uuid4().hex)
 
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
-        """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks or trust.
+        """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks.
 
-        Tasks are asked for their identity next, which may start what needs trust.
+        So it does without trust: what the tasks are is asked next, which may start a program.
         """
         output = {**recipe.get("output", {}), "path": None}
         options = replace(self.options, device="cpu")

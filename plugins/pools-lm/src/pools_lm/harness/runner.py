@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from difflib import get_close_matches
@@ -170,6 +171,7 @@ def _commit(data_set: str, revision: str | None) -> str | None:
 def measure(asked: Json) -> Json:
     """Measure a model directory on tasks, each as if there were no other."""
     _check_device(asked["device"])
+    _load_data_only()
     manager = _manager(asked)
     loaded = {name: _load(manager, name) for name in asked["tasks"]}
     from lm_eval.models.huggingface import HFLM
@@ -197,8 +199,30 @@ def _check_device(device: str) -> None:
         raise Refused("device", f"torch {torch.__version__} says: {_in_short(error)}") from error
 
 
+def _load_data_only() -> None:
+    """Have data sets loaded without the scripts that old ones bring: those are code from the hub.
+
+    Some tasks of the harness ask for them. Since version 4 the datasets library runs none.
+    """
+    os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = "0"  # read when datasets is imported
+    import datasets
+
+    load = datasets.load_dataset
+
+    def load_data(*args: Any, trust_remote_code: Any = None, **options: Any) -> Any:
+        del trust_remote_code
+        return load(*args, **options)
+
+    datasets.load_dataset = load_data
+
+
 def _load(manager: Any, name: str) -> Any:
-    """Read a task's data, or that of a group's members."""
+    """Read a task's data, or that of a group's members.
+
+    A name that is not in the harness's index would be taken for the path of a YAML file.
+    """
+    if name not in manager.task_index:
+        raise Refused("data", f"task {name!r}: the harness has no task of this name")
     try:
         found = manager.load([name])
     except Exception as error:

@@ -32,8 +32,8 @@ def smoke(
         typer.Option(
             "--trust",
             metavar="NAME",
-            help="Allow what the recipe in DIR asks for that can run code, as `fuse check` names it; "
-            "repeatable.",
+            help="Allow what the recipe in DIR asks for that can run code, as `fuse check` names "
+            "it; repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

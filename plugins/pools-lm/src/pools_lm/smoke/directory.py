@@ -69,9 +69,7 @@ def speakers(pool: ModelPool[Any], directory: Path) -> list[Speaker]:
     return [Speaker(name, pool, each) for name, each in named]
 
 
-def _models_of(
-    directory: Path, blocked: frozenset[str], trust: frozenset[str]
-) -> ModelPool[Any]:
+def _models_of(directory: Path, blocked: frozenset[str], trust: frozenset[str]) -> ModelPool[Any]:
     """Return a recipe's models; those that any pool merges as what the directory holds."""
     recipe = load_recipe(directory / _RECIPE)
     pool = recipe.get("model_pool")

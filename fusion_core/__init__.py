@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
+    from fusion_core.machine.confined import Confined, Limits, Overrun, Refused
     from fusion_core.machine.devices import device_of
     from fusion_core.machine.installed import import_optional
     from fusion_core.planning.options import RunOptions
@@ -113,6 +114,7 @@ _HOMES = {
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
+    "fusion_core.machine.confined": ("Confined", "Limits", "Overrun", "Refused"),
     "fusion_core.machine.devices": ("device_of",),
     "fusion_core.machine.installed": ("import_optional",),
     "fusion_core.planning.options": ("RunOptions",),
@@ -150,6 +152,7 @@ __all__ = [
     "CheckpointsPool",
     "CommandSpec",
     "ComponentConfig",
+    "Confined",
     "Coordinates",
     "Cut",
     "Entry",
@@ -159,6 +162,7 @@ __all__ = [
     "Figure",
     "FusionError",
     "InputPath",
+    "Limits",
     "Measured",
     "Metric",
     "Metrics",
@@ -167,11 +171,13 @@ __all__ = [
     "ModelPool",
     "ModelPoolSpec",
     "Outline",
+    "Overrun",
     "Piece",
     "Plan",
     "Progress",
     "Published",
     "Recipe",
+    "Refused",
     "Report",
     "RunContext",
     "RunInfo",

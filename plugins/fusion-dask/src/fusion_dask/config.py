@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from fusion_core import ComponentConfig, InputPath
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def _address(given: str) -> str:

@@ -15,7 +15,7 @@ import re
 import sys
 from difflib import get_close_matches
 from functools import cache
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -205,8 +205,7 @@ def _load_data_only() -> None:
     Some tasks of the harness ask for them. Since version 4 the datasets library runs none.
     """
     os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = "0"  # read when datasets is imported
-    import datasets
-
+    datasets: Any = import_module("datasets")
     load = datasets.load_dataset
 
     def load_data(*args: Any, trust_remote_code: Any = None, **options: Any) -> Any:

@@ -12,9 +12,12 @@ import hashlib
 import json
 import os
 import re
+import resource
+import signal
 import sys
+from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module, metadata, util
 from numbers import Real
 from pathlib import Path
@@ -23,6 +26,9 @@ from typing import Any
 _NEEDED = ("lm_eval", "torch", "transformers", "accelerate")
 _VERSIONS = ("lm-eval", "torch", "transformers", "datasets")
 _NO_NETWORK = re.compile(r"Connect|Offline|Timeout|LocalEntryNotFound|HubHTTP|Couldn't reach")
+
+#: What one call of a model's chat template or tokenizer may take, in seconds and bytes.
+SECONDS_OF_MODELS_OWN, _MEMORY_OF_MODELS_OWN = 60.0, 1_500_000_000
 
 Json = dict[str, Any]
 
@@ -182,12 +188,40 @@ def measure(asked: Json) -> Json:
         dtype=asked["dtype"],
         batch_size=asked["batch_size"],
     )
+    _limit_what_came_with(model)
     return {
         "tasks": {
             name: _measured(model, name, each, {**asked, "task_manager": manager})
             for name, each in loaded.items()
         }
     }
+
+
+def _limit_what_came_with(model: Any) -> None:
+    """Have a chat template or tokenizer that never ends, or fills the memory, end this process.
+
+    The default action of SIGALRM ends it, whatever code is stuck.
+    """
+    for name in ("apply_chat_template", "tok_encode", "tok_batch_encode"):
+        if hasattr(model, name):
+            setattr(model, name, _within_limits(getattr(model, name)))
+
+
+def _within_limits(work: Any) -> Any:
+    @wraps(work)
+    def limited(*args: Any, **options: Any) -> Any:
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_MODELS_OWN)
+        with suppress(OSError, ValueError):  # no /proc, or a lower limit already
+            used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_DATA, (used + _MEMORY_OF_MODELS_OWN, before[1]))
+        try:
+            return work(*args, **options)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+    return limited
 
 
 def _check_device(device: str) -> None:

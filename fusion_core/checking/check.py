@@ -130,10 +130,9 @@ def scan(plan: Plan) -> list[BadTensor]:
 
     On the run's executor or, where that needs trust, on threads of this process.
     """
-    executor = Threads(torch.get_num_threads())
-    if not needs_of([plan.resolved.executor]):
-        executor = plan.resolved.executor.create()
-    with hub.session(plan.options.progress), executor:
+    own = plan.resolved.executor
+    made = Threads(torch.get_num_threads()) if needs_of([own]) else own.create()
+    with hub.session(plan.options.progress), made as executor:
         return bad_tensors(dict(_read(plan)), executor, progress=plan.options.progress)
 
 

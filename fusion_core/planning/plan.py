@@ -25,7 +25,7 @@ from fusion_core.planning.outlines import check_outline, has_own_outline
 from fusion_core.planning.pipeline import PlannedStage, create_stages, with_parts
 from fusion_core.planning.planned import Plan
 from fusion_core.planning.resolving import resolve, resolve_component
-from fusion_core.planning.trust import check_known, check_trusted, components_used, needs_of
+from fusion_core.planning.trust import check_known, check_trusted, needs_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.config import stages_in
@@ -128,7 +128,7 @@ def plan_models(
     nesting = partial(_place_of, plans=plans, options=options, inside=())
     place: dict[str, Any] = {"section": "model_pool", "nesting": nesting}
     resolved = resolve_component(ModelPoolSpec, choice, plugins, **place)
-    nested = (component for inner in plans.values() for component in components_used(inner))
+    nested = (component for inner in plans.values() for component in inner.components_used())
     check_trusted(needs_of([resolved, *nested]), options.trust)
     pool = resolved.create()
     return pool, _by_model(plans, pool)

@@ -13,7 +13,7 @@ from fusion_core.planning.needs import check_data
 from fusion_core.planning.numbers import free_paths
 from fusion_core.planning.outlines import has_own_outline, outline_of
 from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
-from fusion_core.planning.trust import check_trusted, needs_of, needs_of_plan
+from fusion_core.planning.trust import check_trusted, needs_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.outline import Outline
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.options import RunOptions
-    from fusion_core.planning.resolved import ResolvedRecipe
+    from fusion_core.planning.resolved import Resolved, ResolvedRecipe
     from fusion_core.planning.trust import Needs
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights.reading.assets import Files
@@ -177,7 +177,19 @@ class Plan:
     @property
     def needs_trust(self) -> Needs:
         """What the recipe asks for that can run code, by name, nested recipes included."""
-        return needs_of_plan(self)
+        return needs_of([self.resolved.executor, *self.components_used()])
+
+    def components_used(self) -> Iterator[Resolved[Any] | None]:
+        """Yield what recipes name, the executor aside: that of a nested recipe is not used."""
+        yield from (stage.resolved for stage in self.stages)
+        yield self.resolved.task_pool if self.tasks_read is not None else None
+        yield from self.components_of_models()
+
+    def components_of_models(self) -> Iterator[Resolved[Any] | None]:
+        """Yield what makes the models: the model pool, and what nested recipes name."""
+        yield self.resolved.model_pool
+        for plan in self.nested.values():
+            yield from plan.components_used()
 
     def check_trust(self) -> None:
         """Raise `RecipeError` if the recipe needs trust that the options do not give.

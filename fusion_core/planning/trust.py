@@ -16,9 +16,8 @@ from fusion_core.errors import RecipeError
 from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
-    from fusion_core.planning.planned import Plan
     from fusion_core.planning.resolved import Resolved
     from fusion_core.plugins.manager import PluginManager
 
@@ -32,25 +31,6 @@ def trust_in_environment() -> frozenset[str]:
     """Return the names that `FUSION_TRUST` lists, separated by commas."""
     listed = os.environ.get(TRUST_VARIABLE, "").split(",")
     return frozenset(name.strip() for name in listed if name.strip())
-
-
-def needs_of_plan(plan: Plan) -> Needs:
-    """Return what a plan needs trust for, with the recipes in the places of its models."""
-    return needs_of([plan.resolved.executor, *components_used(plan)])
-
-
-def components_used(plan: Plan) -> Iterator[Resolved[Any] | None]:
-    """Yield what a plan was told by recipes, its executor aside: a nested recipe's is not used."""
-    yield from (stage.resolved for stage in plan.stages)
-    yield plan.resolved.task_pool if plan.tasks_read is not None else None
-    yield from components_of_models(plan)
-
-
-def components_of_models(plan: Plan) -> Iterator[Resolved[Any] | None]:
-    """Yield what makes a plan's models: its model pool, and what nested recipes name."""
-    yield plan.resolved.model_pool
-    for nested in plan.nested.values():
-        yield from components_used(nested)
 
 
 def needs_of(components: Iterable[Resolved[Any] | None]) -> Needs:

@@ -9,7 +9,7 @@ from fusion_core.contracts.run import RunInfo
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan, plan_models
 from fusion_core.planning.planned import Plan
-from fusion_core.planning.trust import check_trusted, components_of_models, needs_of
+from fusion_core.planning.trust import check_trusted, needs_of
 from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.recipe.config import AlignmentPolicy, choice_of
 from fusion_core.recipe.validation import validated
@@ -55,7 +55,7 @@ def models_of(
     options = recipe.options if isinstance(recipe, Plan) else RunOptions(evaluate=False)
     options = options if trust is None else replace(options, trust=trust)
     if isinstance(recipe, Plan):
-        check_trusted(needs_of(components_of_models(recipe)), options.trust)
+        check_trusted(needs_of(recipe.components_of_models()), options.trust)
         pool, nested, policy = recipe.pool, recipe.nested, recipe.resolved.recipe.alignment
         info = RunInfo(recipe.recipe, None)
     else:

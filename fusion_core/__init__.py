@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fusion_core.builtin.checkpoints import CheckpointsPool
     from fusion_core.builtin.checkpoints_config import CheckpointsConfig
     from fusion_core.checking.check import check, scan
-    from fusion_core.cli.flags import sections_from
+    from fusion_core.cli.flags import sections_from, trusted_by
     from fusion_core.cli.output import print_json, print_table
     from fusion_core.cli.progress import progress_for
     from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, Task, TaskPool
     from fusion_core.errors import FusionError
     from fusion_core.hookspecs import hookimpl
+    from fusion_core.machine.confined import Confined, Limits, Overrun, Refused
     from fusion_core.machine.devices import device_of
     from fusion_core.machine.installed import import_optional
     from fusion_core.planning.options import RunOptions
@@ -80,7 +81,7 @@ _HOMES = {
     "fusion_core.builtin.checkpoints": ("CheckpointsPool",),
     "fusion_core.builtin.checkpoints_config": ("CheckpointsConfig",),
     "fusion_core.checking.check": ("check", "scan"),
-    "fusion_core.cli.flags": ("sections_from",),
+    "fusion_core.cli.flags": ("sections_from", "trusted_by"),
     "fusion_core.cli.output": ("print_json", "print_table"),
     "fusion_core.cli.progress": ("progress_for",),
     "fusion_core.contracts.algorithm": ("Algorithm", "TensorwiseAlgorithm"),
@@ -118,6 +119,7 @@ _HOMES = {
     "fusion_core.contracts.task_pool": ("AdaptiveTask", "FeatureTask", "Task", "TaskPool"),
     "fusion_core.errors": ("FusionError",),
     "fusion_core.hookspecs": ("hookimpl",),
+    "fusion_core.machine.confined": ("Confined", "Limits", "Overrun", "Refused"),
     "fusion_core.machine.devices": ("device_of",),
     "fusion_core.machine.installed": ("import_optional",),
     "fusion_core.planning.options": ("RunOptions",),
@@ -158,6 +160,7 @@ __all__ = [
     "CheckpointsPool",
     "CommandSpec",
     "ComponentConfig",
+    "Confined",
     "Coordinates",
     "Cut",
     "Entry",
@@ -167,6 +170,7 @@ __all__ = [
     "Figure",
     "FusionError",
     "InputPath",
+    "Limits",
     "Measured",
     "Metric",
     "Metrics",
@@ -175,11 +179,13 @@ __all__ = [
     "ModelPool",
     "ModelPoolSpec",
     "Outline",
+    "Overrun",
     "Piece",
     "Plan",
     "Progress",
     "Published",
     "Recipe",
+    "Refused",
     "Report",
     "RunContext",
     "RunIdentities",
@@ -250,6 +256,7 @@ __all__ = [
     "sections_from",
     "shuffled_rows",
     "table_of",
+    "trusted_by",
     "unknown_task",
     "write_durably",
 ]

@@ -16,7 +16,9 @@ from fusion_core.checking._licences import conflicts, limits
 from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
 from fusion_core.planning.dtypes import dtype_of, stored_infos
+from fusion_core.planning.trust import needs_of
 from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
+from fusion_core.weights.merging.execution import Threads
 from fusion_core.weights.merging.finite import BadTensor, bad_tensors
 from fusion_core.weights.reading.format import build_header
 from fusion_core.weights.writing.disk import free_bytes
@@ -75,6 +77,10 @@ class Check:
     #: tensors that a stage treats otherwise than its name says
     fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
+    #: what the recipe asks for that can run code: reasons by the name that allows it
+    needs_trust: Mapping[str, tuple[str, ...]]
+    #: what only the run will learn, because it needs trust
+    not_checked: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON's data."""
@@ -94,10 +100,10 @@ def check(plan: Plan) -> Check:
     """Say what a plan would do.
 
     Raises `AlignmentError` with a table of every difference if the models do not fit together, and
-    what `Plan.check_data` raises.
+    what `Plan.check_data` raises. What needs trust is not started, even if it has that.
     """
     models = tuple(_models(plan))
-    plan.check_data()
+    plan.check_data(untrusted=True)
     licences = {each.name: each.licence for each in models}
     return Check(
         plan.algorithm_name,
@@ -109,12 +115,28 @@ def check(plan: Plan) -> Check:
         tuple(limits(licences)),
         plan.fallbacks,
         tuple(plan.warnings),
+        plan.needs_trust,
+        tuple(_not_checked(plan)),
     )
 
 
+def _not_checked(plan: Plan, prefix: str = "") -> Iterator[str]:
+    """Name the task pools that a check leaves alone because looking at them needs trust."""
+    if plan.tasks_read is not None and plan.tasks_to_look_at is None:
+        assert plan.resolved.task_pool is not None  # noqa: S101 - it is what needs trust
+        yield f"{prefix}{plan.resolved.task_pool.name}: whether its tasks and data are there"
+    for name, nested in plan.nested.items():
+        yield from _not_checked(nested, f"{prefix}{name}/")
+
+
 def scan(plan: Plan) -> list[BadTensor]:
-    """Read everything that the run would read, and return what holds NaN or infinity."""
-    with hub.session(plan.options.progress), plan.resolved.executor.create() as executor:
+    """Read everything that the run would read, and return what holds NaN or infinity.
+
+    On the run's executor or, where that needs trust, on threads of this process.
+    """
+    own = plan.resolved.executor
+    made = Threads(torch.get_num_threads()) if needs_of([own]) else own.create()
+    with hub.session(plan.options.progress), made as executor:
         return bad_tensors(dict(_read(plan)), executor, progress=plan.options.progress)
 
 

@@ -21,6 +21,7 @@ from fusion_core.cli.flags import (
     Seed,
     TaskPoolName,
     Tasks,
+    Trust,
     Verbose,
     Workers,
     counted,
@@ -54,6 +55,7 @@ def check(
     device: Device = "cpu",
     executor: ExecutorName = None,
     workers: Workers = None,
+    trust: Trust = None,
     scan: Annotated[
         bool, typer.Option("--scan", help="Read all weights too, and look for NaN and infinity.")
     ] = False,
@@ -64,7 +66,8 @@ def check(
     """Say what a run would do, and whether it can: nothing is written.
 
     Looks at recipe, plugins, keys, shapes, dtypes, licences, disk and memory, from headers alone.
-    Exits as the run would: 4 if the models do not fit together, 6 if the output has no room.
+    Exits as the run would: 4 if the models do not fit together, 6 if the output has no room, 2 if
+    the recipe needs trust that --trust does not give. What needs trust is shown, and not started.
     """
     set_up_logging(verbose=verbose)
     plan = planned(
@@ -80,6 +83,7 @@ def check(
         assignments,
         seed=seed,
         output=output,
+        trust=trust,
         evaluate=not no_eval,
         overwrite=overwrite,
         device=device,
@@ -101,6 +105,7 @@ def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
         _print(checked, bad)
     if bad is not None:
         core.raise_if_bad(bad, plan)
+    plan.check_trust()
     checked.raise_unless_it_fits()
 
 
@@ -150,6 +155,9 @@ def _rows(checked: Check) -> list[list[str]]:
         rows.append(["licences", f"not known: {', '.join(unknown)}"])
     rows += [["conflict", each] for each in checked.licence_conflicts]
     rows += [["licence", each] for each in checked.licence_limits]
+    for name, reasons in checked.needs_trust.items():
+        rows += [["needs trust", f"{name}: {reason}"] for reason in reasons]
+    rows += [["not checked", each] for each in checked.not_checked]
     rows += [["fallback", str(each)] for each in checked.fallbacks if not each.is_notable]
     return rows + [["warning", warning] for warning in checked.warnings]
 

@@ -18,9 +18,11 @@ from fusion_core.cli.flags import (
     Quiet,
     TaskPoolName,
     Tasks,
+    Trust,
     Verbose,
     sections_from,
     set_up_logging,
+    trusted_by,
 )
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, warn_of_broken_plugins, warn_of_experts
@@ -42,6 +44,7 @@ def evaluate(
     intervals: Intervals = False,
     events: EventsFile = None,
     device: Device = "cpu",
+    trust: Trust = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -63,6 +66,7 @@ def evaluate(
             progress=recorded.following(progress_for(quiet=quiet)),
             fresh=fresh,
             device=device,
+            trust=trusted_by(trust),
         )
         recorded.write("report", report=report.as_json())
     warn_of_experts({model.resolve().name: report})

@@ -81,6 +81,15 @@ Workers = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(help="Short for --set executor.workers; default: one a core.", min=1),
 ]
+Trust = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--trust",
+        metavar="NAME",
+        help="Allow what a recipe asks for that can run code, as `fuse check` names it; "
+        "repeatable. FUSION_TRUST adds names.",
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
@@ -94,6 +103,7 @@ def planned(
     *,
     seed: int | None,
     output: str | None,
+    trust: list[str] | None,
     **options: Any,  # noqa: ANN401 - fields of RunOptions
 ) -> Plan:
     """Plan a run from flags over a file; says which plugins failed to load.
@@ -116,7 +126,14 @@ def planned(
     from fusion_core.planning.plan import plan
 
     gc.freeze()  # what was imported stays: headers of many tensors are parsed twice as fast
-    return plan(raw, RunOptions(block=context.obj, **options))
+    return plan(raw, RunOptions(block=context.obj, trust=trusted_by(trust), **options))
+
+
+def trusted_by(flags: list[str] | None) -> frozenset[str]:
+    """Return what the flags `--trust` and the environment allow."""
+    from fusion_core.planning.trust import trust_in_environment
+
+    return trust_in_environment().union(flags or [])
 
 
 def set_up_logging(*, verbose: bool) -> None:

@@ -26,6 +26,7 @@ from fusion_core.cli.flags import (
     Seed,
     TaskPoolName,
     Tasks,
+    Trust,
     Verbose,
     Workers,
     counted,
@@ -98,6 +99,7 @@ def run(
     device: Device = "cpu",
     executor: ExecutorName = None,
     workers: Workers = None,
+    trust: Trust = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, as `fuse check`, and stop.")
     ] = False,
@@ -137,6 +139,7 @@ def run(
             assignments,
             seed=seed,
             output=output,
+            trust=trust,
             evaluate=not no_eval,
             fresh=fresh,
             overwrite=overwrite,
@@ -160,6 +163,7 @@ def run(
 
 def _carry_out(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> None:
     """Say what is about to happen, do it, and show what came out."""
+    plan.check_trust()
     if not helps():
         print_warnings(plan.warnings)
     if not quiet:

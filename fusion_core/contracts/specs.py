@@ -58,9 +58,11 @@ class ComponentSpec:
     #: its configuration (a `ComponentConfig`), as "module:attribute" of a module without torch
     config: str
     aliases: tuple[str, ...] = ()
+    #: the names under which its configuration may ask for trust (`ComponentConfig.needs_trust`)
+    trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (self.name, *self.aliases):
+        for name in (self.name, *self.aliases, *self.trust):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{self.kind} name {name!r} is not kebab-case")
         for target in (self.target, self.config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.planning.trust import trust_in_environment
 from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,3 +31,5 @@ class RunOptions:
     workers: int | None = None
     progress: Progress = field(default_factory=Progress)
     block: frozenset[str] = frozenset()
+    #: what a recipe may do that can run code, by name; default: what `FUSION_TRUST` lists
+    trust: frozenset[str] = field(default_factory=trust_in_environment)

@@ -25,6 +25,7 @@ from fusion_core.planning.outlines import check_outline, has_own_outline
 from fusion_core.planning.pipeline import PlannedStage, create_stages, with_parts
 from fusion_core.planning.planned import Plan
 from fusion_core.planning.resolving import resolve, resolve_component
+from fusion_core.planning.trust import check_known, check_trusted, needs_of
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.config import stages_in
@@ -81,6 +82,7 @@ def _plan(
 ) -> Plan:
     """Plan a run; `inside` are the recipe files that led here, None for the run itself."""
     plugins = load_plugins(options.block)
+    check_known(options.trust, plugins)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
     given = stages_in(raw.get("algorithm"))
     described = [each for each in given if not isinstance(each, Stage)]
@@ -117,11 +119,18 @@ def _plan(
 def plan_models(
     choice: Choice, plugins: PluginManager, options: RunOptions
 ) -> tuple[ModelPool[Any], Mapping[str, Plan]]:
-    """Make a recipe's model pool alone, with the plans of the recipes in the places of models."""
+    """Make a recipe's model pool alone, with the plans of the recipes in the places of models.
+
+    Raises `RecipeError` for what needs trust and has none: these plans are to be carried out.
+    """
+    check_known(options.trust, plugins)
     plans: dict[RecipeSource, Plan] = {}
     nesting = partial(_place_of, plans=plans, options=options, inside=())
     place: dict[str, Any] = {"section": "model_pool", "nesting": nesting}
-    pool = resolve_component(ModelPoolSpec, choice, plugins, **place).create()
+    resolved = resolve_component(ModelPoolSpec, choice, plugins, **place)
+    nested = (component for inner in plans.values() for component in inner.components_used())
+    check_trusted(needs_of([resolved, *nested]), options.trust)
+    pool = resolved.create()
     return pool, _by_model(plans, pool)
 
 

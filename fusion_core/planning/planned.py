@@ -14,6 +14,7 @@ from fusion_core.planning.needs import check_data
 from fusion_core.planning.numbers import free_paths
 from fusion_core.planning.outlines import has_own_outline, outline_of
 from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
+from fusion_core.planning.trust import check_trusted, needs_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.outline import Outline
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.options import RunOptions
-    from fusion_core.planning.resolved import ResolvedRecipe
+    from fusion_core.planning.resolved import Resolved, ResolvedRecipe
+    from fusion_core.planning.trust import Needs
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights.reading.assets import Files
     from fusion_core.weights.source import TensorInfo, WeightSource
@@ -188,14 +190,47 @@ class Plan:
         """Return what a run reads from the hub, sooner or later."""
         return downloads_of(self.pool, self.tasks_read)
 
-    def check_data(self) -> None:
-        """Raise a `FusionError` naming plugin and task if data that is read later is not there."""
-        if self.tasks_read is not None:
+    @property
+    def needs_trust(self) -> Needs:
+        """What the recipe asks for that can run code, by name, nested recipes included."""
+        return needs_of([self.resolved.executor, *self.components_used()])
+
+    def components_used(self) -> Iterator[Resolved[Any] | None]:
+        """Yield what recipes name, the executor aside: that of a nested recipe is not used."""
+        yield from (stage.resolved for stage in self.stages)
+        yield self.resolved.task_pool if self.tasks_read is not None else None
+        yield from self.components_of_models()
+
+    def components_of_models(self) -> Iterator[Resolved[Any] | None]:
+        """Yield what makes the models: the model pool, and what nested recipes name."""
+        yield self.resolved.model_pool
+        for plan in self.nested.values():
+            yield from plan.components_used()
+
+    def check_trust(self) -> None:
+        """Raise `RecipeError` if the recipe needs trust that the options do not give.
+
+        Called before anything of the plan is carried out: a plan itself starts nothing.
+        """
+        check_trusted(self.needs_trust, self.options.trust)
+
+    @property
+    def tasks_to_look_at(self) -> TaskPool[Any] | None:
+        """The tasks that are read, unless looking at them needs trust."""
+        return None if needs_of([self.resolved.task_pool]) else self.tasks_read
+
+    def check_data(self, *, untrusted: bool = False) -> None:
+        """Raise a `FusionError` naming plugin and task if data that is read later is not there.
+
+        With `untrusted`, tasks that need trust are left alone: nothing is started.
+        """
+        tasks = self.tasks_to_look_at if untrusted else self.tasks_read
+        if tasks is not None:
             given = self.resolved.task_pool
             plugin = given.component.plugin.distribution if given else type(self.tasks).__name__
-            check_data(self.tasks_read, plugin)
+            check_data(tasks, plugin)
         for plan in self.nested.values():
-            plan.check_data()
+            plan.check_data(untrusted=untrusted)
 
     @property
     def distributions(self) -> set[str]:

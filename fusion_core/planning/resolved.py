@@ -54,6 +54,18 @@ class Resolved(Generic[SpecT]):
         """Import the class and instantiate it."""
         return self.component.create(self.config)
 
+    def needs_trust(self) -> Mapping[str, str]:
+        """Return what the options make the component do that the person has to allow, by name.
+
+        Raises `BrokenPluginError` for a name that the component's spec does not list.
+        """
+        needs = self.config.needs_trust()
+        unlisted = needs.keys() - set(self.component.spec.trust)
+        if unlisted:
+            names = ", ".join(sorted(unlisted))
+            raise self.component.broken(f"asks for trust that its spec does not list: {names}")
+        return needs
+
     def changed(self, options: Mapping[str, Any], *, prefix: str = "algorithm") -> Self:
         """Return the component with some options changed; raises `RecipeError` as for all."""
         config_class, hint = self.component.load_config(), f"See: fuse info {self.name}"

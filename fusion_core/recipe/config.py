@@ -56,6 +56,16 @@ class ComponentConfig(Options):
         preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
         return {**preset, **values}
 
+    def needs_trust(self) -> Mapping[str, str]:
+        """Return what these options make the component do that can run code, by name.
+
+        Such as starting a program, importing files, or unpickling what another machine sends. The
+        names are those of the spec's `trust`; a reason reads "start the program ./x". Nothing is
+        started or connected to before the person allows it, and no constructor does either.
+        Default: nothing.
+        """
+        return {}
+
 
 class Choice(BaseModel):
     """A component's name and options, the options not yet validated."""

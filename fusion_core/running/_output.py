@@ -191,8 +191,8 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
         "warnings": [*plan.warnings, *warnings],
         "outputs": provenance.outputs(staging),
     }
-    content = json.dumps(provenance.statement(parts, timings), indent=2)
-    staging.add(PROVENANCE, content.encode() + b"\n")
+    statement = json.dumps(provenance.statement(parts, timings), indent=2)
+    staging.add(PROVENANCE, statement.encode() + b"\n")
     pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)
     return warnings
@@ -216,6 +216,7 @@ def _described(plan: Plan, pool: ModelPool[Any], weights: WeightSource) -> dict[
         "stages": [each.as_provenance() for each in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
+        "trusted": sorted(plan.needs_trust),
     }
 
 

@@ -9,6 +9,7 @@ from fusion_core.contracts.run import RunInfo
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan, plan_models
 from fusion_core.planning.planned import Plan
+from fusion_core.planning.trust import check_trusted, needs_of
 from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.recipe.config import AlignmentPolicy, choice_of
 from fusion_core.recipe.validation import validated
@@ -35,23 +36,31 @@ def merge(
     """
     options = replace(options or RunOptions(), evaluate=False)
     planned = plan({"algorithm": algorithm, "model_pool": models}, options)
+    planned.check_trust()
     pool, context = prepare(planned, RunInfo(planned.recipe, None), SerialExecutor(), None)
     return round_for(planned, run_stages(planned.stages, pool, context), pool)
 
 
 def models_of(
-    recipe: Mapping[str, Any] | Plan, plugins: PluginManager | None = None
+    recipe: Mapping[str, Any] | Plan,
+    plugins: PluginManager | None = None,
+    *,
+    trust: frozenset[str] | None = None,
 ) -> ModelPool[Any]:
     """Return the models that a recipe, or a plan, merges, aligned; recipes among them are merged.
 
-    Raises a `FusionError` for models that are not here, or do not fit.
+    `trust` is that of `RunOptions`, by default the plan's or the environment's. Raises a
+    `FusionError` for models that are not here, do not fit, or need trust that is not given.
     """
+    options = recipe.options if isinstance(recipe, Plan) else RunOptions(evaluate=False)
+    options = options if trust is None else replace(options, trust=trust)
     if isinstance(recipe, Plan):
+        check_trusted(needs_of(recipe.components_of_models()), options.trust)
         pool, nested, policy = recipe.pool, recipe.nested, recipe.resolved.recipe.alignment
         info = RunInfo(recipe.recipe, None)
     else:
         choice = choice_of(recipe.get("model_pool"))
-        pool, nested = plan_models(choice, plugins or load_plugins(), RunOptions())
+        pool, nested = plan_models(choice, plugins or load_plugins(), options)
         policy = validated(AlignmentPolicy, recipe.get("alignment", {}), prefix="alignment")
         info = RunInfo(recipe, None)
     merges, _ = run_nested(nested, info, SerialExecutor(), None)

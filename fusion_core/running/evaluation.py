@@ -17,6 +17,7 @@ from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
 from fusion_core.planning.resolving import resolve_component, task_pool_of
+from fusion_core.planning.trust import check_known, check_trusted, needs_of, trust_in_environment
 from fusion_core.progress import Progress
 from fusion_core.recipe.config import Choice, choice_of, choices_of
 from fusion_core.recipe.text import RECIPE, load_recipe
@@ -105,12 +106,16 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     device: torch.device,
     progress: Progress | None = None,
     fresh: bool = False,
+    trust: frozenset[str] | None = None,
 ) -> Report:
     """Measure a model directory; what is not said is taken from the recipe beside the weights.
 
     Without a recipe, the model pool is the one that goes with the task pool. Adds `report.json` to
-    the directory if it is measured on what its own recipe names.
+    the directory if it is measured on what its own recipe names. `trust` is that of `RunOptions`,
+    by default the environment's; raises `RecipeError` for what needs trust that is not given.
     """
+    trust = trust_in_environment() if trust is None else trust
+    check_known(trust, plugins)
     weights = CheckpointSource(directory)
     recipe = load_recipe(directory / RECIPE) if (directory / RECIPE).is_file() else {}
     as_recorded = bool(recipe) and model_pool is None and task_pool is None
@@ -131,6 +136,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     if not stages and as_recorded:
         _check_unadapted(directory)
     adapted = any(sees_tasks(each.component.spec) for each in stages)
+    check_trusted(needs_of([resolved, chosen_tasks, *stages]), trust)
     with hub.session(progress):
         pool = resolved.create()
         tasks = chosen_tasks.create().bind(pool)
@@ -146,7 +152,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
             progress=progress,
             transductive=tasks.transductive if adapted else None,
             fresh=fresh,
-            own=own_recorded(directory, plugins),
+            own=own_recorded(directory, plugins, trust=trust),
         )
     if as_recorded:
         write_report(report, directory)

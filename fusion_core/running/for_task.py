@@ -137,9 +137,12 @@ def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn
     return _own(found, models)
 
 
-def own_recorded(directory: Path, plugins: PluginManager) -> TaskOwn | None:
+def own_recorded(
+    directory: Path, plugins: PluginManager, *, trust: frozenset[str] | None = None
+) -> TaskOwn | None:
     """Return it of a directory whose recipe says what it was made of; None without any."""
-    return own_beside(directory, lambda: models_of(load_recipe(directory / RECIPE), plugins))
+    recipe = directory / RECIPE
+    return own_beside(directory, lambda: models_of(load_recipe(recipe), plugins, trust=trust))
 
 
 def own_among(

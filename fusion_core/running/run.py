@@ -101,6 +101,7 @@ def execute(plan: Plan) -> RunResult:
     elsewhere, of models that are open already, or measured otherwise: `dataclasses.replace` makes
     one. Pools are not changed by a run, so many runs may share them.
     """
+    plan.check_trust()
     committed: list[Path] = []
     try:
         return _execute(plan, committed)

@@ -38,7 +38,12 @@ class ExecutorSuite(ComponentSuite):
         models = [_written(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
         chosen = {"name": component.qualified_name, **options}
         written = [
-            _written(tmp_path / f"out-{number}", models=models, executor=executor)
+            _written(
+                tmp_path / f"out-{number}",
+                models=models,
+                executor=executor,
+                trust=frozenset(component.spec.trust),
+            )
             for number, executor in enumerate((chosen, "serial"))
         ]
         found, expected = ((path / "model.safetensors").read_bytes() for path in written)
@@ -73,13 +78,20 @@ class ExecutorSuite(ComponentSuite):
                 )
 
 
-def _written(path: Path, seed: int = 0, *, models: Any = None, executor: Any = "serial") -> Path:  # noqa: ANN401
+def _written(
+    path: Path,
+    seed: int = 0,
+    *,
+    models: Any = None,  # noqa: ANN401
+    executor: Any = "serial",  # noqa: ANN401
+    trust: frozenset[str] = frozenset(),
+) -> Path:
     """Write a merge: of tiny models, or of directories."""
     run_fusion(
         algorithm=Mean(Mean.config_class()),
         model_pool=tiny_pool("mlp", seed=seed) if models is None else {"models": models},
         output=path,
-        options=RunOptions(executor=executor, evaluate=False),
+        options=RunOptions(executor=executor, evaluate=False, trust=trust),
     )
     return path
 

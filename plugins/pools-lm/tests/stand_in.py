@@ -56,6 +56,8 @@ def act(asked):
         sys.exit(3)
     if "killed" in asked["tasks"]:
         os.kill(os.getpid(), 9)
+    if "endless" in asked["tasks"]:
+        os.kill(os.getpid(), 14)
     if "sleeps" in asked["tasks"]:
         print("sleeping", flush=True)
         time.sleep(60)

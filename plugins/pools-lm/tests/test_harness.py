@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fusion_core import Metric, Progress, Report, Subject, run_fusion
+from fusion_core import Metric, Progress, Report, RunOptions, Subject, run_fusion
 from fusion_core.errors import FusionError, HubError, PluginError, RecipeError
 from fusion_core.testing import Mean, tiny_pool
 from pools_lm.config import HarnessConfig, LanguageConfig
@@ -186,6 +188,7 @@ WRONG = [
         "ended with exit code 3 and gave no answer:\n  first\n  last words",
     ),
     (["killed"], {}, FusionError, r"was killed by signal 9[\s\S]*batch_size"),
+    (["endless"], {}, FusionError, "a chat template or tokenizer took too long in lm-eval"),
 ]
 
 
@@ -227,6 +230,47 @@ def test_models_that_do_not_fit(
         harness("foxes").bind(CausalPool(LanguageConfig(**options))).check()
     with pytest.raises(RecipeError, match="there is no folder /no/where"):
         harness("foxes", include_path="/no/where")
+
+
+def test_provenance_names_the_trusted_program(
+    models_of: Callable[..., Options], fake_harness: str, tmp_path: Path
+) -> None:
+    options = models_of("llama")
+    recipe = {
+        "algorithm": "simple-average",
+        "model_pool": {"name": "causal-lm", **options},
+        "task_pool": {"name": "lm-eval", "tasks": ["foxes"], "python": fake_harness},
+        "output": {"path": str(tmp_path / "out")},
+    }
+    with pytest.raises(RecipeError, match="lm-eval-python: start the program"):
+        run_fusion(recipe)
+    assert not (tmp_path / "requests.jsonl").exists()
+    run_fusion(recipe, options=RunOptions(trust=frozenset({"lm-eval-python"})))
+    written = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert written["trusted"] == ["lm-eval-python"]
+
+
+#: A model of the harness whose tokenizer has no end, and whose template fills the memory.
+HOSTILE = """
+from types import SimpleNamespace
+from pools_lm.harness import runner
+runner.SECONDS_OF_MODELS_OWN = 0.2
+model = SimpleNamespace(
+    tok_encode=lambda text: [0 for _ in iter(lambda: 0, 1) if 0],
+    apply_chat_template=lambda history: len("x" * history),
+)
+runner._limit_what_came_with(model)
+assert model.apply_chat_template(10**6) == 10**6
+try:
+    model.apply_chat_template(3 * 10**9)
+except MemoryError:
+    model.tok_encode("loop")
+"""
+
+
+def test_the_harness_ends_where_a_models_own_files_have_no_end() -> None:
+    ended = subprocess.run([sys.executable, "-c", HOSTILE], check=False)
+    assert ended.returncode == -signal.SIGALRM
 
 
 def test_data_that_cannot_be_fetched(

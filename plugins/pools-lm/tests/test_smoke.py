@@ -190,7 +190,7 @@ def nats_by_hand(directory: Path, ids: list[int], said: list[int]) -> float:
 
 
 def findings(trial: Trial, directory: Path) -> Findings:
-    return trial.findings(directory, made_of(directory, frozenset()))
+    return trial.findings(directory, made_of(directory, frozenset(), frozenset()))
 
 
 def test_bits_per_byte_are_transformers_own_loss(merge: Path, chains: Chains) -> None:
@@ -236,7 +236,7 @@ def test_one_that_cannot_be_read_is_left_out(
 ) -> None:
     weights = chains.root / "math" / "model.safetensors"
     whole = weights.read_bytes()
-    others = made_of(merge, frozenset())
+    others = made_of(merge, frozenset(), frozenset())
     weights.write_bytes(whole[:-8])
     found = chains.trial().findings(merge, others)
     assert list(found.answers) == ["base", "merged"]
@@ -327,7 +327,7 @@ def test_a_model_that_is_too_large_is_not_asked_after_a_run(
     merge: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Result:
-        path, pool = merge, made_of(merge, frozenset())[0].pool
+        path, pool = merge, made_of(merge, frozenset(), frozenset())[0].pool
 
     def looked() -> str | None:
         found: Any = Result

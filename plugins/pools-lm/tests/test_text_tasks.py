@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.stats import spearmanr
+from transformers import AutoTokenizer
 
 from fusion_core import Batch, Split, run_fusion
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.config import LanguageConfig
+from pools_lm.confined.tokenizer import ConfinedTokenizer
 from pools_lm.pools import CausalPool, Seq2SeqPool
 from pools_lm.tasks.config import LanguageTasksConfig
 from pools_lm.tasks.pool import LanguageTasks
@@ -67,6 +69,11 @@ def tasks_of(tmp_path: Path) -> Callable[..., LanguageTasks]:
     return make
 
 
+def own_tokenizer(pool: ModelPool[Any]) -> Any:
+    """Return the base's tokenizer as transformers has it, in this process."""
+    return AutoTokenizer.from_pretrained(pool.reference.describe())
+
+
 def measured(tasks: LanguageTasks, pool: ModelPool[Any], name: str) -> Any:
     bound = tasks.bind(pool)
     return bound[name].evaluate(pool.build(pool.reference, dtype=torch.float64))
@@ -96,14 +103,11 @@ def test_bits_per_byte_are_those_of_one_window_at_a_time(
     tasks = tasks_of(
         {"length": 7, "batch_size": batch_size}, perplexity={"test": [{"text": t} for t in TEXTS]}
     )
-    model, prompts = (
-        pool.build(pool.reference, dtype=torch.float64),
-        tasks.bind(pool)["perplexity"].bound,
-    )
-    nats, bits = 0.0, []
+    model = pool.build(pool.reference, dtype=torch.float64)
+    nats, bits, own = 0.0, [], own_tokenizer(pool)
     for text in TEXTS:
         before = nats
-        tokens = [2, *prompts.tokenizer(text, add_special_tokens=False).input_ids]
+        tokens = [2, *own(text, add_special_tokens=False).input_ids]
         for start in range(0, len(tokens) - 1, 7):
             nats -= log_likelihood(model, tokens[start : start + 1], tokens[start + 1 : start + 8])
         bits.append((nats - before) / math.log(2) / len(text.encode()))
@@ -141,7 +145,7 @@ def test_the_likeliest_answer_is_found_as_by_hand(
     pool = pool_of(family)
     tasks = tasks_of({"batch_size": 5}, choice={"test": CHOICES, "normalise": normalise})
     model = pool.build(pool.reference, dtype=torch.float64)
-    cut = tasks.bind(pool)["choice"].bound.tokenizer
+    cut = own_tokenizer(pool)
     right = []
     for line in CHOICES:
         scores = []
@@ -167,7 +171,7 @@ def test_answers_are_what_a_model_writes_alone(
 ) -> None:
     pool = pool_of(family)
     model: Any = pool.build(pool.reference, dtype=torch.float64)
-    cut = tasks_of(generate={"test": ANSWERS}).bind(pool)["generate"].bound.tokenizer
+    cut = own_tokenizer(pool)
     said = []
     for line in ANSWERS:
         given = cut(line["prompt"], return_tensors="pt")
@@ -249,32 +253,39 @@ def test_conversations_go_through_the_template(
     plain: Any = tasks_of({"chat": False}, choice=shown).bind(pool)["choice"]
     (question,) = plain.questions(plain.lines(Split.TEST)[:1])
     assert question == "be brief\n\nthe fox jumps over ö\n\nthe quick fox jumps over"
-    pair = plain.bound.pair("the old fox  ", "dog")
-    assert [plain.bound.said(each) for each in (pair.context, pair.continuation)] == [
-        "the old fox",
-        "  dog",
-    ]
+    (pair,) = plain.bound.pairs([("the old fox  ", "dog")])
+    said = plain.bound.said([pair.context, pair.continuation])
+    assert said == ["the old fox", "  dog"]
 
 
-def test_a_long_question_loses_its_beginning(tiny: Any) -> None:
+def confined(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
+    """Return a tokenizer as prompts have it."""
+    tokenizer.save_pretrained(folder)
+    return ConfinedTokenizer.of({each.name: each for each in folder.iterdir()}, "tiny")
+
+
+def test_a_long_question_loses_its_beginning(tiny: Any, tmp_path: Path) -> None:
     own = tiny.tokenizer()
-    prompts = Prompts(own, is_seq2seq=False, is_chat=False, length=8, ends=(3,), digest="")
-    pair = prompts.pair(" ".join(TEXTS), "the dog")
+    how: Any = {"is_seq2seq": False, "is_chat": False, "length": 8, "ends": (3,), "digest": ""}
+    prompts = Prompts(confined(own, tmp_path), **how)
+    (pair,) = prompts.pairs([(" ".join(TEXTS), "the dog")])
     whole = own(f"{' '.join(TEXTS)}".rstrip() + " the dog").input_ids
     assert [*pair.context, *pair.continuation] == whole[-8:]
-    assert prompts.question([Turn("a", "b"), Turn("c")]) == "a b\n\nc"
+    assert prompts.questions([[Turn("a", "b"), Turn("c")]]) == ["a b\n\nc"]
 
 
-def test_a_token_of_question_and_answer_is_of_neither(tiny: Any) -> None:
+def test_a_token_of_question_and_answer_is_of_neither(tiny: Any, tmp_path: Path) -> None:
     own = tiny.tokenizer()
-    prompts = Prompts(own, is_seq2seq=False, is_chat=True, length=64, ends=(3,), digest="")
+    how: Any = {"is_seq2seq": False, "is_chat": True, "length": 64, "ends": (3,), "digest": ""}
+    prompts = Prompts(confined(own, tmp_path), **how)
     (whole,) = own("the").input_ids  # one token, though "t" and "he" are two
     apart = [own(text).input_ids for text in ("t", "he")]
-    pair = prompts.pair("t", "he")
+    pair, other = prompts.pairs([("t", "he"), ("the ", "dog")])
     assert [pair.context, pair.continuation] == apart
     assert [whole] not in apart
+    assert [other.context, other.continuation] == [own(text).input_ids for text in ("the ", "dog")]
     with pytest.raises(FusionError, match="no tokens"):
-        prompts.pair("t", "")
+        prompts.pairs([("t", "")])
 
 
 def test_a_chat_template_that_is_not_there_is_named(
@@ -288,7 +299,7 @@ def test_answers_end_by_what_any_file_says(tiny: Any, tmp_path: Path) -> None:
     tiny.save(tmp_path / "base", tiny.live("llama", 0), tiny.tokenizer())
     (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [7, 3]}')
     files = {each.name: each for each in (tmp_path / "base").iterdir() if each.suffix == ".json"}
-    assert Prompts.of(files).ends == (7, 3)
+    assert Prompts.of(files, "base").ends == (7, 3)
 
 
 # --- what adapting sees -------------------------------------------------------------------------
@@ -302,7 +313,7 @@ def test_answers_of_test_lines_are_hidden(
     assert tasks.transductive
     task = tasks.bind(pool)["choice"]
     seen = [task.batch(step, size=4, split=Split.UNLABELED, seed=0) for step in range(20)]
-    questions = {tuple(task.bound.context(each["question"])) for each in CHOICES}
+    questions = set(map(tuple, task.bound.contexts([each["question"] for each in CHOICES])))
     assert {row for batch in seen for row in _texts(batch)} == questions
     assert all(batch.labels is None for batch in seen)
 
@@ -315,14 +326,14 @@ def test_answers_beside_unlabeled_questions_are_text(
     tasks = tasks_of(choice={"test": CHOICES, "unlabeled": [*CHOICES[:1], *without]})
     assert not tasks.transductive
     task = tasks.bind(pool)["choice"]
-    pair = task.bound.pair(CHOICES[0]["question"], "the lazy dog")
+    (pair,) = task.bound.pairs([(CHOICES[0]["question"], "the lazy dog")])
     begun = {(*pair.context, *pair.continuation[:n]) for n in range(len(pair.continuation))}
     seen = {
         row
         for step in range(60)
         for row in _texts(task.batch(step, size=2, split=Split.UNLABELED, seed=0))
     }
-    assert seen == begun | {tuple(task.bound.context(without[0]["question"]))}
+    assert seen == begun | set(map(tuple, task.bound.contexts([without[0]["question"]])))
 
 
 def test_labels_are_the_tokens_that_follow(
@@ -331,7 +342,7 @@ def test_labels_are_the_tokens_that_follow(
     task = tasks_of(choice={"test": CHOICES}).bind(pool_of("llama"))["choice"]
     batch = task.batch(0, size=4, split=Split.TEST, seed=0)
     assert batch.labels is not None
-    pairs = [task.bound.pair(e["question"], e["choices"][e["answer"]]) for e in CHOICES]
+    pairs = task.bound.pairs([(e["question"], e["choices"][e["answer"]]) for e in CHOICES])
     wholes = [(*each.context, *each.continuation) for each in pairs]
     for row, label in zip(_texts(batch), batch.labels.tolist(), strict=True):
         assert any(whole[: len(row) + 1] == (*row, label) for whole in wholes)

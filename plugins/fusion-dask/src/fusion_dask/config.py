@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,9 @@ from pydantic import (
 )
 
 from fusion_core import ComponentConfig, InputPath
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: The protocols that Dask speaks between machines.
 _PROTOCOLS = ("tcp", "tls", "ws", "wss", "ucx", "ucxx")
@@ -43,7 +46,8 @@ class DaskConfig(ComponentConfig):
     """The options of `dask`: where the scheduler is, and what of its workers is asked for."""
 
     address: Annotated[str, AfterValidator(check_address)] | None = None
-    """The address of a scheduler, tcp://HOST:8786; default: one with workers on this machine."""
+    """The address of a scheduler, tcp://HOST:8786; default: one with workers on this machine. A
+    scheduler that is named needs `--trust dask`."""
     scheduler_file: InputPath | None = None
     """In place of an address: what `dask scheduler --scheduler-file` wrote."""
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -79,6 +83,13 @@ class DaskConfig(ComponentConfig):
         written: dict[str, Any] = serialise(self)
         blank = {name for name in ("address", "scheduler_file") if written.get(name) is None}
         return {name: value for name, value in written.items() if name not in blank}
+
+    def needs_trust(self) -> Mapping[str, str]:
+        """Return what a scheduler that is named can do: pickles go there and come back."""
+        if self.is_local:
+            return {}
+        place = self.address or f"in {self.scheduler_file}"
+        return {"dask": f"connect to the Dask scheduler {place}, which can run code here"}
 
     @property
     def is_local(self) -> bool:

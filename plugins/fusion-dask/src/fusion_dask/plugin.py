@@ -13,4 +13,5 @@ def fusion_register_executors() -> Iterator[ExecutorSpec]:
         summary="Workers of a Dask scheduler: of one that runs, or of processes on this machine.",
         target="fusion_dask.executor:make_dask",
         config="fusion_dask.config:DaskConfig",
+        trust=("dask",),
     )

@@ -53,7 +53,7 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
 
 def _responses(rows: Tensor, left: Tensor) -> Tensor:
     """Return u' tau_k for every direction, (experts, rank, n): zero where it is rounding."""
-    responses = left.mT @ rows
+    responses: Tensor = left.mT @ rows
     bounds = torch.linalg.matrix_norm(rows) * _ROUNDING
     is_there = torch.linalg.vector_norm(responses, dim=-1) > bounds[:, None]
     return responses * is_there[:, :, None]

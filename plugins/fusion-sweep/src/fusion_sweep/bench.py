@@ -61,13 +61,17 @@ class Bench:
     _place: str = field(default_factory=lambda: f"trial-{uuid4().hex}")
 
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
-        """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks."""
+        """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks.
+
+        So it does without trust: what the tasks are is asked next, which may start a program.
+        """
         output = {**recipe.get("output", {}), "path": None}
         options = replace(self.options, device="cpu")
         if self.scratch is not None:
             output["path"] = str(self.scratch / self._place)
             options = replace(options, overwrite=True)
         planned = plan({**recipe, "output": output}, options, like=self._last)
+        planned.check_trust()
         self._last = replace(planned, device=_device(self.options.device))
         if self._last.tasks is None:
             raise RecipeError(

@@ -99,6 +99,15 @@ def sweep(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where models run: cpu, cuda.")
     ] = "cpu",
+    trust: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--trust",
+            metavar="NAME",
+            help="Allow what the recipe asks for that can run code, as `fuse check` names it; "
+            "repeatable.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
@@ -116,7 +125,15 @@ def sweep(
     """  # noqa: D301 - \b is typer's: lines stay as they are
     import logging
 
-    from fusion_core import RunOptions, hub, override, print_json, progress_for, sections_from
+    from fusion_core import (
+        RunOptions,
+        hub,
+        override,
+        print_json,
+        progress_for,
+        sections_from,
+        trusted_by,
+    )
     from fusion_sweep.axes import axes_of
     from fusion_sweep.shown import print_found
     from fusion_sweep.sweeping import sweep as run_sweep
@@ -145,6 +162,7 @@ def sweep(
                 workers=workers,
                 progress=progress,
                 block=context.obj or frozenset(),
+                trust=trusted_by(trust),
             ),
         )
     if as_json:

@@ -14,6 +14,7 @@ from fusion_core.adapting import on_cores, with_fast_products
 from fusion_core.errors import CheckpointError
 from pools_clip.kept import kept, write_file
 from pools_clip.preprocessor import Preprocessor
+from pools_clip.tokens import tokens_of
 from pools_clip.vision import architecture, build_text, image_shape
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class FrozenClip:
         return found
 
     def _encoded(self, encode: _TextEncoder, prompts: Mapping[str, Prompts]) -> dict[str, Tensor]:
-        # Tokenizers are not made for several threads: they run here, ahead of the text tower.
+        # One child cuts all prompts: it does so here, ahead of the text tower.
         tokens = ((encode.tokens(each), list(map(len, each))) for each in prompts.values())
         embeddings = on_cores(lambda task: _class_embeddings(encode(task[0]), task[1]), tokens)
         return dict(zip(prompts, embeddings, strict=True))
@@ -142,20 +143,15 @@ class _TextEncoder:
     """Tokenizer, text tower and text projection: texts to unit vectors."""
 
     def __init__(self, directory: ClipDirectory, checkpoint: Checkpoint) -> None:
-        self._tokenizer = _tokenizer(directory)
+        self._folder = str(directory.path)
         self._tower = with_fast_products(build_text(directory.text, checkpoint))
         self._projection = _tensor(checkpoint, "text_projection.weight")
 
     def tokens(self, prompts: Prompts) -> Tokens:
         """Tokenize the prompts of all classes, one after the other."""
-        encoded = self._tokenizer(
-            [text for each in prompts for text in each],
-            padding=True,
-            truncation=True,
-            max_length=self._tower.config.max_position_embeddings,
-            return_tensors="pt",
-        )
-        return encoded["input_ids"], encoded["attention_mask"]
+        texts = [text for each in prompts for text in each]
+        found = tokens_of(self._folder, texts, self._tower.config.max_position_embeddings)
+        return torch.tensor(found.input_ids), torch.tensor(found.attention_mask)
 
     @torch.no_grad()
     def __call__(self, tokens: Tokens) -> Tensor:
@@ -169,18 +165,6 @@ def _class_embeddings(texts: Tensor, counts: list[int]) -> Tensor:
     """Return one unit vector a class: the normalised mean of those of its texts."""
     means = [each.mean(dim=0) for each in torch.split(texts, counts)]
     return functional.normalize(torch.stack(means), dim=-1)
-
-
-def _tokenizer(directory: ClipDirectory) -> Any:  # noqa: ANN401 - transformers' many classes
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory.path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory.path}: its tokenizer cannot be loaded: {error}",
-            hint="Save the model's tokenizer there too.",
-        ) from error
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:

@@ -1,5 +1,6 @@
 """Options of the language pools; free of torch, so that listing them costs nothing."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -31,7 +32,8 @@ class HarnessConfig(ComponentConfig):
     """Names that the harness knows, in this order: tasks, or groups that have a figure of their own
     (`lm-eval ls tasks` lists them)."""
     include_path: InputPath | None = None
-    """A folder of tasks of your own, as the harness has them: YAML files, which may run code."""
+    """A folder of tasks of your own, as the harness has them: YAML files, which may run code. It
+    needs `--trust lm-eval-include-path`."""
     main: dict[str, str] = Field(default={})
     """A task's main metric, e.g. {hellaswag: acc_norm}; default: the first that the task lists."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
@@ -50,4 +52,15 @@ class HarnessConfig(ComponentConfig):
     """One seed for everything that is drawn; default: the harness's own, which published figures
     have (0 for Python's random, else 1234)."""
     python: InputPath | None = None
-    """The python of an environment that has lm-eval; default: this one."""
+    """The python of an environment that has lm-eval; default: this one. It needs `--trust
+    lm-eval-python`."""
+
+    def needs_trust(self) -> Mapping[str, str]:
+        """Return what runs code: another program, and the Python that YAML files name."""
+        needs: dict[str, str] = {}
+        if self.python is not None:
+            needs["lm-eval-python"] = f"start the program {self.python}"
+        if self.include_path is not None:
+            files = f"the Python files that the YAML files in {self.include_path} name"
+            needs["lm-eval-include-path"] = f"import {files}"
+        return needs

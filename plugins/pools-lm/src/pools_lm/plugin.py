@@ -114,6 +114,7 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
         summary="Tasks of EleutherAI's lm-evaluation-harness, here or in another environment.",
         target="pools_lm.harness.tasks:HarnessTasks",
         config="pools_lm.config:HarnessConfig",
+        trust=("lm-eval-python", "lm-eval-include-path"),
     )
     for name, (target, first, title, _) in _GLUE.items():
         yield TaskPoolSpec(

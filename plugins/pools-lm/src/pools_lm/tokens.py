@@ -165,18 +165,24 @@ class Tokens:
         index = self._index[model.name]
         lacking = index < 0 if self.base is None else (index < 0) & (self._index[self.base] < 0)
         tokens = {row: token for token, row in self.numbers.items() if lacking[row]}
-        cut = [self._cut(tokens.get(row), model) for row in range(self.count)]
+        found = dict(zip(tokens, self._cut(list(tokens.values()), model), strict=True))
+        cut = [found.get(row, []) for row in range(self.count)]
         begins = torch.tensor([0, *accumulate(map(len, cut))])
         pieces = torch.tensor([piece for each in cut for piece in each], dtype=torch.long)
         known = begins.diff() > 0
         rows = PieceRows(model.own, pieces, begins)
         return Layer(rows, torch.arange(self.count).where(known, -1))
 
-    def _cut(self, token: str | None, model: Model) -> list[int]:
-        knowing = (each for each in self.models if token in each.vocabulary.numbers)
-        text = None if token is None else next(knowing).vocabulary.text_of(token)
-        found = [] if text is None else model.vocabulary.pieces(text)
-        return [piece for piece in found if piece < model.own.count]
+    def _cut(self, tokens: Sequence[str], model: Model) -> list[list[int]]:
+        """Return the pieces that a model's tokenizer cuts tokens of others into."""
+        texts: dict[str, str | None] = {}
+        for other in self.models:
+            own = [t for t in tokens if t not in texts and t in other.vocabulary.numbers]
+            texts |= zip(own, other.vocabulary.texts_of(own), strict=True)
+        known = [text for token in tokens if (text := texts[token]) is not None]
+        pieces = iter(model.vocabulary.pieces(known))
+        cut = [[] if texts[token] is None else next(pieces) for token in tokens]
+        return [[piece for piece in found if piece < model.own.count] for found in cut]
 
 
 @dataclass(frozen=True)

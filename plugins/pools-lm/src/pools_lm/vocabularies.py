@@ -5,59 +5,83 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tokenizers import Tokenizer
+from pydantic import BaseModel, TypeAdapter
 
+from fusion_core import Refused
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import content_of, read_config
+from pools_lm.confined.held import READING, SETTINGS, TOKENIZER, Held, in_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from fusion_core.weights import Files
 
-TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+T = TypeVar("T")
+
 #: Files of a tokenizer that say nothing of tokens' numbers.
 WITHOUT_NUMBERS = (SETTINGS, "special_tokens_map.json", "chat_template", "additional_chat")
 _MOST_TOKENS = 10_000_000
-#: What a piece of a word is put behind to see it as text: decoders treat the first one otherwise.
-_BEFORE = "a"
+
+
+class _Added(BaseModel):
+    """How a tokenizer treats a token that was added to its vocabulary."""
+
+    content: str
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
+class _About(BaseModel):
+    numbers: dict[str, int]
+    added: list[_Added]
+
+
+_ABOUT = TypeAdapter(_About)
+_TEXT = TypeAdapter[str | None](str | None)
+_TEXTS = TypeAdapter[list[str | None] | None](list[str | None] | None)
+_ROWS = TypeAdapter[list[list[int]] | None](list[list[int]] | None)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer knows; the tokenizer itself, which is large, is read again when needed."""
+    """What a tokenizer knows; the tokenizer itself is held by a child process.
+
+    Each method raises `CheckpointError` where a limit of time, memory or size is hit.
+    """
 
     #: every token's number
     numbers: Mapping[str, int]
     #: how the tokens are treated that were added to a vocabulary, special ones among them
     added: Mapping[str, Mapping[str, Any]]
-    read: Callable[[], Tokenizer]
+    held: Held
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, as tokenizers has it; kept from now on."""
-        return self.read()
+    def texts_of(self, tokens: Sequence[str]) -> list[str | None]:
+        """Return the texts that tokens stand for; None for a part of a character."""
+        plain = [token for token in tokens if token not in self.added]
+        texts = dict(zip(plain, self._work("texts_of", _TEXTS, plain), strict=True))
+        return [texts.get(token, token) for token in tokens]
 
-    def text_of(self, token: str) -> str | None:
-        """Return the text that a token stands for; None for a part of a character."""
-        decoder = self.tokenizer.decoder
-        if token in self.added or decoder is None:
-            return token
-        text: str = decoder.decode([_BEFORE, token])
-        return None if "\ufffd" in text else text.removeprefix(_BEFORE)
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the numbers of the tokens that texts are cut into."""
+        return self._work("pieces", _ROWS, texts)
 
-    def pieces(self, text: str) -> list[int]:
-        """Return the numbers of the tokens that a text is cut into."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+    def as_json(self) -> Any:  # noqa: ANN401 - JSON
+        """Return the content of a `tokenizer.json` that is the same."""
+        return json.loads(self.held.ask("as_json", {}, _TEXT, READING))
 
-
-#: How a tokenizer treats an added token.
-_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    def _work(self, do: str, answer: TypeAdapter[list[T] | None], texts: Sequence[str]) -> list[T]:
+        answers: list[T] = []
+        for part in in_parts(list(map(len, texts))):
+            given = list(texts[part])
+            answers += self.held.work(do, {"texts": given}, answer, len(given))
+        return answers
 
 
 def identity(files: Files) -> str:
@@ -75,52 +99,30 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
     Where there is no `tokenizer.json`, transformers makes one of what there is. Raises
     `CheckpointError` for what is not a tokenizer, or what only code of its own can make.
     """
+    held = Held.of(files, model, "read_vocabulary")
     try:
-        tokenizer = _tokenizer(files)
-        found = Vocabulary(
-            _numbers(tokenizer, files), _added(tokenizer, files), partial(_tokenizer, files)
-        )
-    except Exception as error:  # tokenizers raises plain ones, transformers any
+        about = held.read(_ABOUT)
+    except Refused as error:
         raise CheckpointError(
             f"{model}: its tokenizer cannot be read: {error}",
             hint=f"Save it with transformers as a {TOKENIZER}.",
         ) from error
+    found = Vocabulary(_numbers(about, files), _added(about, files), held)
     if max(found.numbers.values(), default=0) >= _MOST_TOKENS:
         raise CheckpointError(f"{model}: a token has a number of {_MOST_TOKENS:,} or more")
     return found
 
 
-def _tokenizer(files: Files) -> Tokenizer:
-    if TOKENIZER not in files:
-        return _converted(files)
-    return Tokenizer.from_buffer(content_of(files[TOKENIZER]))
-
-
-def _numbers(tokenizer: Tokenizer, files: Files) -> dict[str, int]:
+def _numbers(about: _About, files: Files) -> dict[str, int]:
     """Return every token's number, those that only `tokenizer_config.json` adds included."""
     more = {str(each["content"]): int(n) for n, each in _added_by_settings(files).items()}
-    return {**more, **tokenizer.get_vocab(with_added_tokens=True)}
+    return {**more, **about.numbers}
 
 
-def _added(tokenizer: Tokenizer, files: Files) -> dict[str, dict[str, Any]]:
-    own = tokenizer.get_added_tokens_decoder().values()
-    flags = ({flag: getattr(each, flag) for flag in _FLAGS} for each in own)
-    found = [*_added_by_settings(files).values(), *flags]
-    return {each["content"]: {k: v for k, v in each.items() if k in _FLAGS} for each in found}
-
-
-def _converted(files: Files) -> Tokenizer:
-    from transformers import AutoTokenizer  # seconds
-
-    with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            if "/" not in name:
-                Path(folder, name).write_bytes(content_of(content))
-        found = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-        made: Tokenizer = found.backend_tokenizer
-        return made
+def _added(about: _About, files: Files) -> dict[str, dict[str, Any]]:
+    found = [*_added_by_settings(files).values(), *(each.model_dump() for each in about.added)]
+    known = _Added.model_fields
+    return {each["content"]: {k: v for k, v in each.items() if k in known} for each in found}
 
 
 def _added_by_settings(files: Files) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights import tokenizer_of
-from pools_lm.vocabularies import SETTINGS, TOKENIZER, WITHOUT_NUMBERS, read_json
+from pools_lm.confined.held import SETTINGS, TOKENIZER
+from pools_lm.vocabularies import WITHOUT_NUMBERS, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +87,7 @@ def _flags(token: str, tokens: Tokens) -> dict[str, Any] | None:
 def _extended(
     vocabulary: Vocabulary, new: Mapping[str, int], entries: Mapping[int, Mapping[str, Any]]
 ) -> bytes:
-    data = json.loads(vocabulary.read().to_str())
+    data = vocabulary.as_json()
     added = [*data["added_tokens"], *({"id": n, **entry} for n, entry in entries.items())]
     data["added_tokens"] = sorted(added, key=lambda each: int(each["id"]))
     model = data["model"]

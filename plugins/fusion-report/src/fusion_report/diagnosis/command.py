@@ -44,6 +44,15 @@ def diagnose(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where models run: cpu, cuda.")
     ] = "cpu",
+    trust: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--trust",
+            metavar="NAME",
+            help="Allow what recipes in the places of models ask for; tasks that need trust are "
+            "left alone. Repeatable.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: all figures.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
@@ -68,6 +77,7 @@ def diagnose(
         printable,
         progress_for,
         sections_from,
+        trusted_by,
     )
     from fusion_report.diagnosis.diagnose import Questions
     from fusion_report.diagnosis.diagnose import diagnose as run
@@ -85,7 +95,10 @@ def diagnose(
             connectivity=connectivity,
         ),
         RunOptions(
-            device=device, progress=progress_for(quiet=quiet), block=context.obj or frozenset()
+            device=device,
+            progress=progress_for(quiet=quiet),
+            block=context.obj or frozenset(),
+            trust=trusted_by(trust),
         ),
     )
     for warning in found.warnings:

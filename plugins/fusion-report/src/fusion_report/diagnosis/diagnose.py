@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool, Progress, Report, TaskPool, WeightSource
     from fusion_report.diagnosis.advice import Advice
     from fusion_report.diagnosis.figures import Answers, Figures
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,8 @@ def diagnose(
     """Say what to expect of merges of a recipe's models; its algorithm is not looked at.
 
     Nothing is written. Raises a `FusionError` for models that are not here, or do not fit, and for
-    tasks whose data is missing.
+    tasks whose data is missing. Tasks that need trust are left alone, with a warning, even if the
+    options give it; recipes in the places of models are carried out, and need theirs.
     """
     questions, options = questions or Questions(), options or RunOptions()
     raw = dict(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe)
@@ -100,11 +104,14 @@ def diagnose(
     raw = {name: each for name, each in raw.items() if name not in dropped}
     with hub.session(options.progress):
         planned = plan({**raw, "algorithm": Mean()}, replace(options, evaluate=questions.tasks))
+        tasks = planned.tasks_to_look_at
+        if tasks is not planned.tasks_read:
+            _LOG.warning("the tasks need trust, and a diagnosis does not start them: weights alone")
         if questions.tasks:
-            planned.check_data()
+            planned.check_data(untrusted=True)
         pool = models_of(planned)
-        figures = measure(pool, planned.tasks, questions, options)
-        measured = _measured(pool, planned.tasks, questions, options)
+        figures = measure(pool, tasks, questions, options)
+        measured = _measured(pool, tasks, questions, options)
     fits = measured is None or not measured.experts_below_base
     return Diagnosis(figures, advise(figures) if fits else [], measured)
 

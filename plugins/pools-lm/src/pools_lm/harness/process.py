@@ -7,6 +7,7 @@ which may have other versions of everything.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -92,6 +93,12 @@ class Harness:
             ) from error
 
     def _died(self, code: int, last: list[str]) -> FusionError:
+        if code == -signal.SIGALRM:
+            return FusionError(
+                "a chat template or tokenizer took too long in lm-eval, which was ended",
+                hint="It came with the model, and may be hostile: look at it. Without a template: "
+                "--set task_pool.apply_chat_template=false.",
+            )
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         lines = "\n".join(f"  {each}" for each in last)
         return FusionError(

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import resource
+import signal
 import sys
+from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache
-from importlib import metadata, util
+from functools import cache, wraps
+from importlib import import_module, metadata, util
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,9 @@ from typing import Any
 _NEEDED = ("lm_eval", "torch", "transformers", "accelerate")
 _VERSIONS = ("lm-eval", "torch", "transformers", "datasets")
 _NO_NETWORK = re.compile(r"Connect|Offline|Timeout|LocalEntryNotFound|HubHTTP|Couldn't reach")
+
+#: What one call of a model's chat template or tokenizer may take, in seconds and bytes.
+SECONDS_OF_MODELS_OWN, _MEMORY_OF_MODELS_OWN = 60.0, 1_500_000_000
 
 Json = dict[str, Any]
 
@@ -170,6 +177,7 @@ def _commit(data_set: str, revision: str | None) -> str | None:
 def measure(asked: Json) -> Json:
     """Measure a model directory on tasks, each as if there were no other."""
     _check_device(asked["device"])
+    _load_data_only()
     manager = _manager(asked)
     loaded = {name: _load(manager, name) for name in asked["tasks"]}
     from lm_eval.models.huggingface import HFLM
@@ -180,12 +188,40 @@ def measure(asked: Json) -> Json:
         dtype=asked["dtype"],
         batch_size=asked["batch_size"],
     )
+    _limit_what_came_with(model)
     return {
         "tasks": {
             name: _measured(model, name, each, {**asked, "task_manager": manager})
             for name, each in loaded.items()
         }
     }
+
+
+def _limit_what_came_with(model: Any) -> None:
+    """Have a chat template or tokenizer that never ends, or fills the memory, end this process.
+
+    The default action of SIGALRM ends it, whatever code is stuck.
+    """
+    for name in ("apply_chat_template", "tok_encode", "tok_batch_encode"):
+        if hasattr(model, name):
+            setattr(model, name, _within_limits(getattr(model, name)))
+
+
+def _within_limits(work: Any) -> Any:
+    @wraps(work)
+    def limited(*args: Any, **options: Any) -> Any:
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_MODELS_OWN)
+        with suppress(OSError, ValueError):  # no /proc, or a lower limit already
+            used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_DATA, (used + _MEMORY_OF_MODELS_OWN, before[1]))
+        try:
+            return work(*args, **options)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+    return limited
 
 
 def _check_device(device: str) -> None:
@@ -197,8 +233,29 @@ def _check_device(device: str) -> None:
         raise Refused("device", f"torch {torch.__version__} says: {_in_short(error)}") from error
 
 
+def _load_data_only() -> None:
+    """Have data sets loaded without the scripts that old ones bring: those are code from the hub.
+
+    Some tasks of the harness ask for them. Since version 4 the datasets library runs none.
+    """
+    os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = "0"  # read when datasets is imported
+    datasets: Any = import_module("datasets")
+    load = datasets.load_dataset
+
+    def load_data(*args: Any, trust_remote_code: Any = None, **options: Any) -> Any:
+        del trust_remote_code
+        return load(*args, **options)
+
+    datasets.load_dataset = load_data
+
+
 def _load(manager: Any, name: str) -> Any:
-    """Read a task's data, or that of a group's members."""
+    """Read a task's data, or that of a group's members.
+
+    A name that is not in the harness's index would be taken for the path of a YAML file.
+    """
+    if name not in manager.task_index:
+        raise Refused("data", f"task {name!r}: the harness has no task of this name")
     try:
         found = manager.load([name])
     except Exception as error:

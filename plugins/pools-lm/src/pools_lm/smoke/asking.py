@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import remembered
-from fusion_core.errors import RecipeError
+from fusion_core.errors import CheckpointError, RecipeError
 from pools_lm.smoke.answers import Answer
 from pools_lm.tasks.prompts import Pair, Turn
 from pools_lm.tasks.scoring import log_likelihoods
@@ -64,16 +64,17 @@ class Asking:
     _live: tuple[Speaker, nn.Module] | None = None
 
     def __post_init__(self) -> None:
-        """Raise `RecipeError` for a prompt that comes to nothing."""
+        """Raise `RecipeError` for a prompt that comes to nothing, or for the chat template."""
         self.max_tokens = min(self.max_tokens, max(1, self.prompts.length // 2))
-        self.contexts = [self._context(each) for each in self.questions]
+        self.contexts = self._contexts()
 
     def answers(self, speaker: Speaker) -> list[Answer]:
         """Return what a model says to each prompt: the likeliest token each time."""
         ends = self.prompts.ends
         question = {"contexts": self.contexts, "max_tokens": self.max_tokens, "ends": list(ends)}
         found = self._asked(speaker, question, lambda: self._written(speaker))
-        return [Answer(self.prompts.said(row), row, finite) for row, finite in found]
+        said = self.prompts.said([row for row, _ in found])
+        return [Answer(text, row, finite) for text, (row, finite) in zip(said, found, strict=True)]
 
     def bits_per_byte(self, reader: Speaker, answers: Sequence[Answer]) -> float | None:
         """Return how likely a model finds answers, in bits a byte of theirs; None for empty ones.
@@ -112,12 +113,17 @@ class Asking:
             self._live = speaker, speaker.build(self.device)
         return self._live[1]
 
-    def _context(self, question: str) -> list[int]:
+    def _contexts(self) -> list[list[int]]:
+        """Return the prompts' tokens, the end of those that are too long."""
         try:
-            tokens = self.prompts.context(self.prompts.question([Turn(question)]))
-        except RecipeError as error:
-            raise RecipeError(error.message, hint="Ask without it: --plain") from error
-        if not tokens:
-            raise RecipeError(f"the prompt {question!r} comes to no tokens", hint="Ask something.")
+            asked = self.prompts.questions([[Turn(question)] for question in self.questions])
+        except (RecipeError, CheckpointError) as error:
+            raise type(error)(error.message, hint="Ask without it: --plain") from error
         room = self.prompts.length - self.max_tokens
-        return list(Pair(tokens).within(room).context)
+        contexts = self.prompts.contexts(asked)
+        for question, tokens in zip(self.questions, contexts, strict=True):
+            if not tokens:
+                raise RecipeError(
+                    f"the prompt {question!r} comes to no tokens", hint="Ask something."
+                )
+        return [list(Pair(tokens).within(room).context) for tokens in contexts]

@@ -27,6 +27,15 @@ def smoke(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where models run: cpu, cuda.")
     ] = "cpu",
+    trust: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--trust",
+            metavar="NAME",
+            help="Allow what the recipe in DIR asks for that can run code, as `fuse check` names "
+            "it; repeatable.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
@@ -35,7 +44,7 @@ def smoke(
     Of a directory that fuse run wrote, the base and experts are asked, too. Exits with 1 if an
     answer of the model's is empty, repeats itself, or is not finite.
     """
-    from fusion_core import device_of, hub, progress_for
+    from fusion_core import device_of, hub, progress_for, trusted_by
     from pools_lm.smoke.directory import made_of
     from pools_lm.smoke.trial import PROMPTS, Trial
 
@@ -51,7 +60,8 @@ def smoke(
     )
     blocked: frozenset[str] = context.obj or frozenset()
     with hub.session(progress):
-        found = trial.findings(directory, [] if alone else made_of(directory, blocked))
+        others = [] if alone else made_of(directory, blocked, trusted_by(trust))
+        found = trial.findings(directory, others)
     typer.echo(found.as_json() if as_json else found.as_text())
     if found.problems:
         raise typer.Exit(1)

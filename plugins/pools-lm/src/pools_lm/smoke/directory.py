@@ -40,15 +40,16 @@ def model_in(directory: Path) -> Speaker:
     return Speaker(path.name, pool, pool.reference)
 
 
-def made_of(directory: Path, blocked: frozenset[str]) -> list[Speaker]:
+def made_of(directory: Path, blocked: frozenset[str], trust: frozenset[str]) -> list[Speaker]:
     """Return the base and experts that the recipe in a directory names; none without a recipe.
 
-    Where they cannot be read a warning says why. `blocked` are plugins that are not to be loaded.
+    Where they cannot be read a warning says why. `blocked` are plugins that are not to be loaded;
+    `trust` is what the recipe may do that can run code.
     """
     if not (directory / _RECIPE).is_file():
         return []
     try:
-        return speakers(_models_of(directory, blocked), directory)
+        return speakers(_models_of(directory, blocked, trust), directory)
     except FusionError as error:
         _LOG.warning("base and experts are not asked: %s", error.message)
         return []
@@ -68,13 +69,13 @@ def speakers(pool: ModelPool[Any], directory: Path) -> list[Speaker]:
     return [Speaker(name, pool, each) for name, each in named]
 
 
-def _models_of(directory: Path, blocked: frozenset[str]) -> ModelPool[Any]:
+def _models_of(directory: Path, blocked: frozenset[str], trust: frozenset[str]) -> ModelPool[Any]:
     """Return a recipe's models; those that any pool merges as what the directory holds."""
     recipe = load_recipe(directory / _RECIPE)
     pool = recipe.get("model_pool")
     if isinstance(pool, dict) and pool.get("name") == "checkpoints":
         recipe = {**recipe, "model_pool": {**pool, "name": _kind(directory)}}
-    return models_of(recipe, load_plugins(blocked))
+    return models_of(recipe, load_plugins(blocked), trust=trust)
 
 
 def _kind(directory: Path) -> str:

@@ -58,7 +58,7 @@ class Trial:
             return self._findings(model_in(directory), others)
 
     def _findings(self, model: Speaker, others: Sequence[Speaker]) -> Findings:
-        found = Prompts.of(model.pool.assets(), chat=False if self.is_plain else None)
+        found = Prompts.of_pool(model.pool, chat=False if self.is_plain else None)
         asking = Asking(found, self.prompts, self.max_tokens, self.device, self.fresh)
         how = "through the chat template" if found.is_chat else "as plain text"
         speakers = [*others, model]

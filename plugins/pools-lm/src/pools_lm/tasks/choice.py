@@ -31,7 +31,7 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
         lines = self.lines(Split.TEST)
         choices = [self._choices(line) for line in lines]
         asked = zip(self.questions(lines), choices, strict=True)
-        pairs = [self.bound.pair(question, each) for question, own in asked for each in own]
+        pairs = self.bound.pairs([(question, each) for question, own in asked for each in own])
         size = self.config.batch_size
         found = log_likelihoods(model, pairs, batch_size=size, said=self.name)
         texts = [each for own in choices for each in own]

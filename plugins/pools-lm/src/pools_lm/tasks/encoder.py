@@ -16,7 +16,7 @@ from fusion_core import mark_features
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.beside import parsed
 from pools_lm.tasks.modules import Pooling, modules_of
-from pools_lm.tasks.prompts import Prompts
+from pools_lm.tasks.prompts import Prompts, described
 from pools_lm.tasks.scoring import by_length, padded
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from fusion_core import ModelPool
     from fusion_core.weights import Files
     from pools_lm.tasks.lines import Line
     from pools_lm.tasks.modules import Step
@@ -56,9 +57,16 @@ class Encoder:
     is_lower: bool = False
 
     @classmethod
-    def of(cls, files: Files, *, prompt: str | None = None, length: int | None = None) -> Encoder:
-        """Read what lies beside a model; raises `FusionError` for files that do not suffice."""
-        prompts = Prompts.of(files, length=length)
+    def of(
+        cls,
+        pool: ModelPool[Any],
+        *,
+        prompt: str | None = None,
+        length: int | None = None,
+    ) -> Encoder:
+        """Read what lies beside models; raises `FusionError` for files that do not suffice."""
+        files = pool.assets()
+        prompts = Prompts.of(files, described(pool), length=length)
         own = _own_settings(files)
         most = own.get("max_seq_length") if length is None else None
         return cls(
@@ -77,17 +85,15 @@ class Encoder:
         `text` and `pair` are templates. Longer texts lose their end. Raises `FusionError` naming
         the line for a text without tokens.
         """
-        found = self.prompts.tokenizer(
+        rows = self.prompts.tokenizer.encode_rows(
             [self._put(self.prompt + line.filled(text)) for line in lines],
             None if pair is None else [self._put(line.filled(pair)) for line in lines],
-            truncation=True,
-            max_length=self.length,
-            return_attention_mask=True,
+            self.length,
         )
-        for line, ids in zip(lines, found["input_ids"], strict=True):
-            if not ids:
+        for line, row in zip(lines, rows, strict=True):
+            if not row["input_ids"]:
                 raise FusionError(f"{line.place}: the text is empty")
-        return [{name: found[name][n] for name in found} for n in range(len(lines))]
+        return rows
 
     def identity(self) -> dict[str, Any]:
         """Return all that vectors depend on, but for the model."""

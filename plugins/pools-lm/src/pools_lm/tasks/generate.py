@@ -52,10 +52,11 @@ class GenerateTask(QuestionTask[GenerateLines]):
         return Measured({self.data.metric: sum(exact) / len(exact), "invalid": invalid}, exact)
 
     def _said(self, model: nn.Module, questions: Sequence[str]) -> list[str]:
-        contexts = [Pair(self.bound.context(each)).within(self._room) for each in questions]
+        pairs = map(Pair, self.bound.contexts(questions))
+        contexts = [pair.within(self._room).context for pair in pairs]
         limits: Any = {"max_tokens": self.data.max_tokens, "stop": self.data.stop}
         writer = Writer(self.bound, model, **limits, batch_size=self.config.batch_size)
-        return writer.write([each.context for each in contexts], said=self.name)
+        return writer.write(contexts, said=self.name)
 
     @property
     def _room(self) -> int:

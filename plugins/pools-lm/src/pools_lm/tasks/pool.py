@@ -43,7 +43,7 @@ class LanguageTasks(LinesTasks):
     def bind(self, pool: ModelPool[Any]) -> Self:
         """Return these tasks with the tokenizer, chat template and length of a pool's models."""
         options = self.options
-        prompts = Prompts.of(pool.assets(), chat=options.chat, length=options.length)
+        prompts = Prompts.of_pool(pool, chat=options.chat, length=options.length)
         return self.changed(lambda task: replace(task, prompts=prompts))
 
 

@@ -35,7 +35,13 @@ class QuestionTask(LanguageTask[QuestionT]):
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return every question's tokens, and those of its answer where that may be seen."""
         hidden = split is Split.UNLABELED and self.hides_answers
-        return [self._pair(line, hidden=hidden or self._lacks(line, split)) for line in lines]
+        answers = [self._answer(line, split, hidden=hidden) for line in lines]
+        asked = list(zip(self.questions(lines), answers, strict=True))
+        contexts = self.bound.contexts([question for question, answer in asked if answer is None])
+        alone = (Pair(context).within(self.bound.length) for context in contexts)
+        known = [(question, answer) for question, answer in asked if answer is not None]
+        answered = iter(self.bound.pairs(known))
+        return [next(alone if answer is None else answered) for answer in answers]
 
     def measured(self) -> list[str]:
         """Return the test file, and that of the examples that are shown."""
@@ -45,17 +51,18 @@ class QuestionTask(LanguageTask[QuestionT]):
     def questions(self, lines: Sequence[Line]) -> list[str]:
         """Return what a model is asked of every line."""
         shots = [Turn(self._prompt(each), self.answer(each)) for each in self._shots()]
-        asked = ([*shots, Turn(self._prompt(line))] for line in lines)
-        return [self.bound.question(turns, self.data.system) for turns in asked]
+        asked = [[*shots, Turn(self._prompt(line))] for line in lines]
+        return self.bound.questions(asked, self.data.system)
 
-    def _pair(self, line: Line, *, hidden: bool) -> Pair:
-        (question,) = self.questions([line])
-        if hidden:
-            return Pair(self.bound.context(question)).within(self.bound.length)
-        return self.bound.pair(question, self.answer(line))
+    def check(self) -> None:
+        """Look at the first example, and see that the chat template writes a question."""
+        super().check()
+        if self.prompts is not None:
+            self.prompts.check_template()
 
-    def _lacks(self, line: Line, split: Split) -> bool:
-        return split is Split.UNLABELED and not line.has(self.data.answer)
+    def _answer(self, line: Line, split: Split, *, hidden: bool) -> str | None:
+        is_absent = split is Split.UNLABELED and not line.has(self.data.answer)
+        return None if hidden or is_absent else self.answer(line)
 
     def _shots(self) -> Sequence[Line]:
         if not self.data.shots:

@@ -25,7 +25,7 @@ class SentenceTasks(LinesTasks):
     def encoder_of(self, pool: ModelPool[Any]) -> Encoder:
         """Return how texts are read by a pool's models."""
         options = self.options
-        return Encoder.of(pool.assets(), prompt=options.prompt, length=options.length)
+        return Encoder.of(pool, prompt=options.prompt, length=options.length)
 
 
 class ClassificationTasks(SentenceTasks):

@@ -30,7 +30,7 @@ class Writer:
     def write(self, contexts: Sequence[Sequence[int]], *, said: str) -> list[str]:
         """Return what follows each context; `said` is what progress is called."""
         rows = self.tokens(contexts, said=said)
-        return [self._cut(self.prompts.said(row)) for row in rows]
+        return list(map(self._cut, self.prompts.said(rows)))
 
     def tokens(self, contexts: Sequence[Sequence[int]], *, said: str) -> list[list[int]]:
         """Return the tokens that follow each context, up to one that ends an answer; it included.
@@ -44,10 +44,27 @@ class Writer:
         model: Any = self.model
         inputs = padded(contexts, filler=self._filler, left=True)
         moved = {name: each.to(model.device) for name, each in inputs.items()}
-        with torch.inference_mode():
-            tokens = model.generate(**moved, **self._how)
         begun = 1 if self.prompts.is_seq2seq else inputs["input_ids"].shape[1]
+        with torch.inference_mode():
+            tokens = model.generate(**moved, **self._how, **self._until(begun))
         return [self._ended(row) for row in tokens[:, begun:].tolist()]
+
+    def _until(self, begun: int) -> dict[str, Any]:
+        """Return what ends an answer early: a text of `stop` in what was written since `begun`.
+
+        transformers has this, too, but in this process, by a tokenizer that may have no end.
+        """
+        if not self.stop:
+            return {}
+        from transformers import StoppingCriteriaList
+
+        def has_stopped(tokens: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+            del scores
+            said = self.prompts.said(tokens[:, begun:].tolist())
+            ended = [any(stop in text for stop in self.stop) for text in said]
+            return torch.tensor(ended, device=tokens.device)
+
+        return {"stopping_criteria": StoppingCriteriaList([has_stopped])}
 
     @property
     def _how(self) -> dict[str, Any]:
@@ -62,9 +79,8 @@ class Writer:
             eos_token_id=list(self.prompts.ends) or None,
             pad_token_id=self._filler,
             decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
-            stop_strings=list(self.stop) or None,
         )
-        return {"generation_config": settings, "tokenizer": self.prompts.tokenizer}
+        return {"generation_config": settings}
 
     @property
     def _filler(self) -> int:

@@ -1,0 +1,144 @@
+"""Templates and tokenizers that hit a limit, fail or lie: an error names model and file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from fusion_core.errors import CheckpointError, RecipeError
+from pools_lm.config import LanguageConfig
+from pools_lm.confined import held
+from pools_lm.confined import tokenizer as confined_tokenizer
+from pools_lm.confined.held import in_parts
+from pools_lm.confined.tokenizer import ConfinedTokenizer
+from pools_lm.pools import CausalPool
+from pools_lm.tasks.config import LanguageTasksConfig
+from pools_lm.tasks.pool import LanguageTasks
+from pools_lm.vocabularies import read_vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MESSAGE = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def _a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give work a second, once the child is there."""
+    for module, name in ((confined_tokenizer, "RENDERING"), (held, "TOKENIZING")):
+        monkeypatch.setattr(module, name, replace(getattr(module, name), seconds=1.0))
+
+
+@pytest.fixture
+def saved(tiny: Any, tmp_path: Path) -> Callable[..., dict[str, Path]]:
+    """Return what saves a tokenizer, changed, and gives its files."""
+
+    def save(template: str | None = None, **changes: Any) -> dict[str, Path]:
+        folder = tmp_path / "base"
+        tiny.tokenizer().save_pretrained(folder)
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template)
+        content = json.loads((folder / "tokenizer.json").read_text())
+        (folder / "tokenizer.json").write_text(json.dumps({**content, **changes}))
+        return {each.name: each for each in folder.iterdir()}
+
+    return save
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.usefixtures("_a_second")
+def test_a_template_without_end_is_named(saved: Callable[..., dict[str, Path]]) -> None:
+    tokenizer = ConfinedTokenizer.of(saved(LOOPS), "models/base")
+    said = r"^models/base: rendering its chat template \(chat_template.jinja\) took more than 1 sec"
+    with pytest.raises(CheckpointError, match=said) as refused:
+        tokenizer.render([MESSAGE])
+    assert "task_pool.chat=false" in str(refused.value)
+    assert tokenizer.encode(["the fox"], special=False), "another child takes its place"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 'x' * 3000000000 }}", "took more memory than it may"),
+        ("{{ 'x' * 30000000 }}", "made more than 16 MB"),
+    ],
+)
+def test_a_template_that_writes_too_much_is_named(
+    saved: Callable[..., dict[str, Path]], template: str, said: str
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"\(chat_template.jinja\) {said}"):
+        ConfinedTokenizer.of(saved(template), "models/base").render([MESSAGE])
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('never') }}", "{% for %}", "{{ nobody.knows.this }}"]
+)
+def test_a_template_that_fails_is_named(
+    saved: Callable[..., dict[str, Path]], template: str
+) -> None:
+    tokenizer = ConfinedTokenizer.of(saved(template), "models/base")
+    with pytest.raises(RecipeError, match=r"chat_template.jinja\) refuses the conversation"):
+        tokenizer.render([MESSAGE])
+
+
+@pytest.mark.usefixtures("_a_second")
+def test_a_regular_expression_without_end_is_named(saved: Callable[..., dict[str, Path]]) -> None:
+    pattern = {"Regex": "(x+x+)+y"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    files = saved(pre_tokenizer=split)
+    what = r"models/base: work by its tokenizer \(tokenizer.json\) "
+    with pytest.raises(CheckpointError, match=what):
+        ConfinedTokenizer.of(files, "models/base").encode(["x" * 50_000], special=False)
+    with pytest.raises(CheckpointError, match=what):
+        read_vocabulary(files, "models/base").pieces(["x" * 50_000])
+
+
+def test_an_answer_that_makes_no_sense_is_refused(saved: Callable[..., dict[str, Path]]) -> None:
+    named = ConfinedTokenizer.of(saved(), "models/base").held
+    numbers = TypeAdapter[list[int] | None](list[int] | None)
+    with pytest.raises(CheckpointError, match="an answer that makes no sense"):
+        named.ask("decode", {"rows": [[1]]}, numbers, held.TOKENIZING)
+    with pytest.raises(CheckpointError, match="left texts out"):
+        named.work("decode", {"rows": [[1]]}, TypeAdapter[list[str] | None](list[str] | None), 2)
+
+
+def test_files_that_cannot_be_read_are_named(saved: Callable[..., dict[str, Path]]) -> None:
+    files = saved(model={"type": "none"})
+    with pytest.raises(CheckpointError, match="tokenizer or configuration cannot be read"):
+        ConfinedTokenizer.of(files, "models/base")
+    with pytest.raises(CheckpointError, match="a: its tokenizer cannot be read"):
+        read_vocabulary(files, "a")
+
+
+@pytest.mark.usefixtures("_a_second")
+def test_a_template_is_tried_before_any_work(tiny: Any, tmp_path: Path) -> None:
+    path = tiny.save(tmp_path / "base", tiny.live("llama", 0), tiny.tokenizer())
+    (tmp_path / "base" / "chat_template.jinja").write_text(LOOPS)
+    (tmp_path / "test.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": 0}')
+    data = {"kind": "choice", "test": str(tmp_path / "test.jsonl")}
+    tasks = LanguageTasks(LanguageTasksConfig(datasets={"choice": data}))
+    bound = tasks.bind(CausalPool(LanguageConfig(base=path, models={"a": path})))
+    with pytest.raises(CheckpointError, match=f"task 'choice': {path}: rendering its chat templ"):
+        bound.check()
+
+
+def test_many_texts_are_cut_as_one_at_a_time(saved: Callable[..., dict[str, Path]]) -> None:
+    tokenizer = ConfinedTokenizer.of(saved(), "models/base")
+    texts = ["the", "quick brown", "", "fox " * 50] * 300
+    one_by_one = {text: tokenizer.encode([text], special=True)[0] for text in set(texts)}
+    assert tokenizer.encode(texts, special=True) == [one_by_one[text] for text in texts]
+    parts = list(in_parts([400_000, 200_000, 900_000, *[1] * 1001]))
+    assert [(part.start, part.stop) for part in parts] == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (3, 1003),
+        (1003, 1004),
+    ]

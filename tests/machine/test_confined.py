@@ -1,0 +1,155 @@
+"""Work in a child process that oversteps a limit, dies or lies: an exception, and another child."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fusion_core.machine.confined import Confined, Limits, Overrun, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LIMITS = Limits(seconds=30.0, memory=100_000_000, answer=1_000_000)
+SHORT = Limits(seconds=0.3, memory=100_000_000, answer=1_000_000)
+#: A module whose work is Python code.
+WORK = """
+import os, signal, socket, sys, time
+
+def serve():
+    return lambda code: eval(code)
+
+def say(content):
+    socket.socket(fileno=os.dup(int(sys.argv[2]))).sendall(content)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Confined]:
+    (tmp_path / "work.py").write_text(WORK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made = Confined("work:serve")
+    yield made
+    made.close()
+
+
+def answer(child: Confined, code: str, limits: Limits = LIMITS) -> Any:
+    return json.loads(child.ask(code, limits))
+
+
+def process_of(child: Confined) -> subprocess.Popen[bytes]:
+    found: Any = child
+    process: subprocess.Popen[bytes] = found._child._process  # noqa: SLF001
+    return process
+
+
+def test_one_child_answers_all_requests(child: Confined) -> None:
+    assert answer(child, "[1, None, 'ü']") == [1, None, "ü"]
+    assert answer(child, "os.getpid()") == answer(child, "os.getpid()") != os.getpid()
+    assert answer(child, "len('" + "x" * 3_000_000 + "')") == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "said"),
+    [
+        ("[0 for _ in iter(int, 1)]", SHORT, "took more than 0.3 seconds|more memory"),
+        ("time.sleep(60)", SHORT, "took more than 0.3 seconds"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", SHORT, "took more than 0.3 seconds"),
+        ("len('x' * 300_000_000)", LIMITS, "took more memory than it may"),
+        ("'x' * 2_000_000", LIMITS, "made more than 1 MB"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", LIMITS, "was ended by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", LIMITS, "was ended by SIGSEGV"),
+        ("os._exit(3)", LIMITS, "ended with exit code 3"),
+        ("say((5).to_bytes(8) + b'?????')", LIMITS, "an answer that makes no sense"),
+        ("say((0).to_bytes(8))", LIMITS, "an answer that makes no sense"),
+        ("say(b'\\xff' * 8)", LIMITS, "made more than 1 MB"),
+        ("say((100).to_bytes(8) + b'+')", SHORT, "took more than 0.3 seconds"),
+    ],
+)
+def test_what_ends_a_child_is_said_and_another_takes_its_place(
+    child: Confined, code: str, limits: Limits, said: str
+) -> None:
+    with pytest.raises(Overrun, match=said):
+        child.ask(code, limits)
+    assert answer(child, "1 + 1") == 2
+
+
+def test_what_the_work_raises_is_passed_on_and_the_child_stays(child: Confined) -> None:
+    process = answer(child, "os.getpid()")
+    for code, said in (("1 / 0", "division by zero"), ("{1}", "not JSON serializable")):
+        with pytest.raises(Refused, match=said):
+            child.ask(code, LIMITS)
+    assert answer(child, "os.getpid()") == process
+
+
+def test_memory_is_given_back_for_the_next_request(child: Confined) -> None:
+    for _ in range(4):
+        assert answer(child, "len('x' * 60_000_000)") == 60_000_000
+
+
+def test_a_child_that_cannot_begin_says_why() -> None:
+    with pytest.raises(Overrun, match="did not start: No module named 'no_such_module'"):
+        Confined("no_such_module:serve").ask("1", LIMITS)
+
+
+def test_the_working_directory_is_not_imported_from(
+    child: Confined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "work.py").write_text("raise SystemError('planted')")
+    (tmp_path / "here" / "json.py").write_text("raise SystemError('planted')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert answer(child, "1") == 1
+
+
+def test_a_fork_starts_a_child_of_its_own(child: Confined) -> None:
+    own = answer(child, "os.getpid()")
+    forked = os.fork()
+    if not forked:
+        os._exit(answer(child, "os.getpid()") == own)
+    assert os.waitpid(forked, 0)[1] == 0
+    assert answer(child, "os.getpid()") == own
+
+
+def test_an_interrupt_leaves_no_half_answer(
+    child: Confined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            child.ask("time.sleep(60)", LIMITS)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert answer(child, "'whole'") == "whole"
+
+
+def test_no_child_outlives_a_program_that_ends(child: Confined) -> None:
+    program = (
+        "from fusion_core.machine.confined import *\n"
+        "child = Confined('work:serve')\n"
+        f"print(child.ask('os.getpid()', {LIMITS}).decode())\n"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not ended.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ended.stdout), 0)
+
+
+def test_a_child_that_loops_ends_although_nobody_watches(child: Confined) -> None:
+    answer(child, "1")
+    process = process_of(child)
+    found: Any = child
+    asked = {"request": "[0 for _ in iter(lambda: 0, 1) if 0]", "seconds": 0, "memory": 10**8}
+    content = json.dumps(asked).encode()
+    found._child.connection.sendall(len(content).to_bytes(8) + content)  # noqa: SLF001
+    assert process.wait(60) == -signal.SIGXCPU

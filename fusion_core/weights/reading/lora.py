@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ import torch
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.reading._foreign import DEQUANTISE
 from fusion_core.weights.reading._lora_config import Scales, check_supported
-from fusion_core.weights.reading._lora_tied import twins_of_heads
+from fusion_core.weights.reading._lora_factors import Product, twins_of_heads
 from fusion_core.weights.reading._orientation import is_turned_beside
 from fusion_core.weights.reading.assets import read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
@@ -38,19 +38,6 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.weight)?")
 _PREFIX = "base_model.model."
 _WHOLE = (".weight", ".bias")
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """Where the factors of one weight are in the adapter's file.
-
-    `transposed`: the weight's rows are A's columns (GPT-2's Conv1D, embeddings), not B's rows.
-    """
-
-    a: str
-    b: str
-    scale: float
-    transposed: bool
 
 
 class LoraSource(WeightSource):

@@ -1,4 +1,4 @@
-"""Adapters that change an output head and the embeddings that it is tied to.
+"""Where an adapter has the factors of a weight, and heads that it lists beside their embeddings.
 
 A base with tied embeddings stores one matrix. Some tools extract adapters that list it twice, once
 for each use; the second is dropped where it says the same.
@@ -7,6 +7,7 @@ for each use; the second is dropped where it says the same.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +18,25 @@ from fusion_core.weights.source import Cut
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.weights.reading.lora import Product
     from fusion_core.weights.source import TensorInfo, WeightSource
 
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.weight$")
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared|tok_embeddings)\.weight$")
 #: How many random vectors two products are compared on.
 _PROBES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Where the factors of one weight are in the adapter's file.
+
+    `transposed`: the weight's rows are A's columns (GPT-2's Conv1D, embeddings), not B's rows.
+    """
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool
 
 
 def twins_of_heads(

@@ -56,4 +56,5 @@ def _responses(rows: Tensor, left: Tensor) -> Tensor:
     responses: Tensor = left.mT @ rows
     bounds = torch.linalg.matrix_norm(rows) * _ROUNDING
     is_there = torch.linalg.vector_norm(responses, dim=-1) > bounds[:, None]
-    return responses * is_there[:, :, None]
+    kept: Tensor = responses * is_there[:, :, None]
+    return kept

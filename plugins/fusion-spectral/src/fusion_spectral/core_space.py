@@ -37,7 +37,7 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
     @property
     def pieces_held(self) -> tuple[float, float]:
         """Less where there are no right bases."""
-        return (2.5, 8.5) if self.config.bases == "both" else (2.5, 6.5)
+        return (2, 11) if self.config.bases == "both" else (2.5, 6.5)
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the coordinates, (experts, m, n)."""

@@ -157,11 +157,13 @@ class BatchChecks(ComponentSuite):
             batch_digests(make())
 
 
-def batch_digests(pool: TaskPool[Any], *, backwards: bool = False) -> dict[str, str]:
+def batch_digests(
+    pool: TaskPool[Any], *, size: int = SIZE, backwards: bool = False
+) -> dict[str, str]:
     """Hash some batches of every task and split, labels included."""
-    places = [(task, split, step) for task, split in every_split(pool) for step in (0, 1)]
+    places = [(task, split, step) for task, split in every_split(pool, size) for step in (0, 1)]
     digests = {
-        f"{step} of {task.name}, {split}": _digest(draw(task, split, SIZE, step=step, seed=7))
+        f"{step} of {task.name}, {split}": _digest(draw(task, split, size, step=step, seed=7))
         for task, split, step in (reversed(places) if backwards else places)
     }
     return dict(sorted(digests.items()))

@@ -62,10 +62,10 @@ def serve() -> None:
         os.environ.update({**request["environment"], "PYTHONHASHSEED": seed})
         os.chdir(request["cwd"])
         try:
-            answer = {"result": resolve_name(request["call"])(*request["arguments"])}
+            answer = json.dumps({"result": resolve_name(request["call"])(*request["arguments"])})
         except Exception:  # noqa: BLE001 - whatever a plugin raises is reported
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+            answer = json.dumps({"error": traceback.format_exc()})
+        print(answer, file=answers, flush=True)
 
 
 def make_pool(target: str, config: str, options: Mapping[str, Any], models: str | None) -> Any:  # noqa: ANN401
@@ -91,7 +91,7 @@ def describe_tasks(*pool: Any) -> dict[str, Any]:  # noqa: ANN401
         "a batch": batch_digests(tasks),
     }
     try:
-        about["a batch of `holdout`"] = batch_digests(tasks.holdout())
+        about["a batch of `holdout`"] = batch_digests(tasks.holdout(), size=1)
     except FusionError:
         about["a batch of `holdout`"] = None
     return about

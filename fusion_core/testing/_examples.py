@@ -26,6 +26,8 @@ SIZE = 6
 ENOUGH = 16
 #: A split is read up to this many examples, and up to this many bytes.
 _MOST_EXAMPLES, _MOST_BYTES = 1024, 64 * 2**20
+#: The share of examples that two splits may have in common: large data sets repeat a few.
+_COINCIDENCES = 0.02
 #: What a task may raise for a batch that is larger than the split.
 _TOO_LARGE = (FusionError, ValueError, LookupError)
 
@@ -57,26 +59,26 @@ def adaptive_tasks(pool: TaskPool[Any]) -> Iterator[AdaptiveTask]:
     return (task for task in pool if isinstance(task, AdaptiveTask))
 
 
-def splits_of(task: AdaptiveTask) -> list[Split]:
+def splits_of(task: AdaptiveTask, size: int = SIZE) -> list[Split]:
     """Return the splits that a task has; it refuses one that it lacks by a `FusionError`."""
     splits = []
     for split in Split:
         try:
-            task.batch(0, size=SIZE, split=split, seed=0)
+            task.batch(0, size=size, split=split, seed=0)
         except FusionError as error:
             if split is Split.TEST:
                 fail(
-                    f"{task.name}: `batch` refuses {SIZE} test examples: {error}",
-                    f"Every task needs test examples; give this suite options with {SIZE} or more.",
+                    f"{task.name}: `batch` refuses {size} test examples: {error}",
+                    f"Every task needs test examples; give this suite options with {size} or more.",
                 )
             continue
         splits.append(split)
     return splits
 
 
-def every_split(pool: TaskPool[Any]) -> Iterator[tuple[AdaptiveTask, Split]]:
+def every_split(pool: TaskPool[Any], size: int = SIZE) -> Iterator[tuple[AdaptiveTask, Split]]:
     """Yield every split that a task has."""
-    return ((task, split) for task in adaptive_tasks(pool) for split in splits_of(task))
+    return ((task, split) for task in adaptive_tasks(pool) for split in splits_of(task, size))
 
 
 def draw(task: AdaptiveTask, split: Split, size: int, *, step: int = 0, seed: int = 0) -> Batch:
@@ -97,10 +99,10 @@ def draw(task: AdaptiveTask, split: Split, size: int, *, step: int = 0, seed: in
 
 def read(task: AdaptiveTask, split: Split) -> Examples:
     """Return a split's examples: the largest batch that the task gives, within bounds."""
-    batch = draw(task, split, SIZE)
-    each = max(1, sum(values.nbytes for values in batch.tensors.values()) // SIZE)
+    batch = draw(task, split, 1)
+    each = max(1, sum(values.nbytes for values in batch.tensors.values()))
     most = max(SIZE, min(_MOST_EXAMPLES, _MOST_BYTES // each))
-    size, refused = SIZE, most + 1
+    size, refused = 1, most + 1
     while refused - size > 1:
         wanted = min(2 * size, most) if refused > most else (size + refused) // 2
         try:
@@ -141,10 +143,26 @@ def unpadded(batch: Batch, number: int) -> Batch:
     )
 
 
-def share_of(keys: tuple[str, ...], others: tuple[str, ...]) -> float:
+def share_of(some: Examples, others: Examples) -> float:
     """Return the share of examples that are among others; 0 for a single coincidence."""
-    common = set(keys) & set(others)
-    return len(common) / len(set(keys)) if len(common) > 1 else 0.0
+    common = set(some.keys) & set(others.keys)
+    return len(common) / len(set(some.keys)) if len(common) > 1 else 0.0
+
+
+def have_in_common(one: Examples, other: Examples) -> float:
+    """Return the share that two splits have in common; 0 for no more than the data repeats."""
+    share = max(share_of(one, other), share_of(other, one))
+    repeated = max(repeated_share(one.keys), repeated_share(other.keys))
+    return share if share > max(_COINCIDENCES, 2 * repeated) else 0.0
+
+
+def are_fixed(task: AdaptiveTask, whole: Examples) -> bool:
+    """Tell whether every batch of a whole split holds the same examples.
+
+    Those of language models are not: each batch draws the token that a text is cut at.
+    """
+    again = keys_of(draw(task, Split.TEST, len(whole), step=1, seed=1))
+    return whole.is_whole and set(again) == set(whole.keys)
 
 
 def repeated_share(keys: tuple[str, ...]) -> float:

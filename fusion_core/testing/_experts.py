@@ -201,7 +201,5 @@ def _predict(task: AdaptiveTask, model: nn.Module, batch: Batch) -> Tensor:
 def _chance(predicted: Tensor, labels: Tensor) -> float:
     """Return the share of agreements that predictions have with labels in a random order."""
     classes = int(max(predicted.max(), labels.max())) + 1
-    first, second = (
-        torch.bincount(each, minlength=classes).double() for each in (predicted, labels)
-    )
+    counts = [torch.bincount(each, minlength=classes).double() for each in (predicted, labels)]
     return float((counts[0] * counts[1]).sum()) / len(labels) ** 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -13,13 +13,13 @@ from fusion_core.errors import RecipeError
 from fusion_core.testing._batches import batch_digests
 from fusion_core.testing._component import ComponentSuite
 from fusion_core.testing._examples import (
-    SIZE,
     Examples,
     adaptive_tasks,
+    are_fixed,
     draw,
+    have_in_common,
     keys_of,
     read,
-    share_of,
     splits_of,
 )
 from fusion_core.testing._suite import fail
@@ -43,17 +43,20 @@ class HalvesChecks(ComponentSuite):
         before = batch_digests(pool)
         held = _held_out(pool)
         _check_copy(pool, held, before, "holdout")
-        if batch_digests(held) != batch_digests(make().holdout()):
+        if batch_digests(held, size=1) != batch_digests(make().holdout(), size=1):
             fail("`holdout` draws other halves each time.", "Draw them by the task's name.")
         for task in adaptive_tasks(held):
             whole = read(pool.adaptive(task.name), Split.TEST)
-            if Split.UNLABELED not in splits_of(task):
+            if Split.UNLABELED not in splits_of(task, 1):
                 fail(
                     f"{task.name}: `holdout` has no unlabeled examples.",
                     "Give one half of the test examples as UNLABELED.",
                 )
             unlabeled, test = read(task, Split.UNLABELED), read(task, Split.TEST)
-            _check_halves(f"{task.name}: `holdout`", unlabeled, test, whole)
+            is_fixed = are_fixed(pool.adaptive(task.name), whole)
+            if is_fixed and have_in_common(unlabeled, test):
+                _fail_for_overlap(f"{task.name}: `holdout`")
+            _check_sizes(f"{task.name}: `holdout`", unlabeled, test, whole)
 
     def test_halves_share_no_test_examples(self, make: Callable[[], TaskPool[Any]]) -> None:
         """`halves` gives TEST in two halves; UNLABELED holds none of the second half."""
@@ -73,15 +76,19 @@ class HalvesChecks(ComponentSuite):
         for task in adaptive_tasks(second):
             chosen, rest = (read(half.adaptive(task.name), Split.TEST) for half in (first, second))
             whole = read(pool.adaptive(task.name), Split.TEST)
-            _check_halves(f"{task.name}: `halves`", chosen, rest, whole)
-            if Split.UNLABELED in splits_of(task):
+            _check_sizes(f"{task.name}: `halves`", chosen, rest, whole)
+            if not are_fixed(pool.adaptive(task.name), whole):
+                continue
+            if have_in_common(chosen, rest):
+                _fail_for_overlap(f"{task.name}: `halves`")
+            if Split.UNLABELED in splits_of(task, 1):
                 if _first(task) != _first(first.adaptive(task.name)):
                     fail(
                         f"{task.name}: the halves have other unlabeled examples.",
                         "Give both halves the same ones.",
                     )
                 unlabeled = read(task, Split.UNLABELED)
-                if share_of(rest.keys, unlabeled.keys) > 0.02:  # noqa: PLR2004 - data repeats a few
+                if have_in_common(rest, unlabeled):
                     fail(
                         f"{task.name}: unlabeled examples are test examples of the second half.",
                         "UNLABELED holds no example of the second half.",
@@ -150,12 +157,14 @@ def _check_copy(
             )
 
 
-def _check_halves(where: str, one: Examples, other: Examples, whole: Examples) -> None:
-    if share_of(one.keys, other.keys) > 0.02 or share_of(other.keys, one.keys) > 0.02:  # noqa: PLR2004
-        fail(
-            f"{where} gives halves that share examples.",
-            "Draw one permutation of the test examples and cut it in the middle.",
-        )
+def _fail_for_overlap(where: str) -> NoReturn:
+    fail(
+        f"{where} gives halves that share examples.",
+        "Draw one permutation of the test examples and cut it in the middle.",
+    )
+
+
+def _check_sizes(where: str, one: Examples, other: Examples, whole: Examples) -> None:
     together = len(one) + len(other)
     if together < len(whole) or (whole.is_whole and together > len(whole)):
         fail(
@@ -171,4 +180,4 @@ def _check_halves(where: str, one: Examples, other: Examples, whole: Examples) -
 
 def _first(task: AdaptiveTask) -> tuple[str, ...]:
     """Return the keys of the first unlabeled batch."""
-    return keys_of(draw(task, Split.UNLABELED, SIZE))
+    return keys_of(draw(task, Split.UNLABELED, 1))

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     Remake = Callable[..., TaskPool[Any]]
 
+#: Suffixes of files that hold examples.
+_DATA = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".npy", ".npz", ".pt"}
+
 
 class IdentityChecks(ComponentSuite):
     """What `identity`, `inputs` and `conditions` keep; a part of `TaskPoolSuite`."""
@@ -85,7 +88,9 @@ class IdentityChecks(ComponentSuite):
         _skip_without_identity(make())
         files = [Path(text) for text in _texts(config.model_dump(mode="json")) if _is_ours(text)]
         if not files:
-            pytest.skip("no option names a file in a temporary directory, which may be changed")
+            pytest.skip(
+                "no option names a file of examples in a temporary directory, which may be changed"
+            )
         before = {name: make().identity(name) for name in make().names}
         changed = False
         for file in files:
@@ -140,7 +145,7 @@ def _texts(value: object) -> Iterator[str]:
 def _is_ours(text: str) -> bool:
     path = Path(text)
     home = Path(tempfile.gettempdir()).resolve()
-    return len(text) < 1000 and path.is_file() and home in path.resolve().parents  # noqa: PLR2004
+    return path.suffix in _DATA and path.is_file() and home in path.resolve().parents
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from fusion_core.contracts.batch import Split
 from fusion_core.contracts.measures import FRACTION, Measured, Metric, main
 from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask
-from fusion_core.errors import FusionError
 from fusion_core.testing._component import ComponentSuite
 from fusion_core.testing._examples import Examples, read
 from fusion_core.testing._guards import untouched_globals, untouched_modules
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 _CHUNK = 64
 #: Figures that are the same but for the order of additions.
 _SAME = {"rel": 1e-3, "abs": 1e-4}
+#: Figures of ranks, which change places where scores differ by rounding.
+_RANKS = {"rel": 0.1, "abs": 0.1}
 
 
 class MeasureChecks(ComponentSuite):
@@ -85,8 +86,10 @@ class MeasureChecks(ComponentSuite):
                 continue
             measured = [task.evaluate(each) for each in models]
             correct = [_correct(task, each, whole) for each in models]
-            for metrics, right in zip(measured, correct, strict=True):
-                looked_at |= _check_accuracy(task.name, metrics, right)
+            if _accuracy(measured[0], correct[0]) is None:
+                continue
+            looked_at = True
+            _check_accuracy(task.name, measured[0], correct[0])
             _check_outcomes(task.name, measured, correct)
         if not looked_at:
             pytest.skip("no task has an accuracy of classes, and test examples in one batch")
@@ -101,20 +104,19 @@ class MeasureChecks(ComponentSuite):
         own = getattr(config, "batch_size", None)
         if not isinstance(own, int):
             pytest.skip("the pool has no option `batch_size`")
-        figures = {own: remake().measure(Subject.of(model))}
-        for size in {1, 5, own + 1} - {own}:
-            try:
-                figures[size] = remake(batch_size=size).measure(Subject.of(model))
-            except FusionError:
-                continue  # a size that the pool refuses
-            for name, metrics in figures[size].items():
-                if metrics != pytest.approx(figures[own][name], **_SAME):
-                    fail(
-                        f"{name}: {dict(figures[own][name])} with batches of {own}, "
-                        f"{dict(metrics)} with batches of {size}.",
-                        "Add up over examples and divide once, by their number; measure the last "
-                        "batch, too.",
-                    )
+        size = 7 if own != 7 else 5  # noqa: PLR2004 - few splits are multiples of it
+        before, after = (
+            each.measure(Subject.of(model)) for each in (remake(), remake(batch_size=size))
+        )
+        for name, metrics in after.items():
+            is_mean = isinstance(metrics, Measured) or next(iter(metrics))[:3].lower() == "acc"
+            if metrics != pytest.approx(before[name], **(_SAME if is_mean else _RANKS)):
+                fail(
+                    f"{name}: {dict(before[name])} with batches of {own}, {dict(metrics)} with "
+                    f"batches of {size}.",
+                    "Add up over examples and divide once, by their number; measure the last "
+                    "batch, too.",
+                )
 
     def test_a_limit_measures_the_first_test_examples(
         self,
@@ -197,27 +199,39 @@ def _correct(task: AdaptiveTask, model: nn.Module, whole: Examples) -> Tensor:
     return scores.argmax(-1) == labels.cpu()
 
 
-def _check_accuracy(name: str, metrics: Metrics, correct: Tensor) -> bool:
-    """Compare the accuracy or the error rate; tell whether there is one."""
+def _accuracy(metrics: Metrics, correct: Tensor) -> float | None:
+    """Return what an accuracy or error rate should be; None for another metric."""
     accuracy = float(correct.double().mean())
-    metric = next(iter(metrics))
-    expected = {"acc": accuracy, "err": 1 - accuracy}.get(metric[:3].lower())
-    if expected is None:
-        return False
-    if abs(main(metrics) - expected) > 1e-6:  # noqa: PLR2004 - rounding
+    return {"acc": accuracy, "err": 1 - accuracy}.get(next(iter(metrics))[:3].lower())
+
+
+def _is_as_scored(metrics: Metrics, correct: Tensor) -> bool:
+    expected = _accuracy(metrics, correct)
+    return expected is not None and abs(main(metrics) - expected) < 1e-6  # noqa: PLR2004 - rounding
+
+
+def _check_accuracy(name: str, metrics: Metrics, correct: Tensor) -> None:
+    if not _is_as_scored(metrics, correct):
         fail(
-            f"{name}: `evaluate` returns {metric} {main(metrics):.4f}; by `logits`, it is "
-            f"{expected:.4f} of the {len(correct)} test examples.",
+            f"{name}: `evaluate` returns {next(iter(metrics))} {main(metrics):.4f}; by `logits`, "
+            f"it is {_accuracy(metrics, correct):.4f} of the {len(correct)} test examples.",
             "Measure every example that `batch` gives as TEST, with its own label, each once; "
             "return a fraction.",
         )
-    return True
 
 
 def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Tensor]) -> None:
-    """Fail unless several models' outcomes belong to the same examples."""
+    """Fail unless figures are of the models, and outcomes of several models of the same examples.
+
+    A task may fit a head of its own to a model, so only the first model's figure is known.
+    """
+    if len({main(each) for each in measured}) == 1 and _outcomes_differ(correct):
+        fail(
+            f"{name}: three different models all have {main(measured[0]):.4f}.",
+            "Measure the model that is given; remember no figure in the task.",
+        )
     outcomes = [each.outcomes for each in measured if isinstance(each, Measured) and each.is_binary]
-    if len(outcomes) < len(measured):
+    if len(outcomes) < len(measured) or not all(map(_is_as_scored, measured, correct)):
         return
     expected = Counter(zip(*(each.double().tolist() for each in correct), strict=True))
     turned = Counter(zip(*((1 - each.double()).tolist() for each in correct), strict=True))
@@ -230,3 +244,7 @@ def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Te
             f"{name}: outcomes of different models do not belong to the same examples.",
             "Return one outcome per test example, in the same order for every model.",
         )
+
+
+def _outcomes_differ(correct: Sequence[Tensor]) -> bool:
+    return len({int(each.sum()) for each in correct}) > 1

@@ -28,7 +28,8 @@ _NOT_PLUGINS = {"fusion_core", "torch", "pytest", "_pytest", "pluggy", *sys.stdl
 
 def fail(problem: str, remedy: str) -> NoReturn:
     """Fail a check: say what is wrong, and what its author should do."""
-    pytest.fail(f"{problem}\n\nTo mend it: {remedy}", pytrace=False)
+    message = f"{problem}\n\nTo mend it: {remedy}"
+    raise pytest.fail.Exception(message, pytrace=False) from None
 
 
 @contextmanager

@@ -305,9 +305,10 @@ def plant(
 ) -> None:
     """Add a world in which the methods of its tasks, task pool or model pool are others."""
     tasks, models = world.tasks, world.models
+    methods = {**methods, "__module__": __name__}
     if kind == "task":
         own = task or type(f"{name}_task", (tasks.task,), methods)
-        tasks = type(f"{name}_tasks", (tasks,), {"task": own})
+        tasks = type(f"{name}_tasks", (tasks,), {"task": own, "__module__": __name__})
     elif kind == "pool":
         tasks = type(f"{name}_tasks", (tasks,), methods)
     else:

@@ -79,12 +79,12 @@ class BatchChecks(ComponentSuite):
         self, make: Callable[[], TaskPool[Any]], recipe: list[Any]
     ) -> None:
         """A search can be resumed elsewhere: nothing depends on hash() or on the process."""
-        names = list(make().names)
+        pool = make()
         try:
-            there = call_elsewhere(f"{_HERE}:describe_tasks", *recipe, names=names)
+            there = call_elsewhere(f"{_HERE}:tasks_elsewhere", *recipe, names=list(pool.names))
         except ElsewhereError as error:
             fail(f"the pool cannot be made in another process:\n{error}", "See above.")
-        here = json.loads(json.dumps(describe_tasks(*recipe)))
+        here = json.loads(json.dumps(describe_tasks(pool)))
         for what, value in here.items():
             if there[what] != value:
                 fail(

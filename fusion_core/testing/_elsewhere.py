@@ -23,6 +23,9 @@ from fusion_core.recipe.validation import validated
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.task_pool import TaskPool
+
 _SEEDS = tuple(range(1, 9))
 _SERVER = "from fusion_core.testing._elsewhere import serve; serve()"
 _ORDER = "import sys; print(*set(sys.argv[1:]), sep='\\0')"
@@ -68,7 +71,9 @@ def serve() -> None:
         print(answer, file=answers, flush=True)
 
 
-def make_pool(target: str, config: str, options: Mapping[str, Any], models: str | None) -> Any:  # noqa: ANN401
+def make_pool(
+    target: str, config: str, options: Mapping[str, Any], models: str | None = None
+) -> Any:  # noqa: ANN401 - a pool of either kind
     """Make a pool from its options; bind it to the pickled models if there are some."""
     pool = resolve_name(target)(validated(resolve_name(config), options))
     if models is None:
@@ -76,11 +81,15 @@ def make_pool(target: str, config: str, options: Mapping[str, Any], models: str 
     return pool.bind(pickle.loads(Path(models).read_bytes()))  # noqa: S301 - written by the suite
 
 
-def describe_tasks(*pool: Any) -> dict[str, Any]:  # noqa: ANN401
+def tasks_elsewhere(*recipe: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Make a task pool and describe it."""
+    return describe_tasks(make_pool(*recipe))
+
+
+def describe_tasks(tasks: TaskPool[Any]) -> dict[str, Any]:
     """Return what must be the same in every process of a task pool."""
     from fusion_core.testing._batches import batch_digests
 
-    tasks = make_pool(*pool)
     names = list(tasks.names)
     about: dict[str, Any] = {
         "`names`": names,
@@ -97,9 +106,13 @@ def describe_tasks(*pool: Any) -> dict[str, Any]:  # noqa: ANN401
     return about
 
 
-def describe_models(*pool: Any) -> dict[str, Any]:  # noqa: ANN401
+def models_elsewhere(*recipe: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Make a model pool and describe it."""
+    return describe_models(make_pool(*recipe))
+
+
+def describe_models(models: ModelPool[Any]) -> dict[str, Any]:
     """Return what must be the same in every process of a model pool."""
-    models = make_pool(*pool, None)
     experts = list(models.experts)
     return {
         "`experts`": experts,

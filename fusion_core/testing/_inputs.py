@@ -80,7 +80,7 @@ def _check_labels(name: str, split: Split, examples: Examples) -> None:
         fail(f"{name}: a {split} label is {int(labels.min())}.", "Count classes from 0.")
     if len(examples) < ENOUGH or labels.dim() != 1:
         return
-    if labels.unique().numel() == 1:
+    if len(set(labels.tolist())) == 1:
         fail(
             f"{name}: all {len(examples)} {split} examples have the label {labels[0].item()}.",
             "Read the label of each example; shuffle data that is sorted by class.",

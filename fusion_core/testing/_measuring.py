@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from fusion_core.contracts.measures import FRACTION, Measured, Metric, main
 from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask
 from fusion_core.testing._component import ComponentSuite
-from fusion_core.testing._examples import Examples, read
+from fusion_core.testing._examples import ENOUGH, Examples, read
 from fusion_core.testing._guards import untouched_globals, untouched_modules
 from fusion_core.testing._suite import fail
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 #: Examples per pass through a model.
 _CHUNK = 64
 #: Figures that are the same but for the order of additions.
-_SAME = {"rel": 1e-3, "abs": 1e-4}
+_SAME = 1e-3
 #: Figures of ranks, which change places where scores differ by rounding.
-_RANKS = {"rel": 0.1, "abs": 0.1}
+_RANKS = 0.1
 
 
 class MeasureChecks(ComponentSuite):
@@ -70,7 +70,7 @@ class MeasureChecks(ComponentSuite):
             fail(f"`measure` returns the tasks {list(every)}.", "Keep to `names`.")
         last = pool.names[-1]
         some = pool.measure(Subject.of(model), [last])
-        if list(some) != [last] or some[last] != pytest.approx(every[last], **_SAME):
+        if list(some) != [last] or some[last] != pytest.approx(every[last], rel=_SAME, abs=_SAME):
             fail(
                 f"`measure` of the task {last} alone returns {some}, and {every[last]} among all.",
                 "Measure just the tasks that are asked for, each by itself.",
@@ -110,7 +110,8 @@ class MeasureChecks(ComponentSuite):
         )
         for name, metrics in after.items():
             is_mean = isinstance(metrics, Measured) or next(iter(metrics))[:3].lower() == "acc"
-            if metrics != pytest.approx(before[name], **(_SAME if is_mean else _RANKS)):
+            slack = _SAME if is_mean else _RANKS
+            if metrics != pytest.approx(before[name], rel=slack, abs=slack):
                 fail(
                     f"{name}: {dict(before[name])} with batches of {own}, {dict(metrics)} with "
                     f"batches of {size}.",
@@ -139,7 +140,7 @@ class MeasureChecks(ComponentSuite):
             both = every[name]
             if not isinstance(metrics, Measured) or not isinstance(both, Measured):
                 continue
-            expected = pytest.approx(both.outcomes[:limit], **_SAME)
+            expected = pytest.approx(both.outcomes[:limit], rel=_SAME, abs=_SAME)
             if len(metrics.outcomes) != limit or metrics.outcomes != expected:
                 fail(
                     f"{name}: with a limit of {limit}, the outcomes are {metrics.outcomes}, and "
@@ -185,7 +186,7 @@ def _classified(task: Task, model: nn.Module) -> Examples | None:
         return None
     with torch.no_grad():
         classes = task.logits(model, whole.batch.part(0, 1)).shape[-1]
-    is_vocabulary = not isinstance(task, FeatureTask) and classes > labels.unique().numel() + 1
+    is_vocabulary = not isinstance(task, FeatureTask) and classes > len(set(labels.tolist())) + 1
     return None if is_vocabulary else whole
 
 
@@ -195,8 +196,7 @@ def _correct(task: AdaptiveTask, model: nn.Module, whole: Examples) -> Tensor:
     starts = range(0, len(whole), _CHUNK)
     parts = [whole.batch.part(start, start + _CHUNK) for start in starts]
     scores = torch.cat([task.logits(model, part).float().cpu() for part in parts])
-    labels: Any = whole.batch.labels
-    return scores.argmax(-1) == labels.cpu()
+    return scores.argmax(-1).eq(cast("Tensor", whole.batch.labels).cpu())
 
 
 def _accuracy(metrics: Metrics, correct: Tensor) -> float | None:
@@ -223,8 +223,11 @@ def _check_accuracy(name: str, metrics: Metrics, correct: Tensor) -> None:
 def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Tensor]) -> None:
     """Fail unless figures are of the models, and outcomes of several models of the same examples.
 
-    A task may fit a head of its own to a model, so only the first model's figure is known.
+    A task may fit a head of its own to a model: other models' figures are then not those of
+    `logits`, and a few examples cannot tell.
     """
+    if len(correct[0]) < ENOUGH:
+        return
     if len({main(each) for each in measured}) == 1 and _outcomes_differ(correct):
         fail(
             f"{name}: three different models all have {main(measured[0]):.4f}.",

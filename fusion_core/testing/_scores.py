@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 #: What torch says of an operation on tensors of two devices.
 _TWO_DEVICES = ("expected device", "same device")
-_CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 
 
 class ScoreChecks(ComponentSuite):
@@ -69,7 +68,7 @@ class ScoreChecks(ComponentSuite):
         third = {task.name: _scores(task, model) for task in reversed([*adaptive_tasks(make())])}
         for name, scores in first.items():
             for again in (second[name], third[name]):
-                if scores.shape != again.shape or not torch.allclose(scores, again, **_CLOSE):
+                if not _are_close(scores, again):
                     fail(
                         f"{name}: `logits` gives other scores when it is called again.",
                         "Make the head from the task alone, and leave dropout off.",
@@ -95,7 +94,7 @@ class ScoreChecks(ComponentSuite):
             with torch.no_grad():
                 together = task.logits(model, batch)
                 alone = torch.cat([task.logits(model, batch.part(n, n + 1)) for n in range(SIZE)])
-            if not torch.allclose(together, alone, **_CLOSE):
+            if not _are_close(together, alone):
                 fail(
                     f"{task.name}: scores depend on the batch.",
                     "Use the model in evaluation mode, and no statistics of the batch.",
@@ -146,6 +145,10 @@ class ScoreChecks(ComponentSuite):
                 # any other error: tensors without values cannot be measured to the end
 
 
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
 def _scores(task: AdaptiveTask, model: nn.Module) -> Tensor:
     with torch.no_grad():
         return task.logits(model, draw(task, Split.TEST, SIZE))
@@ -158,7 +161,7 @@ def _check_padding(task: AdaptiveTask, model: nn.Module, batch: Batch) -> None:
     with torch.no_grad():
         cut = torch.cat([task.logits(model, each) for each in alone])
         padded = [task.logits(model, batch), task.logits(model, Batch.joined(alone))]
-    if not all(torch.allclose(scores, cut, **_CLOSE) for scores in padded):
+    if not all(_are_close(scores, cut) for scores in padded):
         fail(
             f"{task.name}: scores depend on padding.",
             f"Pad on the right, give the model the {MASK}, and leave out by it what features are "

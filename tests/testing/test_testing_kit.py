@@ -42,6 +42,7 @@ class TestCheckpointsOnDisk(ModelPoolSuite):
         [
             "test_a_live_model_has_the_weights",
             "test_a_live_model_has_the_weights_that_it_is_built_from",
+            "test_every_expert_is_built_from_its_own_weights",
             "test_every_tensor_of_a_live_model_has_values",
             "test_a_live_model_has_the_dtype_that_is_asked_for",
             "test_a_live_model_is_on_the_device_that_is_asked_for",
@@ -655,6 +656,7 @@ class TestTinyTasks(TaskPoolSuite):
         "test_the_plugin_says_which_core_it_needs": "the same",
         "test_listing_it_imports_nothing_heavy": "the same",
         "test_batches_are_the_same_in_another_process": "it is made from names, not from options",
+        "test_heads_are_the_same_in_another_process": "the same",
     }
 
     @pytest.fixture

@@ -58,6 +58,27 @@ def plant(
     WORLDS[name] = World(tasks, models)
 
 
+class LayoutTask(ImageTask):
+    """Sound, and made on the fly: bf16 that is not contiguous, views, bool and empty tensors."""
+
+    def stack(self, examples: list[torch.Tensor]) -> Any:
+        pixels = torch.stack(examples)
+        return {
+            "pixels": pixels.bfloat16().T.contiguous().T,
+            "every_second": pixels[:, ::2],
+            "flags": (pixels > 0)[:, 1:],
+            "nothing": pixels[:, :0],
+            "first": pixels[:, 0] > 0,
+        }
+
+    def features(self, model: nn.Module, inputs: Any) -> torch.Tensor:
+        features: torch.Tensor = model(inputs["pixels"].float())
+        return features
+
+
+plant("layouts", IMAGES, "task", {}, LayoutTask)
+
+
 # --- faults of tasks ----------------------------------------------------------------------------
 
 

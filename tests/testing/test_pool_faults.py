@@ -133,7 +133,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
         shutil.copy(Path(__file__).parent / module, root / "site")
     faults = [f"(Test_{fault} and {check})" for fault, check in CAUGHT_BY.items()]
     packaging = " or ".join(_OF_PACKAGES)
-    sound = f"((Test_images or Test_texts) and not ({packaging}))"
+    sound = f"((Test_images or Test_texts or Test_layouts) and not ({packaging}))"
     return run_suites(root, TESTS, [sound, *faults])
 
 
@@ -145,6 +145,6 @@ def test_a_planted_fault_is_caught_by_the_check_that_is_about_it(
     assert "To mend it: " in found.get(CAUGHT_BY[fault], ""), found
 
 
-@pytest.mark.parametrize("world", ["images", "images_models", "texts", "texts_models"])
+@pytest.mark.parametrize("world", ["images", "images_models", "texts", "texts_models", "layouts"])
 def test_sound_pools_pass(planted: dict[str, dict[str, str]], world: str) -> None:
     assert planted[world] == {}

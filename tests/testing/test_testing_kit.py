@@ -22,6 +22,7 @@ from fusion_core.testing import (
     tiny_pool,
 )
 from fusion_core.testing._compare import differing_bytes, differing_values
+from fusion_core.testing._guards import digest
 from fusion_core.testing._models import MODELS, tiny_model
 from fusion_core.weights import StateDictSource, materialise, staged
 
@@ -675,6 +676,23 @@ class TestTinyTasks(TaskPoolSuite):
     @pytest.fixture
     def model(self) -> torch.nn.Module:
         return tiny_model("transformer")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.arange(12.0).reshape(3, 4).T,
+        lambda: torch.arange(12.0).bfloat16()[::2],
+        lambda: torch.arange(12) > 5,
+        lambda: torch.zeros(0, 4),
+        lambda: torch.tensor(2.5),
+    ],
+    ids=["not contiguous", "strided bf16", "bool", "empty", "0-d"],
+)
+def test_a_digest_is_of_values_and_not_of_freed_memory(make: Callable[[], torch.Tensor]) -> None:
+    digests = {digest(make(), torch.rand(number)[:0]) for number in range(50)}
+    assert digests == {digest(make().clone(), torch.zeros(0))}
+    assert digest(make()) != digest(make().double())
 
 
 # --- fixtures and names -------------------------------------------------------------------------

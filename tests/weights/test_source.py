@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -158,3 +159,14 @@ def test_memory_is_the_tensors_own(dtype: torch.dtype) -> None:
     assert len(view) == tensor.nbytes
     assert bytes(view) == bytes(tensor.view(torch.uint8).tolist())
     assert bytes(memory_of(torch.zeros(0, dtype=dtype))) == b""
+
+
+def test_a_view_of_memory_keeps_its_tensor() -> None:
+    tensor = torch.arange(6.0)
+    alive, expected = weakref.ref(tensor), tensor.view(torch.uint8).tolist()
+    view = memory_of(tensor)
+    del tensor
+    assert alive() is not None
+    assert list(view) == expected
+    del view
+    assert alive() is None

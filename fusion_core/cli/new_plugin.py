@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -19,12 +20,13 @@ from fusion_core.plugins.manager import load_plugins
 from fusion_core.shown import printable
 from fusion_core.skeleton import Kind, Names, write_plugin
 
-_SPECS: dict[Kind, type[ComponentSpec]] = {
-    Kind.ALGORITHM: AlgorithmSpec,
-    Kind.MODEL_POOL: ModelPoolSpec,
-    Kind.TASK_POOL: TaskPoolSpec,
-    Kind.TEXT_TASK_POOL: TaskPoolSpec,
-    Kind.COMMAND: CommandSpec,
+_SPECS: dict[Kind, tuple[type[ComponentSpec], ...]] = {
+    Kind.ALGORITHM: (AlgorithmSpec,),
+    Kind.MODEL_POOL: (ModelPoolSpec,),
+    Kind.TASK_POOL: (TaskPoolSpec,),
+    Kind.TEXT_TASK_POOL: (TaskPoolSpec,),
+    Kind.POOLS: (ModelPoolSpec, TaskPoolSpec),
+    Kind.COMMAND: (CommandSpec,),
 }
 
 
@@ -43,7 +45,9 @@ def new_plugin(
     """
     names = Names.of(name)
     directory = write_plugin(name, kind, output)
-    for component in load_plugins(context.obj).components(_SPECS[kind]):
+    plugins = load_plugins(context.obj)
+    components = chain.from_iterable(map(plugins.components, _SPECS[kind]))
+    for component in components:
         if names.component in component.names:
             taken = f"{component.qualified_name} has the name {names.component!r}, too; with both "
             print_warnings([f"{taken}installed, only full names work. Change `name` in plugin.py."])

@@ -63,7 +63,10 @@ class AdaptiveTask(Task):
 
     @abstractmethod
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
-        """Return `size` examples; the same ones for the same arguments, in any process."""
+        """Return `size` examples; the same ones for the same arguments, in any process.
+
+        The caller may write to them. Raises `RecipeError` for a size that no batch can have.
+        """
 
     @abstractmethod
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -114,7 +117,8 @@ class TaskPool(ABC, Generic[ConfigT]):
     dtype: torch.dtype = torch.float32
     #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
     transductive: bool = False
-    #: what is measured on, in words, where that is not every test example
+    #: which test examples are measured, in words; None for all of them. Figures are compared only
+    #: where it is the same, so a limit and each half of the test examples have words of their own
     measured_on: str | None = None
     #: figures that others published for these models and tasks
     published: Published | None = None
@@ -187,8 +191,10 @@ class TaskPool(ABC, Generic[ConfigT]):
     def holdout(self) -> Self:
         """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
 
-        So a method may adapt on examples like those that it is measured on, and none of them. The
-        same halves every time. Raises `RecipeError` where a pool cannot.
+        A method may then adapt on examples like those that it is measured on, but on none of them.
+        Returns a copy with the same halves every time, each test example in one of them. The copy
+        is not `transductive`, and its `measured_on` and `identity` tell it from the whole. Raises
+        `RecipeError` where a pool has no halves.
         """
         raise RecipeError(
             f"{type(self).__name__} has no halves of its test examples to hold out",
@@ -198,9 +204,10 @@ class TaskPool(ABC, Generic[ConfigT]):
     def halves(self) -> tuple[Self, Self]:
         """Return these tasks with one half of their test examples as TEST, and with the other.
 
-        Options are chosen on the first, and the choice is measured on the second: the halves of
-        `holdout`, which can itself be asked. UNLABELED are the same in both, and no examples of the
-        second half. Raises `RecipeError` where a pool cannot.
+        Options are chosen on the first half, and the choice is measured on the second; they are the
+        halves of `holdout`, whose result has halves, too. Returns two copies whose `measured_on`
+        and `identity` differ. UNLABELED is the same in both and holds no example of the second
+        half. Raises `RecipeError` where a pool has no halves.
         """
         raise RecipeError(
             f"{type(self).__name__} has no halves of its test examples to choose options on",

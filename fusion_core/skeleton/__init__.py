@@ -37,6 +37,7 @@ class Kind(StrEnum):
     MODEL_POOL = "model-pool"
     TASK_POOL = "task-pool"
     TEXT_TASK_POOL = "text-task-pool"
+    POOLS = "pools"
     COMMAND = "command"
 
 
@@ -45,6 +46,7 @@ _WORDS = {
     Kind.MODEL_POOL: "A pool of models",
     Kind.TASK_POOL: "A pool of tasks",
     Kind.TEXT_TASK_POOL: "A pool of tasks on texts",
+    Kind.POOLS: "Models and their tasks",
     Kind.COMMAND: "A command",
 }
 
@@ -95,6 +97,7 @@ _MODULES = {
     Kind.MODEL_POOL: "pool",
     Kind.TASK_POOL: "tasks",
     Kind.TEXT_TASK_POOL: "tasks",
+    Kind.POOLS: "pools",
     Kind.COMMAND: "command",
 }
 #: What a plugin's own code imports beside the core.

@@ -96,11 +96,12 @@ def _fingerprint(module: nn.Module) -> dict[str, Any]:
 
 
 def digest(*tensors: Tensor) -> str:
-    """Hash tensors' bytes."""
-    found = hashlib.sha256()
+    """Hash the dtypes, shapes and values of tensors of any layout."""
+    state = hashlib.sha256()
     for tensor in tensors:
-        found.update(memory_of(tensor.detach().cpu().contiguous().reshape(-1)))
-    return found.hexdigest()
+        state.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        state.update(memory_of(tensor.detach().cpu().contiguous().reshape(-1)))
+    return state.hexdigest()
 
 
 @contextmanager

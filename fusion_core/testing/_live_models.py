@@ -64,6 +64,14 @@ class LiveModelSuite(ComponentSuite):
             fail("`build` returned a model in training mode.", "Call its eval().")
         check_weights(pool, model, pool.reference)
 
+    def test_every_expert_is_built_from_its_own_weights(self, pool: Pool) -> None:
+        """`build` of an expert's source returns that expert, in evaluation mode."""
+        for source in pool.experts.values():
+            model = _build(pool, source)
+            if any(part.training for part in model.modules()):
+                fail("`build` returned an expert in training mode.", "Call its eval().")
+            check_weights(pool, model, as_weights(source, pool.base))
+
     def test_a_live_model_has_the_weights_that_it_is_built_from(self, pool: Pool) -> None:
         """`build` takes any source of the pool's kind: a merge has other values than the files."""
         source = shifted(pool.reference)

@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+from pydantic_core import PydanticSerializationError
 
 from fusion_core.contracts.specs import TaskPoolSpec
-from fusion_core.errors import AlignmentError, PluginError
+from fusion_core.errors import AlignmentError, FusionError, PluginError
 from fusion_core.planning.options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.recipe.validation import validated
 from fusion_core.running.run import run_fusion
 from fusion_core.testing._bench import with_experts
 from fusion_core.testing._compare import differing_bytes
+from fusion_core.testing._elsewhere import ElsewhereError, call_elsewhere, describe_models
 from fusion_core.testing._guards import no_network
 from fusion_core.testing._live_models import LiveModelSuite, a_float_of, check_weights
 from fusion_core.testing._sources import without
 from fusion_core.testing._suite import fail
 from fusion_core.testing._tensorwise import Mean
-from fusion_core.weights import CheckpointSource, Cut, WeightSource
+from fusion_core.testing._weights import WeightChecks
+from fusion_core.weights import CheckpointSource
 from fusion_core.weights.writing.target import is_plain
 
 if TYPE_CHECKING:
@@ -30,11 +33,13 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import ModelPoolSpec
+    from fusion_core.plugins.components import Component
+    from fusion_core.recipe.config import ComponentConfig
 
     Pool = ModelPool[Any]
 
 
-class ModelPoolSuite(LiveModelSuite):
+class ModelPoolSuite(WeightChecks, LiveModelSuite):
     """What every model pool keeps; `options` make a pool with a few small models."""
 
     def test_making_a_pool_reads_no_weights(
@@ -51,6 +56,25 @@ class ModelPoolSuite(LiveModelSuite):
         monkeypatch.setattr(CheckpointSource, "read", refuse)
         pool = make()
         pool.aligned(AlignmentPolicy())
+
+    def test_the_pool_is_the_same_in_another_process(
+        self, make: Callable[[], Pool], component: Component[Any], config: ComponentConfig
+    ) -> None:
+        """Experts come in the same order, with the same identity, wherever the pool is made."""
+        pool = make()
+        options = _options_of(config)
+        recipe = [component.spec.target, component.spec.config, options]
+        call = "fusion_core.testing._elsewhere:models_elsewhere"
+        try:
+            there = call_elsewhere(call, *recipe, names=list(pool.experts))
+        except ElsewhereError as error:
+            fail(f"the pool cannot be made in another process:\n{error}", "See above.")
+        for what, value in json.loads(json.dumps(describe_models(pool))).items():
+            if there[what] != value:
+                fail(
+                    f"{what} differs in another process: {value} here, {there[what]} there.",
+                    "Keep names in a tuple or list, never in a set; use hashlib, not hash().",
+                )
 
     def test_experts_are_there_and_in_a_fixed_order(self, make: Callable[[], Pool]) -> None:
         """Results are summed in the order of `experts`, so it is part of the result."""
@@ -79,11 +103,11 @@ class ModelPoolSuite(LiveModelSuite):
                 return
         fail(f"an expert without {tensor!r} was accepted.", "Do not override `aligned`.")
 
-    def test_sources_can_be_read_in_pieces(self, pool: Pool) -> None:
-        """A range of a tensor holds what the whole tensor holds there, in the promised dtype."""
-        for source in _sources(pool):
-            for name in _a_few(source):
-                _check_pieces(source, name)
+    def test_what_is_said_of_models_is_by_their_names(self, pool: Pool) -> None:
+        """`licences` and `beside` name the models of the pool."""
+        for method, named in (("licences", pool.licences()), ("beside", pool.beside())):
+            if strange := sorted(named.keys() - pool.by_name.keys()):
+                fail(f"`{method}` names {strange[0]!r}.", "Use the names of base and experts.")
 
     def test_inputs_can_be_recorded(self, pool: Pool) -> None:
         """What identifies the inputs is JSON, for the provenance."""
@@ -132,25 +156,16 @@ class ModelPoolSuite(LiveModelSuite):
                 make().aligned(AlignmentPolicy())
 
 
-def _sources(pool: Pool) -> list[WeightSource]:
-    return [*([] if pool.base is None else [pool.base]), *pool.experts.values()]
-
-
-def _a_few(source: WeightSource) -> list[str]:
-    names = list(source.infos)
-    return list(dict.fromkeys([*names[:3], names[len(names) // 2], names[-1]]))
-
-
-def _check_pieces(source: WeightSource, name: str) -> None:
-    info, whole = source.infos[name], source.tensor(name)
-    if whole.dtype != info.dtype or tuple(whole.shape) != info.shape:
-        fail(f"{name!r} is read as {whole.dtype} of {list(whole.shape)}.", "Say so in `infos`.")
-    if source.cut is not Cut.ELEMENT:
-        return
-    middle = info.numel // 2
-    halves = [source.read(name, 0, middle), source.read(name, middle, info.numel)]
-    if differing_bytes({"": torch.cat(halves)}, {"": whole.reshape(-1)}):
-        fail(f"two halves of {name!r} are not the whole.", "Read the range that is asked for.")
+def _options_of(config: ComponentConfig) -> dict[str, Any]:
+    """Return options as JSON's data; skips the check for live models, which stay in a process."""
+    try:
+        options = config.model_dump(mode="json")
+        survive = validated(type(config), options) == config
+    except (PydanticSerializationError, FusionError):
+        survive = False
+    if not survive:
+        pytest.skip("the options hold live models, which no other process can have")
+    return options
 
 
 def _default_tasks(spec: ModelPoolSpec) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ no longer true fails in its turn. Knows pytest, and nothing of what is checked.
 
 from __future__ import annotations
 
+import sys
+import traceback
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import pytest
@@ -19,20 +22,42 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _PREFIX = "test_"
+#: Packages whose frames are not a plugin's.
+_NOT_PLUGINS = {"fusion_core", "torch", "pytest", "_pytest", "pluggy", *sys.stdlib_module_names}
 
 
 def fail(problem: str, remedy: str) -> NoReturn:
     """Fail a check: say what is wrong, and what its author should do."""
-    pytest.fail(f"{problem}\n\nTo mend it: {remedy}", pytrace=False)
+    message = f"{problem}\n\nTo mend it: {remedy}"
+    raise pytest.fail.Exception(message, pytrace=False) from None
 
 
 @contextmanager
 def advised() -> Iterator[None]:
-    """Fail a check for what the core refuses of a plugin, with the error's own advice."""
+    """Fail a check for what a plugin raises, or the core refuses of it, and name the method."""
     try:
         yield
     except BrokenPluginError as error:
         fail(f"{error.message}.", error.hint or "Keep to what the class that you derive from says.")
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises
+        method, place = _raised_in(error)
+        fail(
+            f"{method} raised {type(error).__name__}: {error} ({place}).",
+            "Make the method work for what the check's name says; what the plugin refuses, it "
+            "refuses by a FusionError with a hint.",
+        )
+
+
+def _raised_in(error: Exception) -> tuple[str, str]:
+    """Return the plugin's method that a suite called, and the line that raised an error."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [
+        (frame, line)
+        for frame, line in frames
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_PLUGINS
+    ]
+    (called, _), (innermost, line) = (own[0], own[-1]) if own else (frames[-1], frames[-1])
+    return f"`{called.f_code.co_qualname}`", f"{Path(innermost.f_code.co_filename).name}:{line}"
 
 
 class Suite:
@@ -54,6 +79,11 @@ class Suite:
                 )
         for name, reason in cls.expected_failures.items():
             _check_expectation(cls.__name__, name, reason, checks)
+
+    @classmethod
+    def has_check(cls, name: str) -> bool:
+        """Tell whether a test is a check of a suite, not one that an author added."""
+        return name in _checks(cls)
 
     @pytest.fixture(autouse=True)
     def _expected_to_fail(self, request: pytest.FixtureRequest) -> None:

@@ -1,29 +1,35 @@
 """The suite of task pools: names, what is measured, and what tasks know of the models.
 
-What algorithms look at, batches and scores, is checked beside it (`_batches.py`).
+Its parts are checks of batches, splits, inputs, masks, scores, figures, halves, identities, and of
+experts together with their tasks.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from fusion_core.contracts.measures import FRACTION, Metric
 from fusion_core.contracts.specs import ModelPoolSpec
-from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import TaskPool
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.recipe.validation import validated
 from fusion_core.testing._batches import BatchChecks, batch_digests
-from fusion_core.testing._guards import no_network, untouched_globals, untouched_modules
+from fusion_core.testing._experts import ExpertChecks
+from fusion_core.testing._guards import no_network
+from fusion_core.testing._halves import HalvesChecks
+from fusion_core.testing._identity import IdentityChecks
+from fusion_core.testing._inputs import InputChecks
+from fusion_core.testing._masks import MaskChecks
+from fusion_core.testing._measuring import MeasureChecks
 from fusion_core.testing._models import tiny_pool
+from fusion_core.testing._scores import ScoreChecks
+from fusion_core.testing._splits import SplitChecks
 from fusion_core.testing._suite import fail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -33,7 +39,17 @@ if TYPE_CHECKING:
     from fusion_core.recipe.config import ComponentConfig
 
 
-class TaskPoolSuite(BatchChecks):
+class TaskPoolSuite(
+    BatchChecks,
+    SplitChecks,
+    InputChecks,
+    MaskChecks,
+    ScoreChecks,
+    MeasureChecks,
+    HalvesChecks,
+    IdentityChecks,
+    ExpertChecks,
+):
     """What every task pool keeps; `options` make a pool with one or two small tasks.
 
     `models` is a pool of models that the tasks are for, and `model` its base, live: by default,
@@ -73,6 +89,24 @@ class TaskPoolSuite(BatchChecks):
         return lambda: made(config).bind(models)
 
     @pytest.fixture
+    def remake(
+        self,
+        component: Component[Any],
+        options: Mapping[str, Any],
+        request: pytest.FixtureRequest,
+    ) -> Callable[..., Any]:
+        """Return what makes the pool with some options changed; raises `RecipeError`."""
+        made = component.load_class()
+
+        def remake(**changes: Any) -> Any:  # noqa: ANN401 - options of a pool
+            pool = made(validated(component.load_config(), {**options, **changes}))
+            if made.bind is TaskPool.bind:
+                return pool
+            return pool.bind(request.getfixturevalue("models"))
+
+        return remake
+
+    @pytest.fixture
     def pool(self, make: Callable[[], TaskPool[Any]]) -> TaskPool[Any]:
         """Return the pool."""
         return make()
@@ -88,10 +122,37 @@ class TaskPoolSuite(BatchChecks):
         if list(make().names) != names or [task.name for task in pool] != names:
             fail("tasks come in another order, or under other names.", "Keep to `names`.")
 
-    def test_declared_tasks_are_there(self, pool: TaskPool[Any], spec: TaskPoolSpec) -> None:
+    def test_declared_tasks_are_there(
+        self,
+        pool: TaskPool[Any],
+        spec: TaskPoolSpec,
+        component: Component[Any],
+        options: Mapping[str, Any],
+    ) -> None:
         """What listings and completion offer is what the pool has."""
-        if spec.tasks and not set(pool.names) <= set(spec.tasks):
-            fail(f"{set(pool.names) - set(spec.tasks)} is not in the spec's tasks.", "Add it.")
+        if not spec.tasks:
+            pytest.skip("the spec declares no tasks")
+        if strange := set(pool.names) - set(spec.tasks):
+            fail(f"{', '.join(sorted(strange))}: not in the spec's tasks.", "Add it.")
+        if "tasks" not in component.load_config().model_fields:
+            if missing := set(spec.tasks) - set(pool.names):
+                fail(f"{', '.join(sorted(missing))}: in the spec only.", "Add it to `names`.")
+            return
+        for name in spec.tasks:
+            config = validated(component.load_config(), {**options, "tasks": [name]})
+            try:
+                names = list(component.load_class()(config).names)
+            except RecipeError as error:
+                fail(f"the declared task {name!r} is refused: {error}", "Add it to the pool.")
+            if names != [name]:
+                fail(f"with tasks=[{name!r}], `names` are {names}.", "Keep to the option.")
+
+    def test_data_that_is_here_passes_the_check(self, pool: TaskPool[Any]) -> None:
+        """`check`, which a run asks before it works, has nothing against sound data."""
+        try:
+            pool.check()
+        except FusionError as error:
+            fail(f"`check` refuses the pool: {error}", "Raise only for data that is missing.")
 
     def test_an_unknown_task_is_refused_with_a_suggestion(self, pool: TaskPool[Any]) -> None:
         """A misspelled name is an error for the user, which brings the right one."""
@@ -124,47 +185,6 @@ class TaskPoolSuite(BatchChecks):
         ):
             fail("`bind` changes the pool.", "Change a copy, copy.copy(self), and return it.")
 
-    def test_an_identity_is_the_same_while_nothing_changes(
-        self, make: Callable[[], TaskPool[Any]]
-    ) -> None:
-        """What is remembered is found again: `identity` is JSON's data, and the same every time."""
-        one, other = make(), make()
-        for name in one.names:
-            try:
-                found, again = (json.dumps(each.identity(name)) for each in (one, other))
-            except TypeError as error:
-                fail(f"{name}: `identity` is not JSON's data: {error}", "Use text and numbers.")
-            if found != again:
-                fail(
-                    f"{name}: `identity` changes: {found}, {again}.", "Name what figures depend on."
-                )
-
-    # --- metrics --------------------------------------------------------------------------------
-
-    def test_metrics_keep_their_unit(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """`evaluate` measures what the task declares, in its unit, and the same again."""
-        first, second = (pool.measure(Subject.of(model)) for _ in range(2))
-        if first != second:
-            fail(f"measuring twice gives {first} and {second}.", "Measure the whole test split.")
-        for name, metrics in first.items():
-            if not metrics:
-                fail(f"{name}: no metric.", "Return the main metric first.")
-            declared = {each.name: each for each in pool[name].metrics}
-            if lost := declared.keys() - metrics.keys():
-                fail(
-                    f"{name} declares {', '.join(sorted(lost))}, and does not measure it.",
-                    "Give metrics the names that `evaluate` returns.",
-                )
-            for metric, value in metrics.items():
-                _check_value(name, declared.get(metric, Metric(metric)), value)
-
-    def test_measuring_leaves_everything_alone(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """The model keeps its values and modes, the process its state."""
-        with untouched_modules("evaluate", {"model": model}):
-            pool.measure(Subject.of(model))  # reads its data
-            with untouched_globals("evaluate"):
-                pool.measure(Subject.of(model))
-
     def test_it_works_offline_if_it_says_so(
         self, make: Callable[[], TaskPool[Any]], spec: TaskPoolSpec
     ) -> None:
@@ -172,15 +192,3 @@ class TaskPoolSuite(BatchChecks):
         if spec.offline:
             with no_network("the pool"):
                 batch_digests(make())
-
-
-def _check_value(task: str, metric: Metric, value: float) -> None:
-    if not isinstance(value, int | float):
-        fail(f"{task}: {metric.name} is a {type(value).__name__}.", "Return float(value).")
-    if not math.isfinite(value):
-        fail(f"{task}: {metric.name} is {value}.", "Measure numbers on a sound model.")
-    if metric.unit == FRACTION and not -1 <= value <= 1:  # a correlation may be negative
-        fail(
-            f"{task}: {metric.name} is {value}, which is not a fraction.",
-            "Return a fraction, or declare the unit: metrics = (Metric(name, unit=...),).",
-        )

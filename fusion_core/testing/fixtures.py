@@ -22,10 +22,26 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Say of a check what its author should do where the core refuses what a plugin did."""
+    """Report what a plugin raises in a check as the check's failure, with what to do."""
     from fusion_core.testing._suite import Suite, advised
 
-    if not isinstance(pyfuncitem.instance, Suite):
+    instance = pyfuncitem.instance
+    if not (isinstance(instance, Suite) and instance.has_check(pyfuncitem.originalname)):
+        return (yield)
+    with advised():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Report what a plugin raises in a suite's own fixture in the same way."""
+    if not fixturedef.func.__module__.startswith(f"{__package__}._"):
+        return (yield)
+    from fusion_core.testing._suite import Suite, advised
+
+    if not isinstance(request.instance, Suite):
         return (yield)
     with advised():
         return (yield)

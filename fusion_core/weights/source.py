@@ -162,10 +162,12 @@ def assemble(
 
 
 def memory_of(values: torch.Tensor) -> memoryview:
-    """Return a contiguous tensor's own bytes, without numpy; keep the tensor alive meanwhile."""
+    """Return a contiguous tensor's own bytes, without numpy; the view keeps the tensor alive."""
     if not values.nbytes:
         return memoryview(b"")
-    return memoryview((ctypes.c_char * values.nbytes).from_address(values.data_ptr())).cast("B")
+    view = (ctypes.c_char * values.nbytes).from_address(values.data_ptr())
+    view.owner = values  # type: ignore[attr-defined] # ctypes keeps no reference of its own
+    return memoryview(view).cast("B")
 
 
 def check_values(

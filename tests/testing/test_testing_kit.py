@@ -22,6 +22,7 @@ from fusion_core.testing import (
     tiny_pool,
 )
 from fusion_core.testing._compare import differing_bytes, differing_values
+from fusion_core.testing._guards import digest
 from fusion_core.testing._models import MODELS, tiny_model
 from fusion_core.weights import StateDictSource, materialise, staged
 
@@ -42,6 +43,7 @@ class TestCheckpointsOnDisk(ModelPoolSuite):
         [
             "test_a_live_model_has_the_weights",
             "test_a_live_model_has_the_weights_that_it_is_built_from",
+            "test_every_expert_is_built_from_its_own_weights",
             "test_every_tensor_of_a_live_model_has_values",
             "test_a_live_model_has_the_dtype_that_is_asked_for",
             "test_a_live_model_is_on_the_device_that_is_asked_for",
@@ -676,6 +678,7 @@ class TestTinyTasks(TaskPoolSuite):
         "test_the_plugin_says_which_core_it_needs": "the same",
         "test_listing_it_imports_nothing_heavy": "the same",
         "test_batches_are_the_same_in_another_process": "it is made from names, not from options",
+        "test_heads_are_the_same_in_another_process": "the same",
     }
 
     @pytest.fixture
@@ -694,6 +697,23 @@ class TestTinyTasks(TaskPoolSuite):
     @pytest.fixture
     def model(self) -> torch.nn.Module:
         return tiny_model("transformer")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.arange(12.0).reshape(3, 4).T,
+        lambda: torch.arange(12.0).bfloat16()[::2],
+        lambda: torch.arange(12) > 5,
+        lambda: torch.zeros(0, 4),
+        lambda: torch.tensor(2.5),
+    ],
+    ids=["not contiguous", "strided bf16", "bool", "empty", "0-d"],
+)
+def test_a_digest_is_of_values_and_not_of_freed_memory(make: Callable[[], torch.Tensor]) -> None:
+    digests = {digest(make(), torch.rand(number)[:0]) for number in range(50)}
+    assert digests == {digest(make().clone(), torch.zeros(0))}
+    assert digest(make()) != digest(make().double())
 
 
 # --- fixtures and names -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -171,3 +172,14 @@ def test_a_state_dict_inside_another_is_named() -> None:
     with pytest.raises(WeightsError) as caught:
         StateDictSource({"model": {"a": torch.ones(2)}}, label="model")  # type: ignore[dict-item]
     assert "give the inner one" in (caught.value.hint or "")
+
+
+def test_a_view_of_memory_keeps_its_tensor() -> None:
+    tensor = torch.arange(6.0)
+    alive, expected = weakref.ref(tensor), tensor.view(torch.uint8).tolist()
+    view = memory_of(tensor)
+    del tensor
+    assert alive() is not None
+    assert list(view) == expected
+    del view
+    assert alive() is None

@@ -12,6 +12,7 @@ from pools_clip.config import ClipConfig
 from pools_clip.pool import ClipPool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
@@ -35,8 +36,18 @@ class TestClipClassification(TaskPoolSuite):
         return next(plugin.fusion_register_task_pools())
 
     @pytest.fixture
-    def options(self, base: Path, dataset: dict[str, Any]) -> dict[str, Any]:
-        return {"clip": str(base), "datasets": {"pets": dataset, "again": dataset}}
+    def options(
+        self,
+        base: Path,
+        dataset: dict[str, Any],
+        rows: list[Any],
+        write_parquet: Callable[[Path, list[Any]], str],
+        tmp_path: Path,
+    ) -> dict[str, Any]:
+        parts = {"test": rows[:8], "unlabeled": rows[8:14], "train": rows[14:]}
+        files = {split: write_parquet(tmp_path / split, part) for split, part in parts.items()}
+        apart = {**dataset, **files}
+        return {"clip": str(base), "datasets": {"pets": apart, "again": apart}}
 
     @pytest.fixture
     def model(self, base: Path, experts: dict[str, str]) -> nn.Module:

@@ -22,6 +22,7 @@ TASKS = {spec.name: spec for spec in plugin.fusion_register_task_pools()}
 
 
 class SentenceSuite(TaskPoolSuite):
+    untrained_experts = "the tiny encoders are random"
     pool_name: str
     family: str
     models_name: str
@@ -34,14 +35,17 @@ class SentenceSuite(TaskPoolSuite):
     @pytest.fixture
     def options(self, tiny: Any, tmp_path: Path) -> dict[str, Any]:
         words = " ".join(tiny.texts).split()
-        rows = [
-            {"text": " ".join(words[n : 3 * n + 1]), "label": n % 2, "sentence1": words[n],
-             "sentence2": words[-n], "score": n}
-            for n in range(12)
-        ]  # fmt: skip
-        path = tmp_path / "lines.jsonl"
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        files = dict.fromkeys(self.splits, str(path))
+        files = {}
+        for split in self.splits:
+            order = words if split == "test" else words[::-1]
+            rows = [
+                {"text": " ".join(order[n : 3 * n + 1]), "label": n % 2, "sentence1": order[n],
+                 "sentence2": order[-n], "score": n}
+                for n in range(12)
+            ]  # fmt: skip
+            path = tmp_path / f"{split}.jsonl"
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            files[split] = str(path)
         return {"datasets": dict.fromkeys(("a", "b"), files), **self.more}
 
     @property

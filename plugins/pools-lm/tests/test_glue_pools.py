@@ -7,7 +7,7 @@ import json
 from io import BytesIO
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -450,6 +450,10 @@ def backbones(served: HubServer) -> Gpt2Glue:
 
 
 class TestGpt2(TaskPoolSuite):
+    expected_failures: ClassVar[dict[str, str]] = {
+        "test_splits_share_no_examples": "the hub of these tests serves one table for all splits"
+    }
+
     @pytest.fixture
     def spec(self) -> TaskPoolSpec:
         found = plugin.fusion_register_task_pools()

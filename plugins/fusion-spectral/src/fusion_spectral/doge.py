@@ -35,9 +35,9 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
     The rank is that of all task vectors side by side: min(m, n) for experts of full rank, as in the
     code, and about the sum of the ranks of adapters. A sixth of min(m, n) would hold all directions
     of adapters, and nothing would be left to learn. An expert without a task vector in a matrix
-    adds nothing to it. The result does not depend on the scale of the task vectors, which are
-    divided by their norms: where these are below `scale`, the merge moves further than the experts.
-    Data: none. Cost: `steps` passes over all task vectors of a matrix, held in memory, an
+    adds nothing to it. `scale` and `lr` are not relative to the task vectors: where their norms are
+    below `scale`, or their entries below `lr`, the merge moves further than the experts. Data:
+    none. Cost: `steps` passes over all task vectors of a matrix, held in memory, an
     eigendecomposition per expert, and one for the rank.
     """
 

@@ -61,7 +61,7 @@ def working_memory(merged: WeightSource) -> Iterator[Working]:
     for name, info in merged.infos.items():
         start, stop = next(merged.cut.ranges(info))  # the first range is the longest
         held = _held(merged, info, stop - start)
-        pieces = -(-info.numel // max(stop - start, 1))
+        pieces = max(1, -(-info.numel // max(stop - start, 1)))
         yield Working(name, stop - start, int(held.peak), pieces)
 
 

@@ -62,7 +62,7 @@ def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run; memory of a GPU is not looked at."""
     kept = _stored(plan) if plan.path is None else 0
     process = peak_memory()
-    merged = None if plan.adapts else _lazy_merge(plan)
+    merged = _lazy_merge(plan)
     lazy = merged or _headers(plan).reference  # the least: it is read and written
     needs = sorted(working_memory(lazy), key=lambda each: -each.bytes)
     busy = list(islice(chain.from_iterable([need] * need.pieces for need in needs), workers(plan)))
@@ -78,13 +78,15 @@ def _at_once(busy: Sequence[Working]) -> int:
 
     These hold half of theirs on average, and never less than the allocator keeps.
     """
-    first, *others = [each.bytes for each in busy]
-    beside = sum((each + min(each, _KEPT)) // 2 for each in others)
-    whole = sum(min(each.bytes, _KEPT_WHOLE) for each in busy if each.elements > BLOCK)
-    return first + beside + whole
+    peaks = [need.bytes for need in busy]
+    beside = sum((peak + min(peak, _KEPT)) // 2 for peak in peaks[1:])
+    whole = sum(min(need.bytes, _KEPT_WHOLE) for need in busy if need.elements > BLOCK)
+    return sum(peaks[:1]) + beside + whole
 
 
 def _how(busy: Sequence[Working]) -> str:
+    if not busy:
+        return "no tensors"
     most = busy[0]
     count = "1 worker" if len(busy) == 1 else f"{len(busy)} workers"
     return f"{count}, {amount(most.bytes)} for {most.elements:,} elements of {most.name!r}"
@@ -130,7 +132,9 @@ def _width(info: TensorInfo) -> int:
 
 
 def _lazy_merge(plan: Plan) -> WeightSource | None:
-    """Return the merge of models that cannot be read; None if a method reads them before."""
+    """Return the merge of models that cannot be read; None if a method needs more than headers."""
+    if plan.adapts:
+        return None
     context = RunContext(seed=plan.resolved.recipe.seed)
     try:
         return run_stages(plan.stages, _headers(plan), context)

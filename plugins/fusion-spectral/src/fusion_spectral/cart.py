@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import Algorithm, Piece
 from fusion_core.weights import Kernel, decompose, in_order, is_matrix
 from fusion_spectral.config import CartConfig
-from fusion_spectral.matrixwise import Matrixwise, mean
+from fusion_spectral.matrixwise import ForMatrices, Matrixwise, mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool, RunContext, WeightSource
 
 
-class Cart(Algorithm[CartConfig]):
+class Cart(ForMatrices, Algorithm[CartConfig]):
     """A + scale * sum over experts of (the largest components of W_k - A), A the experts' average.
 
     Of a matrix, `rank_fraction` of the components of W_k - A that are not zero are kept of each

@@ -30,8 +30,8 @@ _CHILDREN = Path(__file__).with_name("memory_children.py")
 _FACTOR, _SMALL = 1.3, 30 * MB
 #: Options that a method needs, or that make it shorter and take as much memory.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "wudi": {"steps": 3},
-    "doge": {"steps": 3},
+    "wudi": {"steps": 30},
+    "doge": {"steps": 30},
     "passthrough": {"model": "x"},
     "stack": {"slices": [{"model": "x", "layers": [0, 2]}, {"model": "y", "layers": [1, 3]}]},
 }

@@ -76,10 +76,11 @@ def estimate(plan: Plan) -> Memory:
 def _at_once(busy: Sequence[Working]) -> int:
     """Return what workers hold together: one is at its peak while the others are on their way.
 
-    These hold half of theirs on average, and never less than the allocator keeps.
+    These held a fifth to a half of theirs when measured (`benchmarks/memory.py`), and what the
+    allocator keeps of freed memory.
     """
     peaks = [need.bytes for need in busy]
-    beside = sum((peak + min(peak, _KEPT)) // 2 for peak in peaks[1:])
+    beside = sum((peak + 2 * min(peak, _KEPT)) // 3 for peak in peaks[1:])
     whole = sum(min(need.bytes, _KEPT_WHOLE) for need in busy if need.elements > BLOCK)
     return sum(peaks[:1]) + beside + whole
 

@@ -13,6 +13,8 @@ from fusion_spectral.config import CoreSpaceConfig
 from fusion_spectral.matrixwise import Matrixwise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -32,12 +34,17 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
 
     config_class = CoreSpaceConfig
     otherwise = "left as they are"
-    squares = (4, 2)
+    squares = (0, 0)
 
     @property
     def pieces_held(self) -> tuple[float, float]:
         """Less where there are no right bases."""
-        return (2, 11) if self.config.bases == "both" else (2.5, 6.5)
+        return (8, 9) if self.config.bases == "both" else (8, 6.6)
+
+    def working_memory(self, shape: Sequence[int], experts: int) -> float:
+        """Count squares as wide as the experts' smaller sides beside each other."""
+        side = min(max(shape), experts * min(shape)) if is_matrix(shape) else 0
+        return super().working_memory(shape, experts) + 6 * side**2
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the coordinates, (experts, m, n)."""

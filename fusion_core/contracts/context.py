@@ -21,7 +21,7 @@ from fusion_core.weights import (
     RowsKernel,
     SerialExecutor,
 )
-from fusion_core.weights.merging.piece import MERGED
+from fusion_core.weights.merging.piece import MERGED, Bound
 from fusion_core.weights.merging.transformed import Origin, Restored, transformed_experts
 from fusion_core.weights.reading.task_files import ADAPTED, ADAPTERS, TENSORS, keyed
 from fusion_core.weights.reading.task_masks import MASKS, SCALES, PackedMasks
@@ -66,8 +66,8 @@ class RunContext:
     progress: Progress = field(default_factory=Progress)
     #: refuse NaN and infinity in weights
     finite: bool = True
-    #: refuse merged values that lie far beyond the task vectors
-    bounded: bool = True
+    #: whose task vectors bound how far merged values may be away
+    bound: Bound = Bound.TENSOR
     #: receives what `log` is given
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: files to be committed with the model
@@ -148,7 +148,7 @@ class RunContext:
             key,
             self.stage,
             finite=self.finite,
-            bounded=self.bounded,
+            bound=self.bound,
             device=self.device,
             extras=extras,
         )

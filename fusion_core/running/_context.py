@@ -12,6 +12,7 @@ from fusion_core.machine.ranks import helps
 from fusion_core.planning.dtypes import dtype_of, stored_infos
 from fusion_core.running._stages import run_stages
 from fusion_core.weights import CastSource, WeightSource
+from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +90,7 @@ def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) 
         executor=executor,
         progress=plan.options.progress,
         finite=plan.resolved.recipe.alignment.nan == "error",
-        bounded=plan.resolved.recipe.alignment.outliers == "error",
+        bound=Bound.NONE if plan.resolved.recipe.alignment.outliers == "allow" else Bound.TENSOR,
         on_metrics=on_metrics,
         state=state,
         output=plan.path,

@@ -27,7 +27,7 @@ from fusion_core.weights import (
     WeightSource,
     as_weights,
 )
-from fusion_core.weights.merging.piece import MERGED, is_merged
+from fusion_core.weights.merging.piece import MERGED, Bound, is_merged
 from fusion_core.weights.merging.transformed import Computed, Unchanged
 from fusion_core.weights.reading.task_files import TASK_FILES
 
@@ -78,6 +78,8 @@ def _context_of(
     own.side_files = {}
     own.transforms = tuple(e.as_recipe(None) for e in stages[:number] if e.kind == "transform")
     own.place, own.stage = number, stage.name
+    if stage.adapts and own.bound is Bound.TENSOR:
+        own.bound = Bound.MODEL
     if stage.kind != "merge" and stage.adapts:
         own.state = None if context.state is None else context.state / f"stage-{number}"
         if own.state is not None:

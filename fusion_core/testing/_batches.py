@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core.contracts.batch import Batch, Split
+from fusion_core.contracts.batch import Split
 from fusion_core.contracts.task_pool import FeatureTask, TaskPool
 from fusion_core.testing._component import ComponentSuite
 from fusion_core.testing._elsewhere import ElsewhereError, call_elsewhere, describe_tasks
-from fusion_core.testing._examples import SIZE, draw, every_split
-from fusion_core.testing._guards import digest, untouched_globals
+from fusion_core.testing._examples import SIZE, batch_digest, batch_digests, draw, every_split
+from fusion_core.testing._guards import untouched_globals
 from fusion_core.testing._suite import fail
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ class BatchChecks(ComponentSuite):
         for task, split in every_split(pool):
             if split is Split.TEST:
                 continue
-            one = _digest(draw(task, split, SIZE))
+            one = batch_digest(draw(task, split, SIZE))
             for step, seed in ((1, 0), (0, 1)):
-                if _digest(draw(task, split, SIZE, step=step, seed=seed)) == one:
+                if batch_digest(draw(task, split, SIZE, step=step, seed=seed)) == one:
                     fail(
                         f"{task.name}: step {step} with seed {seed} gives the {split} examples of "
                         "step 0 with seed 0.",
@@ -155,23 +155,6 @@ class BatchChecks(ComponentSuite):
         batch_digests(make())
         with untouched_globals("drawing batches"):
             batch_digests(make())
-
-
-def batch_digests(
-    pool: TaskPool[Any], *, size: int = SIZE, backwards: bool = False
-) -> dict[str, str]:
-    """Hash some batches of every task and split, labels included."""
-    places = [(task, split, step) for task, split in every_split(pool, size) for step in (0, 1)]
-    digests = {
-        f"{step} of {task.name}, {split}": _digest(draw(task, split, size, step=step, seed=7))
-        for task, split, step in (reversed(places) if backwards else places)
-    }
-    return dict(sorted(digests.items()))
-
-
-def _digest(batch: Batch) -> str:
-    labels = [] if batch.labels is None else [batch.labels]
-    return digest(*(batch.tensors[name] for name in sorted(batch.tensors)), *labels)
 
 
 def _shorten(value: object) -> str:

@@ -88,7 +88,7 @@ def tasks_elsewhere(*recipe: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def describe_tasks(tasks: TaskPool[Any]) -> dict[str, Any]:
     """Return what must be the same in every process of a task pool."""
-    from fusion_core.testing._batches import batch_digests
+    from fusion_core.testing._examples import batch_digests
 
     names = list(tasks.names)
     about: dict[str, Any] = {

@@ -175,3 +175,21 @@ def rows_of(batch: Batch) -> Tensor | None:
     if not isinstance(batch.inputs, torch.Tensor):
         return None
     return batch.inputs.detach().cpu().double().reshape(len(batch), -1)
+
+
+def batch_digests(
+    pool: TaskPool[Any], *, size: int = SIZE, backwards: bool = False
+) -> dict[str, str]:
+    """Hash some batches of every task and split, labels included."""
+    places = [(task, split, step) for task, split in every_split(pool, size) for step in (0, 1)]
+    digests = {
+        f"{step} of {task.name}, {split}": batch_digest(draw(task, split, size, step=step, seed=7))
+        for task, split, step in (reversed(places) if backwards else places)
+    }
+    return dict(sorted(digests.items()))
+
+
+def batch_digest(batch: Batch) -> str:
+    """Hash a batch, labels included."""
+    labels = [] if batch.labels is None else [batch.labels]
+    return digest(*(batch.tensors[name] for name in sorted(batch.tensors)), *labels)

@@ -10,12 +10,12 @@ from fusion_core.contracts.batch import Split
 from fusion_core.contracts.measures import Measured
 from fusion_core.contracts.subject import Subject
 from fusion_core.errors import RecipeError
-from fusion_core.testing._batches import batch_digests
 from fusion_core.testing._component import ComponentSuite
 from fusion_core.testing._examples import (
     Examples,
     adaptive_tasks,
     are_fixed,
+    batch_digests,
     draw,
     have_in_common,
     keys_of,

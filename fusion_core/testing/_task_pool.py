@@ -15,7 +15,8 @@ from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.validation import validated
-from fusion_core.testing._batches import BatchChecks, batch_digests
+from fusion_core.testing._batches import BatchChecks
+from fusion_core.testing._examples import batch_digests
 from fusion_core.testing._experts import ExpertChecks
 from fusion_core.testing._guards import no_network
 from fusion_core.testing._halves import HalvesChecks

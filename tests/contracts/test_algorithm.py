@@ -16,6 +16,7 @@ from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
 from fusion_core.recipe.validation import validated
 from fusion_core.weights import Cut, MergedSource, Piece, Scan, Scope, WeightSource, in_order
+from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +137,7 @@ def test_cut_and_scope_may_be_attributes_or_depend_on_options(models: Models) ->
 
     assert Rows().run(pool_of(models), RunContext()).cut is Cut.ROW
     assert DropAndAverage().run(pool_of(models), RunContext()).cut is Cut.ELEMENT
-    unjudged = RunContext(bounded=False)
+    unjudged = RunContext(bound=Bound.NONE)
     assert Choosing().run(pool_of(models), unjudged).tensor("scale") == 35 + 7 + 33 + 1
     assert Choosing(DropConfig(floor=0)).run(pool_of(models), RunContext()).tensor("scale") == 0
 

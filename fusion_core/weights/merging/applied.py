@@ -20,6 +20,7 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.weights.merging.execution import SerialExecutor, on_one_core
 from fusion_core.weights.merging.outliers import OutlierGuard
 from fusion_core.weights.merging.piece import (
+    Bound,
     Operands,
     OutOfRangeError,
     Piece,
@@ -153,8 +154,8 @@ class Applied(Generic[KernelT]):
         for source in self.operands.sources:
             self._operand_cut = self._operand_cut.coarser(source.cut)
         self.cut = self._operand_cut.coarser(self.kernel.cut)
-        judges = self.operands.bounded and not self.kernel.is_bounded
-        self._guard = OutlierGuard() if judges else None
+        bound = Bound.NONE if self.kernel.is_bounded else self.operands.bound
+        self._guard = None if bound is Bound.NONE else OutlierGuard(bound)
 
     def piece(self, name: str, start: int, stop: int, *, wide: bool = False) -> Piece:
         """Return what the kernel sees of a range of a tensor, which must be one of `cut`.
@@ -185,7 +186,7 @@ class Applied(Generic[KernelT]):
                 computed = self._called(method, piece, rows)
             if self._guard is not None:
                 moved = computed - piece.origin if rows is None else computed
-                self._guard.check(moved, piece, self._pieces(piece.info), self.method)
+                self._guard.check(moved, piece, self._bounding(span[0]), self.method)
         return computed
 
     @property
@@ -193,8 +194,12 @@ class Applied(Generic[KernelT]):
         """What to call the kernel: the name of its stage or, by hand, of its class."""
         return self.operands.method or type(self.kernel).__name__
 
-    def _pieces(self, info: TensorInfo) -> Iterator[Piece]:
-        return (self.piece(info.name, *span) for span in self.cut.ranges(info))
+    def _bounding(self, name: str) -> Iterator[Piece]:
+        """Yield the pieces that the bound of a tensor depends on, without what a survey found."""
+        for info in self.infos.values():
+            if info.name == name or (self.operands.bound is Bound.MODEL and is_merged(info)):
+                spans = self.cut.ranges(info)
+                yield from (Piece(self.operands, info, span, self.cut) for span in spans)
 
     def _called(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
         computed: Any = method(piece)

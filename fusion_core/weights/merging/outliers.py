@@ -7,11 +7,13 @@ everywhere and break the model. The bound is loose on purpose: no sound method c
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
 from fusion_core.errors import WeightsError
+from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,34 +25,37 @@ LIMIT = 1000
 
 
 class OutlierGuard:
-    """The bound of each tensor, as far as its pieces have shown it.
+    """The bounds of tensors, as far as their pieces have shown them.
 
-    The bound of a tensor comes from all of its task vectors. Most pieces stay within the bound of
-    the pieces before them, so task vectors are looked at again only where that does not suffice.
-    Whether a merge is refused therefore does not depend on the order of the pieces.
+    Most pieces stay within the bound of the pieces before them, so task vectors are looked at again
+    only where that does not suffice. Whether a merge is refused therefore does not depend on the
+    order of the pieces.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
         self._bounds: dict[str, float] = {}
 
     def check(self, moved: torch.Tensor, piece: Piece, whole: Iterable[Piece], name: str) -> None:
         """Raise `WeightsError` if an entry of `moved` lies beyond the bound of its tensor.
 
-        `moved` is what a method makes of the task vectors of `piece`, `whole` yields every piece of
-        the tensor, and `name` is the method's. Values that are not finite are not judged here.
+        `moved` is what a method makes of the task vectors of `piece`, `whole` yields every piece
+        that the bound depends on, and `name` is the method's. Values that are not finite are not
+        judged here.
         """
-        distance = largest(moved)
-        tensor = piece.info.name
-        if not _is_beyond(distance, self._bounds.get(tensor, 0.0)):
+        distance, tensor = largest(moved), piece.info.name
+        key = tensor if self.bound is Bound.TENSOR else ""
+        if not _is_beyond(distance, self._bounds.get(key, 0.0)):
             return
-        for seen in (piece, *whole):
-            self._bounds[tensor] = max(self._bounds.get(tensor, 0.0), _bound(seen))
-            if not _is_beyond(distance, self._bounds[tensor]):
+        for seen in chain([piece], whole):
+            self._bounds[key] = max(self._bounds.get(key, 0.0), _bound(seen))
+            if not _is_beyond(distance, self._bounds[key]):
                 return
+        vectors = "its task vectors" if key else "any task vector"
         raise WeightsError(
             f"{name}: the merged tensor {tensor!r} is up to {distance:.3g} away from "
-            f"the base, where {LIMIT} times the largest entry of its task vectors is "
-            f"{self._bounds[tensor]:.3g}",
+            f"the base, where {LIMIT} times the largest entry of {vectors} is "
+            f"{self._bounds[key]:.3g}",
             hint="Use another method or other options for this tensor, e.g. by `skip`, or set "
             "alignment.outliers to 'allow' to let it through.",
         )

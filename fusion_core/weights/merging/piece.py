@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,16 @@ _CPU = torch.device("cpu")
 MERGED = "merged"
 
 
+class Bound(Enum):
+    """Whose task vectors bound how far a merged entry may be away from the base."""
+
+    NONE = "none"
+    #: those of the same tensor
+    TENSOR = "tensor"
+    #: those of all tensors: a method that fits data may move a tensor that no expert changed
+    MODEL = "model"
+
+
 class OutOfRangeError(WeightsError):
     """A task vector is not representable in the dtype to compute in."""
 
@@ -44,8 +55,8 @@ class Operands:
     method: str = ""
     #: refuse NaN and infinity, in and out
     finite: bool = True
-    #: refuse merged values that lie far beyond the task vectors
-    bounded: bool = True
+    #: whose task vectors bound how far merged values may be away
+    bound: Bound = Bound.NONE
     #: where matrices are merged; what is cut between elements stays on the CPU
     device: torch.device = _CPU
     #: compute in fp64 whatever the operands are

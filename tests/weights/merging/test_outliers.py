@@ -9,7 +9,16 @@ import torch
 
 from fusion_core import Algorithm, ComponentConfig, TensorwiseAlgorithm, Transform, run_fusion
 from fusion_core.errors import WeightsError
-from fusion_core.weights import Linear, StateDictSource, in_order, source
+from fusion_core.weights import (
+    Kernel,
+    Linear,
+    MergedSource,
+    Operands,
+    StateDictSource,
+    in_order,
+    source,
+)
+from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
     from fusion_core import Piece
@@ -103,6 +112,27 @@ def test_where_no_expert_moved_only_rounding_passes(pool: Any) -> None:
     run(Shift(factor=1e-6), pool)
     with pytest.raises(WeightsError, match="'w'"):
         run(Shift(factor=1e-3), pool)
+
+
+def test_a_method_that_fits_data_may_move_a_tensor_that_no_expert_changed(pool: Any) -> None:
+    def merge(bound: Bound) -> dict[str, torch.Tensor]:
+        sources = {name: StateDictSource(state) for name, state in pool["models"].items()}
+        operands = Operands(StateDictSource(pool["base"]), sources, bound=bound)
+        return MergedSource(Shift(), operands).state_dict()
+
+    class Shift(Kernel):
+        def merge(self, piece: Piece) -> torch.Tensor:
+            return piece.base + 0.5
+
+    for state in (pool["base"], *pool["models"].values()):
+        state["first"] = torch.ones(ENTRIES)
+    assert merge(Bound.MODEL)["first"].eq(1.5).all()
+    with pytest.raises(WeightsError, match="'first'"):
+        merge(Bound.TENSOR)
+    for state in pool["models"].values():
+        state["w"] = pool["base"]["w"] + 1e-4
+    with pytest.raises(WeightsError, match=r"any task vector is 0\.1"):
+        merge(Bound.MODEL)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Wudi(MatrixwiseMerge[WudiConfig]):
     """
 
     config_class = WudiConfig
-    pieces_held, squares = (8, 2), (2.5, 0)
+    pieces_held, squares = (8.7, 2), (2.5, 0)
 
     @staticmethod
     def side(shape: Sequence[int]) -> int:

@@ -29,7 +29,6 @@ class Cart(ForMatrices, Algorithm[CartConfig]):
     """
 
     config_class = CartConfig
-    pieces_held, squares = (6.3, 2.5), (6, 0)
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
@@ -45,6 +44,8 @@ class _Centred(Matrixwise, Kernel):
     rank_fraction: float
     scale: float
     relative: bool
+
+    pieces_held, squares = (6.3, 2.5), (6, 0)
 
     def merge(self, piece: Piece) -> Tensor:
         """Average, and add what stands out of the average."""

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from fusion_adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
 from fusion_core import Batch, Progress
-from fusion_core.adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
 from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.testing._models import tiny_model
 

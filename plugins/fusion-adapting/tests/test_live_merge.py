@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from fusion_adapting import LiveMerge
 from fusion_core import RunContext, Split
-from fusion_core.adapting import LiveMerge
 from fusion_core.testing import TinyTasks
 from fusion_core.weights import Linear
 

@@ -117,6 +117,8 @@ def test_the_environment_names_the_libraries_that_plugins_require(site: Site) ->
     site.install("line-method", "", requires=(core, "line-tools>=0.1", "torch"))
     found = provenance.environment({"line-method"}, load_plugins().plugins, torch.device("cpu"))
     assert found["plugins"] == {"line-base": "0.3", "line-method": "1.0", "line-tools": "0.2"}
+    found = provenance.environment({"pools-mini"}, load_plugins().plugins, torch.device("cpu"))
+    assert found["plugins"].keys() == {"fusion-adapting", "pools-clip", "pools-mini"}
 
 
 def test_a_statement_keeps_timings_apart() -> None:

@@ -1,4 +1,4 @@
-"""What may be imported of the core and of `fusion-adapting`: plugins, templates, docs keep to it."""
+"""What may be imported of the core and its library: plugins, templates and docs keep to it."""
 
 from __future__ import annotations
 

@@ -99,9 +99,7 @@ def faults(session: nox.Session) -> None:
 @nox.parametrize("plugin", [path.name for path in PLUGINS])
 def plugin(session: nox.Session, plugin: str) -> None:
     """One plugin's tests with nothing installed but the core and what that plugin requires."""
-    required = _in_tree_requirements(plugin)
-    editable = [part for path in [".", *required] for part in ("-e", path)]
-    session.install(*editable, *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.install(*_editable(plugin), *nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("pytest", f"plugins/{plugin}", *session.posargs)
 
 
@@ -230,7 +228,7 @@ def real_lm(session: nox.Session) -> None:
 def lm_eval(session: nox.Session) -> None:
     """Measure tiny language models by the real lm-evaluation-harness, on tasks of a local file."""
     group = nox.project.dependency_groups(PYPROJECT, "test")
-    session.install("-e", ".", "-e", "./plugins/pools-lm[lm-eval]", *group)
+    session.install(*_editable("pools-lm", extra="lm-eval"), *group)
     session.run("pytest", "-m", "lm_eval", "plugins/pools-lm", *session.posargs)
 
 
@@ -238,7 +236,7 @@ def lm_eval(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Look at report.html in Chromium, the system's or, without one, Playwright's."""
     group = nox.project.dependency_groups(PYPROJECT, "test")
-    session.install("-e", ".", "-e", "./plugins/fusion-report", *group)
+    session.install(*_editable("fusion-report"), *group)
     session.install("playwright>=1.50", "axe-playwright-python>=0.1")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         session.run("playwright", "install", "chromium")
@@ -275,15 +273,20 @@ def typing(session: nox.Session) -> None:
     session.run("pyright")
 
 
-def _in_tree_requirements(plugin: str) -> list[str]:
-    """Return a plugin's directory and those of the plugins that it requires."""
+def _editable(plugin: str, *, extra: str = "") -> list[str]:
+    """Return what pip installs in editable mode for a plugin: the core and what is in this tree."""
+    of_plugin = f"./plugins/{plugin}" + (f"[{extra}]" if extra else "")
+    required = sorted(_in_tree_requirements(plugin) - {plugin})
+    paths = [".", of_plugin, *(f"./plugins/{name}" for name in required)]
+    return [part for path in paths for part in ("-e", path)]
+
+
+def _in_tree_requirements(plugin: str) -> set[str]:
+    """Return a plugin and the plugins of this tree that it requires, at any remove."""
     project = nox.project.load_toml(f"plugins/{plugin}/pyproject.toml")["project"]
-    required = [
-        path.name
-        for path in PLUGINS
-        if any(r.startswith(path.name) for r in project["dependencies"])
-    ]
-    return [f"./plugins/{name}" for name in [plugin, *required]]
+    names = {re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]}
+    direct = {path.name for path in PLUGINS} & names
+    return {plugin}.union(*map(_in_tree_requirements, direct))
 
 
 if __name__ == "__main__":

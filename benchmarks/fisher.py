@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import BertConfig, BertModel
 
+from fusion_adapting import squared_gradients_of
 from fusion_core import AdaptiveTask, Batch, Split
-from fusion_core.adapting import squared_gradients_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from fusion_adamerging.adaptive import Adaptive
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.learned import Learned
 from fusion_adamerging.search import Search
+from fusion_adapting import LiveMerge
 from fusion_core import Batch, FeatureTask, Split
-from fusion_core.adapting import LiveMerge
 from fusion_core.weights import Linear, StateDictSource
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What may be imported of the core: our own plugins, the templates and the docs keep to it."""
+"""What may be imported of the core and its library: plugins, templates and docs keep to it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,31 @@ from fusion_core.skeleton import Kind, write_plugin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.plugins
+
 ROOT = Path(__file__).parents[1]
 COMPATIBILITY = ROOT / "docs" / "reference" / "compatibility.md"
-PUBLIC = re.findall(r"^\| `(fusion_core[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE)
+OURS = r"fusion_(?:core|adapting)\b"
+PUBLIC = re.findall(rf"^\| `({OURS}[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE)
 PAGES = [ROOT / "README.md", *ROOT.glob("plugins/*/README.md"), *(ROOT / "docs").rglob("*.md")]
-PLUGINS = sorted({*ROOT.glob("plugins/*/src/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")})
+ADAPTING = ROOT / "plugins" / "fusion-adapting"
+ADAPTING_FILES = sorted(ADAPTING.rglob("*.py"))
+PLUGINS = sorted(
+    {*ROOT.glob("plugins/*/src/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")} - {*ADAPTING_FILES}
+)
+#: What the library fusion-adapting and its tests import of the core that is not public yet.
+PRIVATE = {
+    "fusion_core.contracts.batch.MASK",
+    "fusion_core.contracts.features.MARKED_FEATURES",
+    "fusion_core.contracts.features.marking_module",
+    "fusion_core.contracts.features.put_adapter",
+    "fusion_core.contracts.features.through_adapter",
+    "fusion_core.machine.memory.keeping_freed_memory",
+    "fusion_core.machine.products.with_fast_products",
+    "fusion_core.running._parts.SelectedPool",
+    "fusion_core.weights.merging.counters.counter_uniform",
+    "fusion_core.weights.merging.execution.on_cores",
+}
 
 
 def names_of(module: str) -> list[str]:
@@ -44,8 +64,8 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
 
 
 def hidden(source: str) -> set[str]:
-    """Return what is imported of the core and not promised to anybody."""
-    ours = (pair for pair in imports(source) if re.match(r"fusion_core\b", ".".join(pair)))
+    """Return what is imported of the core or of its library and not promised to anybody."""
+    ours = (pair for pair in imports(source) if re.match(OURS, ".".join(pair)))
     return {".".join(pair) for pair in ours if not is_public(*pair)}
 
 
@@ -63,6 +83,11 @@ def test_there_is_something_to_look_at() -> None:
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.name)
 def test_our_plugins_import_what_everybody_may(path: Path) -> None:
     assert hidden(path.read_text(encoding="utf-8")) == set()
+
+
+def test_the_library_imports_nothing_private_but_what_is_listed() -> None:
+    found = {name for path in ADAPTING_FILES for name in hidden(path.read_text(encoding="utf-8"))}
+    assert {name for name in found if name.startswith("fusion_core")} == PRIVATE
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -198,7 +198,7 @@ class RunContext:
     ) -> None:
         """Save what changes the features that a live model has for a task: `build_for_task` does.
 
-        By task: `down` and `up` of `fusion_core.adapting.through_adapter`, and the name of the
+        By task: `down` and `up` of `fusion_adapting.through_adapter`, and the name of the
         module whose output goes through them.
         """
         self.save(ADAPTERS, keyed({t: {"down": d, "up": u} for t, (d, u) in adapters.items()}))

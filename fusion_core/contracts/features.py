@@ -1,4 +1,4 @@
-"""The place in a live model where a task's features can be changed."""
+"""The place in a live model where a task's features can be changed, and adapters that do."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def marking_module(model: nn.Module) -> nn.Module:
     """
     module: nn.Module = vars(model).setdefault(MARKED_FEATURES, nn.Identity())
     return module
+
+
+def through_adapter(features: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Return features - up relu(down features), of shape (..., width).
+
+    `down` has the shape (rank, width), `up` (width, rank).
+    """
+    return features - (features @ down.mT).relu() @ up.mT
+
+
+def put_adapter(model: nn.Module, module: str, down: Tensor, up: Tensor) -> None:
+    """Have what a module of a live model returns go through an adapter, from now on."""
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return through_adapter(output, down.to(output), up.to(output))
+
+    is_marked = module == MARKED_FEATURES
+    place = marking_module(model) if is_marked else model.get_submodule(module)
+    place.register_forward_hook(hook)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,35 @@ def import_optional(module: str, needed_by: str, install: str | None = None) -> 
             raise
         hint = f'Install it: pip install "{install or package}"'
         raise FusionError(f"{needed_by} needs {package}, which is not here", hint=hint) from error
+
+
+@cache
+def libraries_of(distribution: str) -> frozenset[str]:
+    """Return the distributions that one requires and that build on the core, at any remove.
+
+    The core is one of them, and what it requires itself is not followed.
+    """
+    known: set[str] = set()
+    waiting = {distribution}
+    while waiting:
+        required = _requirements_of(waiting.pop())
+        libraries = {name for name in required if name == CORE or CORE in _requirements_of(name)}
+        waiting |= libraries - known - {CORE}
+        known |= libraries
+    return frozenset(known)
+
+
+def requirements(distribution: metadata.Distribution) -> set[str]:
+    """Return the names of what a distribution requires, by itself or for one of its extras."""
+    lines = distribution.requires or ()
+    return {normalised(re.split(r"[^\w.-]", line)[0]) for line in lines}
+
+
+def _requirements_of(name: str) -> set[str]:
+    try:
+        return requirements(metadata.distribution(name))
+    except metadata.PackageNotFoundError:  # for an extra that is not installed
+        return set()
 
 
 def header(distribution: metadata.Distribution, name: str) -> str | None:

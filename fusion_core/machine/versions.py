@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.machine.installed import declared_plugins, normalised
+from fusion_core.machine.installed import declared_plugins, libraries_of, normalised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 def versions() -> Mapping[str, str]:
     """Return the versions of Python, torch, the core and every plugin that is installed here.
 
-    Python's without its patch, torch's without the device that it was built for: neither changes
-    what a processor computes.
+    Libraries that plugins require and that build on the core count like plugins. Python's version
+    is without its patch, torch's without the device that it was built for: neither changes what a
+    processor computes.
     """
-    plugins = (distribution for _, distribution in declared_plugins())
+    plugins = {
+        normalised(distribution.metadata["Name"]): distribution.version
+        for _, distribution in declared_plugins()
+    }
+    libraries = {library for plugin in plugins for library in libraries_of(plugin)}
     return {
-        **{normalised(each.metadata["Name"]): each.version for each in plugins},
+        **{library: version(library) for library in libraries},
+        **plugins,
         "fusion-core": version("fusion-core"),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": torch.__version__.partition("+")[0],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.machine.installed import CORE, declared_plugins, header, normalised
+from fusion_core.machine.installed import declared_plugins, header, libraries_of, requirements
 from fusion_core.weights import AlignedSource, CastSource, RemoteSource, RenamedSource
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource
 
@@ -126,29 +126,10 @@ def _files_of(package: str) -> Iterator[tuple[str, Path]]:
         yield package, Path(file)
 
 
-@cache
-def _libraries_of(package: str) -> frozenset[str]:
+def _libraries_of(package: str) -> set[str]:
     """Return the packages that a package requires and that build on the core, at any remove."""
-    known: set[str] = set()
-    waiting = [package]
-    while waiting:
-        required = {
-            normalised(name)
-            for distribution in _distributions_of(waiting.pop())
-            for name in _requirements(distribution)
-        }
-        builders = {name.replace("-", "_") for name in required if _builds_on_core(name)}
-        waiting += builders - known
-        known |= builders
-    return frozenset(known)
-
-
-def _builds_on_core(name: str) -> bool:
-    try:
-        required = _requirements(metadata.distribution(name))
-    except metadata.PackageNotFoundError:  # an extra's
-        return False
-    return name == CORE or CORE in map(normalised, required)
+    names = (str(header(own, "Name")) for own in _distributions_of(package))
+    return {library.replace("-", "_") for name in names for library in libraries_of(name)}
 
 
 def _distributions_of(package: str) -> list[metadata.Distribution]:
@@ -160,14 +141,10 @@ def _distributions_of(package: str) -> list[metadata.Distribution]:
     return list({header(each, "Name"): each for each in found}.values())
 
 
-def _requirements(distribution: metadata.Distribution) -> list[str]:
-    return [re.split(r"[^\w.-]", line)[0] for line in distribution.requires or ()]
-
-
 def _versions_of(package: str) -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for own in _distributions_of(package):
-        required = {name: _version_of(name) for name in _requirements(own)}
+        required = {name: _version_of(name) for name in requirements(own)}
         versions |= {str(header(own, "Name")): own.version, **required}
     return versions
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.machine.installed import CORE, libraries_of
 from fusion_core.weights.source import memory_of
 from fusion_core.weights.writing.digest import bytes_digest, tensors_digest
 
@@ -26,7 +27,11 @@ SCHEMA = 1
 
 
 def environment(plugins: set[str], found: list[Plugin], device: torch.device) -> dict[str, Any]:
-    """Name the versions that a result depends on; `plugins` are those that the run used."""
+    """Name the versions that a result depends on; `plugins` are those that the run used.
+
+    The libraries that these plugins require count with them.
+    """
+    libraries = {library for name in plugins for library in libraries_of(name)} - {CORE, *plugins}
     return {
         "versions": {
             "fusion-core": version("fusion-core"),
@@ -34,7 +39,8 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
             "torch": torch.__version__,
         },
         "plugins": {
-            each.distribution: each.version for each in found if each.distribution in plugins
+            **{each.distribution: each.version for each in found if each.distribution in plugins},
+            **{library: version(library) for library in sorted(libraries)},
         },
         "machine": platform.machine(),
         "device": str(device),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.adapting import put_adapter
+from fusion_core.contracts.features import put_adapter
 from fusion_core.contracts.subject import Subject
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import PluginManager, load_plugins

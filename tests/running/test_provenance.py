@@ -26,6 +26,8 @@ from fusion_core.weights import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import Site
+
 pytestmark = pytest.mark.plugins
 
 STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "e": torch.zeros(0, 2)}
@@ -106,6 +108,17 @@ def test_the_environment_names_versions_and_the_plugins_in_use() -> None:
     assert found["plugins"] == {"fusion-core": "0.1.0", "fusion-ties": "0.1.0"}
     assert found["device"] == "cpu"
     json.dumps(found)
+
+
+def test_the_environment_names_the_libraries_that_plugins_require(site: Site) -> None:
+    core = "fusion-core>=0.1"
+    site.install("line-base", "", version="0.3", requires=(core,), entry_points={})
+    site.install("line-tools", "", version="0.2", requires=(core, "line_base"), entry_points={})
+    site.install("line-method", "", requires=(core, "line-tools>=0.1", "torch"))
+    found = provenance.environment({"line-method"}, load_plugins().plugins, torch.device("cpu"))
+    assert found["plugins"] == {"line-base": "0.3", "line-method": "1.0", "line-tools": "0.2"}
+    found = provenance.environment({"pools-mini"}, load_plugins().plugins, torch.device("cpu"))
+    assert found["plugins"].keys() == {"fusion-adapting", "pools-clip", "pools-mini"}
 
 
 def test_a_statement_keeps_timings_apart() -> None:

@@ -239,6 +239,14 @@ def test_libraries_that_build_on_the_core_count_with_their_code(site: Site) -> N
     assert set(code) == {"fusion_core", "line_help", "line_more"}
 
 
+def test_the_library_that_methods_on_data_share_counts_with_its_code() -> None:
+    from fusion_adamerging.adamerging import AdaMerging
+
+    code = _identity.identify_code(AdaMerging)
+    assert code is not None
+    assert {"fusion_adamerging", "fusion_adapting", "fusion_core"} <= set(code)
+
+
 def test_options_of_both_pools_count(world: World) -> None:
     world.run()
     assert world.run(bias=1.0) == ALL

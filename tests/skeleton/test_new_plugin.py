@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.plugins
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+#: Libraries register nothing, and so have no entry point.
+LIBRARIES = {"fusion-adapting"}
+PLUGINS = sorted(
+    path.parent
+    for path in ROOT.glob("plugins/*/pyproject.toml")
+    if path.parent.name not in LIBRARIES
+)
 NAMES = {kind: f"fusion-try-{kind}" for kind in Kind}
 COMMON = {
     "pyproject.toml",

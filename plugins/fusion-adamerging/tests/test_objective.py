@@ -10,8 +10,8 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.watch import Seen
+from fusion_adapting import Outcome, entropy
 from fusion_core import RunContext
-from fusion_core.adapting import Outcome, entropy
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:

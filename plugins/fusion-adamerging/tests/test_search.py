@@ -13,8 +13,8 @@ from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
 from fusion_adamerging.learned import LearnedCoefficients
 from fusion_adamerging.objective import entropy_of
 from fusion_adamerging.search import Search
+from fusion_adapting import Batches, LiveMerge, Passes, StateStore, entropy
 from fusion_core import RunContext, Split
-from fusion_core.adapting import Batches, LiveMerge, Passes, StateStore, entropy
 from fusion_core.weights import Electing, Linear, Trimming
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from fusion_adapting import Grain
     from fusion_core import CheckpointsPool
-    from fusion_core.adapting import Grain
 
 KINDS = ["mlp", "convolution", "transformer", "recurrent"]
 CPU = torch.device("cpu")

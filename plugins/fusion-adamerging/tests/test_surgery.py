@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fusion_adamerging.surgery import Surgery
+from fusion_adapting import Batches, generator_of, through_adapter
 from fusion_core import (
     RunContext,
     Split,
@@ -18,7 +19,6 @@ from fusion_core import (
     mark_features,
     run_fusion,
 )
-from fusion_core.adapting import Batches, generator_of, through_adapter
 from fusion_core.errors import RecipeError
 from fusion_core.weights import CheckpointSource, Linear
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fusion_adapting import Moments
 from fusion_core import run_fusion
-from fusion_core.adapting import Moments
 from fusion_core.errors import FusionError
 from fusion_core.testing import TinyTasks
 from fusion_regmean.least_squares import LeastSquares, moment_of

@@ -16,14 +16,14 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fusion_core import AlignmentPolicy, FeatureTask, Split, Subject
-from fusion_core.adapting import (
+from fusion_adapting import (
     module_of_features,
     moments,
     put_adapter,
     squared_gradients,
     through_adapter,
 )
+from fusion_core import AlignmentPolicy, FeatureTask, Split, Subject
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import ClassificationPool, EncoderPool

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fusion_adamerging.config import SearchConfig, UnlabeledConfig
 from fusion_adamerging.objective import disagreement_with, entropy_of
+from fusion_adapting import Batches, Passes, StateStore, ask_teachers
 from fusion_core import Algorithm, Split
-from fusion_core.adapting import Batches, Passes, StateStore, ask_teachers
 from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fusion_adapting import Objective
     from fusion_core import AdaptiveTask, ModelPool, RunContext, TaskPool
-    from fusion_core.adapting import Objective
 
 UnlabeledT = TypeVar("UnlabeledT", bound=UnlabeledConfig)
 ConfigT = TypeVar("ConfigT", bound=SearchConfig)

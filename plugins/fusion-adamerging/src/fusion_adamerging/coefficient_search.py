@@ -14,7 +14,7 @@ from fusion_adamerging.config import CoefficientsConfig
 from fusion_adamerging.picture import picture
 from fusion_adamerging.search import Search
 from fusion_adamerging.watch import SearchStoppedError
-from fusion_core.adapting import LiveMerge, joined_ranks
+from fusion_adapting import LiveMerge, joined_ranks
 from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:

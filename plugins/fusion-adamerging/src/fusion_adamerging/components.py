@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adamerging.config import AdaRankConfig
-    from fusion_core.adapting import LiveMerge
+    from fusion_adapting import LiveMerge
 
 #: The first logit of what is on, minus that of what is off, and what logits are divided by.
 FIRST, TEMPERATURE = 0.1, 10.0

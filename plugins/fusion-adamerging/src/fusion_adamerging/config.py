@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 from fusion_core import ComponentConfig, InputPath
 
 if TYPE_CHECKING:
-    from fusion_core.adapting import Grain
+    from fusion_adapting import Grain
 
 _Presets = Mapping[str, Mapping[str, Any]]
 _PAPER: Mapping[str, Any] = {

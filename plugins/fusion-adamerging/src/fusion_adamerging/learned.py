@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_adamerging.config import GrainedConfig
-    from fusion_core.adapting import LiveMerge
+    from fusion_adapting import LiveMerge
 
 
 class Learned(ABC):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.adapting import disagreement, entropy
+from fusion_adapting import disagreement, entropy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from fusion_core.adapting import Objective
+    from fusion_adapting import Objective
 
 
 def entropy_of(_task: str, _step: int, logits: Tensor) -> Tensor:

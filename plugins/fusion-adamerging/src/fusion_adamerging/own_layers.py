@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fusion_adamerging.learned import LearnedCoefficients
+from fusion_adapting import moments_of
 from fusion_core import matching
-from fusion_core.adapting import moments_of
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adamerging.config import SyMergeConfig
+    from fusion_adapting import Leaf, LiveMerge
     from fusion_core import AdaptiveTask, Batch
-    from fusion_core.adapting import Leaf, LiveMerge
     from fusion_core.weights import WeightSource
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adamerging.coefficients import Coefficients
-    from fusion_core.adapting import Leaf
+    from fusion_adapting import Leaf
 
     Rows = Mapping[str, Sequence[float]]
     Metrics = Mapping[int, Mapping[str, float]]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_adamerging.watch import Seen, Watch
+from fusion_adapting import Ranks, keeping_freed_memory
 from fusion_core import noting
-from fusion_core.adapting import Ranks, keeping_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from fusion_adamerging.config import SearchConfig
     from fusion_adamerging.learned import Learned
+    from fusion_adapting import Objective, Passes, StateStore
     from fusion_core import RunContext
-    from fusion_core.adapting import Objective, Passes, StateStore
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from fusion_adamerging.adaptive import Unlabeled
 from fusion_adamerging.config import SurgeryConfig
+from fusion_adapting import build_live, generator_of, module_of_features, through_adapter
 from fusion_core import Calibration, FeatureTask
-from fusion_core.adapting import build_live, generator_of, module_of_features, through_adapter
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:

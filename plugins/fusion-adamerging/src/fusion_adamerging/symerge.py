@@ -12,8 +12,8 @@ from fusion_core.weights import Linear, as_weights
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fusion_adapting import LiveMerge
     from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.adapting import LiveMerge
     from fusion_core.weights import MergedSource
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.adapting import Outcome
+    from fusion_adapting import Outcome
 
 #: Coefficients of this size no longer merge: task arithmetic's best is near 0.3.
 LARGEST = 10.0

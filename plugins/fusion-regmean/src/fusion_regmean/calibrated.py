@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
-from fusion_core.adapting import input_dim
+from fusion_adapting import input_dim
 from fusion_regmean.least_squares import LeastSquares
 from fusion_regmean.live import is_linear
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_adapting import build_live
 from fusion_core import Calibration, Piece, RunContext, WeightSource, noting
-from fusion_core.adapting import build_live
 from fusion_core.weights import Kernel
 from fusion_regmean.calibrated import Layer, Means, is_calibrated, layers_of
 from fusion_regmean.config import FeatCalConfig

@@ -6,8 +6,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fusion_adapting import squared_gradients
 from fusion_core import Algorithm, RunContext, WeightSource, expert_weights
-from fusion_core.adapting import squared_gradients
 from fusion_core.errors import RecipeError
 from fusion_core.weights import Linear
 from fusion_regmean.config import FisherConfig

@@ -15,7 +15,7 @@ from fusion_core.errors import FusionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusion_core.adapting import Moments
+    from fusion_adapting import Moments
 
 
 class LeastSquares:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_core.adapting import (
+from fusion_adapting import (
     Batches,
     build_live,
     input_dim,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fusion_adapting import moments_of
 from fusion_core import Algorithm, RunContext, WeightSource, noting
-from fusion_core.adapting import moments_of
 from fusion_regmean.config import RegMeanConfig
 from fusion_regmean.experts import mean_of, over, tasks_of, weights_of
 from fusion_regmean.forward import blocks_of
@@ -15,8 +15,8 @@ from fusion_regmean.regmean import LayerSums
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fusion_adapting import Moments
     from fusion_core import ModelPool
-    from fusion_core.adapting import Moments
     from fusion_regmean.forward import Block
 
 

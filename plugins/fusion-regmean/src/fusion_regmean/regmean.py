@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fusion_adapting import moments
 from fusion_core import Algorithm, RunContext, WeightSource
-from fusion_core.adapting import moments
 from fusion_regmean.config import RegMeanConfig
 from fusion_regmean.experts import mean_of, over, tasks_of, tracked, weights_of
 from fusion_regmean.least_squares import LeastSquares, moment_of
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fusion_adapting import Moments
     from fusion_core import ModelPool
-    from fusion_core.adapting import Moments
 
 
 class LayerSums:

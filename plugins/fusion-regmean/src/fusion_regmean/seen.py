@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.functional import layer_norm, rms_norm
 
-from fusion_core.adapting import Moments, input_dim
+from fusion_adapting import Moments, input_dim
 from fusion_regmean.experts import tasks_of, tracked
 from fusion_regmean.live import Live, examples
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fusion_adapting import build_live, entropy, predict_unlabeled
 from fusion_core import Report, note
-from fusion_core.adapting import build_live, entropy, predict_unlabeled
 from fusion_sweep.objectives import WITHOUT_LABELS
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from fusion_adapting import on_cores, with_fast_products
 from fusion_core import file_stamps
-from fusion_core.adapting import on_cores, with_fast_products
 from fusion_core.errors import CheckpointError
 from pools_clip.kept import kept, write_file
 from pools_clip.preprocessor import Preprocessor

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
 
+from fusion_adapting import on_cores
 from fusion_core import note
-from fusion_core.adapting import on_cores
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
+from fusion_adapting import on_cores
 from fusion_core import (
     Batch,
     ComponentConfig,
@@ -23,7 +24,6 @@ from fusion_core import (
     shuffled_rows,
     unknown_task,
 )
-from fusion_core.adapting import on_cores
 from fusion_core.errors import CheckpointError, RecipeError
 from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
 from pools_clip.data_sets import DataSet, LocalDataSet, data_set

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from fusion_adapting import build_live, entropy, predict_unlabeled
 from fusion_core import note
-from fusion_core.adapting import build_live, entropy, predict_unlabeled
 from fusion_core.errors import RecipeError
 from fusion_core.weights import Linear, MergedSource, Operands
 from fusion_report.diagnosis.figures import Answers, Path, mean

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from fusion_adapting import on_cores
 from fusion_core import evaluation_mode, note
-from fusion_core.adapting import on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence, Sized

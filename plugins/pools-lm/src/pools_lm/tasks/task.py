@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_adapting import generator_of
 from fusion_core import Batch, Split
-from fusion_core.adapting import generator_of
 from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, unbound
 from pools_lm.tasks.scoring import next_scores, padded
 

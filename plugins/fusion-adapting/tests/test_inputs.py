@@ -7,8 +7,8 @@ import torch
 from padded_words import SAMPLES, SIZE, WordTask, examples, word_pool
 from torch import nn
 
+from fusion_adapting import Batches, build_live, moments_of, show_inputs
 from fusion_core import Batch, Split
-from fusion_core.adapting import Batches, build_live, moments_of, show_inputs
 from fusion_core.errors import FusionError
 from fusion_core.testing import TinyTasks, tiny_pool
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from fusion_core.adapting._predictions import log_probabilities, widened
-from fusion_core.contracts.batch import Batch
+from fusion_adapting._predictions import log_probabilities, widened
+from fusion_core import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_core.contracts.task_pool import AdaptiveTask
+    from fusion_core import AdaptiveTask
 
     Inputs = Tensor | Mapping[str, Tensor]
 

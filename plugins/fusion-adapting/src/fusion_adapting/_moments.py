@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from fusion_core.adapting._experts import over_experts
-from fusion_core.adapting._inputs import input_dim, show_inputs
-from fusion_core.adapting._live import names_of
-from fusion_core.progress import note
+from fusion_adapting._experts import over_experts
+from fusion_adapting._inputs import input_dim, show_inputs
+from fusion_adapting._live import names_of
+from fusion_core import note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from fusion_core.contracts.batch import Batch
-    from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.task_pool import AdaptiveTask, TaskPool
+    from fusion_core import AdaptiveTask, Batch, ModelPool, TaskPool
 
 
 @dataclass

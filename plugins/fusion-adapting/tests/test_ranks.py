@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import distributed
 
-from fusion_core.adapting import Ranks, joined_ranks
-from fusion_core.adapting._ranks import Meeting
+from fusion_adapting import Ranks, joined_ranks
+from fusion_adapting._ranks import Meeting
 from fusion_core.errors import WorkerError
 
 

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.adapting._live import build_live
-from fusion_core.adapting._predictions import widened
+from fusion_adapting._live import build_live
+from fusion_adapting._predictions import widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
 
-    from fusion_core.adapting._passes import Passes
-    from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.task_pool import AdaptiveTask
-    from fusion_core.progress import Progress
+    from fusion_adapting._passes import Passes
+    from fusion_core import AdaptiveTask, ModelPool, Progress
 
 
 def ask_teachers(

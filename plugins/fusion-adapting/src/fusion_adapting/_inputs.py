@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusion_core.adapting._predictions import widened
+from fusion_adapting._predictions import widened
 from fusion_core.contracts.batch import MASK
 from fusion_core.errors import FusionError
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Self
 
-    from fusion_core.contracts.batch import Batch
-    from fusion_core.contracts.task_pool import AdaptiveTask
+    from fusion_core import AdaptiveTask, Batch
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from padded_words import SAMPLES, SIZE, WordTask, WordTasks, is_hooked, word_pool
 
-from fusion_core.adapting import moments, squared_gradients
+from fusion_adapting import moments, squared_gradients
 from fusion_core.errors import RecipeError
 from fusion_core.running._parts import SelectedPool
 from fusion_core.testing import TinyTasks, tiny_pool

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.contracts.batch import Split
-from fusion_core.contracts.examples import evaluation_mode
+from fusion_core import Split, evaluation_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.task_pool import AdaptiveTask
+    from fusion_core import AdaptiveTask
 
 #: Examples that a model is asked about at once.
 _BATCH = 64

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core.adapting._sharing import Sharing
+    from fusion_adapting._sharing import Sharing
     from fusion_core.weights import MergedSource, Piece
 
 

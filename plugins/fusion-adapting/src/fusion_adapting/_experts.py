@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fusion_core.adapting._live import build_live, merged_parameters
-from fusion_core.adapting._passes import Batches
-from fusion_core.contracts.batch import Batch
-from fusion_core.contracts.task_pool import AdaptiveTask
+from fusion_adapting._live import build_live, merged_parameters
+from fusion_adapting._passes import Batches
+from fusion_core import AdaptiveTask, Batch
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core import ModelPool, TaskPool
 
 FoundT = TypeVar("FoundT")
 #: What finds something of a live model's parameters, by tensor name, on batches of a task.

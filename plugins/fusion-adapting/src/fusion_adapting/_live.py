@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core import ModelPool
     from fusion_core.weights import WeightSource
 
 

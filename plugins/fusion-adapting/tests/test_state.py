@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from fusion_core.adapting import StateStore
+from fusion_adapting import StateStore
 
 if TYPE_CHECKING:
     from pathlib import Path

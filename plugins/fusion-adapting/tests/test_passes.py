@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from fusion_adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
 from fusion_core import Batch, Progress
-from fusion_core.adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
 from fusion_core.testing import TinyTasks, tiny_pool
-from fusion_core.testing._models import tiny_model
 
 CPU = torch.device("cpu")
 PLENTY = 10**9
@@ -26,6 +25,12 @@ FEATURES = [TinyTasks("abcdef")[name] for name in "bdf"]
 def entropy(_task: str, _step: int, logits: torch.Tensor) -> torch.Tensor:
     logs = log_probabilities(logits)
     return -(logs.exp() * logs).sum(-1).mean()
+
+
+def tiny_model(kind: str) -> nn.Module:
+    pool = tiny_pool(kind)
+    assert pool.base is not None
+    return pool.build(pool.base)
 
 
 class Counting:
@@ -172,11 +177,11 @@ def test_disagreement_is_zero_between_equals_and_known_by_hand_else() -> None:
 
 def test_teachers_are_asked_once_for_every_step_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, task, built = tiny_pool("mlp"), TinyTasks()["b"], []
+    passes = _passes(tiny_model("mlp"), [task])
     build = type(pool).build
     monkeypatch.setattr(
         type(pool), "build", lambda *given, **how: built.append(build(*given, **how)) or built[-1]
     )
-    passes = _passes(tiny_model("mlp"), [task])
     found = ask_teachers(pool, passes, range(2, 5), Progress())["b"]
     assert list(found) == [2, 3, 4]
     (expert,) = built

@@ -9,7 +9,7 @@ import pytest
 import torch
 from padded_words import CLASSES, SAMPLES, SIZE, WordModel, WordTask, WordTasks, examples, word_pool
 
-from fusion_core.adapting import Batches, squared_gradients, squared_gradients_of
+from fusion_adapting import Batches, squared_gradients, squared_gradients_of
 from fusion_core.testing import TinyTasks
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def test_squared_gradients_equal_a_loop_over_examples_and_labels(
 ) -> None:
     if at_once is not None:
         size = sum(each.numel() for each in WordModel().parameters()) * dtype.itemsize
-        monkeypatch.setattr("fusion_core.adapting._squares._BYTES_ON_CPU", at_once * size)
+        monkeypatch.setattr("fusion_adapting._squares._BYTES_ON_CPU", at_once * size)
     pool, tasks = word_pool(seed, dtype), WordTasks()
     found = dict(squared_gradients(pool, tasks, seed=seed, **OPTIONS))
     assert list(found) == ["a", "b", "c"]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import one_hot
 
-from fusion_core.adapting._experts import over_experts
-from fusion_core.adapting._live import names_of
-from fusion_core.adapting._squares import LogProbabilities, Squares
-from fusion_core.progress import note
+from fusion_adapting._experts import over_experts
+from fusion_adapting._live import names_of
+from fusion_adapting._squares import LogProbabilities, Squares
+from fusion_core import note
 from fusion_core.weights.merging.counters import counter_uniform
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.batch import Batch
-    from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.task_pool import AdaptiveTask, TaskPool
+    from fusion_core import AdaptiveTask, Batch, ModelPool, TaskPool
 
 
 def squared_gradients(  # noqa: PLR0913 - which examples, and where they are passed through

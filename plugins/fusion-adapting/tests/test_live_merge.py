@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from fusion_adapting import LiveMerge
 from fusion_core import RunContext, Split
-from fusion_core.adapting import LiveMerge
 from fusion_core.testing import TinyTasks
 from fusion_core.weights import Linear
 
@@ -84,8 +84,9 @@ def objective(model: nn.Module) -> Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny tensors in several blocks and pieces, the last of them shorter."""
-    for name in ("weights.source.BLOCK", "adapting._sharing.BLOCK", "adapting._sharing._SUMMED"):
-        monkeypatch.setattr(f"fusion_core.{name}", 50)
+    in_library = ("fusion_adapting._sharing.BLOCK", "fusion_adapting._sharing._SUMMED")
+    for name in ("fusion_core.weights.source.BLOCK", *in_library):
+        monkeypatch.setattr(name, 50)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -19,8 +19,8 @@ from padded_words import (
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
+from fusion_adapting import Batches, Moments, moments, moments_of
 from fusion_core import Batch, Split
-from fusion_core.adapting import Batches, Moments, moments, moments_of
 from fusion_core.errors import FusionError
 from fusion_core.testing import TinyTasks, tiny_pool
 

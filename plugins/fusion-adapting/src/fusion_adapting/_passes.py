@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusion_core.adapting._live import standing_in
-from fusion_core.adapting._predictions import generator_of, widened
-from fusion_core.contracts.batch import Batch, Split
-from fusion_core.contracts.task_pool import FeatureTask
+from fusion_adapting._live import standing_in
+from fusion_adapting._predictions import generator_of, widened
+from fusion_core import Batch, FeatureTask, Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fusion_core.contracts.task_pool import AdaptiveTask
+    from fusion_core import AdaptiveTask
 
     #: a task with its batch of one step
     Pair = tuple[AdaptiveTask, Batch]

@@ -5,24 +5,25 @@ experts as teachers, ranks that share the tasks out, a state to go on from, and 
 experts one after the other. Knows tasks and pools, and no method.
 """
 
-from fusion_core.adapting._adapters import module_of_features, put_adapter, through_adapter
-from fusion_core.adapting._gradients import squared_gradients, squared_gradients_of
-from fusion_core.adapting._inputs import input_dim, show_inputs
-from fusion_core.adapting._live import build_live, merged_parameters, names_of, standing_in
-from fusion_core.adapting._live_merge import Leaf, LiveMerge
-from fusion_core.adapting._moments import Moments, moments, moments_of
-from fusion_core.adapting._passes import Batches, Objective, Outcome, Passes
-from fusion_core.adapting._predictions import (
+from fusion_adapting._adapters import module_of_features
+from fusion_adapting._gradients import squared_gradients, squared_gradients_of
+from fusion_adapting._inputs import input_dim, show_inputs
+from fusion_adapting._live import build_live, merged_parameters, names_of, standing_in
+from fusion_adapting._live_merge import Leaf, LiveMerge
+from fusion_adapting._moments import Moments, moments, moments_of
+from fusion_adapting._passes import Batches, Objective, Outcome, Passes
+from fusion_adapting._predictions import (
     disagreement,
     entropy,
     generator_of,
     log_probabilities,
     predict_unlabeled,
 )
-from fusion_core.adapting._ranks import Ranks, joined_ranks
-from fusion_core.adapting._sharing import Grain
-from fusion_core.adapting._state import StateStore
-from fusion_core.adapting._teachers import ask_teachers
+from fusion_adapting._ranks import Ranks, joined_ranks
+from fusion_adapting._sharing import Grain
+from fusion_adapting._state import StateStore
+from fusion_adapting._teachers import ask_teachers
+from fusion_core.contracts.features import put_adapter, through_adapter
 from fusion_core.machine.memory import keeping_freed_memory
 from fusion_core.machine.products import with_fast_products
 from fusion_core.weights.merging.execution import on_cores

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fusion_core.adapting._live import build_live, names_of
-from fusion_core.adapting._sharing import Grain, sharing_of
-from fusion_core.adapting._task_vectors import (
+from fusion_adapting._live import build_live, names_of
+from fusion_adapting._sharing import Grain, sharing_of
+from fusion_adapting._task_vectors import (
     OnDisk,
     TaskVectors,
     WithRows,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.adapting._sharing import Sharing
-    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_adapting._sharing import Sharing
+    from fusion_core import ModelPool
     from fusion_core.weights import MergedSource
 
 Storage = Literal["fp32", "bf16", "disk"]

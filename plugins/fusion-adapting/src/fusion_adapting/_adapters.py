@@ -1,4 +1,4 @@
-"""Adapters that change the features of a live model: of a low rank, with one nonlinearity."""
+"""The module of a live model that returns a task's features."""
 
 from __future__ import annotations
 
@@ -10,29 +10,9 @@ import torch
 from fusion_core.contracts.features import MARKED_FEATURES, marking_module
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from fusion_core.contracts.batch import Batch
-    from fusion_core.contracts.task_pool import FeatureTask
-
-
-def through_adapter(features: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Return features - up relu(down features), of shape (..., width).
-
-    `down` has the shape (rank, width), `up` (width, rank).
-    """
-    return features - (features @ down.mT).relu() @ up.mT
-
-
-def put_adapter(model: nn.Module, module: str, down: Tensor, up: Tensor) -> None:
-    """Have what a module of a live model returns go through an adapter, from now on."""
-
-    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return through_adapter(output, down.to(output), up.to(output))
-
-    is_marked = module == MARKED_FEATURES
-    place = marking_module(model) if is_marked else model.get_submodule(module)
-    place.register_forward_hook(hook)
+    from fusion_core import Batch, FeatureTask
 
 
 @torch.no_grad()

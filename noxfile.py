@@ -45,6 +45,8 @@ ABOVE_DEFAULT = {"avx2": ("avx2",), "avx512": ("avx2", "avx512")}
 #: A process a core, each with one thread of torch's: more only wait for each other.
 ON_ALL_CORES = ("-n", "auto")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+#: What every plugin is tested with.
+TESTING = ("-e", "./plugins/fusion-testing")
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]
 
 
@@ -98,10 +100,10 @@ def faults(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("plugin", [path.name for path in PLUGINS])
 def plugin(session: nox.Session, plugin: str) -> None:
-    """One plugin's tests with nothing installed but the core and what that plugin requires."""
+    """One plugin's tests with the core, fusion-testing and what that plugin requires."""
     required = _in_tree_requirements(plugin)
     editable = [part for path in [".", *required] for part in ("-e", path)]
-    session.install(*editable, *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.install(*editable, *TESTING, *nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("pytest", f"plugins/{plugin}", *session.posargs)
 
 
@@ -230,7 +232,7 @@ def real_lm(session: nox.Session) -> None:
 def lm_eval(session: nox.Session) -> None:
     """Measure tiny language models by the real lm-evaluation-harness, on tasks of a local file."""
     group = nox.project.dependency_groups(PYPROJECT, "test")
-    session.install("-e", ".", "-e", "./plugins/pools-lm[lm-eval]", *group)
+    session.install("-e", ".", "-e", "./plugins/pools-lm[lm-eval]", *TESTING, *group)
     session.run("pytest", "-m", "lm_eval", "plugins/pools-lm", *session.posargs)
 
 
@@ -238,7 +240,7 @@ def lm_eval(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Look at report.html in Chromium, the system's or, without one, Playwright's."""
     group = nox.project.dependency_groups(PYPROJECT, "test")
-    session.install("-e", ".", "-e", "./plugins/fusion-report", *group)
+    session.install("-e", ".", "-e", "./plugins/fusion-report", *TESTING, *group)
     session.install("playwright>=1.50", "axe-playwright-python>=0.1")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         session.run("playwright", "install", "chromium")
@@ -257,8 +259,8 @@ def _mergekit(session: nox.Session) -> Path:
 
 @nox.session(default=False)
 def core_alone(session: nox.Session) -> None:
-    """Test the core with no plugin installed: it needs none."""
-    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
+    """Test the core with no plugin but fusion-testing, whose tiny models its tests use."""
+    session.install("-e", ".", *TESTING, *nox.project.dependency_groups(PYPROJECT, "test"))
     alone = [
         str(path)
         for path in sorted(Path("tests").rglob("test_*.py"))

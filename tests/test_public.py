@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.skeleton import Kind, write_plugin
+from fusion_testing.skeleton import Kind, write_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 COMPATIBILITY = ROOT / "docs" / "reference" / "compatibility.md"
-PUBLIC = re.findall(r"^\| `(fusion_core[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE)
+PUBLIC = re.findall(
+    r"^\| `(fusion_(?:core|testing)[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE
+)
 PAGES = [ROOT / "README.md", *ROOT.glob("plugins/*/README.md"), *(ROOT / "docs").rglob("*.md")]
-PLUGINS = sorted({*ROOT.glob("plugins/*/src/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")})
+#: The suites look at what the engine does with a plugin, so they import modules of the core.
+KIT = ROOT / "plugins" / "fusion-testing"
+PLUGINS = sorted(
+    path
+    for folder in ("src/**/*.py", "tests/*.py")
+    for path in ROOT.glob(f"plugins/*/{folder}")
+    if not path.is_relative_to(KIT)
+)
 
 
 def names_of(module: str) -> list[str]:
@@ -44,8 +53,8 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
 
 
 def hidden(source: str) -> set[str]:
-    """Return what is imported of the core and not promised to anybody."""
-    ours = (pair for pair in imports(source) if re.match(r"fusion_core\b", ".".join(pair)))
+    """Return the names that a source imports of the core or of fusion-testing, and may not."""
+    ours = (p for p in imports(source) if re.match(r"fusion_(core|testing)\b", ".".join(p)))
     return {".".join(pair) for pair in ours if not is_public(*pair)}
 
 
@@ -56,6 +65,7 @@ def test_there_is_something_to_look_at() -> None:
     assert hidden("from fusion_core.planning.plan import Plan") == {
         "fusion_core.planning.plan.Plan"
     }
+    assert hidden("from fusion_testing import _models, tiny_pool") == {"fusion_testing._models"}
     assert hidden("import fusion_core.running.run") == {"fusion_core.running.run"}
     assert hidden("from fusion_core.errors import ClassVar") == {"fusion_core.errors.ClassVar"}
 

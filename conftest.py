@@ -11,7 +11,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="fusion-core-tests-")
 for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ[_home] = _CACHE.name  # no run reads or writes what its user has measured
 
-#: The kinds of tiny models that suites are run on, `fusion_core.testing.MODELS`.
+#: The kinds of tiny models that suites are run on, `fusion_testing.MODELS`.
 MODELS = ("mlp", "convolution", "transformer")
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`

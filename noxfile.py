@@ -45,6 +45,8 @@ ABOVE_DEFAULT = {"avx2": ("avx2",), "avx512": ("avx2", "avx512")}
 #: A process a core, each with one thread of torch's: more only wait for each other.
 ON_ALL_CORES = ("-n", "auto")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+#: What every plugin is tested with.
+TESTING = ("-e", "./plugins/fusion-testing")
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]
 
 
@@ -98,8 +100,9 @@ def faults(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("plugin", [path.name for path in PLUGINS])
 def plugin(session: nox.Session, plugin: str) -> None:
-    """One plugin's tests with nothing installed but the core and what that plugin requires."""
-    session.install(*_editable(plugin), *nox.project.dependency_groups(PYPROJECT, "test"))
+    """One plugin's tests with the core, fusion-testing and what that plugin requires."""
+    tools = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install(*_editable(plugin), *TESTING, *tools)
     session.run("pytest", f"plugins/{plugin}", *session.posargs)
 
 
@@ -228,7 +231,7 @@ def real_lm(session: nox.Session) -> None:
 def lm_eval(session: nox.Session) -> None:
     """Measure tiny language models by the real lm-evaluation-harness, on tasks of a local file."""
     group = nox.project.dependency_groups(PYPROJECT, "test")
-    session.install(*_editable("pools-lm", extra="lm-eval"), *group)
+    session.install(*_editable("pools-lm", extra="lm-eval"), *TESTING, *group)
     session.run("pytest", "-m", "lm_eval", "plugins/pools-lm", *session.posargs)
 
 
@@ -236,7 +239,7 @@ def lm_eval(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Look at report.html in Chromium, the system's or, without one, Playwright's."""
     group = nox.project.dependency_groups(PYPROJECT, "test")
-    session.install(*_editable("fusion-report"), *group)
+    session.install(*_editable("fusion-report"), *TESTING, *group)
     session.install("playwright>=1.50", "axe-playwright-python>=0.1")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         session.run("playwright", "install", "chromium")
@@ -255,8 +258,8 @@ def _mergekit(session: nox.Session) -> Path:
 
 @nox.session(default=False)
 def core_alone(session: nox.Session) -> None:
-    """Test the core with no plugin installed: it needs none."""
-    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
+    """Test the core with no plugin but fusion-testing, whose tiny models its tests use."""
+    session.install("-e", ".", *TESTING, *nox.project.dependency_groups(PYPROJECT, "test"))
     alone = [
         str(path)
         for path in sorted(Path("tests").rglob("test_*.py"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fusion_core.skeleton import Kind, write_plugin
+from fusion_testing.skeleton import Kind, write_plugin
 
 pytestmark = pytest.mark.plugins
 

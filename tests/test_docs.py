@@ -15,7 +15,7 @@ from fusion_core import run_fusion
 from fusion_core.planning.resolving import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
-from fusion_core.testing import Mean
+from fusion_testing import Mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -63,6 +63,21 @@ def test_the_version_is_the_distributions() -> None:
     assert fusion_core.__version__ == "0.1.0"
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import fusion_core.testing",
+        "from fusion_core import testing",
+        "from fusion_core.testing import tiny_pool",
+        "from fusion_core.testing._models import tiny_pool",
+    ],
+)
+def test_an_import_of_a_package_that_moved_names_its_distribution(statement: str) -> None:
+    told = "fusion_core.testing moved to .*: pip install fusion-testing, and import fusion_testing"
+    with pytest.raises(ImportError, match=told):
+        exec(statement)
+
+
 @pytest.mark.parametrize("name", weights.__all__)
 def test_the_names_of_weights_are_there(name: str) -> None:
     assert getattr(weights, name) is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.skeleton import Kind, write_plugin
+from fusion_testing.skeleton import Kind, write_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,13 +20,18 @@ pytestmark = pytest.mark.plugins
 
 ROOT = Path(__file__).parents[1]
 COMPATIBILITY = ROOT / "docs" / "reference" / "compatibility.md"
-OURS = r"fusion_(?:core|adapting)\b"
+OURS = r"fusion_(?:core|adapting|testing)\b"
 PUBLIC = re.findall(rf"^\| `({OURS}[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE)
 PAGES = [ROOT / "README.md", *ROOT.glob("plugins/*/README.md"), *(ROOT / "docs").rglob("*.md")]
 ADAPTING = ROOT / "plugins" / "fusion-adapting"
 ADAPTING_FILES = sorted(ADAPTING.rglob("*.py"))
+#: The suites look at what the engine does with a plugin, so they import modules of the core.
+KIT = ROOT / "plugins" / "fusion-testing"
 PLUGINS = sorted(
-    {*ROOT.glob("plugins/*/src/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")} - {*ADAPTING_FILES}
+    path
+    for folder in ("src/**/*.py", "tests/*.py")
+    for path in ROOT.glob(f"plugins/*/{folder}")
+    if not (path.is_relative_to(KIT) or path.is_relative_to(ADAPTING))
 )
 #: What the library fusion-adapting and its tests import of the core that is not public yet.
 PRIVATE = {
@@ -64,7 +69,7 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
 
 
 def hidden(source: str) -> set[str]:
-    """Return what is imported of the core or of its library and not promised to anybody."""
+    """Return what is imported of the core or of its libraries and not promised to anybody."""
     ours = (pair for pair in imports(source) if re.match(OURS, ".".join(pair)))
     return {".".join(pair) for pair in ours if not is_public(*pair)}
 
@@ -76,6 +81,7 @@ def test_there_is_something_to_look_at() -> None:
     assert hidden("from fusion_core.planning.plan import Plan") == {
         "fusion_core.planning.plan.Plan"
     }
+    assert hidden("from fusion_testing import _models, tiny_pool") == {"fusion_testing._models"}
     assert hidden("import fusion_core.running.run") == {"fusion_core.running.run"}
     assert hidden("from fusion_core.errors import ClassVar") == {"fusion_core.errors.ClassVar"}
 

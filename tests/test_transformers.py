@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core.errors import AlignmentError
 from fusion_core.running.run import run_fusion
-from fusion_core.skeleton import Kind, write_plugin
+from fusion_testing.skeleton import Kind, write_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,7 +30,6 @@ from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.failures import TRACEBACK_VARIABLE, explain
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
-from fusion_core.cli.new_plugin import new_plugin
 from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.cli.streams import guard_streams
@@ -107,7 +106,6 @@ app.command()(info)
 app.command()(download)
 app.command()(schema)
 app.command()(clean)
-app.command("new-plugin")(new_plugin)
 
 
 def _show_version(value: bool) -> None:

@@ -56,6 +56,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
         )
     },
     "fusion-sweep": {"command": ("sweep", "runs")},
+    "fusion-testing": {"command": ("new-plugin",)},
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

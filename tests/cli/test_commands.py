@@ -69,7 +69,7 @@ def test_help_shows_a_command_in_its_group_and_imports_nothing(site: Site, fuse:
     install(site, "shout")
     done = fuse("--help")
     assert done.code == 0
-    assert "\n  new-plugin " in done.out.partition("Words:")[0]
+    assert "\n  clean " in done.out.partition("Words:")[0]
     assert "\n  shout  Say what shout says." in done.out.partition("Words:")[2]
     assert "shout" in fuse("list", "commands").out
     assert json.loads(fuse("info", "shout", "--json").out)[0]["kind"] == "command"

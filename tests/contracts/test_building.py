@@ -17,8 +17,8 @@ from fusion_core import CheckpointsConfig, CheckpointsPool, WeightSource, build_
 from fusion_core.contracts.building import tensors_of
 from fusion_core.errors import AlignmentError, BrokenPluginError
 from fusion_core.running._parts import SelectedPool
-from fusion_core.testing._sources import as_delta, doubled, flattened, shifted, without
 from fusion_core.weights import StateDictSource
+from fusion_testing._sources import as_delta, doubled, flattened, shifted, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from fusion_core.machine import products as kernels
 from fusion_core.machine.products import OneDnnLinear, is_outrun, with_fast_products
 from fusion_core.running.evaluation import evaluate
-from fusion_core.testing._models import tiny_pool
-from fusion_core.testing._tasks import TinyTask, TinyTasks
+from fusion_testing._models import tiny_pool
+from fusion_testing._tasks import TinyTask, TinyTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

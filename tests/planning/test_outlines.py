@@ -24,8 +24,8 @@ from fusion_core import (
     run_fusion,
 )
 from fusion_core.errors import BrokenPluginError, RecipeError
-from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.weights import AlignedSource, StateDictSource
+from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,8 +22,6 @@ from fusion_core.plugins.manager import load_plugins
 from fusion_core.report.table import notes
 from fusion_core.running import evaluation
 from fusion_core.running.for_task import own_among
-from fusion_core.testing import TinyTasks, tiny_pool
-from fusion_core.testing._sources import recut
 from fusion_core.weights import (
     Cut,
     Linear,
@@ -34,6 +32,8 @@ from fusion_core.weights import (
     task_weights,
 )
 from fusion_core.weights.reading.task_masks import MASKS, TaskMask
+from fusion_testing import TinyTasks, tiny_pool
+from fusion_testing._sources import recut
 
 if TYPE_CHECKING:
     from pathlib import Path

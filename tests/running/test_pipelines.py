@@ -23,8 +23,8 @@ from fusion_core import (
 )
 from fusion_core.errors import BrokenPluginError, RecipeError
 from fusion_core.recipe.text import load_yaml
-from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.weights import Kernel, Piece, Scope, in_order
+from fusion_testing import TinyTasks, tiny_pool
 from fusion_ties.transforms import Elect, Trim
 
 if TYPE_CHECKING:

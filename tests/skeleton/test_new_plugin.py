@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_core.errors import OutputError, RecipeError
-from fusion_core.skeleton import Kind, Names, core_range, write_plugin
+from fusion_testing.skeleton import Kind, Names, core_range, write_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -185,7 +185,8 @@ def test_plugins_of_this_repository_have_the_shape_of_the_skeleton(plugin: Path)
     lacks = set() if registers else {"tests/test_conformance.py"}  # suites are of components
     assert shape(plugin, package) == lacks
     ours = tomllib.loads((plugin / "pyproject.toml").read_text(encoding="utf-8"))
-    assert list(ours["project"]["entry-points"]) == ["fusion_core.plugins"]
+    for_pytest = {"pytest11"} if plugin.name == "fusion-testing" else set()
+    assert set(ours["project"]["entry-points"]) == {"fusion_core.plugins", *for_pytest}
     (module,) = ours["project"]["entry-points"]["fusion_core.plugins"].values()
     assert module == f"{package}.plugin"
     assert "fusion-plugin" in ours["project"]["keywords"]

@@ -185,7 +185,7 @@ TESTS = """
     import pytest
     from fusion_core import TaskPoolSpec
     from fusion_core.plugins.manager import load_plugins
-    from fusion_core.testing import TaskPoolSuite, tiny_text_pool
+    from fusion_testing import TaskPoolSuite, tiny_text_pool
 
     for each in load_plugins().components(TaskPoolSpec):
         if each.spec.summary == "Planted.":

@@ -11,9 +11,11 @@ import pytest
 import torch
 from suites import expressions, run_suites
 
-from fusion_core import ExecutorSpec, ModelPoolSpec, Subject, TaskPoolSpec, builtin, testing
+import fusion_testing
+from fusion_core import ExecutorSpec, ModelPoolSpec, Subject, TaskPoolSpec, builtin
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.testing import (
+from fusion_core.weights import StateDictSource, materialise, staged
+from fusion_testing import (
     AlgorithmSuite,
     ExecutorSuite,
     ModelPoolSuite,
@@ -21,10 +23,9 @@ from fusion_core.testing import (
     TinyTasks,
     tiny_pool,
 )
-from fusion_core.testing._compare import differing_bytes, differing_values
-from fusion_core.testing._guards import digest
-from fusion_core.testing._models import MODELS, tiny_model
-from fusion_core.weights import StateDictSource, materialise, staged
+from fusion_testing._compare import differing_bytes, differing_values
+from fusion_testing._guards import digest
+from fusion_testing._models import MODELS, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -464,8 +465,8 @@ TESTS = """
     import pytest
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.contracts.specs import ComponentSpec
-    from fusion_core.testing import AlgorithmSuite, CommandSuite, ExecutorSuite, ModelPoolSuite
-    from fusion_core.testing import CalibrationSuite, TransformSuite
+    from fusion_testing import AlgorithmSuite, CommandSuite, ExecutorSuite, ModelPoolSuite
+    from fusion_testing import CalibrationSuite, TransformSuite
 
     SUITES = {
         "merge": AlgorithmSuite, "model pool": ModelPoolSuite, "executor": ExecutorSuite,
@@ -613,7 +614,7 @@ EXPECTING = """
     import pytest
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.contracts.specs import AlgorithmSpec
-    from fusion_core.testing import AlgorithmSuite
+    from fusion_testing import AlgorithmSuite
 
     CHECK = "test_the_order_of_experts_does_not_matter"
 
@@ -686,7 +687,7 @@ class TestTinyTasks(TaskPoolSuite):
         return TaskPoolSpec(
             name="tiny",
             summary="What tests are made with.",
-            target="fusion_core.testing._tasks:TinyTasks",
+            target="fusion_testing._tasks:TinyTasks",
             config="fusion_core.recipe.config:ComponentConfig",
         )
 
@@ -730,17 +731,17 @@ def test_the_fixtures_are_there_without_being_asked_for(
 
 
 def test_a_session_that_uses_no_fixture_does_not_pay_for_them() -> None:
-    code = "import sys, fusion_core.testing.fixtures; print(*sys.modules)"
+    code = "import sys, fusion_testing.fixtures; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "pydantic", "numpy"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", testing.__all__)
+@pytest.mark.parametrize("name", fusion_testing.__all__)
 def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(testing, name) is not None
-    assert name in dir(testing)
+    assert getattr(fusion_testing, name) is not None
+    assert name in dir(fusion_testing)
 
 
 def test_other_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = testing.nonsense  # type: ignore[attr-defined]
+        _ = fusion_testing.nonsense  # type: ignore[attr-defined]

@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 
 from fusion_core import ComponentConfig, ModelPool, Split, run_fusion
 from fusion_core.errors import RecipeError
-from fusion_core.skeleton import Kind, write_plugin
-from fusion_core.testing import tiny_pool
 from fusion_core.weights import CheckpointSource, WeightSource
+from fusion_testing import tiny_pool
+from fusion_testing.skeleton import Kind, write_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -25,8 +25,8 @@ from fusion_core import (
     load_recipe,
     run_fusion,
 )
-from fusion_core.testing import AlgorithmSuite, TinyTasks, tiny_pool
 from fusion_core.weights import CheckpointSource
+from fusion_testing import AlgorithmSuite, TinyTasks, tiny_pool
 
 
 class FilesConfig(ComponentConfig):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_adamerging import plugin
-from fusion_core.testing import AlgorithmSuite, CalibrationSuite, TinyTasks
+from fusion_testing import AlgorithmSuite, CalibrationSuite, TinyTasks
 
 if TYPE_CHECKING:
     from fusion_core import AlgorithmSpec

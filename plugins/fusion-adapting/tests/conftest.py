@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusion_core import CheckpointsConfig, CheckpointsPool
-from fusion_core.testing import tiny_pool
+from fusion_testing import tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

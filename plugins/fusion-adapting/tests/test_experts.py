@@ -13,7 +13,7 @@ from padded_words import SAMPLES, SIZE, WordTask, WordTasks, is_hooked, word_poo
 from fusion_adapting import moments, squared_gradients
 from fusion_core.errors import RecipeError
 from fusion_core.running._parts import SelectedPool
-from fusion_core.testing import TinyTasks, tiny_pool
+from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ import torch
 from padded_words import CLASSES, SAMPLES, SIZE, WordModel, WordTask, WordTasks, examples, word_pool
 
 from fusion_adapting import Batches, squared_gradients, squared_gradients_of
-from fusion_core.testing import TinyTasks
+from fusion_testing import TinyTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

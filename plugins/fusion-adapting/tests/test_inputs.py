@@ -10,7 +10,7 @@ from torch import nn
 from fusion_adapting import Batches, build_live, moments_of, show_inputs
 from fusion_core import Batch, Split
 from fusion_core.errors import FusionError
-from fusion_core.testing import TinyTasks, tiny_pool
+from fusion_testing import TinyTasks, tiny_pool
 
 
 def test_inputs_are_shown_in_the_order_of_calls() -> None:

@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from fusion_adapting import LiveMerge
 from fusion_core import RunContext, Split
-from fusion_core.testing import TinyTasks
 from fusion_core.weights import Linear
+from fusion_testing import TinyTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

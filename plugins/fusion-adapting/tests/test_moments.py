@@ -22,7 +22,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 from fusion_adapting import Batches, Moments, moments, moments_of
 from fusion_core import Batch, Split
 from fusion_core.errors import FusionError
-from fusion_core.testing import TinyTasks, tiny_pool
+from fusion_testing import TinyTasks, tiny_pool
 
 OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
 #: Of a tensor's largest entry. A layer's input is made by at most five products of six terms, and

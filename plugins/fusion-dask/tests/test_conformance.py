@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import ExecutorSuite
 from fusion_dask import plugin
+from fusion_testing import ExecutorSuite
 
 if TYPE_CHECKING:
     from pathlib import Path

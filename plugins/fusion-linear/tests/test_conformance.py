@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from torch import nn
 
-from fusion_core.testing import (
+from fusion_linear import plugin
+from fusion_testing import (
     MODELS,
     AlgorithmSuite,
     CalibrationSuite,
     TransformSuite,
     tiny_pool,
 )
-from fusion_linear import plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusion_core import CheckpointsConfig, CheckpointsPool, RunOptions, Split, run_fusion
-from fusion_core.testing import TinyTasks
+from fusion_testing import TinyTasks
 
 if TYPE_CHECKING:
     from torch import Tensor

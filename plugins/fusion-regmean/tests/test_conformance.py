@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import AlgorithmSuite, CalibrationSuite
 from fusion_regmean import plugin
+from fusion_testing import AlgorithmSuite, CalibrationSuite
 
 if TYPE_CHECKING:
     from fusion_core import AlgorithmSpec

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fusion_core import run_fusion
 from fusion_core.errors import FusionError
-from fusion_core.testing import Mean, TinyTasks
 from fusion_regmean.featcal import FeatCal
+from fusion_testing import Mean, TinyTasks
 
 if TYPE_CHECKING:
     from torch import nn

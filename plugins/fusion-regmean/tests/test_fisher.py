@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fusion_core.errors import RecipeError
-from fusion_core.testing import TinyTasks
 from fusion_regmean.fisher import Fisher
+from fusion_testing import TinyTasks
 
 
 def information(

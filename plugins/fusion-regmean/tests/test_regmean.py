@@ -11,10 +11,10 @@ from torch import Tensor
 from fusion_adapting import Moments
 from fusion_core import run_fusion
 from fusion_core.errors import FusionError
-from fusion_core.testing import TinyTasks
 from fusion_regmean.least_squares import LeastSquares, moment_of
 from fusion_regmean.plus_plus import RegMeanPlusPlus
 from fusion_regmean.regmean import RegMean
+from fusion_testing import TinyTasks
 
 BLOCKS = [["embed"], ["layers.0.up", "layers.0.down"], ["layers.1.up", "layers.1.down"], ["head"]]
 OPTIONS: list[dict[str, Any]] = [

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import Metric, Published, Report, RunOptions, run_fusion
-from fusion_core.testing import Mean
+from fusion_testing import Mean
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.testing import tiny_pool
 from fusion_report import Diagnosis, diagnose
 from fusion_report.diagnosis.command import diagnose as command
 from fusion_report.diagnosis.figures import Answers, Expert, Figures, Path
 from fusion_report.diagnosis.shown import print_diagnosis
+from fusion_testing import tiny_pool
 
 if TYPE_CHECKING:
     from pathlib import Path as Folder

@@ -11,11 +11,11 @@ import torch
 
 from fusion_core import AlgorithmSpec, RunOptions, Subject, load_plugins
 from fusion_core.errors import RecipeError
-from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_report import Questions, diagnose
 from fusion_report.diagnosis import ranks
 from fusion_report.diagnosis.figures import Path
 from fusion_report.diagnosis.merges import AVERAGE, TRIED
+from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import tiny_pool
 from fusion_report import Diagnosis
 from fusion_report.diagnosis.advice import advise
 from fusion_report.diagnosis.figures import Answers, Expert, Figures, Part
@@ -19,6 +18,7 @@ from fusion_report.diagnosis.merges import AVERAGE, MERGES, TRIED
 from fusion_report.diagnosis.record import Count, read_record
 from fusion_report.diagnosis.rules import BEST, RULES, TRIED_BEST, WUDI_REACH, Bound, Rule
 from fusion_report.diagnosis.shown import print_diagnosis
+from fusion_testing import tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

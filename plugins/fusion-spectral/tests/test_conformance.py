@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from fusion_core.testing import AlgorithmSuite, CalibrationSuite, TransformSuite
 from fusion_spectral import plugin
+from fusion_testing import AlgorithmSuite, CalibrationSuite, TransformSuite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 from fusion_core import load_plugins
-from fusion_core.testing import tiny_pool
+from fusion_testing import tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

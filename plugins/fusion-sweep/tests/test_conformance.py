@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.testing import CommandSuite
 from fusion_sweep import plugin
+from fusion_testing import CommandSuite
 
 if TYPE_CHECKING:
     from fusion_core import CommandSpec

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from fusion_core import Report, load_yaml, run_fusion
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.testing import CommandSuite
 from fusion_sweep import plugin, sweep
 from fusion_sweep.command import sweep as sweep_command
 from fusion_sweep.objectives import Objective
 from fusion_sweep.runs.command import app
 from fusion_sweep.shown import curves, sparkline
+from fusion_testing import CommandSuite
 
 if TYPE_CHECKING:
     from collections.abc import Callable

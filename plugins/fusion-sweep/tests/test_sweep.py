@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, Split, merge, plan, run_fusion
 from fusion_core.errors import OutputError, RecipeError, WorkerError
-from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_sweep import Search, sweep
 from fusion_sweep.bench import Bench
 from fusion_sweep.crew import measure
+from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

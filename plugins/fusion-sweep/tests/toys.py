@@ -29,8 +29,8 @@ from fusion_core import (
     hookimpl,
 )
 from fusion_core.errors import FusionError
-from fusion_core.testing import TinyTasks, tiny_pool
 from fusion_core.weights import CheckpointSource, Piece, in_order
+from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from fusion_core.testing import AlgorithmSuite, TransformSuite
+from fusion_testing import AlgorithmSuite, TransformSuite
 from fusion_ties import plugin
 
 if TYPE_CHECKING:

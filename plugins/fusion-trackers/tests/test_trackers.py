@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from fusion_core import Algorithm, ComponentConfig, run_fusion
 from fusion_core.errors import FusionError
-from fusion_core.testing import TinyTasks, tiny_pool
+from fusion_testing import TinyTasks, tiny_pool
 from fusion_trackers import plugin
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
+from fusion_testing import ModelPoolSuite, TaskPoolSuite
 from pools_clip import plugin
 from pools_clip.config import ClipConfig
 from pools_clip.pool import ClipPool

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from fusion_core import RunOptions, Split, Subject, noting, run_fusion
 from fusion_core import hub as hub_client
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
-from fusion_core.testing import Mean
+from fusion_testing import Mean
 from pools_clip import origin, stored_images
 from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
 from pools_clip.families import all_tasks, families, known, published, task_sets

@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor, CLIPVisionModel
 
 from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.testing import Mean
 from fusion_core.weights import StateDictSource
+from fusion_testing import Mean
 from pools_clip.config import ClipConfig
 from pools_clip.pool import ClipPool
 

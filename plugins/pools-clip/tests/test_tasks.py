@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from fusion_core import Measured, Split, run_fusion, shuffled_rows
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.testing import Mean
+from fusion_testing import Mean
 from pools_clip.config import ClipClassificationConfig, ClipConfig
 from pools_clip.pool import ClipPool
 from pools_clip.tasks import ClipClassification

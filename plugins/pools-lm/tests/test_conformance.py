@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
+from fusion_testing import ModelPoolSuite, TaskPoolSuite
 from pools_lm import plugin
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool, Seq2SeqPool

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from fusion_core import FeatureTask, Split, Subject
 from fusion_core.errors import FusionError, HubError, RecipeError
-from fusion_core.testing import TaskPoolSuite
+from fusion_testing import TaskPoolSuite
 from pools_lm import plugin
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig

@@ -18,7 +18,7 @@ from torch import nn
 
 from fusion_core import Metric, Progress, Report, RunOptions, Subject, run_fusion
 from fusion_core.errors import FusionError, HubError, PluginError, RecipeError
-from fusion_core.testing import Mean, tiny_pool
+from fusion_testing import Mean, tiny_pool
 from pools_lm.config import HarnessConfig, LanguageConfig
 from pools_lm.harness.tasks import HarnessTasks
 from pools_lm.pools import CausalPool, EncoderPool

@@ -34,7 +34,7 @@ def test_a_merge_alone_imports_no_transformers(
     code = f"""
         import sys
         from fusion_core import run_fusion
-        from fusion_core.testing import Mean
+        from fusion_testing import Mean
         run_fusion(algorithm=Mean(), model_pool={pool!r}, output={str(tmp_path / "merged")!r})
         print(*sys.modules)
     """

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from fusion_core import AlignmentPolicy, RunOptions, run_fusion
 from fusion_core.errors import CheckpointError, OutputError
-from fusion_core.testing import Mean
 from fusion_core.weights import CheckpointSource
+from fusion_testing import Mean
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool, EncoderPool, LanguagePool
 

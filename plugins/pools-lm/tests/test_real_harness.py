@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusion_core import run_fusion
 from fusion_core.errors import FusionError, HubError, RecipeError
-from fusion_core.testing import Mean
+from fusion_testing import Mean
 from pools_lm.config import HarnessConfig
 from pools_lm.harness.tasks import HarnessTasks
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from fusion_core.testing import TaskPoolSuite
+from fusion_testing import TaskPoolSuite
 from pools_lm import plugin
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fusion_core import Progress, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.testing import CommandSuite, Mean
+from fusion_testing import CommandSuite, Mean
 from pools_lm import plugin
 from pools_lm.pools import CausalPool
 from pools_lm.smoke import after_run, room

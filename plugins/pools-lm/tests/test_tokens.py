@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.testing import Mean
 from fusion_core.weights import Cut
+from fusion_testing import Mean
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool, ClassificationPool, LanguagePool, Seq2SeqPool
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.testing import ModelPoolSuite, TaskPoolSuite
+from fusion_testing import ModelPoolSuite, TaskPoolSuite
 from pools_mini import plugin
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from transformers import CLIPVisionModel
 
 from fusion_core import RunOptions, Split, Subject, run_fusion
 from fusion_core.errors import IntegrityError, RecipeError
-from fusion_core.testing import Mean
+from fusion_testing import Mean
 from pools_mini import files, plugin
 from pools_mini.config import Mini8Config, Mini8TasksConfig
 from pools_mini.files import DATA, description

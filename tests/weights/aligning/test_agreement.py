@@ -16,7 +16,7 @@ from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running.run import run_fusion
-from fusion_core.testing import Mean
+from fusion_testing import Mean
 
 if TYPE_CHECKING:
     from pathlib import Path

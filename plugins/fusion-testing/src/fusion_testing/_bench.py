@@ -1,0 +1,192 @@
+"""An algorithm on the bench: run by the pipeline that users run, on pools made to measure."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from fusion_core.contracts.algorithm import Algorithm
+from fusion_core.contracts.batch import Split
+from fusion_core.contracts.context import RunContext
+from fusion_core.contracts.stage import Coordinates, Transform, transformed
+from fusion_core.planning.options import RunOptions
+from fusion_core.planning.pipeline import PlannedStage
+from fusion_core.planning.selection import Part
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.running._stages import run_stages
+from fusion_core.running.run import run_fusion
+from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
+from fusion_core.weights.merging.piece import MERGED
+from fusion_testing._suite import fail
+from fusion_testing._tasks import TinyTasks
+from fusion_testing._tensorwise import Mean, Sum
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fusion_core.contracts.batch import Batch
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.outline import Outline
+    from fusion_core.contracts.run import RunResult
+    from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.contracts.stage import Stage
+    from fusion_core.contracts.task_pool import AdaptiveTask, TaskPool
+    from fusion_core.weights.merging.applied import Applied
+    from fusion_core.weights.merging.transformed import TransformedExpert
+
+    Pool = ModelPool[Any]
+    State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An algorithm, and what a run of it needs."""
+
+    spec: AlgorithmSpec
+    algorithm: Stage[Any]
+    make_pool: Callable[..., Pool]
+    tasks: TaskPool[Any] | None
+    #: how many experts are merged, unless a check says otherwise
+    experts: int
+    #: the other stage of a pipeline of two
+    partner: Stage[Any] | None = None
+    #: what the algorithm logged in the last run
+    logged: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+
+    @property
+    def pipeline(self) -> list[Stage[Any]]:
+        """Return the algorithm, with its partner or the merge that it needs to be a pipeline."""
+        if self.spec.stage == "transform":
+            return [self.algorithm, self.partner or Sum()]
+        if self.spec.stage == "calibrate":
+            return [self.partner or Mean(), self.algorithm]
+        if isinstance(self.partner, Transform):
+            return [self.partner, self.algorithm]
+        return [self.algorithm, *([] if self.partner is None else [self.partner])]
+
+    def pool(self, model: str, **changes: Any) -> Pool:  # noqa: ANN401 - what `tiny_pool` takes
+        """Return a pool of tiny models."""
+        return self.make_pool(model, **{"experts": self.experts, **changes})
+
+    def run(
+        self,
+        pool: Pool,
+        *,
+        output: Path | None = None,
+        seed: int = 3,
+        **options: Any,  # noqa: ANN401
+    ) -> RunResult:
+        """Run the pipeline."""
+        target = None if output is None else {"path": str(output), "shard_size": 1500}
+        return run_fusion(
+            algorithm=self.pipeline,
+            model_pool=pool,
+            task_pool=self.tasks,
+            seed=seed,
+            output=target,
+            options=RunOptions(evaluate=False, **{"executor": "serial", **options}),
+        )
+
+    def merge(self, pool: Pool, **options: Any) -> State:  # noqa: ANN401 - what `run` takes
+        """Run the pipeline and return the merged weights."""
+        return self.run(pool, **options).weights.state_dict()
+
+    def lazy(self, pool: Pool, *, on_metrics: Any = None) -> WeightSource:  # noqa: ANN401
+        """Return what the algorithm makes of a pool, as far as can be without computing it."""
+        context = RunContext(tasks=self.tasks, seed=3, on_metrics=on_metrics)
+        stages = [PlannedStage(each, None, (Part(each),)) for each in self.pipeline]
+        made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
+        made.prepare(SerialExecutor())
+        return made
+
+    def outline(self, pool: Pool) -> Outline:
+        """Return what the pipeline's merge says of its result."""
+        merge = next(each for each in self.pipeline if isinstance(each, Algorithm))
+        return merge.outline(pool.aligned(AlignmentPolicy()))
+
+    def keeps_tensors(self, pool: Pool) -> bool:
+        """Tell whether the result has the tensors that the models have."""
+        return self.outline(pool).is_like(pool.reference.infos)
+
+    def task_vectors(self, pool: Pool) -> dict[str, State]:
+        """Return every expert's task vectors after a transform."""
+        transform: Any = self.algorithm
+        after = transformed(transform, pool.aligned(AlignmentPolicy()), RunContext(seed=3))
+        return {name: each.state_dict() for name, each in after.experts.items()}
+
+    def kernels_on(self, pool: Pool) -> list[Applied[Any]]:
+        """Return the algorithm as the engine applies it to a pool's models, if it does."""
+        merged = self.lazy(pool)
+        if not isinstance(merged, MergedSource):
+            return []
+        if self.spec.stage != "transform":
+            return [merged]
+        back = [merged] if isinstance(self.algorithm, Coordinates) else []
+        before = cast("MergedSource", merged.operands.extras[MERGED]) if back else merged
+        first = next(iter(before.operands.experts.values()))
+        return [cast("TransformedExpert", first).rows, *back]
+
+    def modules(self, pool: Pool) -> dict[str, nn.Module]:
+        """Return the live models that a pool was made of."""
+        config = pool.config
+        named = {"base": getattr(config, "base", None), **getattr(config, "models", {})}
+        return {name: each for name, each in named.items() if isinstance(each, nn.Module)}
+
+
+def with_base(pool: Pool, base: WeightSource | None) -> Pool:
+    """Return a pool with another base."""
+    clone = copy.copy(pool)
+    clone.base = base
+    return clone
+
+
+def with_experts(pool: Pool, experts: Mapping[str, WeightSource]) -> Pool:
+    """Return a pool with other experts."""
+    clone = copy.copy(pool)
+    clone.experts = experts
+    return clone
+
+
+def turned(pool: Pool) -> Pool:
+    """Return a pool with its experts in the opposite order."""
+    return with_experts(pool, {name: pool.experts[name] for name in reversed(list(pool.experts))})
+
+
+def with_sources(pool: Pool, change: Callable[[WeightSource], WeightSource]) -> Pool:
+    """Return a pool with every source seen through a function."""
+    changed = with_experts(pool, {name: change(each) for name, each in pool.experts.items()})
+    return changed if pool.base is None else with_base(changed, change(pool.base))
+
+
+class WatchedTasks(TinyTasks):
+    """Tiny tasks that an algorithm may look at only as far as its spec declares."""
+
+    def __init__(self, names: Sequence[str], *, labels: bool) -> None:
+        super().__init__(names)
+        self._labels = labels
+
+    def check(self) -> None:
+        """Look at nothing: what the core asks of tasks before a run, algorithms are not told of."""
+
+    def __getitem__(self, name: str) -> AdaptiveTask:
+        """Return a task that is watched."""
+        task = copy.copy(super().__getitem__(name))
+        batch, labels = task.batch, self._labels
+
+        def watched(step: int, *, size: int, split: Split, seed: int) -> Batch:
+            if split is Split.TEST or (split is Split.TRAIN and not labels):
+                fail(
+                    f"the algorithm asked task {name!r} for its {split} examples.",
+                    "Use Split.UNLABELED, or declare needs_tasks='labeled' and use Split.TRAIN; "
+                    "what results are measured on is never for algorithms.",
+                )
+            return batch(step, size=size, split=split, seed=seed)
+
+        task.batch = watched  # type: ignore[method-assign]
+        return task

@@ -1,0 +1,173 @@
+"""Checks on degenerate task vectors: zero, of rank one, opposite to each other, tiny, huge.
+
+Adapters make most of these every day: an adapter leaves the matrices alone that it does not know,
+and has a low rank in all others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_core.weights import StateDictSource
+from fusion_testing._bench import with_base, with_experts
+from fusion_testing._compare import differing_values
+from fusion_testing._suite import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_testing._bench import Bench, State
+
+    #: an expert's task vectors of one tensor, (experts, ...) -> degenerate ones
+    Pattern = Callable[[Tensor], Tensor]
+
+#: A merge this many times further from the base than any expert is an explosion.
+_EXPLOSION = 1000
+#: Of a tensor's largest entry: what summing in another order may change.
+_ROUNDING = 2e-5
+_SIZE = 2.0**20
+_MATRIX = 2
+
+
+def _unchanged_first(rows: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(rows[:1]), rows[1:]])
+
+
+def _changed_by_the_last(rows: Tensor) -> Tensor:
+    last = rows[-1]
+    if last.dim() == _MATRIX:
+        last = last[:, :2] @ last[:2]  # as an adapter of rank 2
+    return torch.cat([torch.zeros_like(rows[:-1]), last[None]])
+
+
+def _opposite(rows: Tensor) -> Tensor:
+    pair = torch.cat([rows[:1], -rows[:1]])[: len(rows)]
+    return torch.cat([pair, torch.zeros_like(rows[2:])])
+
+
+def _of_one_entry(rows: Tensor) -> Tensor:
+    first = torch.zeros_like(rows)
+    first.flatten(1)[:, 0] = 1
+    return rows * first
+
+
+_PATTERNS: Mapping[str, Pattern] = {
+    "unchanged by the first expert": _unchanged_first,
+    "changed by the last expert alone": _changed_by_the_last,
+    "changed by nobody": torch.zeros_like,
+    "changed alike by all": lambda rows: rows[:1].expand_as(rows),
+    "changed by opposite amounts": _opposite,
+    "changed in one entry": _of_one_entry,
+    "of rank one": lambda rows: rows[:, :, :1] * rows[:, :1, :],
+}
+_SHAPES = {"of one entry": (1, 1), "of one row": (1, 8), "of one column": (8, 1)}
+
+
+class DegenerateChecks:
+    """Part of the `AlgorithmSuite`."""
+
+    def test_degenerate_task_vectors_stay_bounded(self, bench: Bench) -> None:
+        """Whatever experts leave unchanged, a merge moves no further than they allow."""
+        pool = _patchwork(bench, bench.pool("mlp"))
+        _skip_unless_kept(bench, pool)
+        _check_bounded(bench, pool)
+        _check_bounded(bench, _patchwork(bench, bench.pool("mlp"), unchanged="all of the first"))
+        if bench.spec.min_experts == 1 and bench.spec.needs_tasks == "none":
+            _check_bounded(bench, _patchwork(bench, bench.pool("mlp", experts=1)))
+
+    @pytest.mark.parametrize("size", [2.0**-40, 2.0**40], ids=["tiny", "huge"])
+    def test_task_vectors_of_any_size_stay_bounded(self, bench: Bench, size: float) -> None:
+        """Tiny task vectors make tiny changes; huge ones do not overflow."""
+        _skip_unless_scalable(bench)
+        _check_bounded(bench, _from_zero(bench, size))
+
+    def test_larger_task_vectors_give_the_same_merge_enlarged(self, bench: Bench) -> None:
+        """No constant is absolute: all task vectors times 2^20 are the merged one times 2^20."""
+        _skip_unless_scalable(bench)
+        merged = bench.merge(_from_zero(bench, 1.0))
+        enlarged = bench.merge(_from_zero(bench, _SIZE))
+        reduced = {name: values / _SIZE for name, values in enlarged.items()}
+        if found := differing_values(reduced, merged, tolerance=_ROUNDING):
+            fail(
+                f"task vectors that are 2^20 times larger give another merge: {found}.",
+                "Bound divisors relative to what they divide, and not by a constant; what depends "
+                "on the scale by its definition is declared in expected_failures.",
+            )
+
+
+def _patchwork(bench: Bench, pool: ModelPool[Any], *, unchanged: str = "") -> ModelPool[Any]:
+    """Return a pool with a tensor for every pattern and shape; a live model's own, with tasks."""
+    base, experts = _states(pool)
+    if bench.spec.needs_tasks == "none":
+        draw = torch.Generator().manual_seed(11)
+        shapes = {**dict.fromkeys(_PATTERNS, (6, 5)), **_SHAPES}
+        for name, shape in shapes.items():
+            for state in (base, *experts.values()):
+                state[name] = torch.randn(shape, generator=draw)
+    for position, (name, values) in enumerate(base.items()):
+        if not values.is_floating_point():
+            continue
+        patterns = [*_PATTERNS.values()]
+        pattern = _PATTERNS.get(name, patterns[position % 2])
+        rows = torch.stack([state[name] - values for state in experts.values()])
+        rows = _unchanged_first(rows) if unchanged else rows if name in _SHAPES else pattern(rows)
+        for state, row in zip(experts.values(), rows, strict=True):
+            state[name] = values + row
+    return _with_states(pool, base, experts)
+
+
+def _from_zero(bench: Bench, size: float) -> ModelPool[Any]:
+    """Return a pool whose base is zero, so that experts of any size are exact."""
+    pool = bench.pool("mlp")
+    base, experts = _states(pool)
+    moved = {
+        expert: {name: (values - base[name]) * size for name, values in state.items()}
+        for expert, state in experts.items()
+    }
+    return _with_states(pool, {name: each * 0 for name, each in base.items()}, moved)
+
+
+def _states(pool: ModelPool[Any]) -> tuple[State, dict[str, State]]:
+    experts = {name: dict(source.state_dict()) for name, source in pool.experts.items()}
+    return dict(pool.reference.state_dict()), experts
+
+
+def _with_states(pool: ModelPool[Any], base: State, experts: Mapping[str, State]) -> ModelPool[Any]:
+    sources = {name: StateDictSource(state) for name, state in experts.items()}
+    return with_base(with_experts(pool, sources), StateDictSource(base))
+
+
+def _check_bounded(bench: Bench, pool: ModelPool[Any]) -> None:
+    base, experts = _states(pool)
+    for name, merged in bench.merge(pool).items():
+        if not merged.is_floating_point() or not merged.numel():
+            continue
+        start = base[name].double()
+        moved = max(float((each[name].double() - start).abs().max()) for each in experts.values())
+        distance = float((merged.double() - start).abs().max())
+        rounding = _ROUNDING * float(start.abs().max())
+        if not distance <= _EXPLOSION * moved + rounding:  # NaN is beyond any bound
+            fail(
+                f"tensor {name!r} of the merge is {distance:.2g} away from the base, and no expert "
+                f"more than {moved:.2g}.",
+                "Let an expert without a task vector contribute nothing, and bound divisors such "
+                "as norms and traces relative to what they divide; what goes further by its "
+                "definition is declared in expected_failures.",
+            )
+
+
+def _skip_unless_kept(bench: Bench, pool: ModelPool[Any]) -> None:
+    if not bench.keeps_tensors(pool):
+        pytest.skip("its result has other tensors than the models")
+
+
+def _skip_unless_scalable(bench: Bench) -> None:
+    if bench.spec.needs_tasks != "none":
+        pytest.skip("live models of this size have no meaning")
+    _skip_unless_kept(bench, bench.pool("mlp"))

@@ -1,0 +1,87 @@
+"""What is known of a component's package: whether it is installed, what it needs and imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import lru_cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import PluginError
+from fusion_core.machine.installed import CORE
+from fusion_core.plugins.distributions import PluginStatus
+from fusion_core.plugins.manager import load_plugins
+from fusion_testing._suite import fail
+
+if TYPE_CHECKING:
+    from fusion_core.contracts.specs import ComponentSpec
+    from fusion_core.plugins.components import Component
+
+#: What makes listings slow: none of it is imported before a run needs it.
+HEAVY = frozenset(
+    {
+        *("torch", "torchvision", "transformers", "huggingface_hub", "datasets", "tensorflow"),
+        *("jax", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "PIL"),
+    }
+)
+#: What options may import, and listings may not.
+FOR_OPTIONS = frozenset({"pydantic", "ruamel", "rich"})
+
+
+def find_component(spec: ComponentSpec) -> Component[Any] | None:
+    """Return the component that a plugin registers with this very spec, if one does."""
+    found = (each for each in load_plugins().components(type(spec)) if each.spec == spec)
+    return next(found, None)
+
+
+def require_component(spec: ComponentSpec) -> Component[Any]:
+    """Return the component as it is registered; fails if no plugin registers it."""
+    if (found := find_component(spec)) is not None:
+        return found
+    broken = [
+        f"{each.distribution} is {each.status}: {each.detail}"
+        for each in load_plugins().plugins
+        if each.status is not PluginStatus.LOADED
+    ]
+    return fail(
+        f"no installed plugin registers {spec.kind} {spec.name!r}. {'; '.join(broken)}",
+        "Install the package (pip install -e .) and check its pyproject.toml: "
+        '[project.entry-points."fusion_core.plugins"] names the module with the hooks.',
+    )
+
+
+def needs_core_within_bounds(distribution: str) -> bool:
+    """Tell whether a distribution requires fusion-core with a lower and an upper bound."""
+    try:
+        return any(map(_is_bounded, metadata.requires(distribution) or ()))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _is_bounded(line: str) -> bool:
+    from packaging.requirements import Requirement
+
+    requirement = Requirement(line)
+    name = requirement.name.lower().replace("_", "-").replace(".", "-")
+    operators = {each.operator for each in requirement.specifier}
+    above, below = operators & {">", ">=", "~=", "=="}, operators & {"<", "<=", "~=", "=="}
+    return name == CORE and bool(above) and bool(below)
+
+
+def fail_if_heavy(module: str, waiting: str, remedy: str, *, heavy: frozenset[str] = HEAVY) -> None:
+    """Fail if importing a module brings along what users would wait for in what is `waiting`."""
+    imported = _imported_by(module) & heavy
+    if imported:
+        names = ", ".join(sorted(imported))
+        fail(f"the module {module!r} imports {names}, and {waiting} would wait for it.", remedy)
+
+
+@lru_cache
+def _imported_by(module: str) -> frozenset[str]:
+    """Return the top-level packages that importing a module brings along, in a fresh process."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PluginError(f"{module} cannot be imported:\n{done.stderr}")
+    return frozenset(name.partition(".")[0] for name in done.stdout.split())

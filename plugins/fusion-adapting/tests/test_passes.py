@@ -13,7 +13,6 @@ from torch.func import functional_call
 from fusion_adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
 from fusion_core import Batch, Progress
 from fusion_testing import TinyTasks, tiny_pool
-from fusion_testing._models import tiny_model
 
 CPU = torch.device("cpu")
 PLENTY = 10**9

@@ -85,6 +85,7 @@ TASKS = """
 
         def evaluate(self, model):
             batch = self.batch(0, size=32, split=Split.TEST, seed=0)
+            batch = batch.to(next(model.parameters()).device)
             with torch.no_grad():
                 right = self.logits(model, batch).argmax(-1) == batch.labels
             return {"accuracy": float(right.double().mean())}

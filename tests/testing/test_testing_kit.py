@@ -223,7 +223,7 @@ OPTIONS = """
 METHODS = """
     import torch
     from fusion_core import Algorithm, ComponentConfig, TensorwiseAlgorithm
-    from fusion_core.weights import Cut, StateDictSource, in_order
+    from fusion_core.weights import Cut, MergedSource, Operands, StateDictSource, in_order
     from faulty_options import Careless
 
     def mean(piece):
@@ -287,11 +287,11 @@ METHODS = """
         def names(self, states):
             return [name for name in states[0] if not name.endswith("num_batches_tracked")]
 
-    class SilentNan(Whole):
-        def one(self, name, tensors):
-            if not tensors[0].is_floating_point():
-                return tensors[0]
-            return super().one(name, [each.nan_to_num() for each in tensors])
+    class SilentNan(Sound):
+        def run(self, pool, context):
+            return MergedSource(self, Operands(pool.base, pool.experts, finite=False))
+        def merge(self, piece):
+            return in_order(piece.experts.nan_to_num()) / len(piece.names)
 
     class AbsoluteFloor(Sound):
         cut = Cut.TENSOR

@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from fusion_core import Algorithm, ComponentConfig, run_fusion
 from fusion_core.errors import FusionError
+from fusion_core.weights import Linear
 from fusion_testing import TinyTasks, tiny_pool
 from fusion_trackers import plugin
 
@@ -37,7 +38,8 @@ class Searching(Algorithm[SearchingConfig]):
             context.log(step, {"entropy": 1.0 / (1 + step)})
         if self.config.fails:
             raise FusionError("it fails")
-        return pool.experts["a"]
+        shares = (1 / len(pool.experts),) * len(pool.experts)
+        return context.merged(pool, Linear(shares))
 
 
 def run(output: Path | None, *, fails: bool = False) -> RunResult:

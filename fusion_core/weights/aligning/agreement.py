@@ -1,6 +1,7 @@
 """Whether models agree in what lies beside their weights.
 
-What differs is kept, because a run aligns its models several times; policies judge it afterwards.
+An `Agreement` keeps the differences, because a run aligns its models several times. Policies judge
+them afterwards.
 """
 
 from __future__ import annotations

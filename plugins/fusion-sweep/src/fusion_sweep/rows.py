@@ -143,7 +143,7 @@ def _check_figures(tasks: Mapping[str, Mapping[str, Any]]) -> None:
         for name, figure in figures.items():
             is_number = isinstance(figure, int | float) and not isinstance(figure, bool)
             if not (is_number and math.isfinite(figure)) and figure not in _NOT_FINITE:
-                raise DamagedRowError(f"report: {task} {name} is no number: {figure!r}")
+                raise DamagedRowError(f"report: {task} {name} is not a number: {figure!r}")
 
 
 def _kind(value: object) -> str:

@@ -65,7 +65,7 @@ def check_file(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
-        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
         raise DiskError(f"the store {path}: expected a file, found {kind}", hint=_ELSEWHERE)
     with path.open("rb") as file:
         header = file.read(_HEADER)

@@ -1,4 +1,4 @@
-"""What kind of models a pool has, by facts, and on which kinds rules were counted."""
+"""Kinds of models, told by facts about a pool, and the kinds on which rules were counted."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _WITHOUT = "Ask without it: --set task_pool.chat=false"
 
 
 class _About(BaseModel):
-    """What is known of a tokenizer once it is read."""
+    """The facts about a tokenizer that its files state."""
 
     bos: int | None
     eos: int | None

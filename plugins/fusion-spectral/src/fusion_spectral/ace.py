@@ -47,7 +47,7 @@ class Ace(MatrixwiseMerge[AceConfig]):
     """
 
     config_class = AceConfig
-    pieces_held, squares = (12.2, 2.2), (10.5, 0)
+    pieces_held, squares = (12.9, 2.3), (11, 0)
 
     @staticmethod
     def side(shape: Sequence[int]) -> int:

@@ -42,7 +42,7 @@ PRIVATE = {
     "fusion_core.contracts.features.through_adapter",
     "fusion_core.machine.memory.keeping_freed_memory",
     "fusion_core.machine.products.with_fast_products",
-    "fusion_core.running._parts.SelectedPool",
+    "fusion_core.contracts.selected_pool.SelectedPool",
     "fusion_core.weights.merging.counters.counter_uniform",
     "fusion_core.weights.merging.execution.on_cores",
 }

@@ -18,7 +18,7 @@ from fusion_core.checking._working import HeadersOnly, survey_memory, working_me
 from fusion_core.contracts.context import RunContext
 from fusion_core.machine.memory import peak_memory
 from fusion_core.planning.dtypes import dtype_of, stored_infos
-from fusion_core.running._stages import run_stages
+from fusion_core.planning.pipeline import apply_stages
 from fusion_core.shown import amount
 from fusion_core.weights.source import BLOCK
 
@@ -138,7 +138,7 @@ def _lazy_merge(plan: Plan) -> WeightSource | None:
         return None
     context = RunContext(seed=plan.resolved.recipe.seed)
     try:
-        return run_stages(plan.stages, _headers(plan), context)
+        return apply_stages(plan.stages, _headers(plan), context)
     except Exception:  # noqa: BLE001 - a method may do anything with what it cannot read
         return None
 

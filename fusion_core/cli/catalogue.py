@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.cli.output import print_groups
-from fusion_core.contracts.specs import COSTS, AlgorithmSpec, StageKind
+from fusion_core.contracts.specs import COSTS, STAGES, AlgorithmSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
 
-_STAGES: dict[StageKind, str] = {
-    "transform": "transforms, before a merge",
-    "merge": "merges",
-    "calibrate": "calibrations, after a merge",
-}
 _RANKS = {cost: rank for rank, cost in enumerate([*COSTS, None])}
 _HEADINGS = ["name", "needs", "experts", "cost", "reference", "summary"]
 
@@ -30,7 +25,7 @@ def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
     for each in found:
         rank = _RANKS[each["cost"]]
         cheapest[each["family"]] = min(rank, cheapest.get(each["family"], rank))
-    stages = list(_STAGES)
+    stages = list(STAGES)
 
     def place(each: Mapping[str, Any]) -> tuple[Any, ...]:
         family, stage = each["family"], stages.index(each["stage"])
@@ -41,7 +36,7 @@ def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
 
 def print_algorithms(algorithms: Sequence[Mapping[str, Any]]) -> None:
     """Print what `algorithms_of` returned, and how to read it."""
-    grouped = groupby(algorithms, lambda each: f"{each['family']}: {_STAGES[each['stage']]}")
+    grouped = groupby(algorithms, lambda each: f"{each['family']}: {STAGES[each['stage']].heading}")
     print_groups(_HEADINGS, {title: [_row(each) for each in group] for title, group in grouped})
     print("\nneeds: the base; unlabeled or labeled examples of the tasks; the task, at inference")
     print("cost, from the cheapest on")
@@ -58,7 +53,7 @@ def _described(component: Component[AlgorithmSpec]) -> dict[str, Any]:
         "stage": spec.stage,
         "summary": spec.summary,
         "formula": spec.formula,
-        "needs_base": spec.needs_base or spec.stage == "transform",
+        "needs_base": spec.needs_base,
         "needs_tasks": spec.needs_tasks,
         "needs_task": spec.needs_task,
         "min_experts": spec.min_experts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.specs import ModelPoolSpec, StageKind
+from fusion_core.contracts.specs import STAGES, ModelPoolSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -13,23 +13,17 @@ if TYPE_CHECKING:
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.plugins.manager import PluginManager
 
-_PIPELINES: dict[StageKind, str] = {
-    "transform": "{},task-arithmetic",
-    "merge": "{}",
-    "calibrate": "task-arithmetic,{}",
-}
-
 
 def example(
     spec: AlgorithmSpec, options: Iterable[Mapping[str, Any]], plugins: PluginManager
 ) -> str:
     """Return the command, on the default model pool with as many experts as the algorithm takes."""
-    pipeline = _PIPELINES[spec.stage].format(spec.name)
+    pipeline = STAGES[spec.stage].example.format(spec.name)
     words = ["fuse", "run", "--algo", pipeline]
     pools = [each.spec for each in plugins.components(ModelPoolSpec) if each.spec.default]
     for pool in pools[:1]:
         words += ["--pool", pool.name, *_fewer(pool, spec.max_experts)]
-    section = "algorithm" if spec.stage == "merge" else f"algorithm.{spec.name}"
+    section = "algorithm" if pipeline == spec.name else f"algorithm.{spec.name}"
     return shlex.join([*words, *_required(section, options)])
 
 

@@ -1,17 +1,19 @@
 """How models are fused: the class that methods subclass.
 
 An algorithm decides; the engine moves bytes. `run` returns a lazy `WeightSource` (or a live module,
-where that is what a method makes), and whoever called it reads, writes or evaluates that.
+if the method makes one), and the caller reads, writes or evaluates it.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import fusion_core  # whose `merge` plans and applies a method that is called without a context
 from fusion_core.contracts.outline import Outline
-from fusion_core.contracts.specs import load_target
+from fusion_core.contracts.result import checked_source
 from fusion_core.contracts.stage import Stage, weights_of
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import Kernel, WeightSource
@@ -22,12 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core.contracts.context import RunContext
+    from fusion_core.contracts.flow import Flow
     from fusion_core.contracts.model_pool import ModelPool
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
-
-#: What a call without a context does; text, as a spec's target is: planning stands floors above.
-_BY_HAND = "fusion_core.running.by_hand:merge"
 
 
 class Algorithm(Stage[ConfigT]):
@@ -47,6 +47,8 @@ class Algorithm(Stage[ConfigT]):
     checked alike, lazy, in the base's dtypes.
     """
 
+    kind = "merge"
+
     def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - the class statement's
         super().__init_subclass__(**options)
         if "run" in vars(cls):
@@ -59,6 +61,12 @@ class Algorithm(Stage[ConfigT]):
         The pool is aligned: every expert has the base's keys and shapes. Sources must not be
         modified. Raise a `FusionError` for what the user can mend.
         """
+
+    def apply(self, flow: Flow, context: RunContext) -> Flow:
+        """Return the flow with the models merged into weights, checked as the engine's results."""
+        pool = flow.models
+        merged = checked_source(self.run(pool, context), self.outline(pool), pool, context)
+        return replace(flow, merged=flow.restore(merged))
 
     def outline(self, pool: ModelPool[Any]) -> Outline:
         """Say from headers what `run` will return; default: the tensors that the models have.
@@ -76,7 +84,7 @@ def _or_by_hand(run: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(run)
     def run_or_merge(self: Algorithm[Any], pool: Any, context: RunContext | None = None) -> Any:  # noqa: ANN401
         if context is None:
-            return load_target(_BY_HAND)(self, pool)
+            return fusion_core.merge(self, pool)
         return run(self, pool, context)
 
     return run_or_merge

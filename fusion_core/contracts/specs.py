@@ -16,7 +16,6 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 TaskData = Literal["none", "unlabeled", "labeled"]
-StageKind = Literal["transform", "merge", "calibrate"]
 #: what the time of a method goes into, from the cheapest on; `COSTS` says what is meant
 Cost = Literal["stream", "passes", "matrices", "forward", "backward"]
 
@@ -28,10 +27,34 @@ COSTS: dict[Cost, str] = {
     "backward": "gradients of examples through models",
 }
 
-_STAGES: dict[str, str] = {
-    "transform": "fusion_core.contracts.stage:Transform",
-    "merge": "fusion_core.contracts.algorithm:Algorithm",
-    "calibrate": "fusion_core.contracts.stage:Calibration",
+
+@dataclass(frozen=True, slots=True)
+class StageKind:
+    """A kind of stage, and how listings and examples show its methods."""
+
+    #: the class that its methods subclass, as "module:attribute"
+    base: str
+    heading: str
+    #: a pipeline that a method of this kind works in
+    example: str
+    #: whether its methods see task vectors, and so need a base
+    needs_base: bool = False
+
+
+#: The kinds of stages, in the order in which they stand in a pipeline.
+STAGES: dict[str, StageKind] = {
+    "transform": StageKind(
+        "fusion_core.contracts.stage:Transform",
+        "transforms, before a merge",
+        "{},task-arithmetic",
+        needs_base=True,
+    ),
+    "merge": StageKind("fusion_core.contracts.algorithm:Algorithm", "merges", "{}"),
+    "calibrate": StageKind(
+        "fusion_core.contracts.stage:Calibration",
+        "calibrations, after a merge",
+        "task-arithmetic,{}",
+    ),
 }
 
 
@@ -76,8 +99,8 @@ class AlgorithmSpec(ComponentSpec):
 
     kind: ClassVar[str] = "algorithm"
 
-    #: what it does in a pipeline: transforms, then exactly one merge, then calibrations
-    stage: StageKind = "merge"
+    #: its kind in a pipeline, a key of `STAGES`
+    stage: str = "merge"
     #: the heading that listings show it under; without one, its plugin's name
     family: str | None = None
     #: what it computes, in one line: W_k is an expert, tau_k = W_k - base, tau a merge's
@@ -101,16 +124,21 @@ class AlgorithmSpec(ComponentSpec):
 
     def __post_init__(self) -> None:
         ComponentSpec.__post_init__(self)  # super() has lost its class where there are slots
-        said = {StageKind: self.stage, TaskData: self.needs_tasks, Cost: self.cost}
-        for known, word in said.items():
-            if word is not None and word not in get_args(known):
-                words = ", ".join(get_args(known))
+        for known, word in (
+            (tuple(STAGES), self.stage),
+            (get_args(TaskData), self.needs_tasks),
+            ((*COSTS, None), self.cost),
+        ):
+            if word not in known:
+                words = ", ".join(filter(None, known))
                 raise ValueError(f"algorithm {self.name!r}: {word!r} is none of: {words}")
+        if STAGES[self.stage].needs_base:
+            object.__setattr__(self, "needs_base", True)
 
     @property
     def base(self) -> str:  # type: ignore[override] # the one kind whose classes differ
         """The class of its stage."""
-        return _STAGES[self.stage]
+        return STAGES[self.stage].base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,16 +1,21 @@
-"""Stages of a pipeline: what all have in common, and those before and after the merge.
+"""Stages of a pipeline: what all have in common, and the kinds before and after the merge.
 
-A transform turns task vectors into task vectors, a merge turns models into one
-(`fusion_core.contracts.algorithm`), a calibration turns a merge into a better one.
+A transform turns task vectors into task vectors, a merge (`fusion_core.contracts.algorithm`) turns
+models into one model, a calibration improves the merge. Each kind implements one verb:
+`apply(flow, context) -> flow`. The kinds and their order are the table
+`fusion_core.contracts.specs.STAGES`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
+from fusion_core.contracts.outline import Outline
+from fusion_core.contracts.result import checked_source
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
 from fusion_core.recipe.text import dump_yaml, load_recipe
@@ -20,6 +25,7 @@ from fusion_core.weights.merging.piece import MERGED
 
 if TYPE_CHECKING:
     from fusion_core.contracts.context import RunContext
+    from fusion_core.contracts.flow import Flow
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.weights import TensorInfo
@@ -31,6 +37,8 @@ class Stage(ABC, Generic[ConfigT]):
     """A step of a pipeline: a configuration, or its options as keywords."""
 
     config_class: ClassVar[type[ComponentConfig]]
+    #: the name of this kind of stage in the table `STAGES`
+    kind: ClassVar[str]
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:
@@ -38,6 +46,14 @@ class Stage(ABC, Generic[ConfigT]):
         if config is None:
             config = cast("ConfigT", validated(self.config_class, options, prefix="algorithm"))
         self.config = config
+
+    @abstractmethod
+    def apply(self, flow: Flow, context: RunContext) -> Flow:
+        """Return the flow after this stage, lazily where that is possible.
+
+        Runs call it, and `run(pool)` does through a run's plan. Each kind of stage implements it;
+        a method writes what its kind asks for.
+        """
 
     def fallback(self, info: TensorInfo) -> str | None:
         """Say what happens to a tensor that this method does not apply to, e.g. "averaged".
@@ -88,6 +104,13 @@ class Transform(Stage[ConfigT], RowsKernel):
     memory included, sees these task vectors and no others.
     """
 
+    kind = "transform"
+
+    def apply(self, flow: Flow, context: RunContext) -> Flow:
+        """Return the flow with models that have the transformed task vectors."""
+        weights = weights_of(self, flow.models)
+        return replace(flow, models=context.transformed(flow.models, self, weights=weights))
+
 
 class Coordinates(Transform[ConfigT], CoordinatesKernel):
     """A transform into other coordinates: write `rows`, and `restore`, which leads back.
@@ -106,9 +129,27 @@ class Coordinates(Transform[ConfigT], CoordinatesKernel):
     tasks cannot follow.
     """
 
+    def apply(self, flow: Flow, context: RunContext) -> Flow:
+        """Return the flow with models in other coordinates, and the way back from there."""
+        weights = weights_of(self, flow.models)
+
+        def way_back(merged: WeightSource) -> WeightSource:
+            return context.restored(merged, flow.models, self, weights=weights)
+
+        return replace(super().apply(flow, context), ways_back=(*flow.ways_back, way_back))
+
 
 class Calibration(Stage[ConfigT]):
     """A merge in, a better one out: write `calibrate`."""
+
+    kind = "calibrate"
+
+    def apply(self, flow: Flow, context: RunContext) -> Flow:
+        """Return the flow with the calibrated merge, checked as the engine's results are."""
+        pool = flow.originals
+        calibrated = self.calibrate(flow.merged, pool, context)
+        outline = Outline(pool.reference.infos)
+        return replace(flow, merged=checked_source(calibrated, outline, pool, context))
 
     @abstractmethod
     def calibrate(
@@ -140,23 +181,6 @@ class TensorwiseCalibration(Calibration[ConfigT], Kernel):
         """Return the lazy calibration; the engine calls `survey` and `merge` when it is read."""
         weights = weights_of(self, pool)
         return context.merged(pool, self, weights=weights, extras={MERGED: merged})
-
-
-def transformed(
-    transform: Transform[Any], pool: ModelPool[Any], context: RunContext
-) -> ModelPool[Any]:
-    """Return a pool with the task vectors that a transform makes of a pool's."""
-    return context.transformed(pool, transform, weights=weights_of(transform, pool))
-
-
-def restored(
-    merged: WeightSource,
-    coordinates: Coordinates[Any],
-    pool: ModelPool[Any],
-    context: RunContext,
-) -> WeightSource:
-    """Return the model that a merge of coordinates of a pool's task vectors stands for."""
-    return context.restored(merged, pool, coordinates, weights=weights_of(coordinates, pool))
 
 
 def weights_of(stage: Stage[Any], pool: ModelPool[Any]) -> list[float]:

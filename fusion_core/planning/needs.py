@@ -21,7 +21,7 @@ def check_needs(
     if algorithm is None:
         return
     spec, count = algorithm.component.spec, len(pool.experts)
-    if (spec.needs_base or spec.stage == "transform") and pool.base is None:
+    if spec.needs_base and pool.base is None:
         raise RecipeError(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
             hint="Give the model pool the model that the experts were fine-tuned from.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.stage import Coordinates
@@ -21,12 +21,18 @@ _BY_NAME = ("only", "skip", "overrides", "by_depth")
 
 def outline_of(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> Outline:
     """Say what a pipeline makes of an aligned pool."""
-    return cast("Algorithm[Any]", merge_of(stages).stage).outline(pool)
+    return _algorithm_of(stages).outline(pool)
 
 
 def has_own_outline(stages: Sequence[PlannedStage]) -> bool:
     """Tell whether a pipeline's result may have other tensors than its models."""
-    return type(merge_of(stages).stage).outline is not Algorithm.outline  # type: ignore[attr-defined]
+    return type(_algorithm_of(stages)).outline is not Algorithm.outline
+
+
+def _algorithm_of(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
+    algorithm = merge_of(stages).stage
+    assert isinstance(algorithm, Algorithm)  # noqa: S101 - the kind says so
+    return algorithm
 
 
 def check_outline(stages: Sequence[PlannedStage], outline: Outline, pool: ModelPool[Any]) -> None:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.stage import Calibration, Coordinates, Stage, Transform
+from fusion_core.contracts.flow import Flow
+from fusion_core.contracts.metrics import FILE as METRICS
+from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.contracts.specs import STAGES
+from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
 from fusion_core.planning.needs import sees_tasks
+from fusion_core.planning.parts import Part, branch, check_overrides, join, parts_of
 from fusion_core.planning.resolving import resolve_object
-from fusion_core.planning.selection import Part, check_overrides, parts_of
+from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.specs import AlgorithmSpec, StageKind
+    from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.planning.resolved import Resolved
     from fusion_core.plugins.manager import PluginManager
-
-_ORDER: tuple[StageKind, ...] = ("transform", "merge", "calibrate")
+    from fusion_core.weights import WeightSource
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """One stage, and the parts that it works on."""
+    """One stage of a run, with the parts that it works on."""
 
     stage: Stage[Any]
     #: None for an object of a class that no plugin registers
@@ -33,11 +38,9 @@ class PlannedStage:
     parts: tuple[Part, ...] = ()
 
     @property
-    def kind(self) -> StageKind:
-        """What it does."""
-        if isinstance(self.stage, Transform):
-            return "transform"
-        return "calibrate" if isinstance(self.stage, Calibration) else "merge"
+    def kind(self) -> str:
+        """A key of `STAGES`."""
+        return self.stage.kind
 
     @property
     def name(self) -> str:
@@ -49,6 +52,40 @@ class PlannedStage:
         """Whether it sees tasks; one given as an object may."""
         return self.resolved is None or sees_tasks(self.resolved.component.spec)
 
+    def apply(self, flow: Flow, context: RunContext) -> Flow:
+        """Apply the stage, part by part, and keep in the context what it saved and logged."""
+        own = self._context(flow, context)
+        result = flow
+        for part in self.parts:
+            result = part.apply(result, own)
+        if own.metrics.steps:
+            own.save(METRICS, own.metrics.as_bytes())
+        join(context, own, prefix="" if self.kind == "merge" else f"{self.name}.")
+        transforms = flow.transforms
+        if self.kind == "transform":
+            transforms = (*transforms, self.as_recipe(None))
+        return replace(result, place=flow.place + 1, transforms=transforms)
+
+    def _context(self, flow: Flow, context: RunContext) -> RunContext:
+        """Return the stage's own context: tasks if it looks at them, a state and a log.
+
+        Two stages that drop by chance do not drop the same, since each knows its place.
+        """
+        own = branch(context)
+        if not self.adapts:
+            own.tasks = None
+        own.transforms, own.place, own.stage = flow.transforms, flow.place, self.name
+        if self.adapts and own.bound is Bound.TENSOR:
+            own.bound = Bound.MODEL
+        if self.kind == "merge":
+            return own
+        own.state = None
+        if self.adapts and context.state is not None:
+            own.state = context.state / f"stage-{flow.place}"
+            own.state.mkdir(exist_ok=True)
+        own.metrics = MetricsLog(None if own.state is None else own.state / METRICS)
+        return own
+
     def as_provenance(self) -> dict[str, str | None]:
         """Say what it is, and whose."""
         plugin = None if self.resolved is None else self.resolved.component.plugin.distribution
@@ -57,6 +94,19 @@ class PlannedStage:
     def as_recipe(self, folder: Path | None) -> dict[str, Any]:
         """Return its section of a recipe in `folder`."""
         return section_of(self.resolved, self.stage, folder)
+
+
+def apply_stages(
+    stages: Sequence[PlannedStage], pool: ModelPool[Any], context: RunContext
+) -> WeightSource:
+    """Return the lazy result of a pipeline on an aligned pool.
+
+    Tensors that it leaves out are the base's or, without a base, the first expert's.
+    """
+    flow = Flow.of(pool)
+    for stage in stages:
+        flow = stage.apply(flow, context)
+    return flow.merged
 
 
 def section_of(
@@ -109,7 +159,7 @@ def _check_order(stages: Sequence[PlannedStage]) -> None:
     if kinds.count("merge") != 1:
         count = "no stage merges" if "merge" not in kinds else "more than one stage merges"
         raise RecipeError(f"algorithm: {count}: {said}", hint=hint)
-    if kinds != sorted(kinds, key=_ORDER.index):
+    if kinds != sorted(kinds, key=list(STAGES).index):
         raise RecipeError(f"algorithm: the stages are in another order: {said}", hint=hint)
 
 

@@ -1,7 +1,7 @@
 """Options that every algorithm takes: which tensors it merges, and which of them otherwise.
 
 Patterns are globs on canonical tensor names, in which `*` matches dots too. What is done with the
-tensors that are found is not known here (`fusion_core.planning.selection`).
+tensors that are found is not known here (`fusion_core.planning.parts`).
 """
 
 from __future__ import annotations

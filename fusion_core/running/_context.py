@@ -10,7 +10,7 @@ from fusion_core.contracts.metrics import FILE as METRICS
 from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.dtypes import dtype_of, stored_infos
-from fusion_core.running._stages import run_stages
+from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
 from fusion_core.weights.merging.piece import Bound
 
@@ -66,7 +66,7 @@ def _merge_nested(
 ) -> tuple[WeightSource, Mapping[str, bytes | WeightSource]]:
     """Return the lazy merge of a recipe in the place of a model, and what was saved beside it."""
     pool, context = prepare(plan, info, executor, state)
-    merged = run_stages(plan.stages, pool, context)
+    merged = apply_stages(plan.stages, pool, context)
     finite = context.finite and plan.resolved.recipe.output.dtype is not None
     merged = CastSource(merged, plan.infos_of_merge(pool), finite=finite)
     return merged, context.side_files

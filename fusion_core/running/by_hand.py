@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.run import RunInfo
 from fusion_core.planning.options import RunOptions
+from fusion_core.planning.pipeline import apply_stages
 from fusion_core.planning.plan import plan, plan_models
 from fusion_core.planning.planned import Plan
 from fusion_core.planning.trust import check_trusted, needs_of
@@ -14,7 +15,6 @@ from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.recipe.config import AlignmentPolicy, choice_of
 from fusion_core.recipe.validation import validated
 from fusion_core.running._context import prepare, round_for, run_nested
-from fusion_core.running._stages import run_stages
 from fusion_core.weights import SerialExecutor
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def merge(
     planned = plan({"algorithm": algorithm, "model_pool": models}, options)
     planned.check_trust()
     pool, context = prepare(planned, RunInfo(planned.recipe, None), SerialExecutor(), None)
-    return round_for(planned, run_stages(planned.stages, pool, context), pool)
+    return round_for(planned, apply_stages(planned.stages, pool, context), pool)
 
 
 def models_of(

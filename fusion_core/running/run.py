@@ -19,6 +19,7 @@ from fusion_core.errors import FusionError
 from fusion_core.machine.blame import forbid_exit
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.options import RunOptions
+from fusion_core.planning.pipeline import apply_stages
 from fusion_core.planning.plan import plan
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.text import load_recipe
@@ -31,7 +32,6 @@ from fusion_core.running._output import (
     open_staging,
     write,
 )
-from fusion_core.running._stages import run_stages
 from fusion_core.running.evaluation import evaluate, write_report
 from fusion_core.running.for_task import own_among, own_beside
 from fusion_core.weights import (
@@ -144,7 +144,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         pool, context = prepare(plan, info, executor, state)
         assets = {} if staging is None else assets_of(plan, pool)
         started = time.perf_counter()
-        weights = round_for(plan, run_stages(plan.stages, pool, context), pool)
+        weights = round_for(plan, apply_stages(plan.stages, pool, context), pool)
         if helps():
             return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
         if staging is None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from fusion_core import AlgorithmSpec, RunContext, RunOptions, load_plugins, plan
 from fusion_core.checking._working import working_memory
-from fusion_core.running._stages import run_stages
+from fusion_core.planning.pipeline import apply_stages
 
 pytestmark = pytest.mark.plugins
 
@@ -91,7 +91,7 @@ def compared(method: str, shape: tuple[int, int]) -> tuple[int, int]:
         "model_pool": {"base": {"w": base}, "models": experts},
     }
     planned = plan(raw, RunOptions(workers=1))
-    merged = run_stages(planned.stages, planned.aligned, RunContext())
+    merged = apply_stages(planned.stages, planned.aligned, RunContext())
     merged.prepare(RunContext().executor)
     merged.prepare(RunContext().executor, "w")
     (said,) = working_memory(merged)

@@ -15,8 +15,8 @@ from torch import nn
 
 from fusion_core import CheckpointsConfig, CheckpointsPool, WeightSource, build_model
 from fusion_core.contracts.building import tensors_of
+from fusion_core.contracts.selected_pool import SelectedPool
 from fusion_core.errors import AlignmentError, BrokenPluginError
-from fusion_core.running._parts import SelectedPool
 from fusion_core.weights import StateDictSource
 from fusion_testing._sources import as_delta, doubled, flattened, shifted, without
 

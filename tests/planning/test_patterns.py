@@ -15,16 +15,15 @@ from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.context import RunContext
+from fusion_core.contracts.selected_pool import SelectedPool
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError, WeightsError
-from fusion_core.planning.pipeline import PlannedStage
-from fusion_core.planning.selection import Part
+from fusion_core.planning.parts import Part
+from fusion_core.planning.pipeline import PlannedStage, apply_stages
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection, matching
 from fusion_core.recipe.text import dump_yaml, load_yaml
-from fusion_core.running._parts import SelectedPool
-from fusion_core.running._stages import run_stages
 from fusion_core.weights import StateDictSource
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def test_a_method_that_merges_by_itself_sees_only_the_chosen(models: Models) -> 
     pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
     context = RunContext()
     part = Part(PickFirst(), frozenset({"layer.weight", "layer.bias"}))
-    picked = run_stages([PlannedStage(PickFirst(), None, (part,))], pool, context)
+    picked = apply_stages([PlannedStage(PickFirst(), None, (part,))], pool, context)
     assert json.loads(context.side_files["seen.json"])["names"] == ["layer.weight", "layer.bias"]
     assert list(picked.infos) == list(models["base"])
     assert torch.equal(picked.tensor("layer.bias"), models["a"]["layer.bias"])
@@ -186,7 +185,7 @@ def test_a_live_model_that_a_method_returns_is_read_for_the_chosen_alone() -> No
     base, expert = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
     pool = CheckpointsPool(CheckpointsConfig(base=base, models={"a": expert}))
     part = Part(ReturnsModule(), frozenset({"0.weight"}))
-    found = run_stages([PlannedStage(ReturnsModule(), None, (part,))], pool, RunContext())
+    found = apply_stages([PlannedStage(ReturnsModule(), None, (part,))], pool, RunContext())
     assert torch.equal(found.tensor("0.bias"), base.state_dict()["0.bias"])
     assert torch.equal(found.tensor("0.weight"), expert.state_dict()["0.weight"] + 1)
 
@@ -287,7 +286,7 @@ def test_parts_that_write_the_same_file_are_an_error(models: Models) -> None:
     pool = CheckpointsPool(CheckpointsConfig(**pool_of(models)))
     parts = tuple(Part(PickFirst(), frozenset({name})) for name in ("layer.weight", "scale"))
     with pytest.raises(FusionError, match=r"each part of the merge would write 'seen\.json'"):
-        run_stages([PlannedStage(PickFirst(), None, parts)], pool, RunContext())
+        apply_stages([PlannedStage(PickFirst(), None, parts)], pool, RunContext())
 
 
 # --- what is recorded ---------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import torch
 from padded_words import SAMPLES, SIZE, WordTask, WordTasks, is_hooked, word_pool
 
 from fusion_adapting import moments, squared_gradients
+from fusion_core.contracts.selected_pool import SelectedPool
 from fusion_core.errors import RecipeError
-from fusion_core.running._parts import SelectedPool
 from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:

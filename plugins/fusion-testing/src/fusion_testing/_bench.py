@@ -11,12 +11,12 @@ from torch import nn
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.context import RunContext
-from fusion_core.contracts.stage import Coordinates, Transform, transformed
+from fusion_core.contracts.flow import Flow
+from fusion_core.contracts.stage import Coordinates, Transform
 from fusion_core.planning.options import RunOptions
-from fusion_core.planning.pipeline import PlannedStage
-from fusion_core.planning.selection import Part
+from fusion_core.planning.parts import Part
+from fusion_core.planning.pipeline import PlannedStage, apply_stages
 from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.running._stages import run_stages
 from fusion_core.running.run import run_fusion
 from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
 from fusion_core.weights.merging.piece import MERGED
@@ -101,7 +101,7 @@ class Bench:
         """Return what the algorithm makes of a pool, as far as can be without computing it."""
         context = RunContext(tasks=self.tasks, seed=3, on_metrics=on_metrics)
         stages = [PlannedStage(each, None, (Part(each),)) for each in self.pipeline]
-        made = run_stages(stages, pool.aligned(AlignmentPolicy()), context)
+        made = apply_stages(stages, pool.aligned(AlignmentPolicy()), context)
         made.prepare(SerialExecutor())
         return made
 
@@ -116,9 +116,9 @@ class Bench:
 
     def task_vectors(self, pool: Pool) -> dict[str, State]:
         """Return every expert's task vectors after a transform."""
-        transform: Any = self.algorithm
-        after = transformed(transform, pool.aligned(AlignmentPolicy()), RunContext(seed=3))
-        return {name: each.state_dict() for name, each in after.experts.items()}
+        flow = Flow.of(pool.aligned(AlignmentPolicy()))
+        after = self.algorithm.apply(flow, RunContext(seed=3)).models
+        return {name: expert.state_dict() for name, expert in after.experts.items()}
 
     def kernels_on(self, pool: Pool) -> list[Applied[Any]]:
         """Return the algorithm as the engine applies it to a pool's models, if it does."""

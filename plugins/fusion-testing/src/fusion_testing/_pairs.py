@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fusion_core.contracts.specs import AlgorithmSpec
+from fusion_core.contracts.specs import STAGES, AlgorithmSpec
 from fusion_core.errors import RecipeError
 from fusion_core.plugins.known import home_of
 from fusion_core.plugins.manager import load_plugins
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 #: Of a tensor's largest entry: what computing in another order may change, twice over.
 _ROUNDING = 4e-5
-_PARTNERS = {"transform": {"merge"}, "calibrate": {"merge"}, "merge": {"transform", "calibrate"}}
 
 
 class PairChecks:
@@ -66,8 +65,8 @@ def _check_pair(pair: Bench, partner: str, *, any_order: bool) -> None:
 
 def _as_flag(*specs: AlgorithmSpec) -> str:
     """Return two stages as `--algo` names them."""
-    order = ("transform", "merge", "calibrate")
-    return ",".join(each.name for each in sorted(specs, key=lambda each: order.index(each.stage)))
+    order = list(STAGES)
+    return ",".join(spec.name for spec in sorted(specs, key=lambda spec: order.index(spec.stage)))
 
 
 def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
@@ -80,7 +79,8 @@ def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
         if bench.spec.stage == "merge" and _is_known(bench.spec) and _is_known(spec):
             continue
         most = min(bench.experts, spec.max_experts or bench.experts)
-        fits = spec.stage in _PARTNERS[bench.spec.stage] and spec.needs_tasks == "none"
+        stages = (bench.spec.stage, spec.stage)
+        fits = stages.count("merge") == 1 and spec.needs_tasks == "none"
         fits = fits and not (spec.needs_task and bench.spec.needs_task)
         if fits and most >= spec.min_experts:
             try:
@@ -88,9 +88,7 @@ def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
             except RecipeError:  # an option is required
                 continue
             pair = replace(bench, partner=stage, experts=most)
-            if "calibrate" not in (bench.spec.stage, spec.stage) or pair.keeps_tensors(
-                pair.pool("mlp")
-            ):
+            if "calibrate" not in stages or pair.keeps_tensors(pair.pool("mlp")):
                 yield spec, pair
 
 

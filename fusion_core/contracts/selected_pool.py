@@ -1,4 +1,4 @@
-"""Some tensors of a pool's models, as if they were models."""
+"""A pool of some tensors of another pool's models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SelectedPool(ModelPool[ComponentConfig]):
         self._pool = pool
         same = {name: name for name in pool.reference.infos if name in names}
         self.base = None if pool.base is None else RenamedSource(pool.base, same)
-        self.experts = {name: RenamedSource(each, same) for name, each in pool.experts.items()}
+        self.experts = {name: RenamedSource(expert, same) for name, expert in pool.experts.items()}
 
     def build(
         self,
@@ -38,16 +38,16 @@ class SelectedPool(ModelPool[ComponentConfig]):
 
         One of the pool's own models is built as it is, all of it.
         """
-        for name, some in self.experts.items():
-            if weights is some:
+        for name, expert in self.experts.items():
+            if weights is expert:
                 return self._pool.build(self._pool.experts[name], dtype=dtype, device=device)
         whole = AlignedSource(weights, self._pool.reference)
         return self._pool.build(whole, dtype=dtype, device=device)
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Map the names of what is merged to the live parameters."""
-        known = self.reference.infos
-        return {n: each for n, each in self._pool.parameters(module).items() if n in known}
+        """Map the names of these tensors to the live parameters."""
+        parameters = self._pool.parameters(module)
+        return {name: parameters[name] for name in self.reference.infos if name in parameters}
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
         """Return the other pool's side files."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         CommandSpec,
         ExecutorSpec,
         ModelPoolSpec,
+        PipelineSpec,
         TaskPoolSpec,
     )
     from fusion_core.contracts.stage import (
@@ -104,6 +105,7 @@ _HOMES = {
         "CommandSpec",
         "ExecutorSpec",
         "ModelPoolSpec",
+        "PipelineSpec",
         "TaskPoolSpec",
     ),
     "fusion_core.contracts.stage": (
@@ -181,6 +183,7 @@ __all__ = [
     "Outline",
     "Overrun",
     "Piece",
+    "PipelineSpec",
     "Plan",
     "Progress",
     "Published",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         CommandSpec,
         ExecutorSpec,
         ModelPoolSpec,
+        PipelineSpec,
         TaskPoolSpec,
     )
     from fusion_core.progress import Progress
@@ -52,6 +53,15 @@ def fusion_register_algorithms() -> Iterable[AlgorithmSpec]:  # type: ignore[emp
 
     Called once, when plugins are discovered; a generator will do. The classes that specs name are
     imported when a run needs them.
+    """
+
+
+@hookspec
+def fusion_register_pipelines() -> Iterable[PipelineSpec]:  # type: ignore[empty-body]
+    """Return the pipelines that this plugin gives a name.
+
+    As `fusion_register_algorithms`. Stages are named as a recipe names them, and may come from
+    other plugins.
     """
 
 

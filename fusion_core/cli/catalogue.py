@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fusion_core.cli.output import print_groups
-from fusion_core.contracts.specs import COSTS, STAGES, AlgorithmSpec
+from fusion_core.contracts.specs import COSTS, STAGES, AlgorithmSpec, PipelineSpec, TaskData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
 
 _RANKS = {cost: rank for rank, cost in enumerate([*COSTS, None])}
+_DATA = get_args(TaskData)
+_PIPELINE, _FAMILY = "pipeline", "named pipelines, run like a merge"
 _HEADINGS = ["name", "needs", "experts", "cost", "reference", "summary"]
 
 
 def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
     """Describe algorithms in the order of the catalogue: families from the cheapest on."""
     found = [_described(each) for each in plugins.components(AlgorithmSpec)]
+    found += [_describe_pipeline(each, found) for each in plugins.components(PipelineSpec)]
     cheapest: dict[str, int] = {}
     for each in found:
         rank = _RANKS[each["cost"]]
         cheapest[each["family"]] = min(rank, cheapest.get(each["family"], rank))
-    stages = list(STAGES)
+    stages = [*STAGES, _PIPELINE]
 
     def place(each: Mapping[str, Any]) -> tuple[Any, ...]:
         family, stage = each["family"], stages.index(each["stage"])
@@ -36,7 +39,7 @@ def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
 
 def print_algorithms(algorithms: Sequence[Mapping[str, Any]]) -> None:
     """Print what `algorithms_of` returned, and how to read it."""
-    grouped = groupby(algorithms, lambda each: f"{each['family']}: {STAGES[each['stage']].heading}")
+    grouped = groupby(algorithms, _title)
     print_groups(_HEADINGS, {title: [_row(each) for each in group] for title, group in grouped})
     print("\nneeds: the base; unlabeled or labeled examples of the tasks; the task, at inference")
     print("cost, from the cheapest on")
@@ -62,6 +65,40 @@ def _described(component: Component[AlgorithmSpec]) -> dict[str, Any]:
         "reference": spec.reference,
         "plugin": component.plugin.distribution,
     }
+
+
+def _describe_pipeline(
+    component: Component[PipelineSpec], algorithms: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Describe a pipeline by the needs of its stages, as far as these are installed."""
+    spec = component.spec
+    names = [name for name, _ in spec.stages]
+    stages = [each for each in algorithms if each["name"] in names]
+    limits = [each["max_experts"] for each in stages if each["max_experts"] is not None]
+    return {
+        "name": spec.name,
+        "family": _FAMILY,
+        "stage": _PIPELINE,
+        "stages": names,
+        "summary": spec.summary,
+        "formula": None,
+        "needs_base": any(each["needs_base"] for each in stages),
+        "needs_tasks": max(
+            (each["needs_tasks"] for each in stages), key=_DATA.index, default="none"
+        ),
+        "needs_task": any(each["needs_task"] for each in stages),
+        "min_experts": max((each["min_experts"] for each in stages), default=1),
+        "max_experts": min(limits, default=None),
+        "cost": max((each["cost"] for each in stages), key=_RANKS.__getitem__, default=None),
+        "reference": spec.reference,
+        "plugin": component.plugin.distribution,
+    }
+
+
+def _title(each: Mapping[str, Any]) -> str:
+    if each["stage"] == _PIPELINE:
+        return _FAMILY
+    return f"{each['family']}: {STAGES[each['stage']].heading}"
 
 
 def _row(each: Mapping[str, Any]) -> list[str]:

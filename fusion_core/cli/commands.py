@@ -63,7 +63,7 @@ def find_command(block: frozenset[str], name: str) -> PluginCommand | None:
     try:
         return PluginCommand(name, load_plugins(block).find(CommandSpec, name))
     except UnknownComponentError:
-        if home_of(CommandSpec.kind, name) is not None:
+        if home_of([CommandSpec.kind], name) is not None:
             raise
         return None
 

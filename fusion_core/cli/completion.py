@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from fusion_core.contracts.specs import (
@@ -9,6 +10,7 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
+    PipelineSpec,
     TaskPoolSpec,
 )
 from fusion_core.errors import PluginError
@@ -26,8 +28,8 @@ Candidates = list[tuple[str, str]]
 def algorithms(incomplete: str) -> Candidates:
     """Complete the last of a comma-separated list of stages."""
     before, comma, last = incomplete.rpartition(",")
-    found = _starting(last, _names(AlgorithmSpec))
-    return [(f"{before}{comma}{name}", summary) for name, summary in found]
+    stages = chain(_names(AlgorithmSpec), _names(PipelineSpec))
+    return [(f"{before}{comma}{name}", summary) for name, summary in _starting(last, stages)]
 
 
 def model_pools(incomplete: str) -> Candidates:

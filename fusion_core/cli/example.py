@@ -5,24 +5,28 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.specs import STAGES, ModelPoolSpec
+from fusion_core.contracts.specs import STAGES, AlgorithmSpec, ModelPoolSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.contracts.specs import PipelineSpec
     from fusion_core.plugins.manager import PluginManager
 
 
 def example(
-    spec: AlgorithmSpec, options: Iterable[Mapping[str, Any]], plugins: PluginManager
+    spec: AlgorithmSpec | PipelineSpec,
+    options: Iterable[Mapping[str, Any]],
+    plugins: PluginManager,
 ) -> str:
     """Return the command, on the default model pool with as many experts as the algorithm takes."""
-    pipeline = STAGES[spec.stage].example.format(spec.name)
+    pipeline, most = spec.name, None
+    if isinstance(spec, AlgorithmSpec):
+        pipeline, most = STAGES[spec.stage].example.format(spec.name), spec.max_experts
     words = ["fuse", "run", "--algo", pipeline]
     pools = [each.spec for each in plugins.components(ModelPoolSpec) if each.spec.default]
     for pool in pools[:1]:
-        words += ["--pool", pool.name, *_fewer(pool, spec.max_experts)]
+        words += ["--pool", pool.name, *_fewer(pool, most)]
     section = "algorithm" if pipeline == spec.name else f"algorithm.{spec.name}"
     return shlex.join([*words, *_required(section, options)])
 

@@ -18,19 +18,20 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
+    PipelineSpec,
     TaskPoolSpec,
 )
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
 
 
-_KINDS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, ExecutorSpec, CommandSpec)
+_KINDS = (AlgorithmSpec, PipelineSpec, ModelPoolSpec, TaskPoolSpec, ExecutorSpec, CommandSpec)
 _LABELS = {
     "download_bytes": "download of the models alone",
     "decoded_bytes": "room for decoded examples, beside their download",
@@ -87,16 +88,32 @@ def option_rows(options: list[dict[str, Any]], above: str = "") -> Iterator[list
         yield from option_rows(option["options"], inner)
 
 
-def options_as_json(component: Component[Any]) -> list[dict[str, Any]]:
-    """Describe a component's options; imports its configuration, nothing heavier."""
+def options_as_json(component: Component[Any], plugins: PluginManager) -> list[dict[str, Any]]:
+    """Describe a component's options; imports its configuration, nothing heavier.
+
+    A pipeline's are those of its stages, with the defaults that it sets.
+    """
     from pydantic_core import to_jsonable_python
 
     from fusion_core.planning.described import options_of_component
 
+    if isinstance(component.spec, PipelineSpec):
+        stages = component.spec.stages
+        return [row for stage, given in stages for row in _stage_options(stage, given, plugins)]
     options: list[dict[str, Any]] = to_jsonable_python(
         [asdict(option) for option in options_of_component(component)]
     )
     return options
+
+
+def _stage_options(
+    stage: str, given: Mapping[str, Any], plugins: PluginManager
+) -> Iterator[dict[str, Any]]:
+    component = plugins.find(AlgorithmSpec, stage)
+    preset = _presets_as_json(component).get(given.get("preset", ""), {})
+    for option in options_as_json(component, plugins):
+        default = {**preset, **given}.get(option["name"], option["default"])
+        yield {**option, "name": f"{stage}.{option['name']}", "default": default}
 
 
 def _presets_as_json(component: Component[Any]) -> dict[str, dict[str, Any]]:
@@ -114,8 +131,8 @@ def _found(plugins: PluginManager, name: str) -> list[Component[Any]]:
 
 
 def _described(component: Component[Any], plugins: PluginManager) -> dict[str, Any]:
-    spec, options = asdict(component.spec), options_as_json(component)
-    is_algorithm = isinstance(component.spec, AlgorithmSpec)
+    spec, options = asdict(component.spec), options_as_json(component, plugins)
+    is_algorithm = isinstance(component.spec, AlgorithmSpec | PipelineSpec)
     hidden = {"target", "config", "aliases", "name", "summary"}
     return {
         "kind": component.spec.kind,
@@ -155,11 +172,19 @@ def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
         return amount(value)
     if key == "formula":
         return f"{value}\n    {_NOTATION}"
+    if key == "stages":
+        return ", ".join(map(_stage, value))
     if key == "cost":
         return f"{value}: {COSTS[value]}"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "yes" if value is True else str(value)
+
+
+def _stage(stage: tuple[str, dict[str, Any]]) -> str:
+    name, options = stage
+    given = ", ".join(f"{option}: {_default(value)}" for option, value in options.items())
+    return f"{name} ({given})" if given else name
 
 
 def _default(value: Any) -> str:  # noqa: ANN401 - any option's

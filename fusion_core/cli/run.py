@@ -38,7 +38,6 @@ from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_warnings, warn_of_experts
 from fusion_core.cli.progress import progress_for
-from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.errors import DiskError, FusionError
 from fusion_core.machine.ranks import helps
 from fusion_core.plugins.manager import load_plugins
@@ -64,12 +63,11 @@ class RunCommand(TyperCommand):
         if name is None:
             formatter.write("\nWith --algo NAME, this help shows the algorithm's options too.\n")
             return
-        stages = stage_names(name)
+        plugins, stages = load_plugins(ctx.obj or frozenset()), stage_names(name)
         for stage in stages:
             section = "algorithm" if len(stages) == 1 else f"algorithm.{stage}"
             try:
-                component = load_plugins(ctx.obj or frozenset()).find(AlgorithmSpec, stage)
-                rows = list(option_rows(options_as_json(component)))
+                rows = list(option_rows(options_as_json(plugins.find_stages(stage), plugins)))
             except FusionError as error:
                 formatter.write(printable(f"\n{error}\n"))
                 continue

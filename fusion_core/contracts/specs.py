@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -139,6 +142,31 @@ class AlgorithmSpec(ComponentSpec):
     def base(self) -> str:  # type: ignore[override] # the one kind whose classes differ
         """The class of its stage."""
         return STAGES[self.stage].base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSpec(ComponentSpec):
+    """A pipeline under one name: stages, each the name of an algorithm with some of its options.
+
+    It is configured and run like an algorithm. Its options are those of its stages, each under the
+    stage's name. Raises `ValueError` for no stages, or two of one name.
+    """
+
+    kind: ClassVar[str] = "pipeline"
+
+    #: the algorithms by name, in their order, with the options that differ from their defaults
+    stages: tuple[tuple[str, Mapping[str, Any]], ...]
+    #: where it was published, e.g. "arXiv:2306.01708"
+    reference: str | None = None
+    #: its stages are what it runs
+    target: str = field(default=ComponentSpec.base, init=False)
+    config: str = field(default=ComponentSpec.config_base, init=False)
+
+    def __post_init__(self) -> None:
+        ComponentSpec.__post_init__(self)
+        names = [name for name, _ in self.stages]
+        if not names or len({*names}) < len(names):
+            raise ValueError(f"pipeline {self.name!r} needs stages of different names, got {names}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,13 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
+    PipelineSpec,
     TaskPoolSpec,
 )
 from fusion_core.errors import PluginError
 from fusion_core.machine.installed import cause_of
 from fusion_core.planning.resolving import shared_options
-from fusion_core.recipe.config import Recipe
+from fusion_core.recipe.config import ComponentConfig, Recipe
 from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.validation import models_in
 
@@ -104,13 +105,26 @@ def _type_name(schema: Mapping[str, Any]) -> str:
 def recipe_schema(plugins: PluginManager) -> dict[str, Any]:
     """Return a JSON schema of recipes that knows every installed component's options."""
     sections: dict[str, Any] = {
-        "algorithm": (_one_or_list(_any_of(AlgorithmSpec, plugins)), ...),
+        "algorithm": (_one_or_list(_any_algorithm(plugins)), ...),
         "model_pool": (_any_of(ModelPoolSpec, plugins) | None, None),
         "task_pool": (_any_of(TaskPoolSpec, plugins) | None, None),
         "executor": (_any_of(ExecutorSpec, plugins) | None, None),
     }
     schema = create_model("Recipe", __base__=Recipe, **sections).model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _any_algorithm(plugins: PluginManager) -> Any:  # noqa: ANN401 - a type
+    pipelines = tuple(map(_pipeline_type, plugins.components(PipelineSpec)))
+    return Union[(_any_of(AlgorithmSpec, plugins), *pipelines)]
+
+
+def _pipeline_type(component: Component[PipelineSpec]) -> Any:  # noqa: ANN401 - a type
+    """Return the type of a pipeline's section: its name alone, or with options by stage."""
+    names: Any = Literal[component.names]
+    options: Any = {name: (dict[str, Any], {}) for name, _ in component.spec.stages}
+    title = f"PipelineSpec_{component.spec.name}"
+    return Union[names, create_model(title, __base__=ComponentConfig, name=(names, ...), **options)]  # noqa: UP007
 
 
 def _one_or_list(one: Any) -> Any:  # noqa: ANN401 - types

@@ -36,6 +36,8 @@ class PlannedStage:
     #: None for an object of a class that no plugin registers
     resolved: Resolved[AlgorithmSpec] | None
     parts: tuple[Part, ...] = ()
+    #: the name of the pipeline that it came with
+    pipeline: str | None = None
 
     @property
     def kind(self) -> str:
@@ -89,7 +91,8 @@ class PlannedStage:
     def as_provenance(self) -> dict[str, str | None]:
         """Say what it is, and whose."""
         plugin = None if self.resolved is None else self.resolved.component.plugin.distribution
-        return {"name": self.name, "stage": self.kind, "plugin": plugin}
+        named = {} if self.pipeline is None else {"pipeline": self.pipeline}
+        return {"name": self.name, "stage": self.kind, "plugin": plugin, **named}
 
     def as_recipe(self, folder: Path | None) -> dict[str, Any]:
         """Return its section of a recipe in `folder`."""
@@ -125,20 +128,21 @@ def section_of(
 
 
 def create_stages(
-    given: Sequence[Any],
+    given: Sequence[tuple[Any, str | None]],
     resolved: Sequence[Resolved[AlgorithmSpec] | None],
     plugins: PluginManager,
 ) -> tuple[PlannedStage, ...]:
     """Make the stages that are not given as objects, in their order.
 
+    `given` are stages with the names of their pipelines, as `expand_pipelines` returns them.
     Raises `RecipeError` for what is not a pipeline: any transforms, one merge, any calibrations.
     """
     described = iter(resolved)
     stages = tuple(
-        PlannedStage(each, resolve_object(each, plugins))
-        if isinstance(each, Stage)
-        else _created(next(described))
-        for each in given
+        PlannedStage(stage, resolve_object(stage, plugins))
+        if isinstance(stage, Stage)
+        else _created(next(described), pipeline)
+        for stage, pipeline in given
     )
     _check_order(stages)
     _check_coordinates(stages)
@@ -146,10 +150,10 @@ def create_stages(
     return stages
 
 
-def _created(resolved: Resolved[AlgorithmSpec] | None) -> PlannedStage:
+def _created(resolved: Resolved[AlgorithmSpec] | None, pipeline: str | None) -> PlannedStage:
     assert resolved is not None  # noqa: S101 - a recipe with a nameless stage was refused
     check_overrides(resolved)
-    return PlannedStage(resolved.create(), resolved)
+    return PlannedStage(resolved.create(), resolved, pipeline=pipeline)
 
 
 def _check_order(stages: Sequence[PlannedStage]) -> None:
@@ -201,10 +205,11 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
     merged = [n for n in every if any(part.names is None or n in part.names for part in parts)]
     others = len(merged) < len(every)
     return tuple(
-        PlannedStage(
-            each.stage,
-            each.resolved,
-            parts if each is merge else parts_of(each.stage, each.resolved, merged, others=others),
+        replace(
+            stage,
+            parts=parts
+            if stage is merge
+            else parts_of(stage.stage, stage.resolved, merged, others=others),
         )
-        for each in stages
+        for stage in stages
     )

@@ -19,6 +19,7 @@ from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import device_of
 from fusion_core.machine.ranks import helps
+from fusion_core.planning.expansion import expand_pipelines
 from fusion_core.planning.needs import check_needs, check_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
 from fusion_core.planning.outlines import check_outline, has_own_outline
@@ -84,9 +85,10 @@ def _plan(
     plugins = load_plugins(options.block)
     check_known(options.trust, plugins)
     live = {name: raw[name] for name, kind in _SECTIONS.items() if isinstance(raw.get(name), kind)}
-    given = stages_in(raw.get("algorithm"))
-    described = [each for each in given if not isinstance(each, Stage)]
-    if described != given:  # some are objects
+    expanded = expand_pipelines(raw.get("algorithm"), plugins)
+    given = [stage for stage, _ in expanded]
+    described = [stage for stage in given if not isinstance(stage, Stage)]
+    if described != stages_in(raw.get("algorithm")):  # some are objects, or belong to pipelines
         raw = {**raw, "algorithm": described}
         live |= {} if described else {"algorithm": None}
     plans: dict[RecipeSource, Plan] = {}
@@ -97,7 +99,7 @@ def _plan(
     place = None if helps() or inside is not None else resolved.recipe.output.path
     if place is not None:  # before anything is downloaded
         check_output(Path(place), overwrite=options.overwrite)
-    stages = create_stages(given, resolved.stages, plugins)
+    stages = create_stages(expanded, resolved.stages, plugins)
     with hub.session(options.progress):
         pool = live["model_pool"] if "model_pool" in live else _model_pool(resolved, like)
         every_task = _task_pool(live.get("task_pool"), resolved, pool, like)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
@@ -73,7 +74,11 @@ class Plan:
     @property
     def algorithm_name(self) -> str:
         """What to call the result."""
-        return "-".join(each.name for each in self.stages)
+        names = ((stage.pipeline, stage.name) for stage in self.stages)
+        groups = groupby(names, lambda pair: pair[0])
+        return "-".join(
+            pipeline or "-".join(name for _, name in group) for pipeline, group in groups
+        )
 
     @cached_property
     def aligned(self) -> ModelPool[Any]:

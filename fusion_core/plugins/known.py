@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 #: A distribution's components, by kind: names and aliases.
 BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
-    "fusion-adamerging": {"algorithm": ("adamerging", "adarank", "surgery", "symerge")},
+    "fusion-adamerging": {
+        "algorithm": ("adamerging", "adarank", "surgery", "symerge"),
+        "pipeline": ("strong",),
+    },
     "fusion-dask": {"executor": ("dask",)},
     "fusion-linear": {
         "algorithm": (
@@ -76,9 +85,10 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def home_of(kind: str, name: str) -> str | None:
+def home_of(kinds: Iterable[str], name: str) -> str | None:
     """Return the distribution of ours that brings a component of this name or full name."""
     for distribution, brought in BROUGHT_BY.items():
-        if any(name in {own, f"{distribution}/{own}"} for own in brought.get(kind, ())):
+        names = chain.from_iterable(brought.get(kind, ()) for kind in kinds)
+        if any(name in {own, f"{distribution}/{own}"} for own in names):
             return distribution
     return None

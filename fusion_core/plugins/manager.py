@@ -23,6 +23,7 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
+    PipelineSpec,
     TaskPoolSpec,
 )
 from fusion_core.errors import (
@@ -51,6 +52,7 @@ SLOW_SECONDS = 0.5
 
 _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_algorithms": AlgorithmSpec,
+    "fusion_register_pipelines": PipelineSpec,
     "fusion_register_model_pools": ModelPoolSpec,
     "fusion_register_task_pools": TaskPoolSpec,
     "fusion_register_executors": ExecutorSpec,
@@ -94,8 +96,8 @@ class PluginManager(pluggy.PluginManager):
             else:
                 self._load(plugin, entry_point)
 
-    def components(self, kind: type[SpecT]) -> Iterator[Component[SpecT]]:
-        """Every component of one kind."""
+    def components(self, kind: type[SpecT] | tuple[type[SpecT], ...]) -> Iterator[Component[SpecT]]:
+        """Every component of one kind, or of several."""
         for plugin in self.plugins:
             for spec in plugin.components:
                 if isinstance(spec, kind):
@@ -107,7 +109,20 @@ class PluginManager(pluggy.PluginManager):
         Raises `UnknownComponentError` with the closest names, `AmbiguousComponentError` if several
         plugins provide it.
         """
-        found = [each for each in self.components(kind) if name in each.names]
+        return self._one(kind, name, [each for each in self.components(kind) if name in each.names])
+
+    def find_stages(self, name: str) -> Component[Any]:
+        """Look up an algorithm or a pipeline, which share their names; raises as `find` does."""
+        known = self._of_kinds(AlgorithmSpec, PipelineSpec)
+        return self._one(AlgorithmSpec, name, [each for each in known if name in each.names])
+
+    def _of_kinds(self, *kinds: type[ComponentSpec]) -> Iterator[Component[Any]]:
+        for kind in kinds:
+            yield from self.components(kind)
+
+    def _one(
+        self, kind: type[ComponentSpec], name: str, found: list[Component[SpecT]]
+    ) -> Component[SpecT]:
         if not found:
             raise self._unknown(kind, name)
         if len(found) > 1:
@@ -182,9 +197,11 @@ class PluginManager(pluggy.PluginManager):
                     yield spec
 
     def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
-        known = sorted({each for component in self.components(kind) for each in component.names})
+        kinds = (AlgorithmSpec, PipelineSpec) if kind is AlgorithmSpec else (kind,)
+        components = self._of_kinds(*kinds)
+        known = sorted({name for component in components for name in component.names})
         short = [each for each in known if "/" not in each]
-        meant, home = did_you_mean(name, known), home_of(kind.kind, name)
+        meant, home = did_you_mean(name, known), home_of([kind.kind for kind in kinds], name)
         if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
             meant = f"it comes with {home}: pip install {home}"
         lines = [meant or f"installed: {', '.join(short) or 'none'}"]

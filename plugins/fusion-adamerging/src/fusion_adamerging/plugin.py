@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fusion_core import AlgorithmSpec, hookimpl
+from fusion_core import AlgorithmSpec, PipelineSpec, hookimpl
 
 
 @hookimpl
@@ -64,4 +64,14 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         "which the task passes through mark_features",
         cost="forward",
         reference="arXiv:2402.02705",
+    )
+
+
+@hookimpl
+def fusion_register_pipelines() -> Iterator[PipelineSpec]:
+    """Register the best pipeline without labels that is known."""
+    yield PipelineSpec(
+        name="strong",
+        summary="Orthogonalise task vectors, and learn coefficients from the experts' predictions.",
+        stages=(("orthogonalise", {}), ("adamerging", {"preset": "strong", "init": 1})),
     )

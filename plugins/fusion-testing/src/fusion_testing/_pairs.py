@@ -93,4 +93,4 @@ def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
 
 
 def _is_known(spec: AlgorithmSpec) -> bool:
-    return home_of(spec.kind, spec.name) is not None
+    return home_of([spec.kind], spec.name) is not None

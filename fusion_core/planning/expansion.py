@@ -1,0 +1,58 @@
+"""Named pipelines in a recipe, replaced by their stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.contracts.specs import PipelineSpec
+from fusion_core.errors import RecipeError
+from fusion_core.recipe.config import stages_in
+from fusion_core.recipe.text import from_name, shown
+from fusion_core.shown import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fusion_core.plugins.manager import PluginManager
+
+
+def expand_pipelines(algorithm: Any, plugins: PluginManager) -> list[tuple[Any, str | None]]:  # noqa: ANN401 - from YAML
+    """Return the stages of a recipe's section `algorithm`, and the name of each one's pipeline.
+
+    Options under the name of a stage override those of the pipeline. The name is None for a stage
+    that the recipe itself names. Raises `RecipeError` for options that belong to no stage.
+    """
+    return [pair for given in stages_in(algorithm) for pair in _expand(given, plugins)]
+
+
+def _expand(given: Any, plugins: PluginManager) -> Iterator[tuple[Any, str | None]]:  # noqa: ANN401
+    section: Any = from_name(given)
+    name = section.get("name") if isinstance(section, Mapping) else None
+    pipelines = plugins.components(PipelineSpec)
+    if name is None or not any(name in pipeline.names for pipeline in pipelines):
+        yield given, None
+        return
+    spec = plugins.find_stages(name).spec
+    assert isinstance(spec, PipelineSpec)  # noqa: S101 - an algorithm of this name is ambiguous
+    options = {key: value for key, value in section.items() if key != "name"}
+    _check_options(spec, options)
+    for stage, defaults in spec.stages:
+        yield {"name": stage, **defaults, **(options.get(stage) or {})}, spec.name
+
+
+def _check_options(spec: PipelineSpec, options: Mapping[str, Any]) -> None:
+    names = [name for name, _ in spec.stages]
+    for key, value in options.items():
+        if key not in names:
+            hint = did_you_mean(key, names) or f"Name a stage first: algorithm.{names[-1]}.{key}"
+            raise RecipeError(
+                f"unknown option {key!r} of pipeline {spec.name!r}, whose options are those of its "
+                f"stages: {', '.join(names)}",
+                hint=hint,
+            )
+        if not isinstance(value, Mapping | None):
+            raise RecipeError(
+                f"expected the options of stage {key!r}, got {shown(value)}",
+                hint=f"Set one of its options, e.g. algorithm.{key}.OPTION={shown(value)}",
+            )

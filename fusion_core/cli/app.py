@@ -8,6 +8,7 @@ as everything else together.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -161,9 +162,7 @@ def _terminate(_number: int, _frame: object) -> None:
 
 def _allow_many_files() -> None:
     """Let as many files be open as the system allows: every shard of every model is."""
-    with suppress(ImportError, ValueError, OSError):  # not on Windows
-        import resource
-
+    with suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _MOST_FILES if hard == resource.RLIM_INFINITY else hard
         if soft < most:

@@ -35,7 +35,7 @@ from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.cli.streams import guard_streams
 from fusion_core.errors import PluginError, Terminated
-from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.attribution import forbid_exit
 from fusion_core.plugins.manager import load_plugins
 
 _ASKS_FOR_HELP = {"-h", "--help"}

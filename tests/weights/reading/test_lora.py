@@ -277,7 +277,9 @@ def test_other_adapters_are_refused_by_name(
 def test_a_pattern_that_never_ends_is_refused(tmp_path: Path) -> None:
     module = "a" * 100
     base = {f"{module}.weight": torch.zeros(6, 5)}
-    with pytest.raises(CheckpointError, match=r"rank_pattern in adapter_config\.json: matching its"):
+    with pytest.raises(
+        CheckpointError, match=r"rank_pattern in adapter_config\.json: matching its"
+    ):
         lora(tmp_path, base, factors(module, 6, 5), rank_pattern={"(a*)*b": 4})
 
 

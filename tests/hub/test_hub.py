@@ -569,12 +569,14 @@ def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
     assert len(contents(hf.download(MODEL, ["*"]))) == 8
 
 
-def test_an_interrupt_ends_the_transfers_of_xet_itself(hub: HubServer) -> None:
-    """The library's own threads wait for a server that says nothing for a long time."""
-    pytest.importorskip("hf_xet")
-    hub.xet = True
+@pytest.mark.parametrize("waits_for", ["reconstructions", "0.safetensors"])
+def test_an_interrupt_ends_a_transfer_that_waits(hub: HubServer, waits_for: str) -> None:
+    """The server says nothing for a long time: to the threads of Xet itself, or to HTTP."""
+    if waits_for == "reconstructions":
+        pytest.importorskip("hf_xet")
+        hub.xet = True
     hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(6)})
-    hub.fail("reconstructions", delay=600)
+    hub.fail(waits_for, delay=600, methods=("GET", "POST"))
     program = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell ignores it
@@ -583,7 +585,7 @@ hub.download(hub.parse("org/name"), ["*"])
 """
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as running:
         try:
-            while not hub.asked("reconstructions"):
+            while not hub.asked(waits_for, "GET"):
                 assert running.poll() is None
                 time.sleep(0.05)
             running.send_signal(signal.SIGINT)

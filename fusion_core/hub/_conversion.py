@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core.hub._cache import is_cached, is_offline, remember_commit, remembered_commit
 from fusion_core.hub._client import listing, resolve
-from fusion_core.hub._requests import ask_commit, ask_conversions, digests
+from fusion_core.hub._requests import ask_commit, ask_conversions, ask_digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,10 +42,10 @@ def _has_pickles(pinned: Reference) -> bool:
 def _conversions(pinned: Reference) -> Iterator[str]:
     """Find conversions of the very pickles that a commit has."""
     requests = ask_conversions(pinned)
-    ours = _pickles(digests(pinned)) if requests else {}
+    ours = _pickles(ask_digests(pinned)) if requests else {}
     for request in requests:
         commit = ask_commit(pinned.at(request))
-        theirs = digests(pinned.at(commit))
+        theirs = ask_digests(pinned.at(commit))
         if _pickles(theirs) == ours and any(path.endswith(_CONVERTED) for path in theirs):
             yield commit
 

@@ -47,11 +47,11 @@ def ask_listing(pinned: Reference) -> dict[str, int]:
     found = {file.path: file.size for file in _tree(pinned)}
     with asking(pinned):
         bar = progress_bar(lambda *_, **__: None)
-        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **location(pinned))
+        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **location_of(pinned))
     return found
 
 
-def digests(pinned: Reference) -> dict[str, str]:
+def ask_digests(pinned: Reference) -> dict[str, str]:
     """Return the hashes of a commit's files by path: a SHA-256, or the git object id.
 
     The listing that the cache keeps has no SHA-256.
@@ -109,7 +109,7 @@ def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
     return bytes(found[:count])
 
 
-def location(pinned: Reference) -> dict[str, Any]:
+def location_of(pinned: Reference) -> dict[str, Any]:
     """Return the arguments by which huggingface_hub's functions know a commit and the cache."""
     return {
         "repo_type": pinned.kind,

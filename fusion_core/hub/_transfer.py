@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import HubError
 from fusion_core.hub._cache import cache_directory, room_for, snapshot_of
-from fusion_core.hub._requests import asking, digests, location, progress_bar
+from fusion_core.hub._requests import ask_digests, asking, location_of, progress_bar
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def transfer(pinned: Reference, sizes: Mapping[str, int], progress: Progress) ->
     """Download files of a commit to the cache; `sizes` are their bytes by path."""
     total = sum(sizes.values())
     free = room_for(str(pinned), total, cache_directory())
-    expected = digests(pinned)
+    expected = ask_digests(pinned)
     label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
     with asking(pinned), progress.track(label, total=total, unit="B") as advance:
         bar = progress_bar(advance)
@@ -46,7 +46,7 @@ def _transfer_one(pinned: Reference, path: str, digest: str | None, bar: type[An
     """Download a file and check its hash; a file that is not checked does not stay."""
     from huggingface_hub import hf_hub_download
 
-    hf_hub_download(pinned.repo, path, tqdm_class=bar, **location(pinned))
+    hf_hub_download(pinned.repo, path, tqdm_class=bar, **location_of(pinned))
     file = snapshot_of(pinned) / path
     try:
         _check_digest(file, digest, f"{pinned}: {path}")

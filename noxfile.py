@@ -21,7 +21,7 @@ NEEDS_PLUGINS = re.compile(r"^pytestmark = .*pytest\.mark\.plugins", re.MULTILIN
 #: Tests of hostile input: `nox -s fuzz` runs them at their nightly size.
 HOSTILE = [
     *("reading/test_format_fuzz.py", "reading/test_beside_fuzz.py"),
-    *("reading/test_module_patterns.py", "reading/test_hostile_inputs.py"),
+    "reading/test_hostile_inputs.py",
     *("writing/test_changing_inputs.py", "merging/test_bad_weights.py"),
 ]
 #: Tests that no kernel can change: of files, recipes, the command line, the hub, and pages. Every

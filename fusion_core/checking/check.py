@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import hub
-from fusion_core.checking._licences import conflicts, limits
 from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
 from fusion_core.planning.dtypes import dtype_of, stored_infos
@@ -72,8 +71,6 @@ class Check:
     tensors: Mapping[str, int]
     disk: Disk
     memory: Memory
-    licence_conflicts: tuple[str, ...]
-    licence_limits: tuple[str, ...]
     #: tensors that a stage treats otherwise than its name says
     fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
@@ -104,15 +101,12 @@ def check(plan: Plan) -> Check:
     """
     models = tuple(_models(plan))
     plan.check_data(untrusted=True)
-    licences = {each.name: each.licence for each in models}
     return Check(
         plan.algorithm_name,
         models,
         plan.counts,
         _disk(plan),
         estimate(plan),
-        tuple(conflicts(licences)),
-        tuple(limits(licences)),
         plan.fallbacks,
         tuple(plan.warnings),
         plan.needs_trust,

@@ -8,6 +8,7 @@ as everything else together.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -34,7 +35,7 @@ from fusion_core.cli.run import RunCommand, run
 from fusion_core.cli.schema import schema
 from fusion_core.cli.streams import guard_streams
 from fusion_core.errors import PluginError, Terminated
-from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.attribution import forbid_exit
 from fusion_core.plugins.manager import load_plugins
 
 _ASKS_FOR_HELP = {"-h", "--help"}
@@ -161,9 +162,7 @@ def _terminate(_number: int, _frame: object) -> None:
 
 def _allow_many_files() -> None:
     """Let as many files be open as the system allows: every shard of every model is."""
-    with suppress(ImportError, ValueError, OSError):  # not on Windows
-        import resource
-
+    with suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _MOST_FILES if hard == resource.RLIM_INFINITY else hard
         if soft < most:

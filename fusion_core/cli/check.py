@@ -153,8 +153,6 @@ def _rows(checked: Check) -> list[list[str]]:
     unknown = [each.name for each in checked.models if each.licence is None and not each.nested]
     if unknown:
         rows.append(["licences", f"not known: {', '.join(unknown)}"])
-    rows += [["conflict", each] for each in checked.licence_conflicts]
-    rows += [["licence", each] for each in checked.licence_limits]
     for name, reasons in checked.needs_trust.items():
         rows += [["needs trust", f"{name}: {reason}"] for reason in reasons]
     rows += [["not checked", each] for each in checked.not_checked]

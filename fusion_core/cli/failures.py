@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fusion_core.errors import DiskError, FusionError, Terminated
-from fusion_core.machine.blame import plugin_behind
+from fusion_core.machine.attribution import plugin_behind
 from fusion_core.machine.installed import cause_of
 from fusion_core.shown import printable, without_secrets
 

@@ -27,16 +27,6 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file of a repository, as the hub lists it."""
-
-    path: str
-    size: int
-    #: a large file's sha256, a small one's git object id; None in a listing from the cache
-    digest: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Remembered:
     """A commit that a revision was, and when the hub was asked."""
 
@@ -143,8 +133,8 @@ def remember_commit(reference: Reference, commit: str) -> None:
         temporary.replace(path)
 
 
-def remembered_listing(pinned: Reference) -> list[RemoteFile] | None:
-    """Return a commit's files as they were listed when the hub was first asked.
+def remembered_listing(pinned: Reference) -> dict[str, int] | None:
+    """Return the sizes of a commit's files as they were listed when the hub was first asked.
 
     None if that is not known: a cache that another program filled may lack it.
     """
@@ -160,14 +150,14 @@ def remembered_listing(pinned: Reference) -> list[RemoteFile] | None:
         )
     except CachedRepoTreeNotFoundError:
         return None
-    return [RemoteFile(each.path, each.size) for each in found]
+    return {file.path: file.size for file in found}
 
 
-def files_there(pinned: Reference) -> list[RemoteFile]:
-    """Return what lies in a commit's directory."""
+def files_there(pinned: Reference) -> dict[str, int]:
+    """Return the sizes of what lies in a commit's directory."""
     root = snapshot_of(pinned)
     found = sorted(path for path in root.rglob("*") if path.is_file())
-    return [RemoteFile(path.relative_to(root).as_posix(), path.stat().st_size) for path in found]
+    return {path.relative_to(root).as_posix(): path.stat().st_size for path in found}
 
 
 def _existing(directory: Path) -> Path:

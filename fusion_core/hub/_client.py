@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import HubError
 from fusion_core.hub._cache import (
-    RemoteFile,
     cache_directory,
     files_there,
     is_cached,
@@ -25,7 +24,8 @@ from fusion_core.hub._cache import (
     snapshot_of,
 )
 from fusion_core.hub._failures import not_cached
-from fusion_core.hub._transfer import ask_beginning, ask_commit, ask_listing, keep_listing, transfer
+from fusion_core.hub._requests import ask_beginning, ask_commit, ask_listing
+from fusion_core.hub._transfer import transfer
 from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Session:
     #: look up what revisions are now, also those that the cache remembers
     again: bool = False
     commits: dict[Reference, str] = field(default_factory=dict)
-    listings: dict[Reference, dict[str, RemoteFile]] = field(default_factory=dict)
+    listings: dict[Reference, dict[str, int]] = field(default_factory=dict)
     #: when the revisions were looked up that the cache remembers
     recalled: set[date] = field(default_factory=set)
 
@@ -102,7 +102,14 @@ def resolve(reference: Reference) -> Reference:
 
 def listing(reference: Reference) -> Mapping[str, int]:
     """Return the files of a repository and their sizes in bytes."""
-    return {path: each.size for path, each in _files_of(resolve(reference)).items()}
+    pinned = resolve(reference)
+    known = _session().listings
+    if pinned not in known:
+        found = _listed(pinned)
+        if not found and is_offline():
+            raise not_cached(pinned, cache_directory())
+        known[pinned] = found
+    return known[pinned]
 
 
 def download(reference: Reference, patterns: Sequence[str]) -> Path:
@@ -117,7 +124,7 @@ def download(reference: Reference, patterns: Sequence[str]) -> Path:
     on the disk. Complete files are kept, and the next call goes on with the others.
     """
     pinned = resolve(reference)
-    return _fetched(pinned, _matching(pinned, patterns))
+    return _fetched(pinned, [path for path in listing(pinned) if _is_wanted(path, patterns)])
 
 
 def files(reference: Reference, paths: Sequence[str]) -> Path:
@@ -126,12 +133,12 @@ def files(reference: Reference, paths: Sequence[str]) -> Path:
     Raises as `download` does; also `HubError` for a path that the repository does not have.
     """
     pinned = resolve(reference)
-    known = _files_of(pinned)
+    known = listing(pinned)
     for path in paths:
         if path not in known:
             shown = ", ".join(sorted(known)[:20]) or "nothing"
             raise HubError(f"{pinned} has no file {path!r}", hint=f"It has: {shown}.")
-    return _fetched(pinned, [known[path] for path in paths])
+    return _fetched(pinned, paths)
 
 
 def beginning(reference: Reference, path: str, count: int) -> bytes:
@@ -172,33 +179,15 @@ def _commit(reference: Reference) -> str:
     return found
 
 
-def _files_of(pinned: Reference) -> dict[str, RemoteFile]:
-    known = _session().listings
-    if pinned not in known:
-        found = _listed(pinned)
-        if not found and is_offline():
-            raise not_cached(pinned, cache_directory())
-        known[pinned] = {each.path: each for each in found}
-    return known[pinned]
-
-
-def _listed(pinned: Reference) -> list[RemoteFile]:
-    """List a commit's files, and keep the list: what is not there says where else to look."""
+def _listed(pinned: Reference) -> dict[str, int]:
     found = remembered_listing(pinned)
-    if found is None and is_offline():
-        return files_there(pinned)
     if found is None:
-        found = ask_listing(pinned)
-        keep_listing(pinned)
+        found = files_there(pinned) if is_offline() else ask_listing(pinned)
     return found
 
 
-def _matching(pinned: Reference, patterns: Sequence[str]) -> list[RemoteFile]:
-    return [
-        each
-        for path, each in _files_of(pinned).items()
-        if not path.endswith(_PROGRAMS) and any(_matches(path, pattern) for pattern in patterns)
-    ]
+def _is_wanted(path: str, patterns: Sequence[str]) -> bool:
+    return not path.endswith(_PROGRAMS) and any(_matches(path, pattern) for pattern in patterns)
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -206,18 +195,11 @@ def _matches(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-def _fetched(pinned: Reference, wanted: Sequence[RemoteFile]) -> Path:
-    missing = [each for each in wanted if not is_cached(pinned, each.path)]
+def _fetched(pinned: Reference, paths: Sequence[str]) -> Path:
+    missing = [path for path in paths if not is_cached(pinned, path)]
     if missing and is_offline():
-        raise not_cached(pinned, cache_directory(), missing[0].path)
+        raise not_cached(pinned, cache_directory(), missing[0])
     if missing:
-        transfer(pinned, _with_digests(pinned, missing), _session().progress)
+        sizes = listing(pinned)
+        transfer(pinned, {path: sizes[path] for path in missing}, _session().progress)
     return snapshot_of(pinned)
-
-
-def _with_digests(pinned: Reference, wanted: Sequence[RemoteFile]) -> list[RemoteFile]:
-    """Return files with their hashes, which a listing from the cache lacks."""
-    if all(each.digest for each in wanted):
-        return list(wanted)
-    asked = {each.path: each for each in ask_listing(pinned)}
-    return [asked.get(each.path, each) for each in wanted]

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.hub._cache import (
-    RemoteFile,
-    is_cached,
-    is_offline,
-    remember_commit,
-    remembered_commit,
-)
+from fusion_core.hub._cache import is_cached, is_offline, remember_commit, remembered_commit
 from fusion_core.hub._client import listing, resolve
-from fusion_core.hub._transfer import ask_commit, ask_conversions, ask_listing
+from fusion_core.hub._requests import ask_commit, ask_conversions, ask_digests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping
 
     from fusion_core.hub.reference import Reference
 
@@ -48,13 +42,13 @@ def _has_pickles(pinned: Reference) -> bool:
 def _conversions(pinned: Reference) -> Iterator[str]:
     """Find conversions of the very pickles that a commit has."""
     requests = ask_conversions(pinned)
-    ours = _pickles(ask_listing(pinned)) if requests else {}
+    ours = _pickles(ask_digests(pinned)) if requests else {}
     for request in requests:
         commit = ask_commit(pinned.at(request))
-        theirs = ask_listing(pinned.at(commit))
-        if _pickles(theirs) == ours and any(each.path.endswith(_CONVERTED) for each in theirs):
+        theirs = ask_digests(pinned.at(commit))
+        if _pickles(theirs) == ours and any(path.endswith(_CONVERTED) for path in theirs):
             yield commit
 
 
-def _pickles(listed: Sequence[RemoteFile]) -> dict[str, str | None]:
-    return {each.path: each.digest for each in listed if each.path.endswith(_PICKLED)}
+def _pickles(listed: Mapping[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in listed.items() if path.endswith(_PICKLED)}

@@ -31,7 +31,36 @@ _DISK = {
     errno.ENOTDIR,
 }
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-#: What an HTTP status says, and what to do.
+_PAGE = "https://huggingface.co/{folder}{repo}"
+_UNKNOWN = (
+    "the hub has no {kind} {repo}, or it is private",
+    f"Check the spelling; for a private one, {_LOG_IN}.",
+)
+#: What huggingface_hub's errors mean, and what to do. The first that fits counts: some are kinds of
+#: others further down.
+_ERRORS = {
+    "GatedRepoError": (
+        "{repo} is gated: its owner asks you to accept terms first",
+        f"Accept them at {_PAGE}, then {_LOG_IN}.",
+    ),
+    "RevisionNotFoundError": (
+        "{repo} has no revision {revision!r}",
+        (
+            f"Its branches and tags are listed at {_PAGE}/tree/main. If a branch moved and the "
+            "commit is gone, fuse download looks up what it is now."
+        ),
+    ),
+    "RemoteEntryNotFoundError": (
+        "a file that is wanted of {repo}@{revision} is not there",
+        f"Its files are listed at {_PAGE}/tree/{{revision}}.",
+    ),
+    "RepositoryNotFoundError": _UNKNOWN,
+    "OfflineModeIsEnabled": (
+        "{repo}@{revision} is not in the cache, and the hub client is offline",
+        "Start a new process without HF_HUB_OFFLINE.",
+    ),
+}
+#: What an HTTP status means, and what to do.
 _STATUSES = {
     401: (
         "the hub does not accept your token",
@@ -60,10 +89,9 @@ def explained(error: Exception, reference: Reference, *, cache: Path, endpoint: 
             f"{reference} cannot be downloaded to {cache}: {reason}",
             hint="Make room or mend the permissions there, or set HF_HOME to another place.",
         )
-    response = _response(error)
     return (
         _named(error, reference)
-        or (None if response is None else _refused(response, reference, endpoint))
+        or _refused(error, reference, endpoint)
         or _unreachable(error, reference, endpoint)
     )
 
@@ -99,47 +127,33 @@ def _named(error: Exception, reference: Reference) -> HubError | None:
     """Explain the failures that huggingface_hub has classes for."""
     from huggingface_hub import errors
 
-    page = f"https://huggingface.co/{'datasets/' * (reference.kind == 'dataset')}{reference.repo}"
     for each in _chain(error):
-        match each:
-            case errors.GatedRepoError():
-                return HubError(
-                    f"{reference.repo} is gated: its owner asks you to accept terms first",
-                    hint=f"Accept them at {page}, then {_LOG_IN}.",
-                )
-            case errors.RevisionNotFoundError():
-                return HubError(
-                    f"{reference.repo} has no revision {reference.revision!r}",
-                    hint=f"Its branches and tags are listed at {page}/tree/main. If a branch moved "
-                    "and the commit is gone, fuse download looks up what it is now.",
-                )
-            case errors.RemoteEntryNotFoundError():
-                return HubError(
-                    f"a file that is wanted of {reference} is not there",
-                    hint=f"Its files are listed at {page}/tree/{reference.revision}.",
-                )
-            case errors.RepositoryNotFoundError():
-                return _unknown(reference)
-            case errors.OfflineModeIsEnabled():
-                return HubError(
-                    f"{reference} is not in the cache, and the hub client is offline",
-                    hint="Start a new process without HF_HUB_OFFLINE.",
-                )
+        for name, said in _ERRORS.items():
+            if isinstance(each, getattr(errors, name)):
+                return _filled_in(said, reference)
     return None
 
 
-def _unknown(reference: Reference) -> HubError:
-    return HubError(
-        f"the hub has no {reference.kind} {reference.repo}, or it is private",
-        hint=f"Check the spelling; for a private one, {_LOG_IN}.",
-    )
+def _filled_in(said: tuple[str, str], reference: Reference) -> HubError:
+    words = {
+        "repo": reference.repo,
+        "revision": reference.revision,
+        "kind": reference.kind,
+        "folder": "datasets/" if reference.kind == "dataset" else "",
+    }
+    message, hint = (text.format(**words) for text in said)
+    return HubError(message, hint=hint)
 
 
-def _refused(response: Any, reference: Reference, endpoint: str) -> HubError:  # noqa: ANN401
-    """Explain an HTTP status."""
+def _refused(error: Exception, reference: Reference, endpoint: str) -> HubError | None:
+    """Explain the HTTP status of the answer that an error, or one behind it, reports."""
+    answers = (getattr(each, "response", None) for each in _chain(error))
+    response = next((answer for answer in answers if answer is not None), None)
+    if response is None:
+        return None
     status = response.status_code
     if status == 401 and "credentials" not in response.headers.get("X-Error-Message", ""):  # noqa: PLR2004
-        return _unknown(reference)
+        return _filled_in(_UNKNOWN, reference)
     if status >= 500:  # noqa: PLR2004 - the server's fault
         return HubError(
             f"the hub at {endpoint} is failing ({status}), asked for {reference}",
@@ -195,12 +209,6 @@ def _is_connection(error: BaseException) -> bool:
 
 def _is_cut(error: Exception) -> bool:
     return any(isinstance(each, http().TransportError) for each in _chain(error))
-
-
-def _response(error: Exception) -> Any:  # noqa: ANN401 - the HTTP library's
-    """Return the answer that an error, or one that it came from, reports."""
-    found = (getattr(each, "response", None) for each in _chain(error))
-    return next((each for each in found if each is not None), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -17,7 +17,6 @@ from fusion_core.shown import close_to
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pydantic._internal._model_construction import ModelMetaclass
     from pydantic_core import ErrorDetails
 
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -63,9 +62,9 @@ def _strict(part: Any) -> Any:  # noqa: ANN401 - a node of pydantic's schema, or
             return {k: each if k in _OTHER_PARTS else _strict(each) for k, each in part.items()}
 
 
-if TYPE_CHECKING:
-    _OptionsType = ModelMetaclass
-else:  # type checkers would take no note of options' names and types
+if TYPE_CHECKING:  # the metaclass is then pydantic's, which tells them of options' names and types
+    _OptionsType = type
+else:
 
     class _OptionsType(type(BaseModel)):
         def __call__(cls, *arguments, **values):  # noqa: ANN002, ANN003, ANN204

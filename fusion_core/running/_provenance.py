@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.machine.installed import CORE, libraries_of
-from fusion_core.weights.source import memory_of
-from fusion_core.weights.writing.digest import bytes_digest, tensors_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from fusion_core.plugins.distributions import Plugin
-    from fusion_core.weights import Staging, TensorInfo, WeightSource
+    from fusion_core.weights import Staging
 
 SCHEMA = 1
 
@@ -52,7 +50,7 @@ def outputs(staging: Staging) -> dict[str, Any]:
     """Identify every file of a finished directory, and the tensors by a digest of their own.
 
     Of a shard, the hash is its header's: what follows is the tensors, which `tensors_blake3` covers
-    (see `tensor_digest`). That one does not depend on the shard size.
+    (`weights/writing/digest.py`). That one does not depend on the shard size.
     """
     shards = {
         each.file: {"bytes": each.size, "header_sha256": hashlib.sha256(each.header).hexdigest()}
@@ -64,23 +62,6 @@ def outputs(staging: Staging) -> dict[str, Any]:
     }
     files = dict(sorted({**shards, **beside}.items()))
     return {"files": files, "tensors_blake3": staging.tensors_digest}
-
-
-def tensor_digest(source: WeightSource) -> str:
-    """Return the digest of a source's tensors that `provenance.json` gives of an output's.
-
-    One BLAKE3 over a line for each tensor, in the order of their names: name, dtype as safetensors
-    calls it, shape and BLAKE3 of the bytes, e.g. `head.bias F32 [10] 9f86…`.
-    """
-    return tensors_digest(
-        {name: (info, bytes_digest(_chunks(source, info))) for name, info in source.infos.items()}
-    )
-
-
-def _chunks(source: WeightSource, info: TensorInfo) -> Iterator[memoryview]:
-    for start, stop in source.cut.ranges(info):
-        values = source.read(info.name, start, stop).contiguous()
-        yield memory_of(values)  # which live until the next are asked for
 
 
 def statement(parts: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import PluginError, RecipeError
-from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
 from fusion_core.planning.resolving import resolve_component, task_pool_of
 from fusion_core.planning.trust import check_known, check_trusted, needs_of, trust_in_environment

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub
 from fusion_core.contracts.run import RunInfo, RunResult
 from fusion_core.errors import FusionError
-from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.attribution import forbid_exit
 from fusion_core.machine.ranks import helps
 from fusion_core.planning.options import RunOptions
 from fusion_core.planning.pipeline import apply_stages

@@ -10,11 +10,8 @@ import subprocess
 import sys
 import time
 import traceback
-from _thread import interrupt_main
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -572,115 +569,14 @@ def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
     assert len(contents(hf.download(MODEL, ["*"]))) == 8
 
 
-class XetSession:
-    """A stand-in for hf_xet's: one file fails at once, the others last until they are aborted."""
-
-    failing = 1000  # bytes
-    #: seconds after which a transfer that nobody aborts ends all the same
-    patience = 120
-
-    def __init__(self) -> None:
-        self.started, self.aborted = Event(), Event()
-        self.forgotten = False
-        self.raised: list[BaseException] = []
-
-    def sigint_abort(self) -> None:
-        self.aborted.set()
-
-    @contextmanager
-    def new_file_download_group(self, *, progress_callback: Any, **_: object) -> Iterator[Any]:
-        started: list[int] = []
-        yield SimpleNamespace(start_download_file=lambda info, _: started.append(info.size))
-        self.started.set()
-        if started == [self.failing]:
-            raise RuntimeError("xorb not found")
-        if not self.aborted.wait(self.patience):
-            self.forgotten = True
-            raise AssertionError("nobody ended this transfer")
-        reporting = Thread(target=self._report, args=(progress_callback,))
-        reporting.start()
-        reporting.join()
-        raise RuntimeError("the session was aborted")
-
-    def _report(self, callback: Any) -> None:
-        try:
-            callback(SimpleNamespace(
-                total_bytes_completed=10, total_bytes_completion_rate=1.0, total_bytes=10,
-                total_transfer_bytes_completed=10, total_transfer_bytes_completion_rate=1.0,
-            ))  # fmt: skip
-        except BaseException as error:  # noqa: BLE001 - whatever it is, Xet prints it
-            self.raised.append(error)
-
-
-@pytest.fixture
-def session(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> XetSession:
-    """The hub's files are Xet's, of which the client knows this session only."""
-    found = XetSession()
-    info = lambda _, size: SimpleNamespace(size=size)  # noqa: E731
-    stand_in = SimpleNamespace(XetSession=lambda: found, XetFileInfo=info)
-    monkeypatch.setitem(sys.modules, "hf_xet", stand_in)
-    monkeypatch.setattr("huggingface_hub.utils._xet.get_xet_session", lambda: found)
-    monkeypatch.setattr("huggingface_hub.utils._xet.abort_xet_session", found.sigint_abort)
-    hub.xet = True
-    return found
-
-
-def test_a_failure_ends_the_transfers_of_xet_at_once(hub: HubServer, session: XetSession) -> None:
-    sizes = (2000, 3000, session.failing, 4000, 5000)
-    hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in sizes})
-    shown = Recorder()
-    with hf.session(shown):
-        error = failure(lambda: hf.download(MODEL, ["*"]))
-    assert not session.forgotten
-    assert "xorb not found" in error.message
-    assert session.aborted.is_set()
-    assert session.raised == []
-    assert not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete"))
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Feel SIGINT, which what runs behind a shell ignores."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_that_the_waiting_thread_does_not_feel_is_seen_all_the_same(
-    hub: HubServer, session: XetSession
-) -> None:
-    """A signal just before the main thread waits for a lock is only noted, as this one is."""
-    hub.add("org/name", {f"{size}.safetensors": bytes(size) for size in (2000, 3000)})
-
-    def interrupt() -> None:
-        if session.started.wait(session.patience):
-            interrupt_main()
-
-    interrupting = Thread(target=interrupt)
-    interrupting.start()
-    with pytest.raises(KeyboardInterrupt):
-        hf.download(MODEL, ["*"])
-    interrupting.join()
-    assert session.aborted.is_set()
-    assert not session.forgotten
-
-
-def test_without_a_way_to_end_xet_a_failure_is_still_the_first_one(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr("huggingface_hub.utils._xet.abort_xet_session")
-    hub.add("org/name", FILES)
-    hub.fail("model.safetensors", status=403)
-    assert "does not let you read this" in failure(lambda: hf.download(MODEL, ALL)).message
-
-
-def test_an_interrupt_ends_the_transfers_of_xet_itself(hub: HubServer) -> None:
-    """The library's own threads wait for a server that says nothing for a long time."""
-    pytest.importorskip("hf_xet")
-    hub.xet = True
+@pytest.mark.parametrize("waits_for", ["reconstructions", "0.safetensors"])
+def test_an_interrupt_ends_a_transfer_that_waits(hub: HubServer, waits_for: str) -> None:
+    """The server says nothing for a long time: to the threads of Xet itself, or to HTTP."""
+    if waits_for == "reconstructions":
+        pytest.importorskip("hf_xet")
+        hub.xet = True
     hub.add("org/name", {f"{n}.safetensors": bytes([n]) * 100_000 for n in range(6)})
-    hub.fail("reconstructions", delay=600)
+    hub.fail(waits_for, delay=600, methods=("GET", "POST"))
     program = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell ignores it
@@ -689,7 +585,7 @@ hub.download(hub.parse("org/name"), ["*"])
 """
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as running:
         try:
-            while not hub.asked("reconstructions"):
+            while not hub.asked(waits_for, "GET"):
                 assert running.poll() is None
                 time.sleep(0.05)
             running.send_signal(signal.SIGINT)

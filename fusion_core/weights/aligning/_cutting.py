@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.aligning._models import Fact
-from fusion_core.weights.aligning._sentencepiece import normalizer_of
 from fusion_core.weights.reading.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 IGNORE = "alignment.tokenizer=ignore merges without looking at tokenizers."
 TOKENIZER, MERGES, SETTINGS = "tokenizer.json", "merges.txt", "tokenizer_config.json"
-#: SentencePiece models, which hold a normalizer of their own.
-PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm")
 #: Files that are compared as a whole: what is in them is not known here.
 OPAQUE = ("bpe.codes", "tekken.json", "target.spm")
 #: A string of JSON, and lists that hold nothing else or lists of them.
@@ -65,8 +62,6 @@ def cutting(model: Model) -> dict[str, Fact]:
         lines = (line.rstrip(b"\r\n") for line in model.content(MERGES).split(b"\n"))
         merges = (line for line in lines if line.strip() and not line.startswith(b"#version"))
         facts["merges"] = Fact(_counted(merges, MERGES), MERGES)
-    elif file := next((file for file in PIECES if file in model.files), None):
-        facts |= _normalizer(model, file)
     for file in OPAQUE:
         if file in model.files:
             facts[f"SHA-256 of {file}"] = Fact(
@@ -140,14 +135,6 @@ def _counted(merges: Iterable[bytes], file: str) -> str:
             )
         digest.update(b"\n".join([*chunk, b""]))
     return f"{count} merges, SHA-256 {digest.hexdigest()[:12]}"
-
-
-def _normalizer(model: Model, file: str) -> dict[str, Fact]:
-    try:
-        rules = normalizer_of(model.content(file), most=_MOST_MERGES)
-    except (ValueError, IndexError):  # tiktoken's files have the same name
-        return {}
-    return {"normalizer": Fact(hashlib.sha256(rules).hexdigest(), file)} if rules else {}
 
 
 def _canonical(stage: Any, without: str = "") -> Any:  # noqa: ANN401 - JSON

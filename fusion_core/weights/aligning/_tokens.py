@@ -2,6 +2,7 @@
 
 Rows of embeddings are merged by number, so a number that means different tokens in two models makes
 their merge meaningless. Appended tokens do no harm. Files of the same bytes are not parsed.
+SentencePiece models are compared by their bytes alone: two that differ may be anything.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from fusion_core.weights.aligning._comparison import measure
 from fusion_core.weights.aligning._cutting import BYTES_PER_VALUE, IGNORE, split_merges
 from fusion_core.weights.aligning._difference import Doubt
 from fusion_core.weights.aligning._models import is_same_content
-from fusion_core.weights.aligning._sentencepiece import pieces
 from fusion_core.weights.reading.assets import content_of
 from fusion_core.weights.reading.untrusted import parse_json
 
@@ -38,6 +38,8 @@ _SHOWN, _MOST_DIGITS = 10, 18
 _MAIN = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 #: Tokenizers shift the numbers in these, so they are comparable among themselves alone.
 _SHIFTED = ("sentencepiece.bpe.model", "spm.model", "source.spm")
+#: Files that hold a SentencePiece model; tiktoken's have the first of these names, too.
+PIECES = ("tokenizer.model", "spiece.model", *_SHIFTED)
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
@@ -51,6 +53,11 @@ class _Tokenizer:
     def equals(self, other: _Tokenizer) -> bool:
         """Tell whether two are the same, without parsing them."""
         return self.added == other.added and is_same_content(self._main, other._main)
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether it is a SentencePiece model, which is not parsed."""
+        return self.name in PIECES and not _TIKTOKEN.match(content_of(self._main, hint=IGNORE))
 
     def tokens(self) -> Tokens:
         """Return the tokens by their numbers."""
@@ -82,6 +89,10 @@ def _conflicts(tokenizers: Iterable[_Tokenizer]) -> Iterator[Doubt]:
     known: Tokens = {}
     owners: dict[int, Model] = {}
     for tokenizer in distinct if len(distinct) > 1 else []:
+        if tokenizer.is_opaque or distinct[0].is_opaque:
+            if tokenizer is not distinct[0]:
+                yield _incomparable(tokenizer, distinct[0])
+            continue
         found = tokenizer.tokens()
         other = [number for number in found if known.get(number, found[number]) != found[number]]
         if other:
@@ -106,6 +117,16 @@ def _conflict(
     ]
     rest = [f"    ... and {len(numbers) - _SHOWN} more"] if len(numbers) > _SHOWN else []
     return Doubt("tokenizer", tokenizer.model.name, "\n".join([head, *rows, *rest]))
+
+
+def _incomparable(tokenizer: _Tokenizer, first: _Tokenizer) -> Doubt:
+    """Return the doubt about a SentencePiece model beside another tokenizer."""
+    problem = (
+        f"{tokenizer.name} cannot be compared with {first.name} of {measure(first.model)}: a "
+        "SentencePiece model is the same only byte by byte. Save the tokenizers of all models with "
+        "transformers, which writes tokenizer.json"
+    )
+    return Doubt("tokenizer", tokenizer.model.name, problem)
 
 
 def _tokenizers(models: Sequence[Model], names: Iterable[str]) -> Iterator[_Tokenizer]:
@@ -164,15 +185,12 @@ def _from_text(text: bytes, path: str) -> Tokens:
         raise _malformed(path, "UTF-8") from error
 
 
-def _from_model(data: bytes, path: str) -> Tokens:
-    """Read a SentencePiece model; tiktoken's have the same name."""
+def _from_tiktoken(data: bytes, path: str) -> Tokens:
     try:
-        if _TIKTOKEN.match(data):
-            parts = (line.split() for line in _lines(data, path))
-            return {int(number): _letters(base64.b64decode(token)) for token, number in parts}
-        return dict(enumerate(pieces(_vocabulary(data, path), most=_MOST_TOKENS)))
-    except (ValueError, IndexError) as error:
-        raise _malformed(path, "pieces of text") from error
+        parts = (line.split() for line in _lines(data, path))
+        return {int(number): _letters(base64.b64decode(token)) for token, number in parts}
+    except ValueError as error:
+        raise _malformed(path, "a token and its number in every line") from error
 
 
 def _letters(token: bytes) -> str:
@@ -189,8 +207,8 @@ _LETTERS = _byte_alphabet()
 _READERS = {
     ".json": _from_json,
     ".txt": _from_text,
-    ".model": _from_model,
-    ".spm": _from_model,
+    ".model": _from_tiktoken,
+    ".spm": _from_tiktoken,
 }
 
 

@@ -14,7 +14,7 @@ from fusion_core.weights.aligning import _configuration as configuration
 from fusion_core.weights.aligning import _facts as facts
 from fusion_core.weights.aligning import _tokens as tokens
 from fusion_core.weights.aligning._comparison import Comparison, Inspection, Severity, measure
-from fusion_core.weights.aligning._cutting import OPAQUE, PIECES, cutting
+from fusion_core.weights.aligning._cutting import OPAQUE, cutting
 from fusion_core.weights.aligning._difference import Doubt
 from fusion_core.weights.reading.assets import CONFIG
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
@@ -29,7 +29,7 @@ _TEMPLATES = (
     *(facts.TEMPLATE, facts.LEGACY_TEMPLATE, facts.TOKENIZER_CONFIG, facts.PROCESSOR),
     f"{facts.TEMPLATES}*.jinja",
 )
-_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", *PIECES)
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", *tokens.PIECES)
 
 
 def _lacking(models: Models) -> Iterator[Doubt]:
@@ -156,7 +156,7 @@ TABLE: tuple[Comparison | Inspection, ...] = (
     ),
     Comparison(
         "tokenizer",
-        ("tokenizer.json", "merges.txt", facts.TOKENIZER_CONFIG, *PIECES, *OPAQUE),
+        ("tokenizer.json", "merges.txt", facts.TOKENIZER_CONFIG, *OPAQUE),
         "Every number still means its token, so weights merge; the output cuts texts as the base "
         "does, which an expert was not trained on.",
         Severity.WARNING,

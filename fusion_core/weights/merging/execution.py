@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 
 from fusion_core.errors import CheckpointError, DiskError, RecipeError, WorkerError
-from fusion_core.machine.blame import forbid_exit
+from fusion_core.machine.attribution import forbid_exit
 from fusion_core.machine.memory import keep_freed_pieces
 from fusion_core.machine.versions import versions
 from fusion_core.weights.source import assemble

@@ -6,11 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._module_patterns import ModulePatterns
+from fusion_core.machine.patterns import first_matches
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: Options under which the task vector is not `scale * B @ A`.
 _OTHER_MATHS = (
@@ -64,21 +64,22 @@ def check_supported(config: Mapping[str, Any], name: str) -> None:
 class Scales:
     """Every module's rank and the factor before its product.
 
-    Raises `CheckpointError` for patterns that are not understood, and for a module without a rank.
+    Raises `CheckpointError` for patterns that are invalid or take too long, and for a module
+    without a rank.
     """
 
-    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+    def __init__(self, config: Mapping[str, Any], name: str, modules: Sequence[str]) -> None:
         self._name = name
         self._rslora = bool(config.get("use_rslora"))
         self._usual: tuple[Any, Any] = (config.get("r"), config.get("lora_alpha"))
-        self._own = [self._patterns(config, key) for key in ("rank_pattern", "alpha_pattern")]
+        self._own = [self._given(config, key, modules) for key in ("rank_pattern", "alpha_pattern")]
 
     def of(self, module: str) -> tuple[int, float]:
         """Return a module's rank and factor."""
         try:
             rank, alpha = (
-                usual if (number := patterns.first(module)) is None else values[number]
-                for usual, (patterns, values) in zip(self._usual, self._own, strict=True)
+                given.get(module, usual)
+                for usual, given in zip(self._usual, self._own, strict=True)
             )
             rank, alpha = int(rank), float(alpha)
             return rank, alpha / (math.sqrt(rank) if self._rslora else rank)
@@ -87,12 +88,15 @@ class Scales:
                 f"{self._name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
             ) from error
 
-    def _patterns(self, config: Mapping[str, Any], key: str) -> tuple[ModulePatterns, list[Any]]:
+    def _given(self, config: Mapping[str, Any], key: str, modules: Sequence[str]) -> dict[str, Any]:
+        """Return the values that a mapping of patterns gives, by module."""
         try:
-            given = dict(config.get(key) or {})
-            return ModulePatterns(given), list(given.values())
+            values = dict(config.get(key) or {})
+            matches = zip(modules, first_matches([*values], modules), strict=True)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self._name}: {key} in {ADAPTER_CONFIG}: {error}",
                 hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
             ) from error
+        by_index = [*values.values()]
+        return {module: by_index[index] for module, index in matches if index is not None}

@@ -15,7 +15,6 @@ import os
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
 
@@ -225,9 +224,4 @@ def _is_printable_name(name: str) -> bool:
 
 
 def _is_plain_file_name(file: str) -> bool:
-    return (
-        _is_printable_name(file)
-        and file.endswith(".safetensors")
-        and file == PurePosixPath(file).name == PureWindowsPath(file).name
-        and ":" not in file  # to Windows a stream of a file, where it is not a drive
-    )
+    return _is_printable_name(file) and "/" not in file and file.endswith(".safetensors")

@@ -61,7 +61,7 @@ class LoraSource(WeightSource):
         layers, whole = _sort_out(self._adapter)
         targets = [f"{module}.weight" for module in layers]
         spelled = same_tensors([*targets, *whole], base.infos)
-        scales = Scales(config, location.name)
+        scales = Scales(config, location.name, [*layers])
         self._products: dict[str, Product] = {}
         self._whole = {spelled.get(name, name): key for name, key in whole.items()}
         infos = dict(base.infos)

@@ -69,7 +69,7 @@ class DataFile:
     def allocated(self) -> int:
         """Bytes that the file already takes."""
         status = os.fstat(self.descriptor)
-        return min(getattr(status, "st_blocks", 0) * 512, status.st_size)
+        return min(status.st_blocks * 512, status.st_size)
 
     def reserve(self, size: int, *, needed: int, free: int) -> None:
         """Give the file its size, and the space for it where the file system can promise that.
@@ -162,9 +162,7 @@ def target_of(temporary: Path) -> Path | None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a directory's entries durable, where directories can be opened (not on Windows)."""
-    if os.name != "posix":
-        return
+    """Make a directory's entries durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -210,8 +208,8 @@ def _disk_error(error: OSError, path: Path, needed: int | None, free: int | None
 
 def _shortage(path: Path, needed: int | None, free: int | None) -> str:
     """Say what a full file system lacks: bytes or, where it counts them, room for more files."""
-    counted = os.statvfs(_existing(path)) if hasattr(os, "statvfs") else None
-    if counted is not None and counted.f_files and not counted.f_favail:
+    counted = os.statvfs(_existing(path))
+    if counted.f_files and not counted.f_favail:
         return "The file system has no inode left (df -i): it holds as many files as it can"
     free = free_bytes(path) if free is None else free
     amounts = f"{free:,} bytes are free there"

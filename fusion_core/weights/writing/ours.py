@@ -7,14 +7,10 @@ pipe, to have us wait. Knows nothing of what is in the files.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 _BUSY = {errno.EAGAIN, errno.EACCES}
 #: What `os.open` says of a link, a socket and a directory, when it is not to follow or to wait.
 _ODD = {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR}
-_AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK
 _READ_OR_WRITE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
@@ -72,8 +68,6 @@ def take_flock(descriptor: int, *, shared: bool = False) -> bool:
 
     Raises `OSError` where files cannot be locked.
     """
-    if fcntl is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:

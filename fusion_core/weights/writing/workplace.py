@@ -122,8 +122,8 @@ class Workplace:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this user made the directory; where there are no users, everything is ours."""
-        return self.path.lstat().st_uid == _user()
+        """Whether this user made the directory."""
+        return self.path.lstat().st_uid == os.geteuid()
 
     @property
     def is_sound(self) -> bool:
@@ -141,9 +141,9 @@ class Workplace:
         """Tell whether a run may have made something: no link, pipe or file of other names."""
         if stat.S_ISDIR(status.st_mode):
             is_known = path.parent != self.path or path in {self.model, self.state, self.old}
-            return status.st_uid == _user() and is_known
+            return status.st_uid == os.geteuid() and is_known
         is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-        return status.st_uid == _user() and is_single
+        return status.st_uid == os.geteuid() and is_single
 
     @property
     def can_be_resumed(self) -> bool:
@@ -209,10 +209,6 @@ def workplaces_in(directory: Path) -> Iterator[Workplace]:
         found = _NAME.fullmatch(path.name)
         if found is not None and is_directory(path):
             yield Workplace(path, path.with_name(found["output"]))
-
-
-def _user() -> int:
-    return os.geteuid() if hasattr(os, "geteuid") else 0
 
 
 def _below(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -17,7 +17,6 @@ from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights.aligning._models import Model, Models
-from fusion_core.weights.aligning._sentencepiece import pieces
 from fusion_core.weights.aligning._tokens import conflicts
 from fusion_core.weights.reading.assets import beside
 from fusion_core.weights.state_dict import StateDictSource
@@ -53,17 +52,9 @@ def hugging_face(kind: str, words: Sequence[str], added: Sequence[str] = ()) -> 
     return str(tokenizer.to_str(pretty=True))
 
 
-def varint(number: int) -> bytes:
-    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
-
-
 def sentence_piece(words: Sequence[str]) -> bytes:
-    found = b"\x12\x02\x08\x01"  # the trainer's settings, which nobody asks for
-    for word in words:
-        text = word.encode()
-        piece = b"\x0a" + varint(len(text)) + text + b"\x15\0\0\x80\x3f" + b"\x18\x01"
-        found += b"\x0a" + varint(len(piece)) + piece
-    return found
+    """Stand for a SentencePiece model, which nothing parses."""
+    return b"\x0a\x0e" + b"\0".join(word.encode() for word in words)
 
 
 def tiktoken(words: Sequence[str]) -> bytes:
@@ -76,10 +67,6 @@ FORMS: dict[str, Any] = {
        for kind in ("bpe", "word level", "word piece", "unigram")},
     "vocab.json": lambda words: {"vocab.json": numbered(words)},
     "vocab.txt": lambda words: {"vocab.txt": "\n".join(words) + "\n"},
-    "tokenizer.model": lambda words: {"tokenizer.model": sentence_piece(words)},
-    "spiece.model": lambda words: {"spiece.model": sentence_piece(words)},
-    "sentencepiece.bpe.model": lambda words: {"sentencepiece.bpe.model": sentence_piece(words)},
-    "source.spm": lambda words: {"source.spm": sentence_piece(words)},
     "tiktoken": lambda words: {"tokenizer.model": tiktoken(words)},
     "added_tokens.json": lambda words: {
         "vocab.json": numbered(words[:1]),
@@ -112,8 +99,8 @@ def test_a_number_that_means_two_tokens_is_found_in_every_form(tmp_path: Path, f
         assert said.splitlines()[1:] == ["    1: 'b', m0's is 'a'", "    2: 'a', m0's is 'b'"]
 
 
-@pytest.mark.parametrize("one", ["bpe", "vocab.json", "vocab.txt", "tokenizer.model"])
-@pytest.mark.parametrize("other", ["unigram", "vocab.txt", "spiece.model"])
+@pytest.mark.parametrize("one", ["bpe", "vocab.json", "vocab.txt", "added_tokens.json"])
+@pytest.mark.parametrize("other", ["unigram", "vocab.txt", "vocab.json"])
 def test_forms_are_compared_with_each_other(tmp_path: Path, one: str, other: str) -> None:
     base = model(tmp_path / "base", FORMS[one](WORDS))
     assert found(base, model(tmp_path / "same", FORMS[other](WORDS))) == []
@@ -158,6 +145,35 @@ def test_experts_are_compared_where_the_base_says_nothing(tmp_path: Path) -> Non
     assert found(model(tmp_path / "none", {}), one, other) != []
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm"],
+)
+def test_sentencepiece_models_are_compared_as_a_whole(tmp_path: Path, name: str) -> None:
+    base = model(tmp_path / "base", {name: sentence_piece(WORDS)})
+    same = model(tmp_path / "same", {name: sentence_piece(WORDS)})
+    assert found(base, same) == []
+    (said,) = found(base, same, model(tmp_path / "other", {name: sentence_piece(WORDS[:-1])}))
+    assert said.startswith(f"m2: tokenizer: {name} cannot be compared with {name} of m0: ")
+    assert "Save the tokenizers of all models with transformers" in said
+
+
+def test_a_sentencepiece_model_alone_does_not_fit_another_file(tmp_path: Path) -> None:
+    saved = {"tokenizer.json": hugging_face("unigram", WORDS)}
+    alone = {"spiece.model": sentence_piece(WORDS)}
+    one = model(tmp_path / "one", saved)
+    other = model(tmp_path / "other", alone)
+    third = model(tmp_path / "third", {"vocab.json": numbered(WORDS[::-1])})
+    first = "cannot be compared with spiece.model of m0"
+    assert [first in said for said in found(other, one, third)] == [True, True]
+    alone_said, third_said = found(one, other, third)
+    assert "m1: tokenizer: spiece.model cannot be compared with tokenizer.json of m0" in alone_said
+    assert "m2: tokenizer: 6 numbers mean other tokens" in third_said
+    both = model(tmp_path / "both", {**saved, **alone})
+    assert found(both, model(tmp_path / "copy", {**saved, "spiece.model": b"other"})) == []
+    assert found(both, other) == []
+
+
 def test_numbers_that_tokenizers_shift_are_compared_among_themselves(tmp_path: Path) -> None:
     name = "sentencepiece.bpe.model"
     base = model(
@@ -186,27 +202,20 @@ def test_files_of_the_same_bytes_are_not_read(tmp_path: Path) -> None:
         ("vocab.json", '{"a": 1.5}'),
         ("vocab.json", '{"\\ud800": 1}'),
         ("vocab.txt", b"\xff"),
-        ("tokenizer.model", b""),
-        ("tokenizer.model", b"\x0a\xff"),
-        ("tokenizer.model", b"\xff" * 50),
         ("tokenizer.model", b"IQ== 0\nIQ==\n"),
         ("added_tokens.json", '{"a": "b"}'),
         ("tokenizer.json", b" " * 50_000_001),
-        ("tokenizer.model", b"\x0a\0" * 1_000_001),
+        ("tokenizer.model", b"IQ== 0\n" * 1_000_002),
+        ("tokenizer.model", b"\x0a" * 50_000_001),
     ],
 )
 def test_what_is_no_tokenizer_is_named(tmp_path: Path, name: str, content: Any) -> None:
     main = {"vocab.json": numbered(WORDS)} if name == "added_tokens.json" else {}
-    good = {**FORMS["tokenizer.model"](WORDS), "vocab.json": numbered(WORDS)}
+    good = {**FORMS["tiktoken"](WORDS), "vocab.json": numbered(WORDS)}
     good |= {**FORMS["bpe"](WORDS), "vocab.txt": "a"}
     base = model(tmp_path / "base", good)
     with pytest.raises(CheckpointError, match=name):
         found(base, model(tmp_path / "one", {**main, name: content}))
-
-
-def test_protobuf_is_read_as_it_is_written() -> None:
-    words = ["", "x" * 127, "y" * 128, "z" * 70_000]
-    assert pieces(sentence_piece(words), most=4) == words
 
 
 # --- as a policy --------------------------------------------------------------------------------

@@ -255,9 +255,12 @@ def test_an_algorithm_that_returns_an_adapter_returns_its_model(tmp_path: Path) 
         ({"r": 3}, "which rank 3 does not give"),
         ({"r": 0}, "gives a no rank and alpha"),
         ({"r": None}, "gives a no rank and alpha"),
-        ({"rank_pattern": {"(a+)+?$": 4}}, "rank_pattern in adapter_config.json: the pattern '(a"),
+        (
+            {"rank_pattern": {"(a": 4}},
+            "rank_pattern in adapter_config.json: the pattern '(a' is in",
+        ),
         ({"rank_pattern": {"(" * 5000: 4}}, "the pattern '((("),
-        ({"alpha_pattern": {r"(a)\1": 4}}, "alpha_pattern in adapter_config.json: the pattern"),
+        ({"alpha_pattern": {r"(a)\9": 4}}, "alpha_pattern in adapter_config.json: the pattern"),
         ({"alpha_pattern": {"a": [4]}}, "gives a no rank and alpha"),
         ({"rank_pattern": [1]}, "rank_pattern in adapter_config.json"),
     ],
@@ -269,6 +272,15 @@ def test_other_adapters_are_refused_by_name(
         lora(tmp_path, {"a.weight": torch.zeros(6, 5)}, factors("a", 6, 5), **config)
     assert says in caught.value.message
     assert caught.value.message.startswith("the adapter:")
+
+
+def test_a_pattern_that_never_ends_is_refused(tmp_path: Path) -> None:
+    module = "a" * 100
+    base = {f"{module}.weight": torch.zeros(6, 5)}
+    with pytest.raises(
+        CheckpointError, match=r"rank_pattern in adapter_config\.json: matching its"
+    ):
+        lora(tmp_path, base, factors(module, 6, 5), rank_pattern={"(a*)*b": 4})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -32,15 +33,19 @@ def write(output: Path, *, overwrite: bool = False) -> None:
         staging.commit(overwrite=overwrite)
 
 
-@pytest.fixture(params=["flock", "no fcntl", "no flock here"])
-def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse locks as some network file systems do."""
+
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    if request.param == "no fcntl":
-        monkeypatch.setattr(ours, "fcntl", None)
-    elif request.param == "no flock here":
-        monkeypatch.setattr(ours.fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+@pytest.fixture(params=["flock", "no flock"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "no flock":
+        without_flock(monkeypatch)
     return str(request.param)
 
 
@@ -74,7 +79,7 @@ def test_what_is_planted_as_a_lock_is_neither_followed_nor_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *, flock: bool
 ) -> None:
     if not flock:
-        monkeypatch.setattr(ours, "fcntl", None)
+        without_flock(monkeypatch)
     victim, planted = tmp_path / "victim", tmp_path / ".out.fuse-lock"
     victim.write_text("precious")
     plant(kind, planted, victim)
@@ -110,7 +115,7 @@ def test_whatever_a_lock_says_is_not_trusted(
 def test_elsewhere_it_has_to_be_removed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ours, "fcntl", None)
+    without_flock(monkeypatch)
     left = tmp_path / ".out.fuse-owner"
     left.write_text(json.dumps({"pid": 1, "host": "gone"}))
     with pytest.raises(OutputError, match=r"process 1 on gone") as caught:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.machine.blame import forbid_exit, plugin_behind
+from fusion_core.machine.attribution import forbid_exit, plugin_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -37,27 +37,12 @@ if TYPE_CHECKING:
     from fusion_core.weights.merging.applied import PieceKernel
 
 
-class _Noticed:
-    """The field `tasks` of a context: that an algorithm asked for them is remembered."""
-
-    def __get__(self, context: RunContext | None, owner: type[RunContext]) -> TaskPool[Any] | None:
-        if context is None:  # the field's default
-            return None
-        context.saw_tasks = True
-        tasks: TaskPool[Any] | None = context.__dict__["tasks"]
-        return tasks
-
-    def __set__(self, context: RunContext, tasks: TaskPool[Any] | None) -> None:
-        context.__dict__["tasks"] = tasks
-        context.saw_tasks = False
-
-
 @dataclass
 class RunContext:
     """What a run gives an algorithm; every field has a default, so that tests can make one."""
 
-    #: for algorithms that declare `needs_tasks`
-    tasks: TaskPool[Any] | None = _Noticed()  # type: ignore[assignment]
+    #: for stages that look at tasks: `AlgorithmSpec.needs_tasks`, or `Stage.sees_tasks`
+    tasks: TaskPool[Any] | None = None
     #: everything random derives from it
     seed: int = 0
     #: where live models belong, and matrices are merged
@@ -85,8 +70,6 @@ class RunContext:
     stage: str = ""
     #: the stage's place in the pipeline: each draws random numbers of its own
     place: int = 0
-    #: whether the algorithm asked for the tasks
-    saw_tasks: bool = field(default=False, init=False)
     #: where a run that writes nothing rescues what it has
     _shelter: Path | None = field(default=None, init=False)
 

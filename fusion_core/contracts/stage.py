@@ -39,6 +39,8 @@ class Stage(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[ComponentConfig]]
     #: the name of this kind of stage in the table `STAGES`
     kind: ClassVar[str]
+    #: whether it looks at `context.tasks`; the spec says it for a class that a plugin registers
+    sees_tasks: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:

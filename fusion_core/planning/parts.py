@@ -75,7 +75,6 @@ def join(context: RunContext, own: RunContext, *, prefix: str = "") -> None:
             hint="Use each of them once.",
         )
     context.side_files |= named
-    context.saw_tasks |= own.saw_tasks
 
 
 def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:

@@ -51,8 +51,10 @@ class PlannedStage:
 
     @property
     def adapts(self) -> bool:
-        """Whether it sees tasks; one given as an object may."""
-        return self.resolved is None or sees_tasks(self.resolved.component.spec)
+        """Whether it sees tasks."""
+        if self.resolved is None:
+            return self.stage.sees_tasks
+        return sees_tasks(self.resolved.component.spec)
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage, part by part, and keep in the context what it saved and logged."""

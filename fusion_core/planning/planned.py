@@ -161,15 +161,11 @@ class Plan:
         """Whether a stage sees tasks."""
         return any(each.adapts for each in self.stages)
 
-    def transductive(self, *, saw_tasks: bool = True) -> bool | None:
-        """Tell whether an algorithm saw the examples that are measured on; None where none did.
-
-        `saw_tasks` says what only a run shows: whether one given as an object asked for them.
-        """
-        known = any(each.adapts and each.resolved is not None for each in self.stages)
-        saw = known or (self.adapts and saw_tasks)
-        own = [self.tasks.transductive] if saw and self.tasks is not None else []
-        within = [plan.transductive() for plan in self.nested.values()]
+    @property
+    def transductive(self) -> bool | None:
+        """Whether a stage sees the examples that are measured on; None if no stage sees any."""
+        own = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
+        within = [plan.transductive for plan in self.nested.values()]
         seen = [answer for answer in (*own, *within) if answer is not None]
         return any(seen) if seen else None
 

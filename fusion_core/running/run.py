@@ -120,19 +120,19 @@ def _execute(plan: Plan, committed: list[Path]) -> RunResult:
         _download(final)
         if not helps():
             final.check_data()
-        result, saw_tasks = _merge(final, info, committed)
+        result = _merge(final, info, committed)
     if helps():  # the first process does the rest
         return result
     if final.tasks is not None and final.options.evaluate:
-        result = replace(result, report=_evaluate(final, result, saw_tasks=saw_tasks))
+        result = replace(result, report=_evaluate(final, result))
     notify(final, "fusion_run_finished", run=info, result=result)
     return result
 
 
-def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult, bool]:
-    """Run the algorithm, and write what it made or keep it in memory.
+def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
+    """Run the pipeline, and write its result or keep it in memory.
 
-    Returns that, and whether the algorithm asked for tasks; `committed` learns of what is written.
+    Adds the path of what is written to `committed`.
     """
     with (
         hub.session(plan.options.progress),
@@ -146,7 +146,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         started = time.perf_counter()
         weights = round_for(plan, apply_stages(plan.stages, pool, context), pool)
         if helps():
-            return RunResult(pool, weights, None, None, context.side_files), context.saw_tasks
+            return RunResult(pool, weights, None, None, context.side_files)
         if staging is None:
             tensors = state_dict_of(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
@@ -159,8 +159,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> tuple[RunResult,
         _LOG.warning("%s", warning)
     if plan.path is not None:
         written = CheckpointSource(plan.path)
-    result = RunResult(pool, written, plan.path, None, context.side_files)
-    return result, context.saw_tasks
+    return RunResult(pool, written, plan.path, None, context.side_files)
 
 
 def _download(plan: Plan) -> None:
@@ -173,7 +172,7 @@ def _download(plan: Plan) -> None:
             hub.fetch(files)
 
 
-def _evaluate(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
+def _evaluate(plan: Plan, result: RunResult) -> Report:
     """Evaluate what was made; a failure leaves a committed model where it is and says so."""
     assert plan.tasks is not None  # noqa: S101 - the caller looked
     try:
@@ -183,7 +182,7 @@ def _evaluate(plan: Plan, result: RunResult, *, saw_tasks: bool) -> Report:
             result.weights,
             device=plan.device,
             progress=plan.options.progress,
-            transductive=plan.transductive(saw_tasks=saw_tasks),
+            transductive=plan.transductive,
             fresh=plan.options.fresh,
             own=own_beside(result.path, lambda: result.pool)
             if result.path is not None

@@ -754,6 +754,7 @@ def test_tasks_know_the_models_before_anything_is_adapted_on_or_measured(
 ) -> None:
     class Looking(Algorithm[ComponentConfig]):
         config_class = ComponentConfig
+        sees_tasks = True
 
         def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
             assert list(pool)
@@ -925,6 +926,7 @@ def test_only_algorithms_that_ask_for_tasks_see_them(
 
 class Peek(Algorithm[ComponentConfig]):
     config_class = ComponentConfig
+    sees_tasks = True
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         return pool.reference if context.tasks is not None else pool.experts["a"]
@@ -940,7 +942,7 @@ class Ignore(Algorithm[ComponentConfig]):
 @pytest.mark.parametrize(
     ("algorithm", "transductive"), [(DropAndAverage(), None), (Ignore(), None), (Peek(), False)]
 )
-def test_an_object_that_asks_for_no_tasks_adapts_on_none(
+def test_an_object_whose_class_does_not_see_tasks_gets_none(
     nets: tuple[Net, dict[str, Net]],
     algorithm: Algorithm[Any],
     transductive: bool | None,  # noqa: FBT001

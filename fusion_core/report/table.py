@@ -20,51 +20,36 @@ from fusion_core.contracts.layout import (
     shared_lines,
     table_of,
 )
-from fusion_core.contracts.measures import FRACTION, Repeated, main
-from fusion_core.contracts.pairs import BOOTSTRAP
+from fusion_core.contracts.measures import FRACTION, main
 from fusion_core.report.below_base import below_base_notes
-from fusion_core.report.drawing import draw, report_tables, text_of
+from fusion_core.report.drawing import report_tables, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from fusion_core.contracts.intervals import Intervals
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.table import Table as Figures
-    from fusion_core.report.paired import Difference
 
     Reports = Mapping[str, Report]
 
 _PIPE = 240  # columns: programs and files need no folding
 
 
-def print_reports(reports: Reports, *, intervals: bool = False) -> None:
-    """Print reports to stdout, each under the name of the model that was measured."""
-    console = _console()
-    figures = table_of(reports)
-    for table in report_tables(figures, console.width, intervals=intervals):
+def print_reports(reports: Reports, *, intervals: Intervals | None = None) -> None:
+    """Print reports to stdout, each under the name of the model that was measured.
+
+    With `intervals`, figures have them.
+    """
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
+    figures = table_of(reports, intervals)
+    for table in report_tables(figures, console.width):
         console.print(table)
-    for note in [*notes(reports), *(_of_intervals(figures, reports) if intervals else [])]:
+    for note in [*notes(reports), *_of_intervals(figures)]:
         console.print(text_of(note), soft_wrap=True)
-    known = [each.published for each in reports.values() if each.published is not None]
-    for published in {each.family: each for each in known}.values():
+    known = [report.published for report in reports.values() if report.published is not None]
+    for published in {figures.family: figures for figures in known}.values():
         _print_published(console, of_family(reports, published), published)
-
-
-def print_differences(first: str, second: str, found: Sequence[Difference]) -> None:
-    """Print how the second of two models differs from the first on the same examples."""
-    rows = [["task", "difference", "95 % interval", "p"], *(each.cells for each in found)]
-    bold = [number for number, each in enumerate(found, 1) if not each.is_task]
-    console = _console()
-    console.print()
-    console.print(text_of(f"{second} - {first}, on the same examples"), soft_wrap=True)
-    console.print(draw(rows, console.width, bold=bold))
-    tests = {each.test: None for each in found if each.is_task}
-    said = f"tasks: {', '.join(tests)}; average: {BOOTSTRAP}" if bold else ", ".join(tests)
-    console.print(text_of(f"{said}; each p by itself, not corrected for many"), soft_wrap=True)
-
-
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
 
 
 def _print_published(console: Console, reports: Reports, published: Published) -> None:
@@ -161,17 +146,14 @@ def _scale(reports: Reports) -> str:
     return "; ".join(said)
 
 
-def _of_intervals(figures: Figures, reports: Reports) -> list[str]:
-    """Say what intervals are of, or why there are none."""
-    each = [one for entry in figures.entries for one in entry.figures if one is not None]
-    rows = (metrics for report in reports.values() for metrics in report.tasks.values())
-    are_runs = any(isinstance(metrics, Repeated) for metrics in rows)
-    if any(one.interval is not None for one in each):
-        over = "seeds" if are_runs else "test examples"
-        return [f"±: 95 % intervals over {over}; -1.9+1.2: so far down, so far up"]
-    if are_runs:
-        return ["no intervals: no two of these runs differ in the seed alone"]
-    return ["no intervals: nothing is kept of each example; fuse evaluate measures anew"]
+def _of_intervals(figures: Figures) -> list[str]:
+    """Say what the intervals are over, or why there are none."""
+    if figures.intervals is None:
+        return []
+    known = [figure for entry in figures.entries for figure in entry.figures if figure is not None]
+    if all(figure.interval is None for figure in known):
+        return [f"no intervals: {figures.intervals.missing}"]
+    return [f"±: 95 % intervals over {figures.intervals.over}; -1.9+1.2: so far down, so far up"]
 
 
 def _of(names: list[str], reports: Reports) -> str:

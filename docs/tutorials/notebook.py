@@ -35,6 +35,7 @@ plot(ties)
 
 # %%
 import pandas as pd
+
 from fusion_report import to_dataframe
 
 columns = {}

@@ -1,7 +1,7 @@
-"""How reports become a table: an entry for each task, a figure in it for each model.
+"""The layout of a table of reports: one entry per task, with one figure per model.
 
-The base comes first, then the models that were measured, then the experts. Below stand averages
-over the tasks that all reports have, where they mean something.
+The base comes first, then the models that were measured, then the experts. The last entries are
+averages over the tasks that all reports have, where they mean something.
 """
 
 from __future__ import annotations
@@ -133,12 +133,12 @@ def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[E
     alike = are_alike(shared)
     if alike:
         metric = shared[0][1] if shared else Metric("")
-        yield Entry(AVERAGE, metric, [each.average(shared) for each in columns], is_task=False)
-    shares = [each.normalised(shared) for each in columns]
+        yield Entry(AVERAGE, metric, [column.average(shared) for column in columns], is_task=False)
+    shares = [column.normalised(shared) for column in columns]
     if any(shares):
         yield Entry(NORMALISED, Metric(NORMALISED), shares, is_task=False)
     if alike and len(shared) > 1:
-        worst = [each.worst(shared) for each in columns]
+        worst = [column.worst(shared) for column in columns]
         yield Entry(WORST, shared[0][1], worst, is_task=False)
 
 
@@ -186,12 +186,12 @@ def _fitting(experts: Mapping[Line, Metrics], reports: Iterable[Rows]) -> Mappin
 
 
 def _noted(columns: Sequence[_Column]) -> list[Line]:
-    """Return the rows below: what is not the main metric, and to be seen where it is not zero."""
-    noted = dict.fromkeys(line for each in columns for line in each.cells if line[1].is_noted)
+    """Return the rows of noted metrics, which are shown where they are not zero."""
+    noted = dict.fromkeys(line for column in columns for line in column.cells if line[1].is_noted)
     return [
         line
         for line in noted
-        if any(found.value for each in columns if (found := each.figure(line)) is not None)
+        if any(column.cells[line][line[1].name] for column in columns if line in column.cells)
     ]
 
 
@@ -209,7 +209,7 @@ def _shared(
 
 
 def _merged(columns: Iterable[Mapping[Line, Metrics]]) -> Mapping[Line, Metrics]:
-    return {line: metrics for each in columns for line, metrics in each.items()}
+    return {line: metrics for column in columns for line, metrics in column.items()}
 
 
 def _agree(columns: Iterable[Mapping[Line, Metrics]]) -> bool:
@@ -217,6 +217,6 @@ def _agree(columns: Iterable[Mapping[Line, Metrics]]) -> bool:
     seen: dict[Line, float] = {}
     return all(
         seen.setdefault(line, metrics[line[1].name]) == metrics[line[1].name]
-        for each in columns
-        for line, metrics in each.items()
+        for column in columns
+        for line, metrics in column.items()
     )

@@ -178,6 +178,11 @@ def test_what_has_no_report_is_skipped_by_name(tmp_path: Path) -> None:
     assert "notes.txt is not a directory\n" in str(error)
 
 
+def test_a_path_that_the_system_refuses_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    error = refused(written(tmp_path / "good", PLAIN), "x" * 300)
+    assert (error.exit_code, error.message) == (6, f"{'x' * 300}: File name too long")
+
+
 def test_experts_below_the_base_are_warned_of(tmp_path: Path) -> None:
     done = call(written(tmp_path / "rotated", ROTATED), "--format", "csv")
     assert done.stderr.startswith("warning: experts and tasks probably do not belong together: ")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fusion_core import Report, load_recipe
-from fusion_core.errors import FusionError, RecipeError
+from fusion_core.errors import DiskError, FusionError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,13 +22,15 @@ def read_reports(
 ) -> tuple[dict[str, Report], list[FusionError]]:
     """Return the reports of model directories by name, and what is wrong with the others.
 
-    Raises `FusionError` if none has a report.
+    Raises `FusionError` if none has a report, `DiskError` for a path that the system refuses.
     """
     reports: dict[str, Report] = {}
     problems: list[FusionError] = []
     for directory in directories:
         try:
             reports[str(directory)] = read_report(directory, outcomes=outcomes)
+        except DiskError:
+            raise
         except FusionError as problem:
             problems.append(problem)
     if len(problems) == 1 and not reports:
@@ -44,9 +46,18 @@ def read_report(directory: Path, *, outcomes: bool = False) -> Report:
 
     With `outcomes`, each test example's outcome is read too. Where an expert seems to score below
     the base, its outcomes and the base's are read in any case: they tell whether that is chance.
-    If they are damaged, the figures alone decide. Raises `RecipeError` for a directory without a
-    report, `FusionError` for damaged files, or for the outcomes of another report.
+    If they are damaged, the figures alone decide.
+
+    Raises `RecipeError` for a directory without a report, `FusionError` for damaged files, or for
+    the outcomes of another report, and `DiskError` for a path that the system refuses.
     """
+    try:
+        return _read_report(directory, outcomes=outcomes)
+    except OSError as error:
+        raise DiskError(f"{error.filename}: {error.strerror}") from error
+
+
+def _read_report(directory: Path, *, outcomes: bool) -> Report:
     if not directory.is_dir():
         hint = "Name directories that fuse run wrote."
         raise RecipeError(f"{directory} is not a directory", hint=hint)

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from fusion_core.cli.progress import progress_for
     from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
     from fusion_core.contracts.batch import Batch, Split
+    from fusion_core.contracts.bootstrap import paired_bootstrap
     from fusion_core.contracts.building import build_model
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.examples import evaluation_mode, file_stamps, shuffled_rows
     from fusion_core.contracts.features import mark_features
-    from fusion_core.contracts.intervals import interval_of, interval_of_average
+    from fusion_core.contracts.intervals import Intervals
     from fusion_core.contracts.layout import table_of
     from fusion_core.contracts.measures import Measured, Metric, Metrics
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.options import InputPath, ModelPath, ModelPaths
     from fusion_core.contracts.outline import Outline
-    from fusion_core.contracts.plots import new_figure
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from fusion_core.recipe.patterns import matching
     from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
     from fusion_core.report.below_base import below_base_warnings
-    from fusion_core.report.stored import read_report
     from fusion_core.report.table import print_reports
     from fusion_core.running._output import describe_run
     from fusion_core.running._run_identity import RunIdentities
@@ -87,17 +86,17 @@ _HOMES = {
     "fusion_core.cli.progress": ("progress_for",),
     "fusion_core.contracts.algorithm": ("Algorithm", "TensorwiseAlgorithm"),
     "fusion_core.contracts.batch": ("Batch", "Split"),
+    "fusion_core.contracts.bootstrap": ("paired_bootstrap",),
     "fusion_core.contracts.building": ("build_model",),
     "fusion_core.contracts.context": ("RunContext",),
     "fusion_core.contracts.examples": ("evaluation_mode", "file_stamps", "shuffled_rows"),
     "fusion_core.contracts.features": ("mark_features",),
-    "fusion_core.contracts.intervals": ("interval_of", "interval_of_average"),
+    "fusion_core.contracts.intervals": ("Intervals",),
     "fusion_core.contracts.layout": ("table_of",),
     "fusion_core.contracts.measures": ("Measured", "Metric", "Metrics"),
     "fusion_core.contracts.model_pool": ("ModelPool",),
     "fusion_core.contracts.options": ("InputPath", "ModelPath", "ModelPaths"),
     "fusion_core.contracts.outline": ("Outline",),
-    "fusion_core.contracts.plots": ("new_figure",),
     "fusion_core.contracts.report": ("Published", "Report"),
     "fusion_core.contracts.run": ("RunInfo", "RunResult"),
     "fusion_core.contracts.specs": (
@@ -134,7 +133,6 @@ _HOMES = {
     "fusion_core.recipe.depth": ("along", "depths", "layers_of", "renumbered"),
     "fusion_core.recipe.patterns": ("matching",),
     "fusion_core.recipe.text": ("dump_yaml", "load_recipe", "load_yaml"),
-    "fusion_core.report.stored": ("read_report",),
     "fusion_core.report.below_base": ("below_base_warnings",),
     "fusion_core.report.table": ("print_reports",),
     "fusion_core.running._output": ("describe_run",),
@@ -172,6 +170,7 @@ __all__ = [
     "Figure",
     "FusionError",
     "InputPath",
+    "Intervals",
     "Limits",
     "Measured",
     "Metric",
@@ -229,8 +228,6 @@ __all__ = [
     "hookimpl",
     "html_table",
     "import_optional",
-    "interval_of",
-    "interval_of_average",
     "layers_of",
     "load_for_task",
     "load_plugins",
@@ -241,17 +238,16 @@ __all__ = [
     "matching",
     "merge",
     "models_of",
-    "new_figure",
     "note",
     "noting",
     "override",
+    "paired_bootstrap",
     "plan",
     "print_json",
     "print_reports",
     "print_table",
     "printable",
     "progress_for",
-    "read_report",
     "remembered",
     "renumbered",
     "run_fusion",
@@ -271,6 +267,10 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
 
         return version("fusion-core")
     if name not in _HOME_OF:
+        from fusion_core._moved import MOVED_NAMES, moved_name_error
+
+        if name in MOVED_NAMES:
+            raise moved_name_error(name)
         raise AttributeError(f"module 'fusion_core' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)
 

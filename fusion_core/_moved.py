@@ -1,12 +1,23 @@
-"""Packages of fusion-core 0.1 that another distribution provides now.
+"""Packages and names of fusion-core 0.1 that have another home now.
 
-Each leaves a module of its old name behind, which raises `moved_error(__name__)`.
+A package leaves a module of its old name behind, which raises `moved_error(__name__)`. An access to
+a name raises `moved_name_error(name)`.
 """
 
 #: The distribution that provides a package now, by the package's name in 0.1.
 MOVED = {
     "fusion_core.adapting": "fusion-adapting",
     "fusion_core.testing": "fusion-testing",
+}
+#: What replaces a name of `fusion_core`: a name with its package.
+MOVED_NAMES = {
+    "Report.plot": "fusion_report.plot",
+    "Report.to_dataframe": "fusion_report.to_dataframe",
+    "RunResult.plot": "fusion_report.plot",
+    "interval_of": "fusion_core.Intervals().of_task",
+    "interval_of_average": "fusion_core.Intervals().of_average",
+    "new_figure": "fusion_report.new_figure",
+    "read_report": "fusion_report.read_report",
 }
 
 
@@ -19,3 +30,11 @@ def moved_error(module: str) -> ImportError:
         f"and import {package}",
         name=module,
     )
+
+
+def moved_name_error(name: str) -> ImportError:
+    """Return the error for a name that `fusion_core`, or a class of it, had in 0.1."""
+    replacement = MOVED_NAMES[name]
+    package = replacement.partition(".")[0]
+    hint = "" if package == "fusion_core" else f" (pip install {package.replace('_', '-')})"
+    return ImportError(f"fusion_core.{name} moved: use {replacement}{hint}", name="fusion_core")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 import fusion_core
 from fusion_core import weights
+from fusion_core._moved import MOVED_NAMES
 
 pytestmark = pytest.mark.plugins
 
@@ -76,6 +79,23 @@ def test_an_import_of_a_package_that_moved_names_its_distribution(statement: str
     told = "fusion_core.testing moved to .*: pip install fusion-testing, and import fusion_testing"
     with pytest.raises(ImportError, match=told):
         exec(statement)
+
+
+@pytest.mark.parametrize("name", [name for name in MOVED_NAMES if "." not in name])
+def test_a_name_that_moved_says_where_it_is(name: str) -> None:
+    told = re.escape(f"fusion_core.{name} moved: use {MOVED_NAMES[name]}")
+    with pytest.raises(ImportError, match=told):
+        exec(f"from fusion_core import {name}")
+
+
+@pytest.mark.parametrize("replacement", sorted(set(MOVED_NAMES.values())))
+def test_what_replaces_a_name_is_there(replacement: str) -> None:
+    package, *names = replacement.replace("()", "").split(".")
+    found = import_module(package)
+    assert names[0] in found.__all__
+    for name in names:
+        found = getattr(found, name)
+    assert callable(found)
 
 
 @pytest.mark.parametrize("name", weights.__all__)

@@ -32,7 +32,7 @@ def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert quick != SOURCE
     found: dict[str, Any] = {}
     exec(compile(quick, "notebook.py", "exec"), found)
-    assert len(found["learned"].plot().axes) == 2
+    assert len(found["plot"](found["learned"]).axes) == 2
     assert len(found["found"].finished) == 8
     written = {each.name for each in tmp_path.iterdir()}
     assert written == {"merged", "sweeps.sqlite", "sweeps.sqlite.claims"}

@@ -19,25 +19,29 @@ ties = run_fusion(recipe, algorithm="ties", output=None)
 ties
 
 # %% [markdown]
-# `normalised` is the mean share of the experts' own figures. The picture has 95 % intervals of the merge: 200 images do not
-# say more than that.
+# `normalised` is the mean share of the experts' own figures. `plot` is brought by the plugin `fusion-report`. Its picture has
+# 95 % intervals of the merge: 200 images do not say more than that.
 
 # %%
-ties.plot()
+from fusion_report import plot
+
+plot(ties)
 
 # %% [markdown]
 # ## Several methods
 #
 # Base and experts are measured once and remembered, so more methods cost no more than their own merge and measurement.
-# `to_dataframe()` is pandas'.
+# `to_dataframe` makes a data frame of pandas.
 
 # %%
 import pandas as pd
 
+from fusion_report import to_dataframe
+
 columns = {}
 for name in ("simple-average", "ties", "tsv-m"):
     result = run_fusion(recipe, algorithm=name, output=None)
-    columns[name] = result.report.to_dataframe()["merged"]
+    columns[name] = to_dataframe(result.report)["merged"]
 table = pd.DataFrame(columns)
 table.loc["average"] = table.mean()
 table.style.format("{:.1%}")
@@ -51,7 +55,7 @@ table.style.format("{:.1%}")
 # %%
 adamerging = {"name": "adamerging", "steps": 40}
 learned = run_fusion(recipe, algorithm=adamerging, output=None)
-learned.plot()
+plot(learned)
 
 # %% [markdown]
 # ## A sweep

@@ -25,7 +25,6 @@ from fusion_core.cli.commands import (
     find_command,
     group_of,
 )
-from fusion_core.cli.compare import compare
 from fusion_core.cli.download import download
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.failures import TRACEBACK_VARIABLE, explain
@@ -100,7 +99,6 @@ app = typer.Typer(
 app.command(cls=RunCommand)(run)
 app.command(cls=RunCommand)(check)
 app.command()(evaluate)
-app.command()(compare)
 app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)
 app.command()(info)

@@ -13,9 +13,9 @@ from fusion_core.cli.flags import (
     Device,
     EventsFile,
     Fresh,
-    Intervals,
     Pool,
     Quiet,
+    ShowIntervals,
     TaskPoolName,
     Tasks,
     Trust,
@@ -41,7 +41,7 @@ def evaluate(
     tasks: Tasks = None,
     assignments: Assignments = None,
     fresh: Fresh = False,
-    intervals: Intervals = False,
+    intervals: ShowIntervals = False,
     events: EventsFile = None,
     device: Device = "cpu",
     trust: Trust = None,
@@ -69,15 +69,16 @@ def evaluate(
             trust=trusted_by(trust),
         )
         recorded.write("report", report=report.as_json())
+    from fusion_core.contracts.intervals import Intervals
+
+    over = Intervals() if intervals else None
     warn_of_experts({model.resolve().name: report})
     if as_json:
-        from fusion_core.report.data import report_as_json
-
-        print_json(report_as_json(report, intervals=intervals))
+        print_json(report.as_json(over))
         return
     from fusion_core.report.table import print_reports
 
-    print_reports({model.resolve().name: report}, intervals=intervals)
+    print_reports({model.resolve().name: report}, intervals=over)
 
 
 def _measure(

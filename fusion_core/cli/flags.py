@@ -64,7 +64,7 @@ NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Measure base and experts anew, known or not.")
 ]
-Intervals = Annotated[bool, typer.Option("--intervals", help="Show 95 % intervals of figures.")]
+ShowIntervals = Annotated[bool, typer.Option("--intervals", help="Show 95 % intervals of figures.")]
 EventsFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--events", metavar="FILE", help="Add what happens to a file, as lines of JSON."),

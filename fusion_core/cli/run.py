@@ -16,7 +16,6 @@ from fusion_core.cli.flags import (
     EventsFile,
     ExecutorName,
     Fresh,
-    Intervals,
     NoEval,
     Output,
     Overwrite,
@@ -24,6 +23,7 @@ from fusion_core.cli.flags import (
     Quiet,
     RecipeFile,
     Seed,
+    ShowIntervals,
     TaskPoolName,
     Tasks,
     Trust,
@@ -92,7 +92,7 @@ def run(
     ] = False,
     no_eval: NoEval = False,
     fresh: Fresh = False,
-    intervals: Intervals = False,
+    intervals: ShowIntervals = False,
     events: EventsFile = None,
     device: Device = "cpu",
     executor: ExecutorName = None,
@@ -211,17 +211,18 @@ def _print_more(plan: Plan, result: RunResult) -> None:
 
 
 def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool) -> None:
+    from fusion_core.contracts.intervals import Intervals
+
+    over = Intervals() if intervals else None
     if result.report is not None:
         warn_of_experts({algorithm: result.report})
     if as_json:
-        from fusion_core.report.data import report_as_json
-
-        report = result.report and report_as_json(result.report, intervals=intervals)
+        report = result.report and result.report.as_json(over)
         print_json({"path": None if result.path is None else str(result.path), "report": report})
         return
     if result.report is not None:
         from fusion_core.report.table import print_reports
 
-        print_reports({algorithm: result.report}, intervals=intervals)
+        print_reports({algorithm: result.report}, intervals=over)
     if result.path is not None:
         print(printable(f"written: {result.path}"))

@@ -11,15 +11,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.measures import Metric, Metrics, as_json, main
-from fusion_core.contracts.pairs import compare_metrics, paired_differences
+from fusion_core.contracts.bootstrap import paired_bootstrap
+from fusion_core.contracts.measures import Measured, Metric, Metrics, as_json, main
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _SUSPICION = "experts and tasks probably do not belong together"
-#: How it is known where the base and the expert keep no outcomes of the same examples.
-FIGURES_ALONE = "the figures alone"
+#: How it is known: by a paired test, or where the base and the expert keep no outcomes of the same
+#: examples, by their figures.
+MCNEMAR, BOOTSTRAP, FIGURES_ALONE = "exact McNemar", "paired bootstrap", "the figures alone"
 #: A difference is beyond chance where models that are equally good seldom differ by so much.
 _LEVEL = 0.05
 #: Fewer examples that differ, all in one direction, may be chance: 2 / 2**5 is above 0.05.
@@ -108,11 +109,28 @@ def _evidence(metric: Metric, base: Metrics, expert: Metrics) -> str | None:
     """Say how it is known that an expert scores below the base; None where it does not."""
     if not _is_below(metric, main(expert), main(base)):
         return None
-    differences, comparison = paired_differences(base, expert), compare_metrics(base, expert)
-    if differences is None or comparison is None:
+    if not (isinstance(base, Measured) and base.pairs_with(expert)):
         return FIGURES_ALONE
-    differing = sum(value != 0 for value in differences[0])
-    return comparison.test if comparison.p < _LEVEL and differing >= _FEWEST else None
+    differences = base.differences(expert)
+    if base.is_binary and expert.is_binary:
+        p, test = _mcnemar(differences.count(-1.0), differences.count(1.0)), MCNEMAR
+    else:
+        p, test = paired_bootstrap([(differences, base.weights)])[1], BOOTSTRAP
+    differing = sum(value != 0 for value in differences)
+    return test if p < _LEVEL and differing >= _FEWEST else None
+
+
+def _mcnemar(only_base: int, only_expert: int) -> float:
+    """Return the two-sided p-value of so many examples that only one model has right.
+
+    Each of them is as likely to be the one's as the other's, among models that are equally good.
+    """
+    count, fewer = only_base + only_expert, min(only_base, only_expert)
+    term = tail = 1  # binomial coefficients, each from the one before: there may be thousands
+    for drawn in range(fewer):
+        term = term * (count - drawn) // (drawn + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << count))
 
 
 def _is_below(metric: Metric, value: float, reference: float) -> bool:

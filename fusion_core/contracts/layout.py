@@ -1,28 +1,25 @@
-"""How reports become a table: an entry for each task, a figure in it for each model.
+"""The layout of a table of reports: one entry per task, with one figure per model.
 
-The base comes first, then the models that were measured, then the experts. Below stand averages
-over the tasks that all reports have, where they mean something.
+The base comes first, then the models that were measured, then the experts. The last entries are
+averages over the tasks that all reports have, where they mean something.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from fusion_core.contracts.intervals import (
-    interval_of,
-    interval_of_average,
-    interval_of_normalised,
-)
 from fusion_core.contracts.measures import Metric, Metrics, main, mean_ratio
 from fusion_core.contracts.table import Entry, Figure, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from fusion_core.contracts.below_base import BelowBase
+    from fusion_core.contracts.bootstrap import Interval
+    from fusion_core.contracts.intervals import Intervals
 
     #: A row of the table: a task, and the metric that its values are of.
     Line = tuple[str, Metric]
@@ -62,22 +59,25 @@ class Rows(Protocol):
 class _Column:
     """A model's metrics by task and metric, and the experts' that they are normalised by."""
 
+    heading: str
     cells: Mapping[Line, Metrics]
     references: Mapping[Line, Metrics]
+    intervals: Intervals | None = None
 
     def figure(self, line: Line) -> Figure | None:
         if line not in self.cells:
             return None
         metrics, name = self.cells[line], line[1].name
-        is_main = name == next(iter(metrics))
-        return Figure(metrics[name], partial(interval_of, metrics) if is_main else lambda: None)
+        if name != next(iter(metrics)):
+            return Figure(metrics[name])
+        return self._figure(metrics[name], lambda over: over.of_task(metrics))
 
     def average(self, lines: Sequence[Line]) -> Figure | None:
         """Average a column; of fewer tasks than the others it would compare with none of them."""
         if not lines or not all(line in self.cells for line in lines):
             return None
         row = [self.cells[line] for line in lines]
-        return Figure(sum(map(main, row)) / len(row), partial(interval_of_average, row))
+        return self._figure(sum(map(main, row)) / len(row), lambda over: over.of_average(row))
 
     def normalised(self, lines: Sequence[Line]) -> Figure | None:
         """Return the mean of figure / the expert's, or its inverse where lower is better."""
@@ -87,7 +87,7 @@ class _Column:
         if mean is None:
             return None
         row = [(line[1], self.cells.get(line, {}), self.references[line]) for line in lines]
-        return Figure(mean, partial(interval_of_normalised, row))
+        return self._figure(mean, lambda over: over.of_normalised(row))
 
     def worst(self, lines: Sequence[Line]) -> Figure | None:
         """Return the worst of the figures that the average is of."""
@@ -96,28 +96,36 @@ class _Column:
             return average
         worst = min if lines[0][1].higher_is_better else max
         metrics = worst((self.cells[line] for line in lines), key=main)
-        return Figure(main(metrics), partial(interval_of, metrics))
+        return self._figure(main(metrics), lambda over: over.of_task(metrics))
+
+    def _figure(self, value: float, spread: Callable[[Intervals], Interval | None]) -> Figure:
+        return (
+            Figure(value)
+            if self.intervals is None
+            else Figure(value, partial(spread, self.intervals))
+        )
 
 
-def table_of(reports: Mapping[str, Rows]) -> Table:
+def table_of(reports: Mapping[str, Rows], intervals: Intervals | None = None) -> Table:
     """Lay reports out: the base, the models, the experts; averages over common tasks.
 
     A base or experts that reports share stand once, or as often as they differ. Nothing is
-    normalised by experts that score below the base.
+    normalised by experts that score below the base. With `intervals`, figures have them.
     """
     experts = {name: _cells(report, report.experts) for name, report in reports.items()}
     fitting = {name: _fitting(experts[name], [report]) for name, report in reports.items()}
     agree = _agree(experts.values())
     by_all = _fitting(_merged(experts.values()), reports.values()) if agree else {}
-    bases = _shared("base", {n: _cells(r, r.base) for n, r in reports.items()}, fitting, by_all)
-    models = [(n, _Column(_cells(r, r.tasks), fitting[n])) for n, r in reports.items()]
-    named = [*bases, *models, *_shared("experts", experts, fitting, by_all)]
-    columns = [column for _, column in named]
+    bases = {name: _cells(report, report.base) for name, report in reports.items()}
+    columns = _shared("base", bases, fitting, by_all)
+    first = len(columns)
+    columns += [_Column(name, _cells(r, r.tasks), fitting[name]) for name, r in reports.items()]
+    columns += _shared("experts", experts, fitting, by_all)
+    columns = [replace(column, intervals=intervals) for column in columns]
     lines = [*lines_of(reports), *_noted(columns)]
-    entries = [Entry(*line, [each.figure(line) for each in columns]) for line in lines]
+    entries = [Entry(*line, [column.figure(line) for column in columns]) for line in lines]
     entries += _summaries(columns, shared_lines(reports))
-    headings = [heading for heading, _ in named]
-    return Table(headings, entries, len(bases), common(reports))
+    return Table([column.heading for column in columns], entries, first, common(reports), intervals)
 
 
 def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[Entry]:
@@ -125,12 +133,12 @@ def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[E
     alike = are_alike(shared)
     if alike:
         metric = shared[0][1] if shared else Metric("")
-        yield Entry(AVERAGE, metric, [each.average(shared) for each in columns], is_task=False)
-    shares = [each.normalised(shared) for each in columns]
+        yield Entry(AVERAGE, metric, [column.average(shared) for column in columns], is_task=False)
+    shares = [column.normalised(shared) for column in columns]
     if any(shares):
         yield Entry(NORMALISED, Metric(NORMALISED), shares, is_task=False)
     if alike and len(shared) > 1:
-        worst = [each.worst(shared) for each in columns]
+        worst = [column.worst(shared) for column in columns]
         yield Entry(WORST, shared[0][1], worst, is_task=False)
 
 
@@ -178,12 +186,12 @@ def _fitting(experts: Mapping[Line, Metrics], reports: Iterable[Rows]) -> Mappin
 
 
 def _noted(columns: Sequence[_Column]) -> list[Line]:
-    """Return the rows below: what is not the main metric, and to be seen where it is not zero."""
-    noted = dict.fromkeys(line for each in columns for line in each.cells if line[1].is_noted)
+    """Return the rows of noted metrics, which are shown where they are not zero."""
+    noted = dict.fromkeys(line for column in columns for line in column.cells if line[1].is_noted)
     return [
         line
         for line in noted
-        if any(found.value for each in columns if (found := each.figure(line)) is not None)
+        if any(column.cells[line][line[1].name] for column in columns if line in column.cells)
     ]
 
 
@@ -192,15 +200,16 @@ def _shared(
     cells: Mapping[str, Mapping[Line, Metrics]],
     references: Mapping[str, Mapping[Line, Metrics]],
     by_all: Mapping[Line, Metrics],
-) -> list[tuple[str, _Column]]:
-    known = {name: each for name, each in cells.items() if each}
+) -> list[_Column]:
+    """Return one column that reports share, or one for each where they differ."""
+    known = {name: column for name, column in cells.items() if column}
     if not _agree(known.values()):
-        return [(f"{heading} of {n}", _Column(each, references[n])) for n, each in known.items()]
-    return [(heading, _Column(_merged(known.values()), by_all))] if known else []
+        return [_Column(f"{heading} of {n}", own, references[n]) for n, own in known.items()]
+    return [_Column(heading, _merged(known.values()), by_all)] if known else []
 
 
 def _merged(columns: Iterable[Mapping[Line, Metrics]]) -> Mapping[Line, Metrics]:
-    return {line: metrics for each in columns for line, metrics in each.items()}
+    return {line: metrics for column in columns for line, metrics in column.items()}
 
 
 def _agree(columns: Iterable[Mapping[Line, Metrics]]) -> bool:
@@ -208,6 +217,6 @@ def _agree(columns: Iterable[Mapping[Line, Metrics]]) -> bool:
     seen: dict[Line, float] = {}
     return all(
         seen.setdefault(line, metrics[line[1].name]) == metrics[line[1].name]
-        for each in columns
-        for line, metrics in each.items()
+        for column in columns
+        for line, metrics in column.items()
     )

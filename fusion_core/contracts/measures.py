@@ -1,11 +1,11 @@
-"""What tasks measure: numbers, what they mean, and the examples or runs that they are means of."""
+"""What tasks measure: numbers, what they mean, and the examples that they are means of."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,16 +90,16 @@ class Measured(dict[str, float]):
         """Tell whether every outcome is right or wrong, and counts alike."""
         return self.weights is None and {0.0, 1.0}.issuperset(self.outcomes)
 
+    def pairs_with(self, other: Metrics) -> TypeGuard[Measured]:
+        """Tell whether both keep outcomes, of as many examples, each with the same weight."""
+        if not isinstance(other, Measured):
+            return False
+        return len(self.outcomes) == len(other.outcomes) and self.weights == other.weights
 
-class Repeated(dict[str, float]):
-    """Metrics that are means over several runs of one recipe, and those of each run."""
-
-    def __init__(self, runs: Sequence[Metrics]) -> None:
-        """Average the metrics that all runs have."""
-        names = [name for name in runs[0] if all(name in each for each in runs)]
-        super().__init__({name: sum(run[name] for run in runs) / len(runs) for name in names})
-        #: the metrics of each run
-        self.runs = tuple(runs)
+    def differences(self, other: Measured) -> list[float]:
+        """Return other - self by example, for metrics that `pairs_with` this one."""
+        pairs = zip(self.outcomes, other.outcomes, strict=True)
+        return [after - before for before, after in pairs]
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float] | None) -> float:

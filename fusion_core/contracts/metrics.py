@@ -63,21 +63,6 @@ class MetricsLog:
             self.steps[step] = figures
 
 
-def curves(content: bytes) -> dict[str, dict[int, float]]:
-    """Return what a file of ours says of all tasks together, by name and step.
-
-    What is logged of each task has its name behind a slash: `entropy/latin`.
-    """
-    lines = [json.loads(line) for line in content.splitlines()]
-    found: dict[str, dict[int, float]] = {}
-    for line in lines:
-        step = line.pop("step")
-        for name in line:
-            if "/" not in name:
-                found.setdefault(name, {})[step] = line[name]
-    return found
-
-
 def _figures(line: bytes) -> dict[str, Any]:
     """Return what a line says; nothing if it is torn or damaged."""
     try:

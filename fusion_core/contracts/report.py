@@ -6,10 +6,11 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pydantic import TypeAdapter
 
+from fusion_core._moved import moved_name_error
 from fusion_core.contracts.below_base import (
     BelowBase,
     describe_below_base,
@@ -20,14 +21,12 @@ from fusion_core.contracts.layout import table_of
 from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of, mean_ratio
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import row_as_json, row_of
-from fusion_core.contracts.plots import plot
-from fusion_core.machine.installed import import_optional
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from matplotlib.figure import Figure
+    from fusion_core.contracts.intervals import Intervals
 
 SCHEMA = 2
 REPORT = "report.json"
@@ -125,23 +124,13 @@ class Report:
         """Return the report on some of the tasks: averages are then over these."""
         return replace(self, tasks={name: self.tasks[name] for name in tasks})
 
-    def to_dataframe(self) -> Any:  # noqa: ANN401 - pandas' DataFrame, which is not required
-        """Return the main metrics as pandas has them: a row a task, fractions between 0 and 1.
+    def plot(self) -> NoReturn:
+        """Raise an `ImportError` that names `fusion_report.plot`, which draws reports."""
+        raise moved_name_error("Report.plot")
 
-        Columns are `metric`, `base`, `merged` and `experts`, where there are any, and where tasks
-        keep outcomes `low` and `high`, the ends of the merge's 95 % intervals. Raises `FusionError`
-        without pandas.
-        """
-        pandas = import_optional("pandas", "to_dataframe")
-        return pandas.DataFrame(table_of({"merged": self}).columns()).set_index("task")
-
-    def plot(self) -> Figure:
-        """Return a picture of the main metrics, by matplotlib: base, merge and experts by task.
-
-        The merge has its 95 % intervals, where tasks keep outcomes. Raises `FusionError` without
-        matplotlib.
-        """
-        return plot(table_of({"merged": self}), {})
+    def to_dataframe(self) -> NoReturn:
+        """Raise an `ImportError` that names `fusion_report.to_dataframe`."""
+        raise moved_name_error("Report.to_dataframe")
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook."""
@@ -150,8 +139,11 @@ class Report:
             notes.append("transductive: the algorithm saw the test examples, without their labels")
         return table_of({"merged": self}).as_html("; ".join(filter(None, notes)))
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of `report.json` (documented in docs/reference/report.md)."""
+    def as_json(self, intervals: Intervals | None = None) -> dict[str, Any]:
+        """Return the content of `report.json` (documented in docs/reference/report.md).
+
+        With `intervals`, the figures' intervals are added, which no file has.
+        """
         rows = {name: _plain(getattr(self, name)) for name in _REFERENCES}
         return {
             "schema": SCHEMA,
@@ -171,6 +163,7 @@ class Report:
             **({} if self.chosen is None else {"chosen": self.chosen}),
             **({"within_chance": within} if (within := self._within_chance()) else {}),
             **({} if self.published is None else {"published": asdict(self.published)}),
+            **({} if intervals is None else {"intervals": self._intervals_as_json(intervals)}),
         }
 
     @classmethod
@@ -209,6 +202,21 @@ class Report:
         base, experts = (_without_outcomes(row) for row in (self.base, self.experts))
         within_chance = tuple(self._within_chance())
         return replace(self, base=base, experts=experts, within_chance=within_chance)
+
+    def _intervals_as_json(self, intervals: Intervals) -> dict[str, Any]:
+        """Return intervals by row and task, and of the averages; None where there is none."""
+        rows = {"tasks": self.tasks, "base": self.base, "experts": self.experts}
+        data: dict[str, Any] = {
+            name: {task: intervals.of_task(metrics) for task, metrics in row.items()}
+            for name, row in rows.items()
+        }
+        average = None if self.average is None else intervals.of_average([*self.tasks.values()])
+        normalised = None
+        if self.normalised_average is not None:
+            metrics = self.main_metrics
+            row = [(metrics[task], self.tasks[task], self.experts[task]) for task in self.tasks]
+            normalised = intervals.of_normalised(row)
+        return {**data, "average": average, "normalised_average": normalised}
 
     def _within_chance(self) -> list[str]:
         tasks = find_within_chance(self.main_metrics, self.base, self.experts)

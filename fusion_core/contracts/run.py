@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from fusion_core.contracts.layout import table_of
-from fusion_core.contracts.metrics import FILE, curves
-from fusion_core.contracts.plots import plot
+from fusion_core._moved import moved_name_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from matplotlib.figure import Figure
     from torch import nn
 
     from fusion_core.contracts.model_pool import ModelPool
@@ -52,15 +49,9 @@ class RunResult:
         """The merged model, live: in fp32, or in the dtype of models that were given live."""
         return self.pool.build(self.weights, dtype=None)
 
-    def plot(self) -> Figure:
-        """Return a picture of the report, as its own, and below it of what was logged.
-
-        That is the objective of a search, step by step. Raises `FusionError` without matplotlib,
-        and where there is neither.
-        """
-        table = None if self.report is None else table_of({"merged": self.report})
-        log = self.side_files.get(FILE)
-        return plot(table, curves(log) if isinstance(log, bytes) else {})
+    def plot(self) -> NoReturn:
+        """Raise an `ImportError` that names `fusion_report.plot`, which draws results."""
+        raise moved_name_error("RunResult.plot")
 
     def _repr_html_(self) -> str:
         """Show in a notebook what the tasks measured, and where the model lies."""

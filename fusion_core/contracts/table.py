@@ -12,7 +12,8 @@ from fusion_core.contracts.measures import FRACTION, Metric
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fusion_core.contracts.intervals import Interval
+    from fusion_core.contracts.bootstrap import Interval
+    from fusion_core.contracts.intervals import Intervals
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Entry:
         """What a task is measured by; nothing for averages, which tell of no metric."""
         return str(self.metric) if self.is_task else ""
 
-    def shown(self, figure: Figure | None, *, intervals: bool = False) -> str:
+    def shown(self, figure: Figure | None) -> str:
         """Return a figure for people: 74.5, 74.5 ±1.1, or 99.0 -0.9+0.5 where that is lopsided."""
         if figure is None:
             return ""
         text = self.metric.shown(figure.value)
-        if not intervals or figure.interval is None:
+        if figure.interval is None:
             return text
         scale, decimals = 100 if self.metric.unit == FRACTION else 1, len(text.partition(".")[2])
         down, up = (scale * (end - figure.value) for end in figure.interval)
@@ -67,49 +68,33 @@ class Table:
     first: int
     #: the tasks that averages are over: those of all models, by the same main metric
     shared: Sequence[str]
+    #: what figures have their intervals of; None for a table without any
+    intervals: Intervals | None = None
 
     @property
     def is_mixed(self) -> bool:
         """Tell whether tasks are measured by different metrics, which then must be named."""
         return len({entry.metric for entry in self.entries if entry.is_task}) > 1
 
-    def by_task(self, *, intervals: bool = False) -> list[list[str]]:
-        """Return cells for people, a row a task under one of headings."""
+    def by_task(self) -> list[list[str]]:
+        """Return cells for people: headings, then one row per task or average."""
         rows = [["task", *(["metric"] if self.is_mixed else []), *self.headings]]
-        for each in self.entries:
-            named = [each.label, *([each.measure] if self.is_mixed else [])]
-            rows.append([*named, *(each.shown(one, intervals=intervals) for one in each.figures)])
+        for entry in self.entries:
+            named = [entry.label, *([entry.measure] if self.is_mixed else [])]
+            rows.append([*named, *map(entry.shown, entry.figures)])
         return rows
 
-    def by_model(self, *, intervals: bool = False) -> list[list[str]]:
-        """Return the same, a row a model: for more models than fit side by side, and for papers."""
+    def by_model(self) -> list[list[str]]:
+        """Return the same with one row per model, for more models than fit side by side."""
         columns = [
-            [_named(each, self), *(each.shown(one, intervals=intervals) for one in each.figures)]
-            for each in self.entries
+            [_heading(entry, self), *map(entry.shown, entry.figures)] for entry in self.entries
         ]
         return list(map(list, zip(["model", *self.headings], *columns, strict=True)))
 
-    def columns(self) -> dict[str, list[str | float | None]]:
-        """Return the tasks' figures by column, and of a single model the ends of intervals."""
-        entries = [each for each in self.entries if each.is_task]
-        found: dict[str, list[str | float | None]] = {
-            "task": [each.label for each in entries],
-            "metric": [each.metric.name for each in entries],
-        }
-        for number, heading in enumerate(self.headings):
-            figures = (each.figures[number] for each in entries)
-            found[heading] = [None if each is None else each.value for each in figures]
-        spread = [each.figures[self.first] for each in entries]
-        ends = [each.interval if each is not None else None for each in spread]
-        if any(each is not None for each in ends):
-            for place, name in enumerate(("low", "high")):
-                found[name] = [None if each is None else each[place] for each in ends]
-        return found
-
     def as_html(self, caption: str = "") -> str:
-        """Return the table as HTML has it, without any style.
+        """Return the table as unstyled HTML.
 
-        Above it stands by what all tasks are measured; where they differ, a column says so.
+        The caption begins with the metric of all tasks. Where metrics differ, a column names them.
         """
         headings, *rows = self.by_task()
         measure = "" if self.is_mixed else next((e.measure for e in self.entries if e.is_task), "")
@@ -117,7 +102,7 @@ class Table:
 
 
 def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Return rows under headings as HTML has them, without any style, for notebooks.
+    """Return rows under headings as unstyled HTML, for notebooks.
 
     Cells are escaped: names of models may come from anywhere.
     """
@@ -127,7 +112,7 @@ def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: 
     return f"<table>{above}<tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 
-def _named(entry: Entry, table: Table) -> str:
-    """Return what a column is called that has an entry's figures."""
+def _heading(entry: Entry, table: Table) -> str:
+    """Return the heading of a column that has an entry's figures."""
     is_told = entry.is_task and table.is_mixed
     return f"{entry.label} ({entry.metric.name})" if is_told else entry.label

@@ -39,7 +39,7 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-regmean": {
         "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus")
     },
-    "fusion-report": {"command": ("diagnose", "report")},
+    "fusion-report": {"command": ("compare", "diagnose", "report")},
     "fusion-spectral": {
         "algorithm": (
             "ace",

@@ -1,4 +1,4 @@
-"""What is said of reports whose experts score below the base on their own task."""
+"""Warnings and notes about reports whose experts score below the base on their own task."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 def below_base_warnings(reports: Mapping[str, Report]) -> list[str]:
-    """Say, for stderr, of which models experts and tasks probably do not belong together."""
-    texts = {warn_of_below_base(experts): names for experts, names in _by_experts(reports).items()}
+    """Return warnings for stderr about experts and tasks that probably do not belong together."""
+    groups = _models_by_experts(reports)
     if len(reports) == 1:
-        return list(texts)
-    return [f"{', '.join(names)}: {warning}" for warning, names in texts.items()]
+        return [warn_of_below_base(experts) for experts in groups]
+    return [f"{', '.join(m)}: {warn_of_below_base(experts)}" for experts, m in groups.items()]
 
 
 def below_base_notes(reports: Mapping[str, Report]) -> list[str]:
-    """Say the same in a line below a table."""
-    texts = {describe_below_base(experts): names for experts, names in _by_experts(reports).items()}
+    """Return lines to print below a table that say the same."""
+    groups = _models_by_experts(reports)
     if len(reports) == 1:
-        return list(texts)
-    return [f"{note} ({', '.join(names)})" for note, names in texts.items()]
+        return [describe_below_base(experts) for experts in groups]
+    return [f"{describe_below_base(experts)} ({', '.join(m)})" for experts, m in groups.items()]
 
 
-def _by_experts(reports: Mapping[str, Report]) -> dict[tuple[BelowBase, ...], list[str]]:
+def _models_by_experts(reports: Mapping[str, Report]) -> dict[tuple[BelowBase, ...], list[str]]:
     """Return the experts that score below the base, with the names of the models they made."""
     names: dict[tuple[BelowBase, ...], list[str]] = {}
     for name, report in reports.items():

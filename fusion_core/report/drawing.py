@@ -21,15 +21,16 @@ _HEADING, _NARROWEST = 9, 5
 _WORDS = 24
 
 
-def report_tables(figures: Figures, width: int, *, intervals: bool = False) -> Iterator[Table]:
-    """Draw a table, a row a task if it fits into so many columns.
+def report_tables(figures: Figures, width: int) -> Iterator[Table]:
+    """Draw a table with one row per task if it fits into a width of so many characters.
 
-    Else it has a row a model, and as many parts below each other as it takes.
+    Else it has one row per model, and as many parts below each other as it takes.
     """
-    rows, words = figures.by_task(intervals=intervals), 2 if figures.is_mixed else 1
-    bold = [number for number, each in enumerate(figures.entries, 1) if not each.is_task]
+    rows, words = figures.by_task(), 2 if figures.is_mixed else 1
+    bold = [number for number, entry in enumerate(figures.entries, 1) if not entry.is_task]
     if _width(rows, words, _HEADING) > width:
-        rows, words, bold = figures.by_model(intervals=intervals), 1, []
+        rows, words, bold = figures.by_model(), 1, []
+    intervals = figures.intervals is not None
     if intervals:  # numbers stand below numbers, whatever follows them
         rows = _aligned(rows, words)
     for part in _parts(rows, words, width):
@@ -100,7 +101,7 @@ def _width(rows: Sequence[Sequence[str]], words: int, longest: int) -> int:
         max(min(len(heading), longest), *map(len, cells))
         for heading, *cells in zip(*rows, strict=True)
     ]
-    widths[:words] = [min(each, _WORDS) for each in widths[:words]]
+    widths[:words] = [min(width, _WORDS) for width in widths[:words]]
     return sum(widths) + 2 * (len(widths) - 1)
 
 

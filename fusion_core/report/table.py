@@ -1,7 +1,6 @@
-"""Reports as tables on stdout: a row a task, a column a model; fractions in percent.
+"""Reports as a table on stdout: one row per task, one column per model; fractions in percent.
 
-Several reports stand side by side; one alone is the same table. More models than fit side by side
-have a row each.
+Several reports stand side by side. More models than fit have a row each.
 """
 
 from __future__ import annotations
@@ -20,51 +19,36 @@ from fusion_core.contracts.layout import (
     shared_lines,
     table_of,
 )
-from fusion_core.contracts.measures import FRACTION, Repeated, main
-from fusion_core.contracts.pairs import BOOTSTRAP
+from fusion_core.contracts.measures import FRACTION, main
 from fusion_core.report.below_base import below_base_notes
-from fusion_core.report.drawing import draw, report_tables, text_of
+from fusion_core.report.drawing import report_tables, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from fusion_core.contracts.intervals import Intervals
     from fusion_core.contracts.report import Published, Report
     from fusion_core.contracts.table import Table as Figures
-    from fusion_core.report.paired import Difference
 
     Reports = Mapping[str, Report]
 
 _PIPE = 240  # columns: programs and files need no folding
 
 
-def print_reports(reports: Reports, *, intervals: bool = False) -> None:
-    """Print reports to stdout, each under the name of the model that was measured."""
-    console = _console()
-    figures = table_of(reports)
-    for table in report_tables(figures, console.width, intervals=intervals):
+def print_reports(reports: Reports, *, intervals: Intervals | None = None) -> None:
+    """Print reports to stdout, each under the name of the model that was measured.
+
+    With `intervals`, figures have them.
+    """
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
+    figures = table_of(reports, intervals)
+    for table in report_tables(figures, console.width):
         console.print(table)
-    for note in [*notes(reports), *(_of_intervals(figures, reports) if intervals else [])]:
+    for note in [*notes(reports), *_of_intervals(figures)]:
         console.print(text_of(note), soft_wrap=True)
-    known = [each.published for each in reports.values() if each.published is not None]
-    for published in {each.family: each for each in known}.values():
+    known = [report.published for report in reports.values() if report.published is not None]
+    for published in {figures.family: figures for figures in known}.values():
         _print_published(console, of_family(reports, published), published)
-
-
-def print_differences(first: str, second: str, found: Sequence[Difference]) -> None:
-    """Print how the second of two models differs from the first on the same examples."""
-    rows = [["task", "difference", "95 % interval", "p"], *(each.cells for each in found)]
-    bold = [number for number, each in enumerate(found, 1) if not each.is_task]
-    console = _console()
-    console.print()
-    console.print(text_of(f"{second} - {first}, on the same examples"), soft_wrap=True)
-    console.print(draw(rows, console.width, bold=bold))
-    tests = {each.test: None for each in found if each.is_task}
-    said = f"tasks: {', '.join(tests)}; average: {BOOTSTRAP}" if bold else ", ".join(tests)
-    console.print(text_of(f"{said}; each p by itself, not corrected for many"), soft_wrap=True)
-
-
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
 
 
 def _print_published(console: Console, reports: Reports, published: Published) -> None:
@@ -79,14 +63,14 @@ def _print_published(console: Console, reports: Reports, published: Published) -
 def of_family(reports: Reports, published: Published) -> Reports:
     """Return the reports that figures may stand beside: none of another family's checkpoints."""
     return {
-        name: each
-        for name, each in reports.items()
-        if each.published is None or each.published.family == published.family
+        name: report
+        for name, report in reports.items()
+        if report.published is None or report.published.family == published.family
     }
 
 
 def compared(reports: Reports, published: Published) -> list[str]:
-    """Return the tasks that were measured here and by whoever published figures."""
+    """Return the tasks that both the reports and the published figures have."""
     rows = published.rows.values()
     return [
         task
@@ -96,86 +80,84 @@ def compared(reports: Reports, published: Published) -> list[str]:
 
 
 def published_table(reports: Reports, published: Published, tasks: list[str]) -> Table:
-    """Lay these models out among published methods: a row a method, a column a task, by average."""
-    ours = {
+    """Lay these models out among published methods, ordered by average.
+
+    The table has one row per method and one column per task.
+    """
+    own = {
         f"{name} (this run)": {task: main(report.tasks[task]) for task in tasks}
         for name, report in reports.items()
     }
-    rows = [*ours.items(), *published.rows.items()]
+    rows = [*own.items(), *published.rows.items()]
     complete = [(label, row) for label, row in rows if all(task in row for task in tasks)]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for heading in (*tasks, "average"):
         table.add_column(text_of(heading), justify="right", overflow="fold")
-    for label, row in sorted(complete, key=lambda each: _mean(each[1], tasks)):
+    for label, row in sorted(complete, key=lambda labelled: _mean(labelled[1], tasks)):
         cells = (_percent(row[task]) for task in tasks)
-        style = "bold" if ours.get(label) is row else None
+        style = "bold" if own.get(label) is row else None
         table.add_row(text_of(label), *cells, _percent(_mean(row, tasks)), style=style)
     return table
 
 
 def notes(reports: Reports) -> list[str]:
-    """Say what the numbers do not: units, normalised averages, what was adapted and measured on."""
-    found = list(filter(None, [_scale(reports)]))
-    found += below_base_notes(reports)
+    """Return what the numbers do not say: units, what was adapted and measured on, and the like."""
     lines, shared = lines_of(reports), shared_lines(reports)
+    said = [scale] if (scale := _scale(reports)) else []
+    said += below_base_notes(reports)
     if not are_alike(shared):
-        found.append("no average: the tasks are measured in different units")
+        said.append("no average: the tasks are measured in different units")
     if len(shared) < len(lines):
-        said = ", ".join(task for task, _ in shared) or "none"
-        found.append(f"averages are over the tasks that all have: {said}")
-    transductive = [name for name, each in reports.items() if each.transductive]
-    if transductive:
-        said = "the algorithm saw the test examples, without their labels"
-        found.append(f"transductive{_of(transductive, reports)}: {said}")
-    knowing = [name for name, each in reports.items() if each.needs_task]
-    if knowing:
-        said = "each task was measured with weights or an adapter of its own"
-        found.append(f"needs the task at inference{_of(knowing, reports)}: {said}")
-    for chosen in dict.fromkeys(each.chosen for each in reports.values()):
+        tasks = ", ".join(task for task, _ in shared) or "none"
+        said.append(f"averages are over the tasks that all have: {tasks}")
+    if names := [name for name, report in reports.items() if report.transductive]:
+        seen = "the algorithm saw the test examples, without their labels"
+        said.append(f"transductive{_of(names, reports)}: {seen}")
+    if names := [name for name, report in reports.items() if report.needs_task]:
+        own = "each task was measured with weights or an adapter of its own"
+        said.append(f"needs the task at inference{_of(names, reports)}: {own}")
+    for chosen in dict.fromkeys(report.chosen for report in reports.values()):
         if chosen is not None:
-            names = [name for name, each in reports.items() if each.chosen == chosen]
-            found.append(f"options chosen {chosen}{_of(names, reports)}")
-    for measured_on in dict.fromkeys(each.measured_on for each in reports.values()):
+            names = [name for name, report in reports.items() if report.chosen == chosen]
+            said.append(f"options chosen {chosen}{_of(names, reports)}")
+    for measured_on in dict.fromkeys(report.measured_on for report in reports.values()):
         if measured_on is not None:
-            names = [name for name, each in reports.items() if each.measured_on == measured_on]
-            found.append(f"measured on {measured_on}{_of(names, reports)}")
+            names = [name for name, report in reports.items() if report.measured_on == measured_on]
+            said.append(f"measured on {measured_on}{_of(names, reports)}")
     if len(reports) == 1:
-        found += _remembered(*reports.values())
-    return found
+        said += _remembered(*reports.values())
+    return said
 
 
 def _remembered(report: Report) -> list[str]:
-    """Say which rows are not of this run."""
+    """Name the rows that an earlier run measured."""
     rows = " and ".join(report.remembered)
     return [f"{rows}: as an earlier run measured them; --fresh measures anew"] if rows else []
 
 
 def _scale(reports: Reports) -> str:
-    """Say what all values are, where they are of one metric, and what is normalised."""
+    """Return the metric of all values, where they have one, and what is normalised."""
     metrics = {metric for _, metric in lines_of(reports)}
-    said = [str(each) for each in metrics] if len(metrics) == 1 else []
+    parts = [str(metric) for metric in metrics] if len(metrics) == 1 else []
     shared = common(reports)
-    if any(each.over(shared).normalised_average is not None for each in reports.values()):
-        said.append(f"{NORMALISED}: in % of the experts', on average")
-    return "; ".join(said)
+    if any(r.over(shared).normalised_average is not None for r in reports.values()):
+        parts.append(f"{NORMALISED}: in % of the experts', on average")
+    return "; ".join(parts)
 
 
-def _of_intervals(figures: Figures, reports: Reports) -> list[str]:
-    """Say what intervals are of, or why there are none."""
-    each = [one for entry in figures.entries for one in entry.figures if one is not None]
-    rows = (metrics for report in reports.values() for metrics in report.tasks.values())
-    are_runs = any(isinstance(metrics, Repeated) for metrics in rows)
-    if any(one.interval is not None for one in each):
-        over = "seeds" if are_runs else "test examples"
-        return [f"±: 95 % intervals over {over}; -1.9+1.2: so far down, so far up"]
-    if are_runs:
-        return ["no intervals: no two of these runs differ in the seed alone"]
-    return ["no intervals: nothing is kept of each example; fuse evaluate measures anew"]
+def _of_intervals(figures: Figures) -> list[str]:
+    """Say what the intervals are over, or why there are none."""
+    if figures.intervals is None:
+        return []
+    known = [figure for entry in figures.entries for figure in entry.figures if figure is not None]
+    if all(figure.interval is None for figure in known):
+        return [f"no intervals: {figures.intervals.missing}"]
+    return [f"±: 95 % intervals over {figures.intervals.over}; -1.9+1.2: so far down, so far up"]
 
 
 def _of(names: list[str], reports: Reports) -> str:
-    """Say which of several models something is said of."""
+    """Name the models that a note is about; a single report needs no name."""
     return "" if len(reports) == 1 else f" ({', '.join(names)})"
 
 

@@ -154,11 +154,11 @@ def test_a_name_of_two_plugins_is_ambiguous(site: Site, fuse: Fuse) -> None:
 
 
 def test_a_name_of_the_core_stays_the_cores(site: Site, fuse: Fuse) -> None:
-    install(site, "compare")
-    assert "--json" in fuse("compare", "--help").out
-    assert "\n  shout/compare  Say what shout says." in fuse("--help").out
-    assert fuse("shout/compare").out == "shout_command: hello, []\n"
-    assert "command 'compare' is the core's own" in fuse("list-plugins", "-v").out
+    install(site, "evaluate")
+    assert "--json" in fuse("evaluate", "--help").out
+    assert "\n  shout/evaluate  Say what shout says." in fuse("--help").out
+    assert fuse("shout/evaluate").out == "shout_command: hello, []\n"
+    assert "command 'evaluate' is the core's own" in fuse("list-plugins", "-v").out
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusion_core.contracts.intervals import (
-    interval_of,
-    interval_of_average,
-    interval_of_normalised,
-    student,
-    student_quantile,
-    wilson,
-)
-from fusion_core.contracts.measures import Measured, Metric, Repeated
+from fusion_core.contracts.intervals import Intervals, wilson
+from fusion_core.contracts.measures import Measured, Metric
 
+INTERVALS = Intervals()
 RANDOM = np.random.default_rng(0)
 BITS = RANDOM.gamma(4.0, 0.25, size=60)
 BYTES = RANDOM.integers(20, 400, size=60).astype(float)
@@ -32,26 +26,7 @@ def test_right_and_wrong_have_wilsons_interval(right: int, count: int) -> None:
     known = stats.binomtest(right, count).proportion_ci(method="wilson")
     assert wilson(right, count) == pytest.approx((known.low, known.high), abs=1e-12)
     measured = accuracy(*[1] * right, *[0] * (count - right))
-    assert interval_of(measured) == wilson(right, count)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 10, 31, 100])
-@pytest.mark.parametrize("share", [0.6, 0.975, 0.9999])
-def test_students_quantiles(share: float, freedom: int) -> None:
-    assert student_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-9)
-
-
-def test_means_over_seeds_have_students_interval() -> None:
-    values = [0.61, 0.64, 0.6]
-    known = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert student(values) == pytest.approx(known)
-    repeated = Repeated([{"accuracy": value, "loss": 1.0} for value in values])
-    assert repeated == pytest.approx({"accuracy": np.mean(values), "loss": 1.0})
-    assert interval_of(repeated) == pytest.approx(known)
-    other = Repeated([{"accuracy": 1 - value} for value in values])
-    low, high = interval_of_average([repeated, other]) or (math.nan, math.nan)
-    assert low == pytest.approx(high)  # what one task wins with a seed, the other loses
-    assert interval_of(Repeated([{"accuracy": 0.5}])) is None
+    assert INTERVALS.of_task(measured) == wilson(right, count)
 
 
 def known_bootstrap(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
@@ -68,15 +43,15 @@ def known_bootstrap(values: np.ndarray, weights: np.ndarray) -> tuple[float, flo
 def test_other_outcomes_are_bootstrapped(weights: np.ndarray | None) -> None:
     each = np.ones_like(BITS) if weights is None else weights
     measured = Measured({"bits": float(np.average(BITS, weights=each))}, BITS, weights)
-    low, high = interval_of(measured) or (math.nan, math.nan)
+    low, high = INTERVALS.of_task(measured) or (math.nan, math.nan)
     known = known_bootstrap(BITS, each)
     assert (low, high) == pytest.approx(known, abs=0.06 * (known[1] - known[0]))
-    assert interval_of(measured) == (low, high)  # the same every time
+    assert INTERVALS.of_task(measured) == (low, high)  # the same every time
 
 
 def test_averages_resample_within_each_task() -> None:
     first, second = accuracy(*[1] * 300, *[0] * 100), accuracy(*[1] * 20, *[0] * 80)
-    low, high = interval_of_average([first, second]) or (math.nan, math.nan)
+    low, high = INTERVALS.of_average([first, second]) or (math.nan, math.nan)
     error = math.sqrt(0.75 * 0.25 / 400 + 0.2 * 0.8 / 100) / 2  # nearly normal
     assert (low, high) == pytest.approx((0.475 - 1.96 * error, 0.475 + 1.96 * error), abs=0.004)
 
@@ -84,16 +59,16 @@ def test_averages_resample_within_each_task() -> None:
 def test_what_is_counted_is_distributed_like_what_is_drawn() -> None:
     few = [0.0] * 30 + [1.0] * 50 + [2.0] * 20
     many = [each + 1e-9 * number for number, each in enumerate(few)]
-    found = [interval_of(Measured({"score": sum(x) / 100}, x)) for x in (few, many)]
+    found = [INTERVALS.of_task(Measured({"score": sum(x) / 100}, x)) for x in (few, many)]
     assert found[0] == pytest.approx(found[1], abs=0.02)
 
 
 def test_without_outcomes_there_is_no_interval() -> None:
     plain, one = {"accuracy": 0.5}, Measured({"bits": 0.25}, [0.25])
     infinite = Measured({"bits": math.inf}, [math.inf, 1.0])
-    assert [interval_of(each) for each in (plain, one, infinite)] == [None, None, None]
-    assert interval_of_average([accuracy(1, 0), plain]) is None
-    assert interval_of_average([]) is None
+    assert [INTERVALS.of_task(each) for each in (plain, one, infinite)] == [None, None, None]
+    assert INTERVALS.of_average([accuracy(1, 0), plain]) is None
+    assert INTERVALS.of_average([]) is None
 
 
 @pytest.mark.parametrize(
@@ -108,23 +83,17 @@ def test_a_share_of_the_experts_draws_both_together() -> None:
     """Where a merge errs with its expert alone, no example changes their quotient."""
     right = Metric("accuracy")
     expert, half = accuracy(*[1] * 80, *[0] * 20), accuracy(*[1] * 40, *[0] * 60)
-    assert interval_of_normalised([(right, expert, expert)]) == (1.0, 1.0)
-    low, high = interval_of_normalised([(right, half, expert)] * 2) or (math.nan, math.nan)
+    assert INTERVALS.of_normalised([(right, expert, expert)]) == (1.0, 1.0)
+    low, high = INTERVALS.of_normalised([(right, half, expert)] * 2) or (math.nan, math.nan)
     drawn = RANDOM.multinomial(100, [0.4, 0.4, 0.2], size=(20_000, 2))
     shares = (drawn[..., 0] / (drawn[..., 0] + drawn[..., 1])).mean(1)
     assert (low, high) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.01)
-    assert interval_of_normalised([(right, half, accuracy(1, 0))]) is None  # other examples
-    assert interval_of_normalised([(right, half, {"accuracy": 0.8})]) is None
+    assert INTERVALS.of_normalised([(right, half, accuracy(1, 0))]) is None  # other examples
+    assert INTERVALS.of_normalised([(right, half, {"accuracy": 0.8})]) is None
 
 
 def test_a_share_of_what_should_be_low_is_the_other_way_round() -> None:
     bits = Metric("bits", unit="bits", higher_is_better=False)
     value = Measured({"bits": (2 * BITS * BYTES).sum() / BYTES.sum()}, 2 * BITS, BYTES)
     expert = Measured({"bits": (BITS * BYTES).sum() / BYTES.sum()}, BITS, BYTES)
-    assert interval_of_normalised([(bits, value, expert)]) == pytest.approx((0.5, 0.5))
-
-
-def test_a_share_over_seeds_has_students_interval() -> None:
-    runs = Repeated([{"accuracy": each} for each in (0.4, 0.6, 0.5)])
-    found = interval_of_normalised([(Metric("accuracy"), runs, {"accuracy": 0.8})])
-    assert found == pytest.approx(student([0.5, 0.75, 0.625]))
+    assert INTERVALS.of_normalised([(bits, value, expert)]) == pytest.approx((0.5, 0.5))

@@ -1,33 +1,21 @@
-"""Tables for people, papers and programs: intervals, orders, formats, notebooks."""
+"""The table of a run, and of several: its width, its intervals, notebooks."""
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from fusion_core.contracts.intervals import Intervals
 from fusion_core.contracts.layout import table_of
-from fusion_core.contracts.measures import Measured, Metric, Repeated
+from fusion_core.contracts.measures import Measured, Metric
 from fusion_core.contracts.report import Report
 from fusion_core.contracts.run import RunResult
 from fusion_core.contracts.table import Entry, Figure
-from fusion_core.errors import FusionError, RecipeError
-from fusion_core.report.data import compared_as_json, report_as_json
 from fusion_core.report.drawing import report_tables
-from fusion_core.report.formats import as_csv, as_latex, as_markdown
-from fusion_core.report.sorting import sort_reports
 from fusion_core.report.table import print_reports
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from conftest import Outcome
 
 BITS = Metric("bits", unit="", higher_is_better=False)
 
@@ -62,13 +50,14 @@ def test_a_figure_stands_with_its_interval(
 ) -> None:
     figure = Figure(value, lambda: interval)
     entry = Entry("x", metric, [figure])
-    assert entry.shown(figure, intervals=True) == text
-    assert entry.shown(figure) == text.partition(" ")[0]
+    assert entry.shown(figure) == text
+    assert entry.shown(Figure(value)) == text.partition(" ")[0]
 
 
 def drawn(reports: dict[str, Report], width: int, *, intervals: bool = False) -> list[str]:
     console = Console(width=width, file=io.StringIO(), highlight=False)
-    for table in report_tables(table_of(reports), width, intervals=intervals):
+    over = Intervals() if intervals else None
+    for table in report_tables(table_of(reports, over), width):
         console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= width
@@ -97,41 +86,15 @@ def test_more_models_have_a_row_each_in_as_many_parts_as_it_takes() -> None:
     assert len([line for line in narrow if "60.0 ±9.8" in line]) == 2 * 9  # worst is latin
 
 
-def test_intervals_that_there_are_not_are_said(capsys: pytest.CaptureFixture[str]) -> None:
-    print_reports({"m": Report({"latin": {"accuracy": 0.5}})}, intervals=True)
+def test_a_table_says_what_its_intervals_are_over(capsys: pytest.CaptureFixture[str]) -> None:
+    print_reports({"m": Report({"latin": {"accuracy": 0.5}})}, intervals=Intervals())
     assert "no intervals: nothing is kept of each example" in capsys.readouterr().out
-    print_reports({"m": report(50)}, intervals=True)
-    assert "intervals over test examples" in capsys.readouterr().out
-    seeds = Report({"latin": Repeated([{"accuracy": 0.5}, {"accuracy": 0.6}])})
-    print_reports({"m": seeds}, intervals=True)
-    assert "55.0 ±63.5" in (out := capsys.readouterr().out)
-    assert "intervals over seeds" in out
-    print_reports({"m": Report({"latin": Repeated([{"accuracy": 0.5}])})}, intervals=True)
-    assert "no two of these runs differ in the seed" in capsys.readouterr().out
-
-
-def test_formats_have_a_row_a_model() -> None:
-    models = {"a_b": report(50, 60), "c|d": report(70, 80)}
-    rows = [*csv.reader(io.StringIO(as_csv(table_of(models), intervals=True)))]
-    first = dict(zip(rows[0], rows[1], strict=True))
-    assert [row[0] for row in rows] == ["model", "a_b", "c|d", "experts"]
-    assert (first["latin accuracy"], first["average"], first["worst"]) == ("0.5", "0.55", "0.5")
-    low = float(first["latin accuracy low"])
-    assert low == pytest.approx(0.4038, abs=1e-4)
-    assert float(first["normalised low"]) < float(first["normalised"])
-    assert as_markdown(table_of(models)).splitlines()[:4] == [
-        "| model | latin | greek | average | normalised | worst |",
-        "|---|---:|---:|---:|---:|---:|",
-        "| a_b | 50.0 | 60.0 | 55.0 | 55.9 | 50.0 |",
-        r"| c\|d | 70.0 | 80.0 | 75.0 | 76.2 | 70.0 |",
-    ]
-    latex = as_latex(table_of({"a_b": report(50)}), intervals=True).splitlines()
-    assert latex[0] == r"\begin{tabular}{lrrr}"
-    assert latex[2:5] == [
-        r"model & latin & average & normalised \\",
-        r"\midrule",
-        r"a\_b & 50.0 $\pm$9.6 & 50.0 $\pm$9.6 & 50.5 $\pm$9.5 \\",
-    ]
+    print_reports({"m": report(50)}, intervals=Intervals())
+    printed = capsys.readouterr().out
+    assert "50.0 ±9.6" in printed
+    assert "intervals over test examples" in printed
+    print_reports({"m": report(50)})
+    assert "interval" not in capsys.readouterr().out
 
 
 def test_what_is_mixed_names_its_metric() -> None:
@@ -141,27 +104,13 @@ def test_what_is_mixed_names_its_metric() -> None:
     assert table_of({"m": mixed}).by_model()[0] == ["model", "wiki (bits)", "latin (accuracy)"]
 
 
-def test_the_best_comes_first() -> None:
-    models = {"a": report(50, 60), "b": report(70, 10), "c": report(60, 30)}
-    assert list(sort_reports(models, "latin")) == ["b", "c", "a"]
-    assert list(sort_reports(models, "average")) == ["a", "c", "b"]
-    assert list(sort_reports({**models, "d": Report({})}, "greek")) == ["a", "c", "b", "d"]
-    lower = {"wiki": {"bits": BITS}}
-    texts = {
-        n: Report({"wiki": {"bits": each}}, metrics=lower) for n, each in (("x", 2.0), ("y", 1.0))
-    }
-    assert list(sort_reports(texts, "wiki")) == ["y", "x"]
-    with pytest.raises(RecipeError, match="nothing is called 'avrage' here\ndid you mean average"):
-        sort_reports(models, "avrage")
-
-
 def test_json_has_both_ends() -> None:
-    found = report_as_json(report(50, 60), intervals=True)["intervals"]
+    found = report(50, 60).as_json(Intervals())["intervals"]
     assert found["tasks"]["latin"] == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert found["average"] == pytest.approx((0.48, 0.62), abs=0.015)
     assert found["base"] == {}
-    both = compared_as_json({"a": report(50, 60), "b": report(50)}, intervals=True)
-    assert both["a"]["intervals"]["average"] == pytest.approx((0.4, 0.6), abs=0.02)  # latin alone
+    assert found["normalised_average"][0] < report(50, 60).normalised_average
+    assert "intervals" not in report(50).as_json()
 
 
 def test_notebooks_show_the_table() -> None:
@@ -174,88 +123,11 @@ def test_notebooks_show_the_table() -> None:
     assert result._repr_html_() == f"{report(50)._repr_html_()}<p>merged: in memory</p>"
 
 
-def test_reports_become_data_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = report(50, 60).to_dataframe()
-    assert list(frame.columns) == ["metric", "merged", "experts", "low", "high"]
-    assert frame.loc["greek", "merged"] == 0.6
-    assert pandas.isna(Report({"a": {"x": 1.0}}, {"b": {"x": 1.0}}).to_dataframe().loc["a", "base"])
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(FusionError, match="needs pandas, which is not here\nInstall it"):
+def test_what_draws_and_exports_now_is_named() -> None:
+    with pytest.raises(ImportError, match=r"use fusion_report\.plot \(pip install fusion-report\)"):
+        report(50).plot()
+    with pytest.raises(ImportError, match=r"use fusion_report\.to_dataframe "):
         report(50).to_dataframe()
-
-
-# --- fuse compare ---------------------------------------------------------------------------------
-
-
-def written(directory: Path, found: Report, recipe: str = "") -> Path:
-    directory.mkdir()
-    (directory / "report.json").write_text(json.dumps(found.as_json()))
-    (directory / "outcomes.json").write_text(json.dumps(found.outcomes_as_json()))
-    if recipe:
-        (directory / "recipe.yaml").write_text(recipe)
-    return directory
-
-
-def test_two_runs_are_compared_on_the_same_examples(
-    tmp_path: Path, fuse: Callable[..., Outcome]
-) -> None:
-    first, second = written(tmp_path / "a", report(50)), written(tmp_path / "b", report(60))
-    said = fuse("compare", first, second).out.splitlines()
-    assert said[0].split() == ["task", "a", "b", "experts"]
-    start = said.index("b - a, on the same examples")
-    assert said[start + 2].split() == ["latin", "+10.0", "+5.0", "to", "+16.0", "0.002"]
-    found = json.loads(fuse("compare", first, second, "--json").out)
-    assert "paired" not in found[str(first)]
-    paired = found[str(second)]["paired"]
-    assert (paired["against"], paired["average"]) == (str(first), None)
-    assert paired["tasks"]["latin"]["p"] == pytest.approx(2 / 2**10)
-    third = written(tmp_path / "c", report(70))
-    assert "same examples" not in fuse("compare", first, second, third).out
-    asked = fuse("compare", first, second, third, "--paired", third, first).out
-    assert "\na - c, on the same examples\n" in asked
-    other = written(tmp_path / "d", Report({"latin": {"accuracy": 0.5}}))
-    (other / "outcomes.json").unlink()
-    refused = fuse("compare", first, "--paired", first, other)
-    assert (refused.code, "no test examples in common" in refused.err) == (2, True)
-    assert "a twice\n" in fuse("compare", first, "--paired", first, first).err
-    refused = fuse("compare", first, "--paired", first, second, "--format", "csv")
-    assert (refused.code, "--paired has no --format csv" in refused.err) == (2, True)
-
-
-def test_outcomes_of_another_report_are_named(tmp_path: Path, fuse: Callable[..., Outcome]) -> None:
-    damaged, good = written(tmp_path / "a", report(50)), written(tmp_path / "b", report(60))
-    (damaged / "outcomes.json").write_text((good / "outcomes.json").read_text())
-    done = fuse("compare", damaged, "--intervals")
-    assert done.code == FusionError.exit_code
-    assert "a/outcomes.json does not go with the report.json beside it" in done.err
-    assert fuse("compare", damaged).code == 0  # which needs none
-
-
-def test_runs_that_differ_in_the_seed_alone_are_one(
-    tmp_path: Path, fuse: Callable[..., Outcome]
-) -> None:
-    recipe = "algorithm: {{name: dare, density: {}}}\nseed: {}\noutput: {{path: {}}}\n"
-    for number, right in enumerate((50, 60, 70)):
-        written(tmp_path / f"s{number}", report(right), recipe.format(0.5, number, number))
-    written(tmp_path / "again", report(10), recipe.format(0.5, 0, "x"))
-    written(tmp_path / "other", report(20), recipe.format(0.6, 0, "x"))
-    written(tmp_path / "no-recipe", report(30))
-    done = fuse(
-        "compare", *sorted(tmp_path.iterdir()), "--seeds", "--format", "csv", "--sort", "latin"
-    )
-    rows = {row["model"]: row for row in csv.DictReader(io.StringIO(done.out))}
-    group = rows["again (3 seeds)"]
-    assert float(group["latin accuracy"]) == pytest.approx((0.1 + 0.6 + 0.7) / 3)
-    assert float(group["latin accuracy low"]) < 0.1
-    assert rows["other"]["latin accuracy low"] == ""
-    # s0 has the seed of another run
-    assert list(rows) == ["s0", "again (3 seeds)", "no-recipe", "other", "experts"]
-
-
-@pytest.mark.parametrize("form", ["csv", "markdown", "latex", "json"])
-def test_every_format_is_printed(tmp_path: Path, fuse: Callable[..., Outcome], form: str) -> None:
-    done = fuse("compare", written(tmp_path / "a\x1b", report(50)), "--format", form)
-    assert done.code == 0
-    assert "\x1b" not in done.out
-    assert ("0.5" if form in {"csv", "json"} else "50.0") in done.out
+    result: Any = RunResult(None, None, None, report(50), {})  # type: ignore[arg-type]
+    with pytest.raises(ImportError, match=r"RunResult\.plot moved: use fusion_report\.plot "):
+        result.plot()

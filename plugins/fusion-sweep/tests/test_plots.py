@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,3 +84,10 @@ def test_a_sweep_shows_its_table_and_what_failed() -> None:
     assert "<table>" not in empty._repr_html_()
     with pytest.raises(FusionError, match="no trial of this sweep is finished"):
         empty.plot()
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
+    with pytest.raises(FusionError, match=r'needs matplotlib.*\n.*pip install "matplotlib"'):
+        found(({"s": 0.5}, 0.25), ({"s": 0.7}, 0.5)).plot()

@@ -1,4 +1,4 @@
-"""Registers the commands `fuse report` and `fuse diagnose`; imports nothing heavy."""
+"""Registers the commands `compare`, `diagnose` and `report`; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def fusion_register_commands() -> Iterator[CommandSpec]:
-    """Register the command that writes a page, and the one that looks ahead."""
+    """Register the commands that show runs, and the one that predicts them."""
+    yield CommandSpec(
+        name="compare",
+        summary="Show what was measured of several models, side by side.",
+        target="fusion_report.comparison.command:compare",
+    )
     yield CommandSpec(
         name="report",
         summary="Write report.html: what one or several runs made, in tables and pictures.",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, TypeAdapter
 from safetensors.torch import load_file
 
-from fusion_core import load_recipe, read_report
+from fusion_core import load_recipe
 from fusion_core.errors import FusionError, RecipeError
+from fusion_report.reading import read_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fusion_core import Report, below_base_warnings, table_of
+from fusion_core import Intervals, Report, below_base_warnings, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,12 +46,11 @@ class Row:
 
 
 class Table:
-    """Reports of runs by name, side by side; `intervals` says how sure their figures are."""
+    """Reports of runs by name, side by side; with `intervals`, their figures have them."""
 
     def __init__(self, reports: Mapping[str, Report], *, intervals: bool = False) -> None:
         self.reports = reports
-        self._intervals = intervals
-        self._all = table_of(reports)
+        self._all = table_of(reports, Intervals() if intervals else None)
         #: the tasks that every run was measured on by the same main metric
         self.shared = self._all.shared
         lines = [entry for entry in self._all.entries if entry.is_task]
@@ -122,7 +121,7 @@ class Table:
 
     def _shown(self, entry: Entry, number: int) -> Cell | None:
         figure = entry.figures[number]
-        text, _, spread = entry.shown(figure, intervals=self._intervals).partition(" ")
+        text, _, spread = entry.shown(figure).partition(" ")
         return None if figure is None else Cell(text, spread)
 
     def _average(self, name: str, number: int) -> Cell | None:

@@ -6,7 +6,7 @@ from itertools import product
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import new_figure, printable
+from fusion_core import import_optional, printable
 from fusion_sweep.shown import heading, said
 
 if TYPE_CHECKING:
@@ -64,8 +64,17 @@ def _is_full(groups: Sequence[Group], options: Mapping[str, Sequence[float]]) ->
     return len(options) == 2 and tried == {*product(*options.values())}  # noqa: PLR2004
 
 
+def _new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches; raises `FusionError` without matplotlib."""
+    pyplot = import_optional("matplotlib.pyplot", "plot")
+    figure: Figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    if "inline" in pyplot.get_backend():
+        pyplot.close(figure)  # else the end of the cell shows it a second time
+    return figure
+
+
 def _draw_kinds(kinds: Kinds) -> Figure:
-    figure = new_figure(1.5 * _WIDE, 0.8 + _ROW * len(kinds))
+    figure = _new_figure(1.5 * _WIDE, 0.8 + _ROW * len(kinds))
     axes = figure.subplots()
     for place, (group, *_) in enumerate(kinds.values()):
         mean, deviation = _figure(group)
@@ -78,7 +87,7 @@ def _draw_kinds(kinds: Kinds) -> Figure:
 
 def _draw_dots(kinds: Kinds, options: Mapping[str, Sequence[float]]) -> Figure:
     legend = _LEGEND * len(kinds) if len(kinds) > 1 else 0
-    figure = new_figure(_WIDE * max(len(options), 1.5), _HIGH + legend)
+    figure = _new_figure(_WIDE * max(len(options), 1.5), _HIGH + legend)
     panels = figure.subplots(1, len(options), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(panels, options.items(), strict=True):
         for number, (kind, groups) in enumerate(kinds.items()):
@@ -107,7 +116,7 @@ def _draw_kind(axes: Axes, name: str, groups: Sequence[Group], **look: str) -> N
 
 def _draw_maps(kinds: Kinds, options: Mapping[str, Sequence[float]]) -> Figure:
     (across, columns), (up, rows) = options.items()
-    figure = new_figure(_WIDE * len(kinds) + 1, _HIGH + 0.5)
+    figure = _new_figure(_WIDE * len(kinds) + 1, _HIGH + 0.5)
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     every = [_figure(group)[0] for groups in kinds.values() for group in groups]
     known = [*filter(isfinite, every)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Measured, interval_of
+from scipy import stats
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -50,10 +50,10 @@ class Count:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the rate, as if pools had nothing to do with each other."""
-        outcomes = [1.0] * self.held + [0.0] * (self.of - self.held)
-        if not outcomes:
+        if not self.of:
             return 0.0, 1.0
-        return interval_of(Measured({"held": self.held / self.of}, outcomes)) or (0.0, 1.0)
+        interval = stats.binomtest(self.held, self.of).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
 
     @property
     def is_telling(self) -> bool:

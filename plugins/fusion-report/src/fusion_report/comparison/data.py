@@ -1,0 +1,38 @@
+"""Compared reports as JSON's data, for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fusion_core import Intervals, Report
+    from fusion_report.comparison.differences import Difference
+
+_AVERAGES = ("average", "normalised_average")
+
+
+def reports_as_json(
+    reports: Mapping[str, Report], intervals: Intervals | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return reports as JSON's data, their averages over the tasks that all have."""
+    shared = list(table_of(reports).shared)
+    data = {}
+    for name, report in reports.items():
+        content = report.as_json(intervals)
+        averages = report.over(shared).as_json(intervals)
+        content |= {key: averages[key] for key in _AVERAGES}
+        if intervals is not None:
+            content["intervals"] |= {key: averages["intervals"][key] for key in _AVERAGES}
+        data[name] = {**content, "averaged_over": shared}
+    return data
+
+
+def differences_as_json(first: str, differences: Sequence[Difference]) -> dict[str, Any]:
+    """Return how a model differs from the first one: by task, and on average."""
+    tasks = {row.label: row.as_json() for row in differences if row.is_task}
+    average = next((row.as_json() for row in differences if not row.is_task), None)
+    return {"against": first, "tasks": tasks, "average": average}

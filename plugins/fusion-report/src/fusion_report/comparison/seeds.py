@@ -1,0 +1,118 @@
+"""Runs of one recipe that differ in the seed alone: their mean, and how far they lie apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from fusion_core import Intervals, load_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from fusion_core import Metric, Metrics, Report
+
+#: What two runs of one recipe may differ in.
+_VARIABLE = ("seed", "output")
+_UPPER_TAIL = 0.975  # of a 95 % interval
+
+
+class Repeated(dict[str, float]):
+    """Metrics that are means over several runs of one recipe, and those of each run."""
+
+    def __init__(self, runs: Sequence[Metrics]) -> None:
+        """Average the metrics that all runs have."""
+        names = [name for name in runs[0] if all(name in run for run in runs)]
+        super().__init__({name: sum(run[name] for run in runs) / len(runs) for name in names})
+        #: the main metric of each run
+        self.by_run = tuple(next(iter(run.values())) for run in runs)
+
+
+class SeedIntervals(Intervals):
+    """Student's 95 % intervals of means over seeds."""
+
+    over = "seeds"
+    missing = "no two of these runs differ in the seed alone"
+
+    def of_task(self, metrics: Metrics) -> tuple[float, float] | None:
+        """Return the interval of a task's main metric; None unless it is a mean over runs."""
+        return student(metrics.by_run) if isinstance(metrics, Repeated) else None
+
+    def of_average(self, row: Collection[Metrics]) -> tuple[float, float] | None:
+        """Return the interval of the mean of tasks' main metrics; None as for `of_task`."""
+        by_task = [metrics.by_run for metrics in row if isinstance(metrics, Repeated)]
+        if not by_task or len(by_task) < len(row):
+            return None
+        return student([sum(run) / len(run) for run in zip(*by_task, strict=True)])
+
+    def of_normalised(
+        self, row: Collection[tuple[Metric, Metrics, Metrics]]
+    ) -> tuple[float, float] | None:
+        """Return the interval of the mean of figure / reference; None as for `of_task`."""
+        ratios = []
+        for metric, metrics, reference in row:
+            if not isinstance(metrics, Repeated):
+                return None
+            expert = next(iter(reference.values()))
+            ratios.append([metric.ratio(value, expert) for value in metrics.by_run])
+        return student([_mean_ratio(run) for run in zip(*ratios, strict=True)])
+
+
+def _mean_ratio(ratios: Sequence[float | None]) -> float:
+    """Return the mean of one run's ratios; NaN where one is missing."""
+    known = [ratio for ratio in ratios if ratio is not None]
+    return sum(known) / len(known) if len(known) == len(ratios) else math.nan
+
+
+def student(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the interval of the mean of independent runs; None for one, or for infinite ones."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):  # noqa: PLR2004 - no spread of one
+        return None
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(_UPPER_TAIL, len(values) - 1) * stats.sem(values))
+    return mean - half, mean + half
+
+
+def average_seeds(reports: Mapping[str, Report]) -> dict[str, Report]:
+    """Return one report per recipe: means over its runs, by the first one's name."""
+    averages = {}
+    for names in group_by_recipe(reports):
+        name = names[0] if len(names) == 1 else f"{names[0]} ({len(names)} seeds)"
+        averages[name] = _average([reports[run] for run in names])
+    return averages
+
+
+def group_by_recipe(names: Collection[str]) -> list[list[str]]:
+    """Group directories whose resolved recipes are the same but for seed and output.
+
+    A directory without a recipe, or a second one of the same seed, is in a group of its own.
+    """
+    groups: dict[str, dict[Any, str]] = {}
+    for name in names:
+        path = Path(name, "recipe.yaml")
+        recipe = load_recipe(path) if path.is_file() else {"alone": name}
+        fixed = {key: value for key, value in recipe.items() if key not in _VARIABLE}
+        key = json.dumps(fixed, sort_keys=True, default=str)
+        seeds = groups.setdefault(key, {})
+        if recipe.get("seed") in seeds:
+            groups[f"{key} {name}"] = {None: name}
+        else:
+            seeds[recipe.get("seed")] = name
+    return [list(group.values()) for group in groups.values()]
+
+
+def _average(runs: Sequence[Report]) -> Report:
+    """Return the mean of runs; base and experts, which no seed changes, are the first one's.
+
+    Outcomes are left out: intervals over examples would mislead beside intervals over seeds.
+    """
+    first = runs[0]
+    tasks = [task for task in first.tasks if all(task in run.tasks for run in runs)]
+    means = {task: Repeated([run.tasks[task] for run in runs]) for task in tasks}
+    return replace(first.without_outcomes(), tasks=means)

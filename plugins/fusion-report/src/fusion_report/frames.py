@@ -1,0 +1,35 @@
+"""Reports as data frames of pandas, which is not required."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import Intervals, import_optional, table_of
+
+if TYPE_CHECKING:
+    from fusion_core import Report
+
+
+def to_dataframe(report: Report) -> Any:  # noqa: ANN401 - pandas' DataFrame
+    """Return the main metrics with one row per task, fractions between 0 and 1.
+
+    Columns are `metric`, `base`, `merged` and `experts`, where there are any, and where tasks keep
+    outcomes `low` and `high`, the ends of the merge's 95 % intervals. Raises `FusionError` without
+    pandas.
+    """
+    pandas = import_optional("pandas", "to_dataframe", "fusion-report[pandas]")
+    table = table_of({"merged": report}, Intervals())
+    entries = [entry for entry in table.entries if entry.is_task]
+    columns: dict[str, list[str | float | None]] = {
+        "task": [entry.label for entry in entries],
+        "metric": [entry.metric.name for entry in entries],
+    }
+    for number, heading in enumerate(table.headings):
+        figures = [entry.figures[number] for entry in entries]
+        columns[heading] = [None if figure is None else figure.value for figure in figures]
+    merged = [entry.figures[table.first] for entry in entries]
+    intervals = [None if figure is None else figure.interval for figure in merged]
+    if any(interval is not None for interval in intervals):
+        for end, name in enumerate(("low", "high")):
+            columns[name] = [None if interval is None else interval[end] for interval in intervals]
+    return pandas.DataFrame(columns).set_index("task")

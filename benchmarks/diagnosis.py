@@ -19,7 +19,8 @@ import torch
 from diagnosis_page import page, record
 from diagnosis_pools import cases
 
-from fusion_core import Report, RunOptions, Subject, merge
+from fusion_core import Report, RunOptions, merge
+from fusion_core.commands import Subject
 from fusion_report.diagnosis.diagnose import Questions, measure
 from fusion_report.diagnosis.merges import MERGES
 

@@ -31,7 +31,8 @@ def build(directory: str, *sizes: str) -> None:
 
 def methods() -> None:
     """Print, by name, every installed method that needs no data: its pipeline, and its experts."""
-    from fusion_core import AlgorithmSpec, load_plugins
+    from fusion_core import AlgorithmSpec
+    from fusion_core.commands import load_plugins
 
     around = {
         "transform": lambda name: [name, "task-arithmetic"],
@@ -46,7 +47,8 @@ def methods() -> None:
 
 def merge(recipe: str, workers: str) -> None:
     """Plan a recipe, estimate its memory, run it; print both."""
-    from fusion_core import RunOptions, check, execute, plan
+    from fusion_core import RunOptions, check, plan
+    from fusion_core.commands import execute
     from fusion_core.machine.memory import peak_memory
 
     planned = plan(json.loads(Path(recipe).read_text()), RunOptions(workers=int(workers)))

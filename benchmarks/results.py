@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from results_page import page, picture
 
-from fusion_core import load_plugins
+from fusion_core.commands import load_plugins
 from fusion_core.contracts.specs import AlgorithmSpec
 from pools_mini.files import DATA
 from pools_mini.plugin import TASKS

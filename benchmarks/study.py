@@ -22,7 +22,8 @@ from study_page import write_page
 from study_parts import Distilled, counted, disturbed
 
 from fusion_adamerging.adamerging import AdaMerging
-from fusion_core import RunContext, Subject
+from fusion_core import RunContext
+from fusion_core.commands import Subject
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_spectral.orthogonalise import Orthogonalise
 from pools_clip.config import ClipConfig

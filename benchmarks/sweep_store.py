@@ -33,7 +33,7 @@ from fusion_sweep.trial import Trial, digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from fusion_core import Plan
+    from fusion_core.commands import Plan
     from fusion_sweep.found import Found
 
 FoundT = TypeVar("FoundT")

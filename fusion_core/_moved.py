@@ -4,6 +4,8 @@ A package leaves a module of its old name behind, which raises `moved_error(__na
 a name raises `moved_name_error(name)`.
 """
 
+from importlib import import_module
+
 #: The distribution that provides a package now, by the package's name in 0.1.
 MOVED = {
     "fusion_core.adapting": "fusion-adapting",
@@ -14,11 +16,26 @@ MOVED_NAMES = {
     "Report.plot": "fusion_report.plot",
     "Report.to_dataframe": "fusion_report.to_dataframe",
     "RunResult.plot": "fusion_report.plot",
-    "interval_of": "fusion_core.Intervals().of_task",
-    "interval_of_average": "fusion_core.Intervals().of_average",
+    "interval_of": "fusion_core.commands.Intervals().of_task",
+    "interval_of_average": "fusion_core.commands.Intervals().of_average",
     "new_figure": "fusion_report.new_figure",
     "read_report": "fusion_report.read_report",
+    **{
+        name: f"fusion_core.weights.{name}"
+        for name in ("along", "depths", "layers_of", "matching", "renumbered")
+    },
 }
+#: Modules that took names over from `fusion_core`.
+_SPLIT_OFF = ("fusion_core.commands", "fusion_core.files")
+
+
+def check_moved(name: str) -> None:
+    """Raise `ImportError` with the new home of a name that `fusion_core` had in 0.1."""
+    for module in _SPLIT_OFF:
+        if name in import_module(module).__all__:
+            raise ImportError(f"fusion_core.{name} moved: use {module}.{name}", name="fusion_core")
+    if name in MOVED_NAMES:
+        raise moved_name_error(name)
 
 
 def moved_error(module: str) -> ImportError:

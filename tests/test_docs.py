@@ -52,6 +52,11 @@ def test_the_page_of_hooks_is_what_the_source_says(generate: Any) -> None:
     assert page == generate.hooks(HOOKSPECS), "run: python docs/reference/generate.py"
 
 
+def test_the_page_of_public_names_is_what_the_packages_export(generate: Any) -> None:
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    assert page == generate.api(), "run: python docs/reference/generate.py"
+
+
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_every_hook_is_on_it_with_its_exact_signature(hook: ast.FunctionDef) -> None:
     page = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")

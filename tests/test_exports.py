@@ -4,12 +4,16 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import pytest
 
 import fusion_core
-from fusion_core import weights
+from fusion_core import commands, files, weights
 from fusion_core._moved import MOVED_NAMES
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 pytestmark = pytest.mark.plugins
 
@@ -41,19 +45,15 @@ WITHOUT_TORCH = [
 ]
 
 
-@pytest.mark.parametrize("name", fusion_core.__all__)
-def test_every_public_name_is_there_and_knows_its_home(name: str) -> None:
-    found = getattr(fusion_core, name)
-    if isinstance(found, type):
-        assert found.__name__ == name
-        assert found.__module__.startswith("fusion_core.")
-        assert found.__doc__
-
-
-def test_the_list_of_public_names_is_complete() -> None:
-    homes = {name for names in fusion_core._HOMES.values() for name in names}  # noqa: SLF001
-    assert {*homes, "__version__"} == set(fusion_core.__all__)
-    assert dir(fusion_core) == sorted(fusion_core.__all__)
+@pytest.mark.parametrize("module", [fusion_core, commands, files])
+def test_every_public_name_is_there_and_knows_its_home(module: ModuleType) -> None:
+    assert dir(module) == sorted(module.__all__)
+    for name in module.__all__:
+        found = getattr(module, name)
+        if isinstance(found, type):
+            assert found.__name__ == name
+            assert found.__module__.startswith("fusion_core.")
+            assert found.__doc__
 
 
 def test_other_names_are_attribute_errors() -> None:
@@ -88,12 +88,21 @@ def test_a_name_that_moved_says_where_it_is(name: str) -> None:
         exec(f"from fusion_core import {name}")
 
 
+@pytest.mark.parametrize("module", [commands, files])
+def test_names_that_were_split_off_say_where_they_are(module: ModuleType) -> None:
+    for name in module.__all__:
+        told = re.escape(f"fusion_core.{name} moved: use {module.__name__}.{name}")
+        with pytest.raises(ImportError, match=told):
+            exec(f"from fusion_core import {name}")
+
+
 @pytest.mark.parametrize("replacement", sorted(set(MOVED_NAMES.values())))
 def test_what_replaces_a_name_is_there(replacement: str) -> None:
-    package, *names = replacement.replace("()", "").split(".")
+    package, names = re.fullmatch(
+        r"(fusion_\w+(?:\.[a-z]+)??)\.(\w+(?:\(\)\.\w+)?)", replacement
+    ).groups()
     found = import_module(package)
-    assert names[0] in found.__all__
-    for name in names:
+    for name in names.replace("()", "").split("."):
         found = getattr(found, name)
     assert callable(found)
 

@@ -12,8 +12,10 @@ from fusion_core._moved import MOVED
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "fusion_core"
-#: Modules beside the rooms that only say where a package went.
-SIGNPOSTS = {"_moved", *(name.removeprefix("fusion_core.") for name in MOVED)}
+#: Modules that hand public names on, or say where a package went.
+SIGNPOSTS = {"_exports", "_moved", "commands", "files"} | {
+    name.removeprefix("fusion_core.") for name in MOVED
+}
 
 
 def floors() -> list[set[str]]:

@@ -15,7 +15,8 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import Subject, dump_yaml, models_of, run_fusion
+from fusion_core import models_of, run_fusion
+from fusion_core.commands import Subject, dump_yaml
 from fusion_core.contracts.measures import mean_of
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.planning.options import RunOptions

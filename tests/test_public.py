@@ -76,7 +76,7 @@ def hidden(source: str) -> set[str]:
 
 def test_there_is_something_to_look_at() -> None:
     assert len(PLUGINS) > 50
-    assert len(PUBLIC) == 7
+    assert len(PUBLIC) == 9
     assert hidden("import fusion_core\nfrom fusion_core import hub, run_fusion") == set()
     assert hidden("from fusion_core.planning.plan import Plan") == {
         "fusion_core.planning.plan.Plan"

@@ -6,7 +6,9 @@ Run as `python docs/reference/generate.py`. A test compares what this makes with
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,43 @@ A misspelled hook, an argument that does not exist and a spec of another type ma
 *broken*: it is left out, and `fuse list-plugins -v` says why. What a hook raises while a run goes
 on is named in a warning, and the run goes on.
 """
+
+
+_API_HEAD = """# Public names
+
+What plugins and programs may import, generated from the packages. For how long they can rely on it:
+[compatibility](compatibility.md). A name that is not listed may change without notice.
+"""
+_PUBLIC = (
+    "fusion_core",
+    "fusion_core.commands",
+    "fusion_core.files",
+    "fusion_core.weights",
+    "fusion_core.hub",
+    "fusion_core.errors",
+)
+
+
+def api() -> str:
+    """Return the page of public names: one table per package."""
+    return "\n".join([_API_HEAD, *map(_table_of, _PUBLIC)])
+
+
+def _table_of(package: str) -> str:
+    module = import_module(package)
+    own = (name for name, value in vars(module).items() if inspect.getmodule(value) is module)
+    names = sorted(getattr(module, "__all__", own), key=str.lower)
+    about = (module.__doc__ or "").splitlines()[0]
+    rows = (f"| `{name}` | {_summary(getattr(module, name))} |" for name in names)
+    return "\n".join([f"## `{package}`\n", f"{about}\n", "| name | |", "|---|---|", *rows, ""])
+
+
+def _summary(value: object) -> str:
+    """Return the first sentence of a docstring; an alias of a type has none of its own."""
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        return "a type or a value" if not isinstance(value, str) else "text"
+    first = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
+    return first.replace("|", "\\|")
 
 
 def hooks(source: str) -> str:
@@ -67,6 +106,7 @@ def main() -> None:
     """Write the pages."""
     page = hooks(HOOKSPECS.read_text(encoding="utf-8"))
     (HERE / "hooks.md").write_text(page, encoding="utf-8")
+    (HERE / "api.md").write_text(api(), encoding="utf-8")
 
 
 if __name__ == "__main__":

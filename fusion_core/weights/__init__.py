@@ -1,5 +1,7 @@
 """Named tensors that can be read a piece at a time, and the engine that moves them."""
 
+from fusion_core.recipe.depth import along, depths, layers_of, renumbered
+from fusion_core.recipe.patterns import matching
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
 from fusion_core.weights.merging.applied import (
     CoordinatesKernel,
@@ -85,10 +87,12 @@ __all__ = [
     "WeightSource",
     "agreeing",
     "align",
+    "along",
     "as_weights",
     "assemble",
     "content_of",
     "decompose",
+    "depths",
     "elected_sign",
     "held_in_memory",
     "in_order",
@@ -97,13 +101,16 @@ __all__ = [
     "joint_rank",
     "kept_count",
     "kth_largest_magnitudes",
+    "layers_of",
     "licence_of",
     "locate",
+    "matching",
     "materialise",
     "nearness",
     "per_expert",
     "polar",
     "read_config",
+    "renumbered",
     "safe_config",
     "same_tensors",
     "staged",

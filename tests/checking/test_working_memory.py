@@ -10,8 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fusion_core import AlgorithmSpec, RunContext, RunOptions, load_plugins, plan
+from fusion_core import AlgorithmSpec, RunContext, RunOptions, plan
 from fusion_core.checking._working import working_memory
+from fusion_core.commands import load_plugins
 from fusion_core.planning.pipeline import apply_stages
 
 pytestmark = pytest.mark.plugins

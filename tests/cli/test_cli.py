@@ -18,8 +18,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from fusion_core import AlgorithmSpec, load_plugins
+from fusion_core import AlgorithmSpec
 from fusion_core.cli.progress import BarProgress, LineProgress, NotebookProgress, progress_for
+from fusion_core.commands import load_plugins
 
 pytestmark = pytest.mark.plugins
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import save_file
 
-from fusion_core import load_recipe, models_of
+from fusion_core import models_of
+from fusion_core.commands import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

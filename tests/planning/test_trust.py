@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core import (
-    ComponentConfig,
-    RunOptions,
-    TaskPoolSpec,
-    load_plugins,
-    models_of,
-    plan,
-    run_fusion,
-)
+from fusion_core import ComponentConfig, RunOptions, TaskPoolSpec, models_of, plan, run_fusion
+from fusion_core.commands import load_plugins
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
 from fusion_core.planning.resolved import Resolved
 from fusion_core.plugins.components import Component

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import load_recipe, run_fusion
+from fusion_core import run_fusion
+from fusion_core.commands import load_recipe
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.paths import RecipeText, input_path, path_of, portable
 from fusion_core.recipe.text import dump_yaml

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import Report, RunIdentities, RunOptions, plan, run_fusion
+from fusion_core import Report, RunOptions, plan, run_fusion
+from fusion_core.commands import RunIdentities
 from fusion_core.report.table import notes
 from fusion_core.running import _identity, _remembered
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import CheckpointsConfig, CheckpointsPool, remembered
+from fusion_core import CheckpointsConfig, CheckpointsPool
+from fusion_core.commands import remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable

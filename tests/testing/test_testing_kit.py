@@ -12,7 +12,8 @@ import torch
 from suites import expressions, run_suites
 
 import fusion_testing
-from fusion_core import ExecutorSpec, ModelPoolSpec, Subject, TaskPoolSpec, builtin
+from fusion_core import ExecutorSpec, ModelPoolSpec, TaskPoolSpec, builtin
+from fusion_core.commands import Subject
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.weights import StateDictSource, materialise, staged
 from fusion_testing import (

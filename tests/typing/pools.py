@@ -17,14 +17,13 @@ from fusion_core import (
     Report,
     RunResult,
     Split,
-    Subject,
     Task,
     TaskPool,
     WeightSource,
     build_model,
-    load_recipe,
     run_fusion,
 )
+from fusion_core.commands import Subject, load_recipe
 from fusion_core.weights import CheckpointSource
 from fusion_testing import AlgorithmSuite, TinyTasks, tiny_pool
 

@@ -17,7 +17,8 @@ import pytest
 from mortal import SHARD
 from programs import program, scheduler_in, worker_of
 
-from fusion_core import ExecutorSpec, load_plugins
+from fusion_core import ExecutorSpec
+from fusion_core.commands import load_plugins
 from fusion_core.errors import RecipeError, WorkerError
 from fusion_core.weights import CheckpointSource, materialise, staged
 from fusion_dask import cluster

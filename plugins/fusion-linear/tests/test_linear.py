@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_core import AlgorithmSpec, load_plugins, run_fusion
+from fusion_core import AlgorithmSpec, run_fusion
+from fusion_core.commands import load_plugins
 from fusion_core.errors import RecipeError
 
 State = dict[str, torch.Tensor]

@@ -11,7 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fusion_core import Intervals, Measured, Metric, Report, table_of
+from fusion_core import Measured, Metric, Report
+from fusion_core.commands import Intervals, table_of
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.comparison.command import compare
 from fusion_report.comparison.data import reports_as_json

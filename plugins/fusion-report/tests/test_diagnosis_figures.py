@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core import AlgorithmSpec, RunOptions, Subject, load_plugins
+from fusion_core import AlgorithmSpec, RunOptions
+from fusion_core.commands import Subject, load_plugins
 from fusion_core.errors import RecipeError
 from fusion_report import Questions, diagnose
 from fusion_report.diagnosis import ranks

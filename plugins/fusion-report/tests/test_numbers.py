@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from fusion_core import Progress, load_recipe
+from fusion_core import Progress
+from fusion_core.commands import load_recipe
 from fusion_report.charts import of_coefficients
 from fusion_report.drawings.heat import Heat
 from fusion_report.drawings.lines import smoothed, spread

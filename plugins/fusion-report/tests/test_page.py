@@ -14,7 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fusion_core import Measured, Progress, printable
+from fusion_core import Measured, Progress
+from fusion_core.commands import printable
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.command import report
 from fusion_report.page import page

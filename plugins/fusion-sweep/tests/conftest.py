@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import save_file
 
-from fusion_core import load_plugins
+from fusion_core.commands import load_plugins
 from fusion_testing import tiny_pool
 
 if TYPE_CHECKING:

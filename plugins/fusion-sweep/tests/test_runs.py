@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from fusion_core import Report, load_yaml, run_fusion
+from fusion_core import Report, run_fusion
+from fusion_core.commands import load_yaml
 from fusion_core.errors import FusionError, RecipeError
 from fusion_sweep import plugin, sweep
 from fusion_sweep.command import sweep as sweep_command

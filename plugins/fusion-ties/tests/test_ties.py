@@ -9,14 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core import (
-    AlgorithmSpec,
-    CheckpointsConfig,
-    CheckpointsPool,
-    RunContext,
-    load_plugins,
-    run_fusion,
-)
+from fusion_core import AlgorithmSpec, CheckpointsConfig, CheckpointsPool, RunContext, run_fusion
+from fusion_core.commands import load_plugins
 from fusion_core.errors import RecipeError
 from fusion_ties.ties import Ties
 

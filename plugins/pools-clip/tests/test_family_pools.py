@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fusion_core import RunOptions, Split, Subject, noting, run_fusion
+from fusion_core import RunOptions, Split, noting, run_fusion
 from fusion_core import hub as hub_client
+from fusion_core.commands import Subject
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
 from fusion_testing import Mean
 from pools_clip import origin, stored_images

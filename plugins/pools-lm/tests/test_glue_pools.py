@@ -27,7 +27,8 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from fusion_core import FeatureTask, Split, Subject
+from fusion_core import FeatureTask, Split
+from fusion_core.commands import Subject
 from fusion_core.errors import FusionError, HubError, RecipeError
 from fusion_testing import TaskPoolSuite
 from pools_lm import plugin

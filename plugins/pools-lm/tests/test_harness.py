@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fusion_core import Metric, Progress, Report, RunOptions, Subject, run_fusion
+from fusion_core import Metric, Progress, Report, RunOptions, run_fusion
+from fusion_core.commands import Subject
 from fusion_core.errors import FusionError, HubError, PluginError, RecipeError
 from fusion_testing import Mean, tiny_pool
 from pools_lm.config import HarnessConfig, LanguageConfig

@@ -23,7 +23,8 @@ from fusion_adapting import (
     squared_gradients,
     through_adapter,
 )
-from fusion_core import AlignmentPolicy, FeatureTask, Split, Subject
+from fusion_core import AlignmentPolicy, FeatureTask, Split
+from fusion_core.commands import Subject
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import ClassificationPool, EncoderPool

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from transformers import CLIPVisionModel
 
-from fusion_core import RunOptions, Split, Subject, run_fusion
+from fusion_core import RunOptions, Split, run_fusion
+from fusion_core.commands import Subject
 from fusion_core.errors import IntegrityError, RecipeError
 from fusion_testing import Mean
 from pools_mini import files, plugin

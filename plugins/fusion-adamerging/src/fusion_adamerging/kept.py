@@ -12,8 +12,8 @@ from fusion_adamerging.coefficient_search import (
 )
 from fusion_adamerging.coefficients import Coefficients
 from fusion_adamerging.config import KeptConfig
-from fusion_core import write_durably
 from fusion_core.errors import IntegrityError
+from fusion_core.files import write_durably
 from fusion_core.weights import Linear
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from torch import nn
 
 from fusion_adamerging.learned import LearnedCoefficients
 from fusion_adapting import moments_of
-from fusion_core import matching
 from fusion_core.errors import RecipeError
+from fusion_core.weights import matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

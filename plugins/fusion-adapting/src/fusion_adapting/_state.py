@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load, save
 
-from fusion_core import write_durably
+from fusion_core.files import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

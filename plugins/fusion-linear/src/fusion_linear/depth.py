@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Piece, Scan, TensorwiseCalibration, Transform, along, depths
-from fusion_core.weights import Scope, in_order
+from fusion_core import Piece, Scan, TensorwiseCalibration, Transform
+from fusion_core.weights import Scope, along, depths, in_order
 from fusion_linear.config import DepthScaleConfig, LinesConfig
 
 if TYPE_CHECKING:

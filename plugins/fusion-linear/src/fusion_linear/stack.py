@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Algorithm, Cut, Outline, RunContext, layers_of, renumbered
+from fusion_core import Algorithm, Cut, Outline, RunContext
 from fusion_core.errors import RecipeError
-from fusion_core.weights import WeightSource, as_weights, with_layers
+from fusion_core.weights import WeightSource, as_weights, layers_of, renumbered, with_layers
 from fusion_linear.config import StackConfig
 
 if TYPE_CHECKING:

@@ -37,8 +37,9 @@ def report(
     Everything is inside the file, to be sent, printed and read anywhere: no network, no scripts.
     Several runs stand side by side. Nothing is measured: that is fuse evaluate.
     """
-    from fusion_core import printable, progress_for, write_durably
+    from fusion_core.commands import printable, progress_for
     from fusion_core.errors import RecipeError
+    from fusion_core.files import write_durably
     from fusion_report.page import page
     from fusion_report.runs import read_runs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Intervals, import_optional, table_of
+from fusion_core.commands import Intervals, import_optional, table_of
 
 if TYPE_CHECKING:
     from fusion_core import Report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fusion_core import amount, printable
+from fusion_core.commands import amount, printable
 from fusion_core.errors import FusionError
 from fusion_report.charts import (
     Chart,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
-from fusion_core import Intervals, Report, printable, table_of
+from fusion_core import Report
+from fusion_core.commands import Intervals, printable, table_of
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fusion_core import Entry, RunResult, Table
-    from fusion_core import Figure as Number
+    from fusion_core import RunResult
+    from fusion_core.commands import Entry, Table
+    from fusion_core.commands import Figure as Number
 
     #: values by step
     Curve = dict[int, float]

@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fusion_core import Report, load_recipe
+from fusion_core import Report
+from fusion_core.commands import load_recipe
 from fusion_core.errors import DiskError, FusionError, RecipeError
 
 if TYPE_CHECKING:

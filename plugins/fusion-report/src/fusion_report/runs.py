@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, TypeAdapter
 from safetensors.torch import load_file
 
-from fusion_core import load_recipe
+from fusion_core.commands import load_recipe
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.reading import read_report
 

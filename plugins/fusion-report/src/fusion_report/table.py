@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fusion_core import Intervals, Report, below_base_warnings, table_of
+from fusion_core import Report
+from fusion_core.commands import Intervals, below_base_warnings, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_core import Entry, Figure, Metric, Metrics, Published
+    from fusion_core import Metric, Metrics, Published
+    from fusion_core.commands import Entry, Figure
 
     Figures = Mapping[str, Metrics]
 

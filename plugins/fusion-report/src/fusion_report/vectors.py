@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Cut, hub, layers_of, load_plugins, models_of, noting
-from fusion_core.weights import Operands, Scan, SerialExecutor
+from fusion_core import Cut, hub, models_of, noting
+from fusion_core.commands import load_plugins
+from fusion_core.weights import Operands, Scan, SerialExecutor, layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import assign, load_yaml
+from fusion_core.commands import assign, load_yaml
 from fusion_core.errors import RecipeError
 from fusion_sweep.ranges import Range, range_of
 

@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from fusion_core import RunIdentities, RunOptions, device_of, execute, plan
+from fusion_core import RunOptions, plan
+from fusion_core.commands import RunIdentities, device_of, execute
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.weights import Shared
 from fusion_sweep.trial import Trial, digest
@@ -28,7 +29,8 @@ from fusion_sweep.unlabeled import Unlabeled
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core import Plan, Report, RunResult, TaskPool
+    from fusion_core import Report, RunResult, TaskPool
+    from fusion_core.commands import Plan
 
     Tasks = TaskPool[Any]
 

@@ -125,15 +125,8 @@ def sweep(
     """  # noqa: D301 - \b is typer's: lines stay as they are
     import logging
 
-    from fusion_core import (
-        RunOptions,
-        hub,
-        override,
-        print_json,
-        progress_for,
-        sections_from,
-        trusted_by,
-    )
+    from fusion_core import RunOptions, hub
+    from fusion_core.commands import override, print_json, progress_for, sections_from, trusted_by
     from fusion_sweep.axes import axes_of
     from fusion_sweep.shown import print_found
     from fusion_sweep.sweeping import sweep as run_sweep
@@ -175,7 +168,7 @@ def sweep(
 
 
 def _read(recipe: Path | None) -> dict[str, Any]:
-    from fusion_core import load_recipe
+    from fusion_core.commands import load_recipe
 
     return {} if recipe is None else load_recipe(recipe)
 

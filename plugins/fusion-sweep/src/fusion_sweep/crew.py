@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core import describe_run, device_of
+from fusion_core.commands import describe_run, device_of
 from fusion_core.errors import FusionError, RecipeError, WorkerError
 from fusion_core.weights import SerialExecutor, is_in_process
 from fusion_sweep.bench import bench_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor
 
-    from fusion_core import Plan
+    from fusion_core.commands import Plan
     from fusion_sweep.bench import Bench
     from fusion_sweep.store import Store
     from fusion_sweep.trial import Trial

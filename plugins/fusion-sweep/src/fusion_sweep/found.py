@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import import_optional
+from fusion_core.commands import import_optional
 from fusion_sweep.plots import plot
 from fusion_sweep.results import Results
 from fusion_sweep.shown import as_html

@@ -6,7 +6,7 @@ from itertools import product
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import import_optional, printable
+from fusion_core.commands import import_optional, printable
 from fusion_sweep.shown import heading, said
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusion_core import import_optional
+from fusion_core.commands import import_optional
 from fusion_core.errors import RecipeError
 from fusion_sweep.axes import Axis, Listed, Point, key_of, points_of
 from fusion_sweep.grids import check_draws, check_grid, grid

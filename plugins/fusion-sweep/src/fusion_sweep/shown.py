@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import below_base_warnings, html_table, print_table, printable
+from fusion_core.commands import below_base_warnings, html_table, print_table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

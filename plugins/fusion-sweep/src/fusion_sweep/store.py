@@ -113,7 +113,7 @@ class Store:
     @contextmanager
     def claim(self, trial: Trial) -> Iterator[bool]:
         """Hold a trial as this process's own work; yields whether that is so."""
-        from fusion_core import locked  # heavy: whoever only looks does without
+        from fusion_core.files import locked  # heavy: whoever only looks does without
 
         place = self.path.with_name(f"{self.path.name}.claims")
         place.mkdir(exist_ok=True)

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Progress, RunOptions, load_recipe, plan, run_fusion
+from fusion_core import Progress, RunOptions, plan, run_fusion
+from fusion_core.commands import load_recipe
 from fusion_core.errors import RecipeError, WorkerError
 from fusion_sweep.axes import (
     ALGORITHM,
@@ -33,7 +34,7 @@ from fusion_sweep.trial import Trial, digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from fusion_core import Plan
+    from fusion_core.commands import Plan
     from fusion_sweep.crew import Crew
     from fusion_sweep.search import Scores
 

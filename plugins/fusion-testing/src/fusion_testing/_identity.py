@@ -103,7 +103,7 @@ class IdentityChecks(ComponentSuite):
         if not changed:
             fail(
                 "no `identity` changes when data files do.",
-                "Add sizes and times of the files, as fusion_core.file_stamps returns them.",
+                "Add sizes and times of the files, as fusion_core.files.file_stamps returns them.",
             )
 
 

@@ -7,7 +7,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_core import dump_yaml, import_optional
+from fusion_core.commands import dump_yaml, import_optional
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from fusion_adapting import on_cores, with_fast_products
-from fusion_core import file_stamps
 from fusion_core.errors import CheckpointError
+from fusion_core.files import file_stamps
 from pools_clip.kept import kept, write_file
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.tokens import tokens_of

@@ -14,8 +14,9 @@ import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import hub, locked
+from fusion_core import hub
 from fusion_core.errors import DiskError, OutputError
+from fusion_core.files import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fusion_core import ComponentConfig, ModelPool, build_model, layers_of
+from fusion_core import ComponentConfig, ModelPool, build_model
 from fusion_core.errors import AlignmentError
-from fusion_core.weights import licence_of
+from fusion_core.weights import layers_of, licence_of
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
 from pools_clip.vision import PREFIX, VisionTower, architecture, canonical

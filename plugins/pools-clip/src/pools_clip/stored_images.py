@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import PIL
 import torch
 
-from fusion_core import allocate
+from fusion_core.files import allocate
 from pools_clip.images import Images, count_rows, read_images
 from pools_clip.kept import kept, place_of, write_file
 

@@ -19,12 +19,12 @@ from fusion_core import (
     TaskPool,
     choose_tasks,
     evaluation_mode,
-    file_stamps,
     note,
     shuffled_rows,
     unknown_task,
 )
 from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.files import file_stamps
 from pools_clip.config import DEFAULT_SET, ClipClassificationConfig
 from pools_clip.data_sets import DataSet, LocalDataSet, data_set
 from pools_clip.directory import ClipDirectory

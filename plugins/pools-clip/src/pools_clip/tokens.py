@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from fusion_core import Confined, Limits, Overrun, Refused
 from fusion_core.errors import CheckpointError
+from fusion_core.files import Confined, Limits, Overrun, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

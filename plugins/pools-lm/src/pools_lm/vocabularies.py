@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from fusion_core import Refused
 from fusion_core.errors import CheckpointError
+from fusion_core.files import Refused
 from fusion_core.weights import content_of, read_config
 from pools_lm.confined.held import READING, SETTINGS, TOKENIZER, Held, in_parts
 

@@ -12,7 +12,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core import Intervals, Report
+    from fusion_core import Report
+    from fusion_core.commands import Intervals
     from fusion_report.comparison.differences import Difference
 
     Reports = Mapping[str, Report]
@@ -69,7 +70,7 @@ def compare(
       fuse compare outputs/* --seeds --format latex
       fuse compare outputs/* --paired outputs/mini8-ties-1 outputs/mini8-dare-1
     """  # noqa: D301 - \b is typer's: lines stay as they are
-    from fusion_core import below_base_warnings, printable
+    from fusion_core.commands import below_base_warnings, printable
     from fusion_core.errors import RecipeError
     from fusion_report.comparison.sorting import sort_reports
     from fusion_report.reading import read_report, read_reports
@@ -101,7 +102,7 @@ def _with_intervals(
     reports: dict[str, Report], *, intervals: bool, seeds: bool
 ) -> tuple[dict[str, Report], Intervals | None]:
     """Return the reports to show, and the intervals of their figures if any are asked for."""
-    from fusion_core import Intervals
+    from fusion_core.commands import Intervals
 
     if not seeds:
         return reports, Intervals() if intervals else None
@@ -128,7 +129,7 @@ def _differences(pair: Reports, *, is_asked: bool) -> list[Difference]:
 def _print_json(
     reports: Reports, over: Intervals | None, pair: Reports, differences: Sequence[Difference]
 ) -> None:
-    from fusion_core import print_json
+    from fusion_core.commands import print_json
     from fusion_report.comparison.data import differences_as_json, reports_as_json
 
     data = reports_as_json(reports, over)
@@ -141,7 +142,7 @@ def _print_json(
 def _print_tables(
     reports: Reports, over: Intervals | None, pair: Reports, differences: Sequence[Difference]
 ) -> None:
-    from fusion_core import print_reports
+    from fusion_core.commands import print_reports
 
     print_reports(_shorten(reports), intervals=over)
     if differences:
@@ -152,7 +153,7 @@ def _print_tables(
 
 
 def _print_text(reports: Reports, over: Intervals | None, form: Format) -> None:
-    from fusion_core import printable, table_of
+    from fusion_core.commands import printable, table_of
     from fusion_report.comparison import formats
 
     write = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import table_of
+from fusion_core.commands import table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core import Intervals, Report
+    from fusion_core import Report
+    from fusion_core.commands import Intervals
     from fusion_report.comparison.differences import Difference
 
 _AVERAGES = ("average", "normalised_average")

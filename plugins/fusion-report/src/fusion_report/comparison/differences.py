@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from fusion_core import Measured, paired_bootstrap, table_of
+from fusion_core import Measured
+from fusion_core.commands import paired_bootstrap, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

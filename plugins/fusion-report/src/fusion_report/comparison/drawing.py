@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fusion_core import printable
+from fusion_core.commands import printable
 from fusion_report.comparison.differences import BOOTSTRAP
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from fusion_core import Intervals, load_recipe
+from fusion_core.commands import Intervals, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

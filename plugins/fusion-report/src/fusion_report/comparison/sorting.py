@@ -6,13 +6,14 @@ import math
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from fusion_core import table_of
+from fusion_core.commands import table_of
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core import Entry, Figure, Report
+    from fusion_core import Report
+    from fusion_core.commands import Entry, Figure
 
 
 def sort_reports(reports: Mapping[str, Report], label: str) -> dict[str, Report]:

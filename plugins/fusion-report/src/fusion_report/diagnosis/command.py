@@ -69,8 +69,8 @@ def diagnose(
       fuse diagnose recipe.yaml --no-tasks
       fuse diagnose recipe.yaml --try --samples 128
     """  # noqa: D301 - \b is typer's: lines stay as they are
-    from fusion_core import (
-        RunOptions,
+    from fusion_core import RunOptions
+    from fusion_core.commands import (
         load_recipe,
         override,
         print_json,

@@ -7,19 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import (
-    AdaptiveTask,
-    RunOptions,
-    below_base_warnings,
-    device_of,
-    evaluate_experts,
-    hub,
-    load_recipe,
-    merge,
-    models_of,
-    noting,
-    plan,
-)
+from fusion_core import AdaptiveTask, RunOptions, hub, merge, models_of, noting, plan
+from fusion_core.commands import below_base_warnings, device_of, evaluate_experts, load_recipe
 from fusion_core.errors import PluginError, RecipeError
 from fusion_report.diagnosis.advice import advise
 from fusion_report.diagnosis.kinds import counted_as

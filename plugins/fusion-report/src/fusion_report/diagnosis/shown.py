@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fusion_core import print_table, printable
+from fusion_core.commands import print_table, printable
 from fusion_report.diagnosis.kinds import counted_as
 from fusion_report.diagnosis.ranks import COLUMNS
 from fusion_report.diagnosis.record import read_record

@@ -16,7 +16,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fusion_core import printable
+from fusion_core.commands import printable
 from fusion_report.theme import PAINT
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List sweeps, or the runs of one."""
-    from fusion_core import print_json, print_table, printable
+    from fusion_core.commands import print_json, print_table, printable
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as Opened
 
@@ -56,7 +56,7 @@ def ls(
 @app.command()
 def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
     """Show a run: what was measured, its recipe, and the command that makes the model."""
-    from fusion_core import dump_yaml, print_json, printable
+    from fusion_core.commands import dump_yaml, print_json, printable
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as Opened
 
@@ -78,7 +78,7 @@ def compare(
     names: Annotated[list[str], typer.Argument(metavar="RUN...")], store: Store = None
 ) -> None:
     """Show what was measured of several runs, side by side."""
-    from fusion_core import print_reports
+    from fusion_core.commands import print_reports
     from fusion_core.errors import RecipeError
     from fusion_sweep.store import Store as Opened
 
@@ -98,7 +98,7 @@ def export(
     store: Store = None,
 ) -> None:
     """Print every run of a sweep with all that was measured."""
-    from fusion_core import print_json
+    from fusion_core.commands import print_json
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as Opened
 

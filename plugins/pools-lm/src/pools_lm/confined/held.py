@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from fusion_core import Confined, Limits, Overrun, Refused
 from fusion_core.errors import CheckpointError
+from fusion_core.files import Confined, Limits, Overrun, Refused
 from pools_lm.beside import content_in
 
 if TYPE_CHECKING:

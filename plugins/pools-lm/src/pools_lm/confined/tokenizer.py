@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, TypeAdapter
 
-from fusion_core import Refused
 from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.files import Refused
 from pools_lm.confined.held import RENDERING, SETTINGS, Held, in_parts
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core import Subject, WeightSource
+    from fusion_core import WeightSource
+    from fusion_core.commands import Subject
     from fusion_core.weights import Files
 
 _SHARD_SIZE = 5_000_000_000

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core import Metric, Progress, Subject, Task, TaskPool, noting, unknown_task
+from fusion_core import Metric, Progress, Task, TaskPool, noting, unknown_task
+from fusion_core.commands import Subject
 from fusion_core.errors import RecipeError
 from pools_lm.beside import has_chat_template
 from pools_lm.config import HarnessConfig

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import remembered
+from fusion_core.commands import remembered
 from fusion_core.errors import CheckpointError, RecipeError
 from pools_lm.smoke.answers import Answer
 from pools_lm.tasks.prompts import Pair, Turn
@@ -52,7 +52,7 @@ class Speaker:
 class Asking:
     """Prompts as tokens, and the model that was asked last.
 
-    What a model said is remembered (`fusion_core.remembered`), and how likely it found an answer.
+    Answers and their likelihoods are remembered (`fusion_core.commands.remembered`).
     """
 
     prompts: Prompts

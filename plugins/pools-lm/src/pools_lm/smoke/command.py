@@ -44,7 +44,8 @@ def smoke(
     Of a directory that fuse run wrote, the base and experts are asked, too. Exits with 1 if an
     answer of the model's is empty, repeats itself, or is not finite.
     """
-    from fusion_core import device_of, hub, progress_for, trusted_by
+    from fusion_core import hub
+    from fusion_core.commands import device_of, progress_for, trusted_by
     from pools_lm.smoke.directory import made_of
     from pools_lm.smoke.trial import PROMPTS, Trial
 

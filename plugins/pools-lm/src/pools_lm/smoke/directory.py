@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import load_plugins, load_recipe, models_of
+from fusion_core import models_of
+from fusion_core.commands import load_plugins, load_recipe
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.weights import read_config
 from pools_lm.config import LanguageConfig

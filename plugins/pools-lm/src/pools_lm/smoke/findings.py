@@ -10,7 +10,7 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from fusion_core import printable
+from fusion_core.commands import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

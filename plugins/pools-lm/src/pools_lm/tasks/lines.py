@@ -13,8 +13,9 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import file_stamps, hub
+from fusion_core import hub
 from fusion_core.errors import FusionError, RecipeError
+from fusion_core.files import file_stamps
 from pools_lm.tasks.config import HUB
 
 if TYPE_CHECKING:

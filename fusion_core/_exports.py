@@ -1,0 +1,30 @@
+"""Public names, each imported from its home when it is first used.
+
+The stub of a module (`.pyi`) is the one list of its names. Type checkers read it, and so does the
+module itself, so that `import fusion_core` stays as cheap as an empty module.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def lazy_exports(module: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
+    """Return the names in a module's stub, and a function that imports one by its name.
+
+    Each line of the stub reads `from HOME import NAME as NAME`.
+    """
+    with open(f"{file.removesuffix('.py')}.pyi", encoding="utf-8") as stub:  # noqa: PTH123 - pathlib is slow to import
+        imports = [line.split() for line in stub if line.startswith("from ")]
+    homes = {words[-1]: words[1] for words in imports}
+
+    def load(name: str) -> Any:  # noqa: ANN401 - any public object
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return sorted(homes), load

@@ -1,0 +1,12 @@
+"""What authors of pools need for files: durable writes, locks, and readers for untrusted files.
+
+The stub `files.pyi` lists the names and their homes.
+"""
+
+from fusion_core._exports import lazy_exports
+
+__all__, __getattr__ = lazy_exports(__name__, __file__)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,7 +6,7 @@
 # your own models, `model_pool` is `{"base": ..., "models": {...}}` of directories, hub names or live modules.
 #
 # `output=None` keeps a merge in memory; leave it out, and a directory is written as by `fuse run`. With
-# `options=RunOptions(progress=progress_for())`, both of `fusion_core`, a cell shows a bar while it works.
+# `options=RunOptions(progress=progress_for())` (from `fusion_core` and `fusion_core.commands`), a cell shows a bar while it works.
 
 # %%
 from fusion_core import run_fusion

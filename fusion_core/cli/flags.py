@@ -152,21 +152,25 @@ class _Formatter(logging.Formatter):
 
 
 def sections_from(
-    raw: dict[str, Any], names: dict[str, str | None], tasks: str | None
+    raw: Mapping[str, Any], names: Mapping[str, str | None], tasks: str | None
 ) -> dict[str, Any]:
-    """Apply the flags that name components and tasks; a name of another component drops options."""
+    """Return a recipe with the components and tasks that flags name.
+
+    A name of another component drops the options of the one before.
+    """
     from fusion_core.recipe.assignments import assign
 
+    recipe = dict(raw)
     for section, name in names.items():
         if name is None:
             continue
         stages = stage_names(name) if section == "algorithm" else [name]
-        named = [{**_options_kept(raw.get(section), each), "name": each} for each in stages]
-        raw[section] = named if len(named) > 1 else named[0]
+        named = [{**_options_kept(recipe.get(section), stage), "name": stage} for stage in stages]
+        recipe[section] = named if len(named) > 1 else named[0]
     if tasks is None:
-        return raw
+        return recipe
     listed = [task.strip() for task in tasks.split(",")]
-    return assign(raw, ("task_pool", "tasks"), listed, origin=f"--tasks {tasks}")
+    return assign(recipe, ("task_pool", "tasks"), listed, origin=f"--tasks {tasks}")
 
 
 def _options_kept(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML

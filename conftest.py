@@ -17,6 +17,14 @@ MODELS = ("mlp", "convolution", "transformer")
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
 
 
+def pytest_configure() -> None:
+    """Pair every method with every stage nightly, and with one of each kind on each push."""
+    if "FUSION_NIGHTLY" in os.environ:
+        from fusion_testing import AlgorithmSuite
+
+        AlgorithmSuite.every_partner = True
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Try every method in every check on one kind of tiny model, in turns; nightly on all."""
     if "FUSION_NIGHTLY" in os.environ:

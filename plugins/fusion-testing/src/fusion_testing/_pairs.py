@@ -1,9 +1,10 @@
-"""Checks of an algorithm beside every stage that is installed: two-stage pipelines keep it all."""
+"""Checks of an algorithm next to other installed stages: pipelines of two keep what one keeps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
+from zlib import crc32
 
 from fusion_core.contracts.specs import STAGES, AlgorithmSpec
 from fusion_core.errors import RecipeError
@@ -25,14 +26,16 @@ _ROUNDING = 4e-5
 
 
 class PairChecks:
-    """Part of the `AlgorithmSuite`: with what is installed, each with its default options."""
+    """Part of the `AlgorithmSuite`: with installed stages, each with its default options."""
 
+    #: whether to try all partners; by default one per kind of stage, which the name determines
+    every_partner: ClassVar[bool] = False
     #: a pipeline, as `--algo` names it, whose result the experts alone do not determine -> why
     undetermined: ClassVar[Mapping[str, str]] = {}
 
-    def test_it_goes_with_every_stage_that_is_installed(self, bench: Bench) -> None:
+    def test_it_goes_with_other_stages(self, bench: Bench) -> None:
         """Two stages keep what one does: the same bytes however they are run, and identities."""
-        for partner, pair in pairs(bench):
+        for partner, pair in pairs(bench, every=self.every_partner):
             alike = not (bench.spec.ordered or partner.ordered)
             determined = _as_flag(bench.spec, partner) not in self.undetermined
             _check_pair(pair, partner.name, any_order=alike and determined)
@@ -69,27 +72,45 @@ def _as_flag(*specs: AlgorithmSpec) -> str:
     return ",".join(spec.name for spec in sorted(specs, key=lambda spec: order.index(spec.stage)))
 
 
-def pairs(bench: Bench) -> Iterator[tuple[AlgorithmSpec, Bench]]:
-    """Pair an algorithm with every installed stage that needs no options and no tasks.
+def pairs(bench: Bench, *, every: bool = True) -> Iterator[tuple[AlgorithmSpec, Bench]]:
+    """Pair an algorithm with installed stages that need no options and no tasks.
 
-    Where both are fusion-core's own, the merge leaves the pair to the other's suite.
+    `every` pairs it with all of them, otherwise with one of each kind. The choice depends on the
+    names alone. If both are fusion-core's own, the merge leaves the pair to the other's suite.
     """
-    for component in load_plugins().components(AlgorithmSpec):
+    chosen: set[str] = set()
+    components = [
+        each for each in load_plugins().components(AlgorithmSpec) if _fits(bench, each.spec)
+    ]
+    for component in sorted(components, key=lambda each: _order(bench.spec, each.spec)):
         spec = component.spec
-        if bench.spec.stage == "merge" and _is_known(bench.spec) and _is_known(spec):
+        if spec.stage in chosen and not every:
             continue
-        most = min(bench.experts, spec.max_experts or bench.experts)
-        stages = (bench.spec.stage, spec.stage)
-        fits = stages.count("merge") == 1 and spec.needs_tasks == "none"
-        fits = fits and not (spec.needs_task and bench.spec.needs_task)
-        if fits and most >= spec.min_experts:
-            try:
-                stage = component.load_class()(component.load_config()())
-            except RecipeError:  # an option is required
-                continue
-            pair = replace(bench, partner=stage, experts=most)
-            if "calibrate" not in stages or pair.keeps_tensors(pair.pool("mlp")):
-                yield spec, pair
+        try:
+            stage = component.load_class()(component.load_config()())
+        except RecipeError:  # an option is required
+            continue
+        experts = min(bench.experts, spec.max_experts or bench.experts)
+        pair = replace(bench, partner=stage, experts=experts)
+        if "calibrate" in (bench.spec.stage, spec.stage) and not pair.keeps_tensors(
+            pair.pool("mlp")
+        ):
+            continue
+        chosen.add(spec.stage)
+        yield spec, pair
+
+
+def _fits(bench: Bench, spec: AlgorithmSpec) -> bool:
+    if bench.spec.stage == "merge" and _is_known(bench.spec) and _is_known(spec):
+        return False
+    if spec.needs_tasks != "none" or (spec.needs_task and bench.spec.needs_task):
+        return False
+    is_pipeline = (bench.spec.stage, spec.stage).count("merge") == 1
+    return is_pipeline and min(bench.experts, spec.max_experts or bench.experts) >= spec.min_experts
+
+
+def _order(one: AlgorithmSpec, other: AlgorithmSpec) -> int:
+    return crc32(f"{one.name},{other.name}".encode())
 
 
 def _is_known(spec: AlgorithmSpec) -> bool:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         AlgorithmSpec,
         CommandSpec,
         ExecutorSpec,
+        FormatSpec,
         ModelPoolSpec,
         TaskPoolSpec,
     )
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.plan import plan
     from fusion_core.planning.planned import Plan
+    from fusion_core.plugins.formats import LocatedModel, find_model
     from fusion_core.plugins.manager import load_plugins
     from fusion_core.progress import Progress, note, noting
     from fusion_core.recipe.assignments import assign, override
@@ -103,6 +105,7 @@ _HOMES = {
         "AlgorithmSpec",
         "CommandSpec",
         "ExecutorSpec",
+        "FormatSpec",
         "ModelPoolSpec",
         "TaskPoolSpec",
     ),
@@ -125,6 +128,7 @@ _HOMES = {
     "fusion_core.planning.options": ("RunOptions",),
     "fusion_core.planning.plan": ("plan",),
     "fusion_core.planning.planned": ("Plan",),
+    "fusion_core.plugins.formats": ("LocatedModel", "find_model"),
     "fusion_core.plugins.manager": ("load_plugins",),
     "fusion_core.progress": ("Progress", "note", "noting"),
     "fusion_core.recipe.assignments": ("assign", "override"),
@@ -168,9 +172,11 @@ __all__ = [
     "ExpertWeights",
     "FeatureTask",
     "Figure",
+    "FormatSpec",
     "FusionError",
     "InputPath",
     "Limits",
+    "LocatedModel",
     "Measured",
     "Metric",
     "Metrics",
@@ -223,6 +229,7 @@ __all__ = [
     "execute",
     "expert_weights",
     "file_stamps",
+    "find_model",
     "hookimpl",
     "html_table",
     "import_optional",

@@ -80,3 +80,5 @@ class CheckpointsConfig(ComponentConfig):
         dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
     """The experts, LoRA adapters among them: a mapping of names to any of these, or a list."""
+    format: str | None = None
+    """Which format to read models in that several could read; see: fuse list formats"""

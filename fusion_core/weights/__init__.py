@@ -26,6 +26,7 @@ from fusion_core.weights.merging.trimming import (
     elected_sign,
     kept_count,
 )
+from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.reading.assets import (
     Files,
     content_of,
@@ -36,14 +37,25 @@ from fusion_core.weights.reading.assets import (
     with_config,
 )
 from fusion_core.weights.reading.checkpoint import CheckpointSource
+from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.layered import with_layers
-from fusion_core.weights.reading.location import Location, locate
+from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.packaged import PackagedFiles
 from fusion_core.weights.reading.remote import RemoteSource
 from fusion_core.weights.reading.spelling import same_tensors
+from fusion_core.weights.reading.stored import StoredTensor
 from fusion_core.weights.reading.task_masks import PackedMasks
-from fusion_core.weights.source import BLOCK, Cut, RenamedSource, TensorInfo, WeightSource, assemble
+from fusion_core.weights.source import (
+    BLOCK,
+    Cut,
+    RenamedSource,
+    TensorInfo,
+    WeightSource,
+    assemble,
+    check_unchanged,
+    origins,
+)
 from fusion_core.weights.state_dict import StateDictSource, held_in_memory
 from fusion_core.weights.writing.materialise import materialise
 from fusion_core.weights.writing.outputs import staged
@@ -59,6 +71,7 @@ __all__ = [
     "CoordinatesKernel",
     "Cut",
     "Electing",
+    "FileSource",
     "Files",
     "Kernel",
     "Linear",
@@ -66,6 +79,7 @@ __all__ = [
     "LoraSource",
     "MergedSource",
     "Operands",
+    "Origin",
     "PackagedFiles",
     "PackedMasks",
     "Piece",
@@ -79,6 +93,7 @@ __all__ = [
     "Shared",
     "Staging",
     "StateDictSource",
+    "StoredTensor",
     "TensorInfo",
     "Trim",
     "Trimming",
@@ -87,6 +102,7 @@ __all__ = [
     "align",
     "as_weights",
     "assemble",
+    "check_unchanged",
     "content_of",
     "decompose",
     "elected_sign",
@@ -98,15 +114,16 @@ __all__ = [
     "kept_count",
     "kth_largest_magnitudes",
     "licence_of",
-    "locate",
     "materialise",
     "nearness",
+    "origins",
     "per_expert",
     "polar",
     "read_config",
     "safe_config",
     "same_tensors",
     "staged",
+    "stamp_of",
     "task_weights",
     "tokenizer_of",
     "with_config",

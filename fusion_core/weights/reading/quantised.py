@@ -70,17 +70,18 @@ def packed(infos: Mapping[str, TensorInfo]) -> str | None:
 
 
 def _said_by(files: Files, name: str) -> str | None:
-    key = _key_in(parsed(files, CONFIG, name))
+    key = key_in(parsed(files, CONFIG, name), _KEYS)
     if key is not None:
         return f"its {CONFIG} has a {key}"
     return next((f"{each} lies beside it" for each in QUANTISERS_FILES if each in files), None)
 
 
-def _key_in(config: Any) -> str | None:  # noqa: ANN401 - JSON
+def key_in(config: Any, keys: frozenset[str]) -> str | None:  # noqa: ANN401 - JSON
+    """Return the key among `keys` that a configuration, or one inside it, gives a value."""
     if not isinstance(config, dict):
         return None
-    own = next((key for key in sorted(_KEYS & config.keys()) if config[key]), None)
-    return own or next(filter(None, map(_key_in, config.values())), None)
+    own = next((key for key in sorted(keys & config.keys()) if config[key]), None)
+    return own or next(filter(None, (key_in(each, keys) for each in config.values())), None)
 
 
 def _sign(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,15 @@ from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.quantised import key_in
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights import WeightSource
 
 #: Reads what no format claims, too: it says what is there in place of a model, and what to do.
 _USUAL = "fusion-core/safetensors"
+_CORE_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,22 @@ def find_model(given: str, option: str, *more: str, preferred: str | None = None
     return LocatedModel(location, _format_of(location, plugins, chosen))
 
 
+def distributions_of_formats(sources: Iterable[WeightSource], plugins: PluginManager) -> set[str]:
+    """Return the plugins, the core aside, whose formats weights are read in: by their classes."""
+    packages = {package for source in sources for package in _packages_of(source)} - {_CORE_PACKAGE}
+    return {
+        each.plugin.distribution
+        for each in plugins.components(FormatSpec)
+        if re.split(r"[.:]", each.spec.target)[0] in packages
+    }
+
+
+def _packages_of(source: WeightSource) -> Iterator[str]:
+    yield type(source).__module__.partition(".")[0]
+    for inner in source.sources:
+        yield from _packages_of(inner)
+
+
 def _format_of(
     location: Location, plugins: PluginManager, chosen: Component[FormatSpec] | None
 ) -> Component[FormatSpec]:
@@ -71,7 +91,7 @@ def _format_of(
 
     One that goes by configuration keys is chosen over others, and a full model over an adapter.
     """
-    claiming = [each for each in plugins.components(FormatSpec) if _claims(each.spec, location)]
+    claiming = [each for each in plugins.components(FormatSpec) if claims(each.spec, location)]
     if chosen in claiming:
         claiming = [each for each in claiming if each == chosen]
     claiming = [each for each in claiming if each.spec.config_keys] or claiming
@@ -86,7 +106,7 @@ def _format_of(
     return claiming[0] if claiming else plugins.find(FormatSpec, _USUAL)
 
 
-def _claims(spec: FormatSpec, location: Location) -> bool:
+def claims(spec: FormatSpec, location: Location) -> bool:
     """Tell whether a model is in a format, from names and from keys of its configuration."""
     if not any(map(location.matching, spec.files)):
         return False

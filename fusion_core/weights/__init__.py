@@ -46,6 +46,7 @@ from fusion_core.weights.reading.remote import RemoteSource
 from fusion_core.weights.reading.spelling import same_tensors
 from fusion_core.weights.reading.stored import StoredTensor
 from fusion_core.weights.reading.task_masks import PackedMasks
+from fusion_core.weights.reading.untrusted import parse_json
 from fusion_core.weights.source import (
     BLOCK,
     Cut,
@@ -117,6 +118,7 @@ __all__ = [
     "materialise",
     "nearness",
     "origins",
+    "parse_json",
     "per_expert",
     "polar",
     "read_config",

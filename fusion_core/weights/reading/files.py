@@ -142,6 +142,8 @@ class FileSource(WeightSource):
             raise self._refusal(stored, problem)
         if not is_shape(info.shape):
             raise self._refusal(stored, f"has the impossible shape {shown(info.shape)}")
+        if type(stored.offset) is not int:
+            raise self._refusal(stored, f"has the impossible offset {shown(stored.offset)}")
         return stored
 
     def _refusal(self, stored: StoredTensor, problem: str) -> CheckpointError:

@@ -26,7 +26,7 @@ from fusion_core.weights.reading._lora_factors import Product, twins_of_heads
 from fusion_core.weights.reading._orientation import is_turned_beside
 from fusion_core.weights.reading.assets import read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
-from fusion_core.weights.reading.containment import reading
+from fusion_core.weights.reading.containment import member, reading
 from fusion_core.weights.reading.location import ADAPTER, ADAPTER_CONFIG
 from fusion_core.weights.reading.quantised import packed
 from fusion_core.weights.reading.spelling import same_tensors
@@ -52,7 +52,10 @@ class LoraSource(WeightSource):
     is_delta = True
 
     def __init__(self, location: Location, base: WeightSource) -> None:
-        self._adapter = CheckpointSource(location.directory / ADAPTER, name=location.name)
+        file = location.directory / ADAPTER
+        if file.is_symlink():
+            member(file)  # the model's own, wherever it lies
+        self._adapter = CheckpointSource(file, name=location.name)
         self._base = base
         path = location.directory / ADAPTER_CONFIG
         with reading(path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._foreign import DEQUANTISE
+from fusion_core.weights.reading._foreign import QUANTISED
 from fusion_core.weights.reading.assets import CONFIG, parsed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def refuse_quantised(models: Mapping[str, WeightSource], beside: Mapping[str, Fi
     named = (
         f" Their {CONFIG} names: {', '.join(dict.fromkeys(originals))}." if any(originals) else ""
     )
-    raise CheckpointError("\n".join(lines), hint=DEQUANTISE + named)
+    raise CheckpointError("\n".join(lines), hint=QUANTISED + named)
 
 
 def _reason(name: str, source: WeightSource, beside: Mapping[str, Files]) -> str | None:

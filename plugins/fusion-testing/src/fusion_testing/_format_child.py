@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
 
 #: After so long a model that is still being read ends the process.
-_PATIENCE = 20
+PATIENCE = 20
 #: More memory than the process has at first cannot be had, so that no machine is brought down.
 _HEADROOM = 2**30
 
@@ -37,7 +37,7 @@ def main() -> None:
     most = pages * resource.getpagesize() + _HEADROOM
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for path in paths:
-        signal.alarm(_PATIENCE)
+        signal.alarm(PATIENCE)
         print(json.dumps(_outcome(component, base, path)), flush=True)  # noqa: T201 - the answer
 
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fusion_testing._component import SpecSuite
+from fusion_testing._format_child import PATIENCE
 from fusion_testing._suite import fail
 
 if TYPE_CHECKING:
@@ -134,7 +136,9 @@ def _outcomes(
     if len(outcomes) < len(paths):
         name = [*paths][len(outcomes)]
         said = done.stderr.decode(errors="replace").strip()[-1000:]
-        fail(f"reading a model ended the process ({done.returncode}): {name}. {said}", _REMEDY)
+        if done.returncode == -signal.SIGALRM:
+            fail(f"a damaged model takes more than {PATIENCE} seconds: {name}.", _REMEDY)
+        fail(f"a damaged model ended the process ({done.returncode}): {name}. {said}", _REMEDY)
     for name, outcome in outcomes.items():
         _check(name, outcome, paths[name])
     return outcomes

@@ -154,9 +154,11 @@ def test_two_formats_of_one_model_are_named_and_one_is_chosen(
     assert format_of(both, preferred="fusion-core/safetensors") == "safetensors"
     config = CheckpointsConfig(models={"a": str(both)}, format="raw")
     assert CheckpointsPool(config).experts["a"].tensor("w").tolist() == [1, 2]
+    assert config.model_dump()["format"] == "raw"
+    assert "format" not in CheckpointsConfig(models={"a": str(both)}).model_dump()
     with pytest.raises(UnknownComponentError, match="there is no format 'rax'") as unknown:
         format_of(both, preferred="rax")
-    assert unknown.value.hint == "Did you mean raw?"
+    assert unknown.value.hint == "did you mean raw?"
 
 
 def test_a_preference_is_for_models_that_could_be_read_so(

@@ -113,6 +113,8 @@ class FileSource(WeightSource):
         except (FusionError, MemoryError):
             raise
         except Exception as error:  # whatever parsers raise for what they did not expect
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's refusal
             raise CheckpointError(
                 f"{self.describe()} is malformed: {cause_of(error)}", hint=_DAMAGED
             ) from error

@@ -30,6 +30,8 @@ class Header:
         self.size = os.fstat(descriptor).st_size
         self._descriptor = descriptor
         self._largest = largest_header() if largest is None else largest
+        trusting = f"If you trust the file, set {HEADER_VARIABLE} to more bytes."
+        self._hint = trusting if largest is None else None
         self._place = self._taken = 0
         self._digest = hashlib.sha256()
 
@@ -40,7 +42,7 @@ class Header:
         if self._taken + count > self._largest:
             raise CheckpointError(
                 f"{self.path}: expected a header of at most {self._largest} bytes, got more",
-                hint=f"If you trust the file, set {HEADER_VARIABLE} to more bytes.",
+                hint=self._hint,
             )
         try:
             found = os.pread(self._descriptor, count, self._place)

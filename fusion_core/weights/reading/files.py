@@ -115,8 +115,9 @@ class FileSource(WeightSource):
         except Exception as error:  # whatever parsers raise for what they did not expect
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system's refusal
+            met = f"{type(self).__name__} met {cause_of(error)}"
             raise CheckpointError(
-                f"{self.describe()} is malformed: {cause_of(error)}", hint=_DAMAGED
+                f"{self.describe()} is malformed: {met}", hint=_DAMAGED
             ) from error
         numbers = {file: number for number, file in enumerate(self._headers)}
         found.sort(key=lambda each: (numbers[each.file], each.offset, each.info.nbytes))

@@ -60,5 +60,8 @@ from fusion_core.weights import Piece as Piece
 from fusion_core.weights import Scan as Scan
 from fusion_core.weights import TensorInfo as TensorInfo
 from fusion_core.weights import WeightSource as WeightSource
+from fusion_core.contracts.specs import FormatSpec as FormatSpec
+from fusion_core.plugins.formats import LocatedModel as LocatedModel
+from fusion_core.plugins.formats import find_model as find_model
 
 __version__: str

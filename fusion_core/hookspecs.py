@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         AlgorithmSpec,
         CommandSpec,
         ExecutorSpec,
+        FormatSpec,
         ModelPoolSpec,
         PipelineSpec,
         TaskPoolSpec,
@@ -86,6 +87,15 @@ def fusion_register_executors() -> Iterable[ExecutorSpec]:  # type: ignore[empty
     """Return the executors that this plugin provides: what merges can run on.
 
     As `fusion_register_algorithms`; what a spec names may be a function instead of a class.
+    """
+
+
+@hookspec
+def fusion_register_formats() -> Iterable[FormatSpec]:  # type: ignore[empty-body]
+    """Return the formats that this plugin reads: what models' files may be written in.
+
+    As `fusion_register_algorithms`. Names of files and keys of `config.json` say which models a
+    format is for, so a format's class is imported only to read such a model.
     """
 
 

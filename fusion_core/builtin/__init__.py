@@ -1,10 +1,10 @@
-"""The core's own plugin, registered like any other: a pool, and two executors."""
+"""The core's own plugin, registered like any other: a pool, formats and executors."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.contracts.specs import ExecutorSpec, ModelPoolSpec
+from fusion_core.contracts.specs import ExecutorSpec, FormatSpec, ModelPoolSpec
 from fusion_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -16,10 +16,28 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
     """Register the pool of any checkpoints."""
     yield ModelPoolSpec(
         name="checkpoints",
-        summary="Any safetensors checkpoints and LoRA adapters: paths, hub ids, or live models.",
+        summary="Any checkpoints and LoRA adapters: paths, hub ids, or live models.",
         target="fusion_core.builtin.checkpoints:CheckpointsPool",
         config="fusion_core.builtin.checkpoints_config:CheckpointsConfig",
         offline=True,
+    )
+
+
+@hookimpl
+def fusion_register_formats() -> Iterator[FormatSpec]:
+    """Register the formats of full models and adapters as the hub has them."""
+    yield FormatSpec(
+        name="safetensors",
+        summary="One safetensors file, or several with an index.",
+        target="fusion_core.weights.reading.remote:open_checkpoint",
+        files=("model.safetensors", "model.safetensors.index.json"),
+    )
+    yield FormatSpec(
+        name="lora",
+        summary="A LoRA adapter as PEFT saves it: factors of differences from a base.",
+        target="fusion_core.weights.reading.lora:LoraSource",
+        files=("adapter_config.json",),
+        is_delta=True,
     )
 
 

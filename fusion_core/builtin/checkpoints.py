@@ -21,6 +21,7 @@ from fusion_core.contracts.building import build_model
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.planning.nested import RecipeSource
+from fusion_core.plugins.formats import LocatedModel, find_model
 from fusion_core.weights import LoraSource, StateDictSource, WeightSource
 from fusion_core.weights.aligning.vocabulary import vocabulary_of
 from fusion_core.weights.reading.assets import (
@@ -29,10 +30,11 @@ from fusion_core.weights.reading.assets import (
     beside,
     licence_of,
     tokenizer_of,
+    with_config,
     with_vocabulary,
+    without_keys,
 )
-from fusion_core.weights.reading.checkpoint import SINGLE
-from fusion_core.weights.reading.location import ADAPTER_CONFIG, Location, locate
+from fusion_core.weights.reading.location import ADAPTER_CONFIG, SINGLE
 from fusion_core.weights.reading.lora import base_of
 from fusion_core.weights.reading.quantised import QUANTISERS_FILES
 from fusion_core.weights.source import base_or_first
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core.weights.reading.assets import Files
+    from fusion_core.weights.reading.location import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,17 @@ class Model:
 
     name: str
     live: Any = None
-    location: Location | None = None
+    located: LocatedModel | None = None
+
+    @property
+    def location(self) -> Location | None:
+        """Where it is; None for what the caller gave."""
+        return None if self.located is None else self.located.location
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it is an adapter, which has a base but is not a model."""
+        return self.located is not None and self.located.is_delta
 
     def assets(self, *more: str, dtype: torch.dtype | None = None) -> Files:
         """Return the files beside the weights that go where the weights go; of a recipe its own."""
@@ -57,16 +70,17 @@ class Model:
             return self.live.assets(dtype)
         if self.location is None or not self.location.path.is_dir():
             return {}
-        return assets_of(self.location.path, *more, dtype=dtype)
+        return self._without_format(assets_of(self.location.path, *more, dtype=dtype))
 
     def beside(self, *more: str) -> Files:
         """Return what says which model this is; a file has some where it is a directory's model."""
         if self.location is not None:
             path, directory = self.location.path, self.location.directory
-            if self.location.is_adapter:  # trainers may put the base's own configuration there
+            if self.is_delta:  # trainers may put the base's own configuration there
                 return {**beside(directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
             is_whole = path.is_dir() or path.name == SINGLE
-            return beside(directory, *QUANTISERS_FILES, *more) if is_whole else {}
+            quantisers = () if self._format_keys else QUANTISERS_FILES
+            return self._without_format(beside(directory, *quantisers, *more)) if is_whole else {}
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)
@@ -76,18 +90,25 @@ class Model:
         """Return the weights; an adapter's are differences from the base."""
         if isinstance(self.live, WeightSource):
             return self.live
-        if self.location is None:
+        if self.located is None:
             state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
             return StateDictSource(state, label=f"{self.name} (live)")
-        if not self.location.is_adapter:
-            return self.location.source()
-        if base is None:
-            named = base_of(self.location)
+        if self.is_delta and base is None:
+            location = self.located.location
             raise CheckpointError(
-                f"{self.location.name} is a LoRA adapter, which is nothing without its base",
-                hint=f"Name the base: model_pool.base={named or '...'}",
+                f"{location.name} is an adapter, which is nothing without its base",
+                hint=f"Name the base: model_pool.base={base_of(location) or '...'}",
             )
-        return LoraSource(self.location, base)
+        return self.located.open(base)
+
+    @property
+    def _format_keys(self) -> tuple[str, ...]:
+        return () if self.located is None else self.located.format.spec.config_keys
+
+    def _without_format(self, files: Files) -> Files:
+        """Leave out of the configuration how the files were written: the weights are plain now."""
+        keys = self._format_keys
+        return with_config(files, partial(without_keys, keys=keys)) if keys else files
 
 
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
@@ -106,7 +127,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         self._models = {
             name: self._model(each, name, f"models.{name}") for name, each in config.models.items()
         }
-        if self._base is not None and self._base.location and self._base.location.is_adapter:
+        if self._base is not None and self._base.location and self._base.is_delta:
             raise CheckpointError(
                 f"model_pool.base: {self._base.location.name} is an adapter, no model",
                 hint="Name the model that it was trained on, and the adapter under models.",
@@ -205,7 +226,9 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 
     def _model(self, given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked
         if isinstance(given, str):
-            return Model(name, location=locate(given, f"model_pool.{option}", *self.more_files))
+            wanted: dict[str, Any] = {"preferred": self.config.format}
+            located = find_model(given, f"model_pool.{option}", *self.more_files, **wanted)
+            return Model(name, located=located)
         return Model(name, live=given)
 
 

@@ -16,8 +16,10 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     SerializationInfo,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     WithJsonSchema,
+    model_serializer,
 )
 
 from fusion_core.contracts.options import RECIPES, as_written, model_path, named_after_paths
@@ -80,3 +82,11 @@ class CheckpointsConfig(ComponentConfig):
         dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
     """The experts, LoRA adapters among them: a mapping of names to any of these, or a list."""
+    format: str | None = None
+    """Which format to read models in that several could read; see: fuse list formats"""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_format(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Name a format in a recipe only where one was chosen."""
+        options: dict[str, Any] = serialise(self)
+        return {key: value for key, value in options.items() if (key, value) != ("format", None)}

@@ -17,6 +17,7 @@ from fusion_core.contracts.specs import (
     CommandSpec,
     ComponentSpec,
     ExecutorSpec,
+    FormatSpec,
     ModelPoolSpec,
     PipelineSpec,
     TaskPoolSpec,
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
 
 
-_KINDS = (AlgorithmSpec, PipelineSpec, ModelPoolSpec, TaskPoolSpec, ExecutorSpec, CommandSpec)
+_KINDS = (
+    AlgorithmSpec,
+    PipelineSpec,
+    ModelPoolSpec,
+    TaskPoolSpec,
+    FormatSpec,
+    ExecutorSpec,
+    CommandSpec,
+)
 _LABELS = {
     "download_bytes": "download of the models alone",
     "decoded_bytes": "room for decoded examples, beside their download",

@@ -14,6 +14,7 @@ from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
     CommandSpec,
     ExecutorSpec,
+    FormatSpec,
     ModelPoolSpec,
     TaskPoolSpec,
 )
@@ -34,6 +35,7 @@ class Kind(StrEnum):
     ALGORITHMS = "algorithms"
     POOLS = "pools"
     TASKS = "tasks"
+    FORMATS = "formats"
     EXECUTORS = "executors"
     COMMANDS = "commands"
 
@@ -68,11 +70,13 @@ def list_components(
     context: typer.Context,
     kind: Annotated[
         Optional[Kind],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(help="algorithms, pools, tasks, executors or commands", metavar="KIND"),
+        typer.Argument(
+            help="algorithms, pools, tasks, formats, executors or commands", metavar="KIND"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List algorithms, pools, tasks, executors, and the commands of plugins."""
+    """List algorithms, pools, tasks, formats, executors, and the commands of plugins."""
     plugins = load_plugins(context.obj)
     kinds = list(Kind) if kind is None else [kind]
     if as_json:
@@ -121,6 +125,20 @@ def _tasks(plugins: PluginManager) -> Rows:
     return ["task", "task pool", "summary", "plugin"], rows
 
 
+def _formats(plugins: PluginManager) -> Rows:
+    rows = [
+        [each.spec.name, _known_by(each.spec), each.spec.summary, each.plugin.distribution]
+        for each in plugins.components(FormatSpec)
+    ]
+    return ["name", "known by", "summary", "plugin"], sorted(rows)
+
+
+def _known_by(spec: FormatSpec) -> str:
+    """Say which files and which keys of their configuration make a model one of a format."""
+    keys = f" with {' or '.join(spec.config_keys)} in config.json" if spec.config_keys else ""
+    return f"{' or '.join(spec.files)}{keys}"
+
+
 def _executors(plugins: PluginManager) -> Rows:
     rows = [
         [each.spec.name, each.spec.summary, each.plugin.distribution]
@@ -140,6 +158,7 @@ def _commands(plugins: PluginManager) -> Rows:
 _ROWS = {
     Kind.POOLS: _pools,
     Kind.TASKS: _tasks,
+    Kind.FORMATS: _formats,
     Kind.EXECUTORS: _executors,
     Kind.COMMANDS: _commands,
 }

@@ -17,8 +17,9 @@ from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import WeightSource, align
 from fusion_core.weights.aligning.agreement import Agreement
+from fusion_core.weights.origin import Origin
 from fusion_core.weights.reading.quantised import refuse_quantised
-from fusion_core.weights.source import base_or_first
+from fusion_core.weights.source import base_or_first, check_unchanged, origins
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,7 +116,7 @@ class ModelPool(ABC, Generic[ConfigT]):
         )
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the inputs for the provenance; default: what each source says of itself."""
+        """Identify the inputs for the provenance; default: by each source's name and `origin`."""
         return {name: _identity(source) for name, source in self.by_name.items()}
 
     def identity(self) -> Mapping[str, Any] | None:
@@ -132,7 +133,8 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     def downloads(self) -> Sequence[Wanted]:
         """Return the files on the hub that the weights are read from, those in the cache too."""
-        return [wanted for source in self.by_name.values() for wanted in source.downloads()]
+        found = (each for source in self.by_name.values() for each in origins(source))
+        return [origin.wanted for origin in found if origin.wanted is not None]
 
     def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
         """Return this pool with other weights for the models that are named, `base` included."""
@@ -174,7 +176,7 @@ class ModelPool(ABC, Generic[ConfigT]):
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` if a file changed since the pool was made."""
         for source in (self.reference, *self.experts.values()):
-            source.check_unchanged()
+            check_unchanged(source)
 
     @cached_property
     def _agreement(self) -> Agreement:
@@ -192,5 +194,6 @@ class ModelPool(ABC, Generic[ConfigT]):
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:
-    known = {"files": dict(source.files()), "inputs": source.inputs()}
+    origin = source.origin or Origin()
+    known = {"files": dict(origin.files), "inputs": origin.inputs}
     return {"source": source.describe(), **{key: value for key, value in known.items() if value}}

@@ -227,6 +227,41 @@ class ExecutorSpec(ComponentSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FormatSpec(ComponentSpec):
+    """What a model's files may be written in: a class that makes a `WeightSource` of them.
+
+    It is called with the model's `Location` and, for differences, the base that they belong to; a
+    function will do, too. Which models it is for is data, looked at without importing it: one of
+    `files` is there and, where `config_keys` are given, `config.json` has one of them.
+    """
+
+    kind: ClassVar[str] = "format"
+    base: ClassVar[str] = "fusion_core.weights.source:WeightSource"
+    takes_functions: ClassVar[bool] = True
+
+    #: a format has no options
+    config: str = field(default=ComponentSpec.config_base, init=False)
+    #: names or patterns (`*.npz`) of files by which a model is known
+    files: tuple[str, ...]
+    #: keys of `config.json` that tell how the files are written; a merge's configuration lacks them
+    config_keys: tuple[str, ...] = ()
+    #: whether the files hold differences from a base, as adapters do
+    is_delta: bool = False
+
+    def __post_init__(self) -> None:
+        ComponentSpec.__post_init__(self)
+        for field_name in ("files", "config_keys"):
+            given = getattr(self, field_name)
+            if not isinstance(given, tuple) or not all(isinstance(each, str) for each in given):
+                raise ValueError(f"format {self.name!r}: expected a tuple of names as {field_name}")
+        if not self.files:
+            raise ValueError(f"format {self.name!r}: expected at least one name in files")
+        for pattern in self.files:
+            if not pattern or pattern.startswith("/") or ".." in pattern.split("/"):
+                raise ValueError(f"format {self.name!r}: {pattern!r} is not the name of a file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec(ComponentSpec):
     """A command of `fuse`: a function as Typer takes it, or a Typer app.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
 from fusion_core.recipe.text import load_recipe, shown
 from fusion_core.weights import WeightSource
+from fusion_core.weights.origin import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,9 +59,10 @@ class RecipeSource(WeightSource):
         """Name the algorithm."""
         return self.label
 
-    def inputs(self) -> Mapping[str, Any]:
-        """Identify what the recipe merges."""
-        return self.pool.inputs()
+    @property
+    def origin(self) -> Origin:
+        """What the recipe merges."""
+        return Origin(inputs=self.pool.inputs())
 
     def __repr__(self) -> str:
         return f"<{self.label}>"

@@ -16,6 +16,7 @@ from fusion_core.planning.numbers import free_paths
 from fusion_core.planning.outlines import has_own_outline, outline_of
 from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
 from fusion_core.planning.trust import check_trusted, needs_of
+from fusion_core.plugins.formats import distributions_of_formats
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -239,7 +240,8 @@ class Plan:
         stages = (each.resolved for each in self.stages)
         found = (*stages, self.resolved.model_pool, self.resolved.task_pool)
         ours = {used.component.plugin.distribution for used in found if used is not None}
-        return ours.union(*(plan.distributions for plan in self.nested.values()))
+        formats = distributions_of_formats(self.pool.by_name.values(), self.plugins)
+        return ours.union(formats, *(plan.distributions for plan in self.nested.values()))
 
 
 def _also_in(places: list[str]) -> str:

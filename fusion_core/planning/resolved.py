@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core.plugins.components import Component
+    from fusion_core.plugins.manager import PluginManager
     from fusion_core.recipe.config import ComponentConfig, Recipe
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
@@ -37,6 +39,8 @@ class Resolved(Generic[SpecT]):
     selection: Selection = field(default_factory=Selection)
     #: the options as they were given, which others are laid over for some tensors
     given: Mapping[str, Any] = field(default_factory=dict)
+    #: among which it was found, and finds what it needs
+    plugins: PluginManager | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -52,7 +56,8 @@ class Resolved(Generic[SpecT]):
 
     def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
         """Import the class and instantiate it."""
-        return self.component.create(self.config)
+        with nullcontext() if self.plugins is None else self.plugins.active():
+            return self.component.create(self.config)
 
     def needs_trust(self) -> Mapping[str, str]:
         """Return what the options make the component do that the person has to allow, by name.

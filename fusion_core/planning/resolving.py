@@ -165,7 +165,7 @@ def resolve_component(
     assert selection is not None  # noqa: S101
     bare = component.spec.name
     ambiguous = sum(bare in each.names for each in plugins.components(kind)) > 1
-    resolved = Resolved(component, config, ambiguous, selection, own)
+    resolved = Resolved(component, config, ambiguous, selection, own, plugins)
     for number, override in enumerate(selection.overrides):
         resolved.changed(override.options, prefix=f"{section}.overrides.{number}")
     for number, curve in enumerate(selection.by_depth):

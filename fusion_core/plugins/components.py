@@ -35,15 +35,15 @@ class Component(Generic[SpecT]):
         """Everything that this component answers to."""
         return (self.spec.name, *self.spec.aliases, self.qualified_name)
 
-    def create(self, config: object) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
-        """Import the component's class and make one of it.
+    def create(self, *arguments: object) -> Any:  # noqa: ANN401 - what it is, the caller knows
+        """Import the component's class and make one of it, of its configuration as a rule.
 
         Raises `BrokenPluginError` if the class is not what it is registered as, or if its
         constructor fails with anything but a `FusionError`.
         """
         make = self._load_maker()
         try:
-            made = make(config)
+            made = make(*arguments)
         except (FusionError, MemoryError):
             raise
         except (Exception, SystemExit) as error:

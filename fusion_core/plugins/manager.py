@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from fusion_core.contracts.specs import (
     CommandSpec,
     ComponentSpec,
     ExecutorSpec,
+    FormatSpec,
     ModelPoolSpec,
     PipelineSpec,
     TaskPoolSpec,
@@ -56,6 +58,7 @@ _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_model_pools": ModelPoolSpec,
     "fusion_register_task_pools": TaskPoolSpec,
     "fusion_register_executors": ExecutorSpec,
+    "fusion_register_formats": FormatSpec,
     "fusion_register_commands": CommandSpec,
 }
 
@@ -132,6 +135,15 @@ class PluginManager(pluggy.PluginManager):
                 hint="Use one of these full names, or block a plugin with --no-plugin.",
             )
         return found[0]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let what is made in here find its formats among these plugins: see `active_plugins`."""
+        token = _ACTIVE.set(self)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
 
     def clashes(self) -> Iterator[tuple[str, list[Component[Any]]]]:
         """Names that several plugins give to components of one kind: ambiguous as they are."""
@@ -222,6 +234,14 @@ class PluginManager(pluggy.PluginManager):
         ]
         if lines:
             raise BrokenPluginError("\n".join(lines), hint="See: fuse list-plugins -v")
+
+
+_ACTIVE: ContextVar[PluginManager | None] = ContextVar("active plugins", default=None)
+
+
+def active_plugins() -> PluginManager:
+    """Return the plugins among which a run makes something right now; outside of one, all."""
+    return _ACTIVE.get() or load_plugins()
 
 
 @lru_cache

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.machine.installed import declared_plugins, header, libraries_of, requirements
-from fusion_core.weights import AlignedSource, CastSource, RemoteSource, RenamedSource
+from fusion_core.weights import AlignedSource, CastSource, RenamedSource
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource
+from fusion_core.weights.origin import Origin
+from fusion_core.weights.source import origins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,8 +61,9 @@ def digests_of(files: Mapping[str, bytes | Path]) -> dict[str, str]:
 def identify_weights(source: WeightSource) -> Key | None:
     """Identify weights by the files that they are read from, and how; None for those in memory."""
     within = [identify_weights(each) for each in source.sources]
-    is_pinned = isinstance(source, RemoteSource)  # by a commit: it is not downloaded to be told
-    files = {"commit": source.describe()} if is_pinned else dict(source.files())
+    origin = source.origin or Origin()
+    is_pinned = origin.wanted is not None  # by a commit: it is not downloaded to be told
+    files = {"commit": source.describe()} if is_pinned else dict(origin.files)
     if None in within or not (files or (within and type(source) in _SEEN_THROUGH)):
         return None
     infos = [[info.name, info.shape, str(info.dtype)] for info in source.infos.values()]
@@ -69,7 +72,7 @@ def identify_weights(source: WeightSource) -> Key | None:
         "kind": type(source).__qualname__,
         "source": source.describe(),
         "files": files,
-        "changed_ns": list(source.change_times()),
+        "changed_ns": [] if is_pinned else [n for each in origins(source) for n in each.changed_ns],
         "seen": _digest(json.dumps([infos, names]).encode()),
         "of": within,
     }

@@ -30,6 +30,7 @@ from fusion_core.weights import (
     nearness,
 )
 from fusion_core.weights.reading.containment import reading
+from fusion_core.weights.source import origins
 from fusion_core.weights.writing._serialised import serialised
 from fusion_core.weights.writing.outputs import claim, staging_in
 from fusion_core.weights.writing.target import PROVENANCE
@@ -112,13 +113,13 @@ def open_staging(plan: Plan) -> Iterator[Staging | None]:
 
 def _check_spares(output: Path, sources: Iterable[WeightSource]) -> None:
     """Raise `OutputError` if replacing a directory would remove what is merged."""
-    for source in sources:
-        if isinstance(source, CheckpointSource) and _lies_in(source.path, output):
+    found = (origin for source in sources for origin in origins(source))
+    for path in (path for origin in found for path in origin.stamps):
+        if _lies_in(path.parent, output):
             raise OutputError(
-                f"output {output} holds {source.path}, which is merged and would be removed",
+                f"output {output} holds {path.parent}, which is merged and would be removed",
                 hint="Write elsewhere with -o.",
             )
-        _check_spares(output, source.sources)
 
 
 def _lies_in(path: Path, directory: Path) -> bool:

@@ -28,6 +28,7 @@ from fusion_core.weights.merging.trimming import (
     elected_sign,
     kept_count,
 )
+from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.reading.assets import (
     Files,
     content_of,
@@ -38,14 +39,26 @@ from fusion_core.weights.reading.assets import (
     with_config,
 )
 from fusion_core.weights.reading.checkpoint import CheckpointSource
+from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.layered import with_layers
-from fusion_core.weights.reading.location import Location, locate
+from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.packaged import PackagedFiles
 from fusion_core.weights.reading.remote import RemoteSource
 from fusion_core.weights.reading.spelling import same_tensors
+from fusion_core.weights.reading.stored import StoredTensor
 from fusion_core.weights.reading.task_masks import PackedMasks
-from fusion_core.weights.source import BLOCK, Cut, RenamedSource, TensorInfo, WeightSource, assemble
+from fusion_core.weights.reading.untrusted import parse_json
+from fusion_core.weights.source import (
+    BLOCK,
+    Cut,
+    RenamedSource,
+    TensorInfo,
+    WeightSource,
+    assemble,
+    check_unchanged,
+    origins,
+)
 from fusion_core.weights.state_dict import StateDictSource, held_in_memory
 from fusion_core.weights.writing.materialise import materialise
 from fusion_core.weights.writing.outputs import staged
@@ -61,6 +74,7 @@ __all__ = [
     "CoordinatesKernel",
     "Cut",
     "Electing",
+    "FileSource",
     "Files",
     "Kernel",
     "Linear",
@@ -68,6 +82,7 @@ __all__ = [
     "LoraSource",
     "MergedSource",
     "Operands",
+    "Origin",
     "PackagedFiles",
     "PackedMasks",
     "Piece",
@@ -81,6 +96,7 @@ __all__ = [
     "Shared",
     "Staging",
     "StateDictSource",
+    "StoredTensor",
     "TensorInfo",
     "Trim",
     "Trimming",
@@ -90,6 +106,7 @@ __all__ = [
     "along",
     "as_weights",
     "assemble",
+    "check_unchanged",
     "content_of",
     "decompose",
     "depths",
@@ -103,10 +120,11 @@ __all__ = [
     "kth_largest_magnitudes",
     "layers_of",
     "licence_of",
-    "locate",
     "matching",
     "materialise",
     "nearness",
+    "origins",
+    "parse_json",
     "per_expert",
     "polar",
     "read_config",
@@ -114,6 +132,7 @@ __all__ = [
     "safe_config",
     "same_tensors",
     "staged",
+    "stamp_of",
     "task_weights",
     "tokenizer_of",
     "with_config",

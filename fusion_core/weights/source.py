@@ -2,7 +2,7 @@
 
 A checkpoint on disk is a `WeightSource`, a state dict in memory is one, and a merge of sources is
 one again (`fusion_core.weights.merging`). Reading is by tensor and range of elements; nothing here
-knows files, algorithms or the engine.
+knows files, algorithms or the engine. Where values came from is an `Origin`, next to them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from fusion_core.errors import BrokenPluginError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
-    from typing import Any
 
-    from fusion_core.hub import Wanted
+    from fusion_core.weights.origin import Origin
 
 #: Elements in one block. Pieces and partial statistics start and end at multiples of it whatever
 #: the number of workers, so that results are the same to the last bit. All operands of eight models
@@ -104,35 +103,33 @@ class WeightSource(ABC):
         for source in self.sources:
             source.prepare(executor, name)
 
-    def check_unchanged(self) -> None:
-        """Raise `IntegrityError` if what this source reads from changed since it was opened.
-
-        Called when everything has been read, before a result is committed.
-        """
-        for source in self.sources:
-            source.check_unchanged()
-
-    def downloads(self) -> Iterator[Wanted]:
-        """Yield the files on the hub that reading this source needs, those in the cache too."""
-        for source in self.sources:
-            yield from source.downloads()
-
     def describe(self) -> str:
         """Name this source in an error."""
         return type(self).__name__
 
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the files that this source is, by name, for the provenance; default: none."""
-        return iter(())
+    @property
+    def origin(self) -> Origin | None:
+        """Where the values of this source itself came from; None if it computes or was given them.
 
-    def change_times(self) -> Iterator[int]:
-        """Yield when the files here that this reads last changed in any way, in ns; of each."""
-        for source in self.sources:
-            yield from source.change_times()
+        What it reads from has origins of its own: see `origins`.
+        """
+        return None
 
-    def inputs(self) -> Mapping[str, Any]:
-        """Identify the models that this source is made of, by name, for the provenance."""
-        return {}
+
+def origins(source: WeightSource) -> list[Origin]:
+    """Return where the values of a source, and of all that it reads from, came from."""
+    own = [] if source.origin is None else [source.origin]
+    inner = [origin for each in source.sources for origin in origins(each)]
+    return list({id(origin): origin for origin in (*inner, *own)}.values())
+
+
+def check_unchanged(source: WeightSource) -> None:
+    """Raise `IntegrityError` if a file that a source reads from changed since it was opened.
+
+    Called when everything has been read, before a result is committed.
+    """
+    for origin in origins(source):
+        origin.check_unchanged()
 
 
 def base_or_first(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:
@@ -228,6 +225,11 @@ class RenamedSource(WeightSource):
     def describe(self) -> str:
         """Name the renamed source."""
         return self._source.describe()
+
+    @property
+    def origin(self) -> Origin | None:
+        """That of the renamed source."""
+        return self._source.origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,12 @@ from fusion_core.errors import (
 )
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running.run import run_fusion
-from fusion_core.weights import CheckpointSource, SerialExecutor, StateDictSource
+from fusion_core.weights import (
+    CheckpointSource,
+    SerialExecutor,
+    StateDictSource,
+    check_unchanged,
+)
 from fusion_core.weights.reading.assets import licence_of, tokenizer_of
 from fusion_core.weights.reading.remote import RemoteSource
 
@@ -454,12 +459,12 @@ def test_a_download_that_changes_while_it_is_read_is_noticed(
     hub.add("org/a", {"model.safetensors": tmp_path / "w.safetensors"})
     source = pool(a="org/a").experts["a"]
     assert isinstance(source, RemoteSource)
-    source.check_unchanged()  # nothing has been read
+    check_unchanged(source)  # nothing has been read
     source.prepare(SerialExecutor())
-    source.check_unchanged()
+    check_unchanged(source)
     os.utime(source.local.path / "model.safetensors", (1, 1))
     with pytest.raises(IntegrityError, match="changed while it was being read"):
-        source.check_unchanged()
+        check_unchanged(source)
 
 
 def test_weights_are_downloaded_once_when_they_are_read(hub: HubServer, tmp_path: Path) -> None:

@@ -312,11 +312,11 @@ def test_list_names_components(fuse: Fuse, kind: str, name: str) -> None:
 def test_listing_without_a_kind_shows_all(fuse: Fuse) -> None:
     lines = fuse("list").out.splitlines()
     assert [line for line in lines if line.endswith(":")] == [
-        *("algorithms:", "pools:", "tasks:", "executors:", "commands:")
+        *("algorithms:", "pools:", "tasks:", "formats:", "executors:", "commands:")
     ]
     data = json.loads(fuse("list", "--json").out)
     assert data["pools"] == json.loads(fuse("list", "pools", "--json").out)
-    assert list(data) == ["algorithms", "pools", "tasks", "executors", "commands"]
+    assert list(data) == ["algorithms", "pools", "tasks", "formats", "executors", "commands"]
 
 
 def test_info_without_a_name_says_what_can_be_asked_for(fuse: Fuse) -> None:

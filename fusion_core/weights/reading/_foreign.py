@@ -19,15 +19,24 @@ CONVERT = (
     "Convert it with transformers: from_pretrained, then save_pretrained(DIRECTORY). The hub's own "
     "conversion of a repository may be a revision: org/name@refs/pr/NUMBER."
 )
+_DISTRIBUTED = (
+    "Install the plugin that reads it: pip install formats-dcp\nOr convert it with torch: "
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY FILE, and save the "
+    "tensors with safetensors."
+)
+#: Said where a configuration tells how weights are quantised.
+QUANTISED = f"Install the plugin that reads it: pip install formats-quantised\n{DEQUANTISE}"
 _HINTS = {
     "a pickle, which can run code": CONVERT,
     "in the format of llama.cpp, mostly quantised": DEQUANTISE,
     "in the format of another library": CONVERT,
+    "a distributed checkpoint of torch": _DISTRIBUTED,
 }
-_PICKLE, _LLAMA_CPP, _OTHER = _HINTS
+_PICKLE, _LLAMA_CPP, _OTHER, _DCP = _HINTS
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),
     **dict.fromkeys((".gguf", ".ggml"), _LLAMA_CPP),
+    ".distcp": _DCP,
     **dict.fromkeys((".h5", ".keras", ".msgpack", ".npz", ".onnx", ".tflite"), _OTHER),
 }
 _SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")

@@ -21,7 +21,7 @@ from fusion_core.weights.reading.format import LARGEST_INDEX
 from fusion_core.weights.reading.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import torch
 
@@ -133,6 +133,15 @@ def with_config(
     """Return side files with what a function makes of their configuration, if they have one."""
     config = parsed(files, CONFIG, "the base")
     return dict(files) if config is None else {**files, CONFIG: _as_file(change(config))}
+
+
+def without_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Return a configuration, and those inside it, without some keys."""
+    return {
+        key: without_keys(value, keys) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in keys
+    }
 
 
 def tokenizer_of(files: Files) -> dict[str, bytes | Path]:

@@ -11,17 +11,21 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import struct
 from contextlib import contextmanager
-from dataclasses import dataclass
 from reprlib import repr as shown
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from fusion_core.errors import CheckpointError, WeightsError
 from fusion_core.weights.reading._foreign import DEQUANTISE
+from fusion_core.weights.reading.stored import (
+    MOST_DIMENSIONS,
+    MOST_ELEMENTS,
+    StoredTensor,
+    is_name,
+)
 from fusion_core.weights.reading.untrusted import (
     HEADER_VARIABLE,
     is_text_map,
@@ -34,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 LARGEST_INDEX = 10 * 2**20
-_LARGEST_NAME = 512
-_MOST_DIMENSIONS = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 DTYPES: dict[str, torch.dtype] = {
@@ -60,14 +62,6 @@ _PACKED_DTYPES = ("F4", "F6", "F8", "I4", "U4")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where one tensor lies in a file; `offset` counts from the start of the file."""
-
-    info: TensorInfo
-    offset: int
-
-
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep the garbage collector off: where many objects are made, it walks all of them each time.
@@ -83,20 +77,27 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+class _Stream(Protocol):
+    """What a header is read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 @_uncollected()
-def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Read and check the header of an open safetensors file.
+def parse_header(
+    stream: _Stream, size: int, file: str, *, path: str
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Read and check the header of a safetensors file of `size` bytes.
 
     Returns its tensors, in the order of their offsets, and its metadata. Raises `CheckpointError`
     naming `path` for anything that is not a complete, well-formed file.
     """
-    size = os.fstat(descriptor).st_size
-    prefix = os.pread(descriptor, 8, 0)
+    prefix = stream.read(8)
     if len(prefix) < 8:  # noqa: PLR2004 - the length of the length
         raise CheckpointError(f"{path}: {size} bytes are not a safetensors file")
     (length,) = struct.unpack("<Q", prefix)
     _check_length(length, size, path)
-    text = os.pread(descriptor, length, 8)
+    text = stream.read(length)
     if text[:1] != b"{" or text.rstrip(b" ")[-1:] != b"}":
         raise CheckpointError(f"{path}: the header is not a JSON object padded with spaces")
     header = parse_json(text, path=path)
@@ -105,7 +106,8 @@ def parse_header(descriptor: int, *, path: str) -> tuple[dict[str, Entry], dict[
         raise CheckpointError(f"{path}: __metadata__ does not map strings to strings")
     spans = sorted((_span(name, entry, path) for name, entry in header.items()), key=_by_offset)
     _check_contiguous(spans, size - 8 - length, path)
-    return {info.name: Entry(info, 8 + length + start) for info, start, _ in spans}, metadata
+    stored = (StoredTensor(file, info, 8 + length + start) for info, start, _ in spans)
+    return {each.info.name: each for each in stored}, metadata
 
 
 @_uncollected()
@@ -158,7 +160,7 @@ def _check_length(length: int, size: int, path: str) -> None:
 
 
 def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
-    if not _is_printable_name(name):
+    if not is_name(name):
         raise CheckpointError(
             f"{path}: tensor name {name[:80]!r} is empty, too long or unprintable"
         )
@@ -167,7 +169,7 @@ def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _unknown_dtype(name, dtype, path)
-    if not _is_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
+    if not _is_sizes(shape) or len(shape) > MOST_DIMENSIONS:
         raise CheckpointError(f"{path}: tensor {name!r} has the impossible shape {shown(shape)}")
     if not _is_sizes(offsets) or len(offsets) != 2:  # noqa: PLR2004 - start and end
         raise CheckpointError(
@@ -177,7 +179,7 @@ def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
     start, end = offsets
     # Zero-sized tensors may still declare dimensions whose product no machine can count.
     product = math.prod(shape) or math.prod(size or 1 for size in shape)
-    if product >= 2**62 or end - start != info.nbytes:
+    if product >= MOST_ELEMENTS or end - start != info.nbytes:
         raise CheckpointError(
             f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} cannot fill {offsets}"
         )
@@ -218,10 +220,5 @@ def _is_sizes(value: object) -> bool:
     return True
 
 
-def _is_printable_name(name: str) -> bool:
-    # Surrogates are not printable, so what is can be encoded.
-    return name.isprintable() and 0 < len(name.encode("utf-8")) <= _LARGEST_NAME
-
-
 def _is_plain_file_name(file: str) -> bool:
-    return _is_printable_name(file) and "/" not in file and file.endswith(".safetensors")
+    return is_name(file) and "/" not in file and file.endswith(".safetensors")

@@ -19,19 +19,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.errors import CheckpointError
+from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.reading._foreign import DEQUANTISE
 from fusion_core.weights.reading._lora_config import Scales, check_supported
 from fusion_core.weights.reading._lora_factors import Product, twins_of_heads
 from fusion_core.weights.reading._orientation import is_turned_beside
 from fusion_core.weights.reading.assets import read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
+from fusion_core.weights.reading.containment import member, reading
 from fusion_core.weights.reading.location import ADAPTER, ADAPTER_CONFIG
 from fusion_core.weights.reading.quantised import packed
 from fusion_core.weights.reading.spelling import same_tensors
 from fusion_core.weights.source import Cut, TensorInfo, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from fusion_core.weights.reading.location import Location
 
@@ -50,11 +52,19 @@ class LoraSource(WeightSource):
     is_delta = True
 
     def __init__(self, location: Location, base: WeightSource) -> None:
-        self._adapter = CheckpointSource(location.path / ADAPTER, name=location.name)
+        file = location.directory / ADAPTER
+        if file.is_symlink():
+            member(file)  # the model's own, wherever it lies
+        self._adapter = CheckpointSource(file, name=location.name)
         self._base = base
-        config = read_config(location.path / ADAPTER_CONFIG)
+        path = location.directory / ADAPTER_CONFIG
+        with reading(path):
+            stamp = stamp_of(path.stat())
+        config = read_config(path)
         said = json.dumps(config, sort_keys=True).encode()
-        self._config_identity = {"content_sha256": hashlib.sha256(said).hexdigest()}
+        identity = {"content_sha256": hashlib.sha256(said).hexdigest()}
+        files = {**self._adapter.origin.files, ADAPTER_CONFIG: identity}
+        self._origin = Origin(files=files, stamps={path: stamp})
         check_supported(config, location.name)
         if (reason := packed(self._adapter.infos)) is not None:
             raise CheckpointError(f"{location.name} is quantised: {reason}", hint=DEQUANTISE)
@@ -122,10 +132,10 @@ class LoraSource(WeightSource):
         """Name the adapter."""
         return self._adapter.describe()
 
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the adapter's files: scales are the configuration's."""
-        yield from self._adapter.files()
-        yield ADAPTER_CONFIG, self._config_identity
+    @property
+    def origin(self) -> Origin:
+        """The adapter's files: scales are the configuration's."""
+        return self._origin
 
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Form the blocks that a range lies in, and return the range."""
@@ -205,8 +215,10 @@ class LoraSource(WeightSource):
 
 
 def base_of(location: Location) -> str | None:
-    """Return what an adapter calls the model that it was trained on."""
-    named = read_config(location.path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    """Return what an adapter calls the model that it was trained on; None if it does not say."""
+    if not location.matching(ADAPTER_CONFIG):
+        return None
+    named = read_config(location.directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     return named if isinstance(named, str) else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._foreign import DEQUANTISE
+from fusion_core.weights.reading._foreign import QUANTISED
 from fusion_core.weights.reading.assets import CONFIG, parsed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def refuse_quantised(models: Mapping[str, WeightSource], beside: Mapping[str, Fi
     named = (
         f" Their {CONFIG} names: {', '.join(dict.fromkeys(originals))}." if any(originals) else ""
     )
-    raise CheckpointError("\n".join(lines), hint=DEQUANTISE + named)
+    raise CheckpointError("\n".join(lines), hint=QUANTISED + named)
 
 
 def _reason(name: str, source: WeightSource, beside: Mapping[str, Files]) -> str | None:
@@ -70,17 +70,18 @@ def packed(infos: Mapping[str, TensorInfo]) -> str | None:
 
 
 def _said_by(files: Files, name: str) -> str | None:
-    key = _key_in(parsed(files, CONFIG, name))
+    key = key_in(parsed(files, CONFIG, name), _KEYS)
     if key is not None:
         return f"its {CONFIG} has a {key}"
     return next((f"{each} lies beside it" for each in QUANTISERS_FILES if each in files), None)
 
 
-def _key_in(config: Any) -> str | None:  # noqa: ANN401 - JSON
+def key_in(config: Any, keys: frozenset[str]) -> str | None:  # noqa: ANN401 - JSON
+    """Return the key among `keys` that a configuration, or one inside it, gives a value."""
     if not isinstance(config, dict):
         return None
-    own = next((key for key in sorted(_KEYS & config.keys()) if config[key]), None)
-    return own or next(filter(None, map(_key_in, config.values())), None)
+    own = next((key for key in sorted(keys & config.keys()) if config[key]), None)
+    return own or next(filter(None, (key_in(each, keys) for each in config.values())), None)
 
 
 def _sign(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:

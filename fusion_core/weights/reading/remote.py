@@ -6,15 +6,17 @@ downloads none of them.
 
 from __future__ import annotations
 
+import io
 import struct
-import tempfile
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.errors import CheckpointError
+from fusion_core.weights.origin import Origin
 from fusion_core.weights.reading.checkpoint import CheckpointSource
-from fusion_core.weights.reading.format import Entry, parse_header
+from fusion_core.weights.reading.format import parse_header
 from fusion_core.weights.reading.untrusted import largest_header
 from fusion_core.weights.source import WeightSource
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     import torch
+
+    from fusion_core.weights.reading.location import Location
+    from fusion_core.weights.reading.stored import StoredTensor
 
 _USUAL_HEADER = 2**17
 
@@ -39,10 +44,11 @@ class RemoteSource(WeightSource):
         self._files = list(files)
         self._local: CheckpointSource | None = None
         self._lock = threading.Lock()
-        entries: dict[str, Entry] = {}
+        self._wanted = hub.Wanted(pinned, tuple(files))
+        stored: dict[str, StoredTensor] = {}
         for file in self._files:
-            entries |= _header(pinned, file)
-        self.infos = {name: entry.info for name, entry in entries.items()}
+            stored |= _header(pinned, file)
+        self.infos = {name: each.info for name, each in stored.items()}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read a range of a tensor from the cache."""
@@ -52,10 +58,6 @@ class RemoteSource(WeightSource):
         """Download what is read later, once."""
         del executor, name
         _ = self.local
-
-    def downloads(self) -> Iterator[hub.Wanted]:
-        """Yield the files that this reads."""
-        yield hub.Wanted(self._pinned, tuple(self._files))
 
     @property
     def local(self) -> CheckpointSource:
@@ -70,16 +72,12 @@ class RemoteSource(WeightSource):
         """Return the repository at its commit."""
         return str(self._pinned)
 
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the files."""
-        return self.local.files()
-
-    def check_unchanged(self) -> None:
-        """Raise `IntegrityError` if the downloaded files changed since they were opened."""
+    @property
+    def origin(self) -> Origin:
+        """The repository's files, which are downloaded when `files` is looked at."""
         with self._lock:
-            local = self._local
-        if local is not None:
-            local.check_unchanged()
+            stamps = {} if self._local is None else self._local.origin.stamps
+        return Origin(files=_Downloaded(self), wanted=self._wanted, stamps=stamps)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_local": None}
@@ -88,7 +86,30 @@ class RemoteSource(WeightSource):
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-def _header(pinned: hub.Reference, file: str) -> dict[str, Entry]:
+class _Downloaded(Mapping[str, Mapping[str, Any]]):
+    """What identifies the files of a source that are downloaded for it."""
+
+    def __init__(self, source: RemoteSource) -> None:
+        self._source = source
+
+    def __getitem__(self, file: str) -> Mapping[str, Any]:
+        return self._source.local.origin.files[file]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.local.origin.files)
+
+    def __len__(self) -> int:
+        return len(self._source.local.origin.files)
+
+
+def open_checkpoint(location: Location) -> CheckpointSource | RemoteSource:
+    """Open the safetensors files of a model: those here, or those still on the hub."""
+    if location.pinned is not None and location.remote:
+        return RemoteSource(location.pinned, location.remote)
+    return CheckpointSource(location.path, name=location.name)
+
+
+def _header(pinned: hub.Reference, file: str) -> dict[str, StoredTensor]:
     """Parse a file's header as if the file were here."""
     label, size = f"{pinned}: {file}", hub.listing(pinned).get(file)
     if size is None:
@@ -97,8 +118,5 @@ def _header(pinned: hub.Reference, file: str) -> dict[str, Entry]:
     needed = 8 + struct.unpack("<Q", beginning[:8].ljust(8, b"\0"))[0]
     if len(beginning) < needed <= min(8 + largest_header(), size):
         beginning = hub.beginning(pinned, file, needed)
-    with tempfile.TemporaryFile() as stream:  # sparse: it takes no more room than the header
-        stream.write(beginning)
-        stream.truncate(size)
-        entries, _ = parse_header(stream.fileno(), path=label)
-    return entries
+    stored, _ = parse_header(io.BytesIO(beginning), size, file, path=label)
+    return stored

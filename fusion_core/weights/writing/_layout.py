@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fusion_core.weights.reading.checkpoint import SINGLE
 from fusion_core.weights.reading.format import build_header
+from fusion_core.weights.reading.location import SINGLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

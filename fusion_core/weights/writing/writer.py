@@ -28,8 +28,9 @@ from fusion_core.errors import (
     WorkerError,
 )
 from fusion_core.weights.merging.shortage import is_out_of_memory
-from fusion_core.weights.reading.checkpoint import INDEX, CheckpointSource
+from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.containment import open_named, reading
+from fusion_core.weights.reading.location import INDEX
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing._follower import Follower
 from fusion_core.weights.writing._journal import Journal

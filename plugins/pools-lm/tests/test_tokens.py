@@ -443,8 +443,8 @@ def test_a_model_by_token_travels_to_another_process(
     for source in pool.by_name.values():
         again = pickle.loads(pickle.dumps(source))
         assert torch.equal(again.tensor("lm_head.weight"), source.tensor("lm_head.weight"))
-        assert dict(again.files()) == dict(source.files())
-        assert source.files()
+        assert dict(again.origin.files) == dict(source.origin.files)
+        assert source.origin.files
 
 
 @pytest.mark.parametrize("twice", ["base", "a"])

@@ -147,12 +147,12 @@ def test_files_are_closed_when_a_source_goes(single: Path) -> None:
 def test_a_source_says_what_it_is(sharded: Path) -> None:
     source = CheckpointSource(sharded)
     assert source.describe() == str(sharded)
-    files = dict(source.files())
+    files = source.origin.files
     assert files.keys() == {"one.safetensors", "two.safetensors"}
     for name, facts in files.items():
         assert facts["bytes"] == (sharded / name).stat().st_size
         assert len(facts["header_sha256"]) == 64
-    assert files == dict(CheckpointSource(sharded).files())
+    assert files == CheckpointSource(sharded).origin.files
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -41,12 +42,8 @@ def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) ->
 
 def accepted(path: Path, content: bytes) -> dict[str, TensorInfo]:
     path.write_bytes(content)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        entries, _ = parse_header(descriptor, path=str(path))
-    finally:
-        os.close(descriptor)
-    return {name: each.info for name, each in entries.items()}
+    stored, _ = parse_header(io.BytesIO(content), len(content), path.name, path=str(path))
+    return {name: each.info for name, each in stored.items()}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import CheckpointSource, TensorInfo
+from fusion_core.weights.reading import header as bounded
 from fusion_core.weights.reading.format import (
     DTYPE_NAMES,
     DTYPES,
@@ -58,7 +59,8 @@ class Scratch:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
         try:
-            entries, _ = parse_header(self._descriptor, path="mutant")
+            header = bounded.Header(self._descriptor, self.path)
+            entries, _ = parse_header(header, header.size, self.path.name, path="mutant")
         except CheckpointError as error:
             _check_message(error)
             return None

@@ -796,7 +796,7 @@ TRUNCATED = textwrap.dedent(
     """
     import json, os, sys
     from fusion_core.errors import CheckpointError, IntegrityError
-    from fusion_core.weights import CheckpointSource
+    from fusion_core.weights import CheckpointSource, check_unchanged
 
     def read(path):
         source = CheckpointSource(path)
@@ -822,7 +822,7 @@ TRUNCATED = textwrap.dedent(
         source = CheckpointSource(directory)
         os.truncate(file, cut)
         during = code(lambda: [source.tensor(name) for name in source.infos])
-        codes[cut] = before, during, code(source.check_unchanged)
+        codes[cut] = before, during, code(lambda: check_unchanged(source))
     print(json.dumps(codes))
     """
 )

@@ -18,7 +18,15 @@ from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.errors import AlignmentError, CheckpointError, IntegrityError
 from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
 from fusion_core.running.run import run_fusion
-from fusion_core.weights import BLOCK, Cut, Linear, MergedSource, Operands, StateDictSource
+from fusion_core.weights import (
+    BLOCK,
+    Cut,
+    Linear,
+    MergedSource,
+    Operands,
+    StateDictSource,
+    check_unchanged,
+)
 from fusion_core.weights.merging.execution import SerialExecutor
 from fusion_core.weights.reading._lora_config import KNOWN_OPTIONS
 from fusion_core.weights.reading.location import Location
@@ -121,10 +129,10 @@ def test_a_square_weight_lies_as_those_beside_it(tmp_path: Path, *, turned: bool
 def test_an_adapter_that_is_written_again_is_noticed(tmp_path: Path) -> None:
     base, tensors = {"a.weight": torch.zeros(6, 5)}, factors("a", 6, 5)
     found = lora(tmp_path, base, tensors)
-    found.check_unchanged()
+    check_unchanged(found)
     adapter(tmp_path, {name: each + 1 for name, each in tensors.items()})
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        found.check_unchanged()
+        check_unchanged(found)
 
 
 def test_an_adapter_is_known_by_its_scale_too(tmp_path: Path) -> None:
@@ -134,7 +142,7 @@ def test_an_adapter_is_known_by_its_scale_too(tmp_path: Path) -> None:
     for alpha in (8, 8, 16):
         config = {**CONFIG, "lora_alpha": alpha}
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-        said.append(dict(LoraSource(location, StateDictSource(base)).files()))
+        said.append(LoraSource(location, StateDictSource(base)).origin.files)
     assert said[0] == said[1] != said[2]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fusion_testing._algorithm import AlgorithmSuite
     from fusion_testing._command import CommandSuite
     from fusion_testing._executor import ExecutorSuite
+    from fusion_testing._format import FormatSuite
     from fusion_testing._model_pool import ModelPoolSuite
     from fusion_testing._models import MODELS, tiny_pool
     from fusion_testing._stages import CalibrationSuite, TransformSuite
@@ -33,6 +34,7 @@ _HOME_OF = {
     "CalibrationSuite": "_stages",
     "CommandSuite": "_command",
     "ExecutorSuite": "_executor",
+    "FormatSuite": "_format",
     "MODELS": "_models",
     "Mean": "_tensorwise",
     "ModelPoolSuite": "_model_pool",
@@ -49,6 +51,7 @@ __all__ = [
     "CalibrationSuite",
     "CommandSuite",
     "ExecutorSuite",
+    "FormatSuite",
     "Mean",
     "ModelPoolSuite",
     "TaskPoolSuite",

@@ -13,6 +13,7 @@ from fusion_core.contracts.specs import (
     AlgorithmSpec,
     CommandSpec,
     ComponentSpec,
+    FormatSpec,
     ModelPoolSpec,
     TaskPoolSpec,
 )
@@ -26,6 +27,7 @@ _SPECS: dict[Kind, tuple[type[ComponentSpec], ...]] = {
     Kind.TASK_POOL: (TaskPoolSpec,),
     Kind.TEXT_TASK_POOL: (TaskPoolSpec,),
     Kind.POOLS: (ModelPoolSpec, TaskPoolSpec),
+    Kind.FORMAT: (FormatSpec,),
     Kind.COMMAND: (CommandSpec,),
 }
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pools_clip.origin import Checkpoint, Origin
+    from fusion_core import WeightSource
+    from pools_clip.origin import Origin
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -96,7 +97,7 @@ class ClipDirectory:
         """Where the files beside the weights are."""
         return self.origin.path
 
-    def weights(self) -> Checkpoint:
+    def weights(self) -> WeightSource:
         """Open the weights."""
         return self.origin.weights()
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from fusion_adapting import on_cores, with_fast_products
 from fusion_core.errors import CheckpointError
 from fusion_core.files import file_stamps
+from fusion_core.weights import Origin, origins
 from pools_clip.kept import kept, write_file
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.tokens import tokens_of
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fusion_core import WeightSource
     from fusion_core.hub import Wanted
     from pools_clip.directory import ClipDirectory
-    from pools_clip.origin import Checkpoint
 
 #: Texts a step of the text tower.
 _TEXTS = 128
@@ -99,20 +100,24 @@ class FrozenClip:
         """
         pinned, path = self._directory.origin.pinned, self._directory.path
         weights = self._directory.weights()
+        origin = Origin() if pinned else weights.origin or Origin()
         return {
             "model": str(pinned or path),
-            "weights": [weights.describe(), *([] if pinned else weights.change_times())],
-            "files": {} if pinned else dict(weights.files()),
+            "weights": [weights.describe(), *origin.changed_ns],
+            "files": dict(origin.files),
             "beside": file_stamps(sorted(map(str, path.glob("*.json")))),
             "preprocessor": self.preprocessor.identity,
         }
 
     def downloads(self) -> Iterator[Wanted]:
         """Return what is read of the hub."""
-        if self._directory.origin.pinned is not None:
-            yield from self._directory.weights().downloads()
+        if self._directory.origin.pinned is None:
+            return
+        for origin in origins(self._directory.weights()):
+            if origin.wanted is not None:
+                yield origin.wanted
 
-    def _classes(self, checkpoint: Checkpoint, width: int) -> dict[str, Tensor]:
+    def _classes(self, checkpoint: WeightSource, width: int) -> dict[str, Tensor]:
         """Return the class embeddings: those of a commit are computed once."""
         pinned = self._directory.origin.pinned
         if pinned is None:
@@ -142,7 +147,7 @@ class FrozenClip:
 class _TextEncoder:
     """Tokenizer, text tower and text projection: texts to unit vectors."""
 
-    def __init__(self, directory: ClipDirectory, checkpoint: Checkpoint) -> None:
+    def __init__(self, directory: ClipDirectory, checkpoint: WeightSource) -> None:
         self._folder = str(directory.path)
         self._tower = with_fast_products(build_text(directory.text, checkpoint))
         self._projection = _tensor(checkpoint, "text_projection.weight")
@@ -167,7 +172,7 @@ def _class_embeddings(texts: Tensor, counts: list[int]) -> Tensor:
     return functional.normalize(torch.stack(means), dim=-1)
 
 
-def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+def _tensor(checkpoint: WeightSource, name: str) -> Tensor:
     if name not in checkpoint.infos:
         raise CheckpointError(
             f"{checkpoint.describe()} has no tensor {name!r}",

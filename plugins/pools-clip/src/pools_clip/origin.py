@@ -13,16 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_core import hub
+from fusion_core import find_model, hub
 from fusion_core.errors import CheckpointError, HubError
-from fusion_core.weights import CheckpointSource, RemoteSource, locate
+from fusion_core.weights import RemoteSource, WeightSource
 from pools_clip.families import bases
 from pools_clip.pickled import PICKLE, PickledSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-Checkpoint = CheckpointSource | RemoteSource | PickledSource
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 #: What is read of a repository beside its weights: configurations, tokenizer, the licence.
@@ -48,7 +46,7 @@ class Origin:
     path: Path
     name: str
     #: opens the weights
-    weights: Callable[[], Checkpoint] = field(compare=False)
+    weights: Callable[[], WeightSource] = field(compare=False)
     #: the commit, for a model on the hub
     pinned: hub.Reference | None = None
 
@@ -60,7 +58,7 @@ def find(given: str, option: str) -> Origin:
     """
     path = Path(given)
     if path.is_dir():
-        return Origin(path, given, lambda: CheckpointSource(path))
+        return Origin(path, given, find_model(given, option).open)
     if path.exists() or not hub.looks_like_id(given):
         raise CheckpointError(
             f"{option}: {given} is not a directory",
@@ -69,8 +67,9 @@ def find(given: str, option: str) -> Origin:
     reference = hub.parse(given)
     if reference.repo in bases():
         return _base(reference, option)
-    location = locate(given, option)
-    return Origin(location.path, location.name, location.source, _pinned(location.name))
+    found = find_model(given, option)
+    location = found.location
+    return Origin(location.path, location.name, found.open, _pinned(location.name))
 
 
 def _base(reference: hub.Reference, option: str) -> Origin:
@@ -78,8 +77,8 @@ def _base(reference: hub.Reference, option: str) -> Origin:
     try:
         pinned = hub.resolve(reference)
         if {_SINGLE, _INDEX} & hub.listing(pinned).keys():
-            location = locate(str(pinned), option)
-            return Origin(location.path, location.name, location.source, pinned)
+            found = find_model(str(pinned), option)
+            return Origin(found.location.path, found.location.name, found.open, pinned)
         beside = hub.download(pinned, _BESIDE)
         converted = hub.conversion(pinned)
     except HubError as error:

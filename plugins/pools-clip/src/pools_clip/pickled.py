@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import hub
-from fusion_core.errors import CheckpointError, IntegrityError
-from fusion_core.weights import TensorInfo, WeightSource
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import Origin, TensorInfo, WeightSource, stamp_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 PICKLE = "pytorch_model.bin"
@@ -35,9 +34,14 @@ class PickledSource(WeightSource):
 
     def __init__(self, pinned: hub.Reference) -> None:
         self._pinned = pinned
-        self._path = hub.files(pinned, [PICKLE]) / PICKLE
-        self._size = self._path.stat().st_size
-        self._tensors = _loaded(self._path, self.describe())
+        path = hub.files(pinned, [PICKLE]) / PICKLE
+        status = path.stat()
+        how = "torch.load(weights_only=True, mmap=True)"
+        self._origin = Origin(
+            files={PICKLE: {"bytes": status.st_size, "pickle": how}},
+            stamps={path: stamp_of(status)},
+        )
+        self._tensors = _loaded(path, self.describe())
         self.infos = {
             name: TensorInfo(name, tuple(tensor.shape), tensor.dtype)
             for name, tensor in self._tensors.items()
@@ -51,18 +55,10 @@ class PickledSource(WeightSource):
         """Return the repository at its commit, and that it is a pickle."""
         return f"{self._pinned}: {PICKLE}"
 
-    def check_unchanged(self) -> None:
-        """Raise `IntegrityError` if the file is gone or has another size."""
-        if not self._path.is_file() or self._path.stat().st_size != self._size:
-            raise IntegrityError(
-                f"{self._path} changed while it was being read",
-                hint="Run again when nothing writes to it.",
-            )
-
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the file, and how it is read; its hash was the hub's when it arrived."""
-        how = "torch.load(weights_only=True, mmap=True)"
-        yield PICKLE, {"bytes": self._size, "pickle": how}
+    @property
+    def origin(self) -> Origin:
+        """The file, and how it is read; its hash was the hub's when it arrived."""
+        return self._origin
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_pinned": self._pinned}  # a worker opens the file itself

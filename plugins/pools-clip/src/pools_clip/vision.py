@@ -16,11 +16,11 @@ from fusion_core.errors import CheckpointError
 from fusion_core.weights import RenamedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from transformers import CLIPTextModel
 
-    from pools_clip.origin import Checkpoint
+    from fusion_core import WeightSource
 
 PREFIX = "vision_model."
 _PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
@@ -41,18 +41,13 @@ class VisionTower(RenamedSource):
     Raises `CheckpointError` for a checkpoint without a vision tower.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: WeightSource) -> None:
         names = {
             canonical(name): name
             for name in _vision_names(checkpoint)
             if not name.endswith(_POSITIONS)
         }
         super().__init__(checkpoint, names)
-        self._checkpoint = checkpoint
-
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the checkpoint's files."""
-        return self._checkpoint.files()
 
 
 def canonical(name: str) -> str:
@@ -73,7 +68,7 @@ def image_shape(config: CLIPVisionConfig) -> tuple[int, int, int]:
     return config.num_channels, size, size
 
 
-def build_text(fields: Mapping[str, Any], checkpoint: Checkpoint) -> CLIPTextModel:
+def build_text(fields: Mapping[str, Any], checkpoint: WeightSource) -> CLIPTextModel:
     """Return the text tower of a CLIPModel checkpoint, fp32, in evaluation mode, on the CPU."""
     from transformers import CLIPTextModel  # 3 seconds, which a merge alone does not need
 
@@ -85,7 +80,7 @@ def build_text(fields: Mapping[str, Any], checkpoint: Checkpoint) -> CLIPTextMod
     return build_model(partial(CLIPTextModel, config), RenamedSource(checkpoint, tower))
 
 
-def _vision_names(checkpoint: Checkpoint) -> list[str]:
+def _vision_names(checkpoint: WeightSource) -> list[str]:
     prefixed = [name for name in checkpoint.infos if name.startswith(PREFIX)]
     if prefixed:
         return prefixed

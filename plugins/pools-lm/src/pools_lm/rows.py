@@ -8,13 +8,14 @@ known by its name in the live model, because models may spell it differently.
 from __future__ import annotations
 
 import hashlib
+from collections import ChainMap
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from fusion_core.weights import Cut, WeightSource
+from fusion_core.weights import Cut, Origin, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -168,6 +169,7 @@ class TokenSource(WeightSource):
         self._live = {there: here for here, there in own.names.items()}
         self._count = count
         self._layers = layers
+        self._digest = _digest_of(layers)
         self.is_delta = own.source.is_delta
         self.infos = {
             name: replace(info, shape=_resized(info.shape, axes[self._live[name]], count))
@@ -209,19 +211,22 @@ class TokenSource(WeightSource):
         """Name the model."""
         return self._source.describe()
 
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the model's files, and which rows are read of them."""
-        files = dict(self._source.files())
-        yield from files.items()
-        if files:
-            digest = hashlib.sha256()
-            for layer in self._layers:
-                digest.update(layer.index.numpy().tobytes())
-            yield "rows by token", {"sha256": digest.hexdigest()}
+    @property
+    def origin(self) -> Origin | None:
+        """What identifies the model, and which rows are read of it."""
+        of_model = self._source.origin
+        if of_model is None:
+            return None
+        rows = {"rows by token": {"sha256": self._digest}}
+        files = ChainMap(rows, of_model.files)  # type: ignore[arg-type] # looked at, not changed
+        return Origin(files=files, inputs=of_model.inputs)
 
-    def inputs(self) -> Mapping[str, Any]:
-        """Identify what the model is made of."""
-        return self._source.inputs()
+
+def _digest_of(layers: Sequence[Layer]) -> str:
+    digest = hashlib.sha256()
+    for layer in layers:
+        digest.update(layer.index.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _resized(shape: tuple[int, ...], axis: int, count: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ together as it is read.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
     #: a model's own names of tensors, by those of the live model
     Names = Mapping[str, str]
-
-
-class SpelledSource(RenamedSource):
-    """Tensors of a checkpoint under other names; it is known by the checkpoint's files."""
-
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Identify the checkpoint's files."""
-        return self.sources[0].files()
 
 
 def spelled_as(source: WeightSource, first: WeightSource, own: Architecture) -> WeightSource:
@@ -49,7 +41,7 @@ def spelled_as(source: WeightSource, first: WeightSource, own: Architecture) -> 
         if _are_equal(source, theirs[here], theirs[twin])
     }
     names = {wanted.get(here, name): name for here, name in theirs.items() if here not in copies}
-    return SpelledSource(source, {**names, **added})
+    return RenamedSource(source, {**names, **added})
 
 
 def trimmed(source: WeightSource, own: Architecture) -> WeightSource:
@@ -57,7 +49,7 @@ def trimmed(source: WeightSource, own: Architecture) -> WeightSource:
     kept = set(own.named(source).names.values())
     if kept == source.infos.keys():
         return source
-    return SpelledSource(source, {name: name for name in source.infos if name in kept})
+    return RenamedSource(source, {name: name for name in source.infos if name in kept})
 
 
 def _twins(

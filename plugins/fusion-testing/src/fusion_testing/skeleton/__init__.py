@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).parent / "templates"
 _SUFFIX = ".template"
 _DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-_PREFIX = re.compile(r"^(fusion|pools?|tasks?)-(?=.)")
+_PREFIX = re.compile(r"^(fusion|pools?|tasks?|formats?)-(?=.)")
 
 
 class Kind(StrEnum):
@@ -38,6 +38,7 @@ class Kind(StrEnum):
     TASK_POOL = "task-pool"
     TEXT_TASK_POOL = "text-task-pool"
     POOLS = "pools"
+    FORMAT = "format"
     COMMAND = "command"
 
 
@@ -47,6 +48,7 @@ _WORDS = {
     Kind.TASK_POOL: "A pool of tasks",
     Kind.TEXT_TASK_POOL: "A pool of tasks on texts",
     Kind.POOLS: "Models and their tasks",
+    Kind.FORMAT: "A format of models",
     Kind.COMMAND: "A command",
 }
 
@@ -98,6 +100,7 @@ _MODULES = {
     Kind.TASK_POOL: "tasks",
     Kind.TEXT_TASK_POOL: "tasks",
     Kind.POOLS: "pools",
+    Kind.FORMAT: "source",
     Kind.COMMAND: "command",
 }
 #: What a plugin's own code imports beside the core.

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import Published, choose_tasks
-from fusion_core.weights import with_config
+from fusion_core.weights import RenamedSource, with_config
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.tables import examples, family, published, question, texts
 from pools_lm.pools import LanguagePool, Seq2SeqPool
-from pools_lm.spelled import SpelledSource
 from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig
 from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.sentence_config import ClassificationConfig, ClassLines
@@ -47,7 +46,7 @@ class Gpt2Glue(LanguagePool):
         super()._spell()
         known = self.reference.infos
         self.experts = {
-            name: SpelledSource(each, {tensor: tensor for tensor in each.infos if tensor in known})
+            name: RenamedSource(each, {tensor: tensor for tensor in each.infos if tensor in known})
             for name, each in self.experts.items()
         }
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fusion_core import FeatureTask
 from fusion_core.errors import RecipeError
+from fusion_core.weights import origins
 from pools_lm.tasks.classification import ClassTask
 from pools_lm.tasks.encoder import Example, run
 from pools_lm.tasks.examples import unbound
@@ -70,7 +71,8 @@ class ExpertTask(HeadTask):
 
     def downloads(self) -> list[Wanted]:
         """Return the files on the hub that measuring reads, those of the head included."""
-        return [*super().downloads(), *self.own.weights.downloads()]
+        of_head = (origin.wanted for origin in origins(self.own.weights))
+        return [*super().downloads(), *filter(None, of_head)]
 
     def identity(self) -> Mapping[str, Any]:
         """Return all that the accuracy depends on, the head included."""

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fusion_core import find_model
 from fusion_core.errors import RecipeError
-from fusion_core.weights import as_weights, assemble, locate, read_config, safe_config
+from fusion_core.weights import as_weights, assemble, read_config, safe_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,13 +172,13 @@ def _expert(pool: ModelPool[Any], task: str) -> tuple[WeightSource, dict[str, An
 
 def _classifier(path: str, task: str) -> tuple[WeightSource, dict[str, Any]]:
     option = f"task_pool.datasets.{task}.head"
-    found = locate(path, option)
-    if found.is_adapter:
+    found = find_model(path, option)
+    if found.is_delta:
         raise RecipeError(
-            f"{option}: {found.name} is an adapter, not a classifier",
+            f"{option}: {found.location.name} is an adapter, not a classifier",
             hint="Name the directory of a whole model with a head.",
         )
-    return found.source(), read_config(found.directory / "config.json")
+    return found.open(), read_config(found.location.directory / "config.json")
 
 
 def _empty(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - transformers' many classes

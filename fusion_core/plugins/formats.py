@@ -1,0 +1,116 @@
+"""Which installed format reads a model: told by the names of its files, before any is opened."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion_core.contracts.specs import FormatSpec
+from fusion_core.errors import CheckpointError
+from fusion_core.plugins.manager import active_plugins
+from fusion_core.weights.reading.assets import CONFIG, read_config
+from fusion_core.weights.reading.location import Location, locate
+from fusion_core.weights.reading.quantised import key_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fusion_core.plugins.components import Component
+    from fusion_core.plugins.manager import PluginManager
+    from fusion_core.weights import WeightSource
+
+#: Reads what no format claims, too: it says what is there in place of a model, and what to do.
+_USUAL = "fusion-core/safetensors"
+_CORE_PACKAGE = __name__.partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedModel:
+    """Where a model is, and the format that reads it."""
+
+    location: Location
+    format: Component[FormatSpec]
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it is differences from a base, as an adapter is."""
+        return self.format.spec.is_delta
+
+    def open(self, base: WeightSource | None = None) -> WeightSource:
+        """Return the weights, of which headers are read; differences are those from `base`.
+
+        Raises `CheckpointError` for differences without a base, and what the format refuses.
+        """
+        if self.is_delta and base is None:
+            raise CheckpointError(
+                f"{self.location.name} is an adapter, which is nothing without its base",
+                hint="Name the full model that it was trained on.",
+            )
+        of = (self.location, base) if self.is_delta else (self.location,)
+        source: WeightSource = self.format.create(*of)
+        return source
+
+
+def find_model(given: str, option: str, *more: str, preferred: str | None = None) -> LocatedModel:
+    """Find a model by its path or its name on the hub, and the format that reads it.
+
+    `option` names it in errors. Of a repository, files that match patterns in `more` are wanted
+    beside the usual ones. `preferred` is the format to use where several could read it.
+
+    Raises `CheckpointError` for a model that is not there or that several formats claim,
+    `UnknownComponentError` for a `preferred` that is not installed, and what `hub.download` raises.
+    """
+    plugins = active_plugins()
+    chosen = None if preferred is None else plugins.find(FormatSpec, preferred)
+    patterns = {file for each in plugins.components(FormatSpec) for file in each.spec.files}
+    location = locate(given, option, *more, formats=patterns)
+    return LocatedModel(location, _format_of(location, plugins, chosen))
+
+
+def distributions_of_formats(sources: Iterable[WeightSource], plugins: PluginManager) -> set[str]:
+    """Return the plugins, the core aside, whose formats weights are read in: by their classes."""
+    packages = {package for source in sources for package in _packages_of(source)} - {_CORE_PACKAGE}
+    return {
+        each.plugin.distribution
+        for each in plugins.components(FormatSpec)
+        if re.split(r"[.:]", each.spec.target)[0] in packages
+    }
+
+
+def _packages_of(source: WeightSource) -> Iterator[str]:
+    yield type(source).__module__.partition(".")[0]
+    for inner in source.sources:
+        yield from _packages_of(inner)
+
+
+def _format_of(
+    location: Location, plugins: PluginManager, chosen: Component[FormatSpec] | None
+) -> Component[FormatSpec]:
+    """Return the format of a model.
+
+    One that goes by configuration keys is chosen over others, and a full model over an adapter.
+    """
+    claiming = [each for each in plugins.components(FormatSpec) if claims(each.spec, location)]
+    if chosen in claiming:
+        claiming = [each for each in claiming if each == chosen]
+    claiming = [each for each in claiming if each.spec.config_keys] or claiming
+    claiming = [each for each in claiming if not each.spec.is_delta] or claiming
+    if len(claiming) > 1:
+        names = " and ".join(each.qualified_name for each in claiming)
+        raise CheckpointError(
+            f"{location.name} can be read by several formats: {names}",
+            hint="Choose one by the pool's option `format`, name the file itself, or block a "
+            "plugin with --no-plugin.",
+        )
+    return claiming[0] if claiming else plugins.find(FormatSpec, _USUAL)
+
+
+def claims(spec: FormatSpec, location: Location) -> bool:
+    """Tell whether a model is in a format, from names and from keys of its configuration."""
+    if not any(map(location.matching, spec.files)):
+        return False
+    if not spec.config_keys:
+        return True
+    path = location.directory / CONFIG
+    return path.is_file() and key_in(read_config(path), frozenset(spec.config_keys)) is not None

@@ -1,0 +1,317 @@
+"""Faults planted into a sound format: a check of the suite catches each, and says what to do."""
+
+from __future__ import annotations
+
+import re
+from textwrap import dedent
+from typing import TYPE_CHECKING
+
+import pytest
+from suites import run_suites
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: A format of its own, that reads all by hand: the header's length, a JSON header, the numbers.
+FORMATS = '''
+    import hashlib, json, os, pickle, struct
+    import torch
+    from fusion_core import TensorInfo
+    from fusion_core.errors import CheckpointError
+    from fusion_core.weights import FileSource, Origin, StoredTensor, WeightSource, parse_json
+    from fusion_core.weights import stamp_of
+
+    DTYPES = {str(each): each for each in (torch.float32, torch.float16, torch.int64)}
+
+    def numbers(data, dtype):
+        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+    class Sound(FileSource):
+        def find_tensors(self):
+            header = self.open("m.bin", 2**20)
+            (length,) = struct.unpack("<Q", header.read(8))
+            described = parse_json(header.read(length), path=str(header.path))
+            for name, (dtype, shape, at) in described.items():
+                info = TensorInfo(name, tuple(shape), DTYPES[dtype])
+                yield StoredTensor("m.bin", info, 8 + length + at)
+
+    class ByHand(WeightSource):
+        """The same without FileSource; sound as long as files are."""
+        def __init__(self, location):
+            self.location = location
+            self.path = location.path / "m.bin"
+            if not self.path.is_file():
+                raise CheckpointError(f"{self.path} is not a regular file")
+            with open(self.path, "rb") as stream:
+                self.size = os.fstat(stream.fileno()).st_size
+                stamp = stamp_of(os.fstat(stream.fileno()))
+                (length,) = struct.unpack("<Q", stream.read(8))
+                text = stream.read(length)
+            self.start = 8 + length
+            self.described = json.loads(text)
+            self.infos = {
+                name: TensorInfo(name, tuple(shape), DTYPES[dtype])
+                for name, (dtype, shape, _) in self.described.items()
+            }
+            digest = hashlib.sha256(text).hexdigest()
+            self.own = Origin(files={"m.bin": {"header": digest}}, stamps={self.path: stamp})
+
+        @property
+        def origin(self):
+            return self.own
+
+        def read(self, name, start, stop):
+            info = self.infos[name]
+            size = info.dtype.itemsize
+            with open(self.path, "rb") as stream:
+                stream.seek(self.start + self.described[name][2] + start * size)
+                data = bytearray(stream.read((stop - start) * size))
+            return numbers(data, info.dtype)
+
+    class ForgottenOffset(Sound):
+        def read(self, name, start, stop):
+            return super().read(name, 0, stop - start)
+
+    class WholeTensor(Sound):
+        def read(self, name, start, stop):
+            return super().read(name, 0, self.infos[name].numel)
+
+    class OtherDtype(Sound):
+        def read(self, name, start, stop):
+            return super().read(name, start, stop).float()
+
+    class InItsShape(Sound):
+        def read(self, name, start, stop):
+            found = super().read(name, start, stop)
+            whole = stop - start == self.infos[name].numel
+            return found.reshape(self.infos[name].shape) if whole else found
+
+    class LostTensor(Sound):
+        def find_tensors(self):
+            yield from list(super().find_tensors())[1:]
+
+    class FlatShapes(Sound):
+        def find_tensors(self):
+            for each in super().find_tensors():
+                info = TensorInfo(each.info.name, (each.info.numel,), each.info.dtype)
+                yield StoredTensor(each.file, info, each.offset)
+
+    class Swapped(Sound):
+        def read(self, name, start, stop):
+            found = super().read(name, start, stop)
+            return found.flip(0) if len(found) == self.infos[name].numel else found
+
+    class EagerReader(Sound):
+        def __init__(self, location):
+            super().__init__(location)
+            (location.path / "m.bin").read_bytes()
+
+    class OneHandle(ByHand):
+        def __init__(self, location):
+            super().__init__(location)
+            self.stream = open(self.path, "rb")
+
+    class SharedPlace(ByHand):
+        """One place in the file for all threads."""
+        def __getstate__(self):
+            return {**self.__dict__, "stream": None}
+        def __setstate__(self, state):
+            self.__dict__.update(state)
+            self.stream = open(self.path, "rb", buffering=0)
+        def __init__(self, location):
+            super().__init__(location)
+            self.stream = open(self.path, "rb", buffering=0)
+        def read(self, name, start, stop):
+            import time
+            info = self.infos[name]
+            self.stream.seek(self.start + self.described[name][2] + start * info.dtype.itemsize)
+            time.sleep(0.001)
+            data = bytearray(self.stream.read((stop - start) * info.dtype.itemsize))
+            return numbers(data, info.dtype)
+
+    class NoOrigin(ByHand):
+        @property
+        def origin(self):
+            return None
+
+    class NoDigest(ByHand):
+        @property
+        def origin(self):
+            return Origin(files={"m.bin": {"bytes": self.size}}, stamps=self.own.stamps)
+
+    class SameDigest(ByHand):
+        @property
+        def origin(self):
+            return Origin(files={"m.bin": {"header": "0" * 64}}, stamps=self.own.stamps)
+
+    class NoStamps(ByHand):
+        @property
+        def origin(self):
+            return Origin(files=self.own.files)
+
+    class SizeAsStamp(ByHand):
+        """Only another size is a change."""
+        @property
+        def origin(self):
+            size = self.size
+            class Sized(Origin):
+                def check_unchanged(self):
+                    from fusion_core.errors import IntegrityError
+                    for path in self.stamps:
+                        if path.stat().st_size != size:
+                            raise IntegrityError(f"{path} changed")
+            return Sized(files=self.own.files, stamps=self.own.stamps)
+
+    class Hanging(Sound):
+        def find_tensors(self):
+            found = list(super().find_tensors())
+            if {each.info.name for each in found} != NAMES:
+                while True:
+                    pass
+            return found
+
+    class Slow(ByHand):
+        def __init__(self, location):
+            try:
+                super().__init__(location)
+            except Exception as error:
+                for _ in range(0 if hasattr(Slow, "was_slow") else 2 * 10**8):
+                    pass
+                Slow.was_slow = True
+                raise CheckpointError(f"{location.path} is malformed") from error
+
+    class Allocating(Sound):
+        def find_tensors(self):
+            try:
+                return list(super().find_tensors())
+            except Exception:
+                self.kept = bytearray(b"1") * (300 * 2**20)
+                raise
+
+    class Unnamed(ByHand):
+        def __init__(self, location):
+            try:
+                super().__init__(location)
+            except Exception as error:
+                raise CheckpointError("the file is malformed") from error
+
+    class Padding(ByHand):
+        """What is missing at the end is read as zeros."""
+        def __init__(self, location):
+            try:
+                super().__init__(location)
+            except Exception as error:
+                raise CheckpointError(f"{location.path} is malformed") from error
+
+        def read(self, name, start, stop):
+            dtype = self.infos[name].dtype
+            first = self.start + self.described[name][2] + start * dtype.itemsize
+            size = (stop - start) * dtype.itemsize
+            data = self.path.read_bytes()[first:][:size]
+            return numbers(bytearray(data.ljust(size, b"0")), dtype)
+
+    class Dying(Sound):
+        def find_tensors(self):
+            found = list(super().find_tensors())
+            if {each.info.name for each in found} != NAMES:
+                os._exit(3)
+            return found
+
+    NAMES = {"layer.weight", "layer.bias", "layer.scale", "layer.half", "steps"}
+'''
+
+TESTS = """
+    import json, struct
+    import pytest
+    from fusion_core import FormatSpec
+    from fusion_testing import FormatSuite
+    import faulty_formats
+
+    def write(directory, tensors):
+        described, content = {}, b""
+        for name, tensor in tensors.items():
+            described[name] = [str(tensor.dtype), list(tensor.shape), len(content)]
+            content += tensor.numpy().tobytes()
+        text = json.dumps(described).encode()
+        (directory / "m.bin").write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+    def suite(name, files=("m.bin",)):
+        spec = FormatSpec(
+            name=name.lower(), summary="Planted.", target=f"faulty_formats:{name}", files=files,
+        )
+        about = {
+            "spec": pytest.fixture(lambda self: spec),
+            "write": pytest.fixture(lambda self: write),
+        }
+        globals()[f"Test_{name}"] = type(f"Test_{name}", (FormatSuite,), about)
+
+    for name, value in vars(faulty_formats).items():
+        if isinstance(value, type) and value.__module__ == "faulty_formats":
+            suite(name)
+    faulty_formats.OtherName = faulty_formats.Sound
+    suite("OtherName", files=("n.bin",))
+"""
+
+DAMAGED = "test_damaged_files_are_refused_soon"
+TRUNCATED = "test_a_truncated_file_is_refused"
+RANGE = "test_a_range_is_that_part_of_the_tensor"
+DESCRIBED = "test_names_shapes_and_dtypes_are_those_of_the_model"
+ORIGIN = "test_its_origin_names_files_by_digests"
+#: The check that catches each fault, and what it says.
+CAUGHT_BY: Mapping[str, tuple[str, str]] = {
+    "ForgottenOffset": (RANGE, "the elements from 1 to"),
+    "WholeTensor": (RANGE, "not those of the whole tensor"),
+    "OtherDtype": (RANGE, "layer.half"),
+    "InItsShape": (RANGE, "not those of the whole tensor"),
+    "Swapped": ("test_tensors_have_their_values", "not read as it was written"),
+    "LostTensor": (DESCRIBED, "and `infos` says"),
+    "FlatShapes": (DESCRIBED, r"\(35,\)"),
+    "EagerReader": ("test_opening_reads_headers_alone", "opening a model with"),
+    "OneHandle": ("test_a_copy_in_another_process_reads_the_same", "cannot be sent"),
+    "SharedPlace": ("test_several_threads_may_read", "SharedPlace|other values"),
+    "NoOrigin": (ORIGIN, "no origin with files"),
+    "NoDigest": (ORIGIN, "no digest of"),
+    "SameDigest": (ORIGIN, "the same digests"),
+    "NoStamps": (ORIGIN, "no origin with files"),
+    "SizeAsStamp": ("test_a_file_that_changes_is_noticed", "nobody notices"),
+    "ByHand": (DAMAGED, "raises (BrokenPluginError|MemoryError)"),
+    "Hanging": (DAMAGED, "takes more than 20 seconds"),
+    "Slow": (DAMAGED, "takes [0-9.]+ seconds"),
+    "Allocating": (DAMAGED, "MB of memory"),
+    "Dying": (DAMAGED, r"ended the process \(3\)"),
+    "Unnamed": (TRUNCATED, "does not name the file"),
+    "Padding": (TRUNCATED, "with other values"),
+    "OtherName": ("test_its_models_are_known_by_their_files", "a model with m.bin is one"),
+}
+NOT_INSTALLED = {
+    "test_the_plugin_is_installed",
+    "test_the_plugin_says_which_core_it_needs",
+    "test_the_package_is_typed",
+    "test_listing_it_imports_nothing_heavy",
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """Run on each fault the check that should catch it, and all checks on what is sound."""
+    root = tmp_path_factory.mktemp("planted")
+    (root / "site").mkdir()
+    (root / "site" / "faulty_formats.py").write_text(dedent(FORMATS))
+    checks = [f"(Test_{fault} and {check})" for fault, (check, _) in CAUGHT_BY.items()]
+    return run_suites(root, TESTS, ["Test_Sound", *checks])
+
+
+@pytest.mark.parametrize("fault", CAUGHT_BY)
+def test_a_planted_fault_is_caught(planted: dict[str, dict[str, str]], fault: str) -> None:
+    check, said = CAUGHT_BY[fault]
+    assert re.search(said, planted[fault].get(check, "not caught")), planted[fault]
+
+
+def test_what_is_sound_passes(planted: dict[str, dict[str, str]]) -> None:
+    assert planted["Sound"].keys() == NOT_INSTALLED
+
+
+def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:
+    for fault in CAUGHT_BY:
+        for text in planted[fault].values():
+            assert re.search(r"\n\nTo mend it: \w", text), text

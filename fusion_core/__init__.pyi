@@ -25,6 +25,7 @@ from fusion_core.contracts.run import RunResult as RunResult
 from fusion_core.contracts.specs import AlgorithmSpec as AlgorithmSpec
 from fusion_core.contracts.specs import CommandSpec as CommandSpec
 from fusion_core.contracts.specs import ExecutorSpec as ExecutorSpec
+from fusion_core.contracts.specs import FormatSpec as FormatSpec
 from fusion_core.contracts.specs import ModelPoolSpec as ModelPoolSpec
 from fusion_core.contracts.specs import PipelineSpec as PipelineSpec
 from fusion_core.contracts.specs import TaskPoolSpec as TaskPoolSpec
@@ -43,6 +44,8 @@ from fusion_core.errors import FusionError as FusionError
 from fusion_core.hookspecs import hookimpl as hookimpl
 from fusion_core.planning.options import RunOptions as RunOptions
 from fusion_core.planning.plan import plan as plan
+from fusion_core.plugins.formats import LocatedModel as LocatedModel
+from fusion_core.plugins.formats import find_model as find_model
 from fusion_core.progress import Progress as Progress
 from fusion_core.progress import note as note
 from fusion_core.progress import noting as noting
@@ -60,8 +63,5 @@ from fusion_core.weights import Piece as Piece
 from fusion_core.weights import Scan as Scan
 from fusion_core.weights import TensorInfo as TensorInfo
 from fusion_core.weights import WeightSource as WeightSource
-from fusion_core.contracts.specs import FormatSpec as FormatSpec
-from fusion_core.plugins.formats import LocatedModel as LocatedModel
-from fusion_core.plugins.formats import find_model as find_model
 
 __version__: str

@@ -20,12 +20,12 @@ CONVERT = (
     "conversion of a repository may be a revision: org/name@refs/pr/NUMBER."
 )
 _DISTRIBUTED = (
-    "Install the plugin that reads it: pip install formats-dcp\nOr convert it with torch: "
+    "No installed format reads it (fuse list formats). Convert it with torch: "
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY FILE, and save the "
     "tensors with safetensors."
 )
 #: Said where a configuration tells how weights are quantised.
-QUANTISED = f"Install the plugin that reads it: pip install formats-quantised\n{DEQUANTISE}"
+QUANTISED = f"No installed format reads it (fuse list formats). {DEQUANTISE}"
 _HINTS = {
     "a pickle, which can run code": CONVERT,
     "in the format of llama.cpp, mostly quantised": DEQUANTISE,

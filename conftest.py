@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import defaultdict
 from zlib import crc32
 
 import pytest
@@ -11,8 +12,8 @@ _CACHE = tempfile.TemporaryDirectory(prefix="fusion-core-tests-")
 for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ[_home] = _CACHE.name  # no run reads or writes what its user has measured
 
-#: The kinds of tiny models that suites are run on, `fusion_testing.MODELS`.
-MODELS = ("mlp", "convolution", "transformer")
+#: What the suites vary in a check: kinds of tiny models, how a merge is cut, run and stored.
+VARIANTS = {"model", "cut", "workers", "dtype", "size"}
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
 
@@ -26,21 +27,24 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Try every method in every check on one kind of tiny model, in turns; nightly on all."""
+    """Try every method in one variant of each check of a suite, in turns; nightly in all."""
     if "FUSION_NIGHTLY" in os.environ:
         return
-    left_out = [item for item in items if not _is_its_turn(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if _is_its_turn(item)]
+    variants: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        variants[_check_of(item)].append(item)
+    chosen = {id(group[crc32(check.encode()) % len(group)]) for check, group in variants.items()}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
 
 
-def _is_its_turn(item: pytest.Item) -> bool:
-    """Tell whether a check of a suite is tried on this kind of model, which its name decides."""
-    model = getattr(item, "callspec", None) and item.callspec.params.get("model")
-    if item.path.name != "test_conformance.py" or model not in MODELS:
-        return True
-    check = item.nodeid.replace(model, "")
-    return MODELS[crc32(check.encode()) % len(MODELS)] == model
+def _check_of(item: pytest.Item) -> str:
+    """Name what a test checks, and of which method; variants of a suite's check have one name."""
+    callspec = getattr(item, "callspec", None)
+    if item.path.name != "test_conformance.py" or callspec is None:
+        return item.nodeid
+    own = {name: index for name, index in callspec.indices.items() if name not in VARIANTS}
+    return f"{item.nodeid.partition('[')[0]} {own!r}"
 
 
 @pytest.fixture(autouse=True)

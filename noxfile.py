@@ -165,6 +165,13 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def thorough(session: nox.Session) -> None:
+    """Run tests that take long and repeat much of quicker ones: planted faults, tutorials."""
+    install(session, "lint", "types", "test", "results")
+    session.run("pytest", *ON_ALL_CORES, "-m", "thorough", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def memory(session: nox.Session) -> None:
     """Compare estimated with measured memory of every method without data, at three sizes."""
     install(session, "test")

@@ -68,6 +68,7 @@ def test_what_the_page_says_of_a_project_is_what_is_generated(median: Path) -> N
     assert {key: project[key] for key in shown} == shown
 
 
+@pytest.mark.thorough
 def test_a_wheel_is_tried_as_the_page_says(
     median: Path,
     our_wheels: list[Path],

@@ -39,11 +39,7 @@ class Setting:
 
 
 FIRST = Setting("serial", None)
-OTHERS = [
-    Setting("threads", 1, shard_size=20_000),
-    Setting("threads", 2),
-    Setting("threads", 2, shard_size=1, block=700),
-]
+OTHERS = [Setting("threads", 2, shard_size=1, block=700)]
 NIGHTLY = [
     Setting(executor, workers, shard, block)
     for (executor, workers), shard, block in itertools.product(

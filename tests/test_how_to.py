@@ -302,6 +302,7 @@ def test_the_commands_of_a_sweep_run_in_their_order(
     assert len(shown[3].splitlines()) == 3
 
 
+@pytest.mark.thorough
 def test_the_commands_of_many_machines_run_on_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +329,7 @@ def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert said == []
 
 
+@pytest.mark.thorough
 def test_models_are_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = "diagnose.md"
     monkeypatch.chdir(tmp_path)

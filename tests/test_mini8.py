@@ -257,21 +257,25 @@ def _best_task_arithmetic(average: Callable[..., float]) -> float:
     return max(average("task-arithmetic"), *others)
 
 
+@pytest.mark.thorough
 def test_layer_wise_beats_task_wise_adamerging(average: Callable[..., float]) -> None:
     assert average("adamerging") >= average("adamerging", granularity="task") + 2
 
 
+@pytest.mark.thorough
 def test_layer_wise_adamerging_beats_task_arithmetic(average: Callable[..., float]) -> None:
     assert average("adamerging") >= average("task-arithmetic") + 2
     assert average("adamerging") >= _best_task_arithmetic(average) + 1
 
 
+@pytest.mark.thorough
 def test_task_arithmetic_has_an_interior_optimum(average: Callable[..., float]) -> None:
     best = _best_task_arithmetic(average)
     assert best > average("task-arithmetic", scale=0.1) + 1
     assert best > average("task-arithmetic", scale=1.0) + 1
 
 
+@pytest.mark.thorough
 def test_every_merge_lies_between_base_and_experts(
     main_job: tuple[Path, str, str], average: Callable[..., float]
 ) -> None:

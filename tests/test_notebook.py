@@ -25,6 +25,7 @@ def test_the_notebook_is_made_of_its_source() -> None:
     assert [len(each) for each in outputs] == [1] * len(outputs)  # each shows one thing
 
 
+@pytest.mark.thorough
 def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     quick = re.sub(r'"limit": \d+', '"limit": 8', SOURCE)

@@ -41,6 +41,7 @@ def test_every_block_of_the_tutorial_is_marked() -> None:
     assert {each.mark for each in blocks()} == {"setup", "run", "fails", "shows", "file"}
 
 
+@pytest.mark.thorough
 def test_the_tutorial_does_what_it_says(
     borrowed: Path,
     add_tools: Callable[..., None],

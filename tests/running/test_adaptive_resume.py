@@ -23,6 +23,7 @@ OPTIONS = ["steps=16", "save_every=2", "batch_size=4"]
 COMMAND = [*RUN, *(part for each in OPTIONS for part in ("--set", f"algorithm.adamerging.{each}"))]
 
 
+@pytest.mark.thorough
 def test_a_search_killed_by_the_system_resumes_to_the_same_bytes(
     fuse: Callable[..., Outcome], tmp_path: Path
 ) -> None:

@@ -85,7 +85,13 @@ def world(
     return World(root, make_environment(root / "environment", *wheels))
 
 
-@pytest.mark.parametrize("kind", Kind)
+OTHER_KINDS = [kind for kind in Kind if kind is not Kind.ALGORITHM]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Kind.ALGORITHM, *(pytest.param(kind, marks=pytest.mark.thorough) for kind in OTHER_KINDS)],
+)
 def test_the_generated_package_passes_its_own_tests(world: World, kind: Kind) -> None:
     out = world.run("pytest", "-q", "-p", "no:cacheprovider", cwd=world.home(kind))
     passed = re.search(r"(\d+) passed", out)
@@ -156,6 +162,7 @@ def mean_of(row: dict[str, dict[str, float]]) -> float:
     return sum(main) / len(main)
 
 
+@pytest.mark.thorough
 def test_style_and_types_are_clean(world: World) -> None:
     for home in map(world.home, Kind):
         tool("ruff", "check", "--no-cache", ".", cwd=home)

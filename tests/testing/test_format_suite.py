@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import FormatSpec, load_plugins
+from fusion_core import FormatSpec
+from fusion_core.commands import load_plugins
 from fusion_core.weights import StateDictSource
 from fusion_testing import FormatSuite
 

@@ -212,6 +212,7 @@ def planted(
     return run_suites(root, TESTS, ["Test_sound", "Test_plain", *chosen])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", CAUGHT_BY)
 def test_a_planted_fault_is_caught_by_the_check_that_is_about_it(
     planted: dict[str, dict[str, str]], fault: str
@@ -220,6 +221,7 @@ def test_a_planted_fault_is_caught_by_the_check_that_is_about_it(
     assert re.search(r"\n\nTo mend it: \w", planted[fault][CAUGHT_BY[fault]])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["sound", "plain"])
 def test_what_is_sound_passes(planted: dict[str, dict[str, str]], name: str) -> None:
     assert planted[name].keys() == {"test_the_package_is_typed"}  # which a module cannot be

@@ -553,6 +553,7 @@ def planted(
     return run_suites(root, TESTS, expressions(CAUGHT_BY))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", CAUGHT_BY)
 def test_a_planted_fault_is_caught_by_the_checks_that_are_about_it(
     planted: dict[str, dict[str, str]], fault: str
@@ -560,11 +561,13 @@ def test_a_planted_fault_is_caught_by_the_checks_that_are_about_it(
     assert planted[fault].keys() >= CAUGHT_BY[fault], planted[fault]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["", "_transform", "_calibration", "_pool"])
 def test_what_is_sound_passes(planted: dict[str, dict[str, str]], kind: str) -> None:
     assert planted[f"sound{kind}"] == {}
 
 
+@pytest.mark.thorough
 def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:
     for failures in planted.values():
         for text in failures.values():

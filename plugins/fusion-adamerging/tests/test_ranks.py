@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 
 from fusion_adamerging.adamerging import AdaMerging
@@ -89,6 +90,7 @@ def _alone(pool: CheckpointsPool, tasks: Any, shared: str) -> dict[str, dict[str
     return found
 
 
+@pytest.mark.thorough
 def test_several_processes_find_what_one_finds(
     tmp_path: Path, make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
 ) -> None:

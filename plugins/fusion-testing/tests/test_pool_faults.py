@@ -137,6 +137,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     return run_suites(root, TESTS, [sound, *faults])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", CAUGHT_BY)
 def test_a_planted_fault_is_caught_by_the_check_that_is_about_it(
     planted: dict[str, dict[str, str]], fault: str
@@ -145,6 +146,7 @@ def test_a_planted_fault_is_caught_by_the_check_that_is_about_it(
     assert "To mend it: " in found.get(CAUGHT_BY[fault], ""), found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("world", ["images", "images_models", "texts", "texts_models", "layouts"])
 def test_sound_pools_pass(planted: dict[str, dict[str, str]], world: str) -> None:
     assert planted[world] == {}

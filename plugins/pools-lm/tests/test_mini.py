@@ -91,6 +91,7 @@ def test_the_base_is_an_ordinary_directory() -> None:
     assert model.num_parameters() == 1_672_896
 
 
+@pytest.mark.thorough
 @pytest.mark.plugins
 def test_merges_are_ordered_as_in_published_tables() -> None:
     tasks = MiniTasks(MiniTasksConfig(limit=40))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from fusion_core.planning.fallbacks import Fallback
+    from fusion_core.planning.holdings import Holding
     from fusion_core.planning.planned import Plan
 
 SCHEMA = 1
@@ -74,6 +75,8 @@ class Check:
     memory: Memory
     licence_conflicts: tuple[str, ...]
     licence_limits: tuple[str, ...]
+    #: tensors that are merged matrix by matrix
+    matrices: tuple[Holding, ...]
     #: tensors that a stage treats otherwise than its name says
     fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
@@ -113,6 +116,7 @@ def check(plan: Plan) -> Check:
         estimate(plan),
         tuple(conflicts(licences)),
         tuple(limits(licences)),
+        plan.holdings,
         plan.fallbacks,
         tuple(plan.warnings),
         plan.needs_trust,

@@ -31,6 +31,8 @@ class Stage(ABC, Generic[ConfigT]):
     """A step of a pipeline: a configuration, or its options as keywords."""
 
     config_class: ClassVar[type[ComponentConfig]]
+    #: whether the method knows tensors as layers have them, and not the matrices inside of them
+    sees_stored_tensors: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:
@@ -44,6 +46,8 @@ class Stage(ABC, Generic[ConfigT]):
 
         None, the default, says that the method applies. A plan, a run and the provenance name the
         tensors that a method treats otherwise, by count and by their share of the parameters.
+        Asked of each matrix where a tensor holds several (`ModelPool.matrices`), or of the tensor
+        itself where `sees_stored_tensors`.
         """
         del info
         return None

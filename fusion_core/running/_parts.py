@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fusion_core.weights.matrices import Matrices
+
 
 class SelectedPool(ModelPool[ComponentConfig]):
     """Some tensors of another pool's models; a live model gets the others from the reference."""
@@ -48,6 +50,10 @@ class SelectedPool(ModelPool[ComponentConfig]):
         """Map the names of what is merged to the live parameters."""
         known = self.reference.infos
         return {n: each for n, each in self._pool.parameters(module).items() if n in known}
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
+        """Ask the other pool."""
+        return self._pool.matrices(name, shape)
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
         """Return the other pool's side files."""

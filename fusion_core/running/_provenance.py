@@ -78,7 +78,7 @@ def tensor_digest(source: WeightSource) -> str:
 
 
 def _chunks(source: WeightSource, info: TensorInfo) -> Iterator[memoryview]:
-    for start, stop in source.cut.ranges(info):
+    for start, stop in source.ranges(info.name):
         values = source.read(info.name, start, stop).contiguous()
         yield memory_of(values)  # which live until the next are asked for
 

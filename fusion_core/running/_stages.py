@@ -29,6 +29,7 @@ from fusion_core.weights import (
 )
 from fusion_core.weights.merging.piece import MERGED, Bound, is_merged
 from fusion_core.weights.merging.transformed import Computed, Unchanged
+from fusion_core.weights.packing import PackedSource
 from fusion_core.weights.reading.task_files import TASK_FILES
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def _run_part(
     context.saw_tasks |= own.saw_tasks
     outline = algorithm.outline(pool) if stage.kind == "merge" else Outline(pool.reference.infos)
     weights = _as_source(made, outline, pool)
-    is_known = isinstance(weights, MergedSource) or weights in pool.by_name.values()
+    made_here = weights.matrices if isinstance(weights, PackedSource) else weights
+    is_known = isinstance(made_here, MergedSource) or weights in pool.by_name.values()
     if is_known or not outline.is_like(pool.reference.infos):
         return weights
     judged = context.merged(pool, Computed(), extras={MERGED: weights})

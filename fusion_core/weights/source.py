@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ import torch
 from fusion_core.errors import BrokenPluginError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Executor
     from typing import Any
 
@@ -80,6 +81,13 @@ class WeightSource(ABC):
 
         The caller must not write into the result: it may share memory with the source.
         """
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield the ranges at which a tensor is read, in order; by default those of `cut`.
+
+        A source that passes reads on to another passes this on, too.
+        """
+        return self.cut.ranges(self.infos[name])
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a whole tensor in its shape and dtype."""
@@ -154,11 +162,33 @@ def assemble(
     """
     info = source.infos[name]
     whole = torch.empty(info.numel, dtype=dtype or info.dtype, device=device)
-    for start, stop in source.cut.ranges(info):
+    for start, stop in source.ranges(name):
         values = source.read(name, start, stop)
         check_values(values, info, (start, stop), source)
         whole[start:stop] = values
     return whole
+
+
+def read_any(source: WeightSource, name: str, start: int, stop: int) -> torch.Tensor:
+    """Read any range of a tensor, also of a source that is only read in coarser ones."""
+    if source.cut is Cut.ELEMENT:
+        return source.read(name, start, stop)
+    return joined_ranges(source.ranges(name), (start, stop), partial(source.read, name))
+
+
+def joined_ranges(
+    ranges: Iterable[tuple[int, int]],
+    span: tuple[int, int],
+    read: Callable[[int, int], torch.Tensor],
+) -> torch.Tensor:
+    """Read a span by those of some consecutive ranges that it touches."""
+    start, stop = span
+    parts = [
+        read(first, last)[max(start - first, 0) : stop - first]
+        for first, last in ranges
+        if first < stop and last > start
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def memory_of(values: torch.Tensor) -> memoryview:
@@ -214,6 +244,10 @@ class RenamedSource(WeightSource):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read the tensor under its other name."""
         return self._source.read(self._names[name], start, stop)
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield those of the renamed source."""
+        return self._source.ranges(self._names[name])
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

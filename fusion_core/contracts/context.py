@@ -82,6 +82,8 @@ class RunContext:
     output: Path | None = None
     #: what the task vectors went through before: the sections of the transforms
     transforms: tuple[Mapping[str, Any], ...] = ()
+    #: what a run learned that a user should know: see `warn`
+    warnings: list[str] = field(default_factory=list)
     #: the stage's name, for errors
     stage: str = ""
     #: the stage's place in the pipeline: each draws random numbers of its own
@@ -182,6 +184,14 @@ class RunContext:
         self.metrics.add(step, metrics)
         if self.on_metrics is not None:
             self.on_metrics(step, metrics)
+
+    def warn(self, message: str) -> None:
+        """Tell the user of the run what only the run could learn; the provenance has it, too.
+
+        For a tensor that a method turns out not to apply to, above all. What headers tell belongs
+        into `Stage.fallback`.
+        """
+        self.warnings.append(message)
 
     def save(self, name: str, data: bytes | Mapping[str, Any] | WeightSource) -> None:
         """Add a file to the output directory.

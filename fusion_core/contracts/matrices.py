@@ -12,7 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.weights.matrices import Batch, Columns, Matrices, Rows, slots_of
+from fusion_core.weights.matrices import Columns, Matrices, Rows, Stacked, slots_of
 from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.packing import Layout
 
@@ -64,10 +64,10 @@ def _experts(matched: re.Match[str], shape: Shape) -> Matrices | None:
     before, own, kind = matched.groups()
     name = f"{before}{{index}}.{own}.{kind or 'weight'}"
     if kind == "bias":
-        return Matrices((Batch(shape[0]), Rows(shape[1])), name) if len(shape) == 2 else None  # noqa: PLR2004
+        return Matrices((Stacked(shape[0]), Rows(shape[1])), name) if len(shape) == 2 else None  # noqa: PLR2004
     if len(shape) != 3:  # noqa: PLR2004 - experts, rows, columns
         return None
-    return Matrices((Batch(shape[0]), Rows(shape[1]), Columns(shape[2])), name)
+    return Matrices((Stacked(shape[0]), Rows(shape[1]), Columns(shape[2])), name)
 
 
 def _gate_up(matched: re.Match[str], shape: Shape) -> Matrices | None:

@@ -176,7 +176,8 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
         executor=context.executor,
         progress=plan.options.progress,
     )
-    warnings = near_models(plan, pool, CheckpointSource(staging.directory))
+    written = CheckpointSource(staging.directory)
+    warnings = [*context.warnings, *near_models(plan, pool, written)]
     for name, content in {**assets, **context.side_files}.items():
         if isinstance(content, WeightSource):
             staging.add(name, serialised(content, context.executor))

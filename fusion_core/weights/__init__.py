@@ -1,6 +1,7 @@
 """Named tensors that can be read a piece at a time, and the engine that moves them."""
 
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
+from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
 from fusion_core.weights.merging.applied import (
     CoordinatesKernel,
     Kernel,
@@ -26,6 +27,7 @@ from fusion_core.weights.merging.trimming import (
     elected_sign,
     kept_count,
 )
+from fusion_core.weights.packing import Layout
 from fusion_core.weights.reading.assets import (
     Files,
     content_of,
@@ -55,15 +57,18 @@ __all__ = [
     "Alignment",
     "CastSource",
     "CheckpointSource",
+    "Columns",
     "Components",
     "CoordinatesKernel",
     "Cut",
     "Electing",
     "Files",
     "Kernel",
+    "Layout",
     "Linear",
     "Location",
     "LoraSource",
+    "Matrices",
     "MergedSource",
     "Operands",
     "PackagedFiles",
@@ -72,11 +77,14 @@ __all__ = [
     "PieceKernel",
     "RemoteSource",
     "RenamedSource",
+    "Rows",
     "RowsKernel",
     "Scan",
     "Scope",
     "SerialExecutor",
     "Shared",
+    "Slot",
+    "Stacked",
     "Staging",
     "StateDictSource",
     "TensorInfo",

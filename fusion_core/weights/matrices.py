@@ -45,8 +45,8 @@ class Axis:
         return self.parts[0][0] != ""
 
 
-class Batch(Axis):
-    """Counts the matrices of a batch; the first axis, if there is one, and never cut."""
+class Stacked(Axis):
+    """Counts the matrices of a batch: the first axis, if there is one. It has no parts."""
 
 
 class Rows(Axis):
@@ -62,9 +62,9 @@ class Matrices:
     """The matrices that a tensor holds, as axes in the order in which its elements are stored.
 
         Matrices()                                       # as it is: a matrix if it has two axes
-        Matrices((Batch(8), Rows(64), Columns(32)))      # a batch: 8 matrices of 64 x 32
+        Matrices((Stacked(8), Rows(64), Columns(32)))      # a batch: 8 matrices of 64 x 32
         Matrices((Rows(q=64, k=16, v=16), Columns(64)))  # three matrices, one below the other
-        Matrices((Batch(8), Columns(32), Rows(64), Rows(gate=1, up=1)))  # transposed, interleaved
+        Matrices((Stacked(8), Columns(32), Rows(64), Rows(gate=1, up=1)))  # transposed, interleaved
 
     Several axes of rows count as one, the first being the slowest, and so do columns. Without rows
     or without columns there are vectors. The sizes of all axes multiply to the tensor's elements.
@@ -106,7 +106,12 @@ class Slot:
     @property
     def is_contiguous(self) -> bool:
         """Whether the range is the matrix, row by row."""
-        return self.order == tuple(sorted(self.order)) and self.stop - self.start == self.numel
+        return not self.is_turned and self.stop - self.start == self.numel
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the tensor has the matrix transposed."""
+        return self.order != tuple(sorted(self.order))
 
     @property
     def numel(self) -> int:
@@ -136,15 +141,15 @@ def slots_of(info: TensorInfo, declared: object) -> tuple[Slot, ...]:
 def _check(info: TensorInfo, declared: Matrices) -> None:
     axes = declared.axes
     for axis in axes:
-        if type(axis) not in {Batch, Rows, Columns}:
-            raise ValueError(f"expected Batch, Rows and Columns, got {axis!r}")
+        if type(axis) not in {Stacked, Rows, Columns}:
+            raise ValueError(f"expected Stacked, Rows and Columns, got {axis!r}")
         if any(type(size) is not int or size < 1 for _, size in axis.parts):
             raise ValueError(f"the sizes of {axis!r} are not whole numbers above 0")
-    within = axes[1:] if isinstance(axes[0], Batch) else axes
-    if not within or any(isinstance(axis, Batch) for axis in within):
-        raise ValueError("Batch is the first axis or none, and rows or columns follow it")
+    within = axes[1:] if isinstance(axes[0], Stacked) else axes
+    if not within or any(isinstance(axis, Stacked) for axis in within):
+        raise ValueError("Stacked is the first axis or none, and rows or columns follow it")
     if sum(axis.is_cut for axis in within) < sum(axis.is_cut for axis in axes):
-        raise ValueError("a Batch has no parts: rows or columns have")
+        raise ValueError("a Stacked has no parts: rows or columns have")
     if sum(axis.is_cut for axis in within) > 1:
         raise ValueError("several axes have parts, and one at most may")
     if (held := math.prod(axis.size for axis in axes)) != info.numel:
@@ -154,7 +159,7 @@ def _check(info: TensorInfo, declared: Matrices) -> None:
 
 def _slots(info: TensorInfo, declared: Matrices) -> Iterator[Slot]:
     count, axes = 1, declared.axes
-    if isinstance(axes[0], Batch):
+    if isinstance(axes[0], Stacked):
         count, axes = axes[0].size, axes[1:]
     sizes = tuple(axis.size for axis in axes)
     cut = next((number for number, axis in enumerate(axes) if axis.is_cut), 0)
@@ -169,7 +174,7 @@ def _slots(info: TensorInfo, declared: Matrices) -> Iterator[Slot]:
 def _names(tensor: str, declared: Matrices) -> str:
     """Return the template of the matrices' names."""
     name = declared.name or tensor
-    if isinstance(declared.axes[0], Batch) and INDEX not in name:
+    if isinstance(declared.axes[0], Stacked) and INDEX not in name:
         name = f"{name}.{INDEX}"
     is_cut = any(axis.is_cut for axis in declared.axes)
     return f"{name}.{PART}" if is_cut and PART not in name else name

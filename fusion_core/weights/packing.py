@@ -16,14 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.source import (
-    Cut,
-    TensorInfo,
-    WeightSource,
-    assemble,
-    joined_ranges,
-    read_any,
-)
+from fusion_core.weights.ranges import joined_ranges, read_any
+from fusion_core.weights.source import Cut, TensorInfo, WeightSource, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -12,7 +12,6 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -20,7 +19,7 @@ import torch
 from fusion_core.errors import BrokenPluginError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
     from typing import Any
 
@@ -167,28 +166,6 @@ def assemble(
         check_values(values, info, (start, stop), source)
         whole[start:stop] = values
     return whole
-
-
-def read_any(source: WeightSource, name: str, start: int, stop: int) -> torch.Tensor:
-    """Read any range of a tensor, also of a source that is only read in coarser ones."""
-    if source.cut is Cut.ELEMENT:
-        return source.read(name, start, stop)
-    return joined_ranges(source.ranges(name), (start, stop), partial(source.read, name))
-
-
-def joined_ranges(
-    ranges: Iterable[tuple[int, int]],
-    span: tuple[int, int],
-    read: Callable[[int, int], torch.Tensor],
-) -> torch.Tensor:
-    """Read a span by those of some consecutive ranges that it touches."""
-    start, stop = span
-    parts = [
-        read(first, last)[max(start - first, 0) : stop - first]
-        for first, last in ranges
-        if first < stop and last > start
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def memory_of(values: torch.Tensor) -> memoryview:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.source import WeightSource, read_any
+from fusion_core.weights.ranges import read_any
+from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
     from fusion_adapting._sharing import Sharing
     from fusion_core import ModelPool
-    from fusion_core.weights import MergedSource
-    from fusion_core.weights.matrices import Slot
+    from fusion_core.weights import MergedSource, Slot
 
 Storage = Literal["fp32", "bf16", "disk"]
 

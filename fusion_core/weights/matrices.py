@@ -61,10 +61,10 @@ class Columns(Axis):
 class Matrices:
     """The matrices that a tensor holds, as axes in the order in which its elements are stored.
 
-        Matrices()                                       # as it is: a matrix if it has two axes
-        Matrices((Stacked(8), Rows(64), Columns(32)))      # a batch: 8 matrices of 64 x 32
+        Matrices()  # as it is stored: a matrix if it has two dimensions
+        Matrices((Stacked(8), Rows(64), Columns(32)))  # a batch: 8 matrices of 64 x 32
         Matrices((Rows(q=64, k=16, v=16), Columns(64)))  # three matrices, one below the other
-        Matrices((Stacked(8), Columns(32), Rows(64), Rows(gate=1, up=1)))  # transposed, interleaved
+        Matrices((Stacked(8), Columns(32), Rows(64), Rows(gate=1, up=1)))  # transposed, in turns
 
     Several axes of rows count as one, the first being the slowest, and so do columns. Without rows
     or without columns there are vectors. The sizes of all axes multiply to the tensor's elements.

@@ -15,6 +15,7 @@ from fusion_core import (
     AlgorithmSpec,
     CheckpointsConfig,
     CheckpointsPool,
+    Cut,
     RunContext,
     RunOptions,
     load_plugins,
@@ -26,6 +27,8 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.running._stages import run_stages
 from fusion_core.weights import Columns, Linear, Matrices, Rows, Stacked
 from fusion_testing import TinyTasks
+from fusion_testing._bench import with_sources
+from fusion_testing._sources import recut
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,6 +169,18 @@ def test_cuts_threads_and_processes_do_not_matter(
         middle = state.numel() // 2
         parts = [lazy.read(key, 0, middle), lazy.read(key, middle, state.numel())]
         assert torch.equal(torch.cat(parts).view(state.shape), state)
+
+
+@pytest.mark.parametrize("cut", [Cut.ROW, Cut.TENSOR])
+@pytest.mark.parametrize("name", ["task-arithmetic", "ties", "dare", "svc"])
+def test_operands_that_cannot_be_cut_are_read_as_they_can_be(name: str, cut: Cut) -> None:
+    """Adapters are read by rows, results of methods on matrices by tensors."""
+    pool = pool_of(states(3))
+    expected = merge(stages_of(name), pool).state_dict()
+    coarse = with_sources(pool, lambda source: recut(source, cut))
+    found = merge(stages_of(name), coarse).state_dict()
+    for key, state in expected.items():
+        torch.testing.assert_close(found[key], state, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("overrides", [[], [{"match": "blocks.0.*", "density": 0.2}]])

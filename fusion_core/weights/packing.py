@@ -8,7 +8,7 @@ packed mixture is merged as the same experts stored one by one, whatever the met
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import groupby
@@ -156,12 +156,14 @@ class PackedSource(WeightSource):
             return self.matrices.read(name, start, stop)
 
         def read(first: int, last: int) -> torch.Tensor:
-            group = self._groups[name].at(first)
+            (group,) = self._groups[name].within(first, first + 1)
             if (slot := _alone(group)) is not None:
                 return self.matrices.read(slot.name, first - slot.start, last - slot.start)
             return self._interleaved(name, group)
 
-        return joined_ranges(self.ranges(name), (start, stop), read)
+        touched = self._groups[name].within(start, stop)
+        ranges = (span for group in touched for span in self._ranges_of(group))
+        return joined_ranges(ranges, (start, stop), read)
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of a matrix that lies by itself, and those that several share."""
@@ -169,11 +171,14 @@ class PackedSource(WeightSource):
             yield from self.matrices.ranges(name)
             return
         for group in self._groups[name].groups:
-            if (slot := _alone(group)) is not None:
-                for first, last in self.matrices.ranges(slot.name):
-                    yield slot.start + first, slot.start + last
-            else:
-                yield group[0].start, group[0].stop
+            yield from self._ranges_of(group)
+
+    def _ranges_of(self, group: tuple[Slot, ...]) -> Iterator[tuple[int, int]]:
+        if (slot := _alone(group)) is None:
+            yield group[0].start, group[0].stop
+            return
+        for first, last in self.matrices.ranges(slot.name):
+            yield slot.start + first, slot.start + last
 
     def _interleaved(self, name: str, slots: tuple[Slot, ...]) -> torch.Tensor:
         """Return the range that several matrices share, or one whose elements lie apart."""
@@ -213,9 +218,9 @@ class _Groups:
         groups = tuple(tuple(group) for _, group in groupby(slots, key=lambda slot: slot.start))
         return cls(groups, tuple(group[0].start for group in groups))
 
-    def at(self, element: int) -> tuple[Slot, ...]:
-        """Return the matrices of the range that holds an element."""
-        return self.groups[bisect_right(self.starts, element) - 1]
+    def within(self, start: int, stop: int) -> tuple[tuple[Slot, ...], ...]:
+        """Return the matrices of the ranges that a span of elements touches."""
+        return self.groups[bisect_right(self.starts, start) - 1 : bisect_left(self.starts, stop)]
 
 
 def _alone(group: tuple[Slot, ...]) -> Slot | None:

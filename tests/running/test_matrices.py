@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fusion_core import (
@@ -18,9 +19,11 @@ from fusion_core import (
     Cut,
     RunContext,
     RunOptions,
+    load_for_task,
     load_plugins,
     merge,
     plan,
+    run_fusion,
 )
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.errors import BrokenPluginError
@@ -169,6 +172,25 @@ def test_cuts_threads_and_processes_do_not_matter(
         middle = state.numel() // 2
         parts = [lazy.read(key, 0, middle), lazy.read(key, middle, state.numel())]
         assert torch.equal(torch.cat(parts).view(state.shape), state)
+
+
+@pytest.mark.parametrize("method", [{"name": "emr"}, {"name": "consensus", "task_masks": True}])
+def test_masks_of_tasks_belong_to_packed_matrices(method: dict[str, Any], tmp_path: Path) -> None:
+    kept = ("blocks.0.experts.down_proj", "norm.weight", "stem.conv.weight")
+    found: dict[str, dict[str, State]] = {}
+    for kind in ("packed", "apart"):
+        paths = {}
+        for name, state in states(3).items():
+            packed = {key: state[key] for key in kept}
+            paths[name] = str(tmp_path / f"{kind}-{name}.safetensors")
+            save_file(packed if kind == "packed" else apart(packed), paths[name])
+        pool = {"name": "checkpoints", "base": paths.pop("base"), "models": paths}
+        output = tmp_path / kind
+        run_fusion(algorithm=method, model_pool=pool, output={"path": str(output)})
+        found[kind] = {task: load_for_task(output, task).state_dict() for task in "abc"}
+    for task, expected in found["apart"].items():
+        packed = apart(found["packed"][task])
+        assert all(torch.equal(packed[key], state) for key, state in expected.items())
 
 
 @pytest.mark.parametrize("cut", [Cut.ROW, Cut.TENSOR])
@@ -370,8 +392,6 @@ def test_methods_of_layers_say_that_they_leave_packed_experts(name: str) -> None
 
 
 def test_the_plan_and_the_provenance_say_what_tensors_hold(tmp_path: Path) -> None:
-    from fusion_core import run_fusion
-
     pool = pool_of(states(2))
     planned = plan({"algorithm": "iso-c", "model_pool": pool}, RunOptions())
     assert [str(each) for each in planned.holdings] == [

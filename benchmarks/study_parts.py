@@ -33,10 +33,10 @@ class Distilled(Adaptive[AdaMergingConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the weights that a search by Adam ends with."""
-        merged = context.merged(pool, Linear((self.config.init,) * len(pool.experts)))
+        merged = context.merged_matrices(pool, Linear((self.config.init,) * len(pool.experts)))
         merged.prepare(context.executor)
         live = LiveMerge(pool, merged, context.device)
-        weights = Weights({leaf.names[0]: leaf.parameter for leaf in live.leaves})
+        weights = Weights({leaf.tensors[0]: leaf.parameter for leaf in live.leaves})
         live.merge(torch.full((len(pool.experts), live.columns), self.config.init))
         tasks = self.adapted(pool, context)
         passes, store = self.passes(live.model, tasks, context), self.store(context)
@@ -46,7 +46,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         context.save(
             "numbers", str(sum(each.numel() for each in weights.tensors.values())).encode()
         )
-        known = {name: merged.tensor(name) for name in merged.infos}
+        known = pool.layout.packed(merged).state_dict()
         return StateDictSource({**known, **weights.tensors}, label="distilled")
 
 

@@ -10,6 +10,7 @@ from fusion_core.weights.merging.applied import Applied, Scope
 from fusion_core.weights.merging.execution import AHEAD
 from fusion_core.weights.merging.piece import is_merged, piece_shape
 from fusion_core.weights.merging.transformed import TransformedExpert, TransformedRows
+from fusion_core.weights.packing import PackedSource, UnpackedSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,14 +60,16 @@ class _Held:
 def working_memory(merged: WeightSource) -> Iterator[Working]:
     """Yield for every tensor what a worker holds at most while it computes it."""
     for name, info in merged.infos.items():
-        start, stop = next(merged.cut.ranges(info))  # the first range is the longest
-        held = _held(merged, info, stop - start)
-        pieces = max(1, -(-info.numel // max(stop - start, 1)))
-        yield Working(name, stop - start, int(held.peak), pieces)
+        longest = max(stop - start for start, stop in merged.ranges(name))
+        held = _held(merged, info, longest)
+        pieces = max(1, -(-info.numel // max(longest, 1)))
+        yield Working(name, longest, int(held.peak), pieces)
 
 
 def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) -> _Held:
     """Return what reading so many elements of a tensor takes."""
+    if isinstance(source, PackedSource):
+        return _held_by_packed(source, info, elements)
     if isinstance(source, TransformedExpert):
         source = source.rows
     if isinstance(source, Applied) and is_merged(info):
@@ -74,7 +77,20 @@ def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) 
     if isinstance(source, Applied):
         source = source.operands.reference
     inner = [each for each in source.sources if info.name in each.infos] or source.sources
-    return _held(inner[0], info, elements) if inner else _Held(elements * info.dtype.itemsize)
+    held = _held(inner[0], info, elements) if inner else _Held(elements * info.dtype.itemsize)
+    if isinstance(source, UnpackedSource):
+        return _Held(held.peak + source.kept_bytes, held.kept + source.kept_bytes)
+    return held
+
+
+def _held_by_packed(packed: PackedSource, info: TensorInfo, elements: int) -> _Held:
+    """Matrices are computed one after the other, and put into the range where they lie apart."""
+    largest = max(packed.layout.infos_of(info), key=lambda own: own.numel)
+    ranges = packed.matrices.ranges(largest.name)
+    held = _held(packed.matrices, largest, max(stop - start for start, stop in ranges))
+    shares_range = elements > largest.numel
+    gathered = elements * packed.infos[info.name].dtype.itemsize if shares_range else 0
+    return _Held(held.peak + gathered, held.kept)
 
 
 def _held_by_kernel(applied: Applied[Any], info: TensorInfo, elements: int) -> _Held:

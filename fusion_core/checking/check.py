@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from fusion_core.planning.fallbacks import Fallback
+    from fusion_core.planning.holdings import Holding
     from fusion_core.planning.planned import Plan
 
 SCHEMA = 1
@@ -71,6 +72,8 @@ class Check:
     tensors: Mapping[str, int]
     disk: Disk
     memory: Memory
+    #: tensors that are merged matrix by matrix
+    matrices: tuple[Holding, ...]
     #: tensors that a stage treats otherwise than its name says
     fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
@@ -107,6 +110,7 @@ def check(plan: Plan) -> Check:
         plan.counts,
         _disk(plan),
         estimate(plan),
+        plan.holdings,
         plan.fallbacks,
         tuple(plan.warnings),
         plan.needs_trust,

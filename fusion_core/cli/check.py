@@ -156,6 +156,7 @@ def _rows(checked: Check) -> list[list[str]]:
     for name, reasons in checked.needs_trust.items():
         rows += [["needs trust", f"{name}: {reason}"] for reason in reasons]
     rows += [["not checked", each] for each in checked.not_checked]
+    rows += [["matrices", str(each)] for each in checked.matrices]
     rows += [["fallback", str(each)] for each in checked.fallbacks if not each.is_notable]
     return rows + [["warning", warning] for warning in checked.warnings]
 

@@ -162,7 +162,7 @@ def _are_equal(source: WeightSource, one: str, other: str) -> bool:
     ours, theirs = source.infos[one], source.infos[other]
     return (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and all(
         torch.equal(source.read(one, *span), source.read(other, *span))
-        for span in source.cut.ranges(ours)
+        for span in source.ranges(one)
     )
 
 

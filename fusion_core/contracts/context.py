@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.weights import WeightSource
     from fusion_core.weights.merging.applied import PieceKernel
+    from fusion_core.weights.packing import Layout
 
 
 @dataclass
@@ -66,6 +67,8 @@ class RunContext:
     output: Path | None = None
     #: what the task vectors went through before: the sections of the transforms
     transforms: tuple[Mapping[str, Any], ...] = ()
+    #: what a run learned that a user should know: see `warn`
+    warnings: list[str] = field(default_factory=list)
     #: the stage's name, for errors
     stage: str = ""
     #: the stage's place in the pipeline: each draws random numbers of its own
@@ -80,12 +83,27 @@ class RunContext:
         *,
         weights: Sequence[float] = (),
         extras: Mapping[str, WeightSource] | None = None,
-    ) -> MergedSource:
+    ) -> WeightSource:
         """Return the lazy merge of a pool's models by a kernel.
 
-        `extras` are what it needs beside the models, read by `Piece.extra`.
+        `extras` are what it needs beside the models, read by `Piece.extra`. The kernel sees one
+        matrix after the other: `ModelPool.matrices` says which a tensor holds.
         """
-        return MergedSource(kernel, self._operands(pool, kernel, weights, extras or {}))
+        layout = pool.layout
+        operands = self._operands(pool, layout, kernel, weights, extras or {})
+        return layout.packed(MergedSource(kernel, operands))
+
+    def merged_matrices(
+        self,
+        pool: ModelPool[Any],
+        kernel: Kernel,
+        *,
+        weights: Sequence[float] = (),
+        extras: Mapping[str, WeightSource] | None = None,
+    ) -> MergedSource:
+        """Return what `merged` does with every matrix as a tensor of its own, by its name."""
+        layout = pool.layout
+        return MergedSource(kernel, self._operands(pool, layout, kernel, weights, extras or {}))
 
     def transformed(
         self, pool: ModelPool[Any], kernel: RowsKernel, *, weights: Sequence[float] = ()
@@ -94,10 +112,12 @@ class RunContext:
 
         Where these are coordinates, the base is zero: what is merged is `restored` afterwards.
         """
-        operands = self._operands(pool, kernel, weights, {})
-        found = pool.transformed(transformed_experts(operands, kernel))
+        layout = pool.layout
+        operands = self._operands(pool, layout, kernel, weights, {})
+        experts = transformed_experts(operands, kernel)
+        found = pool.transformed({name: layout.packed(each) for name, each in experts.items()})
         if isinstance(kernel, CoordinatesKernel):
-            found = found.with_sources({"base": MergedSource(Origin(), operands)})
+            found = found.with_sources({"base": layout.packed(MergedSource(Origin(), operands))})
         return found
 
     def restored(
@@ -107,33 +127,36 @@ class RunContext:
         kernel: CoordinatesKernel,
         *,
         weights: Sequence[float] = (),
-    ) -> MergedSource:
+    ) -> WeightSource:
         """Return the lazy model that a merge of coordinates stands for.
 
         `pool`, `kernel` and `weights` are what `transformed` was given.
         """
-        operands = self._operands(pool, kernel, weights, {MERGED: merged})
-        return MergedSource(Restored(kernel), operands)
+        layout = pool.layout
+        operands = self._operands(pool, layout, kernel, weights, {MERGED: merged})
+        return layout.packed(MergedSource(Restored(kernel), operands))
 
     def _operands(
         self,
         pool: ModelPool[Any],
+        layout: Layout,
         kernel: PieceKernel,
         weights: Sequence[float],
         extras: Mapping[str, WeightSource],
     ) -> Operands:
         place = f"\0{self.place}" if self.place else ""
         key = f"{self.seed}\0{type(kernel).__name__}{place}"
+        unpacked = layout.unpacked
         return Operands(
-            pool.base,
-            pool.experts,
+            None if pool.base is None else unpacked(pool.base),
+            {name: unpacked(expert) for name, expert in pool.experts.items()},
             tuple(weights),
             key,
             self.stage,
             finite=self.finite,
             bound=self.bound,
             device=self.device,
-            extras=extras,
+            extras={name: unpacked(extra) for name, extra in extras.items()},
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -144,6 +167,14 @@ class RunContext:
         self.metrics.add(step, metrics)
         if self.on_metrics is not None:
             self.on_metrics(step, metrics)
+
+    def warn(self, message: str) -> None:
+        """Tell the user of the run what only the run could learn; the provenance has it, too.
+
+        For a tensor that a method turns out not to apply to, above all. What headers tell belongs
+        into `Stage.fallback`.
+        """
+        self.warnings.append(message)
 
     def save(self, name: str, data: bytes | Mapping[str, Any] | WeightSource) -> None:
         """Add a file to the output directory.

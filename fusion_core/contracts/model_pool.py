@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 
+from fusion_core.contracts.matrices import layout_of, matrices_by_name
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import WeightSource, align
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from fusion_core.hub import Wanted
     from fusion_core.recipe.config import AlignmentPolicy
+    from fusion_core.weights.matrices import Matrices
+    from fusion_core.weights.packing import Layout
     from fusion_core.weights.reading.assets import Files
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -79,6 +82,22 @@ class ModelPool(ABC, Generic[ConfigT]):
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the sources' tensor names to the parameters of a model that `build` returned."""
         return dict(module.named_parameters(remove_duplicate=False))
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
+        """Say which matrices a floating-point tensor of the sources holds.
+
+        Methods treat each matrix as a tensor of its own: a packed mixture is merged as the same
+        experts stored one by one. Default: what names and shapes alone say of what torch and
+        transformers store together. A pool that knows more, such as how the rows of a fused `qkv`
+        are shared, says it here and leaves the rest to the default:
+
+            def matrices(self, name, shape):
+                if name.endswith("attn.qkv.weight"):
+                    third = shape[0] // 3
+                    return Matrices((Rows(q=third, k=third, v=third), Columns(shape[1])))
+                return super().matrices(name, shape)
+        """
+        return matrices_by_name(name, shape)
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
         """Return the files that make a directory of weights loadable: name -> bytes, or a file.
@@ -177,6 +196,15 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Raise `IntegrityError` if a file changed since the pool was made."""
         for source in (self.reference, *self.experts.values()):
             check_unchanged(source)
+
+    @property
+    def layout(self) -> Layout:
+        """Where matrices lie in the tensors that are not merged as they are stored.
+
+        A method that reads sources itself reads `pool.layout.unpacked(source)`. Raises
+        `BrokenPluginError` if `matrices` does not fit the tensors.
+        """
+        return layout_of(self.reference.infos, self.matrices, type(self).__name__)
 
     @cached_property
     def _agreement(self) -> Agreement:

@@ -18,6 +18,7 @@ from fusion_core.weights import (
 )
 from fusion_core.weights.merging.piece import MERGED, is_merged
 from fusion_core.weights.merging.transformed import Computed
+from fusion_core.weights.packing import PackedSource
 
 if TYPE_CHECKING:
     from fusion_core.contracts.context import RunContext
@@ -37,7 +38,8 @@ def checked_source(
     for NaN and for outliers. Raises `BrokenPluginError` for other names or shapes.
     """
     weights = _as_outlined(fused, outline, pool)
-    is_known = isinstance(weights, MergedSource) or weights in pool.by_name.values()
+    computed = weights.matrices if isinstance(weights, PackedSource) else weights
+    is_known = isinstance(computed, MergedSource) or weights in pool.by_name.values()
     if is_known or not outline.is_like(pool.reference.infos):
         return weights
     judged = context.merged(pool, Computed(), extras={MERGED: weights})

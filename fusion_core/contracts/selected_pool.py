@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fusion_core.weights.matrices import Matrices
+
 
 class SelectedPool(ModelPool[ComponentConfig]):
     """Some tensors of another pool's models; a live model gets the others from the reference."""
@@ -48,6 +50,10 @@ class SelectedPool(ModelPool[ComponentConfig]):
         """Map the names of these tensors to the live parameters."""
         parameters = self._pool.parameters(module)
         return {name: parameters[name] for name in self.reference.infos if name in parameters}
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
+        """Ask the other pool."""
+        return self._pool.matrices(name, shape)
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
         """Return the other pool's side files."""

@@ -41,6 +41,8 @@ class Stage(ABC, Generic[ConfigT]):
     kind: ClassVar[str]
     #: whether it looks at `context.tasks`; the spec says it for a class that a plugin registers
     sees_tasks: ClassVar[bool] = False
+    #: whether the method knows tensors as layers have them, and not the matrices inside of them
+    sees_stored_tensors: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:
@@ -62,6 +64,8 @@ class Stage(ABC, Generic[ConfigT]):
 
         None, the default, says that the method applies. A plan, a run and the provenance name the
         tensors that a method treats otherwise, by count and by their share of the parameters.
+        Asked of each matrix where a tensor holds several (`ModelPool.matrices`), or of the tensor
+        itself where `sees_stored_tensors`.
         """
         del info
         return None

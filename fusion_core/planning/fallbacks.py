@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights.merging.piece import is_merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from fusion_core.contracts.stage import Stage
     from fusion_core.planning.pipeline import PlannedStage
     from fusion_core.weights import TensorInfo
+    from fusion_core.weights.packing import Layout
 
 #: The share of a model's parameters from which on a fallback is a warning.
 _NOTABLE = 0.01
@@ -46,19 +48,28 @@ class Fallback:
 
 
 def fallbacks_of(
-    stages: Sequence[PlannedStage], infos: Mapping[str, TensorInfo]
+    stages: Sequence[PlannedStage], infos: Mapping[str, TensorInfo], layout: Layout
 ) -> Iterator[Fallback]:
-    """Yield, for each stage and treatment, the tensors that the stage does not apply to."""
+    """Yield, for each stage and treatment, the tensors that the stage does not apply to.
+
+    A tensor that holds several matrices counts by those to which it does not apply.
+    """
     merged = {name: info for name, info in infos.items() if is_merged(info)}
     total = sum(info.numel for info in merged.values())
     for stage in stages:
-        groups: dict[str, list[TensorInfo]] = defaultdict(list)
+        groups: dict[str, Counter[str]] = defaultdict(Counter)
         for part in stage.parts:
             for name in merged if part.names is None else merged.keys() & part.names:
-                treatment = part.algorithm.fallback(merged[name])
-                if treatment is not None:
-                    groups[treatment].append(merged[name])
-        for treatment, tensors in sorted(groups.items()):
-            largest = max(tensors, key=lambda info: (info.numel, info.name))
-            share = sum(info.numel for info in tensors) / max(total, 1)
-            yield Fallback(stage.name, treatment, len(tensors), share, largest.name)
+                for treatment, numel in _treatments(part.algorithm, merged[name], layout):
+                    groups[treatment][name] += numel
+        for treatment, elements in sorted(groups.items()):
+            largest = max(elements, key=lambda name: (elements[name], name))
+            share = elements.total() / max(total, 1)
+            yield Fallback(stage.name, treatment, len(elements), share, largest)
+
+
+def _treatments(stage: Stage[Any], info: TensorInfo, layout: Layout) -> Iterator[tuple[str, int]]:
+    """Yield what a stage does instead with a tensor's elements, and with how many of them."""
+    for own in (info,) if stage.sees_stored_tensors else layout.infos_of(info):
+        if (treatment := stage.fallback(own)) is not None:
+            yield treatment, own.numel

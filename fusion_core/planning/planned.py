@@ -7,10 +7,12 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.matrices import layout_of
 from fusion_core.errors import RecipeError
 from fusion_core.planning.downloads import downloads_of
 from fusion_core.planning.dtypes import dtype_of, infos_of_merge
 from fusion_core.planning.fallbacks import Fallback, fallbacks_of
+from fusion_core.planning.holdings import Holding, holdings_of
 from fusion_core.planning.needs import check_data
 from fusion_core.planning.numbers import free_paths
 from fusion_core.planning.outlines import has_own_outline, outline_of
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from fusion_core.planning.resolved import Resolved, ResolvedRecipe
     from fusion_core.planning.trust import Needs
     from fusion_core.plugins.manager import PluginManager
+    from fusion_core.weights.packing import Layout
     from fusion_core.weights.reading.assets import Files
     from fusion_core.weights.source import TensorInfo, WeightSource
 
@@ -142,7 +145,19 @@ class Plan:
     @cached_property
     def fallbacks(self) -> tuple[Fallback, ...]:
         """The tensors that a stage treats otherwise than its name says."""
-        return tuple(fallbacks_of(self.stages, self.aligned.reference.infos))
+        return tuple(fallbacks_of(self.stages, self.aligned.reference.infos, self.layout))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where matrices lie in tensors; raises `BrokenPluginError` for a pool that is wrong."""
+        named, pool = self.resolved.model_pool, self.aligned
+        label = type(pool).__name__ if named is None else repr(named.name)
+        return layout_of(pool.reference.infos, pool.matrices, label)
+
+    @property
+    def holdings(self) -> tuple[Holding, ...]:
+        """The tensors that are merged matrix by matrix."""
+        return tuple(holdings_of(self.layout))
 
     @property
     def skipped(self) -> frozenset[str]:

@@ -177,7 +177,8 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
         executor=context.executor,
         progress=plan.options.progress,
     )
-    warnings = near_models(plan, pool, CheckpointSource(staging.directory))
+    written = CheckpointSource(staging.directory)
+    warnings = [*context.warnings, *near_models(plan, pool, written)]
     for name, content in {**assets, **context.side_files}.items():
         if isinstance(content, WeightSource):
             staging.add(name, serialised(content, context.executor))
@@ -216,6 +217,7 @@ def _described(plan: Plan, pool: ModelPool[Any], weights: WeightSource) -> dict[
         **cast("dict[str, Any]", without_folders(_inputs(plan))),
         "stages": [each.as_provenance() for each in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
+        "matrices": [asdict(holding) for holding in plan.holdings],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "trusted": sorted(plan.needs_trust),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
 
+_LOG = logging.getLogger(__name__)
+
 
 def merge(
     algorithm: Any,  # noqa: ANN401 - a name, a mapping, an object, or a list of these
@@ -38,7 +41,10 @@ def merge(
     planned = plan({"algorithm": algorithm, "model_pool": models}, options)
     planned.check_trust()
     pool, context = prepare(planned, RunInfo(planned.recipe, None), SerialExecutor(), None)
-    return round_for(planned, apply_stages(planned.stages, pool, context), pool)
+    merged = round_for(planned, apply_stages(planned.stages, pool, context), pool)
+    for warning in context.warnings:
+        _LOG.warning("%s", warning)
+    return merged
 
 
 def models_of(

@@ -151,7 +151,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
             tensors = state_dict_of(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()
-            warnings = near_models(plan, pool, written)
+            warnings = [*context.warnings, *near_models(plan, pool, written)]
         else:
             warnings = write(plan, staging, pool, assets, weights, context, started)
             committed.append(staging.workplace.output)

@@ -3,6 +3,7 @@
 from fusion_core.recipe.depth import along, depths, layers_of, renumbered
 from fusion_core.recipe.patterns import matching
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
+from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
 from fusion_core.weights.merging.applied import (
     CoordinatesKernel,
     Kernel,
@@ -29,6 +30,7 @@ from fusion_core.weights.merging.trimming import (
     kept_count,
 )
 from fusion_core.weights.origin import Origin, stamp_of
+from fusion_core.weights.packing import Layout
 from fusion_core.weights.reading.assets import (
     Files,
     content_of,
@@ -70,6 +72,7 @@ __all__ = [
     "Alignment",
     "CastSource",
     "CheckpointSource",
+    "Columns",
     "Components",
     "CoordinatesKernel",
     "Cut",
@@ -77,9 +80,11 @@ __all__ = [
     "FileSource",
     "Files",
     "Kernel",
+    "Layout",
     "Linear",
     "Location",
     "LoraSource",
+    "Matrices",
     "MergedSource",
     "Operands",
     "Origin",
@@ -89,11 +94,14 @@ __all__ = [
     "PieceKernel",
     "RemoteSource",
     "RenamedSource",
+    "Rows",
     "RowsKernel",
     "Scan",
     "Scope",
     "SerialExecutor",
     "Shared",
+    "Slot",
+    "Stacked",
     "Staging",
     "StateDictSource",
     "StoredTensor",

@@ -80,6 +80,13 @@ class WeightSource(ABC):
         The caller must not write into the result: it may share memory with the source.
         """
 
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield the ranges at which a tensor is read, in order; by default those of `cut`.
+
+        A source that passes reads on to another passes this on, too.
+        """
+        return self.cut.ranges(self.infos[name])
+
     def tensor(self, name: str) -> torch.Tensor:
         """Return a whole tensor in its shape and dtype."""
         info = self.infos[name]
@@ -151,7 +158,7 @@ def assemble(
     """
     info = source.infos[name]
     whole = torch.empty(info.numel, dtype=dtype or info.dtype, device=device)
-    for start, stop in source.cut.ranges(info):
+    for start, stop in source.ranges(name):
         values = source.read(name, start, stop)
         check_values(values, info, (start, stop), source)
         whole[start:stop] = values
@@ -211,6 +218,10 @@ class RenamedSource(WeightSource):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read the tensor under its other name."""
         return self._source.read(self._names[name], start, stop)
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield those of the renamed source."""
+        return self._source.ranges(self._names[name])
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

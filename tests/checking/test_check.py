@@ -360,6 +360,26 @@ def test_warnings_are_shown_by_check_and_by_run(
 # --- the command --------------------------------------------------------------------------------
 
 
+def test_what_packed_tensors_hold_is_shown_and_recorded(
+    fuse: Callable[..., Outcome], pool: dict[str, Any]
+) -> None:
+    for name in ("base", "a", "b"):
+        packed = {f"layers.{n}.mlp.experts.up_proj": torch.randn(3, 6, 5) for n in range(2)}
+        save_file(packed, f"{name}.safetensors")
+    Path("recipe.yaml").write_text(json.dumps({"algorithm": "iso-c", "model_pool": pool}))
+    said = "layers.*.mlp.experts.up_proj: 2 tensors, each of which holds 3 matrices of 6 x 5"
+    assert said in fuse("check", "recipe.yaml").out
+    found = json.loads(fuse("check", "recipe.yaml", "--json").out)
+    assert found["matrices"] == [
+        {
+            "tensors": "layers.*.mlp.experts.up_proj",
+            "count": 2,
+            "holds": "3 matrices of 6 x 5",
+        }
+    ]
+    assert found["fallbacks"] == []
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_names_of_models_cannot_command_a_terminal(
     fuse: Callable[..., Outcome],

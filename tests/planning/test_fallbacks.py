@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.plugins
 
-SHAPES = {"experts.up": (4, 6, 5), "q.weight": (30, 20), "norm.weight": (5,), "steps": ()}
+SHAPES = {"relative.table": (4, 6, 5), "q.weight": (30, 20), "norm.weight": (5,), "steps": ()}
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def models(tmp_path: Path) -> dict[str, Any]:
 def test_a_method_for_matrices_names_the_others(name: str, models: Any) -> None:
     planned = plan({"algorithm": name, "model_pool": models}, RunOptions())
     (fallback,) = planned.fallbacks
-    assert (fallback.stage, fallback.tensors, fallback.example) == (name, 2, "experts.up")
+    assert (fallback.stage, fallback.tensors, fallback.example) == (name, 2, "relative.table")
     assert fallback.share == pytest.approx(125 / 725)
     assert [warning for warning in planned.warnings if f"{name} does not apply" in warning]
 
@@ -51,7 +51,7 @@ def test_methods_for_entries_apply_to_every_tensor(models: Any) -> None:
 def test_each_stage_is_named_for_the_tensors_that_it_takes(
     models: Any, run_fuse: Callable[..., Any], tmp_path: Path
 ) -> None:
-    stages = [{"name": "orthogonalise", "skip": "experts.*"}, "task-arithmetic", "svc"]
+    stages = [{"name": "orthogonalise", "skip": "relative.*"}, "task-arithmetic", "svc"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"algorithm": stages, "model_pool": models}))
     done = run_fuse("run", str(recipe), "-o", str(tmp_path / "out"))

@@ -67,6 +67,10 @@ class AlignedSource(WeightSource):
             return torch.zeros(stop - start, dtype=self.infos[name].dtype)
         return self._reference.read(name, start, stop)
 
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield those of the model or, of what it lacks, the reference's."""
+        return (self._source if name in self._source.infos else self._reference).ranges(name)
+
     @property
     def sources(self) -> tuple[WeightSource, ...]:
         """The model, and the reference that fills its gaps."""

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.source import Cut, WeightSource, assemble
+from fusion_core.weights.ranges import read_any
+from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fusion_core.weights.source import TensorInfo
 
@@ -58,15 +59,20 @@ class PaddedSource(WeightSource):
         """Read what the source has, then what fills it up."""
         own = self._source.infos[name]
         if stop <= own.numel:
-            return self._source.read(name, start, stop)
+            return read_any(self._source, name, start, stop)
         begin = max(start, own.numel)
         if self._filler is None:
             rest = torch.zeros(stop - begin, dtype=own.dtype)
         else:
-            rest = part_of(self._filler, name, begin, stop).to(own.dtype)
+            rest = read_any(self._filler, name, begin, stop).to(own.dtype)
         if start >= own.numel:
             return rest
-        return torch.cat([self._source.read(name, start, own.numel), rest])
+        return torch.cat([read_any(self._source, name, start, own.numel), rest])
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield the source's own, of a tensor that has no more rows than there."""
+        is_padded = self.infos[name].shape != self._source.infos[name].shape
+        return super().ranges(name) if is_padded else self._source.ranges(name)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -102,7 +108,7 @@ class MeanSource(WeightSource):
         having = [
             each for each in self._models if name in each.infos and each.infos[name].numel >= stop
         ]
-        parts = [part_of(each, name, start, stop) for each in having]
+        parts = [read_any(each, name, start, stop) for each in having]
         wide = (
             torch.float64 if any(part.dtype is torch.float64 for part in parts) else torch.float32
         )
@@ -129,10 +135,3 @@ def vocabulary_of(source: WeightSource) -> int:
         if len(info.shape) > 1 and _EMBEDDINGS.fullmatch(name)
     )
     return max(found, default=0)
-
-
-def part_of(source: WeightSource, name: str, start: int, stop: int) -> torch.Tensor:
-    """Read any range, also of a source that is only read in coarser ones."""
-    if source.cut is Cut.ELEMENT:
-        return source.read(name, start, stop)
-    return assemble(source, name)[start:stop]

@@ -47,7 +47,7 @@ def _units(models: Mapping[str, WeightSource]) -> Iterator[Unit]:
     for model, source in models.items():
         for name, info in source.infos.items():
             if info.dtype.is_floating_point:
-                for start, stop in source.cut.ranges(info):
+                for start, stop in source.ranges(name):
                     yield model, source, name, start, stop
 
 

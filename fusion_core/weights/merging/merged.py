@@ -13,7 +13,7 @@ from fusion_core.weights.merging.piece import check_finite, is_merged
 from fusion_core.weights.source import WeightSource, check_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
 
     import torch
@@ -75,6 +75,10 @@ class CastSource(WeightSource):
         if self._finite and dtype.is_floating_point:
             check_finite(values, name, f"{self.describe()} in {dtype}")
         return values
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield those of the source."""
+        return self._source.ranges(name)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

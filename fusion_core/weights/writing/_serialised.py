@@ -38,7 +38,7 @@ class _Read:
 
 def _spans(source: WeightSource, executor: Executor) -> Iterator[Span]:
     source.prepare(executor)
-    for name, info in source.infos.items():
+    for name in source.infos:
         source.prepare(executor, name)
-        for start, stop in source.cut.ranges(info):
+        for start, stop in source.ranges(name):
             yield name, start, stop

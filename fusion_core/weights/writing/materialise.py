@@ -141,7 +141,7 @@ def _whole_shards(
 
 
 def _spans(source: WeightSource, info: TensorInfo) -> Iterator[Span]:
-    return ((info, start, stop) for start, stop in source.cut.ranges(info))
+    return ((info, start, stop) for start, stop in source.ranges(info.name))
 
 
 def _tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:

@@ -114,8 +114,10 @@ def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PL
                 assert base[name].dim() < 2 or saved[expert][name] == AdaMergingConfig().init
                 factor = saved[expert][name]
             else:
-                assert factor.numel() == factor.shape[along] == base[name].shape[along]
+                matrix = base[name].flatten(1)  # a convolution is one of (out, in * k * k)
+                assert factor.numel() == factor.shape[along] == matrix.shape[along]
                 assert float(factor.mean()) == pytest.approx(saved[expert][name])
+                factor = factor.expand_as(matrix).view_as(base[name])
             expected += factor * (weights.tensor(name) - base[name])
         torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
     assert not exact

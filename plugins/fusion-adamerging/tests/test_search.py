@@ -34,17 +34,17 @@ def live_merge(pool: CheckpointsPool, *, trim: bool, grain: Grain) -> LiveMerge:
     context = RunContext()
     if trim:
         pool = context.transformed(context.transformed(pool, Trimming(0.3)), Electing())
-    merged = context.merged(pool, Linear((INIT,) * len(pool.experts)))
+    merged = context.merged_matrices(pool, Linear((INIT,) * len(pool.experts)))
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=grain)
 
 
 def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
-    """Task vectors by tensor, shape (experts, ...), trimmed and elected by sorting and masks."""
-    base = pool.base.state_dict()
+    """Task vectors by matrix, shape (experts, ...), trimmed and elected by sorting and masks."""
+    base = pool.layout.unpacked(pool.base).state_dict()
+    experts = [pool.layout.unpacked(each) for each in pool.experts.values()]
     names = [name for name, value in base.items() if value.is_floating_point()]
     rows = {
-        name: torch.stack([each.tensor(name) - base[name] for each in pool.experts.values()])
-        for name in names
+        name: torch.stack([each.tensor(name) - base[name] for each in experts]) for name in names
     }
     if not trim:
         return rows
@@ -81,10 +81,18 @@ class Merged(torch.nn.Module):
         for module in live.model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # autograd cannot sum sparse gradients over a row
-        self.weights = {
-            name: pool.base.tensor(name) + sum(map(scaled, rows[name], factors))
+        base, layout = pool.layout.unpacked(pool.base), pool.layout
+        matrices = {
+            name: base.tensor(name) + sum(map(scaled, rows[name], factors))
             for leaf, factors in live.by_leaf(coefficients)
             for name in leaf.names
+        }
+        self.weights = {
+            name: torch.cat([matrices[own.name].flatten() for own in layout.infos_of(info)]).view(
+                info.shape
+            )
+            for name, info in pool.base.infos.items()
+            if layout.infos_of(info)[0].name in matrices
         }
         # What a live model is asked before it runs: its dtype.
         self.dtype_of = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
@@ -190,7 +198,7 @@ def test_a_search_for_components_equals_autograd_through_an_estimator(
     rows = dense_rows(pool, trim=False)
     logits = []
     for leaf in live.leaves:
-        shape = leaf.parameter.shape
+        shape = leaf.vectors.sharing.info.shape
         count = min(shape) if len(shape) == 2 else 0
         number = torch.arange(count).expand(2, -1)
         logits.append(torch.where(number < int(rank * count), 0.1, -0.1).double().requires_grad_())

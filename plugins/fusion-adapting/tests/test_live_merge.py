@@ -33,7 +33,7 @@ class Squared(Linear):
 
 
 def live_merge(pool: CheckpointsPool, kernel: type[Linear] = Linear, **options: Any) -> LiveMerge:
-    merged = RunContext().merged(pool, kernel((INIT,) * len(pool.experts)))
+    merged = RunContext().merged_matrices(pool, kernel((INIT,) * len(pool.experts)))
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, **options)
 
 
@@ -59,14 +59,22 @@ class Merged(torch.nn.Module):
         for module in live.model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # autograd cannot sum sparse gradients over a row
-        self.weights = {
-            name: pool.base.tensor(name)
+        base, *experts = map(pool.layout.unpacked, (pool.base, *pool.experts.values()))
+        matrices = {
+            name: base.tensor(name)
             + sum(
-                scaled((expert.tensor(name) - pool.base.tensor(name)) ** power, factor)
-                for factor, expert in zip(factors, pool.experts.values(), strict=True)
+                scaled((expert.tensor(name) - base.tensor(name)) ** power, factor)
+                for factor, expert in zip(factors, experts, strict=True)
             )
             for leaf, factors in live.by_leaf(coefficients)
             for name in leaf.names
+        }
+        self.weights = {
+            name: torch.cat(
+                [matrices[own.name].flatten() for own in pool.layout.infos_of(info)]
+            ).view(info.shape)
+            for name, info in pool.base.infos.items()
+            if pool.layout.infos_of(info)[0].name in matrices
         }
         # What a live model is asked before it runs: its dtype.
         self.dtype_of = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
@@ -149,10 +157,10 @@ def test_running_statistics_are_those_of_the_final_merge(
     ("grain", "of_matrix", "of_kernel"),
     [
         ("tensor", (), ()),
-        ("row", (4, 1), (5, 1, 1, 1)),
-        ("column", (1, 20), (1, 3, 1, 1)),
-        ("row+column", (24,), ()),
-        ("rank", (2,), ()),  # a component of four for each of three experts, and the rest
+        ("row", (4, 1), (5, 1)),  # a kernel (5, 3, 3, 3) is a matrix (5, 27)
+        ("column", (1, 20), (1, 27)),
+        ("row+column", (24,), (32,)),
+        ("rank", (2,), (2,)),  # a component of four or five for each of three experts, and the rest
     ],
 )
 def test_vectors_keep_one_coefficient_an_expert(

@@ -255,3 +255,24 @@ def test_a_plugin_that_is_not_to_be_used_is_not_tried() -> None:
     options = RunOptions(block=frozenset({"fusion-ties", "fusion-spectral"}))
     found = diagnose(recipe, Questions(samples=8, trials=True), options).figures
     assert [*found.answers][3:] == tried("fusion-ties", "fusion-spectral")
+
+
+def test_packed_matrices_are_diagnosed_like_single_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    packed = {
+        name: {"experts.up_proj": torch.randn(3, 6, 5, generator=generator)} for name in "xab"
+    }
+    singly = {
+        name: {f"experts.{n}.up_proj.weight": each for n, each in enumerate(own["experts.up_proj"])}
+        for name, own in packed.items()
+    }
+    found, expected = (
+        diagnose(
+            {"model_pool": {"base": own["x"], "models": {name: own[name] for name in "ab"}}},
+            WEIGHTS_ALONE,
+        ).figures
+        for own in (packed, singly)
+    )
+    assert found.matrices == expected.matrices == (3, 3)
+    assert found.experts == expected.experts
+    assert found.pairs == expected.pairs

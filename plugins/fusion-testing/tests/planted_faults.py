@@ -25,7 +25,7 @@ from planted_pools import (
 from torch import nn
 
 from fusion_core import Batch, ComponentConfig, Measured, Split, TaskPool, shuffled_rows
-from fusion_core.weights import StateDictSource
+from fusion_core.weights import Columns, Matrices, Rows, StateDictSource
 
 
 @dataclass(frozen=True)
@@ -507,6 +507,22 @@ def dropping() -> nn.Module:
     return Dropping(PIXELS, WIDTH)
 
 
+def matrices(sizes: Any) -> dict[str, Any]:
+    """Declare axes of rows, and of columns."""
+
+    def declared(self: Any, name: str, shape: tuple[int, ...]) -> Matrices:
+        del name
+        rows, *columns = sizes(self, shape)
+        return Matrices((Rows(rows), *map(Columns, columns)))
+
+    return {"matrices": declared}
+
+
+def turns(self: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    self.asked = [*getattr(self, "asked", []), shape]
+    return shape[:: (-1) ** self.asked.count(shape)]
+
+
 MODEL_FAULTS: dict[str, dict[str, Any]] = {
     "experts_rotated": with_experts(rotated),
     "tasks_rotated": {"task_of": lambda self, expert: another_tasks(expert)},
@@ -528,6 +544,8 @@ MODEL_FAULTS: dict[str, dict[str, Any]] = {
         lambda experts, base: {name: Noisy(source.state_dict()) for name, source in experts.items()}
     ),
     "licences_of_nobody": {"licences": lambda self: {"expert": "MIT"}},
+    "matrices_beyond_the_tensor": matrices(lambda self, shape: (shape[0] + 1, *shape[1:])),
+    "matrices_by_turns": matrices(turns),
 }
 for _name, _methods in MODEL_FAULTS.items():
     plant(_name, IMAGES, "models", _methods)

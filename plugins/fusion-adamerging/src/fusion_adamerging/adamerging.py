@@ -11,7 +11,7 @@ from fusion_core.weights import Electing, Trimming
 
 if TYPE_CHECKING:
     from fusion_core import ModelPool, RunContext
-    from fusion_core.weights import MergedSource
+    from fusion_core.weights import WeightSource
 
 
 class AdaMerging(KeptCoefficients[AdaMergingConfig, LearnedCoefficients]):
@@ -24,7 +24,7 @@ class AdaMerging(KeptCoefficients[AdaMergingConfig, LearnedCoefficients]):
     config_class = AdaMergingConfig
     learns = LearnedCoefficients
 
-    def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""
         if self.config.trim:
             pool = context.transformed(pool, Trimming(self.config.density))

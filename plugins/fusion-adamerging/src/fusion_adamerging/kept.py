@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core import ModelPool, RunContext
-    from fusion_core.weights import MergedSource
+    from fusion_core.weights import MergedSource, WeightSource
 
 KeptT = TypeVar("KeptT", bound=KeptConfig)
 
@@ -33,10 +33,10 @@ class KeptCoefficients(CoefficientSearch[KeptT, LearnedT]):
         """Count nothing where the coefficients are given: no model is live then."""
         return super().held_memory(model, experts) if self.config.coefficients is None else 0
 
-    def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search (or load) the coefficients; the merge itself stays lazy."""
         experts = list(pool.experts)
-        merged = context.merged(pool, Linear((self.config.init,) * len(experts)))
+        merged = context.merged_matrices(pool, Linear((self.config.init,) * len(experts)))
         if self.config.coefficients is None:
             found, _ = self.searched(pool, merged, context)
         else:

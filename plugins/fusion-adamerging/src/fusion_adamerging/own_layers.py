@@ -48,7 +48,7 @@ class OwnLayers(LearnedCoefficients):
             for task, pairs in self._own.items()
         }
         named = {
-            f"{task}/{leaf.names[0]}": each
+            f"{task}/{leaf.tensors[0]}": each
             for task, pairs in self._own.items()
             for leaf, each in pairs
         }
@@ -72,7 +72,7 @@ class OwnLayers(LearnedCoefficients):
     def by_task(self) -> dict[str, dict[str, Tensor]]:
         """Return every task's own tensors, by all their names."""
         return {
-            task: {name: each.detach().cpu() for leaf, each in pairs for name in leaf.names}
+            task: {name: each.detach().cpu() for leaf, each in pairs for name in leaf.tensors}
             for task, pairs in self._own.items()
         }
 
@@ -85,12 +85,15 @@ def own_leaves(
     That is the one which, of those that experts changed, the model first calls last in a pass of
     the batch. Raises `RecipeError` where there is none.
     """
-    leaves = {name: leaf for leaf in live.leaves for name in leaf.names}
+    firsts: dict[nn.Parameter, Leaf] = {}
+    for leaf in live.leaves:  # of a parameter that holds several matrices, one stands for all
+        firsts.setdefault(leaf.parameter, leaf)
+    leaves = {name: leaf for leaf in firsts.values() for name in leaf.tensors}
     if patterns is not None:
         names = matching(patterns, leaves, "algorithm.own")
     else:
         names = _last_layer(live.model, {k: v.parameter for k, v in leaves.items()}, task, batch)
-    return [leaf for leaf in live.leaves if names & {*leaf.names}]
+    return [leaf for leaf in firsts.values() if names & {*leaf.tensors}]
 
 
 def _last_layer(
@@ -107,7 +110,7 @@ def _last_layer(
 
 
 def _begun(leaf: Leaf, weights: WeightSource) -> nn.Parameter:
-    return nn.Parameter(weights.tensor(leaf.names[0]).to(leaf.parameter, copy=True))
+    return nn.Parameter(weights.tensor(leaf.tensors[0]).to(leaf.parameter, copy=True))
 
 
 def _places(model: nn.Module) -> dict[nn.Parameter, list[str]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fusion_adapting import LiveMerge
     from fusion_core import AdaptiveTask, ModelPool, RunContext
-    from fusion_core.weights import MergedSource
+    from fusion_core.weights import WeightSource
 
 
 class SyMerge(CoefficientSearch[SyMergeConfig, OwnLayers]):
@@ -38,10 +38,10 @@ class SyMerge(CoefficientSearch[SyMergeConfig, OwnLayers]):
 
     config_class = SyMergeConfig
 
-    def run(self, pool: ModelPool[Any], context: RunContext) -> MergedSource:
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search; the merge itself stays lazy."""
         experts = list(pool.experts)
-        merged = context.merged(pool, Linear((self.config.init,) * len(experts)))
+        merged = context.merged_matrices(pool, Linear((self.config.init,) * len(experts)))
         found, learned = self.searched(pool, merged, context)
         for name, content in found.files(COEFFICIENTS).items():
             context.save(name, content)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fusion_adapting._live import build_live, names_of
+from fusion_adapting._live import build_live, merged_parameters, names_of
 from fusion_adapting._sharing import Grain, sharing_of
 from fusion_adapting._task_vectors import (
     OnDisk,
@@ -34,19 +34,23 @@ if TYPE_CHECKING:
 
     from fusion_adapting._sharing import Sharing
     from fusion_core import ModelPool
-    from fusion_core.weights import MergedSource
+    from fusion_core.weights import MergedSource, Slot
 
 Storage = Literal["fp32", "bf16", "disk"]
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter of the live model with its task vectors."""
+    """One parameter of the live model with its task vectors, or a matrix that a parameter holds."""
 
     #: canonical names: several where parameters are tied
     names: tuple[str, ...]
     parameter: nn.Parameter
     vectors: TaskVectors
+    #: names of the tensors that the parameter is: those above, unless it holds several matrices
+    tensors: tuple[str, ...]
+    #: where in the parameter the matrix is; None if it is the parameter
+    slot: Slot | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,23 +64,37 @@ class Leaf:
 
     def merge(self, coefficients: Tensor) -> None:
         """Write base + coefficients @ task vectors into the parameter; shape (experts, count)."""
-        self.vectors.merge(coefficients, self.parameter.detach().view(-1))
+        view = self._view(self.parameter.detach().view(-1))
+        if view.is_contiguous():
+            self.vectors.merge(coefficients, view.view(-1))
+            return
+        merged = torch.empty_like(view, memory_format=torch.contiguous_format)
+        self.vectors.merge(coefficients, merged.view(-1))
+        view.copy_(merged)
 
     def gradient(self) -> Tensor:
-        """Return dL/dcoefficients, shape (experts, count), and forget the parameter's gradient."""
-        gradient, self.parameter.grad = self.parameter.grad, None
+        """Return dL/dcoefficients, shape (experts, count)."""
+        gradient = self.parameter.grad
         if gradient is None:  # the parameter took no part in the loss
             gradient = torch.zeros_like(self.parameter)
-        return self.vectors.project(
-            gradient.to_dense().reshape(-1)
-        )  # an embedding may make it sparse
+        dense = gradient.to_dense()  # an embedding may make it sparse
+        return self.vectors.project(self._view(dense.reshape(-1)).reshape(-1))
+
+    def _view(self, values: Tensor) -> Tensor:
+        """Return what is the leaf's of a parameter's values, in the order of its elements."""
+        return (
+            values
+            if self.slot is None
+            else self.slot.view(values[self.slot.start : self.slot.stop])
+        )
 
 
 class LiveMerge:
-    """A pool's live model with every merged parameter as a leaf.
+    """A pool's live model with every merged parameter as a leaf, or every matrix that one holds.
 
-    `merged` is the lazy merge that is started from: base + sum of coefficient * row, the rows being
-    what its kernel's `rows(piece)` returns, of shape (experts, ...). Parameters that no expert
+    `merged` is the lazy merge that is started from, as `RunContext.merged_matrices` makes it: base
+    + sum of coefficient * row, the rows being what its kernel's `rows(piece)` returns, of shape
+    (experts, ...). Parameters that no expert
     changed are not leaves and need no gradient; floating-point tensors that are not parameters keep
     the coefficients of `merged`. `grain` says what of a parameter shares a coefficient: all of it,
     what lies at one index of its first dimension (`row`) or of its second (`column`), both, of
@@ -100,7 +118,8 @@ class LiveMerge:
         grain: Grain = "tensor",
     ) -> None:
         self.dtype = dtype
-        self.model = build_live(pool, merged, device, dtype=dtype).requires_grad_(False)
+        whole = pool.layout.packed(merged)
+        self.model = build_live(pool, whole, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
         self.leaves = list(_leaves(pool, merged, self.model, storage, grain))
         #: how many coefficients an expert has: as many as leaves where each has one
@@ -116,8 +135,14 @@ class LiveMerge:
 
     @torch.no_grad()
     def gradient(self) -> Tensor:
-        """Return the gradient of everything back-propagated since, shape (experts, columns)."""
-        return torch.cat(list(self._on_all(Leaf.gradient, self.leaves)), dim=1)
+        """Return the gradient of everything back-propagated since, shape (experts, columns).
+
+        The parameters' gradients are gone then.
+        """
+        projected = torch.cat(list(self._on_all(Leaf.gradient, self.leaves)), dim=1)
+        for leaf in self.leaves:
+            leaf.parameter.grad = None
+        return projected
 
     def by_leaf(self, coefficients: Tensor) -> Iterator[tuple[Leaf, Tensor]]:
         """Yield every leaf with its coefficients, of shape (experts, *leaf.shape)."""
@@ -140,19 +165,42 @@ def _leaves(
     """Yield the leaves, read side by side: a transform's small matrices fill no two cores."""
     kernel: Any = merged.kernel
 
-    def make(found: tuple[nn.Parameter, list[str]]) -> Leaf | None:
-        parameter, tied = found
-        if not _is_changed(merged, kernel, tied[0]):
+    def make(place: _Place) -> Leaf | None:
+        parameter, name = place.parameter, place.names[0]
+        if not _is_changed(merged, kernel, name):
             return None
-        parameter.data = parameter.detach().contiguous()
         parameter.requires_grad_(True)
-        info = merged.infos[tied[0]]
-        sharing = sharing_of(info, grain, lambda: _whole(merged, kernel, info.name, parameter))
-        return Leaf(tuple(tied), parameter, _vectors(merged, kernel, sharing, parameter, storage))
+        info = merged.infos[name]
+        sharing = sharing_of(info, grain, lambda: _whole(merged, kernel, name, parameter))
+        vectors = _vectors(merged, kernel, sharing, parameter, storage)
+        return Leaf(place.names, parameter, vectors, place.tensors, place.slot)
 
-    known = {name: p for name, p in pool.parameters(model).items() if name in merged.infos}
-    made = on_cores(make, names_of(known).items())
+    made = on_cores(make, _places(pool, model))
     yield from (leaf for leaf in made if leaf is not None)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What may become a leaf."""
+
+    names: tuple[str, ...]
+    parameter: nn.Parameter
+    tensors: tuple[str, ...]
+    slot: Slot | None
+
+
+def _places(pool: ModelPool[Any], model: nn.Module) -> Iterator[_Place]:
+    """Yield the parameters that are merged or, of those that hold several matrices, these."""
+    slots = pool.layout.slots
+    for parameter, tied in names_of(merged_parameters(pool, model)).items():
+        parameter.data = parameter.detach().contiguous()
+        tensors = tuple(tied)
+        if tied[0] not in slots:
+            yield _Place(tensors, parameter, tensors, None)
+            continue
+        for same in zip(*(slots[name] for name in tied), strict=True):
+            names = tuple(slot.name for slot in same)
+            yield _Place(names, parameter, tensors, same[0])
 
 
 def _whole(merged: MergedSource, kernel: WithRows, name: str, parameter: nn.Parameter) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_core import RunContext, WeightSource
+    from fusion_core import ModelPool, RunContext, WeightSource
 
 #: Values of a piece, of shape (rows, ...).
 Rows = Callable[[Piece], "Tensor"]
@@ -84,10 +84,13 @@ class GramCombination(Kernel):
 
 def merge_models(
     models: Mapping[str, WeightSource],
-    base: WeightSource | None,
+    pool: ModelPool[Any],
     kernel: Kernel,
     context: RunContext,
-) -> MergedSource:
+) -> WeightSource:
     """Return the lazy merge of some of a pool's models, of which the base may be one."""
-    operands = Operands(base, models, finite=context.finite, device=context.device)
-    return MergedSource(kernel, operands)
+    layout = pool.layout
+    base = None if pool.base is None else layout.unpacked(pool.base)
+    experts = {name: layout.unpacked(model) for name, model in models.items()}
+    operands = Operands(base, experts, finite=context.finite, device=context.device)
+    return layout.packed(MergedSource(kernel, operands))

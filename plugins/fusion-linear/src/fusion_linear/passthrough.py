@@ -28,7 +28,7 @@ class Passthrough(Algorithm[PassthroughConfig]):
         """Return the lazy copy."""
         name = self._chosen(pool)
         copied = Linear((1.0,), relative=False)
-        return merge_models({name: pool.by_name[name]}, pool.base, copied, context)
+        return merge_models({name: pool.by_name[name]}, pool, copied, context)
 
     def _chosen(self, pool: ModelPool[Any]) -> str:
         named = self.config.model

@@ -44,7 +44,7 @@ class Slerp(Algorithm[SlerpConfig]):
         """Return the lazy interpolation."""
         factors = partial(_flat_factors, t=self.config.t, parallel=_SLERP)
         kernel = GramCombination(factors, relative=False)
-        return merge_models(_both(pool), pool.base, kernel, context)
+        return merge_models(_both(pool), pool, kernel, context)
 
 
 def _both(pool: ModelPool[Any]) -> Mapping[str, WeightSource]:

@@ -15,7 +15,7 @@ from fusion_core.weights import WeightSource, as_weights, layers_of, renumbered,
 from fusion_linear.config import StackConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core import ModelPool, TensorInfo
@@ -151,7 +151,7 @@ def _are_equal(source: WeightSource, one: str, other: str, executor: Executor) -
     source.prepare(executor)
     return all(
         torch.equal(source.read(one, *span), source.read(other, *span))
-        for span in source.cut.ranges(ours)
+        for span in source.ranges(one)
     )
 
 
@@ -173,6 +173,11 @@ class Stacked(WeightSource):
         """Read it where it is."""
         source, there = self._places[name]
         return self._sources[source].read(there, start, stop)
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield those of the source that has it."""
+        source, there = self._places[name]
+        return self._sources[source].ranges(there)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

@@ -12,6 +12,7 @@ from fusion_core import Algorithm, Cut, Piece, RunContext, WeightSource
 from fusion_core.weights import Linear, RowsKernel, in_order
 from fusion_regmean.config import CatConfig
 from fusion_regmean.experts import task_vector_of
+from fusion_regmean.layered import ForLayers
 from fusion_regmean.seen import seen_by_experts
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
     from fusion_regmean.seen import Seen
 
+    _Change = tuple[tuple[str, ...], bool, Callable[[WeightSource], Tensor]]
 
-class Cat(Algorithm[CatConfig]):
+
+class Cat(ForLayers, Algorithm[CatConfig]):
     """base + scale * sum of T_k, each without what every other task is to be spared.
 
     Of the weight W of a linear layer, y = W x, task k is spared the outputs' directions B_k: the
@@ -43,14 +46,20 @@ class Cat(Algorithm[CatConfig]):
     """
 
     config_class = CatConfig
+    otherwise = "their task vectors are kept whole"
+    treats_vectors = True
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Find what is spared; trimming and summing stay lazy."""
         conflicts = Conflicts(self.config, pool, context)
         for expert, seen in seen_by_experts(pool, self.config.samples, context):
             conflicts.add_losses(expert, seen)
+        vectors = (e.name for e in pool.reference.infos.values() if len(e.shape) == 1)
+        treated = {*vectors}  # those that no layer has by their size
         for expert, seen in seen_by_experts(pool, self.config.samples, context):
             conflicts.spare(expert, seen)
+            treated.update(*(seen.tied[name] for name in (*seen.moments, *seen.energies)))
+        self.say_what_is_left(treated, pool, context)
         trimmed = context.transformed(pool, conflicts.spared)
         return context.merged(trimmed, Linear((self.config.scale,) * len(pool.experts)))
 
@@ -61,33 +70,51 @@ class Conflicts:
     def __init__(self, config: CatConfig, pool: ModelPool[Any], context: RunContext) -> None:
         self.spared = Spared(config.directions)
         self._penalty = config.penalty
-        self._vectors = {e: task_vector_of(pool, s, context) for e, s in pool.experts.items()}
-        #: by tensor: the sum over experts of what each loses on its own task
+        self._layout = pool.layout
+        self._vectors = {
+            expert: self._layout.unpacked(task_vector_of(pool, source, context))
+            for expert, source in pool.experts.items()
+        }
+        #: by matrix: the sum over experts of what each loses on its own task
         self._losses: dict[str, Tensor] = {}
 
     def add_losses(self, expert: str, seen: Seen) -> None:
         """Add what an expert's own task vector does to its own task."""
-        for name, change in self._changes(seen):
+        for (name, *_), _, change in self._changes(seen):
             own = change(self._vectors[expert])
             self._losses[name] = self._losses[name].add_(own) if name in self._losses else own
 
     def spare(self, expert: str, seen: Seen) -> None:
         """Find what an expert's task is to be spared; the losses are complete."""
         number = [*self._vectors].index(expert)
-        for name, change in self._changes(seen):
-            score = change(self._vectors[expert]).sub_(self._losses[name]).mul_(self._penalty)
+        for names, turned, change in self._changes(seen):
+            score = change(self._vectors[expert]).sub_(self._losses[names[0]]).mul_(self._penalty)
             for other, vector in self._vectors.items():
                 if other != expert:
                     score += change(vector)
-            for twin in seen.tied[name]:
-                self.spared.add(twin, number, score, turned=_is_turned(seen, name))
+            for name in names:
+                self.spared.add(name, number, score, turned=turned)
 
-    def _changes(self, seen: Seen) -> Iterator[tuple[str, Callable[[WeightSource], Tensor]]]:
-        """Yield by tensor the function that gives what a task vector changes on these inputs."""
-        for name, moments in seen.moments.items():
-            yield name, partial(_linear_change, name, moments.mean.cpu().double(), moments.dim)
-        for name, energy in seen.energies.items():
-            yield name, partial(_scaled_change, name, energy.mean)
+    def _changes(self, seen: Seen) -> Iterator[_Change]:
+        """Yield by matrix what a task vector changes on these inputs.
+
+        That is all names of the matrix, whether its outputs are the last dimension, and a function.
+        """
+        for tensor, moments in seen.moments.items():
+            moment = moments.mean.cpu().double()
+            twins = [self._matrices(twin, moments.dim) for twin in seen.tied[tensor]]
+            for same in zip(*twins, strict=True):
+                names, (dim, *_) = zip(*same, strict=True)
+                yield names, dim == 0, partial(_linear_change, names[0], moment, dim)
+        for tensor, energy in seen.energies.items():
+            yield tuple(seen.tied[tensor]), False, partial(_scaled_change, tensor, energy.mean)
+
+    def _matrices(self, tensor: str, dim: int) -> list[tuple[str, int]]:
+        """Return the matrices of a weight, each with the dimension that inputs run along."""
+        slots = self._layout.slots.get(tensor)
+        if slots is None:
+            return [(tensor, dim)]
+        return [(slot.name, 1 - dim if slot.is_turned else dim) for slot in slots]
 
 
 def _linear_change(name: str, moment: Tensor, dim: int, vector: WeightSource) -> Tensor:
@@ -100,11 +127,6 @@ def _linear_change(name: str, moment: Tensor, dim: int, vector: WeightSource) ->
 def _scaled_change(name: str, energy: Tensor, vector: WeightSource) -> Tensor:
     """Return E[(T z)^2] of every feature."""
     return vector.tensor(name).double().square() * energy
-
-
-def _is_turned(seen: Seen, name: str) -> bool:
-    """Tell whether a weight's outputs are its last dimension."""
-    return name in seen.moments and seen.moments[name].dim == 0
 
 
 @dataclass(frozen=True)

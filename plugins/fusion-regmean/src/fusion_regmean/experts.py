@@ -92,8 +92,9 @@ def over(
 ) -> WeightSource:
     """Return the lazy merge that has some tensors as they were solved, and `rest` for others."""
     source = StateDictSource(solved, label="what was solved")
+    names = frozenset(pool.layout.unpacked(source).infos)
     extras = {**(extras or {}), _SOLVED: AlignedSource(source, pool.reference)}
-    return context.merged(pool, Solved(frozenset(solved), rest), extras=extras)
+    return context.merged(pool, Solved(names, rest), extras=extras)
 
 
 def mean_of(pool: ModelPool[Any]) -> Linear:

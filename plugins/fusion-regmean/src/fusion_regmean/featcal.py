@@ -15,6 +15,7 @@ from fusion_regmean.calibrated import Layer, Means, is_calibrated, layers_of
 from fusion_regmean.config import FeatCalConfig
 from fusion_regmean.experts import over, tasks_of, weights_of
 from fusion_regmean.forward import blocks_of
+from fusion_regmean.layered import ForLayers
 from fusion_regmean.live import Live, Pair, examples
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
 
 
-class FeatCal(Calibration[FeatCalConfig]):
+class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     """Linear and normalisation layers of a merge solved anew, block by block in forward order.
 
     With x what the calibrated prefix gives a layer on expert k's examples, x_e what the expert's
@@ -43,6 +44,8 @@ class FeatCal(Calibration[FeatCalConfig]):
     """
 
     config_class = FeatCalConfig
+    otherwise = "left as they were merged"
+    treats_vectors = True
 
     def calibrate(
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
@@ -59,6 +62,7 @@ class FeatCal(Calibration[FeatCalConfig]):
                 found = work.solve(layers_of(live, block.layers), advance)
                 live.put(found)
                 solved |= {twin: each for name, each in found.items() for twin in live.tied(name)}
+        self.say_what_is_left(solved, pool, context)
         return over(_AsMerged(), solved, pool, context, extras={"merged": merged})
 
 

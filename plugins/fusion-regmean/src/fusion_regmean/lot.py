@@ -10,6 +10,7 @@ from fusion_core import Algorithm, RunContext, WeightSource
 from fusion_core.weights import Linear
 from fusion_regmean.config import LotConfig
 from fusion_regmean.experts import over, task_vector_of, weights_of
+from fusion_regmean.layered import ForLayers
 from fusion_regmean.least_squares import LeastSquares
 from fusion_regmean.seen import seen_by_experts
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fusion_regmean.seen import Seen
 
 
-class Lot(Algorithm[LotConfig]):
+class Lot(ForLayers, Algorithm[LotConfig]):
     """base + scale * T, T being what changes each layer's outputs most like the experts' do.
 
     For the weight of a linear layer T = (sum of T_k G_k) (sum of G_k)^+, with T_k the task vectors,
@@ -36,6 +37,7 @@ class Lot(Algorithm[LotConfig]):
     """
 
     config_class = LotConfig
+    treats_vectors = True
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Gather the sums, and solve; the rest stays lazy."""
@@ -57,6 +59,7 @@ class Lot(Algorithm[LotConfig]):
             for name, vector in vectors.items()
             for twin in tied[name]
         }
+        self.say_what_is_left(solved, pool, context)
         count = len(pool.experts)
         return over(Linear((self.config.scale / count,) * count), solved, pool, context)
 

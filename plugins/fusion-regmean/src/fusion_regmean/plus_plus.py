@@ -9,6 +9,7 @@ from fusion_core import Algorithm, RunContext, WeightSource, noting
 from fusion_regmean.config import RegMeanConfig
 from fusion_regmean.experts import mean_of, over, tasks_of, weights_of
 from fusion_regmean.forward import blocks_of
+from fusion_regmean.layered import ForLayers
 from fusion_regmean.live import Live, examples
 from fusion_regmean.regmean import LayerSums
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fusion_regmean.forward import Block
 
 
-class RegMeanPlusPlus(Algorithm[RegMeanConfig]):
+class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
     """RegMean's least squares, block by block, over inputs that come from the merged prefix.
 
     In forward order, each block of layers is that of expert k while examples of its task pass
@@ -62,6 +63,7 @@ class RegMeanPlusPlus(Algorithm[RegMeanConfig]):
                 found = sums.solve()
                 live.put({name: mean.tensor(name) for name in block.members} | found)
                 solved |= {twin: each for name, each in found.items() for twin in live.tied(name)}
+        self.say_what_is_left(solved, pool, context)
         return over(mean_of(pool), solved, pool, context)
 
     def _moments(

@@ -8,6 +8,7 @@ from fusion_adapting import moments
 from fusion_core import Algorithm, RunContext, WeightSource
 from fusion_regmean.config import RegMeanConfig
 from fusion_regmean.experts import mean_of, over, tasks_of, tracked, weights_of
+from fusion_regmean.layered import ForLayers
 from fusion_regmean.least_squares import LeastSquares, moment_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class LayerSums:
         return {name: self._layers.pop(name).solve(name) for name in [*self._layers]}
 
 
-class RegMean(Algorithm[RegMeanConfig]):
+class RegMean(ForLayers, Algorithm[RegMeanConfig]):
     """W = (sum of W_k G_k) (sum of G_k)^-1 for linear layers, the mean of the experts for the rest.
 
     G_k is the second moment E[x x^T] of what expert k's layer is given on unlabeled examples of its
@@ -70,4 +71,6 @@ class RegMean(Algorithm[RegMeanConfig]):
         for expert, found in tracked("gather moments", gathered, pool, context):
             sums.add(weights_of(pool, pool.experts[expert], context), found)
             del found  # else they stay until the next expert's are there
-        return over(mean_of(pool), sums.solve(), pool, context)
+        solved = sums.solve()
+        self.say_what_is_left(solved, pool, context)
+        return over(mean_of(pool), solved, pool, context)

@@ -63,11 +63,17 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
 
     def _bases(self, rows: Tensor) -> _Bases:
         beside = decompose(torch.cat(list(rows), dim=1))
-        left = beside.left * (beside.values > 0)
+        left = _oriented(beside.left) * (beside.values > 0)
         if self.config.bases == "left":
             return _Bases(left, None)
         below = decompose(torch.cat(list(rows), dim=0))
-        return _Bases(left, below.right * (below.values > 0))
+        return _Bases(left, _oriented(below.right) * (below.values > 0))
+
+
+def _oriented(basis: Tensor) -> Tensor:
+    """Return columns whose largest entry is positive: the order of experts does not turn them."""
+    largest = basis.abs().argmax(dim=0, keepdim=True)
+    return torch.where(basis.gather(0, largest) < 0, -basis, basis)
 
 
 class _Bases(NamedTuple):

@@ -20,6 +20,7 @@ from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running.run import run_fusion
 from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
 from fusion_core.weights.merging.piece import MERGED
+from fusion_core.weights.packing import PackedSource
 from fusion_testing._suite import fail
 from fusion_testing._tasks import TinyTasks
 from fusion_testing._tensorwise import Mean, Sum
@@ -122,7 +123,8 @@ class Bench:
 
     def kernels_on(self, pool: Pool) -> list[Applied[Any]]:
         """Return the algorithm as the engine applies it to a pool's models, if it does."""
-        merged = self.lazy(pool)
+        lazy = self.lazy(pool)
+        merged = lazy.matrices if isinstance(lazy, PackedSource) else lazy
         if not isinstance(merged, MergedSource):
             return []
         if self.spec.stage != "transform":

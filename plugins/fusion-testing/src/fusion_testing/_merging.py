@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fusion_core.weights import MergedSource
+from fusion_core.weights.packing import PackedSource
 from fusion_testing._bench import turned, with_experts, with_sources
 from fusion_testing._compare import differing_bytes, differing_values
 from fusion_testing._models import MODELS
@@ -168,7 +169,12 @@ def _check_dtypes(source: WeightSource, outline: Outline) -> None:
 
 
 def _made(source: WeightSource, name: str) -> torch.Tensor:
-    """Return a whole tensor as the kernel makes it, before the source gives it its dtype."""
+    """Return a whole tensor as the kernel makes it, or the first matrix that it holds.
+
+    The source has not yet given it its dtype.
+    """
+    if isinstance(source, PackedSource):
+        return _made(source.matrices, source.layout.infos_of(source.infos[name])[0].name)
     info = source.infos[name]
     if not isinstance(source, MergedSource) or not info.dtype.is_floating_point:
         return source.tensor(name)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import Cut, WeightSource, as_weights
 from fusion_testing._compare import differing_bytes
 from fusion_testing._component import ComponentSuite
 from fusion_testing._guards import digest
-from fusion_testing._suite import fail
+from fusion_testing._suite import advised, fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +70,25 @@ class WeightChecks(ComponentSuite):
         for source in _sources(pool):
             for name in _a_few(source):
                 _check_pieces(source, name)
+
+    def test_matrices_fit_the_tensors(self, pool: Pool) -> None:
+        """`matrices` declares the axes of tensors as they are stored, and always the same ones."""
+        aligned = pool.aligned(AlignmentPolicy())
+        with advised():
+            layout, again = aligned.layout, aligned.layout
+        if layout != again:
+            fail(
+                "`matrices` declares other matrices when it is asked again.",
+                "Decide by the name, the shape and the models' configuration alone.",
+            )
+        for source in _sources(aligned):
+            packed = layout.packed(layout.unpacked(source))
+            some = {name: source.tensor(name) for name in [*layout.slots][:3]}
+            if differing_bytes({name: packed.tensor(name) for name in some}, some):
+                fail(
+                    "matrices that are taken out of a tensor and put back make another one.",
+                    "Declare each element's place once.",
+                )
 
 
 def _files_of(source: WeightSource) -> dict[str, Any]:

@@ -44,11 +44,11 @@ class Emr(Algorithm[EmrConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy model; the masks are written when it is."""
-        unified = context.merged(pool, Unified())
+        unified = context.merged_matrices(pool, Unified())
         scales = _scales(unified, context, by_tensor=self.config.rescale == "authors")
         masks = context.transformed(pool, Masks()).experts
         context.save_task_masks(masks, dict(zip(masks, scales, strict=True)))
-        return unified
+        return pool.layout.packed(unified)
 
 
 class Unified(Kernel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -12,6 +13,7 @@ from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import RenamedSource, as_weights, safe_config, same_tensors, tokenizer_of
 from pools_lm.beside import OF_ENCODERS, left_out, with_own_modules
 from pools_lm.config import LanguageConfig
+from pools_lm.packing import Packing
 from pools_lm.tokens import Brought
 from pools_lm.written import with_rows, with_tokenizer, with_tokens
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core import AlignmentPolicy, WeightSource
-    from fusion_core.weights import Files
+    from fusion_core.weights import Files, Matrices
     from pools_lm.architecture import Architecture
     from pools_lm.tokens import Tokens
 
@@ -82,6 +84,11 @@ class LanguagePool(CheckpointsPool):
         live = dict(module.named_parameters(remove_duplicate=False))
         names = self._architecture.named(self.reference).names
         return {name: live[here] for here, name in names.items() if here in live}
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
+        """Say which matrices a tensor holds, as the models' configuration has it."""
+        declared = self._packing and self._packing.matrices(name, shape)
+        return declared or super().matrices(name, shape)
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with models that fit, and say what lies beside the base in vain."""
@@ -175,11 +182,19 @@ class LanguagePool(CheckpointsPool):
         """Whether a model is what another recipe merges, which is put in its place later."""
         return any(hasattr(each.live, "recipe_in") for each in self._all)
 
+    @cached_property
+    def _packing(self) -> Packing | None:
+        return Packing.of(self._configuration or {})
+
+    @property
+    def _configuration(self) -> Mapping[str, Any] | None:
+        return safe_config({**self.beside()[self._first], **self.assets()}, self._first)
+
     @property
     def _architecture(self) -> Architecture:
         from pools_lm.architecture import architecture  # transformers: seconds
 
-        fields = safe_config({**self.beside()[self._first], **self.assets()}, self._first)
+        fields = self._configuration
         if fields is None:
             raise CheckpointError(
                 f"{self.reference.describe()} has no config.json beside it",

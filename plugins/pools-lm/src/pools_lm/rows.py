@@ -190,6 +190,10 @@ class TokenSource(WeightSource):
         rows = self._rows(name, first, last, width).reshape(-1)
         return rows[start - first * width : stop - first * width]
 
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield the model's own, of what is not rows."""
+        return super().ranges(name) if name in self._live else self._source.ranges(name)
+
     def _rows(self, name: str, first: int, last: int, width: int) -> Tensor:
         found = torch.zeros(last - first, width, dtype=self.infos[name].dtype)
         lacking = torch.ones(last - first, dtype=torch.bool)

@@ -64,5 +64,5 @@ def _twins(
 def _are_equal(source: WeightSource, one: str, other: str) -> bool:
     return all(
         torch.equal(source.read(one, *span), source.read(other, *span))
-        for span in source.cut.ranges(source.infos[one])
+        for span in source.ranges(one)
     )

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
     """Return the figures of an aligned pool's weights.
 
-    Without a base, task vectors are taken from the experts' mean. Weights are read block by block,
+    Without a base, task vectors are taken from the experts' mean. The matrices that tensors hold
+    are looked at one by one, as methods do. Weights are read block by block,
     several times, in memory that does not grow with the models.
     """
-    operands = Operands(_origin(pool), pool.experts)
+    unpacked = pool.layout.unpacked
+    sources = {name: unpacked(expert) for name, expert in pool.experts.items()}
+    operands = Operands(unpacked(_origin(pool)), sources)
     vectors = read_vectors(operands, progress)
     with progress.track("compare signs", total=1) as advance:
         signs = conflicts(operands)

@@ -1,0 +1,200 @@
+"""Which matrices a tensor holds: one, a batch of them, or several side by side.
+
+A tensor's elements, in the order in which they are stored, run along axes. `Matrices` names these
+axes, and so where every matrix begins and ends: none can overlap another, and nothing is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from fusion_core.weights.source import TensorInfo
+
+INDEX, PART = "{index}", "{part}"
+
+
+@dataclass(frozen=True, init=False)
+class Axis:
+    """An axis of a tensor, of a size or cut into named parts: `Rows(64)`, `Rows(q=32, k=16)`."""
+
+    #: names and sizes; an axis that is not cut is one part without a name
+    parts: tuple[tuple[str, int], ...]
+
+    def __init__(self, size: int | None = None, /, **parts: int) -> None:
+        if (size is None) is not bool(parts):
+            raise TypeError(f"{type(self).__name__} takes a size or the sizes of its parts")
+        named = tuple(parts.items()) if size is None else (("", size),)
+        object.__setattr__(self, "parts", named)
+
+    @property
+    def size(self) -> int:
+        """The number of indices along it."""
+        return sum(size for _, size in self.parts)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it has named parts."""
+        return self.parts[0][0] != ""
+
+
+class Stacked(Axis):
+    """Counts the matrices of a batch: the first axis, if there is one. It has no parts."""
+
+
+class Rows(Axis):
+    """Runs along the rows of a matrix: the outputs of a linear layer."""
+
+
+class Columns(Axis):
+    """Runs along the columns of a matrix: the inputs of a linear layer."""
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices that a tensor holds, as axes in the order in which its elements are stored.
+
+        Matrices()  # as it is stored: a matrix if it has two dimensions
+        Matrices((Stacked(8), Rows(64), Columns(32)))  # a batch: 8 matrices of 64 x 32
+        Matrices((Rows(q=64, k=16, v=16), Columns(64)))  # three matrices, one below the other
+        Matrices((Stacked(8), Columns(32), Rows(64), Rows(gate=1, up=1)))  # transposed, in turns
+
+    Several axes of rows count as one, the first being the slowest, and so do columns. Without rows
+    or without columns there are vectors. The sizes of all axes multiply to the tensor's elements.
+
+    A matrix is merged as if it were stored by itself, as `name`: in it `{index}` stands for its
+    number in the batch and `{part}` for its part. By default both are appended to the tensor's
+    name. Random numbers depend on the name, and so does what several matrices are called in errors.
+    """
+
+    axes: tuple[Axis, ...] = ()
+    name: str = ""
+
+    @classmethod
+    def none(cls, shape: Sequence[int]) -> Self:
+        """Say that a tensor holds no matrix: its entries are merged as those of a vector."""
+        return cls((Rows(math.prod(shape)),))
+
+    @classmethod
+    def convolution(cls, shape: Sequence[int]) -> Self:
+        """Say that a tensor (out, in, k, ...) holds the matrix (out, in * k * ...)."""
+        return cls((Rows(shape[0]), Columns(math.prod(shape[1:]))))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of one matrix in a tensor: a range of elements, and how to see it in them."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    #: the axes of the range
+    sizes: tuple[int, ...]
+    #: the axis that is cut, where its part begins, and how long it is
+    part: tuple[int, int, int]
+    #: the axes of rows, then those of columns
+    order: tuple[int, ...]
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the range is the matrix, row by row."""
+        return not self.is_turned and self.stop - self.start == self.numel
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the tensor has the matrix transposed."""
+        return self.order != tuple(sorted(self.order))
+
+    @property
+    def numel(self) -> int:
+        """The number of elements of the matrix."""
+        return math.prod(self.shape)
+
+    def view(self, values: Tensor) -> Tensor:
+        """Return a view of the matrix in the range's values: its elements, row by row."""
+        return values.view(self.sizes).narrow(*self.part).permute(self.order)
+
+
+def slots_of(info: TensorInfo, declared: object) -> tuple[Slot, ...]:
+    """Return the places of a tensor's matrices; none where it is merged as it is stored.
+
+    Raises `ValueError` for a declaration that does not fit the tensor.
+    """
+    if not isinstance(declared, Matrices):
+        raise ValueError(f"expected Matrices, got a {type(declared).__name__}")  # noqa: TRY004
+    if not declared.axes:
+        return ()
+    _check(info, declared)
+    slots = tuple(_slots(info, declared))
+    is_as_stored = [(slot.name, slot.shape) for slot in slots] == [(info.name, info.shape)]
+    return () if is_as_stored and slots[0].is_contiguous else slots
+
+
+def _check(info: TensorInfo, declared: Matrices) -> None:
+    axes = declared.axes
+    for axis in axes:
+        if type(axis) not in {Stacked, Rows, Columns}:
+            raise ValueError(f"expected Stacked, Rows and Columns, got {axis!r}")
+        if any(type(size) is not int or size < 1 for _, size in axis.parts):
+            raise ValueError(f"the sizes of {axis!r} are not whole numbers above 0")
+    within = axes[1:] if isinstance(axes[0], Stacked) else axes
+    if not within or any(isinstance(axis, Stacked) for axis in within):
+        raise ValueError("Stacked is the first axis or none, and rows or columns follow it")
+    if sum(axis.is_cut for axis in within) < sum(axis.is_cut for axis in axes):
+        raise ValueError("a Stacked has no parts: rows or columns have")
+    if sum(axis.is_cut for axis in within) > 1:
+        raise ValueError("several axes have parts, and one at most may")
+    if (held := math.prod(axis.size for axis in axes)) != info.numel:
+        sizes = " * ".join(str(axis.size) for axis in axes)
+        raise ValueError(f"the axes have {sizes} = {held:,} elements, the tensor {info.numel:,}")
+
+
+def _slots(info: TensorInfo, declared: Matrices) -> Iterator[Slot]:
+    count, axes = 1, declared.axes
+    if isinstance(axes[0], Stacked):
+        count, axes = axes[0].size, axes[1:]
+    sizes = tuple(axis.size for axis in axes)
+    cut = next((number for number, axis in enumerate(axes) if axis.is_cut), 0)
+    names = _names(info.name, declared)
+    ends = [0, *accumulate(size for _, size in axes[cut].parts)]
+    for index in range(count):
+        for (part, _), (first, last) in zip(axes[cut].parts, pairwise(ends), strict=True):
+            name = names.replace(INDEX, str(index)).replace(PART, part)
+            yield _slot(name, axes, sizes, (cut, first, last - first), index)
+
+
+def _names(tensor: str, declared: Matrices) -> str:
+    """Return the template of the matrices' names."""
+    name = declared.name or tensor
+    if isinstance(declared.axes[0], Stacked) and INDEX not in name:
+        name = f"{name}.{INDEX}"
+    is_cut = any(axis.is_cut for axis in declared.axes)
+    return f"{name}.{PART}" if is_cut and PART not in name else name
+
+
+def _slot(
+    name: str,
+    axes: Sequence[Axis],
+    sizes: tuple[int, ...],
+    part: tuple[int, int, int],
+    index: int,
+) -> Slot:
+    cut, first, length = part
+    own = (*sizes[:cut], length, *sizes[cut + 1 :])
+    rows = [number for number, axis in enumerate(axes) if isinstance(axis, Rows)]
+    columns = [number for number in range(len(axes)) if number not in rows]
+    shape = tuple(math.prod(own[number] for number in side) for side in (rows, columns) if side)
+    start, stop = (math.prod(sizes) * number for number in (index, index + 1))
+    if cut == 0:  # the part lies together
+        start += first * math.prod(sizes[1:])
+        stop = start + math.prod(own)
+        sizes, part = own, (0, 0, length)
+    return Slot(name, shape, start, stop, sizes, part, (*rows, *columns))

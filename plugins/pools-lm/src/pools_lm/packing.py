@@ -1,0 +1,122 @@
+"""What transformers stores together, as the configuration of a model says.
+
+Names and shapes do not tell whether a mixture is stored transposed, or how the rows of a fused
+attention are shared between query, key and value. Facts are those of transformers 5; the tests
+compare them with its modules.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.weights import Columns, Matrices, Rows, Stacked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Shape = tuple[int, ...]
+
+_EXPERTS = re.compile(r"(.*\.experts\.)(gate_up|down)_proj(_bias)?")
+#: Mixtures that are stored (experts, inputs, outputs), and whose gate and projection alternate.
+_TRANSPOSED = {"aria_text", "gpt_oss", "llama4_text"}
+_INTERLEAVED = {"gpt_oss"}
+#: Query, key and value one below the other: what the tensor is called, by the kind of model.
+_FUSED = {"phi3": "self_attn.qkv_proj"}
+#: The same in turns, head by head.
+_BY_HEAD = {"bloom": "self_attention.query_key_value", "gpt_neox": "attention.query_key_value"}
+#: The same side by side in the columns of a transposed weight.
+_IN_COLUMNS = {"gpt2": "attn.c_attn"}
+_HEADS = "num_attention_heads", "n_head"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the tensors of a kind of model hold matrices."""
+
+    kind: str
+    hidden: int
+    heads: int
+    key_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Packing | None:
+        """Read a `config.json`, of a model of text and images its part on text.
+
+        None without the sizes that all of them have.
+        """
+        own = config.get("text_config")
+        fields = own if isinstance(own, dict) else config
+        hidden, heads = _size(fields, "hidden_size", "n_embd"), _size(fields, *_HEADS)
+        if not hidden or not heads:
+            return None
+        kind = str(fields.get("model_type") or config.get("model_type"))
+        key_heads = _size(fields, "num_key_value_heads") or heads
+        return cls(kind, hidden, heads, key_heads, _size(fields, "head_dim") or hidden // heads)
+
+    def matrices(self, name: str, shape: Shape) -> Matrices | None:
+        """Return the matrices of a tensor; None where the configuration says no more of it."""
+        if (matched := _EXPERTS.fullmatch(name)) is not None:
+            return self._experts(matched, shape)
+        module, _, kind = name.rpartition(".")
+        attention = {
+            self._fused: _FUSED,
+            self._by_head: _BY_HEAD,
+            self._in_columns: _IN_COLUMNS,
+        }
+        for rule, names in attention.items():
+            if self.kind in names and f".{module}".endswith(f".{names[self.kind]}"):
+                return rule(f"{module}.{{part}}.{kind}", shape)
+        return None
+
+    def _experts(self, matched: re.Match[str], shape: Shape) -> Matrices | None:
+        before, own, bias = matched.groups()
+        is_transposed = self.kind in _TRANSPOSED
+        if len(shape) != (2 if bias else 3):
+            return None
+        outputs = shape[-1] if is_transposed or bias else shape[1]
+        if own == "down":
+            rows, part = [Rows(outputs)], "down_proj"
+        elif outputs % 2:
+            return None
+        else:
+            rows, part = self._gate_and_up(outputs // 2), "{part}"
+        columns = [] if bias else [Columns(shape[1 if is_transposed else 2])]
+        if columns and own == "gate_up" and columns[0].size != self.hidden:
+            return None
+        axes = [*columns, *rows] if is_transposed else [*rows, *columns]
+        template = f"{before}{{index}}.{part}.{'bias' if bias else 'weight'}"
+        return Matrices((Stacked(shape[0]), *axes), template)
+
+    def _gate_and_up(self, size: int) -> list[Rows]:
+        if self.kind in _INTERLEAVED:
+            return [Rows(size), Rows(gate_proj=1, up_proj=1)]
+        return [Rows(gate_proj=size, up_proj=size)]
+
+    def _fused(self, template: str, shape: Shape) -> Matrices | None:
+        query, key = self.heads * self.head_dim, self.key_heads * self.head_dim
+        if shape[0] != query + 2 * key:
+            return None
+        return Matrices((Rows(q=query, k=key, v=key), *map(Columns, shape[1:])), template)
+
+    def _by_head(self, template: str, shape: Shape) -> Matrices | None:
+        if shape[0] != 3 * self.heads * self.head_dim:
+            return None
+        rows = Rows(self.heads), Rows(q=1, k=1, v=1), Rows(self.head_dim)
+        return Matrices((*rows, *map(Columns, shape[1:])), template)
+
+    def _in_columns(self, template: str, shape: Shape) -> Matrices | None:
+        if shape[-1] != 3 * self.hidden:
+            return None
+        parts = {"q": self.hidden, "k": self.hidden, "v": self.hidden}
+        if len(shape) == 1:
+            return Matrices((Rows(**parts),), template)
+        return Matrices((Rows(shape[0]), Columns(**parts)), template)
+
+
+def _size(fields: Mapping[str, Any], *names: str) -> int:
+    """Return the first field that is a size, 0 if none is."""
+    sizes = (fields.get(name) for name in names)
+    return next((size for size in sizes if type(size) is int and size > 0), 0)

@@ -6,7 +6,8 @@ It reads the metadata of installed distributions and imports nothing, so it work
 from __future__ import annotations
 
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import packages_distributions
 from traceback import walk_tb
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,7 @@ def plugin_behind(error: BaseException) -> str | None:
 
     The error's causes are searched after the error. Returns None if no plugin took part.
     """
-    owners = {
-        _root(entry_point.value.partition(":")[0]): (
-            f"plugin {normalised(distribution.name)} {distribution.version}"
-        )
-        for entry_point, distribution in declared_plugins()
-        if normalised(distribution.name) != CORE
-    }
+    owners = _owners()
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in _innermost_first(cause):
@@ -37,6 +32,22 @@ def plugin_behind(error: BaseException) -> str | None:
                 return owner
         cause = cause.__cause__
     return None
+
+
+def _owners() -> dict[str, str]:
+    """Map the packages of every plugin but the core to its name and version."""
+    names, owners = {}, {}
+    for entry_point, distribution in declared_plugins():
+        name = normalised(distribution.name)
+        if name != CORE:
+            names[name] = f"plugin {name} {distribution.version}"
+            owners[_root(entry_point.value.partition(":")[0])] = names[name]
+    with suppress(Exception):  # a damaged list of files of any distribution
+        for package, distributions in packages_distributions().items():
+            for name in map(normalised, distributions):
+                if name in names:
+                    owners.setdefault(package, names[name])
+    return owners
 
 
 @contextmanager

@@ -77,7 +77,9 @@ class AlgorithmSuite(
         experts: int,
     ) -> Bench:
         """Return the algorithm with everything that a run of it needs."""
-        return Bench(spec, component.load_class()(config), make_pool, tasks, experts)
+        algorithm = component.load_class()(config)
+        algorithm.sees_tasks = spec.needs_tasks != "none"  # the spec may not be installed
+        return Bench(spec, algorithm, make_pool, tasks, experts)
 
     def test_options_make_a_file_and_back(self, bench: Bench, tmp_path: Path) -> None:
         """`to_yaml` and `from_yaml` are each other's inverse."""

@@ -298,9 +298,10 @@ def test_workers_find_relative_paths_and_files_of_another_device(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     state = source.__getstate__()
-    seen = {file: (-1, -1, *rest[2:]) for file, rest in state["_identities"].items()}
+    seen = {file: (-1, -1, *rest[2:]) for file, rest in state["_stamps"].items()}
+    there = replace(state["location"], path=tmp_path / "model.safetensors")
     mounted = CheckpointSource.__new__(CheckpointSource)
-    mounted.__setstate__({**state, "path": tmp_path / "model.safetensors", "_identities": seen})
+    mounted.__setstate__({**state, "location": there, "_stamps": seen})
     assert pickle.loads(pickled).read("a", 0, 2).equal(mounted.read("a", 0, 2))
     os.utime(tmp_path / "model.safetensors", ns=(1, 1))
     with pytest.raises(IntegrityError, match="not as it was when the run began"):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: What the engine takes whatever is merged.
 _FIXED = 16 * 2**20
+#: Of the peaks of all workers but one, the share that is held at a time: measured.
+_SHARE = 0.45
 #: What the allocator keeps of freed memory for each worker: of one that merges whole tensors, more.
 _KEPT, _KEPT_WHOLE = 64 * 2**20, 16 * 2**20
 
@@ -76,11 +78,12 @@ def estimate(plan: Plan) -> Memory:
 def _at_once(busy: Sequence[Working]) -> int:
     """Return what workers hold together: one is at its peak while the others are on their way.
 
-    These held a fifth to a half of theirs when measured (`benchmarks/memory.py`), and what the
-    allocator keeps of freed memory.
+    The others held from a fifth of their peak to all of it when measured (`benchmarks/memory.py`):
+    two tensors of one size may reach their peaks together. The rest of the share that is counted
+    stands for what the allocator keeps of freed memory.
     """
     peaks = [need.bytes for need in busy]
-    beside = sum((peak + 2 * min(peak, _KEPT)) // 3 for peak in peaks[1:])
+    beside = sum(int(_SHARE * peak + (1 - _SHARE) * min(peak, _KEPT)) for peak in peaks[1:])
     whole = sum(min(need.bytes, _KEPT_WHOLE) for need in busy if need.elements > BLOCK)
     return sum(peaks[:1]) + beside + whole
 

@@ -43,6 +43,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run([sys.executable, "-m", "pytest", "-q", "-rA"], place).stdout
 
 
+@pytest.mark.thorough
 def test_the_suite_that_the_page_shows_passes(outcome: str) -> None:
     passed = re.findall(r"^PASSED test_page.py::TestTies::", outcome, re.MULTILINE)
     assert len(passed) > 60

@@ -138,6 +138,7 @@ def test_report_is_consistent(main_job: tuple[Path, str, str]) -> None:
     assert report["schema"] == 2
 
 
+@pytest.mark.thorough
 def test_evaluate_gives_the_run_s_report_again(
     main_job: tuple[Path, str, str], fuse: Callable[..., Outcome], here: Path
 ) -> None:
@@ -288,6 +289,7 @@ def test_every_merge_lies_between_base_and_experts(
         assert base < average(method) < experts, method
 
 
+@pytest.mark.thorough
 def test_a_stack_is_measured_alike_after_the_run_and_from_its_directory(
     fuse: Callable[..., Outcome], here: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_the_format_of_the_page_is_short() -> None:
     assert len(lines) < 60
 
 
+@pytest.mark.thorough
 def test_the_format_of_the_page_passes_its_suite(package: Path) -> None:
     done = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_npz.py")
     assert re.search(r"^1\d passed in", done.stdout, re.MULTILINE), done.stdout + done.stderr

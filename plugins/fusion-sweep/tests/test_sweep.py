@@ -376,6 +376,7 @@ def on(executor: Any) -> RunOptions:
     return RunOptions(executor=executor)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("at_work")
 @pytest.mark.parametrize("executor", ["processes", {"name": "dask", "workers": 2}])
 def test_workers_elsewhere_measure_the_same_and_nothing_twice(
@@ -398,6 +399,7 @@ def test_workers_elsewhere_measure_the_same_and_nothing_twice(
     assert len(runs(log)) == count
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("at_work")
 def test_a_worker_that_dies_ends_the_sweep_and_what_was_measured_is_kept(
     recipe: dict[str, Any], store: Path, log: Path, monkeypatch: pytest.MonkeyPatch

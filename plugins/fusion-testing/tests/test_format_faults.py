@@ -301,16 +301,19 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     return run_suites(root, TESTS, ["Test_Sound", *checks])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", CAUGHT_BY)
 def test_a_planted_fault_is_caught(planted: dict[str, dict[str, str]], fault: str) -> None:
     check, said = CAUGHT_BY[fault]
     assert re.search(said, planted[fault].get(check, "not caught")), planted[fault]
 
 
+@pytest.mark.thorough
 def test_what_is_sound_passes(planted: dict[str, dict[str, str]]) -> None:
     assert planted["Sound"].keys() == NOT_INSTALLED
 
 
+@pytest.mark.thorough
 def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:
     for fault in CAUGHT_BY:
         for text in planted[fault].values():

@@ -20,7 +20,7 @@ def build(directory: str, *sizes: str) -> None:
     shapes = {
         "small": Llama(256, 704, 4, 4, 2, 4_000),
         "middle": Llama(512, 1_408, 6, 8, 2, 32_000),
-        "large": Llama(1_024, 2_816, 38, 16, 4, 32_000),
+        "large": Llama(1_024, 2_816, 6, 16, 4, 32_000),  # the largest tensors count, not layers
     }
     for size in sizes:
         place = Path(directory) / size

@@ -161,7 +161,7 @@ def _created(resolved: Resolved[AlgorithmSpec] | None, pipeline: str | None) -> 
 def _check_order(stages: Sequence[PlannedStage]) -> None:
     kinds = [each.kind for each in stages]
     said = ", ".join(f"{each.name} ({each.kind})" for each in stages)
-    hint = "The order is: transforms, one merge, calibrations. See: fuse list algorithms"
+    hint = f"The order is: {', '.join(STAGES)}; one stage merges. See: fuse list algorithms"
     if kinds.count("merge") != 1:
         count = "no stage merges" if "merge" not in kinds else "more than one stage merges"
         raise RecipeError(f"algorithm: {count}: {said}", hint=hint)

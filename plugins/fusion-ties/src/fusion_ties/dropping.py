@@ -69,7 +69,7 @@ class MagPrune(Transform[MagPruneConfig]):
     """
 
     config_class = MagPruneConfig
-    pieces_held = (2, 8)
+    pieces_held = (2, 10)
 
     @property
     def cut(self) -> Cut:

@@ -34,7 +34,7 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
     """
 
     config_class = ScaleConfig
-    pieces_held, squares = (6.9, 2), (6, 0)
+    pieces_held, squares = (6.2, 2), (6, 0)
 
     @property
     def scale(self) -> float:

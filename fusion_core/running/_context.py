@@ -38,38 +38,45 @@ def prepare(
     Recipes in the places of models are run first. `state` is where algorithms keep what they resume
     from.
     """
-    merges, side_files = run_nested(plan.nested, info, executor, state)
+    merges, side_files, warnings = run_nested(plan.nested, info, executor, state)
     pool = plan.pool.with_sources(merges).aligned(plan.resolved.recipe.alignment)
     context = _context(plan, info, executor, state)
     context.side_files |= side_files
+    context.warnings += warnings
     return pool, context
 
 
 def run_nested(
     plans: Mapping[str, Plan], info: RunInfo, executor: Executor, state: Path | None
-) -> tuple[dict[str, WeightSource], dict[str, bytes | WeightSource]]:
-    """Return what the recipes in the places of models merge, lazy, and what they save beside it."""
+) -> tuple[dict[str, WeightSource], dict[str, bytes | WeightSource], list[str]]:
+    """Return the lazy merges of the recipes in the places of models, by model.
+
+    With them come the files that the recipes' methods saved, and their warnings: both named after
+    the models.
+    """
     merges: dict[str, WeightSource] = {}
     side_files: dict[str, bytes | WeightSource] = {}
+    warnings: list[str] = []
     for number, (name, nested) in enumerate(plans.items()):
-        place = None if state is None else state / f"nested-{number}"
-        if place is not None and nested.adapts:  # else nothing is kept, so nothing can be resumed
-            place.mkdir(parents=True, exist_ok=True)
-        merges[name], found = _merge_nested(nested, info, executor, place)
+        nested_state = None if state is None else state / f"nested-{number}"
+        if nested_state is not None and nested.adapts:  # else there is nothing to resume from
+            nested_state.mkdir(parents=True, exist_ok=True)
+        merges[name], context = _merge_nested(nested, info, executor, nested_state)
         stem = re.sub(r"[^-_.a-zA-Z0-9]", "-", name)
-        side_files |= {f"{stem}.{file}": content for file, content in found.items()}
-    return merges, side_files
+        side_files |= {f"{stem}.{file}": data for file, data in context.side_files.items()}
+        warnings += [f"{name}/{warning}" for warning in context.warnings]
+    return merges, side_files, warnings
 
 
 def _merge_nested(
     plan: Plan, info: RunInfo, executor: Executor, state: Path | None
-) -> tuple[WeightSource, Mapping[str, bytes | WeightSource]]:
-    """Return the lazy merge of a recipe in the place of a model, and what was saved beside it."""
+) -> tuple[WeightSource, RunContext]:
+    """Return the lazy merge of a recipe in the place of a model, and the context of its run."""
     pool, context = prepare(plan, info, executor, state)
     merged = apply_stages(plan.stages, pool, context)
     finite = context.finite and plan.resolved.recipe.output.dtype is not None
     merged = CastSource(merged, plan.infos_of_merge(pool), finite=finite)
-    return merged, context.side_files
+    return merged, context
 
 
 def round_for(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:

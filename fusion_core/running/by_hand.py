@@ -69,5 +69,7 @@ def models_of(
         pool, nested = plan_models(choice, plugins or load_plugins(), options)
         policy = validated(AlignmentPolicy, recipe.get("alignment", {}), prefix="alignment")
         info = RunInfo(recipe, None)
-    merges, _ = run_nested(nested, info, SerialExecutor(), None)
+    merges, _, warnings = run_nested(nested, info, SerialExecutor(), None)
+    for warning in warnings:
+        _LOG.warning("%s", warning)
     return pool.with_sources(merges).aligned(policy)

@@ -30,6 +30,7 @@ from fusion_ties.ties import Ties
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import Site
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.weights import WeightSource
@@ -464,3 +465,31 @@ def test_a_warning_of_several_recipes_is_said_once(inner: dict[str, Any], tmp_pa
     assert planned.warnings == [
         "math/a: config.json x: 2, the base's is 1 (also in again)",
     ]
+
+
+def test_a_warning_that_a_run_inside_learns_names_the_model(
+    inner: dict[str, Any], tmp_path: Path, site: Site
+) -> None:
+    site.install(
+        "warning-x",
+        """
+        from fusion_core import Algorithm, AlgorithmSpec, ComponentConfig, hookimpl
+
+        class Warning(Algorithm):
+            config_class = ComponentConfig
+            def run(self, pool, context):
+                context.warn("it saw no layer at work")
+                return pool.experts["a"]
+
+        @hookimpl
+        def fusion_register_algorithms():
+            yield AlgorithmSpec(
+                name="warning", summary="", target="warning_x:Warning",
+                config="warning_x:ComponentConfig",
+            )
+        """,
+    )
+    inner["algorithm"] = "warning"
+    run_fusion({**outer(inner), "output": {"path": "out"}})
+    statement = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert "math/it saw no layer at work" in statement["warnings"]

@@ -226,8 +226,9 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 
     def _model(self, given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked
         if isinstance(given, str):
-            wanted: dict[str, Any] = {"preferred": self.config.format}
-            located = find_model(given, f"model_pool.{option}", *self.more_files, **wanted)
+            option = f"model_pool.{option}"
+            preferred = self.config.format
+            located = find_model(given, option, *self.more_files, preferred=preferred)
             return Model(name, located=located)
         return Model(name, live=given)
 

@@ -23,7 +23,7 @@ _HEADINGS = ["name", "needs", "experts", "cost", "reference", "summary"]
 def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
     """Describe algorithms in the order of the catalogue: families from the cheapest on."""
     found = [_described(each) for each in plugins.components(AlgorithmSpec)]
-    found += [_describe_pipeline(each, found) for each in plugins.components(PipelineSpec)]
+    found += [_describe_pipeline(pipeline, found) for pipeline in plugins.components(PipelineSpec)]
     cheapest: dict[str, int] = {}
     for each in found:
         rank = _RANKS[each["cost"]]
@@ -73,8 +73,8 @@ def _describe_pipeline(
     """Describe a pipeline by the needs of its stages, as far as these are installed."""
     spec = component.spec
     names = [name for name, _ in spec.stages]
-    stages = [each for each in algorithms if each["name"] in names]
-    limits = [each["max_experts"] for each in stages if each["max_experts"] is not None]
+    stages = [stage for stage in algorithms if stage["name"] in names]
+    limits = [stage["max_experts"] for stage in stages if stage["max_experts"] is not None]
     return {
         "name": spec.name,
         "family": _FAMILY,
@@ -82,23 +82,23 @@ def _describe_pipeline(
         "stages": names,
         "summary": spec.summary,
         "formula": None,
-        "needs_base": any(each["needs_base"] for each in stages),
+        "needs_base": any(stage["needs_base"] for stage in stages),
         "needs_tasks": max(
-            (each["needs_tasks"] for each in stages), key=_DATA.index, default="none"
+            (stage["needs_tasks"] for stage in stages), key=_DATA.index, default="none"
         ),
-        "needs_task": any(each["needs_task"] for each in stages),
-        "min_experts": max((each["min_experts"] for each in stages), default=1),
+        "needs_task": any(stage["needs_task"] for stage in stages),
+        "min_experts": max((stage["min_experts"] for stage in stages), default=1),
         "max_experts": min(limits, default=None),
-        "cost": max((each["cost"] for each in stages), key=_RANKS.__getitem__, default=None),
+        "cost": max((stage["cost"] for stage in stages), key=_RANKS.__getitem__, default=None),
         "reference": spec.reference,
         "plugin": component.plugin.distribution,
     }
 
 
-def _title(each: Mapping[str, Any]) -> str:
-    if each["stage"] == _PIPELINE:
+def _title(algorithm: Mapping[str, Any]) -> str:
+    if algorithm["stage"] == _PIPELINE:
         return _FAMILY
-    return f"{each['family']}: {STAGES[each['stage']].heading}"
+    return f"{algorithm['family']}: {STAGES[algorithm['stage']].heading}"
 
 
 def _row(each: Mapping[str, Any]) -> list[str]:

@@ -61,8 +61,8 @@ def matrices_by_name(name: str, shape: Shape) -> Matrices:
 
 
 def _experts(matched: re.Match[str], shape: Shape) -> Matrices | None:
-    before, own, kind = matched.groups()
-    name = f"{before}{{index}}.{own}.{kind or 'weight'}"
+    before, projection, kind = matched.groups()
+    name = f"{before}{{index}}.{projection}.{kind or 'weight'}"
     if kind == "bias":
         return Matrices((Stacked(shape[0]), Rows(shape[1])), name) if len(shape) == 2 else None  # noqa: PLR2004
     if len(shape) != 3:  # noqa: PLR2004 - experts, rows, columns
@@ -105,15 +105,15 @@ def layout_of(
         if not is_merged(info):
             continue
         try:
-            own = slots_of(info, declare(name, info.shape))
+            declared = slots_of(info, declare(name, info.shape))
         except ValueError as error:
             raise BrokenPluginError(
                 f"the model pool {pool} declares matrices that do not fit the tensor {name!r} of "
                 f"shape {list(info.shape)}: {error}",
                 hint="Its `matrices` names the tensor's axes in the order in which it is stored.",
             ) from error
-        if own:
-            slots[name] = own
+        if declared:
+            slots[name] = declared
     layout = Layout(slots, {name: infos[name].shape for name in slots})
     if slots:
         _check_names(infos.values(), layout, pool)
@@ -122,7 +122,7 @@ def layout_of(
 
 def _check_names(infos: Iterable[TensorInfo], layout: Layout, pool: str) -> None:
     """Raise `BrokenPluginError` where two matrices have one name."""
-    counts = Counter(own.name for info in infos for own in layout.infos_of(info))
+    counts = Counter(matrix.name for info in infos for matrix in layout.infos_of(info))
     name, count = counts.most_common(1)[0]
     if count > 1:
         raise BrokenPluginError(

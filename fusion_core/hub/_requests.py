@@ -1,4 +1,4 @@
-"""What is asked of the hub but files: commits, listings, pull requests, the first bytes of a file.
+"""Requests to the hub: commits, listings, pull requests, the first bytes of a file.
 
 Only what huggingface_hub raises under `asking` becomes an error of ours.
 """
@@ -30,25 +30,25 @@ def ask_commit(reference: Reference) -> str:
     with asking(reference):
         from huggingface_hub import HfApi
 
-        found = HfApi(endpoint=endpoint()).repo_info(
+        info = HfApi(endpoint=endpoint()).repo_info(
             reference.repo, revision=reference.revision, repo_type=reference.kind
         )
-    return str(found.sha)
+    return str(info.sha)
 
 
 def ask_listing(pinned: Reference) -> dict[str, int]:
     """Return the sizes of a commit's files by path, and have the cache keep the listing.
 
-    By the kept listing, a run without a network knows what is missing. huggingface_hub writes it
-    with a snapshot, here one of no files.
+    From the listing in the cache, a run without a network knows which files are missing.
+    huggingface_hub writes the listing with a snapshot, here one of no files.
     """
     from huggingface_hub import snapshot_download
 
-    found = {file.path: file.size for file in _tree(pinned)}
+    sizes = {file.path: file.size for file in _tree(pinned)}
     with asking(pinned):
         bar = progress_bar(lambda *_, **__: None)
         snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **location_of(pinned))
-    return found
+    return sizes
 
 
 def ask_digests(pinned: Reference) -> dict[str, str]:
@@ -69,7 +69,7 @@ def ask_conversions(pinned: Reference) -> list[str]:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            found = list(
+            requests = list(
                 HfApi(endpoint=endpoint()).get_repo_discussions(
                     pinned.repo, author=_BOT, discussion_type="pull_request", repo_type=pinned.kind
                 )
@@ -78,8 +78,12 @@ def ask_conversions(pinned: Reference) -> list[str]:
             if error.response.status_code in _NO_DISCUSSIONS:
                 return []
             raise
-        ours = (each for each in found if each.author == _BOT and each.is_pull_request)
-        return [f"refs/pr/{each.num}" for each in sorted(ours, key=lambda each: each.num)]
+        numbers = [
+            request.num
+            for request in requests
+            if request.author == _BOT and request.is_pull_request
+        ]
+        return [f"refs/pr/{number}" for number in sorted(numbers)]
 
 
 def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
@@ -99,14 +103,14 @@ def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
         "Range": f"bytes=0-{count - 1}",
         "Accept-Encoding": "identity",
     }
-    found = bytearray()
+    content = bytearray()
     with asking(pinned), client.http_stream_backoff("GET", url, headers=headers) as answer:
         client.hf_raise_for_status(answer)
         for chunk in answer.iter_bytes():
-            found += chunk
-            if len(found) >= count:  # a server that does not know ranges sends everything
+            content += chunk
+            if len(content) >= count:  # a server that does not know ranges sends everything
                 break
-    return bytes(found[:count])
+    return bytes(content[:count])
 
 
 def location_of(pinned: Reference) -> dict[str, Any]:
@@ -161,7 +165,7 @@ def _tree(pinned: Reference) -> list[RepoFile]:
     with asking(pinned):
         from huggingface_hub import HfApi, RepoFile
 
-        found = HfApi(endpoint=endpoint()).list_repo_tree(
+        entries = HfApi(endpoint=endpoint()).list_repo_tree(
             pinned.repo, recursive=True, revision=pinned.revision, repo_type=pinned.kind
         )
-        return [each for each in found if isinstance(each, RepoFile)]
+        return [entry for entry in entries if isinstance(entry, RepoFile)]

@@ -70,6 +70,6 @@ def fallbacks_of(
 
 def _treatments(stage: Stage[Any], info: TensorInfo, layout: Layout) -> Iterator[tuple[str, int]]:
     """Yield what a stage does instead with a tensor's elements, and with how many of them."""
-    for own in (info,) if stage.sees_stored_tensors else layout.infos_of(info):
-        if (treatment := stage.fallback(own)) is not None:
-            yield treatment, own.numel
+    for matrix in (info,) if stage.sees_stored_tensors else layout.infos_of(info):
+        if (treatment := stage.fallback(matrix)) is not None:
+            yield treatment, matrix.numel

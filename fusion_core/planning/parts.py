@@ -34,40 +34,40 @@ class Part:
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage to these tensors; raises `FusionError` if two parts save one file."""
-        own = branch(context)
+        part_context = branch(context)
         if self.names is None:
-            result = self.algorithm.apply(flow, own)
+            result = self.algorithm.apply(flow, part_context)
         else:
-            result = flow.apply_to(self.names, self.algorithm.apply, own)
-        if twice := own.side_files.keys() & context.side_files.keys():
+            result = flow.apply_to(self.names, self.algorithm.apply, part_context)
+        if twice := part_context.side_files.keys() & context.side_files.keys():
             raise FusionError(
                 f"algorithm.overrides: each part of the merge would write {min(twice)!r}",
                 hint="Leave the overrides out: this method does not take them.",
             )
-        join(context, own)
+        join(context, part_context)
         return result
 
 
 def branch(context: RunContext) -> RunContext:
     """Return a copy of a context that has saved nothing yet."""
-    own = copy(context)  # not `replace`, which asks for every field
-    own.side_files = {}
-    return own
+    branched = copy(context)  # not `replace`, which asks for every field
+    branched.side_files = {}
+    return branched
 
 
-def join(context: RunContext, own: RunContext, *, prefix: str = "") -> None:
+def join(context: RunContext, branched: RunContext, *, prefix: str = "") -> None:
     """Add what a branch of a context saved; raises `FusionError` for a file that is there already.
 
     Files for tasks have fixed names, to which no prefix is added.
     """
-    if context.side_files.keys() & TASK_FILES and own.side_files.keys() & TASK_FILES:
+    if context.side_files.keys() & TASK_FILES and branched.side_files.keys() & TASK_FILES:
         raise FusionError(
             "two stages of the merge each make a model that is another for every task",
             hint="Use one of them.",
         )
     named = {
         name if name in TASK_FILES else f"{prefix}{name}": content
-        for name, content in own.side_files.items()
+        for name, content in branched.side_files.items()
     }
     if twice := named.keys() & context.side_files.keys():
         raise FusionError(
@@ -107,6 +107,6 @@ def parts_of(
     if resolved is None or resolved.selection == Selection():
         return (Part(stage, frozenset(names) if others else None),)
     return tuple(
-        Part(resolved.changed(options).create() if options else stage, frozenset(own))
-        for options, own in resolved.selection.groups(names)
+        Part(resolved.changed(options).create() if options else stage, frozenset(selected))
+        for options, selected in resolved.selection.groups(names)
     )

@@ -58,13 +58,13 @@ class PlannedStage:
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage, part by part, and keep in the context what it saved and logged."""
-        own = self._context(flow, context)
+        stage_context = self._context(flow, context)
         result = flow
         for part in self.parts:
-            result = part.apply(result, own)
-        if own.metrics.steps:
-            own.save(METRICS, own.metrics.as_bytes())
-        join(context, own, prefix="" if self.kind == "merge" else f"{self.name}.")
+            result = part.apply(result, stage_context)
+        if stage_context.metrics.steps:
+            stage_context.save(METRICS, stage_context.metrics.as_bytes())
+        join(context, stage_context, prefix="" if self.kind == "merge" else f"{self.name}.")
         transforms = flow.transforms
         if self.kind == "transform":
             transforms = (*transforms, self.as_recipe(None))
@@ -75,20 +75,22 @@ class PlannedStage:
 
         Two stages that drop by chance do not drop the same, since each knows its place.
         """
-        own = branch(context)
+        stage_context = branch(context)
         if not self.adapts:
-            own.tasks = None
-        own.transforms, own.place, own.stage = flow.transforms, flow.place, self.name
-        if self.adapts and own.bound is Bound.TENSOR:
-            own.bound = Bound.MODEL
+            stage_context.tasks = None
+        stage_context.transforms = flow.transforms
+        stage_context.place, stage_context.stage = flow.place, self.name
+        if self.adapts and stage_context.bound is Bound.TENSOR:
+            stage_context.bound = Bound.MODEL
         if self.kind == "merge":
-            return own
-        own.state = None
+            return stage_context
+        state = None
         if self.adapts and context.state is not None:
-            own.state = context.state / f"stage-{flow.place}"
-            own.state.mkdir(exist_ok=True)
-        own.metrics = MetricsLog(None if own.state is None else own.state / METRICS)
-        return own
+            state = context.state / f"stage-{flow.place}"
+            state.mkdir(exist_ok=True)
+        stage_context.state = state
+        stage_context.metrics = MetricsLog(None if state is None else state / METRICS)
+        return stage_context
 
     def as_provenance(self) -> dict[str, str | None]:
         """Say what it is, and whose."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.matrices import layout_of
@@ -78,10 +79,9 @@ class Plan:
     @property
     def algorithm_name(self) -> str:
         """What to call the result."""
-        names = ((stage.pipeline, stage.name) for stage in self.stages)
-        groups = groupby(names, lambda pair: pair[0])
+        groups = groupby(self.stages, key=attrgetter("pipeline"))
         return "-".join(
-            pipeline or "-".join(name for _, name in group) for pipeline, group in groups
+            pipeline or "-".join(stage.name for stage in stages) for pipeline, stages in groups
         )
 
     @cached_property

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights import WeightSource
 
-#: Reads what no format claims, too: it says what is there in place of a model, and what to do.
+#: Also for models that no format claims: its reader names the files that are there, and a remedy.
 _USUAL = "fusion-core/safetensors"
 _CORE_PACKAGE = __name__.partition(".")[0]
 
@@ -63,7 +63,7 @@ def find_model(given: str, option: str, *more: str, preferred: str | None = None
     """
     plugins = active_plugins()
     chosen = None if preferred is None else plugins.find(FormatSpec, preferred)
-    patterns = {file for each in plugins.components(FormatSpec) for file in each.spec.files}
+    patterns = {file for known in plugins.components(FormatSpec) for file in known.spec.files}
     location = locate(given, option, *more, formats=patterns)
     return LocatedModel(location, _format_of(location, plugins, chosen))
 
@@ -72,9 +72,9 @@ def distributions_of_formats(sources: Iterable[WeightSource], plugins: PluginMan
     """Return the plugins, the core aside, whose formats weights are read in: by their classes."""
     packages = {package for source in sources for package in _packages_of(source)} - {_CORE_PACKAGE}
     return {
-        each.plugin.distribution
-        for each in plugins.components(FormatSpec)
-        if re.split(r"[.:]", each.spec.target)[0] in packages
+        component.plugin.distribution
+        for component in plugins.components(FormatSpec)
+        if re.split(r"[.:]", component.spec.target)[0] in packages
     }
 
 
@@ -91,13 +91,17 @@ def _format_of(
 
     One that goes by configuration keys is chosen over others, and a full model over an adapter.
     """
-    claiming = [each for each in plugins.components(FormatSpec) if claims(each.spec, location)]
-    if chosen in claiming:
-        claiming = [each for each in claiming if each == chosen]
-    claiming = [each for each in claiming if each.spec.config_keys] or claiming
-    claiming = [each for each in claiming if not each.spec.is_delta] or claiming
+    claiming = [
+        component
+        for component in plugins.components(FormatSpec)
+        if claims(component.spec, location)
+    ]
+    if chosen is not None and chosen in claiming:
+        return chosen
+    claiming = [component for component in claiming if component.spec.config_keys] or claiming
+    claiming = [component for component in claiming if not component.spec.is_delta] or claiming
     if len(claiming) > 1:
-        names = " and ".join(each.qualified_name for each in claiming)
+        names = " and ".join(component.qualified_name for component in claiming)
         raise CheckpointError(
             f"{location.name} can be read by several formats: {names}",
             hint="Choose one by the pool's option `format`, name the file itself, or block a "

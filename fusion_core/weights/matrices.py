@@ -188,13 +188,15 @@ def _slot(
     index: int,
 ) -> Slot:
     cut, first, length = part
-    own = (*sizes[:cut], length, *sizes[cut + 1 :])
+    part_sizes = (*sizes[:cut], length, *sizes[cut + 1 :])
     rows = [number for number, axis in enumerate(axes) if isinstance(axis, Rows)]
     columns = [number for number in range(len(axes)) if number not in rows]
-    shape = tuple(math.prod(own[number] for number in side) for side in (rows, columns) if side)
+    shape = tuple(
+        math.prod(part_sizes[number] for number in side) for side in (rows, columns) if side
+    )
     start, stop = (math.prod(sizes) * number for number in (index, index + 1))
     if cut == 0:  # the part lies together
         start += first * math.prod(sizes[1:])
-        stop = start + math.prod(own)
-        sizes, part = own, (0, 0, length)
+        stop = start + math.prod(part_sizes)
+        sizes, part = part_sizes, (0, 0, length)
     return Slot(name, shape, start, stop, sizes, part, (*rows, *columns))

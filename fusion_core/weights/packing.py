@@ -1,4 +1,4 @@
-"""Models seen matrix by matrix, and what is made of the matrices put back into tensors.
+"""Models seen matrix by matrix, and matrices put back into tensors.
 
 A method is written for one matrix. Where a tensor holds several, `Layout.unpacked` gives it each of
 them as a tensor of its own, and `Layout.packed` puts the results into the tensor's places. So a
@@ -68,11 +68,15 @@ class UnpackedSource(WeightSource):
     def __init__(self, source: WeightSource, layout: Layout) -> None:
         self._source = source
         self._slots = layout.slots_in(source)
-        self._places = {each.name: (n, each) for n, slots in self._slots.items() for each in slots}
+        self._places = {
+            slot.name: (tensor, slot) for tensor, slots in self._slots.items() for slot in slots
+        }
         self._latest = _Latest()
         self.cut, self.is_delta = source.cut, source.is_delta
         self.infos = {
-            own.name: own for info in source.infos.values() for own in layout.infos_of(info)
+            matrix.name: matrix
+            for info in source.infos.values()
+            for matrix in layout.infos_of(info)
         }
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -88,7 +92,7 @@ class UnpackedSource(WeightSource):
     def _gathered(self, tensor: str, start: int, stop: int) -> Values:
         """Return all matrices that lie in a range of a tensor."""
         values = read_any(self._source, tensor, start, stop)
-        mates = [each for each in self._slots[tensor] if each.start == start]
+        mates = [slot for slot in self._slots[tensor] if slot.start == start]
         return {mate.name: mate.view(values).reshape(-1) for mate in mates}
 
     def _range(self, tensor: str, start: int, stop: int) -> torch.Tensor:

@@ -125,9 +125,9 @@ class WeightSource(ABC):
 
 def origins(source: WeightSource) -> list[Origin]:
     """Return where the values of a source, and of all that it reads from, came from."""
-    own = [] if source.origin is None else [source.origin]
-    inner = [origin for each in source.sources for origin in origins(each)]
-    return list({id(origin): origin for origin in (*inner, *own)}.values())
+    inner = [origin for operand in source.sources for origin in origins(operand)]
+    outer = [] if source.origin is None else [source.origin]
+    return list({id(origin): origin for origin in (*inner, *outer)}.values())
 
 
 def check_unchanged(source: WeightSource) -> None:

@@ -32,12 +32,12 @@ class Header:
         self._largest = largest_header() if largest is None else largest
         trusting = f"If you trust the file, set {HEADER_VARIABLE} to more bytes."
         self._hint = trusting if largest is None else None
-        self._place = self._taken = 0
+        self._position = self._taken = 0
         self._digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         """Read on: at most `size` bytes, or up to the end of the file."""
-        left = max(self.size - self._place, 0)
+        left = max(self.size - self._position, 0)
         count = left if size < 0 else min(size, left)
         if self._taken + count > self._largest:
             raise CheckpointError(
@@ -45,25 +45,25 @@ class Header:
                 hint=self._hint,
             )
         try:
-            found = os.pread(self._descriptor, count, self._place)
+            content = os.pread(self._descriptor, count, self._position)
         except OSError as error:
             raise unreadable(self.path, error) from error
-        self._place += len(found)
-        self._taken += len(found)
-        self._digest.update(found)
-        return found
+        self._position += len(content)
+        self._taken += len(content)
+        self._digest.update(content)
+        return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a place in the file: from its beginning, from here, or from its end."""
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         if start + offset < 0:
             raise ValueError(f"byte {start + offset} is before the beginning of the file")
-        self._place = start + offset
-        return self._place
+        self._position = start + offset
+        return self._position
 
     def tell(self) -> int:
         """Return the place in the file."""
-        return self._place
+        return self._position
 
     def digest(self) -> str:
         """Return the SHA-256 of all that was read, in the order in which it was read."""

@@ -68,8 +68,8 @@ class Location:
         with reading(self.path):
             if not self.path.is_dir():
                 return [self.path.name] if fnmatchcase(self.path.name, pattern) else []
-            found = (path for path in self.path.glob(pattern) if path.is_file())
-            return sorted(path.relative_to(self.path).as_posix() for path in found)
+            files = (path for path in self.path.glob(pattern) if path.is_file())
+            return sorted(path.relative_to(self.path).as_posix() for path in files)
 
     def file(self, name: str) -> Path:
         """Return where a file of the model lies; one on the hub is downloaded.

@@ -80,8 +80,8 @@ def key_in(config: Any, keys: frozenset[str]) -> str | None:  # noqa: ANN401 - J
     """Return the key among `keys` that a configuration, or one inside it, gives a value."""
     if not isinstance(config, dict):
         return None
-    own = next((key for key in sorted(keys & config.keys()) if config[key]), None)
-    return own or next(filter(None, (key_in(each, keys) for each in config.values())), None)
+    key = next((key for key in sorted(keys & config.keys()) if config[key]), None)
+    return key or next(filter(None, (key_in(value, keys) for value in config.values())), None)
 
 
 def _sign(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:

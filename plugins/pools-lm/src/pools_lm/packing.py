@@ -47,8 +47,8 @@ class Packing:
 
         None without the sizes that all of them have.
         """
-        own = config.get("text_config")
-        fields = own if isinstance(own, dict) else config
+        text_config = config.get("text_config")
+        fields = text_config if isinstance(text_config, dict) else config
         hidden, heads = _size(fields, "hidden_size", "n_embd"), _size(fields, *_HEADS)
         if not hidden or not heads:
             return None
@@ -72,19 +72,19 @@ class Packing:
         return None
 
     def _experts(self, matched: re.Match[str], shape: Shape) -> Matrices | None:
-        before, own, bias = matched.groups()
+        before, projection, bias = matched.groups()
         is_transposed = self.kind in _TRANSPOSED
         if len(shape) != (2 if bias else 3):
             return None
         outputs = shape[-1] if is_transposed or bias else shape[1]
-        if own == "down":
+        if projection == "down":
             rows, part = [Rows(outputs)], "down_proj"
         elif outputs % 2:
             return None
         else:
             rows, part = self._gate_and_up(outputs // 2), "{part}"
         columns = [] if bias else [Columns(shape[1 if is_transposed else 2])]
-        if columns and own == "gate_up" and columns[0].size != self.hidden:
+        if columns and projection == "gate_up" and columns[0].size != self.hidden:
             return None
         axes = [*columns, *rows] if is_transposed else [*rows, *columns]
         template = f"{before}{{index}}.{part}.{'bias' if bias else 'weight'}"

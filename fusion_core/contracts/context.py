@@ -169,10 +169,10 @@ class RunContext:
             self.on_metrics(step, metrics)
 
     def warn(self, message: str) -> None:
-        """Tell the user of the run what only the run could learn; the provenance has it, too.
+        """Warn the user of something that only the run could learn; the provenance records it.
 
-        For a tensor that a method turns out not to apply to, above all. What headers tell belongs
-        into `Stage.fallback`.
+        Above all, a tensor that a method turns out not to apply to. `Stage.fallback` names tensors
+        of which headers already tell it.
         """
         self.warnings.append(message)
 

@@ -118,7 +118,7 @@ class WeightSource(ABC):
     def origin(self) -> Origin | None:
         """Where the values of this source itself came from; None if it computes or was given them.
 
-        What it reads from has origins of its own: see `origins`.
+        The sources that it reads from have their own origins: see `origins`.
         """
         return None
 

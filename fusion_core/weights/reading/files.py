@@ -38,8 +38,8 @@ class FileSource(WeightSource):
     A subclass is a format. Its `find_tensors` reads headers, by `open`, and yields a `StoredTensor`
     for each tensor. The rest is done here: only files of the model are opened, and once; no tensor
     may overlap another or the end of its file; ranges are read from any thread; a copy in another
-    process opens the files again, and a file that changed is noticed. Whatever a malformed header
-    makes `find_tensors` raise becomes a `CheckpointError`.
+    process opens the files again, and a file that changed is noticed. If a malformed header
+    makes `find_tensors` raise, the error becomes a `CheckpointError`.
     """
 
     def __init__(self, location: Location) -> None:

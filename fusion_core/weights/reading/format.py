@@ -78,7 +78,7 @@ def _uncollected() -> Iterator[None]:
 
 
 class _Stream(Protocol):
-    """What a header is read from."""
+    """A stream from which a header is read."""
 
     def read(self, size: int, /) -> bytes: ...
 

@@ -87,7 +87,7 @@ class RemoteSource(WeightSource):
 
 
 class _Downloaded(Mapping[str, Mapping[str, Any]]):
-    """What identifies the files of a source that are downloaded for it."""
+    """The identities of a source's files, which are downloaded when they are asked for."""
 
     def __init__(self, source: RemoteSource) -> None:
         self._source = source

@@ -181,7 +181,7 @@ def _leaves(
 
 @dataclass(frozen=True)
 class _Place:
-    """What may become a leaf."""
+    """A parameter, or a matrix in one, that may become a leaf."""
 
     names: tuple[str, ...]
     parameter: nn.Parameter

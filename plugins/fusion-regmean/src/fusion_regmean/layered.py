@@ -1,4 +1,4 @@
-"""What methods have in common that treat the tensors of layers which they see at work."""
+"""The base of methods that treat the tensors of layers which they see at work."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The suite of formats: values, ranges and names of models that were written on purpose.
 
-What damaged files may do is in `_format_damage.py`.
+Checks on damaged files are in `_format_damage.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Open = Callable[[Path], WeightSource]
 
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
-#: What may be read to open a model, beside as much as its smaller files have.
+#: Bytes that may be read to open a model, in addition to those of its smaller files.
 _HEADERS = 2**18
 _MANY_ROWS = 2**17
 
@@ -114,7 +114,7 @@ class FormatSuite(DamageChecks):
     def test_opening_reads_headers_alone(
         self, open_model: Open, write: Write, tensors: Mapping[str, Tensor], tmp_path: Path
     ) -> None:
-        """What a run is planned from costs no more than the headers, however large the tensors."""
+        """Planning a run reads no more than headers, however large the tensors are."""
         counter = Path("/proc/self/io")
         if not counter.is_file():
             pytest.skip("this system does not count what a process reads")

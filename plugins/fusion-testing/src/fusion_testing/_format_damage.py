@@ -47,7 +47,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a damaged model."""
+    """The result of opening and reading a damaged model."""
 
     #: "refused", "read", or what was raised
     how: str

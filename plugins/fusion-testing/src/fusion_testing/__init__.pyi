@@ -1,0 +1,13 @@
+from fusion_testing._algorithm import AlgorithmSuite as AlgorithmSuite
+from fusion_testing._command import CommandSuite as CommandSuite
+from fusion_testing._executor import ExecutorSuite as ExecutorSuite
+from fusion_testing._format import FormatSuite as FormatSuite
+from fusion_testing._model_pool import ModelPoolSuite as ModelPoolSuite
+from fusion_testing._models import MODELS as MODELS
+from fusion_testing._models import tiny_pool as tiny_pool
+from fusion_testing._stages import CalibrationSuite as CalibrationSuite
+from fusion_testing._stages import TransformSuite as TransformSuite
+from fusion_testing._task_pool import TaskPoolSuite as TaskPoolSuite
+from fusion_testing._tasks import TinyTasks as TinyTasks
+from fusion_testing._tensorwise import Mean as Mean
+from fusion_testing._texts import tiny_text_pool as tiny_text_pool

@@ -111,7 +111,7 @@ def fusion_bench(folder: Path, tasks: int, images: int, steps: int) -> list[floa
 
     experts = [load(folder / f"expert-{number}") for number in range(tasks)]
     base = load(folder / "base")
-    count = sum(1 for each in base.parameters() if each.requires_grad)
+    count = sum(1 for parameter in base.parameters() if parameter.requires_grad)
     weights = get_layer_wise_weights(num_models=tasks, num_layers=count, init_values=0.3)
     module = LayerWiseMergedModel(
         layer_wise_weight=weights,

@@ -85,7 +85,7 @@ def _row(
 
 
 def _declared(tasks: TaskPool[Any]) -> dict[str, dict[str, Metric]]:
-    return {task.name: {each.name: each for each in task.metrics} for task in tasks}
+    return {task.name: {metric.name: metric for metric in task.metrics} for task in tasks}
 
 
 def _known(value: float) -> float | None:

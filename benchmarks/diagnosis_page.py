@@ -115,7 +115,7 @@ def page(pools: Pools) -> str:
 
 
 def _pools(pools: Pools) -> str:
-    counts = Counter((each["kind"], each["held_out"]) for each in pools.values())
+    counts = Counter((pool["kind"], pool["held_out"]) for pool in pools.values())
     kinds = sorted({kind for kind, _ in counts})
     rows = [(kind, counts[kind, False], counts[kind, True]) for kind in kinds]
     total = ("all", *(sum(row[place] for row in rows) for place in (1, 2)))
@@ -181,7 +181,7 @@ def _choices(held: Pools) -> str:
     families = sorted(set(map(_family, pools)))
     groups = [pools, *([each for each in pools if _family(each) == name] for name in families)]
     return "".join(
-        f"| {said} | {' | '.join(_choice(choose, each) for each in groups)} |\n"
+        f"| {said} | {' | '.join(_choice(choose, group) for group in groups)} |\n"
         for said, choose in ways.items()
     )
 
@@ -190,7 +190,7 @@ def _choice(
     choose: Callable[[Mapping[str, Any]], Sequence[str]], pools: Collection[Mapping[str, Any]]
 ) -> str:
     """Say how a choice did: several names are one of them at random, in expectation."""
-    lost = [[shares(each)[BEST] - shares(each)[name] for name in choose(each)] for each in pools]
+    lost = [[shares(pool)[BEST] - shares(pool)[name] for name in choose(pool)] for pool in pools]
     right = sum(fmean(gap < 0.02 for gap in gaps) for gaps in lost)
     return f"{right:.0f} of {len(lost)} ({100 * fmean(map(fmean, lost)):.1f} %)"
 
@@ -214,7 +214,7 @@ def _correlations(held: Pools) -> str:
 def _ranks(values: Sequence[float]) -> list[float]:
     """Return the place of each value; that of equal ones is their mean."""
     ordered = sorted(values)
-    return [ordered.index(each) + (ordered.count(each) - 1) / 2 for each in values]
+    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
 
 
 def _forecast(held: Pools) -> str:
@@ -256,10 +256,10 @@ def _counts(
 ) -> dict[str, tuple[int, int]]:
     """Count, by group, the pools that a rule speaks of, and those where it came true before."""
     found: dict[str, tuple[int, int]] = {}
-    for each in pools.values():
-        if rule.applies(numbers(each)):
-            held, of = found.get(group_of(each), (0, 0))
-            found[group_of(each)] = (held + rule.came_true(shares(each)), of + 1)
+    for pool in pools.values():
+        if rule.applies(numbers(pool)):
+            held, of = found.get(group_of(pool), (0, 0))
+            found[group_of(pool)] = (held + rule.came_true(shares(pool)), of + 1)
     return dict(sorted(found.items()))
 
 

@@ -165,7 +165,9 @@ def _expert(kind: Kind, base: nn.Sequential, task: Clouds, number: int) -> nn.Mo
 def _trained(
     model: nn.Sequential, tasks: Sequence[Clouds], *, steps: int, rate: float, wrong: float = 0.0
 ) -> nn.Sequential:
-    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], rate)
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], rate
+    )
     for _, task in zip(range(steps), itertools.cycle(tasks), strict=False):
         rows = torch.randint(TRAINED, (BATCH,))
         inputs, labels = (each[rows] for each in task.train)

@@ -163,7 +163,7 @@ def _texts(directory: Path) -> Iterator[tuple[str, Path]]:
     lines = {"choice": questions, "perplexity": [{"text": " ".join(each)} for each in turned]}
     for kind, examples in lines.items():
         path = directory / f"{kind}.jsonl"
-        path.write_text("\n".join(json.dumps(each) for each in examples))
+        path.write_text("\n".join(json.dumps(example) for example in examples))
         yield kind, path
 
 
@@ -172,11 +172,11 @@ def _print_lives(lives: Sequence[Live]) -> None:
     print("\nAbove python with transformers loaded; target: a peak of 1.1 times the bytes\n")
     larger = [f"{size} (reckoned)" for size in MODELS]
     print(headings(["", "bytes", "wall", "peak", "peak / bytes", *larger]))
-    for each in lives:
-        share = each.above / each.bytes
-        cells = [each.name, f"{each.bytes / GB:.2f} GB", f"{each.seconds:.1f} s"]
-        cells += [f"{each.above / GB:.2f} GB", f"{share:.2f}"]
-        wide = 2 if "float32" in each.name else 1
+    for live in lives:
+        share = live.above / live.bytes
+        cells = [live.name, f"{live.bytes / GB:.2f} GB", f"{live.seconds:.1f} s"]
+        cells += [f"{live.above / GB:.2f} GB", f"{share:.2f}"]
+        wide = 2 if "float32" in live.name else 1
         print(row([*cells, *(f"{share * wide * m.bytes / GB:.0f} GB" for m in MODELS.values())]))
 
 

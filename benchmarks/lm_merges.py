@@ -115,8 +115,8 @@ class Bench(Measures):
 
 def _evict(files: Iterable[str]) -> None:
     """Have the system forget what it keeps of files in memory."""
-    for each in files:
-        descriptor = os.open(each, os.O_RDONLY)
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)

@@ -37,8 +37,8 @@ class Line:
     def through(cls, points: Mapping[int, float]) -> Line:
         """Return the line that is nearest to points, by least squares; one point is a constant."""
         x, y = (sum(each) / len(points) for each in (points.keys(), points.values()))
-        spread = sum((each - x) ** 2 for each in points)
-        rise = sum((each - x) * (points[each] - y) for each in points)
+        spread = sum((point - x) ** 2 for point in points)
+        rise = sum((point - x) * (points[point] - y) for point in points)
         slope = rise / spread if spread else 0.0
         return cls(y - slope * x, slope)
 

@@ -66,7 +66,7 @@ class Measures:
 
     def floor(self, name: str, models: Iterable[str]) -> None:
         """Read models once, and write and sync as many bytes as the output has."""
-        files = [str(each) for model in models for each in Path(model).glob("*.safetensors")]
+        files = [str(path) for model in models for path in Path(model).glob("*.safetensors")]
         self.copy(f"floor {name}", files)
 
     def copy(self, label: str, files: Sequence[str] = ()) -> None:
@@ -123,7 +123,7 @@ class Measures:
 
     def dump(self, path: Path) -> None:
         """Write every measure to a file."""
-        taken = {label: [vars(each) for each in usages] for label, usages in self.taken.items()}
+        taken = {label: [vars(usage) for usage in usages] for label, usages in self.taken.items()}
         path.write_text(json.dumps(taken, indent=1))
 
 
@@ -148,4 +148,4 @@ def headings(cells: Sequence[str]) -> str:
 
 def size_of(directory: Path) -> int:
     """Return how many bytes lie in a directory."""
-    return sum(each.stat().st_size for each in directory.iterdir())
+    return sum(path.stat().st_size for path in directory.iterdir())

@@ -46,7 +46,7 @@ def main() -> None:
         missing = [size for size in arguments.sizes if not (models / size).exists()]
         child(_CHILDREN, "build", str(models), *missing)
         print(headings(["method", "size", "estimated", "taken", "ratio", "verdict"]))
-        verdicts = [_shown(*each, Path(name)) for each in _cases(arguments, models)]
+        verdicts = [_shown(*case, Path(name)) for case in _cases(arguments, models)]
     if "off" in verdicts:
         sys.exit(f"{verdicts.count('off')} estimates are off by more than a factor of {_FACTOR}")
 

@@ -39,7 +39,7 @@ def methods() -> None:
         "calibrate": lambda name: ["task-arithmetic", name],
         "merge": lambda name: [name],
     }
-    specs = [each.spec for each in load_plugins().components(AlgorithmSpec)]
+    specs = [component.spec for component in load_plugins().components(AlgorithmSpec)]
     free = [spec for spec in specs if spec.needs_tasks == "none"]
     found = {spec.name: (around[spec.stage](spec.name), spec.max_experts) for spec in free}
     print(json.dumps(found))

@@ -77,9 +77,13 @@ def compare(directory: str, *arguments: str) -> None:
     """Say how far the two merges differ, entries that tie an edge in an expert left out."""
     sources = {
         name: CheckpointSource(Path(directory) / name)
-        for name in (*(each for each in arguments if each[0] not in "01"), "ours", "theirs")
+        for name in (
+            *(argument for argument in arguments if argument[0] not in "01"),
+            "ours",
+            "theirs",
+        )
     }
-    edges = [float(each) for each in arguments if each not in sources]
+    edges = [float(argument) for argument in arguments if argument not in sources]
     total = ties = unequal = 0
     worst = 0.0
     for name, info in sources["ours"].infos.items():

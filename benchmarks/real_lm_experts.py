@@ -47,7 +47,7 @@ def largest(draw: random.Random) -> Line:
     """Return a question for the largest of four numbers."""
     numbers = draw.sample(range(10, 1000), 4)
     asked = f"Which of these is the largest: {', '.join(map(str, numbers))}?"
-    choices = [str(each) for each in numbers]
+    choices = [str(number) for number in numbers]
     return {"question": asked, "choices": choices, "answer": numbers.index(max(numbers))}
 
 
@@ -105,7 +105,7 @@ def write_expert(name: str, data: dict[str, Any], directory: Path, steps: int) -
     model = AutoModelForCausalLM.from_pretrained(directory / "base", dtype=torch.float32)
     lora = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear")
     live = get_peft_model(model, lora)
-    learned = [each for each in live.parameters() if each.requires_grad]
+    learned = [parameter for parameter in live.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     tokenizer = AutoTokenizer.from_pretrained(directory / "base")
@@ -127,7 +127,7 @@ def _batch(tokenizer: Any, lines: list[Line]) -> dict[str, torch.Tensor]:  # noq
     pairs = [_tokens(tokenizer, line) for line in lines]
     rows = [torch.tensor([*asked, *said]) for asked, said in pairs]
     labels = [torch.tensor([*[_IGNORED] * len(asked), *said]) for asked, said in pairs]
-    mask = pad_sequence([torch.ones_like(each) for each in rows], batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return {
         "input_ids": pad_sequence(rows, batch_first=True),
         "attention_mask": mask,

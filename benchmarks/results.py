@@ -75,7 +75,10 @@ def main() -> None:
 
 def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:
     """Return what is run, by its name: each method, alone or beside a sum, and some more."""
-    specs = {each.spec.name: each.spec for each in load_plugins().components(AlgorithmSpec)}
+    specs = {
+        component.spec.name: component.spec
+        for component in load_plugins().components(AlgorithmSpec)
+    }
     alone = {name: (spec, _alone(spec)) for name, spec in specs.items()}
     return alone | {name: (specs[spec], given) for name, (spec, given) in MORE.items()}
 

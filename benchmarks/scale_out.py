@@ -104,7 +104,7 @@ class Measured:
             sys.exit(f"{len(same)} of {len(names)} shards are the same")
 
     def _cpu(self) -> float:
-        return sum(sum(psutil.Process(each.pid).cpu_times()[:2]) for each in self.workers)
+        return sum(sum(psutil.Process(worker.pid).cpu_times()[:2]) for worker in self.workers)
 
     def _file_of(self, workers: int) -> Path:
         return self.place / f"scheduler-of-{workers}.json"

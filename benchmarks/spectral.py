@@ -194,9 +194,11 @@ def iso_cts(tasks: Tensor) -> Tensor:
     """By an SVD of the sum, one an expert of what lies outside, and two of the joined bases."""
     rank = min(tasks.shape[1:])
     own = min(round((rank - int(rank * 0.8)) / len(tasks)), rank // len(tasks))
-    common = [each[..., : rank - own * len(tasks)] for each in _components(tasks.sum(0))]
+    common = [component[..., : rank - own * len(tasks)] for component in _components(tasks.sum(0))]
     outside = [task - common[0] @ (common[0].mT @ task) for task in tasks]
-    parts = [[each[..., :own] for each in _components(task)] for task in outside] + [common]
+    parts = [[component[..., :own] for component in _components(task)] for task in outside] + [
+        common
+    ]
     left, values, right = (torch.cat(each, -1) for each in zip(*parts, strict=True))
     return values.mean() * _orthonormal(left) @ _orthonormal(right).mT
 

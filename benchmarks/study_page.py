@@ -102,7 +102,7 @@ def _steps(study: Study) -> Iterator[str]:
     yield "|---" * (len(STEPS) + 1) + "|"
     for learner in learners:
         cases = [_whole(learner) if n == 100 else f"{n} steps: {learner}" for n in STEPS]
-        cells = [_mean(_few(study, each)) for each in cases]
+        cells = [_mean(_few(study, case)) for case in cases]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
@@ -136,7 +136,7 @@ def _noise(study: Study) -> Iterator[str]:
     yield "|---" * (len(NOISE) + 2) + "|"
     for learner in ("layer", "row+column", "all weights"):
         cases = (_whole(learner), *(f"noise {noise}: {learner}" for noise in NOISE))
-        cells = [_mean(_few(study, each)) for each in cases]
+        cells = [_mean(_few(study, case)) for case in cases]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
@@ -205,7 +205,7 @@ def _draw_methods(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib
 def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
     for learner in LEARNERS:
         cases = [*(f"{count} examples: {learner}" for count in COUNTS), _whole(learner)]
-        heights = [statistics.mean(_few(study, each)) for each in cases]
+        heights = [statistics.mean(_few(study, case)) for case in cases]
         axes.plot((*COUNTS, 300), heights, "o-", color=_COLOURS[learner], label=learner)
     start = statistics.mean(_few(study, "orthogonalise"))
     axes.axhline(start, color="grey", linewidth=0.8, linestyle="dashed")
@@ -219,7 +219,7 @@ def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotli
 def _draw_steps(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
     for learner in ("layer", "row+column", "all weights"):
         cases = [_whole(learner) if n == 100 else f"{n} steps: {learner}" for n in STEPS]
-        heights = [statistics.mean(_few(study, each)) for each in cases]
+        heights = [statistics.mean(_few(study, case)) for case in cases]
         axes.plot(STEPS, heights, "o-", color=_COLOURS[learner])
     axes.set(xscale="log", xlabel="steps (16 examples a task each)")
     axes.set_xticks(STEPS, map(str, STEPS))

@@ -44,7 +44,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         search = Search(self.config, weights, passes, names, store, context)
         search.run(lambda steps: self.objective(pool, passes, steps, context))
         context.save(
-            "numbers", str(sum(each.numel() for each in weights.tensors.values())).encode()
+            "numbers", str(sum(tensor.numel() for tensor in weights.tensors.values())).encode()
         )
         known = pool.layout.packed(merged).state_dict()
         return StateDictSource({**known, **weights.tensors}, label="distilled")

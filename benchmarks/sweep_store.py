@@ -156,8 +156,8 @@ def timed(work: Callable[[], FoundT]) -> tuple[float, FoundT]:
 
 def size(place: Path) -> int:
     """Return the bytes of the store."""
-    files = (each for each in place.parent.glob(f"{place.name}*") if each.is_file())
-    return sum(each.stat().st_size for each in files)
+    files = (path for path in place.parent.glob(f"{place.name}*") if path.is_file())
+    return sum(file.stat().st_size for file in files)
 
 
 def left(place: Path) -> int:

@@ -78,10 +78,10 @@ def _operands() -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 def _operations(base: torch.Tensor, experts: list[torch.Tensor]) -> Iterator[Operation]:
     wide = base.float()
-    rows = torch.stack([each.float() - wide for each in experts])
+    rows = torch.stack([expert.float() - wide for expert in experts])
     yield from _of_survey(rows)
     base, wide, rows = base[:BLOCK], wide[:BLOCK], rows[:, :BLOCK].contiguous()
-    experts = [each[:BLOCK] for each in experts]
+    experts = [expert[:BLOCK] for expert in experts]
     yield "twice: bf16 to fp32", 2 * (EXPERTS + 1) * 1.5 * _MB, _twice(_widened, base, experts)
     yield "twice: task vectors", 2 * EXPERTS * 3 * _MB, _twice(_subtracted, rows.clone(), wide)
     yield "twice: finite?", 2 * (EXPERTS + 1) * _MB, _twice(_all_finite, rows, wide)
@@ -96,7 +96,7 @@ def _guesses(rows: torch.Tensor) -> list[Search]:
 
 def _thresholds(rows: torch.Tensor) -> torch.Tensor:
     count = rows.shape[1] - int(DENSITY * rows.shape[1])
-    return torch.stack([each.abs().kthvalue(count).values for each in rows])
+    return torch.stack([row.abs().kthvalue(count).values for row in rows])
 
 
 def _of_survey(rows: torch.Tensor) -> Iterator[Operation]:
@@ -152,18 +152,18 @@ def _all_finite(rows: torch.Tensor, base: torch.Tensor) -> bool:
 
 def _in_turn(base: torch.Tensor, experts: list[torch.Tensor]) -> Callable[[], None]:
     """Survey and merge piece by piece, as `Ties` does, without anything around it."""
-    rows = torch.stack([each.float() - base.float() for each in experts])
+    rows = torch.stack([expert.float() - base.float() for expert in experts])
     searches, thresholds, weights = _guesses(rows), _thresholds(rows), torch.ones(EXPERTS, 1)
     merged = torch.empty_like(base)
 
     def survey(span: slice) -> None:
-        keys = _task_vectors(_wide(base[span]), [each[span] for each in experts]).abs()
+        keys = _task_vectors(_wide(base[span]), [expert[span] for expert in experts]).abs()
         for row, search in zip(keys.view(torch.int32), searches, strict=True):
             select._count(row, search)  # noqa: SLF001
 
     def merge_piece(span: slice) -> None:
         wide = _wide(base[span])
-        rows = trimmed(_task_vectors(wide, [each[span] for each in experts]), thresholds)
+        rows = trimmed(_task_vectors(wide, [expert[span] for expert in experts]), thresholds)
         rows.mul_(weights)
         total = disjoint(rows, elected_sign(rows, 1.0), weights, normalize=True)
         is_finite(total.mul_(1.0).add_(wide))

@@ -348,7 +348,9 @@ def test_a_merge_is_mergekits(directory: Path, tmp_path: Path, number: int) -> N
     name, dtype, seed = CASES[number]
     method = METHODS[name]
     inputs = directory / f"{dtype}-{seed}"
-    experts = {each: str(inputs / f"{each}.safetensors") for each in EXPERTS[: method.experts]}
+    experts = {
+        expert: str(inputs / f"{expert}.safetensors") for expert in EXPERTS[: method.experts]
+    }
     pool = {"name": "checkpoints", "models": experts}
     if method.has_base:
         pool["base"] = str(inputs / "base.safetensors")

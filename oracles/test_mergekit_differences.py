@@ -94,7 +94,7 @@ DIFFERENCES = {
 def _models(difference: Difference) -> dict[str, torch.Tensor]:
     """Return the models by name; the base of what is small is zero."""
     base = torch.zeros(64) if {"small", "tiny"} & {*difference.experts} else BASE
-    experts = dict(zip("abc", (TENSORS[each] for each in difference.experts), strict=False))
+    experts = dict(zip("abc", (TENSORS[expert] for expert in difference.experts), strict=False))
     return {"base": base, **experts}
 
 
@@ -128,7 +128,7 @@ def test_both_values_are_known(directory: Path, name: str) -> None:
     difference, number = DIFFERENCES[name], list(DIFFERENCES).index(name)
     theirs = load_file(directory / f"expected-{number}.safetensors").get("matrix")
     _check(theirs, difference.their_value)
-    base, *experts = ({"matrix": each} for each in _models(difference).values())
+    base, *experts = ({"matrix": model} for model in _models(difference).values())
     pool = {"models": dict(zip("abc", experts, strict=False))}
     if difference.has_base:
         pool["base"] = base

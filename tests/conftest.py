@@ -53,7 +53,7 @@ class Site:
         info = self.path / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         lines = [f"Name: {distribution}", f"Version: {version}", "Summary: A fake."]
-        lines += [f"Requires-Dist: {each}" for each in requires]
+        lines += [f"Requires-Dist: {require}" for require in requires]
         (info / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(lines) + "\n")
         declared = {"main": module} if entry_points is None else entry_points
         points = "\n".join(f"{name} = {value}" for name, value in declared.items())
@@ -158,9 +158,9 @@ def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with torch and the like, and no project of this repository."""
     found = tmp_path_factory.mktemp("borrowed")
     ours = ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
-    for each in Path(sysconfig.get_path("purelib")).iterdir():
-        if not each.name.startswith(ours):
-            (found / each.name).symlink_to(each)
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith(ours):
+            (found / path.name).symlink_to(path)
     return found
 
 

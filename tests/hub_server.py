@@ -141,7 +141,11 @@ class HubServer:
 
     def asked(self, part: str, method: str | None = None) -> list[tuple[str, str, str | None]]:
         """Return the requests whose path holds `part`."""
-        return [each for each in self.requests if part in each[1] and method in (None, each[0])]
+        return [
+            request
+            for request in self.requests
+            if part in request[1] and method in (None, request[0])
+        ]
 
     def start(self) -> None:
         """Serve, on a thread."""

@@ -90,7 +90,7 @@ def examples(task: WordTask, seed: int) -> list[torch.Tensor]:
 
 
 def is_hooked(model: nn.Module) -> bool:
-    return any(each._forward_pre_hooks for each in model.modules())  # noqa: SLF001 - none public
+    return any(module._forward_pre_hooks for module in model.modules())  # noqa: SLF001 - none public
 
 
 def word_pool(seed: int, dtype: torch.dtype) -> CheckpointsPool:

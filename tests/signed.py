@@ -21,5 +21,5 @@ def statement_of(*files: str) -> dict[str, Any]:
 
 def sign(output: Path) -> None:
     """Have a directory be one that a run may replace."""
-    files = [each.name for each in output.iterdir()]
+    files = [path.name for path in output.iterdir()]
     (output / "provenance.json").write_text(json.dumps(statement_of(*files)))

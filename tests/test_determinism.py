@@ -61,9 +61,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     **{name: [{"steps": 20}] for name in ("doge", "wudi")},
 }
 ALGORITHMS = [
-    (each.spec, options)
-    for each in load_plugins().components(AlgorithmSpec)
-    for options in OPTIONS.get(each.spec.name, [{}])
+    (component.spec, options)
+    for component in load_plugins().components(AlgorithmSpec)
+    for options in OPTIONS.get(component.spec.name, [{}])
 ]
 
 

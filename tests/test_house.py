@@ -22,7 +22,11 @@ def floors() -> list[set[str]]:
     """Return the rooms of each floor, from the top, as the linter's contract has them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     contracts = project["tool"]["importlinter"]["contracts"]
-    layers = next(each["layers"] for each in contracts if each.get("containers") == ["fusion_core"])
+    layers = next(
+        contract["layers"]
+        for contract in contracts
+        if contract.get("containers") == ["fusion_core"]
+    )
     return [{room.strip() for room in layer.split("|")} for layer in layers]
 
 

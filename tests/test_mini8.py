@@ -123,7 +123,7 @@ def test_main_job_loads_with_transformers(main_job: tuple[Path, str, str]) -> No
     directory = main_job[0] / "mini8-adamerging-1"
     model, info = CLIPVisionModel.from_pretrained(directory, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert all(torch.isfinite(each).all() for each in model.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 def test_report_is_consistent(main_job: tuple[Path, str, str]) -> None:
@@ -167,7 +167,7 @@ def test_adapting_on_a_half_is_measured_on_the_other(
     fuse: Callable[..., Outcome], here: Path
 ) -> None:
     options = ("adapt_split=holdout", "steps=1", "batch_size=4")
-    flags = [part for each in options for part in ("--set", f"algorithm.{each}")]
+    flags = [part for option in options for part in ("--set", f"algorithm.{option}")]
     done = fuse("run", "--algo", "adamerging", "--tasks", "latin", *flags, "-o", "m")
     assert done.code == 0, done.err
     assert "measured on a half of the test images, which adaptation did not see" in done.out

@@ -22,7 +22,7 @@ def test_the_notebook_is_made_of_its_source() -> None:
     found = [(each["cell_type"], "".join(each["source"])) for each in made["cells"]]
     assert found == list(cells(SOURCE)), "run: nox -s notebook"
     outputs = [each["outputs"] for each in made["cells"] if each["cell_type"] == "code"]
-    assert [len(each) for each in outputs] == [1] * len(outputs)  # each shows one thing
+    assert [len(output) for output in outputs] == [1] * len(outputs)  # each shows one thing
 
 
 @pytest.mark.thorough
@@ -35,5 +35,5 @@ def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(quick, "notebook.py", "exec"), found)
     assert len(found["plot"](found["learned"]).axes) == 2
     assert len(found["found"].finished) == 8
-    written = {each.name for each in tmp_path.iterdir()}
+    written = {path.name for path in tmp_path.iterdir()}
     assert written == {"merged", "sweeps.sqlite", "sweeps.sqlite.claims"}

@@ -38,7 +38,7 @@ def blocks() -> list[Block]:
 def test_every_block_of_the_tutorial_is_marked() -> None:
     fences = re.findall(r"^```\w+$|^```$", TUTORIAL.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(fences) == 2 * len(blocks())
-    assert {each.mark for each in blocks()} == {"setup", "run", "fails", "shows", "file"}
+    assert {block.mark for block in blocks()} == {"setup", "run", "fails", "shows", "file"}
 
 
 @pytest.mark.thorough

@@ -16,16 +16,16 @@ PACKAGES = {"fusion-core": ROOT, **{path.name: path for path in ROOT.glob("plugi
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_wheel_holds_its_package_and_nothing_else(our_wheels: list[Path], name: str) -> None:
     package = name.replace("-", "_")
-    (wheel,) = (each for each in our_wheels if each.name.startswith(f"{package}-"))
+    (wheel,) = (our_wheel for our_wheel in our_wheels if our_wheel.name.startswith(f"{package}-"))
     with zipfile.ZipFile(wheel) as archive:
         files = archive.namelist()
-        (metadata,) = (each for each in files if each.endswith(".dist-info/METADATA"))
+        (metadata,) = (file for file in files if file.endswith(".dist-info/METADATA"))
         text = archive.read(metadata).decode()
-    tops = {each.split("/")[0] for each in files}
+    tops = {file.split("/")[0] for file in files}
     assert {top for top in tops if not top.endswith(".dist-info")} == {package}
     assert f"{package}/py.typed" in files
-    assert any(each.endswith("/licenses/LICENSE") for each in files)
-    assert not [each for each in files if "test" in each.split("/")]
+    assert any(file.endswith("/licenses/LICENSE") for file in files)
+    assert not [file for file in files if "test" in file.split("/")]
     (home,) = PACKAGES[name].glob(f"src/{package}") if name != "fusion-core" else [ROOT / package]
     modules = {f"{package}/{each.relative_to(home).as_posix()}" for each in home.rglob("*.py")}
     assert modules <= set(files)

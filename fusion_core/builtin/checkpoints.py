@@ -236,8 +236,10 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 def _copy_without_values(module: nn.Module) -> nn.Module:
     """Copy a module, its buffers included; its parameters are copied without their values."""
     empty = {
-        id(each): nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
-        for each in module.parameters()
+        id(parameter): nn.Parameter(
+            parameter.detach().to("meta"), requires_grad=parameter.requires_grad
+        )
+        for parameter in module.parameters()
     }
     return copy.deepcopy(module, dict(empty))
 

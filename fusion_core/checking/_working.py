@@ -110,7 +110,9 @@ def _held_by_kernel(applied: Applied[Any], info: TensorInfo, elements: int) -> _
 
 def _distinct(sources: Iterable[WeightSource]) -> list[WeightSource | Applied[Any]]:
     """Return operands, and once what several of them share."""
-    shared = [each.rows if isinstance(each, TransformedExpert) else each for each in sources]
+    shared = [
+        source.rows if isinstance(source, TransformedExpert) else source for source in sources
+    ]
     return [*{id(each): each for each in shared}.values()]
 
 

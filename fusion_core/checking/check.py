@@ -197,8 +197,8 @@ def _disk(plan: Plan) -> Disk:
     dtype = dtype_of(plan.resolved.recipe.output.dtype)
     header, data = build_header(list(stored_infos(plan.outline, dtype).values()), {"format": "pt"})
     beside = sum(
-        each.stat().st_size if isinstance(each, Path) else len(each)
-        for each in plan.assets(dtype).values()
+        asset.stat().st_size if isinstance(asset, Path) else len(asset)
+        for asset in plan.assets(dtype).values()
     )
     needed = len(header) + data + beside
     if plan.path is None:

@@ -22,7 +22,7 @@ _HEADINGS = ["name", "needs", "experts", "cost", "reference", "summary"]
 
 def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
     """Describe algorithms in the order of the catalogue: families from the cheapest on."""
-    found = [_described(each) for each in plugins.components(AlgorithmSpec)]
+    found = [_described(component) for component in plugins.components(AlgorithmSpec)]
     found += [_describe_pipeline(pipeline, found) for pipeline in plugins.components(PipelineSpec)]
     cheapest: dict[str, int] = {}
     for each in found:

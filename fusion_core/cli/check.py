@@ -111,7 +111,7 @@ def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
 
 def _print(checked: Check, bad: list[BadTensor] | None) -> None:
     columns = [[heading, *map(cell, checked.models)] for heading, cell in _COLUMNS.items()]
-    headings, *rows = zip(*(each for each in columns if any(each[1:])), strict=True)
+    headings, *rows = zip(*(column for column in columns if any(column[1:])), strict=True)
     print_table(headings, rows)
     print()
     print_table(["the run", ""], [*_rows(checked)])
@@ -150,14 +150,16 @@ def _rows(checked: Check) -> list[list[str]]:
         *([["disk", f"{amount(disk.needed)}{free}"]] if disk.path else []),
         ["memory", _memory(checked.memory)],
     ]
-    unknown = [each.name for each in checked.models if each.licence is None and not each.nested]
+    unknown = [model.name for model in checked.models if model.licence is None and not model.nested]
     if unknown:
         rows.append(["licences", f"not known: {', '.join(unknown)}"])
     for name, reasons in checked.needs_trust.items():
         rows += [["needs trust", f"{name}: {reason}"] for reason in reasons]
     rows += [["not checked", each] for each in checked.not_checked]
-    rows += [["matrices", str(each)] for each in checked.matrices]
-    rows += [["fallback", str(each)] for each in checked.fallbacks if not each.is_notable]
+    rows += [["matrices", str(matrix)] for matrix in checked.matrices]
+    rows += [
+        ["fallback", str(fallback)] for fallback in checked.fallbacks if not fallback.is_notable
+    ]
     return rows + [["warning", warning] for warning in checked.warnings]
 
 

@@ -95,5 +95,5 @@ def _load(component: Component[CommandSpec]) -> Any:  # noqa: ANN401 - typer's
         command = typer.main.get_command(app)
     except Exception as error:
         raise component.broken(f"cannot be used: {cause_of(error)}") from error
-    command.params = [each for each in command.params if each.name not in _OF_A_PROGRAM]
+    command.params = [param for param in command.params if param.name not in _OF_A_PROGRAM]
     return command

@@ -56,16 +56,16 @@ def tasks(incomplete: str) -> Candidates:
     """Complete the last of a comma-separated list of tasks."""
     before, comma, last = incomplete.rpartition(",")
     found = (
-        (f"{before}{comma}{task}", each.spec.name)
-        for each in _components(TaskPoolSpec)
-        for task in each.spec.tasks
+        (f"{before}{comma}{task}", component.spec.name)
+        for component in _components(TaskPoolSpec)
+        for task in component.spec.tasks
         if task.startswith(last)
     )
     return list(dict(found).items())
 
 
 def _names(kind: type[ComponentSpec]) -> Iterator[tuple[str, str]]:
-    return ((each.spec.name, each.spec.summary) for each in _components(kind))
+    return ((component.spec.name, component.spec.summary) for component in _components(kind))
 
 
 def _components(kind: type[SpecT]) -> Iterator[Component[SpecT]]:

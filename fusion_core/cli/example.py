@@ -24,7 +24,9 @@ def example(
     if isinstance(spec, AlgorithmSpec):
         pipeline, most = STAGES[spec.stage].example.format(spec.name), spec.max_experts
     words = ["fuse", "run", "--algo", pipeline]
-    pools = [each.spec for each in plugins.components(ModelPoolSpec) if each.spec.default]
+    pools = [
+        component.spec for component in plugins.components(ModelPoolSpec) if component.spec.default
+    ]
     for pool in pools[:1]:
         words += ["--pool", pool.name, *_fewer(pool, most)]
     section = "algorithm" if pipeline == spec.name else f"algorithm.{spec.name}"

@@ -178,7 +178,7 @@ def _options_kept(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - 
     if isinstance(section, dict) and section.get("name", name) == name:
         return section
     stages = section if isinstance(section, list) else []
-    named = (each for each in stages if isinstance(each, dict) and each.get("name") == name)
+    named = (stage for stage in stages if isinstance(stage, dict) and stage.get("name") == name)
     return next(named, {})
 
 

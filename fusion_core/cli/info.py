@@ -76,7 +76,7 @@ def info(
 
 def _show_names(plugins: PluginManager, *, as_json: bool) -> None:
     names = {
-        f"{kind.kind}s": sorted(each.spec.name for each in plugins.components(kind))
+        f"{kind.kind}s": sorted(component.spec.name for component in plugins.components(kind))
         for kind in _KINDS
     }
     if as_json:
@@ -135,7 +135,11 @@ def _presets_as_json(component: Component[Any]) -> dict[str, dict[str, Any]]:
 
 def _found(plugins: PluginManager, name: str) -> list[Component[Any]]:
     """Find a name among all kinds: a pool of models and a pool of tasks may share one."""
-    named = [type(each.spec) for each in plugins.components(ComponentSpec) if name in each.names]
+    named = [
+        type(component.spec)
+        for component in plugins.components(ComponentSpec)
+        if name in component.names
+    ]
     return [plugins.find(kind, name) for kind in dict.fromkeys(named or [ComponentSpec])]
 
 

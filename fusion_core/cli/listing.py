@@ -109,8 +109,13 @@ Rows = tuple[list[str], list[list[Any]]]
 
 def _pools(plugins: PluginManager) -> Rows:
     rows = [
-        [each.spec.name, each.spec.summary, each.spec.default, each.plugin.distribution]
-        for each in plugins.components(ModelPoolSpec)
+        [
+            component.spec.name,
+            component.spec.summary,
+            component.spec.default,
+            component.plugin.distribution,
+        ]
+        for component in plugins.components(ModelPoolSpec)
     ]
     return ["name", "summary", "default", "plugin"], sorted(rows, key=str)
 
@@ -118,17 +123,22 @@ def _pools(plugins: PluginManager) -> Rows:
 def _tasks(plugins: PluginManager) -> Rows:
     """List tasks; a pool whose tasks depend on its options has one row without a task."""
     rows = [
-        [task, each.spec.name, each.spec.summary, each.plugin.distribution]
-        for each in plugins.components(TaskPoolSpec)
-        for task in each.spec.tasks or (None,)
+        [task, component.spec.name, component.spec.summary, component.plugin.distribution]
+        for component in plugins.components(TaskPoolSpec)
+        for task in component.spec.tasks or (None,)
     ]
     return ["task", "task pool", "summary", "plugin"], rows
 
 
 def _formats(plugins: PluginManager) -> Rows:
     rows = [
-        [each.spec.name, _known_by(each.spec), each.spec.summary, each.plugin.distribution]
-        for each in plugins.components(FormatSpec)
+        [
+            component.spec.name,
+            _known_by(component.spec),
+            component.spec.summary,
+            component.plugin.distribution,
+        ]
+        for component in plugins.components(FormatSpec)
     ]
     return ["name", "known by", "summary", "plugin"], sorted(rows)
 
@@ -141,16 +151,21 @@ def _known_by(spec: FormatSpec) -> str:
 
 def _executors(plugins: PluginManager) -> Rows:
     rows = [
-        [each.spec.name, each.spec.summary, each.plugin.distribution]
-        for each in plugins.components(ExecutorSpec)
+        [component.spec.name, component.spec.summary, component.plugin.distribution]
+        for component in plugins.components(ExecutorSpec)
     ]
     return ["name", "summary", "plugin"], sorted(rows)
 
 
 def _commands(plugins: PluginManager) -> Rows:
     rows = [
-        [each.spec.name, each.spec.summary, each.spec.group, each.plugin.distribution]
-        for each in plugins.components(CommandSpec)
+        [
+            component.spec.name,
+            component.spec.summary,
+            component.spec.group,
+            component.plugin.distribution,
+        ]
+        for component in plugins.components(CommandSpec)
     ]
     return ["name", "summary", "group", "plugin"], sorted(rows)
 
@@ -182,7 +197,7 @@ def _notes(manager: PluginManager) -> Iterator[str]:
                 "and every listing waits for it; it should import nothing heavy."
             )
     for name, components in manager.clashes():
-        full = ", ".join(each.qualified_name for each in components)
+        full = ", ".join(component.qualified_name for component in components)
         yield (
             f"{components[0].spec.kind} {name!r} is provided by several plugins: {full}. Use one "
             "of these full names, or block a plugin with --no-plugin."
@@ -213,5 +228,7 @@ def _as_json(plugin: Plugin) -> dict[str, Any]:
         "status": str(plugin.status),
         "detail": plugin.detail,
         "import_seconds": round(plugin.seconds, 6),
-        "components": [{"kind": each.kind, "name": each.name} for each in plugin.components],
+        "components": [
+            {"kind": component.kind, "name": component.name} for component in plugin.components
+        ],
     }

@@ -80,9 +80,9 @@ class Batch:
         Shorter ones are padded on the right by zeros, in the mask, too.
         """
         if isinstance(batches[0].inputs, torch.Tensor):
-            return Batch(torch.cat([each.tensors[""] for each in batches]))
-        length = max(0 if each.mask is None else each.mask.shape[1] for each in batches)
-        filled = [each.padded(length) for each in batches]
+            return Batch(torch.cat([batch.tensors[""] for batch in batches]))
+        length = max(0 if batch.mask is None else batch.mask.shape[1] for batch in batches)
+        filled = [batch.padded(length) for batch in batches]
         return Batch({name: torch.cat([each[name] for each in filled]) for name in filled[0]})
 
     def padded(self, length: int) -> dict[str, torch.Tensor]:

@@ -171,7 +171,9 @@ def _check_fit(
 ) -> None:
     """Raise `AlignmentError` unless every tensor has its place, and every place its tensor."""
     tensors = tensors_of(model)
-    lacking = [each.names[0] for each in places if each.given is None and each.is_saved]
+    lacking = [
+        position.names[0] for position in places if position.given is None and position.is_saved
+    ]
     problems = [f"{name!r} is missing" for name in lacking]
     taken = {name for live, name in given.items() if live in tensors}
     problems += [f"{name!r} is unexpected" for name in source.infos if name not in taken]

@@ -28,11 +28,11 @@ def row_as_json(row: Row) -> dict[str, _Stored]:
 def encode(measured: Measured) -> _Stored:
     """Return a task's outcomes as JSON's data."""
     if measured.is_binary:
-        return {"outcomes": "".join("01"[int(each)] for each in measured.outcomes)}
-    outcomes = {"outcomes": [as_json(each) for each in measured.outcomes]}
+        return {"outcomes": "".join("01"[int(outcome)] for outcome in measured.outcomes)}
+    outcomes = {"outcomes": [as_json(outcome) for outcome in measured.outcomes]}
     if measured.weights is None:
         return outcomes
-    return {**outcomes, "weights": [as_json(each) for each in measured.weights]}
+    return {**outcomes, "weights": [as_json(weight) for weight in measured.weights]}
 
 
 def decode(metrics: Metrics, stored: Any) -> Measured:  # noqa: ANN401 - from a file

@@ -179,7 +179,7 @@ class Report:
         kind: Any = cls
         report: Self = _adapter(kind).validate_python(fields)
         rows = (report.tasks, report.base, report.experts)
-        if not report.tasks or not all(metrics for each in rows for metrics in each.values()):
+        if not report.tasks or not all(metrics for row in rows for metrics in row.values()):
             raise ValueError("it has no tasks, or one without metrics")
         return report
 

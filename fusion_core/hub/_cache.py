@@ -69,7 +69,7 @@ def room_for(what: str, needed: int, directory: Path) -> int:
 def on_one_disk() -> bool:
     """Tell whether downloads and what is made of them take the same room."""
     places = (cache_directory(), assets_directory())
-    return len({_existing(each).stat().st_dev for each in places}) == 1
+    return len({_existing(position).stat().st_dev for position in places}) == 1
 
 
 def endpoint() -> str | None:

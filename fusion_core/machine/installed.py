@@ -93,7 +93,9 @@ def header(distribution: metadata.Distribution, name: str) -> str | None:
 def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
     """Return a distribution's entry points in the group; none if its list cannot be parsed."""
     try:
-        return [each for each in distribution.entry_points if each.group == GROUP]
+        return [
+            entry_point for entry_point in distribution.entry_points if entry_point.group == GROUP
+        ]
     except Exception as error:  # noqa: BLE001 - whatever importlib.metadata makes of a mangled file
         logger.warning("the entry points of a distribution are unreadable: %s", cause_of(error))
         return []

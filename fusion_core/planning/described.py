@@ -134,8 +134,8 @@ def _one_or_list(one: Any) -> Any:  # noqa: ANN401 - types
 def _any_of(kind: type[ComponentSpec], plugins: PluginManager) -> Any:  # noqa: ANN401 - a type
     """Return the union of all components of a kind, each by its name alone or with options."""
     components = list(plugins.components(kind))
-    names = tuple(name for each in components for name in each.names)
-    models = tuple(_with_name(each) for each in components if _is_usable(each))
+    names = tuple(name for component in components for name in component.names)
+    models = tuple(_with_name(component) for component in components if _is_usable(component))
     return Union[(Literal[names], *models)] if models else Any
 
 

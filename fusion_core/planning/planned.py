@@ -64,7 +64,7 @@ class Plan:
 
     def recipe_in(self, folder: Path | None) -> dict[str, Any]:
         """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
-        stages = [each.as_recipe(folder) for each in self.stages]
+        stages = [stage.as_recipe(folder) for stage in self.stages]
         sections: dict[str, Any] = {
             "algorithm": stages if len(stages) > 1 else stages[0],
             "model_pool": section_of(self.resolved.model_pool, self.pool, folder),
@@ -175,7 +175,7 @@ class Plan:
     @property
     def adapts(self) -> bool:
         """Whether a stage sees tasks."""
-        return any(each.adapts for each in self.stages)
+        return any(stage.adapts for stage in self.stages)
 
     @property
     def transductive(self) -> bool | None:
@@ -252,7 +252,7 @@ class Plan:
     @property
     def distributions(self) -> set[str]:
         """The plugins that this run uses."""
-        stages = (each.resolved for each in self.stages)
+        stages = (stage.resolved for stage in self.stages)
         found = (*stages, self.resolved.model_pool, self.resolved.task_pool)
         ours = {used.component.plugin.distribution for used in found if used is not None}
         formats = distributions_of_formats(self.pool.by_name.values(), self.plugins)

@@ -238,7 +238,9 @@ def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[
         return None
     if recipe.model_pool.options.keys() & {"base", "models"}:  # what only that pool is told
         return _ANY
-    defaults = [each for each in plugins.components(ModelPoolSpec) if each.spec.default]
+    defaults = [
+        component for component in plugins.components(ModelPoolSpec) if component.spec.default
+    ]
     if len(defaults) == 1:
         return defaults[0].qualified_name
     known = (

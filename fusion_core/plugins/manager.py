@@ -112,7 +112,11 @@ class PluginManager(pluggy.PluginManager):
         Raises `UnknownComponentError` with the closest names, `AmbiguousComponentError` if several
         plugins provide it.
         """
-        return self._one(kind, name, [each for each in self.components(kind) if name in each.names])
+        return self._one(
+            kind,
+            name,
+            [component for component in self.components(kind) if name in component.names],
+        )
 
     def find_stages(self, name: str) -> Component[Any]:
         """Look up an algorithm or a pipeline, which share their names; raises as `find` does."""
@@ -228,9 +232,9 @@ class PluginManager(pluggy.PluginManager):
         """Raise `BrokenPluginError` naming every plugin that should have loaded and did not."""
         wanting = (PluginStatus.BROKEN, PluginStatus.INCOMPATIBLE)
         lines = [
-            f"plugin {each.distribution} is {each.status}: {each.detail}"
-            for each in self.plugins
-            if each.status in wanting
+            f"plugin {plugin.distribution} is {plugin.status}: {plugin.detail}"
+            for plugin in self.plugins
+            if plugin.status in wanting
         ]
         if lines:
             raise BrokenPluginError("\n".join(lines), hint="See: fuse list-plugins -v")

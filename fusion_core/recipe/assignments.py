@@ -96,7 +96,7 @@ def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
 
 def _assign_to_stage(stages: Sequence[Any], path: Sequence[str], value: object) -> list[Any]:
     """Return a pipeline with an option of a stage set; raises `TypeError` unless it names one."""
-    spelled: list[Any] = [from_name(each) for each in stages]
+    spelled: list[Any] = [from_name(stage) for stage in stages]
     names = [str(each.get("name")) if isinstance(each, Mapping) else "?" for each in spelled]
     name, *rest = path
     if names.count(name) != 1:

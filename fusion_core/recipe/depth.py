@@ -59,4 +59,4 @@ def along(points: Sequence[float], depth: float) -> float:
     share = depth * (len(points) - 1) - number
     between = left + (right - left) * share
     value = min(max(between, min(left, right)), max(left, right))  # rounding leads out of no range
-    return round(value) if all(isinstance(each, int) for each in points) else value
+    return round(value) if all(isinstance(point, int) for point in points) else value

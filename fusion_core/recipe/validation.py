@@ -145,7 +145,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any t
     """Return the classes of options that a type is made of: of a mapping's values, say."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [each for part in get_args(annotation) for each in models_in(part)]
+    return [model for part in get_args(annotation) for model in models_in(part)]
 
 
 def _suggestion(

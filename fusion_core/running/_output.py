@@ -215,7 +215,7 @@ def _described(plan: Plan, pool: ModelPool[Any], weights: WeightSource) -> dict[
     return {
         **_environment(plan),
         **cast("dict[str, Any]", without_folders(_inputs(plan))),
-        "stages": [each.as_provenance() for each in plan.stages],
+        "stages": [stage.as_provenance() for stage in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "matrices": [asdict(holding) for holding in plan.holdings],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],

@@ -53,8 +53,8 @@ def outputs(staging: Staging) -> dict[str, Any]:
     (`weights/writing/digest.py`). That one does not depend on the shard size.
     """
     shards = {
-        each.file: {"bytes": each.size, "header_sha256": hashlib.sha256(each.header).hexdigest()}
-        for each in staging.shards.layout.shards
+        shard.file: {"bytes": shard.size, "header_sha256": hashlib.sha256(shard.header).hexdigest()}
+        for shard in staging.shards.layout.shards
     }
     beside = {
         name: {"bytes": size, "sha256": digest}

@@ -41,7 +41,7 @@ def recall_metrics(key: Key) -> Metrics | None:
     try:
         found = recall(key)
         metrics: Metrics = found["metrics"]
-        is_ours = all(type(each) in {int, float} for each in metrics.values())
+        is_ours = all(type(metric) in {int, float} for metric in metrics.values())
         metrics = decode(metrics, found) if "outcomes" in found else metrics
     except (ValueError, LookupError, TypeError, AttributeError):
         return None

@@ -135,15 +135,15 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     stages = _recorded(recipe, plugins)
     if not stages and as_recorded:
         _check_unadapted(directory)
-    adapted = any(sees_tasks(each.component.spec) for each in stages)
+    adapted = any(sees_tasks(stage.component.spec) for stage in stages)
     check_trusted(needs_of([resolved, chosen_tasks, *stages]), trust)
     with hub.session(progress):
         pool = resolved.create()
         tasks = chosen_tasks.create().bind(pool)
         check_tasks(tasks)
         check_data(tasks, chosen_tasks.component.plugin.distribution)
-        for each in stages:
-            tasks = each.create().tasks(tasks)
+        for stage in stages:
+            tasks = stage.create().tasks(tasks)
         report = evaluate(
             pool,
             tasks,
@@ -160,7 +160,11 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
 
 
 def _metrics(tasks: TaskPool[Any]) -> dict[str, dict[str, Metric]]:
-    return {task.name: {each.name: each for each in task.metrics} for task in tasks if task.metrics}
+    return {
+        task.name: {metric.name: metric for metric in task.metrics}
+        for task in tasks
+        if task.metrics
+    }
 
 
 def write_report(report: Report, directory: Path) -> None:
@@ -219,10 +223,11 @@ def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> list[Resolve
 
     Raises `RecipeError` for options that one does not have: they may say what it has seen.
     """
-    choices = [each for each in choices_of(recipe.get("algorithm")) if each.name is not None]
+    choices = [choice for choice in choices_of(recipe.get("algorithm")) if choice.name is not None]
     try:
         return [
-            resolve_component(AlgorithmSpec, each, plugins, section="algorithm") for each in choices
+            resolve_component(AlgorithmSpec, choice, plugins, section="algorithm")
+            for choice in choices
         ]
     except PluginError:
         return []

@@ -57,13 +57,13 @@ def test_sources_come_in_the_order_of_the_recipe(directory: Path) -> None:
         m={"weight": torch.ones(2, 2)},
     )
     assert isinstance(found.base, CheckpointSource)
-    assert [type(each) for each in found.experts.values()] == [
+    assert [type(expert) for expert in found.experts.values()] == [
         CheckpointSource,
         StateDictSource,
         StateDictSource,
     ]
     assert list(found.experts) == ["z", "a", "m"]
-    assert [each.describe() for each in found.experts.values()] == [
+    assert [expert.describe() for expert in found.experts.values()] == [
         str(directory),
         "a (live)",
         "m (live)",

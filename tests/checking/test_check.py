@@ -120,7 +120,7 @@ def respell(name: str, prefix: str) -> None:
 def test_models_are_seen_as_a_run_sees_them(pool: dict[str, Any]) -> None:
     respell("a", "model.")
     found = checked(pool)
-    assert [(each.missing, each.extra) for each in found.models] == [(0, 0)] * 3
+    assert [(model.missing, model.extra) for model in found.models] == [(0, 0)] * 3
     assert found.tensors == {"merged": 5, "copied": 1, "dropped": 0}
 
 
@@ -148,7 +148,7 @@ def test_nested_recipes_are_checked_with_their_models(pool: dict[str, Any]) -> N
     nested = {"algorithm": "ties", "model_pool": pool}
     outer = {"base": "base.safetensors", "models": {"math": nested, "c": "c.safetensors"}}
     found = checked(outer, "task-arithmetic")
-    assert [each.name for each in found.models] == [
+    assert [model.name for model in found.models] == [
         "base",
         "math",
         "math/base",
@@ -156,7 +156,7 @@ def test_nested_recipes_are_checked_with_their_models(pool: dict[str, Any]) -> N
         "math/b",
         "c",
     ]
-    assert [each.name for each in found.models if each.nested] == ["math"]
+    assert [model.name for model in found.models if model.nested] == ["math"]
     change("a", layer__bias=None)
     with pytest.raises(AlignmentError, match=r"layer\.bias  a: missing"):
         checked(outer, "task-arithmetic")

@@ -69,7 +69,7 @@ class Method(NamedTuple):
 
 
 def methods() -> dict[str, Method]:
-    specs = [each.spec for each in load_plugins().components(AlgorithmSpec)]
+    specs = [component.spec for component in load_plugins().components(AlgorithmSpec)]
     free = (spec for spec in specs if spec.needs_tasks == "none" and spec.name not in COPIES)
     return {
         spec.name: Method(

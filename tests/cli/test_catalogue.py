@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.plugins
 
-ALGORITHMS = [each.spec for each in load_plugins().components(AlgorithmSpec)]
+ALGORITHMS = [component.spec for component in load_plugins().components(AlgorithmSpec)]
 STRANGERS = """
     from fusion_core import AlgorithmSpec, hookimpl
     @hookimpl

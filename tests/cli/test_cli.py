@@ -70,7 +70,9 @@ def test_run_merges_checkpoints_from_flags_alone(fuse: Fuse, models: Path) -> No
     ]
     base, merged = load_file("base.safetensors"), load_file("merged/model.safetensors")
     experts = [load_file(f"{name}.safetensors") for name in "xyz"]
-    expected = base["a.weight"] + 0.3 * sum(each["a.weight"] - base["a.weight"] for each in experts)
+    expected = base["a.weight"] + 0.3 * sum(
+        expert["a.weight"] - base["a.weight"] for expert in experts
+    )
     torch.testing.assert_close(merged["a.weight"], expected)
     assert merged["steps"] == 3
 

@@ -37,29 +37,29 @@ def test_a_run_is_told_from_start_to_end(fuse: Fuse, tmp_path: Path) -> None:
     assert done.code == 0
     assert "evaluate merged: 2 in " in done.err  # what people see stays
     events = read(file)
-    names = [each["event"] for each in events]
+    names = [event["event"] for event in events]
     assert events[0] | {"time": 0} == {"event": "started", "time": 0, "schema": 1, "command": "run"}
     assert names[-2:] == ["report", "finished"]
     assert events[-2]["report"] == json.loads((out / "report.json").read_text())
     planned = events[names.index("planned")]
     assert planned["path"] == str(out)
     assert planned["recipe"]["algorithm"]["steps"] == 2
-    logged = [each["metrics"].keys() for each in events if each["event"] == "metrics"]
+    logged = [event["metrics"].keys() for event in events if event["event"] == "metrics"]
     assert len(logged) == 2
     assert "entropy" in logged[0]
-    starts = [each for each in events if each["event"] == "stage_started"]
-    ends = [each for each in events if each["event"] == "stage_finished"]
-    assert [each["stage"] for each in starts] == list(range(len(starts)))
-    assert {each["stage"]: each["done"] for each in ends} == {
-        each["stage"]: each["total"] for each in starts
+    starts = [event for event in events if event["event"] == "stage_started"]
+    ends = [event for event in events if event["event"] == "stage_finished"]
+    assert [start["stage"] for start in starts] == list(range(len(starts)))
+    assert {end["stage"]: end["done"] for end in ends} == {
+        start["stage"]: start["total"] for start in starts
     }
-    (merged,) = (each for each in starts if each["label"] == "evaluate merged")
+    (merged,) = (start for start in starts if start["label"] == "evaluate merged")
     assert (merged["total"], merged["unit"]) == (2, "")
     steps = [e for e in events if e["event"] == "stage_advanced" and e["stage"] == merged["stage"]]
     assert steps[0]["note"]
-    times = [each["time"] for each in events]
+    times = [event["time"] for event in events]
     assert times == sorted(times)
-    assert not any(isinstance(each, Events) for each in load_plugins().get_plugins())
+    assert not any(isinstance(plugin, Events) for plugin in load_plugins().get_plugins())
 
     assert fuse("evaluate", out, "--events", file, "--json", "-q").code == 0
     more = read(file)[len(events) :]  # lines are added

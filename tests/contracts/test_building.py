@@ -65,7 +65,7 @@ def test_what_weights_hold_is_loaded_and_what_they_lack_stays(
     assert equal(model, weights)
     assert not any(part.training for part in model.modules())
     wanted = dtype or torch.float32
-    assert {each.dtype for each in model.parameters()} == {wanted}
+    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
     assert model.norm.running_mean is not None
     assert model.norm.running_mean.dtype == wanted
     assert model.frequencies.tolist() == [1, 1 / 2, torch.tensor(1 / 3).item(), 1 / 4]
@@ -181,8 +181,8 @@ def test_modules_of_other_threads_have_their_values() -> None:
         return nn.Linear(1, 1)
 
     build_model(construct, StateDictSource(nn.Linear(1, 1).state_dict()))
-    assert not any(each.is_meta for each in made[0].parameters())
-    assert not any(each.is_meta for each in nn.Linear(1, 1).parameters())
+    assert not any(parameter.is_meta for parameter in made[0].parameters())
+    assert not any(parameter.is_meta for parameter in nn.Linear(1, 1).parameters())
 
 
 def test_live_models_keep_their_dtype_if_none_is_asked_for() -> None:

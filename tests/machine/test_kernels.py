@@ -83,7 +83,7 @@ def test_layers_are_changed_only_where_that_is_faster(monkeypatch: pytest.Monkey
         model = nn.Sequential(plain_layer(), nn.Tanh(), nn.Sequential(plain_layer()), Other(2, 2))
         before = {name: value.data_ptr() for name, value in model.state_dict().items()}
         assert with_fast_products(model) is model
-        kinds = [type(each) for each in model.modules() if isinstance(each, nn.Linear)]
+        kinds = [type(module) for module in model.modules() if isinstance(module, nn.Linear)]
         assert kinds == [*(2 * [OneDnnLinear if faster else nn.Linear]), Other]
         assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
 
@@ -244,7 +244,7 @@ def test_models_are_measured_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     plainly = evaluate(pool, tasks, pool.experts["a"], device=cpu)
 
     def measured(task: TinyTask, model: nn.Module) -> Any:
-        seen.append({type(each) for each in model.modules() if isinstance(each, nn.Linear)})
+        seen.append({type(module) for module in model.modules() if isinstance(module, nn.Linear)})
         return unchanged(task, model)
 
     unchanged = TinyTask.evaluate

@@ -196,9 +196,9 @@ def test_a_recorded_recipe_holds_it_in_full_and_gives_the_same_files(
     assert recorded["model_pool"]["models"]["math"]["algorithm"]["scale"] == 1.0  # the default
     (tmp_path / "math.yaml").unlink()
     run_fusion(recorded, output="two")
-    for each in (tmp_path / "one").iterdir():
-        if each.name != "provenance.json":
-            assert each.read_bytes() == (tmp_path / "two" / each.name).read_bytes(), each.name
+    for path in (tmp_path / "one").iterdir():
+        if path.name != "provenance.json":
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
     ours, theirs = (
         json.loads((tmp_path / each / "provenance.json").read_text()) for each in ("one", "two")
     )
@@ -423,7 +423,9 @@ class Average(Algorithm[ComponentConfig]):
     config_class = ComponentConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        assert all(each.tensor("layer.weight").isfinite().all() for each in pool.experts.values())
+        assert all(
+            expert.tensor("layer.weight").isfinite().all() for expert in pool.experts.values()
+        )
         return next(iter(pool.experts.values()))
 
 

@@ -264,10 +264,13 @@ def test_a_malformed_spec_breaks_its_plugin_alone(
 ) -> None:
     install("raw", files=files, more=more)
     plugins = among()
-    (broken,) = [each for each in plugins.plugins if each.distribution == "formats-raw"]
+    (broken,) = [plugin for plugin in plugins.plugins if plugin.distribution == "formats-raw"]
     assert broken.status is PluginStatus.BROKEN
     assert problem in broken.detail
-    assert {each.spec.name for each in plugins.components(FormatSpec)} == {"safetensors", "lora"}
+    assert {component.spec.name for component in plugins.components(FormatSpec)} == {
+        "safetensors",
+        "lora",
+    }
 
 
 @pytest.mark.parametrize(
@@ -304,7 +307,7 @@ def test_runs_look_formats_up_among_their_own_plugins(
     monkeypatch.chdir(tmp_path)
     manager.load_plugins.cache_clear()
     models = [raw(tmp_path / "a", 1, 2), raw(tmp_path / "b", 3, 4)]
-    given = f"model_pool.models={[str(each) for each in models]}"
+    given = f"model_pool.models={[str(model) for model in models]}"
     command = ("check", "--pool", "checkpoints", "--set", given, "--algo", "simple-average")
     try:
         assert fuse(*command).code == 0

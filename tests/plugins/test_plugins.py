@@ -55,12 +55,12 @@ def discovered(block: tuple[str, ...] = ()) -> PluginManager:
 
 
 def plugin_of(manager: PluginManager, distribution: str) -> Plugin:
-    (found,) = (each for each in manager.plugins if each.distribution == distribution)
+    (found,) = (plugin for plugin in manager.plugins if plugin.distribution == distribution)
     return found
 
 
 def names(manager: PluginManager) -> set[str]:
-    return {each.qualified_name for each in manager.components(AlgorithmSpec)}
+    return {component.qualified_name for component in manager.components(AlgorithmSpec)}
 
 
 def assert_others_work(manager: PluginManager) -> None:
@@ -182,7 +182,7 @@ def test_a_healthy_plugin_is_described(site: Site) -> None:
     assert (plugin.status, plugin.version, plugin.module) == (PluginStatus.LOADED, "3.2", module)
     assert plugin.summary == "A fake."
     assert plugin.detail == ""
-    assert [each.name for each in plugin.components] == ["some"]
+    assert [component.name for component in plugin.components] == ["some"]
     assert plugin.seconds > 0
 
 
@@ -195,7 +195,7 @@ def test_an_interrupt_during_discovery_is_not_swallowed(site: Site) -> None:
 def test_plugins_come_in_the_order_of_their_names(site: Site) -> None:
     for name in ("zeta-x", "alpha-x", "mid-x"):
         site.install(name, good(name))
-    found = [each.distribution for each in discovered().plugins]
+    found = [plugin.distribution for plugin in discovered().plugins]
     assert found == sorted(found)
     assert {"zeta-x", "alpha-x", "mid-x", "fusion-core"} <= set(found)
 
@@ -375,7 +375,7 @@ def test_a_second_entry_point_of_one_distribution_is_refused(site: Site, second:
         files={"other_module.py": good("second")},
     )
     manager = discovered()
-    first, other = (each for each in manager.plugins if each.distribution == "two-points")
+    first, other = (plugin for plugin in manager.plugins if plugin.distribution == "two-points")
     assert first.status is PluginStatus.LOADED
     assert other.status is PluginStatus.BROKEN
     assert "one entry point" in other.detail
@@ -418,7 +418,10 @@ def test_the_first_of_two_installations_on_the_path_wins(
     nearer.install("twin-x", good("newer"), version="2.0", module="twin_x_new")
     monkeypatch.syspath_prepend(nearer.path)
     plugin = plugin_of(discovered(), "twin-x")
-    assert (plugin.version, [each.name for each in plugin.components]) == ("2.0", ["newer"])
+    assert (plugin.version, [component.name for component in plugin.components]) == (
+        "2.0",
+        ["newer"],
+    )
 
 
 # --- components ---------------------------------------------------------------------------------
@@ -617,10 +620,10 @@ OURS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, CommandSpec)
 def test_what_our_plugins_bring_is_known() -> None:
     for kind in OURS:
         brought: dict[str, set[str]] = {}
-        for each in discovered().components(kind):
-            if each.plugin.distribution != "fusion-core":
-                names = {each.spec.name, *each.spec.aliases}
-                brought.setdefault(each.plugin.distribution, set()).update(names)
+        for component in discovered().components(kind):
+            if component.plugin.distribution != "fusion-core":
+                names = {component.spec.name, *component.spec.aliases}
+                brought.setdefault(component.plugin.distribution, set()).update(names)
         known = {
             name: set(kinds[kind.kind]) for name, kinds in BROUGHT_BY.items() if kind.kind in kinds
         }

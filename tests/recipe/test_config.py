@@ -605,7 +605,7 @@ def test_literals_are_described_by_their_values(toys: PluginManager) -> None:
     from fusion_core.contracts.specs import AlgorithmSpec
 
     options = {
-        each.name: each for each in options_of(toys.find(AlgorithmSpec, "toy").load_config())
+        option.name: option for option in options_of(toys.find(AlgorithmSpec, "toy").load_config())
     }
     assert options["mode"].type == "fast | slow"
     assert options["density"].default == 0.2

@@ -85,7 +85,7 @@ def test_an_output_can_be_made_again_and_does_not_name_the_home(project: Path) -
     again = run_fusion("outputs/checkpoints-ties-1/recipe.yaml", output="again")
     assert again.weights.tensor("w").tolist() == [1.5] * 4
     sources = json.loads(Path("again/provenance.json").read_text())["inputs"]
-    assert {each["source"] for each in sources.values()} == {"base", "a", "b"}
+    assert {source["source"] for source in sources.values()} == {"base", "a", "b"}
 
 
 def test_what_lies_in_the_working_directory_does_not_stand_in_for_the_recipes(

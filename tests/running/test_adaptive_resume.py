@@ -20,7 +20,10 @@ pytestmark = pytest.mark.plugins
 FUSE = Path(sys.executable).with_name("fuse")
 RUN = ["run", "--algo", "trim,elect,adamerging", "--pool", "mini8", "--no-eval", "-q"]
 OPTIONS = ["steps=16", "save_every=2", "batch_size=4"]
-COMMAND = [*RUN, *(part for each in OPTIONS for part in ("--set", f"algorithm.adamerging.{each}"))]
+COMMAND = [
+    *RUN,
+    *(part for option in OPTIONS for part in ("--set", f"algorithm.adamerging.{option}")),
+]
 
 
 @pytest.mark.thorough

@@ -44,9 +44,9 @@ AROUND = {"transform": "{} task-arithmetic", "merge": "{}", "calibrate": "task-a
 OPTIONS: dict[str, dict[str, Any]] = {"passthrough": {"model": "a"}}
 #: `stack` copies tensors whole
 FREE = {
-    each.spec.name: each.spec
-    for each in load_plugins().components(AlgorithmSpec)
-    if each.spec.needs_tasks == "none" and each.spec.name != "stack"
+    component.spec.name: component.spec
+    for component in load_plugins().components(AlgorithmSpec)
+    if component.spec.needs_tasks == "none" and component.spec.name != "stack"
 }
 SHAPES = {
     "embed.weight": (7, 5),
@@ -271,7 +271,7 @@ class Apart(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         hidden = self.stem(inputs).flatten(1)
         q, k, v = (getattr(self, name)(hidden) for name in "qkv")
-        mixed = [each["gate"](v * k).sigmoid() * each["up"](v * k) for each in self.experts]  # type: ignore[index]
+        mixed = [expert["gate"](v * k).sigmoid() * expert["up"](v * k) for expert in self.experts]  # type: ignore[index]
         scores: torch.Tensor = self.out(q + sum(mixed))
         return scores
 
@@ -387,14 +387,14 @@ def test_methods_of_layers_say_that_they_leave_packed_experts(name: str) -> None
         {"algorithm": stages, "model_pool": packed, "task_pool": TinyTasks(("a", "b"))},
         RunOptions(),
     )
-    said = [each for each in planned.fallbacks if each.stage == name]
+    said = [fallback for fallback in planned.fallbacks if fallback.stage == name]
     assert [each.example for each in said] == ["experts.gate_up"]
 
 
 def test_the_plan_and_the_provenance_say_what_tensors_hold(tmp_path: Path) -> None:
     pool = pool_of(states(2))
     planned = plan({"algorithm": "iso-c", "model_pool": pool}, RunOptions())
-    assert [str(each) for each in planned.holdings] == [
+    assert [str(holding) for holding in planned.holdings] == [
         "blocks.*.experts.gate_up: 1 tensor holds 6 matrices of 6 x 5",
         "blocks.*.experts.down_proj: 1 tensor holds 3 matrices of 5 x 6",
         "blocks.*.experts.down_proj_bias: 1 tensor holds 3 vectors of 5",
@@ -414,8 +414,8 @@ def test_the_plan_and_the_provenance_say_what_tensors_hold(tmp_path: Path) -> No
         "count": 1,
         "holds": "6 matrices of 6 x 5",
     }
-    vectors = [each for each in planned.fallbacks if each.stage == "iso-c"]
-    assert [each.tensors for each in vectors] == [3]  # two biases and the norm
+    vectors = [fallback for fallback in planned.fallbacks if fallback.stage == "iso-c"]
+    assert [vector.tensors for vector in vectors] == [3]  # two biases and the norm
 
 
 HOSTILE: dict[str, tuple[object, str]] = {
@@ -460,7 +460,7 @@ def test_a_table_that_holds_no_matrix_is_a_vector_to_methods() -> None:
     models = {name: {"embed.weight": state["embed.weight"]} for name, state in states(2).items()}
     pool = pool_of(models, Tables)
     planned = plan({"algorithm": "iso-c", "model_pool": pool}, RunOptions())
-    assert [(each.example, each.treatment) for each in planned.fallbacks] == [
+    assert [(fallback.example, fallback.treatment) for fallback in planned.fallbacks] == [
         ("embed.weight", "averaged")
     ]
     mean = sum(models[name]["embed.weight"] - models["base"]["embed.weight"] for name in "ab") / 2

@@ -94,7 +94,7 @@ def test_outputs_are_hashed_one_by_one(tmp_path: Path, shard_size: int) -> None:
         staging.add("config.json", b"{}")
         found = provenance.outputs(staging)
         staging.commit(overwrite=False)
-    written = {each.name: each.read_bytes() for each in (tmp_path / "out").iterdir()}
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert list(found["files"]) == sorted(written)
     for name, content in written.items():
         header = 8 + int.from_bytes(content[:8], "little")

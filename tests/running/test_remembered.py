@@ -324,7 +324,7 @@ def test_the_command_measures_anew_if_told_to(
     options = [each for name in sets for each in ("--set", name)]
     run = ("run", "--algo", "simple-average", "--pool", "lines", "--task-pool", "sums", *options)
     flags: list[tuple[str, ...]] = [("-o", "out0"), ("-o", "out1"), ("-o", "out2", "--fresh")]
-    said = [fuse(*run, "-q", *each).out for each in flags]
+    said = [fuse(*run, "-q", *flag).out for flag in flags]
     assert ["as an earlier run measured them" in each for each in said] == [False, True, False]
     measure = ("evaluate", "out0", "-q", "--json")
     assert json.loads(fuse(*measure).out)["remembered"].keys() == {"base", "experts"}

@@ -120,7 +120,7 @@ class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
 
 
 def files_of(directory: Path, *, but: tuple[str, ...] = ()) -> dict[str, bytes]:
-    return {each.name: each.read_bytes() for each in directory.iterdir() if each.name not in but}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name not in but}
 
 
 # --- live models --------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_live_models_give_a_live_model(nets: tuple[Net, dict[str, Net]]) -> None
     for name, value in base.state_dict().items():
         expected = value
         if value.is_floating_point():
-            deltas = [each.state_dict()[name] - value for each in experts.values()]
+            deltas = [expert.state_dict()[name] - value for expert in experts.values()]
             expected = value + 0.5 * sum(deltas)
         torch.testing.assert_close(found[name], expected)
     assert model.head.weight is model.embedding.weight
@@ -233,7 +233,7 @@ def test_an_algorithm_may_be_an_object(paths: dict[str, Any], models: Models) ->
     )
     base = models["base"]["layer.weight"]
     deltas = [models[each]["layer.weight"] - base for each in "abc"]
-    expected = base + sum(each.where(each.abs() > 0.1, 0) for each in deltas) / 3
+    expected = base + sum(delta.where(delta.abs() > 0.1, 0) for delta in deltas) / 3
     torch.testing.assert_close(result.weights.tensor("layer.weight"), expected)
     assert result.path is not None
     recipe = load_recipe(result.path / "recipe.yaml")
@@ -439,7 +439,7 @@ def test_an_overflow_of_the_output_leaves_nothing(models: Models, paths: dict[st
     output = {"path": "out", "dtype": "float16"}
     with pytest.raises(WeightsError, match=r"'scale' holds 1 values"):
         run_fusion(algorithm="simple-average", model_pool=paths, output=output)
-    assert [each.name for each in Path.cwd().iterdir()] == ["in"]
+    assert [path.name for path in Path.cwd().iterdir()] == ["in"]
     raw = {"alignment": {"nan": "allow"}}
     run_fusion(raw, algorithm="simple-average", model_pool=paths, output=output)
     assert load_file("out/model.safetensors")["scale"].isinf()
@@ -508,7 +508,7 @@ def test_a_side_file_cannot_replace_another(
 
     with pytest.raises(BrokenPluginError, match="side file"):
         run_fusion(algorithm=Hostile(), model_pool=paths, output="out")
-    assert [each.name for each in tmp_path.iterdir()] == ["in"]
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 # --- recipes ------------------------------------------------------------------------------------
@@ -865,7 +865,7 @@ def test_an_algorithm_that_ends_the_program_is_an_error(
 ) -> None:
     with pytest.raises(BrokenPluginError, match=r"SystemExit: 0, in Leaving\.run \(.*test_run"):
         run_fusion(algorithm=Leaving(), model_pool=paths, output=tmp_path / "out")
-    assert not [each for each in tmp_path.iterdir() if "out" in each.name]
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:
@@ -1000,7 +1000,7 @@ def {hook}():
         ("metrics", 2, {"loss": 1.0}),
         ("finished", "out", True),
     ]
-    failed = [each.getMessage() for each in caplog.records if "angry-x" in each.getMessage()]
+    failed = [record.getMessage() for record in caplog.records if "angry-x" in record.getMessage()]
     assert [each.split(" failed in ")[1].split(":")[0] for each in failed] == [
         "fusion_run_started",
         "fusion_metrics_logged",

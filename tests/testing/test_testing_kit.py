@@ -662,7 +662,7 @@ def test_tiny_models_are_the_same_each_time_and_fit_tiny_tasks(model: str) -> No
         assert differing_bytes(source.state_dict(), two.experts[name].state_dict()) is None
         assert differing_values(source.state_dict(), one.base.state_dict(), tolerance=1e-3)
     metrics = TinyTasks().measure(Subject.of(one.build(one.base)))
-    assert all(0 <= each["accuracy"] <= 1 for each in metrics.values())
+    assert all(0 <= metric["accuracy"] <= 1 for metric in metrics.values())
     other = tiny_pool(model, seed=1)
     assert differing_values(one.base.state_dict(), other.base.state_dict(), tolerance=1e-3)
 
@@ -674,7 +674,7 @@ def test_tiny_models_are_of_the_kinds_that_go_wrong() -> None:
     shapes = {tuple(each.shape) for each in transformer.state_dict().values()}
     assert {(), (0, 4)} <= shapes
     buffers = dict(tiny_model("convolution").named_buffers())
-    assert {each.dtype for each in buffers.values()} == {torch.float32, torch.int64}
+    assert {buffer.dtype for buffer in buffers.values()} == {torch.float32, torch.int64}
 
 
 class TestTinyTasks(TaskPoolSuite):

@@ -122,8 +122,8 @@ def test_what_is_measured_is_what_transformers_computes_text_by_text(texts: Text
     strings, labels = task._texts(Split.TEST)  # noqa: SLF001 - where an author's data is read
     with torch.no_grad():
         features = [
-            model(**tokenizer(each, return_tensors="pt")).last_hidden_state.mean(dim=1)
-            for each in strings
+            model(**tokenizer(string, return_tensors="pt")).last_hidden_state.mean(dim=1)
+            for string in strings
         ]
     right = task.head(torch.cat(features)).argmax(dim=1).eq(labels).double().mean()
     assert task.evaluate(pool.build(pool.base)) == {"accuracy": float(right)}

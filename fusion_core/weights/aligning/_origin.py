@@ -75,7 +75,7 @@ def _exists(path: str) -> bool:
 
 def _is_called(named: str, names: Iterable[object]) -> bool:
     """Tell whether a name is one of several, whoever published it."""
-    return _bare(named) in {_bare(each) for each in names if isinstance(each, str)}
+    return _bare(named) in {_bare(name) for name in names if isinstance(name, str)}
 
 
 def _bare(name: str) -> str:

@@ -152,17 +152,17 @@ def _pad(
     rows = {
         name: max(
             info.shape[0],
-            *(each.infos[name].shape[0] for each in experts.values() if name in each.infos),
+            *(expert.infos[name].shape[0] for expert in experts.values() if name in expert.infos),
         )
         for name, info in reference.infos.items()
         if any(
-            name in each.infos and differs_in_vocabulary(info, each.infos[name])
-            for each in experts.values()
+            name in expert.infos and differs_in_vocabulary(info, expert.infos[name])
+            for expert in experts.values()
         )
     }
     if not rows:
         return reference, dict(experts)
-    models = [each for each in experts.values() if not each.is_delta]
+    models = [expert for expert in experts.values() if not expert.is_delta]
     padded = PaddedSource(reference, rows, MeanSource(models, rows))
     return padded, {
         name: padded

@@ -89,7 +89,7 @@ class MeanSource(WeightSource):
 
     def __init__(self, models: Sequence[WeightSource], rows: Mapping[str, int]) -> None:
         self._models = models
-        first = {name: next(each for each in models if name in each.infos) for name in rows}
+        first = {name: next(model for model in models if name in model.infos) for name in rows}
         self.infos = {
             name: replace(
                 first[name].infos[name], shape=(count, *first[name].infos[name].shape[1:])
@@ -99,14 +99,16 @@ class MeanSource(WeightSource):
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Average, from one model's end to the next one's."""
-        sizes = {each.infos[name].numel for each in self._models if name in each.infos}
+        sizes = {model.infos[name].numel for model in self._models if name in model.infos}
         ends = sorted({stop, *(size for size in sizes if start < size < stop)})
         spans = zip([start, *ends], ends, strict=False)
         return torch.cat([self._mean(name, *span) for span in spans])
 
     def _mean(self, name: str, start: int, stop: int) -> torch.Tensor:
         having = [
-            each for each in self._models if name in each.infos and each.infos[name].numel >= stop
+            model
+            for model in self._models
+            if name in model.infos and model.infos[name].numel >= stop
         ]
         parts = [read_any(each, name, start, stop) for each in having]
         wide = (
@@ -124,7 +126,7 @@ class MeanSource(WeightSource):
 
     def describe(self) -> str:
         """Name the models."""
-        return f"the mean of {', '.join(each.describe() for each in self._models)}"
+        return f"the mean of {', '.join(model.describe() for model in self._models)}"
 
 
 def vocabulary_of(source: WeightSource) -> int:

@@ -120,14 +120,14 @@ class Part:
     @classmethod
     def joined(cls, parts: Sequence[Part]) -> Part:
         """Return what several blocks add."""
-        bins, counts = [each.bins for each in parts], [each.counts for each in parts]
+        bins, counts = [part.bins for part in parts], [part.counts for part in parts]
         ones = [torch.ones(len(each), dtype=torch.int64) for each in bins]
         known = [one if each is None else each for one, each in zip(ones, counts, strict=True)]
         return cls(
-            sum(each.above for each in parts),
-            sum(each.inside for each in parts),
+            sum(part.above for part in parts),
+            sum(part.inside for part in parts),
             torch.cat(bins),
-            None if all(each is None for each in counts) else torch.cat(known),
+            None if all(count is None for count in counts) else torch.cat(known),
         )
 
 

@@ -80,7 +80,7 @@ class Operands:
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype to compute a tensor in: fp64 if a model is, else fp32."""
-        wide = self.wide or any(each.infos[name].dtype is torch.float64 for each in self._models)
+        wide = self.wide or any(model.infos[name].dtype is torch.float64 for model in self._models)
         return torch.float64 if wide else torch.float32
 
 

@@ -65,12 +65,12 @@ def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> 
     dtype = _widest(scan)
     ranks = [each for each in ([k] if isinstance(k, int) else k) for _ in range(count)]
     searches = _guesses(scan, ranks, rows, dtype)
-    while any(each.bottom < each.top for each in searches):
-        tallies = [Tally(each) for each in searches]
+    while any(search.bottom < search.top for search in searches):
+        tallies = [Tally(search) for search in searches]
         tallies = scan.fold(_Count(rows, dtype, tuple(searches)), _added, tallies)
         narrowed = zip(searches, ranks, tallies, strict=True)
         searches = [each.narrowed(rank, tally) for each, rank, tally in narrowed]
-    found = torch.tensor([each.bottom for each in searches], dtype=_INTEGERS[dtype])
+    found = torch.tensor([search.bottom for search in searches], dtype=_INTEGERS[dtype])
     return found.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
 
 

@@ -53,7 +53,7 @@ class CheckpointSource(FileSource):
 
     def _tensors_of(self, file: str, index: dict[str, str]) -> list[StoredTensor]:
         if index and not self._has(file):
-            lost = [each for each in dict.fromkeys(index.values()) if not self._has(each)]
+            lost = [fromkey for fromkey in dict.fromkeys(index.values()) if not self._has(fromkey)]
             raise CheckpointError(
                 f"{self.path / file} does not exist, and {INDEX} names it: "
                 f"{len(lost)} of {len(set(index.values()))} shards are missing",
@@ -113,4 +113,4 @@ class CheckpointSource(FileSource):
 
 def _names_in(directory: Path) -> list[str]:
     with reading(directory):
-        return [each.name for each in directory.iterdir()]
+        return [path.name for path in directory.iterdir()]

@@ -122,7 +122,7 @@ def _close_to(path: Path) -> Path | None:
     for part in path.relative_to(path.anchor).parts:
         try:
             entries = [] if (found / part).exists() else islice(found.iterdir(), _MOST_NEIGHBOURS)
-            near = close_to(part, [each.name for each in entries], cutoff=0.75)
+            near = close_to(part, [entry.name for entry in entries], cutoff=0.75)
         except OSError:
             return None
         if not near and not (found / part).exists():

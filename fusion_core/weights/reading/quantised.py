@@ -73,7 +73,14 @@ def _said_by(files: Files, name: str) -> str | None:
     key = key_in(parsed(files, CONFIG, name), _KEYS)
     if key is not None:
         return f"its {CONFIG} has a {key}"
-    return next((f"{each} lies beside it" for each in QUANTISERS_FILES if each in files), None)
+    return next(
+        (
+            f"{quantisers_file} lies beside it"
+            for quantisers_file in QUANTISERS_FILES
+            if quantisers_file in files
+        ),
+        None,
+    )
 
 
 def key_in(config: Any, keys: frozenset[str]) -> str | None:  # noqa: ANN401 - JSON

@@ -35,14 +35,14 @@ class PackedMasks(WeightSource):
             for name, info in self._whole.items()
             if info.dtype.is_floating_point
         }
-        is_fine = all(each.cut is Cut.ELEMENT for each in self._masks)
+        is_fine = all(mask.cut is Cut.ELEMENT for mask in self._masks)
         self.cut = Cut.ROW if is_fine else Cut.TENSOR
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Pack the bits of some rows."""
         first, last = (8 * each // len(self._masks) for each in (start, stop))
         last = min(last, self._whole[name].numel)
-        rows = [self._values(each, name, first, last) != 0 for each in self._masks]
+        rows = [self._values(mask, name, first, last) != 0 for mask in self._masks]
         bits = torch.nn.functional.pad(torch.stack(rows), (0, (first - last) % 8))
         octets = bits.view(len(rows), bits.shape[1] // 8, 8)
         packed: torch.Tensor = (octets * _BITS).sum(-1, dtype=torch.uint8)

@@ -103,4 +103,4 @@ def _records(tensors: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(json.dumps(each).encode() + b"\n" for each in records)
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)

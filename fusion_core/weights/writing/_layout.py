@@ -74,12 +74,12 @@ class Layout:
     @cached_property
     def places(self) -> dict[str, Place]:
         """Where each tensor lies, by name, in the order of the files."""
-        return {each.info.name: each for shard in self.shards for each in shard.places}
+        return {position.info.name: position for shard in self.shards for position in shard.places}
 
     @property
     def size(self) -> int:
         """Bytes in all files."""
-        return sum(each.size for each in self.shards)
+        return sum(shard.size for shard in self.shards)
 
     @property
     def sha256(self) -> str:

@@ -67,7 +67,11 @@ def leftovers(directory: Path) -> list[Leftover]:
     and logged.
     """
     with writing(directory):
-        outputs = [each for each in sorted(locked_outputs(directory)) if not is_locked(each)]
+        outputs = [
+            locked_output
+            for locked_output in sorted(locked_outputs(directory))
+            if not is_locked(locked_output)
+        ]
         stale = [each for each in outputs if not is_directory(lock_of(each))]
         found = [
             *(partial(_lock, output) for output in stale),

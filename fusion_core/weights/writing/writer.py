@@ -85,7 +85,7 @@ class Staging:
         """
         layout = Layout.of(infos, shard_size)
         is_same = self._journal.layout == layout.sha256
-        names = {each.file for each in layout.shards} if is_same else set()
+        names = {shard.file for shard in layout.shards} if is_same else set()
         with writing(self.directory):
             for path in list(self.directory.iterdir()):
                 if is_directory(path):

@@ -199,7 +199,7 @@ def test_zero_steps_is_task_arithmetic(make_pool: Make, tasks: Any) -> None:
     (source, _), _ = _run(pool, tasks, steps=0, init=0.3)
     for name, merged in source.state_dict().items():
         base = pool.base.tensor(name)
-        total = sum(each.tensor(name) - base for each in pool.experts.values())
+        total = sum(expert.tensor(name) - base for expert in pool.experts.values())
         torch.testing.assert_close(merged, base + 0.3 * total, rtol=1e-6, atol=1e-6)
 
 
@@ -381,7 +381,7 @@ def test_the_search_is_drawn_and_logged(make_pool: Make, tasks: Any, tmp_path: P
     drawn = ET.fromstring((path / "coefficients.svg").read_bytes())
     cells = drawn.findall(".//{*}rect/{*}title")
     assert len(cells) == 2 * 4, "two experts, four parameters"
-    assert {each.text.split(":")[0] for each in cells} >= {"a, 1.weight", "b, 3.bias"}
+    assert {cell.text.split(":")[0] for cell in cells} >= {"a, 1.weight", "b, 3.bias"}
     assert len(drawn.findall(".//{*}polyline")) == 4, "two tasks, two experts"
 
 
@@ -516,9 +516,9 @@ def test_faster_products_lead_to_the_same_coefficients(
     logits = type(next(iter(tasks))).logits
 
     def noting(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
-        layers = [each for each in model.modules() if isinstance(each, nn.Linear)]
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
         seen.append(
-            all(isinstance(each, resolve_name(f"{KERNELS}:OneDnnLinear")) for each in layers)
+            all(isinstance(layer, resolve_name(f"{KERNELS}:OneDnnLinear")) for layer in layers)
         )
         return logits(task, model, batch)
 

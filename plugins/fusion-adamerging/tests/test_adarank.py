@@ -99,7 +99,7 @@ def test_experts_that_changed_no_matrix_have_no_components(
     source = AdaRank(steps=2, lr=0.07).run(type(pool)(pool.config), context)
     assert torch.equal(source.tensor("1.weight"), base["1.weight"])
     assert "coefficients.safetensors" not in context.side_files
-    assert all(each["on/a"] == 0 for each in context.metrics.steps.values())
+    assert all(step["on/a"] == 0 for step in context.metrics.steps.values())
 
 
 def test_an_expert_that_changed_nothing_leaves_the_others_theirs(

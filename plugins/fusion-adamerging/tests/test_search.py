@@ -41,10 +41,11 @@ def live_merge(pool: CheckpointsPool, *, trim: bool, grain: Grain) -> LiveMerge:
 def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
     """Task vectors by matrix, shape (experts, ...), trimmed and elected by sorting and masks."""
     base = pool.layout.unpacked(pool.base).state_dict()
-    experts = [pool.layout.unpacked(each) for each in pool.experts.values()]
+    experts = [pool.layout.unpacked(expert) for expert in pool.experts.values()]
     names = [name for name, value in base.items() if value.is_floating_point()]
     rows = {
-        name: torch.stack([each.tensor(name) - base[name] for each in experts]) for name in names
+        name: torch.stack([expert.tensor(name) - base[name] for expert in experts])
+        for name in names
     }
     if not trim:
         return rows

@@ -44,7 +44,7 @@ def test_one_expert_is_live_at_a_time_and_its_figures_are_not_kept(
         del found
     assert len(built) == 3
     assert len(figures) > 3
-    assert not any(each() for each in figures)
+    assert not any(figure() for figure in figures)
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
@@ -61,8 +61,8 @@ def test_the_pool_and_the_global_generator_stay_as_they_were(
     for model, state in zip(models, states, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         assert not is_hooked(model)
-        assert all(each.grad is None for each in model.parameters())
-    assert not any(each.requires_grad for each in models[0].parameters())
+        assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in models[0].parameters())
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)

@@ -52,7 +52,7 @@ def test_squared_gradients_equal_a_loop_over_examples_and_labels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if at_once is not None:
-        size = sum(each.numel() for each in WordModel().parameters()) * dtype.itemsize
+        size = sum(parameter.numel() for parameter in WordModel().parameters()) * dtype.itemsize
         monkeypatch.setattr("fusion_adapting._squares._BYTES_ON_CPU", at_once * size)
     pool, tasks = word_pool(seed, dtype), WordTasks()
     found = dict(squared_gradients(pool, tasks, seed=seed, **OPTIONS))
@@ -173,7 +173,7 @@ def test_after_an_error_parameters_need_gradients_as_before() -> None:
     model = WordModel().eval().requires_grad_(False)
     with pytest.raises(OSError, match="the data is gone"):
         drawn(model, 0, Failing("a"))
-    assert not any(each.requires_grad for each in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_model_stays_as_it_was() -> None:

@@ -86,7 +86,7 @@ class Merged(torch.nn.Module):
 def objective(model: nn.Module) -> Tensor:
     batches = [task.batch(5, size=8, split=Split.UNLABELED, seed=1) for task in TASKS]
     logits = [task.logits(model, each) for task, each in zip(TASKS, batches, strict=True)]
-    return sum(each.log_softmax(-1).square().mean() for each in logits)
+    return sum(logit.log_softmax(-1).square().mean() for logit in logits)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_running_statistics_are_those_of_the_final_merge(
 ) -> None:
     pool = make_pool("convolution")
     live = live_merge(pool)
-    deltas = [each.tensor("1.running_mean") for each in pool.experts.values()]
+    deltas = [expert.tensor("1.running_mean") for expert in pool.experts.values()]
     expected = INIT * sum(deltas)  # a fresh base has zeros there
     buffers = dict(live.model.named_buffers())
     torch.testing.assert_close(buffers["1.running_mean"], expected.double())

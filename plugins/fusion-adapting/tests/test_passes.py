@@ -46,7 +46,7 @@ def _passes(model: nn.Module, tasks: Any, **options: Any) -> Passes:
 
 
 def _gradients(model: nn.Module) -> list[torch.Tensor]:
-    found = [each.grad.clone() for each in model.parameters()]
+    found = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     return found
 
@@ -136,7 +136,7 @@ def test_a_batch_is_drawn_when_its_pass_begins(monkeypatch: pytest.MonkeyPatch) 
         lambda task, *a, **k: events.append(task.name) or batch(task, *a, **k),
     )
     _passes(model, FEATURES, shared=0).backward(0, entropy)
-    assert [each for each in events if each != "pass"] == ["b", "d", "f"]
+    assert [event for event in events if event != "pass"] == ["b", "d", "f"]
     assert events.index("d") > events.index("pass")
 
 
@@ -150,9 +150,9 @@ def test_tasks_without_features_are_passed_through_one_by_one() -> None:
 def test_bf16_passes_leave_gradients_in_fp32_and_close() -> None:
     model = tiny_model("transformer")
     _passes(model, FEATURES).backward(0, entropy)
-    exact = torch.cat([each.flatten() for each in _gradients(model)])
+    exact = torch.cat([gradient.flatten() for gradient in _gradients(model)])
     _passes(model, FEATURES, bf16=True).backward(0, entropy)
-    rounded = torch.cat([each.flatten() for each in _gradients(model)])
+    rounded = torch.cat([gradient.flatten() for gradient in _gradients(model)])
     assert rounded.dtype is torch.float32
     assert not torch.equal(rounded, exact)
     assert torch.cosine_similarity(rounded, exact, dim=0) > 0.99

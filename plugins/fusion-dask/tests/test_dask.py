@@ -54,7 +54,7 @@ def copied(
     with staged(out, plan=b"{}", **how) as staging:
         materialise(source, staging, shard_size=SHARD, executor=executor)
         staging.commit(overwrite=False)
-    return {each.name: each.read_bytes() for each in out.iterdir()}
+    return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 def until(ready: Any) -> None:
@@ -259,5 +259,5 @@ def test_a_script_needs_no_guard_and_nothing_is_left(tmp_path: Path) -> None:
     )
     assert done.stdout == "[2, 3]\n"
     assert done.stderr == ""
-    assert [each.name for each in (tmp_path / "tmp").iterdir()] == []
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["script.py", "tmp"]
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py", "tmp"]

@@ -132,7 +132,7 @@ def test_half_precision_is_summed_in_fp32_and_rounded_once() -> None:
     base, experts = random_models(8, torch.bfloat16)
     found = merged("simple-average", base, experts)
     for name in base:
-        total = sum(each[name].float() for each in experts.values())
+        total = sum(expert[name].float() for expert in experts.values())
         assert torch.equal(found[name], (total / 8).to(torch.bfloat16))
 
 

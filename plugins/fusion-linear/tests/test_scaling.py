@@ -43,7 +43,7 @@ def moved(merged: WeightSource, models: dict[str, Any], name: str) -> torch.Tens
 
 
 def whole(vectors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([each.ravel() for each in vectors])
+    return torch.cat([vector.ravel() for vector in vectors])
 
 
 def by_scope(scope: str) -> list[list[str]]:
@@ -75,7 +75,7 @@ def test_rescale_norm_gives_a_merge_the_experts_mean_norm(scope: str, seed: int)
     for names in by_scope(scope):
         experts = [whole([tasks(models, name)[k] for name in names]) for k in range(3)]
         mean = sum(experts) / 3
-        expected = mean * sum(each.norm() for each in experts) / 3 / mean.norm()
+        expected = mean * sum(expert.norm() for expert in experts) / 3 / mean.norm()
         check_close(whole([moved(found, models, name) for name in names]), expected)
 
 

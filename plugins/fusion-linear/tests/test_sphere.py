@@ -171,8 +171,8 @@ def test_model_stock_has_one_ratio_a_scope(experts: int, scope: str) -> None:
     merged = merge({"name": "model-stock", "scope": scope}, pool)
     for names in [["w", "b"]] if scope == "model" else [["w"], ["b"]]:
         tasks = [
-            torch.cat([(each[n].double() - base[n].double()).ravel() for n in names])
-            for each in models
+            torch.cat([(model[n].double() - base[n].double()).ravel() for n in names])
+            for model in models
         ]
         whole = torch.cat([(merged.tensor(n).double() - base[n].double()).ravel() for n in names])
         torch.testing.assert_close(whole, stock(tasks), rtol=1e-9, atol=1e-12)

@@ -92,7 +92,7 @@ class Stacks:
 
     def mean(self, pool: CheckpointsPool) -> State:
         models = [*self.experts(pool).values()]
-        return {name: torch.stack([each[name] for each in models]).mean(0) for name in models[0]}
+        return {name: torch.stack([model[name] for model in models]).mean(0) for name in models[0]}
 
     def images(self, task: str, *, samples: int = 40, seed: int = 0) -> Tensor:
         """Return the examples that methods look at."""

@@ -75,11 +75,13 @@ def calibrated(
                     e: torch.stack([z, torch.ones_like(z)], -1) / len(z) ** 0.5
                     for e, z in own.items()
                 }
-                affine = [torch.stack([each[tensor], each[bias]]) for each in experts.values()]
+                affine = [
+                    torch.stack([expert[tensor], expert[bias]]) for expert in experts.values()
+                ]
                 pulled = torch.stack([anchor[tensor], anchor[bias]])
                 solved = [
                     least(
-                        [each[:, feature] for each in rows.values()],
+                        [row[:, feature] for row in rows.values()],
                         [
                             e[:, feature] @ a[:, feature, None]
                             for e, a in zip(rows.values(), affine, strict=True)

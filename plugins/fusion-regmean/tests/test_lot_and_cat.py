@@ -43,7 +43,7 @@ def test_lot_is_the_least_drift_of_every_layer(seed: int, scale: float, stacks: 
         own = [each[name] for each in vectors.values()]
         rows = [each.get(name) for each in given.values()]
         if name.endswith("norm.weight"):
-            weights = torch.stack([each.square().sum(0) for each in rows])
+            weights = torch.stack([row.square().sum(0) for row in rows])
             vector = (weights * torch.stack(own)).sum(0) / weights.sum(0)
         elif name.endswith(".weight"):
             sides = [each @ vector.T for each, vector in zip(rows, own, strict=True)]
@@ -144,7 +144,7 @@ def test_without_directions_cat_is_task_arithmetic(stacks: Any) -> None:
     found = stacks.merge(Cat(samples=2, directions=0), pool)
     vectors = vectors_of(pool, stacks)
     for name, base in pool.base.state_dict().items():
-        summed = sum(each[name] for each in vectors.values())
+        summed = sum(vector[name] for vector in vectors.values())
         torch.testing.assert_close(found[name], base + 0.4 * summed)
 
 

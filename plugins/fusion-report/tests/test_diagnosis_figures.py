@@ -78,8 +78,8 @@ def test_signs_are_compared_entry_by_entry() -> None:
     base, experts = models()
     found = diagnose({"model_pool": {"base": base, "models": experts}}, WEIGHTS_ALONE).figures
     kept = []
-    for each in experts.values():
-        vector = flat(each) - flat(base)
+    for expert in experts.values():
+        vector = flat(expert) - flat(base)
         smallest = vector.abs().sort(descending=True).values[int(0.2 * len(vector)) - 1]
         kept.append([v if abs(v) >= smallest else 0.0 for v in vector.tolist()])
     shared = torn = 0
@@ -147,8 +147,8 @@ def test_layers_have_figures_of_their_own() -> None:
     base, experts = models()
     found = diagnose({"model_pool": {"base": base, "models": experts}}, WEIGHTS_ALONE).figures
     name = "layers.0.up"
-    vectors = [each[name] - base[name] for each in experts.values()]
-    size = math.sqrt(sum(float(each.norm()) ** 2 for each in vectors) / 3)
+    vectors = [expert[name] - base[name] for expert in experts.values()]
+    size = math.sqrt(sum(float(vector.norm()) ** 2 for vector in vectors) / 3)
     assert found.parts["0"].relative_norm == pytest.approx(size / float(base[name].norm()))
     cosines = [
         float(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0))
@@ -176,7 +176,7 @@ def test_large_models_are_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_a_base_experts_are_compared_with_their_mean() -> None:
     _, experts = models()
     found = diagnose({"model_pool": {"models": experts}}, WEIGHTS_ALONE)
-    mean = torch.stack([flat(each) for each in experts.values()]).mean(0)
+    mean = torch.stack([flat(expert) for expert in experts.values()]).mean(0)
     far = float((flat(experts["b"]) - mean).norm())
     assert not found.figures.has_base
     assert found.figures.experts["b"].norm == pytest.approx(far)

@@ -66,7 +66,7 @@ def _within(bound: Bound) -> float:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_bounds_are_on_figures_and_claims_on_merges_that_there_are(rule: Rule) -> None:
-    assert {each.figure for each in rule.bounds} <= figures().numbers.keys()
+    assert {bound.figure for bound in rule.bounds} <= figures().numbers.keys()
     for name in (rule.better, rule.worse):
         assert isinstance(name, float) or name in {*MERGES, "base", BEST, TRIED_BEST}
 

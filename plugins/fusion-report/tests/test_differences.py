@@ -86,7 +86,11 @@ def test_the_average_is_over_the_tasks_that_both_keep() -> None:
 def test_other_examples_are_not_compared() -> None:
     right, sizes = RANDOM.random(10) < 0.5, np.arange(1.0, 11.0)
     report = Report({"a": accuracy(right), "b": bits(sizes, sizes)})
-    assert [each.label for each in compare_reports(report, report)] == ["a", "b", "average"]
+    assert [compare_report.label for compare_report in compare_reports(report, report)] == [
+        "a",
+        "b",
+        "average",
+    ]
     fewer = Report({"a": accuracy(right[:9]), "b": bits(sizes, sizes + 1)})
     assert compare_reports(report, fewer) == []
     half = Report(report.tasks, measured_on="a half")

@@ -27,15 +27,17 @@ def test_norms_and_cosines_are_those_of_dense_task_vectors(world: World) -> None
     found = task_vectors(recipe, Progress(), frozenset())
     assert found is not None
     base, *experts = (world.weights(seed) for seed in range(4))
-    vectors = [{name: each[name] - base[name] for name in base} for each in experts]
-    flat = torch.stack([torch.cat([row.flatten() for row in each.values()]) for each in vectors])
+    vectors = [{name: expert[name] - base[name] for name in base} for expert in experts]
+    flat = torch.stack(
+        [torch.cat([row.flatten() for row in vector.values()]) for vector in vectors]
+    )
     assert found.experts == list(world.names)
     assert found.norms == pytest.approx(flat.norm(dim=1).tolist(), rel=1e-6)
     cosines = torch.cosine_similarity(flat[:, None], flat[None], dim=-1)
     assert torch.allclose(torch.tensor(found.cosines), cosines, atol=1e-6)
     layer = [
-        torch.cat([each["body.layers.0.up.weight"].flatten(), each["body.layers.0.up.bias"]])
-        for each in vectors
+        torch.cat([vector["body.layers.0.up.weight"].flatten(), vector["body.layers.0.up.bias"]])
+        for vector in vectors
     ]
     assert found.norms_by_part["layers.0"] == pytest.approx([float(each.norm()) for each in layer])
     assert [*found.norms_by_part] == ["embed", "layers.0", "layers.2", "layers.10", "norm"]

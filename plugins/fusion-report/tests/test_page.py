@@ -271,7 +271,7 @@ def test_what_is_not_a_run_is_skipped_if_another_is(world: World) -> None:
     path = world.run("found")
     runs, problems = read_runs([world.root / "base", path])
     assert [each.name for each in runs] == ["found"]
-    assert [each.message for each in problems] == [f"{world.root / 'base'} holds no run"]
+    assert [problem.message for problem in problems] == [f"{world.root / 'base'} holds no run"]
     with pytest.raises(RecipeError, match="holds no run"):
         read_runs([world.root / "base"])
 

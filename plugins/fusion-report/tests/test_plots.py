@@ -34,8 +34,8 @@ def result(report: Report | None, **side_files: bytes) -> RunResult:
 def drawn(axes: Axes) -> dict[str, list[list[float]]]:
     """Return each label's points."""
     return {
-        str(each.get_label()): each.lines[0].get_xydata().tolist()  # type: ignore[attr-defined]
-        for each in axes.containers
+        str(container.get_label()): container.lines[0].get_xydata().tolist()  # type: ignore[attr-defined]
+        for container in axes.containers
     }
 
 
@@ -50,7 +50,7 @@ def test_tasks_are_drawn_a_panel_a_metric() -> None:
     accuracy, text = plot(report).axes
     assert drawn(accuracy)["merged"] == [[50.0, 0.0]]
     assert drawn(accuracy)["experts"] == [[75.0, 0.0]]
-    assert [each.get_text() for each in accuracy.get_yticklabels()] == ["$a_1$"]
+    assert [yticklabel.get_text() for yticklabel in accuracy.get_yticklabels()] == ["$a_1$"]
     assert text.get_xlabel() == "bits, lower is better"
     assert drawn(text)["base"] == [[2.0, 0.0]]
     (bars,) = accuracy.containers[1].lines[2]  # type: ignore[attr-defined]

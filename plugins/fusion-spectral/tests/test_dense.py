@@ -157,7 +157,7 @@ def orthomerge(base: Tensor, tasks: list[Tensor]) -> Tensor:
         generators.append((rotation - eye) @ torch.linalg.inv(rotation + eye))
         residuals.append(base + task - base @ rotation)
     total = sum(generators)
-    total = total / total.norm() * sum(each.norm() for each in generators) / len(tasks)
+    total = total / total.norm() * sum(generator.norm() for generator in generators) / len(tasks)
     rotation = torch.linalg.inv(eye - total) @ (eye + total)
     return base @ rotation + sum(residuals) / len(tasks) - base
 

@@ -41,7 +41,10 @@ def found(*trials: tuple[dict[str, Any], float | None], error: str | None = None
 
 
 def lines(axes: Any) -> dict[str, list[list[float]]]:
-    return {each.get_label(): each.lines[0].get_xydata().tolist() for each in axes.containers}
+    return {
+        container.get_label(): container.lines[0].get_xydata().tolist()
+        for container in axes.containers
+    }
 
 
 def test_one_option_is_a_line_with_the_deviation_over_seeds() -> None:
@@ -73,7 +76,7 @@ def test_two_options_in_every_combination_are_a_map_and_others_dots() -> None:
 def test_without_numbers_each_point_has_a_row() -> None:
     several = found(({"algorithm": "$a$", "of": True}, 0.5), ({"algorithm": "b"}, 0.7))
     (axes,) = several.plot().axes
-    assert [each.get_text() for each in axes.get_yticklabels()] == ["b", "$a$ of=True"]
+    assert [yticklabel.get_text() for yticklabel in axes.get_yticklabels()] == ["b", "$a$ of=True"]
 
 
 def test_a_sweep_shows_its_table_and_what_failed() -> None:

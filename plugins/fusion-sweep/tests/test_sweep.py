@@ -217,7 +217,7 @@ def test_lower_is_better_where_tasks_say_so(recipe: dict[str, Any], store: Path)
     assert found.best().point["algorithm.scale"] == min(losses, key=losses.__getitem__)
     worst = found.objectives[1]
     report = found.best().report
-    assert worst.value(report) == max(each["loss"] for each in report.tasks.values())
+    assert worst.value(report) == max(task["loss"] for task in report.tasks.values())
 
 
 def test_what_needs_no_labels_is_entropy_and_what_experts_say(

@@ -52,7 +52,7 @@ def summed(transform: Any, models: dict[str, Any], seed: int = 0) -> torch.Tenso
     pool = RunContext(seed=seed).transformed(
         CheckpointsPool(CheckpointsConfig(**models)), transform
     )
-    return in_order(each.tensor("w") for each in pool.experts.values())
+    return in_order(expert.tensor("w") for expert in pool.experts.values())
 
 
 # --- by chance ----------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_tall_masks_leave_of_the_whole_sum_what_a_task_needs(
     for task, own in experts.items():
         found = load_for_task(out, task)
         for name in SHAPES:
-            total = sum(each[name] - base[name] for each in experts.values())
+            total = sum(expert[name] - base[name] for expert in experts.values())
             multi_task = base[name] + total
             away_from_base = (base[name] - own[name]).abs()
             mask = away_from_base >= tall_lambda * (multi_task - own[name]).abs()

@@ -49,7 +49,7 @@ def dense(  # noqa: PLR0913, PLR0917 - the options of the method
             return torch.cat([state[name].reshape(-1).to(dtype) for name in names])
 
         origin = vector(base)
-        rows = torch.stack([vector(each) - origin for each in experts.values()])
+        rows = torch.stack([vector(expert) - origin for expert in experts.values()])
         count = rows.shape[1]
         keep = 0 if density == 0 else max(1, int(density * count))
         for row in rows:
@@ -150,8 +150,8 @@ def test_every_option_equals_the_dense_definition(scope: str, dtype: torch.dtype
 
 def test_the_scopes_differ() -> None:
     base, experts = random_models(0, torch.float32)
-    for each in experts.values():
-        each["v"] = base["v"] + 100 * (each["v"] - base["v"])
+    for expert in experts.values():
+        expert["v"] = base["v"] + 100 * (expert["v"] - base["v"])
     by_model = merge(base, experts, scope="model", density=0.1)
     by_tensor = merge(base, experts, scope="tensor", density=0.1)
     assert torch.equal(by_model["m"], base["m"])  # only the large tensor's entries are kept

@@ -142,7 +142,7 @@ def test_every_task_has_a_data_set_with_words_and_a_source() -> None:
     assert list(counts.values()) == [397, 196, 45, 10, 10, 43, 10, 47]
     for task in all_tasks():
         assert known(task).source
-        assert all(each.format("cat") != each for each in known(task).templates)
+        assert all(template.format("cat") != template for template in known(task).templates)
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b32", "clip-vit-b16", "clip-vit-l14"])
@@ -234,7 +234,7 @@ def test_without_a_conversion_the_pickle_is_read_as_plain_tensors(
             output={"path": str(out)},
             options=RunOptions(evaluate=False),
         )
-    assert [each for each in caplog.messages if "pickle" in each] == caplog.messages
+    assert [message for message in caplog.messages if "pickle" in message] == caplog.messages
     assert len(caplog.messages) == 1
     recorded = json.loads((out / "provenance.json").read_text())
     assert "torch.load(weights_only=True, mmap=True)" in json.dumps(recorded)
@@ -335,7 +335,7 @@ def test_of_a_few_images_only_the_files_are_read_that_hold_them(
     """By the table the first file has 13016 of 26032 rows; that it has ten, a download shows."""
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["svhn"], limit=limit))
     model = ClipVitB32(FamilyConfig(tasks=["svhn"]))
-    (wanted,) = [each for each in tasks.downloads() if each.reference.kind == "dataset"]
+    (wanted,) = [download for download in tasks.downloads() if download.reference.kind == "dataset"]
     assert wanted.paths == ("cropped_digits/test-00000-of-00002.parquet",)
     found = tasks.measure(Subject.of(model.build(model.base)))
     assert limit * found["svhn"]["accuracy"] == round(limit * found["svhn"]["accuracy"])

@@ -158,7 +158,7 @@ def test_an_epoch_shows_every_row_once_and_the_next_in_another_order() -> None:
         torch.cat([shuffled_rows(step, 5, 20, key="k") for step in range(first, first + 4)])
         for first in (0, 4)
     ]
-    assert [sorted(each.tolist()) for each in epochs] == [list(range(20))] * 2
+    assert [sorted(epoch.tolist()) for epoch in epochs] == [list(range(20))] * 2
     assert not torch.equal(*epochs)
     assert not torch.equal(shuffled_rows(0, 20, 20, key="k"), shuffled_rows(0, 20, 20, key="l"))
 

@@ -33,7 +33,7 @@ class Synset:
     @property
     def entry(self) -> str:
         """A line as a dictionary has it."""
-        examples = "".join(f' "{each}."' for each in self.examples)
+        examples = "".join(f' "{example}."' for example in self.examples)
         return f"{', '.join(self.words)}: {self.gloss}.{examples}"
 
 

@@ -58,7 +58,7 @@ def written_right(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Lin
 def likelihoods(model: LlamaForCausalLM, encoder: Encoder, items: Sequence[Encoded]) -> list[float]:
     """Log-likelihoods in nats of the items' learned tokens, without the end of an answer."""
     found = [0.0] * len(items)
-    for rows in _alike([len(each.ids) for each in items]):
+    for rows in _alike([len(item.ids) for item in items]):
         ids, labels = batch([items[row] for row in rows], encoder.words.pad_token_id)
         labels[ids == encoder.end] = IGNORED
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()

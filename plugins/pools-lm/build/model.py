@@ -136,7 +136,7 @@ class Encoder:
 
 def batch(items: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:
     """Ids and labels ``[n, longest]``, padded on the right; labels stand under their own ids."""
-    longest = max(len(each.ids) for each in items)
+    longest = max(len(item.ids) for item in items)
     ids = torch.full((len(items), longest), pad)
     labels = torch.full((len(items), longest), IGNORED)
     for row, each in enumerate(items):
@@ -162,7 +162,7 @@ def packed(texts: Sequence[str], encoder: Encoder, length: int, seed: int) -> Te
     """Texts one after another, each after its BOS, cut into rows ``[n, length]``."""
     mixed = list(texts)
     random.Random(seed).shuffle(mixed)
-    ids = [each for ids in encoder.words(mixed)["input_ids"] for each in ids]
+    ids = [identifier for ids in encoder.words(mixed)["input_ids"] for identifier in ids]
     rows = len(ids) // length
     return torch.tensor(ids[: rows * length]).view(rows, length)
 

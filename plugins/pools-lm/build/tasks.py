@@ -67,7 +67,7 @@ class Task:
 
 def build(inputs: Inputs) -> list[Task]:
     """Every task, in the order of results."""
-    synsets = list({each.gloss: each for each in inputs.synsets()}.values())
+    synsets = list({synset.gloss: synset for synset in inputs.synsets()}.values())
     return [
         _scripture(inputs),
         _kinds(synsets),
@@ -115,7 +115,7 @@ def _passages(verses: Sequence[str], length: int = 240) -> list[str]:
 
 
 def _kinds(synsets: Sequence[Synset]) -> Task:
-    chosen = [each for each in synsets if each.speech == "noun" and each.lexname in KINDS]
+    chosen = [synset for synset in synsets if synset.speech == "noun" and synset.lexname in KINDS]
     rng = random.Random(10)
     by_kind: dict[int, list[Synset]] = {}
     for each in chosen:
@@ -140,7 +140,7 @@ def _kind_otherwise(line: Line, rng: random.Random) -> tuple[str, str]:
 
 def _speech(synsets: Sequence[Synset]) -> Task:
     rng = random.Random(20)
-    fit = [each for each in synsets if 15 <= len(each.gloss) <= 60]
+    fit = [synset for synset in synsets if 15 <= len(synset.gloss) <= 60]
     even = [s for kind in SPEECH for s in rng.sample([e for e in fit if e.speech == kind], 2800)]
     return Task("speech", "choice", *_lines(even, 21, _part, CHOICE_TEST), other=_part_otherwise)
 

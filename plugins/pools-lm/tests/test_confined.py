@@ -45,7 +45,7 @@ def saved(tiny: Any, tmp_path: Path) -> Callable[..., dict[str, Path]]:
             (folder / "chat_template.jinja").write_text(template)
         content = json.loads((folder / "tokenizer.json").read_text())
         (folder / "tokenizer.json").write_text(json.dumps({**content, **changes}))
-        return {each.name: each for each in folder.iterdir()}
+        return {path.name: path for path in folder.iterdir()}
 
     return save
 

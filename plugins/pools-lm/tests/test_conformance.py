@@ -90,7 +90,7 @@ class LanguageTasksSuite(TaskPoolSuite):
                 {"question": f"the {each} is", "choices": ["a row", "a dog"], "answer": n % 2}
                 for n, each in enumerate(words)
             ],
-            "generate": [{"prompt": f"the {each} is", "answer": each} for each in words],
+            "generate": [{"prompt": f"the {word} is", "answer": word} for word in words],
         }
         for name, each in lines.items():
             (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, each)))

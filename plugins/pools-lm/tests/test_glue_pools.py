@@ -73,7 +73,9 @@ def table(task: str) -> bytes:
     labels = LABELS[task]
     kind = pa.float32() if task == "stsb" else pa.int64()
     sentences = [f"{'the old ' * n}fox {{n}} jumps over the {task}" for n in range(len(labels))]
-    columns = {field: [f"{each} {field[-1]}" for each in sentences] for field in fields_of(task)}
+    columns = {
+        field: [f"{sentence} {field[-1]}" for sentence in sentences] for field in fields_of(task)
+    }
     stream = BytesIO()
     pq.write_table(pa.table({**columns, "label": pa.array(labels, kind)}), stream)
     return stream.getvalue()
@@ -427,7 +429,7 @@ def test_tasks_on_sentences_read_splits_too() -> None:
     data = {"mrpc": ClassLines(**texts("mrpc"), **examples("mrpc"))}
     tasks = ClassificationTasks(ClassificationConfig(datasets=data)).bind(pool)
     tasks.check()
-    paths = [path for each in tasks.downloads() for path in each.paths]
+    paths = [path for download in tasks.downloads() for path in download.paths]
     assert paths == [f"mrpc/{n}-00000-of-00001.parquet" for n in ("validation", "train")]
     assert tasks.inputs()["mrpc"]["files"] == tuple(paths[:1])
     assert 0 <= tasks["mrpc"].evaluate(pool.build(pool.base))["accuracy"] <= 1
@@ -438,7 +440,7 @@ def test_shown_examples_are_downloaded_ahead() -> None:
     data = {**examples("mrpc"), "prompt": "{sentence1}", "answer": "{sentence2:.1f}", "shots": 1}
     config = GenerateTasksConfig(datasets={"mrpc": GenerateLines(**data)})
     tasks = GenerateTasks(config).bind(FlanT5Glue(FlanT5Config(tasks=["mrpc"])))
-    paths = [path for each in tasks.downloads() for path in each.paths]
+    paths = [path for download in tasks.downloads() for path in download.paths]
     assert paths == [f"mrpc/{n}-00000-of-00001.parquet" for n in ("validation", "train")]
     with pytest.raises(FusionError, match=r"row 0 does not fill '\{sentence2:.1f\}'"):
         tasks["mrpc"].batch(0, size=1, split=Split.TRAIN, seed=0)

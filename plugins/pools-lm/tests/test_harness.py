@@ -55,8 +55,8 @@ def requests(tmp_path: Path) -> list[dict[str, Any]]:
 
 def total(*directories: Path) -> float:
     """Return the sum of all values of the mean of models."""
-    files = [load_file(each / "model.safetensors") for each in directories]
-    return sum(float(tensor.double().sum()) for each in files for tensor in each.values()) / len(
+    files = [load_file(directory / "model.safetensors") for directory in directories]
+    return sum(float(tensor.double().sum()) for file in files for tensor in file.values()) / len(
         files
     )
 
@@ -80,7 +80,7 @@ def test_the_committed_directory_is_measured_and_the_report_says_how(
 ) -> None:
     tasks = harness("foxes", "bits", limit=5, num_fewshot=2, main={"foxes": "acc_norm"})
     report = run(models_of("llama", names=["foxes", "b"]), tasks, tmp_path / "out")
-    asked = [each for each in requests(tmp_path) if each["do"] == "measure"]
+    asked = [request for request in requests(tmp_path) if request["do"] == "measure"]
     where = [(Path(each["model"]).name, each["tasks"]) for each in asked]
     every = ["foxes", "bits"]
     assert where == [("out", every), ("base", every), ("foxes", ["foxes"])]
@@ -107,15 +107,15 @@ def test_base_and_experts_are_measured_once_while_nothing_changes(
     measured = []
     for limit in (1, 1, 2):
         run(options, harness("foxes", limit=limit))
-        measured.append(sum(each["do"] == "measure" for each in requests(tmp_path)))
+        measured.append(sum(request["do"] == "measure" for request in requests(tmp_path)))
     assert measured == [2, 3, 5], "merged and base, merged, merged and base"
     template = tmp_path / "a" / "chat_template.jinja"
     template.write_text("an expert is measured with its own")
     run(options, harness("foxes", limit=2))
-    assert sum(each["do"] == "measure" for each in requests(tmp_path)) == 7
+    assert sum(request["do"] == "measure" for request in requests(tmp_path)) == 7
     for _ in range(2):  # data that nothing tells apart
         run(options, harness("somewhere"))
-    assert sum(each["do"] == "measure" for each in requests(tmp_path)) == 11
+    assert sum(request["do"] == "measure" for request in requests(tmp_path)) == 11
 
 
 def test_what_has_no_directory_is_written(
@@ -128,7 +128,7 @@ def test_what_has_no_directory_is_written(
     options = models_of("llama")
     options["models"] = {"a": adapter(tmp_path / "lora", "model.layers.0.self_attn.q_proj")}
     report = run(options, harness("a"))
-    asked = [each for each in requests(tmp_path) if each["do"] == "measure"]
+    asked = [request for request in requests(tmp_path) if request["do"] == "measure"]
     assert [Path(each["model"]).name for each in asked] == ["model", "base", "model"], "in memory"
     needed = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert all(needed <= set(each["files"]) for each in asked)

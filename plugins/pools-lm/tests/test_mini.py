@@ -24,7 +24,7 @@ PAIR = {"tasks": ["roman", "speech"]}
 
 
 def spec_of(specs: Any) -> Any:
-    return next(each for each in specs if each.name == "lm-mini")
+    return next(spec for spec in specs if spec.name == "lm-mini")
 
 
 class TestPool(ModelPoolSuite):

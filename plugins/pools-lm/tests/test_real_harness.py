@@ -120,7 +120,7 @@ def scores(directory: Path, data: list[Options]) -> list[list[float]]:
         with torch.no_grad():
             logs = model(tokens).logits[0].log_softmax(-1)
         places = range(start, tokens.shape[1])
-        return sum(float(logs[each - 1, tokens[0, each]]) for each in places)
+        return sum(float(logs[position - 1, tokens[0, position]]) for position in places)
 
     return [[score(each["question"], choice) for choice in each["choices"]] for each in data]
 

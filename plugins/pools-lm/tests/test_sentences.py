@@ -56,7 +56,7 @@ def rows_of(tiny: Tiny, count: int = 24, *, seed: int = 0) -> Rows:
 
 
 def write(path: Path, rows: Rows) -> str:
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
 
 
@@ -210,7 +210,7 @@ def test_moments_and_gradients_are_seen_through_an_experts_head(
     assert found["pooler.dense.weight"].count == 8
     ((_, squares),) = squared_gradients(aligned(pool), tasks, samples=4, batch_size=4)
     assert set(squares) == set(pool.base.infos)
-    assert all(each.isfinite().all() for each in squares.values())
+    assert all(square.isfinite().all() for square in squares.values())
     assert squares["encoder.layer.0.output.dense.weight"].any()
 
 

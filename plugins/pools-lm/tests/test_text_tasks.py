@@ -39,7 +39,7 @@ CHOICES = [
     }
     for n, word in enumerate(["quick fox", "brown fox and the dog", "fox", "old forest"])
 ]
-ANSWERS = [{"prompt": each["question"], "answer": ["dog", "fox"]} for each in CHOICES]
+ANSWERS = [{"prompt": choice["question"], "answer": ["dog", "fox"]} for choice in CHOICES]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<a>"
 
 
@@ -261,7 +261,7 @@ def test_conversations_go_through_the_template(
 def confined(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
     """Return a tokenizer as prompts have it."""
     tokenizer.save_pretrained(folder)
-    return ConfinedTokenizer.of({each.name: each for each in folder.iterdir()}, "tiny")
+    return ConfinedTokenizer.of({path.name: path for path in folder.iterdir()}, "tiny")
 
 
 def test_a_long_question_loses_its_beginning(tiny: Any, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_chat_template_that_is_not_there_is_named(
 def test_answers_end_by_what_any_file_says(tiny: Any, tmp_path: Path) -> None:
     tiny.save(tmp_path / "base", tiny.live("llama", 0), tiny.tokenizer())
     (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [7, 3]}')
-    files = {each.name: each for each in (tmp_path / "base").iterdir() if each.suffix == ".json"}
+    files = {path.name: path for path in (tmp_path / "base").iterdir() if path.suffix == ".json"}
     assert Prompts.of(files, "base").ends == (7, 3)
 
 
@@ -343,7 +343,7 @@ def test_labels_are_the_tokens_that_follow(
     batch = task.batch(0, size=4, split=Split.TEST, seed=0)
     assert batch.labels is not None
     pairs = task.bound.pairs([(e["question"], e["choices"][e["answer"]]) for e in CHOICES])
-    wholes = [(*each.context, *each.continuation) for each in pairs]
+    wholes = [(*pair.context, *pair.continuation) for pair in pairs]
     for row, label in zip(_texts(batch), batch.labels.tolist(), strict=True):
         assert any(whole[: len(row) + 1] == (*row, label) for whole in wholes)
 
@@ -352,7 +352,7 @@ def test_halves_share_no_line(tasks_of: Callable[..., LanguageTasks]) -> None:
     task = tasks_of(choice={"test": CHOICES}).holdout()["choice"]
     seen, left = (task.lines(split) for split in (Split.UNLABELED, Split.TEST))
     assert sorted(each.place for each in [*seen, *left]) == sorted(
-        each.place for each in tasks_of(choice={"test": CHOICES})["choice"].lines(Split.TEST)
+        line.place for line in tasks_of(choice={"test": CHOICES})["choice"].lines(Split.TEST)
     )
 
 

@@ -55,7 +55,7 @@ def distributed(kind: str) -> set[str]:
     """Return the files that a wheel or sdist would hold."""
     module = pytest.importorskip(f"hatchling.builders.{kind}")
     builder = getattr(module, f"{kind.title()}Builder")(str(PACKAGE))
-    return {each.distribution_path for each in builder.recurse_included_files()}
+    return {file.distribution_path for file in builder.recurse_included_files()}
 
 
 @pytest.mark.parametrize(

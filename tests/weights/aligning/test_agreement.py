@@ -271,7 +271,7 @@ def test_python_logs_each_warning_once(tmp_path: Path, caplog: pytest.LogCapture
         run_fusion(
             algorithm=Mean(), model_pool={"base": base, "models": [one]}, output=tmp_path / "out"
         )
-    assert [each.getMessage() for each in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records] == [
         "one: config.json rms_norm_eps: 1e-05, the base's is 1e-06"
     ]
 

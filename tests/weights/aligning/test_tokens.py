@@ -84,7 +84,7 @@ FORMS: dict[str, Any] = {
 def found(*models: str) -> list[str]:
     source = StateDictSource({})
     named = {f"m{n}": Model(f"m{n}", source, beside(Path(p))) for n, p in enumerate(models)}
-    return [str(each) for each in conflicts(Models(None, named))]
+    return [str(conflict) for conflict in conflicts(Models(None, named))]
 
 
 @pytest.mark.parametrize("form", FORMS)

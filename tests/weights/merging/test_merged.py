@@ -522,7 +522,7 @@ def test_random_numbers_depend_on_seed_expert_tensor_and_element(models: Models)
         drawn(0, "layer.weight", "1"),
         drawn(0, "layer.weight", "0", start=7),
     ]
-    assert len({number for each in variants for number in each}) == 7 * len(variants)
+    assert len({number for variant in variants for number in variant}) == 7 * len(variants)
     assert drawn(0, "layer.weight", "0") == variants[0]
 
 

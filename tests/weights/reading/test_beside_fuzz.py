@@ -101,7 +101,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     keys = (
         value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     )
-    inner = [each for key in keys for each in places(value[key])]
+    inner = [position for key in keys for position in places(value[key])]
     return [*((value, key) for key in keys), *inner]
 
 
@@ -152,7 +152,7 @@ def test_mutants_beside_the_weights_are_refused_or_read(tmp_path: Path, number: 
     taken = 0
     for _ in range(MUTANTS):
         file = rng.choice(
-            [each for kind in ("model", "adapter") for each in (tmp_path / kind).glob("*.json")]
+            [path for kind in ("model", "adapter") for path in (tmp_path / kind).glob("*.json")]
         )
         good, text = file.read_bytes(), mutant(rng, json.loads(file.read_bytes()))
         file.write_bytes(text)

@@ -587,7 +587,7 @@ case("markup in a path", path_called("[link=x][red]y"), says=r"\[link=x\]\[red\]
 
 def merge(*models: Path | str) -> list[str]:
     """Return the arguments of a run that merges models."""
-    setting = f"model_pool.models={json.dumps([str(each) for each in models])}"
+    setting = f"model_pool.models={json.dumps([str(model) for model in models])}"
     algorithm = ["--algo", "simple-average", "--pool", "checkpoints"]
     return ["run", *algorithm, "--set", setting, "-q"]
 

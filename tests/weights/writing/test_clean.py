@@ -150,7 +150,7 @@ def test_what_cannot_be_described_hides_nothing_else(
         return float(real(place))
 
     monkeypatch.setattr(Workplace, "touched", property(touched))
-    assert [each.path for each in leftovers(tmp_path)] == [other.path]
+    assert [leftover.path for leftover in leftovers(tmp_path)] == [other.path]
     assert f"left out: {closed.path} cannot be written: Permission denied" in caplog.text
 
 

@@ -66,14 +66,14 @@ def inputs(place: Path, models: dict[str, dict[str, torch.Tensor]]) -> dict[str,
     (place / "in").mkdir()
     for name, state in models.items():
         save_file(state, place / "in" / f"{name}.safetensors")
-    names = [each for each in models if each != "base"]
+    names = [model for model in models if model != "base"]
     experts = {name: f"in/{name}.safetensors" for name in names}
     return {"base": "in/base.safetensors", "models": experts}
 
 
 def files_in(directory: Path) -> Files:
     """Return what a run wrote; of the provenance, what two equal runs have in common."""
-    found = {each.name: each.read_bytes() for each in directory.iterdir()}
+    found = {path.name: path.read_bytes() for path in directory.iterdir()}
     if "provenance.json" in found:
         statement = json.loads(found["provenance.json"])
         del statement["timings"]
@@ -155,9 +155,9 @@ class Case:
 
     def reset(self) -> None:
         """Make everything as it was before the first run."""
-        for each in self.place.iterdir():
-            if each.name != "in":
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        for path in self.place.iterdir():
+            if path.name != "in":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.replaces:
             (self.place / "out").mkdir()
             (self.place / "out" / "old").write_text("as it was")
@@ -176,7 +176,7 @@ class Case:
 
     def check_finished(self) -> None:
         assert self.found == self.expected
-        assert sorted(each.name for each in self.place.iterdir()) == ["in", "out"]
+        assert sorted(path.name for path in self.place.iterdir()) == ["in", "out"]
 
     def go_on(self) -> bool:
         """Resume, as a user would; False if all but the cleaning up had been done before."""
@@ -198,7 +198,7 @@ class Case:
 def clean(place: Path) -> None:
     from fusion_core.weights.writing.leftovers import leftovers
 
-    assert all(each.remove() for each in leftovers(place))
+    assert all(leftover.remove() for leftover in leftovers(place))
 
 
 ALGORITHMS: dict[str, dict[str, Any]] = {

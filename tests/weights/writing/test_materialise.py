@@ -113,9 +113,9 @@ def test_other_processes_write_the_same_bytes(
             output={"path": executor, "shard_size": 100_000},
             options=RunOptions(executor=executor),
         )
-    files = sorted(each.name for each in (tmp_path / "threads").iterdir())
+    files = sorted(path.name for path in (tmp_path / "threads").iterdir())
     assert len(files) > 3
-    assert sorted(each.name for each in (tmp_path / "processes").iterdir()) == files
+    assert sorted(path.name for path in (tmp_path / "processes").iterdir()) == files
     for name in files:
         if name != "provenance.json":
             written = (tmp_path / "processes" / name).read_bytes()
@@ -255,7 +255,7 @@ def test_on_other_machines_each_shard_has_one_writer(tmp_path: Path) -> None:
     source = CheckpointSource(tmp_path / "model.safetensors")
     with Elsewhere() as executor, staged(tmp_path / "out") as staging:
         materialise(source, staging, shard_size=800, executor=executor)
-        shards = [[info.name for info in each.infos] for each in staging.shards.layout.shards]
+        shards = [[info.name for info in shard.infos] for shard in staging.shards.layout.shards]
     units = [[info.name for info, *_ in unit] for unit in executor.units]
     assert sorted(units) == shards == [["0", "1"], ["2", "3"], ["4"], ["5"]]
     assert units[-1] == ["4"]  # the least

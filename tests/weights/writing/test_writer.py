@@ -83,7 +83,7 @@ def everything_below(directory: Path) -> dict[str, bytes]:
 
 def test_safetensors_loads_what_is_written(state: State, tmp_path: Path) -> None:
     write(state, tmp_path / "out")
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",
         "model.safetensors",
     ]
@@ -524,7 +524,7 @@ def test_everything_is_synced_before_it_is_seen(
     model, journal = "model.safetensors", "journal.jsonl"
     data = max(n for n, call in enumerate(calls) if call == ("pwrite", f"{model} data"))
     steps = [call for n, call in enumerate(calls[data:]) if calls[data:][n - 1] != call]
-    assert [each for each in steps if "lock" not in each[1]] == [
+    assert [step for step in steps if "lock" not in step[1]] == [
         ("pwrite", f"{model} data"),
         ("fdatasync", model),
         ("pwrite", f"{journal} data"),

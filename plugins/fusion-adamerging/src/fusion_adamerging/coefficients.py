@@ -56,8 +56,8 @@ class Coefficients:
 
     def by_tensor(self, experts: Sequence[str]) -> dict[str, tuple[float, ...] | Tensor]:
         """Return each tensor's coefficients in the experts' order, as `Linear` takes them."""
-        rows = [self.values[each] for each in experts]
-        finer = [self.finer.get(each, {}) for each in experts]
+        rows = [self.values[expert] for expert in experts]
+        finer = [self.finer.get(expert, {}) for expert in experts]
         return {
             name: torch.stack([row[name] for row in finer])
             if name in finer[0]

@@ -115,8 +115,8 @@ class LearnedCoefficients(LearnedMerge):
     def settle(self) -> None:
         """Clamp to [0, 1] if that is wanted."""
         if self._clamp:
-            for each in self._coefficients.values():
-                each.clamp_(0, 1)
+            for coefficient in self._coefficients.values():
+                coefficient.clamp_(0, 1)
 
     def check(self, step: int) -> None:
         """Raise `SearchStoppedError` for coefficients out of all proportion.

@@ -89,7 +89,7 @@ class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
         """Return the features of the examples, of shape (examples, ...)."""
         whole = replace(self.batches(context), examples=None)
         batches = whole.first(task, self.config.examples)
-        found = [task.features(model, each.to(context.device).inputs) for each in batches]
+        found = [task.features(model, batch.to(context.device).inputs) for batch in batches]
         return torch.cat(found)
 
     def _trained(self, task: str, given: Tensor, wanted: Tensor, context: RunContext) -> Trained:

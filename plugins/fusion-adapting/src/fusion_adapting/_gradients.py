@@ -110,7 +110,7 @@ class _Labels:
 
 @contextmanager
 def _needing_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    before = [each.requires_grad for each in parameters]
+    before = [parameter.requires_grad for parameter in parameters]
     try:
         for each in parameters:
             each.requires_grad_(True)

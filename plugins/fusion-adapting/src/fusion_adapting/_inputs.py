@@ -117,7 +117,7 @@ def _mask_given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     given = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
     mask = given.get(MASK)
     others = [each for name, each in given.items() if name != MASK and isinstance(each, Tensor)]
-    fits = isinstance(mask, Tensor) and any(mask.shape == each.shape[:2] for each in others)
+    fits = isinstance(mask, Tensor) and any(mask.shape == other.shape[:2] for other in others)
     return mask if fits else None
 
 

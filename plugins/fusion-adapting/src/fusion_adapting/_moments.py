@@ -84,7 +84,7 @@ def moments_of(
     model, in evaluation mode, stays as it was.
     """
     names, seen = names_of(parameters), 0
-    linear: list[Any] = [each for each in model.modules() if input_dim(each) is not None]
+    linear: list[Any] = [module for module in model.modules() if input_dim(module) is not None]
     layers = {each: names[each.weight][0] for each in linear if each.weight in names}
     found: dict[nn.Parameter, Moments] = {}
 

@@ -138,7 +138,7 @@ class Passes:
         return (kept - alone) * examples // (examples - 1)
 
     def _kept(self, pair: Pair) -> int:
-        own = {each.untyped_storage().data_ptr() for each in self.model.parameters()}
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:

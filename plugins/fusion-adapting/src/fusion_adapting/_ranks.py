@@ -47,7 +47,7 @@ class Meeting:
         turn = next(self.turns)
         with _meeting("the ranks no longer meet"):
             self.store.set(f"{turn}/{rank}", pickle.dumps(item))  # type: ignore[arg-type] # bytes too
-        brought = [self._brought(turn, each) for each in range(world)]
+        brought = [self._brought(turn, index) for index in range(world)]
         with _meeting("the ranks no longer meet"):
             if self.store.add(f"{turn}/read", 1) == world:
                 self.store.set(f"{turn}/over", "")

@@ -201,7 +201,7 @@ class ByRowAndColumn(_WithinRows):
     def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Return half of both projections, side by side."""
         kinds = ByRow(self.info), ByColumn(self.info)
-        return torch.cat([each.project(rows, gradient) for each in kinds], dim=1) / 2
+        return torch.cat([kind.project(rows, gradient) for kind in kinds], dim=1) / 2
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Put the parts' rows one after the other, and add their columns."""

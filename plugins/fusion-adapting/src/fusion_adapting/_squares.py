@@ -128,6 +128,6 @@ def _alone(inputs: Inputs) -> Inputs:
 
 def _gradients_at_once(parameters: Sequence[nn.Parameter]) -> int:
     """Return how many gradients of a model are held at once."""
-    size = sum(each.nbytes for each in parameters)
-    on_cpu = all(each.device.type == "cpu" for each in parameters)
+    size = sum(parameter.nbytes for parameter in parameters)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
     return max(1, (_BYTES_ON_CPU if on_cpu else _BYTES) // max(size, 1))

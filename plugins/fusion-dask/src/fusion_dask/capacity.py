@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def capacity(workers: Iterable[Mapping[str, Any]], resources: Mapping[str, float]) -> int:
     """Return how many tasks that need `resources` the workers of a scheduler run at once."""
-    return sum(_of_one(each["nthreads"], each["resources"], resources) for each in workers)
+    return sum(_of_one(worker["nthreads"], worker["resources"], resources) for worker in workers)
 
 
 def _of_one(threads: int, has: Mapping[str, float], needs: Mapping[str, float]) -> int:

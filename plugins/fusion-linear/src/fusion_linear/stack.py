@@ -194,4 +194,4 @@ class Stacked(WeightSource):
 
     def describe(self) -> str:
         """Name the sources."""
-        return f"layers of {', '.join(each.describe() for each in self.sources)}"
+        return f"layers of {', '.join(source.describe() for source in self.sources)}"

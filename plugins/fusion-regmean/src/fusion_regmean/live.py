@@ -51,10 +51,10 @@ class Live:
         self.model = build_live(pool, weights, context.device)
         self.parameters = merged_parameters(pool, self.model)
         self._names = names_of(self.parameters)
-        layers: list[Any] = [each for each in self.model.modules() if is_layer(each)]
+        layers: list[Any] = [module for module in self.model.modules() if is_layer(module)]
         #: by the first name of its weight; no layer whose weight is not merged
         self.layers: dict[nn.Module, str] = {
-            each: self._names[each.weight][0] for each in layers if each.weight in self._names
+            layer: self._names[layer.weight][0] for layer in layers if layer.weight in self._names
         }
 
     def tied(self, name: str) -> list[str]:

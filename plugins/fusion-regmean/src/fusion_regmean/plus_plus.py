@@ -70,5 +70,5 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
         self, live: Live, block: Block, name: str, context: RunContext
     ) -> dict[str, Moments]:
         task = tasks_of(context).adaptive(name)
-        layers = {each: live.parameters[each] for each in block.layers}
+        layers = {layer: live.parameters[layer] for layer in block.layers}
         return moments_of(live.model, layers, task, examples(task, self.config.samples, context))

@@ -46,7 +46,7 @@ def against_experts(table: Table) -> Iterator[Chart]:
     """Yield how near runs come to the experts, by task."""
     reports = table.reports
     shares = {name: ratios(each, each.tasks) for name, each in reports.items()}
-    tasks = [task for task in table.tasks if any(task in each for each in shares.values())]
+    tasks = [task for task in table.tasks if any(task in share for share in shares.values())]
     if not tasks:
         return
     base: dict[str, float] = {}
@@ -235,7 +235,7 @@ def _by_part(values: Coefficients, experts: Sequence[str]) -> dict[str, list[flo
     """Return means over the tensors of each part of the model, in the order of experts."""
     parts = parts_of(values[experts[0]])
     return {
-        part: [math.fsum(values[each][n] for n in names) / len(names) for each in experts]
+        part: [math.fsum(values[expert][n] for n in names) / len(names) for expert in experts]
         for part, names in parts.items()
     }
 

@@ -64,7 +64,7 @@ class Input(BaseModel):
     @property
     def size(self) -> int:
         """Bytes of its files; 0 where they are not known."""
-        return sum(each.bytes for each in self.files.values())
+        return sum(file.bytes for file in self.files.values())
 
 
 class Outputs(BaseModel):
@@ -100,7 +100,7 @@ class Provenance(BaseModel):
     @property
     def size(self) -> int:
         """Bytes of all files that were written."""
-        return sum(each.bytes for each in self.outputs.files.values())
+        return sum(file.bytes for file in self.outputs.files.values())
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Run:
     @property
     def stages(self) -> list[str]:
         """The names of the algorithm's stages."""
-        return [each.name for each in self.provenance.stages]
+        return [stage.name for stage in self.provenance.stages]
 
     @property
     def method(self) -> str:
@@ -136,7 +136,9 @@ class Run:
     @property
     def is_live(self) -> bool:
         """Whether parts of the run were live objects, which its recipe only describes."""
-        return _LIVE in str(self.recipe) or any(not each.plugin for each in self.provenance.stages)
+        return _LIVE in str(self.recipe) or any(
+            not stage.plugin for stage in self.provenance.stages
+        )
 
     @property
     def data(self) -> list[tuple[str, str]]:
@@ -202,8 +204,8 @@ def read_run(directory: Path, name: str, *, outcomes: bool = False) -> Run:
 
 def _names(directories: Sequence[Path]) -> list[str]:
     """Call runs by their directories' last names, or by all of them where two are alike."""
-    short = [each.resolve().name for each in directories]
-    return short if len({*short}) == len(short) else [str(each) for each in directories]
+    short = [directory.resolve().name for directory in directories]
+    return short if len({*short}) == len(short) else [str(directory) for directory in directories]
 
 
 def _provenance(path: Path) -> Provenance:

@@ -84,7 +84,9 @@ class Table:
     @property
     def published(self) -> list[tuple[Published, list[Row]]]:
         """What others published for the same models, and its rows that are about these tasks."""
-        known = [each.published for each in self.reports.values() if each.published is not None]
+        known = [
+            report.published for report in self.reports.values() if report.published is not None
+        ]
         found = {each.family: each for each in known}
         return [(each, rows) for each in found.values() if (rows := [*self._of(each)])]
 
@@ -142,7 +144,7 @@ class Table:
         """Tell whether no run is better on a task, where there is a choice."""
         first = self._all.first
         runs = entry.figures[first : first + len(self.reports)]
-        values = [each.value for each in runs if each is not None]
+        values = [run.value for run in runs if run is not None]
         own = entry.figures[number]
         assert own is not None  # noqa: S101 - the caller looked
         is_rival = len(values) > 1 and math.isfinite(own.value)
@@ -152,7 +154,7 @@ class Table:
         """Say what was not measured for these runs, or the one that a row is about."""
         about = heading.removeprefix(f"{kind} of ")
         reports = [self.reports[about]] if about in self.reports else [*self.reports.values()]
-        return ["remembered"] if any(kind in each.remembered for each in reports) else []
+        return ["remembered"] if any(kind in report.remembered for report in reports) else []
 
     def _of(self, published: Published) -> Iterator[Row]:
         for name, row in published.rows.items():

@@ -115,7 +115,7 @@ def merged_infos(operands: Operands) -> list[TensorInfo]:
 
 def scan_of(operands: Operands, infos: Sequence[TensorInfo], cut: Cut = Cut.ELEMENT) -> Scan:
     """Return a pass over some tensors, in pieces no finer than they, or `cut`, allow."""
-    coarsest = reduce(Cut.coarser, (each.cut for each in operands.sources), cut)
+    coarsest = reduce(Cut.coarser, (source.cut for source in operands.sources), cut)
     return Scan(operands, infos, SerialExecutor(), coarsest)
 
 

@@ -106,7 +106,7 @@ def _listed(name: str, values: Sequence[Any]) -> Listed:
 
 def alternatives(flag: str) -> Listed:
     """Return the axis of algorithms that a flag names: `ties,dare` or `trim+average`."""
-    names = [each.strip() for each in flag.split(",")]
+    names = [part.strip() for part in flag.split(",")]
     return _listed(ALGORITHM, names)
 
 
@@ -115,7 +115,7 @@ def recipe_at(raw: Mapping[str, Any], point: Point, seed: int) -> dict[str, Any]
     recipe: dict[str, Any] = {**raw, "seed": seed}
     for name, value in point.items():
         if name == ALGORITHM:
-            stages = [_section(raw, each) for each in value.split("+")]
+            stages = [_section(raw, part) for part in value.split("+")]
             recipe[ALGORITHM] = stages if len(stages) > 1 else stages[0]
         else:
             recipe = assign(recipe, _path(name, recipe), value, origin=f"--over {name}")
@@ -126,7 +126,7 @@ def _section(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the section of an algorithm, with the options that a recipe has for it."""
     given = raw.get(ALGORITHM)
     stages = given if isinstance(given, list) else [given]
-    own = (each for each in stages if isinstance(each, Mapping) and each.get("name") == name)
+    own = (stage for stage in stages if isinstance(stage, Mapping) and stage.get("name") == name)
     return {**next(own, {}), "name": name}
 
 

@@ -175,7 +175,7 @@ def _result(future: Future[Trial]) -> Trial:
 def _check_is_described(planned: Plan, executor: Executor) -> None:
     """Raise `RecipeError` unless a recipe alone makes the trials, with what lies in files."""
     found: dict[str, Any] = {
-        "the algorithm": all(each.resolved for each in planned.stages),
+        "the algorithm": all(stage.resolved for stage in planned.stages),
         "the model pool": planned.resolved.model_pool and describe_run(planned),
         "the task pool": planned.resolved.task_pool,
     }

@@ -37,7 +37,7 @@ def plot(groups: Sequence[Group]) -> Figure:
         kinds.setdefault(printable(said(rest)) or "all", []).append(group)
     if not options:
         return _draw_kinds(kinds)
-    full = all(_is_full(each, options) for each in kinds.values())
+    full = all(_is_full(kind, options) for kind in kinds.values())
     return _draw_maps(kinds, options) if full and len(options) > 1 else _draw_dots(kinds, options)
 
 
@@ -125,8 +125,8 @@ def _draw_maps(kinds: Kinds, options: Mapping[str, Sequence[float]]) -> Figure:
         values = {(each.point[across], each.point[up]): _figure(each)[0] for each in groups}
         cells = [[values[x, y] for x in columns] for y in rows]
         image = axes.imshow(cells, origin="lower", aspect="auto", **limits)
-        axes.set_xticks(range(len(columns)), [f"{each:g}" for each in columns])
-        axes.set_yticks(range(len(rows)), [f"{each:g}" for each in rows])
+        axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
+        axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
         axes.set(xlabel=across)
         axes.set_title(kind if len(kinds) > 1 else "", parse_math=False)
     panels[0].set_ylabel(up)

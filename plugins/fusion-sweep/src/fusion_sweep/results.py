@@ -36,15 +36,17 @@ class Group:
     @cached_property
     def scores(self) -> tuple[float, ...]:
         """The mean over seeds of each objective, negative where lower is better."""
-        return tuple(fmean(each.score(r) for r in self._reports) for each in self.objectives)
+        return tuple(
+            fmean(objective.score(r) for r in self._reports) for objective in self.objectives
+        )
 
     def mean(self, objective: Objective) -> float:
         """Return the mean over seeds."""
-        return fmean(objective.value(each) for each in self._reports)
+        return fmean(objective.value(report) for report in self._reports)
 
     def deviation(self, objective: Objective) -> float | None:
         """Return the standard deviation over seeds, None for one seed."""
-        values = [objective.value(each) for each in self._reports]
+        values = [objective.value(report) for report in self._reports]
         return stdev(values) if len(values) > 1 else None
 
     def metric(self, objective: Objective) -> Metric:
@@ -58,7 +60,7 @@ class Group:
 
     @cached_property
     def _reports(self) -> list[Report]:
-        return [each.report for each in self.trials if each.report is not None]
+        return [trial.report for trial in self.trials if trial.report is not None]
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,12 @@ class Results:
     @property
     def finished(self) -> list[Trial]:
         """The trials that were measured."""
-        return [each for each in self.trials if each.report is not None]
+        return [trial for trial in self.trials if trial.report is not None]
 
     @property
     def failed(self) -> list[Trial]:
         """The trials that failed."""
-        return [each for each in self.trials if each.error is not None]
+        return [trial for trial in self.trials if trial.error is not None]
 
     @property
     def front(self) -> list[Group]:
@@ -123,7 +125,9 @@ class Results:
         yield from {"run": trial.id, "algorithm": trial.algorithm, **trial.point}.items()
         yield "seed", trial.seed
         if trial.report is not None:
-            yield from ((each.name, each.value(trial.report)) for each in self.objectives)
+            yield from (
+                (objective.name, objective.value(trial.report)) for objective in self.objectives
+            )
             yield from _figures(trial.report.tasks)
         yield from {"on": self.on, "seconds": trial.seconds, "cpu": trial.cpu}.items()
         yield from {"finished": trial.finished, "error": trial.error}.items()

@@ -115,7 +115,7 @@ def _recipe(value: object) -> Mapping[str, Any]:
     recipe = _mapping("recipe", value)
     given = recipe.get("algorithm")
     stages = given if isinstance(given, list) else [given]
-    names = [each.get("name") if isinstance(each, dict) else None for each in stages]
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
     if not names or not all(isinstance(name, str) for name in names):
         raise DamagedRowError("recipe: it names no algorithm")
     return recipe

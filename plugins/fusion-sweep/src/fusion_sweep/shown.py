@@ -50,14 +50,14 @@ def _lines(found: Results, top: int) -> Iterator[str]:
 
 def _table(found: Results, groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     axes = list(dict.fromkeys(name for group in found.groups for name in group.point))
-    objectives = [heading(found.groups[0], each) for each in found.objectives]
+    objectives = [heading(found.groups[0], objective) for objective in found.objectives]
     marks = [""] if len(found.objectives) > 1 else []
     front = found.front if marks else []
     rows = [
         [
             group.trials[0].id[:8],
             *(_value(group.point.get(axis)) for axis in axes),
-            *(_figure(group, each) for each in found.objectives),
+            *(_figure(group, objective) for objective in found.objectives),
             *(["*" if group in front else ""] if marks else []),
         ]
         for group in groups
@@ -133,7 +133,7 @@ def sparkline(values: Sequence[float]) -> str:
     """Return a bar a value, from the lowest of them to the highest."""
     low, span = min(values), max(values) - min(values)
     steps = len(_BARS) - 1
-    return "".join(_BARS[round(steps * (each - low) / span) if span else 0] for each in values)
+    return "".join(_BARS[round(steps * (value - low) / span) if span else 0] for value in values)
 
 
 def said(point: Mapping[str, Any]) -> str:

@@ -105,7 +105,9 @@ class Store:
     def check_measured(self, trial: Trial, objectives: Sequence[Objective]) -> None:
         """Raise `DiskError` for a trial whose report lacks what a sweep chooses by."""
         report = trial.report
-        lacking = [each.name for each in objectives if report and not each.is_in(report)]
+        lacking = [
+            objective.name for objective in objectives if report and not objective.is_in(report)
+        ]
         if lacking:
             problem = f"report: it lacks the objective {lacking[0]!r}"
             raise self._damaged(f"trial {trial.id!r}", problem, trial.id)
@@ -153,7 +155,7 @@ class Store:
 
     def add(self, sweep: str, trials: Sequence[Trial]) -> None:
         """Make trials part of a sweep, each with its point and seed."""
-        rows = [(sweep, _dumped(each.point), each.seed, each.id) for each in trials]
+        rows = [(sweep, _dumped(trial.point), trial.seed, trial.id) for trial in trials]
         with self._writing():
             self._file.executemany("insert or replace into members values (?, ?, ?, ?)", rows)
 

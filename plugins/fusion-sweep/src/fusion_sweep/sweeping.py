@@ -136,7 +136,7 @@ class Sweep:
         self._first = planned = self._planned(first, self._first_seed)
         tasks = self.bench.tasks(planned, "test")
         self.objectives = objectives_of(objectives, tasks.names)
-        self.bench.asked = [each.name for each in self.objectives]
+        self.bench.asked = [objective.name for objective in self.objectives]
         self.on = self._settled(on, planned)
         about = self._about()
         self.id = digest(about)
@@ -227,7 +227,7 @@ class Sweep:
             "over": {axis.name: axis.said for axis in self.axes},
             "seeds": self.seeds,
             "search": asdict(self.search),
-            "objectives": [each.name for each in self.objectives],
+            "objectives": [objective.name for objective in self.objectives],
             "on": self.on,
             "samples": self.bench.samples,
         }
@@ -274,7 +274,7 @@ class Sweep:
         except RecipeError as error:
             said = ", ".join(f"{name}={value}" for name, value in point.items())
             one = "Of one algorithm alone: --over algorithm.NAME.OPTION=VALUES"
-            several = any(each.name == ALGORITHM and len(each.grid()) > 1 for each in self.axes)
+            several = any(axis.name == ALGORITHM and len(axis.grid()) > 1 for axis in self.axes)
             hints = [error.hint, one if several else None]
             raise RecipeError(
                 f"at {said}: {error.message}", hint="\n".join(filter(None, hints)) or None

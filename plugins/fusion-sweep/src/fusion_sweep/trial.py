@@ -41,7 +41,7 @@ class Trial:
         """The names of its stages."""
         given = self.recipe["algorithm"]
         stages = given if isinstance(given, list) else [given]
-        return "+".join(str(each["name"]) for each in stages)
+        return "+".join(str(stage["name"]) for stage in stages)
 
 
 def digest(parts: Mapping[str, Any]) -> str:

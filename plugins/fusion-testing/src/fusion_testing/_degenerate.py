@@ -149,7 +149,9 @@ def _check_bounded(bench: Bench, pool: ModelPool[Any]) -> None:
         if not merged.is_floating_point() or not merged.numel():
             continue
         start = base[name].double()
-        moved = max(float((each[name].double() - start).abs().max()) for each in experts.values())
+        moved = max(
+            float((expert[name].double() - start).abs().max()) for expert in experts.values()
+        )
         distance = float((merged.double() - start).abs().max())
         rounding = _ROUNDING * float(start.abs().max())
         if not distance <= _EXPLOSION * moved + rounding:  # NaN is beyond any bound

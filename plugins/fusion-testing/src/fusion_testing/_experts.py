@@ -150,7 +150,7 @@ def _check_again(pool: TaskPool[Any], task: str, figures: Figures) -> None:
 
 def _metric_of(pool: TaskPool[Any], task: str, metrics: Metrics) -> Metric:
     name = next(iter(metrics))
-    return next((each for each in pool[task].metrics if each.name == name), Metric(name))
+    return next((metric for metric in pool[task].metrics if metric.name == name), Metric(name))
 
 
 def _direction(metric: Metric) -> str:

@@ -111,7 +111,7 @@ class HalvesChecks(ComponentSuite):
                 continue
             looked_at = True
             counts = [len(each.outcomes) for each in (metrics, *parts)]  # type: ignore[attr-defined]
-            every = sorted(outcome for each in parts for outcome in each.outcomes)  # type: ignore[attr-defined]
+            every = sorted(outcome for part in parts for outcome in part.outcomes)  # type: ignore[attr-defined]
             if counts[0] != sum(counts[1:]) or every != pytest.approx(
                 sorted(metrics.outcomes),  # type: ignore[attr-defined]
                 rel=1e-3,

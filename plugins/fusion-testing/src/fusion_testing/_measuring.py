@@ -238,7 +238,7 @@ def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Te
         return
     expected = Counter(zip(*(each.double().tolist() for each in correct), strict=True))
     turned = Counter(zip(*((1 - each.double()).tolist() for each in correct), strict=True))
-    lengths = {len(each) for each in outcomes}
+    lengths = {len(outcome) for outcome in outcomes}
     if lengths != {len(correct[0])} or Counter(zip(*outcomes, strict=True)) not in (
         expected,
         turned,

@@ -31,7 +31,9 @@ FOR_OPTIONS = frozenset({"pydantic", "ruamel", "rich"})
 
 def find_component(spec: ComponentSpec) -> Component[Any] | None:
     """Return the component that a plugin registers with this very spec, if one does."""
-    found = (each for each in load_plugins().components(type(spec)) if each.spec == spec)
+    found = (
+        component for component in load_plugins().components(type(spec)) if component.spec == spec
+    )
     return next(found, None)
 
 
@@ -40,9 +42,9 @@ def require_component(spec: ComponentSpec) -> Component[Any]:
     if (found := find_component(spec)) is not None:
         return found
     broken = [
-        f"{each.distribution} is {each.status}: {each.detail}"
-        for each in load_plugins().plugins
-        if each.status is not PluginStatus.LOADED
+        f"{plugin.distribution} is {plugin.status}: {plugin.detail}"
+        for plugin in load_plugins().plugins
+        if plugin.status is not PluginStatus.LOADED
     ]
     return fail(
         f"no installed plugin registers {spec.kind} {spec.name!r}. {'; '.join(broken)}",

@@ -23,7 +23,7 @@ _OPEN: dict[int, list[Tracker]] = {}
 @hookimpl
 def fusion_run_started(run: RunInfo) -> None:
     """Open what is asked for: `tensorboard:FOLDER,wandb:PROJECT`."""
-    every = (each.strip() for each in os.environ.get("FUSION_TRACKERS", "").split(","))
+    every = (part.strip() for part in os.environ.get("FUSION_TRACKERS", "").split(","))
     for asked in filter(None, every):
         from fusion_trackers.trackers import open_tracker  # nothing is imported unasked
 

@@ -72,7 +72,7 @@ def _name_of(run: RunInfo) -> str:
     """Return the output's name, and of a merge in memory the names of its stages."""
     given = run.recipe["algorithm"]
     stages = given if isinstance(given, list) else [given]
-    names = (re.split("[/:]", str(each["name"]))[-1] for each in stages)
+    names = (re.split("[/:]", str(stage["name"]))[-1] for stage in stages)
     return run.path.name if run.path else "-".join(names)
 
 

@@ -57,7 +57,7 @@ class DataSet(ABC):
     @property
     def prompts(self) -> list[list[str]]:
         """Every class's prompts, in the order of the labels."""
-        return [[each.format(name) for each in self.templates] for name in self.classnames]
+        return [[template.format(name) for template in self.templates] for name in self.classnames]
 
 
 class LocalDataSet(DataSet):
@@ -159,7 +159,7 @@ def data_set(name: str, config: ClipClassificationConfig) -> DataSet:
     if config.corruption is None:
         return HubDataSet(data)
     if not data.corrupted:
-        able = [each for each in all_tasks() if known(each).corrupted]
+        able = [task for task in all_tasks() if known(task).corrupted]
         raise RecipeError(
             f"task_pool.corruption: there are no corrupted images of {name!r}",
             hint=f"Name tasks that have some: --tasks {','.join(able)}",

@@ -69,7 +69,7 @@ def families() -> dict[str, Family]:
 
 def bases() -> frozenset[str]:
     """Return the repositories whose weights may be read from a pickle."""
-    return frozenset(each.base for each in families().values())
+    return frozenset(family.base for family in families().values())
 
 
 def task_sets() -> Mapping[str, list[str]]:

@@ -42,7 +42,7 @@ class FamilyPool(ClipPool):
 
     def downloads(self) -> Sequence[hub.Wanted]:
         """Return the weights of the base and the experts."""
-        return [replace(each, otherwise=_WITHOUT_NETWORK) for each in super().downloads()]
+        return [replace(download, otherwise=_WITHOUT_NETWORK) for download in super().downloads()]
 
 
 class FamilyTasks(ClipClassification):
@@ -64,7 +64,9 @@ class FamilyTasks(ClipClassification):
     def downloads(self) -> Sequence[hub.Wanted]:
         """Return the base and the test images."""
         with hub.advising(_WITHOUT_NETWORK):
-            return [replace(each, otherwise=_WITHOUT_NETWORK) for each in super().downloads()]
+            return [
+                replace(download, otherwise=_WITHOUT_NETWORK) for download in super().downloads()
+            ]
 
 
 class ClipVitB32(FamilyPool):

@@ -139,7 +139,7 @@ class FrozenClip:
 
     def _encoded(self, encode: _TextEncoder, prompts: Mapping[str, Prompts]) -> dict[str, Tensor]:
         # One child cuts all prompts: it does so here, ahead of the text tower.
-        tokens = ((encode.tokens(each), list(map(len, each))) for each in prompts.values())
+        tokens = ((encode.tokens(prompt), list(map(len, prompt))) for prompt in prompts.values())
         embeddings = on_cores(lambda task: _class_embeddings(encode(task[0]), task[1]), tokens)
         return dict(zip(prompts, embeddings, strict=True))
 
@@ -154,21 +154,21 @@ class _TextEncoder:
 
     def tokens(self, prompts: Prompts) -> Tokens:
         """Tokenize the prompts of all classes, one after the other."""
-        texts = [text for each in prompts for text in each]
+        texts = [text for prompt in prompts for text in prompt]
         found = tokens_of(self._folder, texts, self._tower.config.max_position_embeddings)
         return torch.tensor(found.input_ids), torch.tensor(found.attention_mask)
 
     @torch.no_grad()
     def __call__(self, tokens: Tokens) -> Tensor:
         """Return unit vectors of shape (texts, embedding)."""
-        parts = zip(*(torch.split(each, _TEXTS) for each in tokens), strict=True)
+        parts = zip(*(torch.split(token, _TEXTS) for token in tokens), strict=True)
         pooled = torch.cat([self._tower(ids, mask).pooler_output for ids, mask in parts])
         return functional.normalize(functional.linear(pooled, self._projection), dim=-1)
 
 
 def _class_embeddings(texts: Tensor, counts: list[int]) -> Tensor:
     """Return one unit vector a class: the normalised mean of those of its texts."""
-    means = [each.mean(dim=0) for each in torch.split(texts, counts)]
+    means = [part.mean(dim=0) for part in torch.split(texts, counts)]
     return functional.normalize(torch.stack(means), dim=-1)
 
 

@@ -60,7 +60,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
 
     def __init__(self, config: ClipClassificationConfig) -> None:
         super().__init__(config)
-        there = [*config.datasets, *(each for each in all_tasks() if each not in config.datasets)]
+        there = [*config.datasets, *(task for task in all_tasks() if task not in config.datasets)]
         wanted = config.tasks or list(config.datasets) or [DEFAULT_SET]
         self.names = choose_tasks(expanded(wanted), there, "task_pool.tasks")
         self._data = {name: data_set(name, config) for name in self.names}
@@ -83,7 +83,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
 
     def downloads(self) -> Sequence[Wanted]:
         """Return the base, for the heads, and the test images of data sets on the hub."""
-        data = [each for task in self._tasks.values() for each in task.downloads()]
+        data = [download for task in self._tasks.values() for download in task.downloads()]
         return [*self._clip.downloads(), *data]
 
     def inputs(self) -> Mapping[str, Any]:
@@ -175,9 +175,9 @@ class ClipTask(FeatureTask):
     def downloads(self) -> Iterator[Wanted]:
         """Return the files of the test images, with what these take when they are decoded."""
         data, clip, limit = self._data, self._clip, self._config.limit
-        for each in data.downloads(limit):
+        for download in data.downloads(limit):
             made = bytes_to_store(data, Split.TEST, clip.preprocessor, limit=limit)
-            yield replace(each, made=made)
+            yield replace(download, made=made)
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return normalised pixels, fp32 of shape (size, channels, height, width).

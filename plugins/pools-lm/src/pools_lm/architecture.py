@@ -122,8 +122,8 @@ class Architecture:
 
     def renamed(self, name: str) -> str:
         """Return what transformers calls a tensor of an old file today."""
-        for each in self._renamings:
-            name, _ = each.rename_source_key(name)
+        for renaming in self._renamings:
+            name, _ = renaming.rename_source_key(name)
         return name
 
     def has_in_head(self, name: str) -> bool:

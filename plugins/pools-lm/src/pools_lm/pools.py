@@ -161,8 +161,8 @@ class LanguagePool(CheckpointsPool):
     def _spell(self) -> None:
         """Give models the same names, where transformers knows what differs to be alike."""
         first = self.reference
-        others = [each for each in self.experts.values() if each is not first]
-        if self._has_recipes or all(_is_spelled_as(each, first) for each in others):
+        others = [expert for expert in self.experts.values() if expert is not first]
+        if self._has_recipes or all(_is_spelled_as(other, first) for other in others):
             return
         try:
             own = self._architecture.checked

@@ -155,8 +155,8 @@ class Tokens:
 
     @cached_property
     def _mean(self) -> Layer:
-        models = [each for each in self._models if not each.own.source.is_delta]
-        found = [(each.own, self._index[each.name]) for each in models]
+        models = [model for model in self._models if not model.own.source.is_delta]
+        found = [(model.own, self._index[model.name]) for model in models]
         known = torch.stack([index >= 0 for _, index in found]).any(dim=0)
         return Layer(MeanRows(found), torch.arange(self.count).where(known, -1))
 

@@ -79,7 +79,7 @@ def with_tokens(files: Files, tokens: Tokens) -> dict[str, bytes | Path]:
 
 def _flags(token: str, tokens: Tokens) -> dict[str, Any] | None:
     """Return how the first model treats a token to whose vocabulary it was added."""
-    found = (each.vocabulary.added.get(token) for each in tokens.models)
+    found = (model.vocabulary.added.get(token) for model in tokens.models)
     own = next((each for each in found if each is not None), None)
     return None if own is None else {**_PLAIN, "special": False, **own}
 

@@ -81,7 +81,7 @@ def advise(figures: Figures) -> list[Advice]:
 
     Nothing without a base, and unless there are several experts, which differ from it.
     """
-    is_one = figures.count == 1 or any(each.norm == 0 for each in figures.experts.values())
+    is_one = figures.count == 1 or any(expert.norm == 0 for expert in figures.experts.values())
     if is_one or not figures.has_base:
         return []
     numbers, record, tried = figures.numbers, read_record(), figures.tried
@@ -93,7 +93,7 @@ def advise(figures: Figures) -> list[Advice]:
             rule.claim.replace(TRIED_BEST, most),
             record[rule.name],
             record[rule.name].of_kinds(own_kinds),
-            {each.figure: numbers[each.figure] for each in rule.bounds},
+            {bound.figure: numbers[bound.figure] for bound in rule.bounds},
         )
         for rule in RULES
         if rule.applies(numbers)

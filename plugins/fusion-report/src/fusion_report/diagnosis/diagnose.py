@@ -142,7 +142,7 @@ def measure(
 def _adaptive(pool: ModelPool[Any], tasks: TaskPool[Any]) -> Iterator[AdaptiveTask]:
     """Yield the tasks that have unlabeled examples, and an expert in the pool."""
     own = {pool.task_of(name) for name in pool.experts}
-    return (each for each in tasks if isinstance(each, AdaptiveTask) and each.name in own)
+    return (task for task in tasks if isinstance(task, AdaptiveTask) and task.name in own)
 
 
 def _answers(

@@ -108,7 +108,7 @@ class Figures:
     @property
     def kind(self) -> Kind:
         """The kind of models, on which rules were counted or not."""
-        share = mean(each.numerical_rank_share for each in self.experts.values())
+        share = mean(expert.numerical_rank_share for expert in self.experts.values())
         return Kind(self.architecture, share < _LOW_RANK, self.count, self.numel)
 
     @property
@@ -132,24 +132,24 @@ class Figures:
     @property
     def relative_norm(self) -> float:
         """The mean length of task vectors as a share of the base's."""
-        return mean(each.relative_norm for each in self.experts.values())
+        return mean(expert.relative_norm for expert in self.experts.values())
 
     @property
     def norm_ratio(self) -> float:
         """The longest task vector's length, in those of the median one."""
-        norms = [each.norm for each in self.experts.values()]
+        norms = [expert.norm for expert in self.experts.values()]
         middle = median(norms)
         return max(norms) / middle if middle else math.nan
 
     @property
     def rank_share(self) -> float:
         """The mean effective rank as a share of the largest one possible."""
-        return mean(each.rank_share for each in self.experts.values())
+        return mean(expert.rank_share for expert in self.experts.values())
 
     @property
     def entry(self) -> float:
         """The root mean square of an entry of a task vector."""
-        return mean(each.norm for each in self.experts.values()) / math.sqrt(self.numel)
+        return mean(expert.norm for expert in self.experts.values()) / math.sqrt(self.numel)
 
     def agreement(self, model: str) -> float:
         """Return a model's mean agreement with the experts; NaN where it was not asked."""
@@ -168,7 +168,7 @@ class Figures:
     @property
     def barrier(self) -> float:
         """The mean barrier between two experts; NaN where no lines were asked along."""
-        return mean(each.barrier for each in self.paths if "base" not in each.ends)
+        return mean(path.barrier for path in self.paths if "base" not in path.ends)
 
     @property
     def numbers(self) -> Mapping[str, float]:
@@ -192,7 +192,7 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures as JSON's data; null for what is not a number."""
-        paths = [{**asdict(each), "barrier": each.barrier} for each in self.paths]
+        paths = [{**asdict(path), "barrier": path.barrier} for path in self.paths]
         found: dict[str, Any] = _plain({**asdict(self), "paths": paths})
         return found
 

@@ -87,7 +87,7 @@ def _of_matrix(operands: Operands, info: TensorInfo) -> Tensor:
     scan = scan_of(operands, [info], Cut.ROW)
     products = scan(partial(_column_products, columns=looked), torch.Tensor.add_, zero)
     values = singular_values(products)
-    ranks = torch.stack([effective_rank(each) for each in values])
+    ranks = torch.stack([effective_rank(value) for value in values])
     numerical = (values >= _NEGLIGIBLE * values.amax(-1, keepdim=True)).double().sum(-1)
     numerical = numerical.where(values.amax(-1) > 0, torch.nan)
     full = min(rows, len(looked))

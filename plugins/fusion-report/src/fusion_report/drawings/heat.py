@@ -60,7 +60,7 @@ class Heat:
 
     def _draw(self, figure: Figure, width: float) -> None:
         longest = 16 if is_narrow(width) else 24
-        rows = [shown(each, longest) for each in self.rows]
+        rows = [shown(row, longest) for row in self.rows]
         character = 6.4 if is_narrow(width) else 7.2
         cell = (width - character * max(map(len, rows))) / len(self.columns)
         axes = figure.subplots()

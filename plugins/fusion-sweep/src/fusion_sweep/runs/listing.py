@@ -25,17 +25,17 @@ def sweeps(store: Store) -> list[Row]:
     """Return a row a sweep, the newest last."""
     return [
         {
-            "sweep": each.id[:_LETTERS],
-            "started": each.started,
+            "sweep": sweep.id[:_LETTERS],
+            "started": sweep.started,
             "finished": finished,
             "failed": failed,
             "runs": total,
-            "objective": ",".join(each.about["objectives"]),
-            "on": each.about["on"],
-            "over": ", ".join(each.about["over"]),
+            "objective": ",".join(sweep.about["objectives"]),
+            "on": sweep.about["on"],
+            "over": ", ".join(sweep.about["over"]),
         }
-        for each in store.sweeps()
-        for finished, failed, total in [store.counts(each.id)]
+        for sweep in store.sweeps()
+        for finished, failed, total in [store.counts(sweep.id)]
     ]
 
 

@@ -98,7 +98,9 @@ def _from_folder(kind: Any, folder: str) -> Any:  # noqa: ANN401
 def render(tokenizer: Any, conversations: Sequence[Any]) -> list[str]:  # noqa: ANN401
     """Write conversations through the chat template, up to where a model answers."""
     how = {"tokenize": False, "add_generation_prompt": True}
-    return [str(tokenizer.apply_chat_template(each, **how)) for each in conversations]
+    return [
+        str(tokenizer.apply_chat_template(conversation, **how)) for conversation in conversations
+    ]
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, special: bool) -> Any:  # noqa: ANN401

@@ -63,7 +63,10 @@ class ConfinedTokenizer:
 
         Raises `RecipeError` for a template that fails.
         """
-        sizes = [sum(len(message["content"]) for message in each) for each in conversations]
+        sizes = [
+            sum(len(message["content"]) for message in conversation)
+            for conversation in conversations
+        ]
         return [text for part in in_parts(sizes) for text in self._rendered(conversations[part])]
 
     def _rendered(self, conversations: Sequence[Sequence[Message]]) -> list[str]:

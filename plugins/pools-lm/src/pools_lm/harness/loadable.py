@@ -63,7 +63,7 @@ def _put_weights(subject: Subject, base: WeightSource | None, made: Path) -> Non
 
 def _saver(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' method
     """Return what saves a live model, unless more than its weights makes it what it is."""
-    is_hooked = any(each._forward_hooks for each in model.modules())  # noqa: SLF001 - torch's own
+    is_hooked = any(module._forward_hooks for module in model.modules())  # noqa: SLF001 - torch's own
     save = getattr(model, "save_pretrained", None)
     if save is None or is_hooked:
         what = "it has hooks" if is_hooked else f"a {type(model).__name__} is not transformers'"
@@ -86,4 +86,4 @@ def _add(assets: Files, made: Path) -> None:
 
 
 def _files_in(directory: Path) -> dict[str, Path]:
-    return {each.name: each for each in directory.iterdir() if each.is_file()}
+    return {path.name: path for path in directory.iterdir() if path.is_file()}

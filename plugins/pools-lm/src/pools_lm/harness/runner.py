@@ -95,10 +95,10 @@ def _entry(name: str, index: Json) -> Json:
     return {
         "kind": found.kind.name.lower(),
         "metrics": [] if "process_results" in config else [_name(each) for each in _listed(listed)],
-        "members": [each["task"] for each in leaves],
-        "unsafe": [each["task"] for each in leaves if each.get("unsafe_code")],
-        "data": [_data(each) for each in leaves],
-        "missing": [str(path) for each in leaves for path in _missing(each)],
+        "members": [leaf["task"] for leaf in leaves],
+        "unsafe": [leaf["task"] for leaf in leaves if leaf.get("unsafe_code")],
+        "data": [_data(leaf) for leaf in leaves],
+        "missing": [str(path) for leaf in leaves for path in _missing(leaf)],
         "digest": _digest([config, leaves]),
     }
 
@@ -109,8 +109,8 @@ def _leaves(name: str, index: Json, changes: Json) -> Any:
     if found is None:  # a task that a group itself configures
         yield {**changes, "task": name}
     elif found.kind.name == "TAG":
-        for each in sorted(found.tags):
-            yield from _leaves(each, index, changes)
+        for tag in sorted(found.tags):
+            yield from _leaves(tag, index, changes)
     elif found.kind.name == "GROUP":
         for each in _listed(found.cfg.get("task")):
             own = {"task": each} if isinstance(each, str) else each
@@ -140,8 +140,8 @@ def _data(config: Json) -> Any:
     if path and not files and Path(path).is_dir():
         files = sorted(each for each in Path(path).rglob("*") if each.is_file())
     if files:
-        known = all(each.is_file() for each in files)
-        stats = {str(each): each.stat() for each in files} if known else {}
+        known = all(file.is_file() for file in files)
+        stats = {str(file): file.stat() for file in files} if known else {}
         return {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()} or None
     commit = _commit(path, (config.get("dataset_kwargs") or {}).get("revision")) if path else None
     return commit and {"data_set": path, "commit": commit}
@@ -156,7 +156,7 @@ def _data_files(config: Json) -> list[Path]:
 
 def _missing(config: Json) -> list[Path]:
     """Return the files of this machine that a task names and that are not there."""
-    absolute = [each for each in _data_files(config) if each.is_absolute()]
+    absolute = [data_file for data_file in _data_files(config) if data_file.is_absolute()]
     return [each for each in absolute if not (each.exists() or set("*?[") & set(str(each)))]
 
 

@@ -166,7 +166,7 @@ class HarnessTasks(TaskPool[HarnessConfig]):
     def _included(self) -> Mapping[str, list[int]]:
         """The files of one's own tasks, by size and time."""
         root = self.config.include_path
-        found = [] if root is None else [each for each in Path(root).rglob("*") if each.is_file()]
+        found = [] if root is None else [path for path in Path(root).rglob("*") if path.is_file()]
         return {str(each): [each.stat().st_size, each.stat().st_mtime_ns] for each in sorted(found)}
 
     @cached_property

@@ -86,7 +86,7 @@ class Asking:
         size = sum(len(each.text.encode()) for each in answers)
         if not size:
             return None
-        question = {"pairs": [[list(each.context), list(each.continuation)] for each in pairs]}
+        question = {"pairs": [[list(pair.context), list(pair.continuation)] for pair in pairs]}
         nats = self._asked(reader, question, lambda: -sum(self._scores(reader, pairs)))
         return float(nats) / math.log(2) / size
 

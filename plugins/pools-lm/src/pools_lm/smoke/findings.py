@@ -51,7 +51,7 @@ class Findings:
         """Return all of it; a number that is not finite is null."""
         models = {
             name: {
-                "answers": [{"text": each.text, "verdict": each.verdict} for each in answers],
+                "answers": [{"text": answer.text, "verdict": answer.verdict} for answer in answers],
                 "bits_per_byte": {
                     author: _finite(bits) for author, bits in self.bits.get(name, {}).items()
                 },
@@ -92,7 +92,7 @@ class Findings:
             cells = (found.get(author) for author in authors)
             yield [
                 f"to {_line(reader)}",
-                *("-" if each is None else f"{each:.3f}" for each in cells),
+                *("-" if cell is None else f"{cell:.3f}" for cell in cells),
             ]
 
     def _verdict(self) -> str:

@@ -106,7 +106,7 @@ class LastTokenTask(ExpertTask, FeatureTask):
 
     def examples(self, lines: Sequence[Line], split: Split) -> list[Example]:
         """Return every line's tokens up to the last that counts: a decoder reads no further."""
-        return [self._ended(each) for each in super().examples(lines, split)]
+        return [self._ended(example) for example in super().examples(lines, split)]
 
     def scores(self, model: nn.Module) -> Scores:
         """Return the head's scores, around the model's decoder."""

@@ -172,7 +172,7 @@ class EmbeddingTask(ClassTask, FeatureTask):
             )
         place = f"task_pool.datasets.{self.name}.names"
         lines = [Line(place, {"text": name}) for name in self.names]
-        return [Example(each) for each in self.bound.tokens(lines, "{text}")]
+        return [Example(token) for token in self.bound.tokens(lines, "{text}")]
 
     @property
     def _is_probe(self) -> bool:
@@ -180,4 +180,4 @@ class EmbeddingTask(ClassTask, FeatureTask):
 
 
 def _labels(examples: Sequence[Example]) -> Tensor:
-    return torch.tensor([each.label for each in examples])
+    return torch.tensor([example.label for example in examples])

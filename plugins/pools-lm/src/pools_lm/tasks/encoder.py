@@ -128,7 +128,7 @@ class Encoder:
 
 def stacked(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Return a batch's tensors by name, shape (examples, tokens), with zeros on the right."""
-    rows = [each.tokens for each in examples]
+    rows = [example.tokens for example in examples]
     return {name: padded([row[name] for row in rows])["input_ids"] for name in rows[0]}
 
 

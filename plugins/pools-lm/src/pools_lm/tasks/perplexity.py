@@ -38,7 +38,7 @@ class PerplexityTask(LanguageTask[TextLines]):
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return every text's windows."""
         del split  # a text is not a label of its own
-        return [each for line in lines for each in self.bound.windows(self._text(line))]
+        return [window for line in lines for window in self.bound.windows(self._text(line))]
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return {"bits_per_byte": ...}: over all test texts, their bytes as UTF-8 has them."""

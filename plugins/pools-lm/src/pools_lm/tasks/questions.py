@@ -50,7 +50,7 @@ class QuestionTask(LanguageTask[QuestionT]):
 
     def questions(self, lines: Sequence[Line]) -> list[str]:
         """Return what a model is asked of every line."""
-        shots = [Turn(self._prompt(each), self.answer(each)) for each in self._shots()]
+        shots = [Turn(self._prompt(shot), self.answer(shot)) for shot in self._shots()]
         asked = [[*shots, Turn(self._prompt(line))] for line in lines]
         return self.bound.questions(asked, self.data.system)
 

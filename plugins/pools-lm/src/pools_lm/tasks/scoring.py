@@ -63,7 +63,7 @@ def log_likelihoods(
         with torch.inference_mode():
             return _of_batch(model, some, device)
 
-    longest = max(len(each.continuation) for each in pairs)
+    longest = max(len(pair.continuation) for pair in pairs)
     scores = max(1, longest * config.get_text_config().vocab_size)
     size = max(1, min(batch_size, _SCORES // scores))
     return by_length(scored, pairs, model, batch_size=size, said=said)
@@ -101,10 +101,10 @@ def by_length(
 def _of_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> list[float]:
     """Return the sums of log-probabilities of the tokens that are to follow."""
     owners = torch.tensor([n for n, each in enumerate(pairs) for _ in each.continuation])
-    wanted = torch.tensor([token for each in pairs for token in each.continuation])
+    wanted = torch.tensor([token for pair in pairs for token in pair.continuation])
     scores = torch.split(_scores(model, pairs, device), _ROWS)
     rows = zip(scores, torch.split(wanted.to(device), _ROWS), strict=True)
-    logs = torch.cat([_log_probabilities(*each) for each in rows]).double().cpu()
+    logs = torch.cat([_log_probabilities(*row) for row in rows]).double().cpu()
     sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, owners, logs)
     return list(sums.tolist())
 
@@ -118,13 +118,13 @@ def _log_probabilities(scores: Tensor, tokens: Tensor) -> Tensor:
 def _scores(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> Tensor:
     """Return the scores of every token that is to follow: (those of all pairs, tokens)."""
     if _is_seq2seq(model):
-        given = padded([each.context for each in pairs])
-        begun = padded([[_start(model), *each.continuation[:-1]] for each in pairs])
+        given = padded([pair.context for pair in pairs])
+        begun = padded([[_start(model), *pair.continuation[:-1]] for pair in pairs])
         inputs = {**given, "decoder_input_ids": begun["input_ids"]}
         found: Tensor = model(**_on(device, inputs)).logits
         return found[begun["attention_mask"].bool().to(device)]
-    given = padded([[*each.context, *each.continuation[:-1]] for each in pairs])
-    starts = torch.tensor([[len(each.context) - 1] for each in pairs])
+    given = padded([[*pair.context, *pair.continuation[:-1]] for pair in pairs])
+    starts = torch.tensor([[len(pair.context) - 1] for pair in pairs])
     places = torch.arange(given["input_ids"].shape[1])
     follows = given["attention_mask"].bool() & (places >= starts)
     made: Tensor = model(**_on(device, {**given, "logits_to_keep": follows})).logits

@@ -59,7 +59,7 @@ class SimilarityTask(LinesTask[SimilarityLines]):
         return self.encoder
 
     def _examples(self, lines: Sequence[Line], text: str) -> list[Example]:
-        return [Example(each) for each in self._bound.tokens(lines, text)]
+        return [Example(token) for token in self._bound.tokens(lines, text)]
 
     def _score(self, line: Line) -> float:
         given = line[self.data.score]

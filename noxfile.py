@@ -254,6 +254,19 @@ def browser(session: nox.Session) -> None:
     session.run("pytest", "-m", "browser", "plugins/fusion-report", *session.posargs)
 
 
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; any warning or broken link fails.
+
+    `nox -s docs -- --links` also asks for every page on the web that the documentation links to.
+    """
+    session.install(*nox.project.dependency_groups(PYPROJECT, "docs"))
+    build = ("sphinx-build", "--fail-on-warning", "--keep-going", "-c", "docs")
+    session.run(*build, "-b", "html", ".", "site")
+    if "--links" in session.posargs:
+        session.run(*build, "-b", "linkcheck", ".", "site/.linkcheck")
+
+
 def _mergekit(session: nox.Session) -> Path:
     """Return a virtual environment with the mergekit that results are held against."""
     place = session.cache_dir / "mergekit-0.1.5"

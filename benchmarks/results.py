@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overview import draw
 from results_page import page, picture
 
 from fusion_core.commands import load_plugins
@@ -71,6 +72,7 @@ def main() -> None:
                 path.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
     (REFERENCE / "results.md").write_text(page(runs))
     picture(runs, REFERENCE / "results.svg")
+    draw(runs, REFERENCE / "overview.svg")
 
 
 def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:

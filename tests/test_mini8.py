@@ -42,7 +42,7 @@ _IMAGES = 400
 def main_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The README's main job; its outputs, stdout and stderr."""
     directory = tmp_path_factory.mktemp("main-job")
-    command = [FUSE, "run", "--algo", "adamerging", "--pool", "mini8"]
+    command = [FUSE, "run", "--algo", "strong", "--pool", "mini8"]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return directory / "outputs", done.stdout, done.stderr
@@ -82,9 +82,9 @@ def test_main_job_shows_every_task_and_reports_progress_apart(
     main_job: tuple[Path, str, str],
 ) -> None:
     outputs, out, err = main_job
-    report = json.loads((outputs / "mini8-adamerging-1" / "report.json").read_text())
+    report = json.loads((outputs / "mini8-strong-1" / "report.json").read_text())
     lines = out.splitlines()
-    assert lines[0].split() == ["task", "base", "adamerging", "experts"]
+    assert lines[0].split() == ["task", "base", "strong", "experts"]
     for line, task in zip(lines[1:9], TASKS, strict=True):
         shown = [float(cell) for cell in line.split()[1:]]
         rows = (
@@ -94,7 +94,7 @@ def test_main_job_shows_every_task_and_reports_progress_apart(
         )
         assert line.split()[0] == task
         assert shown == [pytest.approx(100 * row[task]["accuracy"], abs=0.051) for row in rows]
-    assert lines[-1] == "written: outputs/mini8-adamerging-1"
+    assert lines[-1] == "written: outputs/mini8-strong-1"
     assert "adapt" in err
     assert "evaluate" in err
 
@@ -120,14 +120,14 @@ def _numbers(table: str) -> dict[str, list[float]]:
 def test_main_job_loads_with_transformers(main_job: tuple[Path, str, str]) -> None:
     from transformers import CLIPVisionModel
 
-    directory = main_job[0] / "mini8-adamerging-1"
+    directory = main_job[0] / "mini8-strong-1"
     model, info = CLIPVisionModel.from_pretrained(directory, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 def test_report_is_consistent(main_job: tuple[Path, str, str]) -> None:
-    report = json.loads((main_job[0] / "mini8-adamerging-1" / "report.json").read_text())
+    report = json.loads((main_job[0] / "mini8-strong-1" / "report.json").read_text())
     accuracies = {task: metrics["accuracy"] for task, metrics in report["tasks"].items()}
     experts = report["reference"]["experts"]
     assert tuple(accuracies) == TASKS
@@ -143,7 +143,7 @@ def test_evaluate_gives_the_run_s_report_again(
     main_job: tuple[Path, str, str], fuse: Callable[..., Outcome], here: Path
 ) -> None:
     directory = here / "model"
-    shutil.copytree(main_job[0] / "mini8-adamerging-1", directory)
+    shutil.copytree(main_job[0] / "mini8-strong-1", directory)
     expected = (directory / "report.json").read_bytes()
     (directory / "report.json").unlink()
     done = fuse("evaluate", "model", "--json")
@@ -155,9 +155,9 @@ def test_evaluate_gives_the_run_s_report_again(
 def test_saved_coefficients_give_the_same_model(
     main_job: tuple[Path, str, str], fuse: Callable[..., Outcome], here: Path
 ) -> None:
-    first = main_job[0] / "mini8-adamerging-1"
-    coefficients = f"algorithm.coefficients={first / 'coefficients.json'}"
-    arguments = ("--algo", "adamerging", "--set", coefficients, "--no-eval", "-o", "again")
+    first = main_job[0] / "mini8-strong-1"
+    coefficients = f"algorithm.adamerging.coefficients={first / 'coefficients.json'}"
+    arguments = ("--algo", "strong", "--set", coefficients, "--no-eval", "-o", "again")
     assert fuse("run", *arguments).code == 0  # the pool is the default one
     ours = (here / "again" / "model.safetensors").read_bytes()
     assert ours == (first / "model.safetensors").read_bytes()
@@ -233,10 +233,10 @@ def average(
     directory = tmp_path_factory.mktemp("methods")
     component = load_plugins().find(TaskPoolSpec, "mini8")
     tasks = component.create(component.load_config()(limit=_IMAGES))
-    learned = CheckpointSource(main_job[0] / "mini8-adamerging-1")
+    learned = CheckpointSource(main_job[0] / "mini8-strong-1")
     pool = models_of({"model_pool": "mini8"}, load_plugins())
     live = pool.build(learned, dtype=None)
-    known = {"adamerging-": 100 * mean_of(tasks.measure(Subject.of(live)))}
+    known = {"strong-": 100 * mean_of(tasks.measure(Subject.of(live)))}
 
     def measure(name: str, **options: Any) -> float:
         key = re.sub(r"\W+", "-", f"{name}-{options or ''}")
@@ -270,6 +270,12 @@ def test_layer_wise_adamerging_beats_task_arithmetic(average: Callable[..., floa
 
 
 @pytest.mark.thorough
+def test_the_pipeline_strong_beats_every_method_alone(average: Callable[..., float]) -> None:
+    others = ("tsv-m", "adamerging", "ties", "task-arithmetic")
+    assert average("strong") >= max(average(method) for method in others) + 5
+
+
+@pytest.mark.thorough
 def test_task_arithmetic_has_an_interior_optimum(average: Callable[..., float]) -> None:
     best = _best_task_arithmetic(average)
     assert best > average("task-arithmetic", scale=0.1) + 1
@@ -280,12 +286,12 @@ def test_task_arithmetic_has_an_interior_optimum(average: Callable[..., float]) 
 def test_every_merge_lies_between_base_and_experts(
     main_job: tuple[Path, str, str], average: Callable[..., float]
 ) -> None:
-    reference = json.loads((main_job[0] / "mini8-adamerging-1" / "report.json").read_text())
+    reference = json.loads((main_job[0] / "mini8-strong-1" / "report.json").read_text())
     base, experts = (100 * mean_of(reference["reference"][row]) for row in ("base", "experts"))
     assert 40 <= base <= 60
     assert experts >= 92
     assert 15 <= experts - average("simple-average") <= 30
-    for method in ("simple-average", "task-arithmetic", "ties", "adamerging"):
+    for method in ("simple-average", "task-arithmetic", "ties", "adamerging", "strong"):
         assert base < average(method) < experts, method
 
 

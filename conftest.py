@@ -1,6 +1,7 @@
 """Tests run on one thread each, which tiny models gain by, and with caches of their own."""
 
 import os
+import sys
 import tempfile
 from collections import defaultdict
 from zlib import crc32
@@ -12,8 +13,10 @@ _CACHE = tempfile.TemporaryDirectory(prefix="fusion-core-tests-")
 for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ[_home] = _CACHE.name  # no run reads or writes what its user has measured
 
-#: What the suites vary in a check: kinds of tiny models, how a merge is cut, run and stored.
+#: Arguments that a suite varies within a check: the tiny model, and how a merge is cut and stored.
 VARIANTS = {"model", "cut", "workers", "dtype", "size"}
+#: On each push, every check of a suite for pools runs on one in four of a distribution's pools.
+POOLS = 4
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
 
@@ -27,24 +30,38 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Try every method in one variant of each check of a suite, in turns; nightly in all."""
+    """Select the cases that run on each push; with FUSION_NIGHTLY set, all of them run."""
     if "FUSION_NIGHTLY" in os.environ:
         return
-    variants: dict[str, list[pytest.Item]] = defaultdict(list)
+    cases: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
     for item in items:
-        variants[_check_of(item)].append(item)
-    chosen = {id(group[crc32(check.encode()) % len(group)]) for check, group in variants.items()}
-    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
-    items[:] = [item for item in items if id(item) in chosen]
+        cases[_check_of(item)].append(item)
+    selected = {
+        id(item)
+        for (check, share), group in cases.items()
+        for item in group[crc32(check.encode()) % min(share, len(group)) :: share]
+    }
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in selected])
+    items[:] = [item for item in items if id(item) in selected]
 
 
-def _check_of(item: pytest.Item) -> str:
-    """Name what a test checks, and of which method; variants of a suite's check have one name."""
+def _check_of(item: pytest.Item) -> tuple[str, int]:
+    """Name the check that a test is one case of, and say that one in so many cases runs.
+
+    `@pytest.mark.sampled(3)` runs one in three cases of a test. Of a method's check in a suite, one
+    variant runs. Of a pool's, one in `POOLS` cases runs over all pools of its distribution.
+    """
+    function = item.nodeid.partition("[")[0]
+    if mark := item.get_closest_marker("sampled"):
+        return function, mark.args[0]
+    suites = {base.__name__ for base in getattr(getattr(item, "cls", None), "__mro__", ())}
+    for suite in suites & {"ModelPoolSuite", "TaskPoolSuite"}:
+        return f"{item.path.parent} {suite} {function.rpartition('::')[2]}", POOLS
     callspec = getattr(item, "callspec", None)
     if item.path.name != "test_conformance.py" or callspec is None:
-        return item.nodeid
-    own = {name: index for name, index in callspec.indices.items() if name not in VARIANTS}
-    return f"{item.nodeid.partition('[')[0]} {own!r}"
+        return item.nodeid, 1
+    fixed = {name: index for name, index in callspec.indices.items() if name not in VARIANTS}
+    return f"{function} {fixed!r}", sys.maxsize
 
 
 @pytest.fixture(autouse=True)

@@ -158,18 +158,20 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def conformance(session: nox.Session) -> None:
-    """Every method in every check on every kind of tiny model: each push tries one, in turns."""
+    """Run every conformance check on every kind of tiny model and on every pool."""
     install(session, "test")
-    tests = [str(path / "tests" / "test_conformance.py") for path in PLUGINS]
+    tests = [str(path) for path in PLUGINS]
     environment = {"FUSION_NIGHTLY": "1", **ONE_THREAD}
     session.run("pytest", *ON_ALL_CORES, *tests, *session.posargs, env=environment)
 
 
 @nox.session(default=False)
 def thorough(session: nox.Session) -> None:
-    """Run tests that take long and repeat much of quicker ones: planted faults, tutorials."""
+    """Run long tests that repeat much of quicker ones, and all cases of those that are sampled."""
     install(session, "lint", "types", "test", "results")
-    session.run("pytest", *ON_ALL_CORES, "-m", "thorough", *session.posargs, env=ONE_THREAD)
+    environment = {"FUSION_NIGHTLY": "1", **ONE_THREAD}
+    chosen = ("-m", "thorough or sampled")
+    session.run("pytest", *ON_ALL_CORES, *chosen, *session.posargs, env=environment)
 
 
 @nox.session(default=False)

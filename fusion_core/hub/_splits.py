@@ -1,4 +1,4 @@
-"""The parquet files of a data set's splits, which their names tell."""
+"""The parquet files of a data set's splits, recognised by their names."""
 
 from __future__ import annotations
 
@@ -7,50 +7,51 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import HubError
-from fusion_core.hub._ahead import Wanted
 from fusion_core.hub._client import listing, resolve
+from fusion_core.hub._requested import Wanted
 
 if TYPE_CHECKING:
     from fusion_core.hub.reference import Reference
 
-#: Where the hub keeps every data set as parquet, whatever its owner uploaded.
+#: The branch on which the hub converts every data set to parquet.
 _CONVERTED = "refs/convert/parquet"
 
 
 def split_files(dataset: Reference, split: str, config: str | None = None) -> Wanted:
-    """Return the files of a split, of the hub's conversion where the owner uploaded no parquet.
+    """Return the parquet files of a split, from the hub's conversion if the owner uploaded none.
 
-    Where a data set has several configurations, one is named. Raises `HubError` if no file is known
-    to be of the split.
+    `config` selects the configuration of a data set that has several. Raises `HubError` if no file
+    belongs to the split.
     """
     main = resolve(dataset)
-    if found := _found(main, split, config):
-        return Wanted(main, found)
+    if paths := _split_paths(main, split, config):
+        return Wanted(main, paths)
     converted = resolve(main.at(_CONVERTED))
-    if found := _found(converted, split, config):
-        return Wanted(converted, found)
+    if paths := _split_paths(converted, split, config):
+        return Wanted(converted, paths)
     raise HubError(
         f"the data set {main} has no parquet files of the split {split!r}",
         hint="Download it by hand, and name the files in the recipe.",
     )
 
 
-def _found(pinned: Reference, split: str, config: str | None) -> tuple[str, ...]:
-    """Return a split's files; none where they may belong to several configurations."""
-    folders: dict[str, list[str]] = {}
+def _split_paths(pinned: Reference, split: str, config: str | None) -> tuple[str, ...]:
+    """Return the files of a split; none if several configurations are possible."""
+    by_config: dict[str, list[str]] = {}
     for path in sorted(listing(pinned)):
-        folder = _folder(PurePosixPath(path), split)
-        if folder is not None:
-            folders.setdefault(folder, []).append(path)
-    if config is None and len(folders) == 1:
-        config = next(iter(folders))
-    return tuple(folders.get(config or "default", ()))
+        path_config = _config_of(PurePosixPath(path), split)
+        if path_config is not None:
+            by_config.setdefault(path_config, []).append(path)
+    if config is None and len(by_config) == 1:
+        config = next(iter(by_config))
+    return tuple(by_config.get(config or "default", ()))
 
 
-def _folder(path: PurePosixPath, split: str) -> str | None:
-    """Return the configuration that a file of this split belongs to, None for any other file."""
+def _config_of(path: PurePosixPath, split: str) -> str | None:
+    """Return the configuration of a file of this split, None for any other file."""
     shard = re.compile(rf"{re.escape(split)}(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")
     if shard.fullmatch(path.name):
         return path.parent.name
-    inside = re.fullmatch(r"\d+\.parquet", path.name) and path.parent.name == split
-    return path.parent.parent.name if inside else None
+    if re.fullmatch(r"\d+\.parquet", path.name) and path.parent.name == split:
+        return path.parent.parent.name
+    return None

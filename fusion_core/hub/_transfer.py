@@ -1,18 +1,18 @@
-"""Files on their way from the hub to the cache, each compared with the hub's hash when it arrives.
+"""Downloads of files to the cache, each verified against the hash that the hub lists.
 
-huggingface_hub downloads, resumes and locks; it compares sizes only. Files come one after the
-other: the library fetches the parts of a large file side by side itself, and an interrupt reaches
-it at once where it works on the main thread.
+huggingface_hub downloads, resumes and locks, but compares sizes only. Files are downloaded one
+after the other: huggingface_hub fetches the parts of a large file in parallel itself, and on the
+main thread an interrupt reaches it at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusion_core.errors import HubError
-from fusion_core.hub._cache import cache_directory, room_for, snapshot_of
-from fusion_core.hub._requests import ask_digests, asking, location_of, progress_bar
+from fusion_core.hub._cache import cache_directory, check_free_space, snapshot_directory
+from fusion_core.hub._requests import arguments_for, hub_call, progress_bar, request_digests
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
@@ -27,39 +27,46 @@ _CHUNK = 2**20
 
 
 def transfer(pinned: Reference, sizes: Mapping[str, int], progress: Progress) -> None:
-    """Download files of a commit to the cache; `sizes` are their bytes by path."""
+    """Download files of a commit to the cache; `sizes` maps their paths to bytes."""
     total = sum(sizes.values())
-    free = room_for(str(pinned), total, cache_directory())
-    expected = ask_digests(pinned)
+    free = check_free_space(str(pinned), total, cache_directory())
+    digests = request_digests(pinned)
     label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
-    with asking(pinned), progress.track(label, total=total, unit="B") as advance:
+    with hub_call(pinned), progress.track(label, total=total, unit="B") as advance:
+        from huggingface_hub import hf_hub_download
+
         bar = progress_bar(advance)
         try:
             for path in sizes:
-                _transfer_one(pinned, path, expected.get(path), bar)
+                hf_hub_download(pinned.repo, path, tqdm_class=bar, **arguments_for(pinned))
+                _verify(pinned, path, digests.get(path))
         except KeyboardInterrupt as error:
             error.add_note("Complete files are kept: the same command fetches the others.")
             raise
 
 
-def _transfer_one(pinned: Reference, path: str, digest: str | None, bar: type[Any]) -> None:
-    """Download a file and check its hash; a file that is not checked does not stay."""
-    from huggingface_hub import hf_hub_download
-
-    hf_hub_download(pinned.repo, path, tqdm_class=bar, **location_of(pinned))
-    file = snapshot_of(pinned) / path
-    try:
-        _check_digest(file, digest, f"{pinned}: {path}")
-    except BaseException:
-        _discard(file)
-        raise
-
-
-def _check_digest(file: Path, listed: str | None, label: str) -> None:
-    """Compare a file with its SHA-256 (a large file) or its git object id (a small one)."""
-    if listed is None:
+def _verify(pinned: Reference, path: str, expected: str | None) -> None:
+    """Compare a file with its listed hash, and remove it from the cache unless they match."""
+    if expected is None:
         return
-    if len(listed) == _SHA256_DIGITS:
+    file = snapshot_directory(pinned) / path
+    actual = ""
+    try:
+        actual = _digest(file, expected)
+    finally:  # after an interrupt too: an unverified file must not stay
+        if actual != expected:
+            _remove(file)
+    if actual != expected:
+        raise HubError(
+            f"checksum mismatch for {pinned}: {path}: the hub lists {expected[:12]}..., "
+            f"got {actual[:12]}...",
+            hint="The file was removed from the cache. Run again to download it anew.",
+        )
+
+
+def _digest(file: Path, expected: str) -> str:
+    """Return the SHA-256 (large files) or the git object id (small files), like `expected`."""
+    if len(expected) == _SHA256_DIGITS:
         digest = hashlib.sha256()
     else:
         header = f"blob {file.stat().st_size}\0".encode()
@@ -67,16 +74,11 @@ def _check_digest(file: Path, listed: str | None, label: str) -> None:
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-    found = digest.hexdigest()
-    if found != listed:
-        raise HubError(
-            f"{label} arrived damaged: its hash is {found[:12]}..., the hub lists {listed[:12]}...",
-            hint="It has been removed from the cache; run again to download it anew.",
-        )
+    return digest.hexdigest()
 
 
-def _discard(path: Path) -> None:
-    """Remove a file from the cache: the link that names it and, behind it, the data."""
+def _remove(path: Path) -> None:
+    """Remove a file from the cache: the link in the snapshot and the blob that it points to."""
     while path.is_symlink():
         target = path.parent / path.readlink()
         path.unlink()

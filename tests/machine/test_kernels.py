@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from fusion_core.machine import products as kernels
-from fusion_core.machine.products import OneDnnLinear, is_outrun, with_fast_products
+from fusion_core.machine.products import OneDnnLinear, is_onednn_faster, with_fast_products
 from fusion_core.running.evaluation import evaluate
 from fusion_testing._models import tiny_pool
 from fusion_testing._tasks import TinyTask, TinyTasks
@@ -235,7 +235,7 @@ def test_a_layer_can_be_copied_and_pickled(layer: nn.Linear) -> None:
     ],
 )
 def test_processors_whose_products_are_slow_are_known(processor: str, *, expected: bool) -> None:
-    assert is_outrun(processor) is expected
+    assert is_onednn_faster(processor) is expected
 
 
 def test_models_are_measured_with_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ UNREADABLE: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     "csr": (lambda: torch.eye(2).to_sparse_csr(), r"layout torch\.sparse_csr"),
     "complex": (lambda: torch.ones(2, dtype=torch.complex64), r"torch\.complex64"),
     "quantised": (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "qint8"),
-    "wrapped": (_fake, "a FakeTensor, which only stands for numbers"),
+    "wrapped": (_fake, "a FakeTensor, which holds no plain numbers"),
 }
 
 

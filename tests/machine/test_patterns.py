@@ -29,8 +29,8 @@ def test_a_pattern_matches_as_in_peft(pattern: str) -> None:
 
 
 def test_the_first_pattern_that_matches_counts() -> None:
-    found = find_first_matches(["b.q", "q", "a.q", "v|w"], ["a.q", "b.q", "x.w", "x"])
-    assert found == [1, 0, 3, None]
+    indices = find_first_matches(["b.q", "q", "a.q", "v|w"], ["a.q", "b.q", "x.w", "x"])
+    assert indices == [1, 0, 3, None]
     assert find_first_matches([], ["a"]) == [None]
 
 
@@ -41,7 +41,7 @@ def test_an_invalid_pattern_is_named(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "(a|a)*b", "a?" * 99 + "a" * 99, "(a+)+?$b"])
-def test_a_pattern_that_takes_for_ever_is_refused_and_the_next_is_matched(pattern: str) -> None:
+def test_an_endless_pattern_is_refused_and_the_next_is_matched(pattern: str) -> None:
     with pytest.raises(ValueError, match="took more than 1 seconds"):
         find_first_matches([pattern], ["a" * 400])
     assert find_first_matches(["a"], ["a"]) == [0]

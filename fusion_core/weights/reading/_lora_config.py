@@ -70,11 +70,13 @@ def read_scales(
     """
     ranks = _values_by_module(config, "rank_pattern", name, modules)
     alphas = _values_by_module(config, "alpha_pattern", name, modules)
+    usual_rank: Any = config.get("r")
+    usual_alpha: Any = config.get("lora_alpha")
     scales = {}
     for module in modules:
         try:
-            rank = int(ranks.get(module, config.get("r")))
-            alpha = float(alphas.get(module, config.get("lora_alpha")))
+            rank = int(ranks.get(module, usual_rank))
+            alpha = float(alphas.get(module, usual_alpha))
             scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(

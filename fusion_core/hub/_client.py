@@ -24,8 +24,12 @@ from fusion_core.hub._cache import (
     snapshot_directory,
 )
 from fusion_core.hub._errors import not_cached
-from fusion_core.hub._requests import request_beginning, request_commit, request_listing
-from fusion_core.hub._transfer import transfer
+from fusion_core.hub._requests import (
+    download_files,
+    request_beginning,
+    request_commit,
+    request_listing,
+)
 from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -183,5 +187,5 @@ def _download(pinned: Reference, paths: Sequence[str]) -> Path:
         raise not_cached(pinned, cache_directory(), missing[0])
     if missing:
         sizes = listing(pinned)
-        transfer(pinned, {path: sizes[path] for path in missing}, _session().progress)
+        download_files(pinned, {path: sizes[path] for path in missing}, _session().progress)
     return snapshot_directory(pinned)

@@ -1,30 +1,40 @@
-"""Requests to the hub: commits, listings, pull requests and the first bytes of files."""
+"""Requests to the hub: commits, listings, pull requests, and files, each verified by its hash.
+
+huggingface_hub downloads, resumes and locks, but compares sizes only. Files are downloaded one
+after the other: huggingface_hub fetches the parts of a large file in parallel itself, and on the
+main thread an interrupt reaches it at once.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.hub._cache import cache_directory, endpoint
+from fusion_core.errors import HubError
+from fusion_core.hub._cache import cache_directory, check_free_space, endpoint, snapshot_directory
 from fusion_core.hub._errors import hide_secrets, http_library, translate
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from huggingface_hub import HfApi, RepoFile
 
     from fusion_core.hub.reference import Reference
-    from fusion_core.progress import Advance
+    from fusion_core.progress import Advance, Progress
 
 _CONVERSION_BOT = "SFconvertbot"
 #: Statuses of a repository whose discussions are turned off.
 _NO_DISCUSSIONS = {403, 404}
+_SHA256_DIGITS = 64
 
 
 def request_commit(reference: Reference) -> str:
     """Return the commit behind a revision."""
-    with hub_call(reference):
+    with _hub_call(reference):
         info = _api().repo_info(
             reference.repo, revision=reference.revision, repo_type=reference.kind
         )
@@ -40,9 +50,9 @@ def request_listing(pinned: Reference) -> dict[str, int]:
     from huggingface_hub import snapshot_download
 
     sizes = {file.path: file.size for file in _request_tree(pinned)}
-    with hub_call(pinned):
-        bar = progress_bar(lambda *_, **__: None)
-        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **arguments_for(pinned))
+    with _hub_call(pinned):
+        bar = _progress_bar(lambda *_, **__: None)
+        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **_arguments_for(pinned))
     return sizes
 
 
@@ -61,7 +71,7 @@ def request_conversions(pinned: Reference) -> list[str]:
 
     Anybody may open a pull request, so only those of the bot count.
     """
-    with hub_call(pinned):
+    with _hub_call(pinned):
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
@@ -103,7 +113,7 @@ def request_beginning(pinned: Reference, path: str, count: int) -> bytes:
         "Accept-Encoding": "identity",
     }
     content = bytearray()
-    with hub_call(pinned), client.http_stream_backoff("GET", url, headers=headers) as response:
+    with _hub_call(pinned), client.http_stream_backoff("GET", url, headers=headers) as response:
         client.hf_raise_for_status(response)
         for chunk in response.iter_bytes():
             content += chunk
@@ -112,7 +122,26 @@ def request_beginning(pinned: Reference, path: str, count: int) -> bytes:
     return bytes(content[:count])
 
 
-def arguments_for(pinned: Reference) -> dict[str, Any]:
+def download_files(pinned: Reference, sizes: Mapping[str, int], progress: Progress) -> None:
+    """Download files of a commit to the cache; `sizes` maps their paths to bytes."""
+    total = sum(sizes.values())
+    free = check_free_space(str(pinned), total, cache_directory())
+    digests = request_digests(pinned)
+    label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
+    with _hub_call(pinned), progress.track(label, total=total, unit="B") as advance:
+        from huggingface_hub import hf_hub_download
+
+        bar = _progress_bar(advance)
+        try:
+            for path in sizes:
+                hf_hub_download(pinned.repo, path, tqdm_class=bar, **_arguments_for(pinned))
+                _verify(pinned, path, digests.get(path))
+        except KeyboardInterrupt as error:
+            error.add_note("Complete files are kept: the same command fetches the others.")
+            raise
+
+
+def _arguments_for(pinned: Reference) -> dict[str, Any]:
     """Return the arguments that tell huggingface_hub's functions the commit, cache and endpoint."""
     return {
         "repo_type": pinned.kind,
@@ -123,7 +152,7 @@ def arguments_for(pinned: Reference) -> dict[str, Any]:
 
 
 @contextmanager
-def hub_call(reference: Reference) -> Iterator[None]:
+def _hub_call(reference: Reference) -> Iterator[None]:
     """Translate huggingface_hub's exceptions to `FusionError`s, and silence its log meanwhile.
 
     Its warnings show whole URLs, which may be signed.
@@ -142,7 +171,7 @@ def hub_call(reference: Reference) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def progress_bar(advance: Advance) -> type[Any]:
+def _progress_bar(advance: Advance) -> type[Any]:
     """Return a bar class for huggingface_hub that prints nothing and passes counts to `advance`."""
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -167,10 +196,49 @@ def _api() -> HfApi:
 
 
 def _request_tree(pinned: Reference) -> list[RepoFile]:
-    with hub_call(pinned):
+    with _hub_call(pinned):
         from huggingface_hub import RepoFile
 
         entries = _api().list_repo_tree(
             pinned.repo, recursive=True, revision=pinned.revision, repo_type=pinned.kind
         )
         return [entry for entry in entries if isinstance(entry, RepoFile)]
+
+
+def _verify(pinned: Reference, path: str, expected: str | None) -> None:
+    """Compare a file with its listed hash, and remove it from the cache unless they match."""
+    if expected is None:
+        return
+    file = snapshot_directory(pinned) / path
+    actual = ""
+    try:
+        actual = _digest(file, expected)
+    finally:  # after an interrupt too: an unverified file must not stay
+        if actual != expected:
+            _remove(file)
+    if actual != expected:
+        raise HubError(
+            f"checksum mismatch for {pinned}: {path}: the hub lists {expected[:12]}..., "
+            f"got {actual[:12]}...",
+            hint="The file was removed from the cache. Run again to download it anew.",
+        )
+
+
+def _digest(file: Path, expected: str) -> str:
+    """Return the SHA-256 (large files) or the git object id (small files), like `expected`."""
+    if len(expected) == _SHA256_DIGITS:
+        digest = hashlib.sha256()
+    else:
+        header = f"blob {file.stat().st_size}\0".encode()
+        digest = hashlib.sha1(header, usedforsecurity=False)
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file from the cache: the link in the snapshot and the blob that it points to."""
+    while path.is_symlink():
+        target = path.parent / path.readlink()
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)

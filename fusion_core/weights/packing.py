@@ -240,7 +240,6 @@ class _RangeCache:
         self._lock = threading.Lock()
 
     def get(self, key: tuple[str, int, int], make: Callable[[], Values]) -> Values:
-        """Return a range's values, which `make` computes if they are not cached."""
         with self._lock:
             if key not in self._values:
                 while len(self._values) >= _KEPT_RANGES:

@@ -1,8 +1,8 @@
 """Weights as named tensors that can be read one range at a time.
 
 A checkpoint on disk is a `WeightSource`, a state dict in memory is one, and a merge of sources is
-one again (`fusion_core.weights.merging`). A source is read by tensor and range of elements. This
-module knows no files, algorithms or engine. An `Origin` records where the values came from.
+one again (`fusion_core.weights.merging`). This module knows no files, algorithms or engine. An
+`Origin` records where the values came from.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ModelT = TypeVar("ModelT")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """The description of a tensor: everything but its values."""
+    """The description of a tensor without its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -146,10 +146,7 @@ def origins(source: WeightSource) -> list[Origin]:
 
 
 def check_unchanged(source: WeightSource) -> None:
-    """Raise `IntegrityError` if a file that a source reads from changed since it was opened.
-
-    The engine calls this after reading everything, before it commits a result.
-    """
+    """Raise `IntegrityError` if a file that a source reads from changed since it was opened."""
     for origin in origins(source):
         origin.check_unchanged()
 
@@ -168,8 +165,7 @@ def assemble(
 ) -> torch.Tensor:
     """Read a whole tensor, flat, in the ranges of its source: the same bytes as the engine.
 
-    `dtype` is the result's, by default the tensor's own. Only one range at a time is in memory in
-    addition to the result.
+    `dtype` is the result's, by default the tensor's own. Ranges are read one at a time.
     """
     info = source.infos[name]
     whole = torch.empty(info.numel, dtype=dtype or info.dtype, device=device)
@@ -192,11 +188,7 @@ def memory_of(values: torch.Tensor) -> memoryview:
 def check_values(
     values: object, info: TensorInfo, span: tuple[int, int], source: WeightSource
 ) -> None:
-    """Raise `BrokenPluginError` unless a source returned what was asked for.
-
-    The values must be a real tensor with as many elements as the span, floating-point if and only
-    if the tensor is.
-    """
+    """Raise `BrokenPluginError` unless values fit their tensor in number and kind."""
     start, stop = span
     if not isinstance(values, torch.Tensor):
         problem = f"a {type(values).__name__} instead"

@@ -1,4 +1,4 @@
-"""The factors of an adapter's weights: how the matrices lie, and heads tied to embeddings.
+"""The tensors of an adapter: factors, their orientation, and heads tied to embeddings.
 
 A base with tied embeddings stores one matrix. Some tools extract adapters that list it twice, once
 for each use. The second entry is dropped if it equals the first.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.errors import CheckpointError
+from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.weight$")
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared|tok_embeddings)\.weight$")
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.weight)?")
+_PREFIX = "base_model.model."
+_WHOLE = (".weight", ".bias")
 #: The number of random vectors on which two products are compared.
 _PROBES = 4
 
@@ -37,6 +41,30 @@ class Product:
     b: str
     scale: float
     transposed: bool
+
+
+def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the factors' keys by module and part, and the keys of whole weights by name."""
+    factors: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    unknown: list[str] = []
+    for key in adapter.infos:
+        name = key.removeprefix(_PREFIX)
+        if ".original_module." in name:  # the base's, saved with its replacement
+            continue
+        if match := _FACTOR.fullmatch(name):
+            factors.setdefault(match["module"], {})[match["part"]] = key
+        elif "lora_" in name or not name.endswith(_WHOLE):
+            unknown.append(key)
+        else:
+            whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
+    if unknown:
+        raise CheckpointError(
+            f"{adapter.describe()}: {len(unknown)} tensors are not part of a plain LoRA, "
+            f"for example {unknown[0]!r}",
+            hint=MERGE_WITH_PEFT,
+        )
+    return factors, whole
 
 
 def are_neighbours_transposed(base: WeightSource, name: str) -> bool | None:

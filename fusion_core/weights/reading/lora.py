@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import math
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,12 @@ import torch
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.origin import Origin, stamp_of
-from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT, check_supported, read_scales
+from fusion_core.weights.reading._lora_config import check_supported, read_scales
 from fusion_core.weights.reading._lora_factors import (
     Product,
     are_neighbours_transposed,
     find_tied_heads,
+    sort_tensors,
 )
 from fusion_core.weights.reading._unsupported import DEQUANTISE
 from fusion_core.weights.reading.assets import read_config
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fusion_core.weights.reading.location import Location
-
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.weight)?")
-_PREFIX = "base_model.model."
-_WHOLE = (".weight", ".bias")
 
 
 class LoraSource(WeightSource):
@@ -174,7 +170,7 @@ class LoraSource(WeightSource):
 
     def _locate_changes(self, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
         """Find every change of the adapter, and return the task vectors' descriptions."""
-        factors, whole = _sort_tensors(self._adapter)
+        factors, whole = sort_tensors(self._adapter)
         weights = [f"{module}.weight" for module in factors]
         base_names = same_tensors([*weights, *whole], self._base.infos)
         scales = read_scales(config, self.describe(), [*factors])
@@ -242,27 +238,3 @@ def base_of(location: Location) -> str | None:
 
 def _wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def _sort_tensors(adapter: CheckpointSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the factors' keys by module and part, and the keys of whole weights by name."""
-    factors: dict[str, dict[str, str]] = {}
-    whole: dict[str, str] = {}
-    unknown: list[str] = []
-    for key in adapter.infos:
-        name = key.removeprefix(_PREFIX)
-        if ".original_module." in name:  # the base's, saved with its replacement
-            continue
-        if match := _FACTOR.fullmatch(name):
-            factors.setdefault(match["module"], {})[match["part"]] = key
-        elif "lora_" in name or not name.endswith(_WHOLE):
-            unknown.append(key)
-        else:
-            whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
-    if unknown:
-        raise CheckpointError(
-            f"{adapter.describe()}: {len(unknown)} tensors are not part of a plain LoRA, "
-            f"for example {unknown[0]!r}",
-            hint=MERGE_WITH_PEFT,
-        )
-    return factors, whole

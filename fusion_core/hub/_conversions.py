@@ -1,4 +1,4 @@
-"""The parquet files of a data set's splits, recognised by their names."""
+"""Files that the hub's own bots convert: safetensors from pickles, parquet from data sets."""
 
 from __future__ import annotations
 
@@ -7,14 +7,48 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import HubError
+from fusion_core.hub._cache import cache_commit, cached_commit, is_cached, is_offline
 from fusion_core.hub._client import listing, resolve
 from fusion_core.hub._requested import Wanted
+from fusion_core.hub._requests import request_commit, request_conversions, request_digests
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fusion_core.hub.reference import Reference
 
+_PICKLE = ".bin"
 #: The branch on which the hub converts every data set to parquet.
-_CONVERTED = "refs/convert/parquet"
+_PARQUET_BRANCH = "refs/convert/parquet"
+
+
+def conversion(reference: Reference) -> Reference | None:
+    """Return the commit at which the hub's own bot offers a repository's pickles as safetensors.
+
+    None if there is no conversion of exactly these pickles, or if the cache has pickles of this
+    commit already. The cache records the result. Raises `HubError` as `resolve` does.
+    """
+    pinned = resolve(reference)
+    record = pinned.at(f"conversion-of-{pinned.revision}")
+    if cached := cached_commit(record):
+        return pinned.at(cached[0])
+    pickles = [path for path in listing(pinned) if path.endswith(_PICKLE)]
+    if is_offline() or any(is_cached(pinned, path) for path in pickles):
+        return None
+    revisions = request_conversions(pinned)
+    expected = _pickle_digests(request_digests(pinned)) if revisions else {}
+    for revision in revisions:
+        commit = request_commit(pinned.at(revision))
+        digests = request_digests(pinned.at(commit))
+        has_safetensors = any(path.endswith(".safetensors") for path in digests)
+        if has_safetensors and _pickle_digests(digests) == expected:
+            cache_commit(record, commit)
+            return pinned.at(commit)
+    return None
+
+
+def _pickle_digests(digests: Mapping[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in digests.items() if path.endswith(_PICKLE)}
 
 
 def split_files(dataset: Reference, split: str, config: str | None = None) -> Wanted:
@@ -26,7 +60,7 @@ def split_files(dataset: Reference, split: str, config: str | None = None) -> Wa
     main = resolve(dataset)
     if paths := _split_paths(main, split, config):
         return Wanted(main, paths)
-    converted = resolve(main.at(_CONVERTED))
+    converted = resolve(main.at(_PARQUET_BRANCH))
     if paths := _split_paths(converted, split, config):
         return Wanted(converted, paths)
     raise HubError(

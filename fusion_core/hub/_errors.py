@@ -1,7 +1,7 @@
 """Translation of the hub's failures to one line that says what failed and one that says what to do.
 
-A message holds nothing of a request but its status and nothing of an address but its host: the rest
-may carry tokens.
+A message contains only the status of a request and the host of an address, because the rest may
+carry tokens.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _CLASSES = {
 _STATUSES = {
     401: (
         "the hub does not accept your token",
-        "Log in anew with `hf auth login`, or correct or unset HF_TOKEN.",
+        "Log in again with `hf auth login`, or correct or unset HF_TOKEN.",
     ),
     403: (
         "the hub does not let you read this",
@@ -74,7 +74,7 @@ _STATUSES = {
         f"Wait some minutes and run again; to be allowed more, {_LOG_IN}.",
     ),
 }
-#: What Xet says, which raises plain exceptions.
+#: The texts of Xet, which raises plain exceptions.
 _XET_NOT_SENT = "error sending request"
 _XET_DISK_FULL = re.compile(r"No space left|\bos error 28\b")
 _SECRETS = re.compile(r"hf_[A-Za-z0-9]+|https?://\S+|(?i:bearer)\s+\S+")

@@ -220,7 +220,7 @@ def _verify(pinned: Reference, path: str, expected: str | None) -> None:
         raise HubError(
             f"checksum mismatch for {pinned}: {path}: the hub lists {expected[:12]}..., "
             f"got {actual[:12]}...",
-            hint="The file was removed from the cache. Run again to download it anew.",
+            hint="The file was removed from the cache. Run again to download it.",
         )
 
 

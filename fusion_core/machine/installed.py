@@ -1,4 +1,4 @@
-"""Installed distributions: which declare plugins, what they require, what is optional."""
+"""Installed distributions: the plugins that they declare, and what they require."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ def find_tied_heads(
         is_same_whole = _are_values_equal(adapter, whole.get(head), whole.get(embeddings))
         if not (is_same_product and is_same_whole):
             raise CheckpointError(
-                f"{adapter.describe()} changes {head!r} and {embeddings!r} differently, but its "
-                "base has one tied matrix for both",
+                f"{adapter.describe()} changes {head!r} and {embeddings!r} in different ways, and "
+                "its base has one tied matrix for both",
                 hint="Extract the adapter again, or save the base with untied embeddings.",
             )
     return tied_heads

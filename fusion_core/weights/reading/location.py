@@ -86,7 +86,7 @@ class Location:
         return root / relative
 
 
-def locate(given: str, option: str, *more: str, formats: Collection[str] = ()) -> Location:
+def locate(name: str, option: str, *more: str, formats: Collection[str] = ()) -> Location:
     """Find a model by its path or its name on the hub; `option` names it in errors.
 
     `more` are patterns of further side files to download from a repository. A repository without
@@ -95,23 +95,23 @@ def locate(given: str, option: str, *more: str, formats: Collection[str] = ()) -
     Raises `CheckpointError` if the model is neither here nor on the hub, and the errors of
     `hub.download`.
     """
-    path = Path(given)
+    path = Path(name)
     with reading(path):
         exists = path.exists()
     if exists:
-        return Location(path, given)
+        return Location(path, name)
     similar = _find_similar(path)
-    if not hub.looks_like_id(given):
+    if not hub.looks_like_id(name):
         hint = "Give a directory, a .safetensors file, or org/name@revision for the hub."
         raise CheckpointError(
-            f"{option}: {given} does not exist",
+            f"{option}: {name} does not exist",
             hint=hint if similar is None else f"Did you mean {similar}?",
         )
     try:
-        return _locate_on_hub(hub.resolve(hub.parse(given)), more, formats)
+        return _locate_on_hub(hub.resolve(hub.parse(name)), more, formats)
     except HubError as error:
         suggestion = "" if similar is None else f" (did you mean {similar}?)"
-        message = f"{option}: {given} does not exist here{suggestion}, and as a name on the hub: "
+        message = f"{option}: {name} does not exist here{suggestion}, and as a name on the hub: "
         raise HubError(message + error.message, hint=error.hint) from error
 
 

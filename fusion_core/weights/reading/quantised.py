@@ -41,15 +41,15 @@ _BUFFERS = frozenset(
 _SMALL_SHARE = 0.1
 
 
-def refuse_quantised(models: Mapping[str, WeightSource], beside: Mapping[str, Files]) -> None:
+def refuse_quantised(models: Mapping[str, WeightSource], side_files: Mapping[str, Files]) -> None:
     """Raise `CheckpointError` naming every quantised model and the evidence.
 
-    `beside` holds the side files of each model.
+    `side_files` holds the side files of each model.
     """
     messages: list[str] = []
     originals: dict[str, None] = {}
     for name, source in models.items():
-        files = beside.get(name, {})
+        files = side_files.get(name, {})
         config = parsed(files, CONFIG, name) or {}
         reason = _find_declaration(files, config)
         if reason is None and not source.is_delta:

@@ -11,8 +11,8 @@ package is cheap. It knows repositories and files, not their contents.
 from fusion_core.hub._cache import assets_directory
 from fusion_core.hub._client import beginning, download, files, listing, resolve, session
 from fusion_core.hub._conversions import conversion, split_files
+from fusion_core.hub._downloads import Size, Wanted, check_room, fetch, size_of
 from fusion_core.hub._errors import advising
-from fusion_core.hub._requested import Size, Wanted, check_room, fetch, size_of
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fusion_core.errors import HubError
 from fusion_core.hub._cache import cache_commit, cached_commit, is_cached, is_offline
 from fusion_core.hub._client import listing, resolve
-from fusion_core.hub._requested import Wanted
+from fusion_core.hub._downloads import Wanted
 from fusion_core.hub._requests import request_commit, request_conversions, request_digests
 
 if TYPE_CHECKING:

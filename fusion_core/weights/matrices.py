@@ -40,7 +40,7 @@ class Axis:
         return sum(size for _, size in self.parts)
 
     @property
-    def is_cut(self) -> bool:
+    def has_parts(self) -> bool:
         """Whether the axis has named parts."""
         return self.parts[0][0] != ""
 
@@ -148,9 +148,9 @@ def _check(info: TensorInfo, declared: Matrices) -> None:
     matrix_axes = axes[1:] if isinstance(axes[0], Stacked) else axes
     if not matrix_axes or any(isinstance(axis, Stacked) for axis in matrix_axes):
         raise ValueError("Stacked is the first axis or none, and rows or columns follow it")
-    if sum(axis.is_cut for axis in matrix_axes) < sum(axis.is_cut for axis in axes):
+    if sum(axis.has_parts for axis in matrix_axes) < sum(axis.has_parts for axis in axes):
         raise ValueError("Stacked cannot have parts: give them to rows or columns")
-    if sum(axis.is_cut for axis in matrix_axes) > 1:
+    if sum(axis.has_parts for axis in matrix_axes) > 1:
         raise ValueError("several axes have parts: expected at most one")
     if (count := math.prod(axis.size for axis in axes)) != info.numel:
         sizes = " * ".join(str(axis.size) for axis in axes)
@@ -163,8 +163,8 @@ def _make_slots(info: TensorInfo, declared: Matrices) -> Iterator[Slot]:
     if isinstance(axes[0], Stacked):
         count, axes = axes[0].size, axes[1:]
         template = template if INDEX in template else f"{template}.{INDEX}"
-    cut = next((number for number, axis in enumerate(axes) if axis.is_cut), 0)
-    if axes[cut].is_cut and PART not in template:
+    cut = next((number for number, axis in enumerate(axes) if axis.has_parts), 0)
+    if axes[cut].has_parts and PART not in template:
         template = f"{template}.{PART}"
     ends = [0, *accumulate(size for _, size in axes[cut].parts)]
     for index in range(count):

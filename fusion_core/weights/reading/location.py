@@ -79,7 +79,7 @@ class Location:
         """
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or not relative.parts:
-            raise CheckpointError(f"{self.name}: invalid name of a file of the model: {name!r}")
+            raise CheckpointError(f"{self.name}: {name!r} is not the name of a file of the model")
         root = self.directory if self.pinned is None else hub.files(self.pinned, [name])
         for folder in relative.parents[:-1]:
             resolve_member(root / folder)  # a folder may be a link, too

@@ -659,7 +659,7 @@ def test_decoded_images_may_lie_on_a_disk_of_their_own(
     small = tmp_path / "small"
     small.mkdir()
     monkeypatch.setenv("HF_ASSETS_CACHE", str(small))
-    monkeypatch.setattr("fusion_core.hub._requested.on_one_disk", lambda: False)
+    monkeypatch.setattr("fusion_core.hub._downloads.on_one_disk", lambda: False)
     free = {small: 10}
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(Path(path), 10**9))

@@ -1,4 +1,4 @@
-"""Files that a run will read from the hub: their size, the disk space they need, their download."""
+"""Downloads that a run will need: their size, the disk space for them, and the files."""
 
 from __future__ import annotations
 

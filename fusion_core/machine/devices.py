@@ -21,7 +21,7 @@ def device_of(name: str) -> torch.device:
         if device.index is None and own_gpu() is not None:
             device = torch.device("cuda", own_gpu())
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) < count:
+        if 0 <= (device.index or 0) < count:  # torch wraps large indices to negative ones
             return device
         problem = f"torch finds {count or 'no'} CUDA device{'s' if count > 1 else ''} here"
         raise RecipeError(f"device {name!r}: {problem}", hint="Use cpu.")

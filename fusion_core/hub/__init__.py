@@ -1,27 +1,18 @@
-"""The Hugging Face Hub: everything else gets local paths.
+"""A client of the Hugging Face Hub that gives the rest of the program local paths.
 
-The only room that imports huggingface_hub, and only when something is asked of the hub: importing
-this costs nothing. It knows repositories and files, not what is in them.
+Only this package imports huggingface_hub, and only when a function needs the hub, so importing the
+package is cheap. It knows repositories and files, not their contents.
 
     with hub.session(progress):
         pinned = hub.resolve(hub.parse("org/name@v1"))
         directory = hub.download(pinned, ["config.json", "*.safetensors"])
 """
 
-from fusion_core.hub._ahead import Wanted, check_room, fetch, size_of
 from fusion_core.hub._cache import assets_directory
-from fusion_core.hub._client import (
-    Size,
-    beginning,
-    download,
-    files,
-    listing,
-    resolve,
-    session,
-)
-from fusion_core.hub._conversion import conversion
-from fusion_core.hub._failures import advising
-from fusion_core.hub._splits import split_files
+from fusion_core.hub._client import beginning, download, files, listing, resolve, session
+from fusion_core.hub._conversions import conversion, split_files
+from fusion_core.hub._downloads import Size, Wanted, check_room, fetch, size_of
+from fusion_core.hub._errors import advising
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""The hub's own cache on this machine: where it is, and what lies there.
+"""The hub's cache on this machine, and the environment variables that configure the client.
 
-Its layout is documented: `refs/<revision>` holds a commit, `snapshots/<commit>/` the files. The
-environment is read when it is asked for; huggingface_hub reads it once, when it is imported, which
-may have been long ago.
+huggingface_hub documents the layout: `refs/<revision>` holds a commit, `snapshots/<commit>/` its
+files. huggingface_hub reads the environment once, when it is imported. These functions read it at
+each call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,126 +22,115 @@ from fusion_core.shown import amount
 if TYPE_CHECKING:
     from fusion_core.hub.reference import Reference
 
-_TRUE = {"1", "ON", "YES", "TRUE"}
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """A commit that a revision was, and when the hub was asked."""
-
-    commit: str
-    since: date
-
 
 def cache_directory() -> Path:
-    """Return the directory of the cache: HF_HUB_CACHE, or where HF_HOME says."""
-    if given := os.environ.get("HF_HUB_CACHE"):
-        return Path(given).expanduser()
-    if given := os.environ.get("HF_HOME"):
-        return Path(given).expanduser() / "hub"
+    """Return the cache's directory: HF_HUB_CACHE, HF_HOME/hub, or huggingface_hub's default."""
+    if directory := os.environ.get("HF_HUB_CACHE"):
+        return Path(directory).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def assets_directory() -> Path:
-    """Return where to keep what is made of downloads: HF_ASSETS_CACHE, or beside the cache.
+    """Return the directory for files derived from downloads.
 
-    The convention of huggingface_hub, so that one variable moves all of it to another disk.
+    It is in HF_ASSETS_CACHE or next to the cache, as in huggingface_hub, so that one variable moves
+    all derived files to another disk.
     """
-    if given := os.environ.get("HF_ASSETS_CACHE"):
-        return Path(given).expanduser() / "fusion-core"
+    if directory := os.environ.get("HF_ASSETS_CACHE"):
+        return Path(directory).expanduser() / "fusion-core"
     return cache_directory().parent / "assets" / "fusion-core"
 
 
-def room_for(what: str, needed: int, directory: Path) -> int:
-    """Return how much is free in a directory; raises `DiskError` if that is not enough."""
-    free = shutil.disk_usage(_existing(directory)).free
+def check_free_space(purpose: str, needed: int, directory: Path) -> int:
+    """Return the free bytes of a directory; raise `DiskError` if there are fewer than `needed`."""
+    free = shutil.disk_usage(_nearest_existing(directory)).free
     if needed > free:
         raise DiskError(
-            f"{what} needs {amount(needed)}, and {amount(free)} are free in {directory}",
-            hint="Make room there, or set HF_HOME to a directory on a larger disk.",
+            f"{purpose} needs {amount(needed)}, and {amount(free)} are free in {directory}",
+            hint="Free some space there, or set HF_HOME to a directory on a larger disk.",
         )
     return free
 
 
 def on_one_disk() -> bool:
-    """Tell whether downloads and what is made of them take the same room."""
-    places = (cache_directory(), assets_directory())
-    return len({_existing(position).stat().st_dev for position in places}) == 1
+    """Tell whether downloads and derived files share one file system."""
+    directories = map(_nearest_existing, (cache_directory(), assets_directory()))
+    return len({directory.stat().st_dev for directory in directories}) == 1
 
 
 def endpoint() -> str | None:
-    """Return the hub's address, None for the usual one.
+    """Return the hub's address from HF_ENDPOINT, None for the default.
 
-    Raises `HubError` for what is not one; it is not shown, for it may hold a password.
+    Raises `HubError` if it is not a URL. The message omits the value, which may hold a password.
     """
-    given = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    address = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     try:
-        parts = urlsplit(given)
+        parts = urlsplit(address)
         is_url = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_url = False
-    if given and not is_url:
+    if address and not is_url:
         raise HubError(
             "HF_ENDPOINT is not a URL",
-            hint="Write the whole address, https://huggingface.co for one, or unset HF_ENDPOINT.",
+            hint="Give a full address such as https://huggingface.co, or unset HF_ENDPOINT.",
         )
-    return given or None
+    return address or None
 
 
 def is_offline() -> bool:
-    """Tell whether this process must not open a connection."""
-    given = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return given.upper() in _TRUE
+    """Tell whether the environment forbids this process to open connections."""
+    flag = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return flag.upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def snapshot_of(pinned: Reference) -> Path:
+def snapshot_directory(pinned: Reference) -> Path:
     """Return the directory of a commit's files."""
-    return _folder(pinned) / "snapshots" / pinned.revision
+    return _repository_directory(pinned) / "snapshots" / pinned.revision
 
 
 def is_cached(pinned: Reference, path: str) -> bool:
-    """Tell whether a file of a commit is there."""
-    return (snapshot_of(pinned) / path).is_file()
+    """Tell whether the cache has a file of a commit."""
+    return (snapshot_directory(pinned) / path).is_file()
 
 
-def remembered_commit(reference: Reference) -> Remembered | None:
-    """Return the commit that a revision was when the hub was last asked, if that is known."""
-    path = _folder(reference) / "refs" / reference.revision
+def cached_commit(reference: Reference) -> tuple[str, date] | None:
+    """Return the commit that the cache has for a revision, and the day it was looked up."""
+    path = _repository_directory(reference) / "refs" / reference.revision
     try:
         commit = path.read_text(encoding="ascii", errors="replace").strip()
-        since = datetime.fromtimestamp(path.stat().st_mtime).astimezone().date()
-    except OSError:  # never asked, or another user's secret
+        modified = path.stat().st_mtime
+    except OSError:  # missing, or not readable by this user
         return None
-    # Half of one was written by a program that was killed.
-    return Remembered(commit, since) if reference.at(commit).is_pinned else None
+    if not reference.at(commit).is_pinned:  # a killed program wrote a part of it
+        return None
+    return commit, datetime.fromtimestamp(modified).astimezone().date()
 
 
-def remember_commit(reference: Reference, commit: str) -> None:
-    """Keep a revision's commit for runs without a network, where the cache can be written.
-
-    Where it cannot, a run with a network needs nothing of it.
-    """
-    path = _folder(reference) / "refs" / reference.revision
+def cache_commit(reference: Reference, commit: str) -> None:
+    """Record a revision's commit for offline runs; do nothing if the cache is not writable."""
+    path = _repository_directory(reference) / "refs" / reference.revision
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="ascii") as stream:  # no link that others planted there
+        with temporary.open("x", encoding="ascii") as stream:  # never through a planted link
             stream.write(commit)
         temporary.replace(path)
 
 
-def remembered_listing(pinned: Reference) -> dict[str, int] | None:
-    """Return the sizes of a commit's files as they were listed when the hub was first asked.
+def cached_listing(pinned: Reference) -> dict[str, int] | None:
+    """Return the file sizes of a commit by path, as the hub listed them.
 
-    None if that is not known: a cache that another program filled may lack it.
+    None if the cache holds no listing, for example because another program filled it.
     """
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
-        found = get_cached_repo_tree(
+        entries = get_cached_repo_tree(
             pinned.repo,
             repo_type=pinned.kind,
             revision=pinned.revision,
@@ -150,19 +138,20 @@ def remembered_listing(pinned: Reference) -> dict[str, int] | None:
         )
     except CachedRepoTreeNotFoundError:
         return None
-    return {file.path: file.size for file in found}
+    return {entry.path: entry.size for entry in entries}
 
 
-def files_there(pinned: Reference) -> dict[str, int]:
-    """Return the sizes of what lies in a commit's directory."""
-    root = snapshot_of(pinned)
-    found = sorted(path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.stat().st_size for path in found}
+def cached_files(pinned: Reference) -> dict[str, int]:
+    """Return the sizes of a commit's files in the cache by path."""
+    root = snapshot_directory(pinned)
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
 
 
-def _existing(directory: Path) -> Path:
-    return next(each for each in (directory, *directory.absolute().parents) if each.exists())
+def _nearest_existing(directory: Path) -> Path:
+    candidates = (directory, *directory.absolute().parents)
+    return next(candidate for candidate in candidates if candidate.exists())
 
 
-def _folder(reference: Reference) -> Path:
+def _repository_directory(reference: Reference) -> Path:
     return cache_directory() / f"{reference.kind}s--{reference.repo.replace('/', '--')}"

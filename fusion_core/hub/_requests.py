@@ -1,93 +1,102 @@
-"""Requests to the hub: commits, listings, pull requests, the first bytes of a file.
+"""Requests to the hub: commits, listings, pull requests, and files, each verified by its hash.
 
-Only what huggingface_hub raises under `asking` becomes an error of ours.
+huggingface_hub downloads, resumes and locks, but compares sizes only. Files are downloaded one
+after the other: huggingface_hub fetches the parts of a large file in parallel itself, and on the
+main thread an interrupt reaches it at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.hub._cache import cache_directory, endpoint
-from fusion_core.hub._failures import explained, hide_secrets, http
+from fusion_core.errors import HubError
+from fusion_core.hub._cache import cache_directory, check_free_space, endpoint, snapshot_directory
+from fusion_core.hub._errors import hide_secrets, http_library, translate
+from fusion_core.shown import amount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-    from huggingface_hub import RepoFile
+    from huggingface_hub import HfApi, RepoFile
 
     from fusion_core.hub.reference import Reference
-    from fusion_core.progress import Advance
+    from fusion_core.progress import Advance, Progress
 
-_BOT = "SFconvertbot"
-#: Repositories may have their discussions turned off.
+_CONVERSION_BOT = "SFconvertbot"
+#: Statuses of a repository whose discussions are turned off.
 _NO_DISCUSSIONS = {403, 404}
+_SHA256_DIGITS = 64
 
 
-def ask_commit(reference: Reference) -> str:
-    """Return the commit that a revision is."""
-    with asking(reference):
-        from huggingface_hub import HfApi
-
-        info = HfApi(endpoint=endpoint()).repo_info(
+def request_commit(reference: Reference) -> str:
+    """Return the commit behind a revision."""
+    with _hub_call(reference):
+        info = _api().repo_info(
             reference.repo, revision=reference.revision, repo_type=reference.kind
         )
     return str(info.sha)
 
 
-def ask_listing(pinned: Reference) -> dict[str, int]:
-    """Return the sizes of a commit's files by path, and have the cache keep the listing.
+def request_listing(pinned: Reference) -> dict[str, int]:
+    """Return the file sizes of a commit by path, and store the listing in the cache.
 
-    From the listing in the cache, a run without a network knows which files are missing.
-    huggingface_hub writes the listing with a snapshot, here one of no files.
+    An offline run learns from the stored listing which files are missing. huggingface_hub stores
+    the listing together with a snapshot, here one without files.
     """
     from huggingface_hub import snapshot_download
 
-    sizes = {file.path: file.size for file in _tree(pinned)}
-    with asking(pinned):
-        bar = progress_bar(lambda *_, **__: None)
-        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **location_of(pinned))
+    sizes = {file.path: file.size for file in _request_tree(pinned)}
+    with _hub_call(pinned):
+        bar = _progress_bar(lambda *_, **__: None)
+        snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **_arguments_for(pinned))
     return sizes
 
 
-def ask_digests(pinned: Reference) -> dict[str, str]:
+def request_digests(pinned: Reference) -> dict[str, str]:
     """Return the hashes of a commit's files by path: a SHA-256, or the git object id.
 
-    The listing that the cache keeps has no SHA-256.
+    The listing in the cache has no SHA-256.
     """
-    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in _tree(pinned)}
+    return {
+        file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in _request_tree(pinned)
+    }
 
 
-def ask_conversions(pinned: Reference) -> list[str]:
+def request_conversions(pinned: Reference) -> list[str]:
     """Return the pull requests in which the hub's own bot offers safetensors, oldest first.
 
-    Anybody may open a pull request; only those of the bot count.
+    Anybody may open a pull request, so only those of the bot count.
     """
-    with asking(pinned):
-        from huggingface_hub import HfApi
+    with _hub_call(pinned):
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            requests = list(
-                HfApi(endpoint=endpoint()).get_repo_discussions(
-                    pinned.repo, author=_BOT, discussion_type="pull_request", repo_type=pinned.kind
+            discussions = list(
+                _api().get_repo_discussions(
+                    pinned.repo,
+                    author=_CONVERSION_BOT,
+                    discussion_type="pull_request",
+                    repo_type=pinned.kind,
                 )
             )
         except HfHubHTTPError as error:
             if error.response.status_code in _NO_DISCUSSIONS:
                 return []
             raise
-        numbers = [
-            request.num
-            for request in requests
-            if request.author == _BOT and request.is_pull_request
-        ]
-        return [f"refs/pr/{number}" for number in sorted(numbers)]
+    numbers = [
+        discussion.num
+        for discussion in discussions
+        if discussion.author == _CONVERSION_BOT and discussion.is_pull_request
+    ]
+    return [f"refs/pr/{number}" for number in sorted(numbers)]
 
 
-def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
-    """Return the first bytes of a file, without downloading the rest."""
+def request_beginning(pinned: Reference, path: str, count: int) -> bytes:
+    """Return the first `count` bytes of a file without downloading the rest."""
     from huggingface_hub import hf_hub_url, utils
 
     client: Any = utils
@@ -104,17 +113,36 @@ def ask_beginning(pinned: Reference, path: str, count: int) -> bytes:
         "Accept-Encoding": "identity",
     }
     content = bytearray()
-    with asking(pinned), client.http_stream_backoff("GET", url, headers=headers) as answer:
-        client.hf_raise_for_status(answer)
-        for chunk in answer.iter_bytes():
+    with _hub_call(pinned), client.http_stream_backoff("GET", url, headers=headers) as response:
+        client.hf_raise_for_status(response)
+        for chunk in response.iter_bytes():
             content += chunk
-            if len(content) >= count:  # a server that does not know ranges sends everything
+            if len(content) >= count:  # a server without ranges sends the whole file
                 break
     return bytes(content[:count])
 
 
-def location_of(pinned: Reference) -> dict[str, Any]:
-    """Return the arguments by which huggingface_hub's functions know a commit and the cache."""
+def download_files(pinned: Reference, sizes: Mapping[str, int], progress: Progress) -> None:
+    """Download files of a commit to the cache; `sizes` maps their paths to bytes."""
+    total = sum(sizes.values())
+    free = check_free_space(str(pinned), total, cache_directory())
+    digests = request_digests(pinned)
+    label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
+    with _hub_call(pinned), progress.track(label, total=total, unit="B") as advance:
+        from huggingface_hub import hf_hub_download
+
+        bar = _progress_bar(advance)
+        try:
+            for path in sizes:
+                hf_hub_download(pinned.repo, path, tqdm_class=bar, **_arguments_for(pinned))
+                _verify(pinned, path, digests.get(path))
+        except KeyboardInterrupt as error:
+            error.add_note("Complete files are kept: the same command fetches the others.")
+            raise
+
+
+def _arguments_for(pinned: Reference) -> dict[str, Any]:
+    """Return the arguments that tell huggingface_hub's functions the commit, cache and endpoint."""
     return {
         "repo_type": pinned.kind,
         "revision": pinned.revision,
@@ -124,27 +152,27 @@ def location_of(pinned: Reference) -> dict[str, Any]:
 
 
 @contextmanager
-def asking(reference: Reference) -> Iterator[None]:
-    """Turn what huggingface_hub raises into our errors, and keep its log silent meanwhile.
+def _hub_call(reference: Reference) -> Iterator[None]:
+    """Translate huggingface_hub's exceptions to `FusionError`s, and silence its log meanwhile.
 
     Its warnings show whole URLs, which may be signed.
     """
-    where = endpoint() or "huggingface.co"
+    address = endpoint() or "huggingface.co"
     logger = logging.getLogger("huggingface_hub")
-    before = logger.level
+    level = logger.level
     logger.setLevel(logging.ERROR)
-    theirs = (http().HTTPError, http().InvalidURL)
+    http_errors = (http_library().HTTPError, http_library().InvalidURL)
     try:
         yield
-    except (OSError, ValueError, LookupError, RuntimeError, *theirs) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, *http_errors) as error:
         hide_secrets(error)
-        raise explained(error, reference, cache=cache_directory(), endpoint=where) from error
+        raise translate(error, reference, cache=cache_directory(), endpoint=address) from error
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
 
 
-def progress_bar(advance: Advance) -> type[Any]:
-    """Return a progress bar for huggingface_hub that shows nothing and passes on what it counts."""
+def _progress_bar(advance: Advance) -> type[Any]:
+    """Return a bar class for huggingface_hub that prints nothing and passes counts to `advance`."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
@@ -156,16 +184,61 @@ def progress_bar(advance: Advance) -> type[Any]:
             advance(int(n or 0))
 
         def update_transfer(self, n: float | None = 1) -> None:
-            """Leave out the bytes on the wire: those on disk are counted."""
+            """Ignore the bytes on the wire: `update` counts those on disk."""
 
     return Bar
 
 
-def _tree(pinned: Reference) -> list[RepoFile]:
-    with asking(pinned):
-        from huggingface_hub import HfApi, RepoFile
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
 
-        entries = HfApi(endpoint=endpoint()).list_repo_tree(
+    return HfApi(endpoint=endpoint())
+
+
+def _request_tree(pinned: Reference) -> list[RepoFile]:
+    with _hub_call(pinned):
+        from huggingface_hub import RepoFile
+
+        entries = _api().list_repo_tree(
             pinned.repo, recursive=True, revision=pinned.revision, repo_type=pinned.kind
         )
         return [entry for entry in entries if isinstance(entry, RepoFile)]
+
+
+def _verify(pinned: Reference, path: str, expected: str | None) -> None:
+    """Compare a file with its listed hash, and remove it from the cache unless they match."""
+    if expected is None:
+        return
+    file = snapshot_directory(pinned) / path
+    actual = ""
+    try:
+        actual = _digest(file, expected)
+    finally:  # after an interrupt too: an unverified file must not stay
+        if actual != expected:
+            _remove(file)
+    if actual != expected:
+        raise HubError(
+            f"checksum mismatch for {pinned}: {path}: the hub lists {expected[:12]}..., "
+            f"got {actual[:12]}...",
+            hint="The file was removed from the cache. Run again to download it.",
+        )
+
+
+def _digest(file: Path, expected: str) -> str:
+    """Return the SHA-256 (large files) or the git object id (small files), like `expected`."""
+    if len(expected) == _SHA256_DIGITS:
+        digest = hashlib.sha256()
+    else:
+        header = f"blob {file.stat().st_size}\0".encode()
+        digest = hashlib.sha1(header, usedforsecurity=False)
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file from the cache: the link in the snapshot and the blob that it points to."""
+    while path.is_symlink():
+        target = path.parent / path.readlink()
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a repository on the hub is called: `org/name@revision`; plain data, no network."""
+"""References to repositories on the hub: `org/name@revision`. This module uses no network."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Kind = Literal["model", "dataset"]
 _PART = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9_][A-Za-z0-9_./-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-#: What ends like this is a file's name, or none that the hub gives.
-_NO_NAMES = (".safetensors", ".git")
+#: Suffixes of file names, and of names that the hub does not allow.
+_FORBIDDEN_SUFFIXES = (".safetensors", ".git")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A repository at a revision: a branch, a tag or, once it is resolved, a commit."""
+    """A repository at a revision: a branch, a tag or, once resolved, a commit."""
 
     repo: str
     revision: str = "main"
@@ -27,7 +27,7 @@ class Reference:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit, which nothing can move."""
+        """Whether the revision is a commit, which cannot move."""
         return _COMMIT.fullmatch(self.revision) is not None
 
     def at(self, revision: str) -> Self:
@@ -39,17 +39,17 @@ class Reference:
 
 
 def looks_like_id(text: str) -> bool:
-    """Tell whether a text can be the name of a repository, with or without a revision."""
-    found = _ID.fullmatch(text)
-    return found is not None and not found["repo"].endswith(_NO_NAMES)
+    """Tell whether a text can name a repository, with or without a revision."""
+    match = _ID.fullmatch(text)
+    return match is not None and not match["repo"].endswith(_FORBIDDEN_SUFFIXES)
 
 
 def parse(text: str, *, kind: Kind = "model") -> Reference:
-    """Read `org/name` or `org/name@revision`; raises `RecipeError` for anything else."""
-    found = _ID.fullmatch(text)
-    if found is None or not looks_like_id(text):
+    """Parse `org/name` or `org/name@revision`; raise `RecipeError` for anything else."""
+    match = _ID.fullmatch(text)
+    if match is None or not looks_like_id(text):
         raise RecipeError(
             f"{text!r} does not name a repository on the hub",
             hint="Write org/name, or org/name@revision for a branch, tag or commit.",
         )
-    return Reference(found["repo"], found["revision"] or "main", kind)
+    return Reference(match["repo"], match["revision"] or "main", kind)

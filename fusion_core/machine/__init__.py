@@ -1,1 +1,1 @@
-"""What this process runs on: devices, ranks, matrix products, installed distributions."""
+"""The machine and environment of this process: devices, ranks, memory, kernels, packages."""

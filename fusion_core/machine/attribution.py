@@ -1,6 +1,7 @@
 """Attribution of failures to plugins: whose code raised an error, or tried to end the program.
 
-It reads the metadata of installed distributions and imports nothing, so it works whatever failed.
+The module reads the metadata of installed distributions and imports nothing, so it works no matter
+which plugin failed.
 """
 
 from __future__ import annotations
@@ -20,41 +21,25 @@ if TYPE_CHECKING:
 
 
 def plugin_behind(error: BaseException) -> str | None:
-    """Name the plugin whose package is innermost in a traceback, with its version.
+    """Name the plugin, with its version, whose package is innermost in a traceback.
 
-    The error's causes are searched after the error. Returns None if no plugin took part.
+    The error's causes are searched after the error itself. Returns None if no plugin took part.
     """
-    owners = _owners()
+    owners = _owners_of_packages()
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in _innermost_first(cause):
-            if owner := owners.get(_package(frame)):
+            if owner := owners.get(_package_of(frame)):
                 return owner
         cause = cause.__cause__
     return None
 
 
-def _owners() -> dict[str, str]:
-    """Map the packages of every plugin but the core to its name and version."""
-    names, owners = {}, {}
-    for entry_point, distribution in declared_plugins():
-        name = normalised(distribution.name)
-        if name != CORE:
-            names[name] = f"plugin {name} {distribution.version}"
-            owners[_root(entry_point.value.partition(":")[0])] = names[name]
-    with suppress(Exception):  # a damaged list of files of any distribution
-        for package, distributions in packages_distributions().items():
-            for name in map(normalised, distributions):
-                if name in names:
-                    owners.setdefault(package, names[name])
-    return owners
-
-
 @contextmanager
 def forbid_exit() -> Iterator[None]:
-    """Turn SystemExit into an error that names the plugin: exit 0 means that all was done.
+    """Turn SystemExit into an error that names the plugin, because exit 0 must mean success.
 
-    A signal handler of the embedding program may exit: that is not a plugin's code.
+    An exit from a signal handler passes: the handler belongs to the embedding program.
     """
     try:
         yield
@@ -62,26 +47,40 @@ def forbid_exit() -> Iterator[None]:
         if _is_from_signal_handler(error):
             raise
         # `exit` and `quit` are functions of Python's own `site`.
-        calls = (call for call in _innermost_first(error) if _package(call[0]) != "_sitebuiltins")
+        calls = (
+            call for call in _innermost_first(error) if _package_of(call[0]) != "_sitebuiltins"
+        )
         frame, line = next(calls)
         raise BrokenPluginError(
             f"{plugin_behind(error) or 'code outside the plugins'} tried to end the program: "
             f"{cause_of(error)}, in {frame.f_code.co_qualname} "
             f"({frame.f_code.co_filename}, line {line})",
-            hint="Report this to its authors: code that cannot go on has to raise an error.",
+            hint="Report this to its authors: code that cannot continue must raise an error.",
         ) from error
+
+
+def _owners_of_packages() -> dict[str, str]:
+    """Map the top-level packages of every plugin but the core to its name and version."""
+    plugins, owners = {}, {}
+    for entry_point, distribution in declared_plugins():
+        name = normalised(distribution.name)
+        if name != CORE:
+            plugins[name] = f"plugin {name} {distribution.version}"
+            owners[entry_point.value.partition(":")[0].partition(".")[0]] = plugins[name]
+    with suppress(Exception):  # the file list of some distribution is damaged
+        for package, distributions in packages_distributions().items():
+            for name in map(normalised, distributions):
+                if name in plugins:
+                    owners.setdefault(package, plugins[name])
+    return owners
 
 
 def _innermost_first(error: BaseException) -> list[tuple[FrameType, int]]:
     return [*walk_tb(error.__traceback__)][::-1]
 
 
-def _package(frame: FrameType) -> str:
-    return _root(str(frame.f_globals.get("__name__", "")))
-
-
-def _root(module: str) -> str:
-    return module.partition(".")[0]
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _is_from_signal_handler(error: SystemExit) -> bool:

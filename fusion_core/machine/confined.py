@@ -1,9 +1,9 @@
 """Work on untrusted data in a child process, under limits of time, memory and size.
 
-A chat template or a regular expression comes with a model, runs where it is read, and may never
-end. So a child runs it, and one that oversteps a limit is killed. The child is started once, when
-it is first needed, and answers one request after the other. Requests and answers are JSON; nothing
-that a child sends is unpickled.
+A chat template or a regular expression comes with a model, runs where the model is read, and may
+never end. A child process runs it and is killed if it exceeds a limit. The child starts at the
+first request and answers one request after the other. Requests and answers are JSON; nothing from
+the child is unpickled.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Never
 
-from fusion_core.machine._confined import LENGTH, Status
+from fusion_core.machine._child import LENGTH, Status
 
 _SECONDS_TO_START, _SECONDS_TO_END = 120.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may take; a system without /proc enforces no memory."""
+    """Limits of one request. A system without /proc enforces no memory limit."""
 
     seconds: float
-    #: bytes beyond those that the child holds when the request comes
+    #: bytes on top of what the child holds when the request arrives
     memory: int
     #: bytes of the answer
     answer: int
 
 
 class Overrun(Exception):  # noqa: N818 - it says what happened
-    """The child overstepped a limit, died, or answered what makes no sense; it is gone."""
+    """The child exceeded a limit, died or sent an invalid answer. It has been killed."""
 
 
 class Refused(Exception):  # noqa: N818 - it says what happened
-    """The work itself raised an exception, whose text this is."""
+    """The work itself raised an exception. The message is that exception's text."""
 
 
 class Confined:
     """A child process that does one kind of work under limits.
 
-    `target`, "module:function", is called once in the child and returns the function that answers
-    requests. A child that is gone is replaced by the next request, so what it remembers may be
-    lost at any time.
+    The child calls `target`, "module:function", once. The function returns another one, which
+    answers requests. A killed child is replaced at the next request, so the work must not rely on
+    state in the child.
     """
 
     def __init__(self, target: str) -> None:
@@ -58,23 +58,24 @@ class Confined:
         self._lock = Lock()
         self._child: _Child | None = None
         atexit.register(self.close)
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._drop_after_fork)
 
     def start(self) -> None:
-        """Start the child, and do not wait for it: it imports what it needs meanwhile."""
+        """Start the child without waiting for its imports."""
         with self._lock:
-            self._running()
+            self._running_child()
 
     def ask(self, request: object, limits: Limits) -> bytes:
-        """Return the answer to a request, as JSON; both are JSON's data.
+        """Return the child's answer to a request, as JSON; the request is JSON data.
 
-        Raises `Overrun` for a limit or a dead child, `Refused` for an exception in the work.
+        Raises `Overrun` for an exceeded limit or a dead child, `Refused` for an exception in the
+        work.
         """
         with self._lock:
             try:
-                status, answer = self._running().exchange(request, limits)
-            except BaseException:  # an interrupt too: half an answer may be under way
-                self._end()
+                status, answer = self._running_child().exchange(request, limits)
+            except BaseException:  # an interrupt too: half an answer may be on its way
+                self._end_child()
                 raise
         if status == Status.REFUSED:
             raise Refused(answer.decode(errors="replace"))
@@ -83,20 +84,20 @@ class Confined:
     def close(self) -> None:
         """End the child, if there is one."""
         with self._lock:
-            self._end()
+            self._end_child()
 
-    def _running(self) -> _Child:
+    def _running_child(self) -> _Child:
         if self._child is None:
             self._child = _Child(self._target)
         return self._child
 
-    def _end(self) -> None:
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.end()
             self._child = None
 
-    def _forget(self) -> None:
-        """Leave the child to the process that started it, after a fork."""
+    def _drop_after_fork(self) -> None:
+        """Leave the child to the process that started it."""
         self._lock = Lock()
         if self._child is not None:
             self._child.connection.close()
@@ -104,86 +105,87 @@ class Confined:
 
 
 class _Child:
-    """A process, and the connection to it."""
+    """A child process and the connection to it."""
 
     def __init__(self, target: str) -> None:
-        self.connection, theirs = socket.socketpair()
+        self.connection, child_socket = socket.socketpair()
         self._is_ready = False
-        with theirs:
-            number = theirs.fileno()
-            command = ["-P", "-m", "fusion_core.machine._confined", target, str(number)]
+        with child_socket:
+            descriptor = child_socket.fileno()
+            command = ["-P", "-m", "fusion_core.machine._child", target, str(descriptor)]
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(number,),
-                start_new_session=True,  # Ctrl-C is the parent's
+                pass_fds=(descriptor,),
+                start_new_session=True,  # Ctrl-C goes to the parent
             )
 
     def exchange(self, request: object, limits: Limits) -> tuple[Status, bytes]:
-        """Send a request, and receive the answer; raises `Overrun`."""
+        """Send a request and receive the answer; raise `Overrun` if that fails."""
         if not self._is_ready:
-            self._await_start()
-        asked = {"request": request, "seconds": limits.seconds, "memory": limits.memory}
-        until = time.monotonic() + limits.seconds
+            self._wait_for_start()
+        message = {"request": request, "seconds": limits.seconds, "memory": limits.memory}
+        deadline = time.monotonic() + limits.seconds
         try:
-            content = json.dumps(asked).encode()
-            self._wait_until(until)
+            content = json.dumps(message).encode()
+            self._set_timeout(deadline)
             self.connection.sendall(len(content).to_bytes(LENGTH) + content)
-            return self._receive(until, limits.answer)
+            status, answer = self._receive(deadline, limits.answer)
         except TimeoutError:
             raise Overrun(f"took more than {limits.seconds:g} seconds") from None
-        except OSError:  # the connection is cut
-            self._say_how_it_ended()
+        except OSError:  # the connection is closed
+            self._raise_exit_reason()
+        if status == Status.MEMORY:
+            raise Overrun("took more memory than allowed")
+        return status, answer
 
     def end(self) -> None:
-        """Kill the process; it has nothing to lose."""
+        """Kill the process, which has nothing to lose."""
         self.connection.close()
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_SECONDS_TO_END)
 
-    def _await_start(self) -> None:
+    def _wait_for_start(self) -> None:
         try:
-            status, said = self._receive(time.monotonic() + _SECONDS_TO_START, 2**16)
+            status, text = self._receive(time.monotonic() + _SECONDS_TO_START, 2**16)
         except OSError as error:
             raise Overrun(f"did not start: {type(error).__name__}") from error
         if status != Status.DONE:
-            raise Overrun(f"did not start: {said.decode(errors='replace')}")
+            raise Overrun(f"did not start: {text.decode(errors='replace')}")
         self._is_ready = True
 
-    def _receive(self, until: float, largest: int) -> tuple[Status, bytes]:
-        """Receive one message: its length, how it went, and its content."""
-        size = int.from_bytes(self._read(LENGTH, until))
+    def _receive(self, deadline: float, largest: int) -> tuple[Status, bytes]:
+        """Receive one message: its length, its status and its content."""
+        size = int.from_bytes(self._receive_bytes(LENGTH, deadline))
         if size > largest:
             raise Overrun(f"made more than {largest / 1e6:,.0f} MB")
-        content = self._read(size, until)
-        with suppress(ValueError):
-            status = Status(content[:1])
-            if status != Status.MEMORY:
-                return status, content[1:]
-            raise Overrun("took more memory than it may")
-        raise Overrun("gave an answer that makes no sense")
+        content = self._receive_bytes(size, deadline)
+        try:
+            return Status(content[:1]), content[1:]
+        except ValueError:
+            raise Overrun("sent an invalid answer") from None
 
-    def _read(self, size: int, until: float) -> bytes:
-        found = bytearray()
-        while len(found) < size:
-            self._wait_until(until)
-            part = self.connection.recv(min(size - len(found), 2**20))
+    def _receive_bytes(self, size: int, deadline: float) -> bytes:
+        content = bytearray()
+        while len(content) < size:
+            self._set_timeout(deadline)
+            part = self.connection.recv(min(size - len(content), 2**20))
             if not part:
-                self._say_how_it_ended()
-            found += part
-        return bytes(found)
+                self._raise_exit_reason()
+            content += part
+        return bytes(content)
 
-    def _wait_until(self, until: float) -> None:
-        """Give the next call on the connection the time that is left."""
-        left = until - time.monotonic()
-        if left <= 0:
+    def _set_timeout(self, deadline: float) -> None:
+        """Let the next call on the connection take the time that is left."""
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError
-        self.connection.settimeout(left)
+        self.connection.settimeout(seconds)
 
-    def _say_how_it_ended(self) -> Never:
+    def _raise_exit_reason(self) -> Never:
         try:
             code = self._process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
@@ -191,5 +193,5 @@ class _Child:
         if code >= 0:
             raise Overrun(f"ended with exit code {code}")
         name = signal.Signals(-code).name
-        of_memory = " (out of memory, as a rule)" if name in {"SIGABRT", "SIGKILL"} else ""
-        raise Overrun(f"was ended by {name}{of_memory}")
+        suspicion = " (usually out of memory)" if name in {"SIGABRT", "SIGKILL"} else ""
+        raise Overrun(f"was ended by {name}{suspicion}")

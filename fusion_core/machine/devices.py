@@ -1,4 +1,4 @@
-"""Devices by name, as torch finds them here."""
+"""Torch devices by name."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from fusion_core.machine.ranks import own_gpu
 
 
 def device_of(name: str) -> torch.device:
-    """Return the torch device of a name; raises `RecipeError` if there is none here.
+    """Return the torch device of a name; raise `RecipeError` if this machine lacks it.
 
-    `cuda` is, of several processes that torchrun started, each one's own.
+    In a process that torchrun started, `cuda` is the GPU that torchrun assigned to it.
     """
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         device = torch.device("meta")
-    if device.index is None and device.type == "cuda" and own_gpu() is not None:
-        device = torch.device("cuda", own_gpu())
-    index = device.index or 0
     if device.type == "cuda":
-        if index < torch.cuda.device_count() and torch.cuda.is_available():
+        if device.index is None and own_gpu() is not None:
+            device = torch.device("cuda", own_gpu())
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if 0 <= (device.index or 0) < count:  # torch wraps large indices to negative ones
             return device
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        problem = f"torch finds {found or 'no'} CUDA device{'s' if found > 1 else ''} here"
+        problem = f"torch finds {count or 'no'} CUDA device{'s' if count > 1 else ''} here"
         raise RecipeError(f"device {name!r}: {problem}", hint="Use cpu.")
-    usable = device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())
-    if index or not usable:  # `meta`, say, holds no values
-        raise RecipeError(f"device {name!r}: no such device", hint="Use cpu, cuda or cuda:1.")
+    is_usable = device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())
+    if device.index or not is_usable:  # others, such as `meta`, hold no values
+        raise RecipeError(f"device {name!r}: unknown device", hint="Use cpu, cuda or cuda:1.")
     return device

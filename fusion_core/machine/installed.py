@@ -1,4 +1,4 @@
-"""What is installed: distributions that declare plugins, whose an error is, what is optional."""
+"""Installed distributions: the plugins that they declare, and what they require."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ CORE = "fusion-core"
 
 logger = logging.getLogger(__name__)
 
-
-_LONGEST_CAUSE = 1_000
+_LONGEST_MESSAGE = 1_000
 
 
 def declared_plugins() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:
     """Return the group's entry points by distribution name, the first of each name on the path."""
-    found: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
+    plugins: dict[tuple[str, str], tuple[metadata.EntryPoint, metadata.Distribution]] = {}
     for distribution in metadata.distributions():
-        for entry_point in _group_of(distribution):
-            if name := header(distribution, "Name"):  # None where an installation was interrupted
-                key = (normalised(name), entry_point.name)
-                found.setdefault(key, (entry_point, distribution))
-    return [found[key] for key in sorted(found)]
+        try:
+            entry_points = [point for point in distribution.entry_points if point.group == GROUP]
+        except Exception as error:  # noqa: BLE001 - whatever importlib.metadata raises for a damaged file
+            logger.warning("the entry points of a distribution are unreadable: %s", cause_of(error))
+            continue
+        name = header(distribution, "Name") if entry_points else None
+        if name is None:  # also after an interrupted installation
+            continue
+        for point in entry_points:
+            plugins.setdefault((normalised(name), point.name), (point, distribution))
+    return [plugins[key] for key in sorted(plugins)]
 
 
 def import_optional(module: str, needed_by: str, install: str | None = None) -> ModuleType:
-    """Import a module of a package that is not required.
+    """Import a module of an optional package.
 
-    Raises `FusionError` where it is not installed, which names what needs it, and what `install`
-    says to give pip: by default the package.
+    Raises `FusionError` if the package is missing. The error names `needed_by` and what pip has to
+    install: `install`, by default the package.
     """
     try:
         return import_module(module)
@@ -46,27 +51,29 @@ def import_optional(module: str, needed_by: str, install: str | None = None) -> 
         if (error.name or "").partition(".")[0] != package:
             raise
         hint = f'Install it: pip install "{install or package}"'
-        raise FusionError(f"{needed_by} needs {package}, which is not here", hint=hint) from error
+        raise FusionError(
+            f"{needed_by} needs {package}, which is not installed", hint=hint
+        ) from error
 
 
 @cache
 def libraries_of(distribution: str) -> frozenset[str]:
-    """Return the distributions that one requires and that build on the core, at any remove.
+    """Return the distributions that one requires, directly or not, and that build on the core.
 
-    The core is one of them, and what it requires itself is not followed.
+    The result includes the core, but not what the core requires.
     """
-    known: set[str] = set()
-    waiting = {distribution}
-    while waiting:
-        required = _requirements_of(waiting.pop())
-        libraries = {name for name in required if name == CORE or CORE in _requirements_of(name)}
-        waiting |= libraries - known - {CORE}
-        known |= libraries
-    return frozenset(known)
+    libraries: set[str] = set()
+    pending = {distribution}
+    while pending:
+        required = _requirements_of(pending.pop())
+        on_core = {name for name in required if name == CORE or CORE in _requirements_of(name)}
+        pending |= on_core - libraries - {CORE}
+        libraries |= on_core
+    return frozenset(libraries)
 
 
 def requirements(distribution: metadata.Distribution) -> set[str]:
-    """Return the names of what a distribution requires, by itself or for one of its extras."""
+    """Return the names of what a distribution and its extras require."""
     lines = distribution.requires or ()
     return {normalised(re.split(r"[^\w.-]", line)[0]) for line in lines}
 
@@ -74,31 +81,20 @@ def requirements(distribution: metadata.Distribution) -> set[str]:
 def _requirements_of(name: str) -> set[str]:
     try:
         return requirements(metadata.distribution(name))
-    except metadata.PackageNotFoundError:  # for an extra that is not installed
+    except metadata.PackageNotFoundError:  # required by an extra that is not installed
         return set()
 
 
 def header(distribution: metadata.Distribution, name: str) -> str | None:
-    """Return a line of a distribution's metadata; None where there is none.
+    """Return a field of a distribution's metadata, None if it is missing.
 
-    The backport `importlib_metadata`, once anything has imported it, stands behind the standard
-    library's functions, and raises where that one gives None.
+    If anything imported the backport `importlib_metadata`, the standard library's functions use it,
+    and it raises where the standard library returns None.
     """
     try:
         return distribution.metadata[name]
     except (KeyError, FileNotFoundError):
         return None
-
-
-def _group_of(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
-    """Return a distribution's entry points in the group; none if its list cannot be parsed."""
-    try:
-        return [
-            entry_point for entry_point in distribution.entry_points if entry_point.group == GROUP
-        ]
-    except Exception as error:  # noqa: BLE001 - whatever importlib.metadata makes of a mangled file
-        logger.warning("the entry points of a distribution are unreadable: %s", cause_of(error))
-        return []
 
 
 def normalised(name: str) -> str:
@@ -107,9 +103,9 @@ def normalised(name: str) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """Say what went wrong in one line: the error's type, and its message, whatever that holds."""
+    """Return an error's type and message in one line."""
     try:
-        message = " ".join(str(error).splitlines())[:_LONGEST_CAUSE]
-    except Exception:  # noqa: BLE001 - a plugin's error, whose own text may fail
+        message = " ".join(str(error).splitlines())[:_LONGEST_MESSAGE]
+    except Exception:  # noqa: BLE001 - the error of a plugin, whose own text may fail
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

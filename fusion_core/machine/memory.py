@@ -1,4 +1,4 @@
-"""How much memory this process takes, and what becomes of memory that it frees."""
+"""The memory of this process: its peak, and whether freed memory goes back to the system."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: mallopt(3)'s parameters, and the bytes of freed memory that are kept for the next pieces.
+#: Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT = 64 * 2**20
+#: Bytes of freed memory that stay with the process for the next pieces.
+_RETAINED_BYTES = 64 * 2**20
 
 
 def peak_memory() -> int:
-    """Return the most that this process has taken so far, in bytes, a GPU's memory left out."""
+    """Return this process's peak of resident memory in bytes, without GPU memory."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts kilobytes
@@ -27,26 +28,25 @@ def peak_memory() -> int:
 
 @contextmanager
 def keeping_freed_memory() -> Iterator[None]:
-    """Keep what is freed for what asks next: for work that needs the same memory again and again.
+    """Retain all freed memory, for work that needs the same amount again and again.
 
-    By default glibc gives a pass's activations back to the system and faults them in again.
+    By default glibc returns the activations of each pass to the system and faults them in again.
     """
     keep_freed_pieces()
     _mallopt(_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
-        _mallopt(_TRIM_THRESHOLD, _KEPT)
+        _mallopt(_TRIM_THRESHOLD, _RETAINED_BYTES)
 
 
 @lru_cache(maxsize=1)
 def keep_freed_pieces() -> None:
-    """Keep as much of what is freed as pieces take; faulting it in takes as long as merging."""
-    _mallopt(_MMAP_THRESHOLD, _KEPT // 2)
-    _mallopt(_TRIM_THRESHOLD, _KEPT)
+    """Retain as much freed memory as pieces take: faulting it in takes as long as merging."""
+    _mallopt(_MMAP_THRESHOLD, _RETAINED_BYTES // 2)
+    _mallopt(_TRIM_THRESHOLD, _RETAINED_BYTES)
 
 
 def _mallopt(parameter: int, value: int) -> None:
-    """Set what mallopt(3) documents; where the allocator is not glibc's, this does nothing."""
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc":  # other allocators lack it
         ctypes.CDLL(None).mallopt(parameter, value)

@@ -1,7 +1,7 @@
 """Regular expressions from untrusted files, matched in a child process under limits.
 
-A LoRA adapter names modules by regular expressions, and a hostile one keeps Python's `re` busy for
-ever. The child imports this module, too, and no torch.
+A LoRA adapter names modules by regular expressions, and a hostile one keeps Python's `re` busy
+forever. The child imports this module too, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from fusion_core.machine.confined import Confined, Limits, Overrun, Refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: Many times what the adapters of large models take.
+#: Many times what the adapters of large models need.
 _LIMITS = Limits(seconds=1, memory=128_000_000, answer=16_000_000)
 _CHILD = Confined("fusion_core.machine.patterns:serve")
 
 
-def first_matches(patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
-    """Return, for each module name, the index of the first pattern that PEFT matches with it.
+def find_first_matches(patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
+    """Return, for each module name, the index of the first pattern that matches it as in PEFT.
 
     The index is None if no pattern matches. Raises `ValueError` for an invalid pattern, and for
-    patterns that take more time or memory than they may.
+    patterns that exceed the limits of time or memory.
     """
     if not patterns:
         return [None] * len(modules)
@@ -38,7 +38,7 @@ def first_matches(patterns: Sequence[str], modules: Sequence[str]) -> list[int |
 
 
 def serve() -> Callable[[tuple[list[str], list[str]]], list[int | None]]:
-    """Return what answers the child's requests."""
+    """Return the function that answers requests in the child."""
 
     def answer(request: tuple[list[str], list[str]]) -> list[int | None]:
         patterns, modules = request
@@ -52,7 +52,7 @@ def serve() -> Callable[[tuple[list[str], list[str]]], list[int | None]]:
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern as PEFT does: for the end of a name, after a dot or from its start."""
+    """Compile a pattern as PEFT does: it matches a whole name, or the end of one after a dot."""
     try:
         return re.compile(rf"(.*\.)?({pattern})$")
     except (re.error, RecursionError, OverflowError) as error:

@@ -1,8 +1,8 @@
-"""Which kernels multiply a model's matrices: the faster of the two that torch has.
+"""Linear layers that multiply with the faster of torch's two fp32 kernels on the CPU.
 
-On x86 torch gives products in fp32 to MKL, which uses no AVX-512 on AMD's processors. oneDNN, which
-torch has for bf16 anyway, uses it: from Zen 5 on, whose units are as wide as its registers, a
-product takes half the time, and rounds no worse.
+On x86 torch gives fp32 products to MKL, which does not use AVX-512 on AMD processors. oneDNN, which
+torch has for bf16 anyway, does. From Zen 5 on, whose units are as wide as its registers, a product
+takes half the time in oneDNN and rounds no worse.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-#: multiplications from which on a product takes less time in oneDNN, conversions included
+#: multiplications from which oneDNN is faster, conversions included
 _WORTHWHILE = 2**23
-#: AMD's number for the family of processors
+#: AMD's number for the processor family
 _ZEN_5 = 26
 _PLAIN = {(kind, torch.float32, "cpu", torch.strided) for kind in (Tensor, nn.Parameter)}
 
@@ -26,10 +26,10 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def with_fast_products(model: ModelT) -> ModelT:
-    """Have a model's `nn.Linear` layers use the faster kernels, forward and back; returns it.
+    """Switch a model's `nn.Linear` layers to the faster kernels, in place, and return the model.
 
-    That is so for fp32 on the CPU, from a size on. It depends on the processor and on shapes alone,
-    so that what repeated to the bit still does.
+    The kernels serve large fp32 products on the CPU, forward and backward. The choice depends only
+    on the processor and the shapes, so results stay reproducible to the bit.
     """
     if _is_outrun_here():
         for layer in model.modules():
@@ -38,53 +38,48 @@ def with_fast_products(model: ModelT) -> ModelT:
     return model
 
 
-def is_outrun(processor: str) -> bool:
-    """Tell whether oneDNN outruns MKL on a processor, given as Linux's `/proc/cpuinfo` does."""
-    family = re.search(
-        r"^vendor_id\s*: AuthenticAMD\ncpu family\s*: (\d+)$", processor, re.MULTILINE
-    )
-    wide = re.search(r"^flags\s*:.*\bavx512f\b", processor, re.MULTILINE)  # some machines hide it
-    return family is not None and int(family[1]) >= _ZEN_5 and wide is not None
+def is_onednn_faster(cpuinfo: str) -> bool:
+    """Tell whether oneDNN is faster than MKL on a processor, described by `/proc/cpuinfo`."""
+    family = re.search(r"^vendor_id\s*: AuthenticAMD\ncpu family\s*: (\d+)$", cpuinfo, re.MULTILINE)
+    avx512 = re.search(r"^flags\s*:.*\bavx512f\b", cpuinfo, re.MULTILINE)  # some machines hide it
+    return family is not None and int(family[1]) >= _ZEN_5 and avx512 is not None
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer that oneDNN computes where it can and that is large enough to gain by it."""
+    """A linear layer that uses oneDNN for products that are large enough to gain from it."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
         """Return a tensor of shape (..., out_features) for one of shape (..., in_features)."""
         operands = (input, self.weight, self.bias)
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        if not (_is_large(input, self.weight) and all(map(_is_plain, operands))):
-            return super().forward(input)
-        result: Tensor = _OneDnnProduct.apply(*operands)  # type: ignore[no-untyped-call]
-        return result
+        is_large = input.dim() > 1 and input.numel() * len(self.weight) >= _WORTHWHILE
+        if is_large and all(map(_is_plain, operands)):
+            result: Tensor = _OneDnnProduct.apply(*operands)  # type: ignore[no-untyped-call]
+            return result
+        return super().forward(input)
 
 
 @lru_cache(maxsize=1)
 def _is_outrun_here() -> bool:
     try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # another system than Linux
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
         return False
-    return torch.backends.mkldnn.is_available() and is_outrun(processor)  # type: ignore[no-untyped-call]
-
-
-def _is_large(inputs: Tensor, weight: Tensor) -> bool:
-    return inputs.dim() > 1 and inputs.numel() * len(weight) >= _WORTHWHILE
+    return torch.backends.mkldnn.is_available() and is_onednn_faster(cpuinfo)  # type: ignore[no-untyped-call]
 
 
 def _is_plain(operand: Tensor | None) -> bool:
-    """Tell whether it is what oneDNN takes, and nothing that stands in for a tensor."""
+    """Tell whether oneDNN takes an operand: a dense fp32 tensor, not a stand-in for one."""
     if operand is None:
         return True
     kind = type(operand), operand.dtype, operand.device.type, operand.layout
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001 - nothing public tells
-    return kind in _PLAIN and not wrapped(operand)
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001 - no public test
+    return kind in _PLAIN and not is_wrapped(operand)
 
 
 class _OneDnnProduct(torch.autograd.Function):
-    """`linear` of dense tensors by oneDNN, forward and back; keeps for its way back what it got."""
+    """`linear` of dense tensors by oneDNN, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
@@ -95,10 +90,14 @@ class _OneDnnProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         inputs, weight = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
-        of_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
-            return gradient @ weight, rows.t() @ inputs.flatten(0, -2), of_bias
-        found = torch.ops.aten.mkldnn_linear_backward(
+        bias_gradient = rows.sum(0) if ctx.needs_input_grad[2] else None
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+            return gradient @ weight, rows.t() @ inputs.flatten(0, -2), bias_gradient
+        input_gradient, weight_gradient, _ = torch.ops.aten.mkldnn_linear_backward(
             inputs.to_mkldnn(), gradient.to_mkldnn(), weight, [*ctx.needs_input_grad[:2], False]
         )
-        return *(each if each is None else each.to_dense() for each in found[:2]), of_bias
+        return _to_dense(input_gradient), _to_dense(weight_gradient), bias_gradient
+
+
+def _to_dense(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.to_dense()

@@ -1,18 +1,19 @@
-"""Whether this process is one of several that torchrun started, and which.
+"""The rank of this process among those that torchrun started.
 
-An algorithm that shares its work out runs in all of them; the first one alone writes the model,
-evaluates it and prints. Knows environment variables, no torch.
+An algorithm that shares out its work runs in all of them. Only the first writes the model,
+evaluates it and prints. The module reads environment variables and needs no torch.
 """
 
 import os
 
 
 def helps() -> bool:
-    """Tell whether this process only helps the first of several."""
+    """Tell whether this process is a helper: one of several, and not the first."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def own_gpu() -> int | None:
-    """Return the number of the GPU that is this process's own, None where torchrun gave none."""
-    given = os.environ.get("LOCAL_RANK")
-    return int(given) if given and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    """Return the number of the GPU that torchrun assigned to this process, None without one."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    is_one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(local_rank) if local_rank and is_one_of_several else None

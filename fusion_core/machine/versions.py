@@ -1,4 +1,4 @@
-"""The versions that a result depends on, which every process that works on it has to have."""
+"""The versions that a result depends on. All processes of one run must agree on them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def versions() -> Mapping[str, str]:
-    """Return the versions of Python, torch, the core and every plugin that is installed here.
+    """Return the versions of Python, torch, the core, and the plugins and their libraries.
 
-    Libraries that plugins require and that build on the core count like plugins. Python's version
-    is without its patch, torch's without the device that it was built for: neither changes what a
-    processor computes.
+    Libraries count if they build on the core. Python's version omits its patch and torch's the
+    device it was built for, because neither changes what a processor computes.
     """
     plugins = {
         normalised(distribution.metadata["Name"]): distribution.version

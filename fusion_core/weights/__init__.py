@@ -1,4 +1,4 @@
-"""Named tensors that can be read a piece at a time, and the engine that moves them."""
+"""Named tensors that can be read one range at a time, and the engine that merges them."""
 
 from fusion_core.recipe.depth import along, depths, layers_of, renumbered
 from fusion_core.recipe.patterns import matching
@@ -42,13 +42,13 @@ from fusion_core.weights.reading.assets import (
 )
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.files import FileSource
+from fusion_core.weights.reading.header import StoredTensor
 from fusion_core.weights.reading.layered import with_layers
 from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.packaged import PackagedFiles
 from fusion_core.weights.reading.remote import RemoteSource
 from fusion_core.weights.reading.spelling import same_tensors
-from fusion_core.weights.reading.stored import StoredTensor
 from fusion_core.weights.reading.task_masks import PackedMasks
 from fusion_core.weights.reading.untrusted import parse_json
 from fusion_core.weights.source import (

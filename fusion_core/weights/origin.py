@@ -1,7 +1,7 @@
-"""Where values came from: files here or on the hub, and whether they are still the same.
+"""Where values came from: files here or on the hub, and whether the files are still the same.
 
-Stands next to the values. A `WeightSource` knows names, shapes and ranges; whoever records a run,
-downloads ahead or looks for changes asks for its `Origin`.
+An `Origin` belongs to a `WeightSource`, which itself knows names, shapes and ranges only. Code that
+records a run, downloads ahead or looks for changes uses the origin.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ if TYPE_CHECKING:
 
     from fusion_core.hub import Wanted
 
-#: A file's device, inode, size, and the times when its content and its entry were changed, in ns.
+#: A file's device, inode, size, and the times when its content and its entry changed, in ns.
 Stamp = tuple[int, ...]
-#: How many of a stamp's numbers another machine sees differently: device and inode.
-_OF_ONE_MACHINE = 2
+#: The first numbers of a stamp, device and inode, differ between machines.
+_MACHINE_NUMBERS = 2
 _CHANGE_TIME = 4
-DIFFERS = "it is not as it was when the run began"
+DIFFERS = "it differs from the file that was opened"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the values of a source came from; every field is empty where it does not apply."""
+    """Where the values of a source came from. A field that does not apply is empty."""
 
-    #: what identifies each file, by its name in the model's directory: JSON data
+    #: the identity of each file as JSON data, by its name in the model's directory
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: what identifies the models that the values are made of, by name: JSON data
+    #: the identity of each model that the values are made of as JSON data, by name
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    #: the files on the hub that reading needs, those in the cache too
+    #: the files on the hub that reading needs, including those in the cache
     wanted: Wanted | None = None
-    #: the files here, as they were when they were opened
+    #: the stamps of files here at the time they were opened
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
     def check_unchanged(self) -> None:
-        """Raise `IntegrityError` naming a file that is not as it was when it was opened."""
+        """Raise `IntegrityError` naming a file that changed since it was opened."""
         for path, stamp in self.stamps.items():
             try:
-                now = stamp_of(path.stat())
+                current = stamp_of(path.stat())
             except OSError as error:
-                raise changed(path, error.strerror or "it is gone") from error
-            if now != stamp:
-                raise changed(path, DIFFERS)
+                raise changed_error(path, error.strerror or "it is missing") from error
+            if current != stamp:
+                raise changed_error(path, DIFFERS)
 
     @property
     def changed_ns(self) -> list[int]:
-        """When each file here last changed in any way, in ns."""
+        """When each file here, or its entry, last changed, in ns."""
         return [stamp[_CHANGE_TIME] for stamp in self.stamps.values()]
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return what tells that a file was changed or replaced."""
+    """Return the numbers that show whether a file was changed or replaced."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def is_same_elsewhere(one: Stamp, other: Stamp) -> bool:
-    """Tell whether two machines may have seen one file."""
-    return one[_OF_ONE_MACHINE:] == other[_OF_ONE_MACHINE:]
+def may_be_same_file(one: Stamp, other: Stamp) -> bool:
+    """Tell whether two stamps, from one machine or two, may be of one file."""
+    return one[_MACHINE_NUMBERS:] == other[_MACHINE_NUMBERS:]
 
 
-def changed(path: Path, how: str) -> IntegrityError:
-    """Return the error for a file that is not as it was."""
+def changed_error(path: Path, reason: str) -> IntegrityError:
+    """Return the error for a file that changed."""
     return IntegrityError(
-        f"{path} changed while it was being read: {how}",
+        f"{path} changed while it was being read: {reason}",
         hint="Run again when nothing writes to it.",
     )

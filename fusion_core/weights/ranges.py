@@ -1,4 +1,4 @@
-"""Any range of a tensor, read by those ranges at which its source is read."""
+"""Reading of any range from a source that is read in coarser ranges."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def read_any(source: WeightSource, name: str, start: int, stop: int) -> torch.Tensor:
-    """Read any range of a tensor, also of a source that is only read in coarser ones."""
+    """Read any range of a tensor, also from a source with coarser ranges."""
     if source.cut is Cut.ELEMENT:
         return source.read(name, start, stop)
-    return joined_ranges(source.ranges(name), (start, stop), partial(source.read, name))
+    return join_ranges(source.ranges(name), (start, stop), partial(source.read, name))
 
 
-def joined_ranges(
+def join_ranges(
     ranges: Iterable[tuple[int, int]],
     span: tuple[int, int],
     read: Callable[[int, int], torch.Tensor],
 ) -> torch.Tensor:
-    """Read a span by those of some consecutive ranges that it touches."""
+    """Read a span by reading those consecutive ranges that it touches."""
     start, stop = span
     parts = [
         read(first, last)[max(start - first, 0) : stop - first]

@@ -1,8 +1,8 @@
-"""Weights as named tensors that can be read a piece at a time.
+"""Weights as named tensors that can be read one range at a time.
 
 A checkpoint on disk is a `WeightSource`, a state dict in memory is one, and a merge of sources is
-one again (`fusion_core.weights.merging`). Reading is by tensor and range of elements; nothing here
-knows files, algorithms or the engine. Where values came from is an `Origin`, next to them.
+one again (`fusion_core.weights.merging`). This module knows no files, algorithms or engine. An
+`Origin` records where the values came from.
 """
 
 from __future__ import annotations
@@ -24,13 +24,31 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.origin import Origin
 
-#: Elements in one block. Pieces and partial statistics start and end at multiples of it whatever
-#: the number of workers, so that results are the same to the last bit. All operands of eight models
-#: at this size stay within a few megabytes: a core's share of cache.
+#: Elements in one block. Pieces and partial statistics start and end at multiples of it for any
+#: number of workers, so that results are the same to the last bit. The operands of eight models at
+#: this size stay within a few megabytes: one core's share of the cache.
 BLOCK = 2**18
 
-
 ModelT = TypeVar("ModelT")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """The description of a tensor without its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
 
 
 class Cut(Enum):
@@ -41,49 +59,46 @@ class Cut(Enum):
     TENSOR = "tensor"
 
     def ranges(self, info: TensorInfo) -> Iterator[tuple[int, int]]:
-        """Cut a tensor into ranges of elements, about `BLOCK` long where the cut allows it."""
-        step = self._step(info)
+        """Cut a tensor into ranges of about `BLOCK` elements, as far as the cut allows."""
+        if self is Cut.ELEMENT:
+            step = BLOCK
+        elif self is Cut.TENSOR or len(info.shape) < 2:  # noqa: PLR2004 - a vector is one row
+            step = max(info.numel, 1)
+        else:
+            row = max(math.prod(info.shape[1:]), 1)
+            step = max(1, BLOCK // row) * row
         for start in range(0, max(info.numel, 1), step):
             yield start, min(start + step, info.numel)
 
-    def _step(self, info: TensorInfo) -> int:
-        if self is Cut.ELEMENT:
-            return BLOCK
-        if self is Cut.TENSOR or len(info.shape) < 2:  # noqa: PLR2004 - a vector is one row
-            return max(info.numel, 1)
-        row = math.prod(info.shape[1:])
-        return max(1, BLOCK // max(row, 1)) * max(row, 1)
-
     def coarser(self, other: Cut) -> Cut:
         """Return the coarser of two cuts."""
-        order = list(Cut)
-        return max(self, other, key=order.index)
+        return max(self, other, key=list(Cut).index)
 
 
 class WeightSource(ABC):
     """Named tensors, read by range of their elements in row-major order.
 
     `infos` describes every tensor, in the order in which reading is cheapest. Sources are
-    immutable; reading is safe from several threads.
+    immutable, and several threads may read them at once.
     """
 
     infos: Mapping[str, TensorInfo]
     #: the finest cut at which this source can be read
     cut: Cut = Cut.ELEMENT
-    #: whether values are differences from the base that this source is an expert beside
+    #: whether values are differences from the base of the pool
     is_delta: bool = False
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return the elements [start, stop) of a tensor, one-dimensional, in its own dtype.
 
-        The caller must not write into the result: it may share memory with the source.
+        The caller must not write into the result, which may share memory with the source.
         """
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges at which a tensor is read, in order; by default those of `cut`.
 
-        A source that passes reads on to another passes this on, too.
+        A source that delegates `read` to another source delegates this too.
         """
         return self.cut.ranges(self.infos[name])
 
@@ -98,49 +113,46 @@ class WeightSource(ABC):
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """What this source reads from, if it is not the place where its values are."""
+        """The sources that this one reads from; none if it holds its values itself."""
         return ()
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
-        """Make the surveys that reading depends on: of the whole model or, by name, of a tensor.
+        """Make the surveys that reading depends on: of the whole model, or of one tensor by name.
 
-        The engine prepares the model once, then each tensor shortly before it is read. A source
-        that was not prepared makes its surveys when it is first read, on one core.
+        The engine prepares the model once, then each tensor shortly before reading it. Without
+        preparation, a source makes its surveys at the first read, on one core.
         """
         for source in self.sources:
             source.prepare(executor, name)
 
     def describe(self) -> str:
-        """Name this source in an error."""
+        """Return the name of this source for errors."""
         return type(self).__name__
 
     @property
     def origin(self) -> Origin | None:
-        """Where the values of this source itself came from; None if it computes or was given them.
+        """Where this source's own values came from; None if it computed or was given them.
 
-        The sources that it reads from have their own origins: see `origins`.
+        The sources that it reads from have origins of their own: see `origins`.
         """
         return None
 
 
 def origins(source: WeightSource) -> list[Origin]:
-    """Return where the values of a source, and of all that it reads from, came from."""
+    """Return the origins of a source and of all sources that it reads from."""
     inner = [origin for operand in source.sources for origin in origins(operand)]
     outer = [] if source.origin is None else [source.origin]
     return list({id(origin): origin for origin in (*inner, *outer)}.values())
 
 
 def check_unchanged(source: WeightSource) -> None:
-    """Raise `IntegrityError` if a file that a source reads from changed since it was opened.
-
-    Called when everything has been read, before a result is committed.
-    """
+    """Raise `IntegrityError` if a file that a source reads from changed since it was opened."""
     for origin in origins(source):
         origin.check_unchanged()
 
 
 def base_or_first(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:
-    """Return the base or, without one, the first expert: it gives names, shapes and dtypes."""
+    """Return the model that sets names, shapes and dtypes: the base, or else the first expert."""
     return base if base is not None else next(iter(experts.values()))
 
 
@@ -151,10 +163,9 @@ def assemble(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Read a whole tensor, flat, in the ranges that its cut gives: the same bytes as the engine.
+    """Read a whole tensor, flat, in the ranges of its source: the same bytes as the engine.
 
-    `dtype` is what the result holds, the tensor's own by default. Beside the result only one range
-    is in memory.
+    `dtype` is the result's, by default the tensor's own. Ranges are read one at a time.
     """
     info = source.infos[name]
     whole = torch.empty(info.numel, dtype=dtype or info.dtype, device=device)
@@ -177,21 +188,18 @@ def memory_of(values: torch.Tensor) -> memoryview:
 def check_values(
     values: object, info: TensorInfo, span: tuple[int, int], source: WeightSource
 ) -> None:
-    """Raise `BrokenPluginError` where a source gave other values than were asked for.
-
-    As many are wanted as the span holds, and floating-point numbers just where the tensor has them.
-    """
+    """Raise `BrokenPluginError` unless values fit their tensor in number and kind."""
     start, stop = span
     if not isinstance(values, torch.Tensor):
-        found = f"a {type(values).__name__} instead"
+        problem = f"a {type(values).__name__} instead"
     elif values.numel() != stop - start:
-        found = f"{values.numel()} elements"
+        problem = f"{values.numel()} elements"
     elif values.is_complex() or values.is_floating_point() != info.dtype.is_floating_point:
-        found = f"{values.dtype} elements"
+        problem = f"{values.dtype} elements"
     else:
         return
     raise BrokenPluginError(
-        f"{source.describe()} gave {found} of the {stop - start} from {start} on of "
+        f"{source.describe()} gave {problem} of the {stop - start} from {start} on of "
         f"tensor {info.name!r}, which is {info.dtype}"
     )
 
@@ -200,63 +208,44 @@ class RenamedSource(WeightSource):
     """Some tensors of another source, under other names."""
 
     def __init__(self, source: WeightSource, names: Mapping[str, str]) -> None:
-        """`names` maps the name here to the name there; what it leaves out is not seen."""
+        """`names` maps new names to names in `source`; other tensors are left out."""
         self._source = source
         self._names = dict(names)
         self.cut = source.cut
         self.is_delta = source.is_delta
         self.infos = {
-            here: TensorInfo(here, source.infos[there].shape, source.infos[there].dtype)
-            for here, there in self._names.items()
+            new: TensorInfo(new, source.infos[old].shape, source.infos[old].dtype)
+            for new, old in self._names.items()
         }
 
     @property
     def names(self) -> Mapping[str, str]:
-        """The names there, by the names here."""
+        """The names in the other source, by the new names."""
         return self._names
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read the tensor under its other name."""
+        """Read a range of the other source's tensor."""
         return self._source.read(self._names[name], start, stop)
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield those of the renamed source."""
+        """Yield the ranges of the other source."""
         return self._source.ranges(self._names[name])
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The renamed source."""
+        """The other source."""
         return (self._source,)
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
-        """Prepare the renamed source."""
+        """Prepare the other source."""
         if name is None or name in self._names:
             self._source.prepare(executor, None if name is None else self._names[name])
 
     def describe(self) -> str:
-        """Name the renamed source."""
+        """Name the other source."""
         return self._source.describe()
 
     @property
     def origin(self) -> Origin | None:
-        """That of the renamed source."""
+        """The origin of the other source."""
         return self._source.origin
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor's description: everything but its values."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.numel * self.dtype.itemsize

@@ -46,8 +46,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(directory: Path) -> set[str]:
-    found = (path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix() for path in found}
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix() for path in files}
 
 
 def failure(call: Callable[[], object]) -> FusionError:
@@ -86,7 +86,7 @@ def test_an_id_names_a_repository_and_a_revision(text: str, repo: str, revision:
         *("dir/model.safetensors", "org/name.git", "-org/name", "org/name-", "org/name\n"),
     ],
 )
-def test_what_is_no_id_is_refused(text: str) -> None:
+def test_invalid_ids_are_refused(text: str) -> None:
     assert not hf.looks_like_id(text)
     with pytest.raises(RecipeError, match="does not name a repository"):
         hf.parse(text)
@@ -95,7 +95,7 @@ def test_what_is_no_id_is_refused(text: str) -> None:
 # --- downloads ----------------------------------------------------------------------------------
 
 
-def test_only_what_matches_is_downloaded_and_never_programs(hub: HubServer) -> None:
+def test_matching_files_are_downloaded_but_never_programs(hub: HubServer) -> None:
     commit = hub.add("org/name", FILES)
     directory = hf.download(MODEL, ALL)
     assert directory.name == commit
@@ -104,7 +104,7 @@ def test_only_what_matches_is_downloaded_and_never_programs(hub: HubServer) -> N
     assert not [path for _, path, _ in hub.requests if path.endswith((".py", ".bin"))]
 
 
-def test_a_declared_file_is_fetched_whatever_it_is(hub: HubServer) -> None:
+def test_a_declared_file_of_any_kind_is_downloaded(hub: HubServer) -> None:
     hub.add("org/name", FILES)
     directory = hf.files(MODEL, ["pytorch_model.bin", "onnx/model.safetensors"])
     assert contents(directory) == {"pytorch_model.bin", "onnx/model.safetensors"}
@@ -133,9 +133,9 @@ SHARDS = {
 def test_the_files_of_a_split_are_found_by_their_names(hub: HubServer) -> None:
     commit = hub.add("org/name", SHARDS, kind="dataset")
     data = hf.parse("org/name", kind="dataset")
-    found = hf.split_files(data, "validation", "cola")
-    assert found == hf.Wanted(data.at(commit), tuple(list(SHARDS)[:2]))
-    both = [found, hf.split_files(data, "validation", "wnli")]
+    cola = hf.split_files(data, "validation", "cola")
+    assert cola == hf.Wanted(data.at(commit), tuple(list(SHARDS)[:2]))
+    both = [cola, hf.split_files(data, "validation", "wnli")]
     assert [Path(path).read_bytes() for path in hf.fetch(both)] == [b"cola0", b"cola1", b"wnli"]
     assert hf.split_files(data, "validation_matched").paths == (list(SHARDS)[2],)
     hub.add("org/name", {"default/validation/0.parquet": b""}, kind="dataset", branch=CONVERTED)
@@ -176,7 +176,7 @@ def test_a_revision_is_looked_up_once_and_again_on_request(hub: HubServer) -> No
 
 
 @pytest.mark.parametrize("written", ["", "0123abc", "\xff" * 40])
-def test_a_half_written_memory_of_a_revision_is_none(hub: HubServer, written: str) -> None:
+def test_a_half_written_revision_is_looked_up_again(hub: HubServer, written: str) -> None:
     commit = hub.add("org/name", FILES)
     hf.resolve(MODEL)
     reference = Path(os.environ["HF_HOME"]) / "hub/models--org--name/refs/main"
@@ -193,7 +193,7 @@ def test_branches_and_tags_are_revisions(hub: HubServer) -> None:
     assert (directory / "a.json").read_bytes() == b"pull"
 
 
-def test_what_the_cache_has_of_a_commit_is_not_asked_for(hub: HubServer) -> None:
+def test_cached_files_need_no_request(hub: HubServer) -> None:
     hub.add("org/name", FILES)
     pinned = hf.resolve(MODEL)
     assert hf.size_of([BOTH]) == hf.Size(len(WEIGHTS) + 2, len(WEIGHTS) + 2)
@@ -206,7 +206,7 @@ def test_what_the_cache_has_of_a_commit_is_not_asked_for(hub: HubServer) -> None
     assert hub.requests == []
 
 
-def test_a_second_download_goes_on_where_the_first_stopped(hub: HubServer) -> None:
+def test_a_second_download_resumes_where_the_first_stopped(hub: HubServer) -> None:
     files = {f"{n}.json": bytes([n]) for n in range(6)}
     hub.add("org/name", {**files, "model.safetensors": WEIGHTS})
     gone = {"X-Error-Code": "EntryNotFound"}  # late: a failure ends what is still under way
@@ -220,7 +220,7 @@ def test_a_second_download_goes_on_where_the_first_stopped(hub: HubServer) -> No
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_broken_connection_goes_on_inside_the_file(
+def test_a_broken_connection_resumes_inside_the_file(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
@@ -228,21 +228,21 @@ def test_a_broken_connection_goes_on_inside_the_file(
     hub.fail("model.safetensors", cut=5000, methods=("GET",), times=1)
     directory = hf.download(MODEL, ["*"])
     assert (directory / "model.safetensors").read_bytes() == WEIGHTS
-    ranges = [each[2] for each in hub.asked("model.safetensors", "GET")]
+    ranges = [request[2] for request in hub.asked("model.safetensors", "GET")]
     assert ranges == [None, "bytes=5000-"]
 
 
 def test_progress_counts_the_bytes(hub: HubServer) -> None:
     hub.add("org/name", FILES)
-    shown = Recorder()
-    with hf.session(shown):
+    recorder = Recorder()
+    with hf.session(recorder):
         hf.download(MODEL, ALL)
         hf.download(MODEL, ALL)
-    [(label, total, unit)] = shown.tracks
+    [(label, total, unit)] = recorder.tracks
     assert label.startswith("download org/name (10.2 kB, ")
     assert label.endswith(" are free)")
     assert (total, unit) == (len(WEIGHTS) + 2, "B")
-    assert shown.done == len(WEIGHTS) + 2
+    assert recorder.done == len(WEIGHTS) + 2
 
 
 class Recorder(Progress):
@@ -264,13 +264,13 @@ class Recorder(Progress):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_flipped_bit_is_noticed_and_removed(hub: HubServer, name: str) -> None:
+def test_a_file_with_a_flipped_bit_is_refused_and_removed(hub: HubServer, name: str) -> None:
     hub.add("org/name", {"config.json": b'{"x": 12345678}', "model.safetensors": WEIGHTS})
     fault = hub.fail(name, flip=True, methods=("GET",))
     error = failure(lambda: hf.download(MODEL, ALL))
     assert isinstance(error, HubError)
     assert name in error.message
-    assert "damaged" in error.message
+    assert "checksum mismatch" in error.message
     cache = Path(os.environ["HF_HOME"])
     left = [path for path in cache.rglob("*") if path.is_file() and "snapshots" in path.parts]
     assert [path.name for path in left if path.name == name] == []
@@ -317,11 +317,11 @@ def fails(pattern: str, status: int, **fault: Any) -> Callable[[HubServer], None
         (fails("model.safetensors", 503), "failing (503)", "later"),
         (fails("model.safetensors", 504, methods=("GET",)), "failing (504)", "later"),
         (fails("/revision/", 200), "cannot be read from the hub", "HF_ENDPOINT"),
-        (fails("/tree/", 418), "refuses (418)", ""),
+        (fails("/tree/", 418), "refuses the request (418)", ""),
     ],
 )
 @pytest.mark.usefixtures("impatient")
-def test_what_the_hub_refuses_is_one_line_and_a_remedy(
+def test_a_refusal_of_the_hub_is_one_line_with_a_remedy(
     hub: HubServer,
     monkeypatch: pytest.MonkeyPatch,
     prepare: Callable[[HubServer], None],
@@ -351,18 +351,18 @@ def test_without_a_network_the_remedies_are_named(hub: HubServer) -> None:
     hub.stop()
     error = failure(lambda: hf.download(MODEL, ALL))
     assert error.exit_code == 5
-    assert error.message == f"the hub at {hub.url} cannot be reached, asked for org/name@main"
+    assert error.message == f"the hub at {hub.url} cannot be reached; request: org/name@main"
     assert "HF_HUB_OFFLINE=1" in (error.hint or "")
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_body_that_is_always_cut_is_said_so(hub: HubServer) -> None:
+def test_a_body_that_is_always_cut_is_an_error(hub: HubServer) -> None:
     hub.add("org/name", {"a.json": b"{}", "model.safetensors": WEIGHTS})
     hub.fail("model.safetensors", cut=0, methods=("GET",))
     error = failure(lambda: hf.download(MODEL, ALL))
     assert error.exit_code == 5
-    assert "broke off" in error.message
-    assert "complete are kept" in (error.hint or "")
+    assert "was interrupted" in error.message
+    assert "complete files are kept" in (error.hint or "")
 
 
 def test_a_full_disk_is_found_before_anything_is_downloaded(
@@ -404,7 +404,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_disk_error(
         (RuntimeError("os error 281"), HubError, "cannot be read from"),
     ],
 )
-def test_what_xet_raises_is_told_from_its_words(
+def test_errors_of_xet_are_recognised_by_their_text(
     hub: HubServer,
     monkeypatch: pytest.MonkeyPatch,
     raised: Exception,
@@ -422,7 +422,7 @@ def test_what_xet_raises_is_told_from_its_words(
     assert says in error.message
 
 
-def test_a_server_that_has_a_full_disk_is_not_ours(hub: HubServer) -> None:
+def test_the_full_disk_of_a_server_is_a_hub_error(hub: HubServer) -> None:
     fails("/revision/", 507, headers={"X-Error-Message": "No space left on device"})(hub)
     error = failure(lambda: hf.resolve(MODEL))
     assert isinstance(error, HubError)
@@ -436,7 +436,7 @@ def test_a_server_that_has_a_full_disk_is_not_ours(hub: HubServer) -> None:
         *("user:PASSWORD@hub", "http://user:PASS/WORD@hub", "http://hub:99999"),
     ],
 )
-def test_an_endpoint_that_is_not_a_url_is_said_so(
+def test_an_endpoint_must_be_a_url(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
@@ -482,7 +482,7 @@ def test_offline_the_cache_serves_and_nothing_is_asked(
     assert hub.requests == []
 
 
-def test_offline_what_was_never_downloaded_is_said_so(
+def test_offline_a_missing_repository_is_an_error(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/name", FILES)
@@ -496,7 +496,7 @@ def test_offline_what_was_never_downloaded_is_said_so(
     assert hub.requests == []
 
 
-def test_offline_a_partial_download_is_not_taken_for_all_of_it(
+def test_offline_a_partial_download_is_incomplete(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/name", {f"test-{n}.parquet": bytes(n + 1) for n in range(3)})
@@ -507,7 +507,7 @@ def test_offline_a_partial_download_is_not_taken_for_all_of_it(
     assert "test-1.parquet of org/name" in error.message
 
 
-def test_offline_a_listing_of_which_nothing_was_downloaded_is_known(
+def test_offline_a_listing_without_downloads_is_known(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who looks for a file there, and then elsewhere, does so without a network too."""
@@ -545,7 +545,7 @@ def test_a_cache_that_another_program_filled_serves_too(
     assert contents(hf.download(MODEL, ["*.json"])) == {"config.json"}
 
 
-def test_an_interrupt_ends_a_download_at_once_and_leaves_nothing_half(
+def test_an_interrupt_ends_a_download_at_once_and_leaves_no_partial_file(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user interrupts while one file is on its way and others wait."""
@@ -589,10 +589,10 @@ hub.download(hub.parse("org/name"), ["*"])
                 assert running.poll() is None
                 time.sleep(0.05)
             running.send_signal(signal.SIGINT)
-            _, said = running.communicate(timeout=300)
+            _, stderr = running.communicate(timeout=300)
         finally:
             running.kill()
-    *_, error, note = said.decode().splitlines()
+    *_, error, note = stderr.decode().splitlines()
     assert (error, note) == (
         "KeyboardInterrupt",
         "Complete files are kept: the same command fetches the others.",

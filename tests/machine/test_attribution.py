@@ -51,20 +51,20 @@ def test_the_innermost_plugin_is_behind_an_error(plugin: object) -> None:
     assert plugin_behind(raised_by(plugin.call, lambda: 1 / 0)) == "plugin toy-x 2.0"
 
 
-def test_a_cause_counts_where_the_error_itself_is_nobodys(plugin: object) -> None:
+def test_the_causes_of_an_error_are_searched_too(plugin: object) -> None:
     assert plugin_behind(raised_by(list, plugin.again())) == "plugin toy-x 2.0"
 
 
-def test_what_is_not_of_a_plugin_is_nobodys(plugin: object) -> None:
+def test_an_error_outside_plugins_has_no_owner(plugin: object) -> None:
     assert plugin_behind(raised_by(lambda: 1 / 0)) is None
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
 def test_an_exit_is_an_error_that_names_plugin_and_place(plugin: object, in_thread: bool) -> None:  # noqa: FBT001
-    said = r"^plugin toy-x 2\.0 tried to end the program: SystemExit: gone, in leave \(.*toy_x"
+    message = r"^plugin toy-x 2\.0 tried to end the program: SystemExit: gone, in leave \(.*toy_x"
     with (
         ThreadPoolExecutor(1) as threads,
-        pytest.raises(BrokenPluginError, match=said),
+        pytest.raises(BrokenPluginError, match=message),
         forbid_exit(),
     ):
         threads.submit(plugin.leave).result() if in_thread else plugin.leave()

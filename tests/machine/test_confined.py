@@ -46,8 +46,8 @@ def answer(child: Confined, code: str, limits: Limits = LIMITS) -> Any:
 
 
 def process_of(child: Confined) -> subprocess.Popen[bytes]:
-    found: Any = child
-    process: subprocess.Popen[bytes] = found._child._process  # noqa: SLF001
+    untyped: Any = child
+    process: subprocess.Popen[bytes] = untyped._child._process  # noqa: SLF001
     return process
 
 
@@ -58,44 +58,44 @@ def test_one_child_answers_all_requests(child: Confined) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "limits", "said"),
+    ("code", "limits", "message"),
     [
         ("[0 for _ in iter(int, 1)]", SHORT, "took more than 0.3 seconds|more memory"),
         ("time.sleep(60)", SHORT, "took more than 0.3 seconds"),
         ("os.kill(os.getpid(), signal.SIGSTOP)", SHORT, "took more than 0.3 seconds"),
-        ("len('x' * 300_000_000)", LIMITS, "took more memory than it may"),
+        ("len('x' * 300_000_000)", LIMITS, "took more memory than allowed"),
         ("'x' * 2_000_000", LIMITS, "made more than 1 MB"),
         ("os.kill(os.getpid(), signal.SIGKILL)", LIMITS, "was ended by SIGKILL"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", LIMITS, "was ended by SIGSEGV"),
         ("os._exit(3)", LIMITS, "ended with exit code 3"),
-        ("say((5).to_bytes(8) + b'?????')", LIMITS, "an answer that makes no sense"),
-        ("say((0).to_bytes(8))", LIMITS, "an answer that makes no sense"),
+        ("say((5).to_bytes(8) + b'?????')", LIMITS, "sent an invalid answer"),
+        ("say((0).to_bytes(8))", LIMITS, "sent an invalid answer"),
         ("say(b'\\xff' * 8)", LIMITS, "made more than 1 MB"),
         ("say((100).to_bytes(8) + b'+')", SHORT, "took more than 0.3 seconds"),
     ],
 )
-def test_what_ends_a_child_is_said_and_another_takes_its_place(
-    child: Confined, code: str, limits: Limits, said: str
+def test_a_child_that_ends_is_reported_and_replaced(
+    child: Confined, code: str, limits: Limits, message: str
 ) -> None:
-    with pytest.raises(Overrun, match=said):
+    with pytest.raises(Overrun, match=message):
         child.ask(code, limits)
     assert answer(child, "1 + 1") == 2
 
 
-def test_what_the_work_raises_is_passed_on_and_the_child_stays(child: Confined) -> None:
+def test_an_exception_of_the_work_is_passed_on_and_the_child_stays(child: Confined) -> None:
     process = answer(child, "os.getpid()")
-    for code, said in (("1 / 0", "division by zero"), ("{1}", "not JSON serializable")):
-        with pytest.raises(Refused, match=said):
+    for code, message in (("1 / 0", "division by zero"), ("{1}", "not JSON serializable")):
+        with pytest.raises(Refused, match=message):
             child.ask(code, LIMITS)
     assert answer(child, "os.getpid()") == process
 
 
-def test_memory_is_given_back_for_the_next_request(child: Confined) -> None:
+def test_memory_is_freed_for_the_next_request(child: Confined) -> None:
     for _ in range(4):
         assert answer(child, "len('x' * 60_000_000)") == 60_000_000
 
 
-def test_a_child_that_cannot_begin_says_why() -> None:
+def test_a_child_that_cannot_start_gives_the_reason() -> None:
     with pytest.raises(Overrun, match="did not start: No module named 'no_such_module'"):
         Confined("no_such_module:serve").ask("1", LIMITS)
 
@@ -111,12 +111,12 @@ def test_the_working_directory_is_not_imported_from(
 
 
 def test_a_fork_starts_a_child_of_its_own(child: Confined) -> None:
-    own = answer(child, "os.getpid()")
+    process = answer(child, "os.getpid()")
     forked = os.fork()
     if not forked:
-        os._exit(answer(child, "os.getpid()") == own)
+        os._exit(answer(child, "os.getpid()") == process)
     assert os.waitpid(forked, 0)[1] == 0
-    assert answer(child, "os.getpid()") == own
+    assert answer(child, "os.getpid()") == process
 
 
 def test_an_interrupt_leaves_no_half_answer(
@@ -145,11 +145,11 @@ def test_no_child_outlives_a_program_that_ends(child: Confined) -> None:
         os.kill(int(ended.stdout), 0)
 
 
-def test_a_child_that_loops_ends_although_nobody_watches(child: Confined) -> None:
+def test_a_looping_child_ends_without_its_parent(child: Confined) -> None:
     answer(child, "1")
     process = process_of(child)
-    found: Any = child
+    untyped: Any = child
     asked = {"request": "[0 for _ in iter(lambda: 0, 1) if 0]", "seconds": 0, "memory": 10**8}
     content = json.dumps(asked).encode()
-    found._child.connection.sendall(len(content).to_bytes(8) + content)  # noqa: SLF001
+    untyped._child.connection.sendall(len(content).to_bytes(8) + content)  # noqa: SLF001
     assert process.wait(60) == -signal.SIGXCPU

@@ -33,7 +33,7 @@ def test_units_are_taken_only_a_few_ahead() -> None:
     results.close()
 
 
-def test_an_error_comes_out_as_it_is() -> None:
+def test_an_error_is_raised_unchanged() -> None:
     def work(unit: int) -> int:
         return 1 // (unit - 5)
 
@@ -42,7 +42,7 @@ def test_an_error_comes_out_as_it_is() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
-def test_what_is_freed_is_kept_for_work_that_asks_for_it_again() -> None:
+def test_freed_memory_is_retained_for_reuse() -> None:
     program = """
 from contextlib import nullcontext
 from resource import RUSAGE_SELF, getrusage
@@ -63,11 +63,11 @@ with keeping_freed_memory():
 print(kept, faults())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    kept, given_back = map(int, done.stdout.split())
-    assert kept * 4 < given_back
+    retained, returned = map(int, done.stdout.split())
+    assert retained * 4 < returned
 
 
-def test_pythons_lock_is_left_as_it_was_whichever_threads_end_first() -> None:
+def test_the_switch_interval_is_restored_in_any_order() -> None:
     before = sys.getswitchinterval()
     first, second = Threads(1), Threads(1)
     assert sys.getswitchinterval() < before

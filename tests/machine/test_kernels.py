@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from fusion_core.machine import products as kernels
-from fusion_core.machine.products import OneDnnLinear, is_outrun, with_fast_products
+from fusion_core.machine.products import OneDnnLinear, is_onednn_faster, with_fast_products
 from fusion_core.running.evaluation import evaluate
 from fusion_testing._models import tiny_pool
 from fusion_testing._tasks import TinyTask, TinyTasks
@@ -70,8 +70,8 @@ def gradients(result: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(weighted(result), of)
 
 
-def distance(found: Tensor, right: Tensor) -> float:
-    return ((found - right).norm() / right.norm()).item()
+def distance(result: Tensor, right: Tensor) -> float:
+    return ((result - right).norm() / right.norm()).item()
 
 
 def test_layers_are_changed_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,46 +92,46 @@ def test_layers_are_changed_only_where_that_is_faster(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.usefixtures("layer")
 def test_products_and_gradients_are_exact(shape: tuple[int, ...], *, bias: bool) -> None:
-    layer, given = with_fast_products(plain_layer(bias=bias)), inputs(*shape)
-    exact, exactly_given = plain_layer(bias=bias).double(), given.detach().double().requires_grad_()
-    found, expected = layer(given), exact(exactly_given)
-    assert made_by(found) == BY_ONE_DNN
-    ways_back = gradients(found, given, *layer.parameters())
+    layer, batch = with_fast_products(plain_layer(bias=bias)), inputs(*shape)
+    exact, exactly_given = plain_layer(bias=bias).double(), batch.detach().double().requires_grad_()
+    result, expected = layer(batch), exact(exactly_given)
+    assert made_by(result) == BY_ONE_DNN
+    ways_back = gradients(result, batch, *layer.parameters())
     right = gradients(expected, exactly_given, *exact.parameters())
-    for ours, theirs in zip((found, *ways_back), (expected, *right), strict=True):
+    for ours, theirs in zip((result, *ways_back), (expected, *right), strict=True):
         assert ours.dtype is torch.float32
         assert distance(ours, theirs) < ROUNDING
 
 
 def test_only_the_gradients_that_are_asked_for_are_made(layer: nn.Linear) -> None:
-    given, plain = inputs(), plain_layer()
-    expected = gradients(plain(given), given, plain.weight, plain.bias)
+    batch, plain = inputs(), plain_layer()
+    expected = gradients(plain(batch), batch, plain.weight, plain.bias)
     layer.requires_grad_(False)
-    (passed_on,) = gradients(layer(given), given)
+    (passed_on,) = gradients(layer(batch), batch)
     layer.bias.requires_grad_(True)
-    (of_bias,) = gradients(layer(given.detach()), layer.bias)
+    (of_bias,) = gradients(layer(batch.detach()), layer.bias)
     layer.bias.requires_grad_(False)
     layer.weight.requires_grad_(True)
-    (of_weight,) = gradients(layer(given.detach()), layer.weight)
+    (of_weight,) = gradients(layer(batch.detach()), layer.weight)
     assert max(map(distance, (passed_on, of_weight, of_bias), expected)) < ROUNDING
 
 
 def test_strided_operands_and_gradients_are_read_as_they_are(layer: nn.Linear) -> None:
-    given = inputs().detach().t().contiguous().t().requires_grad_()
+    batch = inputs().detach().t().contiguous().t().requires_grad_()
     layer.weight.data = layer.weight.detach().t().contiguous().t()
-    found = layer(given)
-    assert made_by(found) == BY_ONE_DNN
-    summed = torch.autograd.grad(found.sum(), (given, layer.weight))  # its gradient is expanded
+    result = layer(batch)
+    assert made_by(result) == BY_ONE_DNN
+    summed = torch.autograd.grad(result.sum(), (batch, layer.weight))  # its gradient is expanded
     plain = plain_layer()
-    expected = torch.autograd.grad(plain(given).sum(), (given, plain.weight))
-    assert max(map(distance, (found, *summed), (plain(given), *expected))) < ROUNDING
+    expected = torch.autograd.grad(plain(batch).sum(), (batch, plain.weight))
+    assert max(map(distance, (result, *summed), (plain(batch), *expected))) < ROUNDING
 
 
-def test_what_repeats_to_the_bit_still_does(layer: nn.Linear) -> None:
-    given = inputs()
+def test_results_stay_reproducible_to_the_bit(layer: nn.Linear) -> None:
+    batch = inputs()
 
     def every() -> Sequence[Tensor]:
-        return [layer(given), *gradients(layer(given), given, layer.weight, layer.bias)]
+        return [layer(batch), *gradients(layer(batch), batch, layer.weight, layer.bias)]
 
     first = every()
     for _ in range(5):
@@ -140,19 +140,19 @@ def test_what_repeats_to_the_bit_still_does(layer: nn.Linear) -> None:
 
 def test_a_gradient_can_be_differentiated_again(layer: nn.Linear) -> None:
     def twice(layer: nn.Module) -> tuple[Tensor, ...]:
-        given = (inputs(), *layer.parameters())
-        once = torch.autograd.grad(layer(given[0]).pow(3).sum(), given, create_graph=True)
-        return torch.autograd.grad(sum(each.pow(2).sum() for each in once), given)
+        batch = (inputs(), *layer.parameters())
+        once = torch.autograd.grad(layer(batch[0]).pow(3).sum(), batch, create_graph=True)
+        return torch.autograd.grad(sum(each.pow(2).sum() for each in once), batch)
 
     assert max(map(distance, twice(layer), twice(plain_layer()))) < 1e-5
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_layer_is_computed_again(layer: nn.Linear, *, reentrant: bool) -> None:
-    given = inputs()
-    expected = gradients(layer(given), given, layer.weight)
-    weighted(checkpoint(layer, given, use_reentrant=reentrant)).backward()
-    assert torch.equal(given.grad, expected[0])
+    batch = inputs()
+    expected = gradients(layer(batch), batch, layer.weight)
+    weighted(checkpoint(layer, batch, use_reentrant=reentrant)).backward()
+    assert torch.equal(batch.grad, expected[0])
     assert torch.equal(layer.weight.grad, expected[1])
 
 
@@ -168,10 +168,10 @@ def test_a_checkpointed_layer_is_computed_again(layer: nn.Linear, *, reentrant: 
 def test_other_products_are_left_to_torch(
     layer: nn.Linear, call: Callable[[nn.Module], Tensor]
 ) -> None:
-    found = call(layer)
-    assert BY_ONE_DNN not in made_by(found)
-    if found.device.type != "meta":
-        assert torch.equal(found, call(plain_layer()))
+    result = call(layer)
+    assert BY_ONE_DNN not in made_by(result)
+    if result.device.type != "meta":
+        assert torch.equal(result, call(plain_layer()))
 
 
 def test_a_single_vector_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_a_single_vector_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> No
     assert made_by(layer(inputs()[0])) != BY_ONE_DNN
 
 
-def test_autocast_goes_first(layer: nn.Linear) -> None:
+def test_autocast_takes_precedence(layer: nn.Linear) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(inputs()).dtype is torch.bfloat16
 
@@ -196,15 +196,15 @@ def test_tensors_of_other_kinds_keep_their_kind(layer: nn.Linear) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_transformations_of_functions_see_a_layer_as_ever(layer: nn.Linear) -> None:
-    given, weight = inputs(4, 24).detach(), layer.weight.detach()
+def test_function_transforms_work_on_a_layer(layer: nn.Linear) -> None:
+    batch, weight = inputs(4, 24).detach(), layer.weight.detach()
 
     def every(layer: nn.Module) -> Any:
         def loss(weight: Tensor) -> Tensor:
-            return functional_call(layer, {"weight": weight}, (given,)).square().mean()
+            return functional_call(layer, {"weight": weight}, (batch,)).square().mean()
 
         return (
-            torch.vmap(layer)(given.repeat(1, 4, 1)),
+            torch.vmap(layer)(batch.repeat(1, 4, 1)),
             torch.func.grad(loss)(weight),
             torch.func.jvp(loss, (weight,), (weight,)),
         )
@@ -234,11 +234,11 @@ def test_a_layer_can_be_copied_and_pickled(layer: nn.Linear) -> None:
         ("", False),
     ],
 )
-def test_processors_whose_products_are_slow_are_known(processor: str, *, expected: bool) -> None:
-    assert is_outrun(processor) is expected
+def test_processors_with_slow_products_are_recognised(processor: str, *, expected: bool) -> None:
+    assert is_onednn_faster(processor) is expected
 
 
-def test_models_are_measured_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_uses_the_fast_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, tasks = tiny_pool("mlp"), TinyTasks()
     cpu, seen = torch.device("cpu"), []
     plainly = evaluate(pool, tasks, pool.experts["a"], device=cpu)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fusion_core.machine.patterns import first_matches
+from fusion_core.machine.patterns import find_first_matches
 
 NAMES = [
     *("q", "a", "b.a", "h.0.q_proj", "model.layers.10.q_proj", "x.h.0", "h10q", "aab", "0.1.9"),
@@ -25,36 +25,36 @@ PATTERNS = [
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_pattern_matches_as_in_peft(pattern: str) -> None:
     expected = [re.match(rf"(.*\.)?({pattern})$", name) is not None for name in NAMES]
-    assert [index == 0 for index in first_matches([pattern], NAMES)] == expected
+    assert [index == 0 for index in find_first_matches([pattern], NAMES)] == expected
 
 
 def test_the_first_pattern_that_matches_counts() -> None:
-    found = first_matches(["b.q", "q", "a.q", "v|w"], ["a.q", "b.q", "x.w", "x"])
-    assert found == [1, 0, 3, None]
-    assert first_matches([], ["a"]) == [None]
+    indices = find_first_matches(["b.q", "q", "a.q", "v|w"], ["a.q", "b.q", "x.w", "x"])
+    assert indices == [1, 0, 3, None]
+    assert find_first_matches([], ["a"]) == [None]
 
 
 @pytest.mark.parametrize("pattern", ["(", "a{2,1}", "[b-a]", "(" * 5000, "(?P<n>a)(?P<n>a)"])
 def test_an_invalid_pattern_is_named(pattern: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"the pattern {pattern[:80]!r} is invalid")):
-        first_matches(["q_proj", pattern], NAMES)
+        find_first_matches(["q_proj", pattern], NAMES)
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "(a|a)*b", "a?" * 99 + "a" * 99, "(a+)+?$b"])
-def test_a_pattern_that_takes_for_ever_is_refused_and_the_next_is_matched(pattern: str) -> None:
+def test_an_endless_pattern_is_refused_and_the_next_is_matched(pattern: str) -> None:
     with pytest.raises(ValueError, match="took more than 1 seconds"):
-        first_matches([pattern], ["a" * 400])
-    assert first_matches(["a"], ["a"]) == [0]
+        find_first_matches([pattern], ["a" * 400])
+    assert find_first_matches(["a"], ["a"]) == [0]
 
 
 def test_patterns_that_take_much_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="took more"):
-        first_matches(["(a|b)" * 1_000_000], ["a"])
+        find_first_matches(["(a|b)" * 1_000_000], ["a"])
 
 
 def test_patterns_for_every_module_of_a_large_model_are_matched() -> None:
     names = [f"model.layers.{layer}.self_attn.{part}_proj" for layer in range(80) for part in "qkv"]
-    assert first_matches(names, names) == [*range(len(names))]
+    assert find_first_matches(names, names) == [*range(len(names))]
 
 
 def test_the_child_imports_no_torch() -> None:

@@ -55,7 +55,7 @@ def test_a_helper_takes_part_and_leaves_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("helper")
-def test_a_helper_does_not_mind_that_the_first_has_begun_to_write(tmp_path: Path) -> None:
+def test_a_helper_ignores_an_output_that_the_first_began(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").touch()
     assert _run(tmp_path / "out")[1] is None
@@ -70,7 +70,7 @@ def test_the_first_of_several_writes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == '{"step": 0, "loss": 1.0}\n'
 
 
-def test_a_process_by_itself_helps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_is_no_helper(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert not helps()
@@ -78,7 +78,7 @@ def test_a_process_by_itself_helps_nobody(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("helper")
-def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_uses_its_local_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of("cuda") == torch.device("cuda", 1)

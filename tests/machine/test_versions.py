@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from conftest import Site
 
 
-def test_a_library_that_a_plugin_requires_has_to_be_the_same(site: Site) -> None:
+def test_versions_include_the_libraries_of_plugins(site: Site) -> None:
     core = "fusion-core>=0.1"
     site.install("wave-tools", "", version="0.2", requires=(core,), entry_points={})
     site.install("wave-method", "", version="0.7", requires=(core, "wave_tools>=0.1", "pluggy"))
     site.install("wave-unused", "", requires=(core,), entry_points={})
-    found = versions.__wrapped__()
-    assert {name: found[name] for name in found if name.startswith("wave")} == {
+    installed = versions.__wrapped__()
+    assert {name: installed[name] for name in installed if name.startswith("wave")} == {
         "wave-method": "0.7",
         "wave-tools": "0.2",
     }
-    assert {"fusion-core", "python", "torch"} <= found.keys()
-    assert "pluggy" not in found
+    assert {"fusion-core", "python", "torch"} <= installed.keys()
+    assert "pluggy" not in installed

@@ -427,7 +427,7 @@ HOSTILE: dict[str, tuple[object, str]] = {
     "true": (Matrices((Rows(True), Columns(35))), "not whole numbers above 0"),
     "stacked last": (Matrices((Rows(7), Stacked(5))), "Stacked is the first axis or none"),
     "stacked alone": (Matrices((Stacked(35),)), "Stacked is the first axis or none"),
-    "stacked in parts": (Matrices((Stacked(a=3, b=4), Rows(5))), "a Stacked has no parts"),
+    "stacked in parts": (Matrices((Stacked(a=3, b=4), Rows(5))), "Stacked cannot have parts"),
     "two in parts": (Matrices((Rows(a=3, b=4), Columns(c=2, d=3))), "several axes have parts"),
     "an axis of another kind": (Matrices(((7, 5),)), "expected Stacked, Rows and Columns"),  # type: ignore[arg-type]
     "nothing": (None, "expected Matrices, got a NoneType"),

@@ -575,8 +575,9 @@ def test_a_gpu_beyond_those_that_torch_finds_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [device_of(name).index for name in ("cuda", "cuda:0", "cuda:1")] == [None, 0, 1]
-    with pytest.raises(RecipeError, match="'cuda:2': torch finds 2 CUDA devices here"):
-        device_of("cuda:2")
+    for name in ("cuda:2", "cuda:999"):  # torch wraps 999 to a negative index
+        with pytest.raises(RecipeError, match=f"'{name}': torch finds 2 CUDA devices here"):
+            device_of(name)
 
 
 def test_the_seed_reaches_random_methods(models: Models) -> None:

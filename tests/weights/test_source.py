@@ -64,22 +64,22 @@ def test_the_coarser_of_two_cuts() -> None:
         assert one.coarser(other) is order[max(order.index(one), order.index(other))]
 
 
-def test_a_state_dict_is_read_where_it_is() -> None:
+def test_a_state_dict_is_read_in_place() -> None:
     tensors = {
         "matrix": torch.arange(6.0).reshape(2, 3),
         "turned": torch.arange(6.0).reshape(2, 3).T,
         "parameter": torch.nn.Parameter(torch.ones(3)),
         "scalar": torch.tensor(7),
     }
-    found = StateDictSource(tensors, label="mine")
-    assert found.describe() == "mine"
-    assert found.infos["turned"] == TensorInfo("turned", (3, 2), torch.float32)
-    assert found.read("matrix", 2, 5).tolist() == [2, 3, 4]
-    assert found.read("turned", 0, 6).tolist() == [0, 3, 1, 4, 2, 5]
-    assert torch.equal(found.tensor("turned"), tensors["turned"])
-    assert found.read("scalar", 0, 1).tolist() == [7]
-    assert not found.tensor("parameter").requires_grad
-    assert found.read("matrix", 0, 6).data_ptr() == tensors["matrix"].data_ptr()
+    weights = StateDictSource(tensors, label="mine")
+    assert weights.describe() == "mine"
+    assert weights.infos["turned"] == TensorInfo("turned", (3, 2), torch.float32)
+    assert weights.read("matrix", 2, 5).tolist() == [2, 3, 4]
+    assert weights.read("turned", 0, 6).tolist() == [0, 3, 1, 4, 2, 5]
+    assert torch.equal(weights.tensor("turned"), tensors["turned"])
+    assert weights.read("scalar", 0, 1).tolist() == [7]
+    assert not weights.tensor("parameter").requires_grad
+    assert weights.read("matrix", 0, 6).data_ptr() == tensors["matrix"].data_ptr()
 
 
 def test_a_state_dict_holds_tensors_only() -> None:
@@ -100,31 +100,31 @@ UNREADABLE: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     "csr": (lambda: torch.eye(2).to_sparse_csr(), r"layout torch\.sparse_csr"),
     "complex": (lambda: torch.ones(2, dtype=torch.complex64), r"torch\.complex64"),
     "quantised": (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "qint8"),
-    "wrapped": (_fake, "a FakeTensor, which only stands for numbers"),
+    "wrapped": (_fake, "a FakeTensor, which holds no plain numbers"),
 }
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning")
-def test_what_holds_no_plain_numbers_is_refused(kind: str) -> None:
-    make, said = UNREADABLE[kind]
-    with pytest.raises(WeightsError, match=rf"mine: 'w' is .*{said}") as caught:
+def test_tensors_without_plain_numbers_are_refused(kind: str) -> None:
+    make, message = UNREADABLE[kind]
+    with pytest.raises(WeightsError, match=rf"mine: 'w' is .*{message}") as caught:
         StateDictSource({"w": make()}, label="mine")
     assert caught.value.hint
 
 
 def test_a_state_dict_copy_is_fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "BLOCK", 4)
-    given_ = {"a": torch.arange(10.0), "b": torch.tensor(1), "c": torch.zeros(0, 3)}
-    copied = StateDictSource(given_).state_dict()
-    assert copied.keys() == given_.keys()
+    originals = {"a": torch.arange(10.0), "b": torch.tensor(1), "c": torch.zeros(0, 3)}
+    copied = StateDictSource(originals).state_dict()
+    assert copied.keys() == originals.keys()
     for name, tensor in copied.items():
-        assert torch.equal(tensor, given_[name])
-        assert tensor.shape == given_[name].shape
+        assert torch.equal(tensor, originals[name])
+        assert tensor.shape == originals[name].shape
         tensor.fill_(5)
-    assert given_["a"].tolist() == list(range(10))
-    assert given_["b"] == 1
+    assert originals["a"].tolist() == list(range(10))
+    assert originals["b"] == 1
 
 
 def test_names_can_be_changed_and_left_out() -> None:
@@ -153,7 +153,7 @@ def test_an_overflow_is_refused_by_name_unless_it_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int8, torch.bool])
-def test_memory_is_the_tensors_own(dtype: torch.dtype) -> None:
+def test_memory_of_returns_the_bytes_of_a_tensor(dtype: torch.dtype) -> None:
     tensor = torch.ones(3, dtype=dtype)
     view = memory_of(tensor)
     assert len(view) == tensor.nbytes

@@ -1,1 +1,1 @@
-"""Weights and what lies beside them, read from files that nobody vouches for."""
+"""Readers for untrusted files: weights, and the configuration and tokenizer next to them."""

@@ -1,4 +1,4 @@
-"""What PEFT's `adapter_config.json` says: whether an adapter is a plain LoRA, ranks and scales."""
+"""PEFT's `adapter_config.json`: whether an adapter is a plain LoRA, and its ranks and scales."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.machine.patterns import first_matches
+from fusion_core.machine.patterns import find_first_matches
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ KNOWN_OPTIONS = frozenset(
         *("use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
         *("modules_to_save", "ensure_weight_tying", "runtime_config", "enable_lora"),
-        # how an adapter begins or trains
+        # initialisation and training
         *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config"),
         *("megatron_core", "qalora_group_size", "velora_config", "merge_weights"),
         *("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"),
     )
 )
-_NO_SCALE = (LookupError, TypeError, ValueError, ArithmeticError)
-#: Ways to begin that leave the base as it is; the others subtract something from it.
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
+#: Initialisations that leave the base unchanged; the others subtract something from it.
+_SAFE_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
+MERGE_WITH_PEFT = "Merge it into its base with PEFT (merge_and_unload) and name the result."
 
 
 def check_supported(config: Mapping[str, Any], name: str) -> None:
@@ -51,52 +51,51 @@ def check_supported(config: Mapping[str, Any], name: str) -> None:
     kind = config.get("peft_type")
     reasons = [f"peft_type {kind}"] if kind != "LORA" else []
     reasons += [option for option in _OTHER_MATHS if config.get(option)]
-    beginning = config.get("init_lora_weights", True)
-    if beginning not in _BEGINNINGS:
-        reasons.append(f"init_lora_weights {beginning!r}, which changes the base")
+    initialisation = config.get("init_lora_weights", True)
+    if initialisation not in _SAFE_INITIALISATIONS:
+        reasons.append(f"init_lora_weights {initialisation!r}, which changes the base")
     if reasons:
         raise CheckpointError(
-            f"{name}: this adapter is not a plain LoRA: {', '.join(reasons)}",
-            hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
+            f"{name}: this adapter is not a plain LoRA: {', '.join(reasons)}", hint=MERGE_WITH_PEFT
         )
 
 
-class Scales:
-    """Every module's rank and the factor before its product.
+def read_scales(
+    config: Mapping[str, Any], name: str, modules: Sequence[str]
+) -> dict[str, tuple[int, float]]:
+    """Return each module's rank and the factor of its product.
 
     Raises `CheckpointError` for patterns that are invalid or take too long, and for a module
     without a rank.
     """
-
-    def __init__(self, config: Mapping[str, Any], name: str, modules: Sequence[str]) -> None:
-        self._name = name
-        self._rslora = bool(config.get("use_rslora"))
-        self._usual: tuple[Any, Any] = (config.get("r"), config.get("lora_alpha"))
-        self._own = [self._given(config, key, modules) for key in ("rank_pattern", "alpha_pattern")]
-
-    def of(self, module: str) -> tuple[int, float]:
-        """Return a module's rank and factor."""
+    ranks = _values_by_module(config, "rank_pattern", name, modules)
+    alphas = _values_by_module(config, "alpha_pattern", name, modules)
+    usual_rank: Any = config.get("r")
+    usual_alpha: Any = config.get("lora_alpha")
+    scales = {}
+    for module in modules:
         try:
-            rank, alpha = (
-                given.get(module, usual)
-                for usual, given in zip(self._usual, self._own, strict=True)
-            )
-            rank, alpha = int(rank), float(alpha)
-            return rank, alpha / (math.sqrt(rank) if self._rslora else rank)
-        except _NO_SCALE as error:
+            rank = int(ranks.get(module, usual_rank))
+            alpha = float(alphas.get(module, usual_alpha))
+            scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(
-                f"{self._name}: {ADAPTER_CONFIG} gives {module} no rank and alpha: {error}"
+                f"{name}: {ADAPTER_CONFIG} has no valid rank and alpha for {module}: {error}"
             ) from error
+        scales[module] = rank, scale
+    return scales
 
-    def _given(self, config: Mapping[str, Any], key: str, modules: Sequence[str]) -> dict[str, Any]:
-        """Return the values that a mapping of patterns gives, by module."""
-        try:
-            values = dict(config.get(key) or {})
-            matches = zip(modules, first_matches([*values], modules), strict=True)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self._name}: {key} in {ADAPTER_CONFIG}: {error}",
-                hint="Merge it into its base with PEFT (merge_and_unload) and name the result.",
-            ) from error
-        by_index = [*values.values()]
-        return {module: by_index[index] for module, index in matches if index is not None}
+
+def _values_by_module(
+    config: Mapping[str, Any], key: str, name: str, modules: Sequence[str]
+) -> dict[str, Any]:
+    """Return the value that each module gets from a mapping of patterns, if any matches."""
+    try:
+        values = dict(config.get(key) or {})
+        matches = zip(modules, find_first_matches([*values], modules), strict=True)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: {key} in {ADAPTER_CONFIG}: {error}", hint=MERGE_WITH_PEFT
+        ) from error
+    by_index = [*values.values()]
+    return {module: by_index[index] for module, index in matches if index is not None}

@@ -1,7 +1,7 @@
-"""Where an adapter has the factors of a weight, and heads that it lists beside their embeddings.
+"""The tensors of an adapter: factors, their orientation, and heads tied to embeddings.
 
 A base with tied embeddings stores one matrix. Some tools extract adapters that list it twice, once
-for each use; the second is dropped where it says the same.
+for each use. The second entry is dropped if it equals the first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.errors import CheckpointError
+from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
 
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.weight$")
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared|tok_embeddings)\.weight$")
-#: How many random vectors two products are compared on.
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.weight)?")
+_PREFIX = "base_model.model."
+_WHOLE = (".weight", ".bias")
+#: The number of random vectors on which two products are compared.
 _PROBES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Where the factors of one weight are in the adapter's file.
+    """The keys of one weight's factors in the adapter's file, and how to multiply them.
 
-    `transposed`: the weight's rows are A's columns (GPT-2's Conv1D, embeddings), not B's rows.
+    If `transposed`, the weight's rows are A's columns (GPT-2's Conv1D, embeddings), not B's rows.
     """
 
     a: str
@@ -39,7 +43,59 @@ class Product:
     transposed: bool
 
 
-def twins_of_heads(
+def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the factors' keys by module and part, and the keys of whole weights by name."""
+    factors: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    unknown: list[str] = []
+    for key in adapter.infos:
+        name = key.removeprefix(_PREFIX)
+        if ".original_module." in name:  # the base's, saved with its replacement
+            continue
+        if match := _FACTOR.fullmatch(name):
+            factors.setdefault(match["module"], {})[match["part"]] = key
+        elif "lora_" in name or not name.endswith(_WHOLE):
+            unknown.append(key)
+        else:
+            whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
+    if unknown:
+        raise CheckpointError(
+            f"{adapter.describe()}: {len(unknown)} tensors are not part of a plain LoRA, "
+            f"for example {unknown[0]!r}",
+            hint=MERGE_WITH_PEFT,
+        )
+    return factors, whole
+
+
+def are_neighbours_transposed(base: WeightSource, name: str) -> bool | None:
+    """Tell whether the weights nearest to one are stored as (inputs, outputs), as in Conv1D.
+
+    A square weight does not show its orientation, and PEFT saves for all modules what was right for
+    the last one. The biases of other weights show it: a bias has one entry per output. Returns None
+    if no bias shows it.
+    """
+    prefix = name.removesuffix(".weight")
+    while prefix:
+        prefix = prefix.rpartition(".")[0]
+        orientations = {
+            bias_shape == info.shape[1:]
+            for weight, info in base.infos.items()
+            if weight.startswith(f"{prefix}." if prefix else "")
+            and (bias_shape := _bias_shape(base, weight)) in {info.shape[1:], info.shape[:1]}
+            and len(info.shape) == 2  # noqa: PLR2004 - a matrix
+            and info.shape[0] != info.shape[1]
+        }
+        if orientations:
+            return orientations.pop() if len(orientations) == 1 else None
+    return None
+
+
+def _bias_shape(base: WeightSource, weight: str) -> tuple[int, ...] | None:
+    bias = base.infos.get(f"{weight.removesuffix('.weight')}.bias")
+    return bias.shape if bias is not None and weight.endswith(".weight") else None
+
+
+def find_tied_heads(
     adapter: WeightSource,
     products: Mapping[str, Product],
     whole: Mapping[str, str],
@@ -47,55 +103,58 @@ def twins_of_heads(
 ) -> dict[str, str]:
     """Return the output heads that the base does not store, each with its embeddings.
 
-    `products` and `whole` say where the adapter has what it changes. Raises `CheckpointError`
-    where head and embeddings change in different ways: one matrix cannot.
+    `products` and `whole` locate the adapter's changes by weight. Raises `CheckpointError` if head
+    and embeddings change differently: one matrix cannot.
     """
     changed = {*products, *whole}
-    twins = {
+    tied_heads = {
         head: embeddings
         for head in changed - base.keys()
         for embeddings in changed & base.keys()
         if _OUTPUT.search(head) and _INPUT.search(embeddings)
     }
-    for head, embeddings in twins.items():
-        is_same_product = _have_same_product(adapter, products.get(head), products.get(embeddings))
-        is_same_whole = _have_same_values(adapter, whole.get(head), whole.get(embeddings))
+    for head, embeddings in tied_heads.items():
+        is_same_product = _are_products_equal(adapter, products.get(head), products.get(embeddings))
+        is_same_whole = _are_values_equal(adapter, whole.get(head), whole.get(embeddings))
         if not (is_same_product and is_same_whole):
             raise CheckpointError(
                 f"{adapter.describe()} changes {head!r} and {embeddings!r} in different ways, and "
                 "its base has one tied matrix for both",
                 hint="Extract the adapter again, or save the base with untied embeddings.",
             )
-    return twins
+    return tied_heads
 
 
-def _have_same_product(adapter: WeightSource, one: Product | None, other: Product | None) -> bool:
-    """Compare products by what they make of random vectors, up to the rounding of factors."""
+def _are_products_equal(adapter: WeightSource, one: Product | None, other: Product | None) -> bool:
+    """Compare products by their effect on random vectors, up to the rounding of the factors."""
     if one is None or other is None:
         return one is other
-    ours, theirs = (_matrices(adapter, product) for product in (one, other))
-    if (len(ours[0]), ours[1].shape[1]) != (len(theirs[0]), theirs[1].shape[1]):
+    factors = [_factors(adapter, product) for product in (one, other)]
+    shapes = {(len(left), right.shape[1]) for left, right in factors}
+    if len(shapes) > 1:
         return False
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(ours[1].shape[1], _PROBES, dtype=torch.float64, generator=generator)
-    results = [left @ (right @ vectors) for left, right in (ours, theirs)]
+    width = factors[0][1].shape[1]
+    vectors = torch.randn(width, _PROBES, dtype=torch.float64, generator=generator)
+    results = [left @ (right @ vectors) for left, right in factors]
     dtypes = [adapter.infos[key].dtype for key in (one.a, one.b, other.a, other.b)]
     tolerance = 4 * max(torch.finfo(dtype).eps for dtype in dtypes)
     return bool((results[0] - results[1]).norm() <= tolerance * results[1].norm())
 
 
-def _matrices(adapter: WeightSource, product: Product) -> tuple[torch.Tensor, torch.Tensor]:
+def _factors(adapter: WeightSource, product: Product) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the two factors of a weight's task vector in the order of their product."""
     a, b = (adapter.tensor(key).to(torch.float64).flatten(1) for key in (product.a, product.b))
     left, right = (a.T, b.T) if product.transposed else (b, a)
     return left * product.scale, right
 
 
-def _have_same_values(adapter: WeightSource, one: str | None, other: str | None) -> bool:
+def _are_values_equal(adapter: WeightSource, one: str | None, other: str | None) -> bool:
     if one is None or other is None:
         return one is other
-    ours, theirs = adapter.infos[one], adapter.infos[other]
-    return (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and all(
+    one_info, other_info = adapter.infos[one], adapter.infos[other]
+    is_comparable = (one_info.shape, one_info.dtype) == (other_info.shape, other_info.dtype)
+    return is_comparable and all(
         torch.equal(adapter.read(one, *span), adapter.read(other, *span))
-        for span in Cut.ELEMENT.ranges(ours)
+        for span in Cut.ELEMENT.ranges(one_info)
     )

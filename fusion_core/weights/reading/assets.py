@@ -1,8 +1,8 @@
-"""The files beside the weights: configuration, tokenizer, processor, and the card's licence.
+"""The files next to the weights: configuration, tokenizer, processor, and the card's licence.
 
-They are copied by name from fixed lists, never code. Configurations, the tokenizer's and the
-processors' too, are copied without the fields that make a loader run code or pick an
-implementation; one that has none of them keeps its bytes.
+They are copied by name from fixed lists, and code is never copied. Configurations, including those
+of tokenizers and processors, lose the fields that make a loader run code or pick an implementation.
+A configuration without such fields keeps its bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.text import load_yaml
-from fusion_core.weights.reading.containment import member, read_whole, reading
+from fusion_core.weights.reading.containment import read_whole, reading, resolve_member
 from fusion_core.weights.reading.format import LARGEST_INDEX
 from fusion_core.weights.reading.untrusted import parse_json
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
-#: Files by name, some in a folder: where each is, or what it holds.
+#: Files by name, with `/` for those in folders. A value is a path, or the content itself.
 Files = Mapping[str, bytes | Path]
 
 CONFIG = "config.json"
@@ -50,7 +50,7 @@ _TOKENIZER = (
     "tekken.json",
     "normalizer.json",
 )
-#: The files that come along with the weights; in a folder, all that match.
+#: Names and patterns of the files that accompany the weights.
 SIDE_FILES = (
     CONFIG,
     "generation_config.json",
@@ -59,7 +59,7 @@ SIDE_FILES = (
     "processor_config.json",
     *_TOKENIZER,
 )
-#: Bytes of a file that is read and not only copied: Gemma's tokenizer has 33 million.
+#: The most bytes of a file that is parsed, not only copied: Gemma's tokenizer has 33 million.
 LARGEST_TOKENIZER = 50_000_000
 #: The model card: read for its licence, never copied.
 CARD = "README.md"
@@ -80,63 +80,75 @@ _DANGEROUS = (
 def assets_of(
     directory: Path, *more: str, dtype: torch.dtype | None = None
 ) -> dict[str, bytes | Path]:
-    """Return the side files of a model directory: name -> file, or new bytes for a configuration.
+    """Return the side files of a model directory by name, configurations without dangerous fields.
 
-    `more` are patterns of files that models of a kind have. `dtype` replaces the one that the
-    configuration names. Raises `CheckpointError` for a link that
-    leads out of the directory: what it leads to would be copied.
+    `more` are patterns of further files. `dtype` replaces the one in `config.json`. Raises
+    `CheckpointError` for a link out of the directory, whose target would be copied.
     """
-    found = _files(directory, (*SIDE_FILES, *more))
-    if CONFIG in found:
-        config = _safe(read_config(directory / CONFIG))
-        if dtype is not None:
-            config.pop("torch_dtype", None)
-            config["dtype"] = str(dtype).removeprefix("torch.")
-        found[CONFIG] = _as_file(config)
-    return found
+    files: dict[str, bytes | Path] = {}
+    for name, path in _list_members(directory, (*SIDE_FILES, *more)):
+        files[name] = path
+        if name.endswith("config.json"):
+            config = read_config(directory / name)
+            safe = _without_dangerous_fields(config)
+            if name == CONFIG and dtype is not None:
+                safe.pop("torch_dtype", None)
+                safe["dtype"] = str(dtype).removeprefix("torch.")
+            if name == CONFIG or safe != config:
+                files[name] = _to_json(safe)
+    return files
 
 
 def beside(directory: Path, *more: str) -> dict[str, bytes | Path]:
-    """Return the files of a model directory that say what the model is; none is read."""
-    return dict(_members(directory, (*SIDE_FILES, *more)))
+    """Return the paths of a model directory's side files by name, and of those matching `more`."""
+    return dict(_list_members(directory, (*SIDE_FILES, *more)))
 
 
 def content_of(
     file: bytes | Path, largest: int = LARGEST_TOKENIZER, *, hint: str | None = None
 ) -> bytes:
-    """Return the bytes of a side file; one of more than `largest` is refused before it is read."""
+    """Return the bytes of a side file; raise `CheckpointError` if it exceeds `largest` bytes."""
     return file if isinstance(file, bytes) else read_whole(file, largest, hint=hint)
 
 
 def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
-    """Read a configuration that lies beside a model; None if there is none."""
-    given = files.get(name)
-    if isinstance(given, bytes):
-        return parse_json(given, path=f"{name} of {model}", constants=True)
-    return None if given is None else read_config(given)
+    """Parse a configuration among a model's files; return None if it is missing."""
+    file = files.get(name)
+    if isinstance(file, bytes):
+        return parse_json(file, path=f"{name} of {model}", constants=True)
+    return None if file is None else read_config(file)
 
 
 def safe_config(files: Files, model: str) -> dict[str, Any] | None:
-    """Read a model's `config.json` without what would pick code; None if there is none."""
+    """Parse a model's `config.json`, without dangerous fields; return None if it is missing."""
     config = parsed(files, CONFIG, model)
-    return None if config is None else dict(_safe(config))
+    return None if config is None else dict(_without_dangerous_fields(config))
 
 
 def with_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
-    """Return side files whose configuration names another number of tokens."""
-    return with_config(files, lambda config: _with_vocabulary(config, before, after))
+    """Return side files whose configuration has another vocabulary size, at any depth."""
+
+    def resize(value: Any) -> Any:  # noqa: ANN401 - JSON
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: after if (key, inner) == ("vocab_size", before) else resize(inner)
+            for key, inner in value.items()
+        }
+
+    return with_config(files, resize)
 
 
 def with_config(
     files: Files, change: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> dict[str, bytes | Path]:
-    """Return side files with what a function makes of their configuration, if they have one."""
+    """Return side files with a changed configuration, if they have one."""
     config = parsed(files, CONFIG, "the base")
-    return dict(files) if config is None else {**files, CONFIG: _as_file(change(config))}
+    return dict(files) if config is None else {**files, CONFIG: _to_json(change(config))}
 
 
 def without_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
-    """Return a configuration, and those inside it, without some keys."""
+    """Return a configuration without some keys, at any depth."""
     return {
         key: without_keys(value, keys) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -145,7 +157,7 @@ def without_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, 
 
 
 def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
-    """Return those of a model's side files that make its tokenizer."""
+    """Return the side files that make up the tokenizer."""
     return {
         name: content
         for name, content in files.items()
@@ -154,77 +166,56 @@ def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
 
 
 def licence_of(directory: Path) -> str | None:
-    """Return the licence that the model card in a directory names; None if it names none."""
+    """Return the licence that the model card in a directory names, None if it names none."""
     card = directory / CARD
     with reading(card):
         if not card.is_file():
             return None
         with card.open(encoding="utf-8", errors="replace") as stream:
-            matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
-    if matter is None:
+            front_matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
+    if front_matter is None:
         return None
-    named = "\n".join(found[0] for found in _LICENCE.finditer(matter[1]))
+    lines = "\n".join(match[0] for match in _LICENCE.finditer(front_matter[1]))
     try:
-        fields = load_yaml(named, origin=str(card))
+        fields = load_yaml(lines, origin=str(card))
     except RecipeError:
         return None
-    return _licence_in(fields) if isinstance(fields, dict) else None
+    if not isinstance(fields, dict):
+        return None
+    licence = fields.get("license", fields.get("licence"))
+    if isinstance(licence, list):
+        licence = ", ".join(map(str, licence))
+    if licence == "other":
+        licence = fields.get("license_name") or licence
+    return str(licence) if licence else None
 
 
-def _licence_in(fields: dict[str, Any]) -> str | None:
-    named = fields.get("license", fields.get("licence"))
-    if isinstance(named, list):
-        named = ", ".join(map(str, named))
-    own = fields.get("license_name")
-    return str(own) if named == "other" and own else (str(named) if named else None)
+def read_config(path: Path) -> dict[str, Any]:
+    """Parse a model's `config.json`, or a similar file."""
+    return parse_json(read_whole(path, LARGEST_INDEX), path=str(path), constants=True)
 
 
-def _files(directory: Path, patterns: Sequence[str]) -> dict[str, bytes | Path]:
-    return {name: _content(directory / name, real) for name, real in _members(directory, patterns)}
-
-
-def _members(directory: Path, patterns: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Yield the files that match: what each is called from the directory on, where it lies."""
+def _list_members(directory: Path, patterns: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Yield each matching file's name relative to the directory, and its resolved path."""
     for pattern in patterns:
         for path in sorted(directory.glob(pattern)):
             if path.is_file():
                 if path.parent != directory:
-                    member(path.parent)  # a folder may be a link, too
-                yield path.relative_to(directory).as_posix(), member(path)
+                    resolve_member(path.parent)  # a folder may be a link, too
+                yield path.relative_to(directory).as_posix(), resolve_member(path)
 
 
-def _content(path: Path, real: Path) -> bytes | Path:
-    """Return where a file lies or, if a loader might run code for what it says, safe new bytes."""
-    if not path.name.endswith("config.json"):
-        return real
-    config = read_config(path)
-    safe = _safe(config)
-    return real if safe == config else _as_file(safe)
-
-
-def _as_file(config: Mapping[str, Any]) -> bytes:
+def _to_json(config: Mapping[str, Any]) -> bytes:
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a model's `config.json`, or one of its kind."""
-    return parse_json(read_whole(path, LARGEST_INDEX), path=str(path), constants=True)
-
-
-def _with_vocabulary(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON
+def _without_dangerous_fields(value: Any) -> Any:  # noqa: ANN401 - JSON; configurations nest
+    if isinstance(value, list):
+        return [_without_dangerous_fields(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: after
-        if (key, each) == ("vocab_size", before)
-        else _with_vocabulary(each, before, after)
-        for key, each in value.items()
+        key: _without_dangerous_fields(inner)
+        for key, inner in value.items()
+        if not key.startswith(_DANGEROUS)
     }
-
-
-def _safe(value: Any) -> Any:  # noqa: ANN401 - JSON holds anything; models nest configurations
-    if isinstance(value, list):
-        return [_safe(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    return {key: _safe(each) for key, each in value.items() if not key.startswith(_DANGEROUS)}

@@ -1,15 +1,15 @@
-"""A checkpoint on disk as a `WeightSource`: a safetensors file, or a directory of them."""
+"""A safetensors checkpoint on disk as a `WeightSource`: one file, or a directory of them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from reprlib import repr as shown
+from reprlib import repr as shorten
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._foreign import CONVERT, kind_of, no_model
-from fusion_core.weights.reading.containment import open_member, reading, unreadable
+from fusion_core.weights.reading._unsupported import CONVERT, no_model_error, unsupported_kind
+from fusion_core.weights.reading.containment import open_member, reading, unreadable_error
 from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.format import LARGEST_INDEX, parse_header, parse_index
 from fusion_core.weights.reading.location import INDEX, SINGLE, Location
@@ -18,16 +18,16 @@ from fusion_core.weights.reading.untrusted import largest_header
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_core.weights.reading.stored import StoredTensor
+    from fusion_core.weights.reading.header import StoredTensor
 
 
 class CheckpointSource(FileSource):
     """The tensors of a safetensors file, or of a directory with one file or an index of several.
 
-    Only headers are read at construction. Raises `CheckpointError` naming the file for anything
-    missing, truncated, malformed or outside the directory (`containment.py`), and
-    for a directory with both one file and an index that leads elsewhere: loaders differ in which
-    they take. `name` is what to call it, where that is not the path.
+    The constructor reads headers only. It raises `CheckpointError` naming the file for anything
+    missing, truncated, malformed or outside the directory (`containment.py`), and for a directory
+    with both `model.safetensors` and an index of other files, because loaders differ in which they
+    read. `name` is used in errors in place of the path.
     """
 
     def __init__(self, path: str | Path, *, name: str | None = None) -> None:
@@ -40,35 +40,36 @@ class CheckpointSource(FileSource):
 
     def find_tensors(self) -> Iterator[StoredTensor]:
         """Yield the tensors of each file, in the order of the index."""
-        index = self._index()
+        index = self._read_index()
         names: set[str] = set()
-        for file in dict.fromkeys(index.values()) if index else [self._single().name]:
-            for stored in self._tensors_of(file, index):
+        for file in dict.fromkeys(index.values()) if index else [self._find_single().name]:
+            for stored in self._read_header(file, index):
                 names.add(stored.info.name)
                 yield stored
-        lost = [name for name in index if name not in names]
-        if lost:
-            name, file = lost[0], index[lost[0]]
-            raise CheckpointError(f"{self.path / INDEX}: {shown(name)} is not in {file!r}")
+        missing = [name for name in index if name not in names]
+        if missing:
+            name, file = missing[0], index[missing[0]]
+            raise CheckpointError(f"{self.path / INDEX}: {shorten(name)} is not in {file!r}")
 
-    def _tensors_of(self, file: str, index: dict[str, str]) -> list[StoredTensor]:
-        if index and not self._has(file):
-            lost = [fromkey for fromkey in dict.fromkeys(index.values()) if not self._has(fromkey)]
+    def _read_header(self, file: str, index: dict[str, str]) -> list[StoredTensor]:
+        if index and not os.path.lexists(self.path / file):
+            shards = dict.fromkeys(index.values())
+            missing = [shard for shard in shards if not os.path.lexists(self.path / shard)]
             raise CheckpointError(
                 f"{self.path / file} does not exist, and {INDEX} names it: "
-                f"{len(lost)} of {len(set(index.values()))} shards are missing",
+                f"{len(missing)} of {len(shards)} shards are missing",
                 hint="Finish copying the model, or download it again.",
             )
         header = self.open(file, 8 + largest_header())
         stored, _ = parse_header(header, header.size, file, path=str(header.path))
-        astray = next((n for n in stored if index and index.get(n) != file), None)
-        if astray is not None:
+        unlisted = next((name for name in stored if index and index.get(name) != file), None)
+        if unlisted is not None:
             raise CheckpointError(
-                f"{header.path}: tensor {astray!r} is not listed in {INDEX} for it"
+                f"{header.path}: tensor {unlisted!r} is not listed in {INDEX} for this file"
             )
         return list(stored.values())
 
-    def _index(self) -> dict[str, str]:
+    def _read_index(self) -> dict[str, str]:
         path = self.path / INDEX
         if not self.path.is_dir() or not os.path.lexists(path):
             return {}
@@ -76,23 +77,25 @@ class CheckpointSource(FileSource):
             with os.fdopen(open_member(path), "rb") as stream:
                 text = stream.read(LARGEST_INDEX + 1)
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
         index = parse_index(text, path=str(path))
         if SINGLE not in index.values() and os.path.lexists(self.path / SINGLE):
             raise CheckpointError(
-                f"{self.path} holds {SINGLE} and {INDEX}, which leads to other files",
+                f"{self.path} holds {SINGLE} and {INDEX}, which names other files",
                 hint=f"transformers would load {SINGLE}. Name that file itself to merge it, or "
-                "move what is stale out of the directory.",
+                "move the outdated files out of the directory.",
             )
         return index
 
-    def _single(self) -> Path:
+    def _find_single(self) -> Path:
         if self.path.is_dir():
             if not os.path.lexists(self.path / SINGLE):
-                raise no_model(
+                with reading(self.path):
+                    names = [path.name for path in self.path.iterdir()]
+                raise no_model_error(
                     str(self.path),
                     f"holds neither {SINGLE} nor {INDEX}",
-                    _names_in(self.path),
+                    names,
                     f"Name the file itself: {self.path}/",
                 )
             return self.path / SINGLE
@@ -101,16 +104,8 @@ class CheckpointSource(FileSource):
                 f"{self.path} does not exist", hint="Give a directory or a .safetensors file."
             )
         if self.path.suffix != ".safetensors":
-            kind, hint = kind_of(self.path.name) or ("of another kind", CONVERT)
+            kind, hint = unsupported_kind(self.path.name) or ("of another kind", CONVERT)
             raise CheckpointError(
                 f"{self.path} is not a .safetensors file: it is {kind}", hint=hint
             )
         return self.path
-
-    def _has(self, file: str) -> bool:
-        return os.path.lexists(self.path / file)
-
-
-def _names_in(directory: Path) -> list[str]:
-    with reading(directory):
-        return [path.name for path in directory.iterdir()]

@@ -1,9 +1,8 @@
-"""The safetensors format: headers and indices that nobody vouches for.
+"""The safetensors format: headers and indices of untrusted files.
 
-Stricter than the safetensors library: a header is at most 25 MB and describes at most some 50,000
-tensors, names are unique and printable, every byte of the data belongs to exactly one tensor. What
-this module accepts, the library accepts with the same content. It knows bytes and descriptions, no
-files on disk beyond the one it is given.
+The parser is stricter than the safetensors library. A header has at most 25 MB and describes at
+most some 50,000 tensors, names are unique and printable, and every byte of the data belongs to
+exactly one tensor. The library accepts whatever this module accepts, with the same content.
 """
 
 from __future__ import annotations
@@ -13,22 +12,23 @@ import json
 import math
 import struct
 from contextlib import contextmanager
-from reprlib import repr as shown
-from typing import TYPE_CHECKING, Any, Protocol
+from reprlib import repr as shorten
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from fusion_core.errors import CheckpointError, WeightsError
-from fusion_core.weights.reading._foreign import DEQUANTISE
-from fusion_core.weights.reading.stored import (
+from fusion_core.weights.reading._unsupported import DEQUANTISE
+from fusion_core.weights.reading.header import (
     MOST_DIMENSIONS,
     MOST_ELEMENTS,
+    Header,
     StoredTensor,
-    is_name,
+    is_valid_name,
 )
 from fusion_core.weights.reading.untrusted import (
     HEADER_VARIABLE,
-    is_text_map,
+    is_string_map,
     largest_header,
     parse_json,
 )
@@ -57,77 +57,86 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-#: Numbers of fewer bits than torch computes with: 4 to 8, and the scales that belong to them.
+#: Prefixes of dtypes with 4 to 8 bits, which torch does not compute with, and of their scales.
 _PACKED_DTYPES = ("F4", "F6", "F8", "I4", "U4")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector off: where many objects are made, it walks all of them each time.
+def _without_garbage_collection() -> Iterator[None]:
+    """Turn the garbage collector off while many objects without cycles are made.
 
-    What is parsed holds no cycles. Of a header of 20,000 tensors it took two thirds of the time.
+    For a header of 20,000 tensors it took two thirds of the time.
     """
-    enabled = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()
 
 
-class _Stream(Protocol):
-    """A stream from which a header is read."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-@_uncollected()
+@_without_garbage_collection()
 def parse_header(
-    stream: _Stream, size: int, file: str, *, path: str
+    stream: BinaryIO | Header, size: int, file: str, *, path: str
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Read and check the header of a safetensors file of `size` bytes.
+    """Parse and check the header of a safetensors file of `size` bytes.
 
     Returns its tensors, in the order of their offsets, and its metadata. Raises `CheckpointError`
-    naming `path` for anything that is not a complete, well-formed file.
+    naming `path` for anything but a complete, well-formed file.
     """
     prefix = stream.read(8)
     if len(prefix) < 8:  # noqa: PLR2004 - the length of the length
-        raise CheckpointError(f"{path}: {size} bytes are not a safetensors file")
+        raise CheckpointError(
+            f"{path}: expected a safetensors file of at least 8 bytes, got {size} bytes"
+        )
     (length,) = struct.unpack("<Q", prefix)
-    _check_length(length, size, path)
+    if length > size - 8:
+        raise CheckpointError(
+            f"{path}: the header claims {length} bytes of a file of {size}",
+            hint="The file is truncated or of another format; download or save it again.",
+        )
+    if length > largest_header():
+        raise CheckpointError(
+            f"{path}: the header claims {length} bytes, more than {largest_header()}",
+            hint=f"If you trust the file, set {HEADER_VARIABLE} to at least that many bytes.",
+        )
     text = stream.read(length)
     if text[:1] != b"{" or text.rstrip(b" ")[-1:] != b"}":
         raise CheckpointError(f"{path}: the header is not a JSON object padded with spaces")
     header = parse_json(text, path=path)
     metadata = header.pop("__metadata__", {})
-    if not is_text_map(metadata):
+    if not is_string_map(metadata):
         raise CheckpointError(f"{path}: __metadata__ does not map strings to strings")
-    spans = sorted((_span(name, entry, path) for name, entry in header.items()), key=_by_offset)
+    spans = sorted(
+        (_parse_entry(name, entry, path) for name, entry in header.items()), key=_offsets
+    )
     _check_contiguous(spans, size - 8 - length, path)
-    stored = (StoredTensor(file, info, 8 + length + start) for info, start, _ in spans)
-    return {each.info.name: each for each in stored}, metadata
+    tensors = {info.name: StoredTensor(file, info, 8 + length + start) for info, start, _ in spans}
+    return tensors, metadata
 
 
-@_uncollected()
+@_without_garbage_collection()
 def parse_index(text: bytes, *, path: str) -> dict[str, str]:
-    """Read and check `model.safetensors.index.json`; returns tensor name -> plain file name."""
+    """Parse and check `model.safetensors.index.json`; return tensor name -> plain file name."""
     if len(text) > LARGEST_INDEX:
-        raise CheckpointError(f"{path}: an index of {len(text)} bytes is refused")
+        raise CheckpointError(
+            f"{path}: an index of {len(text)} bytes is refused: expected at most {LARGEST_INDEX}"
+        )
     weight_map = parse_json(text, path=path).get("weight_map")
-    if not is_text_map(weight_map) or not weight_map:
+    if not is_string_map(weight_map) or not weight_map:
         raise CheckpointError(f"{path}: weight_map does not map tensor names to files")
     for file in set(weight_map.values()):
-        if not _is_plain_file_name(file):
-            raise CheckpointError(f"{path}: {shown(file)} is not a plain .safetensors file name")
+        if not is_valid_name(file) or "/" in file or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{path}: {shorten(file)} is not a plain .safetensors file name")
     return dict(weight_map)
 
 
 def build_header(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, int]:
-    """Lay tensors out one after the other; returns length prefix with header, and data size.
+    """Lay tensors out one after the other; return length prefix with header, and data size.
 
-    The header is padded with spaces to a multiple of 8 bytes, as the library does, so that tensors
+    The header is padded with spaces to a multiple of 8 bytes, as in the library, so that tensors
     stay aligned.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -146,79 +155,59 @@ def build_header(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> tu
     return struct.pack("<Q", len(text)) + text, end
 
 
-def _check_length(length: int, size: int, path: str) -> None:
-    if length > size - 8:
-        raise CheckpointError(
-            f"{path}: the header claims {length} bytes of a file of {size}",
-            hint="The file is truncated or no safetensors file; download or save it again.",
-        )
-    if length > largest_header():
-        raise CheckpointError(
-            f"{path}: the header claims {length} bytes, more than {largest_header()}",
-            hint=f"If you trust the file, set {HEADER_VARIABLE} to at least that many bytes.",
-        )
-
-
-def _span(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
-    if not is_name(name):
+def _parse_entry(name: str, entry: object, path: str) -> tuple[TensorInfo, int, int]:
+    """Check one tensor's entry; return its description and offsets."""
+    if not is_valid_name(name):
         raise CheckpointError(
             f"{path}: tensor name {name[:80]!r} is empty, too long or unprintable"
         )
+    label = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise CheckpointError(f"{path}: tensor {name!r} is not described by dtype, shape, offsets")
+        raise CheckpointError(f"{label} is not described by dtype, shape, offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _unknown_dtype(name, dtype, path)
+        message = f"{label} has the unknown dtype {shorten(dtype)}"
+        if str(dtype).startswith(_PACKED_DTYPES):
+            message = f"{message}: the checkpoint is quantised"
+            raise CheckpointError(message, hint=DEQUANTISE)
+        raise CheckpointError(message)
     if not _is_sizes(shape) or len(shape) > MOST_DIMENSIONS:
-        raise CheckpointError(f"{path}: tensor {name!r} has the impossible shape {shown(shape)}")
+        raise CheckpointError(f"{label} has the impossible shape {shorten(shape)}")
     if not _is_sizes(offsets) or len(offsets) != 2:  # noqa: PLR2004 - start and end
-        raise CheckpointError(
-            f"{path}: tensor {name!r} has the impossible offsets {shown(offsets)}"
-        )
+        raise CheckpointError(f"{label} has the impossible offsets {shorten(offsets)}")
     info = TensorInfo(name, tuple(shape), DTYPES[dtype])
     start, end = offsets
-    # Zero-sized tensors may still declare dimensions whose product no machine can count.
+    # Zero-sized tensors may still declare dimensions whose product overflows.
     product = math.prod(shape) or math.prod(size or 1 for size in shape)
     if product >= MOST_ELEMENTS or end - start != info.nbytes:
         raise CheckpointError(
-            f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} cannot fill {offsets}"
+            f"{label} of shape {shape} and dtype {dtype} does not fit the offsets {offsets}"
         )
     return info, start, end
-
-
-def _unknown_dtype(name: str, dtype: object, path: str) -> CheckpointError:
-    said = f"{path}: tensor {name!r} has the unknown dtype {shown(dtype)}"
-    if not str(dtype).startswith(_PACKED_DTYPES):
-        return CheckpointError(said)
-    return CheckpointError(f"{said}: the checkpoint is quantised", hint=DEQUANTISE)
 
 
 def _check_contiguous(spans: list[tuple[TensorInfo, int, int]], size: int, path: str) -> None:
     end = 0
     for info, start, stop in spans:
         if start != end:
-            raise CheckpointError(f"{path}: tensor {info.name!r} starts at {start}, not at {end}")
+            raise CheckpointError(f"{path}: tensor {info.name!r} starts at {start}, expected {end}")
         end = stop
     if end != size:
         raise CheckpointError(
-            f"{path}: tensors take {end} bytes, the file holds {size}",
+            f"{path}: tensors take {end} bytes, but the file holds {size}",
             hint="The file is truncated or has been appended to; download or save it again.",
         )
 
 
-def _by_offset(span: tuple[TensorInfo, int, int]) -> tuple[int, int]:
+def _offsets(span: tuple[TensorInfo, int, int]) -> tuple[int, int]:
     return span[1], span[2]
 
 
 def _is_sizes(value: object) -> bool:
     if not isinstance(value, list):
         return False
-    for each in value:  # noqa: SIM110 - runs for every tensor of every file, and `all` is slower
-        # `True` is an int to Python, not to safetensors.
-        if type(each) is not int or not 0 <= each < 2**63:
+    for size in value:  # noqa: SIM110 - runs for every tensor of every file, and `all` is slower
+        # `True` is an int in Python, but not in safetensors.
+        if type(size) is not int or not 0 <= size < 2**63:
             return False
     return True
-
-
-def _is_plain_file_name(file: str) -> bool:
-    return is_name(file) and "/" not in file and file.endswith(".safetensors")

@@ -1,28 +1,57 @@
-"""The part of a file that says what is in it, read in bounds.
-
-A header comes from anywhere, and may claim any length: what is read of it is counted and hashed.
-"""
+"""The header of an untrusted file: read within bounds, and checked for what it may claim."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading.containment import unreadable
+from fusion_core.weights.reading.containment import unreadable_error
 from fusion_core.weights.reading.untrusted import HEADER_VARIABLE, largest_header
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from fusion_core.weights.source import TensorInfo
+
+_LONGEST_NAME = 512
+MOST_DIMENSIONS = 8
+MOST_ELEMENTS = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file of the model; `offset` is its first byte."""
+
+    file: str
+    info: TensorInfo
+    offset: int
+
+
+def is_valid_name(name: str) -> bool:
+    """Tell whether a name is printable, not empty and at most 512 bytes long."""
+    # Surrogates are not printable, so a printable name can be encoded.
+    return name.isprintable() and 0 < len(name.encode("utf-8")) <= _LONGEST_NAME
+
+
+def is_valid_shape(shape: Sequence[int]) -> bool:
+    """Tell whether a shape has at most 8 dimensions and fewer than 2^62 elements."""
+    # `True` is an int in Python, but not in a file.
+    if len(shape) > MOST_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
+        return False
+    # Zero-sized tensors may still declare dimensions whose product overflows.
+    return math.prod(size or 1 for size in shape) < MOST_ELEMENTS
 
 
 class Header:
-    """An open file as a stream, of which at most `largest` bytes may be read, all in all.
+    """An open file as a stream, of which at most `largest` bytes in total may be read.
 
-    By default as many as `FUSION_LARGEST_HEADER` says. A parser whose objects take many times the
-    bytes that they are made of sets less. Raises `CheckpointError` for more, and for what the
-    system refuses.
+    The default is `FUSION_LARGEST_HEADER`. A parser whose objects take many times the bytes of
+    their text sets less. Raises `CheckpointError` for more bytes, and for errors of the system.
     """
 
     def __init__(self, descriptor: int, path: Path, largest: int | None = None) -> None:
@@ -30,16 +59,16 @@ class Header:
         self.size = os.fstat(descriptor).st_size
         self._descriptor = descriptor
         self._largest = largest_header() if largest is None else largest
-        trusting = f"If you trust the file, set {HEADER_VARIABLE} to more bytes."
-        self._hint = trusting if largest is None else None
-        self._position = self._taken = 0
+        advice = f"If you trust the file, set {HEADER_VARIABLE} to more bytes."
+        self._hint = advice if largest is None else None
+        self._position = self._bytes_read = 0
         self._digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         """Read on: at most `size` bytes, or up to the end of the file."""
-        left = max(self.size - self._position, 0)
-        count = left if size < 0 else min(size, left)
-        if self._taken + count > self._largest:
+        remaining = max(self.size - self._position, 0)
+        count = remaining if size < 0 else min(size, remaining)
+        if self._bytes_read + count > self._largest:
             raise CheckpointError(
                 f"{self.path}: expected a header of at most {self._largest} bytes, got more",
                 hint=self._hint,
@@ -47,14 +76,14 @@ class Header:
         try:
             content = os.pread(self._descriptor, count, self._position)
         except OSError as error:
-            raise unreadable(self.path, error) from error
+            raise unreadable_error(self.path, error) from error
         self._position += len(content)
-        self._taken += len(content)
+        self._bytes_read += len(content)
         self._digest.update(content)
         return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the file: from its beginning, from here, or from its end."""
+        """Move to a position, relative to the beginning, the current position or the end."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         if start + offset < 0:
             raise ValueError(f"byte {start + offset} is before the beginning of the file")
@@ -62,9 +91,9 @@ class Header:
         return self._position
 
     def tell(self) -> int:
-        """Return the place in the file."""
+        """Return the position in the file."""
         return self._position
 
     def digest(self) -> str:
-        """Return the SHA-256 of all that was read, in the order in which it was read."""
+        """Return the SHA-256 of all bytes read so far, in the order of reading."""
         return self._digest.hexdigest()

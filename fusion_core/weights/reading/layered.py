@@ -1,4 +1,4 @@
-"""How many layers a configuration says a model has, and what it says of each, for other layers."""
+"""Configurations of models with other layers than the original."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from fusion_core.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: What the number of layers is called.
+#: The keys under which configurations store the number of layers.
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 
 def with_layers(config: Mapping[str, Any], count: int, layers: Sequence[int]) -> dict[str, Any]:
-    """Return the configuration of a model with other layers than the one that it describes.
+    """Return the configuration of a model with other layers.
 
-    `count` is how many layers that one has, `layers` says for every layer of the new one which of
-    them it is. Lists with an entry a layer (`layer_types` and others whose name says `layer`) are
-    changed with the number beside them. Raises `CheckpointError` for a configuration that does not
-    say that there are `count` layers.
+    The given configuration describes `count` layers. `layers` holds, for each new layer, the number
+    of the old layer that it copies. Lists with one entry per layer next to the count change too, if
+    their key contains `layer` (such as `layer_types`). Raises `CheckpointError` if the
+    configuration does not give `count` as its number of layers.
     """
-    if not _is_counted(config, count):
+    if not _has_count(config, count):
         raise CheckpointError(
-            f"config.json does not say that the model has {count} layers: that would stand under "
-            f"{', '.join(_COUNTS)}",
-            hint="Save the model anew with the program that made it, or merge its weights alone: "
+            f"config.json does not say that the model has {count} layers: expected "
+            f"{', '.join(_COUNTS[:-1])} or {_COUNTS[-1]}",
+            hint="Save the model again with the program that made it, or merge its weights alone: "
             "name the .safetensors file.",
         )
-    return _changed(config, count, layers)
+    return _replace_layers(config, count, layers)
 
 
-def _is_counted(config: Mapping[str, Any], count: int) -> bool:
-    inner = (each for each in config.values() if isinstance(each, dict))
+def _has_count(config: Mapping[str, Any], count: int) -> bool:
     return any(config.get(key) == count for key in _COUNTS) or any(
-        _is_counted(each, count) for each in inner
+        _has_count(value, count) for value in config.values() if isinstance(value, dict)
     )
 
 
-def _changed(config: Mapping[str, Any], count: int, layers: Sequence[int]) -> dict[str, Any]:
-    here = any(config.get(key) == count for key in _COUNTS)
-
-    def changed(key: str, value: Any) -> Any:  # noqa: ANN401 - JSON
+def _replace_layers(config: Mapping[str, Any], count: int, layers: Sequence[int]) -> dict[str, Any]:
+    holds_count = any(config.get(key) == count for key in _COUNTS)
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        is_per_layer = "layer" in key and isinstance(value, list) and len(value) == count
         if isinstance(value, dict):
-            return _changed(value, count, layers)
-        if here and key in _COUNTS:
-            return len(layers)
-        if here and "layer" in key and isinstance(value, list) and len(value) == count:
-            return [value[layer] for layer in layers]
-        return value
-
-    return {key: changed(key, value) for key, value in config.items()}
+            changed[key] = _replace_layers(value, count, layers)
+        elif holds_count and key in _COUNTS:
+            changed[key] = len(layers)
+        elif holds_count and is_per_layer:
+            changed[key] = [value[layer] for layer in layers]
+        else:
+            changed[key] = value
+    return changed

@@ -1,9 +1,9 @@
-"""Where a model is: a path on this machine, or a repository on the hub.
+"""The location of a model: a path on this machine, or a repository on the hub.
 
-What exists as a path is a path; otherwise what looks like `org/name` is asked of the hub. Of a
-repository only what a merge needs is downloaded: the files beside the weights at once, the
-safetensors files of its index when they are read, those of other formats when they are opened.
-Knows files' names, not what is in them, the index excepted.
+An existing path is a path. Otherwise a text such as `org/name` is looked up on the hub. Only what a
+merge needs is downloaded: side files at once, the safetensors files of the index when they are
+read, files of other formats when they are opened. The module knows file names, and of contents only
+the index.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, HubError
 from fusion_core.shown import close_to
-from fusion_core.weights.reading._foreign import no_model
+from fusion_core.weights.reading._unsupported import no_model_error
 from fusion_core.weights.reading.assets import CARD, SIDE_FILES
-from fusion_core.weights.reading.containment import member, reading
+from fusion_core.weights.reading.containment import reading, resolve_member
 from fusion_core.weights.reading.format import LARGEST_INDEX, parse_index
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
-#: A folder of more files than this is not a place to look for what was meant.
+#: The number of entries of a directory that are searched for a similar name.
 _MOST_NEIGHBOURS = 1000
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -35,13 +35,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A model's directory or file, and what to call it: the path, or `org/name@commit`."""
+    """A model's directory or file, and its name: the path, or `org/name@commit`."""
 
     path: Path
     name: str
-    #: the commit, for a model on the hub
+    #: the commit of a model on the hub
     pinned: hub.Reference | None = None
-    #: safetensors files that are still there
+    #: safetensors files that are not downloaded yet
     remote: tuple[str, ...] = ()
 
     @property
@@ -50,18 +50,18 @@ class Location:
         return self.path if self.path.is_dir() else self.path.parent
 
     def names(self) -> list[str]:
-        """Return the files of the model's directory, those in its folders by `folder/name`."""
+        """Return the names of the model's files, those in its folders as `folder/name`."""
         if self.pinned is not None:
             return sorted(hub.listing(self.pinned))
         with reading(self.directory):
-            found = (*self.directory.glob("*"), *self.directory.glob("*/*"))
-            inner = (path.relative_to(self.directory) for path in found if path.is_file())
-            return sorted(each.as_posix() for each in inner)
+            paths = (*self.directory.glob("*"), *self.directory.glob("*/*"))
+            files = (path.relative_to(self.directory) for path in paths if path.is_file())
+            return sorted(file.as_posix() for file in files)
 
     def matching(self, pattern: str) -> list[str]:
-        """Return the model's files whose names match a pattern such as `*.npz`, in order.
+        """Return the names of the model's files that match a pattern such as `*.npz`, sorted.
 
-        Of a model that was named by its file, that file alone is looked at.
+        A location that is a file has only that file.
         """
         if self.pinned is not None:
             return sorted(name for name in hub.listing(self.pinned) if _matches(name, pattern))
@@ -69,84 +69,91 @@ class Location:
             if not self.path.is_dir():
                 return [self.path.name] if fnmatchcase(self.path.name, pattern) else []
             files = (path for path in self.path.glob(pattern) if path.is_file())
-            return sorted(path.relative_to(self.path).as_posix() for path in files)
+            return sorted(file.relative_to(self.path).as_posix() for file in files)
 
     def file(self, name: str) -> Path:
-        """Return where a file of the model lies; one on the hub is downloaded.
+        """Return the path of a file of the model, after downloading it if necessary.
 
-        `name` may come out of another file: raises `CheckpointError` if it leads out of the model.
+        `name` may come from an untrusted file. Raises `CheckpointError` if it leads out of the
+        model.
         """
-        plain = PurePosixPath(name)
-        if plain.is_absolute() or ".." in plain.parts or not plain.parts:
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or not relative.parts:
             raise CheckpointError(f"{self.name}: {name!r} is not the name of a file of the model")
-        folder = self.directory if self.pinned is None else hub.files(self.pinned, [name])
-        for inner in plain.parents[:-1]:
-            member(folder / inner)  # a folder may be a link, too
-        return folder / plain
+        root = self.directory if self.pinned is None else hub.files(self.pinned, [name])
+        for folder in relative.parents[:-1]:
+            resolve_member(root / folder)  # a folder may be a link, too
+        return root / relative
 
 
-def locate(given: str, option: str, *more: str, formats: Collection[str] = ()) -> Location:
+def locate(name: str, option: str, *more: str, formats: Collection[str] = ()) -> Location:
     """Find a model by its path or its name on the hub; `option` names it in errors.
 
-    Of a repository, files that match patterns in `more` are wanted beside the usual ones. One
-    without safetensors files is a model if a file matches a pattern in `formats`.
+    `more` are patterns of further side files to download from a repository. A repository without
+    safetensors files is a model if one of its files matches a pattern in `formats`.
 
-    Raises `CheckpointError` if it is neither, and what `hub.download` raises.
+    Raises `CheckpointError` if the model is neither here nor on the hub, and the errors of
+    `hub.download`.
     """
-    path = Path(given)
+    path = Path(name)
     with reading(path):
-        is_here = path.exists()
-    if is_here:
-        return Location(path, given)
-    close = _close_to(path)
-    meant = None if close is None else f"Did you mean {close}?"
-    if not hub.looks_like_id(given):
-        usual = "Give a directory, a .safetensors file, or org/name@revision for the hub."
-        raise CheckpointError(f"{option}: {given} does not exist", hint=meant or usual)
+        exists = path.exists()
+    if exists:
+        return Location(path, name)
+    similar = _find_similar(path)
+    if not hub.looks_like_id(name):
+        hint = "Give a directory, a .safetensors file, or org/name@revision for the hub."
+        raise CheckpointError(
+            f"{option}: {name} does not exist",
+            hint=hint if similar is None else f"Did you mean {similar}?",
+        )
     try:
-        return _on_hub(hub.resolve(hub.parse(given)), more, formats)
+        return _locate_on_hub(hub.resolve(hub.parse(name)), more, formats)
     except HubError as error:
-        meant = f" ({meant[0].lower()}{meant[1:]})" if meant else ""
-        message = f"{option}: {given} does not exist here{meant}, and as a name on the hub: "
+        suggestion = "" if similar is None else f" (did you mean {similar}?)"
+        message = f"{option}: {name} does not exist here{suggestion}, and as a name on the hub: "
         raise HubError(message + error.message, hint=error.hint) from error
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Tell whether a file's name matches, as in `Path.glob`: no `*` stands for a folder."""
+    """Tell whether a file's name matches as in `Path.glob`, where `*` does not match a `/`."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
-def _close_to(path: Path) -> Path | None:
-    """Return what lies here under nearly the same name."""
-    found = Path(path.anchor)
+def _find_similar(path: Path) -> Path | None:
+    """Return an existing path with a similar name."""
+    similar = Path(path.anchor)
     for part in path.relative_to(path.anchor).parts:
         try:
-            entries = [] if (found / part).exists() else islice(found.iterdir(), _MOST_NEIGHBOURS)
-            near = close_to(part, [entry.name for entry in entries], cutoff=0.75)
+            if (similar / part).exists():
+                similar /= part
+                continue
+            entries = islice(similar.iterdir(), _MOST_NEIGHBOURS)
+            names = close_to(part, [entry.name for entry in entries], cutoff=0.75)
         except OSError:
             return None
-        if not near and not (found / part).exists():
+        if not names:
             return None
-        found /= near[0] if near else part
-    return found
+        similar /= names[0]
+    return similar
 
 
-def _on_hub(pinned: hub.Reference, more: Sequence[str], formats: Collection[str]) -> Location:
-    """Download what lies beside a repository's weights, and an adapter's weights."""
-    listing = hub.listing(pinned)
-    weights = _weights(pinned, listing, formats)
-    beside = [*SIDE_FILES, *more, CARD, INDEX, ADAPTER_CONFIG]
+def _locate_on_hub(
+    pinned: hub.Reference, more: Sequence[str], formats: Collection[str]
+) -> Location:
+    """Download a repository's side files, and the weights of an adapter."""
+    weights = _weight_files(pinned, formats)
+    side_files = [*SIDE_FILES, *more, CARD, INDEX, ADAPTER_CONFIG]
     if weights == [ADAPTER]:
-        return Location(hub.download(pinned, [*beside, ADAPTER]), str(pinned))
-    path = hub.download(pinned, beside)
-    missing = any(not (path / name).is_file() for name in weights)
-    return Location(path, str(pinned), pinned, tuple(weights) if missing else ())
+        return Location(hub.download(pinned, [*side_files, ADAPTER]), str(pinned))
+    path = hub.download(pinned, side_files)
+    is_complete = all((path / name).is_file() for name in weights)
+    return Location(path, str(pinned), pinned, () if is_complete else tuple(weights))
 
 
-def _weights(
-    pinned: hub.Reference, listing: Mapping[str, int], formats: Collection[str]
-) -> list[str]:
-    """Return the safetensors files of a repository; none if its weights are in another format."""
+def _weight_files(pinned: hub.Reference, formats: Collection[str]) -> list[str]:
+    """Return a repository's safetensors files; none if its weights have another format."""
+    listing = hub.listing(pinned)
     if INDEX in listing:
         path = hub.files(pinned, [INDEX]) / INDEX
         with path.open("rb") as stream:
@@ -157,7 +164,7 @@ def _weights(
             return [name]
     if any(_matches(name, pattern) for pattern in formats for name in listing):
         return []
-    raise no_model(
+    raise no_model_error(
         str(pinned),
         f"has neither {SINGLE} nor {INDEX} nor {ADAPTER}",
         listing,

@@ -1,7 +1,7 @@
-"""Quantised checkpoints: they pack integers where weights should stand, and no merge unpacks them.
+"""Refusal of quantised checkpoints, whose packed integers no merge unpacks.
 
-They are known by what their configuration says, by the names that the usual formats give their
-parts, and, whatever the format, by integers that take the place of weights.
+They are recognised by their configuration, by the names that common formats give to their tensors,
+and, in any format, by integers in place of weights.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._foreign import QUANTISED
+from fusion_core.weights.reading._unsupported import QUANTISED
 from fusion_core.weights.reading.assets import CONFIG, parsed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from fusion_core.weights.reading.assets import Files
     from fusion_core.weights.source import TensorInfo, WeightSource
 
-#: Files that exist only beside quantised weights.
+#: Files that only quantised models have.
 QUANTISERS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _KEYS = frozenset({"quantization_config", "compression_config"})
+#: Parts of tensor names, and the format that uses them.
 _PARTS = {
     **dict.fromkeys(("qweight", "qzeros", "g_idx"), "GPTQ or AWQ"),
     **dict.fromkeys(("absmax", "quant_map", "quant_state", "SCB", "weight_format"), "bitsandbytes"),
@@ -28,7 +29,7 @@ _PARTS = {
     **dict.fromkeys(("weight_packed", "weight_zero_point"), "compressed-tensors"),
     **dict.fromkeys(("weight_scale", "weight_scale_inv", "weight_global_scale"), "scaled weights"),
 }
-#: Words in the names of integer buffers that any full-precision model may hold.
+#: Words in the names of integer buffers that full-precision models have.
 _BUFFERS = frozenset(
     (
         *("id", "ids", "idx", "index", "indices", "position", "positions", "mask", "masks"),
@@ -40,81 +41,67 @@ _BUFFERS = frozenset(
 _SMALL_SHARE = 0.1
 
 
-def refuse_quantised(models: Mapping[str, WeightSource], beside: Mapping[str, Files]) -> None:
-    """Raise `CheckpointError` naming every model that is quantised, and how that shows."""
-    reasons = {name: _reason(name, source, beside) for name, source in models.items()}
-    found = {name: reason for name, reason in reasons.items() if reason is not None}
-    if not found:
-        return
-    lines = (
-        f"{name} ({models[name].describe()}) is quantised, and cannot be merged: {reason}"
-        for name, reason in found.items()
-    )
-    configs = (parsed(beside.get(name, {}), CONFIG, name) or {} for name in found)
-    originals = [each for config in configs if isinstance(each := config.get("_name_or_path"), str)]
-    named = (
-        f" Their {CONFIG} names: {', '.join(dict.fromkeys(originals))}." if any(originals) else ""
-    )
-    raise CheckpointError("\n".join(lines), hint=QUANTISED + named)
+def refuse_quantised(models: Mapping[str, WeightSource], side_files: Mapping[str, Files]) -> None:
+    """Raise `CheckpointError` naming every quantised model and the evidence.
+
+    `side_files` holds the side files of each model.
+    """
+    messages: list[str] = []
+    originals: dict[str, None] = {}
+    for name, source in models.items():
+        files = side_files.get(name, {})
+        config = parsed(files, CONFIG, name) or {}
+        reason = _find_declaration(files, config)
+        if reason is None and not source.is_delta:
+            reason = find_packed_tensor(source.infos)
+        if reason is not None:
+            label = f"{name} ({source.describe()})"
+            messages.append(f"{label} is quantised, and cannot be merged: {reason}")
+            if isinstance(original := config.get("_name_or_path"), str):
+                originals[original] = None
+    if messages:
+        advice = f" Their {CONFIG} names: {', '.join(originals)}." if any(originals) else ""
+        raise CheckpointError("\n".join(messages), hint=QUANTISED + advice)
 
 
-def _reason(name: str, source: WeightSource, beside: Mapping[str, Files]) -> str | None:
-    said = _said_by(beside.get(name, {}), name)
-    return said or (None if source.is_delta else packed(source.infos))
-
-
-def packed(infos: Mapping[str, TensorInfo]) -> str | None:
-    """Say which tensor shows that weights are packed; None if none does."""
-    signs = (_sign(name, info, infos) for name, info in infos.items())
-    return next(filter(None, signs), None) or _many_integers(infos.values())
-
-
-def _said_by(files: Files, name: str) -> str | None:
-    key = key_in(parsed(files, CONFIG, name), _KEYS)
-    if key is not None:
-        return f"its {CONFIG} has a {key}"
-    return next(
-        (
-            f"{quantisers_file} lies beside it"
-            for quantisers_file in QUANTISERS_FILES
-            if quantisers_file in files
-        ),
-        None,
-    )
+def find_packed_tensor(infos: Mapping[str, TensorInfo]) -> str | None:
+    """Describe a tensor that shows that weights are packed; return None if there is none."""
+    for name, info in infos.items():
+        parts = name.split(".")
+        kind = next((_PARTS[part] for part in parts if part in _PARTS), None)
+        if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in infos:
+            kind = "MXFP4"
+        if kind is not None:
+            return f"tensor {name!r} ({kind})"
+        has_eight_bits = info.dtype.is_floating_point and info.dtype.itemsize == 1
+        if has_eight_bits or (parts[-1] == "weight" and _is_integer(info)):
+            return f"tensor {name!r} is {str(info.dtype).removeprefix('torch.')}"
+    suspects = [info for info in infos.values() if _is_integer(info) and not _is_buffer(info)]
+    total = sum(info.nbytes for info in infos.values())
+    if sum(info.nbytes for info in suspects) <= _SMALL_SHARE * total:
+        return None
+    largest = max(suspects, key=lambda info: info.nbytes)
+    return f"integers such as {largest.name!r} are a large part of it"
 
 
 def key_in(config: Any, keys: frozenset[str]) -> str | None:  # noqa: ANN401 - JSON
-    """Return the key among `keys` that a configuration, or one inside it, gives a value."""
+    """Return the first key among `keys` with a value in a configuration, at any depth."""
     if not isinstance(config, dict):
         return None
     key = next((key for key in sorted(keys & config.keys()) if config[key]), None)
     return key or next(filter(None, (key_in(value, keys) for value in config.values())), None)
 
 
-def _sign(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:
-    parts = name.split(".")
-    kind = next((_PARTS[part] for part in parts if part in _PARTS), None)
-    if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in infos:
-        kind = "MXFP4"
-    if kind is not None:
-        return f"tensor {name!r} ({kind})"
-    eight_bits = info.dtype.is_floating_point and info.dtype.itemsize == 1
-    if eight_bits or (parts[-1] == "weight" and _is_integer(info)):
-        return f"tensor {name!r} is {str(info.dtype).removeprefix('torch.')}"
-    return None
-
-
-def _many_integers(infos: Iterable[TensorInfo]) -> str | None:
-    infos = list(infos)
-    suspects = [info for info in infos if _is_integer(info) and not _is_buffer(info)]
-    if sum(info.nbytes for info in suspects) <= _SMALL_SHARE * sum(info.nbytes for info in infos):
-        return None
-    largest = max(suspects, key=lambda info: info.nbytes)
-    return f"integers such as {largest.name!r} are a large part of it"
+def _find_declaration(files: Files, config: Mapping[str, Any]) -> str | None:
+    """Return how a configuration or another side file declares a quantisation."""
+    if (key := key_in(config, _KEYS)) is not None:
+        return f"its {CONFIG} has a {key}"
+    name = next((name for name in QUANTISERS_FILES if name in files), None)
+    return None if name is None else f"it comes with {name}"
 
 
 def _is_integer(info: TensorInfo) -> bool:
-    # Of eight bytes are indices: nobody packs weights into those.
+    # Integers of eight bytes are indices: nobody packs weights into those.
     is_number = info.dtype.is_floating_point or info.dtype.is_complex
     return not is_number and str(info.dtype) != "torch.bool" and info.dtype.itemsize <= 4  # noqa: PLR2004
 

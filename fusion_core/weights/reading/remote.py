@@ -1,7 +1,7 @@
 """A repository's weights, described from their headers at once and downloaded when they are read.
 
-So models that do not fit together are found out before gigabytes are on their way, and a dry run
-downloads none of them.
+Models that do not fit together are found before gigabytes are downloaded, and a dry run downloads
+no weights.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 
     import torch
 
+    from fusion_core.weights.reading.header import StoredTensor
     from fusion_core.weights.reading.location import Location
-    from fusion_core.weights.reading.stored import StoredTensor
 
+#: Bytes of a file that hold most headers.
 _USUAL_HEADER = 2**17
 
 
 class RemoteSource(WeightSource):
-    """The safetensors files of a commit; `prepare` or the first `read` downloads them.
+    """The safetensors files of a commit. `prepare` or the first `read` downloads them.
 
-    Raises `CheckpointError` naming the file for a header that is malformed, `HubError` for what the
-    hub refuses.
+    Raises `CheckpointError` naming the file for a malformed header, `HubError` for failures of the
+    hub.
     """
 
     def __init__(self, pinned: hub.Reference, files: Sequence[str]) -> None:
@@ -45,23 +46,23 @@ class RemoteSource(WeightSource):
         self._local: CheckpointSource | None = None
         self._lock = threading.Lock()
         self._wanted = hub.Wanted(pinned, tuple(files))
-        stored: dict[str, StoredTensor] = {}
+        tensors: dict[str, StoredTensor] = {}
         for file in self._files:
-            stored |= _header(pinned, file)
-        self.infos = {name: each.info for name, each in stored.items()}
+            tensors |= _request_header(pinned, file)
+        self.infos = {name: stored.info for name, stored in tensors.items()}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read a range of a tensor from the cache."""
         return self.local.read(name, start, stop)
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
-        """Download what is read later, once."""
+        """Download the files, once."""
         del executor, name
         _ = self.local
 
     @property
     def local(self) -> CheckpointSource:
-        """The downloaded files."""
+        """The files in the cache, downloaded on first use."""
         with self._lock:
             if self._local is None:
                 directory = hub.files(self._pinned, self._files)
@@ -74,10 +75,10 @@ class RemoteSource(WeightSource):
 
     @property
     def origin(self) -> Origin:
-        """The repository's files, which are downloaded when `files` is looked at."""
+        """The repository's files; looking at `files` downloads them."""
         with self._lock:
             stamps = {} if self._local is None else self._local.origin.stamps
-        return Origin(files=_Downloaded(self), wanted=self._wanted, stamps=stamps)
+        return Origin(files=_LazyIdentities(self), wanted=self._wanted, stamps=stamps)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_local": None}
@@ -86,8 +87,8 @@ class RemoteSource(WeightSource):
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-class _Downloaded(Mapping[str, Mapping[str, Any]]):
-    """The identities of a source's files, which are downloaded when they are asked for."""
+class _LazyIdentities(Mapping[str, Mapping[str, Any]]):
+    """The identities of a source's files, which are downloaded on first use."""
 
     def __init__(self, source: RemoteSource) -> None:
         self._source = source
@@ -103,17 +104,17 @@ class _Downloaded(Mapping[str, Mapping[str, Any]]):
 
 
 def open_checkpoint(location: Location) -> CheckpointSource | RemoteSource:
-    """Open the safetensors files of a model: those here, or those still on the hub."""
+    """Open the safetensors files of a model, here or on the hub."""
     if location.pinned is not None and location.remote:
         return RemoteSource(location.pinned, location.remote)
     return CheckpointSource(location.path, name=location.name)
 
 
-def _header(pinned: hub.Reference, file: str) -> dict[str, StoredTensor]:
-    """Parse a file's header as if the file were here."""
+def _request_header(pinned: hub.Reference, file: str) -> dict[str, StoredTensor]:
+    """Parse a file's header without downloading the rest."""
     label, size = f"{pinned}: {file}", hub.listing(pinned).get(file)
     if size is None:
-        raise CheckpointError(f"{label}: the index names it, and it is not there")
+        raise CheckpointError(f"{label} does not exist, but the index names it")
     beginning = hub.beginning(pinned, file, min(_USUAL_HEADER, size)) if size else b""
     needed = 8 + struct.unpack("<Q", beginning[:8].ljust(8, b"\0"))[0]
     if len(beginning) < needed <= min(8 + largest_header(), size):

@@ -1,9 +1,8 @@
-"""One tensor under two names: models of one kind may be saved with a prefix, or without it.
+"""Matching of tensor names between models of one kind that differ by a prefix.
 
-transformers 5 writes a CLIPVisionModel as `embeddings...`, the hub's files say
-`vision_model.embeddings...`; GPT-2 from the hub says `h.0...`, saved with its head
-`transformer.h.0...`. One rule covers them all: the one prefix under which most names meet. Works on
-names alone.
+transformers 5 writes a CLIPVisionModel as `embeddings...`, and the hub's files say
+`vision_model.embeddings...`. GPT-2 from the hub says `h.0...`, and saved with its head
+`transformer.h.0...`. One rule covers them all: the one prefix under which most names match.
 """
 
 from __future__ import annotations
@@ -14,40 +13,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-#: Names that prefixes are guessed from; every guess is then tried on all names.
+#: The number of names from which prefixes are guessed. Every guess is tried on all names.
 _SAMPLE = 64
 _MOST_GUESSES = 16
 
 
 def same_tensors(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
-    """Return our name -> their name for every tensor that both have.
+    """Return our name -> their name for every tensor that both models have.
 
-    Names are taken as they are, unless more of them meet when one prefix is put before ours or
-    before theirs.
+    Names match as they are, unless one prefix before ours or before theirs matches more of them.
     """
-    here, there = set(ours), set(theirs)
-    best = {name: name for name in ours if name in there}
-    if len(best) == len(here):
-        return best
-    plain = best
-    for prefix in _prefixes(ours, theirs):
-        found = {name: prefix + name for name in ours if prefix + name in there}
-        best = max(best, found, key=len)
-    for prefix in _prefixes(theirs, ours):
-        found = {prefix + name: name for name in theirs if prefix + name in here}
-        best = max(best, found, key=len)
+    our_names, their_names = set(ours), set(theirs)
+    plain = {name: name for name in ours if name in their_names}
+    if len(plain) == len(our_names):
+        return plain
+    best = plain
+    for prefix in _guess_prefixes(ours, theirs):
+        matches = {name: prefix + name for name in ours if prefix + name in their_names}
+        best = max(best, matches, key=len)
+    for prefix in _guess_prefixes(theirs, ours):
+        matches = {prefix + name: name for name in theirs if prefix + name in our_names}
+        best = max(best, matches, key=len)
     taken = set(best.values())
     rest = {name: same for name, same in plain.items() if name not in best and same not in taken}
     return {**best, **rest}
 
 
-def _prefixes(short: Collection[str], long: Collection[str]) -> list[str]:
-    """Guess what stands before names of the one model in the other: what does most often."""
+def _guess_prefixes(short: Collection[str], long: Collection[str]) -> list[str]:
+    """Return the most frequent prefixes of `long` names in front of `short` names."""
     sample = set(list(short)[:: max(1, len(short) // _SAMPLE)])
-    found = Counter(
-        name[: dot + 1]
+    counts = Counter(
+        name[: index + 1]
         for name in long
-        for dot, each in enumerate(name)
-        if each == "." and name[dot + 1 :] in sample
+        for index, character in enumerate(name)
+        if character == "." and name[index + 1 :] in sample
     )
-    return [prefix for prefix, _ in found.most_common(_MOST_GUESSES)]
+    return [prefix for prefix, _ in counts.most_common(_MOST_GUESSES)]

@@ -1,6 +1,6 @@
-"""Files that a model has beside it for its tasks: tensors in the places of its own, or adapters.
+"""The files with which a model stores tensors and adapters of its own for each task.
 
-Masks are those of `task_masks.py`.
+`task_masks.py` describes the files with masks.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ if TYPE_CHECKING:
 
     import torch
 
-#: Keys are task/tensor, the tensors by the names of the model's.
+#: Keys are task/tensor, with the names of the model's tensors.
 TENSORS = "task_tensors.safetensors"
-#: Keys are task/down and task/up; and which module's output each task's adapter changes.
+#: Keys are task/down and task/up.
 ADAPTERS = "task_adapters.safetensors"
+#: The module whose output each task's adapter changes.
 ADAPTED = "task_adapters.json"
 TASK_FILES = (MASKS, SCALES, TENSORS, ADAPTERS, ADAPTED)
 
 
 def keyed(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> WeightSource:
-    """Return tensors by task and name as they are written."""
-    named = {f"{task}/{name}": each for task, own in tensors.items() for name, each in own.items()}
-    return StateDictSource(named, label="what tasks have for themselves")
+    """Return tensors by task and name as one source with the keys of the file."""
+    return StateDictSource(
+        {
+            f"{task}/{name}": tensor
+            for task, task_tensors in tensors.items()
+            for name, tensor in task_tensors.items()
+        },
+        label="the tensors of tasks",
+    )
 
 
 def tasks_in(stored: WeightSource) -> list[str]:
@@ -37,5 +44,9 @@ def tasks_in(stored: WeightSource) -> list[str]:
 
 def tensors_of(stored: WeightSource, task: str) -> WeightSource:
     """Return one task's tensors by name."""
-    parted = {key: key.rpartition("/") for key in stored.infos}
-    return RenamedSource(stored, {name: k for k, (of, _, name) in parted.items() if of == task})
+    names = {}
+    for key in stored.infos:
+        key_task, _, name = key.rpartition("/")
+        if key_task == task:
+            names[name] = key
+    return RenamedSource(stored, names)

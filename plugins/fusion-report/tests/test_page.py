@@ -218,7 +218,7 @@ def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) ->
     path = world.run("found")
     recipe = (path / "recipe.yaml").read_text()
     (path / "recipe.yaml").write_text(re.sub("base: .*", "base: nobody/nothing@main", recipe))
-    assert "HF_HUB_OFFLINE forbids to download it" in written(path)
+    assert "HF_HUB_OFFLINE forbids downloading it" in written(path)
     assert "HF_HUB_OFFLINE" not in os.environ
 
 

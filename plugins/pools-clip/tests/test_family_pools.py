@@ -579,7 +579,7 @@ def test_offline_with_an_empty_cache_says_what_is_missing(
         ("tanganke/dtd", {"status": 404, "headers": GONE}, "the hub has no dataset"),
         ("", {"status": 429}, "limits your requests"),
         ("dtd/resolve/*/model.safetensors", {"status": 503}, "is failing"),
-        ("dtd/resolve/*/data/test-", {"flip": True, "methods": ("GET",)}, "arrived damaged"),
+        ("dtd/resolve/*/data/test-", {"flip": True, "methods": ("GET",)}, "checksum mismatch"),
         ("dtd/resolve/*/model.safetensors", {"cut": 99, "methods": ("GET",)}, ""),
     ],
 )
@@ -648,9 +648,9 @@ def test_the_room_for_decoded_images_is_shown_and_compared(serve: HubServer) -> 
         free = SimpleNamespace(free=10_000 * IMAGE)
         small.setattr(shutil, "disk_usage", lambda _: free)
         error = fuse(*command, "-q", code=6).exception
-    assert "with what is decoded of it, needs 2." in error.message
+    assert "the data decoded from it needs 2." in error.message
     assert not serve.asked(".parquet")
-    assert ", to keep decoded: 1.9 MB; " in fuse(*command).stderr
+    assert ", to store decoded: 1.9 MB; " in fuse(*command).stderr
 
 
 def test_decoded_images_may_lie_on_a_disk_of_their_own(
@@ -659,13 +659,13 @@ def test_decoded_images_may_lie_on_a_disk_of_their_own(
     small = tmp_path / "small"
     small.mkdir()
     monkeypatch.setenv("HF_ASSETS_CACHE", str(small))
-    monkeypatch.setattr("fusion_core.hub._ahead.on_one_disk", lambda: False)
+    monkeypatch.setattr("fusion_core.hub._downloads.on_one_disk", lambda: False)
     free = {small: 10}
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(Path(path), 10**9))
     )
     hub_client.check_room(hub_client.Size(100, 100, made=10))
-    with pytest.raises(DiskError, match=f"what is decoded needs 11 B, .* in {small}"):
+    with pytest.raises(DiskError, match=f"the decoded data needs 11 B, .* in {small}"):
         hub_client.check_room(hub_client.Size(100, 100, made=11))
 
 

@@ -96,12 +96,12 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def places(value: Any) -> list[tuple[Any, Any]]:
+def positions(value: Any) -> list[tuple[Any, Any]]:
     """Return every container with every key in it."""
     keys = (
         value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     )
-    inner = [position for key in keys for position in places(value[key])]
+    inner = [position for key in keys for position in positions(value[key])]
     return [*((value, key) for key in keys), *inner]
 
 
@@ -110,7 +110,7 @@ def mutant(rng: random.Random, content: Any) -> bytes:
         return rng.choice(TEXTS)
     changed = json.loads(json.dumps(content))
     for _ in range(rng.choice([1, 1, 2, 3])):
-        container, key = rng.choice(places(changed) or [({}, "x")])
+        container, key = rng.choice(positions(changed) or [({}, "x")])
         match rng.randrange(4):
             case 0 if isinstance(container, dict) and key in container:
                 container[rng.choice(["", "x", "\ud800", "9" * 30, "model_type"])] = container.pop(
@@ -145,7 +145,7 @@ def write(directory: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_mutants_beside_the_weights_are_refused_or_read(tmp_path: Path, number: int) -> None:
+def test_mutant_side_files_are_refused_or_read(tmp_path: Path, number: int) -> None:
     rng = random.Random(f"{SEED}-beside-{number}")
     for kind in ("base", "model", "adapter"):
         write(tmp_path / kind, kind)
@@ -162,8 +162,8 @@ def test_mutants_beside_the_weights_are_refused_or_read(tmp_path: Path, number: 
             pool = CheckpointsPool(CheckpointsConfig(base=str(tmp_path / "base"), models=models))
             warnings = pool.aligned(policy).warnings
             "\n".join(warnings).encode()
-            own = CheckpointsPool(CheckpointsConfig(base=str(file.parent), models=models))
-            own.assets(dtype=torch.float16)
+            own_pool = CheckpointsPool(CheckpointsConfig(base=str(file.parent), models=models))
+            own_pool.assets(dtype=torch.float16)
             taken += 1
         except FusionError as error:
             str(error).encode()

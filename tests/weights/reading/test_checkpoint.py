@@ -24,12 +24,12 @@ INDEX = "model.safetensors.index.json"
 
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    found = {
+    by_dtype = {
         str(dtype): torch.randint(0, 2, (5, 7), generator=generator).to(dtype)
         for dtype in DTYPES.values()
     }
     return {
-        **found,
+        **by_dtype,
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 4),
         "vector": torch.randn(300, generator=generator),
@@ -76,7 +76,7 @@ def test_every_tensor_is_read_to_the_bit(request: pytest.FixtureRequest, kind: s
         assert same(source.tensor(name), tensor), name
 
 
-def test_a_range_is_that_range(single: Path) -> None:
+def test_a_range_is_read_exactly(single: Path) -> None:
     source = CheckpointSource(single)
     vector = tensors()["vector"]
     for start, stop in ((0, 300), (0, 0), (299, 300), (300, 300), (17, 113)):
@@ -90,7 +90,7 @@ def test_short_reads_are_continued(single: Path, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(source.tensor("vector"), tensors()["vector"])
 
 
-def test_too_many_open_files_are_told_the_way_out(
+def test_too_many_open_files_are_an_error_with_a_remedy(
     single: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> int:
@@ -126,7 +126,7 @@ def test_threads_may_share_a_source(sharded: Path) -> None:
     assert all(same(one, tensors()[name]) for one, name in zip(read, names, strict=True))
 
 
-@pytest.mark.parametrize("clone", [copy.copy, lambda each: pickle.loads(pickle.dumps(each))])
+@pytest.mark.parametrize("clone", [copy.copy, lambda source: pickle.loads(pickle.dumps(source))])
 def test_copies_open_the_files_themselves(sharded: Path, clone: object) -> None:
     source = CheckpointSource(sharded)
     other: CheckpointSource = clone(source)  # type: ignore[operator]
@@ -134,7 +134,7 @@ def test_copies_open_the_files_themselves(sharded: Path, clone: object) -> None:
     assert torch.equal(other.tensor("vector"), tensors()["vector"])
 
 
-def test_files_are_closed_when_a_source_goes(single: Path) -> None:
+def test_files_are_closed_when_a_source_is_deleted(single: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         CheckpointSource(single)
@@ -144,7 +144,7 @@ def test_files_are_closed_when_a_source_goes(single: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_source_says_what_it_is(sharded: Path) -> None:
+def test_a_source_describes_itself_and_its_files(sharded: Path) -> None:
     source = CheckpointSource(sharded)
     assert source.describe() == str(sharded)
     files = source.origin.files
@@ -189,12 +189,16 @@ def test_a_tensor_that_only_the_index_has_is_named(sharded: Path) -> None:
 
 
 def test_a_file_without_tensors_and_a_link_that_leads_out_are_refused(tmp_path: Path) -> None:
-    empty, place = tmp_path / "empty.safetensors", tmp_path / "place"
+    empty, directory = tmp_path / "empty.safetensors", tmp_path / "directory"
     save_file({}, empty)
-    place.mkdir()
-    (place / "model.safetensors").symlink_to(empty)
-    for path, said in ((empty, "no tensors"), (place, "leads out"), (tmp_path, "holds neither")):
-        with pytest.raises(CheckpointError, match=said):
+    directory.mkdir()
+    (directory / "model.safetensors").symlink_to(empty)
+    for path, message in (
+        (empty, "no tensors"),
+        (directory, "leads out"),
+        (tmp_path, "holds neither"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
             CheckpointSource(path)
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(CheckpointError, match="not a regular file"):

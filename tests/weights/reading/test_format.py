@@ -43,7 +43,7 @@ def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) ->
 def accepted(path: Path, content: bytes) -> dict[str, TensorInfo]:
     path.write_bytes(content)
     stored, _ = parse_header(io.BytesIO(content), len(content), path.name, path=str(path))
-    return {name: each.info for name, each in stored.items()}
+    return {name: tensor.info for name, tensor in stored.items()}
 
 
 @pytest.fixture
@@ -155,9 +155,7 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read(
     assert lengths == [8]
 
 
-def test_the_limit_can_be_set_by_whoever_runs_the_program(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_sets_the_limit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = packed({"a": entry()}, EIGHT)
     monkeypatch.setenv(HEADER_VARIABLE, str(len(content) - 17))
     with pytest.raises(CheckpointError, match="more than"):
@@ -201,9 +199,9 @@ ACCEPTED: dict[str, tuple[bytes, dict[str, tuple[int, ...]]]] = {
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_well_formed_files_are_accepted_in_the_order_of_their_data(file: Path, case: str) -> None:
     content, shapes = ACCEPTED[case]
-    found = accepted(file, content)
-    assert {name: info.shape for name, info in found.items()} == shapes
-    assert list(found) == list(shapes)
+    infos = accepted(file, content)
+    assert {name: info.shape for name, info in infos.items()} == shapes
+    assert list(infos) == list(shapes)
     assert load_file(file).keys() == shapes.keys()
 
 
@@ -250,7 +248,7 @@ def test_a_dtype_that_the_format_lacks_is_named(dtype: torch.dtype) -> None:
         build_header([TensorInfo("odd", (1,), dtype)], {})
 
 
-def test_what_safetensors_saves_is_read_alike(file: Path) -> None:
+def test_files_of_safetensors_are_read_with_the_same_bytes(file: Path) -> None:
     tensors = {
         f"t{n}": torch.arange(24).reshape(2, 3, 4).to(dtype)
         for n, dtype in enumerate(DTYPES.values())
@@ -283,11 +281,13 @@ def test_nothing_is_opened_when_an_index_is_hostile(
     opened: list[object] = []
     real = os.open
     monkeypatch.setattr(
-        os, "open", lambda *given, **keys: (opened.append(given), real(*given, **keys))[1]
+        os,
+        "open",
+        lambda *arguments, **keys: (opened.append(arguments), real(*arguments, **keys))[1],
     )
     with pytest.raises(CheckpointError):
         CheckpointSource(tmp_path)
-    assert [each for each in opened if "safetensors'" in repr(each)] == []
+    assert [arguments for arguments in opened if "safetensors'" in repr(arguments)] == []
 
 
 @pytest.mark.parametrize(
@@ -320,8 +320,8 @@ def test_a_good_index_is_a_mapping() -> None:
 @given(st.text(alphabet='{}[]":,-0123456789.eE \\utrfnalsNI', max_size=30))
 def test_any_json_is_an_object_or_a_checkpoint_error(text: str) -> None:
     try:
-        found = parse_json(text.encode(), path="fuzz")
+        value = parse_json(text.encode(), path="fuzz")
     except CheckpointError as error:
         assert error.message.startswith("fuzz: ")  # noqa: PT017 - any other exception fails the test
     else:
-        assert isinstance(found, dict)
+        assert isinstance(value, dict)

@@ -66,11 +66,11 @@ class Scratch:
             return None
         return {
             name: (
-                DTYPE_NAMES[each.info.dtype],
-                list(each.info.shape),
-                content[each.offset : each.offset + each.info.nbytes],
+                DTYPE_NAMES[tensor.info.dtype],
+                list(tensor.info.shape),
+                content[tensor.offset : tensor.offset + tensor.info.nbytes],
             )
-            for name, each in entries.items()
+            for name, tensor in entries.items()
         }
 
     def close(self) -> None:
@@ -79,9 +79,9 @@ class Scratch:
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Scratch]:
-    found = Scratch(tmp_path / "mutant.safetensors")
-    yield found
-    found.close()
+    file = Scratch(tmp_path / "mutant.safetensors")
+    yield file
+    file.close()
 
 
 # --- good files, and what is done to them -------------------------------------------------------
@@ -118,11 +118,11 @@ PIECES = [
 
 def _entry(rng: random.Random, header: Header) -> Header | None:
     """Return a tensor's description that can be changed, if one is left."""
-    entries = [each for name, each in header.items() if name != "__metadata__"]
-    found = rng.choice(entries) if entries else None
-    whole = isinstance(found, dict) and found.keys() >= {"dtype", "shape", "data_offsets"}
-    lists = whole and isinstance(found["shape"], list) and isinstance(found["data_offsets"], list)
-    return found if lists and found["data_offsets"] else None
+    entries = [value for name, value in header.items() if name != "__metadata__"]
+    entry = rng.choice(entries) if entries else None
+    whole = isinstance(entry, dict) and entry.keys() >= {"dtype", "shape", "data_offsets"}
+    lists = whole and isinstance(entry["shape"], list) and isinstance(entry["data_offsets"], list)
+    return entry if lists and entry["data_offsets"] else None
 
 
 def replace_entry(rng: random.Random, header: Header) -> None:
@@ -165,7 +165,7 @@ def slide(rng: random.Random, header: Header) -> None:
     if entry := _entry(rng, header):
         step = rng.choice([-8, -1, 1, 8])
         entry["data_offsets"] = [
-            each + step if isinstance(each, int) else each for each in entry["data_offsets"]
+            offset + step if isinstance(offset, int) else offset for offset in entry["data_offsets"]
         ]
 
 
@@ -276,8 +276,8 @@ def mutant(rng: random.Random) -> bytes:
 def theirs(content: bytes) -> dict[str, tuple[str, list[int], bytes]]:
     """Read a file as safetensors does."""
     return {
-        name: (each["dtype"], each["shape"], bytes(each["data"]))
-        for name, each in deserialize(content)
+        name: (tensor["dtype"], tensor["shape"], bytes(tensor["data"]))
+        for name, tensor in deserialize(content)
     }
 
 
@@ -319,14 +319,14 @@ def _check_opened(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.stem)
-def test_the_corpus_is_decided_as_it_was(scratch: Scratch, path: Path) -> None:
+def test_decisions_on_the_corpus_are_stable(scratch: Scratch, path: Path) -> None:
     content = path.read_bytes()
     ours = scratch.read(content)
     assert (ours is not None) == (path.parent.name == "accepted")
     assert ours is None or ours == theirs(content)
 
 
-def test_the_corpus_is_there() -> None:
+def test_the_corpus_exists() -> None:
     kinds = {path.parent.name for path in SEEDS}
     assert kinds == {"accepted", "refused"}
 
@@ -360,13 +360,13 @@ def test_mutant_indexes_are_refused_or_name_plain_files(tmp_path: Path, number: 
     for _ in range(MUTANTS):
         text = index_mutant(rng)
         try:
-            found = parse_index(text, path="mutant")
+            index = parse_index(text, path="mutant")
         except CheckpointError as error:
             _check_message(error)
             continue
         taken += 1
-        assert found == json.loads(text)["weight_map"]
-        for file in found.values():
+        assert index == json.loads(text)["weight_map"]
+        for file in index.values():
             assert os.path.normpath(tmp_path / file) == str(tmp_path / file), file
             assert (tmp_path / file).parent == tmp_path
             assert not set(file) & set("/\0\n"), file

@@ -641,17 +641,17 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     good.mkdir()
     save_file(GOOD, good / SINGLE)
     jobs = []
-    for number, each in enumerate(CASES.values()):
+    for number, case_ in enumerate(CASES.values()):
         directory = root / f"case{number}" / "x"
         directory.mkdir(parents=True)
-        arguments = each.build(directory) or merge(directory, good)
+        arguments = case_.build(directory) or merge(directory, good)
         output = [] if "-o" in arguments else ["-o", str(directory.parent / "out")]
         jobs.append([*arguments, *output])
     warm = [*merge(good, good / SINGLE), "-o", str(root / "warm")]
-    given = json.dumps([warm, MOST_CPU_SECONDS, jobs])
+    request = json.dumps([warm, MOST_CPU_SECONDS, jobs])
     command = [sys.executable, "-c", ZYGOTE]
     done = subprocess.run(
-        command, input=given, cwd=root, capture_output=True, text=True, check=False, timeout=1800
+        command, input=request, cwd=root, capture_output=True, text=True, check=False, timeout=1800
     )
     codes = [line for line in done.stdout.splitlines() if line.lstrip("-").isdecimal()]
     assert len(codes) == len(jobs), done.stderr
@@ -667,7 +667,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_means_harm_is_refused(outcomes: dict[str, Outcome], name: str) -> None:
+def test_hostile_input_is_refused(outcomes: dict[str, Outcome], name: str) -> None:
     outcome, expected = outcomes[name], CASES[name]
     assert outcome.code == expected.code, outcome.err
     assert re.search(expected.says, outcome.err), outcome.err
@@ -682,14 +682,14 @@ def test_what_means_harm_is_refused(outcomes: dict[str, Outcome], name: str) -> 
 def test_nothing_was_executed_and_nothing_written(
     outcomes: dict[str, Outcome], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    roots = [each for each in tmp_path_factory.getbasetemp().glob("hostile*") if each.is_dir()]
+    roots = [path for path in tmp_path_factory.getbasetemp().glob("hostile*") if path.is_dir()]
     assert len(CASES) >= 120
     assert roots
-    assert not [each for root in roots for each in root.glob("case*/canary")]
-    assert not [each for root in roots for each in root.glob("case*/*out*")]
+    assert not [path for root in roots for path in root.glob("case*/canary")]
+    assert not [path for root in roots for path in root.glob("case*/*out*")]
 
 
-def test_the_canary_would_sing(tmp_path: Path) -> None:
+def test_an_executed_pickle_leaves_a_canary(tmp_path: Path) -> None:
     directory = tmp_path / "x"
     directory.mkdir()
     for call in ("mkdir", "system", "exec", "call"):
@@ -748,20 +748,20 @@ def test_links_inside_a_directory_are_followed(tmp_path: Path) -> None:
     assert CheckpointSource(tmp_path / "x").infos.keys() == GOOD.keys()
 
 
-def test_what_the_user_names_may_be_a_link(tmp_path: Path) -> None:
+def test_a_path_given_by_the_user_may_be_a_link(tmp_path: Path) -> None:
     save_file(GOOD, tmp_path / "secret")
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "x.safetensors").symlink_to("../secret")
     assert CheckpointSource(tmp_path / "y" / "x.safetensors").infos.keys() == GOOD.keys()
 
 
-def test_an_index_may_lead_to_the_single_file(tmp_path: Path) -> None:
+def test_an_index_may_name_the_single_file(tmp_path: Path) -> None:
     save_file(GOOD, tmp_path / SINGLE)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(GOOD, SINGLE)}))
     assert CheckpointSource(tmp_path).infos.keys() == GOOD.keys()
 
 
-def test_of_two_copies_the_one_that_is_named_is_read(tmp_path: Path) -> None:
+def test_the_named_copy_of_two_is_read(tmp_path: Path) -> None:
     both(tmp_path)
     with pytest.raises(CheckpointError, match="holds"):
         CheckpointSource(tmp_path)
@@ -779,11 +779,11 @@ def test_a_report_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]
     tasks = {"[/]\x1b[2Jt": {"accuracy": 0.5}, "[red]mnist[/]": {"accuracy": 0.5}}
     report = Report(tasks, measured_on="\x1b[5m", published=published)
     print_reports({"[bold]\x1b[31mm[/bold]": report})
-    shown = capsys.readouterr().out
-    assert "[/]\\x1b[2Jt" in shown
-    assert "[red]mnist[/]" in shown
-    assert "[bold]\\x1b[31mm[/bold]" in shown
-    assert "\x1b" not in shown
+    printed = capsys.readouterr().out
+    assert "[/]\\x1b[2Jt" in printed
+    assert "[red]mnist[/]" in printed
+    assert "[bold]\\x1b[31mm[/bold]" in printed
+    assert "\x1b" not in printed
 
 
 # --- truncated files ----------------------------------------------------------------------------
@@ -828,7 +828,7 @@ TRUNCATED = textwrap.dedent(
 )
 
 
-def test_a_file_cut_anywhere_is_an_error_and_no_signal(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error_not_a_signal(tmp_path: Path) -> None:
     tensors = {f"t{n}": torch.rand(2048) for n in range(SIZE // 8192)}
     save_file(tensors, tmp_path / SINGLE)
     size = (tmp_path / SINGLE).stat().st_size
@@ -846,4 +846,4 @@ def test_a_file_cut_anywhere_is_an_error_and_no_signal(tmp_path: Path) -> None:
     codes = json.loads(done.stdout)
     assert set(map(int, codes)) == set(cuts)
     # Cut before it is opened: refused. Cut afterwards: noticed by the read, and by the check.
-    assert {tuple(each) for each in codes.values()} == {(4, 8, 8)}
+    assert {tuple(outcomes) for outcomes in codes.values()} == {(4, 8, 8)}

@@ -27,12 +27,12 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_layers_are_counted_and_described(kind: str) -> None:
+def test_layer_counts_and_lists_are_replaced(kind: str) -> None:
     before, after = CONFIGS[kind]
     assert with_layers(before, count=3, layers=(2, 0)) == after
 
 
 @pytest.mark.parametrize("config", [{}, {"num_hidden_layers": 4}, {"num_layers": "3"}])
-def test_one_that_counts_other_layers_is_refused(config: dict[str, Any]) -> None:
+def test_a_configuration_with_another_layer_count_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="3 layers"):
         with_layers(config, count=3, layers=(0,))

@@ -53,7 +53,7 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 def adapter(path: Path, tensors: Mapping[str, torch.Tensor], **config: Any) -> Location:
     """Write an adapter as PEFT does."""
     path.mkdir(exist_ok=True)
-    named = {f"{PREFIX}{name}": each.contiguous() for name, each in tensors.items()}
+    named = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}
     save_file(named, path / "adapter_model.safetensors", metadata={"format": "pt"})
     (path / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))
     return Location(path, "the adapter")
@@ -77,23 +77,23 @@ def lora(path: Path, base: Mapping[str, torch.Tensor], tensors: Any, **config: A
 def test_a_task_vector_is_the_scaled_product(tmp_path: Path, *, rslora: bool) -> None:
     base = {"a.weight": torch.ones(6, 5), "a.bias": torch.ones(6), "n": torch.ones(2).long()}
     tensors = factors("a", 6, 5)
-    found = lora(tmp_path, base, tensors, use_rslora=rslora)
+    source = lora(tmp_path, base, tensors, use_rslora=rslora)
     scale = 8 / math.sqrt(4) if rslora else 8 / 4
     product = tensors["a.lora_B.weight"] @ tensors["a.lora_A.weight"] * scale
-    assert found.is_delta
-    assert found.infos.keys() == base.keys()
-    torch.testing.assert_close(found.tensor("a.weight"), product)
-    assert found.tensor("a.bias").tolist() == [0] * 6
-    assert found.tensor("n").tolist() == [0, 0]
+    assert source.is_delta
+    assert source.infos.keys() == base.keys()
+    torch.testing.assert_close(source.tensor("a.weight"), product)
+    assert source.tensor("a.bias").tolist() == [0] * 6
+    assert source.tensor("n").tolist() == [0, 0]
 
 
 def test_patterns_give_modules_their_own_rank_and_alpha(tmp_path: Path) -> None:
     base = {f"h.{n}.q.weight": torch.zeros(6, 5) for n in range(2)}
     tensors = factors("h.0.q", 6, 5, rank=2) | factors("h.1.q", 6, 5)
-    found = lora(tmp_path, base, tensors, rank_pattern={"h.0.q": 2}, alpha_pattern={r"0\.q": 32})
+    source = lora(tmp_path, base, tensors, rank_pattern={"h.0.q": 2}, alpha_pattern={r"0\.q": 32})
     for layer, scale in ((0, 32 / 2), (1, 8 / 4)):
         one, other = (tensors[f"h.{layer}.q.lora_{part}.weight"] for part in "BA")
-        torch.testing.assert_close(found.tensor(f"h.{layer}.q.weight"), one @ other * scale)
+        torch.testing.assert_close(source.tensor(f"h.{layer}.q.weight"), one @ other * scale)
 
 
 @pytest.mark.parametrize("size", [(6, 5), (5, 5)])
@@ -103,13 +103,15 @@ def test_a_transposed_weight_has_a_transposed_product(
     out, into = size
     tensors = factors("a", out, into)
     base = {"a.weight": torch.zeros(into, out)}
-    found = lora(tmp_path, base, tensors, fan_in_fan_out=True)
+    source = lora(tmp_path, base, tensors, fan_in_fan_out=True)
     product = tensors["a.lora_B.weight"] @ tensors["a.lora_A.weight"] * 2
-    torch.testing.assert_close(found.tensor("a.weight"), product.T)
+    torch.testing.assert_close(source.tensor("a.weight"), product.T)
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_square_weight_lies_as_those_beside_it(tmp_path: Path, *, turned: bool) -> None:
+def test_a_square_weight_has_the_orientation_of_its_neighbours(
+    tmp_path: Path, *, turned: bool
+) -> None:
     wide = torch.zeros(5, 7) if turned else torch.zeros(7, 5)
     base = {
         "h.0.proj.weight": torch.zeros(5, 5),
@@ -120,30 +122,30 @@ def test_a_square_weight_lies_as_those_beside_it(tmp_path: Path, *, turned: bool
         "other.bias": torch.zeros(7),
     }
     tensors = factors("h.0.proj", 5, 5)
-    found = lora(tmp_path, base, tensors, fan_in_fan_out=not turned)
+    source = lora(tmp_path, base, tensors, fan_in_fan_out=not turned)
     product = tensors["h.0.proj.lora_B.weight"] @ tensors["h.0.proj.lora_A.weight"] * 2
     expected = product.T if turned else product
-    torch.testing.assert_close(found.tensor("h.0.proj.weight"), expected)
+    torch.testing.assert_close(source.tensor("h.0.proj.weight"), expected)
 
 
-def test_an_adapter_that_is_written_again_is_noticed(tmp_path: Path) -> None:
+def test_a_rewritten_adapter_is_an_integrity_error(tmp_path: Path) -> None:
     base, tensors = {"a.weight": torch.zeros(6, 5)}, factors("a", 6, 5)
-    found = lora(tmp_path, base, tensors)
-    check_unchanged(found)
-    adapter(tmp_path, {name: each + 1 for name, each in tensors.items()})
+    source = lora(tmp_path, base, tensors)
+    check_unchanged(source)
+    adapter(tmp_path, {name: tensor + 1 for name, tensor in tensors.items()})
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        check_unchanged(found)
+        check_unchanged(source)
 
 
-def test_an_adapter_is_known_by_its_scale_too(tmp_path: Path) -> None:
+def test_the_scale_is_part_of_an_adapters_identity(tmp_path: Path) -> None:
     base, tensors = {"a.weight": torch.zeros(6, 5)}, factors("a", 6, 5)
     location = adapter(tmp_path, tensors)
-    said = []
+    identities = []
     for alpha in (8, 8, 16):
         config = {**CONFIG, "lora_alpha": alpha}
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-        said.append(LoraSource(location, StateDictSource(base)).origin.files)
-    assert said[0] == said[1] != said[2]
+        identities.append(LoraSource(location, StateDictSource(base)).origin.files)
+    assert identities[0] == identities[1] != identities[2]
 
 
 @pytest.mark.parametrize("shapes", [((4,), (6, 4)), ((4, 5), ())])
@@ -160,16 +162,16 @@ def test_malformed_factors_are_named(tmp_path: Path, shapes: tuple[tuple[int, ..
 def test_an_embedding_is_looked_up_by_columns(tmp_path: Path) -> None:
     a, b = noise(4, 9, seed=1), noise(3, 4, seed=2)
     tensors = {"e.lora_embedding_A": a, "e.lora_embedding_B": b}
-    found = lora(tmp_path, {"e.weight": torch.zeros(9, 3)}, tensors)
-    torch.testing.assert_close(found.tensor("e.weight"), (b @ a).T * 2)
+    source = lora(tmp_path, {"e.weight": torch.zeros(9, 3)}, tensors)
+    torch.testing.assert_close(source.tensor("e.weight"), (b @ a).T * 2)
 
 
 def test_a_convolution_has_its_kernel_in_the_columns(tmp_path: Path) -> None:
     a, b = noise(4, 3, 2, 2, seed=1), noise(6, 4, 1, 1, seed=2)
     tensors = {"c.lora_A.weight": a, "c.lora_B.weight": b}
-    found = lora(tmp_path, {"c.weight": torch.zeros(6, 3, 2, 2)}, tensors)
+    source = lora(tmp_path, {"c.weight": torch.zeros(6, 3, 2, 2)}, tensors)
     expected = torch.einsum("or,rikl->oikl", b.flatten(1), a) * 2
-    torch.testing.assert_close(found.tensor("c.weight"), expected)
+    torch.testing.assert_close(source.tensor("c.weight"), expected)
 
 
 def test_whole_weights_are_differences_from_the_base(tmp_path: Path) -> None:
@@ -179,40 +181,40 @@ def test_whole_weights_are_differences_from_the_base(tmp_path: Path) -> None:
         "head.weight": noise(2, 5, seed=3),
         "a.base_layer.bias": torch.full((6,), 3.0),
     }
-    found = lora(tmp_path, base, tensors)
-    assert torch.equal(found.tensor("head.weight"), tensors["head.weight"] - base["head.weight"])
-    assert found.tensor("a.bias").tolist() == [2] * 6
+    source = lora(tmp_path, base, tensors)
+    assert torch.equal(source.tensor("head.weight"), tensors["head.weight"] - base["head.weight"])
+    assert source.tensor("a.bias").tolist() == [2] * 6
 
 
 def test_names_may_have_a_prefix_that_the_base_lacks_and_the_reverse(tmp_path: Path) -> None:
     tensors = factors("transformer.h.0.q", 6, 5)
-    found = lora(tmp_path / "a", {"h.0.q.weight": torch.zeros(6, 5)}, tensors)
-    assert found.tensor("h.0.q.weight").any()
-    found = lora(tmp_path / "b", {"model.transformer.h.0.q.weight": torch.zeros(6, 5)}, tensors)
-    assert found.tensor("model.transformer.h.0.q.weight").any()
+    source = lora(tmp_path / "a", {"h.0.q.weight": torch.zeros(6, 5)}, tensors)
+    assert source.tensor("h.0.q.weight").any()
+    source = lora(tmp_path / "b", {"model.transformer.h.0.q.weight": torch.zeros(6, 5)}, tensors)
+    assert source.tensor("model.transformer.h.0.q.weight").any()
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_the_bytes_depend_on_no_cut_and_no_number_of_threads(
+def test_the_bytes_are_independent_of_cut_and_threads(
     tmp_path: Path, *, transposed: bool, dtype: torch.dtype
 ) -> None:
     out, into = 1300, 700
     assert out * into > 3 * BLOCK
-    tensors = {name: each.to(dtype) for name, each in factors("a", out, into).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in factors("a", out, into).items()}
     shape = (into, out) if transposed else (out, into)
-    found = lora(tmp_path, {"a.weight": torch.zeros(shape)}, tensors, fan_in_fan_out=transposed)
-    info = found.infos["a.weight"]
-    whole = found.read("a.weight", 0, info.numel)
-    parts = [found.read("a.weight", *span) for span in Cut.ROW.ranges(info)]
+    source = lora(tmp_path, {"a.weight": torch.zeros(shape)}, tensors, fan_in_fan_out=transposed)
+    info = source.infos["a.weight"]
+    whole = source.read("a.weight", 0, info.numel)
+    parts = [source.read("a.weight", *span) for span in Cut.ROW.ranges(info)]
     assert len(parts) > 2
     assert torch.equal(torch.cat(parts), whole)
     row = shape[1]
-    assert torch.equal(found.read("a.weight", 7 * row, 9 * row), whole[7 * row : 9 * row])
+    assert torch.equal(source.read("a.weight", 7 * row, 9 * row), whole[7 * row : 9 * row])
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert torch.equal(found.read("a.weight", 0, info.numel), whole)
+        assert torch.equal(source.read("a.weight", 0, info.numel), whole)
     finally:
         torch.set_num_threads(before)
     b, a = (tensors[f"a.lora_{part}.weight"].double() for part in "BA")
@@ -242,9 +244,9 @@ def test_an_algorithm_that_returns_an_adapter_returns_its_model(tmp_path: Path) 
     base, tensors = {"a.weight": torch.ones(6, 5)}, factors("a", 6, 5)
     adapter(tmp_path, tensors)
     pool = {"base": base, "models": {"x": str(tmp_path)}}
-    found = run_fusion(algorithm=First(), model_pool=pool).weights.tensor("a.weight")
+    merged = run_fusion(algorithm=First(), model_pool=pool).weights.tensor("a.weight")
     product = tensors["a.lora_B.weight"] @ tensors["a.lora_A.weight"] * 2
-    torch.testing.assert_close(found, base["a.weight"] + product)
+    torch.testing.assert_close(merged, base["a.weight"] + product)
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -260,16 +262,16 @@ def test_an_algorithm_that_returns_an_adapter_returns_its_model(tmp_path: Path) 
         ({"layer_replication": [[0, 4]]}, "layer_replication"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', which changes the base"),
         ({"init_lora_weights": "olora", "use_dora": True}, "use_dora, init_lora_weights 'olora'"),
-        ({"r": 3}, "which rank 3 does not give"),
-        ({"r": 0}, "gives a no rank and alpha"),
-        ({"r": None}, "gives a no rank and alpha"),
+        ({"r": 3}, "which do not fit rank 3"),
+        ({"r": 0}, "has no valid rank and alpha for a"),
+        ({"r": None}, "has no valid rank and alpha for a"),
         (
             {"rank_pattern": {"(a": 4}},
             "rank_pattern in adapter_config.json: the pattern '(a' is in",
         ),
         ({"rank_pattern": {"(" * 5000: 4}}, "the pattern '((("),
         ({"alpha_pattern": {r"(a)\9": 4}}, "alpha_pattern in adapter_config.json: the pattern"),
-        ({"alpha_pattern": {"a": [4]}}, "gives a no rank and alpha"),
+        ({"alpha_pattern": {"a": [4]}}, "has no valid rank and alpha for a"),
         ({"rank_pattern": [1]}, "rank_pattern in adapter_config.json"),
     ],
 )
@@ -282,7 +284,7 @@ def test_other_adapters_are_refused_by_name(
     assert caught.value.message.startswith("the adapter:")
 
 
-def test_a_pattern_that_never_ends_is_refused(tmp_path: Path) -> None:
+def test_an_endless_pattern_is_refused(tmp_path: Path) -> None:
     module = "a" * 100
     base = {f"{module}.weight": torch.zeros(6, 5)}
     with pytest.raises(
@@ -300,7 +302,7 @@ def test_a_pattern_that_never_ends_is_refused(tmp_path: Path) -> None:
         ({"b.lora_A.weight": torch.ones(4, 5)}, "b has lora_A alone"),
     ],
 )
-def test_tensors_that_are_no_lora_are_named(
+def test_tensors_outside_a_lora_are_named(
     tmp_path: Path, extra: dict[str, torch.Tensor], says: str
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -312,11 +314,11 @@ def pool(base: Any, **models: Any) -> CheckpointsPool:
     return CheckpointsPool(CheckpointsConfig(base=base, models=models))
 
 
-def test_an_adapter_of_another_base_is_in_the_table(tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_listed_in_the_error(tmp_path: Path) -> None:
     adapter(tmp_path, factors("a", 6, 5) | factors("other", 3, 3))
-    found = pool({"a.weight": torch.zeros(6, 4)}, x=str(tmp_path))
+    models = pool({"a.weight": torch.zeros(6, 4)}, x=str(tmp_path))
     with pytest.raises(AlignmentError) as caught:
-        found.aligned(AlignmentPolicy())
+        models.aligned(AlignmentPolicy())
     assert "a.weight  x: shape [6, 5], the base's is [6, 4]" in caught.value.message
     assert "other.weight  x: extra: not in the base" in caught.value.message
 
@@ -330,10 +332,10 @@ def test_an_adapter_needs_its_base(tmp_path: Path) -> None:
         pool(str(tmp_path), x={"a.weight": torch.ones(1)})
 
 
-def test_the_dtype_of_an_adapter_is_no_difference(tmp_path: Path) -> None:
+def test_an_adapter_may_have_another_dtype_than_the_base(tmp_path: Path) -> None:
     adapter(tmp_path, factors("a", 6, 5))
-    found = pool({"a.weight": torch.zeros(6, 5, dtype=torch.bfloat16)}, x=str(tmp_path))
-    assert found.aligned(AlignmentPolicy(dtype="error")).experts["x"].is_delta
+    models = pool({"a.weight": torch.zeros(6, 5, dtype=torch.bfloat16)}, x=str(tmp_path))
+    assert models.aligned(AlignmentPolicy(dtype="error")).experts["x"].is_delta
 
 
 # --- against PEFT -------------------------------------------------------------------------------
@@ -383,7 +385,7 @@ def tiny(kind: str) -> nn.Module:
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_merging_one_adapter_is_what_peft_merges(
+def test_merging_one_adapter_equals_the_merge_of_peft(
     tmp_path: Path, kind: str, options: dict[str, Any]
 ) -> None:
     options = dict(options)
@@ -405,11 +407,11 @@ def test_merging_one_adapter_is_what_peft_merges(
         model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "adapter")]},
         output=tmp_path / "out",
     )
-    found = load_file(tmp_path / "out" / "model.safetensors")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
     base = load_file(tmp_path / "base" / "model.safetensors")
-    assert found.keys() == base.keys()
-    assert any(not torch.equal(found[name], base[name]) for name in base)
-    for name, values in found.items():
+    assert merged.keys() == base.keys()
+    assert any(not torch.equal(merged[name], base[name]) for name in base)
+    for name, values in merged.items():
         torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-6)
 
 

@@ -82,7 +82,7 @@ def refused(**models: Any) -> CheckpointError:
 
 @pytest.mark.parametrize("who", ["base", "a"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_is_known_by_its_tensors(tmp_path: Path, form: str, who: str) -> None:
+def test_every_format_is_recognised_by_its_tensors(tmp_path: Path, form: str, who: str) -> None:
     paths = {"base": model(tmp_path / "base", FULL), "a": model(tmp_path / "a", FULL)}
     model(paths[who], tensors(FORMS[form]))
     assert refused(**paths).message.startswith(f"{who} ({paths[who]}) is quantised")
@@ -105,19 +105,21 @@ def test_all_quantised_models_are_named_at_once(tmp_path: Path) -> None:
         {"text_config": {"quantization_config": {"load_in_4bit": True}}},
     ],
 )
-def test_a_configuration_that_says_so_is_believed(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_configuration_that_declares_quantisation_is_refused(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
     base, packed = model(tmp_path / "base", FULL), model(tmp_path / "a", FULL, config)
     refused(base=base, a=packed)
     align(base=base, a=model(tmp_path / "b", FULL, {"quantization_config": None}))
 
 
-def test_a_quantisers_file_beside_the_weights_is_believed(tmp_path: Path) -> None:
+def test_a_model_with_a_file_of_a_quantiser_is_refused(tmp_path: Path) -> None:
     packed = model(tmp_path / "a", FULL)
     (packed / "quantize_config.json").write_text("{}")
     assert "quantize_config.json" in refused(base=model(tmp_path / "base", FULL), a=packed).message
 
 
-def test_integer_buffers_are_no_sign(tmp_path: Path) -> None:
+def test_integer_buffers_are_accepted(tmp_path: Path) -> None:
     weights = {**FULL, **tensors(BUFFERS)}
     align(base=weights, a=model(tmp_path, weights))
 
@@ -139,7 +141,7 @@ def test_an_adapter_of_a_quantised_base_is_a_plain_adapter(tmp_path: Path) -> No
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     align(base=FULL, a=str(adapter))
-    packed = {name: each.to(torch.int8) for name, each in factors.items()}
+    packed = {name: tensor.to(torch.int8) for name, tensor in factors.items()}
     save_file(packed, adapter / "adapter_model.safetensors")
     refused(base=FULL, a=str(adapter))
 
@@ -166,7 +168,7 @@ def test_a_dtype_of_few_bits_is_called_quantised(tmp_path: Path) -> None:
         (["adapter_model.safetensors"], "without adapter_config.json", "adapter_config"),
     ],
 )
-def test_what_is_there_instead_of_a_model_is_named(
+def test_files_in_place_of_a_model_are_named(
     tmp_path: Path, hub: HubServer, files: list[str], says: str, advice: str
 ) -> None:
     for name in files:

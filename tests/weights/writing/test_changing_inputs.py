@@ -158,5 +158,5 @@ def test_a_worker_process_refuses_another_file_than_its_coordinator_opened(tmp_p
     sent = pickle.dumps(CheckpointSource(file))
     assert pickle.loads(sent).tensor("a").tolist() == [0] * 4
     _replace(file)
-    with pytest.raises(IntegrityError, match="not as it was"):
+    with pytest.raises(IntegrityError, match="differs from the file that was opened"):
         pickle.loads(sent)

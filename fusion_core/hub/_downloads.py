@@ -1,0 +1,88 @@
+"""Downloads that a run will need: their size, the disk space for them, and the files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion_core.hub._cache import (
+    assets_directory,
+    cache_directory,
+    check_free_space,
+    is_cached,
+    on_one_disk,
+)
+from fusion_core.hub._client import files, listing, oldest_lookup, resolve
+from fusion_core.hub._errors import advising
+from fusion_core.shown import amount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fusion_core.hub.reference import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Files of one repository that a run will read."""
+
+    reference: Reference
+    paths: tuple[str, ...]
+    #: bytes that will be derived from them and stored in `assets_directory`, as far as known
+    made: int = 0
+    #: advice to add to the hint if the download fails
+    otherwise: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The size of a download in bytes."""
+
+    total: int
+    #: bytes that are not in the cache
+    missing: int
+    #: bytes that will be derived from the files and stored in `assets_directory`
+    made: int = 0
+
+
+def size_of(wanted: Iterable[Wanted]) -> Size:
+    """Return the total and missing bytes of requested files; a repeated file counts once."""
+    requests = list(wanted)
+    total = missing = 0
+    for pinned, path in {
+        (resolve(item.reference), path) for item in requests for path in item.paths
+    }:
+        size = listing(pinned).get(path, 0)
+        total += size
+        missing += 0 if is_cached(pinned, path) else size
+    return Size(total, missing, sum(item.made for item in requests))
+
+
+def check_room(size: Size) -> str:
+    """Return a line with the bytes to download and decode, the free space and the revisions' age.
+
+    Raises `DiskError` if the space is too small.
+    """
+    if on_one_disk():
+        purpose = "the download and the data decoded from it" if size.made else "the download"
+        free = check_free_space(purpose, size.missing + size.made, cache_directory())
+    else:
+        check_free_space("the decoded data", size.made, assets_directory())
+        free = check_free_space("the download", size.missing, cache_directory())
+    since = oldest_lookup()
+    age = f"; revisions as of {since} (fuse download updates them)" if since else ""
+    needed = {"to download": size.missing, "to store decoded": size.made}
+    parts = [f"{label}: {amount(count)}" for label, count in needed.items() if count]
+    if not parts:
+        return f"nothing to download: all files are in the cache{age}"
+    return f"{', '.join(parts)}; {amount(free)} are free{age}"
+
+
+def fetch(wanted: Iterable[Wanted]) -> list[str]:
+    """Download requested files and return their local paths; raise the errors of `download`."""
+    local_paths: list[str] = []
+    for request in wanted:
+        with advising(request.otherwise):
+            directory = files(request.reference, request.paths)
+        local_paths += [str(directory / path) for path in request.paths]
+    return local_paths

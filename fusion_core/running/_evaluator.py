@@ -16,7 +16,7 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.machine.products import with_fast_products
 from fusion_core.progress import Progress, noting
 from fusion_core.running import _identity as identity
-from fusion_core.running._cache import load_metrics, store_metrics
+from fusion_core.running.remembering import load_metrics, store_metrics
 from fusion_core.weights import CheckpointSource, WeightSource
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from fusion_core import Report, RunOptions, plan, run_fusion
 from fusion_core.commands import RunIdentities
 from fusion_core.report.table import notes
-from fusion_core.running import _cache, _identity
+from fusion_core.running import _identity, remembering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -97,7 +97,7 @@ POOLS = """
 @pytest.fixture(autouse=True)
 def _unread_code() -> Iterator[None]:
     _identity.code_of.cache_clear()
-    _cache.warn_unwritable.cache_clear()
+    remembering.warn_unwritable.cache_clear()
     yield
     _identity.code_of.cache_clear()
 
@@ -279,7 +279,7 @@ def test_models_in_memory_are_measured_every_time(world: World, site: Site) -> N
         result = run_fusion(algorithm="simple-average", model_pool=pool, task_pool=tasks)
         assert result.report is not None
         assert result.report.remembered == {}
-    assert not _cache.cache_directory().exists()
+    assert not remembering.cache_directory().exists()
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -297,7 +297,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_damaged_cache_entry_is_measured_again(world: World, damage: str) -> None:
     world.run()
     first = world.report
-    files = list(_cache.cache_directory().iterdir())
+    files = list(remembering.cache_directory().iterdir())
     assert len(files) == 5
     for path in files:
         DAMAGE[damage](path)

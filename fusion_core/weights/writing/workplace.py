@@ -67,7 +67,7 @@ class Workplace:
         with writing(self.path):
             for directory in (self.path, self.model, self.state):
                 directory.mkdir()
-            fault_point("workplace made")
+            fault_point("workspace created")
             sync_directory(self.path.parent)
         if plan is not None:
             write_durably(self.plan, plan)
@@ -110,10 +110,10 @@ class Workplace:
 
     @property
     def can_be_resumed(self) -> bool:
-        """Whether a run may resume here. Otherwise the directory is rubbish.
+        """Whether a run may resume here.
 
-        It is rubbish if its run got to no plan or no work, if its output has been committed, or if
-        it holds anything that a run does not leave.
+        Nothing can be resumed if the run got to no plan or no work, if its output has been
+        committed, or if the directory holds anything that a run does not leave.
         """
         if not self._is_intact():
             return False
@@ -179,7 +179,7 @@ class Workplace:
             self.plan.unlink(missing_ok=True)
         with suppress(RecursionError):  # a run never nests directories that deep
             shutil.rmtree(self.path, ignore_errors=True)
-        fault_point("workplace removed")
+        fault_point("workspace removed")
 
 
 def workplaces_in(directory: Path) -> Iterator[Workplace]:

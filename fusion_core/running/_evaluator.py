@@ -20,7 +20,7 @@ from fusion_core.running.remembering import load_metrics, store_metrics
 from fusion_core.weights import CheckpointSource, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -105,21 +105,18 @@ class Evaluator:
         base = self.pool.base
         if base is None:
             return {}
-
-        def measure(names: list[str]) -> Iterator[Row]:
-            yield self.measure(base, names, label="evaluate base")
-
-        return self._complete_row("base", dict.fromkeys(self._names, base), measure)
+        sources = dict.fromkeys(self._names, base)
+        return self._complete_row(
+            "base", sources, lambda missing: [self.measure(base, [*missing], label="evaluate base")]
+        )
 
     def measure_experts(self) -> Row:
         """Measure each task's own expert on that task."""
         experts = {self.pool.task_of(name): source for name, source in self.pool.experts.items()}
         sources = {name: experts[name] for name in self._names if name in experts}
-
-        def measure(names: list[str]) -> Iterator[Row]:
-            return self._measure_each({name: sources[name] for name in names}, "experts")
-
-        return self._complete_row("experts", sources, measure)
+        return self._complete_row(
+            "experts", sources, lambda missing: self._measure_each(missing, "experts")
+        )
 
     def _measure_each(
         self,
@@ -138,7 +135,7 @@ class Evaluator:
         self,
         label: str,
         sources: Mapping[str, WeightSource],
-        measure: Callable[[list[str]], Iterator[Row]],
+        measure: Callable[[Mapping[str, WeightSource]], Iterable[Row]],
     ) -> Row:
         """Load the cached scores of a row, and measure and cache the others one by one."""
         keys = dict(self._keys(sources))
@@ -149,7 +146,7 @@ class Evaluator:
                 row[name] = metrics
         if row:
             self.remembered[label] = tuple(row)
-        missing = [name for name in sources if name not in row]
+        missing = {name: source for name, source in sources.items() if name not in row}
         for part in measure(missing) if missing else ():
             row |= part
             for name in part.keys() & keys.keys():

@@ -78,13 +78,13 @@ def write(
         staging.commit(overwrite=False)
 
 
-def stopped(error: BaseException, output: Path, **options: Any) -> BaseException:
+def stop_with(error: BaseException, output: Path, **options: Any) -> BaseException:
     with pytest.raises(type(error)) as caught:
         write(Stopping(error), output, **options)
     return caught.value
 
 
-def left_in(directory: Path) -> list[str]:
+def unfinished_outputs(directory: Path) -> list[str]:
     return [workplace.output.name for workplace in workplaces_in(directory)]
 
 
@@ -106,8 +106,8 @@ def left_in(directory: Path) -> list[str]:
     ids=["Ctrl-C", "SIGTERM", "disk", "memory", "GPU", "CPU", "cuBLAS", "system"],
 )
 def test_error_from_outside_keeps_work(tmp_path: Path, error: BaseException) -> None:
-    told = stopped(error, tmp_path / "out")
-    assert any("--resume" in note for note in told.__notes__)
+    reported = stop_with(error, tmp_path / "out")
+    assert any("--resume" in note for note in reported.__notes__)
     assert os.listdir(tmp_path) == [workplace.path.name for workplace in workplaces_in(tmp_path)]
     rest = Stopping(None)
     write(rest, tmp_path / "out", resume=True)
@@ -120,8 +120,8 @@ def test_error_from_outside_keeps_work(tmp_path: Path, error: BaseException) -> 
 
 @pytest.mark.parametrize("error", [FusionError("bad weights"), RuntimeError("bug"), OSError("b")])
 def test_possibly_wrong_tensors_are_not_kept(tmp_path: Path, error: Exception) -> None:
-    told = stopped(error, tmp_path / "out")
-    assert not hasattr(told, "__notes__")
+    reported = stop_with(error, tmp_path / "out")
+    assert not hasattr(reported, "__notes__")
     assert os.listdir(tmp_path) == []
 
 
@@ -132,13 +132,13 @@ def test_nothing_is_kept_without_finished_tensors(tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_without_a_plan(tmp_path: Path) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out", plan=None)
+    stop_with(KeyboardInterrupt(), tmp_path / "out", plan=None)
     assert os.listdir(tmp_path) == []
 
 
 def test_os_error_of_plugin_is_not_wrapped(tmp_path: Path) -> None:
     error = OSError(28, "No space left for the plugin's own cache")
-    assert stopped(error, tmp_path / "out") is error
+    assert stop_with(error, tmp_path / "out") is error
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -173,30 +173,30 @@ def test_replaced_output_is_not_resumable_work(
 def test_work_of_another_plan_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     fresh = Stopping(None)
     write(fresh, tmp_path / "out", resume=True, plan=b'{"seed": 1}')
     assert fresh.reads == 20
     assert "nothing to resume" in caplog.text
     assert "starting from the beginning" in caplog.text
-    assert left_in(tmp_path) == ["out"]
+    assert unfinished_outputs(tmp_path) == ["out"]
 
 
 def test_run_without_resume_keeps_and_reports_old_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     fresh = Stopping(None)
     write(fresh, tmp_path / "out")
     assert fresh.reads == 20
     assert "--resume would continue it" in caplog.text
-    assert left_in(tmp_path) == ["out"]
+    assert unfinished_outputs(tmp_path) == ["out"]
 
 
 def test_work_of_similarly_named_output_is_not_used(tmp_path: Path) -> None:
     names = ("out", "out.fuse-0123456789ab", "[o]ut", "ou*")
     for name in names:
-        stopped(KeyboardInterrupt(), tmp_path / name)
+        stop_with(KeyboardInterrupt(), tmp_path / name)
     for name in names:
         rest = Stopping(None)
         write(rest, tmp_path / name, resume=True)
@@ -206,7 +206,7 @@ def test_work_of_similarly_named_output_is_not_used(tmp_path: Path) -> None:
 
 def test_other_layout_starts_from_the_beginning(tmp_path: Path) -> None:
     """An algorithm may return other tensors the second time, at other offsets."""
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     others = {**STATE, "layer.3": torch.ones(11)}
     del others["layer.5"]
     source = StateDictSource(others)
@@ -268,7 +268,7 @@ def test_planted_work_is_not_resumed_and_can_be_removed(
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "precious").write_text("data")
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     (left,) = workplaces_in(tmp_path)
     BROKEN[how](left, victim)
     if then == "clean":
@@ -287,7 +287,7 @@ def test_planted_work_is_not_resumed_and_can_be_removed(
 
 @pytest.mark.parametrize("name", ["folder", "model-00001-of-00020.safetensors"])
 def test_folder_among_finished_shards_is_removed(tmp_path: Path, name: str) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     (left,) = workplaces_in(tmp_path)
     (left.model / name).unlink(missing_ok=True)
     (left.model / name).mkdir()
@@ -301,12 +301,12 @@ def test_folder_among_finished_shards_is_removed(tmp_path: Path, name: str) -> N
 def test_work_of_another_user_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     fresh = Stopping(None)
     write(fresh, tmp_path / "out", resume=True)
     assert fresh.reads == 20
-    assert left_in(tmp_path) == ["out"]
+    assert unfinished_outputs(tmp_path) == ["out"]
 
 
 HOSTILE = [
@@ -341,7 +341,7 @@ def test_huge_journal_is_not_read_whole(tmp_path: Path) -> None:
 
 
 def test_unknown_tensor_in_journal_is_ignored(tmp_path: Path) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     (left,) = workplaces_in(tmp_path)
     with left.journal.open("a") as stream:
         stream.write('{"name": "\\ud800", "digest": "' + "0" * 64 + '"}\n')
@@ -395,7 +395,7 @@ def test_algorithm_resumes_from_its_state(
         "recipe.yaml",
         "steps.txt",
     ]
-    assert left_in(tmp_path) == []
+    assert unfinished_outputs(tmp_path) == []
 
 
 def test_recipe_error_of_algorithm_leaves_nothing(pool: dict[str, Any], tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_recipe_error_of_algorithm_leaves_nothing(pool: dict[str, Any], tmp_path
     algorithm.error = FusionError("diverged")
     with pytest.raises(FusionError, match="diverged"):
         run_fusion(algorithm=algorithm, model_pool=pool, output="out")
-    assert left_in(tmp_path) == []
+    assert unfinished_outputs(tmp_path) == []
 
 
 def test_bug_discards_tensors_but_keeps_algorithm_state(tmp_path: Path) -> None:
@@ -505,14 +505,14 @@ def test_signal_keeps_work_and_suggests_resume(
         assert run.stdout is not None
         assert run.stdout.readline() == "now\n"
         run.send_signal(sent)
-        _, told = run.communicate("go on\n")
+        _, reported = run.communicate("go on\n")
     assert run.returncode == code
-    assert "Finished work is kept: run the same command with --resume." in told
-    assert "Traceback" not in told
-    assert left_in(Path()) == ["out"]
+    assert "Finished work is kept: run the same command with --resume." in reported
+    assert "Traceback" not in reported
+    assert unfinished_outputs(Path()) == ["out"]
     again = fuse(*arguments, "--resume", "--executor", "serial", "-v")
     assert again.code == 0, again.err
     assert "resuming in .out.fuse-" in again.err
     assert "merge the rest" in again.err
     assert again.out.endswith("written: out\n")
-    assert left_in(Path()) == []
+    assert unfinished_outputs(Path()) == []

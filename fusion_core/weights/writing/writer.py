@@ -177,7 +177,7 @@ class Staging:
 
     def _verify(self) -> None:
         """Read every header back, strictly, and compare it with the layout."""
-        expected = {name: place.info for name, place in self.shards.layout.locations.items()}
+        expected = {name: location.info for name, location in self.shards.layout.locations.items()}
         try:
             infos = CheckpointSource(self.directory).infos
         except CheckpointError as error:

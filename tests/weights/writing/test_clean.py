@@ -55,7 +55,7 @@ def run(*arguments: str | Path, answer: str = "") -> str:
     return done.stdout
 
 
-def listed(*arguments: str | Path) -> list[dict[str, Any]]:
+def list_leftovers(*arguments: str | Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(run(*arguments, "--json"))
     return rows
 
@@ -65,7 +65,7 @@ def test_clean_without_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write(tmp_path / "out")
     assert run() == "nothing to clean in outputs\n"
     assert run(".") == "nothing to clean in .\n"
-    assert listed() == []
+    assert list_leftovers() == []
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -85,7 +85,7 @@ def test_leftover_lists_size_age_and_finished_tensors(tmp_path: Path) -> None:
     assert "1 tensors" in listing
     assert re.search(r"\d\d\d\.\d kB", listing)
     assert left.path.exists()
-    (row,) = listed(tmp_path)
+    (row,) = list_leftovers(tmp_path)
     assert row["output"] == str(tmp_path / "out")
     assert row["bytes"] >= 120_000
     assert row["age_seconds"] == pytest.approx(3 * 3600, abs=100)
@@ -100,7 +100,7 @@ def test_yes_removes_only_leftovers_of_dead_runs(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / ".file.fuse-0123456789ab").touch()
     with locked(tmp_path / "two"):
-        rows = {row["output"]: row for row in listed(tmp_path, "--yes")}
+        rows = {row["output"]: row for row in list_leftovers(tmp_path, "--yes")}
         assert rows[str(tmp_path / "one")]["removed"]
         assert rows[str(tmp_path / "two")]["in_use"]
         assert not rows[str(tmp_path / "two")]["removed"]
@@ -119,7 +119,7 @@ def test_undecodable_name_is_listed_and_removed(tmp_path: Path) -> None:
     directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/.\xff.fuse-0123456789ab"))
     directory.mkdir()
     assert "\\udcff" in run(tmp_path)
-    (row,) = listed(tmp_path, "--yes")
+    (row,) = list_leftovers(tmp_path, "--yes")
     assert (row["path"], row["removed"]) == (str(directory), True)
 
 
@@ -177,7 +177,7 @@ def test_failed_removal_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_stale_locks_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".out.fuse-lock").write_text("{}")
-    (row,) = listed(tmp_path)
+    (row,) = list_leftovers(tmp_path)
     assert (row["output"], row["tensors"]) == (str(tmp_path / "out"), None)
     with locked(tmp_path / "other"):
         assert run(tmp_path, "--yes").endswith("removed: 1\n")
@@ -190,7 +190,7 @@ def test_planted_lock_is_removed_without_its_target(tmp_path: Path, kind: str) -
     interrupt(tmp_path / "out")
     plant(kind, tmp_path / ".out.fuse-lock", tmp_path / "victim")
     before = sorted(os.listdir(tmp_path))
-    assert len(listed(tmp_path)) == 2
+    assert len(list_leftovers(tmp_path)) == 2
     assert sorted(os.listdir(tmp_path)) == before
     assert run(tmp_path, "--yes").endswith("removed: 2\n")
     assert os.listdir(tmp_path) == ["victim"]
@@ -216,9 +216,9 @@ def test_temporary_files_are_removed(tmp_path: Path, below: str) -> None:
     left.write_text("{")
     with left.open() as stream:
         assert take_flock(stream.fileno())
-        (row,) = listed(tmp_path, "--yes")
+        (row,) = list_leftovers(tmp_path, "--yes")
         assert (row["in_use"], row["removed"]) == (True, False)
-    (row,) = listed(tmp_path, "--yes")
+    (row,) = list_leftovers(tmp_path, "--yes")
     assert (row["path"], row["removed"]) == (str(left), True)
     assert not left.exists()
     assert sorted(os.listdir(tmp_path)) == [".x.fuse-0123456z", "mine", "out"]
@@ -252,7 +252,7 @@ def value_of(output: Path) -> float:
 def test_clean_restores_output_that_was_moved_aside(
     tmp_path: Path, between_renames: Workplace
 ) -> None:
-    (row,) = listed(tmp_path)
+    (row,) = list_leftovers(tmp_path)
     assert not (tmp_path / "out").exists()  # listing changes nothing
     assert row["tensors"] == 1
     run(tmp_path, "--yes")

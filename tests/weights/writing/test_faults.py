@@ -125,7 +125,7 @@ def in_child(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_at(number: int, action: Callable[[], object]) -> bool:
+def kill_at(number: int, action: Callable[[], object]) -> bool:
     """Run an action in a child that is killed at a fault point. Return False if it ended before."""
 
     def child() -> None:
@@ -245,7 +245,7 @@ def test_run_killed_at_any_fault_point_resumes_to_the_same_bytes(case: Case) -> 
     kills = 0
     for number in itertools.count(1):
         case.reset()
-        if not killed_at(number, lambda: case.run(resume=False)):
+        if not kill_at(number, lambda: case.run(resume=False)):
             break
         kills += 1
         case.check_after_a_crash()
@@ -261,7 +261,7 @@ def test_repeatedly_killed_run_resumes_to_the_same_bytes(case: Case) -> None:
     for _ in range(45 if NIGHTLY else 12):
         case.reset()
         for _ in range(chance.randint(1, 5)):
-            killed_at(chance.randint(1, 60), case.resume_once)
+            kill_at(chance.randint(1, 60), case.resume_once)
             case.check_after_a_crash()
         case.finish()
 
@@ -270,7 +270,7 @@ def test_repeatedly_killed_run_resumes_to_the_same_bytes(case: Case) -> None:
 def test_torn_journal_and_changed_tensors_are_written_again(case: Case) -> None:
     """The journal is cut at many lengths, and the recorded tensors have changed."""
     case.reset()
-    assert killed_at(30, lambda: case.run(resume=False))
+    assert kill_at(30, lambda: case.run(resume=False))
     (left,) = workplaces_in(case.workspace)
     assert len(Journal(left.journal).tensors) >= 3
     content = left.journal.read_bytes()

@@ -142,14 +142,15 @@ def _module_files(package: str) -> Iterator[tuple[str, Path]]:
 
 def _distributions_of(package: str) -> list[metadata.Distribution]:
     """Return the distributions that declare a plugin in a package, or have its name."""
-    distributions = [
-        distribution
+    distributions = {
+        header(distribution, "Name"): distribution
         for entry_point, distribution in declared_plugins()
         if re.split(r"[.:]", entry_point.value)[0] == package
-    ]
+    }
     with suppress(metadata.PackageNotFoundError):
-        distributions.append(metadata.distribution(package))
-    return list({header(each, "Name"): each for each in distributions}.values())
+        distribution = metadata.distribution(package)
+        distributions[header(distribution, "Name")] = distribution
+    return list(distributions.values())
 
 
 def identify_machine(device: torch.device) -> Key:

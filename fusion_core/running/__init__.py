@@ -1,1 +1,1 @@
-"""Carry a plan out: merge, commit, evaluate, record."""
+"""Carry a plan out: merge, commit, evaluate and record."""

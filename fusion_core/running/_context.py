@@ -1,4 +1,4 @@
-"""What a run's algorithms are given, those of nested recipes too, and what plugins hear of it."""
+"""The pool and context that a run's algorithms receive, including those of nested recipes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,39 @@ if TYPE_CHECKING:
     from fusion_core.planning.planned import Plan
 
 
-def notify(plan: Plan, hook: str, **what: Any) -> None:  # noqa: ANN401 - what the hook takes
-    """Tell plugins what happens; of several processes the first one does."""
+def notify(plan: Plan, hook: str, **arguments: Any) -> None:  # noqa: ANN401 - what the hook takes
+    """Call a hook of all plugins, in the first of several processes only."""
     if not helps():
-        plan.plugins.notify(hook, **what)
+        plan.plugins.notify(hook, **arguments)
 
 
 def prepare(
     plan: Plan, info: RunInfo, executor: Executor, state: Path | None
 ) -> tuple[ModelPool[Any], RunContext]:
-    """Return what a plan's algorithm is given: the pool, aligned, and a context.
+    """Return the aligned pool and the context for a plan's algorithm, after its nested recipes.
 
-    Recipes in the places of models are run first. `state` is where algorithms keep what they resume
-    from.
+    Algorithms keep what they need to resume in the directory `state`.
     """
     merges, side_files, warnings = run_nested(plan.nested, info, executor, state)
-    pool = plan.pool.with_sources(merges).aligned(plan.resolved.recipe.alignment)
-    context = _context(plan, info, executor, state)
+    policy = plan.resolved.recipe.alignment
+    pool = plan.pool.with_sources(merges).aligned(policy)
+
+    def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
+        notify(plan, "fusion_metrics_logged", run=info, step=step, metrics=metrics)
+
+    context = RunContext(
+        tasks=plan.tasks if plan.adapts else None,
+        seed=plan.resolved.recipe.seed,
+        device=plan.device,
+        executor=executor,
+        progress=plan.options.progress,
+        finite=policy.nan == "error",
+        bound=Bound.NONE if policy.outliers == "allow" else Bound.TENSOR,
+        on_metrics=on_metrics,
+        state=state,
+        output=plan.path,
+        metrics=MetricsLog(None if state is None else state / METRICS),
+    )
     context.side_files |= side_files
     context.warnings += warnings
     return pool, context
@@ -49,57 +65,30 @@ def prepare(
 def run_nested(
     plans: Mapping[str, Plan], info: RunInfo, executor: Executor, state: Path | None
 ) -> tuple[dict[str, WeightSource], dict[str, bytes | WeightSource], list[str]]:
-    """Return the lazy merges of the recipes in the places of models, by model.
+    """Return the lazy merges of the recipes that stand for models, by model name.
 
-    With them come the files that the recipes' methods saved, and their warnings: both named after
-    the models.
+    Also return the side files and the warnings of these recipes, each prefixed with its model's
+    name.
     """
     merges: dict[str, WeightSource] = {}
     side_files: dict[str, bytes | WeightSource] = {}
     warnings: list[str] = []
-    for number, (name, nested) in enumerate(plans.items()):
+    for number, (name, plan) in enumerate(plans.items()):
         nested_state = None if state is None else state / f"nested-{number}"
-        if nested_state is not None and nested.adapts:  # else there is nothing to resume from
+        if nested_state is not None and plan.adapts:  # other recipes keep no state
             nested_state.mkdir(parents=True, exist_ok=True)
-        merges[name], context = _merge_nested(nested, info, executor, nested_state)
+        pool, context = prepare(plan, info, executor, nested_state)
+        merged = apply_stages(plan.stages, pool, context)
+        finite = context.finite and plan.resolved.recipe.output.dtype is not None
+        merges[name] = CastSource(merged, plan.infos_of_merge(pool), finite=finite)
         stem = re.sub(r"[^-_.a-zA-Z0-9]", "-", name)
         side_files |= {f"{stem}.{file}": data for file, data in context.side_files.items()}
         warnings += [f"{name}/{warning}" for warning in context.warnings]
     return merges, side_files, warnings
 
 
-def _merge_nested(
-    plan: Plan, info: RunInfo, executor: Executor, state: Path | None
-) -> tuple[WeightSource, RunContext]:
-    """Return the lazy merge of a recipe in the place of a model, and the context of its run."""
-    pool, context = prepare(plan, info, executor, state)
-    merged = apply_stages(plan.stages, pool, context)
-    finite = context.finite and plan.resolved.recipe.output.dtype is not None
-    merged = CastSource(merged, plan.infos_of_merge(pool), finite=finite)
-    return merged, context
-
-
-def round_for(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
-    """Give every tensor the dtype to be stored in: the recipe's, or the base's."""
+def cast_for_output(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
+    """Cast every tensor to its stored dtype: the recipe's, or else the base's."""
     recipe = plan.resolved.recipe
     infos = stored_infos(plan.outline_of(pool), dtype_of(recipe.output.dtype))
     return CastSource(merged, infos, finite=recipe.alignment.nan == "error")
-
-
-def _context(plan: Plan, info: RunInfo, executor: Executor, state: Path | None) -> RunContext:
-    def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
-        notify(plan, "fusion_metrics_logged", run=info, step=step, metrics=metrics)
-
-    return RunContext(
-        tasks=plan.tasks if plan.adapts else None,
-        seed=plan.resolved.recipe.seed,
-        device=plan.device,
-        executor=executor,
-        progress=plan.options.progress,
-        finite=plan.resolved.recipe.alignment.nan == "error",
-        bound=Bound.NONE if plan.resolved.recipe.alignment.outliers == "allow" else Bound.TENSOR,
-        on_metrics=on_metrics,
-        state=state,
-        output=plan.path,
-        metrics=MetricsLog(None if state is None else state / METRICS),
-    )

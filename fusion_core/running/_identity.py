@@ -1,6 +1,6 @@
-"""What a measured number depends on: weights, how a model is built of them, the task, the code.
+"""Identities of what a measurement depends on: weights, model pool, task, code and machine.
 
-Whatever is not known to be the same is None, and then nothing is remembered.
+An identity is JSON data. It is None if it cannot be determined, and then nothing is cached.
 """
 
 from __future__ import annotations
@@ -35,86 +35,96 @@ if TYPE_CHECKING:
 
 Key = dict[str, Any]
 
-#: Sources that are known by what they read from, and by what is seen of their tensors.
-_SEEN_THROUGH = (AlignedSource, CastSource, MeanSource, PaddedSource, RenamedSource)
-#: What the files of modules end in.
-_MODULES = {".py", *(f".{suffix.rpartition('.')[2]}" for suffix in EXTENSION_SUFFIXES)}
+#: Views, which the sources that they read and the tensors that they show identify.
+_VIEWS = (AlignedSource, CastSource, MeanSource, PaddedSource, RenamedSource)
+_MODULE_SUFFIXES = {".py", *(f".{suffix.rpartition('.')[2]}" for suffix in EXTENSION_SUFFIXES)}
 
 
 def identify_model(pool: ModelPool[Any], source: WeightSource) -> Key | None:
-    """Identify a live model that a pool builds of weights."""
-    read = [source, pool.base] if source.is_delta and pool.base is not None else [source]
-    weights = [identify_weights(each) for each in read]
-    if None in weights:  # those in memory: the options of their pool cannot be told, either
+    """Identify the live model that a pool builds from weights."""
+    sources = [source, pool.base] if source.is_delta and pool.base is not None else [source]
+    weights = [identify_weights(operand) for operand in sources]
+    if None in weights:  # models in memory: their pool cannot identify its options either
         return None
     options = pool.identity()
     if options is None:
         return None
-    return {"weights": weights, "assets": digests_of(pool.assets()), "options": options}
+    return {"weights": weights, "assets": file_digests(pool.assets()), "options": options}
 
 
-def digests_of(files: Mapping[str, bytes | Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by their names."""
+def file_digests(files: Mapping[str, bytes | Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by name."""
     return {name: _digest(content) for name, content in sorted(files.items())}
 
 
 def identify_weights(source: WeightSource) -> Key | None:
-    """Identify weights by the files that they are read from, and how; None for those in memory."""
-    within = [identify_weights(each) for each in source.sources]
+    """Identify weights by their files and how they are read. Return None for weights in memory."""
+    operands = [identify_weights(operand) for operand in source.sources]
     origin = source.origin or Origin()
-    is_pinned = origin.wanted is not None  # by a commit: it is not downloaded to be told
+    is_pinned = origin.wanted is not None  # a commit identifies it without a download
     files = {"commit": source.describe()} if is_pinned else dict(origin.files)
-    if None in within or not (files or (within and type(source) in _SEEN_THROUGH)):
+    if None in operands or not (files or (operands and type(source) in _VIEWS)):
         return None
     infos = [[info.name, info.shape, str(info.dtype)] for info in source.infos.values()]
     names = dict(source.names) if isinstance(source, RenamedSource) else {}
+    changed_ns = [] if is_pinned else [ns for part in origins(source) for ns in part.changed_ns]
     return {
         "kind": type(source).__qualname__,
         "source": source.describe(),
         "files": files,
-        "changed_ns": [] if is_pinned else [n for each in origins(source) for n in each.changed_ns],
+        "changed_ns": changed_ns,
         "seen": _digest(json.dumps([infos, names]).encode()),
-        "of": within,
+        "of": operands,
     }
 
 
 def identify_task(tasks: TaskPool[Any], name: str) -> Key | None:
-    """Identify a task, what it measures on, and what its models are built in."""
-    own = tasks.identity(name)
-    return None if own is None else {"task": name, "data": own, "dtype": str(tasks.dtype)}
+    """Identify a task, its data, and the dtype of the models that it measures."""
+    data = tasks.identity(name)
+    return None if data is None else {"task": name, "data": data, "dtype": str(tasks.dtype)}
 
 
 def identify_code(*kinds: type) -> Key | None:
-    """Identify the packages that classes and their ancestors come from; None in a notebook.
+    """Identify the packages of classes and their ancestors. Return None for code in a notebook.
 
     Libraries that such a package requires count with their code if they build on this framework,
-    for they are worked on like plugins; others count with their versions.
+    because people work on them as on plugins. Other libraries count with their versions.
     """
     modules = (ancestor.__module__ for kind in kinds for ancestor in kind.__mro__)
     names = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
     for package in sorted(names):
-        names |= _libraries_of(package)
+        for distribution in _distributions_of(package):
+            libraries = libraries_of(str(header(distribution, "Name")))
+            names |= {library.replace("-", "_") for library in libraries}
     code = {name: code_of(name) for name in sorted(names)}
     return None if None in code.values() else code
 
 
 @cache
 def code_of(package: str) -> Key | None:
-    """Identify a package by its modules, for a version says nothing of what is being worked on.
+    """Identify a package by the content of its modules, because a version misses local changes.
 
-    The versions are those of its distributions, and of all that these require.
+    The versions are those of its distributions and of everything that these require.
     """
-    files = dict(_files_of(package))
+    files = dict(_module_files(package))
     if not files:
         return None
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
         digest.update(f"{name}\0{_digest(path)}\0".encode())
-    return {"code": digest.hexdigest(), "versions": _versions_of(package)}
+    versions: dict[str, str | None] = {}
+    for distribution in _distributions_of(package):
+        for name in requirements(distribution):
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:  # an extra that is not installed
+                versions[name] = None
+        versions[str(header(distribution, "Name"))] = distribution.version
+    return {"code": digest.hexdigest(), "versions": versions}
 
 
-def _files_of(package: str) -> Iterator[tuple[str, Path]]:
-    """Yield the modules of a package, Python's and compiled ones; none if it has no files."""
+def _module_files(package: str) -> Iterator[tuple[str, Path]]:
+    """Yield the Python and compiled modules of a package, by relative path."""
     if package in sys.modules:
         module = sys.modules[package]
         roots, file = getattr(module, "__path__", ()), getattr(module, "__file__", None)
@@ -123,75 +133,51 @@ def _files_of(package: str) -> Iterator[tuple[str, Path]]:
         roots = (spec and spec.submodule_search_locations) or ()
         file = spec and spec.origin
     for root in map(Path, roots):
-        files = (path for path in root.rglob("*") if path.suffix in _MODULES)
-        yield from ((str(path.relative_to(root)), path) for path in files)
+        for path in root.rglob("*"):
+            if path.suffix in _MODULE_SUFFIXES:
+                yield str(path.relative_to(root)), path
     if file and not roots and package != "__main__":
         yield package, Path(file)
 
 
-def _libraries_of(package: str) -> set[str]:
-    """Return the packages that a package requires and that build on the core, at any remove."""
-    names = (str(header(own, "Name")) for own in _distributions_of(package))
-    return {library.replace("-", "_") for name in names for library in libraries_of(name)}
-
-
 def _distributions_of(package: str) -> list[metadata.Distribution]:
-    """Return the distributions of a package: called like it, or declaring a plugin in it."""
-    plugins = declared_plugins()
-    found = [each for point, each in plugins if re.split(r"[.:]", point.value)[0] == package]
+    """Return the distributions that declare a plugin in a package, or have its name."""
+    distributions = {
+        header(distribution, "Name"): distribution
+        for entry_point, distribution in declared_plugins()
+        if re.split(r"[.:]", entry_point.value)[0] == package
+    }
     with suppress(metadata.PackageNotFoundError):
-        found.append(metadata.distribution(package))
-    return list({header(each, "Name"): each for each in found}.values())
-
-
-def _versions_of(package: str) -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for own in _distributions_of(package):
-        required = {name: _version_of(name) for name in requirements(own)}
-        versions |= {str(header(own, "Name")): own.version, **required}
-    return versions
-
-
-def _version_of(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:  # an extra's
-        return None
+        distribution = metadata.distribution(package)
+        distributions[header(distribution, "Name")] = distribution
+    return list(distributions.values())
 
 
 def identify_machine(device: torch.device) -> Key:
     """Identify what rounding depends on."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not on Linux
+        processor = platform.processor() or platform.machine()
+    else:
+        model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+        processor = model[1] if model else platform.machine()
     return {
         "device": device.type,
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "dtype": str(torch.get_default_dtype()),
-        "processor": _processor(),
+        "processor": processor,
         "threads": torch.get_num_threads(),
     }
 
 
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # another system than Linux
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1] if found else platform.machine()
-
-
-def digest_of(key: Mapping[str, Any]) -> str:
-    """Return a name for a key; raises `TypeError` for what JSON has no word for."""
+def key_digest(key: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a key. Raises `TypeError` if it is not JSON data."""
     return _digest(json.dumps(key, sort_keys=True).encode())
-
-
-def alike(one: Key, other: Key) -> bool:
-    """Tell whether JSON has the same words for both."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _digest(content: bytes | Path) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as stream:  # copied whatever its size, so never held in memory
+    with content.open("rb") as stream:  # of any size, so never held in memory
         return hashlib.file_digest(stream, "sha256").hexdigest()

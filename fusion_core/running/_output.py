@@ -1,4 +1,4 @@
-"""The model directory of a run: opened, described before any work is done, written, committed."""
+"""The model directory of a run: claim it, describe the run, write it and commit it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from fusion_core.planning.numbers import unfinished
 from fusion_core.planning.planned import count_tensors
 from fusion_core.recipe.paths import without_folders
 from fusion_core.recipe.text import RECIPE, dump_yaml
-from fusion_core.running import _provenance as provenance
+from fusion_core.running._provenance import (
+    build_statement,
+    describe_environment,
+    describe_outputs,
+)
 from fusion_core.weights import (
     CheckpointSource,
     Staging,
@@ -31,12 +35,12 @@ from fusion_core.weights import (
 )
 from fusion_core.weights.reading.containment import reading
 from fusion_core.weights.source import origins
-from fusion_core.weights.writing._serialised import serialised
-from fusion_core.weights.writing.outputs import claim, staging_in
+from fusion_core.weights.writing.materialise import serialise
+from fusion_core.weights.writing.outputs import claim, open_staging
 from fusion_core.weights.writing.target import PROVENANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
@@ -47,34 +51,26 @@ _log = logging.getLogger(__name__)
 Assets = Mapping[str, bytes | Path]
 
 
-def _inputs(plan: Plan) -> dict[str, Any]:
-    """Identify what goes into a run: models, and tasks' data that has a name."""
-    tasks = plan.tasks_read
-    data = {} if tasks is None else tasks.inputs()
-    return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
-
-
 @contextmanager
 def claim_output(plan: Plan) -> Iterator[Plan]:
-    """Keep other runs from a run's output; yields the plan with that path.
+    """Keep other runs from writing a run's output, and yield the plan with its final path.
 
-    Where none was named, it is the first number that no other run has taken.
+    If the recipe names no path, the output is the first numbered path that no other run holds.
     """
+    if plan.path is None or helps():
+        yield plan
+        return
     with ExitStack() as stack:
-        if plan.path is None or helps():
-            yield plan
-        elif plan.resolved.recipe.output.path is not None:
+        if plan.resolved.recipe.output.path is not None:
             stack.enter_context(claim(plan.path, overwrite=plan.options.overwrite))
             yield plan
-        else:
-            path = next(path for path in plan.free_paths() if _try_claim(path, stack))
-            _tell_of_work(plan)
-            yield plan if path == plan.path else replace(plan, path=path)
-
-
-def _tell_of_work(plan: Plan) -> None:
-    if not plan.options.resume and (left := unfinished(plan.recipe)):
-        _log.warning("%s holds work of a run like this: --resume would go on with it", left[0].path)
+            return
+        path = next(path for path in plan.free_paths() if _try_claim(path, stack))
+        if not plan.options.resume and (left := unfinished(plan.recipe)):
+            _log.warning(
+                "%s holds work of an identical run: --resume would continue it", left[0].path
+            )
+        yield plan if path == plan.path else replace(plan, path=path)
 
 
 def _try_claim(path: Path, stack: ExitStack) -> bool:
@@ -86,69 +82,78 @@ def _try_claim(path: Path, stack: ExitStack) -> bool:
 
 
 @contextmanager
-def open_staging(plan: Plan) -> Iterator[Staging | None]:
-    """Open the staging directory of a claimed output; None for a run that writes nothing."""
+def open_run_staging(plan: Plan) -> Iterator[Staging | None]:
+    """Open the staging directory of a run's claimed output, or yield None for a run in memory."""
+    options = plan.options
     if plan.path is None:
-        if plan.options.resume:
+        if options.resume:
             raise RecipeError(
                 "a merge in memory cannot be resumed: it leaves no work behind",
-                hint="Leave --resume out, or name an output.",
+                hint="Leave out --resume, or name an output.",
             )
         yield None
         return
-    described = _describe(plan)
-    if plan.options.resume and described is None:
+    description = describe_run(plan)
+    if options.resume and description is None:
         raise RecipeError(
-            "a run with models in memory cannot be resumed: nothing tells them apart",
-            hint="Leave --resume out, or save the models and name their directories.",
+            "a run with models in memory cannot be resumed: nothing identifies the models",
+            hint="Leave out --resume, or save the models and name their directories.",
         )
-    options = plan.options
     if options.overwrite:
-        _check_spares(plan.path, plan.pool.by_name.values())
-    with staging_in(
-        plan.path, overwrite=options.overwrite, plan=described, resume=options.resume
+        _check_inputs_survive(plan)
+    key = None
+    if description is not None:
+        key = json.dumps(description, sort_keys=True, separators=(",", ":")).encode()
+    with open_staging(
+        plan.path, overwrite=options.overwrite, plan=key, resume=options.resume
     ) as staging:
         yield staging
 
 
-def _check_spares(output: Path, sources: Iterable[WeightSource]) -> None:
-    """Raise `OutputError` if replacing a directory would remove what is merged."""
-    found = (origin for source in sources for origin in origins(source))
-    for path in (path for origin in found for path in origin.stamps):
-        if _lies_in(path.parent, output):
-            raise OutputError(
-                f"output {output} holds {path.parent}, which is merged and would be removed",
-                hint="Write elsewhere with -o.",
-            )
-
-
-def _lies_in(path: Path, directory: Path) -> bool:
-    return path.resolve().is_relative_to(directory.resolve())
-
-
-def _describe(plan: Plan) -> bytes | None:
-    """Return it as text, the same for the same run."""
-    parts = describe_run(plan)
-    if parts is None:
-        return None
-    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+def _check_inputs_survive(plan: Plan) -> None:
+    """Raise `OutputError` if the output to be replaced contains files that are merged."""
+    assert plan.path is not None  # noqa: S101 - a run in memory replaces nothing
+    output = plan.path.resolve()
+    for source in plan.pool.by_name.values():
+        for origin in origins(source):
+            for path in origin.stamps:
+                if path.parent.resolve().is_relative_to(output):
+                    raise OutputError(
+                        f"output {plan.path} contains the input {path.parent}, which --overwrite "
+                        "would delete",
+                        hint="Write elsewhere with -o.",
+                    )
 
 
 def describe_run(plan: Plan) -> dict[str, Any] | None:
-    """Say in full what a run does, before it does it, as JSON's data: what `--resume` goes by.
+    """Describe in full what a run does, before it does it, as JSON data. `--resume` compares it.
 
-    The resolved recipe, and of `provenance.json` the inputs, versions, machine and device. None if
-    that cannot be told from files: some models are in memory.
+    The description holds the resolved recipe, and the inputs, versions, machine and device as in
+    `provenance.json`. It is None if models in memory take part, which no file identifies.
     """
     if any(map(held_in_memory, plan.pool.by_name.values())):
         return None
-    return {"recipe": plan.recipe, **_inputs(plan), **_environment(plan)}
+    return {"recipe": plan.recipe, **_describe_inputs(plan), **_describe_environment(plan)}
 
 
-def assets_of(plan: Plan, pool: ModelPool[Any]) -> Assets:
-    """Return a pool's side files before any work is done; raises `CheckpointError` for bad ones."""
-    given = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
-    assets = plan.outline_of(pool).files(given)
+def _describe_inputs(plan: Plan) -> dict[str, Any]:
+    """Identify a run's models, and the data of its tasks where that has a name."""
+    tasks = plan.tasks_read
+    data = {} if tasks is None else tasks.inputs()
+    return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
+
+
+def _describe_environment(plan: Plan) -> dict[str, Any]:
+    return describe_environment(plan.distributions, plan.plugins.plugins, plan.device)
+
+
+def read_assets(plan: Plan, pool: ModelPool[Any]) -> Assets:
+    """Return a pool's side files, which must all be readable before any work is done.
+
+    Raises `CheckpointError` for one that is not.
+    """
+    pool_assets = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
+    assets = plan.outline_of(pool).files(pool_assets)
     for content in assets.values():
         if isinstance(content, Path):
             with reading(content):
@@ -156,7 +161,7 @@ def assets_of(plan: Plan, pool: ModelPool[Any]) -> Assets:
     return assets
 
 
-def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
+def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
     plan: Plan,
     staging: Staging,
     pool: ModelPool[Any],
@@ -165,63 +170,54 @@ def write(  # noqa: PLR0913, PLR0917 - what is written, where, and since when
     context: RunContext,
     started: float,
 ) -> list[str]:
-    """Write the model directory: all of it, or nothing; `pool` is the aligned one.
+    """Write and commit the model directory of an aligned pool: all of it, or nothing.
 
-    Returns warnings of what came out.
+    Returns warnings about the result.
     """
-    output = plan.resolved.recipe.output
     materialise(
         weights,
         staging,
-        shard_size=output.shard_size,
+        shard_size=plan.resolved.recipe.output.shard_size,
         executor=context.executor,
         progress=plan.options.progress,
     )
     written = CheckpointSource(staging.directory)
-    warnings = [*context.warnings, *near_models(plan, pool, written)]
+    warnings = [*context.warnings, *find_near_models(plan, pool, written)]
     for name, content in {**assets, **context.side_files}.items():
         if isinstance(content, WeightSource):
-            staging.add(name, serialised(content, context.executor))
+            staging.add(name, serialise(content, context.executor))
         else:
             staging.add(name, content)
     staging.add(RECIPE, dump_yaml(plan.recipe_in(plan.path)).encode())
-    seconds = round(time.perf_counter() - started, 3)
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    timings = {"finished": finished, "seconds": seconds, "peak_memory": peak_memory()}
-    parts = {
-        **_described(plan, pool, weights),
-        "warnings": [*plan.warnings, *warnings],
-        "outputs": provenance.outputs(staging),
+    timings = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_memory": peak_memory(),
     }
-    statement = json.dumps(provenance.statement(parts, timings), indent=2)
+    parts = {
+        **_describe_environment(plan),
+        **cast("dict[str, Any]", without_folders(_describe_inputs(plan))),
+        "stages": [stage.as_provenance() for stage in plan.stages],
+        "tensors": count_tensors(pool, weights, skipped=plan.skipped),
+        "matrices": [asdict(holding) for holding in plan.holdings],
+        "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
+        "trusted": sorted(plan.needs_trust),
+        "warnings": [*plan.warnings, *warnings],
+        "outputs": describe_outputs(staging),
+    }
+    statement = json.dumps(build_statement(parts, timings), indent=2)
     staging.add(PROVENANCE, statement.encode() + b"\n")
     pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)
     return warnings
 
 
-def near_models(plan: Plan, pool: ModelPool[Any], merged: WeightSource) -> list[str]:
-    """Return a warning for each model of an aligned pool that a merge can hardly be told from.
+def find_near_models(plan: Plan, pool: ModelPool[Any], merged: WeightSource) -> list[str]:
+    """Return a warning for each model of an aligned pool that is nearly the merge.
 
-    Merges of nested recipes are not compared: they would be computed again.
+    Models that are nested recipes are skipped, because they would be merged again.
     """
     if "base" in plan.nested:
         return []
     experts = {name: expert for name, expert in pool.experts.items() if name not in plan.nested}
     return nearness(merged, pool.base, experts)
-
-
-def _described(plan: Plan, pool: ModelPool[Any], weights: WeightSource) -> dict[str, Any]:
-    return {
-        **_environment(plan),
-        **cast("dict[str, Any]", without_folders(_inputs(plan))),
-        "stages": [stage.as_provenance() for stage in plan.stages],
-        "tensors": count_tensors(pool, weights, skipped=plan.skipped),
-        "matrices": [asdict(holding) for holding in plan.holdings],
-        "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
-        "trusted": sorted(plan.needs_trust),
-    }
-
-
-def _environment(plan: Plan) -> dict[str, Any]:
-    return provenance.environment(plan.distributions, plan.plugins.plugins, plan.device)

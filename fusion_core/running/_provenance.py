@@ -1,7 +1,7 @@
-"""What went in, what came out, with which versions: the data of `provenance.json`.
+"""The content of `provenance.json`: inputs, outputs and versions.
 
-Two runs of one recipe on one machine give the same file but for `timings`. Nothing here depends on
-where the output lies.
+Two runs of one recipe on one machine write the same file except for `timings`. It does not depend
+on the path of the output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from fusion_core.machine.installed import CORE, libraries_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from fusion_core.plugins.distributions import Plugin
     from fusion_core.weights import Staging
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def environment(plugins: set[str], found: list[Plugin], device: torch.device) -> dict[str, Any]:
-    """Name the versions that a result depends on; `plugins` are those that the run used.
+def describe_environment(
+    used: Collection[str], plugins: Iterable[Plugin], device: torch.device
+) -> dict[str, Any]:
+    """Return the versions that a result depends on.
 
-    The libraries that these plugins require count with them.
+    `used` names the plugins of the run. The libraries that they require are listed with them.
     """
-    libraries = {library for name in plugins for library in libraries_of(name)} - {CORE, *plugins}
+    libraries = {library for name in used for library in libraries_of(name)} - {CORE, *used}
+    versions = {plugin.distribution: plugin.version for plugin in plugins}
     return {
         "versions": {
             "fusion-core": version("fusion-core"),
@@ -37,7 +40,7 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
             "torch": torch.__version__,
         },
         "plugins": {
-            **{each.distribution: each.version for each in found if each.distribution in plugins},
+            **{name: versions[name] for name in versions if name in used},
             **{library: version(library) for library in sorted(libraries)},
         },
         "machine": platform.machine(),
@@ -46,24 +49,21 @@ def environment(plugins: set[str], found: list[Plugin], device: torch.device) ->
     }
 
 
-def outputs(staging: Staging) -> dict[str, Any]:
-    """Identify every file of a finished directory, and the tensors by a digest of their own.
+def describe_outputs(staging: Staging) -> dict[str, Any]:
+    """Return the size and hash of every file of a finished directory, and a digest of all tensors.
 
-    Of a shard, the hash is its header's: what follows is the tensors, which `tensors_blake3` covers
-    (`weights/writing/digest.py`). That one does not depend on the shard size.
+    The hash of a shard covers its header only. `tensors_blake3` covers the tensors and does not
+    depend on the shard size (`weights/writing/digest.py`).
     """
-    shards = {
-        shard.file: {"bytes": shard.size, "header_sha256": hashlib.sha256(shard.header).hexdigest()}
-        for shard in staging.shards.layout.shards
-    }
-    beside = {
-        name: {"bytes": size, "sha256": digest}
-        for name, (size, digest) in staging.side_files.items()
-    }
-    files = dict(sorted({**shards, **beside}.items()))
-    return {"files": files, "tensors_blake3": staging.tensors_digest}
+    files: dict[str, dict[str, Any]] = {}
+    for shard in staging.shards.layout.shards:
+        digest = hashlib.sha256(shard.header).hexdigest()
+        files[shard.file] = {"bytes": shard.size, "header_sha256": digest}
+    for name, (size, digest) in staging.side_files.items():
+        files[name] = {"bytes": size, "sha256": digest}
+    return {"files": dict(sorted(files.items())), "tensors_blake3": staging.tensors_digest}
 
 
-def statement(parts: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Assemble the content of `provenance.json`; only `timings` differs between equal runs."""
+def build_statement(parts: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `provenance.json`. Equal runs differ only in `timings`."""
     return {"schema": SCHEMA, **parts, "timings": timings}

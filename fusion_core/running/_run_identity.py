@@ -1,4 +1,4 @@
-"""What the figures of a run depend on: its recipe, models, tasks and code, nested recipes too."""
+"""The identity of a whole run: its recipe, models, tasks and code, including nested recipes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class RunIdentities:
-    """Tells runs apart by all that their figures depend on.
+    """Identifies runs by everything that their scores depend on.
 
-    What `fuse run` goes by when it shows figures of the base and the experts again goes for a whole
-    run here. Pools are asked once each, for runs that share them.
+    The rules are those by which `fuse run` reuses the scores of base and experts. Each pool is
+    identified once, however many runs share it.
     """
 
     def __init__(self) -> None:
@@ -30,65 +30,65 @@ class RunIdentities:
         self._tasks: WeakKeyDictionary[TaskPool[Any], identity.Key | None] = WeakKeyDictionary()
 
     def of(self, plan: Plan, *kinds: type) -> dict[str, Any] | None:
-        """Identify a planned run as JSON's data; None if something of it cannot be told.
+        """Return the identity of a planned run as JSON data, or None if a part has none.
 
-        `kinds` are classes whose code counts beside the run's own. The machine is part of it, as
-        `machine` and `threads`.
+        `kinds` are further classes whose code counts. The keys `machine` and `threads` describe the
+        machine.
         """
-        described = describe_run(plan)
+        description = describe_run(plan)
         parts = {
             "models": self._identify_models(plan),
             "data": self._identify_tasks(plan),
             "code": identity.identify_code(*kinds, *_kinds_in(plan)),
-            **{f"nested {name}": self.of(_merged(inner)) for name, inner in plan.nested.items()},
         }
-        return None if described is None or None in parts.values() else {**described, **parts}
+        for name, nested in plan.nested.items():
+            merge_only = replace(nested, options=replace(nested.options, evaluate=False))
+            parts[f"nested {name}"] = self.of(merge_only)
+        return None if description is None or None in parts.values() else {**description, **parts}
 
     def _identify_models(self, plan: Plan) -> identity.Key | None:
-        """Identify a pool's models, and what lies beside them; recipes among them say it all."""
+        """Identify a pool's models and side files, except for models that are nested recipes."""
         pool = plan.pool
         if pool not in self._models:
-            models = {name: each for name, each in pool.by_name.items() if name not in plan.nested}
-            weights = {name: identity.identify_weights(each) for name, each in models.items()}
-            beside = {name: identity.digests_of(each) for name, each in pool.beside().items()}
-            known = {
+            weights = {
+                name: identity.identify_weights(source)
+                for name, source in pool.by_name.items()
+                if name not in plan.nested
+            }
+            side_files = {name: identity.file_digests(f) for name, f in pool.beside().items()}
+            parts = {
                 "weights": None if None in weights.values() else weights,
-                "assets": identity.digests_of(pool.assets()),
-                "beside": beside,
+                "assets": identity.file_digests(pool.assets()),
+                "beside": side_files,
                 "options": pool.identity(),
             }
-            self._models[pool] = None if None in known.values() else known
+            self._models[pool] = None if None in parts.values() else parts
         return self._models[pool]
 
     def _identify_tasks(self, plan: Plan) -> identity.Key | None:
-        """Identify what is adapted or measured on; nothing where no task is looked at."""
+        """Identify the tasks that the run adapts to or measures."""
         tasks = plan.tasks_read
         if tasks is None:
             return {}
         if tasks not in self._tasks:
-            known = {name: identity.identify_task(tasks, name) for name in tasks.names}
-            self._tasks[tasks] = None if None in known.values() else known
+            parts = {name: identity.identify_task(tasks, name) for name in tasks.names}
+            self._tasks[tasks] = None if None in parts.values() else parts
         return self._tasks[tasks]
 
 
-def _merged(plan: Plan) -> Plan:
-    """Return the plan of a recipe that stands for a model: it is merged, and not measured."""
-    return replace(plan, options=replace(plan.options, evaluate=False))
-
-
 def _kinds_in(plan: Plan) -> Iterator[type]:
-    """Yield the classes that a run is made of."""
-    yield from (type(each.stage) for each in plan.stages)
+    """Yield the classes that take part in a run."""
+    yield from (type(planned.stage) for planned in plan.stages)
     yield type(plan.pool)
     for source in plan.pool.by_name.values():
-        yield from _kinds_of(source)
+        yield from _kinds_of_source(source)
     for tasks in (plan.tasks_read, plan.every_task):
         if tasks is not None:
             yield type(tasks)
             yield from (type(tasks[name]) for name in tasks.names)
 
 
-def _kinds_of(source: WeightSource) -> Iterator[type]:
+def _kinds_of_source(source: WeightSource) -> Iterator[type]:
     yield type(source)
-    for inner in source.sources:
-        yield from _kinds_of(inner)
+    for operand in source.sources:
+        yield from _kinds_of_source(operand)

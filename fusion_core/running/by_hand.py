@@ -1,4 +1,4 @@
-"""A merge by hand: an algorithm called without a run, and the models of a recipe."""
+"""Merges without a run: one algorithm applied to models, and the models of a recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusion_core.planning.trust import check_trusted, needs_of
 from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.recipe.config import AlignmentPolicy, choice_of
 from fusion_core.recipe.validation import validated
-from fusion_core.running._context import prepare, round_for, run_nested
+from fusion_core.running._context import cast_for_output, prepare, run_nested
 from fusion_core.weights import SerialExecutor
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ def merge(
     models: ModelPool[Any] | Mapping[str, Any],
     options: RunOptions | None = None,
 ) -> WeightSource:
-    """Return the lazy merge that `run_fusion` would write; nothing is written.
+    """Return the lazy merge that `run_fusion` would write, without writing anything.
 
-    `algorithm` and `models` are what that takes: for a pipeline, a list of stages. Raises as that
-    does. What the algorithm saves beside a model is dropped.
+    `algorithm` and `models` are as in `run_fusion`; a list of algorithms is a pipeline of stages.
+    Raises the same errors. Side files that the algorithm saves are dropped.
     """
     options = replace(options or RunOptions(), evaluate=False)
     planned = plan({"algorithm": algorithm, "model_pool": models}, options)
     planned.check_trust()
     pool, context = prepare(planned, RunInfo(planned.recipe, None), SerialExecutor(), None)
-    merged = round_for(planned, apply_stages(planned.stages, pool, context), pool)
+    merged = cast_for_output(planned, apply_stages(planned.stages, pool, context), pool)
     for warning in context.warnings:
         _LOG.warning("%s", warning)
     return merged
@@ -53,10 +53,10 @@ def models_of(
     *,
     trust: frozenset[str] | None = None,
 ) -> ModelPool[Any]:
-    """Return the models that a recipe, or a plan, merges, aligned; recipes among them are merged.
+    """Return the aligned models that a recipe or a plan merges, with nested recipes merged.
 
     `trust` is that of `RunOptions`, by default the plan's or the environment's. Raises a
-    `FusionError` for models that are not here, do not fit, or need trust that is not given.
+    `FusionError` for models that are missing, do not fit, or need trust that is not given.
     """
     options = recipe.options if isinstance(recipe, Plan) else RunOptions(evaluate=False)
     options = options if trust is None else replace(options, trust=trust)

@@ -1,7 +1,7 @@
-"""Measure a model on tasks, beside the base and the experts that it was made from.
+"""Measure a model on tasks, together with the base and the experts that it was merged from.
 
-Serves `fuse run`, which evaluates what it has just committed, and `fuse evaluate`, which measures
-any directory that some model pool can build.
+`fuse run` evaluates what it has committed. `fuse evaluate` measures any directory that a model pool
+can build.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fusion_core.planning.trust import check_known, check_trusted, needs_of, tru
 from fusion_core.progress import Progress
 from fusion_core.recipe.config import Choice, choice_of, choices_of
 from fusion_core.recipe.text import RECIPE, load_recipe
-from fusion_core.running._rows import Rows
-from fusion_core.running.for_task import TaskOwn, own_recorded
+from fusion_core.running._evaluator import Evaluator
+from fusion_core.running.for_task import TaskOverrides, read_recorded_overrides
 from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.merging.shortage import explained
 from fusion_core.weights.writing.disk import write_durably
@@ -44,7 +44,7 @@ _CHECKPOINTS = "checkpoints"
 
 @explained()
 @forbid_exit()
-def evaluate(  # noqa: PLR0913 - what is measured, on what, where
+def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
     pool: ModelPool[Any],
     tasks: TaskPool[Any],
     weights: WeightSource,
@@ -53,24 +53,24 @@ def evaluate(  # noqa: PLR0913 - what is measured, on what, where
     progress: Progress | None = None,
     transductive: bool | None = None,
     fresh: bool = False,
-    own: TaskOwn | None = None,
+    overrides: TaskOverrides | None = None,
 ) -> Report:
-    """Measure weights on every task, beside the pool's base and each task's own expert.
+    """Measure weights on every task, and the pool's base and each task's own expert.
 
-    With `own`, tasks that have something of their own are measured with it. What an earlier run
-    measured of base and experts is remembered, unless it is to be `fresh`.
+    Tasks with `overrides` are measured with them. Scores of base and experts come from the cache
+    unless `fresh` is set.
     """
-    rows = Rows(pool, tasks, device, progress or Progress(), fresh)
+    evaluator = Evaluator(pool, tasks, device, progress or Progress(), fresh)
     return Report(
-        rows.of_merge(weights, own),
-        rows.of_base(),
-        rows.of_experts(),
+        evaluator.measure_merge(weights, overrides),
+        evaluator.measure_base(),
+        evaluator.measure_experts(),
         transductive,
         tasks.measured_on,
         tasks.published,
         _metrics(tasks),
-        rows.remembered,
-        needs_task=own is not None,
+        evaluator.remembered,
+        needs_task=overrides is not None,
         conditions={task.name: dict(task.conditions) for task in tasks if task.conditions},
     )
 
@@ -85,19 +85,17 @@ def evaluate_experts(
     device: torch.device,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure each task's own expert on some tasks, beside the base, before anything is merged.
+    """Measure the base and each task's own expert on some tasks, before anything is merged.
 
-    Later runs of the same pools remember these figures, and this remembers theirs.
+    The scores are cached for later runs of the same pools, and taken from the cache.
     """
-    rows = Rows(pool, tasks, device, progress or Progress(), names=tuple(names))
-    experts = rows.of_experts()
-    return Report(
-        experts, rows.of_base(), experts, metrics=_metrics(tasks), measured_on=tasks.measured_on
-    )
+    evaluator = Evaluator(pool, tasks, device, progress or Progress(), names=tuple(names))
+    experts, base = evaluator.measure_experts(), evaluator.measure_base()
+    return Report(experts, base, experts, metrics=_metrics(tasks), measured_on=tasks.measured_on)
 
 
 @forbid_exit()
-def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
+def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to measure
     directory: Path,
     plugins: PluginManager,
     *,
@@ -108,11 +106,13 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     fresh: bool = False,
     trust: frozenset[str] | None = None,
 ) -> Report:
-    """Measure a model directory; what is not said is taken from the recipe beside the weights.
+    """Measure a model directory. The recipe in the directory fills in the pools that are not given.
 
-    Without a recipe, the model pool is the one that goes with the task pool. Adds `report.json` to
-    the directory if it is measured on what its own recipe names. `trust` is that of `RunOptions`,
-    by default the environment's; raises `RecipeError` for what needs trust that is not given.
+    Without a recipe, the model pool is the one whose default task pool is given. Writes
+    `report.json` into the directory if the model is measured on the pools of its own recipe.
+
+    `trust` is that of `RunOptions`, by default the environment's. Raises `RecipeError` for
+    components that need trust that is not given.
     """
     trust = trust_in_environment() if trust is None else trust
     check_known(trust, plugins)
@@ -122,26 +122,26 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
     tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
     pool_choice = choice_of(model_pool if model_pool is not None else recipe.get("model_pool"))
     if _builds_nothing(pool_choice, plugins):
-        named = tasks_choice if model_pool is None else Choice()
-        pool_choice = _pool_for(named, plugins, directory)
-    resolved = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
-    tasks_choice = task_pool_of(tasks_choice, resolved)
+        tasks_name = tasks_choice.name if model_pool is None else None
+        pool_choice = _find_pool(tasks_name, plugins, directory)
+    resolved_pool = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
+    tasks_choice = task_pool_of(tasks_choice, resolved_pool)
     if tasks_choice.name is None:
         raise RecipeError(
             "no tasks to evaluate on",
             hint="Name a task pool with --task-pool; see: fuse list tasks",
         )
-    chosen_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
-    stages = _recorded(recipe, plugins)
+    resolved_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
+    stages = _recorded_stages(recipe, plugins)
     if not stages and as_recorded:
-        _check_unadapted(directory)
+        _check_not_adapted(directory)
     adapted = any(sees_tasks(stage.component.spec) for stage in stages)
-    check_trusted(needs_of([resolved, chosen_tasks, *stages]), trust)
+    check_trusted(needs_of([resolved_pool, resolved_tasks, *stages]), trust)
     with hub.session(progress):
-        pool = resolved.create()
-        tasks = chosen_tasks.create().bind(pool)
+        pool = resolved_pool.create()
+        tasks = resolved_tasks.create().bind(pool)
         check_tasks(tasks)
-        check_data(tasks, chosen_tasks.component.plugin.distribution)
+        check_data(tasks, resolved_tasks.component.plugin.distribution)
         for stage in stages:
             tasks = stage.create().tasks(tasks)
         report = evaluate(
@@ -152,7 +152,7 @@ def evaluate_directory(  # noqa: PLR0913 - what is measured, on what, where
             progress=progress,
             transductive=tasks.transductive if adapted else None,
             fresh=fresh,
-            own=own_recorded(directory, plugins, trust=trust),
+            overrides=read_recorded_overrides(directory, plugins, trust=trust),
         )
     if as_recorded:
         write_report(report, directory)
@@ -168,9 +168,10 @@ def _metrics(tasks: TaskPool[Any]) -> dict[str, dict[str, Metric]]:
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Add `report.json` and, where tasks keep some, `outcomes.json` to a model directory.
+    """Write `report.json` and, if tasks have outcomes, `outcomes.json` into a model directory.
 
-    Each is there in one step; the report comes last, so that no other one's outcomes lie beside it.
+    Each file is written in one step. The report comes last, so that it never lies next to the
+    outcomes of another report.
     """
     outcomes = report.outcomes_as_json()
     (directory / OUTCOMES).unlink(missing_ok=True)
@@ -182,46 +183,48 @@ def write_report(report: Report, directory: Path) -> None:
 
 
 def _builds_nothing(pool: Choice, plugins: PluginManager) -> bool:
-    """Tell whether a pool knows no class of models: none, or that of any checkpoints."""
+    """Tell whether there is no model pool, or only that of checkpoints, which has no class."""
     return pool.name is None or plugins.find(ModelPoolSpec, pool.name).spec.name == _CHECKPOINTS
 
 
-def _pool_for(tasks: Choice, plugins: PluginManager, directory: Path) -> Choice:
-    """Return the model pool whose default task pool this is."""
-    known = plugins.find(TaskPoolSpec, tasks.name).spec.name if tasks.name else None
+def _find_pool(tasks: str | None, plugins: PluginManager, directory: Path) -> Choice:
+    """Return the model pool whose default task pool has this name."""
+    name = plugins.find(TaskPoolSpec, tasks).spec.name if tasks else None
     for component in plugins.components(ModelPoolSpec):
-        if known is not None and component.spec.default_task_pool == known:
+        if name is not None and component.spec.default_task_pool == name:
             return Choice(name=component.qualified_name)
     raise RecipeError(
-        f"how to build the model in {directory} is not recorded: it may be of any class",
+        f"unknown model class in {directory}: no recipe there says how to build it",
         hint=how_to_measure(directory),
     )
 
 
-def _check_unadapted(directory: Path) -> None:
-    """Raise `PluginError` unless the model is known to have adapted on nothing.
+def _check_not_adapted(directory: Path) -> None:
+    """Raise `PluginError` if the model may have adapted to tasks.
 
-    What it has adapted on would be missing from a report made anew.
+    A new report could not say to which.
     """
     path = directory / REPORT
     if not path.is_file():
         return
     try:
         adapted = Report.from_json(json.loads(path.read_bytes())).transductive is not None
-    except (OSError, ValueError, RecursionError):  # who knows
+    except (OSError, ValueError, RecursionError):  # an unreadable report: assume the worst
         adapted = True
     if adapted:
         raise PluginError(
-            f"the algorithm that made {directory} is not here, and its model has adapted on tasks "
-            "for all that is known",
-            hint="Install its plugin, or name --task-pool: figures are then shown, not recorded.",
+            f"the algorithm that made {directory} is not installed, and its model may have "
+            "adapted to the tasks",
+            hint="Install its plugin, or name --task-pool to show scores without recording them.",
         )
 
 
-def _recorded(recipe: Mapping[str, Any], plugins: PluginManager) -> list[Resolved[AlgorithmSpec]]:
-    """Return the stages that a recipe names, none if one is not here: it may have seen tasks.
+def _recorded_stages(
+    recipe: Mapping[str, Any], plugins: PluginManager
+) -> list[Resolved[AlgorithmSpec]]:
+    """Return the stages of a recipe, or none if one of them is not installed.
 
-    Raises `RecipeError` for options that one does not have: they may say what it has seen.
+    Raises `RecipeError` for unknown options, because options determine what a stage sees.
     """
     choices = [choice for choice in choices_of(recipe.get("algorithm")) if choice.name is not None]
     try:

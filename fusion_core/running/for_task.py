@@ -1,4 +1,4 @@
-"""What a merge is for one task, where a directory has something beside the model for each."""
+"""Task overrides: the weights or adapters with which a merged model serves a single task."""
 
 from __future__ import annotations
 
@@ -39,35 +39,32 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
 
-    #: side files by name: tensors, or what JSON holds
-    Found = Mapping[str, Any]
 
+class TaskOverrides(ABC):
+    """What single tasks use instead of the merge: other weights, or a changed live model."""
 
-class TaskOwn(ABC):
-    """What each task has for itself, beside a merge: other weights, or a change of a live model."""
-
-    #: whether it is all in `weights_of`
+    #: whether `weights_of` covers all of it
     is_weights = True
 
     @property
     @abstractmethod
     def tasks(self) -> Sequence[str]:
-        """The tasks that have something."""
+        """The tasks that have overrides."""
 
     def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
-        """Return the lazy weights that a merge has for one of these tasks."""
+        """Return the lazy weights of one of these tasks."""
         del task
         return merged
 
     def subject(self, task: str, subject: Subject) -> Subject:
-        """Return what is measured on a task, of what has its weights."""
+        """Return the model to measure on a task, given one with the task's weights."""
         del task
         return subject
 
 
 @dataclass(frozen=True)
-class TaskMasks(TaskOwn):
-    """Masks, a scale an expert, and the models merged."""
+class TaskMasks(TaskOverrides):
+    """Masks, one scale per expert, and the models that were merged."""
 
     packed: WeightSource
     scales: Mapping[str, float]
@@ -82,13 +79,13 @@ class TaskMasks(TaskOwn):
         """Return base + scale * mask * (merge - base), in fp32."""
         number = self.tasks.index(task)
         scale = list(self.scales.values())[number]
-        assert self.pool.base is not None  # noqa: S101 - the masks are of differences from it
+        assert self.pool.base is not None  # noqa: S101 - masks apply to differences from the base
         return task_weights(merged, self.pool.base, self.packed, number, scale)
 
 
 @dataclass(frozen=True)
-class TaskTensors(TaskOwn):
-    """Tensors in the places of some of the merge's."""
+class TaskTensors(TaskOverrides):
+    """Tensors that replace some of the merge's."""
 
     stored: WeightSource
 
@@ -98,13 +95,13 @@ class TaskTensors(TaskOwn):
         return tasks_in(self.stored)
 
     def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
-        """Return the merge with the task's tensors, in the dtypes in which they are stored."""
+        """Return the merge with the task's tensors, in their stored dtypes."""
         return AlignedSource(tensors_of(self.stored, task), merged)
 
 
 @dataclass(frozen=True)
-class TaskAdapters(TaskOwn):
-    """Adapters of features, and by task the module whose output these are."""
+class TaskAdapters(TaskOverrides):
+    """Feature adapters, and the module whose output each task's adapter changes."""
 
     stored: WeightSource
     modules: Mapping[str, str]
@@ -116,42 +113,58 @@ class TaskAdapters(TaskOwn):
         return list(self.modules)
 
     def subject(self, task: str, subject: Subject) -> Subject:
-        """Return the live model with its features going through the task's adapter."""
-        own = tensors_of(self.stored, task)
+        """Return the live model with the task's adapter applied to its features."""
+        tensors = tensors_of(self.stored, task)
 
         def build() -> nn.Module:
             model = subject.build()
-            put_adapter(model, self.modules[task], own.tensor("down"), own.tensor("up"))
+            put_adapter(model, self.modules[task], tensors.tensor("down"), tensors.tensor("up"))
             return model
 
         return Subject(build, device=subject.device)
 
 
-def own_beside(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
-    """Return what tasks have of their own in a directory that was made of these models, if any."""
+def read_overrides(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOverrides | None:
+    """Return the task overrides in a directory that was merged from these models, if any."""
     paths = [path for name in TASK_FILES if (path := directory / name).is_file()]
-    found = {
+    contents = {
         path.name: read_config(path) if path.suffix == ".json" else CheckpointSource(path)
         for path in paths
     }
-    return _own(found, models)
+    return _overrides_from(contents, models)
 
 
-def own_recorded(
+def read_recorded_overrides(
     directory: Path, plugins: PluginManager, *, trust: frozenset[str] | None = None
-) -> TaskOwn | None:
-    """Return it of a directory whose recipe says what it was made of; None without any."""
+) -> TaskOverrides | None:
+    """Return the task overrides in a directory, whose recipe names its models."""
     recipe = directory / RECIPE
-    return own_beside(directory, lambda: models_of(load_recipe(recipe), plugins, trust=trust))
+    return read_overrides(directory, lambda: models_of(load_recipe(recipe), plugins, trust=trust))
 
 
-def own_among(
+def overrides_among(
     side_files: Mapping[str, bytes | WeightSource], pool: ModelPool[Any]
-) -> TaskOwn | None:
-    """Return what a run of these models saved for tasks; None if that is nothing."""
-    saved = {name: side_files[name] for name in TASK_FILES if name in side_files}
-    found = {n: json.loads(each) if isinstance(each, bytes) else each for n, each in saved.items()}
-    return _own(found, lambda: pool)
+) -> TaskOverrides | None:
+    """Return the task overrides among the side files of a run in memory, if any."""
+    contents = {
+        name: json.loads(content) if isinstance(content, bytes) else content
+        for name, content in side_files.items()
+        if name in TASK_FILES
+    }
+    return _overrides_from(contents, lambda: pool)
+
+
+def _overrides_from(
+    contents: Mapping[str, Any], models: Callable[[], ModelPool[Any]]
+) -> TaskOverrides | None:
+    """Build overrides from side files: tensors as sources, JSON as data."""
+    if MASKS in contents:
+        return TaskMasks(contents[MASKS], contents[SCALES]["scales"], models())
+    if TENSORS in contents:
+        return TaskTensors(contents[TENSORS])
+    if ADAPTERS in contents:
+        return TaskAdapters(contents[ADAPTERS], contents[ADAPTED]["modules"])
+    return None
 
 
 def load_for_task(
@@ -159,21 +172,22 @@ def load_for_task(
 ) -> WeightSource:
     """Return the lazy weights that a merged model has for one task.
 
-    The directory holds the model and beside it masks and scales (`TaskMasks.weights_of`) or the
-    tasks' own tensors; the base of masks is read where the directory's recipe has it, and merged
-    anew where that is a recipe itself. A model pool's `build` makes a live model of them. Raises
-    `CheckpointError` for a directory that has nothing for single tasks, `RecipeError` for a task
-    that has nothing of its own, and for adapters: no weights hold those.
+    The directory holds the model and either masks and scales (`TaskMasks.weights_of`) or the tasks'
+    own tensors. The base of masks is read from the path in the directory's recipe, or merged again
+    if the base is itself a recipe. A model pool's `build` turns the weights into a live model.
+
+    Raises `CheckpointError` for a directory without anything for single tasks, `RecipeError` for a
+    task without anything of its own, and `RecipeError` for adapters, which weights cannot express.
     """
     directory = Path(directory)
-    own = _own_of(directory, task, plugins or load_plugins())
-    if not own.is_weights:
+    overrides = _overrides_for(directory, task, plugins or load_plugins())
+    if not overrides.is_weights:
         raise RecipeError(
-            f"{directory} has an adapter for task {task!r}: it works on a live model's features, "
-            "and the weights alone are another model",
+            f"{directory} has an adapter for task {task!r}: it changes a live model's features, "
+            "which weights alone cannot express",
             hint="Build the live model: fusion_core.build_for_task(directory, task).",
         )
-    return own.weights_of(task, CheckpointSource(directory))
+    return overrides.weights_of(task, CheckpointSource(directory))
 
 
 def build_for_task(
@@ -186,37 +200,26 @@ def build_for_task(
 ) -> nn.Module:
     """Return the live model that a merge is for one task, in fp32 and in evaluation mode.
 
-    `pool` builds it; by default the one of the directory's recipe. Raises what `load_for_task`
-    raises, but takes adapters as well.
+    `pool` builds the model. By default it is the pool in the directory's recipe. Raises the errors
+    of `load_for_task`, but accepts adapters.
     """
     directory, plugins = Path(directory), plugins or load_plugins()
-    own = _own_of(directory, task, plugins)
-    weights = own.weights_of(task, CheckpointSource(directory))
+    overrides = _overrides_for(directory, task, plugins)
+    weights = overrides.weights_of(task, CheckpointSource(directory))
     models = pool or models_of(load_recipe(directory / RECIPE), plugins)
-    return own.subject(task, Subject(lambda: models.build(weights, device=device))).model
+    return overrides.subject(task, Subject(lambda: models.build(weights, device=device))).model
 
 
-def _own_of(directory: Path, task: str, plugins: PluginManager) -> TaskOwn:
-    own = own_recorded(directory, plugins)
-    if own is None:
+def _overrides_for(directory: Path, task: str, plugins: PluginManager) -> TaskOverrides:
+    overrides = read_recorded_overrides(directory, plugins)
+    if overrides is None:
         raise CheckpointError(
-            f"{directory} has nothing beside its model for single tasks: its model is the same for "
-            "every task",
-            hint="Load it as any model.",
+            f"{directory} has no files for single tasks: its model is the same for every task",
+            hint="Load it like any other model.",
         )
-    if task not in own.tasks:
+    if task not in overrides.tasks:
         raise RecipeError(
             f"{directory} has nothing of its own for task {task!r}",
-            hint=f"It has that for: {', '.join(own.tasks)}.",
+            hint=f"Expected one of: {', '.join(overrides.tasks)}.",
         )
-    return own
-
-
-def _own(found: Found, models: Callable[[], ModelPool[Any]]) -> TaskOwn | None:
-    if MASKS in found:
-        return TaskMasks(found[MASKS], found[SCALES]["scales"], models())
-    if TENSORS in found:
-        return TaskTensors(found[TENSORS])
-    if ADAPTERS in found:
-        return TaskAdapters(found[ADAPTERS], found[ADAPTED]["modules"])
-    return None
+    return overrides

@@ -1,6 +1,6 @@
-"""The pipeline: recipe -> pools and algorithm -> lazy merge -> model directory -> report.
+"""Carry a run out: recipe -> pools and algorithm -> lazy merge -> model directory -> report.
 
-`run_fusion` is what the command line calls, and what Python programs call: there is no other way.
+The command line and Python programs both call `run_fusion`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,17 @@ from fusion_core.planning.plan import plan
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.text import load_recipe
 from fusion_core.report.below_base import below_base_warnings
-from fusion_core.running._context import notify, prepare, round_for
+from fusion_core.running._context import cast_for_output, notify, prepare
 from fusion_core.running._output import (
-    assets_of,
     claim_output,
-    near_models,
-    open_staging,
-    write,
+    find_near_models,
+    open_run_staging,
+    read_assets,
+    write_model,
 )
 from fusion_core.running.evaluation import evaluate, write_report
-from fusion_core.running.for_task import own_among, own_beside
-from fusion_core.weights import (
-    CheckpointSource,
-    StateDictSource,
-    WeightSource,
-)
+from fusion_core.running.for_task import overrides_among, read_overrides
+from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource
 from fusion_core.weights.merging.execution import state_dict_of
 from fusion_core.weights.merging.shortage import explained
 
@@ -64,15 +60,15 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
 ) -> RunResult:
     """Fuse models, write the result, and evaluate it.
 
-    `recipe` is a mapping or a file; the other arguments override its sections. `algorithm`,
-    `model_pool` and `task_pool` are names, mappings of a name and options, or objects; a model pool
-    may also be `{"base": ..., "models": {...}}` of live modules, state dicts or paths.
+    `recipe` is a mapping or a file, and the other arguments override its sections. `algorithm`,
+    `model_pool` and `task_pool` are names, mappings of a name and options, or objects. A model pool
+    may also be `{"base": ..., "models": {...}}` with live modules, state dicts or paths.
 
-    `output` is a path, or the section's mapping. None keeps the merge in memory, which takes the
-    model's size, and writes nothing. Left out, it is what the recipe says, or else
-    `outputs/<pool>-<algorithm>-<n>`; a pool of live models then writes nothing.
+    `output` is a path or a mapping for the recipe's section. None keeps the merge in memory, which
+    takes the model's size, and writes nothing. By default the recipe's output applies, or else
+    `outputs/<pool>-<algorithm>-<n>`. A pool of live models writes nothing by default.
 
-    Raises a `FusionError` for everything that its caller can mend; nothing is left half-written.
+    Raises a `FusionError` for everything that the caller can fix. Nothing is left half-written.
     """
     sections = {"algorithm": algorithm, "model_pool": model_pool, "task_pool": task_pool}
     raw = dict(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe or {})
@@ -95,21 +91,21 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
 
 @explained()
 def execute(plan: Plan) -> RunResult:
-    """Carry a plan out: claim the output, merge, commit, evaluate; raises as `run_fusion` does.
+    """Carry a plan out: claim the output, merge, commit and evaluate. Raises as `run_fusion`.
 
-    A plan with another `path` (None: nothing is written), `pool` or `tasks` is the same run
-    elsewhere, of models that are open already, or measured otherwise: `dataclasses.replace` makes
-    one. Pools are not changed by a run, so many runs may share them.
+    Change a plan with `dataclasses.replace`: another `path` writes elsewhere (None writes nothing),
+    another `pool` merges models that are already open, other `tasks` measure something else. A run
+    does not change its pools, so several runs may share them.
     """
     plan.check_trust()
     committed: list[Path] = []
     try:
         return _execute(plan, committed)
-    except KeyboardInterrupt as stopped:
-        if committed and not hasattr(stopped, "__notes__"):
+    except KeyboardInterrupt as interrupt:
+        if committed and not hasattr(interrupt, "__notes__"):
             path = committed[0]
             measure = f"; to measure it: fuse evaluate {path}" if plan.tasks is not None else "."
-            stopped.add_note(f"The model is complete in {path}{measure}")
+            interrupt.add_note(f"The model is complete in {path}{measure}")
         raise
 
 
@@ -129,31 +125,41 @@ def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     return result
 
 
+def _download(plan: Plan) -> None:
+    """Download every input, so that a refusal of the hub comes before any work."""
+    with hub.session(plan.options.progress):
+        files = plan.downloads()
+        if files and not helps():
+            _ = plan.aligned  # headers suffice to find models that do not fit
+            hub.check_room(hub.size_of(files))
+            hub.fetch(files)
+
+
 def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
     """Run the pipeline, and write its result or keep it in memory.
 
-    Adds the path of what is written to `committed`.
+    A written path is added to `committed`.
     """
     with (
         hub.session(plan.options.progress),
-        nullcontext() if helps() else open_staging(plan) as staging,
-        forbid_exit(),  # inside the staging directory, which keeps what an interrupt leaves
+        nullcontext() if helps() else open_run_staging(plan) as staging,
+        forbid_exit(),  # inside the staging directory, which keeps the work of an interrupted run
         plan.resolved.executor.create() as executor,
     ):
         state = None if staging is None else staging.state
         pool, context = prepare(plan, info, executor, state)
-        assets = {} if staging is None else assets_of(plan, pool)
+        assets = {} if staging is None else read_assets(plan, pool)
         started = time.perf_counter()
-        weights = round_for(plan, apply_stages(plan.stages, pool, context), pool)
+        weights = cast_for_output(plan, apply_stages(plan.stages, pool, context), pool)
         if helps():
             return RunResult(pool, weights, None, None, context.side_files)
         if staging is None:
             tensors = state_dict_of(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()
-            warnings = [*context.warnings, *near_models(plan, pool, written)]
+            warnings = [*context.warnings, *find_near_models(plan, pool, written)]
         else:
-            warnings = write(plan, staging, pool, assets, weights, context, started)
+            warnings = write_model(plan, staging, pool, assets, weights, context, started)
             committed.append(staging.workplace.output)
     for warning in warnings:
         _LOG.warning("%s", warning)
@@ -162,19 +168,9 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
     return RunResult(pool, written, plan.path, None, context.side_files)
 
 
-def _download(plan: Plan) -> None:
-    """Have everything here before any work is done: what the hub refuses then costs nothing."""
-    with hub.session(plan.options.progress):
-        files = plan.downloads()
-        if files and not helps():
-            _ = plan.aligned  # from headers: it may all be in vain
-            hub.check_room(hub.size_of(files))
-            hub.fetch(files)
-
-
 def _evaluate(plan: Plan, result: RunResult) -> Report:
-    """Evaluate what was made; a failure leaves a committed model where it is and says so."""
-    assert plan.tasks is not None  # noqa: S101 - the caller looked
+    """Evaluate the result. A failure after the commit says that the model is complete."""
+    assert plan.tasks is not None  # noqa: S101 - `_execute` has checked it
     try:
         report = evaluate(
             result.pool,
@@ -184,9 +180,9 @@ def _evaluate(plan: Plan, result: RunResult) -> Report:
             progress=plan.options.progress,
             transductive=plan.transductive,
             fresh=plan.options.fresh,
-            own=own_beside(result.path, lambda: result.pool)
+            overrides=read_overrides(result.path, lambda: result.pool)
             if result.path is not None
-            else own_among(result.side_files, result.pool),
+            else overrides_among(result.side_files, result.pool),
         )
         report = replace(report, chosen=plan.options.chosen)
         if result.path is not None:
@@ -194,17 +190,12 @@ def _evaluate(plan: Plan, result: RunResult) -> Report:
     except Exception as error:
         if result.path is None:
             raise
-        raise _after_commit(error, result.path) from error
+        # A `FusionError` keeps its class, and with it the exit code, and its hint.
+        kind, message, hints = FusionError, str(error), []
+        if isinstance(error, FusionError):
+            kind, message, hints = type(error), error.message, [error.hint] if error.hint else []
+        raise kind(
+            f"the model is complete in {result.path}, but its evaluation failed: {message}",
+            hint="\n".join([*hints, f"Try again with: fuse evaluate {result.path}"]),
+        ) from error
     return report
-
-
-def _after_commit(error: Exception, path: Path) -> FusionError:
-    """Say that the model is complete; a full disk stays one, with its exit code and its hint."""
-    kind, hint, said = FusionError, None, str(error)
-    if isinstance(error, FusionError):
-        kind, hint, said = type(error), error.hint, error.message
-    again = f"Try again with: fuse evaluate {path}"
-    return kind(
-        f"the model is complete in {path}, but its evaluation failed: {said}",
-        hint="\n".join(filter(None, (hint, again))),
-    )

@@ -1,4 +1,4 @@
-"""A search after transforms that is killed goes on from its last saved step, to the same bytes."""
+"""A killed search after transforms resumes from its last saved step to the same bytes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COMMAND = [
 
 
 @pytest.mark.thorough
-def test_a_search_killed_by_the_system_resumes_to_the_same_bytes(
+def test_killed_search_resumes_to_the_same_bytes(
     fuse: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert fuse(*COMMAND, "-o", whole).code == 0
     process = subprocess.Popen([FUSE, *COMMAND, "-o", killed])
-    saved = _wait_for_a_state(tmp_path, process)
+    saved = _wait_for_state(tmp_path, process)
     process.kill()
     assert process.wait() == -9
     assert not killed.exists()
@@ -44,8 +44,8 @@ def test_a_search_killed_by_the_system_resumes_to_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 
 
-def _wait_for_a_state(directory: Path, process: subprocess.Popen[bytes]) -> Path:
-    """Wait until the run has saved where it stands; it must not have ended by then."""
+def _wait_for_state(directory: Path, process: subprocess.Popen[bytes]) -> Path:
+    """Wait until the run has saved its state. It must not have ended by then."""
     for _ in range(3000):
         assert process.poll() is None, "it ended before it could be killed"
         for path in directory.glob(".killed.fuse-*/state/search-b.json"):

@@ -1,4 +1,4 @@
-"""Task masks: saved by an algorithm, written with the model, read for one task."""
+"""Task overrides: saved by an algorithm, written with the model, loaded for one task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.report.table import notes
 from fusion_core.running import evaluation
-from fusion_core.running.for_task import own_among
+from fusion_core.running.for_task import overrides_among
 from fusion_core.weights import (
     Cut,
     Linear,
@@ -55,7 +55,7 @@ class Positive(RowsKernel):
 
 
 class Summed(Algorithm[ComponentConfig]):
-    """The sum of the task vectors; a task's weights have its own positive entries of it, twice."""
+    """The sum of the task vectors, with a mask of each expert's positive entries and scale 2."""
 
     config_class = ComponentConfig
 
@@ -66,7 +66,7 @@ class Summed(Algorithm[ComponentConfig]):
 
 
 def expected(base: State, model: State, expert: State) -> State:
-    wide = {n: [each[n].float() for each in (base, model, expert)] for n in base}
+    wide = {n: [source[n].float() for source in (base, model, expert)] for n in base}
     return {n: b + 2 * (e - b > 0) * (m - b) for n, (b, m, e) in wide.items()}
 
 
@@ -81,7 +81,7 @@ def models(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("block", [64, source.BLOCK])
-def test_a_directory_has_the_weights_of_each_task(
+def test_directory_loads_weights_of_each_task(
     models: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -111,7 +111,7 @@ def test_a_directory_has_the_weights_of_each_task(
 
 
 @pytest.mark.parametrize("cut", Cut, ids=lambda cut: cut.value)
-def test_masks_come_back_whatever_the_cut(cut: Cut) -> None:
+def test_masks_are_restored_for_every_cut(cut: Cut) -> None:
     masks = {n: {k: (v > 0).float() for k, v in random_state(n).items()} for n in range(5)}
     packed = PackedMasks({str(n): recut(StateDictSource(m), cut) for n, m in masks.items()})
     stored = StateDictSource(packed.state_dict())
@@ -123,21 +123,21 @@ def test_masks_come_back_whatever_the_cut(cut: Cut) -> None:
         assert torch.equal(one.read("v", 5, 22), mask["v"][5:22].to(torch.uint8))
 
 
-def test_masks_in_memory_are_as_good() -> None:
+def test_masks_in_memory_equal_masks_on_disk() -> None:
     base, a, b = (random_state(n) for n in range(3))
     result = run_fusion(algorithm=Summed(), model_pool={"base": base, "models": {"a": a, "b": b}})
     packed: Any = result.side_files[MASKS]
-    found = task_weights(result.weights, StateDictSource(base), packed, 1, 2.0)
+    weights = task_weights(result.weights, StateDictSource(base), packed, 1, 2.0)
     for name, values in expected(base, result.weights.state_dict(), b).items():
-        torch.testing.assert_close(found.tensor(name), values, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(weights.tensor(name), values, rtol=1e-6, atol=1e-6)
 
 
-def test_what_has_no_masks_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_task_or_masks_raises(models: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_fusion(algorithm=Summed(), model_pool=models, output=out)
     with pytest.raises(RecipeError, match=r"nothing of its own for task 'd'") as caught:
         load_for_task(out, "d")
-    assert caught.value.hint == "It has that for: a, b, c."
+    assert caught.value.hint == "Expected one of: a, b, c."
     (out / MASKS).unlink()
     with pytest.raises(CheckpointError, match="its model is the same for every task"):
         load_for_task(out, "a")
@@ -154,25 +154,27 @@ class OwnBias(Algorithm[ComponentConfig]):
             half = torch.eye(4)[:2] / 2
             context.save_task_adapters({"a": (half, half.T)}, {"a": "3"})
         else:
-            own = {name: {"3.bias": each.tensor("3.bias")} for name, each in pool.experts.items()}
-            context.save_task_tensors(own)
+            tensors = {
+                name: {"3.bias": expert.tensor("3.bias")} for name, expert in pool.experts.items()
+            }
+            context.save_task_tensors(tensors)
         return context.merged(pool, Linear((0.5,) * len(pool.experts), relative=False))
 
 
-def test_tensors_stand_in_the_models_places(tmp_path: Path) -> None:
+def test_task_tensors_replace_tensors_of_the_model(tmp_path: Path) -> None:
     pool, out = tiny_pool("mlp", experts=2), tmp_path / "out"
     result = run_fusion(algorithm=OwnBias(), model_pool=pool, output=out)
     for name, expert in pool.experts.items():
-        own = load_for_task(out, name).state_dict()
-        assert torch.equal(own.pop("3.bias"), expert.tensor("3.bias"))
-        assert all(torch.equal(each, result.weights.tensor(n)) for n, each in own.items())
+        weights = load_for_task(out, name).state_dict()
+        assert torch.equal(weights.pop("3.bias"), expert.tensor("3.bias"))
+        assert all(torch.equal(tensor, result.weights.tensor(n)) for n, tensor in weights.items())
         built = build_for_task(out, name, pool=pool)
         assert torch.equal(built[3].bias, expert.tensor("3.bias"))
     with pytest.raises(RecipeError, match=r"nothing of its own for task 'd'"):
         build_for_task(out, "d", pool=pool)
 
 
-def test_an_adapter_is_in_the_live_model_and_in_no_weights(tmp_path: Path) -> None:
+def test_adapter_changes_live_model_but_not_weights(tmp_path: Path) -> None:
     pool, out = tiny_pool("mlp", experts=2), tmp_path / "out"
     algorithm = OwnBias()
     algorithm.adapters = True
@@ -195,7 +197,7 @@ def test_an_adapter_is_in_the_live_model_and_in_no_weights(tmp_path: Path) -> No
 
 
 @pytest.mark.plugins
-def test_what_recipes_merge_in_the_places_of_models_is_merged_anew(
+def test_nested_recipe_base_is_merged_again_for_masks(
     models: dict[str, Any], tmp_path: Path
 ) -> None:
     paths = models["models"]
@@ -209,18 +211,20 @@ def test_what_recipes_merge_in_the_places_of_models_is_merged_anew(
     run_fusion(algorithm=Summed(), model_pool=outer, output=out)
     a, b, c = (load_file(paths[name]) for name in "abc")
     middle, expert = ({n: (x[n].float() + b[n].float()) / 2 for n in SHAPES} for x in (a, c))
-    found = load_for_task(out, "c")
+    weights = load_for_task(out, "c")
     for name, values in expected(middle, load_file(out / "model.safetensors"), expert).items():
-        torch.testing.assert_close(found.tensor(name), values, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(weights.tensor(name), values, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.plugins
-def test_masks_are_of_what_was_merged_whatever_pool_builds_the_model(
+def test_masks_use_recorded_models_whatever_pool_builds_the_model(
     models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, measured = tmp_path / "out", []
     run_fusion(algorithm=Summed(), model_pool=models, output=out)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, own, **__: measured.append(own))
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *_, overrides, **__: measured.append(overrides)
+    )
     cpu = torch.device("cpu")
     evaluation.evaluate_directory(out, load_plugins(), model_pool="mini8", device=cpu)
     (masks,) = measured
@@ -228,7 +232,7 @@ def test_masks_are_of_what_was_merged_whatever_pool_builds_the_model(
 
 
 @pytest.mark.plugins
-def test_what_is_not_merged_is_the_models(models: dict[str, Any], tmp_path: Path) -> None:
+def test_skipped_tensors_are_those_of_the_base(models: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_fusion(algorithm={"name": "emr", "skip": "v"}, model_pool=models, output=out)
     base = load_file(models["base"])
@@ -236,15 +240,15 @@ def test_what_is_not_merged_is_the_models(models: dict[str, Any], tmp_path: Path
     assert set(load_file(out / MASKS)) == {"m", "s", "e"}
 
 
-def test_a_merge_with_masks_is_measured_with_each_tasks_own_weights(tmp_path: Path) -> None:
+def test_merge_with_masks_is_measured_with_task_weights(tmp_path: Path) -> None:
     pool, tasks = tiny_pool("mlp", experts=2), TinyTasks(("a", "b"))
     options = {"algorithm": Summed(), "model_pool": pool, "task_pool": tasks}
     in_memory = run_fusion(**options)
     written = run_fusion(**options, output=tmp_path / "out")
     expected = {}
     for name in tasks.names:
-        own = own_among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
-        expected[name] = tasks[name].evaluate(pool.build(own))
+        weights = overrides_among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
+        expected[name] = tasks[name].evaluate(pool.build(weights))
     for result in (in_memory, written):
         assert result.report.tasks == expected
         assert result.report.needs_task

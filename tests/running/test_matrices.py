@@ -1,4 +1,4 @@
-"""Packed tensors are merged as the same matrices stored one by one, by every method."""
+"""Every method merges packed tensors like the same matrices stored separately."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ TOLD = {
 
 
 class Told(CheckpointsPool):
-    """A pool that knows how its tensors are packed."""
+    """A pool that declares how its tensors are packed."""
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
         return TOLD.get(name) or super().matrices(name, shape)
@@ -99,32 +99,34 @@ def states(count: int) -> dict[str, State]:
 
 
 def apart(state: State) -> State:
-    """Store every matrix by itself, by plain slices."""
-    found: State = {}
+    """Store every matrix separately, by plain slices."""
+    matrices: State = {}
     for name, values in state.items():
         module = name.rpartition(".")[0]
         if name.endswith("gate_up"):
             for index, expert in enumerate(values):
-                found[f"{module}.{index}.gate.weight"] = expert[:, 0::2].T
-                found[f"{module}.{index}.up.weight"] = expert[:, 1::2].T
+                matrices[f"{module}.{index}.gate.weight"] = expert[:, 0::2].T
+                matrices[f"{module}.{index}.up.weight"] = expert[:, 1::2].T
         elif "down_proj" in name:
             kind = "bias" if name.endswith("_bias") else "weight"
-            found |= {f"{module}.{n}.down_proj.{kind}": each for n, each in enumerate(values)}
+            matrices |= {
+                f"{module}.{n}.down_proj.{kind}": matrix for n, matrix in enumerate(values)
+            }
         elif "fused" in name:
             outer, kind = module.removesuffix(".fused"), name.rpartition(".")[2]
             parts = zip("qkv", values.split([6, 4, 4]), strict=True)
-            found |= {f"{outer}.{part}.{kind}": each for part, each in parts}
+            matrices |= {f"{outer}.{part}.{kind}": matrix for part, matrix in parts}
         elif "by_head" in name:
             heads = values.view(2, 3, 2, 5)
-            found |= {
+            matrices |= {
                 f"blocks.1.{part}.weight": heads[:, n].reshape(4, 5) for n, part in enumerate("qkv")
             }
         elif "columns" in name:
             parts = zip("abc", values.split([4, 2, 3], dim=1), strict=True)
-            found |= {f"blocks.1.{part}.weight": each for part, each in parts}
+            matrices |= {f"blocks.1.{part}.weight": matrix for part, matrix in parts}
         else:
-            found[name] = values.flatten(1) if "conv" in name else values
-    return {name: values.contiguous() for name, values in found.items()}
+            matrices[name] = values.flatten(1) if "conv" in name else values
+    return {name: values.contiguous() for name, values in matrices.items()}
 
 
 def pool_of(models: dict[str, Any], kind: type[CheckpointsPool] = Told) -> CheckpointsPool:
@@ -135,11 +137,11 @@ def pool_of(models: dict[str, Any], kind: type[CheckpointsPool] = Told) -> Check
 
 def stages_of(name: str) -> list[dict[str, Any]]:
     names = AROUND[FREE[name].stage].format(name).split()
-    return [{"name": each, **OPTIONS.get(each, {})} for each in names]
+    return [{"name": stage, **OPTIONS.get(stage, {})} for stage in names]
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_a_method_makes_the_same_bytes_of_packed_matrices(name: str) -> None:
+def test_packed_and_separate_matrices_merge_to_the_same_bytes(name: str) -> None:
     models = states(min(3, FREE[name].max_experts or 3))
     one_by_one = {key: apart(state) for key, state in models.items()}
     packed = apart(merge(stages_of(name), pool_of(models)).state_dict())
@@ -149,7 +151,7 @@ def test_a_method_makes_the_same_bytes_of_packed_matrices(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ties", "dare", "tsv-m", "knots", "della"])
-def test_cuts_threads_and_processes_do_not_matter(
+def test_result_is_independent_of_cuts_threads_and_pickling(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusion_core.weights.source.BLOCK", 8)
@@ -175,39 +177,39 @@ def test_cuts_threads_and_processes_do_not_matter(
 
 
 @pytest.mark.parametrize("method", [{"name": "emr"}, {"name": "consensus", "task_masks": True}])
-def test_masks_of_tasks_belong_to_packed_matrices(method: dict[str, Any], tmp_path: Path) -> None:
-    kept = ("blocks.0.experts.down_proj", "norm.weight", "stem.conv.weight")
-    found: dict[str, dict[str, State]] = {}
+def test_task_masks_apply_to_packed_matrices(method: dict[str, Any], tmp_path: Path) -> None:
+    keys = ("blocks.0.experts.down_proj", "norm.weight", "stem.conv.weight")
+    loaded: dict[str, dict[str, State]] = {}
     for kind in ("packed", "apart"):
         paths = {}
         for name, state in states(3).items():
-            packed = {key: state[key] for key in kept}
+            packed = {key: state[key] for key in keys}
             paths[name] = str(tmp_path / f"{kind}-{name}.safetensors")
             save_file(packed if kind == "packed" else apart(packed), paths[name])
         pool = {"name": "checkpoints", "base": paths.pop("base"), "models": paths}
         output = tmp_path / kind
         run_fusion(algorithm=method, model_pool=pool, output={"path": str(output)})
-        found[kind] = {task: load_for_task(output, task).state_dict() for task in "abc"}
-    for task, expected in found["apart"].items():
-        packed = apart(found["packed"][task])
+        loaded[kind] = {task: load_for_task(output, task).state_dict() for task in "abc"}
+    for task, expected in loaded["apart"].items():
+        packed = apart(loaded["packed"][task])
         assert all(torch.equal(packed[key], state) for key, state in expected.items())
 
 
 @pytest.mark.parametrize("cut", [Cut.ROW, Cut.TENSOR])
 @pytest.mark.parametrize("name", ["task-arithmetic", "ties", "dare", "svc"])
-def test_operands_that_cannot_be_cut_are_read_as_they_can_be(name: str, cut: Cut) -> None:
-    """Adapters are read by rows, results of methods on matrices by tensors."""
+def test_coarsely_cut_operands_give_the_same_result(name: str, cut: Cut) -> None:
+    """Adapters are read by row, and results of matrix methods by tensor."""
     pool = pool_of(states(3))
     expected = merge(stages_of(name), pool).state_dict()
     coarse = with_sources(pool, lambda source: recut(source, cut))
-    found = merge(stages_of(name), coarse).state_dict()
+    actual = merge(stages_of(name), coarse).state_dict()
     for key, state in expected.items():
-        torch.testing.assert_close(found[key], state, rtol=0, atol=0)
+        torch.testing.assert_close(actual[key], state, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("overrides", [[], [{"match": "blocks.0.*", "density": 0.2}]])
-def test_a_merge_of_merges_reads_matrices_again(overrides: list[Any]) -> None:
-    """Nested recipes, parts of a merge and coordinates: what is packed is unpacked again."""
+def test_nested_merge_unpacks_matrices_again(overrides: list[Any]) -> None:
+    """Nested recipes, parts of a merge and coordinates unpack matrices again."""
     models = states(3)
     ties = {"name": "ties", "density": 0.5, "overrides": overrides}
     stages = [{"name": "core-space"}, ties, {"name": "svc"}]
@@ -216,14 +218,14 @@ def test_a_merge_of_merges_reads_matrices_again(overrides: list[Any]) -> None:
     pool = pool_of(nested)
     pool.experts = {**pool.experts, "b": inner}
     one_by_one = pool_of({key: apart(state) for key, state in nested.items()}, CheckpointsPool)
-    found = apart(merge(stages, pool).state_dict())
+    actual = apart(merge(stages, pool).state_dict())
     expected = merge(stages, one_by_one).state_dict()
-    # A tensor may be cut elsewhere: products of matrices are not the same to the last bit.
+    # Tensors may be cut differently, so products of matrices differ in the last bit.
     for key, state in expected.items():
-        torch.testing.assert_close(found[key], state, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(actual[key], state, rtol=1e-6, atol=1e-6)
 
 
-def test_a_convolution_is_a_matrix_of_outputs_and_inputs() -> None:
+def test_convolution_is_merged_as_output_by_input_matrix() -> None:
     models = states(3)
     merged = merge("iso-c", pool_of(models)).tensor("stem.conv.weight")
     base = models["base"]["stem.conv.weight"].flatten(1).double()
@@ -254,7 +256,7 @@ class Packed(nn.Module):
 
 
 class Apart(nn.Module):
-    """The same, matrix by matrix."""
+    """The same model with separate matrices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,37 +287,37 @@ OF_MODULES = {
 
 
 class Live(CheckpointsPool):
-    """A pool of live modules that knows how they are packed."""
+    """A pool of live modules that declares how their tensors are packed."""
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
         return OF_MODULES.get(name) or super().matrices(name, shape)
 
 
 def apart_module(state: State) -> State:
-    found: State = {}
+    matrices: State = {}
     for name, values in state.items():
         if name == "experts.gate_up":
             for n, expert in enumerate(values):
-                found[f"experts.{n}.gate.weight"] = expert[:, 0::2].T
-                found[f"experts.{n}.up.weight"] = expert[:, 1::2].T
+                matrices[f"experts.{n}.gate.weight"] = expert[:, 0::2].T
+                matrices[f"experts.{n}.up.weight"] = expert[:, 1::2].T
         elif name.startswith("fused"):
             parts = zip("qkv", values.split([6, 4, 4]), strict=True)
-            found |= {f"{part}.{name.partition('.')[2]}": each for part, each in parts}
+            matrices |= {f"{part}.{name.partition('.')[2]}": matrix for part, matrix in parts}
         else:
-            found[name] = values
-    return found
+            matrices[name] = values
+    return matrices
 
 
 def live_pools() -> tuple[Live, CheckpointsPool]:
-    """Return pools of live modules that compute the same, packed and apart."""
+    """Return two pools of equivalent live modules, packed and separate."""
     torch.manual_seed(0)
     base = Packed().double()
     packed: dict[str, nn.Module] = {"base": base}
     for name in "ab":
         packed[name] = Packed().double()
         with torch.no_grad():
-            for own, origin in zip(packed[name].parameters(), base.parameters(), strict=True):
-                own.copy_(origin + 0.1 * torch.randn(origin.shape, dtype=torch.float64))
+            for parameter, origin in zip(packed[name].parameters(), base.parameters(), strict=True):
+                parameter.copy_(origin + 0.1 * torch.randn(origin.shape, dtype=torch.float64))
     singly: dict[str, nn.Module] = {}
     for name, module in packed.items():
         singly[name] = Apart().double()
@@ -338,7 +340,7 @@ ADAPTIVE: dict[str, dict[str, Any]] = {
     "symerge": _STEPS,
     "fisher": {"samples": 16},
 }
-#: Those that look at a layer's inputs; those of experts that a module multiplies itself, they lack.
+#: Methods on layer inputs, which are missing for experts that a module multiplies itself.
 OF_LAYERS = {
     "regmean": {"samples": 64},
     "regmean-plus-plus": {"samples": 64},
@@ -360,38 +362,38 @@ def adapted(name: str, pool: CheckpointsPool, options: dict[str, Any]) -> State:
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_what_is_learned_of_packed_matrices_is_the_same(name: str) -> None:
+def test_adaptive_methods_learn_the_same_from_packed_matrices(name: str) -> None:
     packed, singly = live_pools()
-    found = apart_module(adapted(name, packed, ADAPTIVE[name]))
+    actual = apart_module(adapted(name, packed, ADAPTIVE[name]))
     expected = adapted(name, singly, ADAPTIVE[name])
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for key, state in expected.items():
-        torch.testing.assert_close(found[key], state, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(actual[key], state, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OF_LAYERS)
-def test_a_fused_layer_is_solved_like_its_parts(name: str) -> None:
+def test_fused_layer_is_solved_like_its_parts(name: str) -> None:
     packed, singly = live_pools()
-    found = apart_module(adapted(name, packed, OF_LAYERS[name]))
+    actual = apart_module(adapted(name, packed, OF_LAYERS[name]))
     expected = adapted(name, singly, OF_LAYERS[name])
     for key, state in expected.items():
         if key.startswith(("q.", "k.", "v.")):  # what follows is given other experts' results
-            torch.testing.assert_close(found[key], state, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(actual[key], state, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OF_LAYERS)
-def test_methods_of_layers_say_that_they_leave_packed_experts(name: str) -> None:
+def test_layer_methods_report_skipped_packed_experts(name: str) -> None:
     packed, _ = live_pools()
     stages = ["task-arithmetic", name] if name == "featcal" else [name]
     planned = plan(
         {"algorithm": stages, "model_pool": packed, "task_pool": TinyTasks(("a", "b"))},
         RunOptions(),
     )
-    said = [fallback for fallback in planned.fallbacks if fallback.stage == name]
-    assert [each.example for each in said] == ["experts.gate_up"]
+    fallbacks = [fallback for fallback in planned.fallbacks if fallback.stage == name]
+    assert [fallback.example for fallback in fallbacks] == ["experts.gate_up"]
 
 
-def test_the_plan_and_the_provenance_say_what_tensors_hold(tmp_path: Path) -> None:
+def test_plan_and_provenance_describe_matrices(tmp_path: Path) -> None:
     pool = pool_of(states(2))
     planned = plan({"algorithm": "iso-c", "model_pool": pool}, RunOptions())
     assert [str(holding) for holding in planned.holdings] == [
@@ -437,22 +439,24 @@ HOSTILE: dict[str, tuple[object, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [case for case, (_, said) in HOSTILE.items() if said is not None])
-def test_a_wrong_declaration_is_refused_in_the_plan_with_the_pools_name(case: str) -> None:
-    declared, said = HOSTILE[case]
+@pytest.mark.parametrize(
+    "case", [case for case, (_, message) in HOSTILE.items() if message is not None]
+)
+def test_wrong_matrix_declaration_names_pool(case: str) -> None:
+    declared, message = HOSTILE[case]
 
     class Hostile(CheckpointsPool):
         def matrices(self, name: str, shape: tuple[int, ...]) -> Any:
             return declared if name == "embed.weight" else super().matrices(name, shape)
 
     planned = plan({"algorithm": "ties", "model_pool": pool_of(states(2), Hostile)}, RunOptions())
-    with pytest.raises(BrokenPluginError, match=rf"the model pool Hostile declares .*{said}"):
+    with pytest.raises(BrokenPluginError, match=rf"the model pool Hostile declares .*{message}"):
         _ = planned.fallbacks
     with pytest.raises(BrokenPluginError, match="the model pool Hostile declares"):
         merge("ties", pool_of(states(2), Hostile))
 
 
-def test_a_table_that_holds_no_matrix_is_a_vector_to_methods() -> None:
+def test_tensor_without_matrices_is_merged_as_vector() -> None:
     class Tables(CheckpointsPool):
         def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
             return Matrices.none(shape) if name == "embed.weight" else super().matrices(name, shape)
@@ -469,7 +473,7 @@ def test_a_table_that_holds_no_matrix_is_a_vector_to_methods() -> None:
     torch.testing.assert_close(merge("iso-c", pool).tensor("embed.weight"), expected)
 
 
-def test_a_merge_without_packed_tensors_is_what_it_was() -> None:
+def test_merge_without_packed_tensors_is_unchanged() -> None:
     """No source stands between the engine and models whose tensors are merged as stored."""
     state = {"q.weight": torch.randn(4, 3), "norm.bias": torch.randn(3)}
     pool = pool_of({"base": state, "a": {k: v + 1 for k, v in state.items()}}, CheckpointsPool)

@@ -1,4 +1,4 @@
-"""Pipelines: what stages see, in which order, how often, and what is recorded of them."""
+"""Pipelines: what stages see, in which order, how often, and what a run records."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 class Doubled(Transform[ComponentConfig]):
-    """Twice every task vector; counts how often it is asked, and for what."""
+    """Doubles every task vector and counts its calls per piece."""
 
     config_class = ComponentConfig
     asked: ClassVar[Counter[tuple[str, int]]] = Counter()
@@ -64,7 +64,7 @@ class Doubled(Transform[ComponentConfig]):
 
 
 class Whole(Doubled):
-    """The same of whole tensors."""
+    """Doubles whole tensors."""
 
     cut = Cut.TENSOR
 
@@ -111,8 +111,8 @@ def test_a_pipeline_computed_by_hand() -> None:
     two = {"w": torch.tensor([[-3.0, -1.0], [0.5, 4.0]])}
     pool = {"base": base, "models": {"one": one, "two": two}}
     trim = {"name": "trim", "density": 0.5}  # keeps 1, -2 and -3, 4
-    found = merge([trim, TA], pool)
-    assert found.tensor("w").tolist() == [[-2, -2], [0, 4]]
+    merged = merge([trim, TA], pool)
+    assert merged.tensor("w").tolist() == [[-2, -2], [0, 4]]
     elected = merge([trim, "elect", TA], pool)  # 1 is not of the elected sign
     assert elected.tensor("w").tolist() == [[-3, -2], [0, 4]]
     halved = merge([trim, Elect(), TA, Halfway()], pool)
@@ -126,29 +126,29 @@ def test_ties_after_trim_is_ties(models: Models, scope: str) -> None:
     assert same(state(staged, models), state({**ties, "density": 0.3}, models))
 
 
-def test_a_transform_is_seen_by_a_method_that_reads_experts(models: Models) -> None:
-    found = state([Doubled(), "simple-average"], models)
+def test_method_that_reads_experts_sees_transform(models: Models) -> None:
+    merged = state([Doubled(), "simple-average"], models)
     base, plain = models["base"], state("simple-average", models)
     expected = base["layer.weight"] + 2 * (plain["layer.weight"] - base["layer.weight"])
-    torch.testing.assert_close(found["layer.weight"], expected)
-    assert torch.equal(found["steps"], models["base"]["steps"])
+    torch.testing.assert_close(merged["layer.weight"], expected)
+    assert torch.equal(merged["steps"], models["base"]["steps"])
 
 
 @pytest.mark.parametrize("transform", [Doubled, Whole])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_transform_is_computed_once_a_pass(transform: type[Doubled], workers: int) -> None:
+def test_transform_is_computed_once_per_pass(transform: type[Doubled], workers: int) -> None:
     pool = tiny_pool("mlp", experts=4)
     options = {"executor": {"name": "threads", "workers": workers}}
     transform.asked.clear()
     result = run_fusion({"algorithm": [transform(), TA], "model_pool": pool, **options})
     assert result.path is None
-    assert set(transform.asked.values()) == {1}, "once, not once an expert"
+    assert set(transform.asked.values()) == {1}, "once, not once per expert"
     transform.asked.clear()
     run_fusion({"algorithm": [transform(), "ties"], "model_pool": pool, **options})
     assert max(transform.asked.values()) <= 5, "a sample, a count, votes, the merge"
 
 
-def test_transforms_work_on_what_transforms_made(models: Models) -> None:
+def test_transforms_compose(models: Models) -> None:
     scaled = {"name": "task-arithmetic", "scale": 4.0}
     assert same(state([Doubled(), Doubled(), TA], models), state(scaled, models))
 
@@ -157,11 +157,11 @@ class Drop(Transform[ComponentConfig]):
     config_class = ComponentConfig
 
     def rows(self, piece: Piece) -> torch.Tensor:
-        kept = [row * (piece.uniform(n) < 0.5) for n, row in enumerate(piece.task_vectors)]
-        return torch.stack(kept)
+        rows = [row * (piece.uniform(n) < 0.5) for n, row in enumerate(piece.task_vectors)]
+        return torch.stack(rows)
 
 
-def test_the_same_transform_again_draws_other_numbers(models: Models) -> None:
+def test_repeated_transform_draws_other_random_numbers(models: Models) -> None:
     base = models["base"]["layer.weight"]
     once, twice = (
         int((state([*[Drop()] * count, TA], models)["layer.weight"] != base).sum())
@@ -171,7 +171,7 @@ def test_the_same_transform_again_draws_other_numbers(models: Models) -> None:
 
 
 class Looks(Calibration[ComponentConfig]):
-    """Remembers what it is given."""
+    """Records its arguments."""
 
     config_class = ComponentConfig
     saw: ClassVar[dict[str, torch.Tensor]] = {}
@@ -186,7 +186,7 @@ class Looks(Calibration[ComponentConfig]):
         return merged
 
 
-def test_a_calibration_sees_the_merge_and_the_models_as_they_were(models: Models) -> None:
+def test_calibration_sees_merge_and_original_models(models: Models) -> None:
     result = run_fusion(algorithm=[Doubled(), TA, Looks()], model_pool=pool_of(models))
     assert torch.equal(Looks.saw["expert"], models["a"]["layer.weight"])
     assert torch.equal(Looks.saw["merged"], result.weights.tensor("layer.weight"))
@@ -194,7 +194,7 @@ def test_a_calibration_sees_the_merge_and_the_models_as_they_were(models: Models
 
 
 class Teaches(Algorithm[ComponentConfig]):
-    """What a method with teachers asks for."""
+    """Returns an expert as a teacher."""
 
     config_class = ComponentConfig
 
@@ -203,47 +203,49 @@ class Teaches(Algorithm[ComponentConfig]):
         return pool.expert_of("b")
 
 
-def test_a_teacher_is_the_expert_as_it_was(models: Models) -> None:
+def test_teacher_is_the_original_expert(models: Models) -> None:
     assert same(state([Doubled(), Teaches()], models), models["b"])
 
 
 # --- which tensors, with which options ----------------------------------------------------------
 
 
-def test_what_the_merge_skips_no_stage_sees(models: Models) -> None:
-    """A threshold over the whole model is one over what is merged."""
+def test_no_stage_sees_tensors_that_the_merge_skips(models: Models) -> None:
+    """A threshold over the whole model covers the merged tensors only."""
     skip = {**TA, "skip": "embedding.*"}
-    found = state([Trim(density=0.3), skip, Halfway()], models)
+    merged = state([Trim(density=0.3), skip, Halfway()], models)
     without = {
-        name: {key: value for key, value in each.items() if key != "embedding.weight"}
-        for name, each in models.items()
+        name: {key: value for key, value in state_dict.items() if key != "embedding.weight"}
+        for name, state_dict in models.items()
     }
-    assert same(found, state([Trim(density=0.3), TA, Halfway()], without))
-    assert torch.equal(found["embedding.weight"], models["base"]["embedding.weight"])
-    assert not same(state([Trim(density=0.3), TA, Halfway()], models), {**found})
+    assert same(merged, state([Trim(density=0.3), TA, Halfway()], without))
+    assert torch.equal(merged["embedding.weight"], models["base"]["embedding.weight"])
+    assert not same(state([Trim(density=0.3), TA, Halfway()], models), {**merged})
 
 
-def test_a_stage_has_patterns_of_its_own(models: Models) -> None:
+def test_stage_has_its_own_patterns_and_overrides(models: Models) -> None:
     trim = {"name": "trim", "only": "layer.*", "density": 0.2}
     trim |= {"overrides": [{"match": "layer.bias", "density": 1.0}]}
-    found = state([trim, TA], models)
+    merged = state([trim, TA], models)
     plain = state(TA, models)
-    weight = {name: {"layer.weight": each["layer.weight"]} for name, each in models.items()}
+    weight = {
+        name: {"layer.weight": state_dict["layer.weight"]} for name, state_dict in models.items()
+    }
     alone = state([{"name": "trim", "density": 0.2}, TA], weight)
-    assert torch.equal(found["layer.weight"], alone["layer.weight"])
+    assert torch.equal(merged["layer.weight"], alone["layer.weight"])
     for name in ("layer.bias", "embedding.weight", "scale", "steps"):
-        assert torch.equal(found[name], plain[name]), name
+        assert torch.equal(merged[name], plain[name]), name
 
 
 def test_options_follow_the_depth(models: Models) -> None:
     layers = {
-        name: {f"layers.{n}.w": each["layer.weight"] for n in range(3)}
-        for name, each in models.items()
+        name: {f"layers.{n}.w": state_dict["layer.weight"] for n in range(3)}
+        for name, state_dict in models.items()
     }
-    found = state({**TA, "by_depth": {"scale": [0.0, 0.5, 1.0]}}, layers)
+    merged = state({**TA, "by_depth": {"scale": [0.0, 0.5, 1.0]}}, layers)
     for n, scale in enumerate((0.0, 0.5, 1.0)):
         expected = state({**TA, "scale": scale}, layers)
-        assert torch.equal(found[f"layers.{n}.w"], expected[f"layers.{n}.w"])
+        assert torch.equal(merged[f"layers.{n}.w"], expected[f"layers.{n}.w"])
     with pytest.raises(RecipeError, match=r"algorithm\.by_depth\.0\.scal: unknown option"):
         state({**TA, "by_depth": {"scal": [0.0, 1.0]}}, layers)
     with pytest.raises(RecipeError, match=r"by_depth\.0\.density = 1\.5: .*less than or equal"):
@@ -254,7 +256,7 @@ def test_options_follow_the_depth(models: Models) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "said"),
+    ("stages", "message"),
     [
         (["trim"], r"no stage merges: trim \(transform\)"),
         (["ties", "task-arithmetic"], r"more than one stage merges: ties \(merge\), "),
@@ -268,12 +270,12 @@ def test_options_follow_the_depth(models: Models) -> None:
         ([], r"algorithm = \[\]"),
     ],
 )
-def test_what_is_no_pipeline_is_refused(models: Models, stages: list[Any], said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_pipeline_is_refused(models: Models, stages: list[Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         state(stages, models)
 
 
-def test_needs_of_a_stage_are_the_pipelines(models: Models) -> None:
+def test_pipeline_inherits_requirements_of_stages(models: Models) -> None:
     experts = {"models": {"a": models["a"], "b": models["b"]}}
     with pytest.raises(RecipeError, match="algorithm 'trim' needs a base"):
         merge(["trim", "simple-average"], experts)
@@ -281,18 +283,18 @@ def test_needs_of_a_stage_are_the_pipelines(models: Models) -> None:
         merge(["trim", "adamerging"], pool_of(models))
 
 
-def test_cores_do_not_matter_to_whoever_reads_a_merge() -> None:
-    """LAPACK rounds otherwise on two cores than on one, where the engine's workers are."""
+def test_lazy_merge_is_independent_of_thread_count() -> None:
+    """LAPACK rounds differently on two cores than on one, which the engine's workers use."""
     draw, before = torch.Generator().manual_seed(0), torch.get_num_threads()
     models = {name: {"w": torch.randn(300, 400, generator=draw)} for name in ("base", "a", "b")}
-    found = []
+    states = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            found.append(state(["orthogonalise", TA, "svc"], models))
+            states.append(state(["orthogonalise", TA, "svc"], models))
         finally:
             torch.set_num_threads(before)
-    assert same(*found)
+    assert same(*states)
 
 
 class OneRow(Transform[ComponentConfig]):
@@ -302,7 +304,7 @@ class OneRow(Transform[ComponentConfig]):
         return in_order(piece.task_vectors)
 
 
-def test_a_transform_that_returns_something_else_is_named(models: Models) -> None:
+def test_transform_with_wrong_result_is_named(models: Models) -> None:
     with pytest.raises(BrokenPluginError, match=r"OneRow: .* `rows` returned .* of shape"):
         state([OneRow(), TA], models)
 
@@ -310,11 +312,11 @@ def test_a_transform_that_returns_something_else_is_named(models: Models) -> Non
 # --- what is recorded ---------------------------------------------------------------------------
 
 
-def test_a_recorded_pipeline_gives_the_same_bytes(models: Models, tmp_path: Path) -> None:
+def test_recorded_pipeline_gives_the_same_bytes(models: Models, tmp_path: Path) -> None:
     stages = [{"name": "trim", "density": 0.5}, "elect", {**TA, "skip": "scale"}, "svc"]
     run_fusion(algorithm=stages, model_pool=pool_of(models), output=tmp_path / "one")
     recorded = load_yaml((tmp_path / "one/recipe.yaml").read_text(), origin="")["algorithm"]
-    assert [each["name"] for each in recorded] == ["trim", "elect", "task-arithmetic", "svc"]
+    assert [stage["name"] for stage in recorded] == ["trim", "elect", "task-arithmetic", "svc"]
     assert recorded[2]["skip"] == ["scale"]
     run_fusion(algorithm=recorded, model_pool=pool_of(models), output=tmp_path / "two")
     for name in ("recipe.yaml", "model.safetensors"):
@@ -329,7 +331,7 @@ def test_a_recorded_pipeline_gives_the_same_bytes(models: Models, tmp_path: Path
 
 
 @pytest.mark.parametrize("granularity", ["layer", "row", "column"])
-def test_adamerging_learns_over_what_a_transform_gives(granularity: str) -> None:
+def test_adamerging_learns_over_transformed_task_vectors(granularity: str) -> None:
     """AdaMerging++ is AdaMerging over trimmed and elected task vectors, under another name."""
     pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
     short = {"name": "adamerging", "steps": 3, "batch_size": 4, "granularity": granularity}
@@ -344,7 +346,7 @@ def test_adamerging_learns_over_what_a_transform_gives(granularity: str) -> None
 
 
 @pytest.mark.parametrize("granularity", ["row", "column"])
-def test_finer_coefficients_after_a_decomposition_are_merged_again(
+def test_coefficients_after_decomposition_can_be_merged_again(
     tmp_path: Path, granularity: str
 ) -> None:
     pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
@@ -354,13 +356,13 @@ def test_finer_coefficients_after_a_decomposition_are_merged_again(
         algorithm=stages, model_pool=pool, task_pool=tasks, output=tmp_path / "out"
     )
     again = {"name": "adamerging", "coefficients": str(tmp_path / "out" / "coefficients.json")}
-    found = run_fusion(algorithm=["orthogonalise", again], model_pool=pool)
-    assert same(found.weights.state_dict(), learned.weights.state_dict())
+    merged = run_fusion(algorithm=["orthogonalise", again], model_pool=pool)
+    assert same(merged.weights.state_dict(), learned.weights.state_dict())
     apart = merge(["orthogonalise", {"name": "task-arithmetic", "scale": 1.0}], pool)
     assert not same(apart.state_dict(), learned.weights.state_dict())
 
 
-def test_coefficients_belong_to_the_transforms_that_they_were_learned_after(
+def test_coefficients_require_the_transforms_they_were_learned_after(
     tmp_path: Path,
 ) -> None:
     pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
@@ -369,8 +371,8 @@ def test_coefficients_belong_to_the_transforms_that_they_were_learned_after(
     file = tmp_path / "coefficients.json"
     file.write_bytes(learned.side_files["coefficients.json"])
     again = {**short, "coefficients": str(file)}
-    found = merge(["trim", again], pool)
-    assert same(found.state_dict(), learned.weights.state_dict())
+    merged = merge(["trim", again], pool)
+    assert same(merged.state_dict(), learned.weights.state_dict())
     with pytest.raises(RecipeError, match=r"learned after the transforms \[.*trim.*, and here are"):
         merge(again, pool)
 
@@ -384,14 +386,14 @@ def test_flags_name_stages(fuse: Callable[..., Outcome], tmp_path: Path) -> None
         "run", "--algo", "trim, task-arithmetic", "--set", "algorithm.trim.density=0.7", *printed
     )
     config = load_yaml(done.out, origin="")
-    assert [each["name"] for each in config["algorithm"]] == ["trim", "task-arithmetic"]
+    assert [stage["name"] for stage in config["algorithm"]] == ["trim", "task-arithmetic"]
     assert config["algorithm"][0]["density"] == 0.7
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(done.out)
     again = fuse("run", recipe, "--algo", "trim,ties,svc", *printed)
-    kept = load_yaml(again.out, origin="")["algorithm"]
-    assert [each["name"] for each in kept] == ["trim", "ties", "svc"]
-    assert kept[0]["density"] == 0.7, "the stage is the same, so its options are"
+    stages = load_yaml(again.out, origin="")["algorithm"]
+    assert [stage["name"] for stage in stages] == ["trim", "ties", "svc"]
+    assert stages[0]["density"] == 0.7, "the stage is the same, so its options are"
     wrong = fuse("run", recipe, "--set", "algorithm.density=1", *printed)
     assert wrong.code == 2
     assert "no stage of trim, task-arithmetic is called 'density'" in wrong.err
@@ -406,18 +408,20 @@ def test_scope_is_an_option_of_a_transform() -> None:
 # --- coordinates ----------------------------------------------------------------------------------
 
 
-def test_coordinates_are_merged_alone_and_lead_back(models: Models) -> None:
-    found = state([Turned(), Largest()], models)
+def test_coordinates_are_merged_and_restored(models: Models) -> None:
+    merged = state([Turned(), Largest()], models)
     for name, base in models["base"].items():
         if base.is_floating_point():
-            vectors = [each[name] - base for expert, each in models.items() if expert != "base"]
+            vectors = [
+                state_dict[name] - base for expert, state_dict in models.items() if expert != "base"
+            ]
             lowest = torch.stack([torch.zeros_like(base), *vectors]).amin(0)
-            torch.testing.assert_close(found[name], base + lowest)
+            torch.testing.assert_close(merged[name], base + lowest)
         else:
-            assert torch.equal(found[name], base)
+            assert torch.equal(merged[name], base)
 
 
-def test_coordinates_of_coordinates_lead_back_in_turns(models: Models) -> None:
+def test_nested_coordinates_are_restored_in_reverse_order(models: Models) -> None:
     expected = state([TA], models)
     assert same(state([Turned(), Turned(), TA], models), expected)
     halved = state([Turned(), Doubled(), TA, Halfway()], models)  # calibrated as a model
@@ -425,7 +429,7 @@ def test_coordinates_of_coordinates_lead_back_in_turns(models: Models) -> None:
         torch.testing.assert_close(halved[name], values)
 
 
-def test_a_search_finds_no_models_in_coordinates() -> None:
+def test_search_on_live_models_refuses_coordinates() -> None:
     stages = [Turned(), "adamerging"]
     with pytest.raises(RecipeError, match="adamerging looks at live models, and after fused"):
         run_fusion(algorithm=stages, model_pool=tiny_pool("mlp"), task_pool=TinyTasks(["a", "b"]))

@@ -48,7 +48,7 @@ def tensor_digest(tensors: WeightSource) -> str:
     return tensors_digest({name: (info, bytes_digest(chunks(info))) for name, info in infos})
 
 
-def test_the_tensors_digest_is_over_names_dtypes_shapes_and_bytes() -> None:
+def test_tensors_digest_covers_names_dtypes_shapes_and_bytes() -> None:
     def of_bytes(data: bytes) -> str:
         return blake3(data).hexdigest()
 
@@ -71,12 +71,12 @@ def test_the_tensors_digest_is_over_names_dtypes_shapes_and_bytes() -> None:
         {"e": torch.zeros(2, 0)},
     ],
 )
-def test_every_change_changes_the_digest(change: dict[str, torch.Tensor]) -> None:
+def test_every_change_of_a_tensor_changes_the_digest(change: dict[str, torch.Tensor]) -> None:
     one = tensor_digest(StateDictSource(STATE))
     assert one != tensor_digest(StateDictSource({**STATE, **change}))
 
 
-def test_the_digest_depends_on_neither_order_nor_blocks_nor_files(
+def test_digest_is_independent_of_order_blocks_and_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = tensor_digest(StateDictSource(STATE))
@@ -88,54 +88,58 @@ def test_the_digest_depends_on_neither_order_nor_blocks_nor_files(
 
 
 @pytest.mark.parametrize("shard_size", [1, 10**9])
-def test_outputs_are_hashed_one_by_one(tmp_path: Path, shard_size: int) -> None:
+def test_every_output_file_is_hashed(tmp_path: Path, shard_size: int) -> None:
     with staged(tmp_path / "out") as staging:
         materialise(StateDictSource(STATE), staging, shard_size=shard_size)
         staging.add("config.json", b"{}")
-        found = provenance.outputs(staging)
+        outputs = provenance.describe_outputs(staging)
         staging.commit(overwrite=False)
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert list(found["files"]) == sorted(written)
+    assert list(outputs["files"]) == sorted(written)
     for name, content in written.items():
         header = 8 + int.from_bytes(content[:8], "little")
         is_shard = name.endswith(".safetensors")
         key, hashed = ("header_sha256", content[:header]) if is_shard else ("sha256", content)
         digest = hashlib.sha256(hashed).hexdigest()
-        assert found["files"][name] == {"bytes": len(content), key: digest}
-    assert found["tensors_blake3"] == tensor_digest(StateDictSource(STATE))
-    assert found["tensors_blake3"] == tensor_digest(CheckpointSource(tmp_path / "out"))
+        assert outputs["files"][name] == {"bytes": len(content), key: digest}
+    assert outputs["tensors_blake3"] == tensor_digest(StateDictSource(STATE))
+    assert outputs["tensors_blake3"] == tensor_digest(CheckpointSource(tmp_path / "out"))
 
 
-def test_every_tensor_is_accounted_for() -> None:
+def test_every_tensor_is_counted() -> None:
     expert = {**STATE, "head": torch.ones(1), "other": torch.ones(1)}
     pool = CheckpointsPool(CheckpointsConfig(base=STATE, models={"x": expert, "y": expert}))
     aligned = pool.aligned(AlignmentPolicy(extra="drop"))
-    found = count_tensors(aligned, StateDictSource(STATE))
-    assert found == {"merged": 2, "copied": 1, "dropped": 2}
+    counts = count_tensors(aligned, StateDictSource(STATE))
+    assert counts == {"merged": 2, "copied": 1, "dropped": 2}
 
 
-def test_the_environment_names_versions_and_the_plugins_in_use() -> None:
-    found = provenance.environment(
+def test_environment_names_versions_and_used_plugins() -> None:
+    environment = provenance.describe_environment(
         {"fusion-core", "fusion-ties"}, load_plugins().plugins, torch.device("cpu")
     )
-    assert found["versions"].keys() == {"fusion-core", "python", "torch"}
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["plugins"] == {"fusion-core": "0.1.0", "fusion-ties": "0.1.0"}
-    assert found["device"] == "cpu"
-    json.dumps(found)
+    assert environment["versions"].keys() == {"fusion-core", "python", "torch"}
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["plugins"] == {"fusion-core": "0.1.0", "fusion-ties": "0.1.0"}
+    assert environment["device"] == "cpu"
+    json.dumps(environment)
 
 
-def test_the_environment_names_the_libraries_that_plugins_require(site: Site) -> None:
+def test_environment_names_libraries_of_plugins(site: Site) -> None:
     core = "fusion-core>=0.1"
     site.install("line-base", "", version="0.3", requires=(core,), entry_points={})
     site.install("line-tools", "", version="0.2", requires=(core, "line_base"), entry_points={})
     site.install("line-method", "", requires=(core, "line-tools>=0.1", "torch"))
-    found = provenance.environment({"line-method"}, load_plugins().plugins, torch.device("cpu"))
-    assert found["plugins"] == {"line-base": "0.3", "line-method": "1.0", "line-tools": "0.2"}
-    found = provenance.environment({"pools-mini"}, load_plugins().plugins, torch.device("cpu"))
-    assert found["plugins"].keys() == {"fusion-adapting", "pools-clip", "pools-mini"}
+    environment = provenance.describe_environment(
+        {"line-method"}, load_plugins().plugins, torch.device("cpu")
+    )
+    assert environment["plugins"] == {"line-base": "0.3", "line-method": "1.0", "line-tools": "0.2"}
+    environment = provenance.describe_environment(
+        {"pools-mini"}, load_plugins().plugins, torch.device("cpu")
+    )
+    assert environment["plugins"].keys() == {"fusion-adapting", "pools-clip", "pools-mini"}
 
 
-def test_a_statement_keeps_timings_apart() -> None:
-    found = provenance.statement({"a": 1}, {"seconds": 2})
-    assert found == {"schema": 1, "a": 1, "timings": {"seconds": 2}}
+def test_statement_separates_timings() -> None:
+    statement = provenance.build_statement({"a": 1}, {"seconds": 2})
+    assert statement == {"schema": 1, "a": 1, "timings": {"seconds": 2}}

@@ -1,4 +1,4 @@
-"""Base and experts are measured once: what is remembered, and what has it measured anew."""
+"""Base and experts are measured once: what is cached, and what invalidates it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from fusion_core import Report, RunOptions, plan, run_fusion
 from fusion_core.commands import RunIdentities
 from fusion_core.report.table import notes
-from fusion_core.running import _identity, _remembered
+from fusion_core.running import _identity, remembering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -97,13 +97,13 @@ POOLS = """
 @pytest.fixture(autouse=True)
 def _unread_code() -> Iterator[None]:
     _identity.code_of.cache_clear()
-    _remembered.warn.cache_clear()
+    remembering.warn_unwritable.cache_clear()
     yield
     _identity.code_of.cache_clear()
 
 
 class World:
-    """A pool of files and tasks on one, and what runs on them measured."""
+    """A pool of files with tasks, and the measurements of runs on them."""
 
     def __init__(self, root: Path, site: Site) -> None:
         self.root = root
@@ -119,7 +119,7 @@ class World:
         save_file({"weight": values}, self.root / f"{name}.safetensors")
 
     def run(self, *, fresh: bool = False, bias: float = 0.0, scale: float = 1.0) -> list[str]:
-        """Return what had to be measured."""
+        """Return the tasks that were not in the cache."""
         result = run_fusion(
             algorithm="simple-average",
             model_pool={"name": "lines", "root": str(self.root), "bias": bias},
@@ -130,9 +130,9 @@ class World:
         assert result.report is not None
         self.report: Report = result.report
         measured: list[str] = sys.modules["line_pools"].MEASURED
-        found = measured[3:]  # the merge itself comes first
+        repeated = measured[3:]  # the merge itself comes first
         measured.clear()
-        return found
+        return repeated
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ CHANGES: dict[str, tuple[Callable[[World], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changed_is_measured_anew(world: World, change: str) -> None:
+def test_changed_dependency_is_measured_again(world: World, change: str) -> None:
     world.run()
     make, expected = CHANGES[change]
     make(world)
@@ -212,7 +212,7 @@ def test_what_changed_is_measured_anew(world: World, change: str) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changed_is_another_run(world: World, change: str) -> None:
+def test_changed_dependency_changes_run_identity(world: World, change: str) -> None:
     recipe = {
         "algorithm": "simple-average",
         "model_pool": {"name": "lines", "root": str(world.root)},
@@ -221,7 +221,7 @@ def test_what_changed_is_another_run(world: World, change: str) -> None:
     nested = {"algorithm": "simple-average", "model_pool": {"models": {"inner": recipe}}}
 
     def identities() -> list[Any]:
-        return [RunIdentities().of(plan(each, RunOptions())) for each in (recipe, nested)]
+        return [RunIdentities().of(plan(raw, RunOptions())) for raw in (recipe, nested)]
 
     before = identities()
     assert None not in before
@@ -232,7 +232,7 @@ def test_what_changed_is_another_run(world: World, change: str) -> None:
     assert changed == [True, inside]
 
 
-def test_libraries_that_build_on_the_core_count_with_their_code(site: Site) -> None:
+def test_libraries_that_build_on_the_core_are_identified_by_code(site: Site) -> None:
     site.install("line-help", "ONE = 1", requires=("fusion-core>=0.1",))
     site.install("line-more", "TWO = 2", requires=("line_help>=0.1", "torch"))
     code = _identity.identify_code(type("Of", (), {"__module__": "line_more"}))
@@ -240,7 +240,7 @@ def test_libraries_that_build_on_the_core_count_with_their_code(site: Site) -> N
     assert set(code) == {"fusion_core", "line_help", "line_more"}
 
 
-def test_the_library_that_methods_on_data_share_counts_with_its_code() -> None:
+def test_adapting_library_is_identified_by_code() -> None:
     from fusion_adamerging.adamerging import AdaMerging
 
     code = _identity.identify_code(AdaMerging)
@@ -248,7 +248,7 @@ def test_the_library_that_methods_on_data_share_counts_with_its_code() -> None:
     assert {"fusion_adamerging", "fusion_adapting", "fusion_core"} <= set(code)
 
 
-def test_options_of_both_pools_count(world: World) -> None:
+def test_pool_options_are_part_of_the_key(world: World) -> None:
     world.run()
     assert world.run(bias=1.0) == ALL
     assert world.run(scale=0.5) == ALL
@@ -256,7 +256,7 @@ def test_options_of_both_pools_count(world: World) -> None:
 
 
 @pytest.mark.parametrize("what", ["dtype", "threads", "processor", "device", "gpu"])
-def test_another_machine_measures_anew(
+def test_other_machine_measures_again(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     world.run()
@@ -279,7 +279,7 @@ def test_models_in_memory_are_measured_every_time(world: World, site: Site) -> N
         result = run_fusion(algorithm="simple-average", model_pool=pool, task_pool=tasks)
         assert result.report is not None
         assert result.report.remembered == {}
-    assert not _remembered.cache_directory().exists()
+    assert not remembering.cache_directory().exists()
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -294,10 +294,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_measured_anew(world: World, damage: str) -> None:
+def test_damaged_cache_entry_is_measured_again(world: World, damage: str) -> None:
     world.run()
     first = world.report
-    files = list(_remembered.cache_directory().iterdir())
+    files = list(remembering.cache_directory().iterdir())
     assert len(files) == 5
     for path in files:
         DAMAGE[damage](path)
@@ -305,7 +305,7 @@ def test_a_damaged_cache_is_measured_anew(world: World, damage: str) -> None:
     assert replace(world.report, remembered={}) == first
 
 
-def test_a_cache_that_cannot_be_written_is_one_warning(
+def test_unwritable_cache_warns_once(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(world.root / "data"))  # which is a file
@@ -313,19 +313,23 @@ def test_a_cache_that_cannot_be_written_is_one_warning(
         assert world.run() == ALL
         assert world.run() == ALL
     (line,) = caplog.messages
-    assert line.startswith("what was measured of base and experts cannot be kept in ")
+    assert line.startswith("cannot cache the measurements of base and experts in ")
 
 
-def test_the_command_measures_anew_if_told_to(
+def test_fresh_option_measures_again(
     world: World, fuse: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sets = (f"model_pool.root={world.root}", f"task_pool.file={world.root / 'data'}")
-    options = [each for name in sets for each in ("--set", name)]
+    options = [option for name in sets for option in ("--set", name)]
     run = ("run", "--algo", "simple-average", "--pool", "lines", "--task-pool", "sums", *options)
     flags: list[tuple[str, ...]] = [("-o", "out0"), ("-o", "out1"), ("-o", "out2", "--fresh")]
-    said = [fuse(*run, "-q", *flag).out for flag in flags]
-    assert ["as an earlier run measured them" in each for each in said] == [False, True, False]
+    outputs = [fuse(*run, "-q", *flag).out for flag in flags]
+    assert ["as an earlier run measured them" in output for output in outputs] == [
+        False,
+        True,
+        False,
+    ]
     measure = ("evaluate", "out0", "-q", "--json")
     assert json.loads(fuse(*measure).out)["remembered"].keys() == {"base", "experts"}
     assert json.loads(fuse(*measure, "--fresh").out)["remembered"] == {}

@@ -1,4 +1,4 @@
-"""What is asked of a model once: the same answer for the same files, question, code and device."""
+"""Cached answers: one per model files, question, code and device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Asked:
-    """A pool of one file or live model, and how often it was asked."""
+    """A pool of one file or live model, and a count of its answers."""
 
     def __init__(self, model: Any) -> None:
         self.pool = CheckpointsPool(CheckpointsConfig(models={"a": model}))
@@ -42,9 +42,9 @@ def asked(tmp_path: Path) -> Asked:
     return Asked(str(tmp_path / "a.safetensors"))
 
 
-def test_a_question_is_asked_once(asked: Asked) -> None:
-    found = [asked() for _ in range(3)]
-    assert found == [{"said": ["who?", float("inf")]}] * 3
+def test_question_is_answered_once(asked: Asked) -> None:
+    answers = [asked() for _ in range(3)]
+    assert answers == [{"said": ["who?", float("inf")]}] * 3
     assert asked.count == 1
 
 
@@ -56,7 +56,9 @@ AGAIN: dict[str, Callable[[Asked], Any]] = {
 
 
 @pytest.mark.parametrize("change", AGAIN.values(), ids=AGAIN)
-def test_what_changes_has_it_asked_anew(asked: Asked, change: Callable[[Asked], Any]) -> None:
+def test_changed_question_or_files_are_answered_again(
+    asked: Asked, change: Callable[[Asked], Any]
+) -> None:
     asked()
     change(asked)
     again = Asked(asked.pool.config.models["a"])
@@ -64,7 +66,7 @@ def test_what_changes_has_it_asked_anew(asked: Asked, change: Callable[[Asked], 
     assert asked.count + again.count == 2
 
 
-def test_a_model_in_memory_is_asked_every_time() -> None:
+def test_model_in_memory_is_asked_every_time() -> None:
     asked = Asked({"w": torch.zeros(3)})
     asked()
     asked()

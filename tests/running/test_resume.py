@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed: what is kept, what is told, what is done again."""
+"""Stopped and resumed runs: what they keep, report and repeat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fusion_core.planning.options import RunOptions
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
 from fusion_core.weights.writing import _fault as fault
-from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing import _journal as journal_module
 from fusion_core.weights.writing import workplace
 from fusion_core.weights.writing._journal import Journal
 from fusion_core.weights.writing.disk import write_durably
@@ -44,7 +44,7 @@ STATE = {f"layer.{n}": torch.full((10,), float(n)) for n in range(20)}
 
 @pytest.fixture(autouse=True)
 def _journal_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower, "BATCH_BYTES", 1)
+    monkeypatch.setattr(journal_module, "BATCH_BYTES", 1)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def pool(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 
 
 class Stopping(StateDictSource):
-    """Raises when one of its tensors is read, after those before it have been recorded."""
+    """Raises when one of its tensors is read, after the earlier ones have been recorded."""
 
     def __init__(self, error: BaseException | None, at: int = 12) -> None:
         super().__init__(STATE)
@@ -78,14 +78,14 @@ def write(
         staging.commit(overwrite=False)
 
 
-def stopped(error: BaseException, output: Path, **options: Any) -> BaseException:
+def stop_with(error: BaseException, output: Path, **options: Any) -> BaseException:
     with pytest.raises(type(error)) as caught:
         write(Stopping(error), output, **options)
     return caught.value
 
 
-def left_in(directory: Path) -> list[str]:
-    return [each.output.name for each in workplaces_in(directory)]
+def unfinished_outputs(directory: Path) -> list[str]:
+    return [workplace.output.name for workplace in workplaces_in(directory)]
 
 
 # --- what is kept -------------------------------------------------------------------------------
@@ -105,10 +105,10 @@ def left_in(directory: Path) -> list[str]:
     ],
     ids=["Ctrl-C", "SIGTERM", "disk", "memory", "GPU", "CPU", "cuBLAS", "system"],
 )
-def test_work_is_kept_if_the_cause_lies_outside(tmp_path: Path, error: BaseException) -> None:
-    told = stopped(error, tmp_path / "out")
-    assert any("--resume" in note for note in told.__notes__)
-    assert os.listdir(tmp_path) == [each.path.name for each in workplaces_in(tmp_path)]
+def test_error_from_outside_keeps_work(tmp_path: Path, error: BaseException) -> None:
+    reported = stop_with(error, tmp_path / "out")
+    assert any("--resume" in note for note in reported.__notes__)
+    assert os.listdir(tmp_path) == [workplace.path.name for workplace in workplaces_in(tmp_path)]
     rest = Stopping(None)
     write(rest, tmp_path / "out", resume=True)
     assert rest.reads == 8
@@ -119,40 +119,40 @@ def test_work_is_kept_if_the_cause_lies_outside(tmp_path: Path, error: BaseExcep
 
 
 @pytest.mark.parametrize("error", [FusionError("bad weights"), RuntimeError("bug"), OSError("b")])
-def test_nothing_is_kept_if_the_tensors_may_be_wrong(tmp_path: Path, error: Exception) -> None:
-    told = stopped(error, tmp_path / "out")
-    assert not hasattr(told, "__notes__")
+def test_possibly_wrong_tensors_are_not_kept(tmp_path: Path, error: Exception) -> None:
+    reported = stop_with(error, tmp_path / "out")
+    assert not hasattr(reported, "__notes__")
     assert os.listdir(tmp_path) == []
 
 
-def test_nothing_is_kept_if_nothing_was_finished(tmp_path: Path) -> None:
+def test_nothing_is_kept_without_finished_tensors(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(Stopping(KeyboardInterrupt(), at=0), tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
 
-def test_nothing_is_kept_of_a_run_without_a_plan(tmp_path: Path) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out", plan=None)
+def test_nothing_is_kept_without_a_plan(tmp_path: Path) -> None:
+    stop_with(KeyboardInterrupt(), tmp_path / "out", plan=None)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_error_of_a_plugin_stays_what_it_is(tmp_path: Path) -> None:
+def test_os_error_of_plugin_is_not_wrapped(tmp_path: Path) -> None:
     error = OSError(28, "No space left for the plugin's own cache")
-    assert stopped(error, tmp_path / "out") is error
+    assert stop_with(error, tmp_path / "out") is error
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_what_was_replaced_is_no_work_to_go_on_from(
+def test_replaced_output_is_not_resumable_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
 ) -> None:
-    """Once directories have changed places, the old output lies where the new one was made."""
+    """After the exchange, the old output lies in the staging directory."""
 
-    def interrupt(place: str) -> None:
-        if place == "in place":
+    def interrupt(point: str) -> None:
+        if point == "in place":
             raise KeyboardInterrupt
 
     if not at_once:
-        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
     write(Stopping(None), tmp_path / "out")
     sign(tmp_path / "out")
     monkeypatch.setattr(fault, "listener", interrupt)
@@ -173,30 +173,30 @@ def test_what_was_replaced_is_no_work_to_go_on_from(
 def test_work_of_another_plan_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     fresh = Stopping(None)
     write(fresh, tmp_path / "out", resume=True, plan=b'{"seed": 1}')
     assert fresh.reads == 20
     assert "nothing to resume" in caplog.text
-    assert "starting afresh" in caplog.text
-    assert left_in(tmp_path) == ["out"]
+    assert "starting from the beginning" in caplog.text
+    assert unfinished_outputs(tmp_path) == ["out"]
 
 
-def test_a_run_that_is_not_resumed_leaves_old_work_and_tells(
+def test_run_without_resume_keeps_and_reports_old_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     fresh = Stopping(None)
     write(fresh, tmp_path / "out")
     assert fresh.reads == 20
-    assert "--resume would go on with it" in caplog.text
-    assert left_in(tmp_path) == ["out"]
+    assert "--resume would continue it" in caplog.text
+    assert unfinished_outputs(tmp_path) == ["out"]
 
 
-def test_work_for_an_output_of_a_similar_name_is_none_of_ours(tmp_path: Path) -> None:
+def test_work_of_similarly_named_output_is_not_used(tmp_path: Path) -> None:
     names = ("out", "out.fuse-0123456789ab", "[o]ut", "ou*")
     for name in names:
-        stopped(KeyboardInterrupt(), tmp_path / name)
+        stop_with(KeyboardInterrupt(), tmp_path / name)
     for name in names:
         rest = Stopping(None)
         write(rest, tmp_path / name, resume=True)
@@ -204,9 +204,9 @@ def test_work_for_an_output_of_a_similar_name_is_none_of_ours(tmp_path: Path) ->
     assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
-def test_another_layout_starts_afresh(tmp_path: Path) -> None:
-    """An algorithm may decide otherwise the second time: tensors then have other places."""
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+def test_other_layout_starts_from_the_beginning(tmp_path: Path) -> None:
+    """An algorithm may return other tensors the second time, at other offsets."""
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     others = {**STATE, "layer.3": torch.ones(11)}
     del others["layer.5"]
     source = StateDictSource(others)
@@ -261,20 +261,20 @@ def _replaced_by_link(directory: Path, victim: Path) -> None:
 
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("then", ["resume", "run", "clean"])
-def test_work_with_something_planted_in_it_is_in_nobodys_way(
+def test_planted_work_is_not_resumed_and_can_be_removed(
     tmp_path: Path, how: str, then: str
 ) -> None:
-    """It is neither gone on from nor followed, and goes as other rubbish does."""
+    """Such work is neither resumed nor followed, and is removed like other leftovers."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "precious").write_text("data")
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     (left,) = workplaces_in(tmp_path)
     BROKEN[how](left, victim)
     if then == "clean":
-        (found,) = leftovers(tmp_path)
+        (leftover,) = leftovers(tmp_path)
         assert os.path.lexists(left.path)
-        assert found.remove()
+        assert leftover.remove()
     else:
         fresh = Stopping(None)
         write(fresh, tmp_path / "out", resume=then == "resume")
@@ -286,8 +286,8 @@ def test_work_with_something_planted_in_it_is_in_nobodys_way(
 
 
 @pytest.mark.parametrize("name", ["folder", "model-00001-of-00020.safetensors"])
-def test_a_folder_among_what_is_finished_is_written_anew(tmp_path: Path, name: str) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+def test_folder_among_finished_shards_is_removed(tmp_path: Path, name: str) -> None:
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     (left,) = workplaces_in(tmp_path)
     (left.model / name).unlink(missing_ok=True)
     (left.model / name).mkdir()
@@ -301,12 +301,12 @@ def test_a_folder_among_what_is_finished_is_written_anew(tmp_path: Path, name: s
 def test_work_of_another_user_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     fresh = Stopping(None)
     write(fresh, tmp_path / "out", resume=True)
     assert fresh.reads == 20
-    assert left_in(tmp_path) == ["out"]
+    assert unfinished_outputs(tmp_path) == ["out"]
 
 
 HOSTILE = [
@@ -325,7 +325,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("line", HOSTILE, ids=lambda line: line[:30].decode("ascii", "replace"))
-def test_a_journal_ends_where_a_line_is_wrong(tmp_path: Path, line: bytes) -> None:
+def test_journal_ends_at_invalid_line(tmp_path: Path, line: bytes) -> None:
     good = b'{"name": "layer.%d", "digest": "' + b"0" * 64 + b'"}\n'
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'{"layout": "x"}\n' + good % 1 + line + b"\n" + good % 2)
@@ -333,15 +333,15 @@ def test_a_journal_ends_where_a_line_is_wrong(tmp_path: Path, line: bytes) -> No
     assert (journal.layout, list(journal.tensors)) == ("x", ["layer.1"])
 
 
-def test_a_journal_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+def test_huge_journal_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with path.open("wb") as stream:
         stream.truncate(2**40)
     assert Journal(path).tensors == {}
 
 
-def test_a_tensor_that_nobody_knows_is_not_looked_for(tmp_path: Path) -> None:
-    stopped(KeyboardInterrupt(), tmp_path / "out")
+def test_unknown_tensor_in_journal_is_ignored(tmp_path: Path) -> None:
+    stop_with(KeyboardInterrupt(), tmp_path / "out")
     (left,) = workplaces_in(tmp_path)
     with left.journal.open("a") as stream:
         stream.write('{"name": "\\ud800", "digest": "' + "0" * 64 + '"}\n')
@@ -358,7 +358,7 @@ class StepsConfig(ComponentConfig):
 
 
 class Steps(Algorithm[StepsConfig]):
-    """Searches in steps, each of which it can go on from."""
+    """Searches in steps and can resume after each of them."""
 
     config_class = StepsConfig
     error: BaseException | None = None
@@ -378,7 +378,7 @@ class Steps(Algorithm[StepsConfig]):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of GPU memory")])
-def test_an_algorithm_goes_on_from_its_own_state(
+def test_algorithm_resumes_from_its_state(
     pool: dict[str, Any], tmp_path: Path, error: BaseException
 ) -> None:
     first, second = Steps(StepsConfig()), Steps(StepsConfig())
@@ -395,20 +395,18 @@ def test_an_algorithm_goes_on_from_its_own_state(
         "recipe.yaml",
         "steps.txt",
     ]
-    assert left_in(tmp_path) == []
+    assert unfinished_outputs(tmp_path) == []
 
 
-def test_an_algorithm_that_fails_by_its_recipe_leaves_nothing(
-    pool: dict[str, Any], tmp_path: Path
-) -> None:
+def test_recipe_error_of_algorithm_leaves_nothing(pool: dict[str, Any], tmp_path: Path) -> None:
     algorithm = Steps(StepsConfig())
     algorithm.error = FusionError("diverged")
     with pytest.raises(FusionError, match="diverged"):
         run_fusion(algorithm=algorithm, model_pool=pool, output="out")
-    assert left_in(tmp_path) == []
+    assert unfinished_outputs(tmp_path) == []
 
 
-def test_tensors_do_not_outlive_a_bug_but_an_algorithms_state_does(tmp_path: Path) -> None:
+def test_bug_discards_tensors_but_keeps_algorithm_state(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="bug"),
         staged(tmp_path / "out", plan=b"{}") as staging,
@@ -423,7 +421,7 @@ def test_tensors_do_not_outlive_a_bug_but_an_algorithms_state_does(tmp_path: Pat
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_good_result_is_rescued_from_a_run_that_fails(tmp_path: Path, *, named: bool) -> None:
+def test_good_result_is_rescued_from_failing_run(tmp_path: Path, *, named: bool) -> None:
     context = RunContext(output=tmp_path / "merged" if named else None)
     path = context.rescue("coefficients.json", b"{}")
     assert path.read_bytes() == b"{}"
@@ -435,7 +433,7 @@ def test_a_good_result_is_rescued_from_a_run_that_fails(tmp_path: Path, *, named
         assert path.parent != RunContext().rescue("coefficients.json", b"{}").parent
 
 
-def test_a_run_in_memory_has_no_state(models: Models) -> None:
+def test_run_in_memory_has_no_state(models: Models) -> None:
     class Looks(Algorithm[ComponentConfig]):
         config_class = ComponentConfig
 
@@ -449,8 +447,8 @@ def test_a_run_in_memory_has_no_state(models: Models) -> None:
 # --- interrupts ---------------------------------------------------------------------------------
 
 
-def test_an_interrupt_while_threads_write_closes_nothing_under_them(tmp_path: Path) -> None:
-    """A second Ctrl-C does not wait for them; their descriptors must not mean other files then."""
+def test_interrupt_does_not_close_files_under_writing_threads(tmp_path: Path) -> None:
+    """A second Ctrl-C does not wait for threads, whose descriptors must stay valid."""
     source = StateDictSource(STATE)
     with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out", plan=b"{}") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=10**9)
@@ -468,12 +466,12 @@ STOPPED = """
 import signal
 import sys
 from fusion_core.cli import app
-from fusion_core.weights.writing import _fault as fault, _follower as follower
-follower.BATCH_BYTES = 1
+from fusion_core.weights.writing import _fault as fault, _journal as journal_module
+journal_module.BATCH_BYTES = 1
 reached = []
-def listen(place):
-    reached.append(place)
-    if place == "journal synced" and reached.count(place) == 3:
+def listen(point):
+    reached.append(point)
+    if point == "journal synced" and reached.count(point) == 3:
         print("now", flush=True)
         sys.stdin.readline()
 fault.listener = listen
@@ -486,7 +484,7 @@ app.main()
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
-def test_a_signal_keeps_the_work_and_says_how_to_go_on(
+def test_signal_keeps_work_and_suggests_resume(
     fuse: Callable[..., Outcome], pool: dict[str, Any], sent: signal.Signals, code: int
 ) -> None:
     models = json.dumps(pool["models"])
@@ -507,14 +505,14 @@ def test_a_signal_keeps_the_work_and_says_how_to_go_on(
         assert run.stdout is not None
         assert run.stdout.readline() == "now\n"
         run.send_signal(sent)
-        _, told = run.communicate("go on\n")
+        _, reported = run.communicate("go on\n")
     assert run.returncode == code
-    assert "What is done is kept: the same command with --resume goes on." in told
-    assert "Traceback" not in told
-    assert left_in(Path()) == ["out"]
+    assert "Finished work is kept: run the same command with --resume." in reported
+    assert "Traceback" not in reported
+    assert unfinished_outputs(Path()) == ["out"]
     again = fuse(*arguments, "--resume", "--executor", "serial", "-v")
     assert again.code == 0, again.err
-    assert "going on in .out.fuse-" in again.err
+    assert "resuming in .out.fuse-" in again.err
     assert "merge the rest" in again.err
     assert again.out.endswith("written: out\n")
-    assert left_in(Path()) == []
+    assert unfinished_outputs(Path()) == []

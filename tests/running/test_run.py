@@ -94,7 +94,7 @@ def nets() -> tuple[Net, dict[str, Net]]:
 
 @pytest.fixture
 def paths(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Save the models below the working directory; return the pool's section."""
+    """Save the models below the working directory, and return the pool's section."""
     monkeypatch.chdir(tmp_path)
     for name, state in models.items():
         directory = tmp_path / "in" / name
@@ -115,8 +115,8 @@ class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
 
     def merge(self, piece: Piece) -> torch.Tensor:
         deltas = piece.task_vectors
-        kept = deltas.where(deltas.abs() > self.config.floor, 0)
-        return piece.base + in_order(kept) / len(kept)
+        deltas_above = deltas.where(deltas.abs() > self.config.floor, 0)
+        return piece.base + in_order(deltas_above) / len(deltas_above)
 
 
 def files_of(directory: Path, *, but: tuple[str, ...] = ()) -> dict[str, bytes]:
@@ -126,9 +126,9 @@ def files_of(directory: Path, *, but: tuple[str, ...] = ()) -> dict[str, bytes]:
 # --- live models --------------------------------------------------------------------------------
 
 
-def test_live_models_give_a_live_model(nets: tuple[Net, dict[str, Net]]) -> None:
+def test_live_models_give_live_model(nets: tuple[Net, dict[str, Net]]) -> None:
     base, experts = nets
-    before = {n: copy.deepcopy(each.state_dict()) for n, each in {"": base, **experts}.items()}
+    before = {n: copy.deepcopy(model.state_dict()) for n, model in {"": base, **experts}.items()}
     result = run_fusion(
         algorithm={"name": "task-arithmetic", "scale": 0.5},
         model_pool={"base": base, "models": experts},
@@ -138,19 +138,19 @@ def test_live_models_give_a_live_model(nets: tuple[Net, dict[str, Net]]) -> None
     assert model is result.model
     assert type(model) is Net
     assert not model.training
-    found = model.state_dict()
+    merged = model.state_dict()
     for name, value in base.state_dict().items():
         expected = value
         if value.is_floating_point():
             deltas = [expert.state_dict()[name] - value for expert in experts.values()]
             expected = value + 0.5 * sum(deltas)
-        torch.testing.assert_close(found[name], expected)
+        torch.testing.assert_close(merged[name], expected)
     assert model.head.weight is model.embedding.weight
-    assert found["norm.num_batches_tracked"] == 0  # the base's
+    assert merged["norm.num_batches_tracked"] == 0  # the base's
     assert model(torch.tensor([1, 2])).shape == (2, 6)
-    for name, each in {"": base, **experts}.items():
-        assert each.training
-        for key, value in each.state_dict().items():
+    for name, net in {"": base, **experts}.items():
+        assert net.training
+        for key, value in net.state_dict().items():
             assert torch.equal(value, before[name][key])
     with torch.no_grad():
         for parameter in model.parameters():
@@ -193,7 +193,7 @@ def test_state_dicts_alone_give_no_live_model(models: Models) -> None:
     assert caught.value.exit_code == 1
 
 
-def test_live_models_are_written_where_an_output_is_named(
+def test_live_models_are_written_to_named_output(
     nets: tuple[Net, dict[str, Net]], tmp_path: Path
 ) -> None:
     base, experts = nets
@@ -207,13 +207,13 @@ def test_live_models_are_written_where_an_output_is_named(
     assert torch.equal(result.model.head.weight, loaded["head.weight"])
 
 
-def test_state_that_is_no_tensor_is_refused(models: Models) -> None:
+def test_state_without_tensor_is_refused(models: Models) -> None:
     odd: dict[str, Any] = {**models["a"], "_extra_state": {"x": 1}}
     with pytest.raises(WeightsError, match=r"a \(live\): '_extra_state' is a dict"):
         run_fusion(algorithm="ties", model_pool={"base": models["base"], "models": {"a": odd}})
 
 
-def test_a_half_precision_model_stays_one(nets: tuple[Net, dict[str, Net]]) -> None:
+def test_half_precision_is_preserved(nets: tuple[Net, dict[str, Net]]) -> None:
     base, experts = nets
     pool = {"base": base.bfloat16(), "models": {n: e.bfloat16() for n, e in experts.items()}}
     result = run_fusion(algorithm="ties", model_pool=pool)
@@ -227,12 +227,12 @@ def test_a_half_precision_model_stays_one(nets: tuple[Net, dict[str, Net]]) -> N
 # --- algorithms as objects ----------------------------------------------------------------------
 
 
-def test_an_algorithm_may_be_an_object(paths: dict[str, Any], models: Models) -> None:
+def test_algorithm_may_be_an_object(paths: dict[str, Any], models: Models) -> None:
     result = run_fusion(
         algorithm=DropAndAverage(DropConfig(floor=0.1)), model_pool=paths, output="out"
     )
     base = models["base"]["layer.weight"]
-    deltas = [models[each]["layer.weight"] - base for each in "abc"]
+    deltas = [models[name]["layer.weight"] - base for name in "abc"]
     expected = base + sum(delta.where(delta.abs() > 0.1, 0) for delta in deltas) / 3
     torch.testing.assert_close(result.weights.tensor("layer.weight"), expected)
     assert result.path is not None
@@ -254,18 +254,18 @@ class ReturnsModule(Algorithm[ComponentConfig]):
         return model
 
 
-def test_an_algorithm_may_return_a_live_model(nets: tuple[Net, dict[str, Net]]) -> None:
+def test_algorithm_may_return_live_model(nets: tuple[Net, dict[str, Net]]) -> None:
     base, experts = nets
     result = run_fusion(algorithm=ReturnsModule(), model_pool={"base": base, "models": experts})
     assert result.weights.infos.keys() == base.state_dict().keys()
-    found = result.model.state_dict()
-    assert (found["head.weight"] == 0.25).all()
-    assert (found["norm.running_mean"] == 7).all()
-    assert found["norm.num_batches_tracked"] == 1  # the returned model's own
+    merged = result.model.state_dict()
+    assert (merged["head.weight"] == 0.25).all()
+    assert (merged["norm.running_mean"] == 7).all()
+    assert merged["norm.num_batches_tracked"] == 1  # the returned model's own
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
-def test_a_result_that_does_not_fit_is_refused(models: Models, change: str) -> None:
+def test_result_with_other_tensors_is_refused(models: Models, change: str) -> None:
     class Wrong(Algorithm[ComponentConfig]):
         config_class = ComponentConfig
 
@@ -288,7 +288,7 @@ def test_a_result_that_does_not_fit_is_refused(models: Models, change: str) -> N
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> None:
+def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> None:
     result = run_fusion(algorithm="ties", model_pool=paths, output="out", seed=5)
     assert sorted(files_of(tmp_path / "out")) == [
         "config.json",
@@ -345,13 +345,13 @@ def test_a_finished_directory_is_complete(paths: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize("given", [".", "..", "../here", "below/.."])
-def test_the_working_directory_is_no_output(
+def test_working_directory_is_refused_as_output(
     paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     (tmp_path / "at" / "here" / "below").mkdir(parents=True)
     pool = {name: str(tmp_path / at) for name, at in paths["models"].items()}
     monkeypatch.chdir(tmp_path / "at" / "here")
-    with pytest.raises(OutputError, match="is the working directory, or holds it"):
+    with pytest.raises(OutputError, match="is the working directory, or contains it"):
         run_fusion(
             algorithm="simple-average",
             model_pool={"models": pool},
@@ -361,12 +361,12 @@ def test_the_working_directory_is_no_output(
 
 
 def test_inputs_are_not_touched(paths: dict[str, Any], tmp_path: Path) -> None:
-    before = {each: files_of(tmp_path / "in" / each) for each in ("base", "a", "b", "c")}
+    before = {name: files_of(tmp_path / "in" / name) for name in ("base", "a", "b", "c")}
     run_fusion(algorithm="ties", model_pool=paths, output="out")
-    assert {each: files_of(tmp_path / "in" / each) for each in before} == before
+    assert {name: files_of(tmp_path / "in" / name) for name in before} == before
 
 
-def test_two_runs_are_equal_but_for_their_timings(paths: dict[str, Any], tmp_path: Path) -> None:
+def test_equal_runs_differ_only_in_timings(paths: dict[str, Any], tmp_path: Path) -> None:
     statements = []
     for n, options in enumerate(
         [
@@ -384,10 +384,10 @@ def test_two_runs_are_equal_but_for_their_timings(paths: dict[str, Any], tmp_pat
         statement = json.loads((tmp_path / f"out{n}" / "provenance.json").read_text())
         del statement["timings"]
         statements.append(statement)
-    assert all(each == statements[0] for each in statements)
+    assert all(statement == statements[0] for statement in statements)
 
 
-def test_the_executor_of_a_recipe_is_the_runs_and_is_not_recorded(paths: dict[str, Any]) -> None:
+def test_executor_of_recipe_is_used_but_not_recorded(paths: dict[str, Any]) -> None:
     recipe = {"algorithm": "ties", "model_pool": paths}
     chosen = {**recipe, "executor": {"name": "threads", "workers": 3}}
     for options, executor in (
@@ -400,19 +400,19 @@ def test_the_executor_of_a_recipe_is_the_runs_and_is_not_recorded(paths: dict[st
         assert planned.recipe == plan(recipe, RunOptions()).recipe
 
 
-def test_a_recorded_recipe_gives_the_same_files(paths: dict[str, Any], tmp_path: Path) -> None:
+def test_recorded_recipe_gives_the_same_files(paths: dict[str, Any], tmp_path: Path) -> None:
     algorithm = {"name": "task-arithmetic", "weights": {"b": 0.5}, "scale": 1e-3}
     output = {"path": "one", "dtype": "bfloat16", "shard_size": 60}
     run_fusion(algorithm=algorithm, model_pool=paths, output=output, seed=3)
     run_fusion(
         "one/recipe.yaml", output={**load_recipe("one/recipe.yaml")["output"], "path": "two"}
     )
-    one, two = (files_of(tmp_path / each, but=("provenance.json",)) for each in ("one", "two"))
+    one, two = (files_of(tmp_path / name, but=("provenance.json",)) for name in ("one", "two"))
     assert len([name for name in one if name.endswith(".safetensors")]) > 1
     assert one == two
 
 
-def test_another_shard_size_gives_the_same_tensors(paths: dict[str, Any], tmp_path: Path) -> None:
+def test_other_shard_size_gives_the_same_tensors(paths: dict[str, Any], tmp_path: Path) -> None:
     digests = set()
     for size in (1, 300, "5GB"):
         output = {"path": f"out-{size}", "shard_size": size}
@@ -422,9 +422,7 @@ def test_another_shard_size_gives_the_same_tensors(paths: dict[str, Any], tmp_pa
     assert len(digests) == 1
 
 
-def test_the_output_dtype_is_recorded_in_the_configuration(
-    paths: dict[str, Any], tmp_path: Path
-) -> None:
+def test_output_dtype_is_recorded_in_configuration(paths: dict[str, Any], tmp_path: Path) -> None:
     run_fusion(algorithm="ties", model_pool=paths, output={"path": "out", "dtype": "float16"})
     loaded = load_file(tmp_path / "out" / "model.safetensors")
     assert loaded["layer.weight"].dtype is torch.float16
@@ -432,7 +430,7 @@ def test_the_output_dtype_is_recorded_in_the_configuration(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
 
 
-def test_an_overflow_of_the_output_leaves_nothing(models: Models, paths: dict[str, Any]) -> None:
+def test_overflow_of_output_dtype_leaves_nothing(models: Models, paths: dict[str, Any]) -> None:
     from pathlib import Path
 
     save_file({**models["a"], "scale": torch.tensor(1e6)}, "in/a/model.safetensors")
@@ -445,25 +443,23 @@ def test_an_overflow_of_the_output_leaves_nothing(models: Models, paths: dict[st
     assert load_file("out/model.safetensors")["scale"].isinf()
 
 
-@pytest.mark.parametrize("said", ["by the argument", "by the recipe"])
-def test_none_as_the_output_writes_nothing(
-    said: str, paths: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("how", ["by the argument", "by the recipe"])
+def test_output_none_writes_nothing(how: str, paths: dict[str, Any], tmp_path: Path) -> None:
     raw: dict[str, Any] = {"algorithm": "ties", "model_pool": paths}
     written = run_fusion(raw, output={"path": "out", "dtype": "float16"})
     before = sorted(tmp_path.rglob("*"))
-    path = "elsewhere" if said == "by the argument" else None
+    path = "elsewhere" if how == "by the argument" else None
     raw["output"] = {"path": path, "dtype": "float16"}
-    kept = run_fusion(raw, output=None) if path else run_fusion(raw)
-    assert kept.path is None
+    in_memory = run_fusion(raw, output=None) if path else run_fusion(raw)
+    assert in_memory.path is None
     assert sorted(tmp_path.rglob("*")) == before
-    found = kept.weights.state_dict()
+    merged = in_memory.weights.state_dict()
     for name, tensor in written.weights.state_dict().items():
-        assert torch.equal(found[name], tensor)
-        assert found[name].dtype is tensor.dtype
+        assert torch.equal(merged[name], tensor)
+        assert merged[name].dtype is tensor.dtype
 
 
-def test_the_default_output_counts_up(paths: dict[str, Any]) -> None:
+def test_default_output_is_numbered(paths: dict[str, Any]) -> None:
     for n in (1, 2):
         result = run_fusion(algorithm="ties", model_pool=paths)
         assert str(result.path) == f"outputs/checkpoints-ties-{n}"
@@ -471,14 +467,14 @@ def test_the_default_output_counts_up(paths: dict[str, Any]) -> None:
     assert str(named.path) == "outputs/checkpoints-fused-1"
 
 
-def test_a_present_output_is_refused_before_anything_is_read(
+def test_existing_output_is_refused_before_reading(
     paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_fusion(algorithm="ties", model_pool=paths, output="out")
     before = files_of(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointSource, "read", None)
-        with pytest.raises(OutputError, match="already there") as caught:
+        with pytest.raises(OutputError, match="already exists") as caught:
             run_fusion(algorithm="simple-average", model_pool=paths, output="out")
     assert caught.value.exit_code == 7
     assert files_of(tmp_path / "out") == before
@@ -498,9 +494,7 @@ def test_side_files_are_committed_with_the_model(paths: dict[str, Any], tmp_path
 
 
 @pytest.mark.parametrize("name", ["../escaped", "recipe.yaml", "model.safetensors"])
-def test_a_side_file_cannot_replace_another(
-    paths: dict[str, Any], tmp_path: Path, name: str
-) -> None:
+def test_side_file_cannot_replace_another(paths: dict[str, Any], tmp_path: Path, name: str) -> None:
     class Hostile(DropAndAverage):
         def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
             context.save(name, b"x")
@@ -523,7 +517,7 @@ def test_arguments_override_the_recipe(paths: dict[str, Any], tmp_path: Path) ->
     assert not (tmp_path / "no").exists()
 
 
-def test_what_is_dropped_is_counted(paths: dict[str, Any], models: Models, tmp_path: Path) -> None:
+def test_dropped_tensors_are_counted(paths: dict[str, Any], models: Models, tmp_path: Path) -> None:
     save_file({**models["a"], "head": torch.ones(1)}, "in/a/model.safetensors")
     raw = {"alignment": {"extra": "drop"}}
     run_fusion(raw, algorithm="ties", model_pool=paths, output="out")
@@ -532,7 +526,7 @@ def test_what_is_dropped_is_counted(paths: dict[str, Any], models: Models, tmp_p
 
 
 @pytest.mark.parametrize("expert_count", [0, 1, 3, 4])
-def test_the_number_of_experts_is_checked(models: Models, site: Site, expert_count: int) -> None:
+def test_number_of_experts_is_checked(models: Models, site: Site, expert_count: int) -> None:
     site.install(
         "picky-x",
         """
@@ -555,20 +549,20 @@ def test_the_number_of_experts_is_checked(models: Models, site: Site, expert_cou
         run_fusion(algorithm="picky", model_pool=pool)
 
 
-def test_a_pool_without_experts_is_refused(models: Models) -> None:
+def test_pool_without_experts_is_refused(models: Models) -> None:
     pool = CheckpointsPool(CheckpointsConfig(base=models["base"], models={}))
     with pytest.raises(RecipeError, match="no experts"):
         run_fusion(algorithm=DropAndAverage(), model_pool=pool)
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:999", "meta", "cpu:3", "", "xla"])
-def test_a_device_that_is_not_there_is_refused(models: Models, device: str) -> None:
+def test_unknown_device_is_refused(models: Models, device: str) -> None:
     pool = {"base": models["base"], "models": {"a": models["a"]}}
     with pytest.raises(RecipeError, match=f"device '{device}'"):
         run_fusion(algorithm="ties", model_pool=pool, options=RunOptions(device=device))
 
 
-def test_a_gpu_beyond_those_that_torch_finds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_index_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="no CUDA device"):
         device_of("cuda")
@@ -580,7 +574,7 @@ def test_a_gpu_beyond_those_that_torch_finds_is_refused(monkeypatch: pytest.Monk
             device_of(name)
 
 
-def test_the_seed_reaches_random_methods(models: Models) -> None:
+def test_seed_reaches_random_methods(models: Models) -> None:
     class Noise(DropAndAverage):
         def merge(self, piece: Piece) -> torch.Tensor:
             return piece.uniform(0)
@@ -600,7 +594,7 @@ def test_the_seed_reaches_random_methods(models: Models) -> None:
 
 
 class Norm(AdaptiveTask):
-    """Measures how large a model's embedding is."""
+    """Measures the mean absolute value of a model's embedding."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -634,9 +628,7 @@ def size(model: Net) -> float:
     return float(model.embedding.weight.detach().abs().mean())
 
 
-def test_tasks_give_a_report_with_references(
-    nets: tuple[Net, dict[str, Net]], tmp_path: Path
-) -> None:
+def test_report_includes_base_and_experts(nets: tuple[Net, dict[str, Net]], tmp_path: Path) -> None:
     base, experts = nets
     result = run_fusion(
         algorithm="simple-average",
@@ -649,7 +641,7 @@ def test_tasks_give_a_report_with_references(
     assert list(report.tasks) == ["b", "x", "a"]
     merged = size(result.model)  # type: ignore[arg-type]
     assert report.average == pytest.approx(merged)
-    assert {name: each["accuracy"] for name, each in report.experts.items()} == {
+    assert {name: metrics["accuracy"] for name, metrics in report.experts.items()} == {
         "b": pytest.approx(size(experts["b"])),
         "a": pytest.approx(size(experts["a"])),
     }
@@ -660,7 +652,7 @@ def test_tasks_give_a_report_with_references(
 
 
 class Sizes(Norms):
-    """Measures where models are, without building any; a size is better where it is small."""
+    """Measures models by path without building them. A smaller size is better."""
 
     def __init__(self, value: object, *names: str) -> None:
         super().__init__(*names)
@@ -681,7 +673,7 @@ class Sizes(Norms):
         return {name: {"size": self.value} for name in tasks or self.names}  # type: ignore[dict-item]
 
 
-def test_a_pool_may_measure_elsewhere_and_declare_what(
+def test_task_pool_may_measure_without_live_model(
     nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CheckpointsPool, "build", None)  # no live model is asked for
@@ -694,11 +686,13 @@ def test_a_pool_may_measure_elsewhere_and_declare_what(
     assert stored["metrics"]["a"] == {"size": {"unit": "bytes", "higher_is_better": False}}
     assert Report.from_json(stored) == result.report
     for value in ("good", torch.tensor(1.0)):
-        with pytest.raises(BrokenPluginError, match="task 'a': its metric 'size' is a "):
+        with pytest.raises(
+            BrokenPluginError, match="task 'a', metric 'size': expected a Python number"
+        ):
             run_fusion(algorithm="ties", model_pool=pool, task_pool=Sizes(value, "a"))
 
 
-def test_every_bar_of_an_evaluation_shows_how_far_its_task_is(
+def test_evaluation_progress_shows_notes_of_tasks(
     nets: tuple[Net, dict[str, Net]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, str]] = []
@@ -727,7 +721,7 @@ def test_every_bar_of_an_evaluation_shows_how_far_its_task_is(
     assert seen == [(bar, "a: half") for bar in bars]
 
 
-def test_without_a_base_there_is_no_row_of_a_base(nets: tuple[Net, dict[str, Net]]) -> None:
+def test_report_without_base_has_no_base_row(nets: tuple[Net, dict[str, Net]]) -> None:
     result = run_fusion(
         algorithm="simple-average", model_pool={"models": nets[1]}, task_pool=Norms("a")
     )
@@ -736,7 +730,7 @@ def test_without_a_base_there_is_no_row_of_a_base(nets: tuple[Net, dict[str, Net
 
 
 class Bound(Norms):
-    """Tasks that can be measured only by whoever knows the models' files."""
+    """Tasks that need the models' files before they can be measured."""
 
     files: frozenset[str] = frozenset()
 
@@ -750,7 +744,7 @@ class Bound(Norms):
         return super().__getitem__(name)
 
 
-def test_tasks_know_the_models_before_anything_is_adapted_on_or_measured(
+def test_tasks_are_bound_to_models_before_use(
     nets: tuple[Net, dict[str, Net]],
 ) -> None:
     class Looking(Algorithm[ComponentConfig]):
@@ -781,26 +775,26 @@ def no_room(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("evaluate", "kind", "said", "hint"),
+    ("evaluate", "kind", "message", "hint"),
     [
         (None, FusionError, "the data set is gone", ""),
         (no_room, DiskError, "but its evaluation failed: no room for images\n", "Make some.\n"),
         (leave, BrokenPluginError, r"the model is complete in .*: SystemExit, in ", None),
     ],
 )
-def test_a_failing_evaluation_leaves_the_model(  # noqa: PLR0913, PLR0917
+def test_failed_evaluation_keeps_model(  # noqa: PLR0913, PLR0917
     nets: tuple[Net, dict[str, Net]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     evaluate: Callable[..., None] | None,
     kind: type[FusionError],
-    said: str,
+    message: str,
     hint: str | None,
 ) -> None:
     if evaluate is not None:
         monkeypatch.setattr(Norm, "evaluate", evaluate)
     pool, output = {"base": nets[0], "models": nets[1]}, tmp_path / "out"
-    with pytest.raises(kind, match=said) as caught:
+    with pytest.raises(kind, match=message) as caught:
         run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("a", "fails"), output=output)
     assert caught.value.exit_code == kind.exit_code
     if hint is not None:
@@ -810,7 +804,7 @@ def test_a_failing_evaluation_leaves_the_model(  # noqa: PLR0913, PLR0917
     assert not (output / "report.json").exists()
 
 
-def test_a_failing_evaluation_of_a_model_in_memory_is_what_it_was(
+def test_failed_evaluation_in_memory_raises_original_error(
     nets: tuple[Net, dict[str, Net]],
 ) -> None:
     pool = {"base": nets[0], "models": nets[1]}
@@ -818,7 +812,7 @@ def test_a_failing_evaluation_of_a_model_in_memory_is_what_it_was(
         run_fusion(algorithm="ties", model_pool=pool, task_pool=Norms("fails"))
 
 
-def test_an_interrupted_evaluation_says_that_the_model_is_complete(
+def test_interrupted_evaluation_reports_complete_model(
     nets: tuple[Net, dict[str, Net]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -837,7 +831,7 @@ def test_an_interrupted_evaluation_says_that_the_model_is_complete(
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_an_interrupt_after_the_commit_says_that_the_model_is_complete(
+def test_interrupt_after_commit_reports_complete_model(
     paths: dict[str, Any], tmp_path: Path, site: Site
 ) -> None:
     site.install(
@@ -861,15 +855,13 @@ class Leaving(Algorithm[ComponentConfig]):
         sys.exit(0)
 
 
-def test_an_algorithm_that_ends_the_program_is_an_error(
-    paths: dict[str, Any], tmp_path: Path
-) -> None:
+def test_algorithm_that_exits_raises(paths: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(BrokenPluginError, match=r"SystemExit: 0, in Leaving\.run \(.*test_run"):
         run_fusion(algorithm=Leaving(), model_pool=paths, output=tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:
+def test_evaluation_can_be_disabled(nets: tuple[Net, dict[str, Net]]) -> None:
     base, experts = nets
     result = run_fusion(
         algorithm="ties",
@@ -880,7 +872,7 @@ def test_evaluation_can_be_left_out(nets: tuple[Net, dict[str, Net]]) -> None:
     assert result.report is None
 
 
-def test_a_pool_without_tasks_is_refused(nets: tuple[Net, dict[str, Net]]) -> None:
+def test_task_pool_without_tasks_is_refused(nets: tuple[Net, dict[str, Net]]) -> None:
     base, experts = nets
     with pytest.raises(RecipeError, match="the task pool has no tasks"):
         run_fusion(
@@ -943,7 +935,7 @@ class Ignore(Algorithm[ComponentConfig]):
 @pytest.mark.parametrize(
     ("algorithm", "transductive"), [(DropAndAverage(), None), (Ignore(), None), (Peek(), False)]
 )
-def test_an_object_whose_class_does_not_see_tasks_gets_none(
+def test_algorithm_object_sees_tasks_only_if_declared(
     nets: tuple[Net, dict[str, Net]],
     algorithm: Algorithm[Any],
     transductive: bool | None,  # noqa: FBT001
@@ -1002,7 +994,7 @@ def {hook}():
         ("finished", "out", True),
     ]
     failed = [record.getMessage() for record in caplog.records if "angry-x" in record.getMessage()]
-    assert [each.split(" failed in ")[1].split(":")[0] for each in failed] == [
+    assert [message.split(" failed in ")[1].split(":")[0] for message in failed] == [
         "fusion_run_started",
         "fusion_metrics_logged",
         "fusion_metrics_logged",
@@ -1010,7 +1002,7 @@ def {hook}():
     ]
 
 
-def test_a_run_that_fails_is_not_announced_as_finished(models: Models, site: Site) -> None:
+def test_failed_run_is_not_announced_as_finished(models: Models, site: Site) -> None:
     site.install(
         "watching-y",
         """
@@ -1033,7 +1025,7 @@ def test_a_run_that_fails_is_not_announced_as_finished(models: Models, site: Sit
 
 
 @pytest.mark.parametrize("output", ["in", "in/base", "in/link"])
-def test_what_is_merged_is_not_overwritten(
+def test_output_containing_inputs_is_not_overwritten(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -1052,7 +1044,7 @@ def test_what_is_merged_is_not_overwritten(
         return
     reasons = {
         "in": "in was not written by fuse",
-        "in/base": "in/base, which is merged and would be removed",
+        "in/base": "the input in/base, which --overwrite would delete",
     }
     with pytest.raises(OutputError, match=reasons[output]):
         run_fusion(recipe, options=RunOptions(overwrite=True))
@@ -1062,17 +1054,17 @@ def test_what_is_merged_is_not_overwritten(
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def test_a_number_that_another_run_has_locked_is_not_taken(paths: dict[str, Any]) -> None:
+def test_locked_output_number_is_skipped(paths: dict[str, Any]) -> None:
     Path("outputs").mkdir()
     with locked(Path("outputs/checkpoints-ties-1")):
         result = run_fusion(algorithm="ties", model_pool=paths)
     assert result.path == Path("outputs/checkpoints-ties-2")
 
 
-def test_a_number_that_came_into_being_meanwhile_is_not_taken(paths: dict[str, Any]) -> None:
+def test_output_number_taken_since_planning_is_skipped(paths: dict[str, Any]) -> None:
     first, second = (plan(given(paths), RunOptions()) for _ in range(2))
     assert first.path == second.path
-    numbers = [execute(each).path for each in (first, second)]
+    numbers = [execute(planned).path for planned in (first, second)]
     assert numbers == [Path(f"outputs/checkpoints-ties-{n}") for n in (1, 2)]
 
 
@@ -1080,11 +1072,11 @@ def given(paths: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
     return {"algorithm": "ties", "model_pool": {"name": "checkpoints", **paths}, "seed": seed}
 
 
-def test_of_several_stopped_runs_each_goes_on_with_its_own_work(
+def test_each_stopped_run_resumes_its_own_work(
     paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupt(place: str) -> None:
-        if place == "headers synced":
+    def interrupt(point: str) -> None:
+        if point == "headers synced":
             raise KeyboardInterrupt
 
     for seed in (1, 2, 3):
@@ -1100,11 +1092,11 @@ def test_of_several_stopped_runs_each_goes_on_with_its_own_work(
     assert not caplog.text
 
 
-def test_work_that_is_left_under_a_number_stays_there_and_is_told(
+def test_unfinished_numbered_output_is_kept_and_reported(
     paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupt(place: str) -> None:
-        if place == "headers synced":
+    def interrupt(point: str) -> None:
+        if point == "headers synced":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -1112,10 +1104,10 @@ def test_work_that_is_left_under_a_number_stays_there_and_is_told(
         run_fusion(given(paths))
     assert run_fusion(given(paths)).path == Path("outputs/checkpoints-ties-2")
     assert "checkpoints-ties-1.fuse-" in caplog.text
-    assert "--resume would go on with it" in caplog.text
+    assert "--resume would continue it" in caplog.text
 
 
-def test_who_comes_second_is_told_before_anything_else_happens(
+def test_second_run_fails_before_downloading(
     paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "_download", None)
@@ -1126,7 +1118,7 @@ def test_who_comes_second_is_told_before_anything_else_happens(
 # --- memory --------------------------------------------------------------------------------------
 
 
-def test_memory_that_runs_out_is_said_and_the_work_kept(paths: dict[str, Any]) -> None:
+def test_out_of_memory_is_reported_and_work_kept(paths: dict[str, Any]) -> None:
     class Greedy(Algorithm[ComponentConfig]):
         config_class = ComponentConfig
 

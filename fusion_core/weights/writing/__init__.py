@@ -1,1 +1,1 @@
-"""A model directory that is either complete or not there."""
+"""Write a model directory so that it is either complete or absent."""

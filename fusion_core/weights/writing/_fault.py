@@ -1,21 +1,20 @@
-"""Named places in the writer at which a test can stop the world.
+"""Named points in the writer at which a test can stop a run.
 
-Nothing listens in production. A test replaces `listener` and, say, kills the process at the k-th
-place, for every k: crashes are then tried one by one and not by luck.
+A test sets `listener` and, for example, kills the process at the k-th point, for every k.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
-def nobody(place: str) -> None:
-    """Listen to nothing."""
-    del place
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Called with the name of every fault point, on the thread that reaches it. Only tests set it.
+listener: Callable[[str], object] | None = None
 
 
-#: Called with the name of every place that is reached, on whichever thread reaches it.
-listener = nobody
-
-
-def fault_point(place: str) -> None:
-    """Tell whoever listens that the writer has come to a place."""
-    listener(place)
+def fault_point(name: str) -> None:
+    """Report that the writer has reached a fault point."""
+    if listener is not None:
+        listener(name)

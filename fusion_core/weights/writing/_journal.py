@@ -1,15 +1,17 @@
-"""The record of what is finished: one JSON object a line, in a file that only grows.
+"""The journal of finished tensors, and the background thread that keeps it.
 
-The first line names the layout, each further one a tensor whose data is durable, with the digest
-of its bytes; the last one says that the directory is about to get its name. A process that dies
-while it appends leaves a torn line; that one and what follows it does not count, nor do they where
-anything else is wrong with a line. A run that goes on writes the journal anew before it appends.
+The journal is a file of one JSON object per line that only grows. The first line names the layout.
+Each further line names a durable tensor and the digest of its bytes. The last line announces that
+the directory is about to be renamed to the output. Reading stops at the first line that is torn or
+invalid. A resumed run rewrites the journal before it appends.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -18,70 +20,43 @@ from fusion_core.weights.writing.disk import DataFile, write_durably, writing
 from fusion_core.weights.writing.ours import read_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
-#: Bytes that are read: of 300,000 tensors. Those that are recorded behind them are done again.
+    from fusion_core.weights.source import TensorInfo
+    from fusion_core.weights.writing._shards import Shards
+
+#: Bytes to read, enough for 300,000 tensors. A resumed run writes the tensors beyond that again.
 _LARGEST = 32 * 2**20
-#: Bytes of a line: a name has at most 512, which JSON may escape.
-_LONGEST = 2**14
+#: Bytes per line: a name has at most 512 bytes, which JSON may escape.
+_LONGEST_LINE = 2**14
 _DIGEST = re.compile("[0-9a-f]{64}")
+
+#: A batch is synced when it reaches this size, or this long after the previous batch.
+BATCH_BYTES, BATCH_SECONDS = 64 * 2**20, 2.0
 
 
 class Journal:
-    """A journal on disk, read when it is opened."""
+    """A journal on disk, which the constructor reads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: DataFile | None = None
         self._end = 0
         self.layout: str | None = None
-        #: digests by name of the tensors that are finished
+        #: the digests of the finished tensors, by name
         self.tensors: dict[str, str] = {}
-        #: the number (inode) of the directory that was about to get its name
+        #: the inode of the directory that was about to be renamed to the output
         self.committing: int | None = None
-        self._read()
-
-    def begin(self, layout: str, tensors: Mapping[str, str]) -> None:
-        """Start anew, in one step: for a layout, with what is known to be finished."""
-        self.layout, self.tensors, self.committing = layout, dict(tensors), None
-        data = _lines([{"layout": layout}, *_records(tensors)])
-        write_durably(self._path, data)
-        self._file, self._end = DataFile(self._path), len(data)
-        fault_point("journal begun")
-
-    def add(self, tensors: Mapping[str, str]) -> None:
-        """Record finished tensors; their data must be durable."""
-        self.tensors |= tensors
-        self._append(_records(tensors))
-
-    def commit(self, number: int) -> None:
-        """Record that the directory of this number is complete and about to get its name."""
-        self.committing = number
-        self._append([{"commit": number}])
-
-    def close(self) -> None:
-        """Close the file; the journal can be begun again."""
-        self._file = None
-
-    def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        data = _lines(records)
-        assert self._file is not None, "begin comes first"  # noqa: S101
-        self._file.write(memoryview(data), self._end)
-        fault_point("journal written")
-        self._file.sync()
-        self._end += len(data)
-        fault_point("journal synced")
-
-    def _read(self) -> None:
-        with writing(self._path):
-            content = read_ours(self._path, _LARGEST) or b""
+        with writing(path):
+            content = read_ours(path, _LARGEST) or b""
         stream = BytesIO(content)
-        while (line := stream.readline(_LONGEST)).endswith(b"\n") and self._take(line):
+        while (line := stream.readline(_LONGEST_LINE)).endswith(b"\n") and self._apply(line):
             pass
 
-    def _take(self, line: bytes) -> bool:
-        """Learn what a line says; False if it is none of ours."""
+    def _apply(self, line: bytes) -> bool:
+        """Take over a line's content. Return False for an invalid line."""
         try:
             record = json.loads(line.decode())
         except (ValueError, RecursionError):
@@ -89,18 +64,119 @@ class Journal:
         match record:
             case {"layout": str(layout)}:
                 self.layout = layout
-            case {"commit": int(number)}:
-                self.committing = number
+            case {"commit": int(inode)}:
+                self.committing = inode
             case {"name": str(name), "digest": str(digest)} if _DIGEST.fullmatch(digest):
                 self.tensors[name] = digest
             case _:
                 return False
         return True
 
+    def begin(self, layout: str, tensors: Mapping[str, str]) -> None:
+        """Replace the journal in one step by one for a layout and its finished tensors."""
+        self.layout, self.tensors, self.committing = layout, dict(tensors), None
+        data = _encode({"layout": layout}) + _encode_tensors(tensors)
+        write_durably(self._path, data)
+        self._file, self._end = DataFile(self._path), len(data)
+        fault_point("journal begun")
 
-def _records(tensors: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    yield from ({"name": name, "digest": digest} for name, digest in tensors.items())
+    def add(self, tensors: Mapping[str, str]) -> None:
+        """Record finished tensors, whose data must be durable."""
+        self.tensors |= tensors
+        self._append(_encode_tensors(tensors))
+
+    def commit(self, inode: int) -> None:
+        """Record that a directory is complete and about to be renamed to the output."""
+        self.committing = inode
+        self._append(_encode({"commit": inode}))
+
+    def _append(self, data: bytes) -> None:
+        assert self._file is not None, "call begin first"  # noqa: S101
+        self._file.write(memoryview(data), self._end)
+        fault_point("journal written")
+        self._file.sync()
+        self._end += len(data)
+        fault_point("journal synced")
+
+    def close(self) -> None:
+        """Close the file. `begin` opens it again."""
+        self._file = None
 
 
-def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+def _encode(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _encode_tensors(tensors: Mapping[str, str]) -> bytes:
+    return b"".join(_encode({"name": name, "digest": digest}) for name, digest in tensors.items())
+
+
+class Recorder:
+    """Hashes, syncs and journals finished tensors in the background of a merge.
+
+    Each tensor is hashed once, while its bytes are still in the page cache. The merge does not wait
+    for the disk. Only one thread may call a recorder.
+    """
+
+    def __init__(self, shards: Shards, journal: Journal) -> None:
+        self._shards = shards
+        self._journal = journal
+        self._hashes: dict[str, Future[str]] = {}
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash")
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="fusion-sync")
+        self._error: BaseException | None = None
+        self._batch: list[TensorInfo] = []
+        self._batch_bytes = 0
+        self._last_batch = time.monotonic()
+
+    def add(self, info: TensorInfo) -> None:
+        """Schedule a tensor whose data has been written.
+
+        Raises `DiskError` if an earlier sync failed. The kernel reports a failed sync only once, so
+        a repeated sync would succeed without the lost data.
+        """
+        self._raise_error()
+        self._hashes[info.name] = self._hasher.submit(self._shards.digest, info.name)
+        self._batch.append(info)
+        self._batch_bytes += info.nbytes
+        waited = time.monotonic() - self._last_batch
+        if self._batch_bytes >= BATCH_BYTES or waited >= BATCH_SECONDS:
+            self._flush()
+
+    def complete(self) -> None:
+        """Wait until every tensor is hashed, durable and recorded."""
+        self._flush()
+        self._syncer.shutdown()
+        self._raise_error()
+
+    def close(self, *, record: bool) -> None:
+        """Stop the background threads. With `record`, sync and record finished tensors first."""
+        if record:
+            self._flush()
+        self._syncer.shutdown(cancel_futures=not record)
+        self._hasher.shutdown(cancel_futures=True)  # after the syncer, which waits for hashes
+
+    def _flush(self) -> None:
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        self._last_batch = time.monotonic()
+        if batch:
+            self._syncer.submit(self._sync_and_record, batch)
+
+    def _sync_and_record(self, batch: list[TensorInfo]) -> None:
+        if self._error is not None:  # record nothing after a failed sync
+            return
+        try:
+            self._shards.sync(batch)
+            fault_point("data synced")
+            self._journal.add({info.name: self._hashes[info.name].result() for info in batch})
+        except BaseException as error:  # noqa: BLE001 - `_raise_error` raises it in the merge's thread
+            self._error = error
+
+    def _raise_error(self) -> None:
+        """Raise an error of the background threads.
+
+        The merge's thread must not wait on a future. An interrupt during the wait could leave the
+        future's lock taken, and the thread that completes the future would then hang.
+        """
+        if self._error is not None:
+            raise self._error

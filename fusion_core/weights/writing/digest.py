@@ -1,6 +1,6 @@
-"""Digests of tensors: what a merge is recognised by, however it is stored.
+"""Digests of tensors, which identify a merge however it is stored.
 
-BLAKE3 takes a fifth of the time of SHA-256, which is that of the whole of a linear merge.
+BLAKE3 takes a fifth of the time of SHA-256, which would take as long as a whole linear merge.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def bytes_digest(chunks: Iterable[memoryview]) -> str:
-    """Hash what comes in chunks, however it is cut."""
+    """Return the BLAKE3 of the concatenated chunks."""
     digest = blake3()
     for chunk in chunks:
         digest.update(chunk)
@@ -26,13 +26,14 @@ def bytes_digest(chunks: Iterable[memoryview]) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, tuple[TensorInfo, str]]) -> str:
-    """Return one BLAKE3 for all tensors: of a line each, in order, whatever file each lies in.
+    """Return one BLAKE3 of all tensors, whatever files hold them.
 
-    A line is `name dtype shape blake3`, e.g. `head.bias F32 [10] 9f86…`, and ends with a newline.
+    It covers one line per tensor, sorted by name: `name dtype shape blake3` and a newline, for
+    example `head.bias F32 [10] 9f86…`.
     """
     digest = blake3()
     for name in sorted(tensors):
-        info, of_tensor = tensors[name]
+        info, tensor_digest = tensors[name]
         shape = ",".join(map(str, info.shape))
-        digest.update(f"{name} {DTYPE_NAMES[info.dtype]} [{shape}] {of_tensor}\n".encode())
+        digest.update(f"{name} {DTYPE_NAMES[info.dtype]} [{shape}] {tensor_digest}\n".encode())
     return digest.hexdigest()

@@ -1,7 +1,6 @@
-"""What stopped runs left: found, described and removed, never a live run's.
+"""Leftovers of stopped runs: staging directories, lock files and temporary files.
 
-That is staging directories and locks beside outputs, and files there or in outputs that were about
-to take another's place. To find them writes nothing.
+Finding them writes nothing. Removing one never touches a live run's files.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from fusion_core.errors import DiskError, OutputError
 from fusion_core.weights.writing._journal import Journal
 from fusion_core.weights.writing.disk import target_of, writing
 from fusion_core.weights.writing.lock import is_locked, lock_of, locked, locked_outputs
-from fusion_core.weights.writing.ours import is_directory, is_held, is_single
+from fusion_core.weights.writing.ours import is_directory, is_held, is_single_file
 from fusion_core.weights.writing.target import PROVENANCE
 from fusion_core.weights.writing.workplace import Workplace, workplaces_in
 
@@ -30,25 +29,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something whose run is dead, or still alive if it is `in_use`."""
+    """A file or directory of a dead run or, if it is `in_use`, of a live one."""
 
     path: Path
     #: the output, or the file in one, that was being written
     output: Path
-    #: bytes that it takes on the disk
+    #: bytes on the disk
     size: int
-    #: seconds since its run was last heard of
+    #: seconds since its run last changed it
     age: float
-    #: finished tensors, from which a run can go on; None for what is not a staging directory
+    #: finished tensors that a run can resume from; None for anything but a staging directory
     tensors: int | None
     in_use: bool
-    #: raises `OutputError` if a run has taken it up
+    #: removes it, or raises `OutputError` if a run uses it
     removal: Callable[[], None]
 
     def remove(self) -> bool:
-        """Remove it; False if a run has taken it up in the meantime.
+        """Remove it. Return False if a run uses it by now.
 
-        Raises `DiskError` if it may not be removed, or something of it.
+        Raises `DiskError` if all or part of it cannot be removed.
         """
         try:
             with writing(self.path):
@@ -56,83 +55,88 @@ class Leftover:
         except OutputError:
             return False
         if os.path.lexists(self.path):
-            raise DiskError(f"{self.path} cannot be removed", hint="Some of it is another user's.")
+            raise DiskError(
+                f"{self.path} cannot be removed", hint="Another user owns it, or part of it."
+            )
         return True
 
 
 def leftovers(directory: Path) -> list[Leftover]:
-    """Find what is left of all outputs in a directory; locks come first, which others need.
+    """Return the leftovers of all outputs in a directory, stale locks first.
 
-    What cannot be described, because it is another user's or its run has just ended, is left out
-    and logged.
+    Entries that cannot be read are skipped and logged. They belong to another user, or their run
+    has just ended.
     """
     with writing(directory):
-        outputs = [
-            locked_output
-            for locked_output in sorted(locked_outputs(directory))
-            if not is_locked(locked_output)
+        unlocked = [path for path in sorted(locked_outputs(directory)) if not is_locked(path)]
+        stale = [output for output in unlocked if not is_directory(lock_of(output))]
+        candidates = [
+            *(partial(_describe_lock, output) for output in stale),
+            *(partial(_describe_workplace, workplace) for workplace in workplaces_in(directory)),
+            *(partial(_describe_temporary, *pair) for pair in _temporaries(directory)),
         ]
-        stale = [each for each in outputs if not is_directory(lock_of(each))]
-        found = [
-            *(partial(_lock, output) for output in stale),
-            *(partial(_workplace, place) for place in workplaces_in(directory)),
-            *(partial(_temporary, *pair) for pair in _temporaries(directory)),
-        ]
-    return [leftover for describe in found for leftover in _readable(describe)]
+    described = []
+    for describe in candidates:
+        try:
+            described.append(describe())
+        except DiskError as error:
+            _log.warning("skipping a leftover: %s", error.message)
+    return described
 
 
-def _readable(describe: Callable[[], Leftover]) -> list[Leftover]:
-    """Describe one; what the file system refuses must not hide the others."""
-    try:
-        return [describe()]
-    except DiskError as error:
-        _log.warning("left out: %s", error.message)
-        return []
-
-
-def _workplace(place: Workplace) -> Leftover:
+def _describe_workplace(workplace: Workplace) -> Leftover:
     def remove() -> None:
-        with locked(place.output):
-            if place.is_ours:
-                place.restore()
-            place.remove()
+        with locked(workplace.output):
+            if workplace.is_own:
+                workplace.restore()
+            workplace.remove()
 
-    with writing(place.path):
-        age, tensors = _age(place.touched), len(Journal(place.journal).tensors)
-        is_alive = is_locked(place.output)
-        return Leftover(place.path, place.output, place.size, age, tensors, is_alive, remove)
+    with writing(workplace.path):
+        return Leftover(
+            workplace.path,
+            workplace.output,
+            workplace.size,
+            _age(workplace.last_change),
+            len(Journal(workplace.journal).tensors),
+            is_locked(workplace.output),
+            remove,
+        )
 
 
-def _lock(output: Path) -> Leftover:
-    def remove() -> None:
-        if is_single(path):
-            with locked(output):  # which removes it in the end
-                return
-        path.unlink(missing_ok=True)  # planted: it locks nothing
-
+def _describe_lock(output: Path) -> Leftover:
     path = lock_of(output)
-    return _file(path, output, in_use=False, removal=remove)
+
+    def remove() -> None:
+        if is_single_file(path):
+            with locked(output):  # which removes the lock file when it ends
+                return
+        path.unlink(missing_ok=True)  # somebody planted it: no run can lock it
+
+    return _describe_file(path, output, in_use=False, removal=remove)
 
 
-def _temporary(path: Path, target: Path) -> Leftover:
+def _describe_temporary(path: Path, target: Path) -> Leftover:
     def remove() -> None:
         if is_held(path):
             raise OutputError(f"{target} is being written")
         path.unlink(missing_ok=True)
 
-    return _file(path, target, in_use=is_held(path), removal=remove)
+    return _describe_file(path, target, in_use=is_held(path), removal=remove)
 
 
-def _file(path: Path, output: Path, *, in_use: bool, removal: Callable[[], None]) -> Leftover:
+def _describe_file(
+    path: Path, output: Path, *, in_use: bool, removal: Callable[[], None]
+) -> Leftover:
     with writing(path):
         status = path.lstat()
     return Leftover(path, output, status.st_size, _age(status.st_mtime), None, in_use, removal)
 
 
 def _temporaries(directory: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield those in a directory and in the outputs in it, with what they were to replace."""
-    below = sorted(each for each in directory.iterdir() if is_directory(each))
-    for folder in (directory, *(each for each in below if (each / PROVENANCE).is_file())):
+    """Yield temporary files in a directory and in the outputs there, with their targets."""
+    subdirectories = sorted(path for path in directory.iterdir() if is_directory(path))
+    outputs = [path for path in subdirectories if (path / PROVENANCE).is_file()]
+    for folder in (directory, *outputs):
         for path in sorted(folder.iterdir()):
             target = target_of(path)
             if target is not None:

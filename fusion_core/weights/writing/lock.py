@@ -1,12 +1,12 @@
-"""One run an output: who comes second learns at once who was first.
+"""The lock of an output: only one run may write an output directory.
 
-A file `.<name>.fuse-lock` beside the output is locked with `flock`, which the kernel frees however
-its holder dies; so a file left behind by a dead run locks nothing. Where there is no `flock`, the
-existence of `.<name>.fuse-owner` is the lock, and one left behind has to be removed by hand: there
-is no safe way to tell that its run is dead.
+The lock is a `flock` on the file `.<name>.fuse-lock` next to the output. The kernel frees it when
+its holder dies, so a lock file that a dead run left behind locks nothing. On file systems without
+`flock`, the existence of `.<name>.fuse-owner` is the lock. A user must remove one that a dead run
+left behind, because there is no safe way to tell that the run is dead.
 
-One lock an output, and not one in each staging directory: two runs of different recipes must not
-write one output either.
+The lock belongs to the output and not to a staging directory: two runs of different recipes must
+not write one output either.
 """
 
 from __future__ import annotations
@@ -31,35 +31,36 @@ if TYPE_CHECKING:
 
 LOCK, OWNER = ".fuse-lock", ".fuse-owner"
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-#: For so long, in seconds, a holder may not have written its name yet, and one that only looks
-#: whether a lock is held may hold it.
+#: Seconds to wait once for a lock that is held. `is_locked` holds it for a moment, and a run writes
+#: its owner record just after it takes the lock.
 _PATIENCE = 0.05
-_LARGEST_NAME = 4096
+_LARGEST_RECORD = 4096
 
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Keep every other run from writing `output`.
+    """Keep every other run from writing `output`, whose parent must exist.
 
-    Raises `OutputError` naming process and host of the run that does. The output's parent must be
-    there.
+    Raises `OutputError` naming the process and host of the run that holds the lock.
     """
     with writing(output):
-        path, descriptor = _by_kernel(output) or _by_existence(output)
+        path, descriptor = _lock_with_flock(output) or _lock_with_owner_file(output)
     try:
         with writing(output):
-            _sign(descriptor)
+            _write_owner(descriptor)
         fault_point("locked")
         yield
     finally:
-        with suppress(OSError):  # a file left behind by flock locks nothing, and what failed stands
-            path.unlink(missing_ok=True)  # while it is locked: who waits finds it gone, looks again
+        # Removed while it is locked: a run that opened it meanwhile sees that and opens a new one.
+        # A lock file that cannot be removed locks nothing, so an earlier error takes precedence.
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
         fault_point("unlocked")
 
 
 def locked_outputs(directory: Path) -> Iterator[Path]:
-    """Yield the outputs in a directory that have a lock file, whether it is held or not."""
+    """Yield the outputs in a directory that have a lock file, held or not."""
     for path in directory.iterdir():
         name, dot, suffix = path.name.rpartition(".")
         if dot + suffix in {LOCK, OWNER} and len(name) > 1 and name.startswith("."):
@@ -67,70 +68,72 @@ def locked_outputs(directory: Path) -> Iterator[Path]:
 
 
 def is_locked(output: Path) -> bool:
-    """Tell whether a run is writing `output`; nothing is written to find out."""
-    return is_held(lock_of(output)) or os.path.lexists(output.with_name(f".{output.name}{OWNER}"))
+    """Tell whether a run is writing `output`, without writing anything."""
+    return is_held(lock_of(output)) or os.path.lexists(_owner_of(output))
 
 
 def lock_of(output: Path) -> Path:
-    """Return the file by which `output` is locked."""
+    """Return the lock file of an output."""
     return output.with_name(f".{output.name}{LOCK}")
 
 
-def _by_kernel(output: Path) -> tuple[Path, int] | None:
-    """Lock by `flock`; None where there is none."""
-    path, busy = lock_of(output), 0
-    while busy < 2:  # noqa: PLR2004 - once more, after a moment: somebody may only have looked
+def _owner_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}{OWNER}")
+
+
+def _lock_with_flock(output: Path) -> tuple[Path, int] | None:
+    """Return the lock file and its descriptor, or None on a file system without `flock`."""
+    path = lock_of(output)
+    failures = 0
+    while failures < 2:  # noqa: PLR2004 - `is_locked` may have held it at the first attempt
         descriptor = open_ours(path, os.O_RDWR | os.O_CREAT)
         try:
-            is_ours = take_flock(descriptor)
+            is_taken = take_flock(descriptor)
         except OSError as error:
             os.close(descriptor)
             if error.errno not in _NO_FLOCK:
                 raise
-            path.unlink(missing_ok=True)  # nobody can have locked it
+            path.unlink(missing_ok=True)  # no run can have locked it
             return None
-        if is_ours and _is_at(descriptor, path):
+        if is_taken and _is_open_at(descriptor, path):
             return path, descriptor
-        os.close(descriptor)  # another run's, or that of one that has just ended
-        if not is_ours:
-            busy += 1
+        os.close(descriptor)
+        if not is_taken:
+            failures += 1
             time.sleep(_PATIENCE)
-    raise _taken(output, path)
+    raise _conflict(output, path)
 
 
-def _by_existence(output: Path) -> tuple[Path, int]:
-    path = output.with_name(f".{output.name}{OWNER}")
+def _lock_with_owner_file(output: Path) -> tuple[Path, int]:
+    path = _owner_of(output)
     try:
         return path, open_ours(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     except FileExistsError as error:
         time.sleep(_PATIENCE)
-        raise _taken(output, path, remedy=f" If it has ended, remove {path}.") from error
+        raise _conflict(output, path, remedy=f" If it has ended, remove {path}.") from error
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _is_open_at(descriptor: int, path: Path) -> bool:
+    """Tell whether a path still names the open file. Its last holder may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
 
 
-def _sign(descriptor: int) -> None:
-    name = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+def _write_owner(descriptor: int) -> None:
+    record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, name.encode(), 0)
+    os.pwrite(descriptor, record.encode(), 0)
 
 
-def _taken(output: Path, path: Path, *, remedy: str = "") -> OutputError:
+def _conflict(output: Path, path: Path, *, remedy: str = "") -> OutputError:
+    owner = "another run"  # it has just ended, or has not written its record yet
+    with suppress(OSError, CheckpointError):
+        match parse_json(read_ours(path, _LARGEST_RECORD) or b"", path=str(path)):
+            case {"pid": int(pid), "host": str(host)}:
+                owner = f"process {pid} on {host}"
     return OutputError(
-        f"output {output} is being written by {_holder(path)}",
+        f"output {output} is being written by {owner}",
         hint=f"Wait for it, or write elsewhere with -o.{remedy}",
     )
-
-
-def _holder(path: Path) -> str:
-    """Name who has signed a lock, unless it has just ended, or has not signed yet."""
-    with suppress(OSError, CheckpointError):
-        match parse_json(read_ours(path, _LARGEST_NAME) or b"", path=str(path)):
-            case {"pid": int(pid), "host": str(host)}:
-                return f"process {pid} on {host}"
-    return "another run"

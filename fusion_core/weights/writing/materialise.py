@@ -1,13 +1,16 @@
-"""The engine: read, merge and write every piece of a source, on an executor.
+"""The engine: read, merge and write every piece of a source on an executor.
 
-It knows sources and a staging directory, no algorithms. Pieces are cut as the source allows, at
-places that do not depend on the number of workers, and each piece is written where it belongs as
-soon as it is merged: memory holds a few pieces, whatever the model's size.
+It knows sources and a staging directory, but no algorithms. The source determines where tensors are
+cut, independently of the number of workers. Each piece is written as soon as it is merged, so
+memory holds a few pieces, whatever the size of the model.
 
-Workers that share our memory are given a few pieces at a time. Other processes open all files
-themselves and are given whole tensors, so that each tensor's survey is made where it is used. Where
-they may be on other machines, they are given whole shards: a network file system mixes up what two
-machines write on one page.
+A unit of work depends on the executor:
+
+- Threads of this process receive a few pieces at a time.
+- Other processes open all files themselves. They receive whole tensors, so that a tensor's survey
+  is made where it is used.
+- Other machines receive whole shards, because a network file system mixes up what two machines
+  write on one page.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from fusion_core.weights.merging.execution import (
     run_all,
     surveyors,
 )
-from fusion_core.weights.source import check_values
+from fusion_core.weights.reading.format import build_header
+from fusion_core.weights.source import check_values, memory_of
 from fusion_core.weights.state_dict import held_in_memory
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     Span = tuple[TensorInfo, int, int]
     Unit = tuple[Span, ...]
 
-#: Bytes that a unit for another process has at least: it costs a sync.
+#: The least bytes in a unit for another process, which costs a sync.
 _WORTH_SENDING = 32 * 2**20
 
 
@@ -57,50 +61,56 @@ def materialise(
 ) -> None:
     """Compute a source and write it as safetensors shards into a staging directory.
 
-    What the directory holds from a run that was stopped is not computed again. Raises `RecipeError`
-    for a source in memory on an executor of other processes.
+    Tensors that a stopped run has finished are not computed again. Raises `RecipeError` for a
+    source in memory on an executor of other processes.
     """
     executor = executor or SerialExecutor()
-    if not is_in_process(executor):
-        _check_is_on_disk(source, executor)
+    is_local = is_in_process(executor)
+    if not is_local and (live := held_in_memory(source)) is not None:
+        raise RecipeError(
+            f"{live.describe()} is in this process's memory, and the {type(executor).__name__} "
+            "works in other processes",
+            hint="Use --executor threads, or save the model and name its directory.",
+        )
     staging.lay_out(list(source.infos.values()), shard_size=shard_size)
-    done = staging.finished_tensors
-    infos = [info for info in source.infos.values() if info.name not in done]
-    if not is_in_process(executor):
-        staging.shards.sync(infos)  # what is not on the disk yet would land on what workers write
+    finished = staging.finished_tensors
+    infos = [info for info in source.infos.values() if info.name not in finished]
+    if not is_local:
+        staging.shards.sync(infos)  # a later write-back would overwrite the workers' data
     if infos:
         source.prepare(executor)
-    work = _Work(source, staging.shards, is_shared=is_in_process(executor))
+    work = _Work(source, staging.shards, is_local=is_local)
     total = sum(info.nbytes for info in infos)
-    label = "merge the rest" if done else "merge"
+    label = "merge the rest" if finished else "merge"
     with (progress or Progress()).track(label, total=total, unit="B") as advance:
-        for spans in run_all(executor, work, _units(source, infos, staging.shards, executor)):
-            for info, start, stop in spans:
+        for unit in run_all(executor, work, _units(source, infos, staging.shards, executor)):
+            for info, start, stop in unit:
                 advance((stop - start) * info.dtype.itemsize)
                 if stop == info.numel:
-                    staging.finished(info.name)
+                    staging.mark_finished(info)
     staging.finish_shards()
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is done with one unit, in this process or, where nothing `is_shared`, in another."""
+    """Computes and writes one unit, in this process or in another."""
 
     source: WeightSource
     shards: Shards
-    is_shared: bool
+    is_local: bool
 
     def __call__(self, unit: Unit) -> Unit:
         for info, start, stop in unit:
-            self.shards.write(info, start, self._read(info, start, stop))
-        if not self.is_shared:  # only this machine can make what it has written durable
+            self.shards.write(info, start, _read_checked(self.source, info, start, stop))
+        if not self.is_local:  # only the worker's machine can sync what the worker wrote
             self.shards.sync([info for info, _, _ in unit])
         return unit
 
-    def _read(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        values = self.source.read(info.name, start, stop)
-        check_values(values, info, (start, stop), self.source)  # more would reach what lies behind
-        return values
+
+def _read_checked(source: WeightSource, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+    values = source.read(info.name, start, stop)
+    check_values(values, info, (start, stop), source)  # extra values would overwrite the next ones
+    return values
 
 
 def _units(
@@ -109,14 +119,14 @@ def _units(
     if is_in_process(executor):
         return _pieces(source, infos, executor)
     if is_on_one_machine(executor):
-        return _tensors(source, infos)
+        return _whole_tensors(source, infos)
     return _whole_shards(source, infos, shards)
 
 
 def _pieces(
     source: WeightSource, infos: Sequence[TensorInfo], executor: Executor
 ) -> Iterator[Unit]:
-    """Cut tensors into pieces, each tensor when it is prepared; the next ones are meanwhile."""
+    """Yield groups of pieces of one tensor each, while the next tensors are prepared."""
 
     def prepare(info: TensorInfo) -> TensorInfo:
         source.prepare(executor, info.name)
@@ -127,16 +137,30 @@ def _pieces(
             yield from map(tuple, in_units(list(_spans(source, info)), executor))
 
 
+def _whole_tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:
+    """Yield whole tensors, small ones together."""
+    unit: list[Span] = []
+    size = 0
+    for info in infos:
+        unit += _spans(source, info)
+        size += info.nbytes
+        if size >= _WORTH_SENDING:
+            yield tuple(unit)
+            unit, size = [], 0
+    if unit:
+        yield tuple(unit)
+
+
 def _whole_shards(
     source: WeightSource, infos: Sequence[TensorInfo], shards: Shards
 ) -> Iterator[Unit]:
-    """Yield what is left of each shard, so that each has one writer; the largest first.
+    """Yield the unfinished tensors of each shard, so that each shard has one writer.
 
-    Then the last ones, beside which workers have nothing to do, are small.
+    The largest come first, so that workers do not idle long while the last ones are written.
     """
-    grouped = groupby(infos, key=lambda info: shards.layout.places[info.name].file)
-    parts = [list(together) for _, together in grouped]
-    for part in sorted(parts, key=lambda each: -sum(info.nbytes for info in each)):
+    groups = groupby(infos, key=lambda info: shards.layout.locations[info.name].file)
+    parts = [list(group) for _, group in groups]
+    for part in sorted(parts, key=lambda part: -sum(info.nbytes for info in part)):
         yield tuple(span for info in part for span in _spans(source, info))
 
 
@@ -144,25 +168,26 @@ def _spans(source: WeightSource, info: TensorInfo) -> Iterator[Span]:
     return ((info, start, stop) for start, stop in source.ranges(info.name))
 
 
-def _tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:
-    """Yield whole tensors; small ones together."""
-    gathered: list[Span] = []
-    size = 0
-    for info in infos:
-        gathered += _spans(source, info)
-        size += info.nbytes
-        if size >= _WORTH_SENDING:
-            yield tuple(gathered)
-            gathered, size = [], 0
-    if gathered:
-        yield tuple(gathered)
+def serialise(source: WeightSource, executor: Executor) -> Iterator[bytes]:
+    """Yield the content of one safetensors file in order, for tensors that go to a side file.
+
+    The tensors are computed range by range on the executor.
+    """
+    header, _ = build_header(source.infos.values(), {})
+    yield header
+
+    def spans() -> Iterator[Span]:
+        source.prepare(executor)
+        for info in source.infos.values():
+            source.prepare(executor, info.name)
+            yield from _spans(source, info)
+
+    yield from run_all(executor, _Serialisation(source), spans())
 
 
-def _check_is_on_disk(source: WeightSource, executor: Executor) -> None:
-    live = held_in_memory(source)
-    if live is not None:
-        raise RecipeError(
-            f"{live.describe()} is in this process's memory, and the {type(executor).__name__} "
-            "works in others",
-            hint="Use --executor threads, or save the model and name its directory.",
-        )
+@dataclass(frozen=True)
+class _Serialisation:
+    source: WeightSource
+
+    def __call__(self, span: Span) -> bytes:
+        return bytes(memory_of(_read_checked(self.source, *span).contiguous()))

@@ -1,7 +1,8 @@
-"""Files that this program makes in directories that others can fill: opened as what they are.
+"""This program's files in directories that other users can write to.
 
-A link may have been planted where such a file belongs, to have us overwrite what it leads to, or a
-pipe, to have us wait. Knows nothing of what is in the files.
+Somebody may plant a link in place of such a file, so that the program overwrites the link's target,
+or a pipe, so that the program waits for ever. This module opens files without following links or
+waiting. It does not interpret their content.
 """
 
 from __future__ import annotations
@@ -15,75 +16,76 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-_BUSY = {errno.EAGAIN, errno.EACCES}
-#: What `os.open` says of a link, a socket and a directory, when it is not to follow or to wait.
-_ODD = {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR}
-_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK
-_READ_OR_WRITE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
+_LOCKED = {errno.EAGAIN, errno.EACCES}
+#: The errors of `os.open` for a link, a socket and a directory under `_SAFELY`.
+_NOT_A_FILE = {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR}
+_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK
+_ACCESS_MODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
-class NotOursError(OSError):
-    """Where a file of ours belongs lies something that may have been planted there."""
+class ForeignFileError(OSError):
+    """Somebody may have planted what lies in place of one of this program's files."""
 
 
 def open_ours(path: Path, flags: int) -> int:
-    """Open a file that this program makes, in a directory that others can fill.
+    """Open one of this program's files, without following links or waiting for pipes.
 
-    A link is not followed, and a pipe not waited for. Raises `NotOursError` for both, for
-    anything else but a regular file and, to write, for a file that has other names.
+    Raises `ForeignFileError` for anything but a regular file and, to write, for a file with other
+    hard links.
     """
     try:
-        descriptor = os.open(path, flags | _AS_IT_IS, 0o666)
+        descriptor = os.open(path, flags | _SAFELY, 0o666)
     except OSError as error:
-        if error.errno in _ODD:
-            raise _not_ours(path) from error
+        if error.errno in _NOT_A_FILE:
+            raise _foreign(path) from error
         raise
     status = os.fstat(descriptor)
-    is_read = flags & _READ_OR_WRITE == os.O_RDONLY
-    if stat.S_ISREG(status.st_mode) and (is_read or status.st_nlink <= 1):
+    is_reading = flags & _ACCESS_MODE == os.O_RDONLY
+    if stat.S_ISREG(status.st_mode) and (is_reading or status.st_nlink <= 1):
         return descriptor
     os.close(descriptor)
-    raise _not_ours(path)
+    raise _foreign(path)
 
 
-def _not_ours(path: Path) -> NotOursError:
-    return NotOursError(errno.EPERM, f"{path.name} is not a regular file, or it has other names")
+def _foreign(path: Path) -> ForeignFileError:
+    reason = f"{path.name} is not a regular file, or has other hard links"
+    return ForeignFileError(errno.EPERM, reason)
 
 
 def read_ours(path: Path, limit: int) -> bytes | None:
-    """Read at most `limit` bytes of a file that this program made; None if there is no such file.
+    """Read at most `limit` bytes of one of this program's files, or return None without one.
 
     Raises `OSError`.
     """
     try:
         descriptor = open_ours(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError, NotOursError):
+    except (FileNotFoundError, NotADirectoryError, ForeignFileError):
         return None
     with os.fdopen(descriptor, "rb") as stream:
         return stream.read(limit)
 
 
 def take_flock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file for as long as it is open; False if another holds it.
+    """Lock an open file until it is closed. Return False if another process holds the lock.
 
     Raises `OSError` where files cannot be locked.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _BUSY:
+        if error.errno in _LOCKED:
             return False
         raise
     return True
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether somebody has locked a file of ours, or may have: nothing is written."""
+    """Tell whether a process holds a file's lock, or may hold it, without writing anything."""
     try:
         descriptor = open_ours(path, os.O_RDONLY)
-    except (FileNotFoundError, NotOursError):
+    except (FileNotFoundError, ForeignFileError):
         return False
-    except OSError:  # another user's
+    except OSError:  # another user's file
         return True
     try:
         return not take_flock(descriptor, shared=True)
@@ -93,8 +95,8 @@ def is_held(path: Path) -> bool:
         os.close(descriptor)
 
 
-def is_single(path: Path) -> bool:
-    """Tell whether a regular file of one name lies there, and no link."""
+def is_single_file(path: Path) -> bool:
+    """Tell whether a path is a regular file with one hard link, and no symbolic link."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -103,5 +105,5 @@ def is_single(path: Path) -> bool:
 
 
 def is_directory(path: Path) -> bool:
-    """Tell whether a directory lies there, and not a link to one."""
+    """Tell whether a path is a directory, and no symbolic link to one."""
     return path.is_dir() and not path.is_symlink()

@@ -1,4 +1,4 @@
-"""The staging directory that is opened for an output, and what keeps other runs away from it."""
+"""Claim an output for one run, and open its staging directory."""
 
 from __future__ import annotations
 
@@ -23,42 +23,55 @@ _log = logging.getLogger(__name__)
 def staged(
     output: Path, *, overwrite: bool = False, plan: bytes | None = None, resume: bool = False
 ) -> Iterator[Staging]:
-    """Claim `output` and open a staging directory for it, which is gone afterwards."""
+    """Claim `output` and open a staging directory for it, as `claim` and `open_staging` do."""
     with (
         claim(output, overwrite=overwrite),
-        staging_in(output, overwrite=overwrite, plan=plan, resume=resume) as staging,
+        open_staging(output, overwrite=overwrite, plan=plan, resume=resume) as staging,
     ):
         yield staging
 
 
 @contextmanager
 def claim(output: Path, *, overwrite: bool = False) -> Iterator[None]:
-    """Keep `output` from other runs, with its parents made.
+    """Create the parents of `output`, and keep other runs from writing it.
 
-    Raises `OutputError` if it is present and not to be overwritten or another run is writing it,
-    `DiskError` where the file system refuses.
+    Raises `OutputError` if the output exists and may not be replaced, or if another run is writing
+    it, and `DiskError` if the file system refuses.
     """
     check_output(output, overwrite=overwrite)
-    with _parents_made(output), locked(output):
-        check_output(output, overwrite=overwrite)  # the run that had the lock may have made it
-        yield
+    parent = output.absolute().parent
+    with writing(output):
+        created = [path for path in (parent, *parent.parents) if not path.exists()]
+    try:
+        with writing(output):
+            parent.mkdir(parents=True, exist_ok=True)
+            for directory in created:
+                sync_directory(directory.parent)
+        with locked(output):
+            check_output(output, overwrite=overwrite)  # the last holder may have written it
+            yield
+    finally:
+        for directory in created:
+            with suppress(OSError):  # in use by now, or never created
+                directory.rmdir()
 
 
 @contextmanager
-def staging_in(
+def open_staging(
     output: Path, *, overwrite: bool, plan: bytes | None, resume: bool
 ) -> Iterator[Staging]:
-    """Open a staging directory for an output that is claimed; raises as `claim` does.
+    """Open a staging directory for a claimed output. It is closed, and removed, at the end.
 
-    `plan` says in full what the run does: with `resume`, it goes on with work that a run of the
-    same plan left. Without a plan nothing is ever kept.
+    `plan` describes in full what the run does. With `resume`, the run continues the work of a
+    stopped run of the same plan. Without a plan, the work of a stopped run is never kept. Raises as
+    `claim` does.
     """
-    left = repair(output)
+    resumable = repair(output)
     check_output(output, overwrite=overwrite)
-    staging = Staging(_workplace(output, left, plan, resume=resume))
+    staging = Staging(_choose_workplace(output, resumable, plan, resume=resume))
     try:
         if not staging.workplace.path.exists():
-            staging.workplace.make(plan)
+            staging.workplace.create(plan)
         yield staging
     except BaseException as error:
         staging.close(error)
@@ -67,36 +80,18 @@ def staging_in(
         staging.close(None)
 
 
-def _workplace(
-    output: Path, left: Sequence[Workplace], plan: bytes | None, *, resume: bool
+def _choose_workplace(
+    output: Path, resumable: Sequence[Workplace], plan: bytes | None, *, resume: bool
 ) -> Workplace:
-    """Choose what to go on in: what a dead run of the same plan left, or a new one."""
+    """Return the latest work of the same plan, or a new staging directory."""
     with writing(output):
-        fitting = [each for each in left if plan is not None and each.continues(plan)]
-        newest = max(fitting, key=lambda each: each.touched, default=None)
-    if resume and newest is not None:
-        _log.info("going on in %s", newest.path)
-        return newest
+        same = [] if plan is None else [work for work in resumable if work.has_plan(plan)]
+        latest = max(same, key=lambda work: work.last_change, default=None)
+    if resume and latest is not None:
+        _log.info("resuming in %s", latest.path)
+        return latest
     if resume:
-        _log.warning("nothing to resume for %s: starting afresh", output)
-    elif newest is not None:
-        _log.warning("%s holds work of a run like this: --resume would go on with it", newest.path)
-    return Workplace.beside(output)
-
-
-@contextmanager
-def _parents_made(output: Path) -> Iterator[None]:
-    """Make a path's parents; those made are removed again if nothing came into them."""
-    parent = output.absolute().parent
-    with writing(output):
-        made = [each for each in (parent, *parent.parents) if not each.exists()]
-    try:
-        with writing(output):
-            parent.mkdir(parents=True, exist_ok=True)
-            for directory in made:
-                sync_directory(directory.parent)
-        yield
-    finally:
-        for directory in made:
-            with suppress(OSError):  # never made after all, or in use by now
-                directory.rmdir()
+        _log.warning("nothing to resume for %s: starting from the beginning", output)
+    elif latest is not None:
+        _log.warning("%s holds work of an identical run: --resume would continue it", latest.path)
+    return Workplace.unused(output)

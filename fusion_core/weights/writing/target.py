@@ -1,7 +1,7 @@
-"""Where a model may be written: a path that is free, or a directory that `fuse` wrote itself.
+"""Where a model may be written: a free path, or a directory that `fuse` wrote itself.
 
-What is replaced is deleted, so `--overwrite` goes by the provenance that every run leaves in its
-output: a directory without it, or with files that it does not list, is somebody's own.
+`--overwrite` deletes what it replaces, so it relies on the provenance that every run leaves in its
+output. A directory without one, or with files that it does not list, belongs to somebody else.
 """
 
 from __future__ import annotations
@@ -20,90 +20,90 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 PROVENANCE = "provenance.json"
-#: What an evaluation and `fuse report` add to an output.
+#: Files that an evaluation and `fuse report` add to an output.
 _ADDED = ("report.json", "outcomes.json", "report.html")
-#: The parts of a side file's name: a folder, and the file in it.
-_DEEPEST = 2
+#: The most parts of a side file's name: a folder, and the file in it.
+_MOST_PARTS = 2
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise `OutputError` if a run must not write there, `DiskError` if that cannot be told.
+    """Raise `OutputError` if a run must not write to a path, `DiskError` if it cannot be read.
 
-    Raises `RecipeError` for a path that no directory should have.
+    Raises `RecipeError` for a path that cannot be a directory's.
     """
-    _check_name(output)
+    try:
+        with suppress(OSError):  # reported below
+            output.lstat()
+    except ValueError as error:  # a NUL, or a lone surrogate
+        raise RecipeError(f"invalid output path {str(output)!r}: {error}") from error
+    if output.suffix.lower() in _WEIGHTS:
+        raise RecipeError(
+            f"output {output} looks like a file, but an output is a directory of weights, "
+            "configuration and tokenizer",
+            hint=f"Leave out {output.suffix}: the weights go to model.safetensors in it.",
+        )
     with writing(output):
         _check_kind(output)
         if output.exists() and any(output.iterdir()):
             if not overwrite:
-                raise present(output)
-            _check_ours(output)
+                raise output_exists(output)
+            _check_written_by_fuse(output)
 
 
 def is_plain(name: str) -> bool:
-    """Tell whether a side file may be called so: a plain name, or one in a folder."""
+    """Tell whether a side file may have this name: a plain name, or one inside a folder."""
     parts = name.split("/")
-    return len(parts) <= _DEEPEST and all(
+    return len(parts) <= _MOST_PARTS and all(
         part not in {"", ".."} and Path(part).name == part for part in parts
     )
 
 
-def present(output: Path) -> OutputError:
-    """Return the error for an output that is not to be replaced."""
+def output_exists(output: Path) -> OutputError:
+    """Return the error for an existing output that the run must not replace."""
     return OutputError(
-        f"output {output} is already there",
+        f"output {output} already exists",
         hint="Choose another with -o, or replace it with --overwrite.",
     )
 
 
-def _check_name(output: Path) -> None:
-    try:
-        with suppress(OSError):  # said later
-            output.lstat()
-    except ValueError as error:  # a NUL, or half of a character
-        raise RecipeError(f"output {str(output)!r} cannot be a path: {error}") from error
-    if output.suffix.lower() in _WEIGHTS:
-        raise RecipeError(
-            f"output {output} looks like a file, and an output is a directory: weights with their "
-            "configuration and tokenizer",
-            hint=f"Leave {output.suffix} out: the weights are in model.safetensors there.",
-        )
-
-
 def _check_kind(output: Path) -> None:
-    """Raise `OutputError` for what cannot give its name to another directory."""
+    """Raise `OutputError` for a path to which no directory can be renamed."""
     if output.is_symlink():
-        raise OutputError(f"output {output} is a symbolic link", hint="Name a directory itself.")
+        raise OutputError(
+            f"output {output} is a symbolic link", hint="Name the directory itself with -o."
+        )
     if output.exists() and not output.is_dir():
         raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
-    if os.path.ismount(output):  # nothing can be renamed to it
+    if os.path.ismount(output):
         raise OutputError(f"output {output} is a mount point", hint="Name a directory in it.")
-    if Path.cwd().is_relative_to(output.resolve()):  # who works there would be left in no place
+    if Path.cwd().is_relative_to(output.resolve()):
         raise OutputError(
-            f"output {output} is the working directory, or holds it", hint="Name a directory in it."
+            f"output {output} is the working directory, or contains it",
+            hint="Name a directory in it.",
         )
 
 
-def _check_ours(output: Path) -> None:
-    """Raise `OutputError` for a directory that holds anything that no run wrote."""
-    written = _written(output / PROVENANCE)
+def _check_written_by_fuse(output: Path) -> None:
+    """Raise `OutputError` for a directory with anything that no run wrote."""
+    written = _written_files(output / PROVENANCE)
     if written is None:
         raise OutputError(
-            f"output {output} was not written by fuse: it has no {PROVENANCE} of ours",
-            hint="--overwrite replaces nothing else. Choose another with -o, or move it away.",
+            f"output {output} was not written by fuse: it has no valid {PROVENANCE}",
+            hint="--overwrite only replaces outputs of fuse. Choose another output with -o, or "
+            "move this directory away.",
         )
-    others = sorted(_others(output, written))
-    if others:
-        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
+    foreign = sorted(_foreign_files(output, written))
+    if foreign:
+        names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
         raise OutputError(
-            f"output {output} holds what fuse did not write there: {names}",
-            hint="--overwrite would delete that. Move it away, or choose another output with -o.",
+            f"output {output} holds files that fuse did not write: {names}",
+            hint="--overwrite would delete them. Move them away, or choose another output with -o.",
         )
 
 
-def _others(output: Path, written: Collection[str]) -> Iterator[str]:
-    """Yield what lies in an output and was not written by its run; folders are looked into."""
+def _foreign_files(output: Path, written: Collection[str]) -> Iterator[str]:
+    """Yield the entries of an output, and of its folders, that its run did not write."""
     folders = {name.partition("/")[0] for name in written if "/" in name}
     for path in output.iterdir():
         if not is_directory(path):
@@ -112,17 +112,19 @@ def _others(output: Path, written: Collection[str]) -> Iterator[str]:
         elif path.name not in folders:
             yield path.name
         else:
-            inner = {f"{path.name}/{each.name}": each for each in path.iterdir()}
-            yield from (n for n, each in inner.items() if n not in written or is_directory(each))
+            for member in path.iterdir():
+                name = f"{path.name}/{member.name}"
+                if name not in written or is_directory(member):
+                    yield name
 
 
-def _written(provenance: Path) -> set[str] | None:
-    """Return the names of the files of an output; None if that is not what the file says."""
+def _written_files(provenance: Path) -> set[str] | None:
+    """Return the names of an output's files, or None for a provenance that `fuse` did not write."""
     try:
-        said = parse_json(read_ours(provenance, LARGEST_HEADER) or b"", path=str(provenance))
+        content = parse_json(read_ours(provenance, LARGEST_HEADER) or b"", path=str(provenance))
     except CheckpointError:
         return None
-    match said:
+    match content:
         case {
             "schema": int(),
             "versions": {"fusion-core": str()},

@@ -1,12 +1,12 @@
-"""The hidden directory beside an output in which the output is made, and those of dead runs.
+"""The hidden staging directory next to an output in which a run makes that output.
 
 `.<name>.fuse-<12 hexadecimal digits>/` holds `model/`, which becomes the output, `plan.json`,
-`journal.jsonl`, and `state/` for an algorithm that can be resumed. Where directories cannot be
-exchanged in one step, what is being replaced passes through `old/`.
+`journal.jsonl`, and `state/` for algorithms that can be resumed. Where two directories cannot be
+exchanged in one step, the replaced output passes through `old/`.
 
-Whoever restores or removes one must hold the output's lock. Others may be able to fill the
-directory that it lies in: work is gone on from, and outputs are put back, only where all of it is
-ours, and no link leads out of it.
+A caller that restores or removes a staging directory must hold the output's lock. Other users may
+be able to write to the parent directory. Work is therefore resumed, and an output put back, only if
+this user owns all of it and no link leads out of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import shutil
 import stat
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
@@ -26,7 +25,7 @@ from fusion_core.weights.reading.untrusted import LARGEST_HEADER, parse_json
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing._journal import Journal
 from fusion_core.weights.writing.disk import (
-    exchanged_at_once,
+    exchange_atomically,
     sync_directory,
     write_durably,
     writing,
@@ -37,65 +36,49 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: A directory in a workplace that we cannot list is not one that a run of ours made.
-_CLOSED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+#: No run of this program makes a directory that it cannot list.
+_UNLISTABLE = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 _NAME = re.compile(r"\.(?P<output>.+)\.fuse-[0-9a-f]{12}", re.DOTALL)
 
 
-@dataclass(frozen=True)
 class Workplace:
-    """One such directory and its parts."""
+    """A staging directory and its parts. It need not exist."""
 
-    path: Path
-    output: Path
+    def __init__(self, path: Path, output: Path) -> None:
+        self.path = path
+        self.output = output
+        #: becomes the output
+        self.model = path / "model"
+        #: the replaced output, while directories are exchanged in two steps
+        self.old = path / "old"
+        #: what the run does: a run of the same plan may resume it
+        self.plan = path / "plan.json"
+        self.journal = path / "journal.jsonl"
+        #: what an algorithm needs to resume
+        self.state = path / "state"
 
     @classmethod
-    def beside(cls, output: Path) -> Workplace:
-        """Return a new one, which is not made yet."""
+    def unused(cls, output: Path) -> Workplace:
+        """Return a new one for an output, without creating it."""
         return cls(output.with_name(f".{output.name}.fuse-{uuid.uuid4().hex[:12]}"), output)
 
-    @property
-    def model(self) -> Path:
-        """What becomes the output."""
-        return self.path / "model"
-
-    @property
-    def old(self) -> Path:
-        """Where what is replaced waits while it and the output have no name."""
-        return self.path / "old"
-
-    @property
-    def plan(self) -> Path:
-        """What the run was to do: a run that is to do the same may go on here."""
-        return self.path / "plan.json"
-
-    @property
-    def journal(self) -> Path:
-        """What is finished."""
-        return self.path / "journal.jsonl"
-
-    @property
-    def state(self) -> Path:
-        """What an algorithm keeps to be resumed."""
-        return self.path / "state"
-
-    def make(self, plan: bytes | None) -> None:
-        """Make the directory, with a plan if its run can be resumed."""
+    def create(self, plan: bytes | None) -> None:
+        """Create the directories, and the plan of a run that can be resumed."""
         with writing(self.path):
-            for each in (self.path, self.model, self.state):
-                each.mkdir()
-            fault_point("workplace made")
+            for directory in (self.path, self.model, self.state):
+                directory.mkdir()
+            fault_point("workspace created")
             sync_directory(self.path.parent)
         if plan is not None:
             write_durably(self.plan, plan)
             fault_point("plan written")
 
     def exchange(self) -> None:
-        """Let what was made and what is there change places: at once, or by way of `old`.
+        """Exchange `model` and the output: in one step, or by way of `old`.
 
-        After an exception, or once `restore` was called after a crash, either has its place.
+        After an exception, or a crash and `restore`, the output is either the old or the new one.
         """
-        if exchanged_at_once(self.model, self.output):
+        if exchange_atomically(self.model, self.output):
             return
         try:
             self.output.rename(self.old)
@@ -106,117 +89,113 @@ class Workplace:
             raise
 
     def restore(self) -> None:
-        """Put back what a run moved aside, if it came no further."""
+        """Put the old output back if a run moved it aside and did not replace it."""
         has_both = is_directory(self.old) and is_directory(self.model)
         if has_both and not os.path.lexists(self.output):
             self.old.rename(self.output)
             sync_directory(self.output.parent)
 
-    def exchange_back(self) -> None:
-        """Undo an `exchange`."""
+    def undo_exchange(self) -> None:
+        """Undo a completed `exchange`."""
         if is_directory(self.old):
             self.output.rename(self.model)
             self.restore()
         else:
-            exchanged_at_once(self.model, self.output)
+            exchange_atomically(self.model, self.output)
 
     @property
-    def is_ours(self) -> bool:
-        """Whether this user made the directory."""
+    def is_own(self) -> bool:
+        """Whether this user owns the directory."""
         return self.path.lstat().st_uid == os.geteuid()
 
     @property
-    def is_sound(self) -> bool:
-        """Whether it is as a run leaves it: every part there, and nothing that others planted."""
-        if not (is_directory(self.model) and is_directory(self.state) and self.plan.is_file()):
-            return False
-        try:
-            return all(self._is_part(path, status) for path, status in _below(self.path))
-        except OSError as error:
-            if error.errno in _CLOSED:
-                return False
-            raise
-
-    def _is_part(self, path: Path, status: os.stat_result) -> bool:
-        """Tell whether a run may have made something: no link, pipe or file of other names."""
-        if stat.S_ISDIR(status.st_mode):
-            is_known = path.parent != self.path or path in {self.model, self.state, self.old}
-            return status.st_uid == os.geteuid() and is_known
-        is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-        return status.st_uid == os.geteuid() and is_single
-
-    @property
     def can_be_resumed(self) -> bool:
-        """Whether a run may go on here; otherwise it is rubbish.
+        """Whether a run may resume here.
 
-        It is if something in it is not as a run leaves it, if there never came to be a plan or any
-        work, or if its output has been committed.
+        Nothing can be resumed if the run got to no plan or no work, if its output has been
+        committed, or if the directory holds anything that a run does not leave.
         """
-        if not self.is_sound:
+        if not self._is_intact():
             return False
         journal = Journal(self.journal)
         if journal.committing not in {None, self.model.stat().st_ino}:
             return False
         return bool(journal.tensors) or any(self.state.iterdir())
 
-    def continues(self, plan: bytes) -> bool:
-        """Whether a run of this plan may go on here."""
+    def _is_intact(self) -> bool:
+        """Tell whether every part exists, and nobody planted a link, a pipe or a hard link."""
+        if not (is_directory(self.model) and is_directory(self.state) and self.plan.is_file()):
+            return False
+        try:
+            for path, status in _walk(self.path):
+                if stat.S_ISDIR(status.st_mode):
+                    parts = {self.model, self.state, self.old}
+                    is_known = path.parent != self.path or path in parts
+                else:
+                    is_known = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+                if not is_known or status.st_uid != os.geteuid():
+                    return False
+        except OSError as error:
+            if error.errno in _UNLISTABLE:
+                return False
+            raise
+        return True
+
+    def has_plan(self, plan: bytes) -> bool:
+        """Tell whether this is the work of a run with the same plan."""
         return read_ours(self.plan, len(plan) + 1) == plan
 
     @property
     def recipe(self) -> Any:  # noqa: ANN401 - JSON
-        """The recipe in its plan; None if there is none."""
+        """The recipe in the plan, or None without one."""
         with suppress(OSError, CheckpointError):
             plan = read_ours(self.plan, LARGEST_HEADER) or b""
             return parse_json(plan, path=str(self.plan)).get("recipe")
         return None
 
     @property
-    def touched(self) -> float:
-        """When its run was last heard of, in seconds since the epoch."""
-        times = (status.st_mtime for _, status in _below(self.path))
+    def last_change(self) -> float:
+        """When the run last changed anything, in seconds since the epoch."""
+        times = (status.st_mtime for _, status in _walk(self.path))
         return max(times, default=self.path.lstat().st_mtime)
 
     @property
     def size(self) -> int:
-        """Bytes that it takes on the disk."""
-        return sum(
-            getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
-            for _, status in _below(self.path)
-        )
+        """The bytes that all files take on the disk."""
+        return sum(status.st_blocks * 512 for _, status in _walk(self.path))
 
     def remove_tensors(self) -> None:
-        """Remove what was merged, and leave what an algorithm keeps."""
+        """Remove the merged tensors, and keep the algorithm's state."""
         self.journal.unlink(missing_ok=True)
         shutil.rmtree(self.model)
         self.model.mkdir()
 
     def remove(self) -> None:
-        """Remove it with everything in it, as far as the file system lets us.
+        """Remove the directory, as far as the file system permits.
 
-        The plan goes first: what is half removed must not be resumed.
+        The plan goes first, so that no run resumes a half-removed directory.
         """
         if not is_directory(self.plan):
             self.plan.unlink(missing_ok=True)
-        with suppress(RecursionError):  # nested as no run does
+        with suppress(RecursionError):  # a run never nests directories that deep
             shutil.rmtree(self.path, ignore_errors=True)
-        fault_point("workplace removed")
+        fault_point("workspace removed")
 
 
 def workplaces_in(directory: Path) -> Iterator[Workplace]:
-    """Yield those of all outputs in a directory, dead or alive, by name."""
+    """Yield the staging directories of all outputs in a directory, of dead and live runs."""
     for path in sorted(directory.iterdir() if directory.is_dir() else ()):
-        found = _NAME.fullmatch(path.name)
-        if found is not None and is_directory(path):
-            yield Workplace(path, path.with_name(found["output"]))
+        match = _NAME.fullmatch(path.name)
+        if match is not None and is_directory(path):
+            yield Workplace(path, path.with_name(match["output"]))
 
 
-def _below(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Describe everything in a directory, however deep, and follow no link."""
+def _walk(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield every entry below a directory with its status, without following links."""
     directories = [directory]
     while directories:
         for path in directories.pop().iterdir():
-            with suppress(FileNotFoundError):  # of a run that is alive
+            with suppress(FileNotFoundError):  # a live run has just removed it
                 status = path.lstat()
                 yield path, status
                 if stat.S_ISDIR(status.st_mode):
@@ -224,14 +203,14 @@ def _below(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def repair(output: Path) -> list[Workplace]:
-    """Undo or finish what dead runs left half done; returns what can be resumed of the output."""
+    """Undo or finish what dead runs left half done, and return the work that can be resumed."""
     with writing(output):
-        kept = []
-        for place in list(workplaces_in(output.parent)):
-            if place.output.name == output.name and place.is_ours:
-                place.restore()
-                if place.can_be_resumed:
-                    kept.append(place)
+        resumable = []
+        for workplace in list(workplaces_in(output.parent)):
+            if workplace.output.name == output.name and workplace.is_own:
+                workplace.restore()
+                if workplace.can_be_resumed:
+                    resumable.append(workplace)
                 else:
-                    place.remove()
-        return kept
+                    workplace.remove()
+        return resumable

@@ -179,7 +179,7 @@ def test_tasks_that_were_not_adapted_on_are_measured_with_the_merge(
     assert result.report.tasks["b"] == turned_tasks["b"].evaluate(result.model)
     with pytest.raises(RecipeError, match="nothing of its own for task 'b'") as caught:
         load_for_task(out, "b")
-    assert caught.value.hint == "It has that for: c, a."
+    assert caught.value.hint == "Expected one of: c, a."
 
 
 def test_experts_that_are_the_base_leave_a_model_for_all_tasks(make_pool: Make, tasks: Any) -> None:

@@ -93,7 +93,7 @@ def test_when_all_workers_are_dead_the_work_is_kept(
     ):
         executor.one_machine = False
         copied(mortal.Mortal(checkpoint), executor, tmp_path / "out")
-    kept = ["What is done is kept: the same command with --resume goes on."]
+    kept = ["Finished work is kept: run the same command with --resume."]
     assert caught.value.__notes__ == kept
     (work,) = tmp_path.glob(".out.fuse-*")
     recorded = (work / "journal.jsonl").read_text().splitlines()

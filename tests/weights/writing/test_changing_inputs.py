@@ -1,4 +1,4 @@
-"""Inputs that change while a run reads them: exit 8 naming the file, and nothing is written."""
+"""Inputs that change during a run: exit 8 names the file, and nothing is written."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.plugins
 
 
 def _overwrite(file: Path) -> None:
-    """Write other bytes into the middle of the data; the file keeps its size."""
+    """Overwrite some data without changing the size."""
     with file.open("r+b") as stream:
         stream.seek(-8, os.SEEK_END)
         stream.write(b"\x01" * 4)
 
 
 def _forge(file: Path) -> None:
-    """Write other bytes, and put back the times that a program can set."""
+    """Overwrite some data and restore the times that a program can set."""
     status = file.stat()
     _overwrite(file)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -46,7 +46,7 @@ def _append(file: Path) -> None:
 
 
 def _replace(file: Path) -> None:
-    """Put an equal file in its place, as a download does."""
+    """Replace the file by an equal one, as a download does."""
     other = file.with_name("new")
     other.write_bytes(file.read_bytes())
     status = file.stat()
@@ -64,7 +64,7 @@ CHANGES: dict[str, Change] = {
     "removed": lambda file: file.unlink(),
     "touched": lambda file: os.utime(file, ns=(0, 0)),
 }
-#: Places in a run: the Nth read of weights, or what the writer is about to do.
+#: Points in a run: the Nth read of weights, or a method of the writer.
 POINTS: list[int | str] = [1, 2, 7, 15, "finish_shards", "add"]
 
 
@@ -74,34 +74,36 @@ def pool(tmp_path: Path) -> dict[str, Any]:
     for name in ("base", "x", "y"):
         tensors = {f"t{n}": torch.randn(40, 50, generator=generator) for n in range(6)}
         save_file(tensors, tmp_path / f"{name}.safetensors")
-        # Clocks of file systems tick a few times a second: what is made and changed at once may
-        # look unchanged.
+        # Clocks of file systems tick a few times per second, so a change right after the creation
+        # could go unnoticed.
         os.utime(tmp_path / f"{name}.safetensors", ns=(0, 10**18))
     files = {name: str(tmp_path / f"{name}.safetensors") for name in ("base", "x", "y")}
     return {"name": "checkpoints", "base": files.pop("base"), "models": files}
 
 
 def _at(point: int | str, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
-    """Have an action happen once, at a place of the run."""
-    left = [1 if isinstance(point, str) else point]
+    """Perform an action once, at a point of the run."""
+    remaining = [1 if isinstance(point, str) else point]
 
-    def happens(real: Callable[..., Any], *arguments: Any) -> Any:
-        left[0] -= 1
-        if not left[0]:
+    def perform(real: Callable[..., Any], *arguments: Any) -> Any:
+        remaining[0] -= 1
+        if not remaining[0]:
             action()
         return real(*arguments)
 
     if isinstance(point, int):
         real = os.preadv
-        monkeypatch.setattr(checkpoint_module.os, "preadv", lambda *each: happens(real, *each))
+        monkeypatch.setattr(
+            checkpoint_module.os, "preadv", lambda *arguments: perform(real, *arguments)
+        )
     else:
         method = getattr(Staging, point)
-        monkeypatch.setattr(Staging, point, lambda *each: happens(method, *each))
+        monkeypatch.setattr(Staging, point, lambda *arguments: perform(method, *arguments))
 
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_anywhere_in_a_run_is_an_error(
+def test_input_changed_during_run_raises(
     pool: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -122,12 +124,12 @@ def test_a_change_anywhere_in_a_run_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_change_the_run_succeeds(pool: dict[str, Any], tmp_path: Path) -> None:
+def test_unchanged_inputs_succeed(pool: dict[str, Any], tmp_path: Path) -> None:
     run_fusion(algorithm="ties", model_pool=pool, output=tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_changed_input_of_a_merge_in_memory_is_an_error(
+def test_input_changed_during_in_memory_merge_raises(
     pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = {f"t{n}": torch.zeros(40, 50) for n in range(6)}
@@ -138,7 +140,7 @@ def test_a_changed_input_of_a_merge_in_memory_is_an_error(
         run_fusion(algorithm="ties", model_pool=mixed)
 
 
-def test_what_is_overwritten_keeps_what_was_there(
+def test_failed_overwrite_keeps_old_output(
     pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -152,7 +154,7 @@ def test_what_is_overwritten_keeps_what_was_there(
     assert (out / "model.safetensors").read_bytes() == before
 
 
-def test_a_worker_process_refuses_another_file_than_its_coordinator_opened(tmp_path: Path) -> None:
+def test_worker_process_refuses_replaced_file(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(4)}, file)
     sent = pickle.dumps(CheckpointSource(file))

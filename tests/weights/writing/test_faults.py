@@ -1,4 +1,4 @@
-"""What is left after a crash at any place, a failing disk at any call, a race, a full disk.
+"""Crashes at every fault point, disk failures at every call, races, and full disks.
 
 `FUSION_FAULTS=nightly` (`nox -s faults`) runs the larger sizes.
 """
@@ -35,7 +35,7 @@ from fusion_core.errors import DiskError, OutputError
 from fusion_core.planning.options import RunOptions
 from fusion_core.weights import CheckpointSource, StateDictSource, materialise, staged
 from fusion_core.weights.writing import _fault as fault
-from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing import _journal as journal_module
 from fusion_core.weights.writing import workplace
 from fusion_core.weights.writing._journal import Journal
 from fusion_core.weights.writing.workplace import workplaces_in
@@ -51,42 +51,42 @@ Files = dict[str, bytes]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a working directory, in memory where there is one: syncing is not what takes time."""
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a working directory, in memory if possible, where syncing is fast."""
     shared = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(dir=shared)) if shared.is_dir() else tmp_path
     monkeypatch.chdir(root)
-    monkeypatch.setattr(follower, "BATCH_BYTES", 1)  # journal every tensor
+    monkeypatch.setattr(journal_module, "BATCH_BYTES", 1)  # journal every tensor
     yield root
     shutil.rmtree(root)
 
 
 @pytest.fixture
-def inputs(place: Path, models: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
-    (place / "in").mkdir()
+def inputs(workspace: Path, models: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
+    (workspace / "in").mkdir()
     for name, state in models.items():
-        save_file(state, place / "in" / f"{name}.safetensors")
+        save_file(state, workspace / "in" / f"{name}.safetensors")
     names = [model for model in models if model != "base"]
     experts = {name: f"in/{name}.safetensors" for name in names}
     return {"base": "in/base.safetensors", "models": experts}
 
 
 def files_in(directory: Path) -> Files:
-    """Return what a run wrote; of the provenance, what two equal runs have in common."""
-    found = {path.name: path.read_bytes() for path in directory.iterdir()}
-    if "provenance.json" in found:
-        statement = json.loads(found["provenance.json"])
+    """Return what a run wrote, without the timings in the provenance."""
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    if "provenance.json" in files:
+        statement = json.loads(files["provenance.json"])
         del statement["timings"]
-        found["provenance.json"] = json.dumps(statement).encode()
-    return found
+        files["provenance.json"] = json.dumps(statement).encode()
+    return files
 
 
 # --- crashes ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def at_place(number: int, stop: Callable[[], None]) -> Iterator[list[str]]:
-    """Call `stop` at the place with this number; yields the names of those reached."""
+def at_fault_point(number: int, stop: Callable[[], None]) -> Iterator[list[str]]:
+    """Call `stop` at the fault point with this number. Yields the names of the points reached."""
     reached: list[str] = []
     lock = threading.Lock()
 
@@ -109,7 +109,7 @@ def kill_self() -> None:
 
 
 def in_child(action: Callable[[], object]) -> int:
-    """Run an action in a child process; returns its exit code, negative if a signal ended it."""
+    """Run an action in a child process. Return its exit code, negative if a signal ended it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # this process has no other threads
         pid = os.fork()
@@ -125,11 +125,11 @@ def in_child(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_at(number: int, action: Callable[[], object]) -> bool:
-    """Run an action in a child that is killed at a place; False if it came to its end before."""
+def kill_at(number: int, action: Callable[[], object]) -> bool:
+    """Run an action in a child that is killed at a fault point. Return False if it ended before."""
 
     def child() -> None:
-        with at_place(number, kill_self):
+        with at_fault_point(number, kill_self):
             action()
 
     code = in_child(child)
@@ -139,9 +139,9 @@ def killed_at(number: int, action: Callable[[], object]) -> bool:
 
 @dataclass
 class Case:
-    """A run that can be repeated, and what it must lead to."""
+    """A repeatable run and its expected files."""
 
-    place: Path
+    workspace: Path
     recipe: dict[str, Any]
     replaces: bool
     expected: Files = field(default_factory=dict)
@@ -154,51 +154,51 @@ class Case:
         )
 
     def reset(self) -> None:
-        """Make everything as it was before the first run."""
-        for path in self.place.iterdir():
+        """Restore the state before the first run."""
+        for path in self.workspace.iterdir():
             if path.name != "in":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.replaces:
-            (self.place / "out").mkdir()
-            (self.place / "out" / "old").write_text("as it was")
-            sign(self.place / "out")
-            self.before = files_in(self.place / "out")
+            (self.workspace / "out").mkdir()
+            (self.workspace / "out" / "old").write_text("as it was")
+            sign(self.workspace / "out")
+            self.before = files_in(self.workspace / "out")
 
     @property
-    def found(self) -> Files:
-        """What another program sees."""
-        return files_in(self.place / "out") if (self.place / "out").exists() else {}
+    def visible(self) -> Files:
+        """The output as another program sees it."""
+        return files_in(self.workspace / "out") if (self.workspace / "out").exists() else {}
 
     def check_after_a_crash(self) -> None:
-        """Nobody sees half a model, except where a directory cannot be replaced in one step."""
-        in_between = {} if any(self.place.glob(".out.fuse-*/old")) else self.before
-        assert self.found in (self.before, self.expected, in_between)
+        """Check that no half-written model is visible. A replacement in two steps may show none."""
+        in_between = {} if any(self.workspace.glob(".out.fuse-*/old")) else self.before
+        assert self.visible in (self.before, self.expected, in_between)
 
     def check_finished(self) -> None:
-        assert self.found == self.expected
-        assert sorted(path.name for path in self.place.iterdir()) == ["in", "out"]
+        assert self.visible == self.expected
+        assert sorted(path.name for path in self.workspace.iterdir()) == ["in", "out"]
 
-    def go_on(self) -> bool:
-        """Resume, as a user would; False if all but the cleaning up had been done before."""
+    def resume_once(self) -> bool:
+        """Resume, as a user would. Return False if only the cleanup was missing."""
         try:
             self.run()
         except OutputError:
             assert not self.replaces
-            assert self.found == self.expected
+            assert self.visible == self.expected
             return False
         return True
 
     def finish(self) -> None:
-        """Go on until the end."""
-        if not self.go_on():
-            clean(self.place)
+        """Resume until the run is finished."""
+        if not self.resume_once():
+            clean(self.workspace)
         self.check_finished()
 
 
-def clean(place: Path) -> None:
+def clean(workspace: Path) -> None:
     from fusion_core.weights.writing.leftovers import leftovers
 
-    assert all(leftover.remove() for leftover in leftovers(place))
+    assert all(leftover.remove() for leftover in leftovers(workspace))
 
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -221,31 +221,31 @@ FEW = [
 @pytest.fixture
 def case(
     request: pytest.FixtureRequest,
-    place: Path,
+    workspace: Path,
     inputs: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Case:
     algorithm, shards, output = request.param
     if output == "replaced in two steps":
-        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
     recipe = {
         "algorithm": ALGORITHMS[algorithm],
         "model_pool": {"name": "checkpoints", **inputs},
         "output": {"shard_size": SHARDS[shards]},
     }
-    made = Case(place, recipe, replaces=output != "new")
-    made.run(resume=False, output="once")
-    made.expected = files_in(place / "once")
-    return made
+    case = Case(workspace, recipe, replaces=output != "new")
+    case.run(resume=False, output="once")
+    case.expected = files_in(workspace / "once")
+    return case
 
 
 @pytest.mark.parametrize("case", ALL if NIGHTLY else FEW[:2], indirect=True, ids="-".join)
-def test_a_killed_run_is_resumed_to_the_same_bytes(case: Case) -> None:
-    """Killed at every place that there is, one after the other."""
+def test_run_killed_at_any_fault_point_resumes_to_the_same_bytes(case: Case) -> None:
+    """One run per fault point."""
     kills = 0
     for number in itertools.count(1):
         case.reset()
-        if not killed_at(number, lambda: case.run(resume=False)):
+        if not kill_at(number, lambda: case.run(resume=False)):
             break
         kills += 1
         case.check_after_a_crash()
@@ -255,57 +255,60 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ALL if NIGHTLY else FEW[:1], indirect=True, ids="-".join)
-def test_a_resumed_run_may_be_killed_again(case: Case) -> None:
-    """One to five kills in a row, at places drawn by chance."""
+def test_repeatedly_killed_run_resumes_to_the_same_bytes(case: Case) -> None:
+    """One to five kills in a row, at random fault points."""
     chance = random.Random(7)
     for _ in range(45 if NIGHTLY else 12):
         case.reset()
         for _ in range(chance.randint(1, 5)):
-            killed_at(chance.randint(1, 60), case.go_on)
+            kill_at(chance.randint(1, 60), case.resume_once)
             case.check_after_a_crash()
         case.finish()
 
 
 @pytest.mark.parametrize("case", FEW[:1], indirect=True, ids="-".join)
-def test_a_torn_or_foreign_journal_only_costs_time(case: Case) -> None:
-    """Cut at many a byte, and with tensors that have changed since they were recorded."""
+def test_torn_journal_and_changed_tensors_are_written_again(case: Case) -> None:
+    """The journal is cut at many lengths, and the recorded tensors have changed."""
     case.reset()
-    assert killed_at(30, lambda: case.run(resume=False))
-    (left,) = workplaces_in(case.place)
+    assert kill_at(30, lambda: case.run(resume=False))
+    (left,) = workplaces_in(case.workspace)
     assert len(Journal(left.journal).tensors) >= 3
     content = left.journal.read_bytes()
-    kept = case.place / "in" / "kept"
-    shutil.copytree(left.path, kept)
+    copy = case.workspace / "in" / "kept"
+    shutil.copytree(left.path, copy)
     for length in range(0, len(content), 1 if NIGHTLY else 20):
         case.reset()
-        shutil.copytree(kept, left.path)
+        shutil.copytree(copy, left.path)
         left.journal.write_bytes(content[:length] + b"\x00\xff"[: length % 3])
         for shard in left.model.glob("*.safetensors"):
             shard.write_bytes(bytes(len(shard.read_bytes())))
         case.finish()
 
 
-def test_an_interrupt_at_any_place_leaves_one_of_two(place: Path) -> None:
-    """In this thread or another; resumed, and interrupted again at one of the first places."""
-    write(place / "once", resume=False)
-    expected = files_in(place / "once")
+def test_interrupt_at_any_fault_point_leaves_resumable_or_complete_output(workspace: Path) -> None:
+    """In any thread. The run is resumed, and interrupted again at one of the first points."""
+    write(workspace / "once", resume=False)
+    expected = files_in(workspace / "once")
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     for second in (None, 1, 2, 4):
         for number in itertools.count(1):
-            with contextlib.suppress(KeyboardInterrupt), at_place(number, interrupt) as reached:
-                write(place / "out", resume=False)
-            if second is not None and not (place / "out").exists():
-                with contextlib.suppress(KeyboardInterrupt), at_place(second, interrupt):
-                    write(place / "out", resume=True)
-            if not (place / "out").exists():
-                write(place / "out", resume=True)
-            assert files_in(place / "out") == expected
-            clean(place)
-            assert sorted(os.listdir(place)) == ["once", "out"]
-            shutil.rmtree(place / "out")
+            with (
+                contextlib.suppress(KeyboardInterrupt),
+                at_fault_point(number, interrupt) as reached,
+            ):
+                write(workspace / "out", resume=False)
+            if second is not None and not (workspace / "out").exists():
+                with contextlib.suppress(KeyboardInterrupt), at_fault_point(second, interrupt):
+                    write(workspace / "out", resume=True)
+            if not (workspace / "out").exists():
+                write(workspace / "out", resume=True)
+            assert files_in(workspace / "out") == expected
+            clean(workspace)
+            assert sorted(os.listdir(workspace)) == ["once", "out"]
+            shutil.rmtree(workspace / "out")
             if len(reached) < number:
                 break
         assert number > 30
@@ -345,7 +348,7 @@ def write(output: Path, *, resume: bool, overwrite: bool = False) -> None:
 
 
 class Fault:
-    """Lets the Nth call of a function of `os` fail, and those after it where it `lasts`."""
+    """Makes the Nth call of a function of `os` fail, and all later ones if it `lasts`."""
 
     def __init__(
         self, patch: pytest.MonkeyPatch, function: str, nth: int, error: OSError, *, lasts: bool
@@ -364,14 +367,14 @@ class Fault:
 
 
 class Target:
-    """An output on a disk that fails, new or to be replaced."""
+    """A new or replaced output on a failing disk."""
 
-    def __init__(self, place: Path, *, overwrite: bool) -> None:
-        self.output = place / "here" / "out"
+    def __init__(self, workspace: Path, *, overwrite: bool) -> None:
+        self.output = workspace / "here" / "out"
         self.overwrite = overwrite
         self.before: Files = {}
-        write(place / "once", resume=False)
-        self.expected = files_in(place / "once")
+        write(workspace / "once", resume=False)
+        self.expected = files_in(workspace / "once")
 
     def reset(self) -> None:
         shutil.rmtree(self.output.parent, ignore_errors=True)
@@ -385,39 +388,39 @@ class Target:
         write(self.output, resume=resume, overwrite=self.overwrite)
 
     @property
-    def found(self) -> Files:
+    def visible(self) -> Files:
         return files_in(self.output) if self.output.exists() else {}
 
     def check(self, outcome: DiskError | None, code: int) -> None:
-        """After a fault: an error that says what to do, and the output as before or complete."""
+        """Check that a fault gave a helpful error, and the output is unchanged or complete."""
         if outcome is None:  # nothing needed that call
-            assert self.found == self.expected
+            assert self.visible == self.expected
             return
         assert outcome.exit_code == 6
         assert os.strerror(code) in outcome.message
         if "read back" not in outcome.message:
             assert ("bytes are free" in str(outcome)) == (code in {errno.ENOSPC, errno.EDQUOT})
         aside = any(self.output.parent.glob(".out.fuse-*/old"))
-        assert self.found in (self.before, self.expected) or (aside and not self.output.exists())
+        assert self.visible in (self.before, self.expected) or (aside and not self.output.exists())
 
     def resume(self) -> None:
-        if self.overwrite or self.found != self.expected:
+        if self.overwrite or self.visible != self.expected:
             self.write(resume=True)
         else:
             clean(self.output.parent)
-        assert self.found == self.expected
+        assert self.visible == self.expected
         assert os.listdir(self.output.parent) == ["out"]
 
 
 @pytest.mark.parametrize("lasts", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("output", OUTPUTS if NIGHTLY else OUTPUTS[::2])
-def test_a_failing_disk_is_said_and_the_run_resumed(
-    place: Path, output: str, *, lasts: bool, monkeypatch: pytest.MonkeyPatch
+def test_disk_failure_is_reported_and_run_resumes(
+    workspace: Path, output: str, *, lasts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every call of every function, with every errno."""
+    """Every call of every function fails, with every errno."""
     if output == "replaced in two steps":
-        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
-    target = Target(place, overwrite=output != "new")
+        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+    target = Target(workspace, overwrite=output != "new")
     cases = 0
     for function, code in itertools.product(FUNCTIONS, CODES):
         for nth in itertools.count(1):
@@ -443,25 +446,25 @@ def test_a_failing_disk_is_said_and_the_run_resumed(
     assert cases >= 120
 
 
-def test_what_could_not_be_synced_is_never_recorded(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+def test_tensors_of_failed_sync_are_never_recorded(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel reports it once; the next sync of the same file would succeed."""
+    """The kernel reports a failed sync once. The next sync of the file would succeed."""
     recorded: list[str] = []
     add = Journal.add
 
-    def noted(journal: Journal, tensors: dict[str, str]) -> None:
+    def add_noted(journal: Journal, tensors: dict[str, str]) -> None:
         recorded.append("failed" if fault.fired else "synced")
         add(journal, tensors)
 
-    monkeypatch.setattr(Journal, "add", noted)
+    monkeypatch.setattr(Journal, "add", add_noted)
     for nth in itertools.count(1):
         recorded.clear()
         with pytest.MonkeyPatch.context() as patch:
             fault = Fault(patch, "fdatasync", nth, OSError(errno.EIO, "broken"), lasts=False)
             with contextlib.suppress(DiskError):
-                write(place / f"out{nth}", resume=False)
-        assert (place / f"out{nth}").exists() == (not fault.fired)
+                write(workspace / f"out{nth}", resume=False)
+        assert (workspace / f"out{nth}").exists() == (not fault.fired)
         assert "failed" not in recorded
         if not fault.fired:
             break
@@ -471,16 +474,16 @@ def test_what_could_not_be_synced_is_never_recorded(
 
 @pytest.mark.parametrize("most", [1, 7, 64, 1000])
 def test_short_writes_are_continued(
-    place: Path, monkeypatch: pytest.MonkeyPatch, most: int
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    write(place / "expected", resume=False)
+    write(workspace / "expected", resume=False)
     real, chance = os.pwrite, random.Random(most)
     monkeypatch.setattr(
         os, "pwrite", lambda fd, data, at: real(fd, data[: chance.randint(1, most)], at)
     )
     for attempt in range(25):
-        write(place / f"out{attempt}", resume=False)
-        assert files_in(place / f"out{attempt}") == files_in(place / "expected")
+        write(workspace / f"out{attempt}", resume=False)
+        assert files_in(workspace / f"out{attempt}") == files_in(workspace / "expected")
 
 
 # --- a full disk --------------------------------------------------------------------------------
@@ -510,7 +513,7 @@ for size in (1, 2, 4, 8):
 """
 
 
-def test_a_full_disk_is_found_before_any_weight_is_read(tmp_path: Path) -> None:
+def test_full_disk_is_found_before_any_weight_is_read(tmp_path: Path) -> None:
     """On file systems in memory of 1 to 8 MB, for 16 MB of weights."""
     alone = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
     mount = [*alone, "mount", "-t", "tmpfs", "none", tmp_path]
@@ -519,23 +522,23 @@ def test_a_full_disk_is_found_before_any_weight_is_read(tmp_path: Path) -> None:
     script = [*alone, sys.executable, "-c", FULL, tmp_path]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = re.findall(
+    messages = re.findall(
         r"6 .*No space left on device\n([\d,]+) bytes are needed, ([\d,]+) bytes are free",
         done.stdout,
     )
-    assert [int(needed.replace(",", "")) // 2**20 for needed, _ in said] == [16] * 4
-    free = [int(free.replace(",", "")) / 2**20 for _, free in said]
-    assert all(size / 2 < each <= size for each, size in zip(free, (1, 2, 4, 8), strict=True))
+    assert [int(needed.replace(",", "")) // 2**20 for needed, _ in messages] == [16] * 4
+    free = [int(free.replace(",", "")) / 2**20 for _, free in messages]
+    assert all(size / 2 < space <= size for space, size in zip(free, (1, 2, 4, 8), strict=True))
 
 
 # --- races --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_of_several_runs_on_one_output_one_wins(place: Path, count: int) -> None:
-    """The others learn at once by whom: the winner does not end before they all have."""
+def test_only_one_of_several_runs_writes_an_output(workspace: Path, count: int) -> None:
+    """The others fail at once and name the winner, which waits until they all have failed."""
     for attempt in range(35 if NIGHTLY else 7):
-        output = place / "deep" / f"out{attempt}"
+        output = workspace / "deep" / f"out{attempt}"
         told, tell = os.pipe()
         go, start = os.pipe()
         children = {}
@@ -554,7 +557,7 @@ def test_of_several_runs_on_one_output_one_wins(place: Path, count: int) -> None
             for number in range(count):
                 pid = os.fork()
                 if pid == 0:
-                    compete(lambda number=number: child(number), tell, place / f"{number}")
+                    compete(lambda number=number: child(number), tell, workspace / f"{number}")
                 children[pid] = number
         os.write(start, b"!" * count)
         with all_ending(children):
@@ -564,23 +567,23 @@ def test_of_several_runs_on_one_output_one_wins(place: Path, count: int) -> None
             if pid == winner:
                 continue
             assert os.waitstatus_to_exitcode(status) == 7
-            said = (place / str(children[pid])).read_text()
-            assert f"is being written by process {winner} on {socket.gethostname()}" in said
+            message = (workspace / str(children[pid])).read_text()
+            assert f"is being written by process {winner} on {socket.gethostname()}" in message
         assert CheckpointSource(output).tensor("x").tolist() == [float(children[winner])] * 5
-        assert set(os.listdir(place / "deep")) == {f"out{n}" for n in range(attempt + 1)}
+        assert set(os.listdir(workspace / "deep")) == {f"out{n}" for n in range(attempt + 1)}
         for descriptor in (told, tell, go, start):
             os.close(descriptor)
 
 
 @contextlib.contextmanager
 def all_ending(children: Iterable[int]) -> Iterator[None]:
-    """Fail, and end them, if children do not: a loser that waits for the winner waits for ever."""
+    """Kill children that do not end, and fail: a loser that waited would wait for ever."""
 
     def give_up(*_: object) -> None:
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        pytest.fail("they wait for each other")
+        pytest.fail("the competitors wait for each other")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(60)
@@ -591,14 +594,14 @@ def all_ending(children: Iterable[int]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def compete(action: Callable[[], None], tell: int, said: Path) -> None:
-    """Run a competitor; one that loses says what it learned."""
+def compete(action: Callable[[], None], tell: int, message_file: Path) -> None:
+    """Run a competitor. One that loses writes its error to a file."""
     code = 1
     try:
         action()
         code = 0
     except OutputError as error:
-        said.write_text(str(error))
+        message_file.write_text(str(error))
         code = error.exit_code
         os.write(tell, b"!")
     except BaseException:  # noqa: BLE001 - the parent only sees the code

@@ -1,4 +1,4 @@
-"""The lock of an output, and what is done where a system lacks what others have."""
+"""The lock of an output, and fallbacks for missing system calls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(output: Path, *, overwrite: bool = False) -> None:
 
 
 def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse locks as some network file systems do."""
+    """Refuse `flock`, as some network file systems do."""
 
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -49,7 +49,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def test_a_second_run_learns_who_was_first(tmp_path: Path, system: str) -> None:
+def test_second_run_fails_and_names_lock_owner(tmp_path: Path, system: str) -> None:
     output = tmp_path / "out"
     with locked(output):
         before = sorted(os.listdir(tmp_path))
@@ -64,7 +64,7 @@ def test_a_second_run_learns_who_was_first(tmp_path: Path, system: str) -> None:
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
 
 
-def test_a_lock_that_was_left_behind_is_taken_over_where_the_kernel_frees_it(
+def test_stale_flock_file_is_taken_over(
     tmp_path: Path,
 ) -> None:
     left = tmp_path / ".out.fuse-lock"
@@ -75,7 +75,7 @@ def test_a_lock_that_was_left_behind_is_taken_over_where_the_kernel_frees_it(
 
 @pytest.mark.parametrize("kind", ["link", "link to nothing", "hard link", "pipe", "directory"])
 @pytest.mark.parametrize("flock", [True, False], ids=["flock", "no flock"])
-def test_what_is_planted_as_a_lock_is_neither_followed_nor_waited_for(
+def test_planted_lock_is_neither_followed_nor_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *, flock: bool
 ) -> None:
     if not flock:
@@ -89,10 +89,10 @@ def test_what_is_planted_as_a_lock_is_neither_followed_nor_waited_for(
     assert sorted(os.listdir(tmp_path)) == [".out.fuse-lock", "victim"]
 
 
-def test_to_look_whether_a_run_is_alive_does_not_end_one_that_begins(
+def test_lock_check_does_not_fail_starting_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lock that is looked at is held for a moment; the run tries again."""
+    """A check holds the lock for a moment, and the run tries again."""
     path = tmp_path / ".out.fuse-lock"
     path.touch()
     looking = [os.open(path, os.O_RDONLY)]
@@ -103,7 +103,7 @@ def test_to_look_whether_a_run_is_alive_does_not_end_one_that_begins(
 
 
 @pytest.mark.parametrize("name", ["[" * 4000, '{"pid": [], "host": 1}', "\xff", ""])
-def test_whatever_a_lock_says_is_not_trusted(
+def test_invalid_owner_record_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     with locked(tmp_path / "out"):
@@ -112,7 +112,7 @@ def test_whatever_a_lock_says_is_not_trusted(
             write(tmp_path / "out")
 
 
-def test_elsewhere_it_has_to_be_removed_by_hand(
+def test_stale_owner_file_must_be_removed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_flock(monkeypatch)
@@ -126,18 +126,18 @@ def test_elsewhere_it_has_to_be_removed_by_hand(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_holder_without_a_name_is_another_run(
+def test_owner_without_record_is_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "_sign", lambda _: None)
+    monkeypatch.setattr(lock, "_write_owner", lambda _: None)
     with locked(tmp_path / "out"), pytest.raises(OutputError, match="by another run"):
         write(tmp_path / "out")
 
 
-def test_a_lock_whose_file_was_removed_in_between_is_not_held(
+def test_lock_file_removed_before_locking_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was opened before the run that held it ended: another may hold a new file by now."""
+    """The file was opened before its holder ended. Another run may hold a new file by now."""
     real, removed = os.open, []
 
     def late(path: Any, *given: Any, **keys: Any) -> int:
@@ -156,10 +156,10 @@ def test_a_lock_whose_file_was_removed_in_between_is_not_held(
 # --- space --------------------------------------------------------------------------------------
 
 
-def test_what_failed_stands_where_nothing_can_be_removed_either(
+def test_failed_cleanup_keeps_first_error(
     tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file system that turns read-only; the lock's descriptor is closed all the same."""
+    """A file system turns read-only. The lock's descriptor is closed nevertheless."""
     del system
     descriptors = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else None
 
@@ -175,7 +175,7 @@ def test_what_failed_stands_where_nothing_can_be_removed_either(
 
 
 @pytest.mark.parametrize("code", [None, errno.EOPNOTSUPP, errno.EINVAL])
-def test_space_is_looked_for_where_it_cannot_be_reserved(
+def test_free_space_is_checked_without_fallocate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
 ) -> None:
     def refused(*_: object) -> None:
@@ -196,9 +196,7 @@ def test_space_is_looked_for_where_it_cannot_be_reserved(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_other_errors_of_reserving_are_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_fallocate_errors_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
@@ -207,7 +205,7 @@ def test_other_errors_of_reserving_are_errors(
         write(tmp_path / "out")
 
 
-def test_without_fdatasync_fsync_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsync_replaces_missing_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fdatasync")
     write(tmp_path / "out")
     assert torch.equal(CheckpointSource(tmp_path / "out").tensor("x"), STATE["x"])

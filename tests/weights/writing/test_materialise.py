@@ -1,4 +1,4 @@
-"""The engine on other processes: the same bytes, and clear words where it cannot be."""
+"""The engine on other processes: the same bytes, and clear errors where it cannot work."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from fusion_core.weights import (
 )
 from fusion_core.weights.merging.execution import _Shipped, is_in_process, run_all
 from fusion_core.weights.state_dict import held_in_memory
-from fusion_core.weights.writing import _follower as follower
+from fusion_core.weights.writing import _journal as journal_module
 from fusion_core.weights.writing.workplace import workplaces_in
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def pool(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 
 @pytest.fixture
 def spawning(site: Site, processes: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install a plugin that knows an executor of other processes: the same for every run."""
+    """Install a plugin with an executor of other processes, which all runs share."""
     site.install(
         "spawning",
         """
@@ -101,7 +101,7 @@ def spawning(site: Site, processes: Executor, monkeypatch: pytest.MonkeyPatch) -
         {"name": "ties", "scope": "tensor"},
         {"name": "ties", "scope": "model"},
     ],
-    ids=lambda each: "-".join(map(str, each.values())),
+    ids=lambda algorithm: "-".join(map(str, algorithm.values())),
 )
 def test_other_processes_write_the_same_bytes(
     pool: dict[str, Any], tmp_path: Path, algorithm: dict[str, Any]
@@ -133,7 +133,7 @@ def test_models_in_memory_are_refused_by_name(models: Models, tmp_path: Path) ->
             output=tmp_path / "out",
             options=RunOptions(executor="processes"),
         )
-    assert "the Processes works in others" in str(caught.value)
+    assert "the Processes works in other processes" in str(caught.value)
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -142,7 +142,7 @@ class Unpicklable(CheckpointSource):
         raise TypeError("cannot pickle a lock")
 
 
-def test_what_cannot_be_sent_is_refused(
+def test_unpicklable_source_is_refused(
     pool: dict[str, Any], tmp_path: Path, processes: Executor
 ) -> None:
     with (
@@ -155,7 +155,7 @@ def test_what_cannot_be_sent_is_refused(
 
 
 class Killed(CheckpointSource):
-    """Ends the process that reads one of its tensors, as the system does when memory runs out."""
+    """Kills the process that reads one of its tensors, as the system does without memory."""
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         if name == "scale":
@@ -163,10 +163,10 @@ class Killed(CheckpointSource):
         return super().read(name, start, stop)
 
 
-def test_a_worker_that_dies_ends_the_run_and_the_work_is_kept(
+def test_dead_worker_ends_run_and_keeps_work(
     pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower, "BATCH_BYTES", 1)
+    monkeypatch.setattr(journal_module, "BATCH_BYTES", 1)
     engine = importlib.import_module("fusion_core.weights.writing.materialise")
     monkeypatch.setattr(engine, "_WORTH_SENDING", 1)
     with (
@@ -182,7 +182,7 @@ def test_a_worker_that_dies_ends_the_run_and_the_work_is_kept(
 
 
 class Full(CheckpointSource):
-    """Takes the file to be written away from the worker that is about to write it."""
+    """Keeps the worker that reads from writing more than 100 bytes per file."""
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         import resource
@@ -192,9 +192,7 @@ class Full(CheckpointSource):
         return super().read(name, start, stop)
 
 
-def test_a_disk_that_fails_in_a_worker_is_said_as_here(
-    pool: dict[str, Any], tmp_path: Path
-) -> None:
+def test_disk_failure_in_worker_raises_disk_error(pool: dict[str, Any], tmp_path: Path) -> None:
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes,
         pytest.raises(DiskError, match="cannot be written: File too large") as caught,
@@ -209,21 +207,21 @@ def leaving(_: object) -> None:
     raise SystemExit(0)
 
 
-def test_an_exit_in_a_worker_is_an_error_that_says_where(processes: Executor) -> None:
+def test_exit_in_worker_is_attributed(processes: Executor) -> None:
     with pytest.raises(BrokenPluginError, match=r"SystemExit: 0, in leaving \(.*test_materialise"):
         list(run_all(processes, leaving, [None]))
 
 
-def test_an_executor_may_say_where_it_works() -> None:
-    class Own(ThreadPoolExecutor):
+def test_executor_may_declare_where_it_works() -> None:
+    class OutOfProcess(ThreadPoolExecutor):
         in_process = False
 
     assert is_in_process(ThreadPoolExecutor(1))
-    assert not is_in_process(Own(1))
+    assert not is_in_process(OutOfProcess(1))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_a_source_in_memory_is_found_at_any_depth(models: Models, depth: int) -> None:
+def test_source_in_memory_is_found_at_any_depth(models: Models, depth: int) -> None:
     live = StateDictSource(models["a"], label="a (live)")
     source: WeightSource = live
     for _ in range(depth):
@@ -231,12 +229,12 @@ def test_a_source_in_memory_is_found_at_any_depth(models: Models, depth: int) ->
     assert held_in_memory(source) is live
 
 
-def test_a_source_on_disk_is_not_held_in_memory(pool: dict[str, Any]) -> None:
+def test_source_on_disk_is_not_held_in_memory(pool: dict[str, Any]) -> None:
     assert held_in_memory(CheckpointSource("base.safetensors")) is None
 
 
 class Elsewhere(ThreadPoolExecutor):
-    """Takes itself for one of other machines, and keeps what is submitted."""
+    """Claims to work on other machines, and records the submitted units."""
 
     in_process = False
 
@@ -258,10 +256,10 @@ def test_on_other_machines_each_shard_has_one_writer(tmp_path: Path) -> None:
         shards = [[info.name for info in shard.infos] for shard in staging.shards.layout.shards]
     units = [[info.name for info, *_ in unit] for unit in executor.units]
     assert sorted(units) == shards == [["0", "1"], ["2", "3"], ["4"], ["5"]]
-    assert units[-1] == ["4"]  # the least
+    assert units[-1] == ["4"]  # the smallest
 
 
-def test_as_many_units_are_under_way_as_workers_can_take() -> None:
+def test_two_units_per_slot_are_submitted_ahead() -> None:
     executor = Elsewhere()
     executor.slots = 20  # type: ignore[attr-defined]
     with executor:
@@ -271,7 +269,7 @@ def test_as_many_units_are_under_way_as_workers_can_take() -> None:
         assert sum(results) == sum(range(100))
 
 
-def test_a_worker_with_another_version_does_nothing() -> None:
+def test_worker_with_other_versions_is_refused() -> None:
     shipped = _Shipped.of(abs, Elsewhere())
     assert shipped(-1) == 1
     other = replace(shipped, versions={**shipped.versions, "torch": "1.0"}, sha256=b"")
@@ -279,7 +277,7 @@ def test_a_worker_with_another_version_does_nothing() -> None:
         other(-1)
 
 
-def test_what_a_worker_lacks_is_said_with_its_name(tmp_path: Path) -> None:
+def test_file_missing_on_worker_names_worker(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
     source = CheckpointSource(tmp_path / "model.safetensors")
     shipped = _Shipped.of(source.read, Elsewhere())
@@ -288,7 +286,7 @@ def test_what_a_worker_lacks_is_said_with_its_name(tmp_path: Path) -> None:
         shipped("a")
 
 
-def test_workers_find_relative_paths_and_files_of_another_device(
+def test_workers_resolve_relative_paths_and_other_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

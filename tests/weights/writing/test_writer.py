@@ -28,7 +28,7 @@ from fusion_core.progress import Progress
 from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing import ours, workplace, writer
-from fusion_core.weights.writing.disk import exchanged_at_once, write_durably
+from fusion_core.weights.writing.disk import exchange_atomically, write_durably
 from fusion_core.weights.writing.target import check_output
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def assert_holds(output: Path, state: State) -> None:
     source = CheckpointSource(output)
     assert source.infos.keys() == state.keys()
     for name, tensor in state.items():
-        found = source.tensor(name)
-        assert found.dtype is tensor.dtype
-        assert torch.equal(found, tensor), name
+        written = source.tensor(name)
+        assert written.dtype is tensor.dtype
+        assert torch.equal(written, tensor), name
 
 
 def everything_below(directory: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def everything_below(directory: Path) -> dict[str, bytes]:
 # --- what is written ----------------------------------------------------------------------------
 
 
-def test_safetensors_loads_what_is_written(state: State, tmp_path: Path) -> None:
+def test_safetensors_loads_written_model(state: State, tmp_path: Path) -> None:
     write(state, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",
@@ -94,7 +94,7 @@ def test_safetensors_loads_what_is_written(state: State, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("shard_size", [1, 600, 1200, 1300, 10_000])
-def test_shards_change_no_tensor(state: State, tmp_path: Path, shard_size: int) -> None:
+def test_sharding_changes_no_tensor(state: State, tmp_path: Path, shard_size: int) -> None:
     write(state, tmp_path / "out", shard_size=shard_size)
     assert_holds(tmp_path / "out", state)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
@@ -102,7 +102,7 @@ def test_shards_change_no_tensor(state: State, tmp_path: Path, shard_size: int) 
     for shard in shards:
         part = load_file(shard)
         assert not loaded.keys() & part.keys()
-        assert len(part) == 1 or sum(each.nbytes for each in part.values()) <= shard_size
+        assert len(part) == 1 or sum(tensor.nbytes for tensor in part.values()) <= shard_size
         loaded |= part
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
     index = tmp_path / "out" / "model.safetensors.index.json"
@@ -113,13 +113,13 @@ def test_shards_change_no_tensor(state: State, tmp_path: Path, shard_size: int) 
         expected = [
             f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)
         ]
-        assert [each.name for each in shards] == expected
+        assert [shard.name for shard in shards] == expected
         content = json.loads(index.read_text())
-        assert content["metadata"]["total_size"] == sum(each.nbytes for each in state.values())
+        assert content["metadata"]["total_size"] == sum(tensor.nbytes for tensor in state.values())
         assert content["weight_map"].keys() == state.keys()
 
 
-def test_pieces_land_in_any_order(state: State, tmp_path: Path) -> None:
+def test_pieces_may_be_written_in_any_order(state: State, tmp_path: Path) -> None:
     source = StateDictSource(state)
     with staged(tmp_path / "out") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=500)
@@ -131,8 +131,8 @@ def test_pieces_land_in_any_order(state: State, tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as executor:
             list(
                 executor.map(
-                    lambda each: staging.shards.write(
-                        each[0], each[1], source.read(each[0].name, *each[1:])
+                    lambda piece: staging.shards.write(
+                        piece[0], piece[1], source.read(piece[0].name, *piece[1:])
                     ),
                     pieces,
                 )
@@ -142,7 +142,7 @@ def test_pieces_land_in_any_order(state: State, tmp_path: Path) -> None:
     assert_holds(tmp_path / "out", state)
 
 
-def test_a_view_is_written_as_it_reads(tmp_path: Path) -> None:
+def test_non_contiguous_view_is_written_in_order(tmp_path: Path) -> None:
     turned = torch.arange(12.0).reshape(3, 4).T
     source = StateDictSource({"x": turned})
     with staged(tmp_path / "out") as staging:
@@ -166,11 +166,11 @@ def test_progress_counts_every_byte(state: State, tmp_path: Path) -> None:
     with staged(tmp_path / "out") as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9, progress=Counting())
     assert sum(seen) == 0
-    assert seen[0] == sum(each.nbytes for each in state.values())
+    assert seen[0] == sum(tensor.nbytes for tensor in state.values())
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_modes_follow_the_umask(state: State, tmp_path: Path, umask: int) -> None:
+def test_file_modes_follow_umask(state: State, tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         write(state, tmp_path / "out", shard_size=600)
@@ -181,12 +181,12 @@ def test_modes_follow_the_umask(state: State, tmp_path: Path, umask: int) -> Non
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
 
 
-def test_missing_parents_are_made(state: State, tmp_path: Path) -> None:
+def test_missing_parents_are_created(state: State, tmp_path: Path) -> None:
     write(state, tmp_path / "some" / "where" / "out")
     assert_holds(tmp_path / "some" / "where" / "out", state)
 
 
-def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: Path) -> None:
+def test_unfinished_shard_is_not_readable(state: State, tmp_path: Path) -> None:
     source = StateDictSource(state)
     with staged(tmp_path / "out") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=10**9)
@@ -199,7 +199,7 @@ def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda stop: torch.zeros(stop - 1), r"\d+ elements"),
         (lambda stop: torch.zeros(stop + 1), r"\d+ elements"),  # would overwrite the next tensor
@@ -208,25 +208,25 @@ def test_a_shard_is_no_checkpoint_before_it_is_finished(state: State, tmp_path: 
         (lambda stop: [0.0] * stop, "a list instead"),
     ],
 )
-def test_a_source_that_gives_other_values_than_asked_for_is_caught(
-    state: State, tmp_path: Path, make: Callable[[int], Any], said: str
+def test_source_with_wrong_values_raises(
+    state: State, tmp_path: Path, make: Callable[[int], Any], message: str
 ) -> None:
     class Wrong(StateDictSource):
         def read(self, name: str, start: int, stop: int) -> Any:
             del name, start
             return make(stop)
 
-    expected = rf"'mine' gave {said} of the \d+ from 0 on of tensor '\w+'"
+    expected = rf"'mine' gave {message} of the \d+ from 0 on of tensor '\w+'"
     with pytest.raises(BrokenPluginError, match=expected):
         write(Wrong({"a": state["a"]}, label="'mine'"), tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
 
-# --- the output's place -------------------------------------------------------------------------
+# --- the output's path --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "link", "broken link"])
-def test_what_is_there_is_not_touched(state: State, tmp_path: Path, kind: str) -> None:
+def test_existing_path_is_not_touched(state: State, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"
     target = tmp_path / "target"
     target.mkdir()
@@ -249,7 +249,7 @@ def test_what_is_there_is_not_touched(state: State, tmp_path: Path, kind: str) -
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_mount_point_is_refused_at_once(
+def test_mount_point_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
 ) -> None:
     (tmp_path / "disk").mkdir()
@@ -261,7 +261,7 @@ def test_a_mount_point_is_refused_at_once(
 
 
 @pytest.mark.parametrize("function", ["exists", "is_symlink", "iterdir"])
-def test_a_place_that_cannot_be_looked_at_is_said(
+def test_unreadable_output_raises_disk_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     def refused(*_: object) -> None:
@@ -273,7 +273,7 @@ def test_a_place_that_cannot_be_looked_at_is_said(
         check_output(tmp_path / "out", overwrite=False)
 
 
-def test_a_parent_that_cannot_be_looked_at_is_said(
+def test_unreadable_parent_raises_disk_error(
     state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.exists
@@ -288,20 +288,20 @@ def test_a_parent_that_cannot_be_looked_at_is_said(
         write(state, tmp_path / "locked" / "out")
 
 
-def test_a_name_that_is_too_long_is_said(state: State, tmp_path: Path) -> None:
+def test_too_long_name_raises_disk_error(state: State, tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="File name too long"):
         write(state, tmp_path / ("x" * 300))
 
 
-def test_an_empty_directory_is_as_good_as_none(state: State, tmp_path: Path) -> None:
+def test_empty_directory_is_a_valid_output(state: State, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write(state, tmp_path / "out")
     assert_holds(tmp_path / "out", state)
 
 
-def test_a_directory_filled_in_the_meantime_is_not_touched(state: State, tmp_path: Path) -> None:
+def test_directory_filled_during_run_is_not_touched(state: State, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with pytest.raises(OutputError, match="already there"), staged(output) as staging:
+    with pytest.raises(OutputError, match="already exists"), staged(output) as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9)
         output.mkdir()
         (output / "precious").write_text("data")
@@ -312,7 +312,7 @@ def test_a_directory_filled_in_the_meantime_is_not_touched(state: State, tmp_pat
 @pytest.fixture(params=["at once", "by a third name"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "at once":
-        monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
     return str(request.param)
 
 
@@ -330,28 +330,28 @@ def test_overwriting_replaces_everything(state: State, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it takes two steps")
-def test_an_exchange_takes_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchange_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
     monkeypatch.setattr(os, "rename", None)
-    assert exchanged_at_once(tmp_path / "one", tmp_path / "two")
+    assert exchange_atomically(tmp_path / "one", tmp_path / "two")
     assert everything_below(tmp_path).keys() == {"one", "one/two", "two", "two/one"}
     with pytest.raises(OSError, match="No such file"):
-        exchanged_at_once(tmp_path / "one", tmp_path / "three")
+        exchange_atomically(tmp_path / "one", tmp_path / "three")
 
 
 @pytest.mark.parametrize(
     "name", ["../x", "/tmp/x", "a/b/c", "a/../../b", "a//b", "", ".", "..", "model.safetensors"]
 )
-def test_a_side_file_stays_in_its_place(state: State, tmp_path: Path, name: str) -> None:
+def test_invalid_side_file_name_raises(state: State, tmp_path: Path, name: str) -> None:
     with pytest.raises(BrokenPluginError, match="side file"), staged(tmp_path / "out") as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9)
         staging.add(name, b"x")
     assert everything_below(tmp_path) == {}
 
 
-def test_a_side_file_may_lie_in_a_folder(state: State, tmp_path: Path) -> None:
+def test_side_file_may_be_in_folder(state: State, tmp_path: Path) -> None:
     def write(*, stop: bool = False, **options: Any) -> None:
         with staged(tmp_path / "out", plan=b"{}", **options) as staging:
             materialise(StateDictSource(state), staging, shard_size=10**9)
@@ -367,7 +367,7 @@ def test_a_side_file_may_lie_in_a_folder(state: State, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "folder" / "y").read_bytes() == b"y"
 
 
-def test_a_side_file_of_any_size_takes_no_memory(state: State, tmp_path: Path) -> None:
+def test_large_side_file_is_copied_in_bounded_memory(state: State, tmp_path: Path) -> None:
     size = 64 * 2**20
     with (tmp_path / "tokenizer.model").open("wb") as stream:
         stream.truncate(size)
@@ -384,7 +384,7 @@ def test_a_side_file_of_any_size_takes_no_memory(state: State, tmp_path: Path) -
     assert (tmp_path / "out" / "tokenizer.model").stat().st_size == size
 
 
-def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> None:
+def test_unreadable_side_file_raises_checkpoint_error(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"vocab\.txt cannot be read"),
         staged(tmp_path / "out") as staging,
@@ -393,7 +393,7 @@ def test_a_side_file_that_cannot_be_read_is_the_inputs_fault(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "ours", "ours with a report"])
-def test_outputs_that_may_be_written(tmp_path: Path, kind: str) -> None:
+def test_writable_outputs_are_accepted(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"
     if kind != "missing":
         output.mkdir()
@@ -417,7 +417,7 @@ FOREIGN: dict[str, str | None] = {
 
 
 @pytest.mark.parametrize("provenance", FOREIGN.values(), ids=FOREIGN)
-def test_what_fuse_did_not_write_is_not_replaced(
+def test_directory_not_written_by_fuse_is_not_replaced(
     state: State, tmp_path: Path, provenance: str | None
 ) -> None:
     output = tmp_path / "out"
@@ -432,9 +432,7 @@ def test_what_fuse_did_not_write_is_not_replaced(
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "directory of a listed name", "link"])
-def test_what_lies_beside_a_model_is_not_deleted_with_it(
-    state: State, tmp_path: Path, kind: str
-) -> None:
+def test_foreign_file_in_output_is_not_deleted(state: State, tmp_path: Path, kind: str) -> None:
     output, notes = tmp_path / "out", tmp_path / "out" / "notes"
     write(state, output)
     if kind == "directory of a listed name":
@@ -448,18 +446,18 @@ def test_what_lies_beside_a_model_is_not_deleted_with_it(
     else:
         notes.mkdir()
     before = everything_below(output)
-    with pytest.raises(OutputError, match="what fuse did not write there: notes"):
+    with pytest.raises(OutputError, match="holds files that fuse did not write: notes"):
         write(state, output, overwrite=True)
     assert everything_below(output) == before
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_what_is_put_into_an_output_meanwhile_is_not_deleted(state: State, tmp_path: Path) -> None:
+def test_file_added_to_output_during_run_is_not_deleted(state: State, tmp_path: Path) -> None:
     output = tmp_path / "out"
     write(state, output)
     sign(output)
     with (
-        pytest.raises(OutputError, match="did not write there: notes"),
+        pytest.raises(OutputError, match="fuse did not write: notes"),
         staged(output, overwrite=True) as staging,
     ):
         materialise(StateDictSource({"new": torch.ones(2)}), staging, shard_size=10**9)
@@ -470,8 +468,8 @@ def test_what_is_put_into_an_output_meanwhile_is_not_deleted(state: State, tmp_p
 
 
 @pytest.mark.parametrize("name", ["merged.safetensors", "x.GGUF", "m.bin", "a\0b", "a\ud800"])
-def test_what_cannot_be_a_directory_is_said(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RecipeError, match=r"is a directory|cannot be a path"):
+def test_invalid_output_path_raises(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=r"is a directory|invalid output path"):
         check_output(tmp_path / name, overwrite=False)
 
 
@@ -480,42 +478,42 @@ def test_what_cannot_be_a_directory_is_said(tmp_path: Path, name: str) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Return the file operations that are made, each with the name of what it is made on."""
+    """Return the file operations of a test, each with the name of its file."""
     made: list[tuple[str, str]] = []
 
     def recorded(function: str, name: Callable[..., str]) -> None:
         real = getattr(os, function)
 
         def call(*given: Any, **keys: Any) -> Any:
-            found = real(*given, **keys)
+            result = real(*given, **keys)
             made.append((function, name(*given)))
-            return found
+            return result
 
         monkeypatch.setattr(os, function, call)
 
     def of_descriptor(descriptor: int, *_: object) -> str:
-        return shown(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        return short_name(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
 
-    def shown(path: Path) -> str:
+    def short_name(path: Path) -> str:
         return path.name.split(".fuse-")[0]
 
     recorded("fsync", of_descriptor)
     recorded("fdatasync", of_descriptor)
     recorded("pwrite", lambda fd, data, at: f"{of_descriptor(fd)} {'header' if not at else 'data'}")
-    recorded("rename", lambda one, other: f"{shown(Path(one))} -> {shown(Path(other))}")
+    recorded("rename", lambda one, other: f"{short_name(Path(one))} -> {short_name(Path(other))}")
     return made
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_everything_is_synced_before_it_is_seen(
+def test_everything_is_synced_before_rename(
     state: State,
     tmp_path: Path,
     calls: list[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
     overwrite: bool,  # noqa: FBT001
 ) -> None:
-    """Data, then the journal that vouches for it; headers; directories; then the name."""
-    monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+    """The order is: data, the journal of that data, headers, directories, the rename."""
+    monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
     if overwrite:
         write(state, tmp_path / "new" / "out")
         sign(tmp_path / "new" / "out")
@@ -550,7 +548,7 @@ def test_everything_is_synced_before_it_is_seen(
 @pytest.mark.parametrize(
     "error", [RuntimeError("bug"), KeyboardInterrupt(), CheckpointError("bad")]
 )
-def test_an_exception_half_way_leaves_nothing(
+def test_exception_during_merge_leaves_nothing(
     state: State, tmp_path: Path, error: BaseException
 ) -> None:
     class Failing(StateDictSource):
@@ -564,7 +562,7 @@ def test_an_exception_half_way_leaves_nothing(
     assert everything_below(tmp_path) == {}
 
 
-def test_descriptors_are_closed_whatever_happens(state: State, tmp_path: Path) -> None:
+def test_descriptors_are_closed_after_errors(state: State, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with pytest.raises(RuntimeError, match="half"), staged(tmp_path / "out") as staging:
@@ -575,13 +573,13 @@ def test_descriptors_are_closed_whatever_happens(state: State, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("nth", [1, 2])
-def test_an_interrupt_after_a_rename_loses_nothing(
+def test_interrupt_after_rename_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
-    """The call has been made when the interrupt comes, where directories cannot be exchanged."""
+    """The interrupt follows the rename, on a system without an atomic exchange."""
     write({"old": torch.ones(2)}, tmp_path / "out")
     sign(tmp_path / "out")
-    monkeypatch.setattr(workplace, "exchanged_at_once", lambda *_: False)
+    monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
     calls = 0
     rename = Path.rename
 
@@ -600,7 +598,7 @@ def test_an_interrupt_after_a_rename_loses_nothing(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_an_empty_directory_is_there_again_after_a_fault(
+def test_empty_directory_is_restored_after_failed_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -622,7 +620,7 @@ def test_an_empty_directory_is_there_again_after_a_fault(
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "open"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
-def test_a_file_is_the_old_one_or_the_new_one(
+def test_durable_write_leaves_old_or_new_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException
 ) -> None:
     write_durably(tmp_path / "report.json", b"old")
@@ -636,7 +634,7 @@ def test_a_file_is_the_old_one_or_the_new_one(
     assert (tmp_path / "report.json").read_bytes() in {b"old", b"new"}
 
 
-def test_a_disk_without_inodes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_without_inodes_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.statvfs(tmp_path)
     none_left = SimpleNamespace(f_files=real.f_files or 1, f_favail=0)
 
@@ -650,11 +648,11 @@ def test_a_disk_without_inodes_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert "bytes" not in str(caught.value)
 
 
-def test_a_temporary_file_is_held_while_it_is_written(
+def test_temporary_file_is_locked_while_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(place: str) -> None:
-        seen.append((place, [ours.is_held(path) for path in tmp_path.iterdir()]))
+    def look(point: str) -> None:
+        seen.append((point, [ours.is_held(path) for path in tmp_path.iterdir()]))
 
     seen: list[tuple[str, list[bool]]] = []
     monkeypatch.setattr(fault, "listener", look)

@@ -1,7 +1,7 @@
 """Tied weights: one matrix that a model uses twice, and that savers write once or twice.
 
-Whether `lm_head.weight` is a tensor of its own is not in its name, and a configuration may be wrong
-about it; so the proof is the content. Read only where one model lacks what another has.
+Neither the name of `lm_head.weight` nor a configuration proves that it is tied, so the content
+decides. It is read only where one model lacks a tensor that another has.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ _PROBE = 256
 
 
 class Copies:
-    """Which tensors of a model are exact copies of others; a tensor of one value is not."""
+    """Finds tensors of a model that are exact copies of others; a constant tensor is no copy."""
 
     def __init__(self, source: WeightSource) -> None:
         self._source = source
         self._probes: dict[str, bytes] = {}
 
     def of(self, name: str) -> list[str]:
-        """Return the other tensors that hold the same as one: none for lazy or delta sources."""
-        if self._source.sources or self._source.is_delta:
+        """Return the names of a tensor's copies; none for lazy or delta sources."""
+        source = self._source
+        if source.sources or source.is_delta:
             return []
-        info = self._source.infos[name]
-        same = (
+        info = source.infos[name]
+        return [
             other
-            for other, each in self._source.infos.items()
-            if other != name and each.shape == info.shape and each.dtype == info.dtype
-        )
-        return [other for other in same if self._are_equal(name, other)]
+            for other, candidate in source.infos.items()
+            if other != name
+            and (candidate.shape, candidate.dtype) == (info.shape, info.dtype)
+            and self._are_equal(name, other)
+        ]
 
     def _are_equal(self, one: str, other: str) -> bool:
         if not self._probe(one) or self._probe(one) != self._probe(other):
@@ -46,10 +48,10 @@ class Copies:
         )
 
     def _probe(self, name: str) -> bytes:
-        """Return the first bytes of a tensor; nothing if they are all of one value."""
+        """Return the first bytes of a tensor; empty if these values are all the same."""
         if name not in self._probes:
             stop = min(_PROBE, self._source.infos[name].numel)
             values = self._source.read(name, 0, stop).contiguous()
-            varied = bool((values != values[:1]).any())
-            self._probes[name] = bytes(memory_of(values)) if varied else b""
+            is_constant = not (values != values[:1]).any()
+            self._probes[name] = b"" if is_constant else bytes(memory_of(values))
         return self._probes[name]

@@ -94,7 +94,7 @@ def test_a_number_that_means_two_tokens_is_found_in_every_form(tmp_path: Path, f
     assert found(base, model(tmp_path / "more", FORMS[form]([*WORDS, "more"]))) == []
     swapped = ["<unk>", "b", "a", *WORDS[3:]]
     (said,) = found(base, model(tmp_path / "other", FORMS[form](swapped)))
-    assert said.splitlines()[0] == "m1: tokenizer: 2 numbers mean other tokens"
+    assert said.splitlines()[0] == "m1: tokenizer: 2 token ids stand for other tokens"
     if form != "tiktoken":
         assert said.splitlines()[1:] == ["    1: 'b', m0's is 'a'", "    2: 'a', m0's is 'b'"]
 
@@ -140,7 +140,7 @@ def test_experts_are_compared_where_the_base_says_nothing(tmp_path: Path) -> Non
     one = model(tmp_path / "one", {"vocab.json": numbered([*WORDS, "x"])})
     other = model(tmp_path / "other", {"vocab.json": numbered([*WORDS, "y"])})
     assert found(base, one, other) == [
-        "m2: tokenizer: 1 number means another token\n    6: 'y', m1's is 'x'"
+        "m2: tokenizer: 1 token id stands for other tokens\n    6: 'y', m1's is 'x'"
     ]
     assert found(model(tmp_path / "none", {}), one, other) != []
 
@@ -168,7 +168,7 @@ def test_a_sentencepiece_model_alone_does_not_fit_another_file(tmp_path: Path) -
     assert [first in said for said in found(other, one, third)] == [True, True]
     alone_said, third_said = found(one, other, third)
     assert "m1: tokenizer: spiece.model cannot be compared with tokenizer.json of m0" in alone_said
-    assert "m2: tokenizer: 6 numbers mean other tokens" in third_said
+    assert "m2: tokenizer: 6 token ids stand for other tokens" in third_said
     both = model(tmp_path / "both", {**saved, **alone})
     assert found(both, model(tmp_path / "copy", {**saved, "spiece.model": b"other"})) == []
     assert found(both, other) == []
@@ -233,7 +233,7 @@ def test_conflicts_are_an_error_whatever_becomes_of_the_rows(tmp_path: Path, row
     one = model(tmp_path / "one", {"vocab.json": numbered(words)}, rows)
     with pytest.raises(AlignmentError) as caught:
         aligned(base, one, vocab="pad")
-    assert "  tokenizer  m0: 6 numbers mean other tokens\n    0: '😀'" in caught.value.message
+    assert "  tokenizer  m0: 6 token ids stand for other tokens\n    0: '😀'" in caught.value.message
     assert "alignment.tokenizer=warn" in (caught.value.hint or "")
     assert len(aligned(base, one, vocab="pad", tokenizer="warn")) == 1
     assert aligned(base, one, vocab="pad", tokenizer="ignore") == ()
@@ -267,5 +267,5 @@ def test_an_adapters_own_tokenizer_is_compared(tmp_path: Path) -> None:
     names = {"lora_embedding_A": (1, 6), "lora_embedding_B": (2, 1)}
     factors = {f"base_model.model.embed_tokens.{k}": torch.ones(v) for k, v in names.items()}
     save_file(factors, tmp_path / "one" / "adapter_model.safetensors")
-    with pytest.raises(AlignmentError, match="2 numbers mean other tokens"):
+    with pytest.raises(AlignmentError, match="2 token ids stand for other tokens"):
         aligned(base, one)

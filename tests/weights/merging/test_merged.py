@@ -422,7 +422,7 @@ def test_a_scan_folds_in_the_order_of_the_blocks(models: Models) -> None:
     blocks = [
         (name, start) for name in FLOATS for start, _ in Cut.ELEMENT.ranges(found.infos[name])
     ]
-    assert found._surveys[""].made(lambda: None) == blocks  # noqa: SLF001
+    assert found._surveys[""].result == blocks  # noqa: SLF001
 
 
 def test_the_survey_of_an_operand_comes_first(models: Models) -> None:

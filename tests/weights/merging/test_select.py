@@ -80,8 +80,8 @@ def test_a_guess_is_proven_or_given_up(values: list[float], data: st.DataObject)
         patch.setattr(select, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
         patch.setattr(select, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
         patch.setattr(tally, "_MANY", data.draw(st.sampled_from([1, 2**15])))
-        patch.setattr(tally, "_FEW", data.draw(st.sampled_from([0, 10, 2**17])))
-        patch.setattr(tally, "_GUESSED", data.draw(st.sampled_from([1, 12, 20])))
+        patch.setattr(tally, "_MOST_LISTED", data.draw(st.sampled_from([0, 10, 2**17])))
+        patch.setattr(tally, "_GUESSED_BITS", data.draw(st.sampled_from([1, 12, 20])))
         assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)
 
 

@@ -108,13 +108,13 @@ def _differ(one: Path, other: Path) -> bool | None:
 def _look_alike(one: Path, other: Path) -> bool:
     """Compare two files of one size at their middle and end, where the weights are."""
     size = one.stat().st_size
-    return all(
-        _bytes_at(one, offset) == _bytes_at(other, offset)
-        for offset in (size // 2, max(0, size - _SAMPLE))
-    )
-
-
-def _bytes_at(path: Path, offset: int) -> bytes:
-    with os.fdopen(open_named(path), "rb") as stream:
-        stream.seek(offset)
-        return stream.read(_SAMPLE)
+    with (
+        os.fdopen(open_named(one), "rb") as stream,
+        os.fdopen(open_named(other), "rb") as other_stream,
+    ):
+        for offset in (size // 2, max(0, size - _SAMPLE)):
+            stream.seek(offset)
+            other_stream.seek(offset)
+            if stream.read(_SAMPLE) != other_stream.read(_SAMPLE):
+                return False
+    return True

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from functools import cached_property as lazy
+    from functools import cached_property
+
+    lazy = cached_property
 else:
 
     class lazy:  # noqa: N801 - used like `functools.cached_property`

@@ -60,7 +60,7 @@ class AlignedSource(WeightSource):
         return frozenset(self._source.infos) - frozenset(self._reference.infos)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read from the model, or the reference's values (or no difference) where it lacks them."""
+        """Read from the model; a missing tensor equals the reference's, or differs by zero."""
         if name in self._source.infos:
             return self._source.read(name, start, stop)
         if self.is_delta and not self._reference.is_delta:
@@ -97,7 +97,7 @@ def align(
 
     They also get its shapes, except that embeddings may have more rows under the policy
     `vocab: pad`. Raises `AlignmentError` with a table of every difference that the policy does not
-    allow, and of those `beside` the weights, in side files.
+    allow; `beside` adds those of side files.
     """
     reference = base_or_first(base, experts)
     label = "the base" if base is not None else next(iter(experts))
@@ -143,7 +143,9 @@ def _respell(expert: WeightSource, reference: WeightSource, copies: Copies) -> W
         expert_copies = Copies(expert)
         extra = [key for key in extra if used.isdisjoint(expert_copies.of(key))]
     names |= {key: key for key in extra}
-    is_same = len(names) == len(expert.infos) and all(ours == own for ours, own in names.items())
+    is_same = len(names) == len(expert.infos) and all(
+        key == spelling for key, spelling in names.items()
+    )
     return expert if is_same else RenamedSource(expert, names)
 
 

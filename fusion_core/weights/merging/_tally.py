@@ -132,8 +132,8 @@ def _bin_and_rank(counts: torch.Tensor, k: int) -> tuple[int, int]:
 def kth_largest(numbers: torch.Tensor, k: int, top: int) -> int:
     """Return the k-th largest of some integers from 0 to `top`.
 
-    Of many numbers, those that share its leading bits are selected first: sorting out all of them
-    takes four times as long.
+    Among many numbers, it first selects those with the right leading bits. Selecting from all
+    numbers at once takes four times as long.
     """
     if len(numbers) >= _MANY:
         leading = numbers >> max(0, top.bit_length() - _LEADING_BITS)

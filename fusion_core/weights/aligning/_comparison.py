@@ -9,7 +9,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusion_core.weights.aligning._difference import Difference, excerpts, most_serious
+from fusion_core.weights.aligning._difference import Difference, contrast, most_serious
 from fusion_core.weights.aligning._models import Fact, Model, Models
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ class Comparison:
                     severity = severity(models, owner, model)
                 if severity is Severity.IGNORED:
                     continue
-                value, first_value = excerpts(fact.value, first_fact.value)
-                file = "" if fact.file == first_fact.file else f" in {first_fact.file}"
                 subject = f"{fact.file} {key[:_LONGEST_KEY]}"
-                problem = f"{value}, {owner.label}'s is {first_value}{file}"
+                problem = contrast(fact.value, first_fact.value, owner.label)
+                if fact.file != first_fact.file:
+                    problem += f" in {first_fact.file}"
                 is_serious = severity is Severity.ERROR
                 differences.append(Difference(subject, model.name, problem, is_serious=is_serious))
             yield from most_serious(differences, model.name)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights.aligning._comparison import are_equal
-from fusion_core.weights.aligning._difference import Difference, excerpts, most_serious
+from fusion_core.weights.aligning._difference import Difference, contrast, most_serious
 from fusion_core.weights.aligning._models import architecture
 from fusion_core.weights.reading.assets import CONFIG
 
@@ -117,7 +117,7 @@ def _differences(first: Config, other: Config, label: str) -> Iterator[tuple[str
         for key, read in (("model_type", _model_type), ("architectures", _family)):
             names = read(first).lower(), read(other).lower()
             if all(names) and names[0] != names[1]:
-                yield key, _describe(first[key], other[key], label), True
+                yield key, contrast(other[key], first[key], label), True
                 break
     first, other = first_part or first, other_part or other
     if ("text_config" in first) != ("text_config" in other):  # transformers 4 wrote some without
@@ -125,16 +125,11 @@ def _differences(first: Config, other: Config, label: str) -> Iterator[tuple[str
     defaults = _DEFAULTS_OF_LLAMAS if _model_type(first) in _LLAMAS else {}
     flat_first, flat_other = {**defaults, **_flatten(first)}, {**defaults, **_flatten(other)}
     for key in flat_first.keys() & flat_other.keys():
-        values = flat_first[key], flat_other[key]
+        values = flat_other[key], flat_first[key]
         is_serious = _is_serious(key)
         if is_serious is not None and not are_equal(*values):
             are_alike = all(isinstance(value, str) and value in _ALIKE for value in values)
-            yield key, _describe(*values, label), is_serious and not are_alike
-
-
-def _describe(first: Any, other: Any, label: str) -> str:  # noqa: ANN401 - JSON
-    other_excerpt, first_excerpt = excerpts(other, first)
-    return f"{other_excerpt}, {label}'s is {first_excerpt}"
+            yield key, contrast(*values, label), is_serious and not are_alike
 
 
 def _part_like(whole: Config, other: Config) -> Config | None:

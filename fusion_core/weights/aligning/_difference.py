@@ -57,6 +57,12 @@ def most_serious(differences: Iterable[Difference], model: str) -> Iterator[Diff
         yield Difference(file, model, problem, is_serious=rest[0].is_serious)
 
 
+def contrast(value: object, first: object, label: str) -> str:
+    """Say how a value differs from the first one, which the model `label` has."""
+    excerpt, first_excerpt = excerpts(value, first)
+    return f"{excerpt}, {label}'s is {first_excerpt}"
+
+
 def excerpts(one: object, other: object) -> tuple[str, str]:
     """Format two values; of long ones, show the surroundings of their first difference."""
     texts = repr(one), repr(other)

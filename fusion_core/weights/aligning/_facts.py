@@ -91,14 +91,17 @@ def judge_classifier(models: Models, first: Model, other: Model) -> Severity:
 
     A policy or a pool drops a head that the output lacks, and its labels with it.
     """
-    if models.merges_classifier(first, other):
+    if models.reference.classifier.intersection(first.classifier, other.classifier):
         return Severity.ERROR
     return Severity.WARNING if first is models.reference else Severity.IGNORED
 
 
 def judge_head(models: Models, first: Model, other: Model) -> Severity:
     """Judge heads of different kinds; differing tensors are reported by alignment itself."""
-    if not other.has_tensors_of(first):
+    first_shapes, other_shapes = (
+        {name: info.shape for name, info in model.source.infos.items()} for model in (first, other)
+    )
+    if first_shapes != other_shapes:
         return Severity.IGNORED
     return judge_classifier(models, first, other)
 

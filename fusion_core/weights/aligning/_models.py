@@ -69,14 +69,6 @@ class Model:
             if not _CLASSIFIERS.isdisjoint(name.split(".")[:_OUTERMOST])
         )
 
-    def has_tensors_of(self, other: Model) -> bool:
-        """Tell whether two models have tensors of the same names and shapes."""
-        shapes, other_shapes = (
-            {name: info.shape for name, info in model.source.infos.items()}
-            for model in (self, other)
-        )
-        return shapes == other_shapes
-
     def shares(self, other: Model, files: Iterable[str]) -> bool:
         """Tell whether two models have the same bytes in some files, without parsing any."""
         return all(
@@ -96,11 +88,6 @@ class Models:
     def reference(self) -> Model:
         """The model whose names, head and side files the output has."""
         return next(iter(self.by_name.values()))
-
-    def merges_classifier(self, *models: Model) -> bool:
-        """Tell whether these models have a classifier that the output also has."""
-        shared = self.reference.classifier.intersection(*(model.classifier for model in models))
-        return bool(shared)
 
 
 def architecture(config: Mapping[str, Any]) -> str:

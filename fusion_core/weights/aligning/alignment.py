@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.weights.aligning._difference import Difference, misfit
-from fusion_core.weights.aligning._tied import Copies
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 from fusion_core.weights.reading.spelling import same_tensors
-from fusion_core.weights.source import RenamedSource, WeightSource, base_or_first
+from fusion_core.weights.source import Cut, RenamedSource, WeightSource, base_or_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 #: A model has few tied matrices. If it lacks more tensors, it is another model, and is not read.
 _MOST_TIED = 8
+#: Elements that are compared before whole tensors are.
+_PROBE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,8 @@ def align(
     """
     reference = base_or_first(base, experts)
     label = "the base" if base is not None else next(iter(experts))
-    copies = Copies(reference)
     respelled = {
-        name: expert if expert is reference else _respell(expert, reference, copies)
+        name: expert if expert is reference else _respell(expert, reference)
         for name, expert in experts.items()
     }
     differences = [
@@ -126,27 +126,54 @@ def align(
     return Alignment(None if base is None else padded_reference, aligned, frozenset(dropped))
 
 
-def _respell(expert: WeightSource, reference: WeightSource, copies: Copies) -> WeightSource:
+def _respell(expert: WeightSource, reference: WeightSource) -> WeightSource:
     """Return an expert with the reference's names, as far as it has the same tensors.
 
     Some savers write tied weights once, others twice. So a tensor that only one of the two models
     has is left out if it copies a tensor that both have.
     """
-    names = same_tensors(reference.infos, expert.infos)
-    missing = [key for key in reference.infos if key not in names]
+    shared = same_tensors(reference.infos, expert.infos)
+    names = dict(shared)
+    missing = [key for key in reference.infos if key not in shared]
     if len(missing) <= _MOST_TIED:
-        copies_of = {key: [copy for copy in copies.of(key) if copy in names] for key in missing}
-        names |= {key: names[shared[0]] for key, shared in copies_of.items() if shared}
+        for key in missing:
+            tied = next((copy for copy in _copies(reference, key) if copy in shared), None)
+            if tied is not None:
+                names[key] = shared[tied]
     used = set(names.values())
     extra = [key for key in expert.infos if key not in used and key not in names]
     if len(extra) <= _MOST_TIED:
-        expert_copies = Copies(expert)
-        extra = [key for key in extra if used.isdisjoint(expert_copies.of(key))]
+        extra = [key for key in extra if used.isdisjoint(_copies(expert, key))]
     names |= {key: key for key in extra}
     is_same = len(names) == len(expert.infos) and all(
         key == spelling for key, spelling in names.items()
     )
     return expert if is_same else RenamedSource(expert, names)
+
+
+def _copies(source: WeightSource, name: str) -> list[str]:
+    """Return the tensors that are exact copies of one; none for lazy or delta sources.
+
+    Neither a name such as `lm_head.weight` nor a configuration proves that a matrix is tied, so the
+    content decides. A constant tensor has no copies.
+    """
+    if source.sources or source.is_delta:
+        return []
+    info = source.infos[name]
+    probe = source.read(name, 0, min(_PROBE, info.numel))
+    if not (probe != probe[:1]).any():
+        return []
+    return [
+        other.name
+        for other in source.infos.values()
+        if other.name != name
+        and (other.shape, other.dtype) == (info.shape, info.dtype)
+        and torch.equal(source.read(other.name, 0, len(probe)), probe)
+        and all(
+            torch.equal(source.read(name, *span), source.read(other.name, *span))
+            for span in Cut.ELEMENT.ranges(info)
+        )
+    ]
 
 
 def _pad(

@@ -38,17 +38,18 @@ def nearness(
     first = len(models) - len(experts)
     between = distances[first:-1, first:-1]
     usual = between.sum().item() / max(len(experts) * (len(experts) - 1), 1)
-    pairs = [
+    candidates = [
         (f"the expert {name!r}", distances[-1, first + number].item(), usual, "between experts")
         for number, name in enumerate(experts)
     ]
     if base is not None:
         usual = distances[0, 1:-1].mean().item()
-        pairs = [("the base", distances[-1, 0].item(), usual, "between experts and base"), *pairs]
+        distance = distances[-1, 0].item()
+        candidates.insert(0, ("the base", distance, usual, "between experts and base"))
     return [
-        f"the merge is nearly {model}: their distance is {100 * distance / usual:.1f} % of the "
-        f"mean distance {models_compared}"
-        for model, distance, usual, models_compared in pairs
+        f"the merge is nearly {label}: their distance is {100 * distance / usual:.1f} % of the "
+        f"mean distance {group}"
+        for label, distance, usual, group in candidates
         if distance < _NEAR * usual
     ]
 

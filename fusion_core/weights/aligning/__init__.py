@@ -1,1 +1,1 @@
-"""Do the models fit together? Keys, shapes, configurations, tokenizers, vocabularies."""
+"""Check that models fit together: keys, shapes, configurations, tokenizers, vocabularies."""

@@ -1,13 +1,12 @@
-"""What an adapter's configuration says that its tensors, or the pool's base, do not bear out."""
+"""Statements of an adapter's configuration that its tensors, or the pool's base, contradict."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from fusion_core.weights.aligning._comparison import excerpts
-from fusion_core.weights.aligning._difference import Doubt
-from fusion_core.weights.aligning._origin import other_base, other_revision
+from fusion_core.weights.aligning._difference import Difference, excerpts
+from fusion_core.weights.aligning._origin import compare_base, compare_revision
 from fusion_core.weights.reading._lora_config import KNOWN_OPTIONS
 from fusion_core.weights.reading.assets import CONFIG
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
@@ -26,69 +25,74 @@ _INPUT = frozenset(("embed_tokens", "wte", "word_embeddings", "shared", "tok_emb
 _OUTPUT = frozenset(("lm_head", "embed_out", "output_projection"))
 
 
-def bases(models: Models) -> Iterator[Doubt]:
+def compare_bases(models: Models) -> Iterator[Difference]:
     """Compare the models and revisions that adapters name with the base."""
     if models.base is None:
         return
     config = models.by_name["base"].config(CONFIG) if "base" in models.by_name else {}
     for model in _adapters(models):
         adapter = model.config(ADAPTER_CONFIG)
-        yield from other_base(adapter, model.name, models.base, config)
-        yield from other_revision(adapter, model.name, models.base)
+        yield from compare_base(adapter, model.name, models.base, config)
+        yield from compare_revision(adapter, model.name, models.base)
 
 
-def unknown_options(models: Models) -> Iterator[Doubt]:
-    """Name options that are switched on and that nothing here knows.
+def unknown_options(models: Models) -> Iterator[Difference]:
+    """Name unknown options that are switched on.
 
-    A flag or a section may stand for another formula; a number or a name alone only warns, because
-    PEFT writes the defaults of what is switched off, too.
+    A flag or a section may stand for another formula. A number or a text is only a warning, because
+    PEFT also writes the defaults of what is switched off.
     """
     for model in _adapters(models):
         for key, value in model.config(ADAPTER_CONFIG).items():
             if value and key not in KNOWN_OPTIONS:
-                shown, _ = excerpts(value, value)
-                problem = f"unknown option {shown}: it may change what the adapter computes"
+                excerpt, _ = excerpts(value, value)
+                problem = f"unknown option {excerpt}: it may change what the adapter computes"
+                subject = f"{ADAPTER_CONFIG} {key[:_LONGEST_KEY]}"
                 is_switch = value is True or isinstance(value, dict | list)
-                yield Doubt(
-                    f"{ADAPTER_CONFIG} {key[:_LONGEST_KEY]}", model.name, problem, is_switch
-                )
+                yield Difference(subject, model.name, problem, is_serious=is_switch)
 
 
-def missing_modules(models: Models) -> Iterator[Doubt]:
-    """Name modules that an adapter has trained whole and does not hold.
+def missing_modules(models: Models) -> Iterator[Difference]:
+    """Name modules that an adapter trained as a whole but does not contain.
 
-    PEFT lists several names of which a model has one, so one that the base lacks, too, counts only
-    where the adapter holds none of them.
+    PEFT may list several names of which a model has one. So a name that the base lacks as well
+    counts only if the adapter contains none of the listed modules.
     """
     for model in _adapters(models):
         listed = model.config(ADAPTER_CONFIG).get("modules_to_save")
-        named = [str(name) for name in listed] if isinstance(listed, list) else []
+        modules = {str(name) for name in listed} if isinstance(listed, list) else set()
         adapter = _lora(model.source)
-        if adapter is None or not named:
+        if adapter is None or not modules:
             continue
-        held = {name for name in named if _has_module(adapter.whole, name)}
+        missing = {name for name in modules if not _has_module(adapter.whole, name)}
         in_base = {} if models.base is None else models.base.infos
-        for name in sorted({*named} - held):
+        for name in sorted(missing):
             is_in_base = _has_module(in_base, name)
-            if is_in_base or not held:
-                problem = f"names {name!r}, and the adapter holds no tensor of it"
-                yield Doubt(f"{ADAPTER_CONFIG} modules_to_save", model.name, problem, is_in_base)
+            if is_in_base or missing == modules:
+                subject = f"{ADAPTER_CONFIG} modules_to_save"
+                problem = f"names {name!r}, but the adapter has no tensor of this module"
+                yield Difference(subject, model.name, problem, is_serious=is_in_base)
 
 
-def tied_embeddings(models: Models) -> Iterator[Doubt]:
-    """Name adapters that change one of two tied matrices: a merge changes both."""
+def partly_changed_ties(models: Models) -> Iterator[Difference]:
+    """Name adapters that change only one use of a tied matrix: a merge changes both."""
     base = models.by_name.get("base")
     if base is None or not _ties_embeddings(base):
         return
     for model in _adapters(models):
         adapter = _lora(model.source)
-        touched = {*adapter.factored, *adapter.whole} if adapter is not None else ()
-        changed = {name for name in touched if _has_part(name, _INPUT | _OUTPUT)}
-        sides = {_has_part(name, _OUTPUT) for name in changed}
-        if len(sides) == 1 and not (adapter is not None and adapter.tied):
-            other = "the input embeddings" if sides == {True} else "the output head"
-            problem = f"changes {min(changed)} alone; a merge changes {other}, too, which is tied"
-            yield Doubt(ADAPTER_CONFIG, model.name, problem, serious=False)
+        if adapter is None or adapter.tied:
+            continue
+        names = {*adapter.factored, *adapter.whole}
+        changed_inputs = [name for name in names if _has_part(name, _INPUT)]
+        changed_outputs = [name for name in names if _has_part(name, _OUTPUT)]
+        if bool(changed_inputs) != bool(changed_outputs):
+            other = "output head is" if changed_inputs else "input embeddings are"
+            problem = (
+                f"changes only {min(changed_inputs or changed_outputs)}; the {other} the same "
+                "matrix, so a merge changes both"
+            )
+            yield Difference(ADAPTER_CONFIG, model.name, problem, is_serious=False)
 
 
 def _adapters(models: Models) -> Iterator[Model]:
@@ -96,7 +100,7 @@ def _adapters(models: Models) -> Iterator[Model]:
 
 
 def _lora(source: WeightSource) -> LoraSource | None:
-    """Return the adapter that a source reads from, whatever renames it."""
+    """Return the adapter that a source reads from, through sources that rename it."""
     if isinstance(source, LoraSource):
         return source
     return next(filter(None, map(_lora, source.sources)), None)
@@ -108,8 +112,8 @@ def _ties_embeddings(base: Model) -> bool:
     stated = config.get("tie_word_embeddings")
     if isinstance(stated, bool):
         return stated
-    named = config.get("architectures")
-    generates = isinstance(named, list) and any(map(_GENERATES.search, map(str, named)))
+    classes = config.get("architectures")
+    generates = isinstance(classes, list) and any(map(_GENERATES.search, map(str, classes)))
     return generates and not any(_has_part(name, _OUTPUT) for name in base.source.infos)
 
 

@@ -1,18 +1,18 @@
-"""What two models' configurations say that their tensors do not show: rope, heads, activation.
+"""Differences of configurations that tensors do not show: rope, heads, activation.
 
-Both are brought to one spelling first: transformers 4 and 5 write rope differently, GPT-2 has names
-of its own. Then every key that differs is judged by the words in its name, so that keys that nobody
-foresaw are not passed over: at the least they are a warning.
+Configurations are first brought to one spelling, since transformers 4 and 5 write rope differently
+and GPT-2 has its own names. Then every key that differs is judged by the words in its name. An
+unforeseen key is at least a warning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.aligning._comparison import are_equal, excerpts, measure, most_serious
-from fusion_core.weights.aligning._difference import Doubt
+from fusion_core.weights.aligning._comparison import are_equal
+from fusion_core.weights.aligning._difference import Difference, contrast, most_serious
+from fusion_core.weights.aligning._models import architecture
 from fusion_core.weights.reading.assets import CONFIG
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ _ALIASES = {
     "rotary_emb_base": "rope_theta",
     "rotary_pct": "partial_rotary_factor",
 }
-_SAME = {
+_SYNONYMS = {
     "swish": "silu",
     "gelu_python": "gelu",
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "gelu_pytorch_tanh"),
     "mrope": "default",
     "su": "longrope",
 }
-#: They differ by less than what bfloat16 rounds.
+#: Their values differ by less than the rounding of bfloat16.
 _ALIKE = {"gelu", "gelu_pytorch_tanh"}
-#: What a key means that is not there, for the kinds of models that agree on it.
+#: Values of missing keys, for the kinds of models that agree on them.
 _LLAMAS = frozenset({"llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3"})
 _DEFAULTS_OF_LLAMAS = {
     "hidden_act": "silu",
@@ -50,14 +50,14 @@ _DEFAULTS_OF_LLAMAS = {
     "mlp_bias": False,
     "tie_word_embeddings": False,
 }
-#: Where a model's class name ends and its head begins.
+#: Where the name of a model's class ends and that of its head begins.
 _HEADS = (
     *("For", "LMHead", "DoubleHeads", "WithLMHead", "Head", "Model", "PreTrained"),
     *("Vision", "Text", "Encoder", "Decoder"),
 )
-_LONGEST_CLASS = 200
 
-_NOT_COMPARED = frozenset(
+#: Keys that do not change what tensors mean, and keys that other rows of the table compare.
+_IGNORED_KEYS = frozenset(
     (
         *("model_type", "architectures", "auto_map", "pruned_heads", "tokenizer_class", "prefix"),
         *("attn_implementation", "experts_implementation", "use_bfloat16", "torchscript"),
@@ -71,16 +71,18 @@ _NOT_COMPARED = frozenset(
         *("begin_suppress_tokens", "remove_invalid_values", "exponential_decay_length_penalty"),
     )
 )
-_BOOKKEEPING = frozenset(
+#: Words of keys that concern training, storing or naming, not what a model computes.
+_BOOKKEEPING_WORDS = frozenset(
     (
         *("dropout", "drop", "pdrop", "layerdrop", "initializer", "init", "jitter", "loss", "coef"),
         *("label", "labels", "id2label", "label2id", "version", "dtype", "cache", "checkpointing"),
         *("summary", "unsloth", "generation", "quantization"),
     )
 )
-_TOKENS = ("_token_id", "_token_ids", "_token_index")
-_UNCERTAIN = frozenset(("eps", "epsilon", "window", "max"))
-_VITAL = frozenset(
+_TOKEN_IDS = ("_token_id", "_token_ids", "_token_index")
+#: Words of keys that may make a merge meaningless, and words of keys that do.
+_DOUBTFUL_WORDS = frozenset(("eps", "epsilon", "window", "max"))
+_SERIOUS_WORDS = frozenset(
     (
         *("size", "sizes", "dim", "dims", "embd", "layer", "layers", "head", "heads", "depth"),
         *("depths", "width", "widths", "channels", "groups", "rank", "kernel", "stride", "conv"),
@@ -93,37 +95,45 @@ _VITAL = frozenset(
 )
 
 
-def conflicts(models: Models) -> Iterator[Doubt]:
-    """Compare every model's configuration with the first that says something."""
-    stated = [model for model in models.by_name.values() if model.config(CONFIG)]
-    for model in islice(stated, 1, None):
-        doubts = _differences(
-            stated[0].config(CONFIG), model.config(CONFIG), model.name, measure(stated[0])
+def conflicts(models: Models) -> Iterator[Difference]:
+    """Compare every model's configuration with the first one that is not empty."""
+    configured = [model for model in models.by_name.values() if model.config(CONFIG)]
+    for model in configured[1:]:
+        first = configured[0]
+        differences = _differences(first.config(CONFIG), model.config(CONFIG), first.label)
+        yield from most_serious(
+            (
+                Difference(f"{CONFIG} {key[:80]}", model.name, problem, is_serious=is_serious)
+                for key, problem, is_serious in differences
+            ),
+            model.name,
         )
-        yield from most_serious(list(doubts), model.name)
 
 
-def _differences(ours: Config, theirs: Config, expert: str, first: str) -> Iterator[Doubt]:
-    part, whole = _part_of(ours, theirs), _part_of(theirs, ours)
-    if part is None and whole is None:
-        yield from _other_kind(ours, theirs, expert, first)
-    ours, theirs = part or ours, whole or theirs
-    if ("text_config" in ours) != ("text_config" in theirs):  # transformers 4 wrote some without
-        ours, theirs = _lifted(ours), _lifted(theirs)
-    mine, other = _flat(ours), _flat(theirs)
-    if _model_type(ours) in _LLAMAS:
-        mine, other = {**_DEFAULTS_OF_LLAMAS, **mine}, {**_DEFAULTS_OF_LLAMAS, **other}
-    for key in mine.keys() & other.keys():
-        serious, values = _is_serious(key), (other[key], mine[key])
-        if serious is not None and not are_equal(*values):
-            shown = excerpts(*values)
-            problem = f"{shown[0]}, {first}'s is {shown[1]}"
-            alike = all(isinstance(value, str) and value in _ALIKE for value in values)
-            yield Doubt(f"config.json {key[:80]}", expert, problem, serious and not alike)
+def _differences(first: Config, other: Config, label: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield the keys that differ, a description, and whether the difference is serious."""
+    first_part, other_part = _part_like(first, other), _part_like(other, first)
+    if first_part is None and other_part is None:
+        for key, read in (("model_type", _model_type), ("architectures", _family)):
+            names = read(first).lower(), read(other).lower()
+            if all(names) and names[0] != names[1]:
+                yield key, contrast(other[key], first[key], label), True
+                break
+    first, other = first_part or first, other_part or other
+    if ("text_config" in first) != ("text_config" in other):  # transformers 4 wrote some without
+        first, other = _lift_text_config(first), _lift_text_config(other)
+    defaults = _DEFAULTS_OF_LLAMAS if _model_type(first) in _LLAMAS else {}
+    flat_first, flat_other = {**defaults, **_flatten(first)}, {**defaults, **_flatten(other)}
+    for key in flat_first.keys() & flat_other.keys():
+        values = flat_other[key], flat_first[key]
+        is_serious = _is_serious(key)
+        if is_serious is not None and not are_equal(*values):
+            are_alike = all(isinstance(value, str) and value in _ALIKE for value in values)
+            yield key, contrast(*values, label), is_serious and not are_alike
 
 
-def _part_of(whole: Config, other: Config) -> Config | None:
-    """Return the part of a model that another one is alone: CLIP's vision tower."""
+def _part_like(whole: Config, other: Config) -> Config | None:
+    """Return the part of a model that the other model consists of, like CLIP's vision tower."""
     kind, wanted = whole.get("model_type"), other.get("model_type")
     if kind == wanted or not isinstance(wanted, str):
         return None
@@ -135,73 +145,74 @@ def _part_of(whole: Config, other: Config) -> Config | None:
     return None
 
 
-def _other_kind(ours: Config, theirs: Config, expert: str, first: str) -> Iterator[Doubt]:
-    for key, read in (("model_type", _model_type), ("architectures", _family)):
-        mine, other = read(ours), read(theirs)
-        if mine and other and mine.lower() != other.lower():
-            shown = excerpts(theirs[key], ours[key])
-            yield Doubt(f"config.json {key}", expert, f"{shown[0]}, {first}'s is {shown[1]}")
-            return
-
-
 def _model_type(config: Config) -> str:
     kind = config.get("model_type")
     return kind if isinstance(kind, str) else ""
 
 
 def _family(config: Config) -> str:
-    """Return a model's class without its head: LlamaForCausalLM and LlamaModel are Llamas."""
-    named = config.get("architectures")
-    first = named[0] if isinstance(named, list) and named else ""
-    name = first[:_LONGEST_CLASS] if isinstance(first, str) else ""
-    return name[: min((at for head in _HEADS if (at := name.find(head)) > 0), default=len(name))]
+    """Return a model's class without its head: Llama for LlamaForCausalLM and LlamaModel."""
+    name = architecture(config)
+    ends = [end for head in _HEADS if (end := name.find(head)) > 0]
+    return name[: min(ends, default=len(name))]
 
 
-def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in _spelled(config).items():
+    for key, value in _normalise(config).items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
 
 
-def _lifted(config: Config) -> dict[str, Any]:
+def _lift_text_config(config: Config) -> dict[str, Any]:
     rest = {key: value for key, value in config.items() if key != "text_config"}
     return {**_mapping(config.get("text_config")), **rest}
 
 
-def _spelled(config: Config) -> dict[str, Any]:
-    """Bring one level of a configuration to one spelling, what follows from the rest added."""
-    found: dict[str, Any] = {}
+def _normalise(config: Config) -> dict[str, Any]:
+    """Bring one level of a configuration to one spelling, and add what follows from other keys."""
+    normal: dict[str, Any] = {}
     for key, value in config.items():
         name = _ALIASES.get(key, key)
-        if found.get(name) is None or (key == "hidden_activation" and value is not None):
-            found[name] = _SAME.get(value, value) if isinstance(value, str) else value
-    found |= _rope(found.pop("rope_scaling", None), found.pop("rope_parameters", None))
-    if found.get("use_sliding_window") is False:
-        found.pop("sliding_window", None)
-    heads, size = found.get("num_attention_heads"), found.get("hidden_size")
+        if normal.get(name) is None or (key == "hidden_activation" and value is not None):
+            normal[name] = _SYNONYMS.get(value, value) if isinstance(value, str) else value
+    normal |= _rope(
+        {
+            **_mapping(normal.pop("rope_scaling", None)),
+            **_mapping(normal.pop("rope_parameters", None)),
+        }
+    )
+    if normal.get("use_sliding_window") is False:
+        normal.pop("sliding_window", None)
+    heads, size = normal.get("num_attention_heads"), normal.get("hidden_size")
     if type(heads) is int and heads > 0 and type(size) is int:
         for key, usual in (("num_key_value_heads", heads), ("head_dim", size // heads)):
-            found[key] = usual if found.get(key) is None else found[key]
-    return found
+            normal[key] = usual if normal.get(key) is None else normal[key]
+    return normal
 
 
-def _rope(scaling: Any, parameters: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    """Spell rope as transformers 4 does, `rope_theta` beside the scaling; 5 has it all in one."""
-    given = {**_mapping(scaling), **_mapping(parameters)}
-    layers = {name: each for name, each in given.items() if isinstance(each, dict)}
-    if layers:  # by the type of layer, as Gemma 3
-        local = _mapping(layers.pop("sliding_attention", None)).get("rope_theta")
-        own = _rope(None, layers.pop("full_attention", None))
-        return {**own, **layers, **({} if local is None else {"rope_local_base_freq": local})}
-    beside = ("rope_theta", "partial_rotary_factor")
-    lifted: dict[str, Any] = {key: given.pop(key) for key in beside if key in given}
-    kind = given.pop("rope_type", given.pop("type", None))
-    rest = {"rope_type": _SAME.get(kind, kind) if isinstance(kind, str) else "default", **given}
-    return {**lifted, **{f"rope_scaling.{key}": value for key, value in rest.items()}}
+def _rope(settings: dict[str, Any]) -> dict[str, Any]:
+    """Spell rope like transformers 4, with `rope_theta` next to the scaling; 5 nests all of it."""
+    per_layer_type = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    if per_layer_type:  # Gemma 3
+        local = _mapping(per_layer_type.pop("sliding_attention", None)).get("rope_theta")
+        rope = _rope(_mapping(per_layer_type.pop("full_attention", None)))
+        rope |= per_layer_type
+        return rope if local is None else {**rope, "rope_local_base_freq": local}
+    rope = {
+        key: settings[key] for key in ("rope_theta", "partial_rotary_factor") if key in settings
+    }
+    kind = settings.get("rope_type", settings.get("type"))
+    rope["rope_scaling.rope_type"] = (
+        _SYNONYMS.get(kind, kind) if isinstance(kind, str) else "default"
+    )
+    named = {*rope, "rope_type", "type"}
+    return rope | {
+        f"rope_scaling.{key}": value for key, value in settings.items() if key not in named
+    }
 
 
 def _mapping(value: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
@@ -209,15 +220,16 @@ def _mapping(value: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
 
 
 def _is_serious(key: str) -> bool | None:
-    """Tell whether a key makes a merge meaningless where it differs; None if it says nothing."""
+    """Tell whether a difference in a key makes a merge meaningless; None if it does not matter."""
     parts = key.split(".")
     words = set(parts[-1].lower().split("_"))
-    if (
-        key.endswith(_TOKENS)
-        or any(part.startswith("_") or part in _NOT_COMPARED for part in parts)
-        or any(not _BOOKKEEPING.isdisjoint(part.lower().split("_")) for part in parts)
+    if key.endswith(_TOKEN_IDS) or any(
+        part.startswith("_")
+        or part in _IGNORED_KEYS
+        or not _BOOKKEEPING_WORDS.isdisjoint(part.lower().split("_"))
+        for part in parts
     ):
         return None
-    if "rope_scaling" in parts or not _UNCERTAIN.isdisjoint(words):
+    if "rope_scaling" in parts or not _DOUBTFUL_WORDS.isdisjoint(words):
         return False
-    return not _VITAL.isdisjoint(words)
+    return not _SERIOUS_WORDS.isdisjoint(words)

@@ -8,53 +8,72 @@ from typing import TYPE_CHECKING
 from fusion_core.errors import AlignmentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-_LONGEST_TABLE = 20
+_MOST_ROWS = 20
+_LONGEST_VALUE, _SHARED_PREFIX = 60, 15
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One way in which an expert does not fit the reference."""
+    """One way in which an expert does not fit the base, or the experts before it."""
 
-    #: a tensor, or what else is compared
+    #: a tensor, or a side file and a key in it
     subject: str
     expert: str
     problem: str
-    #: the policy that would let it pass, if there is one
+    #: the policy that would allow it, if there is one
     remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"  {self.subject}  {self.expert}: {self.problem}"
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """A difference in what lies beside the weights: tensors may fit, and mean something else."""
-
-    subject: str
-    expert: str
-    problem: str
-    #: whether it makes a merge meaningless; else it may
-    serious: bool = True
+    #: whether it makes a merge meaningless, not only doubtful
+    is_serious: bool = True
 
     def __str__(self) -> str:
         return f"{self.expert}: {self.subject}: {self.problem}"
 
-    def as_difference(self, remedy: str) -> Difference:
-        """Return it as an error of a table."""
-        return Difference(self.subject, self.expert, self.problem, remedy)
 
-
-def misfit(beside: Sequence[Difference], tensors: Iterable[Difference]) -> AlignmentError:
-    """Return the error that shows all differences; those beside the weights explain the others."""
-    ordered = [*beside, *sorted(tensors, key=lambda each: (each.subject, each.expert))]
-    rows = [str(each) for each in ordered[:_LONGEST_TABLE]]
-    if len(ordered) > _LONGEST_TABLE:
-        rows.append(f"  ... and {len(ordered) - _LONGEST_TABLE} more")
-    plural = "difference" if len(ordered) == 1 else "differences"
-    head = f"the models do not fit together: {len(ordered)} {plural}"
-    allowed = sorted({each.remedy for each in ordered if each.remedy})
-    advice = f"; to allow some of this: {', '.join(allowed)}" if allowed else ""
+def misfit(side_files: Sequence[Difference], tensors: Iterable[Difference]) -> AlignmentError:
+    """Return the error that shows all differences; those of side files explain the others."""
+    ordered = [*side_files, *sorted(tensors, key=lambda row: (row.subject, row.expert))]
+    count = len(ordered)
+    lines = [
+        f"the models do not fit together: {count} difference{'' if count == 1 else 's'}",
+        *(f"  {row.subject}  {row.expert}: {row.problem}" for row in ordered[:_MOST_ROWS]),
+    ]
+    if count > _MOST_ROWS:
+        lines.append(f"  ... and {count - _MOST_ROWS} more")
+    remedies = sorted({row.remedy for row in ordered if row.remedy})
+    advice = f"; to allow some differences: {', '.join(remedies)}" if remedies else ""
     hint = f"Check that every expert was fine-tuned from this base{advice}."
-    return AlignmentError("\n".join([head, *rows]), hint=hint)
+    return AlignmentError("\n".join(lines), hint=hint)
+
+
+def most_serious(differences: Iterable[Difference], model: str) -> Iterator[Difference]:
+    """Yield the most serious differences of a model, and count the others."""
+    ordered = sorted(differences, key=lambda row: (not row.is_serious, row.subject))
+    yield from ordered[:_MOST_ROWS]
+    if rest := ordered[_MOST_ROWS:]:
+        file = rest[0].subject.partition(" ")[0]
+        problem = f"{len(rest)} more keys differ"
+        yield Difference(file, model, problem, is_serious=rest[0].is_serious)
+
+
+def contrast(value: object, first: object, label: str) -> str:
+    """Say how a value differs from the first one, which the model `label` has."""
+    excerpt, first_excerpt = excerpts(value, first)
+    return f"{excerpt}, {label}'s is {first_excerpt}"
+
+
+def excerpts(one: object, other: object) -> tuple[str, str]:
+    """Format two values; of long ones, show the surroundings of their first difference."""
+    texts = repr(one), repr(other)
+    if max(map(len, texts)) <= _LONGEST_VALUE:
+        return texts
+    pairs = enumerate(zip(*texts, strict=False))
+    shared = next((index for index, (a, b) in pairs if a != b), min(map(len, texts)))
+    start = max(0, shared - _SHARED_PREFIX)
+    stop = start + _LONGEST_VALUE
+    one_excerpt, other_excerpt = (
+        f"{'...' if start else ''}{text[start:stop]}{'...' if stop < len(text) else ''}"
+        for text in texts
+    )
+    return one_excerpt, other_excerpt

@@ -1,16 +1,18 @@
-"""What models state in their side files, each kind of fact in one form, whatever file holds it."""
+"""Facts that models state in their side files, in one form, whichever file states them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights.aligning._comparison import Severity, are_equal
-from fusion_core.weights.aligning._models import Fact
+from fusion_core.weights.aligning._models import Fact, architecture
 from fusion_core.weights.reading.assets import CONFIG
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fusion_core.weights.aligning._models import Model, Models
 
 GENERATION = "generation_config.json"
@@ -23,126 +25,151 @@ TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.
 TEMPLATE, LEGACY_TEMPLATE = "chat_template.jinja", "chat_template.json"
 TEMPLATES = "additional_chat_templates/"
 
-#: Labels that transformers makes up where nobody names classes.
+#: Labels that transformers makes up where the classes have no names.
 _MADE_UP = re.compile(r"label_?\d+|\d+")
-#: Where a model's class names its head.
+#: The part of a model's class that names its head.
 _HEAD = re.compile(r"For[A-Z].+|LMHeadModel|DoubleHeadsModel")
-_SAME_HEAD = {"LMHeadModel": "ForCausalLM"}
-_LONGEST_CLASS = 200
-#: Classes that any tokenizer may be loaded as.
-_ANY_TOKENIZER = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
-_TOKEN_IDS = ("_token_id", "_token_ids")
+#: Classes that load any tokenizer.
+_GENERIC_TOKENIZERS = {"PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"}
 #: Settings of processors that do not change what a model sees.
 _NOT_SEEN = ("processor_class", "auto_map", "return_tensors", "device", "transformers_version")
 _SECTIONS = ("image_processor", "feature_extractor", "video_processor")
 
 
 def labels(model: Model) -> dict[str, Fact]:
-    """Return which class each row of a classifier stands for, if somebody named the classes."""
+    """Return which class each row of a classifier stands for, if the classes have names."""
     config = model.config(CONFIG)
-    by_id = _by_id(config.get("id2label"))
-    by_label = _by_id(_swapped(config.get("label2id")))
     listed = config.get("label_names")  # timm
-    named = dict(enumerate(listed)) if isinstance(listed, list) else {}
-    stated = {
-        "id2label": by_id or by_label or _by_id(named),
-        "label2id": _swapped(by_label or by_id),
-    }
+    by_id = _named_labels(config.get("id2label"))
+    by_label = _named_labels(_swap(config.get("label2id")))
+    by_index = _named_labels(dict(enumerate(listed)) if isinstance(listed, list) else {})
+    stated = {"id2label": by_id or by_label or by_index, "label2id": _swap(by_label or by_id)}
     return {key: Fact(value, CONFIG) for key, value in stated.items() if value}
 
 
+def _named_labels(by_id: object) -> dict[str, str]:
+    """Return labels by number, as text, if any of them is more than a number."""
+    if not isinstance(by_id, Mapping):
+        return {}
+    texts = {str(number): str(label) for number, label in by_id.items()}
+    return {} if all(_MADE_UP.fullmatch(text.lower()) for text in texts.values()) else texts
+
+
+def _swap(mapping: object) -> dict[Any, Any]:
+    return {str(v): k for k, v in mapping.items()} if isinstance(mapping, Mapping) else {}
+
+
 def same_labels(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
-    """Tell whether two models give the same rows the same names, upper or lower case."""
-    return _lower(one) == _lower(other)
+    """Tell whether two models give the same names to the same rows, in upper or lower case."""
+    lower_one, lower_other = (
+        {str(key).lower(): str(value).lower() for key, value in mapping.items()}
+        for mapping in (one, other)
+    )
+    return lower_one == lower_other
 
 
 def problem_type(model: Model) -> dict[str, Fact]:
-    """Return what a classifier's numbers mean: regression, one label, or several."""
+    """Return what a classifier's outputs mean: regression, one label, or several labels."""
     stated = model.config(CONFIG).get("problem_type")
     return {"problem_type": Fact(stated, CONFIG)} if isinstance(stated, str) else {}
 
 
 def head(model: Model) -> dict[str, Fact]:
     """Return a model's class if it has a head; an encoder alone has none."""
-    named = model.config(CONFIG).get("architectures")
-    first = named[0] if isinstance(named, list) and named else ""
-    name = first[:_LONGEST_CLASS] if isinstance(first, str) else ""
+    name = architecture(model.config(CONFIG))
     return {"architectures": Fact(name, CONFIG)} if _HEAD.search(name) else {}
 
 
 def same_head(one: str, other: str) -> bool:
     """Tell whether two classes have heads of one kind."""
-    heads = [head.group() for head in map(_HEAD.search, (one, other)) if head is not None]
-    return len({_SAME_HEAD.get(head, head) for head in heads}) == 1
+    heads = {match.group() for match in map(_HEAD.search, (one, other)) if match is not None}
+    return len(heads) == 1 or heads == {"LMHeadModel", "ForCausalLM"}
 
 
-def of_classifier(models: Models, ours: Model, theirs: Model) -> Severity:
-    """Judge what concerns a classifier: an error where it is merged.
+def judge_classifier(models: Models, first: Model, other: Model) -> Severity:
+    """Judge a difference that concerns a classifier: an error where it is merged.
 
-    A head that the output lacks is dropped by a policy or a pool, and its labels with it.
+    A policy or a pool drops a head that the output lacks, and its labels with it.
     """
-    if models.merges_classifier(ours, theirs):
+    if models.reference.classifier.intersection(first.classifier, other.classifier):
         return Severity.ERROR
-    return Severity.WARNING if ours is models.reference else Severity.IGNORED
+    return Severity.WARNING if first is models.reference else Severity.IGNORED
 
 
-def of_head(models: Models, ours: Model, theirs: Model) -> Severity:
-    """Judge heads of different kinds; tensors that differ are told by alignment itself."""
-    if not theirs.has_tensors_of(ours):
+def judge_head(models: Models, first: Model, other: Model) -> Severity:
+    """Judge heads of different kinds; differing tensors are reported by alignment itself."""
+    first_shapes, other_shapes = (
+        {name: info.shape for name, info in model.source.infos.items()} for model in (first, other)
+    )
+    if first_shapes != other_shapes:
         return Severity.IGNORED
-    return of_classifier(models, ours, theirs)
+    return judge_classifier(models, first, other)
 
 
 def tokenizer_class(model: Model) -> dict[str, Fact]:
-    """Return the class of a model's tokenizer, if it is a particular one."""
-    named = model.config(TOKENIZER_CONFIG).get("tokenizer_class")
-    kind = named.removesuffix("Fast") if isinstance(named, str) else ""
-    return (
-        {"tokenizer_class": Fact(kind, TOKENIZER_CONFIG)}
-        if kind not in {"", *_ANY_TOKENIZER}
-        else {}
-    )
+    """Return the class of a model's tokenizer, unless it is a generic one."""
+    stated = model.config(TOKENIZER_CONFIG).get("tokenizer_class")
+    name = stated.removesuffix("Fast") if isinstance(stated, str) else ""
+    is_generic = name in {"", *_GENERIC_TOKENIZERS}
+    return {} if is_generic else {"tokenizer_class": Fact(name, TOKENIZER_CONFIG)}
 
 
-def roles(model: Model) -> dict[str, Fact]:
-    """Return which tokens begin, end and fill texts."""
-    return {
-        role: Fact(token, file)
-        for file in (SPECIAL_TOKENS, TOKENIZER_CONFIG)
-        for role, given in model.config(file).items()
-        if role.endswith("_token") and isinstance(token := _content(given), str)
-    }
+def special_tokens(model: Model) -> dict[str, Fact]:
+    """Return which tokens begin, end and pad texts."""
+    facts = {}
+    for file in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
+        for role, stated in model.config(file).items():
+            token = stated.get("content") if isinstance(stated, dict) else stated
+            if role.endswith("_token") and isinstance(token, str):
+                facts[role] = Fact(token, file)
+    return facts
 
 
 def token_ids(model: Model) -> dict[str, Fact]:
-    """Return the numbers of tokens that begin, end and fill generated texts."""
+    """Return the ids of the tokens that begin, end and pad generated texts."""
     return _token_ids(model, GENERATION)
 
 
-def usual_token_ids(model: Model) -> dict[str, Fact]:
-    """Return the numbers that hold where no `generation_config.json` says otherwise."""
+def default_token_ids(model: Model) -> dict[str, Fact]:
+    """Return the token ids that hold for a model without a `generation_config.json`."""
     return {} if GENERATION in model.files else _token_ids(model, CONFIG)
 
 
 def _token_ids(model: Model, file: str) -> dict[str, Fact]:
-    listed = {key: _listed(value) for key, value in model.config(file).items()}
-    return {
-        key: Fact(value, file)
-        for key, value in listed.items()
-        if key.endswith(_TOKEN_IDS) and value
-    }
+    facts = {}
+    for key, stated in model.config(file).items():
+        values = stated if isinstance(stated, list) else [stated]
+        ids = sorted({value for value in values if type(value) is int})
+        if key.endswith(("_token_id", "_token_ids")) and ids and len(ids) == len(values):
+            facts[key] = Fact(ids, file)
+    return facts
 
 
 def preprocessing(model: Model) -> dict[str, Fact]:
     """Return how images, videos and sounds become numbers, from any of three files."""
+    processor = model.config(PROCESSOR)
+    hidden = {*_SECTIONS, "chat_template"}
     facts: dict[str, Fact] = {}
-    whole = model.config(PROCESSOR)
     for section in _SECTIONS:
-        facts |= _settings(whole.get(section), PROCESSOR, section)
-    rest = {key: value for key, value in whole.items() if key not in _SECTIONS}
-    facts |= _settings({**rest, "chat_template": None}, PROCESSOR, "")
+        facts |= _settings(processor.get(section), PROCESSOR, section)
+    rest = {key: value for key, value in processor.items() if key not in hidden}
+    facts |= _settings(rest, PROCESSOR)
     facts |= _settings(model.config(VIDEO), VIDEO, "video_processor")
-    return facts | _settings(model.config(PREPROCESSOR), PREPROCESSOR, "")
+    return facts | _settings(model.config(PREPROCESSOR), PREPROCESSOR)
+
+
+def _settings(stated: object, file: str, section: str = "") -> dict[str, Fact]:
+    """Return the settings of one processor; no model has the same keys for images and sounds."""
+    prefix = "video_processor." if section == "video_processor" else ""
+    facts = {}
+    for key, value in stated.items() if isinstance(stated, dict) else ():
+        if value is None or key.startswith("_") or key in _NOT_SEEN:
+            continue
+        if key.endswith("_type") and isinstance(value, str):  # a class that had several names
+            value = value.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")  # noqa: PLW2901
+        name = "type" if key in {"image_processor_type", "feature_extractor_type"} else key
+        facts[prefix + name] = Fact(value, file)
+    return facts
 
 
 def same_settings(one: Any, other: Any) -> bool:  # noqa: ANN401 - JSON
@@ -154,93 +181,41 @@ def same_settings(one: Any, other: Any) -> bool:  # noqa: ANN401 - JSON
 
 
 def chat_templates(model: Model) -> dict[str, Fact]:
-    """Return how conversations are written, from any of the four places."""
-    facts: dict[str, Fact] = {}
+    """Return how conversations are formatted, from any of the four places that may say it."""
+    texts: list[tuple[str, str, str]] = []
     for file in (LEGACY_TEMPLATE, PROCESSOR, TOKENIZER_CONFIG):
-        facts |= {
-            f"chat_template {name}".removesuffix(" default"): Fact(text.strip("\n"), file)
-            for name, text in _templates(model.config(file).get("chat_template"))
-        }
+        stated = model.config(file).get("chat_template")
+        texts += [(name, text, file) for name, text in _templates(stated)]
     for file in model.files:
         if file == TEMPLATE or (file.startswith(TEMPLATES) and file.endswith(".jinja")):
             name = file.removeprefix(TEMPLATES).removesuffix(".jinja")
-            key = "chat_template" if file == TEMPLATE else f"chat_template {name}"
             text = model.content(file).decode("utf-8", errors="replace")
-            facts[key] = Fact(text.strip("\n"), file)
-    return facts
-
-
-def modules(model: Model) -> dict[str, Fact]:
-    """Return the settings of a SentenceTransformer and of the modules behind its encoder."""
-    own = [name for name in model.files if name.endswith("/config.json") or "sentence_" in name]
-    facts = {
-        f"{file} {key}": (value, file) for file in own for key, value in model.config(file).items()
-    }
+            texts.append(("default" if file == TEMPLATE else name, text, file))
     return {
-        key.removeprefix(f"{file} "): Fact(value, file)
-        for key, (value, file) in facts.items()
-        if value is not None and not key.endswith("__version__")
+        "chat_template" if name == "default" else f"chat_template {name}": Fact(
+            text.strip("\n"), file
+        )
+        for name, text, file in texts
     }
-
-
-def _by_id(stated: object) -> dict[str, str]:
-    """Return labels by number as text, if any says more than its number."""
-    if not isinstance(stated, Mapping):
-        return {}
-    found = {str(number): str(label) for number, label in stated.items()}
-    return {} if all(map(_MADE_UP.fullmatch, map(str.lower, found.values()))) else found
-
-
-def _swapped(stated: object) -> dict[Any, Any]:
-    if not isinstance(stated, Mapping):
-        return {}
-    return {str(value): key for key, value in stated.items()}
-
-
-def _lower(stated: Mapping[Any, Any]) -> dict[str, str]:
-    return {str(key).lower(): str(value).lower() for key, value in stated.items()}
-
-
-def _content(token: object) -> object:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _listed(value: object) -> list[int]:
-    """Return one number or several as a sorted list; anything else as none."""
-    given = value if isinstance(value, list) else [value]
-    numbers = {number for number in given if type(number) is int}
-    return sorted(numbers) if len(numbers) == len(given) else []
-
-
-def _settings(stated: object, file: str, section: str) -> dict[str, Fact]:
-    """Return the settings of one processor; images and sounds share keys in no model."""
-    prefix = "video_processor." if section == "video_processor" else ""
-    settings = stated if isinstance(stated, dict) else {}
-    return {
-        f"{prefix}{_spelled(key)}": Fact(_kind(value) if key.endswith("_type") else value, file)
-        for key, value in settings.items()
-        if value is not None and not key.startswith("_") and key not in _NOT_SEEN
-    }
-
-
-def _spelled(key: str) -> str:
-    return "type" if key in {"image_processor_type", "feature_extractor_type"} else key
-
-
-def _kind(value: object) -> object:
-    """Return one name for a processor's class, which has had several."""
-    if not isinstance(value, str):
-        return value
-    return value.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
 
 
 def _templates(stated: object) -> Iterator[tuple[str, str]]:
     """Yield templates by name: one text, or a list or mapping of several."""
     if isinstance(stated, str):
         yield "default", stated
-    named = stated if isinstance(stated, list) else []
-    for entry in named:
+    elif isinstance(stated, dict):
+        yield from ((str(name), text) for name, text in stated.items() if isinstance(text, str))
+    for entry in stated if isinstance(stated, list) else ():
         if isinstance(entry, dict) and isinstance(entry.get("template"), str):
             yield str(entry.get("name")), entry["template"]
-    if isinstance(stated, dict):
-        yield from ((str(name), text) for name, text in stated.items() if isinstance(text, str))
+
+
+def modules(model: Model) -> dict[str, Fact]:
+    """Return the settings of a SentenceTransformer and of the modules behind its encoder."""
+    return {
+        key: Fact(value, file)
+        for file in model.files
+        if file.endswith("/config.json") or "sentence_" in file
+        for key, value in model.config(file).items()
+        if value is not None and not key.endswith("__version__")
+    }

@@ -1,4 +1,4 @@
-"""Models as their side files describe them: what is read of a file is read once."""
+"""Models as their side files describe them. Each file is read once."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from fusion_core.weights.reading.assets import Files
-    from fusion_core.weights.source import TensorInfo, WeightSource
+    from fusion_core.weights.source import WeightSource
 
-#: Names of modules that put a vector into classes, where they lie at the top of a model.
+#: Names of modules that classify vectors, where they lie at the top of a model.
 _CLASSIFIERS = frozenset(
     (
         *("classifier", "classification_head", "score", "head", "fc", "logits_proj"),
         *("qa_outputs", "cls_classifier", "distillation_classifier", "classification_model"),
     )
 )
-#: How many modules may surround a classifier: `model.score.weight`, not a router in a layer.
+#: A classifier is among this many outermost modules: `model.score.weight`, not a router in a layer.
 _OUTERMOST = 2
+_LONGEST_CLASS = 200
 
 
 class Fact(NamedTuple):
-    """What a model says of itself, and the file in which it says so."""
+    """A setting that a model states, and the file that states it."""
 
     value: Any
     file: str
@@ -37,12 +38,17 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model's name, its weights, and the files beside them."""
+    """A model's name, its weights, and its side files."""
 
     name: str
     source: WeightSource
     files: Files
     _configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What messages call this model when others are compared with it."""
+        return "the base" if self.name == "base" else self.name
 
     def config(self, file: str) -> dict[str, Any]:
         """Parse a JSON file; a missing one is empty."""
@@ -56,16 +62,12 @@ class Model:
 
     @cached_property
     def classifier(self) -> frozenset[tuple[str, tuple[int, ...]]]:
-        """The names and shapes of the tensors that put vectors into classes."""
+        """The names and shapes of the tensors that classify vectors."""
         return frozenset(
             (name, info.shape)
             for name, info in self.source.infos.items()
             if not _CLASSIFIERS.isdisjoint(name.split(".")[:_OUTERMOST])
         )
-
-    def has_tensors_of(self, other: Model) -> bool:
-        """Tell whether two models have tensors of the same names and shapes."""
-        return _shapes(self.source.infos) == _shapes(other.source.infos)
 
     def shares(self, other: Model, files: Iterable[str]) -> bool:
         """Tell whether two models have the same bytes in some files, without parsing any."""
@@ -87,24 +89,22 @@ class Models:
         """The model whose names, head and side files the output has."""
         return next(iter(self.by_name.values()))
 
-    def merges_classifier(self, *models: Model) -> bool:
-        """Tell whether some models have a classifier that the output has, too."""
-        own = self.reference.classifier
-        return bool(own.intersection(*(model.classifier for model in models)))
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """Return the model class that a configuration names first, or an empty text."""
+    classes = config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else ""
+    return first[:_LONGEST_CLASS] if isinstance(first, str) else ""
 
 
 def is_same_content(one: bytes | Path | None, other: bytes | Path | None) -> bool:
-    """Tell whether two side files hold the same bytes; of large ones, only sizes are compared."""
+    """Tell whether two side files hold the same bytes; too large files never do."""
     if one is None or other is None:
         return one is other
-    sizes = {size_of(each) if isinstance(each, Path) else len(each) for each in (one, other)}
+    sizes = {size_of(file) if isinstance(file, Path) else len(file) for file in (one, other)}
     if len(sizes) > 1 or max(sizes) > LARGEST_TOKENIZER:
         return False
     if isinstance(one, bytes) or isinstance(other, bytes):
         return content_of(one) == content_of(other)
     with reading(one):
         return filecmp.cmp(one, other, shallow=False)
-
-
-def _shapes(infos: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
-    return {name: info.shape for name, info in infos.items()}

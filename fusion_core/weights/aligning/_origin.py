@@ -1,7 +1,7 @@
-"""Whether the base of a pool is the model that an adapter says it was trained on.
+"""Whether the base of a pool is the model that an adapter was trained on.
 
-Names are all that there is to go by, unless both are directories here. Quantised copies of a model
-count as that model: QLoRA trains on them.
+Unless both are local directories, only their names can be compared. Quantised copies of a model
+count as that model, because QLoRA trains on them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_core import hub
-from fusion_core.weights.aligning._difference import Doubt
+from fusion_core.weights.aligning._difference import Difference
 from fusion_core.weights.reading.containment import open_named, reading
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from fusion_core.weights.source import WeightSource
@@ -28,37 +28,44 @@ _LONGEST_NAME = 200
 _SAMPLE = 2**16
 
 
-def other_base(
+def compare_base(
     adapter: Mapping[str, Any], expert: str, base: WeightSource, config: Mapping[str, Any]
-) -> Iterator[Doubt]:
+) -> Iterator[Difference]:
     """Compare the model that an adapter names with the base, which has this configuration."""
-    named, used = adapter.get("base_model_name_or_path"), base.describe()
-    if not isinstance(named, str) or not named:
+    trained_on, used = adapter.get("base_model_name_or_path"), base.describe()
+    if not isinstance(trained_on, str) or not trained_on:
         return
-    path, is_here = Path(used), _exists(used)
-    is_remote = not is_here and hub.looks_like_id(used) and hub.parse(used).is_pinned
-    serious: bool | None = None
-    if _exists(named):
-        serious = _differ(Path(named), path) if is_here else None
-    elif hub.looks_like_id(named) and (is_here or is_remote):
-        names = [used, path.stem, path.parent.name, config.get("_name_or_path"), _cached(path)]
-        serious = None if _is_called(named, names if is_here else [used]) else is_remote
-    if serious is not None:
-        problem = f"{named[:_LONGEST_NAME]!r}, the base is {used}"
-        yield Doubt(f"{ADAPTER_CONFIG} base_model_name_or_path", expert, problem, serious)
+    path, is_local = Path(used), _exists(used)
+    is_remote = not is_local and hub.looks_like_id(used) and hub.parse(used).is_pinned
+    is_serious: bool | None = None
+    if _exists(trained_on):
+        is_serious = _differ(Path(trained_on), path) if is_local else None
+    elif hub.looks_like_id(trained_on) and (is_local or is_remote):
+        names = {used}
+        if is_local:
+            names |= {path.stem, path.parent.name, _cached_repository(path)}
+            names.add(str(config.get("_name_or_path") or ""))
+        is_called_so = _bare(trained_on) in map(_bare, names)
+        is_serious = None if is_called_so else is_remote
+    if is_serious is not None:
+        subject = f"{ADAPTER_CONFIG} base_model_name_or_path"
+        problem = f"{trained_on[:_LONGEST_NAME]!r}, the base is {used}"
+        yield Difference(subject, expert, problem, is_serious=is_serious)
 
 
-def other_revision(adapter: Mapping[str, Any], expert: str, base: WeightSource) -> Iterator[Doubt]:
-    """Compare the revision that an adapter names with the commit of the base, where one is known.
+def compare_revision(
+    adapter: Mapping[str, Any], expert: str, base: WeightSource
+) -> Iterator[Difference]:
+    """Compare the revision that an adapter names with the commit of the base, if it is known.
 
     A branch or a tag may be that commit or not: only the hub knows.
     """
-    stated, used = adapter.get("revision"), base.describe()
-    if not isinstance(stated, str) or stated in {"", "main"}:
+    revision, used = adapter.get("revision"), base.describe()
+    if not isinstance(revision, str) or revision in {"", "main"}:
         return
-    if _HEX.fullmatch(stated) is None or not (_commit(used) or "").startswith(stated):
-        problem = f"{stated[:_LONGEST_NAME]!r}, and the base is {used}: it may be another revision"
-        yield Doubt(f"{ADAPTER_CONFIG} revision", expert, problem, serious=False)
+    if _HEX.fullmatch(revision) is None or not (_commit(used) or "").startswith(revision):
+        problem = f"{revision[:_LONGEST_NAME]!r}, the base is {used}, which may be another revision"
+        yield Difference(f"{ADAPTER_CONFIG} revision", expert, problem, is_serious=False)
 
 
 def _commit(used: str) -> str | None:
@@ -70,51 +77,44 @@ def _commit(used: str) -> str | None:
 
 
 def _exists(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 - Path's raises for what can be no path
-
-
-def _is_called(named: str, names: Iterable[object]) -> bool:
-    """Tell whether a name is one of several, whoever published it."""
-    return _bare(named) in {_bare(name) for name in names if isinstance(name, str)}
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for texts that are not paths
 
 
 def _bare(name: str) -> str:
-    """Return a model's name without its owner, revision and how it is quantised."""
+    """Return a model's name without owner, revision and quantisation."""
     last = name.rstrip("/").rpartition("/")[2].partition("@")[0][:_LONGEST_NAME].lower()
     return _QUANTISED.sub("", last).removeprefix("meta-")
 
 
-def _cached(path: Path) -> str:
-    """Return the name of the repository whose snapshot in a hub cache this is, if it is one."""
-    found = (part for part in path.absolute().parts if part.startswith("models--"))
-    return next(found, "").replace("--", "/")
+def _cached_repository(path: Path) -> str:
+    """Return the name of the repository if a path is in its hub cache, else an empty text."""
+    folders = (part for part in path.absolute().parts if part.startswith("models--"))
+    return next(folders, "").replace("--", "/")
 
 
 def _differ(one: Path, other: Path) -> bool | None:
-    """Tell whether two models are different ones: None if they are one, False if nothing tells."""
+    """Tell whether two models differ: None if they do not, False if it cannot be told."""
     with reading(one):
         if one.samefile(other):
             return None
-        files = [_weights(one), _weights(other)]
-        if [each.stat().st_size for each in files[0]] != [each.stat().st_size for each in files[1]]:
+        files, other_files = (
+            sorted(path.glob("*.safetensors")) if path.is_dir() else [path] for path in (one, other)
+        )
+        if [file.stat().st_size for file in files] != [file.stat().st_size for file in other_files]:
             return False
-        return None if all(map(_look_alike, *files)) else True
-
-
-def _weights(path: Path) -> list[Path]:
-    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        return None if all(map(_look_alike, files, other_files)) else True
 
 
 def _look_alike(one: Path, other: Path) -> bool:
     """Compare two files of one size at their middle and end, where the weights are."""
     size = one.stat().st_size
-    return all(
-        _bytes_at(one, offset) == _bytes_at(other, offset)
-        for offset in (size // 2, max(0, size - _SAMPLE))
-    )
-
-
-def _bytes_at(path: Path, offset: int) -> bytes:
-    with os.fdopen(open_named(path), "rb") as stream:
-        stream.seek(offset)
-        return stream.read(_SAMPLE)
+    with (
+        os.fdopen(open_named(one), "rb") as stream,
+        os.fdopen(open_named(other), "rb") as other_stream,
+    ):
+        for offset in (size // 2, max(0, size - _SAMPLE)):
+            stream.seek(offset)
+            other_stream.seek(offset)
+            if stream.read(_SAMPLE) != other_stream.read(_SAMPLE):
+                return False
+    return True

@@ -1,4 +1,4 @@
-"""Whether models agree in what lies beside their weights.
+"""Whether models agree in their side files.
 
 An `Agreement` keeps the differences, because a run aligns its models several times. Policies judge
 them afterwards.
@@ -6,7 +6,7 @@ them afterwards.
 
 from __future__ import annotations
 
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fusion_core.weights.aligning._models import Model, Models
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from fusion_core.recipe.config import AlignmentPolicy
     from fusion_core.weights.aligning._comparison import Policy
-    from fusion_core.weights.aligning._difference import Difference, Doubt
+    from fusion_core.weights.aligning._difference import Difference
     from fusion_core.weights.reading.assets import Files
     from fusion_core.weights.source import WeightSource
 
 
 class Agreement:
-    """What models say of themselves, compared with the first that says something."""
+    """The differences between the side files of models."""
 
     def __init__(
         self,
@@ -31,30 +31,32 @@ class Agreement:
         models: Mapping[str, WeightSource],
         files: Mapping[str, Files],
     ) -> None:
-        """`models` has the base first, if there is one; `files` lie beside them."""
-        named = {name: Model(name, each, files.get(name, {})) for name, each in models.items()}
-        self._models = Models(base, named)
+        """Take the models, the base first if there is one, and their side files by name."""
+        by_name = {
+            name: Model(name, source, files.get(name, {})) for name, source in models.items()
+        }
+        self._models = Models(base, by_name)
+        self._differences: dict[Policy, list[Difference]] = {}
 
     def judged(self, policy: AlignmentPolicy) -> tuple[list[Difference], list[str]]:
-        """Return what the policies make of the doubts: errors and warnings."""
+        """Return the differences that the policies make errors, and warnings for the others."""
         errors: list[Difference] = []
         warnings: list[str] = []
-        for kind, setting in (("config", policy.config), ("tokenizer", policy.tokenizer)):
-            for doubt in () if setting == "ignore" else getattr(self, f"_{kind}"):
-                if doubt.serious and setting == "error":
-                    errors.append(doubt.as_difference(f"alignment.{kind}=warn"))
+        settings: dict[Policy, str] = {"config": policy.config, "tokenizer": policy.tokenizer}
+        for kind, setting in settings.items():
+            if setting == "ignore":
+                continue
+            for difference in self._compare(kind):
+                if difference.is_serious and setting == "error":
+                    errors.append(replace(difference, remedy=f"alignment.{kind}=warn"))
                 else:
-                    warnings.append(str(doubt))
+                    warnings.append(str(difference))
         return errors, warnings
 
-    @cached_property
-    def _config(self) -> list[Doubt]:
-        return self._doubts("config")
-
-    @cached_property
-    def _tokenizer(self) -> list[Doubt]:
-        return self._doubts("tokenizer")
-
-    def _doubts(self, policy: Policy) -> list[Doubt]:
-        rows = (row for row in TABLE if row.policy == policy)
-        return [doubt for row in rows for doubt in row.find(self._models)]
+    def _compare(self, kind: Policy) -> list[Difference]:
+        if kind not in self._differences:
+            rows = [row for row in TABLE if row.policy == kind]
+            self._differences[kind] = [
+                difference for row in rows for difference in row.find(self._models)
+            ]
+        return self._differences[kind]

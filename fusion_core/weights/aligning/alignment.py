@@ -1,9 +1,9 @@
-"""Do the models fit together? Keys, shapes and dtypes, from headers alone, in one table.
+"""Check that models fit together, and give them the same keys and shapes.
 
-Works on descriptions; no weight is merged, and read are only tensors that one model has and another
-lacks, to see whether they are copies (`tied`). What is spelled differently is renamed, and what a
-policy allows to differ is resolved here, so that everything downstream sees operands with the same
-keys and shapes.
+The checks read headers and report all differences in one table. Weights are read only of tensors
+that one model has and another lacks, to see whether they are tied copies. Tensors that are spelled
+differently are renamed, and differences that a policy allows are resolved here, so that everything
+downstream sees operands with the same keys and shapes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.weights.aligning._difference import Difference, misfit
-from fusion_core.weights.aligning._tied import Copies
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 from fusion_core.weights.reading.spelling import same_tensors
-from fusion_core.weights.source import RenamedSource, WeightSource, base_or_first
+from fusion_core.weights.source import Cut, RenamedSource, WeightSource, base_or_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
 
     from fusion_core.recipe.config import AlignmentPolicy
 
-#: A model has a few tied matrices; what lacks more tensors is another model, and is not read.
+#: A model has few tied matrices. If it lacks more tensors, it is another model, and is not read.
 _MOST_TIED = 8
+#: Elements that are compared before whole tensors are.
+_PROBE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,12 @@ class Alignment:
 
     base: WeightSource | None
     experts: Mapping[str, WeightSource]
-    #: tensors that some expert has and the result has not
+    #: tensors of experts that the result lacks
     dropped: frozenset[str]
 
 
 class AlignedSource(WeightSource):
-    """A model seen with exactly the reference's keys; what it lacks changes nothing."""
+    """A model with exactly the reference's keys; tensors that it lacks change nothing."""
 
     def __init__(self, source: WeightSource, reference: WeightSource) -> None:
         self._source = source
@@ -60,7 +61,7 @@ class AlignedSource(WeightSource):
         return frozenset(self._source.infos) - frozenset(self._reference.infos)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read from the model; what it lacks is the reference's, or differs by zero from it."""
+        """Read from the model; a missing tensor equals the reference's, or differs by zero."""
         if name in self._source.infos:
             return self._source.read(name, start, stop)
         if self.is_delta and not self._reference.is_delta:
@@ -68,16 +69,16 @@ class AlignedSource(WeightSource):
         return self._reference.read(name, start, stop)
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield those of the model or, of what it lacks, the reference's."""
+        """Yield those of the model or, for a tensor that it lacks, of the reference."""
         return (self._source if name in self._source.infos else self._reference).ranges(name)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The model, and the reference that fills its gaps."""
+        """The model and the reference."""
         return self._source, self._reference
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
-        """Prepare what is read."""
+        """Prepare the model and the reference, as far as they have the tensor."""
         for source in self.sources:
             if name is None or name in source.infos:
                 source.prepare(executor, name)
@@ -93,113 +94,134 @@ def align(
     policy: AlignmentPolicy,
     beside: Sequence[Difference] = (),
 ) -> Alignment:
-    """Return the models with the keys of the base (or of the first expert, without one).
+    """Return the models with the keys of the base or, without a base, of the first expert.
 
-    Their shapes are the base's, too, except that embeddings may have more rows under the policy
+    They also get its shapes, except that embeddings may have more rows under the policy
     `vocab: pad`. Raises `AlignmentError` with a table of every difference that the policy does not
-    allow, and of those `beside` the weights.
+    allow; `beside` adds those of side files.
     """
     reference = base_or_first(base, experts)
-    first = next(iter(experts)) if base is None else None
-    copies = Copies(reference)
-    seen = {
-        name: expert if expert is reference else _respell(expert, reference, copies)
+    label = "the base" if base is not None else next(iter(experts))
+    respelled = {
+        name: expert if expert is reference else _respell(expert, reference)
         for name, expert in experts.items()
     }
     differences = [
-        difference
-        for name, expert in seen.items()
+        Difference(key, name, problem, remedy)
+        for name, expert in respelled.items()
         if expert is not reference
-        for difference in _differences(reference, first, name, expert, policy)
+        for key, problem, remedy in _differences(
+            reference, expert, policy, label, has_base=base is not None
+        )
     ]
     if differences or beside:
         raise misfit(beside, differences)
-    padded, seen = _pad(reference, seen)
-    fitted = {
-        name: expert
-        if expert.infos.keys() == padded.infos.keys()
-        else AlignedSource(expert, padded)
-        for name, expert in seen.items()
+    padded_reference, padded = _pad(reference, respelled)
+    keys = padded_reference.infos.keys()
+    aligned = {
+        name: expert if expert.infos.keys() == keys else AlignedSource(expert, padded_reference)
+        for name, expert in padded.items()
     }
-    dropped = {key for each in seen.values() for key in each.infos} - padded.infos.keys()
-    return Alignment(None if base is None else padded, fitted, frozenset(dropped))
+    dropped = {key for expert in padded.values() for key in expert.infos} - keys
+    return Alignment(None if base is None else padded_reference, aligned, frozenset(dropped))
 
 
-def _respell(expert: WeightSource, reference: WeightSource, copies: Copies) -> WeightSource:
+def _respell(expert: WeightSource, reference: WeightSource) -> WeightSource:
     """Return an expert with the reference's names, as far as it has the same tensors.
 
-    A tensor that only one of them has does not count if it copies one that both have: tied weights
-    are written once by some savers, twice by others.
+    Some savers write tied weights once, others twice. So a tensor that only one of the two models
+    has is left out if it copies a tensor that both have.
     """
-    names = same_tensors(reference.infos, expert.infos)
-    missing = [key for key in reference.infos if key not in names]
+    shared = same_tensors(reference.infos, expert.infos)
+    names = dict(shared)
+    missing = [key for key in reference.infos if key not in shared]
     if len(missing) <= _MOST_TIED:
-        twins = {key: [each for each in copies.of(key) if each in names] for key in missing}
-        names |= {key: names[found[0]] for key, found in twins.items() if found}
-    used, theirs = set(names.values()), Copies(expert)
+        for key in missing:
+            tied = next((copy for copy in _copies(reference, key) if copy in shared), None)
+            if tied is not None:
+                names[key] = shared[tied]
+    used = set(names.values())
     extra = [key for key in expert.infos if key not in used and key not in names]
     if len(extra) <= _MOST_TIED:
-        extra = [key for key in extra if used.isdisjoint(theirs.of(key))]
+        extra = [key for key in extra if used.isdisjoint(_copies(expert, key))]
     names |= {key: key for key in extra}
-    same = len(names) == len(expert.infos) and all(here == there for here, there in names.items())
-    return expert if same else RenamedSource(expert, names)
+    is_same = len(names) == len(expert.infos) and all(
+        key == spelling for key, spelling in names.items()
+    )
+    return expert if is_same else RenamedSource(expert, names)
+
+
+def _copies(source: WeightSource, name: str) -> list[str]:
+    """Return the tensors that are exact copies of one; none for lazy or delta sources.
+
+    Neither a name such as `lm_head.weight` nor a configuration proves that a matrix is tied, so the
+    content decides. A constant tensor has no copies.
+    """
+    if source.sources or source.is_delta:
+        return []
+    info = source.infos[name]
+    probe = source.read(name, 0, min(_PROBE, info.numel))
+    if not (probe != probe[:1]).any():
+        return []
+    return [
+        other.name
+        for other in source.infos.values()
+        if other.name != name
+        and (other.shape, other.dtype) == (info.shape, info.dtype)
+        and torch.equal(source.read(other.name, 0, len(probe)), probe)
+        and all(
+            torch.equal(source.read(name, *span), source.read(other.name, *span))
+            for span in Cut.ELEMENT.ranges(info)
+        )
+    ]
 
 
 def _pad(
     reference: WeightSource, experts: Mapping[str, WeightSource]
-) -> tuple[WeightSource, dict[str, WeightSource]]:
-    """Bring embeddings to the largest vocabulary, where there are several."""
-    rows = {
-        name: max(
-            info.shape[0],
-            *(expert.infos[name].shape[0] for expert in experts.values() if name in expert.infos),
-        )
-        for name, info in reference.infos.items()
-        if any(
-            name in expert.infos and differs_in_vocabulary(info, expert.infos[name])
-            for expert in experts.values()
-        )
-    }
+) -> tuple[WeightSource, Mapping[str, WeightSource]]:
+    """Pad embeddings to the largest vocabulary, if there are several sizes."""
+    rows: dict[str, int] = {}
+    for name, info in reference.infos.items():
+        others = [expert.infos[name] for expert in experts.values() if name in expert.infos]
+        if any(differs_in_vocabulary(info, other) for other in others):
+            rows[name] = max(other.shape[0] for other in (info, *others))
     if not rows:
-        return reference, dict(experts)
+        return reference, experts
     models = [expert for expert in experts.values() if not expert.is_delta]
     padded = PaddedSource(reference, rows, MeanSource(models, rows))
     return padded, {
         name: padded
-        if each is reference
-        else PaddedSource(each, rows, None if each.is_delta else padded)
-        for name, each in experts.items()
+        if expert is reference
+        else PaddedSource(expert, rows, None if expert.is_delta else padded)
+        for name, expert in experts.items()
     }
 
 
 def _differences(
     reference: WeightSource,
-    first: str | None,
-    name: str,
     expert: WeightSource,
     policy: AlignmentPolicy,
-) -> Iterator[Difference]:
-    """Compare an expert with the base or, where there is none, with the `first` expert."""
-    measure = "the base" if first is None else first
-    for key, theirs in expert.infos.items():
-        ours = reference.infos.get(key)
-        if ours is None:
+    label: str,
+    *,
+    has_base: bool,
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the tensor, problem and remedy of every difference that the policy does not allow."""
+    for key, info in expert.infos.items():
+        expected = reference.infos.get(key)
+        if expected is None:
             if policy.extra == "error":
-                yield Difference(key, name, f"extra: not in {measure}", "alignment.extra=drop")
-        elif ours.shape != theirs.shape:
-            words = differs_in_vocabulary(ours, theirs) and not expert.is_delta
-            if not words or policy.vocab == "error":
-                shapes = f"{list(theirs.shape)}, {measure}'s is {list(ours.shape)}"
-                yield Difference(
-                    key, name, f"shape {shapes}", "alignment.vocab=pad" if words else ""
-                )
-        elif ours.dtype != theirs.dtype and not expert.is_delta:
-            both_float = ours.dtype.is_floating_point and theirs.dtype.is_floating_point
-            if policy.dtype == "error" or not both_float:
-                dtypes = f"{theirs.dtype}, {measure}'s is {ours.dtype}"
-                remedy = "alignment.dtype=promote" if both_float else ""
-                yield Difference(key, name, f"dtype {dtypes}", remedy)
-    if policy.missing == "error" or first is not None:
-        remedy = "alignment.missing=base" if first is None else ""
+                yield key, f"extra: not in {label}", "alignment.extra=drop"
+        elif expected.shape != info.shape:
+            can_pad = differs_in_vocabulary(expected, info) and not expert.is_delta
+            if not can_pad or policy.vocab == "error":
+                problem = f"shape {list(info.shape)}, {label}'s is {list(expected.shape)}"
+                yield key, problem, "alignment.vocab=pad" if can_pad else ""
+        elif expected.dtype != info.dtype and not expert.is_delta:
+            can_promote = expected.dtype.is_floating_point and info.dtype.is_floating_point
+            if not can_promote or policy.dtype == "error":
+                problem = f"dtype {info.dtype}, {label}'s is {expected.dtype}"
+                yield key, problem, "alignment.dtype=promote" if can_promote else ""
+    if policy.missing == "error" or not has_base:
+        remedy = "alignment.missing=base" if has_base else ""
         for key in reference.infos.keys() - expert.infos.keys():
-            yield Difference(key, name, "missing", remedy)
+            yield key, "missing", remedy

@@ -1,8 +1,8 @@
-"""Embeddings of different vocabulary sizes, brought to the largest: `alignment.vocab: pad`.
+"""Embeddings of different vocabulary sizes, padded to the largest: `alignment.vocab: pad`.
 
-Row i is taken to be the same token in every model that has it: tokens were appended. A row that an
-expert lacks is the base's, so that it changes nothing; a row that the base lacks is the mean of the
-experts that have it, so that a token that one expert learned comes out as that expert has it.
+Row i is taken to be the same token in every model that has it, because tokens are appended. A row
+that an expert lacks is the base's, so that it changes nothing. A row that the base lacks is the
+mean of the experts that have it, so a token that only one expert learned stays as it learned it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,23 @@ def differs_in_vocabulary(one: TensorInfo, other: TensorInfo) -> bool:
     )
 
 
+def vocabulary_of(source: WeightSource) -> int:
+    """Return the number of tokens that a model has embeddings for; 0 if it has none."""
+    sizes = [
+        info.shape[0]
+        for name, info in source.infos.items()
+        if len(info.shape) > 1 and _EMBEDDINGS.fullmatch(name)
+    ]
+    return max(sizes, default=0)
+
+
 class PaddedSource(WeightSource):
     """A source whose embeddings have more rows: those of `filler`, or zeros without one."""
 
     def __init__(
         self, source: WeightSource, rows: Mapping[str, int], filler: WeightSource | None
     ) -> None:
-        """`rows` maps the names of tensors to their number of rows here."""
+        """Pad the tensors that `rows` names to these numbers of rows."""
         self._source = source
         self._filler = filler
         self.is_delta = source.is_delta
@@ -56,27 +66,27 @@ class PaddedSource(WeightSource):
         }
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read what the source has, then what fills it up."""
-        own = self._source.infos[name]
-        if stop <= own.numel:
+        """Read what the source has, then the padding."""
+        info = self._source.infos[name]
+        if stop <= info.numel:
             return read_any(self._source, name, start, stop)
-        begin = max(start, own.numel)
+        begin = max(start, info.numel)
         if self._filler is None:
-            rest = torch.zeros(stop - begin, dtype=own.dtype)
+            padding = torch.zeros(stop - begin, dtype=info.dtype)
         else:
-            rest = read_any(self._filler, name, begin, stop).to(own.dtype)
-        if start >= own.numel:
-            return rest
-        return torch.cat([read_any(self._source, name, start, own.numel), rest])
+            padding = read_any(self._filler, name, begin, stop).to(info.dtype)
+        if start >= info.numel:
+            return padding
+        return torch.cat([read_any(self._source, name, start, info.numel), padding])
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield the source's own, of a tensor that has no more rows than there."""
+        """Yield those of the source, except for padded tensors."""
         is_padded = self.infos[name].shape != self._source.infos[name].shape
         return super().ranges(name) if is_padded else self._source.ranges(name)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The source, and what fills it up."""
+        """The source and the filler."""
         return (self._source,) if self._filler is None else (self._source, self._filler)
 
     def describe(self) -> str:
@@ -89,12 +99,12 @@ class MeanSource(WeightSource):
 
     def __init__(self, models: Sequence[WeightSource], rows: Mapping[str, int]) -> None:
         self._models = models
-        first = {name: next(model for model in models if name in model.infos) for name in rows}
+        infos = {
+            name: next(model.infos[name] for model in models if name in model.infos)
+            for name in rows
+        }
         self.infos = {
-            name: replace(
-                first[name].infos[name], shape=(count, *first[name].infos[name].shape[1:])
-            )
-            for name, count in rows.items()
+            name: replace(info, shape=(rows[name], *info.shape[1:])) for name, info in infos.items()
         }
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -105,16 +115,13 @@ class MeanSource(WeightSource):
         return torch.cat([self._mean(name, *span) for span in spans])
 
     def _mean(self, name: str, start: int, stop: int) -> torch.Tensor:
-        having = [
-            model
+        parts = [
+            read_any(model, name, start, stop)
             for model in self._models
             if name in model.infos and model.infos[name].numel >= stop
         ]
-        parts = [read_any(each, name, start, stop) for each in having]
-        wide = (
-            torch.float64 if any(part.dtype is torch.float64 for part in parts) else torch.float32
-        )
-        total = parts[0].to(wide, copy=True)
+        has_fp64 = any(part.dtype is torch.float64 for part in parts)
+        total = parts[0].to(torch.float64 if has_fp64 else torch.float32, copy=True)
         for part in parts[1:]:
             total += part
         return total / len(parts)
@@ -127,13 +134,3 @@ class MeanSource(WeightSource):
     def describe(self) -> str:
         """Name the models."""
         return f"the mean of {', '.join(model.describe() for model in self._models)}"
-
-
-def vocabulary_of(source: WeightSource) -> int:
-    """Return the number of tokens that a model has embeddings for; 0 if it has none."""
-    found = (
-        info.shape[0]
-        for name, info in source.infos.items()
-        if len(info.shape) > 1 and _EMBEDDINGS.fullmatch(name)
-    )
-    return max(found, default=0)

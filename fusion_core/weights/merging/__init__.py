@@ -1,1 +1,1 @@
-"""Merges as lazy sources: kernels, pieces, surveys, and how units of work run."""
+"""Merges as lazy sources: kernels, pieces, surveys, and executors that run units of work."""

@@ -1,37 +1,32 @@
-"""Attributes that are made when they are first asked for."""
+"""Cached attributes without the lock that `functools.cached_property` has in Python 3.11."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from functools import cached_property
 
-ValueT = TypeVar("ValueT")
+    lazy = cached_property
+else:
 
+    class lazy:  # noqa: N801 - used like `functools.cached_property`
+        """An attribute that is computed when it is first read.
 
-class lazy(Generic[ValueT]):  # noqa: N801 - it is used as `functools.cached_property` is
-    """A `functools.cached_property` without the lock that it has in Python 3.11.
+        In Python 3.11 all instances share the lock of `functools.cached_property`, so workers that
+        each read their own piece would take turns. Without a lock, two threads that read the same
+        attribute at the same time may both compute it.
+        """
 
-    All instances share that lock: workers that each read a piece of their own would take turns. Two
-    threads that ask the same instance at once may both make the value.
-    """
+        def __init__(self, compute):  # noqa: ANN001, ANN204 - checkers see cached_property
+            self._compute = compute
+            self.__doc__ = compute.__doc__
 
-    def __init__(self, make: Callable[[Any], ValueT]) -> None:
-        self._make = make
-        self.__doc__ = make.__doc__
+        def __set_name__(self, owner, name):  # noqa: ANN001, ANN204
+            self._name = name
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, instance: object, owner: type) -> ValueT: ...
-
-    def __get__(self, instance: object, owner: type) -> Self | ValueT:
-        if instance is None:
-            return self
-        value = instance.__dict__[self._name] = self._make(instance)
-        return value
+        def __get__(self, instance, owner):  # noqa: ANN001, ANN204
+            if instance is None:
+                return self
+            value = instance.__dict__[self._name] = self._compute(instance)
+            return value

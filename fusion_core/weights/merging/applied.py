@@ -1,8 +1,7 @@
-"""What is computed piece by piece, on operands that are read where they are needed.
+"""Kernels, and kernels applied to operands that are read piece by piece.
 
-A kernel says how finely tensors may be cut for it. Where it needs to know more than a piece
-(thresholds, norms), it makes a survey first, over one tensor or over the whole model, by means of a
-`Scan`.
+A kernel says how finely tensors may be cut for it. If it needs to know more than one piece, such as
+thresholds or norms, it first surveys one tensor or the whole model by means of a `Scan`.
 """
 
 from __future__ import annotations
@@ -48,34 +47,34 @@ class Scope(Enum):
     MODEL = "model"
 
 
-class PieceKernel(ABC):  # noqa: B024 - its two kinds have the abstract methods
-    """What every kernel says: how tensors may be cut for it, and what it must know first."""
+class PieceKernel(ABC):  # noqa: B024 - its subclasses have the abstract methods
+    """What all kernels declare: how finely tensors may be cut, and what a survey must find."""
 
     @property
     def cut(self) -> Cut:
-        """How finely tensors may be cut for it.
+        """How finely tensors may be cut for this kernel.
 
         Subclasses override it by a property, which may depend on the options. A plain attribute
-        works, too, and mypy takes it; pyright does not.
+        also works, and mypy accepts it; pyright does not.
         """
         return Cut.ELEMENT
 
     @property
     def scope(self) -> Scope:
-        """What `survey` looks at; overridden as `cut` is."""
+        """What `survey` looks at; override it like `cut`."""
         return Scope.NONE
 
     @property
     def is_bounded(self) -> bool:
-        """Whether results cannot lie far beyond the operands, so that the engine need not look."""
+        """Whether results cannot lie far beyond the operands, so the engine need not check."""
         return False
 
     @property
     def pieces_held(self) -> tuple[float, float]:
         """How many tensors of a piece's shape one worker holds while it computes the piece.
 
-        So many and, per expert, so many more: operands, results, and all that is there at once on
-        the way. Overridden as `cut` is.
+        A fixed number, and a number per expert: operands, results, and all temporary tensors that
+        exist at the same time. Override it like `cut`.
         """
         return (5, 2)
 
@@ -86,12 +85,13 @@ class PieceKernel(ABC):  # noqa: B024 - its two kinds have the abstract methods
     def working_memory(self, shape: Sequence[int], experts: int) -> float:
         """Return how many numbers one worker holds at most while it computes a piece of a shape.
 
-        In the dtype to compute in: a number that is computed in fp64 counts twice. `fuse check`
-        estimates memory from it. By default `pieces_held` says it. A kernel whose need is not a
-        multiple of a piece overrides this: one that decomposes matrices holds squares, too.
+        It counts numbers of the dtype to compute in: one that is computed in fp64 counts twice.
+        `fuse check` estimates memory from it. The default follows from `pieces_held`. Override it
+        for a kernel whose need is not a multiple of a piece: one that decomposes matrices also
+        holds squares.
         """
-        own, each = self.pieces_held
-        return math.prod(shape) * (own + each * experts)
+        fixed, per_expert = self.pieces_held
+        return math.prod(shape) * (fixed + per_expert * experts)
 
 
 class Kernel(PieceKernel):
@@ -111,18 +111,18 @@ class RowsKernel(PieceKernel):
 
     @abstractmethod
     def rows(self, piece: Piece) -> Tensor:
-        """Return other task vectors: pure, as `Kernel.merge` is, of `piece.task_vectors`' shape."""
+        """Return other task vectors of the shape of `piece.task_vectors`; pure, like `merge`."""
 
 
 class CoordinatesKernel(RowsKernel):
-    """Task vectors in other coordinates, and the way back from there.
+    """Task vectors in other coordinates, and the way back.
 
-    What is merged in between has its origin in the base: the merge of the coordinates alone.
+    Merges between the two have their origin in the base: they merge the coordinates alone.
     """
 
     @property
     def is_bounded(self) -> bool:
-        """Coordinates have a scale of their own; the engine looks at what `restore` makes."""
+        """Coordinates have a scale of their own; the engine checks what `restore` returns."""
         return True
 
     @abstractmethod
@@ -137,8 +137,17 @@ KernelT = TypeVar("KernelT", bound=PieceKernel)
 
 
 @dataclass
+class _Survey:
+    """The result of one survey: the first thread to need it makes it, and others wait."""
+
+    is_done: bool = False
+    result: Any = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
 class Applied(Generic[KernelT]):
-    """A kernel on operands: it gives pieces, with what the kernel's survey found."""
+    """A kernel applied to operands: it computes pieces, and keeps the results of surveys."""
 
     kernel: KernelT
     operands: Operands
@@ -157,6 +166,11 @@ class Applied(Generic[KernelT]):
         bound = Bound.NONE if self.kernel.is_bounded else self.operands.bound
         self._guard = None if bound is Bound.NONE else OutlierGuard(bound)
 
+    @property
+    def method(self) -> str:
+        """What errors call the kernel: the name of its stage or, by default, of its class."""
+        return self.operands.method or type(self.kernel).__name__
+
     def piece(self, name: str, start: int, stop: int, *, wide: bool = False) -> Piece:
         """Return what the kernel sees of a range of a tensor, which must be one of `cut`.
 
@@ -164,114 +178,90 @@ class Applied(Generic[KernelT]):
         """
         info = self.infos[name]
         operands = replace(self.operands, wide=True) if wide else self.operands
-        return Piece(operands, info, (start, stop), self.cut, self._state(info))
+        state = None
+        if self.kernel.scope is not Scope.NONE:
+            key = name if self.kernel.scope is Scope.TENSOR else _WHOLE_MODEL
+            state = self._survey(key, SerialExecutor())
+        return Piece(operands, info, (start, stop), self.cut, state)
 
     def compute(
         self, method: Callable[[Piece], Tensor], span: tuple[str, int, int], rows: int | None = None
     ) -> Tensor:
-        """Call a method of the kernel on a piece: again, in fp64, for what was out of range.
+        """Call a method of the kernel on a piece, and again in fp64 if the result is not finite.
 
-        `rows` is how many rows it has to return, None for one that has no such dimension. Raises
-        `BrokenPluginError` for what is not one tensor of the piece's shape.
+        `rows` is how many rows the method has to return; None for a result without that dimension.
+        Raises `BrokenPluginError` if the method does not return one tensor of the piece's shape.
         """
-        with on_one_core():  # whoever reads it: a decomposition rounds otherwise on several
+        with on_one_core():  # for every caller: on several cores, a decomposition rounds otherwise
             piece = self.piece(*span)
             try:
-                computed = self._called(method, piece, rows)
+                computed = self._call(method, piece, rows)
                 is_good = not self.operands.finite or is_finite(computed)
             except OutOfRangeError:
                 is_good = False
             if not is_good:
                 piece = self.piece(*span, wide=True)
-                computed = self._called(method, piece, rows)
+                computed = self._call(method, piece, rows)
             if self._guard is not None:
                 moved = computed - piece.origin if rows is None else computed
-                self._guard.check(moved, piece, self._bounding(span[0]), self.method)
+                self._guard.check(moved, piece, self._bounding_pieces(span[0]), self.method)
         return computed
 
-    @property
-    def method(self) -> str:
-        """What to call the kernel: the name of its stage or, by hand, of its class."""
-        return self.operands.method or type(self.kernel).__name__
+    def _call(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
+        computed: Any = method(piece)
+        where = (
+            f"algorithm {type(self.kernel).__name__}: for tensor {piece.info.name!r} "
+            f"`{method.__name__}`"
+        )
+        if not isinstance(computed, Tensor):
+            raise BrokenPluginError(f"{where} returned a {type(computed).__name__}, not a tensor")
+        shape = piece.shape if rows is None else (rows, *piece.shape)
+        if computed.shape != shape or not computed.dtype.is_floating_point:
+            model = "one row of `piece.experts`" if rows is None else "`piece.task_vectors`"
+            raise BrokenPluginError(
+                f"{where} returned {computed.dtype} of shape {list(computed.shape)}, not "
+                f"floating-point numbers of shape {list(shape)}",
+                hint=f"Return a tensor of the shape of {model}.",
+            )
+        return computed
 
-    def _bounding(self, name: str) -> Iterator[Piece]:
-        """Yield the pieces that the bound of a tensor depends on, without what a survey found."""
+    def _bounding_pieces(self, name: str) -> Iterator[Piece]:
+        """Yield the pieces that the bound of a tensor depends on, without survey results."""
         for info in self.infos.values():
             if info.name == name or (self.operands.bound is Bound.MODEL and is_merged(info)):
                 spans = self.cut.ranges(info)
                 yield from (Piece(self.operands, info, span, self.cut) for span in spans)
 
-    def _called(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
-        computed: Any = method(piece)
-        name = f"`{method.__name__}`"
-        where = f"algorithm {type(self.kernel).__name__}: for tensor {piece.info.name!r} {name}"
-        if not isinstance(computed, Tensor):
-            raise BrokenPluginError(f"{where} returned a {type(computed).__name__}, not a tensor")
-        shape = piece.shape if rows is None else (rows, *piece.shape)
-        if computed.shape != shape or not computed.dtype.is_floating_point:
-            given = f"{computed.dtype} of shape {list(computed.shape)}"
-            like = "one row of `piece.experts`" if rows is None else "`piece.task_vectors`"
-            raise BrokenPluginError(
-                f"{where} returned {given}, not floating-point numbers of shape {list(shape)}",
-                hint=f"Return a tensor of the shape of {like}.",
-            )
-        return computed
-
     def make_surveys(self, executor: Executor, name: str | None) -> None:
-        """Survey the model, or one tensor, as the kernel's scope says."""
-        if name is None and self.kernel.scope is Scope.MODEL:
-            self._survey(_WHOLE_MODEL, executor)
-        elif name is not None and self._is_surveyed(name):
+        """Survey the model (`name` is None) or one tensor, if the kernel's scope is that."""
+        scope = self.kernel.scope
+        if name is None:
+            if scope is Scope.MODEL:
+                self._survey(_WHOLE_MODEL, executor)
+        elif scope is Scope.TENSOR and name in self.infos and is_merged(self.infos[name]):
             self._survey(name, executor)
 
-    def _is_surveyed(self, name: str) -> bool:
-        known = name in self.infos and is_merged(self.infos[name])
-        return known and self.kernel.scope is Scope.TENSOR
-
-    def __getstate__(self) -> dict[str, Any]:
-        finished = {key: each for key, each in self._surveys.items() if each.done}
-        return {**self.__dict__, "_surveys": finished, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
-
-    def _state(self, info: TensorInfo) -> Any:  # noqa: ANN401 - the kernel's own
-        if self.kernel.scope is Scope.NONE:
-            return None
-        key = info.name if self.kernel.scope is Scope.TENSOR else _WHOLE_MODEL
-        return self._survey(key, SerialExecutor())
-
-    def _survey(self, key: str, executor: Executor) -> Any:  # noqa: ANN401
+    def _survey(self, key: str, executor: Executor) -> Any:  # noqa: ANN401 - the kernel's own
+        """Return a survey's result. If making it fails, the next caller tries again."""
         with self._lock:
             survey = self._surveys.setdefault(key, _Survey())
-        with on_one_core():
-            return survey.made(lambda: self.kernel.survey(self._scan(key, executor)))
+        with on_one_core(), survey.lock:
+            if not survey.is_done:
+                survey.result = self.kernel.survey(self._scan(key, executor))
+                survey.is_done = True
+            return survey.result
 
     def _scan(self, key: str, executor: Executor) -> Scan:
         names = self.infos if key == _WHOLE_MODEL else [key]
         infos = [self.infos[name] for name in names if is_merged(self.infos[name])]
         return Scan(self.operands, infos, executor, self._operand_cut)
 
-
-class _Survey:
-    """What a kernel's survey found: made once, whoever asks first."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self._found: Any = None
-        self._lock = threading.Lock()
-
-    def made(self, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - the kernel's own
-        """Return it, made now if nobody has; one that fails is made anew by whoever asks next."""
-        with self._lock:
-            if not self.done:
-                self._found = make()
-                self.done = True
-            return self._found
-
     def __getstate__(self) -> dict[str, Any]:
-        return {"done": self.done, "_found": self._found}
+        results = {key: survey.result for key, survey in self._surveys.items() if survey.is_done}
+        return {**self.__dict__, "_surveys": results, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
-        self.__dict__.update(state)
+        surveys = {
+            key: _Survey(is_done=True, result=result) for key, result in state["_surveys"].items()
+        }
+        self.__dict__.update(state, _surveys=surveys, _lock=threading.Lock())

@@ -1,4 +1,4 @@
-"""How units of work run on an executor: in order, a few ahead, each on one core."""
+"""Run units of work on an executor: results in order, a few units ahead, each on one core."""
 
 from __future__ import annotations
 
@@ -39,17 +39,16 @@ if TYPE_CHECKING:
 _WINDOW = 16
 #: Tensors surveyed while the one before them is merged.
 AHEAD = 2
-
-#: How long a thread waits for Python's lock before it asks for it.
-_SECONDS_TO_ASK = 1e-4
-#: Pieces that are given to a thread, or to another process, at once: each unit wakes whoever waits.
-_PIECES_A_UNIT, _PIECES_A_MESSAGE = 2, 16
+#: Seconds that a thread waits for Python's lock before it asks for it.
+_SWITCH_INTERVAL = 1e-4
+#: Pieces per unit of work, for a thread and for another process: each unit wakes a worker.
+_PIECES_PER_UNIT, _PIECES_PER_MESSAGE = 2, 16
 
 PartT = TypeVar("PartT")
 
 
 class SerialExecutor(Executor):
-    """Runs each call at once, on the thread that submits it."""
+    """An executor that runs each call at once, on the thread that submits it."""
 
     def submit(
         self,
@@ -62,39 +61,39 @@ class SerialExecutor(Executor):
         future: Future[PartT] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - it is the future's to carry
+        except Exception as error:  # noqa: BLE001 - the future carries it
             future.set_exception(error)
         return future
 
 
 class Threads(ThreadPoolExecutor):
-    """Threads that hand Python's lock over sooner than they do by default.
+    """Threads that hand Python's lock over sooner than by default.
 
-    Each of torch's operations gives it up for some 30 us and wants it back. Whoever waits for it
-    then asks for it after 0.1 ms, not 5: two threads merged by TIES in 5.8 s instead of 7.4, which
-    is what one took.
+    Each operation of torch releases the lock for some 30 us and then wants it back. With these
+    threads, a waiting thread asks for it after 0.1 ms instead of 5 ms. With two threads, a merge by
+    TIES took 5.8 s instead of 7.4 s, which is also what one thread took.
     """
 
-    _open: ClassVar[int] = 0
-    _before: ClassVar[float]
+    _open_pools: ClassVar[int] = 0
+    _interval_before: ClassVar[float]
     _lock: ClassVar[Lock] = Lock()
 
     def __init__(self, workers: int, name: str = "fusion") -> None:
         super().__init__(workers, thread_name_prefix=name)
         self._is_open = True
         with Threads._lock:
-            if not Threads._open:
-                Threads._before = sys.getswitchinterval()
-                sys.setswitchinterval(_SECONDS_TO_ASK)
-            Threads._open += 1
+            if not Threads._open_pools:
+                Threads._interval_before = sys.getswitchinterval()
+                sys.setswitchinterval(_SWITCH_INTERVAL)
+            Threads._open_pools += 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in concurrent.futures
-        """Wait for what is under way; the last one leaves Python's lock as the first found it."""
+        """Wait for running calls; the last pool restores the interval that the first one found."""
         super().shutdown(wait, cancel_futures=cancel_futures)
         with Threads._lock:
-            Threads._open -= self._is_open
-            if self._is_open and not Threads._open:
-                sys.setswitchinterval(Threads._before)
+            Threads._open_pools -= self._is_open
+            if self._is_open and not Threads._open_pools:
+                sys.setswitchinterval(Threads._interval_before)
             self._is_open = False
 
 
@@ -108,17 +107,17 @@ def run_all(
     """Run a function on every unit and yield the results in order.
 
     The first error cancels the units that have not begun and waits for those that have. Function,
-    units and results are pickled unless the executor `is_in_process`. Of an executor that says how
-    many `slots` it has, twice as many units are submitted ahead, if that is more than `window`.
+    units and results are pickled unless the executor `is_in_process`. `window` units are submitted
+    ahead, or twice as many as the executor has `slots`, if it has that attribute and that is more.
     """
     keep_freed_pieces()
     function = function if is_in_process(executor) else _Shipped.of(function, executor)
     if isinstance(executor, SerialExecutor):
-        window = 1  # what is submitted is done: nothing is gained by waiting
+        window = 1  # a submitted unit is done: running ahead would gain nothing
     waiting: deque[Future[PartT]] = deque()
     try:
         for unit in units:
-            waiting.append(executor.submit(_single_threaded, function, unit))
+            waiting.append(executor.submit(_run_on_one_core, function, unit))
             if len(waiting) >= max(window, 2 * getattr(executor, "slots", 0)):
                 yield waiting.popleft().result()
         while waiting:
@@ -126,7 +125,7 @@ def run_all(
     except BrokenExecutor as error:
         raise WorkerError(
             f"a worker of the {type(executor).__name__} died",
-            hint="If memory ran out, use fewer workers: --workers.",
+            hint="If memory ran out, use fewer workers (--workers).",
         ) from error
     finally:
         for future in waiting:
@@ -135,36 +134,38 @@ def run_all(
 
 
 def on_cores(function: Callable[[Any], PartT], units: Iterable[Any]) -> Iterator[PartT]:
-    """Run a function on every unit, as many at a time as torch has threads; yields in order.
+    """Run a function on every unit, one unit per thread of torch, and yield the results in order.
 
-    For work on batches and tensors that are too small to share among cores: as soon as something
-    else runs on one of them, the others wait for it at every operation. Measured for 800 images of
-    mini8 on two cores: idle, 0.17 s with a batch a core and 0.19 s with every operation on both;
-    busy, 0.5 s and 2 to 16 s. Units are taken a few ahead of the result that is awaited.
+    This is for batches and tensors that are too small to share among cores. As soon as another
+    program runs on one of the cores, the others wait for it at every operation. For 800 images of
+    mini8 on two cores, one batch per core took 0.17 s, and every operation on both cores 0.19 s. On
+    a busy machine they took 0.5 s and 2 to 16 s. Units are taken a few ahead of the awaited result.
     """
     with Threads(torch.get_num_threads()) as executor:
         yield from run_all(executor, function, units)
 
 
 def is_in_process(executor: Executor) -> bool:
-    """Tell whether an executor's workers share our memory, which only known kinds are trusted to.
+    """Tell whether an executor's workers share this process's memory.
 
-    An executor class may say so itself by an attribute `in_process`.
+    An executor class declares it by an attribute `in_process`. Without that attribute, only serial
+    executors and the standard library's threads do.
     """
     known = isinstance(executor, SerialExecutor | ThreadPoolExecutor)
     return bool(getattr(executor, "in_process", known))
 
 
 def in_units(pieces: Sequence[PartT], executor: Executor) -> Iterator[Sequence[PartT]]:
-    """Yield pieces of work a few at a time, as many as an executor is given at once."""
-    size = _PIECES_A_UNIT if is_in_process(executor) else _PIECES_A_MESSAGE
+    """Group pieces of work into units that are worth submitting to an executor."""
+    size = _PIECES_PER_UNIT if is_in_process(executor) else _PIECES_PER_MESSAGE
     return (pieces[start : start + size] for start in range(0, len(pieces), size))
 
 
 def is_on_one_machine(executor: Executor) -> bool:
-    """Tell whether all workers are on this machine, which only known kinds are trusted to be.
+    """Tell whether all workers of an executor run on this machine.
 
-    An executor class may say so itself by an attribute `one_machine`.
+    An executor class declares it by an attribute `one_machine`. Without that attribute, only
+    in-process executors and the standard library's processes do.
     """
     known = is_in_process(executor) or isinstance(executor, ProcessPoolExecutor)
     return bool(getattr(executor, "one_machine", known))
@@ -172,7 +173,7 @@ def is_on_one_machine(executor: Executor) -> bool:
 
 @dataclass(frozen=True)
 class _Shipped:
-    """A function on its way to other processes: pickled once, unpickled once in each."""
+    """A function for other processes: pickled once, and unpickled once in each."""
 
     sha256: bytes
     pickled: bytes
@@ -184,50 +185,50 @@ class _Shipped:
             pickled = pickle.dumps(function)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise RecipeError(
-                f"what is merged cannot be sent to the {type(executor).__name__}'s processes: "
-                f"{error}",
+                f"the merge cannot be sent to the processes of {type(executor).__name__}: {error}",
                 hint="Use --executor threads.",
             ) from error
         return cls(hashlib.sha256(pickled).digest(), pickled, versions())
 
     def __call__(self, unit: object) -> Any:  # noqa: ANN401 - what the function returns
-        return _unpickled(self)(unit)
+        return _unpickle(self)(unit)
 
     def __hash__(self) -> int:
         return hash(self.sha256)
 
 
 @lru_cache(maxsize=2)
-def _unpickled(shipped: _Shipped) -> Callable[[Any], Any]:
-    """Take a function up; raises `WorkerError` where this process is not as the one that sent it.
+def _unpickle(shipped: _Shipped) -> Callable[[Any], Any]:
+    """Unpickle a function in a worker.
 
-    Another version might give other numbers.
+    Raises `WorkerError` if a package has another version here, since it might give other numbers,
+    and if the worker lacks a package or a file of the run.
     """
     keep_freed_pieces()
-    here = f"a worker on {platform.node()}"
-    own = versions()
+    worker = f"a worker on {platform.node()}"
+    installed = versions()
     for name, version in shipped.versions.items():
-        if own.get(name, version) != version:
+        if installed.get(name, version) != version:
             raise WorkerError(
-                f"{here} has {name} {own[name]}, and this run {version}",
+                f"version mismatch: {worker} has {name} {installed[name]}, this run has {version}",
                 hint="Install the same versions wherever workers run.",
             )
     try:
         function: Callable[[Any], Any] = pickle.loads(shipped.pickled)  # noqa: S301 - our own
     except (ImportError, AttributeError) as error:
         hint = "Install the packages of this run wherever workers run."
-        raise WorkerError(f"{here} cannot take the work up: {error}", hint=hint) from error
+        raise WorkerError(f"{worker} cannot load its work: {error}", hint=hint) from error
     except (CheckpointError, DiskError) as error:
-        hint = "Workers read and write the files of this run: their paths have to lead there."
-        raise WorkerError(f"{here}: {error.message}", hint=hint) from error
+        hint = "Make the files of this run available to every worker, at the same paths."
+        raise WorkerError(f"{worker}: {error.message}", hint=hint) from error
     return function
 
 
 def surveyors(executor: Executor) -> Executor:
-    """Return threads for functions that have work done on an executor and wait for it.
+    """Return threads for functions that submit work to an executor and wait for it.
 
-    On threads of their own, no worker waits for another. Beside a `SerialExecutor` they are one,
-    too: nothing runs ahead.
+    They are separate threads, so that no worker waits for another. A `SerialExecutor` is returned
+    itself: nothing runs ahead.
     """
     if isinstance(executor, SerialExecutor):
         return executor
@@ -239,19 +240,19 @@ def state_dict_of(
 ) -> dict[str, torch.Tensor]:
     """Read every tensor of a source, as many at a time as an executor has workers."""
     source.prepare(executor)
-    found = {}
+    tensors = {}
     total = sum(info.nbytes for info in source.infos.values())
     with progress.track("merge", total=total, unit="B") as advance:
-        read = run_all(executor, partial(assemble, source), source.infos)
-        for info, values in zip(source.infos.values(), read, strict=True):
-            found[info.name] = values.reshape(info.shape)
+        flat_tensors = run_all(executor, partial(assemble, source), source.infos)
+        for info, values in zip(source.infos.values(), flat_tensors, strict=True):
+            tensors[info.name] = values.reshape(info.shape)
             advance(info.nbytes)
-    return found
+    return tensors
 
 
 @contextmanager
 def on_one_core() -> Iterator[None]:
-    """Let torch use one core: workers share the others, and sums round the same everywhere."""
+    """Limit torch to one core: workers use the others, and sums round the same everywhere."""
     before = torch.get_num_threads()
     if before == 1:
         yield
@@ -263,7 +264,7 @@ def on_one_core() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@forbid_exit()  # here, where it is still known whose it is: a traceback does not leave a process
-def _single_threaded(function: Callable[[Any], PartT], unit: object) -> PartT:
+@forbid_exit()  # here, since a traceback, which names the plugin, does not leave a process
+def _run_on_one_core(function: Callable[[Any], PartT], unit: object) -> PartT:
     with on_one_core():
         return function(unit)

@@ -1,4 +1,4 @@
-"""Find NaN and infinity in whole models: read everything once, on an executor, and count."""
+"""Find NaN and infinity in whole models: read every tensor once on an executor, and count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BadTensor:
-    """A tensor of a model that holds NaN or infinity, and how many."""
+    """A tensor of a model that holds NaN or infinity, and how many of each."""
 
     model: str
     tensor: str
@@ -31,16 +31,16 @@ class BadTensor:
 def bad_tensors(
     models: Mapping[str, WeightSource], executor: Executor, *, progress: Progress | None = None
 ) -> list[BadTensor]:
-    """Return every tensor that is not finite throughout, in the order of models and tensors."""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
-    total = sum(info.nbytes for each in models.values() for info in each.infos.values())
+    """Return every tensor with a value that is not finite, in the order of models and tensors."""
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    total = sum(info.nbytes for source in models.values() for info in source.infos.values())
     with (progress or Progress()).track("scan", total=total, unit="B") as advance:
-        for (model, tensor), nan, infinite, size in run_all(executor, _counted, _units(models)):
+        for tensor, nan, infinite, size in run_all(executor, _count, _units(models)):
             advance(size)
             if nan or infinite:
-                before = found.get((model, tensor), (0, 0))
-                found[model, tensor] = (before[0] + nan, before[1] + infinite)
-    return [BadTensor(*place, *counts) for place, counts in found.items()]
+                nan_before, infinite_before = counts.get(tensor, (0, 0))
+                counts[tensor] = (nan_before + nan, infinite_before + infinite)
+    return [BadTensor(*tensor, *count) for tensor, count in counts.items()]
 
 
 def _units(models: Mapping[str, WeightSource]) -> Iterator[Unit]:
@@ -51,7 +51,7 @@ def _units(models: Mapping[str, WeightSource]) -> Iterator[Unit]:
                     yield model, source, name, start, stop
 
 
-def _counted(unit: Unit) -> tuple[tuple[str, str], int, int, int]:
+def _count(unit: Unit) -> tuple[tuple[str, str], int, int, int]:
     model, source, name, start, stop = unit
     values = source.read(name, start, stop)
     if is_finite(values):

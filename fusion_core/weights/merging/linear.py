@@ -12,7 +12,7 @@ from fusion_core.weights.merging.applied import Kernel
 from fusion_core.weights.merging.merged import MergedSource
 from fusion_core.weights.merging.outliers import LIMIT
 from fusion_core.weights.merging.piece import Operands, Piece, in_order
-from fusion_core.weights.merging.singular import by_component
+from fusion_core.weights.merging.singular import scale_components
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.source import WeightSource
 
-#: How many dimensions coefficients have that are a list an expert, and do not broadcast.
+    Factors = tuple[float, ...] | torch.Tensor
+
+#: The number of dimensions of a list of coefficients per expert, which does not broadcast.
 _LISTED = 2
 
 
@@ -28,33 +30,31 @@ _LISTED = 2
 class Linear(Kernel):
     """base + sum of coefficient * task vector; not `relative`: sum of coefficient * expert.
 
-    `coefficients`: one an expert in pool order, for every tensor alike or by tensor name; or, for a
-    tensor of two dimensions or more, a tensor of shape (experts, ...) that broadcasts over all of
-    the experts': (experts, rows, 1) holds one an expert and row. For a matrix, one of shape
-    (experts, rows + columns) holds those of rows and of columns, of which an entry has the mean,
-    and one of shape (experts, n + 1) those of each task vector's n largest singular components and,
-    last, that of all that is left of it.
+    `coefficients` are one per expert in pool order, for all tensors or by tensor name. For a tensor
+    of two dimensions or more they may be a tensor of shape (experts, ...) that broadcasts over the
+    experts' tensors: (experts, rows, 1) holds one per expert and row. For a matrix there are two
+    more shapes. (experts, rows + columns) holds those of rows and those of columns; an entry has
+    the mean of its two. (experts, n + 1) holds those of each task vector's n largest singular
+    components and, last, that of the rest.
     """
 
-    coefficients: tuple[float, ...] | Mapping[str, tuple[float, ...] | torch.Tensor]
+    coefficients: tuple[float, ...] | Mapping[str, Factors]
     relative: bool = True
 
     @property
     def cut(self) -> Cut:
-        """Between rows where coefficients belong to rows or columns, nowhere for lists of them."""
-        values = self.coefficients
-        every = () if isinstance(values, tuple) else values.values()
-        several = [each.dim() for each in every if not isinstance(each, tuple)]
-        if _LISTED in several:
+        """Rows where coefficients belong to rows or columns, whole tensors where they are lists."""
+        dimensions = {
+            factors.dim() for factors in self._all_factors() if not isinstance(factors, tuple)
+        }
+        if _LISTED in dimensions:
             return Cut.TENSOR
-        return Cut.ROW if several else Cut.ELEMENT
+        return Cut.ROW if dimensions else Cut.ELEMENT
 
     @property
     def is_bounded(self) -> bool:
-        """Whether no entry can be further away than the coefficients of all experts add up to."""
-        values = self.coefficients
-        every = (values,) if isinstance(values, tuple) else values.values()
-        return all(_total(factors) <= LIMIT for factors in every)
+        """Whether the largest coefficients of all experts add up to no more than the limit."""
+        return all(_total(factors) <= LIMIT for factors in self._all_factors())
 
     def rows(self, piece: Piece) -> torch.Tensor:
         """Return what is combined, of shape (experts, ...)."""
@@ -64,11 +64,11 @@ class Linear(Kernel):
         """Combine one piece."""
         rows = self.rows(piece)
         factors = self._factors(piece, rows)
-        scaled = by_component if _are_listed(factors) else torch.mul
-        combined = in_order(scaled(row, own) for row, own in zip(rows, factors, strict=True))
+        scale = scale_components if _are_listed(factors) else torch.mul
+        combined = in_order(scale(row, factor) for row, factor in zip(rows, factors, strict=True))
         return combined.add_(piece.base) if self.relative else combined
 
-    def _factors(self, piece: Piece, rows: torch.Tensor) -> tuple[float, ...] | torch.Tensor:
+    def _factors(self, piece: Piece, rows: torch.Tensor) -> Factors:
         values = self.coefficients
         factors = values if isinstance(values, tuple) else values[piece.info.name]
         if isinstance(factors, tuple):
@@ -81,20 +81,24 @@ class Linear(Kernel):
             factors = factors[:, first : first + len(rows[0])]
         return factors.to(rows)
 
+    def _all_factors(self) -> list[Factors]:
+        values = self.coefficients
+        return [values] if isinstance(values, tuple) else list(values.values())
 
-def _total(factors: tuple[float, ...] | torch.Tensor) -> float:
+
+def _total(factors: Factors) -> float:
     """Return the sum over experts of the largest coefficient's magnitude."""
     if isinstance(factors, tuple):
         return sum(map(abs, factors))
     return factors.abs().flatten(1).amax(dim=1).sum().item()
 
 
-def _are_listed(factors: tuple[float, ...] | torch.Tensor) -> bool:
+def _are_listed(factors: Factors) -> bool:
     return not isinstance(factors, tuple) and factors.dim() == _LISTED
 
 
 def as_weights(source: WeightSource, base: WeightSource | None) -> WeightSource:
-    """Return a source of weights: the source itself or, where it is differences, base + those."""
+    """Return a source of weights: the source itself or, if it holds differences, base + those."""
     if not source.is_delta:
         return source
     return MergedSource(Linear((1.0,)), Operands(base, {source.describe(): source}))

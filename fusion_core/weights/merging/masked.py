@@ -1,4 +1,4 @@
-"""The weights of one task, of a model that has masks beside it (`task_masks.py`)."""
+"""The weights of one task, of a model that is stored with masks of its tasks (`task_masks.py`)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Masked(Kernel):
 
     def merge(self, piece: Piece) -> torch.Tensor:
         """Mask one piece."""
-        kept = piece.extra(_MASK) * piece.task_vectors[0]  # noqa: S610 - not Django's
-        return kept.mul_(self.scale).add_(piece.base)
+        masked = piece.extra(_MASK) * piece.task_vectors[0]  # noqa: S610 - not Django's
+        return masked.mul_(self.scale).add_(piece.base)
 
 
 def task_weights(
@@ -38,12 +38,12 @@ def task_weights(
 ) -> WeightSource:
     """Return the lazy weights of one task, in fp32: base + scale * mask * (model - base).
 
-    `task` counts the tasks of the packed masks. Tensors without a mask are the model's.
+    `task` is the index of the task in the packed masks. Tensors without a mask are the model's.
     """
-    same = {name: name for name in packed.infos}
+    names = {name: name for name in packed.infos}
     operands = Operands(
-        RenamedSource(base, same),
-        {model.describe(): RenamedSource(model, same)},
+        RenamedSource(base, names),
+        {model.describe(): RenamedSource(model, names)},
         extras={_MASK: TaskMask(packed, task, model.infos)},
     )
     return AlignedSource(MergedSource(Masked(scale), operands), model)

@@ -1,7 +1,7 @@
 """Merges as lazy sources: nothing is computed before it is read.
 
 A `MergedSource` applies a `Kernel` to aligned operands, piece by piece; the kernel is the whole
-method. Merges are sources, so they are operands of further merges.
+method. Merges are sources, so they can be operands of further merges.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class MergedSource(Applied[Kernel], WeightSource):
     """A kernel applied to operands; computed when it is read.
 
-    Its floating-point tensors are fp32 (fp64 where an operand is): a merge of merges rounds once,
-    at the end, where a `CastSource` gives them the output's dtype. Tensors that are not
+    Its floating-point tensors are fp32, or fp64 where an operand is. A merge of merges therefore
+    rounds once, at the end, where a `CastSource` gives it the output's dtype. Tensors that are not
     floating-point are the reference's (the base's, or the first expert's).
     """
 
@@ -45,7 +45,7 @@ class MergedSource(Applied[Kernel], WeightSource):
         return self.operands.sources
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
-        """Prepare the operands, then survey what the kernel's scope says."""
+        """Prepare the operands, then make the survey that the kernel's scope asks for."""
         super().prepare(executor, name)
         self.make_surveys(executor, name)
 
@@ -55,12 +55,12 @@ class MergedSource(Applied[Kernel], WeightSource):
 
 
 class CastSource(WeightSource):
-    """A source with other dtypes: where a merge is rounded to what it is stored as."""
+    """A source with other dtypes: it rounds a merge to the dtypes in which it is stored."""
 
     def __init__(
         self, source: WeightSource, infos: Mapping[str, TensorInfo], *, finite: bool
     ) -> None:
-        """`infos` describes the tensors as they are wanted; `finite` refuses overflow."""
+        """Give the tensors the dtypes of `infos`; `finite` refuses overflow."""
         self._source = source
         self._finite = finite
         self.infos = infos
@@ -71,9 +71,9 @@ class CastSource(WeightSource):
         info = self.infos[name]
         values = self._source.read(name, start, stop)
         check_values(values, info, (start, stop), self._source)
-        values, dtype = values.to(info.dtype), info.dtype
-        if self._finite and dtype.is_floating_point:
-            check_finite(values, name, f"{self.describe()} in {dtype}")
+        values = values.to(info.dtype)
+        if self._finite and info.dtype.is_floating_point:
+            check_finite(values, name, f"{self.describe()} in {info.dtype}")
         return values
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
@@ -82,7 +82,7 @@ class CastSource(WeightSource):
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The source that is rounded."""
+        """The source before rounding."""
         return (self._source,)
 
     def describe(self) -> str:

@@ -1,6 +1,7 @@
 """One piece of a merge: the same range of one tensor in every operand, as a kernel sees it.
 
-Values come in the dtype to compute in, checked for NaN and infinity where the policy asks for it.
+Values have the dtype to compute in, and are checked for NaN and infinity where the policy asks for
+it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.source import TensorInfo, WeightSource
 
-
 _CPU = torch.device("cpu")
-#: The extra that calibrations are given.
+#: The name of the extra operand that calibrations read: the merge so far.
 MERGED = "merged"
 
 
 class Bound(Enum):
-    """Whose task vectors bound how far a merged entry may be away from the base."""
+    """Whose task vectors bound how far a merged entry may be from the base."""
 
     NONE = "none"
     #: those of the same tensor
@@ -44,24 +44,24 @@ class OutOfRangeError(WeightsError):
 
 @dataclass(frozen=True)
 class Operands:
-    """What is merged: aligned sources, each expert's factor, and the key of random numbers."""
+    """The operands of a merge: aligned sources, one factor per expert, and how to compute."""
 
     base: WeightSource | None
     experts: Mapping[str, WeightSource]
     weights: tuple[float, ...] = ()
-    #: what random numbers derive from, besides expert, tensor and element
+    #: what random numbers derive from, together with expert, tensor and element
     key: str = ""
-    #: the name of the method, for errors; none: that of the kernel's class
+    #: the name of the method, for errors; by default that of the kernel's class
     method: str = ""
-    #: refuse NaN and infinity, in and out
+    #: refuse NaN and infinity, in operands and in results
     finite: bool = True
-    #: whose task vectors bound how far merged values may be away
+    #: whose task vectors bound how far merged values may be from the base
     bound: Bound = Bound.NONE
     #: where matrices are merged; what is cut between elements stays on the CPU
     device: torch.device = _CPU
     #: compute in fp64 whatever the operands are
     wide: bool = False
-    #: what a kernel needs beside the models, by name, with the models' tensors and shapes
+    #: further operands of a kernel, by name, with the models' tensors and shapes
     extras: Mapping[str, WeightSource] = field(default_factory=dict)
 
     @property
@@ -79,7 +79,7 @@ class Operands:
         return (*([] if self.base is None else [self.base]), *self.experts.values())
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype to compute a tensor in: fp64 if a model is, else fp32."""
+        """Return the dtype to compute a tensor in: fp64 if a model has it in fp64, else fp32."""
         wide = self.wide or any(model.infos[name].dtype is torch.float64 for model in self._models)
         return torch.float64 if wide else torch.float32
 
@@ -87,11 +87,11 @@ class Operands:
 class Piece:
     """The same range of one tensor in every operand.
 
-    `base`: its values; `experts` and `task_vectors` (experts - base) have one more leading
-    dimension, the expert. Where the pool has no base, `base` and `task_vectors` raise
-    `WeightsError`. The range's shape is (elements,) at `Cut.ELEMENT`, (rows, ...) at `Cut.ROW` and
-    the tensor's own at `Cut.TENSOR`. Values are fp32, or fp64 where an operand is fp64; kernels
-    must not write into them.
+    `base` holds its values in the base. `experts` and `task_vectors` (experts - base) have one more
+    leading dimension, the expert. Without a base, `base` and `task_vectors` raise `WeightsError`.
+    The range's shape is (elements,) at `Cut.ELEMENT`, (rows, ...) at `Cut.ROW` and the tensor's own
+    at `Cut.TENSOR`. Values are fp32, or fp64 where an operand is fp64. Kernels must not write into
+    them.
     """
 
     def __init__(
@@ -107,15 +107,15 @@ class Piece:
         #: what the kernel's survey returned
         self.state = state
         self._operands = operands
-        #: of `base`, of one row of `experts`, and of what is merged
+        #: the shape of `base`, of one row of `experts`, and of the result
         self.shape = piece_shape(info, self.stop - self.start, cut)
-        # What is computed element by element takes longer to copy to a GPU than to compute.
+        # Elementwise work takes less time than copying its operands to a GPU.
         self._device = _CPU if cut is Cut.ELEMENT else operands.device
 
     @lazy
     def base(self) -> torch.Tensor:
         """Read the base's values; raises `WeightsError` if the pool has no base."""
-        return self._placed(self._base)
+        return self._to_device(self._base)
 
     @lazy
     def _base(self) -> torch.Tensor:
@@ -124,22 +124,16 @@ class Piece:
                 "this algorithm works on task vectors, and the pool has no base",
                 hint="Give the model pool the model that the experts were fine-tuned from.",
             )
-        return self._checked(self._operands.base)
+        return self._read_checked(self._operands.base)
 
     @lazy
     def merged(self) -> torch.Tensor:
-        """Read what is calibrated: the values of the merge, of the shape of `base`."""
+        """Read the merge that a calibration calibrates, of the shape of `base`."""
         return self.extra(MERGED)  # noqa: S610 - not Django's
 
     def extra(self, name: str) -> torch.Tensor:
-        """Read what the kernel was given beside the models, of the shape of `base`."""
-        return self._placed(self._checked(self._operands.extras[name]))
-
-    def _checked(self, source: WeightSource) -> torch.Tensor:
-        values = self._empty().copy_(self._read(source))
-        if self._operands.finite:
-            check_finite(values, self.info.name, source.describe())
-        return values
+        """Read one of the kernel's further operands, of the shape of `base`."""
+        return self._to_device(self._read_checked(self._operands.extras[name]))
 
     @lazy
     def experts(self) -> torch.Tensor:
@@ -170,55 +164,62 @@ class Piece:
 
     @lazy
     def weights(self) -> torch.Tensor:
-        """Return their factors, of shape (experts, 1, ...): they broadcast over `experts`."""
+        """Return the experts' factors, of shape (experts, 1, ...): they broadcast over experts."""
         factors = self._operands.weights or (1.0,) * len(self._operands.experts)
         column = (len(factors), *[1] * len(self.shape))
         dtype = self._operands.dtype(self.info.name)
         return torch.tensor(factors, dtype=dtype, device=self._device).reshape(column)
 
     def uniform(self, expert: int) -> torch.Tensor:
-        """Uniform random numbers in [0, 1), one an element, of shape `base`.
+        """Return uniform random numbers in [0, 1), one per element, of the shape of `base`.
 
-        Each depends on the seed, the algorithm, the expert, the tensor and the element's index
-        alone, so a random method gives the same bytes however the work is cut.
+        Each depends only on the seed, the algorithm, the expert, the tensor and the element's
+        index, so a random method gives the same bytes however the work is cut.
         """
         key = f"{self._operands.key}\0{self.names[expert]}\0{self.info.name}"
-        return self._placed(counter_uniform(key, self.start, self.stop).reshape(self.shape))
+        return self._to_device(counter_uniform(key, self.start, self.stop).reshape(self.shape))
 
     def _rows(self, *, relative: bool) -> torch.Tensor:
-        """Stack the experts, or their task vectors: whichever a source has, the other follows."""
+        """Stack the experts or their task vectors; where a source has the one, compute the other.
+
+        Raises `WeightsError` for values that are not finite, `OutOfRangeError` where only their
+        difference is not.
+        """
         rows = self._empty(len(self.names))
         for row, source in zip(rows, self._operands.experts.values(), strict=True):
             row.copy_(self._read(source))
             if source.is_delta != relative:
                 row.add_(self._base, alpha=-1 if relative else 1)
-            if self._operands.finite and not is_finite(row):  # of both operands, in one look
-                self._blame(source, row.dtype)
-        return self._placed(rows)
+            if self._operands.finite and not is_finite(row):  # checks both operands at once
+                check_finite(self._read(source), self.info.name, source.describe())
+                raise OutOfRangeError(
+                    f"{source.describe()}: tensor {self.info.name!r} and the base's are too far "
+                    f"apart for a task vector in {row.dtype}",
+                    hint="Save the models in float64, or check that the expert belongs to this "
+                    "base.",
+                )
+        return self._to_device(rows)
 
-    def _blame(self, source: WeightSource, dtype: torch.dtype) -> None:
-        """Raise `WeightsError` for values that are not finite, or whose difference is not."""
-        check_finite(self._read(source), self.info.name, source.describe())
-        raise OutOfRangeError(
-            f"{source.describe()}: tensor {self.info.name!r} and the base's are too far apart for "
-            f"a task vector in {dtype}",
-            hint="Save the models in float64, or check that the expert belongs to this base.",
-        )
+    def _read_checked(self, source: WeightSource) -> torch.Tensor:
+        values = self._empty().copy_(self._read(source))
+        if self._operands.finite:
+            check_finite(values, self.info.name, source.describe())
+        return values
 
     def _read(self, source: WeightSource) -> torch.Tensor:
         return source.read(self.info.name, self.start, self.stop).reshape(self.shape)
 
     def _empty(self, *leading: int) -> torch.Tensor:
         dtype = self._operands.dtype(self.info.name)
-        pinned = self._device.type == "cuda"  # what is copied to a GPU while the CPU goes on
+        pinned = self._device.type == "cuda"  # so that the CPU goes on during the copy to a GPU
         return torch.empty((*leading, *self.shape), dtype=dtype, pin_memory=pinned)
 
-    def _placed(self, values: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._device, non_blocking=True)
 
 
 def per_expert(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Give one value an expert the dtype, device and dimensions that broadcast over their rows."""
+    """Return one value per expert in the dtype and device of `rows`, and broadcasting over them."""
     return values.to(rows).reshape(-1, *[1] * (rows.dim() - 1))
 
 
@@ -239,8 +240,8 @@ def is_merged(info: TensorInfo) -> bool:
 
 def is_finite(values: torch.Tensor) -> bool:
     """Tell whether no value is NaN or infinite."""
-    # A sum is finite only if all its terms are; it overflows rarely enough to look twice then. That
-    # of bf16 is taken in fp32 anyway, and faster where it is not asked for.
+    # A sum is finite only if all its terms are. It rarely overflows, and only then a second look is
+    # needed. torch sums bf16 in fp32 anyway, and does it faster without being asked.
     narrow = values.dtype is torch.bfloat16
     wide = values.dtype if narrow else torch.promote_types(values.dtype, torch.float32)
     return math.isfinite(values.sum(dtype=wide).item()) or bool(values.isfinite().all())
@@ -258,7 +259,7 @@ def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
 
 
 def piece_shape(info: TensorInfo, count: int, cut: Cut) -> tuple[int, ...]:
-    """Return the shape that a range of so many elements of a tensor has in a piece."""
+    """Return the shape that a range of `count` elements of a tensor has in a piece."""
     if cut is Cut.TENSOR:
         return info.shape
     if cut is Cut.ROW and len(info.shape) > 1:

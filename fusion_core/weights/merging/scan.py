@@ -1,4 +1,4 @@
-"""Passes over operands that gather what a kernel must know before it merges."""
+"""Passes over operands that gather the statistics a kernel needs before it merges."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Scan:
         fold: Callable[[TotalT, PartT], TotalT],
         initial: TotalT,
     ) -> TotalT:
-        """Run `kernel` on every block and fold what it returns, in the blocks' order.
+        """Run `kernel` on every block and fold its results, in the blocks' order.
 
-        A kernel may have `join(results)`, which makes one result of some: by it another process
-        sends less.
+        A kernel may have a method `join(results)` that makes one result of several. Another process
+        then sends fewer results.
         """
-        said = (kernel, fold, initial, self.cut, self.blocks)
-        return shared_pass(self.operands, said, lambda: self.fold(kernel, fold, initial))
+        key = (kernel, fold, initial, self.cut, self.blocks)
+        return shared_pass(self.operands, key, lambda: self.fold(kernel, fold, initial))
 
     def fold(
         self,
@@ -58,10 +58,10 @@ class Scan:
         fold: Callable[[TotalT, PartT], TotalT],
         initial: TotalT,
     ) -> TotalT:
-        """Do what a call does, without looking for merges that share it: for what is large."""
+        """Do what a call does, but share nothing between merges: for large results."""
         total = initial
-        part = _Part(self.operands, kernel, self.cut, is_sent=not is_in_process(self.executor))
-        for results in run_all(self.executor, part, in_units(self.blocks, self.executor)):
+        work = _Work(self.operands, kernel, self.cut, joins=not is_in_process(self.executor))
+        for results in run_all(self.executor, work, in_units(self.blocks, self.executor)):
             for result in results:
                 total = fold(total, result)
         return total
@@ -73,13 +73,14 @@ class Scan:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """What is looked at, in order."""
+        """The ranges that the scan reads, in order."""
         return [(info, span) for info in self.infos for span in self.cut.ranges(info)]
 
     def sample(self, numel: int) -> Scan:
-        """Return a scan of about `numel` elements, evenly spread: for guesses to be proven later.
+        """Return a scan of about `numel` evenly spread elements: for guesses to be proven later.
 
-        A run of every block or, where there are too many or the operands cannot be cut, of some.
+        It reads a run of every block. If there are too many blocks, or the operands cannot be cut,
+        it reads some of the blocks.
         """
         shortest = _SHORTEST_RUN if self.cut is Cut.ELEMENT else BLOCK
         filled = [block for block in self.blocks if block[0].numel]
@@ -87,31 +88,31 @@ class Scan:
         blocks = filled[::step]
         if self.cut is Cut.ELEMENT:
             run = max(_SHORTEST_RUN, numel // max(len(blocks), 1))
-            blocks = [(info, _run_of(span, run, n)) for n, (info, span) in enumerate(blocks)]
-        thinned = replace(self)
-        thinned.__dict__["blocks"] = blocks
-        return thinned
+            blocks = [(info, _run_within(span, run, n)) for n, (info, span) in enumerate(blocks)]
+        sample = replace(self)
+        sample.__dict__["blocks"] = blocks
+        return sample
 
 
-def _run_of(span: tuple[int, int], run: int, number: int) -> tuple[int, int]:
-    """Take a run of a span at a place that differs from one span to the next."""
+def _run_within(span: tuple[int, int], length: int, number: int) -> tuple[int, int]:
+    """Return a run within a span, at an offset that differs from one span to the next."""
     start, stop = span
-    room = max(stop - start - run, 0)
+    room = max(stop - start - length, 0)
     start += int(room * (number * _GOLDEN % 1))
-    return start, min(start + run, stop)
+    return start, min(start + length, stop)
 
 
 @dataclass(frozen=True)
-class _Part(Generic[PartT]):
-    """The work of some blocks."""
+class _Work(Generic[PartT]):
+    """A kernel's work on some blocks."""
 
     operands: Operands
     kernel: Callable[[Piece], PartT]
     cut: Cut
-    #: whether results go to another process, for which every tensor costs as much as adding it up
-    is_sent: bool
+    #: whether to join the results: to another process, every tensor costs as much as adding it up
+    joins: bool
 
     def __call__(self, blocks: Sequence[Block]) -> Sequence[PartT]:
-        parts = [self.kernel(Piece(self.operands, *block, self.cut)) for block in blocks]
-        join = getattr(self.kernel, "join", None) if self.is_sent else None
-        return parts if join is None else [join(parts)]
+        results = [self.kernel(Piece(self.operands, *block, self.cut)) for block in blocks]
+        join = getattr(self.kernel, "join", None) if self.joins else None
+        return results if join is None else [join(results)]

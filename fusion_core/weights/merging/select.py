@@ -1,12 +1,13 @@
 """Exact selection by magnitude, without sorting.
 
-The bits of a non-negative float, read as an integer, order as the floats do. So the k-th largest
-magnitude is found by counting: a sample says between which two values it should lie, one pass over
-the weights counts what is above them and tallies what is between, and the counts prove the guess
-right or say on which side to go on. Exact, in memory that does not grow with the model.
+The bits of a non-negative float, read as an integer, order as the floats do, so the k-th largest
+magnitude can be found by counting. A sample says between which two values it should lie. One pass
+over the weights counts the values above that window and tallies the values inside it. The counts
+prove the guess right, or say on which side to go on. The result is exact, and memory does not grow
+with the model.
 
-Masks are slow: comparing into booleans costs five times as much as adding, or as comparing into the
-operands' own dtype. So counting is written as arithmetic.
+Counting is written as arithmetic, because masks are slow: comparing into booleans costs five times
+as much as adding, or as comparing into the operands' own dtype.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merging._tally import Part, Search, Tally, kth_largest, picked
+from fusion_core.weights.merging._tally import (
+    BlockTally,
+    Search,
+    Tally,
+    kth_largest,
+    select_by_mask,
+)
 from fusion_core.weights.merging.shared import shared_pass
 
 if TYPE_CHECKING:
@@ -30,18 +37,18 @@ if TYPE_CHECKING:
     Rows = Callable[[Piece], torch.Tensor]
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
-#: Elements an expert that a guess is made from, at most, and at most which part of all.
+#: A guess is made from this many elements per expert, or from one in so many if these are fewer.
 _SAMPLE, _SAMPLED = 2**19, 32
 #: Fewer elements than this are tallied without a guess.
 _WORTH_A_GUESS = 2**16
-#: How far from a sample's quantile, in its standard deviations, the true one is looked for.
+#: Half the width of a guess, in standard deviations of the sample's quantile.
 _MARGIN = 4
-#: So many values of a block are cheaper to pass on than to tally.
+#: Fewer values of a block than this are cheaper to pass on than to tally.
 _UNTALLIED = 2**15
 
 
 def task_vectors_of(piece: Piece) -> torch.Tensor:
-    """Return a piece's task vectors, in workers too: a function that can be pickled."""
+    """Return a piece's task vectors: a function that can be pickled for workers."""
     return piece.task_vectors
 
 
@@ -50,122 +57,113 @@ def kth_largest_magnitudes(
 ) -> torch.Tensor:
     """Return each row's k-th largest magnitude over everything a scan sees.
 
-    `rows(piece)`, by default the task vectors, gives fp32 or fp64 values of shape (count, ...), the
-    same on every pass; `count` is by default that of the experts. 1 <= k <= `scan.numel`. The
-    result has shape (count,) and the rows' dtype; it is exact. For several k it has shape (k's,
-    count). Takes one pass beyond the sample, however many k there are, more where the sample misled
-    or the magnitudes lie far apart.
+    `rows(piece)`, by default the task vectors, returns fp32 or fp64 values of shape (count, ...),
+    the same on every pass; `count` is by default the number of experts. 1 <= k <= `scan.numel`.
+    The exact result has shape (count,) and the rows' dtype; for several k, shape (number of k,
+    count). However many k there are, it takes one pass besides the sample, and more passes where
+    the sample misled or the magnitudes lie far apart.
     """
     count = len(scan.operands.experts) if count is None else count
-    said = (kth_largest_magnitudes, k, rows, count, scan.cut, scan.infos)
-    return shared_pass(scan.operands, said, lambda: _kth_largest(scan, k, rows, count))
+    key = (kth_largest_magnitudes, k, rows, count, scan.cut, scan.infos)
+    return shared_pass(scan.operands, key, lambda: _kth_largest(scan, k, rows, count))
 
 
 def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> torch.Tensor:
-    dtype = _widest(scan)
-    ranks = [each for each in ([k] if isinstance(k, int) else k) for _ in range(count)]
+    dtypes = {scan.operands.dtype(info.name) for info in scan.infos}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    ranks = [rank for rank in ([k] if isinstance(k, int) else k) for _ in range(count)]
     searches = _guesses(scan, ranks, rows, dtype)
     while any(search.bottom < search.top for search in searches):
         tallies = [Tally(search) for search in searches]
-        tallies = scan.fold(_Count(rows, dtype, tuple(searches)), _added, tallies)
-        narrowed = zip(searches, ranks, tallies, strict=True)
-        searches = [each.narrowed(rank, tally) for each, rank, tally in narrowed]
-    found = torch.tensor([search.bottom for search in searches], dtype=_INTEGERS[dtype])
-    return found.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
+        tallies = scan.fold(_Count(rows, dtype, tuple(searches)), _add_block, tallies)
+        searches = [
+            search.narrow(rank, tally)
+            for search, rank, tally in zip(searches, ranks, tallies, strict=True)
+        ]
+    keys = torch.tensor([search.bottom for search in searches], dtype=_INTEGERS[dtype])
+    return keys.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
 
 
-def _added(tallies: list[Tally], parts: list[Part]) -> list[Tally]:
-    for tally, part in zip(tallies, parts, strict=True):
-        tally.add(part)
+def _add_block(tallies: list[Tally], blocks: list[BlockTally]) -> list[Tally]:
+    for tally, block in zip(tallies, blocks, strict=True):
+        tally.add(block)
     return tallies
 
 
 @dataclass(frozen=True)
 class _Count:
-    """Counts one block, every row in windows of its own: all rows in turns, once a k."""
+    """Counts one block, every row in its own window; for several k, all rows once per k."""
 
     rows: Rows
     dtype: torch.dtype
     searches: tuple[Search, ...]
 
-    def __call__(self, piece: Piece) -> list[Part]:
+    def __call__(self, piece: Piece) -> list[BlockTally]:
         keys = _Magnitudes(self.rows, self.dtype)(piece)
         pairs = zip(cycle(keys), self.searches, strict=False)
         return [_count(row, search) for row, search in pairs]
 
-    def join(self, parts: Sequence[list[Part]]) -> list[Part]:
+    def join(self, blocks: Sequence[list[BlockTally]]) -> list[BlockTally]:
         """Add up what several blocks hold."""
-        return [Part.joined(each) for each in zip(*parts, strict=True)]
+        return [BlockTally.join(row) for row in zip(*blocks, strict=True)]
 
 
-def _count(keys: torch.Tensor, search: Search) -> Part:
+def _count(keys: torch.Tensor, search: Search) -> BlockTally:
     from_low = torch.ge(keys, search.low, out=torch.empty_like(keys))
     inside = torch.le(keys, search.high, out=torch.empty_like(keys)).mul_(from_low)
-    above = _total(from_low)
+    above = _count_ones(from_low)
     if search.low == search.high:
-        count = _total(inside)
-        return Part(above - count, count, torch.zeros(1, dtype=torch.int64), torch.tensor([count]))
-    bins = (picked(keys, inside.bool()) - search.low) >> search.shift
-    return Part(above - len(bins), len(bins), *_tallied(bins))
+        count = _count_ones(inside)
+        bins = torch.zeros(1, dtype=torch.int64)
+        return BlockTally(above - count, count, bins, torch.tensor([count]))
+    bins = (select_by_mask(keys, inside.bool()) - search.low) >> search.shift
+    count = len(bins)
+    if count < _UNTALLIED:
+        return BlockTally(above - count, count, bins)
+    counts = torch.bincount(bins)
+    occupied = counts.nonzero().squeeze(1)
+    return BlockTally(above - count, count, occupied, counts[occupied])
 
 
-def _total(ones: torch.Tensor) -> int:
-    """Count ones among zeros; they fit into their own dtype, which a block's length does."""
+def _count_ones(ones: torch.Tensor) -> int:
+    """Count ones among zeros, in their own dtype: a block's length fits into it."""
     return int(ones.sum(dtype=ones.dtype))
 
 
-def _tallied(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return bins and how often each occurs; a few as they are, the same one perhaps twice."""
-    if len(bins) < _UNTALLIED:
-        return bins, None
-    counts = torch.bincount(bins)
-    found = counts.nonzero().squeeze(1)
-    return found, counts[found]
-
-
 def _guesses(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Search]:
-    """Guess from a sample where to look; from the whole range where there is too little."""
+    """Guess the windows from a sample; of few elements, search the whole range."""
     top = int(torch.iinfo(_INTEGERS[dtype]).max)
-    everywhere = [Search(0, top, 0, top)] * len(ranks)
     if scan.numel < _WORTH_A_GUESS:
-        return everywhere
+        return [Search(0, top, 0, top)] * len(ranks)
     sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))
-    parts: list[torch.Tensor] = sample.fold(_Magnitudes(rows, dtype), _appended, [])
-    pairs = zip(cycle(torch.cat(parts, dim=1)), ranks, strict=False)
+    empty: list[torch.Tensor] = []
+    blocks = sample.fold(_Magnitudes(rows, dtype), lambda blocks, block: [*blocks, block], empty)
+    pairs = zip(cycle(torch.cat(blocks, dim=1)), ranks, strict=False)
     return [_guess(row, rank / scan.numel, top) for row, rank in pairs]
 
 
 @dataclass(frozen=True)
 class _Magnitudes:
-    """The magnitudes of a block themselves, as integers, of shape (experts, elements)."""
+    """The magnitudes of a block, as integers of shape (count, elements)."""
 
     rows: Rows
     dtype: torch.dtype
 
     def __call__(self, piece: Piece) -> torch.Tensor:
-        # On the CPU, where it is counted: what a GPU holds of a row is copied back once.
+        # Counting is done on the CPU: copy the values of a GPU back once.
         magnitudes = self.rows(piece).to(self.dtype).cpu().abs().unsqueeze(-1).flatten(1)
         return magnitudes.view(_INTEGERS[self.dtype])
 
-    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
         """Put blocks side by side."""
-        return torch.cat(list(parts), dim=1)
-
-
-def _appended(parts: list[torch.Tensor], part: torch.Tensor) -> list[torch.Tensor]:
-    return [*parts, part]
+        return torch.cat(list(blocks), dim=1)
 
 
 def _guess(sample: torch.Tensor, fraction: float, top: int) -> Search:
-    """Look around a sample's quantile, `fraction` of the way down from the largest."""
+    """Return a window around a sample's quantile, `fraction` of the way down from the largest."""
     rank = fraction * len(sample)
     margin = _MARGIN * math.sqrt(rank * (1 - fraction)) + _MARGIN
     above, below = int(rank - margin), math.ceil(rank + margin)
     high = top if above < 1 else kth_largest(sample, above, top)
     low = 0 if below > len(sample) else kth_largest(sample, below, top)
     return Search(0, top, low, high)
-
-
-def _widest(scan: Scan) -> torch.dtype:
-    dtypes = {scan.operands.dtype(info.name) for info in scan.infos}
-    return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -1,8 +1,8 @@
-"""What several merges of the same weights compute alike, kept in memory from one to the next.
+"""Results that several merges of the same weights have in common, cached between them.
 
-A sweep merges the same models at many options, and most of what it costs depends on few of them:
-what a pass over the weights finds, the singular components of a matrix. No method has to say on
-which. A result is known by what it was computed from, and returned as a copy.
+A sweep merges the same models with many options, and most of its cost depends on few of them:
+passes over the weights and singular components of matrices. Methods need not say which. The cache
+identifies a result by everything it was computed from, and returns a copy.
 """
 
 from __future__ import annotations
@@ -22,84 +22,89 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.merging.piece import Operands
 
-FoundT = TypeVar("FoundT")
+ResultT = TypeVar("ResultT")
 Tensors = tuple[torch.Tensor, ...]
 
-#: Bytes of what a pass may find to be kept; thresholds and norms are smaller, samples larger.
-_SMALL = 2**16
+#: Larger results of passes, in bytes, are not cached. Thresholds and norms are smaller; samples are
+#: larger.
+_LARGEST_RESULT = 2**16
 
 
 class Shared:
-    """What merges within a `with` of it keep of the weights for one another, and for the next one.
+    """A cache of results that the merges within its `with` block share.
 
-    It takes `limit` bytes of memory at most. Merges are the same with and without it. One at a time
-    is in use in a process, and executors' other processes share nothing.
+    It takes at most `limit` bytes of memory. Merges are the same with and without it. A process
+    uses one at a time, and the other processes of an executor share nothing.
     """
 
     def __init__(self, limit: int) -> None:
-        self._left = limit
-        self._found: dict[bytes, object] = {}
+        self._bytes_left = limit
+        self._results: dict[bytes, object] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        _in_use.append(self)
+        _active.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _in_use.remove(self)
+        _active.remove(self)
 
     def get(self, key: bytes) -> object | None:
-        """Return a result that was kept."""
-        return self._found.get(key)
+        """Return a cached result, or None."""
+        return self._results.get(key)
 
-    def keep(self, key: bytes, found: object, size: int) -> None:
-        """Keep a result; what no longer fits is not kept, since all are asked for in turns."""
+    def add(self, key: bytes, result: object, size: int) -> None:
+        """Cache a result of `size` bytes if it fits.
+
+        Nothing is evicted for it: merges ask for all results in turns.
+        """
         with self._lock:
-            if key not in self._found and size <= self._left:
-                self._left -= size
-                self._found[key] = found
+            if key not in self._results and size <= self._bytes_left:
+                self._bytes_left -= size
+                self._results[key] = result
 
 
-#: The last one counts; of the whole process, since workers are other threads.
-_in_use: list[Shared] = []
+#: The caches whose `with` block runs; the last one is used. They belong to the process, since
+#: workers are other threads.
+_active: list[Shared] = []
 
 
 def shared_pass(
-    operands: Operands, function: tuple[object, ...], compute: Callable[[], FoundT]
-) -> FoundT:
-    """Return what a pass over operands finds, which `function` and they say in full."""
-    if not _in_use or any(map(held_in_memory, operands.sources)):
+    operands: Operands, function: tuple[object, ...], compute: Callable[[], ResultT]
+) -> ResultT:
+    """Return the result of a pass over operands, which `function` describes completely."""
+    if not _active or any(map(held_in_memory, operands.sources)):
         return compute()
-    shared = _in_use[-1]
+    cache = _active[-1]
     try:
         key = blake3(pickle.dumps((operands, function))).digest()
     except (pickle.PicklingError, TypeError, AttributeError):  # a lambda, say
         return compute()
-    known = shared.get(key)
-    if isinstance(known, bytes):
-        found: FoundT = pickle.loads(known)  # noqa: S301 - our own
-        return found
-    found = compute()
-    pickled = pickle.dumps(found)
-    if len(pickled) <= _SMALL:
-        shared.keep(key, pickled, len(pickled))
-    return found
+    cached = cache.get(key)
+    if isinstance(cached, bytes):
+        copy: ResultT = pickle.loads(cached)  # noqa: S301 - our own
+        return copy
+    result = compute()
+    pickled = pickle.dumps(result)
+    if len(pickled) <= _LARGEST_RESULT:
+        cache.add(key, pickled, len(pickled))
+    return result
 
 
 def shared_tensors(
     matrix: torch.Tensor, name: str, compute: Callable[[torch.Tensor], Tensors]
 ) -> Tensors:
-    """Return what a function of this name makes of a matrix, known by its values."""
-    if not _in_use:
+    """Return what the function of this name computes of a matrix, identified by its values."""
+    if not _active:
         return compute(matrix)
-    shared = _in_use[-1]
+    cache = _active[-1]
     values = matrix.detach().cpu().contiguous()
-    about = f"{name} {matrix.dtype} {[*matrix.shape]} {matrix.device}"
-    key = blake3(memory_of(values)).update(about.encode()).digest()
-    known = shared.get(key)
-    if isinstance(known, tuple):
-        return tuple(each.to(matrix.device, copy=True) for each in known)
-    found = compute(matrix)
-    kept = tuple(each.to("cpu", copy=True) for each in found)
-    shared.keep(key, kept, sum(each.nbytes for each in kept))
-    return found
+    description = f"{name} {matrix.dtype} {[*matrix.shape]} {matrix.device}"
+    key = blake3(memory_of(values)).update(description.encode()).digest()
+    cached = cache.get(key)
+    if isinstance(cached, tuple):
+        return tuple(tensor.to(matrix.device, copy=True) for tensor in cached)
+    result = compute(matrix)
+    copies = tuple(tensor.to("cpu", copy=True) for tensor in result)
+    cache.add(key, copies, sum(tensor.nbytes for tensor in copies))
+    return result

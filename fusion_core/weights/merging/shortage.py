@@ -1,4 +1,4 @@
-"""Memory that ran out, however it is reported: Python, torch and the driver each have a way."""
+"""Recognise and report that memory ran out; Python, torch and the driver each raise their own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fusion_core.shown import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: In the messages of the RuntimeErrors by which torch says it.
-_SAID = (
+#: Parts of the messages of the RuntimeErrors that torch raises when memory runs out.
+_MESSAGES = (
     "DefaultCPUAllocator:",
     "out of memory",
     "not enough memory",
@@ -26,32 +26,29 @@ _SAID = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an error says that there is no more memory, of this machine or of its GPU."""
+    """Tell whether an error means that this machine or its GPU has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Report memory that ran out as a `FusionError`, with what was noted on the way."""
+    """Report memory that ran out as a `FusionError` that keeps the notes of the original error."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _out_of_memory(error) from error
-
-
-def _out_of_memory(error: Exception) -> FusionError:
-    lines = str(error).strip().splitlines()
-    reason = f": {printable(lines[0])}" if lines else ""
-    explained = FusionError(
-        f"out of memory{reason}",
-        hint="Use fewer workers (--workers) or smaller batches, or end what else needs memory.",
-    )
-    for note in getattr(error, "__notes__", ()):
-        explained.add_note(note)
-    return explained
+        lines = str(error).strip().splitlines()
+        reason = f": {printable(lines[0])}" if lines else ""
+        shortage = FusionError(
+            f"out of memory{reason}",
+            hint="Use fewer workers (--workers) or smaller batches, or free memory that other "
+            "programs use.",
+        )
+        for note in getattr(error, "__notes__", ()):
+            shortage.add_note(note)
+        raise shortage from error

@@ -1,10 +1,9 @@
 """Singular components and polar factors, by the smaller Gram matrix.
 
-The eigenvectors of the smaller of X'X and XX', taken in fp64, are one side's singular vectors, and
-a product gives the other's. On a CPU that takes about as long as LAPACK's SVD, and Newton-Schulz,
-the usual way to a polar factor without either, more than three times as long
-(benchmarks/spectral.py). Nor can Newton-Schulz tell a direction that is zero from one that is
-rounding.
+The eigenvectors of the smaller of X'X and XX', taken in fp64, are the singular vectors of one side.
+A product gives those of the other side. On a CPU this takes about as long as LAPACK's SVD.
+Newton-Schulz, the usual way to a polar factor without either, takes more than three times as long
+(benchmarks/spectral.py), and cannot tell a direction that is zero from one that is rounding.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: Singular values below this fraction of the largest one are rounding in fp32, and count as zero.
+#: Singular values below this fraction of the largest one are rounding in fp32: they count as zero.
 _ROUNDING = 1e-6
-#: How many rows are in fp64 at once.
+#: How many rows are held in fp64 at once.
 _ROWS = 4096
 _MATRIX = 2
 
@@ -30,8 +29,8 @@ _MATRIX = 2
 class Components(NamedTuple):
     """Singular components, the largest first: their sum is left @ diag(values) @ right.T.
 
-    Shapes: (m, r), (r,), (n, r). Where a value is zero, a left or right vector is, too: nothing
-    arbitrary takes its place.
+    Shapes: (m, r), (r,), (n, r). Where a value is zero, its left or right vector is zero as well,
+    not arbitrary.
     """
 
     left: Tensor
@@ -44,7 +43,7 @@ class Components(NamedTuple):
         return int(self.values.count_nonzero())
 
     def largest(self, count: int) -> Components:
-        """Return the first components; all, if there are no more."""
+        """Return the first `count` components, or all if there are fewer."""
         return Components(self.left[:, :count], self.values[:count], self.right[:, :count])
 
     def product(self) -> Tensor:
@@ -65,19 +64,19 @@ def decompose(matrix: Tensor) -> Components:
 
 def polar(matrix: Tensor) -> Tensor:
     """Return U V' of U S V': every singular value becomes 1, or stays 0."""
-    (factor,) = shared_tensors(matrix, "polar", lambda each: (_polar(each),))
+    (factor,) = shared_tensors(matrix, "polar", lambda matrix: (_polar(matrix),))
     return factor
 
 
 def joint_rank(rows: Tensor) -> int:
     """Return the numerical rank of matrices (experts, m, n) side by side, min(m, n) at most.
 
-    They stand beside each other where m <= n, and below each other where m > n. That is min(m, n)
-    where one matrix has full rank, and often the sum of the ranks of adapters.
+    Matrices with m > n are stacked below each other instead. The rank is min(m, n) where one matrix
+    has full rank, and often the sum of the ranks of adapters.
     """
-    _, rows_of_each, columns = rows.shape
-    tall = (rows.mT if rows_of_each <= columns else rows).flatten(0, 1)
-    (values,) = shared_tensors(tall, "values", lambda joined: (_spectrum(joined)[0],))
+    _, height, width = rows.shape
+    tall = (rows.mT if height <= width else rows).flatten(0, 1)
+    (values,) = shared_tensors(tall, "values", lambda matrix: (_spectrum(matrix)[0],))
     return int(values.count_nonzero())
 
 
@@ -87,7 +86,7 @@ def _decompose(matrix: Tensor) -> Components:
         right, values, left = _decompose(matrix.mT)
         return Components(left, values, right)
     values, basis = _spectrum(matrix)
-    left = _times(matrix, basis * _inverse(values))
+    left = _multiply_wide(matrix, basis * _inverse(values))
     return Components(left, values.to(matrix.dtype), basis.to(matrix.dtype))
 
 
@@ -96,14 +95,14 @@ def _polar(matrix: Tensor) -> Tensor:
     if rows < columns:
         return _polar(matrix.mT).mT
     values, basis = _spectrum(matrix)
-    return _times(matrix, (basis * _inverse(values)) @ basis.mT)
+    return _multiply_wide(matrix, (basis * _inverse(values)) @ basis.mT)
 
 
-def by_component(matrix: Tensor, factors: Tensor) -> Tensor:
-    """Return a matrix with its n largest components times factors, and the rest times the last.
+def scale_components(matrix: Tensor, factors: Tensor) -> Tensor:
+    """Multiply a matrix's c largest singular components by factors, and the rest by the last one.
 
-    Shapes: (m, n) and (n + 1,). What is added to the matrix is of the components alone, so that
-    equal factors only scale it.
+    Shapes: (m, n) and (c + 1,). The matrix is scaled as a whole and only components are added, so
+    that equal factors do nothing but scale it.
     """
     rest = factors[-1]
     left, values, right = decompose(matrix).largest(len(factors) - 1)
@@ -118,16 +117,16 @@ def _spectrum(tall: Tensor) -> tuple[Tensor, Tensor]:
         gram.addmm_(wide.mT, wide)
     squares, basis = torch.linalg.eigh(gram)
     squares, basis = squares.flip(0), basis.flip(1)
-    kept = squares > squares[0] * _ROUNDING**2
-    return squares.where(kept, 0).sqrt(), basis
+    is_nonzero = squares > squares[0] * _ROUNDING**2
+    return squares.where(is_nonzero, 0).sqrt(), basis
 
 
 def _inverse(values: Tensor) -> Tensor:
     return torch.where(values > 0, 1 / values, 0)
 
 
-def _times(tall: Tensor, square: Tensor) -> Tensor:
-    """Multiply in fp64, a few rows at a time: an inverse root holds large numbers that cancel."""
+def _multiply_wide(tall: Tensor, square: Tensor) -> Tensor:
+    """Multiply in fp64, a few rows at a time; an inverse root holds large numbers that cancel."""
     return torch.cat(
         [(block.double() @ square).to(tall.dtype) for block in torch.split(tall, _ROWS)]
     )

@@ -1,7 +1,7 @@
-"""Task vectors as a transform makes them: experts that are read as such by whoever reads them.
+"""Experts whose task vectors a transform has replaced, read like any other expert.
 
-A transform makes the rows of all experts at once, and readers ask for one expert after the other.
-So the rows of the latest range are kept, a thread's own, and computed once for all who read it.
+A transform computes the rows of all experts at once, but readers ask for one expert after the
+other. So each thread keeps the rows of its latest range until it reads another range.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NONE = torch.empty(0)
 
 
 class Unchanged(RowsKernel):
-    """The transform that changes nothing."""
+    """A transform that leaves task vectors as they are."""
 
     is_bounded = True
 
@@ -45,20 +45,20 @@ class Unchanged(RowsKernel):
 
 
 class Origin(Kernel):
-    """What coordinates are counted from: zeros in the base's place."""
+    """The origin of coordinates: zeros instead of the base."""
 
     is_bounded = True
 
     def merge(self, piece: Piece) -> torch.Tensor:
-        """Return zeros; no model is read."""
+        """Return zeros without reading a model."""
         return torch.zeros(piece.shape)
 
 
 class Computed(Kernel):
-    """Weights that a method computed itself, as the engine's own checks see them."""
+    """Weights that a method computed itself, in a form that the engine's checks can read."""
 
     def merge(self, piece: Piece) -> torch.Tensor:
-        """Return the weights as they are."""
+        """Return the weights."""
         return piece.merged
 
 
@@ -70,35 +70,35 @@ class Restored(Kernel):
 
     @property
     def cut(self) -> Cut:
-        """As the coordinates are cut."""
+        """The cut of the coordinates."""
         return self.coordinates.cut
 
     @property
     def scope(self) -> Scope:
-        """What the coordinates depend on."""
+        """The scope of the coordinates."""
         return self.coordinates.scope
 
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the coordinates' own
-        """Find what they depend on."""
+        """Make the survey of the coordinates."""
         return self.coordinates.survey(scan)
 
     def working_memory(self, shape: Sequence[int], experts: int) -> float:
-        """As the coordinates need."""
+        """Return what the coordinates need."""
         return self.coordinates.working_memory(shape, experts)
 
     def merge(self, piece: Piece) -> torch.Tensor:
-        """Go back to the base."""
+        """Restore the task vector and add the base."""
         return self.coordinates.restore(piece).add(piece.base)
 
 
 def transformed_experts(operands: Operands, kernel: RowsKernel) -> dict[str, WeightSource]:
-    """Return the experts with the task vectors that a kernel makes of theirs, as differences."""
+    """Return experts with the task vectors that a kernel makes of theirs, as differences."""
     rows = TransformedRows(kernel, operands)
     return {name: TransformedExpert(rows, number) for number, name in enumerate(operands.experts)}
 
 
 class _Latest(threading.local):
-    """What a thread has prepared and read last."""
+    """What the current thread prepared and read last."""
 
     prepared: tuple[str | None, ...] = ()
     span: tuple[str | int, ...] = ()
@@ -107,7 +107,7 @@ class _Latest(threading.local):
 
 @dataclass
 class TransformedRows(Applied[RowsKernel]):
-    """A transform on operands, and what each thread has read last."""
+    """A transform applied to operands."""
 
     _latest: _Latest = field(default_factory=_Latest)
 
@@ -115,7 +115,7 @@ class TransformedRows(Applied[RowsKernel]):
         """Return the rows of all experts in a range, on the CPU, of shape (experts, elements)."""
         latest, span = self._latest, (name, start, stop)
         if latest.span != span:
-            latest.span, latest.rows = (), _NONE  # freed before as much is computed again
+            latest.span, latest.rows = (), _NONE  # free them before computing as much again
             count = len(self.operands.experts)
             rows = self.compute(self.kernel.rows, span, rows=count)
             latest.rows = rows.reshape(count, -1).to(self.infos[name].dtype).cpu()
@@ -123,7 +123,7 @@ class TransformedRows(Applied[RowsKernel]):
         return latest.rows
 
     def prepare(self, executor: Executor, name: str | None) -> None:
-        """Prepare the operands and make the surveys; every expert asks, and the first is heard."""
+        """Prepare the operands and make the surveys, once although every expert asks for it."""
         if self._latest.prepared == (name,):
             return
         for source in self.operands.sources:
@@ -149,14 +149,14 @@ class TransformedExpert(WeightSource):
         self.infos, self.cut = rows.infos, rows.cut
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return a range of the task vector; what is not floating-point is the expert's own."""
+        """Return a range of the task vector; integers and booleans are the expert's."""
         if not is_merged(self.infos[name]):
             return self._expert.read(name, start, stop)
         return self.rows.read(name, start, stop)[self._number]
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """All models: a transform may look at every one."""
+        """All models: a transform may read every one."""
         return self.rows.operands.sources
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:

@@ -1,12 +1,13 @@
 """Trimming and sign election: the first two steps of TIES (arXiv:2306.01708), alone and together.
 
-Masks are slow: comparing into booleans costs five times as much as adding. So both are written as
-arithmetic.
+Both are written as arithmetic, because masks are slow: comparing into booleans costs five times as
+much as adding.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,24 +27,24 @@ def kept_count(density: float, numel: int) -> int:
 
 
 def trim_thresholds(scan: Scan, density: float) -> torch.Tensor:
-    """Return each expert's smallest kept magnitude over what a scan sees, of shape (experts,)."""
-    kept = kept_count(density, scan.numel)
-    if kept == 0 or scan.numel == 0:
+    """Return the smallest magnitude that a density keeps of each expert, of shape (experts,)."""
+    count = kept_count(density, scan.numel)
+    if count == 0 or scan.numel == 0:
         return torch.full((len(scan.operands.experts),), torch.inf)
-    return kth_largest_magnitudes(scan, kept)
+    return kth_largest_magnitudes(scan, count)
 
 
 def trimmed(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """Zero every entry whose magnitude is below its expert's threshold; equal ones are kept."""
-    kept = torch.empty_like(task_vectors)
+    """Zero every entry whose magnitude is below its expert's threshold; keep equal ones."""
+    result = torch.empty_like(task_vectors)
     below = _next_below(thresholds, task_vectors.dtype).tolist()
-    for row, out, bound in zip(task_vectors, kept, below, strict=True):
+    for row, out, bound in zip(task_vectors, result, below, strict=True):
         torch.hardshrink(row, bound, out=out)
-    return kept
+    return result
 
 
 def _next_below(thresholds: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the largest numbers below thresholds; infinity, which keeps nothing, as it is."""
+    """Return the largest numbers below thresholds; keep infinity, which trims everything."""
     rounded = thresholds.to(dtype)
     is_below = thresholds.isinf() | (rounded.double() < thresholds.double())
     return rounded.where(is_below, rounded.nextafter(torch.full_like(rounded, -torch.inf)))
@@ -51,17 +52,20 @@ def _next_below(thresholds: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Trimming(RowsKernel):
-    """Keeps the `density` largest entries of each task vector; equal ones are kept too."""
+    """Keeps the fraction `density` of each task vector's entries with the largest magnitudes.
+
+    It also keeps entries that equal the smallest of these.
+    """
 
     density: float
     scope: Scope = Scope.MODEL
 
     def survey(self, scan: Scan) -> torch.Tensor:
-        """Find the thresholds."""
+        """Find one threshold per expert."""
         return trim_thresholds(scan, self.density)
 
     def rows(self, piece: Piece) -> torch.Tensor:
-        """Zero what is below its expert's threshold."""
+        """Zero every entry below its expert's threshold."""
         return trimmed(piece.task_vectors, piece.state)
 
 
@@ -69,7 +73,8 @@ class Trimming(RowsKernel):
 class Electing(RowsKernel):
     """Zeroes the entries that do not have the sign of their weighted sum over the experts.
 
-    Where the sum is exactly zero, the sign is the majority's in the scope or, without one, plus.
+    Where the sum is exactly zero, the sign is that of the majority in the scope or, without a
+    scope, plus.
     """
 
     scope: Scope = Scope.MODEL
@@ -79,7 +84,7 @@ class Electing(RowsKernel):
         return majority_sign(scan)
 
     def rows(self, piece: Piece) -> torch.Tensor:
-        """Keep what agrees."""
+        """Zero the entries of the other sign."""
         weighted = piece.task_vectors * piece.weights
         sign = elected_sign(weighted, 1.0 if piece.state is None else piece.state)
         return agreeing(weighted, sign).sign_().mul_(piece.task_vectors)
@@ -87,16 +92,16 @@ class Electing(RowsKernel):
 
 @dataclass(frozen=True)
 class Trim:
-    """What must be known of all task vectors before one entry can be trimmed and elected."""
+    """Statistics of all task vectors that trimming and sign election of an entry depend on."""
 
-    #: each expert's smallest kept magnitude, shape (experts,)
+    #: the smallest magnitude kept of each expert, shape (experts,)
     thresholds: torch.Tensor
     #: the sign of entries that cancel exactly: 1, -1, or 0 where even the majority is tied
     tie: float
 
     @classmethod
     def of(cls, scan: Scan, density: float, *, majority: bool = True) -> Trim:
-        """Survey what a scan sees: thresholds and, if it is asked for, the sign of the majority.
+        """Survey the thresholds and, by default, the sign of the majority.
 
         Without the majority, entries that cancel are positive.
         """
@@ -113,46 +118,37 @@ class Trim:
 
 
 def majority_sign(scan: Scan, thresholds: torch.Tensor | None = None) -> float:
-    """Return the sign that most entries elect, 1 or -1; 0 where it is a tie.
+    """Return the sign that most entries elect, 1 or -1; 0 if it is a tie.
 
-    An entry elects the sign of the weighted sum of its task vectors, trimmed by thresholds if there
-    are some.
+    An entry elects the sign of the weighted sum of its task vectors, which are first trimmed if
+    there are thresholds.
     """
-    votes = scan(_SignVotes(thresholds), torch.add, torch.zeros((), dtype=torch.int64))
+    votes = scan(partial(_count_votes, thresholds), torch.add, torch.zeros((), dtype=torch.int64))
     return float(votes.sign())
 
 
-@dataclass(frozen=True)
-class _SignVotes:
-    """Counts positive minus negative signs of the summed entries of a block."""
-
-    thresholds: torch.Tensor | None
-
-    def __call__(self, piece: Piece) -> torch.Tensor:
-        rows = piece.task_vectors
-        kept = rows if self.thresholds is None else trimmed(rows, self.thresholds)
-        return in_order(kept * piece.weights).sign().to(torch.int64).sum()
+def _count_votes(thresholds: torch.Tensor | None, piece: Piece) -> torch.Tensor:
+    """Count positive minus negative signs of a block's summed entries."""
+    rows = piece.task_vectors
+    rows = rows if thresholds is None else trimmed(rows, thresholds)
+    return in_order(rows * piece.weights).sign().to(torch.int64).sum()
 
 
 def elected_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
     """Return the sign of the sum over experts, 1 or -1; where that is exactly zero, the sign `tie`.
 
-    `tie` is 1, -1, or 0: then such entries have no sign, and are 0.
+    `tie` is 1, -1, or 0; with 0, such entries have no sign and are 0.
     """
     total = in_order(rows)
     if tie == 0:
         return total.sign_()
-    # An exact zero is +0, which has a sign to copy.
+    # An exact zero is +0, whose sign is copied; negate it where ties are negative.
     total = total if tie > 0 else torch.rsub(total, 0.0)
-    return _with_sign_of(total, tie)
-
-
-def _with_sign_of(values: torch.Tensor, number: float) -> torch.Tensor:
-    """Write `number` into values, negated where they are negative: three times as fast on bits."""
-    integers = torch.int64 if values.dtype is torch.float64 else torch.int32
-    bits = int(torch.tensor(number, dtype=values.dtype).view(integers))
+    # Write `tie` into the total, negated where the total is negative: three times as fast on bits.
+    integers = torch.int64 if total.dtype is torch.float64 else torch.int32
+    bits = int(torch.tensor(tie, dtype=total.dtype).view(integers))
     sign_bit = torch.iinfo(integers).min
-    return values.view(integers).bitwise_and_(sign_bit).bitwise_xor_(bits).view(values.dtype)
+    return total.view(integers).bitwise_and_(sign_bit).bitwise_xor_(bits).view(total.dtype)
 
 
 def agreeing(rows: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What lies beside the weights is compared: configurations, tokenizers, adapters' bases."""
+"""Comparison of side files: configurations, classes of tokenizers, bases of adapters."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def adapter(path: Path, **config: Any) -> str:
 
 
 def warnings(base: Any, *models: Any, **policy: Any) -> tuple[str, ...]:
-    named = {f"m{n}": each for n, each in enumerate(models)}
-    found = CheckpointsPool(CheckpointsConfig(base=base, models=named))
-    return found.aligned(AlignmentPolicy(**policy)).warnings
+    by_name = {f"m{n}": path for n, path in enumerate(models)}
+    pool = CheckpointsPool(CheckpointsConfig(base=base, models=by_name))
+    return pool.aligned(AlignmentPolicy(**policy)).warnings
 
 
 def rows(base: Any, *models: Any) -> list[str]:
@@ -151,12 +151,12 @@ def pair(tmp_path: Path, ours: Any, theirs: Any) -> tuple[str, str]:
         (CLIP, {"model_type": "clip_vision_model", "patch_size": 8}, "patch_size  m0: 8"),
     ],
 )
-def test_what_makes_a_merge_meaningless_is_an_error(
+def test_a_difference_that_makes_a_merge_meaningless_is_an_error(
     tmp_path: Path, base: Any, expert: Any, row: str
 ) -> None:
     paths = pair(tmp_path, base, expert)
-    assert any(found.startswith("config.json ") and row in found for found in rows(*paths))
-    assert any(row.split(maxsplit=1)[0] in found for found in warnings(*paths, config="warn"))
+    assert any(line.startswith("config.json ") and row in line for line in rows(*paths))
+    assert any(row.split(maxsplit=1)[0] in line for line in warnings(*paths, config="warn"))
     assert warnings(*paths, config="ignore") == ()
 
 
@@ -176,11 +176,13 @@ def test_what_makes_a_merge_meaningless_is_an_error(
         ),
     ],
 )
-def test_what_may_is_a_warning(tmp_path: Path, base: Any, expert: Any, says: str) -> None:
+def test_a_doubtful_difference_is_a_warning(
+    tmp_path: Path, base: Any, expert: Any, says: str
+) -> None:
     paths = pair(tmp_path, base, expert)
-    (found,) = warnings(*paths)
-    assert found.startswith("m0: config.json ")
-    assert says in found
+    (warning,) = warnings(*paths)
+    assert warning.startswith("m0: config.json ")
+    assert says in warning
     assert warnings(*paths, config="ignore") == ()
 
 
@@ -208,26 +210,28 @@ def test_what_may_is_a_warning(tmp_path: Path, base: Any, expert: Any, says: str
         (changed(LLAMA, model_type="v"), {"model_type": "v", "text_config": LLAMA}),
     ],
 )
-def test_what_means_the_same_is_no_difference(tmp_path: Path, base: Any, expert: Any) -> None:
+def test_different_spellings_are_not_a_difference(tmp_path: Path, base: Any, expert: Any) -> None:
     assert warnings(*pair(tmp_path, base, expert)) == ()
 
 
-def test_of_many_keys_that_differ_some_are_shown(tmp_path: Path) -> None:
-    configs = ({f"k{n}": each for n in range(99)} for each in "ab")
-    found = warnings(*pair(tmp_path, *configs))
-    assert found[-1] == "m0: config.json: 79 more keys differ"
-    assert len(found) == 21
+def test_only_the_first_of_many_differing_keys_are_shown(tmp_path: Path) -> None:
+    configs = ({f"k{n}": value for n in range(99)} for value in "ab")
+    lines = warnings(*pair(tmp_path, *configs))
+    assert lines[-1] == "m0: config.json: 79 more keys differ"
+    assert len(lines) == 21
 
 
 @pytest.mark.parametrize("kind", ["LlamaConfig", "Gemma3TextConfig", "GPTNeoXConfig", "T5Config"])
-def test_transformers_writes_what_compares_as_equal(tmp_path: Path, kind: str) -> None:
+def test_configurations_that_transformers_saves_are_equal_to_their_origin(
+    tmp_path: Path, kind: str
+) -> None:
     config = getattr(transformers, kind)()
     config.save_pretrained(tmp_path / "one")
     base = model(tmp_path / "base", config.to_dict())
     assert warnings(base, model(tmp_path / "one")) == ()
 
 
-def test_gemma_3_is_spelled_in_two_ways(tmp_path: Path) -> None:
+def test_both_spellings_of_gemma_3_are_equal(tmp_path: Path) -> None:
     shared = {"model_type": "gemma3_text", "hidden_size": 64}
     old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None}
     layers = {
@@ -237,11 +241,11 @@ def test_gemma_3_is_spelled_in_two_ways(tmp_path: Path) -> None:
     base = model(tmp_path / "base", {**shared, **old})
     assert warnings(base, model(tmp_path / "one", {**shared, "rope_parameters": layers})) == ()
     layers["sliding_attention"]["rope_theta"] = 1e5
-    found = rows(base, model(tmp_path / "one", {**shared, "rope_parameters": layers}))
-    assert found == ["config.json rope_local_base_freq  m0: 100000.0, the base's is 10000.0"]
+    differences = rows(base, model(tmp_path / "one", {**shared, "rope_parameters": layers}))
+    assert differences == ["config.json rope_local_base_freq  m0: 100000.0, the base's is 10000.0"]
 
 
-def test_without_a_base_the_first_that_says_something_is_the_measure(tmp_path: Path) -> None:
+def test_without_a_base_models_are_compared_with_the_first_configuration(tmp_path: Path) -> None:
     models = [model(tmp_path / "a"), *pair(tmp_path, LLAMA, changed(LLAMA, rope_theta=1.0))]
     assert rows(None, *models) == ["config.json rope_theta  m2: 1.0, m1's is 500000.0"]
 
@@ -306,15 +310,15 @@ def test_tokenizers_of_different_classes_are_an_error(tmp_path: Path) -> None:
         "x" * 5000,
     ],
 )
-def test_an_adapter_of_the_base_or_of_none_that_is_known_fits(tmp_path: Path, named: Any) -> None:
+def test_an_adapter_of_the_base_or_of_an_unknown_model_fits(tmp_path: Path, named: Any) -> None:
     base = model(tmp_path / "base")
     assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path=named)) == ()
 
 
 def test_an_adapter_that_names_another_model_by_name_alone_is_a_warning(tmp_path: Path) -> None:
     base = model(tmp_path / "base")
-    (found,) = warnings(base, adapter(tmp_path / "a", base_model_name_or_path="org/other"))
-    assert "'org/other'" in found
+    (warning,) = warnings(base, adapter(tmp_path / "a", base_model_name_or_path="org/other"))
+    assert "'org/other'" in warning
     base = model(tmp_path / "base", {"_name_or_path": "org/other"})
     assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path="org/other")) == ()
 
@@ -338,12 +342,12 @@ def test_an_adapter_of_another_directory_is_an_error_unless_it_is_a_copy(tmp_pat
     assert len(warnings(base, one, config="warn")) == 1
 
 
-def test_an_adapters_base_that_is_live_is_not_doubted(tmp_path: Path) -> None:
+def test_the_base_of_an_adapter_is_not_compared_with_a_live_model(tmp_path: Path) -> None:
     assert warnings(WEIGHTS, adapter(tmp_path, base_model_name_or_path="org/other")) == ()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_a_configuration_that_is_none_is_named(tmp_path: Path, name: str) -> None:
+def test_an_error_names_an_invalid_configuration(tmp_path: Path, name: str) -> None:
     base = model(tmp_path / "base", LLAMA)
     (tmp_path / "base" / name).write_text("[1]")
     with pytest.raises(CheckpointError, match=name):

@@ -24,7 +24,7 @@ def weights(infos: Infos) -> StateDictSource:
 def refused(base: Infos | None, *experts: Infos, **policy: Any) -> list[str]:
     """Return the table's rows."""
     sources: dict[str, WeightSource] = {
-        chr(97 + n): weights(each) for n, each in enumerate(experts)
+        chr(97 + n): weights(infos) for n, infos in enumerate(experts)
     }
     with pytest.raises(AlignmentError) as caught:
         align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
@@ -36,10 +36,10 @@ def refused(base: Infos | None, *experts: Infos, **policy: Any) -> list[str]:
 
 def aligned(base: Infos | None, *experts: Infos, **policy: Any) -> dict[str, WeightSource]:
     sources: dict[str, WeightSource] = {
-        chr(97 + n): weights(each) for n, each in enumerate(experts)
+        chr(97 + n): weights(infos) for n, infos in enumerate(experts)
     }
-    found = align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
-    return dict(found.experts)
+    alignment = align(None if base is None else weights(base), sources, AlignmentPolicy(**policy))
+    return dict(alignment.experts)
 
 
 BASE: Infos = {"w": ((2, 3), F32), "b": ((2,), F32), "n": ((), I64)}
@@ -75,7 +75,7 @@ def test_a_long_table_is_cut_and_counted() -> None:
     assert rows[-1] == "... and 29 more"
 
 
-def test_without_a_base_the_first_expert_is_the_measure() -> None:
+def test_without_a_base_models_are_compared_with_the_first_expert() -> None:
     rows = refused(None, BASE, {"w": ((3, 2), F32), "b": ((2,), F32), "y": ((), F32)})
     assert rows == [
         "n  b: missing",
@@ -84,25 +84,25 @@ def test_without_a_base_the_first_expert_is_the_measure() -> None:
     ]
 
 
-def test_missing_tensors_may_be_the_bases() -> None:
+def test_missing_tensors_may_come_from_the_base() -> None:
     base = StateDictSource({"w": torch.ones(2), "b": torch.full((2,), 5.0)})
     expert = StateDictSource({"w": torch.zeros(2)}, label="lean")
-    found = align(base, {"a": expert}, AlignmentPolicy(missing="base")).experts["a"]
-    assert list(found.infos) == ["w", "b"]
-    assert torch.equal(found.tensor("w"), torch.zeros(2))
-    assert torch.equal(found.tensor("b"), torch.full((2,), 5.0))
-    assert found.describe() == "lean"
+    aligned_expert = align(base, {"a": expert}, AlignmentPolicy(missing="base")).experts["a"]
+    assert list(aligned_expert.infos) == ["w", "b"]
+    assert torch.equal(aligned_expert.tensor("w"), torch.zeros(2))
+    assert torch.equal(aligned_expert.tensor("b"), torch.full((2,), 5.0))
+    assert aligned_expert.describe() == "lean"
 
 
-def test_without_a_base_nothing_can_be_taken_from_it() -> None:
+def test_without_a_base_missing_tensors_are_an_error() -> None:
     assert refused(None, BASE, {"w": ((2, 3), F32), "b": ((2,), F32)}, missing="base") == [
         "n  b: missing"
     ]
 
 
 def test_extra_tensors_may_be_dropped() -> None:
-    found = aligned(BASE, {**BASE, "head": ((9,), F32)}, extra="drop")["a"]
-    assert found.infos.keys() == BASE.keys()
+    expert = aligned(BASE, {**BASE, "head": ((9,), F32)}, extra="drop")["a"]
+    assert expert.infos.keys() == BASE.keys()
 
 
 def test_float_dtypes_may_differ_but_not_kinds() -> None:
@@ -129,8 +129,8 @@ def test_a_hint_names_the_policies_that_would_help(expert: Infos, hints: list[st
     with pytest.raises(AlignmentError) as caught:
         aligned(BASE, expert)
     assert caught.value.hint is not None
-    found = [word for word in caught.value.hint.split() if word.startswith("alignment.")]
-    assert [word.rstrip(".,") for word in found] == hints
+    words = [word for word in caught.value.hint.split() if word.startswith("alignment.")]
+    assert [word.rstrip(".,") for word in words] == hints
 
 
 def test_a_hint_of_a_strict_dtype_policy() -> None:
@@ -142,7 +142,7 @@ def test_a_hint_of_a_strict_dtype_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "found"),
+    ("ours", "theirs", "names"),
     [
         (["a", "b"], ["b", "a"], {"a": "a", "b": "b"}),
         (["x.a", "x.b"], ["a", "b"], {"x.a": "a", "x.b": "b"}),
@@ -165,15 +165,15 @@ def test_a_hint_of_a_strict_dtype_policy() -> None:
     ],
 )
 def test_the_prefix_under_which_most_names_meet(
-    ours: list[str], theirs: list[str], found: dict[str, str]
+    ours: list[str], theirs: list[str], names: dict[str, str]
 ) -> None:
-    assert same_tensors(ours, theirs) == found
+    assert same_tensors(ours, theirs) == names
 
 
 def test_twenty_thousand_names_are_matched_quickly_enough_to_be_planned() -> None:
     ours = [f"layers.{n}.weight" for n in range(20_000)]
-    found = same_tensors(ours, [f"model.{name}" for name in ours])
-    assert found == {name: f"model.{name}" for name in ours}
+    names = same_tensors(ours, [f"model.{name}" for name in ours])
+    assert names == {name: f"model.{name}" for name in ours}
 
 
 def test_differences_are_shown_in_the_bases_spelling() -> None:
@@ -194,17 +194,17 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_copy_that_one_model_lacks_is_no_difference() -> None:
-    for own, other in (
+def test_a_missing_copy_is_not_a_difference() -> None:
+    for embeddings, tuned in (
         (random(5, 3, seed=1), random(5, 3, seed=2)),
         (random(9), random(9, seed=3)),
     ):
-        base = StateDictSource({"in": own, "head": own.clone()})
-        expert = StateDictSource({"in": other})
-        found = align(base, {"a": expert}, AlignmentPolicy()).experts["a"]
-        assert torch.equal(found.tensor("head"), other)
-        found = align(expert, {"a": base}, AlignmentPolicy()).experts["a"]
-        assert found.infos.keys() == {"in"}
+        base = StateDictSource({"in": embeddings, "head": embeddings.clone()})
+        expert = StateDictSource({"in": tuned})
+        aligned_expert = align(base, {"a": expert}, AlignmentPolicy()).experts["a"]
+        assert torch.equal(aligned_expert.tensor("head"), tuned)
+        aligned_expert = align(expert, {"a": base}, AlignmentPolicy()).experts["a"]
+        assert aligned_expert.infos.keys() == {"in"}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_copy_that_one_model_lacks_is_no_difference() -> None:
         random(5, 3).double(),
     ],
 )
-def test_what_is_no_copy_is_a_difference(head: torch.Tensor) -> None:
+def test_a_missing_tensor_that_is_not_a_copy_is_a_difference(head: torch.Tensor) -> None:
     base = StateDictSource({"in": random(5, 3), "head": head})
     expert = StateDictSource({"in": random(5, 3, seed=1)})
     with pytest.raises(AlignmentError, match="head  a: missing"):
@@ -225,20 +225,20 @@ def test_what_is_no_copy_is_a_difference(head: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
-def test_tensors_of_one_value_are_alike_but_no_copies(value: float) -> None:
+def test_constant_tensors_do_not_count_as_copies(value: float) -> None:
     base = StateDictSource({"a.bias": torch.full((4,), value), "b.bias": torch.full((4,), value)})
     expert = StateDictSource({"a.bias": torch.full((4,), value)})
     with pytest.raises(AlignmentError, match=r"b\.bias  a: missing"):
         align(base, {"a": expert}, AlignmentPolicy())
 
 
-def test_the_difference_of_a_copy_may_be_at_its_end() -> None:
-    own = random(2**19)
-    changed = own.clone()
+def test_copies_are_compared_to_their_end() -> None:
+    embeddings = random(2**19)
+    changed = embeddings.clone()
     changed[-1] += 1
-    base = StateDictSource({"in": own, "head": changed})
+    base = StateDictSource({"in": embeddings, "head": changed})
     with pytest.raises(AlignmentError, match="head  a: missing"):
-        align(base, {"a": StateDictSource({"in": own})}, AlignmentPolicy())
+        align(base, {"a": StateDictSource({"in": embeddings})}, AlignmentPolicy())
 
 
 # --- vocabularies -------------------------------------------------------------------------------
@@ -276,14 +276,14 @@ def test_only_embeddings_of_tokens_are_padded(
         refused(base, expert, vocab="pad")
 
 
-def test_without_a_base_missing_rows_are_the_mean_of_those_that_have_them() -> None:
+def test_without_a_base_missing_rows_are_the_mean_of_other_experts() -> None:
     sizes = {"a": 2, "b": 5, "c": 4}
     tensors = {name: random(size, 3, seed=n) for n, (name, size) in enumerate(sizes.items())}
     experts: dict[str, WeightSource] = {
-        name: StateDictSource({"wte.weight": each}) for name, each in tensors.items()
+        name: StateDictSource({"wte.weight": tensor}) for name, tensor in tensors.items()
     }
-    found = align(None, experts, AlignmentPolicy(vocab="pad")).experts
-    a, b, c = (found[name].tensor("wte.weight") for name in "abc")
+    padded = align(None, experts, AlignmentPolicy(vocab="pad")).experts
+    a, b, c = (padded[name].tensor("wte.weight") for name in "abc")
     assert a.shape == b.shape == c.shape == (5, 3)
     assert torch.equal(b, tensors["b"])
     assert torch.equal(a[:2], tensors["a"])
@@ -295,8 +295,8 @@ def test_without_a_base_missing_rows_are_the_mean_of_those_that_have_them() -> N
 def test_padded_tensors_are_the_same_read_whole_and_in_any_parts() -> None:
     base = StateDictSource({"wte.weight": random(3, 4)})
     expert = StateDictSource({"wte.weight": random(6, 4, seed=1)})
-    found = align(base, {"a": expert}, AlignmentPolicy(vocab="pad"))
-    for source in (found.base, found.experts["a"]):
+    alignment = align(base, {"a": expert}, AlignmentPolicy(vocab="pad"))
+    for source in (alignment.base, alignment.experts["a"]):
         assert source is not None
         whole = source.tensor("wte.weight").reshape(-1)
         for start in range(25):

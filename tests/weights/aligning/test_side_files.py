@@ -1,4 +1,4 @@
-"""The table of side files: what differs is an error, a warning, or no difference at all."""
+"""The table of side files: differences are errors, warnings, or ignored."""
 
 from __future__ import annotations
 
@@ -60,24 +60,24 @@ def write(path: Path, tensors: dict[str, Tensor], files: dict[str, Any]) -> str:
     return str(path)
 
 
-def said(
+def warnings_of(
     tmp_path: Path, *models: dict[str, Any], tensors: dict[str, Tensor] = BODY, **policy: Any
 ) -> tuple[str, ...]:
-    """Return what is said of models with some side files, the first of which is the base."""
+    """Return the warnings about models with some side files; the first model is the base."""
     paths = [write(tmp_path / f"m{n}", tensors, files) for n, files in enumerate(models)]
     return warnings(paths[0], *paths[1:], **policy)
 
 
 def warnings(base: str, *models: str, **policy: Any) -> tuple[str, ...]:
-    named = {f"m{n}": each for n, each in enumerate(models)}
-    pool = CheckpointsPool(CheckpointsConfig(base=base, models=named))
+    by_name = {f"m{n}": path for n, path in enumerate(models)}
+    pool = CheckpointsPool(CheckpointsConfig(base=base, models=by_name))
     return pool.aligned(AlignmentPolicy(**policy)).warnings
 
 
 def test_every_side_file_is_in_the_table_or_has_a_reason_not_to_be() -> None:
     patterns = [*NOT_COMPARED, *(pattern for row in TABLE for pattern in row.files)]
     names = [name.replace("*", "x") for name in SIDE_FILES]
-    lost = [name for name in names if not any(fnmatchcase(name, each) for each in patterns)]
+    lost = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
     assert lost == []
 
 
@@ -103,12 +103,12 @@ def test_every_side_file_is_in_the_table_or_has_a_reason_not_to_be() -> None:
         ),
     ],
 )
-def test_classifiers_of_other_meaning_are_an_error_where_they_are_merged(
+def test_classifiers_with_different_meanings_are_an_error_if_merged(
     tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], row: str
 ) -> None:
     models = ({"config.json": ours}, {"config.json": theirs})
     with pytest.raises(AlignmentError) as caught:
-        said(tmp_path, *models, tensors=CLASSIFIER)
+        warnings_of(tmp_path, *models, tensors=CLASSIFIER)
     assert f"  config.json {row}" in caught.value.message
     paths = str(tmp_path / "m0"), str(tmp_path / "m1")
     assert row.split(maxsplit=1)[0] in "".join(warnings(*paths, config="warn"))
@@ -123,10 +123,10 @@ def test_classifiers_of_other_meaning_are_an_error_where_they_are_merged(
         {key: value for key, value in LABELS.items() if key != "id2label"},
     ],
 )
-def test_labels_that_say_the_same_or_nothing_are_no_difference(
+def test_equal_or_made_up_labels_are_not_a_difference(
     tmp_path: Path, theirs: dict[str, Any]
 ) -> None:
-    assert said(tmp_path, {"config.json": LABELS}, {"config.json": theirs}) == ()
+    assert warnings_of(tmp_path, {"config.json": LABELS}, {"config.json": theirs}) == ()
 
 
 def test_heads_that_are_dropped_may_have_any_labels(tmp_path: Path) -> None:
@@ -202,11 +202,11 @@ def test_heads_that_are_dropped_may_have_any_labels(tmp_path: Path) -> None:
         ({"tekken.json": "{}"}, {"tekken.json": "[]"}, "tekken.json SHA-256 of tekken.json: '4f"),
     ],
 )
-def test_what_a_user_should_know_is_a_warning(
+def test_a_difference_in_how_the_output_is_used_is_a_warning(
     tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], warning: str
 ) -> None:
-    (found,) = said(tmp_path, ours, theirs)
-    assert found.startswith(f"m0: {warning}")
+    (message,) = warnings_of(tmp_path, ours, theirs)
+    assert message.startswith(f"m0: {warning}")
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,12 @@ def test_what_a_user_should_know_is_a_warning(
         ],
     ],
 )
-def test_the_same_in_another_form_is_no_difference(
+def test_the_same_settings_in_another_form_are_not_a_difference(
     tmp_path: Path, forms: list[dict[str, Any]]
 ) -> None:
-    assert [each for each in said(tmp_path, *forms) if "tokenizer: the base" not in each] == []
+    assert [
+        warning for warning in warnings_of(tmp_path, *forms) if "tokenizer: the base" not in warning
+    ] == []
 
 
 # --- adapters -----------------------------------------------------------------------------------
@@ -257,7 +259,7 @@ HEAD = {"lm_head.lora_A.weight": DOWN, "lm_head.lora_B.weight": UP}
 
 
 def adapter(path: Path, tensors: dict[str, Tensor], **config: Any) -> str:
-    named = {f"base_model.model.{name}": each for name, each in tensors.items()}
+    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
     return write(path, named, {"adapter_config.json": settings})
 
@@ -281,23 +283,23 @@ def test_an_adapter_of_another_revision_is_a_warning(tmp_path: Path) -> None:
     base = write(snapshot / ("a1" * 20), BODY, {})
     same = adapter(tmp_path / "same", FACTORS, revision="a1" * 20)
     assert warnings(base, same, adapter(tmp_path / "main", FACTORS, revision="main")) == ()
-    (found,) = warnings(base, adapter(tmp_path / "other", FACTORS, revision="b2" * 20))
-    assert found.startswith("m0: adapter_config.json revision: 'b2b2")
+    (warning,) = warnings(base, adapter(tmp_path / "other", FACTORS, revision="b2" * 20))
+    assert warning.startswith("m0: adapter_config.json revision: 'b2b2")
 
 
-def test_a_module_that_is_saved_and_missing_is_said(tmp_path: Path) -> None:
+def test_a_missing_module_to_save_is_reported(tmp_path: Path) -> None:
     base = write(tmp_path / "base", {**BODY, "k.weight": torch.zeros(2, 8)}, {})
     torn = adapter(tmp_path / "torn", FACTORS, modules_to_save=["k"])
-    with pytest.raises(AlignmentError, match="modules_to_save  m0: names 'k', and the adapter"):
+    with pytest.raises(AlignmentError, match="modules_to_save  m0: names 'k', but the adapter"):
         warnings(base, torn)
-    (found,) = warnings(base, adapter(tmp_path / "a", FACTORS, modules_to_save=["classifier"]))
-    assert "names 'classifier'" in found
+    (warning,) = warnings(base, adapter(tmp_path / "a", FACTORS, modules_to_save=["classifier"]))
+    assert "names 'classifier'" in warning
     scored = {**FACTORS, "k.modules_to_save.weight": torch.ones(2, 8)}
     one = adapter(tmp_path / "b", scored, modules_to_save=["classifier", "k"])
     assert warnings(base, one) == ()
 
 
-def test_a_tied_head_that_changes_as_its_embeddings_is_one_matrix(tmp_path: Path) -> None:
+def test_a_tied_head_with_the_changes_of_its_embeddings_is_one_matrix(tmp_path: Path) -> None:
     base = tied(tmp_path / "base")
     one = adapter(tmp_path / "one", {**FACTORS, **EMBEDDINGS, **HEAD})
     whole = {"embed_tokens.weight": UP @ DOWN + 1, "lm_head.weight": UP @ DOWN + 1}
@@ -310,7 +312,7 @@ def test_a_tied_head_that_changes_as_its_embeddings_is_one_matrix(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["lm_head.lora_A.weight", "lm_head.lora_B.weight"])
-def test_a_tied_head_that_changes_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_tied_head_with_other_changes_is_refused(tmp_path: Path, name: str) -> None:
     changed = {**FACTORS, **EMBEDDINGS, **HEAD, name: HEAD[name] * 1.01}
     one = adapter(tmp_path / "one", changed)
     with pytest.raises(
@@ -321,8 +323,8 @@ def test_a_tied_head_that_changes_otherwise_is_refused(tmp_path: Path, name: str
 
 def test_an_adapter_of_one_use_of_a_tied_matrix_is_a_warning(tmp_path: Path) -> None:
     one = adapter(tmp_path / "one", {**FACTORS, **EMBEDDINGS})
-    (found,) = warnings(tied(tmp_path / "base"), one)
-    assert "changes embed_tokens.weight alone; a merge changes the output head, too" in found
+    (warning,) = warnings(tied(tmp_path / "base"), one)
+    assert "changes only embed_tokens.weight; the output head is the same matrix" in warning
 
 
 # --- sizes --------------------------------------------------------------------------------------
@@ -333,7 +335,7 @@ def test_an_adapter_of_one_use_of_a_tied_matrix_is_a_warning(tmp_path: Path) -> 
     ["config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja"],
 )
 def test_a_file_that_is_too_large_to_read_is_refused_by_its_size(tmp_path: Path, name: str) -> None:
-    paths = [write(tmp_path / each, BODY, {}) for each in ("base", "one")]
+    paths = [write(tmp_path / name, BODY, {}) for name in ("base", "one")]
     for path in paths:
         with open(f"{path}/{name}", "wb") as stream:
             stream.truncate(6 * 2**30)
@@ -341,8 +343,8 @@ def test_a_file_that_is_too_large_to_read_is_refused_by_its_size(tmp_path: Path,
         warnings(*paths)
 
 
-def test_a_large_file_that_nothing_parses_is_copied(tmp_path: Path) -> None:
-    base, one = (write(tmp_path / each, BODY, {}) for each in ("base", "one"))
+def test_a_large_file_that_is_not_parsed_is_copied(tmp_path: Path) -> None:
+    base, one = (write(tmp_path / name, BODY, {}) for name in ("base", "one"))
     with open(f"{base}/tokenizer.model", "wb") as stream:
         stream.truncate(60_000_000)
     assert warnings(base, one) == ()

@@ -1,4 +1,4 @@
-"""Tokenizers are compared by token and number, in whatever files they are."""
+"""Tokenizers are compared by tokens and ids, whatever files hold them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def hugging_face(kind: str, words: Sequence[str], added: Sequence[str] = ()) -> 
 
 
 def sentence_piece(words: Sequence[str]) -> bytes:
-    """Stand for a SentencePiece model, which nothing parses."""
+    """Return a stand-in for a SentencePiece model, which is never parsed."""
     return b"\x0a\x0e" + b"\0".join(word.encode() for word in words)
 
 
@@ -81,34 +81,34 @@ FORMS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def found(*models: str) -> list[str]:
+def messages(*models: str) -> list[str]:
     source = StateDictSource({})
-    named = {f"m{n}": Model(f"m{n}", source, beside(Path(p))) for n, p in enumerate(models)}
-    return [str(conflict) for conflict in conflicts(Models(None, named))]
+    by_name = {f"m{n}": Model(f"m{n}", source, beside(Path(p))) for n, p in enumerate(models)}
+    return [str(conflict) for conflict in conflicts(Models(None, by_name))]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_number_that_means_two_tokens_is_found_in_every_form(tmp_path: Path, form: str) -> None:
+def test_an_id_with_two_tokens_is_reported_in_every_form(tmp_path: Path, form: str) -> None:
     base = model(tmp_path / "base", FORMS[form](WORDS))
-    assert found(base, model(tmp_path / "same", FORMS[form](WORDS))) == []
-    assert found(base, model(tmp_path / "more", FORMS[form]([*WORDS, "more"]))) == []
+    assert messages(base, model(tmp_path / "same", FORMS[form](WORDS))) == []
+    assert messages(base, model(tmp_path / "more", FORMS[form]([*WORDS, "more"]))) == []
     swapped = ["<unk>", "b", "a", *WORDS[3:]]
-    (said,) = found(base, model(tmp_path / "other", FORMS[form](swapped)))
-    assert said.splitlines()[0] == "m1: tokenizer: 2 numbers mean other tokens"
+    (message,) = messages(base, model(tmp_path / "other", FORMS[form](swapped)))
+    assert message.splitlines()[0] == "m1: tokenizer: 2 token ids stand for other tokens"
     if form != "tiktoken":
-        assert said.splitlines()[1:] == ["    1: 'b', m0's is 'a'", "    2: 'a', m0's is 'b'"]
+        assert message.splitlines()[1:] == ["    1: 'b', m0's is 'a'", "    2: 'a', m0's is 'b'"]
 
 
 @pytest.mark.parametrize("one", ["bpe", "vocab.json", "vocab.txt", "added_tokens.json"])
 @pytest.mark.parametrize("other", ["unigram", "vocab.txt", "vocab.json"])
 def test_forms_are_compared_with_each_other(tmp_path: Path, one: str, other: str) -> None:
     base = model(tmp_path / "base", FORMS[one](WORDS))
-    assert found(base, model(tmp_path / "same", FORMS[other](WORDS))) == []
-    assert len(found(base, model(tmp_path / "other", FORMS[other](WORDS[::-1])))) == 1
+    assert messages(base, model(tmp_path / "same", FORMS[other](WORDS))) == []
+    assert len(messages(base, model(tmp_path / "other", FORMS[other](WORDS[::-1])))) == 1
 
 
-def test_what_tokenizers_save_is_read_as_they_read_it(tmp_path: Path) -> None:
-    """The byte-level alphabet, escapes and merges in both spellings among it."""
+def test_saved_tokenizers_are_read_like_tokenizers_reads_them(tmp_path: Path) -> None:
+    """This includes the byte-level alphabet, escapes, and both spellings of merges."""
     tokenizer = Tokenizer(
         models.BPE(vocab={'"merges": [': 0, "\\": 1, "ab": 2, "a": 3, "b": 4}, merges=[("a", "b")])
     )
@@ -119,30 +119,31 @@ def test_what_tokenizers_save_is_read_as_they_read_it(tmp_path: Path) -> None:
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     for number, content in enumerate((saved, old)):
         one = model(tmp_path / f"{number}", {"tokenizer.json": content})
-        assert found(model(tmp_path / "words", {"vocab.json": numbered(words)}), one) == []
+        assert messages(model(tmp_path / "words", {"vocab.json": numbered(words)}), one) == []
         assert (
-            len(found(model(tmp_path / "words", {"vocab.json": numbered(words[::-1])}), one)) == 1
+            len(messages(model(tmp_path / "words", {"vocab.json": numbered(words[::-1])}), one))
+            == 1
         )
 
 
-def test_tiktoken_is_spelled_as_byte_level_vocabularies_are(tmp_path: Path) -> None:
+def test_tiktoken_is_spelled_like_byte_level_vocabularies(tmp_path: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = {bytes([n]): n for n in range(256)}
     lines = b"".join(base64.b64encode(token) + b" %d\n" % n for token, n in tokens.items())
     one = model(tmp_path / "one", {"tokenizer.model": lines})
-    letters = {decoders.ByteLevel().decode([each]): each for each in alphabet}
+    letters = {decoders.ByteLevel().decode([letter]): letter for letter in alphabet}
     ascii_only = {letters[chr(n)]: n for n in range(128)}
-    assert found(model(tmp_path / "base", {"vocab.json": ascii_only}), one) == []
+    assert messages(model(tmp_path / "base", {"vocab.json": ascii_only}), one) == []
 
 
-def test_experts_are_compared_where_the_base_says_nothing(tmp_path: Path) -> None:
+def test_experts_are_compared_where_the_base_has_no_token(tmp_path: Path) -> None:
     base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
     one = model(tmp_path / "one", {"vocab.json": numbered([*WORDS, "x"])})
     other = model(tmp_path / "other", {"vocab.json": numbered([*WORDS, "y"])})
-    assert found(base, one, other) == [
-        "m2: tokenizer: 1 number means another token\n    6: 'y', m1's is 'x'"
+    assert messages(base, one, other) == [
+        "m2: tokenizer: 1 token id stands for other tokens\n    6: 'y', m1's is 'x'"
     ]
-    assert found(model(tmp_path / "none", {}), one, other) != []
+    assert messages(model(tmp_path / "none", {}), one, other) != []
 
 
 @pytest.mark.parametrize(
@@ -152,10 +153,10 @@ def test_experts_are_compared_where_the_base_says_nothing(tmp_path: Path) -> Non
 def test_sentencepiece_models_are_compared_as_a_whole(tmp_path: Path, name: str) -> None:
     base = model(tmp_path / "base", {name: sentence_piece(WORDS)})
     same = model(tmp_path / "same", {name: sentence_piece(WORDS)})
-    assert found(base, same) == []
-    (said,) = found(base, same, model(tmp_path / "other", {name: sentence_piece(WORDS[:-1])}))
-    assert said.startswith(f"m2: tokenizer: {name} cannot be compared with {name} of m0: ")
-    assert "Save the tokenizers of all models with transformers" in said
+    assert messages(base, same) == []
+    (message,) = messages(base, same, model(tmp_path / "other", {name: sentence_piece(WORDS[:-1])}))
+    assert message.startswith(f"m2: tokenizer: {name} cannot be compared with {name} of m0: ")
+    assert "Save the tokenizers of all models with transformers" in message
 
 
 def test_a_sentencepiece_model_alone_does_not_fit_another_file(tmp_path: Path) -> None:
@@ -165,28 +166,30 @@ def test_a_sentencepiece_model_alone_does_not_fit_another_file(tmp_path: Path) -
     other = model(tmp_path / "other", alone)
     third = model(tmp_path / "third", {"vocab.json": numbered(WORDS[::-1])})
     first = "cannot be compared with spiece.model of m0"
-    assert [first in said for said in found(other, one, third)] == [True, True]
-    alone_said, third_said = found(one, other, third)
-    assert "m1: tokenizer: spiece.model cannot be compared with tokenizer.json of m0" in alone_said
-    assert "m2: tokenizer: 6 numbers mean other tokens" in third_said
+    assert [first in message for message in messages(other, one, third)] == [True, True]
+    alone_message, third_message = messages(one, other, third)
+    assert (
+        "m1: tokenizer: spiece.model cannot be compared with tokenizer.json of m0" in alone_message
+    )
+    assert "m2: tokenizer: 6 token ids stand for other tokens" in third_message
     both = model(tmp_path / "both", {**saved, **alone})
-    assert found(both, model(tmp_path / "copy", {**saved, "spiece.model": b"other"})) == []
-    assert found(both, other) == []
+    assert messages(both, model(tmp_path / "copy", {**saved, "spiece.model": b"other"})) == []
+    assert messages(both, other) == []
 
 
-def test_numbers_that_tokenizers_shift_are_compared_among_themselves(tmp_path: Path) -> None:
+def test_shifted_ids_are_compared_only_with_each_other(tmp_path: Path) -> None:
     name = "sentencepiece.bpe.model"
     base = model(
         tmp_path / "base",
         {"tokenizer.json": hugging_face("unigram", ["<s>", *WORDS]), name: sentence_piece(WORDS)},
     )
-    assert found(base, model(tmp_path / "one", {name: sentence_piece(WORDS)})) == []
-    assert len(found(base, model(tmp_path / "two", {name: sentence_piece(WORDS[::-1])}))) == 1
+    assert messages(base, model(tmp_path / "one", {name: sentence_piece(WORDS)})) == []
+    assert len(messages(base, model(tmp_path / "two", {name: sentence_piece(WORDS[::-1])}))) == 1
 
 
 def test_files_of_the_same_bytes_are_not_read(tmp_path: Path) -> None:
     files = {"tokenizer.json": "nonsense"}
-    assert found(model(tmp_path / "a", files), model(tmp_path / "b", files)) == []
+    assert messages(model(tmp_path / "a", files), model(tmp_path / "b", files)) == []
 
 
 @pytest.mark.parametrize(
@@ -209,31 +212,33 @@ def test_files_of_the_same_bytes_are_not_read(tmp_path: Path) -> None:
         ("tokenizer.model", b"\x0a" * 50_000_001),
     ],
 )
-def test_what_is_no_tokenizer_is_named(tmp_path: Path, name: str, content: Any) -> None:
+def test_an_error_names_an_invalid_tokenizer(tmp_path: Path, name: str, content: Any) -> None:
     main = {"vocab.json": numbered(WORDS)} if name == "added_tokens.json" else {}
     good = {**FORMS["tiktoken"](WORDS), "vocab.json": numbered(WORDS)}
     good |= {**FORMS["bpe"](WORDS), "vocab.txt": "a"}
     base = model(tmp_path / "base", good)
     with pytest.raises(CheckpointError, match=name):
-        found(base, model(tmp_path / "one", {**main, name: content}))
+        messages(base, model(tmp_path / "one", {**main, name: content}))
 
 
 # --- as a policy --------------------------------------------------------------------------------
 
 
 def aligned(base: str, *models: str, **policy: Any) -> tuple[str, ...]:
-    config = CheckpointsConfig(base=base, models={f"m{n}": each for n, each in enumerate(models)})
+    config = CheckpointsConfig(base=base, models={f"m{n}": path for n, path in enumerate(models)})
     return CheckpointsPool(config).aligned(AlignmentPolicy(**policy)).warnings
 
 
 @pytest.mark.parametrize("rows", [6, 7])
-def test_conflicts_are_an_error_whatever_becomes_of_the_rows(tmp_path: Path, rows: int) -> None:
+def test_conflicts_are_an_error_even_if_rows_are_padded(tmp_path: Path, rows: int) -> None:
     words = [*WORDS[::-1], "more"][:rows]
     base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
     one = model(tmp_path / "one", {"vocab.json": numbered(words)}, rows)
     with pytest.raises(AlignmentError) as caught:
         aligned(base, one, vocab="pad")
-    assert "  tokenizer  m0: 6 numbers mean other tokens\n    0: '😀'" in caught.value.message
+    assert (
+        "  tokenizer  m0: 6 token ids stand for other tokens\n    0: '😀'" in caught.value.message
+    )
     assert "alignment.tokenizer=warn" in (caught.value.hint or "")
     assert len(aligned(base, one, vocab="pad", tokenizer="warn")) == 1
     assert aligned(base, one, vocab="pad", tokenizer="ignore") == ()
@@ -242,11 +247,11 @@ def test_conflicts_are_an_error_whatever_becomes_of_the_rows(tmp_path: Path, row
 def test_ten_conflicts_are_shown_and_the_others_counted(tmp_path: Path) -> None:
     words = [f"w{n}" for n in range(30)]
     base = model(tmp_path / "base", {"vocab.json": numbered(words)})
-    (said,) = aligned(
+    (message,) = aligned(
         base, model(tmp_path / "one", {"vocab.json": numbered(words[::-1])}), tokenizer="warn"
     )
-    assert len(said.splitlines()) == 12
-    assert said.endswith("    ... and 20 more")
+    assert len(message.splitlines()) == 12
+    assert message.endswith("    ... and 20 more")
 
 
 def test_other_special_tokens_are_warnings(tmp_path: Path) -> None:
@@ -267,5 +272,5 @@ def test_an_adapters_own_tokenizer_is_compared(tmp_path: Path) -> None:
     names = {"lora_embedding_A": (1, 6), "lora_embedding_B": (2, 1)}
     factors = {f"base_model.model.embed_tokens.{k}": torch.ones(v) for k, v in names.items()}
     save_file(factors, tmp_path / "one" / "adapter_model.safetensors")
-    with pytest.raises(AlignmentError, match="2 numbers mean other tokens"):
+    with pytest.raises(AlignmentError, match="2 token ids stand for other tokens"):
         aligned(base, one)

@@ -53,7 +53,9 @@ ALGORITHMS: tuple[Any, ...] = (
 
 
 @pytest.mark.parametrize("number", range(50 * NIGHTLY))
-def test_what_is_not_finite_is_named(tmp_path: Path, number: int) -> None:
+def test_an_error_names_the_tensor_and_model_that_are_not_finite(
+    tmp_path: Path, number: int
+) -> None:
     rng = random.Random(number)
     algorithm = ALGORITHMS[number % len(ALGORITHMS)]
     models = states(rng, rng.choice(DTYPES))
@@ -80,7 +82,7 @@ def test_what_is_not_finite_is_named(tmp_path: Path, number: int) -> None:
 
 
 def break_one(rng: random.Random, models: dict[str, State]) -> tuple[str, str, str]:
-    """Make one expert differ from the base; returns tensor, expert, and what is to be said."""
+    """Make one expert differ from the base; returns tensor, expert, and the expected problem."""
     expert, tensor = rng.choice(["x", "y", "z"]), rng.choice(list(SHAPES))
     state = models[expert]
     match rng.randrange(5):
@@ -107,9 +109,9 @@ def break_one(rng: random.Random, models: dict[str, State]) -> tuple[str, str, s
 def test_every_difference_is_in_one_table(tmp_path: Path, number: int) -> None:
     rng = random.Random(number)
     models = states(rng, rng.choice(DTYPES))
-    # The last thing done to a tensor is what differs.
-    done = [break_one(rng, models) for _ in range(rng.randint(1, 6))]
-    differences = {(tensor, expert): problem for tensor, expert, problem in done}
+    # The last change of a tensor decides how it differs.
+    changes = [break_one(rng, models) for _ in range(rng.randint(1, 6))]
+    differences = {(tensor, expert): problem for tensor, expert, problem in changes}
     pool = saved(models, tmp_path)
     with pytest.raises(AlignmentError) as caught:
         run_fusion(algorithm="task-arithmetic", model_pool=pool, output=tmp_path / "out")

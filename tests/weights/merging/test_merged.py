@@ -48,7 +48,9 @@ Models = dict[str, dict[str, torch.Tensor]]
 def operands(models: Mapping[str, Mapping[str, torch.Tensor]], **keys: Any) -> Operands:
     base = StateDictSource(models["base"], label="base") if "base" in models else None
     experts = {
-        name: StateDictSource(each, label=name) for name, each in models.items() if name != "base"
+        name: StateDictSource(tensors, label=name)
+        for name, tensors in models.items()
+        if name != "base"
     }
     return Operands(base, experts, **keys)
 
@@ -146,21 +148,21 @@ WRONG: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_a_kernel_returns_has_the_shape_and_the_kind_of_its_piece(
+def test_a_kernel_must_return_a_tensor_of_the_shape_and_kind_of_its_piece(
     models: Models, wrong: str
 ) -> None:
-    make, said = WRONG[wrong]
+    make, message = WRONG[wrong]
 
     class Wrong(Kernel):
         def merge(self, piece: Piece) -> Any:
             return make(piece.base)
 
-    with pytest.raises(BrokenPluginError, match=said) as caught:
+    with pytest.raises(BrokenPluginError, match=message) as caught:
         merged(models, Wrong()).tensor("layer.weight")
     assert "algorithm Wrong: for tensor 'layer.weight'" in caught.value.message
 
 
-def test_a_sum_that_overflows_on_the_way_to_a_representable_result_gives_it() -> None:
+def test_a_sum_that_overflows_is_computed_again_in_double_precision() -> None:
     large = torch.finfo(torch.float32).max
     near = torch.tensor([large, -large, 1.0])
     models = {name: {"w": near * factor} for name, factor in (("base", 1), ("a", 1), ("b", 0.75))}
@@ -173,7 +175,7 @@ def test_a_sum_that_overflows_on_the_way_to_a_representable_result_gives_it() ->
     assert twice.isinf().tolist() == [True, True, False]
 
 
-def test_a_survey_of_what_overflows_is_an_error_and_not_a_guess() -> None:
+def test_a_survey_of_task_vectors_that_overflow_is_an_error() -> None:
     class Surveys(Kernel):
         scope = Scope.TENSOR
 
@@ -201,10 +203,10 @@ def test_double_precision_is_kept_where_an_operand_has_it(models: Models, wide: 
             assert piece.experts.dtype == piece.base.dtype == piece.weights.dtype
             return piece.experts[1] if wide == "b" else piece.base
 
-    found = merged(models, Watch())
-    assert found.infos["layer.bias"].dtype is torch.float64
-    assert torch.equal(found.tensor("layer.bias"), models[wide]["layer.bias"])
-    assert found.tensor("layer.weight").dtype is torch.float32
+    merge = merged(models, Watch())
+    assert merge.infos["layer.bias"].dtype is torch.float64
+    assert torch.equal(merge.tensor("layer.bias"), models[wide]["layer.bias"])
+    assert merge.tensor("layer.weight").dtype is torch.float32
     assert seen == {"layer.bias": torch.float64, "layer.weight": torch.float32}
 
 
@@ -213,24 +215,24 @@ def test_half_precision_is_computed_in_fp32(models: Models, dtype: torch.dtype) 
     halves = {
         model: {
             name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in each.items()
+            for name, value in tensors.items()
         }
-        for model, each in models.items()
+        for model, tensors in models.items()
     }
-    found = merged(halves, Linear((0.3, 0.3, 0.3))).tensor("layer.weight")
+    weight = merged(halves, Linear((0.3, 0.3, 0.3))).tensor("layer.weight")
     base = halves["base"]["layer.weight"].float()
     total = base.clone() * 0
     for expert in "abc":
         total = total + (halves[expert]["layer.weight"].float() - base) * 0.3
-    assert torch.equal(found, base + total)
+    assert torch.equal(weight, base + total)
 
 
 def test_integer_buffers_are_the_bases(models: Models) -> None:
     for n, expert in enumerate("abc"):
         models[expert]["steps"] = torch.tensor(100 + n)
-    found = merged(models, Linear((1.0, 1.0, 1.0)))
-    assert found.infos["steps"].dtype is torch.int64
-    assert torch.equal(found.tensor("steps"), models["base"]["steps"])
+    merge = merged(models, Linear((1.0, 1.0, 1.0)))
+    assert merge.infos["steps"].dtype is torch.int64
+    assert torch.equal(merge.tensor("steps"), models["base"]["steps"])
 
 
 class Together(StateDictSource):
@@ -243,7 +245,7 @@ class Together(StateDictSource):
         return super().read(name, start, stop)
 
 
-def test_pieces_are_read_side_by_side() -> None:
+def test_pieces_are_read_concurrently() -> None:
     source = Together({"a": torch.arange(8.0)})
     read = Operands(source, {"x": source})
     pieces = [Piece(read, source.infos["a"], span, Cut.ELEMENT) for span in [(0, 4), (4, 8)]]
@@ -285,8 +287,8 @@ def big_models() -> Models:
     }
     experts = {
         name: {
-            key: each + 0.01 * torch.randn(each.shape, generator=generator)
-            for key, each in base.items()
+            key: values + 0.01 * torch.randn(values.shape, generator=generator)
+            for key, values in base.items()
         }
         for name in "abcde"
     }
@@ -303,11 +305,11 @@ def test_workers_and_cuts_change_no_bit() -> None:
         ThreadPoolExecutor(4),
     ):
         for cut in Cut:
-            found = merged(models, Busy(cut=cut), weights=(1.0, 2.0, 0.5, -1.0, 3.0), key="7")
+            merge = merged(models, Busy(cut=cut), weights=(1.0, 2.0, 0.5, -1.0, 3.0), key="7")
             with executor if cut is Cut.TENSOR else nullcontext():
-                found.prepare(executor)
-                spans = [(n, *span) for n, i in found.infos.items() for span in found.cut.ranges(i)]
-                parts = list(run_all(executor, lambda unit, s=found: s.read(*unit), spans))
+                merge.prepare(executor)
+                spans = [(n, *span) for n, i in merge.infos.items() for span in merge.cut.ranges(i)]
+                parts = list(run_all(executor, lambda unit, s=merge: s.read(*unit), spans))
             digest = hashlib.sha256()
             for part in parts:
                 digest.update(source.memory_of(part.contiguous()))
@@ -330,15 +332,15 @@ def test_a_merge_of_merges_equals_its_steps(models: Models) -> None:
 
 def test_a_merge_of_half_precision_merges_rounds_once(models: Models) -> None:
     halves = {
-        model: {n: v.half() if v.is_floating_point() else v for n, v in each.items()}
-        for model, each in models.items()
+        model: {n: v.half() if v.is_floating_point() else v for n, v in tensors.items()}
+        for model, tensors in models.items()
     }
     inner = merged({k: halves[k] for k in ("base", "a", "b")}, Linear((0.33, 0.33)))
     assert inner.infos["layer.weight"].dtype is torch.float32
     assert not torch.equal(inner.tensor("layer.weight"), inner.tensor("layer.weight").half())
 
 
-def test_the_coarsest_cut_of_the_operands_rules(models: Models) -> None:
+def test_a_merge_has_the_coarsest_cut_of_its_operands(models: Models) -> None:
     for cut in Cut:
         inner = merged({k: models[k] for k in ("base", "a")}, Spy(cut))
         spy = Spy(Cut.ELEMENT)
@@ -389,12 +391,12 @@ FLOATS = ["layer.weight", "layer.bias", "embedding.weight", "scale", "empty"]
 @pytest.mark.parametrize("scope", list(Scope))
 def test_a_survey_sees_its_scope_once(models: Models, scope: Scope, prepare: bool) -> None:  # noqa: FBT001
     kernel = Surveyor(scope)
-    found = merged(models, kernel)
+    merge = merged(models, kernel)
     with ThreadPoolExecutor(3) as executor:
         if prepare:
             for name in [None, None, *models["base"]]:
-                found.prepare(executor, name)
-        list(executor.map(found.tensor, [*models["base"]] * 3))
+                merge.prepare(executor, name)
+        list(executor.map(merge.tensor, [*models["base"]] * 3))
     expected: list[list[str]] = {
         Scope.NONE: [],
         Scope.TENSOR: [[name] for name in FLOATS],
@@ -402,7 +404,7 @@ def test_a_survey_sees_its_scope_once(models: Models, scope: Scope, prepare: boo
     }[scope]
     assert sorted(kernel.surveys) == sorted(expected)
     assert len(kernel.seen) == len(set(kernel.seen))
-    assert {name for name, _, _ in kernel.seen} == {n for each in expected for n in each}
+    assert {name for name, _, _ in kernel.seen} == {n for names in expected for n in names}
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -416,13 +418,13 @@ def test_a_scan_folds_in_the_order_of_the_blocks(models: Models) -> None:
         def merge(self, piece: Piece) -> torch.Tensor:
             raise AssertionError
 
-    found = merged(models, Order())
+    merge = merged(models, Order())
     with ThreadPoolExecutor(4) as executor:
-        found.prepare(executor)
+        merge.prepare(executor)
     blocks = [
-        (name, start) for name in FLOATS for start, _ in Cut.ELEMENT.ranges(found.infos[name])
+        (name, start) for name in FLOATS for start, _ in Cut.ELEMENT.ranges(merge.infos[name])
     ]
-    assert found._surveys[""].made(lambda: None) == blocks  # noqa: SLF001
+    assert merge._surveys[""].result == blocks  # noqa: SLF001
 
 
 def test_the_survey_of_an_operand_comes_first(models: Models) -> None:
@@ -441,17 +443,17 @@ def test_a_failing_survey_is_not_remembered(models: Models) -> None:
             raise RuntimeError("no")
 
     kernel = Fails(Scope.MODEL)
-    found = merged(models, kernel)
+    merge = merged(models, kernel)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no"):
-            found.tensor("scale")
+            merge.tensor("scale")
     assert len(kernel.surveys) == 2
 
 
 # --- not a number -------------------------------------------------------------------------------
 
 
-def test_infinities_that_cancel_are_still_seen() -> None:
+def test_infinities_that_cancel_are_still_reported() -> None:
     values = torch.tensor([float("inf"), -float("inf"), 1.0])
     with pytest.raises(WeightsError, match="2 values"):
         check_finite(values, "x", "model")
@@ -464,14 +466,14 @@ def test_large_finite_values_are_finite(dtype: torch.dtype) -> None:
 
 
 def test_an_overflow_of_the_output_is_refused(models: Models) -> None:
-    found = merged(models, Linear((1e8, 0.0, 0.0)))
+    merge = merged(models, Linear((1e8, 0.0, 0.0)))
     infos = {
         name: source.TensorInfo(name, info.shape, torch.float16)
-        for name, info in found.infos.items()
+        for name, info in merge.infos.items()
         if info.dtype.is_floating_point
     }
     with pytest.raises(WeightsError, match=r"merge by Linear in torch\.float16: tensor 'layer"):
-        CastSource(found, infos, finite=True).state_dict()
+        CastSource(merge, infos, finite=True).state_dict()
 
 
 # --- random numbers -----------------------------------------------------------------------------
@@ -491,9 +493,9 @@ def splitmix64(key: str, index: int) -> float:
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=10), st.integers(0, 2**40), st.integers(0, 50))
 def test_random_numbers_are_splitmix64(key: str, start: int, count: int) -> None:
-    found = counter_uniform(key, start, start + count)
-    assert found.dtype is torch.float32
-    assert found.tolist() == [splitmix64(key, start + n) for n in range(count)]
+    numbers = counter_uniform(key, start, start + count)
+    assert numbers.dtype is torch.float32
+    assert numbers.tolist() == [splitmix64(key, start + n) for n in range(count)]
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
@@ -501,19 +503,19 @@ def test_many_random_numbers_are_the_same_under_any_default(default: torch.dtype
     before = torch.get_default_dtype()
     torch.set_default_dtype(default)
     try:
-        found = counter_uniform("key", 3, 70_003)
+        numbers = counter_uniform("key", 3, 70_003)
     finally:
         torch.set_default_dtype(before)
-    assert found.dtype is torch.float32
-    places = (0, 2**15 - 1, 2**15, 69_999)
-    assert found[list(places)].tolist() == [splitmix64("key", 3 + place) for place in places]
+    assert numbers.dtype is torch.float32
+    indices = (0, 2**15 - 1, 2**15, 69_999)
+    assert numbers[list(indices)].tolist() == [splitmix64("key", 3 + index) for index in indices]
 
 
 def test_random_numbers_depend_on_seed_expert_tensor_and_element(models: Models) -> None:
     def drawn(expert: int, name: str, key: str, start: int = 0) -> list[float]:
-        found = operands(models, key=key)
+        models_and_key = operands(models, key=key)
         info = merged(models, Spy(Cut.ELEMENT)).infos[name]
-        return Piece(found, info, (start, start + 7), Cut.ELEMENT).uniform(expert).tolist()
+        return Piece(models_and_key, info, (start, start + 7), Cut.ELEMENT).uniform(expert).tolist()
 
     variants = [
         drawn(0, "layer.weight", "0"),
@@ -583,11 +585,11 @@ def test_an_interrupt_is_not_a_result() -> None:
 
 def test_coefficients_may_differ_between_tensors(models: Models) -> None:
     by_name = {name: (float(n), 0.0, -1.0) for n, name in enumerate(FLOATS)}
-    found = merged(models, Linear(by_name))
+    merge = merged(models, Linear(by_name))
     for name, (a, _, c) in by_name.items():
         base = models["base"][name]
         expected = base + ((models["a"][name] - base) * a + (models["c"][name] - base) * c)
-        torch.testing.assert_close(found.tensor(name), expected)
+        torch.testing.assert_close(merge.tensor(name), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 4)])
@@ -599,16 +601,16 @@ def test_coefficients_of_rows_and_columns_do_not_depend_on_where_they_are_cut(
     factors = torch.randn((2, *shape), generator=generator)
     kernel = Linear({"w": factors})
     assert kernel.cut is Cut.ROW
-    found = merged(weights, kernel)
+    merge = merged(weights, kernel)
     base = weights["base"]["w"]
     rows = [factors[n] * (weights[key]["w"] - base) for n, key in enumerate("ab")]
-    whole = found.state_dict()["w"]
+    whole = merge.state_dict()["w"]
     torch.testing.assert_close(whole, base + rows[0] + rows[1])
     monkeypatch.setattr("fusion_core.weights.source.BLOCK", 4)
-    assert torch.equal(found.state_dict()["w"], whole)
+    assert torch.equal(merge.state_dict()["w"], whole)
 
 
-def test_a_coefficient_too_few_is_an_error(models: Models) -> None:
+def test_a_missing_coefficient_is_an_error(models: Models) -> None:
     with pytest.raises(ValueError, match="shorter"):
         merged(models, Linear((1.0, 1.0))).tensor("scale")
 
@@ -662,11 +664,11 @@ def test_a_prepared_merge_goes_to_another_process_with_its_surveys(
     for name in ("base", "a"):
         save_file(models[name], tmp_path / f"{name}.safetensors")
     base, expert = (CheckpointSource(tmp_path / f"{name}.safetensors") for name in ("base", "a"))
-    found = MergedSource(Mean(), Operands(base, {"a": expert}))
-    found.prepare(SerialExecutor())
-    again = pickle.loads(pickle.dumps(found))
-    assert again.kernel.surveys == []
-    assert torch.equal(again.tensor("scale"), found.tensor("scale"))
+    merge = MergedSource(Mean(), Operands(base, {"a": expert}))
+    merge.prepare(SerialExecutor())
+    copy = pickle.loads(pickle.dumps(merge))
+    assert copy.kernel.surveys == []
+    assert torch.equal(copy.tensor("scale"), merge.tensor("scale"))
 
 
 class Mean(Kernel):

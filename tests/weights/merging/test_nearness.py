@@ -1,4 +1,4 @@
-"""A merge that can hardly be told from its base, or from one expert, is named."""
+"""Warnings about merges that are nearly their base, or nearly one expert."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def vectors() -> torch.Tensor:
     return torch.randn(4, 9100, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_merge_near_its_base_is_named_whatever_the_scale(vectors: torch.Tensor) -> None:
+def test_a_merge_near_its_base_is_reported_at_any_scale(vectors: torch.Tensor) -> None:
     base, first, second, _ = vectors
     for scale in (1.0, 1e-4):
         experts = sources(x=base + scale * first, y=base + scale * second)
         near = source(base + 0.03 * scale * first)
-        (said,) = nearness(near, source(base), experts)
-        assert said.startswith("the merge is nearly the base")
+        (warning,) = nearness(near, source(base), experts)
+        assert warning.startswith("the merge is nearly the base")
         assert nearness(source(base + 0.1 * scale * first), source(base), experts) == []
 
 
-def test_a_merge_near_one_expert_is_named_with_and_without_a_base(vectors: torch.Tensor) -> None:
+def test_a_merge_near_one_expert_is_reported_with_and_without_a_base(vectors: torch.Tensor) -> None:
     base, first, second, _ = vectors
     experts = sources(x=base + first, y=base + second)
     near = source(base + first + 0.03 * second)
     for reference in (source(base), None):
-        (said,) = nearness(near, reference, experts)
-        assert "nearly the expert 'x'" in said
+        (warning,) = nearness(near, reference, experts)
+        assert "nearly the expert 'x'" in warning
     assert nearness(source(base + (first + second) / 2), source(base), experts) == []
 
 
-def test_copies_of_one_model_say_nothing(vectors: torch.Tensor) -> None:
+def test_copies_of_one_model_are_not_reported(vectors: torch.Tensor) -> None:
     base, first, _, _ = vectors
     experts = sources(x=base + first, y=base + first)
     assert nearness(source(base + first), source(base), experts) == []
@@ -61,8 +61,8 @@ def test_experts_that_are_differences_are_added_to_the_base(vectors: torch.Tenso
     experts = sources(x=first, y=second)
     for expert in experts.values():
         expert.is_delta = True
-    (said,) = nearness(source(base + first), source(base), experts)
-    assert "nearly the expert 'x'" in said
+    (warning,) = nearness(source(base + first), source(base), experts)
+    assert "nearly the expert 'x'" in warning
 
 
 class Fraction(Algorithm[ComponentConfig]):

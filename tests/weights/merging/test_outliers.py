@@ -1,4 +1,4 @@
-"""A merged entry far beyond what the task vectors explain is refused, whoever computed it."""
+"""Merged entries that lie too far from the base are refused, whatever computed them."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def test_one_entry_beyond_the_bound_is_refused_in_any_piece(pool: Any, entry: in
 
 
 @pytest.mark.parametrize("algorithm", [Eager, SpikedTransform])
-def test_weights_that_a_method_computes_itself_and_transforms_are_judged(
-    pool: Any, algorithm: Any
-) -> None:
+def test_computed_weights_and_transforms_are_checked(pool: Any, algorithm: Any) -> None:
     def stages(factor: float) -> Any:
         stage = algorithm(factor=factor)
         return [stage, Spike()] if isinstance(stage, Transform) else stage
@@ -103,7 +101,7 @@ def test_weights_that_a_method_computes_itself_and_transforms_are_judged(
         run(stages(1100), pool)
 
 
-def test_where_no_expert_moved_only_rounding_passes(pool: Any) -> None:
+def test_an_unchanged_tensor_may_only_move_by_rounding(pool: Any) -> None:
     class Shift(Spike):
         def merge(self, piece: Piece) -> torch.Tensor:
             return piece.base + self.config.factor

@@ -23,35 +23,38 @@ AWKWARD = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2**-149, -(2**-149), 1e-40, 3.4
 def scan_of(*experts: dict[str, torch.Tensor], cut: Cut = Cut.ELEMENT) -> Scan:
     """Return a scan over experts around a base of zeros, so that they are their task vectors."""
     base = {name: torch.zeros_like(tensor) for name, tensor in experts[0].items()}
-    sources = {str(n): StateDictSource(each) for n, each in enumerate(experts)}
+    sources = {str(n): StateDictSource(tensors) for n, tensors in enumerate(experts)}
     operands = Operands(StateDictSource(base), sources)
     return Scan(operands, list(StateDictSource(base).infos.values()), SerialExecutor(), cut)
 
 
 def reference(experts: tuple[dict[str, torch.Tensor], ...], k: int) -> torch.Tensor:
-    """Sort everything: what streaming must find."""
-    flat = [torch.cat([each.reshape(-1).double() for each in e.values()]).abs() for e in experts]
-    return torch.stack([each.sort(descending=True).values[k - 1] for each in flat])
+    """Sort everything: the result that streaming must give."""
+    flat = [
+        torch.cat([tensor.reshape(-1).double() for tensor in expert.values()]).abs()
+        for expert in experts
+    ]
+    return torch.stack([magnitudes.sort(descending=True).values[k - 1] for magnitudes in flat])
 
 
 def assert_exact(*experts: dict[str, torch.Tensor], k: int, cut: Cut = Cut.ELEMENT) -> None:
     scan = scan_of(*experts, cut=cut)
-    found = kth_largest_magnitudes(scan, k, lambda piece: piece.task_vectors)
-    assert found.shape == (len(experts),)
-    assert torch.equal(found.double(), reference(experts, k))
-    wide = any(each.dtype is torch.float64 for each in experts[0].values())
-    assert found.dtype is (torch.float64 if wide else torch.float32)
+    magnitudes = kth_largest_magnitudes(scan, k, lambda piece: piece.task_vectors)
+    assert magnitudes.shape == (len(experts),)
+    assert torch.equal(magnitudes.double(), reference(experts, k))
+    wide = any(tensor.dtype is torch.float64 for tensor in experts[0].values())
+    assert magnitudes.dtype is (torch.float64 if wide else torch.float32)
 
 
 class Elsewhere(SerialExecutor):
-    """Works here, but is sent pickled work as if it were another process."""
+    """Runs work in this process, but receives it pickled like another process."""
 
     in_process = False
 
 
 @pytest.mark.parametrize("guess", [2, 2**16])
 @pytest.mark.parametrize("untallied", [0, 10])
-def test_what_other_processes_count_is_added_up_there(
+def test_other_processes_add_up_their_counts(
     guess: int, untallied: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "BLOCK", 7)
@@ -61,14 +64,16 @@ def test_what_other_processes_count_is_added_up_there(
     experts = tuple({"w": torch.randn(500).round(decimals=1)} for _ in range(2))
     elsewhere = dataclasses.replace(scan_of(*experts), executor=Elsewhere())
     for k in (1, 60, 250, 500):
-        found = kth_largest_magnitudes(elsewhere, k)
-        assert torch.equal(found.double(), reference(experts, k))
+        magnitudes = kth_largest_magnitudes(elsewhere, k)
+        assert torch.equal(magnitudes.double(), reference(experts, k))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(FP32 | AWKWARD, min_size=1, max_size=80), st.data())
-def test_a_guess_is_proven_or_given_up(values: list[float], data: st.DataObject) -> None:
-    """Samples of a few elements mislead often; what is found must be exact all the same."""
+def test_a_wrong_guess_still_gives_the_exact_result(
+    values: list[float], data: st.DataObject
+) -> None:
+    """Samples of a few elements often mislead; the result must still be exact."""
     k = data.draw(st.integers(1, len(values)))
     cut = data.draw(st.integers(0, len(values)))
     tensor = torch.tensor(values, dtype=torch.float32)
@@ -80,8 +85,8 @@ def test_a_guess_is_proven_or_given_up(values: list[float], data: st.DataObject)
         patch.setattr(select, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
         patch.setattr(select, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
         patch.setattr(tally, "_MANY", data.draw(st.sampled_from([1, 2**15])))
-        patch.setattr(tally, "_FEW", data.draw(st.sampled_from([0, 10, 2**17])))
-        patch.setattr(tally, "_GUESSED", data.draw(st.sampled_from([1, 12, 20])))
+        patch.setattr(tally, "_MOST_LISTED", data.draw(st.sampled_from([0, 10, 2**17])))
+        patch.setattr(tally, "_GUESSED_BITS", data.draw(st.sampled_from([1, 12, 20])))
         assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)
 
 
@@ -96,7 +101,7 @@ def test_a_guess_is_proven_or_given_up(values: list[float], data: st.DataObject)
         "far apart": lambda g: torch.logspace(-44, 38, 300_001),
         "one large": lambda g: torch.zeros(300_001).index_fill_(0, torch.tensor([7]), 3.0),
     }.items(),
-    ids=lambda each: each[0],
+    ids=lambda case: case[0],
 )
 def test_magnitudes_of_many_kinds(values: tuple[str, Any]) -> None:
     tensor = values[1](torch.Generator().manual_seed(1))
@@ -105,7 +110,7 @@ def test_magnitudes_of_many_kinds(values: tuple[str, Any]) -> None:
 
 
 def test_most_magnitudes_are_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speed rests on it: a guess that failed would cost a pass and give the same result."""
+    """A failed guess gives the same result, but costs another pass."""
     passes = []
     count = select._Count.__call__  # noqa: SLF001
 
@@ -183,7 +188,7 @@ def test_pieces_of_every_shape_are_counted(cut: Cut) -> None:
     }
     expert = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for k in (1, 13, 26):
-        assert_exact(expert, {n: 2 * each for n, each in expert.items()}, k=k, cut=cut)
+        assert_exact(expert, {n: 2 * tensor for n, tensor in expert.items()}, k=k, cut=cut)
 
 
 def test_the_order_of_workers_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,12 +197,12 @@ def test_the_order_of_workers_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
     serial = kth_largest_magnitudes(scan, 1000, lambda piece: piece.task_vectors)
     with ThreadPoolExecutor(4) as executor:
         threaded = Scan(scan.operands, scan.infos, executor)
-        found = kth_largest_magnitudes(threaded, 1000, lambda piece: piece.task_vectors)
-    assert torch.equal(serial, found)
+        parallel = kth_largest_magnitudes(threaded, 1000, lambda piece: piece.task_vectors)
+    assert torch.equal(serial, parallel)
 
 
 @pytest.mark.parametrize(
-    ("density", "numel", "kept"),
+    ("density", "numel", "count"),
     [
         (0, 10, 0),
         (1, 10, 10),
@@ -208,14 +213,14 @@ def test_the_order_of_workers_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
         (0.99, 3, 2),
     ],
 )
-def test_kept_counts(density: float, numel: int, kept: int) -> None:
-    assert kept_count(density, numel) == kept
+def test_the_number_of_entries_that_a_density_keeps(density: float, numel: int, count: int) -> None:
+    assert kept_count(density, numel) == count
 
 
-def test_trimming_keeps_what_equals_the_threshold() -> None:
+def test_trimming_keeps_entries_equal_to_the_threshold() -> None:
     rows = torch.tensor([[1.0, -2.0, 3.0, -0.5], [0.0, -0.0, 1.0, -1.0]])
-    found = trimmed(rows, torch.tensor([2.0, 1.0]))
-    assert found.tolist() == [[0, -2, 3, 0], [0, 0, 1, -1]]
+    rows_left = trimmed(rows, torch.tensor([2.0, 1.0]))
+    assert rows_left.tolist() == [[0, -2, 3, 0], [0, 0, 1, -1]]
     assert trimmed(rows.reshape(2, 2, 2), torch.tensor([2.0, 1.0])).tolist() == [
         [[0, -2], [3, 0]],
         [[0, 0], [1, -1]],
@@ -242,8 +247,8 @@ def test_trimming_is_exact_at_the_threshold(values: list[float], data: st.DataOb
     row = torch.tensor([values], dtype=torch.float32)
     between = st.sampled_from(row[0].abs().tolist()) | st.floats(0, allow_nan=False)
     threshold = torch.tensor([data.draw(between)], dtype=torch.float64)
-    kept = row.where(row.double().abs() >= threshold, 0)
-    assert torch.equal(trimmed(row, threshold), kept)
+    expected = row.where(row.double().abs() >= threshold, 0)
+    assert torch.equal(trimmed(row, threshold), expected)
 
 
 def test_an_infinite_threshold_keeps_nothing() -> None:

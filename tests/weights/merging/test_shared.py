@@ -29,12 +29,14 @@ _ENOUGH = 2**20
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Hear of every decomposition and every search for thresholds."""
+    """Record every decomposition and every search for thresholds."""
     calls: list[str] = []
 
     def hear(module: ModuleType, name: str) -> None:
         function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given: (calls.append(name), function(*given))[1])
+        monkeypatch.setattr(
+            module, name, lambda *arguments: (calls.append(name), function(*arguments))[1]
+        )
 
     hear(singular, "_spectrum")
     hear(select, "_kth_largest")
@@ -59,9 +61,9 @@ def test_a_matrix_is_decomposed_once_while_it_is_shared(computed: list[str]) -> 
     assert computed == ["_spectrum"]
 
 
-def test_what_does_not_fit_is_computed_again(computed: list[str]) -> None:
+def test_results_that_do_not_fit_are_computed_again(computed: list[str]) -> None:
     matrices = torch.randn(2, 4, 4)
-    with Shared(sum(each.nbytes for each in decompose(matrices[0]))):
+    with Shared(sum(tensor.nbytes for tensor in decompose(matrices[0]))):
         for _ in range(2):
             computed.clear()
             for matrix in matrices:
@@ -78,7 +80,7 @@ def _scan(folder: Path) -> Scan:
     return Scan(Operands(base, {"a": expert}), [*base.infos.values()], SerialExecutor())
 
 
-def _found(folder: Path, k: int = 2) -> tuple[float, float]:
+def _second_largest_and_sum(folder: Path, k: int = 2) -> tuple[float, float]:
     scan = _scan(folder)
     total = scan(_absolute_sum, torch.add, torch.zeros((), dtype=torch.float64))
     return float(kth_largest_magnitudes(scan, k)), float(total)
@@ -90,15 +92,15 @@ def test_passes_over_files_are_shared_until_a_file_changes(
     save_file({"w": torch.zeros(4)}, tmp_path / "base.safetensors")
     save_file({"w": torch.arange(4.0)}, tmp_path / "expert.safetensors")
     with Shared(_ENOUGH):
-        assert [_found(tmp_path) for _ in range(2)] == [(2.0, 6.0)] * 2
+        assert [_second_largest_and_sum(tmp_path) for _ in range(2)] == [(2.0, 6.0)] * 2
         assert computed == ["_kth_largest"]
-        assert _found(tmp_path, k=1) == (3.0, 6.0)
+        assert _second_largest_and_sum(tmp_path, k=1) == (3.0, 6.0)
         save_file({"w": 2 * torch.arange(4.0)}, tmp_path / "expert.safetensors")
-        assert _found(tmp_path) == (4.0, 12.0)
+        assert _second_largest_and_sum(tmp_path) == (4.0, 12.0)
 
 
-def test_what_cannot_be_named_is_not_shared(tmp_path: Path) -> None:
-    """Two lambdas look alike: they must not be taken for one another."""
+def test_passes_by_lambdas_are_not_shared(tmp_path: Path) -> None:
+    """Two lambdas look alike, so results of one must not be used for the other."""
     save_file({"w": torch.zeros(4)}, tmp_path / "base.safetensors")
     save_file({"w": torch.arange(4.0)}, tmp_path / "expert.safetensors")
     with Shared(_ENOUGH):

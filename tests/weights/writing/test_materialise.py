@@ -273,7 +273,7 @@ def test_worker_with_other_versions_is_refused() -> None:
     shipped = _Shipped.of(abs, Elsewhere())
     assert shipped(-1) == 1
     other = replace(shipped, versions={**shipped.versions, "torch": "1.0"}, sha256=b"")
-    with pytest.raises(WorkerError, match=r"a worker on .* has torch [\d.]+, and this run 1\.0"):
+    with pytest.raises(WorkerError, match=r"a worker on .* has torch [\d.]+, this run has 1\.0"):
         other(-1)
 
 

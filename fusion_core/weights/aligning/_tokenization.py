@@ -1,7 +1,7 @@
-"""How a tokenizer cuts a text into tokens: normalizer, pre-tokenizer, merges and settings.
+"""How a tokenizer splits texts into tokens: normalizer, pre-tokenizer, merges and settings.
 
-Vocabularies and merges take most of a `tokenizer.json`. Both are cut out of its text, and merges
-are hashed in one spelling, so that no list of them is ever built.
+Vocabularies and merges take most of a `tokenizer.json`. Both are removed from its text before it is
+parsed, and merges are hashed in one spelling, so that no list of them is ever built.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.aligning._models import Model
 
-IGNORE = "alignment.tokenizer=ignore merges without looking at tokenizers."
+#: The hint of errors about tokenizers.
+IGNORE = "Set alignment.tokenizer to 'ignore' to merge without comparing tokenizers."
 TOKENIZER, MERGES, SETTINGS = "tokenizer.json", "merges.txt", "tokenizer_config.json"
-#: Files that are compared as a whole: what is in them is not known here.
+#: Files of unknown formats, compared as a whole.
 OPAQUE = ("bpe.codes", "tekken.json", "target.spm")
-#: A string of JSON, and lists that hold nothing else or lists of them.
+#: JSON: a string, a list of strings, a list of such lists, and an object of strings and numbers.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _LIST = rb'\[(?:[^\[\]"]++|' + _STRING + rb")*+\]"
 _NESTED = rb'\[(?:[^\[\]"]++|' + _STRING + rb"|" + _LIST + rb")*+\]"
@@ -35,25 +36,25 @@ _MERGES = re.compile(rb'"merges"\s*+:\s*+(?P<merges>' + _NESTED + rb")", re.DOTA
 _VOCABULARY = re.compile(rb'("vocab"\s*+:\s*+)(?:' + _OBJECT + rb"|" + _NESTED + rb")", re.DOTALL)
 _STRINGS = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _MOST_MERGES = 1_000_000
-#: Four of a merge in a list of pairs, two of a token: Gemma has 2.6 million.
+#: A merge in a list of pairs has four quotes, a token two: Gemma has 2.6 million.
 _MOST_QUOTES = 6_000_000
-#: A token takes two values of JSON, and tokenizers have more of them than headers.
+#: Limit for `parse_json`: a token takes two values, and tokenizers have more values than headers.
 BYTES_PER_VALUE = 16
 _HASHED_AT_ONCE = 2**16
-#: Options of a `tokenizer.json`'s model that change how texts are cut.
-_OPTIONS = (
+#: Options of a model in `tokenizer.json` that change how texts are split.
+_MODEL_OPTIONS = (
     *("type", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk"),
     *("byte_fallback", "ignore_merges", "max_input_chars_per_word"),
 )
-#: Settings of a `tokenizer_config.json` that do, too.
+#: Settings in `tokenizer_config.json` that change how texts are split.
 _FLAGS = (
     *("do_lower_case", "do_basic_tokenize", "strip_accents", "tokenize_chinese_chars", "legacy"),
     *("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens"),
 )
 
 
-def cutting(model: Model) -> dict[str, Fact]:
-    """Return what decides how a model's tokenizer cuts texts."""
+def tokenization(model: Model) -> dict[str, Fact]:
+    """Return the facts that decide how a model's tokenizer splits texts."""
     settings = model.config(SETTINGS)
     facts = {key: Fact(settings[key], SETTINGS) for key in _FLAGS if settings.get(key) is not None}
     if TOKENIZER in model.files:
@@ -61,86 +62,86 @@ def cutting(model: Model) -> dict[str, Fact]:
     elif MERGES in model.files:
         lines = (line.rstrip(b"\r\n") for line in model.content(MERGES).split(b"\n"))
         merges = (line for line in lines if line.strip() and not line.startswith(b"#version"))
-        facts["merges"] = Fact(_counted(merges, MERGES), MERGES)
+        facts["merges"] = Fact(_digest_merges(merges, MERGES), MERGES)
     for file in OPAQUE:
         if file in model.files:
-            facts[f"SHA-256 of {file}"] = Fact(
-                hashlib.sha256(model.content(file)).hexdigest(), file
-            )
+            digest = hashlib.sha256(model.content(file)).hexdigest()
+            facts[f"SHA-256 of {file}"] = Fact(digest, file)
     return facts
 
 
 def split_merges(text: bytes, path: str) -> tuple[bytes, bytes | None]:
-    """Return a `tokenizer.json` with no merges in their place, and the list that stood there.
+    """Return a `tokenizer.json` with an empty list of merges, and the list that it replaces.
 
-    Raises `CheckpointError` for more strings than any tokenizer has, before they are looked for.
+    Raises `CheckpointError` if the file has more strings than any tokenizer, before searching it.
     """
     if (quotes := text.count(b'"')) > _MOST_QUOTES:
         raise CheckpointError(
             f"{path}: expected at most {_MOST_QUOTES:,} quotes, got {quotes:,}", hint=IGNORE
         )
-    found = _MERGES.search(text)
-    if found is None:
+    match = _MERGES.search(text)
+    if match is None:
         return text, None
-    start, stop = found.span("merges")
+    start, stop = match.span("merges")
     return text[:start] + b"[]" + text[stop:], text[start:stop]
 
 
 def _from_json(model: Model) -> dict[str, Fact]:
     path = f"{TOKENIZER} of {model.name}"
     rest, merges = split_merges(model.content(TOKENIZER), path)
-    read = parse_json(
+    parsed = parse_json(
         _VOCABULARY.sub(rb"\1[]", rest, count=1),
         path=path,
         constants=True,
         bytes_a_value=BYTES_PER_VALUE,
     )
-    own = read.get("model")
-    stated: dict[str, Any] = {
-        "normalizer": _canonical(read.get("normalizer")),
-        "pre_tokenizer": _canonical(read.get("pre_tokenizer")),
-        "post_processor": _canonical(read.get("post_processor"), without="ByteLevel"),
+    facts: dict[str, Any] = {
+        "normalizer": _canonical(parsed.get("normalizer")),
+        "pre_tokenizer": _canonical(parsed.get("pre_tokenizer")),
+        # Byte-level post-processors only count characters.
+        "post_processor": _canonical(parsed.get("post_processor"), without="ByteLevel"),
     }
-    if isinstance(own, dict):
-        stated |= {f"model.{key}": own.get(key) or None for key in _OPTIONS}
+    options = parsed.get("model")
+    if isinstance(options, dict):
+        facts |= {f"model.{key}": options.get(key) or None for key in _MODEL_OPTIONS}
     if merges is not None:
-        stated["merges"] = _counted(_merges(merges), path)
-    return {key: Fact(value, TOKENIZER) for key, value in stated.items()}
+        facts["merges"] = _digest_merges(_parse_merges(merges), path)
+    return {key: Fact(value, TOKENIZER) for key, value in facts.items()}
 
 
-def _merges(text: bytes) -> Iterator[bytes]:
-    """Yield merges as `merges.txt` spells them, from a list of pairs or of texts."""
+def _parse_merges(text: bytes) -> Iterator[bytes]:
+    """Yield merges as `merges.txt` spells them, from a JSON list of pairs or of texts."""
     strings: Iterator[bytes] = map(itemgetter(1), _STRINGS.finditer(text))
     in_pairs = text[1:].lstrip().startswith(b"[")
-    spelled = map(b" ".join, zip(strings, strings, strict=False)) if in_pairs else strings
-    return (_unescaped(merge) if b"\\" in merge else merge for merge in spelled)
+    merges = map(b" ".join, zip(strings, strings, strict=False)) if in_pairs else strings
+    return (_unescape(merge) if b"\\" in merge else merge for merge in merges)
 
 
-def _unescaped(merge: bytes) -> bytes:
+def _unescape(merge: bytes) -> bytes:
     try:
         text: str = json.loads(b'"' + merge + b'"', strict=False)
         return text.encode()
-    except ValueError:  # half a character, say: compared as it is spelled
+    except ValueError:  # such as half a surrogate pair: compare the escaped form
         return merge
 
 
-def _counted(merges: Iterable[bytes], file: str) -> str:
-    """Say how many merges there are and what they hash to."""
+def _digest_merges(merges: Iterable[bytes], file: str) -> str:
+    """Return the number of merges and their digest."""
     digest, count, lines = hashlib.sha256(), 0, iter(merges)
     while chunk := list(islice(lines, _HASHED_AT_ONCE)):
         count += len(chunk)
         if count > _MOST_MERGES:
             raise CheckpointError(
-                f"{file}: more than {_MOST_MERGES} merges are refused", hint=IGNORE
+                f"{file}: too many merges: expected at most {_MOST_MERGES:,}", hint=IGNORE
             )
         digest.update(b"\n".join([*chunk, b""]))
     return f"{count} merges, SHA-256 {digest.hexdigest()[:12]}"
 
 
 def _canonical(stage: Any, without: str = "") -> Any:  # noqa: ANN401 - JSON
-    """Bring a stage of a tokenizer to one spelling: a sequence of one is that one.
+    """Bring a stage of a tokenizer to one spelling, without steps of the kind `without`.
 
-    Steps of the kind `without` only count characters there.
+    A sequence of one step becomes that step.
     """
     kind = stage.get("type") if isinstance(stage, dict) else without
     if kind == without:

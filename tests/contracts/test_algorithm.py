@@ -203,7 +203,7 @@ def test_weights_are_resolved_in_pool_order(weights: Any, expected: list[float])
 
 @pytest.mark.parametrize(
     ("weights", "problem"),
-    [({"z": 1}, "names z"), ([1, 2], "2 entries for 3 experts"), ([], "0 entries")],
+    [({"z": 1}, "names unknown experts: z"), ([1, 2], "2 entries for 3 experts"), ([], "0 entries")],
 )
 def test_weights_that_do_not_fit_name_the_experts(weights: Any, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem) as caught:

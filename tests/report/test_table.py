@@ -88,7 +88,7 @@ def test_more_models_have_a_row_each_in_as_many_parts_as_it_takes() -> None:
 
 def test_a_table_says_what_its_intervals_are_over(capsys: pytest.CaptureFixture[str]) -> None:
     print_reports({"m": Report({"latin": {"accuracy": 0.5}})}, intervals=Intervals())
-    assert "no intervals: nothing is kept of each example" in capsys.readouterr().out
+    assert "no intervals: no outcomes of single examples are stored" in capsys.readouterr().out
     print_reports({"m": report(50)}, intervals=Intervals())
     printed = capsys.readouterr().out
     assert "50.0 ±9.6" in printed

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunContext:
-    """What a run gives an algorithm: tasks, seed, device, logging, and files to save.
+    """The context that a run passes to an algorithm: tasks, seed, device, log, files to save.
 
     Every field has a default, so tests can call `RunContext()`.
     """

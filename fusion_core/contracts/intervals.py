@@ -28,7 +28,7 @@ class Intervals:
     and describe the source of variation in `over` and `missing`.
     """
 
-    #: what the intervals are over, for the note below a table
+    #: the source of variation, for the note below a table
     over: ClassVar[str] = "test examples"
     #: why a table has no intervals
     missing: ClassVar[str] = "no outcomes of single examples are stored; run fuse evaluate"

@@ -1,4 +1,4 @@
-"""What hooks and callers receive about a run: `RunInfo` and `RunResult`."""
+"""The descriptions of a run for hooks and callers: `RunInfo` and `RunResult`."""
 
 from __future__ import annotations
 

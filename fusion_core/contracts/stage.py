@@ -160,7 +160,18 @@ class Calibration(Stage[ConfigT]):
     """The base class of stages that improve a merge and compute the result themselves.
 
     A subclass sets `config_class` and implements `calibrate`. Subclass `TensorwiseCalibration`
-    instead if each tensor depends only on the same tensor of the merge and the models.
+    instead if each tensor depends only on the same tensor of the merge and the models. Example::
+
+        from fusion_core import Calibration, ComponentConfig
+        from fusion_core.weights import AlignedSource, StateDictSource
+
+        class KeepBiases(Calibration[ComponentConfig]):
+            config_class = ComponentConfig
+
+            def calibrate(self, merged, pool, context):
+                names = [name for name in merged.infos if name.endswith(".bias")]
+                biases = {name: pool.reference.tensor(name) for name in names}
+                return AlignedSource(StateDictSource(biases), merged)
     """
 
     kind = "calibrate"

@@ -68,7 +68,7 @@ class Table:
     first: int
     #: the tasks that averages are over: all models have them, with the same main metric
     shared: Sequence[str]
-    #: what computes the figures' intervals; None for a table without intervals
+    #: the object that computes the figures' intervals; None for a table without intervals
     intervals: Intervals | None = None
 
     @property

@@ -42,11 +42,16 @@ class Task(ABC):
     can adapt on an `AdaptiveTask` or a `FeatureTask`. A subclass sets `name` and implements
     `evaluate`. Example::
 
+        from fusion_core import Measured, Task
+
         class Sums(Task):
             name = "sums"
 
+            def __init__(self, questions):  # pairs of inputs and answers
+                self.questions = questions
+
             def evaluate(self, model):
-                right = [model(question) == answer for question, answer in self.questions]
+                right = [model(inputs).argmax() == answer for inputs, answer in self.questions]
                 return Measured({"accuracy": sum(right) / len(right)}, outcomes=right)
     """
 

@@ -192,9 +192,9 @@ class Plan:
     @property
     def transductive(self) -> bool | None:
         """Whether a stage adapts on the measured examples; None if no stage adapts."""
-        own = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
+        stages = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
         nested = [plan.transductive for plan in self.nested.values()]
-        answers = [answer for answer in (*own, *nested) if answer is not None]
+        answers = [answer for answer in (*stages, *nested) if answer is not None]
         return any(answers) if answers else None
 
     @property
@@ -268,9 +268,9 @@ class Plan:
         """The distributions of the plugins that the run uses."""
         stages = (stage.resolved for stage in self.stages)
         components = (*stages, self.resolved.model_pool, self.resolved.task_pool)
-        own = {used.component.plugin.distribution for used in components if used is not None}
+        plugins = {used.component.plugin.distribution for used in components if used is not None}
         formats = distributions_of_formats(self.pool.by_name.values(), self.plugins)
-        return own.union(formats, *(plan.distributions for plan in self.nested.values()))
+        return plugins.union(formats, *(plan.distributions for plan in self.nested.values()))
 
 
 def count_tensors(

@@ -1,1 +1,1 @@
-"""What plugins implement and what a run gives back: algorithms, pools, tasks, specs, reports."""
+"""The classes that plugins implement, and the results of runs: stages, pools, specs, reports."""

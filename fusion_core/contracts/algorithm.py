@@ -1,7 +1,6 @@
-"""How models are fused: the class that methods subclass.
+"""Base classes of fusion methods: `Algorithm` and `TensorwiseAlgorithm`.
 
-An algorithm decides; the engine moves bytes. `run` returns a lazy `WeightSource` (or a live module,
-if the method makes one), and the caller reads, writes or evaluates it.
+An algorithm decides how models are combined. The engine reads and writes the bytes.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import fusion_core  # whose `merge` plans and applies a method that is called without a context
+import fusion_core  # `fusion_core.merge` plans a method that is called without a context
 from fusion_core.contracts.outline import Outline
-from fusion_core.contracts.result import checked_source
+from fusion_core.contracts.result import check_result
 from fusion_core.contracts.stage import Stage, weights_of
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import Kernel, WeightSource
@@ -31,20 +30,30 @@ ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
 class Algorithm(Stage[ConfigT]):
-    """A way of fusing models: a configuration or its options as keywords, and `run`.
+    """The base class of fusion methods that compute the merge themselves.
 
-    class PickFirst(Algorithm[PickFirstConfig]):
-        config_class = PickFirstConfig
+    Subclass `TensorwiseAlgorithm` instead if each merged tensor depends only on the same tensor of
+    every model, as in most methods.
 
-        def run(self, pool, context):
-            return next(iter(pool.experts.values()))
+    A subclass sets `config_class` and implements `run`. A run creates the algorithm from its
+    options, asks `outline` for the result's tensors while it plans, calls `run` once, and reads
+    the returned source range by range while it writes the output. Example::
 
-    A method that computes each tensor from the same tensor of every model, which is most methods,
-    is a `TensorwiseAlgorithm` and writes `merge` instead.
+        from fusion_core import Algorithm, ComponentConfig
 
-    A run calls `run` with a context. Whoever calls `PickFirst().run(models)` without one gives a
-    pool or `{"base": ..., "models": {...}}`, and gets the merge that a run would write: planned and
-    checked alike, lazy, in the base's dtypes.
+        class PickConfig(ComponentConfig):
+            expert: str
+            "The name of the expert to return."
+
+        class Pick(Algorithm[PickConfig]):
+            config_class = PickConfig
+
+            def run(self, pool, context):
+                return pool.experts[self.config.expert]
+
+    Call `run` without a context to merge by hand: `Pick(expert="a").run(models)` takes a pool or
+    `{"base": ..., "models": {...}}`. It returns the lazy merge that a run would write, planned and
+    checked alike, in the base's dtypes.
     """
 
     kind = "merge"
@@ -52,34 +61,34 @@ class Algorithm(Stage[ConfigT]):
     def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - the class statement's
         super().__init_subclass__(**options)
         if "run" in vars(cls):
-            cls.run = _or_by_hand(cls.run)  # type: ignore[method-assign]
+            cls.run = _make_context_optional(cls.run)  # type: ignore[method-assign]
 
     @abstractmethod
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource | nn.Module:
-        """Fuse the pool's models.
+        """Fuse the pool's models; return a lazy source or a live model.
 
-        The pool is aligned: every expert has the base's keys and shapes. Sources must not be
-        modified. Raise a `FusionError` for what the user can mend.
+        The pool is aligned: every expert has the base's tensor names and shapes. Never modify its
+        sources. Raise a `FusionError` for problems that the user can fix.
         """
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
-        """Return the flow with the models merged into weights, checked as the engine's results."""
+        """Merge the flow's models into weights and check the result."""
         pool = flow.models
-        merged = checked_source(self.run(pool, context), self.outline(pool), pool, context)
+        merged = check_result(self.run(pool, context), self.outline(pool), pool, context)
         return replace(flow, merged=flow.restore(merged))
 
     def outline(self, pool: ModelPool[Any]) -> Outline:
-        """Say from headers what `run` will return; default: the tensors that the models have.
+        """Describe the result of `run` from headers; default: the tensors of the models.
 
-        Asked before any work is done, so that a run with a result of other tensors is planned,
-        checked and described like any other. The pool is aligned. Raise a `FusionError` for what
-        the user can mend.
+        Override this if the result has other tensors or shapes. The plan, `fuse check` and the
+        output's `config.json` depend on it. The pool is aligned, and no weights may be read. Raise
+        a `FusionError` for problems that the user can fix.
         """
         return Outline(pool.reference.infos)
 
 
-def _or_by_hand(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method's `run` be called without a context too."""
+def _make_context_optional(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a method's `run`: a call without a context plans a merge of the given models."""
 
     @wraps(run)
     def run_or_merge(self: Algorithm[Any], pool: Any, context: RunContext | None = None) -> Any:  # noqa: ANN401
@@ -91,20 +100,35 @@ def _or_by_hand(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
-    """A method that merges tensor by tensor, piece by piece: write `merge`, and `survey` if needed.
+    """The base class of fusion methods that merge tensor by tensor.
 
-    class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
-        config_class = DropConfig
+    A subclass sets `config_class` and implements `merge`. The engine cuts every tensor into pieces
+    and calls `merge` once per piece, on several threads or machines, in any order. `merge` must
+    therefore be a pure function of the piece. Example::
 
-        def merge(self, piece):
-            deltas = piece.task_vectors
-            kept = deltas.where(deltas.abs() > self.config.floor, 0)
-            return piece.base + in_order(kept) / len(kept)
+        from fusion_core import ComponentConfig, TensorwiseAlgorithm
+        from fusion_core.weights import in_order
 
-    `cut` says how finely tensors may be cut for `merge` (default: between any two elements),
-    `scope` what `survey` looks at first (default: nothing). Both are properties, and may depend on
-    the options. A configuration with a field `weights: ExpertWeights` gives each expert its factor
-    in `piece.weights`.
+        class DropConfig(ComponentConfig):
+            floor: float = 0.01
+            "Drop entries of task vectors whose magnitude is at most this."
+
+        class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
+            config_class = DropConfig
+
+            def merge(self, piece):
+                deltas = piece.task_vectors  # (experts, *shape of the piece)
+                large = deltas.where(deltas.abs() > self.config.floor, 0)
+                return piece.base + in_order(large) / len(large)
+
+    Two properties, which may depend on the options, tell the engine what the method needs:
+
+    - `cut`: how finely tensors may be cut for `merge`; default: between any two elements.
+    - `scope`: how much `survey` sees before the first call of `merge`, one tensor or the whole
+      model; default: nothing, and `survey` is not called. Its result is `piece.state`.
+
+    If the configuration has a field `weights: ExpertWeights`, `piece.weights` holds one factor per
+    expert.
     """
 
     @overload
@@ -112,6 +136,6 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
     @overload
     def run(self, pool: ModelPool[Any] | Mapping[str, Any]) -> WeightSource: ...
     def run(self, pool: Any, context: Any = None) -> WeightSource:
-        """Return the lazy merge; the engine calls `survey` and `merge` when it is read."""
+        """Return the lazy merge; reading it calls `survey` and `merge`."""
         merged: WeightSource = context.merged(pool, self, weights=weights_of(self, pool))
         return merged

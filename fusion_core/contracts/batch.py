@@ -1,7 +1,7 @@
-"""Examples of a task: a tensor or, for models that take several, a mapping of tensors.
+"""Examples of a task: one tensor, or a mapping of tensors for models that take several inputs.
 
-What is done with examples without knowing what they are is done here: they are moved, counted, cut,
-joined and padded. In a mapping, `attention_mask` says which positions are padding.
+Batches are moved, sliced, concatenated and padded here without knowing what the inputs mean. In a
+mapping, `attention_mask` marks padding.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.nn.functional import pad
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
-#: The name in a mapping of inputs: ones, and zeros where there is padding; (examples, length).
+#: The name of the padding mask in a mapping: 1 for a token, 0 for padding; (examples, length).
 MASK = "attention_mask"
 
 
 class Split(StrEnum):
-    """Which examples: UNLABELED for adaptive algorithms, TEST to measure results on."""
+    """A part of a task's data: adaptive algorithms read UNLABELED, results are measured on TEST."""
 
     TRAIN = "train"
     UNLABELED = "unlabeled"
@@ -30,10 +30,11 @@ class Split(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples of one task: whatever the task's `logits` takes; no labels on UNLABELED.
+    """Examples of one task: inputs for the task's `logits`, and labels except on UNLABELED.
 
-    Every tensor's first dimension is the example. In a mapping with an `attention_mask`, of shape
-    (examples, length), tensors of that shape and more dimensions have a second one, the position.
+    The first dimension of every tensor is the example. If the inputs are a mapping that contains an
+    `attention_mask` of shape (examples, length), every tensor whose shape begins with (examples,
+    length) is padded along its second dimension.
     """
 
     inputs: torch.Tensor | Mapping[str, torch.Tensor]
@@ -45,59 +46,59 @@ class Batch:
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """The inputs by name; a tensor alone has an empty one."""
+        """The inputs by name; a single tensor has the empty name."""
         return {"": self.inputs} if isinstance(self.inputs, torch.Tensor) else self.inputs
 
     @property
     def mask(self) -> torch.Tensor | None:
-        """What is not padding, of shape (examples, length) and true or 1; None without a mask."""
+        """The padding mask of shape (examples, length), 1 or true for tokens; None without one."""
         return self.tensors.get(MASK)
 
     @property
     def form(self) -> Hashable:
-        """What batches have in common that can be joined."""
+        """The names, dtypes and unpadded shapes of the inputs; equal forms can be concatenated."""
         return tuple(
-            (name, each.dtype, tuple(each.shape[1 + self._is_padded(each) :]))
-            for name, each in sorted(self.tensors.items())
+            (name, tensor.dtype, tuple(tensor.shape[1 + self._is_padded(tensor) :]))
+            for name, tensor in sorted(self.tensors.items())
         )
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return self._with(lambda each: each.to(device))
+        return self._map(lambda tensor: tensor.to(device))
 
     def part(self, start: int, stop: int) -> Batch:
-        """Return some of the examples."""
-        return self._with(lambda each: each[start:stop])
+        """Return the examples from `start` up to, not including, `stop`."""
+        return self._map(lambda tensor: tensor[start:stop])
 
     def rows(self, rows: torch.Tensor) -> Batch:
-        """Return the examples of these numbers, shape (examples,)."""
-        return self._with(lambda each: each[rows])
+        """Return the examples at these indices, shape (selected examples,)."""
+        return self._map(lambda tensor: tensor[rows])
 
     @staticmethod
     def joined(batches: Sequence[Batch]) -> Batch:
-        """Return the examples of batches of one form, without labels.
+        """Concatenate batches of one form, without labels.
 
-        Shorter ones are padded on the right by zeros, in the mask, too.
+        Shorter examples and their masks are padded with zeros on the right.
         """
         if isinstance(batches[0].inputs, torch.Tensor):
             return Batch(torch.cat([batch.tensors[""] for batch in batches]))
         length = max(0 if batch.mask is None else batch.mask.shape[1] for batch in batches)
-        filled = [batch.padded(length) for batch in batches]
-        return Batch({name: torch.cat([each[name] for each in filled]) for name in filled[0]})
+        padded = [batch.padded(length) for batch in batches]
+        return Batch({name: torch.cat([inputs[name] for inputs in padded]) for name in padded[0]})
 
     def padded(self, length: int) -> dict[str, torch.Tensor]:
-        """Return the inputs by name, with zeros on the right up to a length."""
+        """Return the inputs by name, padded with zeros on the right to `length` positions."""
         return {
-            name: pad(each, (0, 0) * (each.dim() - 2) + (0, length - each.shape[1]))
-            if self._is_padded(each)
-            else each
-            for name, each in self.tensors.items()
+            name: pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, length - tensor.shape[1]))
+            if self._is_padded(tensor)
+            else tensor
+            for name, tensor in self.tensors.items()
         }
 
-    def _is_padded(self, values: torch.Tensor) -> bool:
-        return self.mask is not None and values.shape[:2] == self.mask.shape
+    def _is_padded(self, tensor: torch.Tensor) -> bool:
+        return self.mask is not None and tensor.shape[:2] == self.mask.shape
 
-    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        changed = {name: change(each) for name, each in self.tensors.items()}
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed = {name: change(tensor) for name, tensor in self.tensors.items()}
         inputs = changed[""] if isinstance(self.inputs, torch.Tensor) else changed
         return Batch(inputs, None if self.labels is None else change(self.labels))

@@ -1,8 +1,8 @@
 """Experts that score below the base on their own task.
 
-Fine-tuning on a task makes a model better at it. Where it seems to have made the model worse,
-experts and tasks probably do not belong together: experts are rotated among the tasks, labels are
-in another order, or heads are swapped. A share of such an expert's figure says nothing of a merge.
+Fine-tuning on a task makes a model better at it. An expert that scores below the base was probably
+matched with the wrong task: experts are rotated among the tasks, labels are in another order, or
+heads are swapped. Scores normalised by such an expert are misleading.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _SUSPICION = "experts and tasks probably do not belong together"
-#: How it is known: by a paired test, or where the base and the expert keep no outcomes of the same
-#: examples, by their figures.
-MCNEMAR, BOOTSTRAP, FIGURES_ALONE = "exact McNemar", "paired bootstrap", "the figures alone"
-#: A difference is beyond chance where models that are equally good seldom differ by so much.
+_FIGURES_ALONE = "the figures alone"
+#: The significance level of the paired tests.
 _LEVEL = 0.05
-#: Fewer examples that differ, all in one direction, may be chance: 2 / 2**5 is above 0.05.
-_FEWEST = 6
-#: Figures that are closer than this fraction differ by rounding.
+#: The fewest differing examples that can be significant, all in one direction: 2 / 2**5 > 0.05.
+_FEWEST_DIFFERENCES = 6
+#: Scores whose relative difference is smaller than this differ by rounding.
 _ROUNDING = 1e-6
 
 
@@ -37,18 +35,23 @@ class BelowBase:
     metric: Metric
     base: float
     expert: float
-    #: how that is known: the name of a paired test, or `FIGURES_ALONE`
+    #: the paired test that shows it, or "the figures alone" without outcomes of the same examples
     evidence: str
 
     def __str__(self) -> str:
-        """Return the task and both figures: `latin (12.5, base 52.0)`."""
-        shown = self.metric.shown
-        return f"{self.task} ({shown(self.expert)}, base {shown(self.base)})"
+        """Return the task and both scores: `latin (12.5, base 52.0)`."""
+        return (
+            f"{self.task} ({self.metric.shown(self.expert)}, base {self.metric.shown(self.base)})"
+        )
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON's data."""
-        figures = {"base": as_json(self.base), "expert": as_json(self.expert)}
-        return {"metric": self.metric.name, **figures, "evidence": self.evidence}
+        """Return the JSON data of `report.json`."""
+        return {
+            "metric": self.metric.name,
+            "base": as_json(self.base),
+            "expert": as_json(self.expert),
+            "evidence": self.evidence,
+        }
 
 
 def find_below_base(
@@ -57,73 +60,75 @@ def find_below_base(
     experts: Mapping[str, Metrics],
     within_chance: Collection[str] = (),
 ) -> Iterator[BelowBase]:
-    """Yield the tasks, of `metrics`, whose own expert scores below the base beyond chance.
+    """Yield the experts that score below the base on their own task, beyond chance.
 
-    Where both keep outcomes of the same examples, a paired test decides. Elsewhere the figures
-    alone decide, but for the tasks that are known to be `within_chance`. What is not a number, and
-    what was measured by another metric, is below nothing.
+    `metrics` holds the main metric of each task to check. A paired test decides if base and expert
+    keep outcomes of the same examples. Otherwise the scores alone decide, except for tasks in
+    `within_chance`. NaN and scores of another metric are never below.
     """
     for task, metric in metrics.items():
-        one, other = base.get(task, {}), experts.get(task, {})
-        if not (_is_main(metric, one) and _is_main(metric, other)):
+        base_metrics, expert_metrics = base.get(task, {}), experts.get(task, {})
+        if any(next(iter(row), None) != metric.name for row in (base_metrics, expert_metrics)):
             continue
-        evidence = _evidence(metric, one, other)
-        if evidence is None or (evidence == FIGURES_ALONE and task in within_chance):
+        evidence = _find_evidence(metric, base_metrics, expert_metrics)
+        if evidence is None or (evidence == _FIGURES_ALONE and task in within_chance):
             continue
-        yield BelowBase(task, metric, main(one), main(other), evidence)
-
-
-def describe_below_base(experts: Sequence[BelowBase]) -> str:
-    """Say in a line that experts and tasks probably do not belong together; "" for no experts."""
-    tasks = ", ".join(expert.task for expert in experts)
-    return f"{_SUSPICION}: the expert scores below the base on {tasks}" if tasks else ""
-
-
-def warn_of_below_base(experts: Sequence[BelowBase]) -> str:
-    """Say the same with figures, how they are known, and what to do; "" for no experts."""
-    if not experts:
-        return ""
-    evidence = ", ".join(dict.fromkeys(expert.evidence for expert in experts))
-    return (
-        f"{_SUSPICION}: the expert scores below the base on {', '.join(map(str, experts))}, by "
-        f"{evidence}. Check which expert is for which task, the order of the labels, and the "
-        "heads. Shares of these experts' figures say nothing, and none are given."
-    )
+        yield BelowBase(task, metric, main(base_metrics), main(expert_metrics), evidence)
 
 
 def find_within_chance(
     metrics: Mapping[str, Metric], base: Mapping[str, Metrics], experts: Mapping[str, Metrics]
 ) -> Iterator[str]:
-    """Yield the tasks whose expert's figure is below the base's, but within chance."""
-    below = {expert.task for expert in find_below_base(metrics, base, experts)}
-    plain = [{task: dict(figures) for task, figures in row.items()} for row in (base, experts)]
-    candidates = find_below_base(metrics, *plain)
-    return (expert.task for expert in candidates if expert.task not in below)
+    """Yield the tasks whose expert scores below the base, but not significantly."""
+    significant = {expert.task for expert in find_below_base(metrics, base, experts)}
+    plain_rows = [{task: dict(row) for task, row in rows.items()} for rows in (base, experts)]
+    lower = find_below_base(metrics, *plain_rows)
+    return (expert.task for expert in lower if expert.task not in significant)
 
 
-def _is_main(metric: Metric, metrics: Metrics) -> bool:
-    return next(iter(metrics), None) == metric.name
+def describe_below_base(experts: Sequence[BelowBase]) -> str:
+    """Return one line that names the tasks; "" without experts below the base."""
+    tasks = ", ".join(expert.task for expert in experts)
+    return f"{_SUSPICION}: the expert scores below the base on {tasks}" if tasks else ""
 
 
-def _evidence(metric: Metric, base: Metrics, expert: Metrics) -> str | None:
-    """Say how it is known that an expert scores below the base; None where it does not."""
-    if not _is_below(metric, main(expert), main(base)):
+def warn_of_below_base(experts: Sequence[BelowBase]) -> str:
+    """Return a warning with scores, evidence and remedy; "" without experts below the base."""
+    if not experts:
+        return ""
+    evidence = ", ".join(dict.fromkeys(expert.evidence for expert in experts))
+    return (
+        f"{_SUSPICION}: the expert scores below the base on {', '.join(map(str, experts))}, by "
+        f"{evidence}. Check which expert belongs to which task, the order of the labels, and the "
+        "heads. Scores normalised by these experts would be misleading and are left out."
+    )
+
+
+def _find_evidence(metric: Metric, base: Metrics, expert: Metrics) -> str | None:
+    """Return what shows that an expert scores below the base; None if nothing does."""
+    base_score, expert_score = main(base), main(expert)
+    is_below = expert_score < base_score if metric.higher_is_better else expert_score > base_score
+    if not is_below or math.isclose(expert_score, base_score, rel_tol=_ROUNDING):
         return None
     if not (isinstance(base, Measured) and base.pairs_with(expert)):
-        return FIGURES_ALONE
+        return _FIGURES_ALONE
     differences = base.differences(expert)
     if base.is_binary and expert.is_binary:
-        p, test = _mcnemar(differences.count(-1.0), differences.count(1.0)), MCNEMAR
+        test = "exact McNemar"
+        p_value = _exact_mcnemar(differences.count(-1.0), differences.count(1.0))
     else:
-        p, test = paired_bootstrap([(differences, base.weights)])[1], BOOTSTRAP
-    differing = sum(value != 0 for value in differences)
-    return test if p < _LEVEL and differing >= _FEWEST else None
+        test = "paired bootstrap"
+        _, p_value = paired_bootstrap([(differences, base.weights)])
+    is_significant = (
+        p_value < _LEVEL and sum(value != 0 for value in differences) >= _FEWEST_DIFFERENCES
+    )
+    return test if is_significant else None
 
 
-def _mcnemar(only_base: int, only_expert: int) -> float:
-    """Return the two-sided p-value of so many examples that only one model has right.
+def _exact_mcnemar(only_base: int, only_expert: int) -> float:
+    """Return the two-sided p-value for the numbers of examples that only one model has right.
 
-    Each of them is as likely to be the one's as the other's, among models that are equally good.
+    If both models are equally good, each of these examples is equally likely to be either one's.
     """
     count, fewer = only_base + only_expert, min(only_base, only_expert)
     term = tail = 1  # binomial coefficients, each from the one before: there may be thousands
@@ -131,9 +136,3 @@ def _mcnemar(only_base: int, only_expert: int) -> float:
         term = term * (count - drawn) // (drawn + 1)
         tail += term
     return min(1.0, 2 * tail / (1 << count))
-
-
-def _is_below(metric: Metric, value: float, reference: float) -> bool:
-    if math.isclose(value, reference, rel_tol=_ROUNDING):
-        return False
-    return value < reference if metric.higher_is_better else value > reference

@@ -1,6 +1,6 @@
-"""Bootstraps: test examples are drawn again with replacement, within each task.
+"""Bootstraps over test examples: each task's examples are resampled with replacement.
 
-The draws are always the same ones, so equal outcomes give equal figures.
+The random numbers are fixed, so equal outcomes give equal intervals.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     #: the lower and the upper end of an interval
     Interval = tuple[float, float]
-    #: one value per example, and how much each example counts; None for all alike
+    #: one value per example, and one weight per example; None for equal weights
     Outcomes = tuple[Sequence[float], Sequence[float] | None]
 
-#: How much of a distribution lies on either side of a 95 % interval.
+#: The probability on either side of a 95 % interval.
 TAIL = (1 - 0.95) / 2
 RESAMPLES = 2000
-#: Up to so many distinct rows are drawn by their counts, more of them one by one.
+#: Resample by counts up to this many distinct rows, and example by example beyond.
 _COUNTED_ROWS = 8
 #: Examples drawn in one step, which bounds the memory.
 _DRAWS_PER_STEP = 2**22
@@ -30,17 +30,17 @@ _DRAWS_PER_STEP = 2**22
 def paired_bootstrap(tasks: Sequence[Outcomes]) -> tuple[Interval | None, float]:
     """Return the 95 % interval of the mean difference of two models, and its two-sided p-value.
 
-    A task is its differences by example, and their weights or None. The figure is the mean over
-    tasks of the weighted means. The p-value is twice the share of resampled means on the other
-    side of 0. It is not corrected for many tests.
+    Each task is one difference per example, with weights or None. The statistic is the mean over
+    tasks of the weighted mean differences. The p-value is twice the share of resampled means on the
+    other side of 0, not corrected for multiple tests.
     """
     means = resample(tasks)
-    sides = int((means <= 0).sum()), int((means >= 0).sum())
-    return percentiles(means), min(1.0, 2 * (min(sides) + 1) / (len(means) + 1))
+    fewer = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    return percentiles(means), min(1.0, 2 * (fewer + 1) / (len(means) + 1))
 
 
 def resample(tasks: Sequence[Outcomes]) -> Tensor:
-    """Return means over tasks of resampled weighted means, shape (RESAMPLES,), fp64."""
+    """Return resampled means over tasks of weighted means, shape (RESAMPLES,), fp64."""
     import torch
 
     columns = []
@@ -52,9 +52,9 @@ def resample(tasks: Sequence[Outcomes]) -> Tensor:
 
 
 def resample_quotients(tasks: Sequence[Tensor]) -> Tensor:
-    """Return means over tasks of resampled quotients of two sums, shape (RESAMPLES,), fp64.
+    """Return resampled means over tasks of quotients of sums, shape (RESAMPLES,), fp64.
 
-    A task has one row per example: what it adds to the upper sum, and what to the lower one.
+    Each task has shape (examples, 2): every example's summand of the numerator and denominator.
     """
     import torch
 
@@ -63,23 +63,23 @@ def resample_quotients(tasks: Sequence[Tensor]) -> Tensor:
     for rows in tasks:
         distinct, counts = torch.unique(rows, dim=0, return_counts=True)
         if len(distinct) <= _COUNTED_ROWS:
-            sums = _draw_counts(distinct, counts, generator)
+            sums = _sum_by_counts(distinct, counts, generator)
         else:
-            sums = _draw_rows(rows, generator)
+            sums = _sum_by_examples(rows, generator)
         quotients.append(sums[:, 0] / sums[:, 1])
     return torch.stack(quotients).mean(dim=0)
 
 
 def percentiles(means: Tensor) -> Interval | None:
-    """Return the ends between which the middle 95 % lie; None if any mean is not finite."""
+    """Return the interval of the middle 95 % of resampled means; None if any is not finite."""
     if not bool(means.isfinite().all()):
         return None
     low, high = means.quantile(means.new_tensor([TAIL, 1 - TAIL])).tolist()
     return low, high
 
 
-def _draw_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw examples one by one; return the sums of each resample."""
+def _sum_by_examples(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw examples one by one; return the column sums of each resample, (RESAMPLES, 2)."""
     import torch
 
     size = max(1, _DRAWS_PER_STEP // len(rows))
@@ -90,15 +90,16 @@ def _draw_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat(sums)
 
 
-def _draw_counts(distinct: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+def _sum_by_counts(distinct: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
     """Draw how often each distinct row occurs: the same distribution, a hundred times as fast."""
     import torch
 
     total = int(counts.sum())
-    left = torch.full((RESAMPLES,), float(total), dtype=torch.float64)
+    remaining = torch.full((RESAMPLES,), float(total), dtype=torch.float64)
     sums = torch.zeros(RESAMPLES, 2, dtype=torch.float64)
     for row, count in zip(distinct, counts.tolist(), strict=True):
-        drawn = torch.binomial(left, torch.full_like(left, count / total), generator=generator)
+        share = torch.full_like(remaining, count / total)
+        drawn = torch.binomial(remaining, share, generator=generator)
         sums += drawn[:, None] * row
-        left, total = left - drawn, total - count
+        remaining, total = remaining - drawn, total - count
     return sums

@@ -1,8 +1,8 @@
-"""Live models from weights, without a second copy.
+"""Build live models from weights without holding a second copy.
 
-A module is constructed with parameters that have no values, on the meta device, and with buffers as
-its constructor makes them: checkpoints often lack those, positions and frequencies above all. Then
-each tensor is read, a range at a time, into memory of the dtype and on the device asked for.
+The module is constructed with its parameters on the meta device, where they take no memory, and
+with real buffers: checkpoints often lack some buffers, such as positions and frequencies. Each
+tensor is then read range by range into memory of the requested dtype and device.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-#: how many tensors that do not fit are named
-_SHOWN = 3
+#: The largest number of misfit tensors that an error names.
+_LISTED = 3
 
 
-def build_model(  # noqa: PLR0913 - what is built, of what, and how it is to be
+def build_model(  # noqa: PLR0913 - what to construct, from which weights, in which form
     construct: Callable[[], ModuleT],
     weights: WeightSource,
     *,
@@ -43,16 +43,17 @@ def build_model(  # noqa: PLR0913 - what is built, of what, and how it is to be
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
 ) -> ModuleT:
-    """Return the module that `construct` makes, with exactly these weights, in evaluation mode.
+    """Return the module that `construct` makes, with these weights, in evaluation mode.
 
-    Parameters and the buffers of a state dict are `dtype` where they are floating-point; None
-    leaves each as it is constructed. Other buffers keep their dtype always and, unless the weights
-    hold them, their values. Tied parameters stay tied unless the weights hold different tensors for
-    them. `rename` turns a tensor's name into the module's. `base` is needed for weights that are
-    differences from it, as a LoRA adapter's are.
+    `rename` maps the name of a tensor to its name in the module. `base` is required if the weights
+    are differences from it, as in a LoRA adapter.
 
-    Peak memory is the model's own and one block. Raises `AlignmentError` for missing or unexpected
-    tensors and other shapes.
+    Floating-point parameters and saved buffers get `dtype`; None keeps the dtypes that `construct`
+    chose. Buffers outside the state dict keep their dtypes and, unless the weights have them, their
+    values. Tied parameters stay tied unless the weights hold different tensors for them.
+
+    Peak memory is the model itself and one block of the weights. Raises `AlignmentError` for
+    missing or unexpected tensors and wrong shapes.
     """
     if weights.is_delta and base is None:
         raise BrokenPluginError(
@@ -62,20 +63,20 @@ def build_model(  # noqa: PLR0913 - what is built, of what, and how it is to be
     with _parameters_on_meta():
         model = construct()
     source = as_weights(weights, base)
-    given = {rename(name): name for name in source.infos}
-    places = _places(model, source, given)
-    _check_fit(model, source, given, places)
+    weight_names = {rename(name): name for name in source.infos}
+    targets = _list_targets(model, source, weight_names)
+    _check_fit(model, source, weight_names, targets)
 
-    def fill(place: _Place) -> None:
-        _fill(model, place, source, dtype, torch.device(device))
+    def fill(target: _Target) -> None:
+        _fill(model, target, source, dtype, torch.device(device))
 
-    for _ in on_cores(fill, places):  # weights may be a merge, which is computed here
+    for _ in on_cores(fill, targets):  # the weights may be a merge, which is computed here
         pass
     return model.train(mode=False)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and all of its buffers by name; tied ones under each name."""
+    """Return a model's parameters and all its buffers by name; tied tensors under every name."""
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -83,29 +84,28 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def named_tensors(pool: ModelPool[Any], model: nn.Module) -> dict[str, Tensor]:
-    """Return a live model's buffers and parameters, detached, by the names of a pool's tensors."""
+    """Return a live model's buffers and parameters, detached, by the pool's tensor names."""
     named = {**dict(model.named_buffers(remove_duplicate=False)), **pool.parameters(model)}
     return {name: tensor.detach() for name, tensor in named.items()}
 
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Let modules of this thread have parameters without values; leave random numbers alone.
+    """Move parameters that this thread registers to the meta device; preserve the random state.
 
-    Layers register memory that they have not touched yet, and initialise it afterwards: nothing of
-    that happens on the meta device.
+    Layers register parameters before they initialise them, so initialisation costs nothing.
     """
     thread, moved = threading.get_ident(), WeakIdKeyDictionary()
 
     def move(_: nn.Module, __: str, parameter: nn.Parameter) -> nn.Parameter | None:
         if parameter.is_meta or threading.get_ident() != thread:
             return None
-        if parameter not in moved:  # one may be registered twice: it is tied
+        if parameter not in moved:  # a tied parameter is registered more than once
             moved[parameter] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        found: nn.Parameter = moved[parameter]
-        return found
+        replacement: nn.Parameter = moved[parameter]
+        return replacement
 
-    untyped: Any = move  # torch takes what hooks return, and is annotated as if it did not
+    untyped: Any = move  # torch uses the hook's result, but annotates the hook as returning None
     hook = register_module_parameter_registration_hook(untyped)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -115,115 +115,117 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A parameter or buffer of a module."""
+class _Target:
+    """A parameter or buffer of the module."""
 
-    #: its names there: several where it is tied
+    #: its names in the module, more than one if it is tied
     names: Sequence[str]
-    #: the name of the weights' tensor that goes here, if there is one
-    given: str | None
-    #: whether a state dict of the module has it
+    #: the name of the tensor in the weights that fills it; None without one
+    weight: str | None
+    #: whether the module's state dict contains it
     is_saved: bool
 
 
-def _places(model: nn.Module, source: WeightSource, given: Mapping[str, str]) -> list[_Place]:
-    """Return a module's places in the order in which the weights are cheapest to read.
+def _list_targets(
+    model: nn.Module, source: WeightSource, weight_names: Mapping[str, str]
+) -> list[_Target]:
+    """Return a module's parameters and buffers in the order in which the weights store them.
 
-    `given` maps the module's names to those of the weights.
+    `weight_names` maps names in the module to names in the weights.
     """
     saved = model.state_dict(keep_vars=True).keys()
     tied: dict[int, list[str]] = {}
     for name, tensor in tensors_of(model).items():
         tied.setdefault(id(tensor), []).append(name)
-    places = [
-        _Place(
+    targets = [
+        _Target(
             names,
-            next((given[name] for name in names if name in given), None),
+            next((weight_names[name] for name in names if name in weight_names), None),
             not saved.isdisjoint(names),
         )
-        for shared in tied.values()
-        for names in _part(shared, source, given)
+        for tied_names in tied.values()
+        for names in _untie(tied_names, source, weight_names)
     ]
     order = {name: number for number, name in enumerate(source.infos)}
-    return sorted(places, key=lambda each: order.get(each.given or "", len(order)))
+    return sorted(targets, key=lambda target: order.get(target.weight or "", len(order)))
 
 
-def _part(
-    names: list[str], source: WeightSource, given: Mapping[str, str]
+def _untie(
+    names: list[str], source: WeightSource, weight_names: Mapping[str, str]
 ) -> Iterator[Sequence[str]]:
-    """Untie a module's names whose tensors differ in the weights, as transformers does."""
-    first, *others = [name for name in names if name in given] or names[:1]
-    apart = [name for name in others if not _are_equal(source, given[first], given[name])]
-    yield [name for name in names if name not in apart]
-    yield from ([name] for name in apart)
+    """Separate tied names whose tensors differ in the weights, as transformers does."""
+    first, *others = [name for name in names if name in weight_names] or names[:1]
+    separate = [
+        name for name in others if not _are_equal(source, weight_names[first], weight_names[name])
+    ]
+    yield [name for name in names if name not in separate]
+    yield from ([name] for name in separate)
 
 
-def _are_equal(source: WeightSource, one: str, other: str) -> bool:
-    ours, theirs = source.infos[one], source.infos[other]
-    return (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and all(
-        torch.equal(source.read(one, *span), source.read(other, *span))
-        for span in source.ranges(one)
+def _are_equal(source: WeightSource, first: str, second: str) -> bool:
+    one, other = source.infos[first], source.infos[second]
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and all(
+        torch.equal(source.read(first, *span), source.read(second, *span))
+        for span in source.ranges(first)
     )
 
 
 def _check_fit(
-    model: nn.Module, source: WeightSource, given: Mapping[str, str], places: Sequence[_Place]
+    model: nn.Module,
+    source: WeightSource,
+    weight_names: Mapping[str, str],
+    targets: Sequence[_Target],
 ) -> None:
-    """Raise `AlignmentError` unless every tensor has its place, and every place its tensor."""
+    """Raise `AlignmentError` for missing or unexpected tensors and wrong shapes."""
     tensors = tensors_of(model)
-    lacking = [
-        position.names[0] for position in places if position.given is None and position.is_saved
+    problems = [
+        f"{target.names[0]!r} is missing"
+        for target in targets
+        if target.weight is None and target.is_saved
     ]
-    problems = [f"{name!r} is missing" for name in lacking]
-    taken = {name for live, name in given.items() if live in tensors}
-    problems += [f"{name!r} is unexpected" for name in source.infos if name not in taken]
-    for live, name in given.items():
-        shape = source.infos[name].shape
-        if live in tensors and shape != tensors[live].shape:
-            ours = list(tensors[live].shape)
-            problems.append(f"{name!r} has shape {list(shape)}, where the model has {ours}")
+    used = {weight for name, weight in weight_names.items() if name in tensors}
+    problems += [f"{weight!r} is unexpected" for weight in source.infos if weight not in used]
+    for name, weight in weight_names.items():
+        shape = source.infos[weight].shape
+        if name in tensors and shape != tensors[name].shape:
+            expected = list(tensors[name].shape)
+            problems.append(f"{weight!r} has shape {list(shape)}, where the model has {expected}")
     if problems:
-        others = len(problems) - _SHOWN
-        shown = "; ".join(problems[:_SHOWN]) + (f"; and {others} more" if others > 0 else "")
+        others = len(problems) - _LISTED
+        listed = "; ".join(problems[:_LISTED]) + (f"; and {others} more" if others > 0 else "")
         raise AlignmentError(
-            f"{source.describe()} does not fit {type(model).__name__}: tensor {shown}",
+            f"{source.describe()} does not fit {type(model).__name__}: tensor {listed}",
             hint="Check that the model's configuration belongs to these weights.",
         )
 
 
 def _fill(
     model: nn.Module,
-    place: _Place,
+    target: _Target,
     source: WeightSource,
     dtype: torch.dtype | None,
     device: torch.device,
 ) -> None:
-    """Put a tensor of the weights in its place; a buffer that has none keeps its values."""
-    owners = [_owner(model, name) for name in place.names]
+    """Read a target's tensor from the weights, or keep the values of a buffer they lack."""
+    owners = []
+    for name in target.names:
+        path, _, attribute = name.rpartition(".")
+        owners.append((model.get_submodule(path), attribute))
     old: Tensor = getattr(*owners[0])
-    if place.given is None:
-        new = _moved(old, place.names[0], device)
+    if target.weight is not None:
+        is_cast = dtype is not None and target.is_saved and old.is_floating_point()
+        new = assemble(
+            source, target.weight, dtype=dtype if is_cast else old.dtype, device=device
+        ).reshape(old.shape)
+    elif old.is_meta and device.type != "meta":
+        raise BrokenPluginError(
+            f"the buffer {target.names[0]!r} is constructed without values, on the meta device",
+            hint="Construct the module outside torch.device('meta'). Do not derive a buffer that "
+            "the weights lack from parameters: they have no values yet.",
+        )
     else:
-        is_cast = dtype is not None and place.is_saved and old.is_floating_point()
-        kept = dtype if is_cast else old.dtype
-        new = assemble(source, place.given, dtype=kept, device=device).reshape(old.shape)
+        new = old.to(device)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     for module, attribute in owners:
         setattr(module, attribute, new)
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that has a tensor, and what it calls it."""
-    path, _, attribute = name.rpartition(".")
-    return model.get_submodule(path), attribute
-
-
-def _moved(buffer: Tensor, name: str, device: torch.device) -> Tensor:
-    if buffer.is_meta and device.type != "meta":
-        raise BrokenPluginError(
-            f"the buffer {name!r} is constructed without values, on the meta device",
-            hint="Construct the module outside torch.device('meta'), and no buffer that the "
-            "weights lack from parameters: they have no values yet.",
-        )
-    return buffer.to(device)

@@ -1,4 +1,4 @@
-"""What a run gives an algorithm: tasks, a seed, a device, and places for what it says and saves."""
+"""The context of a run: what an algorithm may use, report and save while it runs."""
 
 from __future__ import annotations
 
@@ -40,41 +40,44 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunContext:
-    """What a run gives an algorithm; every field has a default, so that tests can make one."""
+    """The context that a run passes to an algorithm: tasks, seed, device, log, files to save.
 
-    #: for stages that look at tasks: `AlgorithmSpec.needs_tasks`, or `Stage.sees_tasks`
+    Every field has a default, so tests can call `RunContext()`.
+    """
+
+    #: the tasks, for stages that declare `AlgorithmSpec.needs_tasks` or `Stage.sees_tasks`
     tasks: TaskPool[Any] | None = None
-    #: everything random derives from it
+    #: the seed of the run; derive all random numbers from it
     seed: int = 0
-    #: where live models belong, and matrices are merged
+    #: the device of live models, on which matrices are merged as well
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     executor: Executor = field(default_factory=SerialExecutor)
     progress: Progress = field(default_factory=Progress)
-    #: refuse NaN and infinity in weights
+    #: whether NaN and infinity in weights are errors
     finite: bool = True
-    #: whose task vectors bound how far merged values may be away
+    #: which task vectors limit how far merged values may lie from the base
     bound: Bound = Bound.TENSOR
-    #: receives what `log` is given
+    #: called by `log` with step and metrics
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
-    #: files to be committed with the model
+    #: the files to commit with the model, by name
     side_files: dict[str, bytes | WeightSource] = field(default_factory=dict)
-    #: what was logged
+    #: everything that `log` has recorded
     metrics: MetricsLog = field(default_factory=MetricsLog)
-    #: a directory for what `run` needs to go on where it was stopped: written by `write_durably`,
-    #: there again with `--resume`, never part of the output; None if nothing is written
+    #: a directory for checkpoints of `run`, which `--resume` restores: write them by
+    #: `write_durably`. It is not part of the output. None if the run writes nothing
     state: Path | None = None
-    #: the directory that is being written; None if nothing is
+    #: the directory that the run writes; None if it writes nothing
     output: Path | None = None
-    #: what the task vectors went through before: the sections of the transforms
+    #: the recipe sections of the transforms before this stage
     transforms: tuple[Mapping[str, Any], ...] = ()
-    #: what a run learned that a user should know: see `warn`
+    #: warnings of the stages so far
     warnings: list[str] = field(default_factory=list)
     #: the stage's name, for errors
     stage: str = ""
-    #: the stage's place in the pipeline: each draws random numbers of its own
-    place: int = 0
-    #: where a run that writes nothing rescues what it has
-    _shelter: Path | None = field(default=None, init=False)
+    #: the stage's index in the pipeline, so that every stage draws different random numbers
+    stage_index: int = 0
+    #: the directory of rescued files, for a run that writes nothing
+    _rescue_directory: Path | None = field(default=None, init=False)
 
     def merged(
         self,
@@ -86,8 +89,9 @@ class RunContext:
     ) -> WeightSource:
         """Return the lazy merge of a pool's models by a kernel.
 
-        `extras` are what it needs beside the models, read by `Piece.extra`. The kernel sees one
-        matrix after the other: `ModelPool.matrices` says which a tensor holds.
+        `weights` holds one factor per expert. `extras` are further operands, which the kernel reads
+        by `Piece.extra`. The kernel sees one matrix at a time: `ModelPool.matrices` says which
+        matrices a tensor holds.
         """
         layout = pool.layout
         operands = self._operands(pool, layout, kernel, weights, extras or {})
@@ -101,24 +105,28 @@ class RunContext:
         weights: Sequence[float] = (),
         extras: Mapping[str, WeightSource] | None = None,
     ) -> MergedSource:
-        """Return what `merged` does with every matrix as a tensor of its own, by its name."""
+        """Return the merge that `merged` returns, with every matrix as a tensor of its own."""
         layout = pool.layout
         return MergedSource(kernel, self._operands(pool, layout, kernel, weights, extras or {}))
 
     def transformed(
         self, pool: ModelPool[Any], kernel: RowsKernel, *, weights: Sequence[float] = ()
     ) -> ModelPool[Any]:
-        """Return a pool whose experts have the task vectors that a kernel makes of theirs.
+        """Return a pool whose experts have the kernel's task vectors.
 
-        Where these are coordinates, the base is zero: what is merged is `restored` afterwards.
+        If the kernel maps to other coordinates, the base is zero, and `restored` maps the merge of
+        the coordinates back to weights.
         """
         layout = pool.layout
         operands = self._operands(pool, layout, kernel, weights, {})
         experts = transformed_experts(operands, kernel)
-        found = pool.transformed({name: layout.packed(each) for name, each in experts.items()})
+        transformed = pool.transformed(
+            {name: layout.packed(expert) for name, expert in experts.items()}
+        )
         if isinstance(kernel, CoordinatesKernel):
-            found = found.with_sources({"base": layout.packed(MergedSource(Origin(), operands))})
-        return found
+            origin = layout.packed(MergedSource(Origin(), operands))
+            return transformed.with_sources({"base": origin})
+        return transformed
 
     def restored(
         self,
@@ -128,9 +136,9 @@ class RunContext:
         *,
         weights: Sequence[float] = (),
     ) -> WeightSource:
-        """Return the lazy model that a merge of coordinates stands for.
+        """Map a merge of coordinates back to lazy weights.
 
-        `pool`, `kernel` and `weights` are what `transformed` was given.
+        Pass the `pool`, `kernel` and `weights` that were passed to `transformed`.
         """
         layout = pool.layout
         operands = self._operands(pool, layout, kernel, weights, {MERGED: merged})
@@ -144,14 +152,13 @@ class RunContext:
         weights: Sequence[float],
         extras: Mapping[str, WeightSource],
     ) -> Operands:
-        place = f"\0{self.place}" if self.place else ""
-        key = f"{self.seed}\0{type(kernel).__name__}{place}"
+        stage_index = f"\0{self.stage_index}" if self.stage_index else ""
         unpacked = layout.unpacked
         return Operands(
             None if pool.base is None else unpacked(pool.base),
             {name: unpacked(expert) for name, expert in pool.experts.items()},
             tuple(weights),
-            key,
+            f"{self.seed}\0{type(kernel).__name__}{stage_index}",
             self.stage,
             finite=self.finite,
             bound=self.bound,
@@ -160,27 +167,27 @@ class RunContext:
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record what was measured at a step, and tell whoever listens (`fusion_metrics_logged`).
+        """Record the metrics of a step and notify `fusion_metrics_logged` hooks.
 
-        All of it is committed with the model as `metrics.jsonl`.
+        The run commits all of them with the model as `metrics.jsonl`.
         """
         self.metrics.add(step, metrics)
         if self.on_metrics is not None:
             self.on_metrics(step, metrics)
 
     def warn(self, message: str) -> None:
-        """Warn the user of something that only the run could learn; the provenance records it.
+        """Warn the user of a problem found while merging; the provenance records it.
 
-        Above all, a tensor that a method turns out not to apply to. `Stage.fallback` names tensors
-        of which headers already tell it.
+        Use it above all for tensors that the method turned out not to apply to. If headers already
+        show that, implement `Stage.fallback` instead.
         """
         self.warnings.append(message)
 
     def save(self, name: str, data: bytes | Mapping[str, Any] | WeightSource) -> None:
         """Add a file to the output directory.
 
-        Bytes, a mapping to be written as JSON, or tensors to be written as safetensors: those are
-        computed when the weights are written, range by range.
+        Bytes are written as they are, a mapping as JSON, a source as safetensors. A source is
+        computed range by range while the weights are written.
         """
         if isinstance(data, Mapping):
             data = json.dumps(data, indent=2).encode() + b"\n"
@@ -189,18 +196,18 @@ class RunContext:
     def save_task_masks(
         self, masks: Mapping[str, WeightSource], scales: Mapping[str, float]
     ) -> None:
-        """Save what makes an expert's weights of the merge: `load_for_task` reads it.
+        """Save one mask and one scale per expert; `load_for_task` restores the expert's weights.
 
-        They are base + scale * mask * (merge - base). `masks` have the models' tensors and shapes,
-        by expert; what is not zero is in the mask.
+        These are base + scale * mask * (merge - base). `masks` maps experts to sources with the
+        models' tensors and shapes, in which nonzero entries belong to the mask.
         """
         self.save(MASKS, PackedMasks(masks))
         self.save(SCALES, {"schema": 1, "scales": {name: scales[name] for name in masks}})
 
     def save_task_tensors(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Save tensors that stand in the merge's places for a task: `load_for_task` reads them.
+        """Save tensors that replace the merge's for one task; `load_for_task` reads them.
 
-        By task and name, of the shapes that the merge's tensors of these names have.
+        `tensors` maps tasks to tensors by name, each of the shape of the merge's tensor.
         """
         if any(tensors.values()):
             self.save(TENSORS, keyed(tensors))
@@ -210,23 +217,25 @@ class RunContext:
         adapters: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
         modules: Mapping[str, str],
     ) -> None:
-        """Save what changes the features that a live model has for a task: `build_for_task` does.
+        """Save adapters of a live model's features; `build_for_task` attaches them.
 
-        By task: `down` and `up` of `fusion_adapting.through_adapter`, and the name of the
-        module whose output goes through them.
+        `adapters` maps tasks to `down` and `up` of `fusion_adapting.through_adapter`, `modules` to
+        the name of the module whose output the adapter changes.
         """
         self.save(ADAPTERS, keyed({t: {"down": d, "up": u} for t, (d, u) in adapters.items()}))
         self.save(ADAPTED, {"schema": 1, "modules": dict(modules)})
 
     def rescue(self, name: str, data: bytes) -> Path:
-        """Save the last good result where it stays although the run fails; returns the path.
+        """Save the last good result of a run that fails; return the path.
 
-        It is written durably beside the output, as `<output>.<name>`; for a run that writes
-        nothing, into a temporary directory of the run's own.
+        The file is written durably next to the output as `<output>.<name>`, or into a temporary
+        directory if the run writes no output.
         """
         if self.output is None:
-            self._shelter = self._shelter or Path(tempfile.mkdtemp(prefix="fusion-"))
-            path = self._shelter / name
+            self._rescue_directory = self._rescue_directory or Path(
+                tempfile.mkdtemp(prefix="fusion-")
+            )
+            path = self._rescue_directory / name
         else:
             path = self.output.with_name(f"{self.output.name}.{name}")
         write_durably(path, data)

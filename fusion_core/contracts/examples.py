@@ -1,4 +1,4 @@
-"""What tasks with data of their own need: batches as pure functions, files that are told apart."""
+"""Helpers for tasks with data of their own: reproducible batches and file identities."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 
 def shuffled_rows(step: int, size: int, count: int, *, key: str) -> Tensor:
-    """Return the rows of one batch: a pure function, which uses no global random state.
+    """Return the row indices of one batch as a pure function of the arguments, shape (size,).
 
-    An epoch is a permutation of all rows, drawn by key and epoch, and holds count // size batches;
-    the rows left over come in later epochs.
+    Each epoch is a permutation of all `count` rows, drawn from `key` and the epoch's number, and
+    holds count // size batches. Rows left over at its end appear in later epochs.
     """
-    epoch, place = divmod(step, count // size)
+    epoch, batch = divmod(step, count // size)
     digest = hashlib.sha256(f"{key}\0{epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randperm(count, generator=generator)[place * size : (place + 1) * size]
+    return torch.randperm(count, generator=generator)[batch * size : (batch + 1) * size]
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode, and every module of it back to what it was in."""
-    before = {module: module.training for module in model.modules()}
+    """Switch a model to evaluation mode; restore the mode of every module afterwards."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module, training in before.items():
+        for module, training in modes.items():
             module.training = training
 
 
 def file_stamps(files: Iterable[str]) -> dict[str, list[int]]:
-    """Identify files here by their sizes, and the times when content and entry last changed."""
+    """Identify local files by size, modification time and status change time (ns)."""
     states = {file: Path(file).stat() for file in files}
     return {file: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in states.items()}

@@ -1,4 +1,4 @@
-"""The models and the merge that the stages of a pipeline hand on."""
+"""The models and the merge that one stage of a pipeline passes on to the next."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     #: `Stage.apply`
     Apply = Callable[["Flow", RunContext], "Flow"]
 
-#: Turns a merge of coordinates into a merge of weights.
-WayBack = Callable[[WeightSource], WeightSource]
+#: Maps a merge of coordinates back to weights.
+Restore = Callable[[WeightSource], WeightSource]
 
 
 @dataclass(frozen=True)
 class Flow:
-    """What a stage receives, and returns with other `models` or another `merged`.
+    """The state that a stage receives and returns.
 
-    A transform replaces the models, a merge and a calibration replace `merged`:
+    A transform replaces `models`. A merge and a calibration replace `merged`:
     `dataclasses.replace(flow, merged=...)`.
     """
 
-    #: the models as the transforms before have left them
+    #: the models after the transforms so far
     models: ModelPool[Any]
     #: the models before any transform
     originals: ModelPool[Any]
     #: the merge so far; before the merge stage, the base or the first expert
     merged: WeightSource
-    #: one per transform into other coordinates, in the order of the transforms
-    ways_back: tuple[WayBack, ...] = ()
-    #: how many stages came before
-    place: int = 0
-    #: the recipe sections of the transforms that came before
+    #: one inverse per transform into other coordinates, in the order of the transforms
+    restores: tuple[Restore, ...] = ()
+    #: the number of stages applied so far
+    stage_index: int = 0
+    #: the recipe sections of the transforms applied so far
     transforms: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
@@ -51,13 +51,13 @@ class Flow:
         return cls(pool, pool, pool.reference)
 
     def restore(self, merged: WeightSource) -> WeightSource:
-        """Turn a merge of `models` into weights, through all coordinates."""
-        for way_back in reversed(self.ways_back):
-            merged = way_back(merged)
+        """Map a merge of `models` back to weights, through all coordinates."""
+        for restore in reversed(self.restores):
+            merged = restore(merged)
         return merged
 
     def apply_to(self, names: Collection[str], apply: Apply, context: RunContext) -> Flow:
-        """Apply a stage to some tensors as if the models had no others, and keep the others."""
+        """Apply a stage as if the models had only the tensors in `names`; keep all others."""
         selected = self._select(names)
         result = apply(selected, context)
         models, merged = self.models, self.merged
@@ -65,9 +65,11 @@ class Flow:
             models = _overlay(result.models, models, context)
         if result.merged is not selected.merged:
             merged = AlignedSource(result.merged, merged)
-        added = result.ways_back[len(selected.ways_back) :]
-        lifted: list[WayBack] = [partial(_restore_some, way, names) for way in added]
-        return replace(self, models=models, merged=merged, ways_back=(*self.ways_back, *lifted))
+        added: list[Restore] = [
+            partial(_restore_selected, restore, names)
+            for restore in result.restores[len(selected.restores) :]
+        ]
+        return replace(self, models=models, merged=merged, restores=(*self.restores, *added))
 
     def _select(self, names: Collection[str]) -> Flow:
         models = SelectedPool(self.models, names)
@@ -76,29 +78,33 @@ class Flow:
             self,
             models=models,
             originals=models if is_original else SelectedPool(self.originals, names),
-            merged=_only(self.merged, names),
-            ways_back=tuple(partial(_restore_within, way, self.merged) for way in self.ways_back),
+            merged=_select_tensors(self.merged, names),
+            restores=tuple(
+                partial(_restore_all, restore, self.merged) for restore in self.restores
+            ),
         )
 
 
-def _only(source: WeightSource, names: Collection[str]) -> WeightSource:
+def _select_tensors(source: WeightSource, names: Collection[str]) -> WeightSource:
     return RenamedSource(source, {name: name for name in source.infos if name in names})
 
 
-def _restore_some(way_back: WayBack, names: Collection[str], merged: WeightSource) -> WeightSource:
-    """Restore some tensors; the others are in no coordinates."""
-    return AlignedSource(way_back(_only(merged, names)), merged)
+def _restore_selected(
+    restore: Restore, names: Collection[str], merged: WeightSource
+) -> WeightSource:
+    """Restore the tensors in `names`; the others were never mapped to coordinates."""
+    return AlignedSource(restore(_select_tensors(merged, names)), merged)
 
 
-def _restore_within(way_back: WayBack, others: WeightSource, merged: WeightSource) -> WeightSource:
-    """Restore a merge of some tensors by a way back that expects all of them."""
-    return _only(way_back(AlignedSource(merged, others)), merged.infos)
+def _restore_all(restore: Restore, others: WeightSource, merged: WeightSource) -> WeightSource:
+    """Restore a merge of some tensors by a `restore` that expects all of them."""
+    return _select_tensors(restore(AlignedSource(merged, others)), merged.infos)
 
 
 def _overlay(part: ModelPool[Any], pool: ModelPool[Any], context: RunContext) -> ModelPool[Any]:
-    """Return a pool whose models have a part's tensors where the part has them."""
+    """Return the pool with the part's tensors in place of its own."""
     if any(part.by_name[name].is_delta != source.is_delta for name, source in pool.by_name.items()):
-        pool = context.transformed(pool, Unchanged())  # task vectors do not mix with weights
+        pool = context.transformed(pool, Unchanged())  # task vectors cannot be mixed with weights
     return pool.with_sources(
         {name: AlignedSource(part.by_name[name], source) for name, source in pool.by_name.items()}
     )

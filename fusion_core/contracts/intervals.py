@@ -1,7 +1,7 @@
-"""How sure a figure is: 95 % intervals over test examples.
+"""95 % confidence intervals of scores over the test examples.
 
-Right and wrong answers have Wilson's interval (1927), exact enough at 0 and 100 %. Other figures,
-and averages over tasks, have percentiles of a bootstrap.
+Right and wrong answers get Wilson's interval (1927), which is accurate even at 0 and 100 %. Other
+scores, and averages over tasks, get percentiles of a bootstrap.
 """
 
 from __future__ import annotations
@@ -22,34 +22,36 @@ if TYPE_CHECKING:
 
 
 class Intervals:
-    """The 95 % intervals of a table's figures, over the test examples that tasks keep.
+    """The 95 % intervals of a table's figures, over each task's test examples.
 
-    A subclass makes them of something else, and says in `over` and `missing` of what.
+    Subclass it to compute intervals over something else, such as seeds: override the three methods,
+    and describe the source of variation in `over` and `missing`.
     """
 
-    #: what the intervals are over
+    #: the source of variation, for the note below a table
     over: ClassVar[str] = "test examples"
-    #: why a table has no interval at all
-    missing: ClassVar[str] = "nothing is kept of each example; fuse evaluate measures anew"
+    #: why a table has no intervals
+    missing: ClassVar[str] = "no outcomes of single examples are stored; run fuse evaluate"
 
     def of_task(self, metrics: Metrics) -> Interval | None:
         """Return the interval of a task's main metric.
 
-        None where the task keeps no outcomes, or too few for an interval.
+        None if the task keeps no outcomes, or too few for an interval.
         """
         if isinstance(metrics, Measured) and metrics.is_binary:
             return wilson(int(sum(metrics.outcomes)), len(metrics.outcomes))
         return _bootstrap([metrics])
 
     def of_average(self, row: Collection[Metrics]) -> Interval | None:
-        """Return the interval of the mean of tasks' main metrics; None as for `of_task`."""
+        """Return the interval of the mean of the tasks' main metrics; None as in `of_task`."""
         return self.of_task(*row) if len(row) == 1 else _bootstrap(row)
 
     def of_normalised(self, row: Collection[tuple[Metric, Metrics, Metrics]]) -> Interval | None:
-        """Return the interval of the mean of how good main metrics are beside references.
+        """Return the interval of the mean over tasks of score / reference score.
 
-        A row has a metric, the figure, and the reference, for one task at least. Both are drawn
-        together, example by example. None where they keep no outcomes of the same examples.
+        Each entry of the nonempty `row` is one task's main metric, measurement and reference
+        measurement. Both are resampled together, example by example. None if they keep no outcomes
+        of the same examples.
         """
         columns = []
         for metric, value, reference in row:
@@ -60,7 +62,7 @@ class Intervals:
 
 
 def wilson(right: int, count: int) -> Interval:
-    """Return the interval of a fraction, `right` of `count` examples."""
+    """Return Wilson's interval of the fraction `right` / `count`."""
     z = NormalDist().inv_cdf(1 - TAIL)
     share, spread = right / count, z * z / count
     middle = share + spread / 2
@@ -77,7 +79,7 @@ def _bootstrap(row: Collection[Metrics]) -> Interval | None:
 
 
 def _quotient(metric: Metric, value: Measured, reference: Measured) -> Tensor:
-    """Return one row per example, whose sums' quotient is how good a value is."""
+    """Return the summands of numerator and denominator, shape (examples, 2), fp64."""
     import torch
 
     columns = torch.tensor([value.outcomes, reference.outcomes], dtype=torch.float64)

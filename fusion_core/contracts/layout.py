@@ -1,7 +1,7 @@
-"""The layout of a table of reports: one entry per task, with one figure per model.
+"""The layout of a table of reports: one row per task, one column per model.
 
-The base comes first, then the models that were measured, then the experts. The last entries are
-averages over the tasks that all reports have, where they mean something.
+The columns are the base, the measured models, and the experts. The last rows are averages over the
+tasks that all reports share, if averages of them are meaningful.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ if TYPE_CHECKING:
     from fusion_core.contracts.bootstrap import Interval
     from fusion_core.contracts.intervals import Intervals
 
-    #: A row of the table: a task, and the metric that its values are of.
+    #: A row of the table: a task and one of its metrics.
     Line = tuple[str, Metric]
-    Row = Mapping[str, Metrics]
+    #: The metrics of one model by row.
+    Cells = Mapping[Line, Metrics]
 
 AVERAGE, NORMALISED, WORST = "average", "normalised", "worst"
 
 
-class Rows(Protocol):
-    """What the table needs of a report."""
+class Measurements(Protocol):
+    """The part of a report that the table needs; `Report` implements it."""
 
     @property
-    def tasks(self) -> Row:
-        """What was measured of the model."""
+    def tasks(self) -> Mapping[str, Metrics]:
+        """The model's metrics by task."""
 
     @property
-    def base(self) -> Row:
-        """What was measured of the base."""
+    def base(self) -> Mapping[str, Metrics]:
+        """The base's metrics by task."""
 
     @property
-    def experts(self) -> Row:
-        """What was measured of each task's own expert."""
+    def experts(self) -> Mapping[str, Metrics]:
+        """The metrics of each task's own expert, by task."""
 
     @property
     def experts_below_base(self) -> Collection[BelowBase]:
@@ -49,144 +50,147 @@ class Rows(Protocol):
 
     @property
     def main_metrics(self) -> Mapping[str, Metric]:
-        """Every task's main metric."""
+        """The main metric of every task."""
 
     def metric(self, task: str, name: str) -> Metric:
-        """Return what is known of a task's metric."""
+        """Return the declaration of a task's metric."""
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A model's metrics by task and metric, and the experts' that they are normalised by."""
+    """A model's metrics, and the experts' metrics that normalise them."""
 
     heading: str
-    cells: Mapping[Line, Metrics]
-    references: Mapping[Line, Metrics]
+    cells: Cells
+    references: Cells
     intervals: Intervals | None = None
 
-    def figure(self, line: Line) -> Figure | None:
+    def task(self, line: Line) -> Figure | None:
         if line not in self.cells:
             return None
         metrics, name = self.cells[line], line[1].name
         if name != next(iter(metrics)):
             return Figure(metrics[name])
-        return self._figure(metrics[name], lambda over: over.of_task(metrics))
+        return self._figure(metrics[name], lambda intervals: intervals.of_task(metrics))
 
     def average(self, lines: Sequence[Line]) -> Figure | None:
-        """Average a column; of fewer tasks than the others it would compare with none of them."""
+        """Average the column; None if it lacks a row, since columns could not be compared."""
         if not lines or not all(line in self.cells for line in lines):
             return None
         row = [self.cells[line] for line in lines]
-        return self._figure(sum(map(main, row)) / len(row), lambda over: over.of_average(row))
+        mean = sum(map(main, row)) / len(row)
+        return self._figure(mean, lambda intervals: intervals.of_average(row))
 
     def normalised(self, lines: Sequence[Line]) -> Figure | None:
-        """Return the mean of figure / the expert's, or its inverse where lower is better."""
+        """Return the mean of score / the expert's score, inverted if lower is better."""
+
+        def score(cells: Cells, line: Line) -> float:
+            return main(cells[line]) if line in cells else math.nan
+
         mean = mean_ratio(
-            (line[1], _main(self.cells, line), _main(self.references, line)) for line in lines
+            (line[1], score(self.cells, line), score(self.references, line)) for line in lines
         )
         if mean is None:
             return None
         row = [(line[1], self.cells.get(line, {}), self.references[line]) for line in lines]
-        return self._figure(mean, lambda over: over.of_normalised(row))
+        return self._figure(mean, lambda intervals: intervals.of_normalised(row))
 
     def worst(self, lines: Sequence[Line]) -> Figure | None:
-        """Return the worst of the figures that the average is of."""
+        """Return the worst of the figures that `average` averages."""
         average = self.average(lines)
         if average is None or math.isnan(average.value):
             return average
         worst = min if lines[0][1].higher_is_better else max
         metrics = worst((self.cells[line] for line in lines), key=main)
-        return self._figure(main(metrics), lambda over: over.of_task(metrics))
+        return self._figure(main(metrics), lambda intervals: intervals.of_task(metrics))
 
-    def _figure(self, value: float, spread: Callable[[Intervals], Interval | None]) -> Figure:
-        return (
-            Figure(value)
-            if self.intervals is None
-            else Figure(value, partial(spread, self.intervals))
-        )
+    def _figure(self, value: float, interval: Callable[[Intervals], Interval | None]) -> Figure:
+        if self.intervals is None:
+            return Figure(value)
+        return Figure(value, partial(interval, self.intervals))
 
 
-def table_of(reports: Mapping[str, Rows], intervals: Intervals | None = None) -> Table:
-    """Lay reports out: the base, the models, the experts; averages over common tasks.
+def table_of(reports: Mapping[str, Measurements], intervals: Intervals | None = None) -> Table:
+    """Lay out reports as one table; with `intervals`, its figures have intervals.
 
-    A base or experts that reports share stand once, or as often as they differ. Nothing is
-    normalised by experts that score below the base. With `intervals`, figures have them.
+    A base, or experts, on which the reports agree get one column; otherwise they get one column per
+    report. Experts that score below the base normalise nothing.
     """
     experts = {name: _cells(report, report.experts) for name, report in reports.items()}
-    fitting = {name: _fitting(experts[name], [report]) for name, report in reports.items()}
+    fitting = {name: _drop_below_base(experts[name], [reports[name]]) for name in reports}
     agree = _agree(experts.values())
-    by_all = _fitting(_merged(experts.values()), reports.values()) if agree else {}
+    by_all = _drop_below_base(_union(experts.values()), reports.values()) if agree else {}
     bases = {name: _cells(report, report.base) for name, report in reports.items()}
-    columns = _shared("base", bases, fitting, by_all)
+    columns = _reference_columns("base", bases, fitting, by_all)
     first = len(columns)
-    columns += [_Column(name, _cells(r, r.tasks), fitting[name]) for name, r in reports.items()]
-    columns += _shared("experts", experts, fitting, by_all)
+    columns += [
+        _Column(name, _cells(report, report.tasks), fitting[name])
+        for name, report in reports.items()
+    ]
+    columns += _reference_columns("experts", experts, fitting, by_all)
     columns = [replace(column, intervals=intervals) for column in columns]
-    lines = [*lines_of(reports), *_noted(columns)]
-    entries = [Entry(*line, [column.figure(line) for column in columns]) for line in lines]
+    lines = [*lines_of(reports), *_noted_lines(columns)]
+    entries = [Entry(*line, [column.task(line) for column in columns]) for line in lines]
     entries += _summaries(columns, shared_lines(reports))
-    return Table([column.heading for column in columns], entries, first, common(reports), intervals)
+    headings = [column.heading for column in columns]
+    return Table(headings, entries, first, shared_tasks(reports), intervals)
 
 
 def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[Entry]:
-    """Yield averages where they mean something; a row of nothing says that no task is shared."""
-    alike = are_alike(shared)
-    if alike:
+    """Yield the meaningful averages; an empty row shows that no task is shared."""
+    comparable = are_comparable(shared)
+    if comparable:
         metric = shared[0][1] if shared else Metric("")
         yield Entry(AVERAGE, metric, [column.average(shared) for column in columns], is_task=False)
-    shares = [column.normalised(shared) for column in columns]
-    if any(shares):
-        yield Entry(NORMALISED, Metric(NORMALISED), shares, is_task=False)
-    if alike and len(shared) > 1:
+    normalised = [column.normalised(shared) for column in columns]
+    if any(normalised):
+        yield Entry(NORMALISED, Metric(NORMALISED), normalised, is_task=False)
+    if comparable and len(shared) > 1:
         worst = [column.worst(shared) for column in columns]
         yield Entry(WORST, shared[0][1], worst, is_task=False)
 
 
-def _main(cells: Mapping[Line, Metrics], line: Line) -> float:
-    return main(cells[line]) if line in cells else math.nan
-
-
-def common(reports: Mapping[str, Rows]) -> list[str]:
-    """Return the tasks that every report has, by the same main metric."""
+def shared_tasks(reports: Mapping[str, Measurements]) -> list[str]:
+    """Return the tasks that every report has, with the same main metric."""
     first, *others = (report.main_metrics for report in reports.values())
     return [task for task in first if all(other.get(task) == first[task] for other in others)]
 
 
-def lines_of(reports: Mapping[str, Rows]) -> list[Line]:
-    """Return the rows of tasks."""
+def lines_of(reports: Mapping[str, Measurements]) -> list[Line]:
+    """Return one row per task and main metric of the reports."""
     return list(dict.fromkeys(line for r in reports.values() for line in r.main_metrics.items()))
 
 
-def shared_lines(reports: Mapping[str, Rows]) -> list[Line]:
-    """Return the rows that every report has."""
-    names = common(reports)
-    return [line for line in lines_of(reports) if line[0] in names]
+def shared_lines(reports: Mapping[str, Measurements]) -> list[Line]:
+    """Return the rows of the tasks that every report has."""
+    tasks = shared_tasks(reports)
+    return [line for line in lines_of(reports) if line[0] in tasks]
 
 
-def are_alike(lines: Sequence[Line]) -> bool:
-    """Tell whether averages of these rows mean something."""
+def are_comparable(lines: Sequence[Line]) -> bool:
+    """Tell whether these rows have one unit and direction, so that an average is meaningful."""
     return all(metric.agrees(lines[0][1]) for _, metric in lines)
 
 
-def _cells(report: Rows, row: Row) -> Mapping[Line, Metrics]:
-    """Return metrics by line: the main and the noted ones."""
+def _cells(report: Measurements, tasks: Mapping[str, Metrics]) -> Cells:
+    """Return each task's metrics under its main metric and under every noted one."""
     return {
         (task, metric): metrics
-        for task, metrics in row.items()
+        for task, metrics in tasks.items()
         for number, name in enumerate(metrics)
         for metric in [report.metric(task, name)]
         if number == 0 or metric.is_noted
     }
 
 
-def _fitting(experts: Mapping[Line, Metrics], reports: Iterable[Rows]) -> Mapping[Line, Metrics]:
-    """Return the cells of the experts that score below the base in none of the reports."""
+def _drop_below_base(experts: Cells, reports: Iterable[Measurements]) -> Cells:
+    """Leave out the tasks on which any report has an expert below the base."""
     below = {expert.task for report in reports for expert in report.experts_below_base}
     return {line: metrics for line, metrics in experts.items() if line[0] not in below}
 
 
-def _noted(columns: Sequence[_Column]) -> list[Line]:
-    """Return the rows of noted metrics, which are shown where they are not zero."""
+def _noted_lines(columns: Sequence[_Column]) -> list[Line]:
+    """Return the rows of noted metrics that are nonzero in some column."""
     noted = dict.fromkeys(line for column in columns for line in column.cells if line[1].is_noted)
     return [
         line
@@ -195,28 +199,28 @@ def _noted(columns: Sequence[_Column]) -> list[Line]:
     ]
 
 
-def _shared(
-    heading: str,
-    cells: Mapping[str, Mapping[Line, Metrics]],
-    references: Mapping[str, Mapping[Line, Metrics]],
-    by_all: Mapping[Line, Metrics],
+def _reference_columns(
+    heading: str, cells: Mapping[str, Cells], references: Mapping[str, Cells], by_all: Cells
 ) -> list[_Column]:
-    """Return one column that reports share, or one for each where they differ."""
+    """Return one column if the reports agree, otherwise one column per report."""
     known = {name: column for name, column in cells.items() if column}
     if not _agree(known.values()):
-        return [_Column(f"{heading} of {n}", own, references[n]) for n, own in known.items()]
-    return [_Column(heading, _merged(known.values()), by_all)] if known else []
+        return [
+            _Column(f"{heading} of {name}", column, references[name])
+            for name, column in known.items()
+        ]
+    return [_Column(heading, _union(known.values()), by_all)] if known else []
 
 
-def _merged(columns: Iterable[Mapping[Line, Metrics]]) -> Mapping[Line, Metrics]:
+def _union(columns: Iterable[Cells]) -> Cells:
     return {line: metrics for column in columns for line, metrics in column.items()}
 
 
-def _agree(columns: Iterable[Mapping[Line, Metrics]]) -> bool:
-    """Tell whether no row has two values."""
-    seen: dict[Line, float] = {}
+def _agree(columns: Iterable[Cells]) -> bool:
+    """Tell whether no row has two different values."""
+    values: dict[Line, float] = {}
     return all(
-        seen.setdefault(line, metrics[line[1].name]) == metrics[line[1].name]
+        values.setdefault(line, metrics[line[1].name]) == metrics[line[1].name]
         for column in columns
         for line, metrics in column.items()
     )

@@ -1,8 +1,8 @@
-"""The matrices inside of a pool's tensors: what names and shapes alone say, and what a pool says.
+"""The matrices inside a pool's tensors, by default from names and shapes.
 
-The rules are for what torch and transformers store together under any configuration. Which rows of
-a fused `qkv` are whose, or whether a mixture is stored transposed, only the configuration says: a
-pool that knows it has rules of its own.
+The rules cover what torch and transformers always store together. Some layouts depend on the
+configuration, such as the order of rows in a fused `qkv` or a transposed mixture. A pool that
+knows its configuration overrides `ModelPool.matrices`.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.packing import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fusion_core.weights.matrices import Slot
     from fusion_core.weights.source import TensorInfo
 
     Shape = Sequence[int]
 
-#: The experts of a mixture in one tensor: `experts.down_proj`, `experts.down_proj_bias`.
+#: All experts of a mixture in one tensor: `experts.down_proj`, `experts.down_proj_bias`.
 _EXPERTS = re.compile(r"((?:.*\.)?experts\.)([^.]+?)(?:[._](weight|bias))?")
-#: The gate and the projection beside it in one linear layer.
+#: The gate and up projections in one linear layer.
 _GATE_UP = re.compile(r"((?:.*\.)?)gate_up_proj\.(weight|bias)")
-#: Query, key and value in one linear layer, as the vision towers of transformers have them.
+#: Query, key and value in one linear layer, as in the vision towers of transformers.
 _QKV = re.compile(r"((?:.*\.)?qkv\.)(weight)")
-#: The rank from which on a weight is a convolution's, and that from which on its name says so.
+#: The rank from which a weight is a convolution, and from which its name may say so.
 _CONVOLUTION, _NAMED_CONVOLUTION = 4, 3
 
 
 def matrices_by_name(name: str, shape: Shape) -> Matrices:
-    """Return the matrices of a tensor as far as its name and its shape say them.
+    """Return the matrices of a tensor as far as its name and shape determine them.
 
-    `experts.*` of three dimensions is a batch of matrices, and a bias of two a batch of vectors.
-    `gate_up_proj` of a linear layer holds two halves, `qkv` of shape (3 d, d) three thirds. A
-    weight of four dimensions or more is a convolution, and so is one of three if its name says so.
-    Everything else is as it is stored: torch's `in_proj_weight`, too, which published results of
-    spectral methods take for one matrix.
+    - `experts.*` with three dimensions is a batch of matrices, with two a batch of bias vectors.
+    - `gate_up_proj` of a linear layer is two halves.
+    - `qkv.weight` of shape (3 d, d) is three thirds.
+    - A weight with four or more dimensions is a convolution, and with three if its name contains
+      "conv".
+
+    Any other tensor is one matrix as stored, including torch's `in_proj_weight`: published results
+    of spectral methods treat that as one matrix, too.
     """
     if not all(shape):
         return Matrices()
@@ -51,18 +54,18 @@ def matrices_by_name(name: str, shape: Shape) -> Matrices:
         _QKV: _qkv,
     }
     for pattern, rule in rules.items():
-        matched = pattern.fullmatch(name)
-        declared = None if matched is None else rule(matched, shape)
-        if declared is not None:
-            return declared
+        match = pattern.fullmatch(name)
+        matrices = None if match is None else rule(match, shape)
+        if matrices is not None:
+            return matrices
     convolves = ("conv" in name and len(shape) >= _NAMED_CONVOLUTION) or len(shape) >= _CONVOLUTION
     is_weight = name.rpartition(".")[2] == "weight"
     return Matrices.convolution(shape) if convolves and is_weight else Matrices()
 
 
-def _experts(matched: re.Match[str], shape: Shape) -> Matrices | None:
-    before, projection, kind = matched.groups()
-    name = f"{before}{{index}}.{projection}.{kind or 'weight'}"
+def _experts(match: re.Match[str], shape: Shape) -> Matrices | None:
+    prefix, projection, kind = match.groups()
+    name = f"{prefix}{{index}}.{projection}.{kind or 'weight'}"
     if kind == "bias":
         return Matrices((Stacked(shape[0]), Rows(shape[1])), name) if len(shape) == 2 else None  # noqa: PLR2004
     if len(shape) != 3:  # noqa: PLR2004 - experts, rows, columns
@@ -70,24 +73,24 @@ def _experts(matched: re.Match[str], shape: Shape) -> Matrices | None:
     return Matrices((Stacked(shape[0]), Rows(shape[1]), Columns(shape[2])), name)
 
 
-def _gate_up(matched: re.Match[str], shape: Shape) -> Matrices | None:
-    half, rest = divmod(shape[0], 2)
-    return None if rest else _below(matched, shape, gate_proj=half, up_proj=half)
+def _gate_up(match: re.Match[str], shape: Shape) -> Matrices | None:
+    half, remainder = divmod(shape[0], 2)
+    return None if remainder else _split_rows(match, shape, gate_proj=half, up_proj=half)
 
 
-def _qkv(matched: re.Match[str], shape: Shape) -> Matrices | None:
+def _qkv(match: re.Match[str], shape: Shape) -> Matrices | None:
     third = shape[-1]
     is_fused = shape[0] == 3 * third
-    return _below(matched, shape, q=third, k=third, v=third) if is_fused else None
+    return _split_rows(match, shape, q=third, k=third, v=third) if is_fused else None
 
 
-def _below(matched: re.Match[str], shape: Shape, **rows: int) -> Matrices | None:
-    """Return matrices one below the other, or vectors one after the other."""
-    before, kind = matched.groups()
+def _split_rows(match: re.Match[str], shape: Shape, **rows: int) -> Matrices | None:
+    """Split a weight of two dimensions, or a bias of one, into named blocks of rows."""
+    prefix, kind = match.groups()
     if len(shape) != (2 if kind == "weight" else 1):
         return None
     columns = [Columns(size) for size in shape[1:]]
-    return Matrices((Rows(**rows), *columns), f"{before}{{part}}.{kind}")
+    return Matrices((Rows(**rows), *columns), f"{prefix}{{part}}.{kind}")
 
 
 def layout_of(
@@ -95,10 +98,10 @@ def layout_of(
     declare: Callable[[str, tuple[int, ...]], Matrices],
     pool: str,
 ) -> Layout:
-    """Return where matrices lie in the tensors that are not merged as they are stored.
+    """Return the positions of matrices in all tensors that are not merged as stored.
 
-    `declare` is a pool's `matrices`. Raises `BrokenPluginError`, which names the pool, for what
-    does not fit the tensors.
+    `declare` is a pool's `matrices`, and `pool` its name for errors. Raises `BrokenPluginError` for
+    declarations that do not fit the tensors, or that name two matrices alike.
     """
     slots: dict[str, tuple[Slot, ...]] = {}
     for name, info in infos.items():
@@ -110,22 +113,17 @@ def layout_of(
             raise BrokenPluginError(
                 f"the model pool {pool} declares matrices that do not fit the tensor {name!r} of "
                 f"shape {list(info.shape)}: {error}",
-                hint="Its `matrices` names the tensor's axes in the order in which it is stored.",
+                hint="Its `matrices` must name the tensor's axes in the order of its shape.",
             ) from error
         if declared:
             slots[name] = declared
     layout = Layout(slots, {name: infos[name].shape for name in slots})
     if slots:
-        _check_names(infos.values(), layout, pool)
+        counts = Counter(matrix.name for info in infos.values() for matrix in layout.infos_of(info))
+        name, count = counts.most_common(1)[0]
+        if count > 1:
+            raise BrokenPluginError(
+                f"the model pool {pool} declares {count} matrices called {name!r}",
+                hint="Its `matrices` must give every matrix a name that no other tensor has.",
+            )
     return layout
-
-
-def _check_names(infos: Iterable[TensorInfo], layout: Layout, pool: str) -> None:
-    """Raise `BrokenPluginError` where two matrices have one name."""
-    counts = Counter(matrix.name for info in infos for matrix in layout.infos_of(info))
-    name, count = counts.most_common(1)[0]
-    if count > 1:
-        raise BrokenPluginError(
-            f"the model pool {pool} declares {count} matrices called {name!r}",
-            hint="Its `matrices` gives every matrix a name that no other tensor has.",
-        )

@@ -1,7 +1,7 @@
-"""What a run logged, step by step: `metrics.jsonl`.
+"""The log of a run's metrics, step by step: `metrics.jsonl`.
 
-Lines are added while the run goes on, where it has a place to keep them, so that a run can be
-watched, and one that was killed remembers.
+A run that keeps state appends each line at once. It can be watched, and it resumes with its log
+after a kill.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "metrics.jsonl"
-#: Bytes of one that are recalled.
+#: The largest file that a resumed run reads, in bytes.
 _LARGEST = 32 * 2**20
 
 
 class MetricsLog:
-    """The latest metrics of every step, in memory and, line by line, in a file."""
+    """The latest metrics of every step, in memory and optionally in a file of JSON lines."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Go on with what a file holds, if it is there."""
+        """Start an empty log, or continue the one at `path`."""
         self.steps: dict[int, dict[str, float]] = {}
         self._path = path
         if path is None:
@@ -37,43 +37,41 @@ class MetricsLog:
         with writing(path):
             content = read_ours(path, _LARGEST)
         if content is not None:
-            self._recall(content)
+            self._restore(content)
             write_durably(path, self.as_bytes())
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record a step; one that is logged again replaces what was there."""
+        """Record the metrics of a step; they replace earlier ones of the same step."""
         self.steps[step] = dict(metrics)
         if self._path is not None:
             with writing(self._path):
                 descriptor = open_ours(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
                 with os.fdopen(descriptor, "wb") as stream:
-                    stream.write(_line(step, metrics).encode())
+                    stream.write(_line(step, metrics))
 
     def as_bytes(self) -> bytes:
-        """Return the content of the file, steps in order."""
-        return "".join(_line(step, self.steps[step]) for step in sorted(self.steps)).encode()
+        """Return the content of the file, in the order of the steps."""
+        return b"".join(_line(step, self.steps[step]) for step in sorted(self.steps))
 
-    def _recall(self, content: bytes) -> None:
-        """Take the lines up to the first that is torn or damaged: nothing has synced them."""
+    def _restore(self, content: bytes) -> None:
+        """Read lines up to the first that is torn or damaged: they are appended without fsync."""
         for line in BytesIO(content):
-            figures = _figures(line)
-            step = figures.pop("step", None)
-            if type(step) is not int or not all(map(_is_number, figures.values())):
+            metrics = _parse(line)
+            step = metrics.pop("step", None)
+            if type(step) is not int:
                 return
-            self.steps[step] = figures
+            if not all(isinstance(value, int | float) for value in metrics.values()):
+                return
+            self.steps[step] = metrics
 
 
-def _figures(line: bytes) -> dict[str, Any]:
-    """Return what a line says; nothing if it is torn or damaged."""
+def _parse(line: bytes) -> dict[str, Any]:
+    """Return the content of a line; empty if it is torn or damaged."""
     try:
         return parse_json(line, path=FILE, constants=True) if line.endswith(b"\n") else {}
     except CheckpointError:
         return {}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
-def _line(step: int, metrics: Mapping[str, float]) -> str:
-    return json.dumps({"step": step, **metrics}) + "\n"
+def _line(step: int, metrics: Mapping[str, float]) -> bytes:
+    return json.dumps({"step": step, **metrics}).encode() + b"\n"

@@ -1,8 +1,4 @@
-"""What is fused: a base, its experts, and how weights become a live model.
-
-A pool is sources plus the knowledge of their kind: which class they belong to, which live parameter
-a tensor is, which files (configuration, tokenizer) make a directory loadable.
-"""
+"""The models to fuse: a base, its experts, and how weights become a live model."""
 
 from __future__ import annotations
 
@@ -38,23 +34,52 @@ ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
 class ModelPool(ABC, Generic[ConfigT]):
-    """A base, experts, and how to build a live model of their kind.
+    """A base, its experts, and how to build a live model of their kind.
 
-    A subclass's constructor sets `base` (or None) and `experts`, by name and in the order in which
-    results are summed, and reads no weights: sources are lazy. Merging needs nothing else; `build`
-    and `parameters` serve evaluation and adaptive algorithms.
+    A subclass sets `config_class`. Its constructor sets `base` (or None) and `experts`, and reads
+    headers but no weights. Results are summed in the order of `experts`. Merging needs only these
+    two attributes. Evaluation and adaptive algorithms call `build`; a pool that cannot build raises
+    a `FusionError` in `build` and in `check_builds`. Example::
+
+        from pathlib import Path
+
+        import torch
+        from torch import nn
+
+        from fusion_core import ComponentConfig, InputPath, ModelPool, build_model
+        from fusion_core.weights import CheckpointSource
+
+        class BirdsConfig(ComponentConfig):
+            folder: InputPath
+            "The directory that holds the checkpoints."
+            experts: list[str] = ["garden", "shore"]
+            "The names of the experts' directories."
+
+        class BirdsPool(ModelPool[BirdsConfig]):
+            config_class = BirdsConfig
+
+            def __init__(self, config):
+                super().__init__(config)
+                folder = Path(config.folder)
+                self.base = CheckpointSource(folder / "base")
+                self.experts = {name: CheckpointSource(folder / name) for name in config.experts}
+
+            def build(self, weights, *, dtype=torch.float32, device="cpu"):
+                return build_model(
+                    lambda: nn.Linear(6, 3), weights, base=self.base, dtype=dtype, device=device
+                )
     """
 
     config_class: ClassVar[type[ComponentConfig]]
-    #: whether `build` makes a model of as many layers as the weights have
+    #: whether `build` can make a model with as many layers as the weights have
     builds_any_depth: ClassVar[bool] = False
     base: WeightSource | None
     experts: Mapping[str, WeightSource]
-    #: tensors of experts that alignment left out
+    #: expert tensors that alignment dropped
     dropped: frozenset[str] = frozenset()
-    #: what alignment let pass and a user should know
+    #: differences that alignment accepted and the user should know
     warnings: tuple[str, ...] = ()
-    #: the experts as they were, in a pool that holds what a transform made of them
+    #: the experts before any transform, in a pool of transformed experts
     _untransformed: Mapping[str, WeightSource] | None = None
 
     def __init__(self, config: ConfigT) -> None:
@@ -70,26 +95,26 @@ class ModelPool(ABC, Generic[ConfigT]):
     ) -> nn.Module:
         """Return a live model with these weights, in evaluation mode, without a second copy.
 
-        `build_model` does this for any class of models. `dtype` is that of parameters and stored
-        buffers; None asks for the one in which the pool makes its models: fp32 as a rule, their own
-        where they were given live. `weights` may be a checkpoint, a merge, or differences from the
-        base. Raises `AlignmentError` for weights that do not fit.
+        Call `build_model`, which does this for any module. `weights` may be a checkpoint, a merge,
+        or differences from the base. `dtype` is the dtype of parameters and saved buffers. None
+        means the pool's usual dtype: fp32, or that of models that were given live. Raises
+        `AlignmentError` for weights that do not fit.
         """
 
     def check_builds(self) -> None:
-        """Raise a `FusionError` if `build` cannot make a model: asked before any work is done."""
+        """Raise a `FusionError` if `build` cannot make a model; called before any work."""
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the sources' tensor names to the parameters of a model that `build` returned."""
         return dict(module.named_parameters(remove_duplicate=False))
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
-        """Say which matrices a floating-point tensor of the sources holds.
+        """Return the matrices that a floating-point tensor of the sources holds.
 
-        Methods treat each matrix as a tensor of its own: a packed mixture is merged as the same
-        experts stored one by one. Default: what names and shapes alone say of what torch and
-        transformers store together. A pool that knows more, such as how the rows of a fused `qkv`
-        are shared, says it here and leaves the rest to the default:
+        Methods treat every matrix as a tensor of its own: the experts of a packed mixture are
+        merged as if they were stored one by one. The default follows names and shapes that torch
+        and transformers always use. Override it for layouts that only the pool knows, such as the
+        rows of a fused `qkv`, and leave all other tensors to the default::
 
             def matrices(self, name, shape):
                 if name.endswith("attn.qkv.weight"):
@@ -100,34 +125,34 @@ class ModelPool(ABC, Generic[ConfigT]):
         return matrices_by_name(name, shape)
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
-        """Return the files that make a directory of weights loadable: name -> bytes, or a file.
+        """Return the files that make an output directory loadable, by name: content or path.
 
-        `dtype` is what the weights are written in, where that is not the base's.
+        `dtype` is the dtype of the written weights if it differs from the base's.
         """
         del dtype
         return {}
 
     def beside(self) -> Mapping[str, Files]:
-        """Return what lies beside each model's weights and says what it is, by the model's name.
+        """Return the files next to each model's weights that describe it, by the model's name.
 
-        `config.json`, the tokenizer's files and the like: models are compared by them. Default:
-        nothing is known.
+        `config.json`, tokenizer files and the like: alignment compares the models by them. Default:
+        none are known.
         """
         return {}
 
     def task_of(self, expert: str) -> str:
-        """Return the task that an expert was fine-tuned for; by default they share a name."""
+        """Return the task that an expert was fine-tuned for; default: they share a name."""
         return expert
 
     def expert_of(self, task: str) -> WeightSource:
-        """Return the first expert that was fine-tuned for a task, as it was before any transform.
+        """Return the first expert that was fine-tuned for a task, before any transform.
 
-        Raises `RecipeError` for a task that no expert was fine-tuned for.
+        Raises `RecipeError` for a task without an expert.
         """
         experts = self._untransformed or self.experts
         tasks = {name: self.task_of(name) for name in experts}
-        for name, its_task in tasks.items():
-            if its_task == task:
+        for name, expert_task in tasks.items():
+            if expert_task == task:
                 return experts[name]
         raise RecipeError(
             f"no expert was fine-tuned for task {task!r}",
@@ -135,54 +160,55 @@ class ModelPool(ABC, Generic[ConfigT]):
         )
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the inputs for the provenance; default: by each source's name and `origin`."""
-        return {name: _identity(source) for name, source in self.by_name.items()}
+        """Identify the inputs for the provenance; default: each source's name and `origin`."""
+        return {name: _identify(source) for name, source in self.by_name.items()}
 
     def identity(self) -> Mapping[str, Any] | None:
-        """Return what live models depend on beside their weights and `assets`, as JSON's data.
+        """Return, as JSON data, all that live models depend on besides weights and `assets`.
 
-        What was measured of the base and the experts is shown again while all of it is the same;
-        None if it is to be measured every time. Default: the pool's options.
+        Measurements of the base and the experts are reused while it stays the same. Return None to
+        measure them in every run. Default: the pool's options.
         """
         return self.config.model_dump(mode="json")
 
     def licences(self) -> Mapping[str, str | None]:
-        """Return the licence of every model by its name, `base` included; None where not known."""
+        """Return the licence of every model by name, `base` included; None for an unknown one."""
         return dict.fromkeys(self.by_name)
 
     def downloads(self) -> Sequence[Wanted]:
-        """Return the files on the hub that the weights are read from, those in the cache too."""
-        found = (each for source in self.by_name.values() for each in origins(source))
-        return [origin.wanted for origin in found if origin.wanted is not None]
+        """Return the hub files that the weights are read from, including those in the cache."""
+        sources = self.by_name.values()
+        wanted = [origin.wanted for source in sources for origin in origins(source)]
+        return [file for file in wanted if file is not None]
 
     def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
-        """Return this pool with other weights for the models that are named, `base` included."""
+        """Return a copy of this pool with other weights for the named models, `base` included."""
         clone = copy.copy(self)
         clone.base = None if self.base is None else sources.get("base", self.base)
-        clone.experts = {name: sources.get(name, own) for name, own in self.experts.items()}
+        clone.experts = {name: sources.get(name, expert) for name, expert in self.experts.items()}
         return clone
 
     def transformed(self, experts: Mapping[str, WeightSource]) -> Self:
-        """Return this pool with experts that a transform made of its own."""
+        """Return a copy of this pool with transformed experts."""
         clone = copy.copy(self)
         clone._untransformed = self._untransformed or self.experts  # noqa: SLF001 - of this class
         clone.experts = experts
         return clone
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
-        """Return this pool with models that have the same keys and shapes: the base's.
+        """Return a copy of this pool in which every model has the base's tensor names and shapes.
 
-        Under `alignment.vocab: pad` the base, too, gets the rows of the largest vocabulary.
+        Under `alignment.vocab: pad` all models, the base included, get the largest vocabulary.
 
-        Raises `RecipeError` for a pool without experts, `CheckpointError` for quantised models,
-        `AlignmentError` if models do not fit.
+        Raises `RecipeError` for a pool without experts, `CheckpointError` for quantised models, and
+        `AlignmentError` for models that do not fit together.
         """
         if not self.experts:
             raise RecipeError("the model pool has no experts", hint="Give it some models.")
         if self.base is not None and "base" in self.experts:
             raise RecipeError(
-                "an expert is called 'base', which the base is called already",
-                hint="Give that expert another name.",
+                "an expert is called 'base', a name that is reserved for the base",
+                hint="Rename that expert.",
             )
         refuse_quantised(self.by_name, self.beside())
         differences, warnings = self._agreement.judged(policy)
@@ -193,13 +219,13 @@ class ModelPool(ABC, Generic[ConfigT]):
         return clone
 
     def check_unchanged(self) -> None:
-        """Raise `IntegrityError` if a file changed since the pool was made."""
+        """Raise `IntegrityError` if a file has changed since the pool was made."""
         for source in (self.reference, *self.experts.values()):
             check_unchanged(source)
 
     @property
     def layout(self) -> Layout:
-        """Where matrices lie in the tensors that are not merged as they are stored.
+        """The positions of matrices in the tensors that are not merged as stored.
 
         A method that reads sources itself reads `pool.layout.unpacked(source)`. Raises
         `BrokenPluginError` if `matrices` does not fit the tensors.
@@ -212,16 +238,16 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     @property
     def by_name(self) -> Mapping[str, WeightSource]:
-        """The base, if there is one, and the experts, by name."""
+        """All models by name: `base`, if there is one, and the experts."""
         return {**({} if self.base is None else {"base": self.base}), **self.experts}
 
     @property
     def reference(self) -> WeightSource:
-        """The base or, without one, the first expert: it gives names, dtypes and buffers."""
+        """The base, or the first expert without one: the source of names, dtypes and buffers."""
         return base_or_first(self.base, self.experts)
 
 
-def _identity(source: WeightSource) -> dict[str, Any]:
+def _identify(source: WeightSource) -> dict[str, Any]:
     origin = source.origin or Origin()
-    known = {"files": dict(origin.files), "inputs": origin.inputs}
-    return {"source": source.describe(), **{key: value for key, value in known.items() if value}}
+    details = {"files": dict(origin.files), "inputs": origin.inputs}
+    return {"source": source.describe(), **{key: value for key, value in details.items() if value}}

@@ -1,4 +1,4 @@
-"""Options that name what is read: files, directories, models on the hub."""
+"""Types of options that name files, directories, or models on the hub."""
 
 from __future__ import annotations
 
@@ -13,56 +13,55 @@ from fusion_core.hub.reference import looks_like_id, parse
 from fusion_core.recipe.config import _if_path
 from fusion_core.recipe.paths import input_path, path_of, portable
 
-#: How the file of a recipe is called that stands in the place of a model.
+#: The suffixes of recipe files, which may be given in place of a model.
 RECIPES = (".yaml", ".yml")
 
 
 def model_path(value: str | os.PathLike[str]) -> str:
-    """Return where the path of a model leads, or its name on the hub where it is not there."""
+    """Return the path of a model, or its hub id if nothing exists at that path."""
     path = input_path(value)
     return path if os.path.lexists(path) or not looks_like_id(os.fspath(value)) else str(value)
 
 
 def as_written(path: str, info: SerializationInfo) -> str:
-    """Return a path, or a name on the hub, as a recipe in `info.context` names it."""
+    """Return a path, relative to the recipe's folder in `info.context` if possible, or a hub id."""
     return portable(path, info.context) if os.path.lexists(path) else path
 
 
-def _name_of(given: str) -> str:
-    # A path that nobody may look at is not an error yet: the pool says so, with the option's name.
-    if looks_like_id(given) and not os.path.exists(path_of(given)):  # noqa: PTH110 - Path's would raise
-        given = parse(given).repo
-    path = Path(given)
-    return path.stem if path.suffix in {".safetensors", *RECIPES} else path.name
-
-
 def named_after_paths(value: object) -> object:
-    """Turn a list of models into a mapping, named after their paths, hub ids without revision."""
+    """Turn a list of models into a mapping named after their paths or hub ids, less revisions."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ValueError("give a mapping of names to models, or a list of models")  # noqa: TRY004 - pydantic wants it
+        raise ValueError("expected a mapping of names to models, or a list of models")  # noqa: TRY004 - pydantic wants it
     names = [
-        _name_of(each if isinstance(each, str) else os.fspath(each))
-        if isinstance(each, str | os.PathLike)
-        else f"model-{number}"
-        for number, each in enumerate(value, 1)
+        _name_of(os.fspath(model)) if isinstance(model, str | os.PathLike) else f"model-{number}"
+        for number, model in enumerate(value, 1)
     ]
-    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
-    if twice is not None:
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
         raise ValueError(
-            f"two of the models have the same name, {twice}; write {{name: path, ...}} instead"
+            f"two of the models have the same name, {duplicate}; write {{name: path, ...}} instead"
         )
     return dict(zip(names, value, strict=True))
 
 
-#: A file or directory that is read: where recipes name it by a relative path, from their folder on.
+def _name_of(model: str) -> str:
+    # `os.path.exists` is False for an unreadable path, where `Path.exists` would raise; the pool
+    # reports such a path with the option's name.
+    if looks_like_id(model) and not os.path.exists(path_of(model)):  # noqa: PTH110
+        model = parse(model).repo
+    path = Path(model)
+    return path.stem if path.suffix in {".safetensors", *RECIPES} else path.name
+
+
+#: The path of an input file or directory; a relative path in a recipe starts in its folder.
 InputPath = Annotated[str, _if_path(input_path), PlainSerializer(as_written)]
 
 
-#: A model that is read: a path, or `org/name@revision` on the hub.
+#: An input model: a path, or `org/name@revision` on the hub.
 ModelPath = Annotated[str, _if_path(model_path), PlainSerializer(as_written)]
 
 
-#: Models that are read, by name; a list is named after its paths, or names on the hub.
+#: Input models by name; a list is named after its paths or hub ids.
 ModelPaths = Annotated[dict[str, ModelPath], BeforeValidator(named_after_paths)]

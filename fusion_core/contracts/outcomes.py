@@ -1,6 +1,6 @@
-"""The data of `outcomes.json`, beside the report: what each test example came to.
+"""The data of `outcomes.json`: each test example's value of the main metric.
 
-Right and wrong are written as a text of 1 and 0, a character an example; other outcomes as numbers.
+Binary outcomes are stored as text, one character `1` or `0` per example; others as numbers.
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ from fusion_core.contracts.measures import Measured, Metrics, as_json
 OUTCOMES = "outcomes.json"
 SCHEMA = 1
 
-Row = Mapping[str, Metrics]
 _Stored = Mapping[str, str | Sequence[float | str]]
 _NUMBERS = TypeAdapter(Sequence[float])
+_MAPPING = TypeAdapter(Mapping[str, Any])
 
 
-def row_as_json(row: Row) -> dict[str, _Stored]:
-    """Return the outcomes of the tasks that keep some."""
-    return {task: encode(each) for task, each in row.items() if isinstance(each, Measured)}
+def encode_row(row: Mapping[str, Metrics]) -> dict[str, _Stored]:
+    """Return the outcomes by task, without the tasks that keep none."""
+    return {task: encode(metrics) for task, metrics in row.items() if isinstance(metrics, Measured)}
+
+
+def decode_row(row: Mapping[str, Metrics], stored: Any) -> dict[str, Metrics]:  # noqa: ANN401 - from a file
+    """Return a row with its stored outcomes; raises `ValueError` if they do not fit it."""
+    outcomes = _MAPPING.validate_python(stored)
+    return {
+        task: decode(metrics, outcomes[task]) if task in outcomes else metrics
+        for task, metrics in row.items()
+    }
 
 
 def encode(measured: Measured) -> _Stored:
-    """Return a task's outcomes as JSON's data."""
+    """Return one task's outcomes as JSON data."""
     if measured.is_binary:
         return {"outcomes": "".join("01"[int(outcome)] for outcome in measured.outcomes)}
     outcomes = {"outcomes": [as_json(outcome) for outcome in measured.outcomes]}
@@ -36,22 +45,12 @@ def encode(measured: Measured) -> _Stored:
 
 
 def decode(metrics: Metrics, stored: Any) -> Measured:  # noqa: ANN401 - from a file
-    """Return metrics with the outcomes that `encode` gave; `ValueError` for anything else."""
+    """Return metrics with the outcomes that `encode` returned; raises `ValueError` for others."""
     if not isinstance(stored, dict) or "outcomes" not in stored:
-        raise ValueError("it holds no outcomes")
-    given, weights = stored["outcomes"], stored.get("weights")
-    read = _NUMBERS.validate_python
+        raise ValueError("missing outcomes")
+    outcomes, weights = stored["outcomes"], stored.get("weights")
     return Measured(
         metrics,
-        read(list(given) if isinstance(given, str) else given),
-        None if weights is None else read(weights),
+        _NUMBERS.validate_python(list(outcomes) if isinstance(outcomes, str) else outcomes),
+        None if weights is None else _NUMBERS.validate_python(weights),
     )
-
-
-def row_of(row: Row, stored: Any) -> dict[str, Metrics]:  # noqa: ANN401 - from a file
-    """Return a row with the outcomes that are stored; raises `ValueError` if they are not its."""
-    known = TypeAdapter(Mapping[str, Any]).validate_python(stored)
-    return {
-        task: decode(metrics, known[task]) if task in known else metrics
-        for task, metrics in row.items()
-    }

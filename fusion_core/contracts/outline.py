@@ -1,4 +1,4 @@
-"""What a merge will look like, known from headers: its tensors, and its `config.json`."""
+"""The outline of a merge, known from headers: its tensors and its `config.json`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a merge will look like."""
+    """The tensors and the configuration that a merge will have.
 
-    #: every tensor, in the dtype in which the models have what it is made of
+    Return one from `Algorithm.outline` if the result has other tensors than the models. Example::
+
+        Outline(infos, configure=lambda config: {**config, "num_hidden_layers": 48})
+    """
+
+    #: the merge's tensors by name, in the dtypes that the models have them in
     infos: Mapping[str, TensorInfo]
-    #: makes the merge's `config.json` of the models'; None: it is the same
+    #: maps the models' `config.json` to the merge's; None if they are equal
     configure: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
 
     def is_like(self, infos: Mapping[str, TensorInfo]) -> bool:
         """Tell whether a model with these tensors has the merge's names and shapes."""
-        return _shapes(self.infos) == _shapes(infos)
+        return self.infos.keys() == infos.keys() and all(
+            info.shape == infos[name].shape for name, info in self.infos.items()
+        )
 
     def files(self, given: Files) -> Files:
-        """Return the merge's side files, made of those of the models."""
+        """Return the merge's side files, derived from the models'."""
         return given if self.configure is None else with_config(given, self.configure)
-
-
-def _shapes(infos: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
-    return {name: info.shape for name, info in infos.items()}

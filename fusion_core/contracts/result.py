@@ -1,4 +1,4 @@
-"""The result of a method's own code, checked before anything reads it."""
+"""The check of an algorithm's result, before anything reads it."""
 
 from __future__ import annotations
 
@@ -26,33 +26,20 @@ if TYPE_CHECKING:
     from fusion_core.contracts.outline import Outline
 
 
-def checked_source(
+def check_result(
     fused: WeightSource | nn.Module,
     outline: Outline,
     pool: ModelPool[Any],
     context: RunContext,
 ) -> WeightSource:
-    """Return a method's result, which may be a live model, with the tensors of its outline.
+    """Return an algorithm's result, a source or a live model, as weights.
 
-    The engine checks weights that the method computed itself like those that the engine computes:
-    for NaN and for outliers. Raises `BrokenPluginError` for other names or shapes.
+    Weights that the algorithm computed itself are checked for NaN and outliers as the engine's own
+    are. Raises `BrokenPluginError` for other names or shapes than the outline's.
     """
-    weights = _as_outlined(fused, outline, pool)
-    computed = weights.matrices if isinstance(weights, PackedSource) else weights
-    is_known = isinstance(computed, MergedSource) or weights in pool.by_name.values()
-    if is_known or not outline.is_like(pool.reference.infos):
-        return weights
-    judged = context.merged(pool, Computed(), extras={MERGED: weights})
-    floating = {name: name for name, info in weights.infos.items() if is_merged(info)}
-    return AlignedSource(RenamedSource(judged, floating), weights)
-
-
-def _as_outlined(
-    fused: WeightSource | nn.Module, outline: Outline, pool: ModelPool[Any]
-) -> WeightSource:
-    expected = outline.infos
     if isinstance(fused, nn.Module):
         fused = _read_live(fused, outline, pool)
+    expected = outline.infos
     wrong = [*fused.infos.keys() ^ expected.keys()] or [
         name for name, info in expected.items() if fused.infos[name].shape != info.shape
     ]
@@ -60,14 +47,21 @@ def _as_outlined(
         raise BrokenPluginError(
             f"the algorithm returned other tensors than its outline has: {len(wrong)}, "
             f"among them {min(wrong)!r}",
-            hint="Return every tensor that `outline` names, in its shape, and no other: by default "
-            "those of `pool.reference`.",
+            hint="Return exactly the tensors that `outline` names, in its shapes: by default those "
+            "of `pool.reference`.",
         )
-    return as_weights(fused, pool.base)
+    weights = as_weights(fused, pool.base)
+    computed = weights.matrices if isinstance(weights, PackedSource) else weights
+    is_known = isinstance(computed, MergedSource) or weights in pool.by_name.values()
+    if is_known or not outline.is_like(pool.reference.infos):
+        return weights
+    checked = context.merged(pool, Computed(), extras={MERGED: weights})
+    floating = {name: name for name, info in weights.infos.items() if is_merged(info)}
+    return AlignedSource(RenamedSource(checked, floating), weights)
 
 
 def _read_live(module: nn.Module, outline: Outline, pool: ModelPool[Any]) -> WeightSource:
-    """Read a live model's parameters and buffers; copy integers that the model does not name."""
+    """Read a live model's tensors; copy integer tensors that it lacks from the reference."""
     named = named_tensors(pool, module)
     live = {name: tensor.cpu() for name, tensor in named.items() if name in outline.infos}
     for name, info in pool.reference.infos.items():

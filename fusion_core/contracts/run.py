@@ -1,4 +1,4 @@
-"""What hooks and callers learn of a run: its recipe and place, and what it made."""
+"""The descriptions of a run for hooks and callers: `RunInfo` and `RunResult`."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What life-cycle hooks learn about a run."""
+    """The recipe and the output path of a run, for life-cycle hooks."""
 
     #: the resolved recipe, defaults included
     recipe: Mapping[str, Any]
-    #: where the model goes; None for a run that writes nothing
+    #: the output directory; None if the run writes nothing
     path: Path | None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run made."""
+    """The result of a run: weights, report and side files."""
 
     pool: ModelPool[Any]
-    #: the merged weights: in memory, or those of the directory written
+    #: the merged weights, in memory or in the output directory
     weights: WeightSource
-    #: the directory, None for a run that wrote nothing
+    #: the output directory; None if the run wrote nothing
     path: Path | None
-    #: what the tasks measured, None if there were none
+    #: the tasks' measurements; None if nothing was measured
     report: Report | None
-    #: what the algorithm saved beside the model, by file name; tensors as they were given
+    #: the files that the algorithm saved, by name; sources as the algorithm passed them
     side_files: Mapping[str, bytes | WeightSource]
 
     @cached_property
@@ -50,11 +50,11 @@ class RunResult:
         return self.pool.build(self.weights, dtype=None)
 
     def plot(self) -> NoReturn:
-        """Raise an `ImportError` that names `fusion_report.plot`, which draws results."""
+        """Raise an `ImportError` that names the replacement, `fusion_report.plot`."""
         raise moved_name_error("RunResult.plot")
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what the tasks measured, and where the model lies."""
-        place = "in memory" if self.path is None else f"<code>{escape(str(self.path))}</code>"
-        shown = "" if self.report is None else self.report._repr_html_()
-        return f"{shown}<p>merged: {place}</p>"
+        """Return the report and the output's path as HTML, for notebooks."""
+        location = "in memory" if self.path is None else f"<code>{escape(str(self.path))}</code>"
+        report = "" if self.report is None else self.report._repr_html_()
+        return f"{report}<p>merged: {location}</p>"

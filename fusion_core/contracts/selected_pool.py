@@ -1,4 +1,4 @@
-"""A pool of some tensors of another pool's models."""
+"""A view of a pool that shows only some tensors of its models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SelectedPool(ModelPool[ComponentConfig]):
-    """Some tensors of another pool's models; a live model gets the others from the reference."""
+    """Some tensors of another pool's models; live models get all others from the reference."""
 
     def __init__(self, pool: ModelPool[Any], names: Collection[str]) -> None:
         super().__init__(pool.config)
@@ -36,9 +36,9 @@ class SelectedPool(ModelPool[ComponentConfig]):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> nn.Module:
-        """Return a live model: these weights, and the reference's for what is not merged.
+        """Return a live model with these weights, completed from the reference.
 
-        One of the pool's own models is built as it is, all of it.
+        An expert of this pool is built with all tensors of its own.
         """
         for name, expert in self.experts.items():
             if weights is expert:
@@ -47,26 +47,26 @@ class SelectedPool(ModelPool[ComponentConfig]):
         return self._pool.build(whole, dtype=dtype, device=device)
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Map the names of these tensors to the live parameters."""
+        """Map the selected tensor names to parameters of a live model."""
         parameters = self._pool.parameters(module)
         return {name: parameters[name] for name in self.reference.infos if name in parameters}
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
-        """Ask the other pool."""
+        """Return what the whole pool declares."""
         return self._pool.matrices(name, shape)
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
-        """Return the other pool's side files."""
+        """Return the whole pool's side files."""
         return self._pool.assets(dtype=dtype)
 
     def task_of(self, expert: str) -> str:
-        """Ask the other pool."""
+        """Return the task that the whole pool names for an expert."""
         return self._pool.task_of(expert)
 
     def expert_of(self, task: str) -> WeightSource:
-        """Return the other pool's, all of it."""
+        """Return the whole pool's expert, with all its tensors."""
         return self._pool.expert_of(task)
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the other pool's inputs."""
+        """Identify the whole pool's inputs."""
         return self._pool.inputs()

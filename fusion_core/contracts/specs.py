@@ -1,8 +1,8 @@
-"""What a plugin registers: frozen descriptions of components, cheap to make and to list.
+"""Specs: frozen descriptions of components, which plugins register.
 
 A spec names its class and its configuration as `"module:attribute"` strings. Neither is imported
-before a run needs it, so `fuse list-plugins` costs nothing however heavy the plugins are. This
-module knows the standard library only.
+before a run needs it, so listing plugins is fast however heavy they are. This module imports only
+the standard library.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
+#: The task data that a method needs.
 TaskData = Literal["none", "unlabeled", "labeled"]
-#: what the time of a method goes into, from the cheapest on; `COSTS` says what is meant
+#: The dominant cost of a method, from the cheapest; `COSTS` describes each.
 Cost = Literal["stream", "passes", "matrices", "forward", "backward"]
 
 COSTS: dict[Cost, str] = {
@@ -33,18 +34,18 @@ COSTS: dict[Cost, str] = {
 
 @dataclass(frozen=True, slots=True)
 class StageKind:
-    """A kind of stage, and how listings and examples show its methods."""
+    """A kind of pipeline stage, with the texts of listings and examples."""
 
-    #: the class that its methods subclass, as "module:attribute"
+    #: the base class of its methods, as "module:attribute"
     base: str
     heading: str
-    #: a pipeline that a method of this kind works in
+    #: a pipeline that works, with `{}` in place of the method's name
     example: str
-    #: whether its methods see task vectors, and so need a base
+    #: whether its methods receive task vectors, which require a base
     needs_base: bool = False
 
 
-#: The kinds of stages, in the order in which they stand in a pipeline.
+#: The kinds of stages, in their order in a pipeline.
 STAGES: dict[str, StageKind] = {
     "transform": StageKind(
         "fusion_core.contracts.stage:Transform",
@@ -63,28 +64,29 @@ STAGES: dict[str, StageKind] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentSpec:
-    """One component of a plugin.
+    """The description of a component; the base class of all specs.
 
-    Raises `ValueError` if a name is not kebab-case or a target is not `module:attribute`.
+    Raises `ValueError` for a name that is not kebab-case, or a target that is not
+    `module:attribute`.
     """
 
     kind: ClassVar[str] = "component"
-    #: what the class is one of, and its configuration; text, as those are, since both are heavy
+    #: the required base classes of `target` and `config`, as "module:attribute"
     base: ClassVar[str] = "builtins:object"
     config_base: ClassVar[str] = "fusion_core.recipe.config:ComponentConfig"
-    #: whether a function that makes one may stand in the class's place
+    #: whether `target` may be a factory function instead of a class
     takes_functions: ClassVar[bool] = False
 
-    #: kebab-case
+    #: in kebab-case
     name: str
-    #: one line, shown in listings
+    #: one line for listings
     summary: str
     #: the class, as "module:attribute"
     target: str
-    #: its configuration (a `ComponentConfig`), as "module:attribute" of a module without torch
+    #: its `ComponentConfig`, as "module:attribute"; the module must not import torch
     config: str
     aliases: tuple[str, ...] = ()
-    #: the names under which its configuration may ask for trust (`ComponentConfig.needs_trust`)
+    #: the names under which its options may ask for trust (`ComponentConfig.needs_trust`)
     trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -93,40 +95,58 @@ class ComponentSpec:
                 raise ValueError(f"{self.kind} name {name!r} is not kebab-case")
         for target in (self.target, self.config):
             if not _TARGET.fullmatch(target):
-                raise ValueError(f"{self.kind} {self.name!r}: {target!r} is not 'module:attribute'")
+                raise ValueError(
+                    f"{self.kind} {self.name!r}: expected 'module:attribute', got {target!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlgorithmSpec(ComponentSpec):
-    """A way of fusing models."""
+    """The spec of a fusion method: a transform, a merge or a calibration.
+
+    Example::
+
+        from fusion_core import AlgorithmSpec, hookimpl
+
+        @hookimpl
+        def fusion_register_algorithms():
+            yield AlgorithmSpec(
+                name="drop-and-average",
+                summary="Average task vectors without their small entries.",
+                target="my_plugin.drop:DropAndAverage",
+                config="my_plugin.config:DropConfig",
+                needs_base=True,
+                cost="stream",
+            )
+    """
 
     kind: ClassVar[str] = "algorithm"
 
-    #: its kind in a pipeline, a key of `STAGES`
+    #: the kind of stage, a key of `STAGES`
     stage: str = "merge"
-    #: the heading that listings show it under; without one, its plugin's name
+    #: the heading in listings; default: the plugin's name
     family: str | None = None
-    #: what it computes, in one line: W_k is an expert, tau_k = W_k - base, tau a merge's
+    #: the formula in one line: W_k is an expert, tau_k = W_k - base, tau the merged task vector
     formula: str | None = None
     needs_base: bool = False
     needs_tasks: TaskData = "none"
-    #: an option with which, given, it does without them
+    #: an option that, if set, makes tasks unnecessary
     needs_tasks_unless: str | None = None
-    #: what it requires of tasks besides their data, in one line
+    #: further requirements on tasks, in one line
     task_requirements: str | None = None
-    #: whether each task has something for itself beside the model, so that using it needs the task
+    #: whether tasks have weights or adapters of their own, so that inference needs the task
     needs_task: bool = False
-    #: whether experts have roles, so that another order is another merge
+    #: whether the order of the experts matters
     ordered: bool = False
     min_experts: int = 1
     max_experts: int | None = None
-    #: what its time goes into, with its default options
+    #: the dominant cost with default options
     cost: Cost | None = None
-    #: where it was published, e.g. "arXiv:2306.01708"
+    #: the publication, e.g. "arXiv:2306.01708"
     reference: str | None = None
 
     def __post_init__(self) -> None:
-        ComponentSpec.__post_init__(self)  # super() has lost its class where there are slots
+        ComponentSpec.__post_init__(self)  # super() fails: slots=True creates a new class
         for known, word in (
             (tuple(STAGES), self.stage),
             (get_args(TaskData), self.needs_tasks),
@@ -134,31 +154,41 @@ class AlgorithmSpec(ComponentSpec):
         ):
             if word not in known:
                 words = ", ".join(filter(None, known))
-                raise ValueError(f"algorithm {self.name!r}: {word!r} is none of: {words}")
+                raise ValueError(f"algorithm {self.name!r}: expected one of {words}, got {word!r}")
         if STAGES[self.stage].needs_base:
             object.__setattr__(self, "needs_base", True)
 
     @property
-    def base(self) -> str:  # type: ignore[override] # the one kind whose classes differ
-        """The class of its stage."""
+    def base(self) -> str:  # type: ignore[override] # depends on the stage
+        """The required base class of `target`."""
         return STAGES[self.stage].base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSpec(ComponentSpec):
-    """A pipeline under one name: stages, each the name of an algorithm with some of its options.
+    """The spec of a named pipeline: several stages that run like one algorithm.
 
-    It is configured and run like an algorithm. Its options are those of its stages, each under the
-    stage's name. Raises `ValueError` for no stages, or two of one name.
+    Its options are those of its stages, each under the stage's name. Raises `ValueError` without
+    stages, or for two stages of one name. Example::
+
+        from fusion_core import PipelineSpec, hookimpl
+
+        @hookimpl
+        def fusion_register_pipelines():
+            yield PipelineSpec(
+                name="trimmed-sum",
+                summary="Trim task vectors, then add them to the base.",
+                stages=(("trim", {"density": 0.5}), ("task-arithmetic", {"scale": 0.7})),
+            )
     """
 
     kind: ClassVar[str] = "pipeline"
 
-    #: the algorithms by name, in their order, with the options that differ from their defaults
+    #: names of algorithms in order, each with the options that differ from its defaults
     stages: tuple[tuple[str, Mapping[str, Any]], ...]
-    #: where it was published, e.g. "arXiv:2306.01708"
+    #: the publication, e.g. "arXiv:2306.01708"
     reference: str | None = None
-    #: its stages are what it runs
+    #: a pipeline has no class and no configuration of its own
     target: str = field(default=ComponentSpec.base, init=False)
     config: str = field(default=ComponentSpec.config_base, init=False)
 
@@ -171,54 +201,54 @@ class PipelineSpec(ComponentSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec(ComponentSpec):
-    """What pools of either kind say of themselves."""
+    """The fields that specs of model pools and of task pools share."""
 
-    #: works without any network
+    #: whether it works without network access
     offline: bool = False
-    #: the tasks' names, where they do not depend on options (for listings and completion)
+    #: the tasks' names if they do not depend on options, for listings and completion
     tasks: tuple[str, ...] = ()
-    #: under which terms, or where they stand
+    #: the licence, or where to find it
     licence: str | None = None
-    #: what to cite
+    #: the publication to cite
     citation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPoolSpec(PoolSpec):
-    """A base, its experts, and how to build a live model of their kind."""
+    """The spec of a `ModelPool`."""
 
     kind: ClassVar[str] = "model pool"
     base: ClassVar[str] = "fusion_core.contracts.model_pool:ModelPool"
 
-    #: the task pool that a run uses when it names none
+    #: the task pool of runs that name none
     default_task_pool: str | None = None
-    #: options that this task pool has too, and takes over from here where they are not given
+    #: options that the default task pool takes over unless they are set there
     shared_options: tuple[str, ...] = ()
-    #: what a first run downloads of models
+    #: the bytes of models that a first run downloads
     download_bytes: int | None = None
-    #: used by `fuse run` without a pool
+    #: whether `fuse run` uses this pool if the recipe names none
     default: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPoolSpec(PoolSpec):
-    """Tasks: data, heads and metrics."""
+    """The spec of a `TaskPool`."""
 
     kind: ClassVar[str] = "task pool"
     base: ClassVar[str] = "fusion_core.contracts.task_pool:TaskPool"
 
-    #: what a first run keeps of the default tasks' examples, decoded
+    #: the bytes of decoded examples of the default tasks that a first run keeps
     decoded_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorSpec(ComponentSpec):
-    """What merges run on: a class or function that makes an `Executor` of its configuration.
+    """The spec of an executor: a class or function that makes a `concurrent.futures.Executor`.
 
-    What is submitted is picklable, unless the executor is a `ThreadPoolExecutor` or has an
-    attribute `in_process` that is true. One of other processes is taken to reach other machines
-    unless it is a `ProcessPoolExecutor` or has an attribute `one_machine` that is true; an
-    attribute `slots` says how many units it runs at once.
+    Work is submitted as picklable calls, unless the executor is a `ThreadPoolExecutor` or has an
+    attribute `in_process = True`. An executor of other processes may use several machines, unless
+    it is a `ProcessPoolExecutor` or has an attribute `one_machine = True`. An attribute `slots`
+    holds the number of units that it runs at once.
     """
 
     kind: ClassVar[str] = "executor"
@@ -228,11 +258,11 @@ class ExecutorSpec(ComponentSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatSpec(ComponentSpec):
-    """What a model's files may be written in: a class that makes a `WeightSource` of them.
+    """The spec of a file format: a class or function that makes a `WeightSource` of files.
 
-    It is called with the model's `Location` and, for differences, the base that they belong to; a
-    function will do, too. Which models it is for is data, looked at without importing it: one of
-    `files` is there and, where `config_keys` are given, `config.json` has one of them.
+    It is called with the model's `Location` and, if the files hold differences, the base. The
+    format claims a directory that contains one of `files` and, if `config_keys` are given, a
+    `config.json` with one of these keys. Claims are checked without importing the target.
     """
 
     kind: ClassVar[str] = "format"
@@ -241,9 +271,9 @@ class FormatSpec(ComponentSpec):
 
     #: a format has no options
     config: str = field(default=ComponentSpec.config_base, init=False)
-    #: names or patterns (`*.npz`) of files by which a model is known
+    #: names or patterns (`*.npz`) of files that identify the format
     files: tuple[str, ...]
-    #: keys of `config.json` that tell how the files are written; a merge's configuration lacks them
+    #: keys of `config.json` that describe how the files are written; merges are written without
     config_keys: tuple[str, ...] = ()
     #: whether the files hold differences from a base, as adapters do
     is_delta: bool = False
@@ -251,8 +281,8 @@ class FormatSpec(ComponentSpec):
     def __post_init__(self) -> None:
         ComponentSpec.__post_init__(self)
         for field_name in ("files", "config_keys"):
-            given = getattr(self, field_name)
-            if not isinstance(given, tuple) or not all(isinstance(each, str) for each in given):
+            names = getattr(self, field_name)
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"format {self.name!r}: expected a tuple of names as {field_name}")
         if not self.files:
             raise ValueError(f"format {self.name!r}: expected at least one name in files")
@@ -263,9 +293,9 @@ class FormatSpec(ComponentSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec(ComponentSpec):
-    """A command of `fuse`: a function as Typer takes it, or a Typer app.
+    """The spec of a command of `fuse`: a function for Typer, or a Typer app.
 
-    It is imported when the command is called; help and completion show the summary.
+    The target is imported when the command is called; help and completion use the summary.
     """
 
     kind: ClassVar[str] = "command"
@@ -273,11 +303,11 @@ class CommandSpec(ComponentSpec):
 
     #: a command's options are its flags
     config: str = field(default=ComponentSpec.config_base, init=False)
-    #: the heading that `fuse --help` shows it under
+    #: the heading in `fuse --help`
     group: str = "Commands"
 
 
 def load_target(target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there
-    """Import what a `"module:attribute"` string names."""
+    """Import the object that a `"module:attribute"` string names."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)

@@ -1,9 +1,9 @@
-"""Stages of a pipeline: what all have in common, and the kinds before and after the merge.
+"""The stages of a pipeline: transforms, one merge, calibrations.
 
-A transform turns task vectors into task vectors, a merge (`fusion_core.contracts.algorithm`) turns
-models into one model, a calibration improves the merge. Each kind implements one verb:
-`apply(flow, context) -> flow`. The kinds and their order are the table
-`fusion_core.contracts.specs.STAGES`.
+A transform maps task vectors to task vectors. A merge (`fusion_core.contracts.algorithm`) combines
+models into one. A calibration improves the merge. Every kind implements one method,
+`apply(flow, context) -> flow`. The table `fusion_core.contracts.specs.STAGES` lists the kinds in
+order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 from fusion_core.contracts.outline import Outline
-from fusion_core.contracts.result import checked_source
+from fusion_core.contracts.result import check_result
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
 from fusion_core.recipe.text import dump_yaml, load_recipe
@@ -34,14 +34,18 @@ ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
 class Stage(ABC, Generic[ConfigT]):
-    """A step of a pipeline: a configuration, or its options as keywords."""
+    """A stage of a pipeline, created from a configuration or from its options as keywords.
+
+    Subclass `Transform`, `Coordinates`, `TensorwiseAlgorithm`, `Algorithm`, `TensorwiseCalibration`
+    or `Calibration`, not this class.
+    """
 
     config_class: ClassVar[type[ComponentConfig]]
-    #: the name of this kind of stage in the table `STAGES`
+    #: the kind of stage, a key of `STAGES`
     kind: ClassVar[str]
-    #: whether it looks at `context.tasks`; the spec says it for a class that a plugin registers
+    #: whether it reads `context.tasks`; for a class that a plugin registers, the spec says so
     sees_tasks: ClassVar[bool] = False
-    #: whether the method knows tensors as layers have them, and not the matrices inside of them
+    #: whether the method works on tensors as stored, and not on the matrices inside them
     sees_stored_tensors: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
@@ -53,151 +57,175 @@ class Stage(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def apply(self, flow: Flow, context: RunContext) -> Flow:
-        """Return the flow after this stage, lazily where that is possible.
+        """Return the flow after this stage, lazily if possible.
 
-        Runs call it, and `run(pool)` does through a run's plan. Each kind of stage implements it;
-        a method writes what its kind asks for.
+        Each kind of stage implements this; methods implement what their kind asks for.
         """
 
     def fallback(self, info: TensorInfo) -> str | None:
-        """Say what happens to a tensor that this method does not apply to, e.g. "averaged".
+        """Return how a tensor is treated that the method does not apply to, e.g. "averaged".
 
-        None, the default, says that the method applies. A plan, a run and the provenance name the
-        tensors that a method treats otherwise, by count and by their share of the parameters.
-        Asked of each matrix where a tensor holds several (`ModelPool.matrices`), or of the tensor
-        itself where `sees_stored_tensors`.
+        None, the default, means that the method applies. `fuse check`, the run and the provenance
+        report these tensors with their count and share of the parameters. If a tensor holds
+        several matrices (`ModelPool.matrices`), the engine asks for each of them, or for the whole
+        tensor if `sees_stored_tensors`.
         """
         del info
         return None
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
-        """Return the tasks as this method sees them, and as its result is measured on them."""
+        """Return the tasks to adapt on, on which the result is measured as well."""
         return pool
 
     def held_memory(self, model: int, experts: int) -> int:
-        """Return the bytes that the method holds while it looks at tasks, at least.
+        """Return a lower bound of the bytes that the method holds while it uses tasks.
 
-        `model` is the bytes of one live model, in fp32 or wider. What grows with the tasks'
-        examples, such as activations, is left out. `fuse check` shows the sum as a lower bound.
-        Default: one live model.
+        `model` is the size of one live model in bytes, in fp32 or wider. Exclude memory that grows
+        with the examples, such as activations. `fuse check` shows the sum. Default: one live model.
         """
         del experts
         return model
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Make one from a YAML file of its options, as `to_yaml` writes it."""
+        """Create a stage from a YAML file of options, as `to_yaml` writes it."""
         config: Any = validated(cls.config_class, load_recipe(path), prefix=str(path))
         return cls(config)
 
     def to_yaml(self, path: str | Path) -> None:
-        """Write the options, defaults included, as YAML."""
+        """Write all options, defaults included, as YAML."""
         text = dump_yaml(self.config.model_dump(mode="json", context=Path(path).parent))
         Path(path).write_text(text, encoding="utf-8")
 
 
 class Transform(Stage[ConfigT], RowsKernel):
-    """Task vectors in, task vectors out, piece by piece: write `rows`, and `survey` if needed.
+    """The base class of transforms: task vectors in, task vectors out, before the merge.
 
-    class Halve(Transform[ComponentConfig]):
-        config_class = ComponentConfig
+    A subclass sets `config_class` and implements `rows`, a pure function that the engine calls once
+    per piece. It returns a tensor of the shape of `piece.task_vectors`, which is (experts, *shape
+    of the piece). All later stages see the new task vectors. Example::
 
-        def rows(self, piece):
-            return piece.task_vectors / 2
+        from fusion_core import ComponentConfig, Transform
 
-    `rows` returns a tensor of the shape of `piece.task_vectors`. `cut`, `scope` and an option
-    `weights` mean what they mean for a `TensorwiseAlgorithm`. Whatever comes after, a search in
-    memory included, sees these task vectors and no others.
+        class Halve(Transform[ComponentConfig]):
+            config_class = ComponentConfig
+
+            def rows(self, piece):
+                return piece.task_vectors / 2
+
+    `survey`, `cut`, `scope` and an option `weights` work as in a `TensorwiseAlgorithm`.
     """
 
     kind = "transform"
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
-        """Return the flow with models that have the transformed task vectors."""
+        """Return the flow with transformed models."""
         weights = weights_of(self, flow.models)
         return replace(flow, models=context.transformed(flow.models, self, weights=weights))
 
 
 class Coordinates(Transform[ConfigT], CoordinatesKernel):
-    """A transform into other coordinates: write `rows`, and `restore`, which leads back.
+    """The base class of transforms into other coordinates, which are undone after the merge.
 
-    class Turned(Coordinates[ComponentConfig]):
-        config_class = ComponentConfig
+    A subclass sets `config_class` and implements two pure functions of a piece. `rows` maps
+    `piece.task_vectors` to coordinates. `restore` maps `piece.merged`, the merge of the
+    coordinates, back to a task vector; `piece.task_vectors` are those that `rows` received.
+    Example::
 
-        def rows(self, piece):
-            return -piece.task_vectors
+        from fusion_core import ComponentConfig, Coordinates
 
-        def restore(self, piece):
-            return -piece.merged
+        class Negate(Coordinates[ComponentConfig]):
+            config_class = ComponentConfig
 
-    `piece.merged` is the task vector that the merge made of the coordinates, `piece.task_vectors`
-    are those that `rows` was given. What stands between is not a model, so a merge that looks at
-    tasks cannot follow.
+            def rows(self, piece):
+                return -piece.task_vectors
+
+            def restore(self, piece):
+                return -piece.merged
+
+    Between both, the models are not weights, so the merge must be one that does not use tasks.
     """
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
-        """Return the flow with models in other coordinates, and the way back from there."""
+        """Return the flow with models in other coordinates, and with the inverse."""
         weights = weights_of(self, flow.models)
 
-        def way_back(merged: WeightSource) -> WeightSource:
+        def restore(merged: WeightSource) -> WeightSource:
             return context.restored(merged, flow.models, self, weights=weights)
 
-        return replace(super().apply(flow, context), ways_back=(*flow.ways_back, way_back))
+        return replace(super().apply(flow, context), restores=(*flow.restores, restore))
 
 
 class Calibration(Stage[ConfigT]):
-    """A merge in, a better one out: write `calibrate`."""
+    """The base class of stages that improve a merge and compute the result themselves.
+
+    A subclass sets `config_class` and implements `calibrate`. Subclass `TensorwiseCalibration`
+    instead if each tensor depends only on the same tensor of the merge and the models. Example::
+
+        from fusion_core import Calibration, ComponentConfig
+        from fusion_core.weights import AlignedSource, StateDictSource
+
+        class KeepBiases(Calibration[ComponentConfig]):
+            config_class = ComponentConfig
+
+            def calibrate(self, merged, pool, context):
+                names = [name for name in merged.infos if name.endswith(".bias")]
+                biases = {name: pool.reference.tensor(name) for name in names}
+                return AlignedSource(StateDictSource(biases), merged)
+    """
 
     kind = "calibrate"
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
-        """Return the flow with the calibrated merge, checked as the engine's results are."""
+        """Return the flow with the calibrated merge, checked as merges are."""
         pool = flow.originals
         calibrated = self.calibrate(flow.merged, pool, context)
         outline = Outline(pool.reference.infos)
-        return replace(flow, merged=checked_source(calibrated, outline, pool, context))
+        return replace(flow, merged=check_result(calibrated, outline, pool, context))
 
     @abstractmethod
     def calibrate(
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
     ) -> WeightSource:
-        """Return the calibrated weights, lazily if that can be.
+        """Return the calibrated weights, lazily if possible.
 
-        `pool` holds the models that were merged, as they were before any transform. Raise a
-        `FusionError` for what the user can mend.
+        `pool` holds the models before any transform. Raise a `FusionError` for problems that the
+        user can fix.
         """
 
 
 class TensorwiseCalibration(Calibration[ConfigT], Kernel):
-    """A calibration that works piece by piece: write `merge`, and `survey` if needed.
+    """The base class of calibrations that work tensor by tensor.
 
-    class Halfway(TensorwiseCalibration[ComponentConfig]):
-        config_class = ComponentConfig
+    A subclass sets `config_class` and implements `merge`, as in a `TensorwiseAlgorithm`.
+    `piece.merged` is the merge so far, in the shape of `piece.base`. Example::
 
-        def merge(self, piece):
-            return piece.base + (piece.merged - piece.base) / 2
+        from fusion_core import ComponentConfig, TensorwiseCalibration
 
-    `piece.merged` holds the merge, of the shape of `piece.base`; all else is as for a
-    `TensorwiseAlgorithm`.
+        class Halfway(TensorwiseCalibration[ComponentConfig]):
+            config_class = ComponentConfig
+
+            def merge(self, piece):
+                return piece.base + (piece.merged - piece.base) / 2
     """
 
     def calibrate(
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
     ) -> WeightSource:
-        """Return the lazy calibration; the engine calls `survey` and `merge` when it is read."""
+        """Return the lazy calibration; reading it calls `survey` and `merge`."""
         weights = weights_of(self, pool)
         return context.merged(pool, self, weights=weights, extras={MERGED: merged})
 
 
 def weights_of(stage: Stage[Any], pool: ModelPool[Any]) -> list[float]:
-    """Resolve the option `weights` of a stage that may have one; 1 an expert where it has none."""
+    """Resolve a stage's option `weights`: one factor per expert, 1 if it has no such option."""
     return expert_weights(getattr(stage.config, "weights", None), list(pool.experts))
 
 
 def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> list[float]:
-    """Resolve the option `weights`: one factor an expert, in pool order, 1 where none is given.
+    """Resolve the option `weights`: one factor per expert, in pool order; 1 for missing ones.
 
-    Raises `RecipeError` for an unknown expert or a list of another length.
+    Raises `RecipeError` for an unknown expert or a list of the wrong length.
     """
     if weights is None:
         return [1.0] * len(experts)
@@ -205,7 +233,7 @@ def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> lis
         unknown = sorted(weights.keys() - set(experts))
         if unknown:
             raise RecipeError(
-                f"weights names {', '.join(unknown)}",
+                f"weights names unknown experts: {', '.join(unknown)}",
                 hint=f"The experts are: {', '.join(experts)}.",
             )
         return [float(weights.get(name, 1.0)) for name in experts]

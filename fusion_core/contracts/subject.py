@@ -1,4 +1,4 @@
-"""What is measured: a model, by where it is committed, by its weights, or live."""
+"""The subject of a measurement: a model as a directory, as weights, or live."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model to be measured; the live one is built when it is first asked for.
+    """A model to measure; the live model is built on first use.
 
-    `Subject.of(model)` is a live model that is there already.
+    `Subject.of(model)` wraps a live model.
     """
 
-    #: returns the live model, in evaluation mode, on the device that it is measured on
+    #: returns the live model in evaluation mode, on the device to measure it on
     build: Callable[[], nn.Module]
-    #: what it is built from; None for a model that came alive
+    #: the weights that it is built from; None for a live model
     weights: WeightSource | None = None
-    #: the directory that holds it and loads as it is; None if there is none
+    #: the loadable directory that holds it; None without one
     path: Path | None = None
-    #: what it is measured on; None for a model that came alive, which is there already
+    #: the device to measure it on; None for a live model
     device: torch.device | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """Return a live model as what is measured."""
+        """Return a live model as a subject."""
         return cls(lambda: model)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""A table of figures, before anybody draws it: on a terminal, in a paper, a notebook."""
+"""A table of figures, independent of how it is drawn: on a terminal, on paper, in a notebook."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number in the table."""
+    """A number in the table, with an interval that is computed on first use."""
 
     value: float
     spread: Callable[[], Interval | None] = lambda: None
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Its 95 % interval; None where there is none."""
+        """The 95 % interval; None without one."""
         return self.spread()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table: a task or an average."""
+    """A row of the table: a task or an average."""
 
     label: str
     metric: Metric
-    #: one for each column; None for an empty cell
+    #: one figure per column; None for an empty cell
     figures: Sequence[Figure | None]
     is_task: bool = True
 
     @property
     def measure(self) -> str:
-        """What a task is measured by; nothing for averages, which tell of no metric."""
+        """The description of a task's metric; empty for averages."""
         return str(self.metric) if self.is_task else ""
 
     def shown(self, figure: Figure | None) -> str:
-        """Return a figure for people: 74.5, 74.5 ±1.1, or 99.0 -0.9+0.5 where that is lopsided."""
+        """Format a figure for people: `74.5`, `74.5 ±1.1`, or `99.0 -0.9+0.5` if lopsided."""
         if figure is None:
             return ""
         text = self.metric.shown(figure.value)
@@ -60,41 +60,43 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """The figures of reports."""
+    """The figures of one or more reports."""
 
     headings: Sequence[str]
     entries: Sequence[Entry]
-    #: the column of the first model; the base's stand before it
+    #: the index of the first measured model's column; columns of bases precede it
     first: int
-    #: the tasks that averages are over: those of all models, by the same main metric
+    #: the tasks that averages are over: all models have them, with the same main metric
     shared: Sequence[str]
-    #: what figures have their intervals of; None for a table without any
+    #: the object that computes the figures' intervals; None for a table without intervals
     intervals: Intervals | None = None
 
     @property
     def is_mixed(self) -> bool:
-        """Tell whether tasks are measured by different metrics, which then must be named."""
+        """Whether tasks have different metrics, which rows must then name."""
         return len({entry.metric for entry in self.entries if entry.is_task}) > 1
 
     def by_task(self) -> list[list[str]]:
-        """Return cells for people: headings, then one row per task or average."""
+        """Return cells of text: headings, then one row per task or average."""
         rows = [["task", *(["metric"] if self.is_mixed else []), *self.headings]]
         for entry in self.entries:
-            named = [entry.label, *([entry.measure] if self.is_mixed else [])]
-            rows.append([*named, *map(entry.shown, entry.figures)])
+            labels = [entry.label, *([entry.measure] if self.is_mixed else [])]
+            rows.append([*labels, *map(entry.shown, entry.figures)])
         return rows
 
     def by_model(self) -> list[list[str]]:
-        """Return the same with one row per model, for more models than fit side by side."""
-        columns = [
-            [_heading(entry, self), *map(entry.shown, entry.figures)] for entry in self.entries
-        ]
+        """Return the same cells with one row per model, for many models."""
+        columns = []
+        for entry in self.entries:
+            names_metric = entry.is_task and self.is_mixed
+            heading = f"{entry.label} ({entry.metric.name})" if names_metric else entry.label
+            columns.append([heading, *map(entry.shown, entry.figures)])
         return list(map(list, zip(["model", *self.headings], *columns, strict=True)))
 
     def as_html(self, caption: str = "") -> str:
         """Return the table as unstyled HTML.
 
-        The caption begins with the metric of all tasks. Where metrics differ, a column names them.
+        The metric that all tasks share is put before the caption; otherwise a column names metrics.
         """
         headings, *rows = self.by_task()
         measure = "" if self.is_mixed else next((e.measure for e in self.entries if e.is_task), "")
@@ -104,15 +106,9 @@ class Table:
 def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
     """Return rows under headings as unstyled HTML, for notebooks.
 
-    Cells are escaped: names of models may come from anywhere.
+    Cells are escaped, since names of models may come from untrusted files.
     """
     lines = [f"<th>{'</th><th>'.join(map(escape, headings))}</th>"]
     lines += [f"<td>{'</td><td>'.join(map(escape, row))}</td>" for row in rows]
-    above = caption and f"<caption>{escape(caption)}</caption>"
-    return f"<table>{above}<tr>{'</tr><tr>'.join(lines)}</tr></table>"
-
-
-def _heading(entry: Entry, table: Table) -> str:
-    """Return the heading of a column that has an entry's figures."""
-    is_told = entry.is_task and table.is_mixed
-    return f"{entry.label} ({entry.metric.name})" if is_told else entry.label
+    header = caption and f"<caption>{escape(caption)}</caption>"
+    return f"<table>{header}<tr>{'</tr><tr>'.join(lines)}</tr></table>"

@@ -1,4 +1,4 @@
-"""Which of several named tasks."""
+"""Choose tasks by name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def choose_tasks(wanted: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:
-    """Return the tasks asked for, in the order asked for; all known ones for None.
+    """Return the wanted tasks in the order given; all known tasks for None.
 
-    Raises `RecipeError` naming `option` for an unknown task or one that is named twice.
+    Raises `RecipeError` naming `option` for an unknown or repeated task.
     """
     names = list(known if wanted is None else wanted)
     for name in names:
@@ -26,7 +26,7 @@ def choose_tasks(wanted: Sequence[str] | None, known: Sequence[str], option: str
 
 
 def unknown_task(name: str, known: Sequence[str], option: str) -> RecipeError:
-    """Return the error for a task that there is not, with the closest names."""
+    """Return the error for an unknown task, with the closest known names."""
     guess = did_you_mean(name, known)
     return RecipeError(
         f"{option}: unknown task {name!r}{guess and f'; {guess}'}",

@@ -1,7 +1,7 @@
-"""What fused models are measured on: tasks with data, heads and metrics, and the report.
+"""The tasks that models are measured on: data, heads and metrics.
 
-A task's batches are a pure function of step, split and seed, so an adaptive search can be resumed
-and shared out. The report is the data of `report.json`.
+A task's batches are a pure function of step, size, split and seed, so adaptive searches can be
+resumed and distributed.
 """
 
 from __future__ import annotations
@@ -31,69 +31,118 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
-#: What a task may raise that has no batches of one test example, and measures all the same.
-_LEFT_TO_THE_RUN = (NotImplementedError, ValueError, TypeError, LookupError, RecipeError)
+#: What `batch` may raise for one test example although the task can be measured.
+_IGNORED_BY_CHECK = (NotImplementedError, ValueError, TypeError, LookupError, RecipeError)
 
 
 class Task(ABC):
-    """One task: data, and what is measured of a model on it."""
+    """A task that can be measured: data and metrics.
+
+    Subclass it for tasks that only evaluate, for example because they generate text. Algorithms
+    can adapt on an `AdaptiveTask` or a `FeatureTask`. A subclass sets `name` and implements
+    `evaluate`. Example::
+
+        from fusion_core import Measured, Task
+
+        class Sums(Task):
+            name = "sums"
+
+            def __init__(self, questions):  # pairs of inputs and answers
+                self.questions = questions
+
+            def evaluate(self, model):
+                right = [model(inputs).argmax() == answer for inputs, answer in self.questions]
+                return Measured({"accuracy": sum(right) / len(right)}, outcomes=right)
+    """
 
     name: str
-    #: what `evaluate` measures; what is not declared is a fraction, and higher is better
+    #: declarations of the metrics; others are fractions for which higher is better
     metrics: Sequence[Metric] = ()
-    #: what the figures stand for beside data and model, as JSON's data: versions, few-shot, seeds
+    #: how scores are obtained besides data and model, as JSON data: versions, few-shot, seeds
     conditions: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Measure a model on the whole test split: values by name, the main metric first.
+        """Measure a model on the whole test split; return values by name, the main metric first.
 
-        A `Measured` also holds what each example came to, which gives the figure an interval.
+        Leave the model as it was. Return `Measured` to add each example's outcome, from which
+        intervals and paired tests are computed.
         """
 
-    def check(self) -> None:  # noqa: B027 - most tasks that only measure have nothing to look at
-        """Raise `OSError` or a `FusionError` if data is missing here, before anything runs."""
+    def check(self) -> None:  # noqa: B027 - optional: most tasks have no data to look for
+        """Raise `OSError` or a `FusionError` for missing data; called before a run does work."""
 
 
 class AdaptiveTask(Task):
-    """A task whose examples algorithms look at: batches of them, and what a model says of each.
+    """A task on whose examples algorithms can adapt.
 
-    The head that turns what the model computes into scores is not fused.
+    A subclass implements `batch`, `logits` and `evaluate`. Subclass `FeatureTask` if the scores are
+    a head's output for features of each example. The head is part of the task and never fused.
     """
 
     @abstractmethod
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
-        """Return `size` examples; the same ones for the same arguments, in any process.
+        """Return `size` examples: the same ones for the same arguments, in any process.
 
-        The caller may write to them. Raises `RecipeError` for a size that no batch can have.
+        Leave out labels on UNLABELED. The caller may modify the tensors. Raises `RecipeError` for
+        an impossible size.
         """
 
     @abstractmethod
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return scores of shape (examples, classes), differentiable in the model's parameters."""
+        """Return scores of shape (examples, classes), differentiable in the model's parameters.
+
+        Run the model in every call: methods change its weights in between.
+        """
 
     def check(self) -> None:
-        """Raise `OSError` or a `FusionError` if data is missing here, before anything runs.
+        """Raise `OSError` or a `FusionError` for missing data; called before a run does work.
 
-        By default one test example is read, and what else that raises is left for the run to say.
-        A task whose data is large, or comes from the hub, looks at less.
+        By default one test example is read, and other errors are left to the run. Override this for
+        data that is large or comes from the hub.
         """
-        with suppress(*_LEFT_TO_THE_RUN):
+        with suppress(*_IGNORED_BY_CHECK):
             self.batch(0, size=1, split=Split.TEST, seed=0)
 
 
 class FeatureTask(AdaptiveTask):
-    """A task whose head reads features, which the model computes of each example by itself.
+    """A task whose head scores features that the model computes for each example.
 
-    Tasks of one class can share a pass through the model, each with its own head: `features` is the
-    same function for all of them.
+    Tasks of one class can share a pass through the model, each with its own head, so `features`
+    must be the same function for all of them. Example::
+
+        import torch
+
+        from fusion_core import Batch, FeatureTask, Split, shuffled_rows
+
+        class SignsTask(FeatureTask):
+            def __init__(self, name, images, labels):  # both map splits to tensors
+                self.name, self.images, self.labels = name, images, labels
+
+            def batch(self, step, *, size, split, seed):
+                images, labels = self.images[split], self.labels[split]
+                rows = shuffled_rows(step, size, len(images), key=f"{split} {seed}")
+                return Batch(images[rows], None if split is Split.UNLABELED else labels[rows])
+
+            def features(self, model, inputs):
+                return model(inputs)
+
+            def head(self, features):
+                return features[:, :2]
+
+            def evaluate(self, model):
+                batch = Batch(self.images[Split.TEST], self.labels[Split.TEST])
+                with torch.no_grad():
+                    predicted = self.logits(model, batch).argmax(dim=1)
+                return {"accuracy": float(predicted.eq(batch.labels).double().mean())}
     """
 
     @abstractmethod
     def features(self, model: nn.Module, inputs: Any) -> torch.Tensor:  # noqa: ANN401
-        """Return features of shape (examples, ...) of what the task's batches hold as `inputs`.
+        """Return features of shape (examples, ...) for the `inputs` of a batch.
 
-        Row n depends on the n-th example alone, and on no padding.
+        Row n must depend on example n alone, and not on padding. If no module of the model outputs
+        the features, return `mark_features(model, features)`.
         """
 
     @abstractmethod
@@ -108,19 +157,41 @@ class FeatureTask(AdaptiveTask):
 class TaskPool(ABC, Generic[ConfigT]):
     """Tasks by name, in a fixed order.
 
-    A subclass's constructor sets `names` and reads no data; a task reads its data when first used.
+    A subclass sets `config_class` and implements `__getitem__`. Its constructor sets `names` and
+    reads no data: a task reads its data on first use. A run calls `bind` once, then `check`, and
+    then lets algorithms adapt on the tasks and measures models on them. Example::
+
+        from pathlib import Path
+
+        import torch
+
+        from fusion_core import ComponentConfig, InputPath, TaskPool, unknown_task
+
+        class SignsConfig(ComponentConfig):
+            folder: InputPath
+            "The directory that holds one file of images and labels per task."
+
+        class SignsPool(TaskPool[SignsConfig]):
+            config_class = SignsConfig
+            names = ("day", "night")
+
+            def __getitem__(self, name):
+                if name not in self.names:
+                    raise unknown_task(name, self.names, "task_pool")
+                data = torch.load(Path(self.config.folder) / f"{name}.pt")
+                return SignsTask(name, data["images"], data["labels"])
     """
 
     config_class: ClassVar[type[ComponentConfig]]
     names: Sequence[str]
-    #: what models are built in to be measured
+    #: the dtype in which models are built for measuring
     dtype: torch.dtype = torch.float32
-    #: whether UNLABELED are the test examples themselves: adapting on them is then transductive
+    #: whether UNLABELED holds the test examples, so that adapting on it is transductive
     transductive: bool = False
-    #: which test examples are measured, in words; None for all of them. Figures are compared only
-    #: where it is the same, so a limit and each half of the test examples have words of their own
+    #: the measured test examples, in words; None for all of them. Scores are compared only if it
+    #: is equal, so a limit, and each half of the test examples, need words of their own
     measured_on: str | None = None
-    #: figures that others published for these models and tasks
+    #: published scores for these models and tasks
     published: Published | None = None
 
     def __init__(self, config: ConfigT) -> None:
@@ -128,10 +199,10 @@ class TaskPool(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def __getitem__(self, name: str) -> Task:
-        """Return one task; raises `RecipeError` naming close matches for an unknown one."""
+        """Return a task; raises `RecipeError` with close matches for an unknown name."""
 
     def adaptive(self, name: str) -> AdaptiveTask:
-        """Return a task that algorithms can adapt on; raises `RecipeError` for another one."""
+        """Return a task that algorithms can adapt on; raises `RecipeError` for any other."""
         task = self[name]
         if not isinstance(task, AdaptiveTask):
             raise RecipeError(
@@ -141,11 +212,10 @@ class TaskPool(ABC, Generic[ConfigT]):
         return task
 
     def bind(self, pool: ModelPool[Any]) -> Self:
-        """Return these tasks, knowing the models that they are for; by default, as they are.
+        """Return the tasks for a pool's models; default: this pool itself.
 
-        Called once, before anything is adapted on or measured, and before any weights are read. A
-        pool whose tasks need the models' tokenizer or processor finds the files in `pool.assets()`,
-        and returns a copy of itself that holds them.
+        Called once, before any weights are read. A pool whose tasks need the models' tokenizer or
+        processor returns a copy that holds the files of `pool.assets()`.
         """
         del pool
         return self
@@ -157,11 +227,11 @@ class TaskPool(ABC, Generic[ConfigT]):
         return len(self.names)
 
     def downloads(self) -> Sequence[Wanted]:
-        """Return the files on the hub that measuring needs, those in the cache too."""
+        """Return the hub files that measuring needs, including those in the cache."""
         return ()
 
     def check(self) -> None:
-        """Raise a `FusionError` naming the first task whose data is missing here."""
+        """Raise a `FusionError` that names the first task with missing data."""
         for name in self.names:
             try:
                 self[name].check()
@@ -170,31 +240,31 @@ class TaskPool(ABC, Generic[ConfigT]):
             except OSError as error:
                 raise FusionError(
                     f"task {name!r}: its data cannot be read: {error}",
-                    hint="Put it there, or leave the task out with --tasks.",
+                    hint="Provide the data, or leave the task out with --tasks.",
                 ) from error
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the tasks' data for the provenance, as far as it has a name of its own."""
+        """Identify the tasks' data for the provenance, if it has versions, such as commits."""
         return {}
 
     def identity(self, name: str) -> Mapping[str, Any] | None:
-        """Return all that a task measures by, as JSON's data: it changes where a figure might.
+        """Return, as JSON data, all that a task's scores depend on.
 
-        The data (size and times of files, the commit of a data set), the head and the options; the
-        code of the pool's package and the versions of what it requires need not be named.
-        What was measured of the base and the experts is then shown again by later runs. None, the
-        default: it is measured every time.
+        Include the data (sizes and times of files, the commit of a data set), the head and the
+        options. Leave out the code of the pool's package and the versions of its requirements.
+        Measurements of the base and the experts are reused while it stays the same. None, the
+        default, means that they are measured in every run.
         """
         del name
         return None
 
     def holdout(self) -> Self:
-        """Return these tasks with their test examples in halves: one UNLABELED, the other TEST.
+        """Return a copy in which half of the test examples is UNLABELED and the other half TEST.
 
-        A method may then adapt on examples like those that it is measured on, but on none of them.
-        Returns a copy with the same halves every time, each test example in one of them. The copy
-        is not `transductive`, and its `measured_on` and `identity` tell it from the whole. Raises
-        `RecipeError` where a pool has no halves.
+        Methods can then adapt on examples like the measured ones, but on none of them. The halves
+        are the same in every call, and together they are all test examples. The copy is not
+        `transductive`, and its `measured_on` and `identity` differ from the whole pool's. Raises
+        `RecipeError` if the pool cannot split its test examples.
         """
         raise RecipeError(
             f"{type(self).__name__} has no halves of its test examples to hold out",
@@ -202,12 +272,12 @@ class TaskPool(ABC, Generic[ConfigT]):
         )
 
     def halves(self) -> tuple[Self, Self]:
-        """Return these tasks with one half of their test examples as TEST, and with the other.
+        """Return two copies: one half of the test examples is TEST in each.
 
-        Options are chosen on the first half, and the choice is measured on the second; they are the
-        halves of `holdout`, whose result has halves, too. Returns two copies whose `measured_on`
-        and `identity` differ. UNLABELED is the same in both and holds no example of the second
-        half. Raises `RecipeError` where a pool has no halves.
+        Options are chosen on the first half, and the choice is measured on the second. The halves
+        are those of `holdout`, and a held-out pool has halves, too. `measured_on` and `identity` of
+        the copies differ. UNLABELED is the same in both and contains no example of the second half.
+        Raises `RecipeError` if the pool cannot split its test examples.
         """
         raise RecipeError(
             f"{type(self).__name__} has no halves of its test examples to choose options on",
@@ -222,16 +292,16 @@ class TaskPool(ABC, Generic[ConfigT]):
         label: str = "evaluate",
         progress: Progress | None = None,
     ) -> dict[str, Metrics]:
-        """Measure a model on every task, or on some; returns each task's metrics.
+        """Measure a model on the named tasks, by default on all; return the metrics by task.
 
-        A live model in a notebook is `Subject.of(model)`. A pool that measures in another process,
-        from `subject.path` or `subject.weights`, overrides this.
+        Pass `Subject.of(model)` for a live model. A pool that measures in another process overrides
+        this and uses `subject.path` or `subject.weights`.
         """
-        found: dict[str, Metrics] = {}
         names = self.names if tasks is None else tasks
+        metrics: dict[str, Metrics] = {}
         track = (progress or Progress()).track(label, total=len(names))
         with track as advance, noting(advance):
             for name in names:
-                found[name] = self[name].evaluate(subject.model)
+                metrics[name] = self[name].evaluate(subject.model)
                 advance(1, note=name)
-        return found
+        return metrics

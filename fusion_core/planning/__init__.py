@@ -1,1 +1,1 @@
-"""From a recipe to a plan: everything validated and made, nothing computed."""
+"""From a recipe to a plan: validate it and create its components, but compute nothing."""

@@ -1,4 +1,4 @@
-"""What pools read from the hub, known ahead of a run: for its size, and to fetch it all at once."""
+"""The files that a run reads from the hub, known before it starts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def downloads_of(pool: ModelPool[Any], tasks: TaskPool[Any] | None) -> list[hub.Wanted]:
-    """Return everything that a run with these pools reads from the hub."""
+    """Return all hub files that a run with these pools reads."""
     return [*pool.downloads(), *(() if tasks is None else tasks.downloads())]
 
 
 def pools_of(
     sections: Mapping[str, Any], plugins: PluginManager
 ) -> tuple[ModelPool[Any], TaskPool[Any] | None]:
-    """Make a recipe's pools, as a run does; a pool's own tasks where none are named.
+    """Create a recipe's pools; the task pool defaults to the model pool's own.
 
-    Raises `RecipeError` and `HubError` as a run would.
+    Raises `RecipeError` and `HubError` as a run does.
     """
     choice = choice_of(sections["model_pool"])
     models = resolve_component(ModelPoolSpec, choice, plugins, section="model_pool")

@@ -1,4 +1,4 @@
-"""What tensors a merge has, known from headers: as it is computed, and as it is stored."""
+"""The dtypes of a merge's tensors, known from headers: as computed and as stored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 
 def stored_infos(outline: Outline, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
-    """Describe a merge's tensors as they are stored: like the models', unless a dtype is given."""
+    """Describe a merge's tensors as stored: in `dtype`, or by default in the models' dtypes."""
     return {
-        name: replace(info, dtype=dtype)
-        if dtype is not None and info.dtype.is_floating_point
-        else info
+        name: info if dtype is None else _with_float_dtype(info, dtype)
         for name, info in outline.infos.items()
     }
 
@@ -26,22 +24,27 @@ def stored_infos(outline: Outline, dtype: torch.dtype | None) -> dict[str, Tenso
 def infos_of_merge(
     outline: Outline, pool: ModelPool[Any], stored: torch.dtype | None
 ) -> dict[str, TensorInfo]:
-    """Describe a merge before it is made: fp32, or fp64 where an operand is, unless rounded."""
-    described = [outline.infos, *(each.infos for each in pool.by_name.values())]
+    """Describe a merge's tensors as computed.
+
+    That is in `stored` if given, else in fp64 if any operand has that dtype, else in fp32.
+    """
+    operands = [outline.infos, *(source.infos for source in pool.by_name.values())]
 
     def computed(name: str) -> torch.dtype:
-        if stored is not None:
-            return stored
-        found = (infos[name].dtype for infos in described if name in infos)
-        return torch.float64 if torch.float64 in found else torch.float32
+        dtypes = (infos[name].dtype for infos in operands if name in infos)
+        return torch.float64 if torch.float64 in dtypes else torch.float32
 
     return {
-        name: replace(info, dtype=computed(name)) if info.dtype.is_floating_point else info
+        name: _with_float_dtype(info, stored or computed(name))
         for name, info in outline.infos.items()
     }
 
 
+def _with_float_dtype(info: TensorInfo, dtype: torch.dtype) -> TensorInfo:
+    return replace(info, dtype=dtype) if info.dtype.is_floating_point else info
+
+
 def dtype_of(name: str | None) -> torch.dtype | None:
     """Return the torch dtype of an option's value."""
-    found: torch.dtype | None = None if name is None else getattr(torch, name)
-    return found
+    dtype: torch.dtype | None = None if name is None else getattr(torch, name)
+    return dtype

@@ -1,4 +1,4 @@
-"""Named pipelines in a recipe, replaced by their stages."""
+"""Expansion of named pipelines in a recipe into their stages."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 def expand_pipelines(algorithm: Any, plugins: PluginManager) -> list[tuple[Any, str | None]]:  # noqa: ANN401 - from YAML
-    """Return the stages of a recipe's section `algorithm`, and the name of each one's pipeline.
+    """Return the stages of a recipe's section `algorithm`, each with the name of its pipeline.
 
-    Options under the name of a stage override those of the pipeline. The name is None for a stage
-    that the recipe itself names. Raises `RecipeError` for options that belong to no stage.
+    The name is None for a stage that the recipe itself lists. Options under the name of a stage
+    override the pipeline's. Raises `RecipeError` for options that belong to no stage.
     """
-    return [pair for given in stages_in(algorithm) for pair in _expand(given, plugins)]
+    return [pair for stage in stages_in(algorithm) for pair in _expand(stage, plugins)]
 
 
-def _expand(given: Any, plugins: PluginManager) -> Iterator[tuple[Any, str | None]]:  # noqa: ANN401
-    section: Any = from_name(given)
+def _expand(stage: Any, plugins: PluginManager) -> Iterator[tuple[Any, str | None]]:  # noqa: ANN401
+    section: Any = from_name(stage)
     name = section.get("name") if isinstance(section, Mapping) else None
     pipelines = plugins.components(PipelineSpec)
     if name is None or not any(name in pipeline.names for pipeline in pipelines):
-        yield given, None
+        yield stage, None
         return
     spec = plugins.find_stages(name).spec
     assert isinstance(spec, PipelineSpec)  # noqa: S101 - an algorithm of this name is ambiguous
     options = {key: value for key, value in section.items() if key != "name"}
     _check_options(spec, options)
-    for stage, defaults in spec.stages:
-        yield {"name": stage, **defaults, **(options.get(stage) or {})}, spec.name
+    for stage_name, defaults in spec.stages:
+        yield {"name": stage_name, **defaults, **(options.get(stage_name) or {})}, spec.name
 
 
 def _check_options(spec: PipelineSpec, options: Mapping[str, Any]) -> None:

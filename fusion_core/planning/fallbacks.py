@@ -1,40 +1,40 @@
-"""Tensors that a stage treats otherwise than its name says, told before any work is done."""
+"""Tensors that a stage's method does not apply to, found from headers."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusion_core.weights.merging.piece import is_merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_core.contracts.stage import Stage
     from fusion_core.planning.pipeline import PlannedStage
     from fusion_core.weights import TensorInfo
     from fusion_core.weights.packing import Layout
 
-#: The share of a model's parameters from which on a fallback is a warning.
+#: The share of the parameters from which a fallback is a warning.
 _NOTABLE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """Tensors to which a method does not apply, and what the stage does with them instead."""
+    """Tensors that a stage's method does not apply to, and how the stage treats them instead."""
 
     stage: str
     treatment: str
+    #: the number of tensors
     tensors: int
-    #: of the parameters that are merged, between 0 and 1
+    #: their share of the merged parameters, between 0 and 1
     share: float
-    #: the largest of these tensors
+    #: the name of the largest of these tensors
     example: str
 
     @property
     def is_notable(self) -> bool:
-        """Whether enough of the model is concerned to warn of it."""
+        """Whether the share is large enough for a warning."""
         return self.share >= _NOTABLE
 
     def __str__(self) -> str:
@@ -47,29 +47,25 @@ class Fallback:
         )
 
 
-def fallbacks_of(
+def find_fallbacks(
     stages: Sequence[PlannedStage], infos: Mapping[str, TensorInfo], layout: Layout
 ) -> Iterator[Fallback]:
-    """Yield, for each stage and treatment, the tensors that the stage does not apply to.
+    """Yield one fallback per stage and treatment.
 
-    A tensor that holds several matrices counts by those to which it does not apply.
+    Only those matrices of a tensor count that the method does not apply to.
     """
     merged = {name: info for name, info in infos.items() if is_merged(info)}
     total = sum(info.numel for info in merged.values())
-    for stage in stages:
-        groups: dict[str, Counter[str]] = defaultdict(Counter)
-        for part in stage.parts:
+    for planned in stages:
+        elements: dict[str, Counter[str]] = defaultdict(Counter)  # by treatment and tensor
+        for part in planned.parts:
+            stage = part.algorithm
             for name in merged if part.names is None else merged.keys() & part.names:
-                for treatment, numel in _treatments(part.algorithm, merged[name], layout):
-                    groups[treatment][name] += numel
-        for treatment, elements in sorted(groups.items()):
-            largest = max(elements, key=lambda name: (elements[name], name))
-            share = elements.total() / max(total, 1)
-            yield Fallback(stage.name, treatment, len(elements), share, largest)
-
-
-def _treatments(stage: Stage[Any], info: TensorInfo, layout: Layout) -> Iterator[tuple[str, int]]:
-    """Yield what a stage does instead with a tensor's elements, and with how many of them."""
-    for matrix in (info,) if stage.sees_stored_tensors else layout.infos_of(info):
-        if (treatment := stage.fallback(matrix)) is not None:
-            yield treatment, matrix.numel
+                info = merged[name]
+                for matrix in (info,) if stage.sees_stored_tensors else layout.infos_of(info):
+                    if (treatment := stage.fallback(matrix)) is not None:
+                        elements[treatment][name] += matrix.numel
+        for treatment, by_tensor in sorted(elements.items()):
+            largest = max(by_tensor, key=lambda name: (by_tensor[name], name))
+            share = by_tensor.total() / max(total, 1)
+            yield Fallback(planned.name, treatment, len(by_tensor), share, largest)

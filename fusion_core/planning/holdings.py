@@ -1,4 +1,4 @@
-"""Tensors that hold several matrices, or one in another shape, told before any work is done."""
+"""Tensors that hold several matrices, or one in another shape, found from headers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Tensors of one kind that are merged matrix by matrix, and what each of them holds."""
+    """Similar tensors that are merged matrix by matrix, and the matrices in each of them."""
 
     #: their name, with `*` for every number in it
     tensors: str
     count: int
-    #: such as "8 matrices of 64 x 32"
+    #: the matrices of one tensor, such as "8 matrices of 64 x 32"
     holds: str
 
     def __str__(self) -> str:
@@ -29,23 +29,20 @@ class Holding:
         return f"{self.tensors}: {self.count} {noun} {self.holds}"
 
 
-def holdings_of(layout: Layout) -> Iterator[Holding]:
-    """Yield the tensors that are not merged as they are stored, those of one kind together."""
-    kinds = Counter((_pattern(name), _words_for(slots)) for name, slots in layout.slots.items())
-    for (pattern, words), count in kinds.items():
-        yield Holding(pattern, count, words)
+def find_holdings(layout: Layout) -> Iterator[Holding]:
+    """Yield the tensors that are not merged as stored, grouped by name pattern and content."""
+    groups = Counter(
+        (re.sub(r"(?<![^.])\d+(?![^.])", "*", name), _describe_matrices(slots))
+        for name, slots in layout.slots.items()
+    )
+    for (pattern, matrices), count in groups.items():
+        yield Holding(pattern, count, matrices)
 
 
-def _pattern(name: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-
-
-def _words_for(slots: Sequence[Slot]) -> str:
-    shapes = Counter(slot.shape for slot in slots)
-    return ", ".join(f"{count} {_noun(shape, count)}" for shape, count in shapes.items())
-
-
-def _noun(shape: Sequence[int], count: int) -> str:
-    if len(shape) == 1:
-        return f"{'vector' if count == 1 else 'vectors'} of {shape[0]}"
-    return f"{'matrix' if count == 1 else 'matrices'} of {' x '.join(map(str, shape))}"
+def _describe_matrices(slots: Sequence[Slot]) -> str:
+    descriptions = []
+    for shape, count in Counter(slot.shape for slot in slots).items():
+        one, many = ("vector", "vectors") if len(shape) == 1 else ("matrix", "matrices")
+        noun = one if count == 1 else many
+        descriptions.append(f"{count} {noun} of {' x '.join(map(str, shape))}")
+    return ", ".join(descriptions)

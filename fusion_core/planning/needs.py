@@ -1,4 +1,4 @@
-"""What an algorithm needs of the pools beside it, as its spec says."""
+"""Checks that the pools provide what an algorithm needs, as its spec declares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check_needs(
     algorithm: Resolved[AlgorithmSpec] | None, pool: ModelPool[Any], tasks: TaskPool[Any] | None
 ) -> None:
-    """Raise `RecipeError` for what is missing; None is an algorithm that nothing is known of."""
+    """Raise `RecipeError` for unmet needs; an algorithm without a spec (None) declares none."""
     if algorithm is None:
         return
     spec, count = algorithm.component.spec, len(pool.experts)
@@ -26,7 +26,9 @@ def check_needs(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
             hint="Give the model pool the model that the experts were fine-tuned from.",
         )
-    if sees_tasks(spec) and tasks is None and not _does_without(algorithm):
+    option = spec.needs_tasks_unless
+    replaces_tasks = option is not None and getattr(algorithm.config, option) is not None
+    if sees_tasks(spec) and tasks is None and not replaces_tasks:
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
             hint="Name a task pool with --task-pool; see: fuse list tasks",
@@ -38,30 +40,24 @@ def check_needs(
             hint="Name another task pool with --task-pool; see: fuse list tasks",
         )
     if count < spec.min_experts or count > (spec.max_experts or count):
+        expected = (
+            f"at least {spec.min_experts}"
+            if spec.max_experts is None
+            else f"{spec.min_experts} to {spec.max_experts}"
+        )
         raise RecipeError(
-            f"algorithm {spec.name!r} takes {_range(spec)} experts, the model pool has {count}",
-            hint="Give the model pool as many.",
+            f"algorithm {spec.name!r} takes {expected} experts, the model pool has {count}",
+            hint="Change the number of models in the model pool.",
         )
 
 
-def _does_without(algorithm: Resolved[AlgorithmSpec]) -> bool:
-    option = algorithm.component.spec.needs_tasks_unless
-    return option is not None and getattr(algorithm.config, option) is not None
-
-
-def _range(spec: AlgorithmSpec) -> str:
-    if spec.max_experts is None:
-        return f"at least {spec.min_experts}"
-    return f"{spec.min_experts} to {spec.max_experts}"
-
-
 def sees_tasks(spec: AlgorithmSpec) -> bool:
-    """Tell whether an algorithm looks at the tasks' data."""
+    """Tell whether an algorithm uses the tasks' data."""
     return spec.needs_tasks != "none"
 
 
 def check_tasks(tasks: TaskPool[Any]) -> None:
-    """Raise `RecipeError` for a pool without tasks: there is nothing to measure or to adapt on."""
+    """Raise `RecipeError` for a task pool without tasks."""
     if not len(tasks):
         raise RecipeError(
             "the task pool has no tasks", hint="Name some with --tasks; see: fuse list tasks"
@@ -69,7 +65,7 @@ def check_tasks(tasks: TaskPool[Any]) -> None:
 
 
 def check_data(tasks: TaskPool[Any], plugin: str) -> None:
-    """Raise a `FusionError` naming plugin and task if a task's data is not there."""
+    """Raise a `FusionError` that names plugin and task for missing task data."""
     try:
         tasks.check()
     except FusionError as error:

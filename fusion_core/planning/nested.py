@@ -1,9 +1,8 @@
-"""A recipe in the place of a model: what it would merge is an operand, without a file in between.
+"""Nested recipes: a recipe in place of a model is merged lazily, without intermediate files.
 
-Recipes are planned with the run that names them (`fusion_core.planning.plan`), which puts what they
-merge in their places (`fusion_core.running`). Their results are not rounded unless they say
-`output.dtype`; the rest of their `output` says where a run of their own would write, and means
-nothing here.
+`fusion_core.planning.plan` plans nested recipes, and `fusion_core.running` replaces each
+`RecipeSource` by its merge. A nested result is rounded only if the nested recipe sets
+`output.dtype`. The rest of its `output` is ignored.
 """
 
 from __future__ import annotations
@@ -32,27 +31,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RecipeSource(WeightSource):
-    """The place of what another recipe merges: known from headers, and never read."""
+    """A placeholder for the merge of a nested recipe, known from headers and never read."""
 
     label: str
     infos: Mapping[str, TensorInfo]
-    #: the recipe's models
+    #: the nested recipe's models
     pool: ModelPool[Any]
-    #: the files beside what it merges, whose weights are written in a dtype
+    #: returns the merge's side files, given the dtype of its weights
     assets: Callable[[torch.dtype | None], Files]
-    #: the recipe, resolved, with paths as a recipe in a folder names them
+    #: returns the resolved recipe, with paths relative to a folder
     recipe_in: Callable[[Path | None], Mapping[str, Any]]
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Refuse: nothing is merged yet."""
+        """Raise `BrokenPluginError`: nothing is merged yet."""
         raise BrokenPluginError(
             f"{self.label} was read before it was made: tensor {name!r} from {start} to {stop}",
-            hint="A model pool has to hold it as one of its models, not inside another source.",
+            hint="A model pool must hold it as one of its models, not inside another source.",
         )
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """What will be merged."""
+        """The models to merge."""
         return tuple(self.pool.by_name.values())
 
     def describe(self) -> str:
@@ -61,7 +60,7 @@ class RecipeSource(WeightSource):
 
     @property
     def origin(self) -> Origin:
-        """What the recipe merges."""
+        """The inputs of the nested recipe."""
         return Origin(inputs=self.pool.inputs())
 
     def __repr__(self) -> str:
@@ -69,27 +68,28 @@ class RecipeSource(WeightSource):
 
 
 def read_nested(
-    given: str | Path | Mapping[str, Any], inside: tuple[str, ...]
+    given: str | Path | Mapping[str, Any], parents: tuple[str, ...]
 ) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
-    """Return what to call a recipe in errors, the recipe, and the files that lead to its models.
+    """Return a nested recipe's label for errors, its content, and the parents of its own models.
 
-    `inside` are those that led here. Raises `RecipeError` for a file that is one of them.
+    `parents` are the real paths of the recipe files that contain it, outermost first. Raises
+    `RecipeError` for a file that contains itself.
     """
     if isinstance(given, Mapping):
-        return f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given, inside
+        return f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given, parents
     recipe, path = load_recipe(given), os.path.realpath(given)
-    if path in inside:
-        loop = " -> ".join(map(os.path.relpath, [*inside[inside.index(path) :], path]))
-        raise RecipeError(f"recipes that need each other cannot be merged: {loop}")
-    return str(given), recipe, (*inside, path)
+    if path in parents:
+        cycle = " -> ".join(map(os.path.relpath, [*parents[parents.index(path) :], path]))
+        raise RecipeError(f"recipes that need each other cannot be merged: {cycle}")
+    return str(given), recipe, (*parents, path)
 
 
 @contextmanager
 def name_errors(label: str) -> Iterator[None]:
-    """Put a recipe's name in front of the errors that it meets."""
+    """Prefix errors with a recipe's label."""
     try:
         yield
     except FusionError as error:
-        lines = error.message.splitlines()  # a table's rows begin with a space
+        lines = error.message.splitlines()  # the rows of a table begin with a space
         named = (line if line.startswith(" ") else f"{label}: {line}" for line in lines)
         raise type(error)("\n".join(named), hint=error.hint) from error

@@ -1,4 +1,4 @@
-"""Where the output of a run goes that names none: `outputs/<pool>-<algorithm>-<n>`."""
+"""Output paths of runs that name none: `outputs/<pool>-<algorithm>-<n>`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ OUTPUTS = Path("outputs")
 
 
 def free_paths(stem: str, resumed: Mapping[str, Any] | None) -> Iterator[Path]:
-    """Yield the paths `outputs/<stem>-<n>` that are free, as far as can be told.
+    """Yield paths `outputs/<stem>-<n>` that seem free; another run may still claim one first.
 
-    A recipe that is `resumed` first goes on with its own work; others leave that alone.
+    The outputs of stopped runs of the recipe `resumed` come first. Those of other stopped runs are
+    not free.
     """
     with writing(OUTPUTS):
-        mine = [] if resumed is None else [place.output for place in unfinished(resumed)]
-        taken = {place.output for place in workplaces_in(OUTPUTS)}
-        numbers = (path for n in count(1) if (path := OUTPUTS / f"{stem}-{n}") not in taken)
-        yield from (path for path in chain(mine, numbers) if not path.exists())
+        resumable = [] if resumed is None else [staged.output for staged in unfinished(resumed)]
+        taken = {staged.output for staged in workplaces_in(OUTPUTS)}
+        numbered = (path for n in count(1) if (path := OUTPUTS / f"{stem}-{n}") not in taken)
+        yield from (path for path in chain(resumable, numbered) if not path.exists())
 
 
 def unfinished(recipe: Mapping[str, Any]) -> list[Workplace]:
-    """Return what dead runs of a resolved recipe left among the outputs that have numbers."""
+    """Return the staging directories in `outputs` of stopped runs of a resolved recipe."""
     as_stored = json.loads(json.dumps(recipe))
-    places = (place for place in workplaces_in(OUTPUTS) if place.recipe == as_stored)
-    return [place for place in places if not is_locked(place.output)]
+    staged = (staged for staged in workplaces_in(OUTPUTS) if staged.recipe == as_stored)
+    return [directory for directory in staged if not is_locked(directory.output)]

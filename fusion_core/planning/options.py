@@ -1,4 +1,4 @@
-"""How a run is carried out, whatever it merges."""
+"""The options of a run that do not change its result."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out: nothing here changes the model that comes out."""
+    """How to carry out a run; no option changes the merged model."""
 
     evaluate: bool = True
     overwrite: bool = False
-    #: go on with what a run of the same recipe, inputs and versions left when it was stopped
+    #: continue a stopped run of the same recipe, inputs and versions
     resume: bool = False
-    #: measure the base and the experts although that was done before
+    #: measure base and experts again instead of reusing earlier measurements
     fresh: bool = False
-    #: how the recipe's options were chosen, in words, which the report then says
+    #: how the recipe's options were chosen, in words, for the report
     chosen: str | None = None
     device: str = "cpu"
-    #: a name, or a mapping of name and options; default: the recipe's
+    #: a name, or a mapping of name and options; default: the recipe's executor
     executor: str | Mapping[str, Any] | None = None
-    #: short for the executor's option of this name
+    #: the executor's option `workers`
     workers: int | None = None
     progress: Progress = field(default_factory=Progress)
+    #: the distributions whose plugins are not loaded
     block: frozenset[str] = frozenset()
-    #: what a recipe may do that can run code, by name; default: what `FUSION_TRUST` lists
+    #: the names under which the recipe may run code; default: those in `FUSION_TRUST`
     trust: frozenset[str] = field(default_factory=trust_in_environment)

@@ -1,4 +1,4 @@
-"""A merge whose tensors are not those of its models: what goes with it, and what does not."""
+"""Outlines of merges whose tensors differ from their models', and what conflicts with them."""
 
 from __future__ import annotations
 
@@ -16,42 +16,41 @@ if TYPE_CHECKING:
     from fusion_core.contracts.outline import Outline
     from fusion_core.planning.pipeline import PlannedStage
 
-_BY_NAME = ("only", "skip", "overrides", "by_depth")
-
 
 def outline_of(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> Outline:
-    """Say what a pipeline makes of an aligned pool."""
-    return _algorithm_of(stages).outline(pool)
+    """Return the outline of a pipeline's result on an aligned pool."""
+    return _merging_algorithm(stages).outline(pool)
 
 
 def has_own_outline(stages: Sequence[PlannedStage]) -> bool:
     """Tell whether a pipeline's result may have other tensors than its models."""
-    return type(_algorithm_of(stages)).outline is not Algorithm.outline
+    return type(_merging_algorithm(stages)).outline is not Algorithm.outline
 
 
-def _algorithm_of(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
+def _merging_algorithm(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
     algorithm = merge_of(stages).stage
-    assert isinstance(algorithm, Algorithm)  # noqa: S101 - the kind says so
+    assert isinstance(algorithm, Algorithm)  # noqa: S101 - its kind is "merge"
     return algorithm
 
 
 def check_outline(stages: Sequence[PlannedStage], outline: Outline, pool: ModelPool[Any]) -> None:
-    """Raise `RecipeError` for what takes the models' tensors and the merge's for the same."""
+    """Raise `RecipeError` for stages and options that need a result with the models' tensors."""
     if outline.is_like(pool.reference.infos):
         return
     merge = merge_of(stages)
-    for each in stages:
-        if each.kind == "calibrate" or isinstance(each.stage, Coordinates):
+    for planned in stages:
+        if planned.kind == "calibrate" or isinstance(planned.stage, Coordinates):
             raise RecipeError(
-                f"algorithm: {each.name} works on a merge that has the models' tensors, and the "
+                f"algorithm: {planned.name} works on a merge that has the models' tensors, and the "
                 f"result of {merge.name} has others",
-                hint=f"Leave {each.name} out.",
+                hint=f"Leave {planned.name} out.",
             )
-    selection = None if merge.resolved is None else merge.resolved.selection
-    for option in _BY_NAME:
-        if getattr(selection, option, None):
+    if merge.resolved is None:
+        return
+    for option in ("only", "skip", "overrides", "by_depth"):
+        if getattr(merge.resolved.selection, option):
             raise RecipeError(
-                f"algorithm.{option}: {merge.name} takes the models as they are: its result has "
-                "other tensors than they have",
+                f"algorithm.{option}: {merge.name} takes whole models, since its result has other "
+                "tensors than they have",
                 hint=f"Leave {option} out; transforms before {merge.name} take it.",
             )

@@ -1,6 +1,6 @@
-"""The parts of a stage: which options apply to which tensors, and how a part is run.
+"""The parts of a stage: groups of tensors that are merged with the same options.
 
-`fusion_core.recipe.patterns` defines what a recipe says about it.
+`fusion_core.recipe.patterns` defines how a recipe selects tensors and overrides options.
 """
 
 from __future__ import annotations
@@ -26,65 +26,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stage with some options, and the tensors that it takes as if they were a model."""
+    """A stage with certain options, and the tensors that it is applied to."""
 
     algorithm: Stage[Any]
-    #: None for all
+    #: the names of the tensors; None for all
     names: frozenset[str] | None = None
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage to these tensors; raises `FusionError` if two parts save one file."""
-        part_context = branch(context)
+        part_context = branch_context(context)
         if self.names is None:
             result = self.algorithm.apply(flow, part_context)
         else:
             result = flow.apply_to(self.names, self.algorithm.apply, part_context)
-        if twice := part_context.side_files.keys() & context.side_files.keys():
+        if duplicates := part_context.side_files.keys() & context.side_files.keys():
             raise FusionError(
-                f"algorithm.overrides: each part of the merge would write {min(twice)!r}",
+                f"algorithm.overrides: each part of the merge would write {min(duplicates)!r}",
                 hint="Leave the overrides out: this method does not take them.",
             )
-        join(context, part_context)
+        join_context(context, part_context)
         return result
 
 
-def branch(context: RunContext) -> RunContext:
-    """Return a copy of a context that has saved nothing yet."""
-    branched = copy(context)  # not `replace`, which asks for every field
-    branched.side_files = {}
-    return branched
+def branch_context(context: RunContext) -> RunContext:
+    """Return a copy of a context without side files."""
+    branch = copy(context)  # `dataclasses.replace` rejects fields with init=False
+    branch.side_files = {}
+    return branch
 
 
-def join(context: RunContext, branched: RunContext, *, prefix: str = "") -> None:
-    """Add what a branch of a context saved; raises `FusionError` for a file that is there already.
+def join_context(context: RunContext, branch: RunContext, *, prefix: str = "") -> None:
+    """Add a branch's side files to a context, under `prefix` and their names.
 
-    Files for tasks have fixed names, to which no prefix is added.
+    Files for tasks have fixed names and get no prefix. Raises `FusionError` for duplicate files.
     """
-    if context.side_files.keys() & TASK_FILES and branched.side_files.keys() & TASK_FILES:
+    if context.side_files.keys() & TASK_FILES and branch.side_files.keys() & TASK_FILES:
         raise FusionError(
-            "two stages of the merge each make a model that is another for every task",
+            "two stages of the merge each make a different model for every task",
             hint="Use one of them.",
         )
-    named = {
+    files = {
         name if name in TASK_FILES else f"{prefix}{name}": content
-        for name, content in branched.side_files.items()
+        for name, content in branch.side_files.items()
     }
-    if twice := named.keys() & context.side_files.keys():
+    if duplicates := files.keys() & context.side_files.keys():
         raise FusionError(
-            f"two stages of the merge would write {min(twice)!r}",
+            f"two stages of the merge would write {min(duplicates)!r}",
             hint="Use each of them once.",
         )
-    context.side_files |= named
+    context.side_files |= files
 
 
 def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
-    """Raise `RecipeError` for other options here and there of a method that adapts on tasks.
-
-    It searches once, for the whole model.
-    """
-    selection = resolved.selection
+    """Raise `RecipeError` for options by tensor of a method that adapts: it searches only once."""
     for option in ("overrides", "by_depth"):
-        if getattr(selection, option) and sees_tasks(resolved.component.spec):
+        if getattr(resolved.selection, option) and sees_tasks(resolved.component.spec):
             raise RecipeError(
                 f"algorithm.{option}: {resolved.name} searches once for the whole model, with the "
                 "same options",
@@ -92,17 +88,17 @@ def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
             )
 
 
-def parts_of(
+def split_into_parts(
     stage: Stage[Any],
     resolved: Resolved[AlgorithmSpec] | None,
     names: Sequence[str],
     *,
     others: bool,
 ) -> tuple[Part, ...]:
-    """Share tensors out among a stage and the same one with other options.
+    """Split tensors among a stage and copies of it with other options.
 
-    `names` are the tensors that there are, `others` says whether the models have more than these.
-    Raises `RecipeError` for a pattern that matches nothing.
+    `others` says whether the models have tensors besides `names`. Raises `RecipeError` for a
+    pattern that matches nothing.
     """
     if resolved is None or resolved.selection == Selection():
         return (Part(stage, frozenset(names) if others else None),)

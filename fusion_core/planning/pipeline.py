@@ -1,4 +1,4 @@
-"""The stages of a pipeline, planned: transforms, one merge, calibrations, and their tensors."""
+"""The planned stages of a pipeline: transforms, one merge, calibrations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
 from fusion_core.planning.needs import sees_tasks
-from fusion_core.planning.parts import Part, branch, check_overrides, join, parts_of
+from fusion_core.planning.parts import (
+    Part,
+    branch_context,
+    check_overrides,
+    join_context,
+    split_into_parts,
+)
 from fusion_core.planning.resolving import resolve_object
 from fusion_core.weights.merging.piece import Bound
 
@@ -30,76 +36,76 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """One stage of a run, with the parts that it works on."""
+    """One stage of a run, with the parts that it is applied in."""
 
     stage: Stage[Any]
     #: None for an object of a class that no plugin registers
     resolved: Resolved[AlgorithmSpec] | None
     parts: tuple[Part, ...] = ()
-    #: the name of the pipeline that it came with
+    #: the name of the pipeline that contains it; None if the recipe lists it
     pipeline: str | None = None
 
     @property
     def kind(self) -> str:
-        """A key of `STAGES`."""
+        """The kind of stage, a key of `STAGES`."""
         return self.stage.kind
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """The component's name, or "fused" for an unregistered class."""
         return "fused" if self.resolved is None else self.resolved.name
 
     @property
     def adapts(self) -> bool:
-        """Whether it sees tasks."""
+        """Whether the stage uses tasks."""
         if self.resolved is None:
             return self.stage.sees_tasks
         return sees_tasks(self.resolved.component.spec)
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
-        """Apply the stage, part by part, and keep in the context what it saved and logged."""
-        stage_context = self._context(flow, context)
+        """Apply the stage part by part; add its side files and metrics to the context."""
+        stage_context = self._create_context(flow, context)
         result = flow
         for part in self.parts:
             result = part.apply(result, stage_context)
         if stage_context.metrics.steps:
             stage_context.save(METRICS, stage_context.metrics.as_bytes())
-        join(context, stage_context, prefix="" if self.kind == "merge" else f"{self.name}.")
+        join_context(context, stage_context, prefix="" if self.kind == "merge" else f"{self.name}.")
         transforms = flow.transforms
         if self.kind == "transform":
             transforms = (*transforms, self.as_recipe(None))
-        return replace(result, place=flow.place + 1, transforms=transforms)
+        return replace(result, stage_index=flow.stage_index + 1, transforms=transforms)
 
-    def _context(self, flow: Flow, context: RunContext) -> RunContext:
-        """Return the stage's own context: tasks if it looks at them, a state and a log.
+    def _create_context(self, flow: Flow, context: RunContext) -> RunContext:
+        """Return the stage's context, with tasks only if it uses them, and its own state and log.
 
-        Two stages that drop by chance do not drop the same, since each knows its place.
+        Its index makes equal stages draw different random numbers.
         """
-        stage_context = branch(context)
+        stage_context = branch_context(context)
         if not self.adapts:
             stage_context.tasks = None
         stage_context.transforms = flow.transforms
-        stage_context.place, stage_context.stage = flow.place, self.name
+        stage_context.stage_index, stage_context.stage = flow.stage_index, self.name
         if self.adapts and stage_context.bound is Bound.TENSOR:
             stage_context.bound = Bound.MODEL
         if self.kind == "merge":
             return stage_context
         state = None
         if self.adapts and context.state is not None:
-            state = context.state / f"stage-{flow.place}"
+            state = context.state / f"stage-{flow.stage_index}"
             state.mkdir(exist_ok=True)
         stage_context.state = state
         stage_context.metrics = MetricsLog(None if state is None else state / METRICS)
         return stage_context
 
     def as_provenance(self) -> dict[str, str | None]:
-        """Say what it is, and whose."""
+        """Return the stage's name, kind, plugin and pipeline, for the provenance."""
         plugin = None if self.resolved is None else self.resolved.component.plugin.distribution
         named = {} if self.pipeline is None else {"pipeline": self.pipeline}
         return {"name": self.name, "stage": self.kind, "plugin": plugin, **named}
 
     def as_recipe(self, folder: Path | None) -> dict[str, Any]:
-        """Return its section of a recipe in `folder`."""
+        """Return the stage's section for a recipe in `folder`."""
         return section_of(self.resolved, self.stage, folder)
 
 
@@ -108,7 +114,7 @@ def apply_stages(
 ) -> WeightSource:
     """Return the lazy result of a pipeline on an aligned pool.
 
-    Tensors that it leaves out are the base's or, without a base, the first expert's.
+    Tensors that no stage is applied to are the base's, or the first expert's without a base.
     """
     flow = Flow.of(pool)
     for stage in stages:
@@ -121,7 +127,7 @@ def section_of(
     instance: Any,  # noqa: ANN401 - a stage or a pool
     folder: Path | None,
 ) -> dict[str, Any]:
-    """Return the section of a recipe that says what a component is."""
+    """Return the section that describes a component, for a recipe in `folder`."""
     if resolved is not None:
         return resolved.as_recipe(folder)
     kind = type(instance)
@@ -132,49 +138,52 @@ def section_of(
 
 
 def create_stages(
-    given: Sequence[tuple[Any, str | None]],
+    expanded: Sequence[tuple[Any, str | None]],
     resolved: Sequence[Resolved[AlgorithmSpec] | None],
     plugins: PluginManager,
 ) -> tuple[PlannedStage, ...]:
-    """Make the stages that are not given as objects, in their order.
+    """Return the stages of a pipeline; create those that are not given as objects.
 
-    `given` are stages with the names of their pipelines, as `expand_pipelines` returns them.
-    Raises `RecipeError` for what is not a pipeline: any transforms, one merge, any calibrations.
+    `expanded` is the result of `expand_pipelines`. `resolved` are the stages without objects.
+    Raises `RecipeError` unless they are any transforms, one merge and any calibrations that suit
+    each other.
     """
-    described = iter(resolved)
-    stages = tuple(
-        PlannedStage(stage, resolve_object(stage, plugins))
-        if isinstance(stage, Stage)
-        else _created(next(described), pipeline)
-        for stage, pipeline in given
-    )
+    remaining = iter(resolved)
+    stages = []
+    for section, pipeline in expanded:
+        if isinstance(section, Stage):
+            stages.append(PlannedStage(section, resolve_object(section, plugins)))
+            continue
+        component = next(remaining)
+        assert component is not None  # noqa: S101 - a recipe with a nameless stage was refused
+        check_overrides(component)
+        stages.append(PlannedStage(component.create(), component, pipeline=pipeline))
     _check_order(stages)
     _check_coordinates(stages)
-    _check_for_tasks(stages)
-    return stages
-
-
-def _created(resolved: Resolved[AlgorithmSpec] | None, pipeline: str | None) -> PlannedStage:
-    assert resolved is not None  # noqa: S101 - a recipe with a nameless stage was refused
-    check_overrides(resolved)
-    return PlannedStage(resolved.create(), resolved, pipeline=pipeline)
+    names = [s.name for s in stages if s.resolved and s.resolved.component.spec.needs_task]
+    if len(names) > 1:
+        raise RecipeError(
+            f"algorithm: {' and '.join(names)} each make a different model for every task",
+            hint="Use one of them.",
+        )
+    return tuple(stages)
 
 
 def _check_order(stages: Sequence[PlannedStage]) -> None:
-    kinds = [each.kind for each in stages]
-    said = ", ".join(f"{each.name} ({each.kind})" for each in stages)
+    kinds = [stage.kind for stage in stages]
+    listed = ", ".join(f"{stage.name} ({stage.kind})" for stage in stages)
     hint = f"The order is: {', '.join(STAGES)}; one stage merges. See: fuse list algorithms"
     if kinds.count("merge") != 1:
         count = "no stage merges" if "merge" not in kinds else "more than one stage merges"
-        raise RecipeError(f"algorithm: {count}: {said}", hint=hint)
+        raise RecipeError(f"algorithm: {count}: {listed}", hint=hint)
     if kinds != sorted(kinds, key=list(STAGES).index):
-        raise RecipeError(f"algorithm: the stages are in another order: {said}", hint=hint)
+        raise RecipeError(f"algorithm: stages in the wrong order: {listed}", hint=hint)
 
 
 def _check_coordinates(stages: Sequence[PlannedStage]) -> None:
-    """Raise `RecipeError` for a search among models that are coordinates and not weights."""
+    """Raise `RecipeError` for a merge that needs live models, after a change of coordinates."""
     merge = merge_of(stages)
-    spaces = [each.name for each in stages if isinstance(each.stage, Coordinates)]
+    spaces = [stage.name for stage in stages if isinstance(stage.stage, Coordinates)]
     if spaces and merge.resolved is not None and merge.adapts:
         raise RecipeError(
             f"algorithm: {merge.name} looks at live models, and after {spaces[0]} there are none: "
@@ -183,37 +192,28 @@ def _check_coordinates(stages: Sequence[PlannedStage]) -> None:
         )
 
 
-def _check_for_tasks(stages: Sequence[PlannedStage]) -> None:
-    """Raise `RecipeError` where more than one stage gives tasks something for themselves."""
-    names = [s.name for s in stages if s.resolved and s.resolved.component.spec.needs_task]
-    if len(names) > 1:
-        raise RecipeError(
-            f"algorithm: {' and '.join(names)} each make a model that is another for every task",
-            hint="Use one of them.",
-        )
-
-
 def merge_of(stages: Sequence[PlannedStage]) -> PlannedStage:
     """Return the stage that merges."""
-    return next(each for each in stages if each.kind == "merge")
+    return next(stage for stage in stages if stage.kind == "merge")
 
 
 def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[PlannedStage, ...]:
-    """Share a pool's tensors out; what the merge leaves to the base, no other stage sees.
+    """Return the stages with a pool's tensors split into parts.
 
-    Raises `RecipeError` for a pattern that matches nothing.
+    Tensors that the merge leaves to the base are hidden from all stages. Raises `RecipeError` for a
+    pattern that matches nothing.
     """
-    every = list(pool.reference.infos) if pool.by_name else []
+    names = list(pool.reference.infos) if pool.by_name else []
     merge = merge_of(stages)
-    parts = parts_of(merge.stage, merge.resolved, every, others=False)
-    merged = [n for n in every if any(part.names is None or n in part.names for part in parts)]
-    others = len(merged) < len(every)
+    parts = split_into_parts(merge.stage, merge.resolved, names, others=False)
+    merged = [n for n in names if any(part.names is None or n in part.names for part in parts)]
+    others = len(merged) < len(names)
     return tuple(
         replace(
             stage,
             parts=parts
             if stage is merge
-            else parts_of(stage.stage, stage.resolved, merged, others=others),
+            else split_into_parts(stage.stage, stage.resolved, merged, others=others),
         )
         for stage in stages
     )

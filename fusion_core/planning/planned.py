@@ -1,4 +1,4 @@
-"""A run that is ready: what it will do, said from headers, and nothing computed."""
+"""The plan of a run, and what headers tell of its result."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fusion_core.contracts.matrices import layout_of
 from fusion_core.errors import RecipeError
 from fusion_core.planning.downloads import downloads_of
 from fusion_core.planning.dtypes import dtype_of, infos_of_merge
-from fusion_core.planning.fallbacks import Fallback, fallbacks_of
-from fusion_core.planning.holdings import Holding, holdings_of
+from fusion_core.planning.fallbacks import Fallback, find_fallbacks
+from fusion_core.planning.holdings import Holding, find_holdings
 from fusion_core.planning.needs import check_data
 from fusion_core.planning.numbers import free_paths
 from fusion_core.planning.outlines import has_own_outline, outline_of
@@ -42,28 +42,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is ready: everything is validated and instantiated, nothing is computed."""
+    """A validated run with created components; nothing is computed yet."""
 
     resolved: ResolvedRecipe
     plugins: PluginManager
     options: RunOptions
     stages: tuple[PlannedStage, ...]
     pool: ModelPool[Any]
+    #: the tasks as the stages see them
     tasks: TaskPool[Any] | None
+    #: the output directory; None if the run writes nothing
     path: Path | None
     device: torch.device
-    #: of the recipes in the places of models, by the models' names
+    #: the plans of nested recipes, by the names of the models that they replace
     nested: Mapping[str, Plan]
-    #: the tasks as no stage changes them
+    #: the tasks before any stage changes them
     every_task: TaskPool[Any] | None
+
+    # --- the recipe ----------------------------------------------------------------------------
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe: every default written out, the output's place left out."""
+        """The resolved recipe, with all defaults written out and without the output path."""
         return self.recipe_in(None)
 
     def recipe_in(self, folder: Path | None) -> dict[str, Any]:
-        """Return it with paths as a recipe in `folder` names them; None leaves them as they are."""
+        """Return the resolved recipe with paths relative to `folder`, or unchanged for None."""
         stages = [stage.as_recipe(folder) for stage in self.stages]
         sections: dict[str, Any] = {
             "algorithm": stages if len(stages) > 1 else stages[0],
@@ -78,40 +82,133 @@ class Plan:
 
     @property
     def algorithm_name(self) -> str:
-        """What to call the result."""
+        """The names of the stages, or of their pipelines, joined by hyphens."""
         groups = groupby(self.stages, key=attrgetter("pipeline"))
         return "-".join(
             pipeline or "-".join(stage.name for stage in stages) for pipeline, stages in groups
         )
 
+    def free_paths(self) -> Iterator[Path]:
+        """Yield output paths for a run that names none."""
+        assert self.resolved.model_pool is not None  # noqa: S101 - runs of live models need a path
+        stem = f"{self.resolved.model_pool.name}-{self.algorithm_name}"
+        return free_paths(stem, self.recipe if self.options.resume else None)
+
+    # --- the result ----------------------------------------------------------------------------
+
     @cached_property
     def aligned(self) -> ModelPool[Any]:
-        """The pool with models that fit; raises `AlignmentError` if they do not.
+        """The aligned pool; raises `AlignmentError` if the models do not fit together.
 
-        From headers: a run reads it with merges in the places of recipes.
+        For headers only: a run replaces nested recipes by their merges before it aligns the pool.
         """
         return self.pool.aligned(self.resolved.recipe.alignment)
 
     @cached_property
     def outline(self) -> Outline:
-        """What the merge will look like; raises as `aligned` does."""
+        """The outline of the merge; raises as `aligned` does."""
         return self.outline_of(self.aligned)
 
     def outline_of(self, pool: ModelPool[Any]) -> Outline:
-        """Say what the merge of an aligned pool will look like."""
+        """Return the outline of the merge of an aligned pool."""
         return outline_of(self.stages, pool)
 
     def infos_of_merge(self, pool: ModelPool[Any]) -> Mapping[str, TensorInfo]:
-        """Describe the merge of an aligned pool as it is computed, in the place of a model."""
+        """Describe the merge of an aligned pool as computed, for use as a model."""
         dtype = dtype_of(self.resolved.recipe.output.dtype)
         return infos_of_merge(self.outline_of(pool), pool, dtype)
 
     def assets(self, dtype: torch.dtype | None) -> Files:
-        """Return the files beside the merge, whose weights are written in a dtype."""
+        """Return the side files of the merge, given the dtype of its weights."""
         return self.outline.files(self.aligned.assets(dtype=dtype))
 
+    @cached_property
+    def layout(self) -> Layout:
+        """The positions of matrices in tensors; raises `BrokenPluginError` for invalid ones."""
+        component, pool = self.resolved.model_pool, self.aligned
+        label = type(pool).__name__ if component is None else repr(component.name)
+        return layout_of(pool.reference.infos, pool.matrices, label)
+
+    @cached_property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """The tensors that a stage's method does not apply to."""
+        return tuple(find_fallbacks(self.stages, self.aligned.reference.infos, self.layout))
+
+    @property
+    def holdings(self) -> tuple[Holding, ...]:
+        """The tensors that are merged matrix by matrix."""
+        return tuple(find_holdings(self.layout))
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The tensors that the merge leaves to the base."""
+        names = self.pool.reference.infos
+        parts = merge_of(self.stages).parts
+        merged = (names if part.names is None else part.names for part in parts)
+        return frozenset(names).difference(*merged)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of merged, copied and dropped tensors."""
+        return count_tensors(self.aligned, self.outline, skipped=self.skipped)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Differences that alignment accepted, and notable fallbacks; of nested recipes, too.
+
+        Each warning appears once and names the nested recipes that it concerns.
+        """
+        recipes: dict[str, list[str]] = {}
+        for recipe, warning in self._list_warnings():
+            recipes.setdefault(warning, []).append(recipe)
+        warnings = []
+        for warning, (first, *others) in recipes.items():
+            also = f" (also in {', '.join(recipe.rstrip('/') for recipe in others)})"
+            warnings.append(f"{first}{warning}{also if others else ''}")
+        return warnings
+
+    def _list_warnings(self) -> Iterator[tuple[str, str]]:
+        """Yield the path of a nested recipe, such as `outer/inner/`, with each of its warnings."""
+        yield from (("", warning) for warning in self.aligned.warnings)
+        yield from (("", str(fallback)) for fallback in self.fallbacks if fallback.is_notable)
+        for name, plan in self.nested.items():
+            inner = plan._list_warnings()  # noqa: SLF001 - of this class
+            yield from ((f"{name}/{path}", warning) for path, warning in inner)
+
+    @property
+    def licence(self) -> str | None:
+        """The licence of the pool's models, if its spec names one instead of describing it."""
+        pool = self.resolved.model_pool
+        licence = None if pool is None else pool.component.spec.licence
+        return None if licence is None or " " in licence else licence
+
+    # --- the tasks -----------------------------------------------------------------------------
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a stage uses tasks."""
+        return any(stage.adapts for stage in self.stages)
+
+    @property
+    def transductive(self) -> bool | None:
+        """Whether a stage adapts on the measured examples; None if no stage adapts."""
+        stages = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
+        nested = [plan.transductive for plan in self.nested.values()]
+        answers = [answer for answer in (*stages, *nested) if answer is not None]
+        return any(answers) if answers else None
+
+    @property
+    def tasks_read(self) -> TaskPool[Any] | None:
+        """The tasks; None if nothing reads them."""
+        return self.tasks if self.adapts or self.options.evaluate else None
+
+    @property
+    def tasks_to_look_at(self) -> TaskPool[Any] | None:
+        """The tasks that can be read without trust; None if nothing reads them."""
+        return None if needs_of([self.resolved.task_pool]) else self.tasks_read
+
     def check_builds(self) -> None:
-        """Raise a `FusionError` if the pool cannot build what is evaluated."""
+        """Raise a `FusionError` if the pool cannot build the models to evaluate."""
         self.pool.check_builds()
         if self.pool.builds_any_depth or not has_own_outline(self.stages):
             return
@@ -124,151 +221,64 @@ class Plan:
             hint="Leave the tasks out.",
         )
 
-    @property
-    def warnings(self) -> list[str]:
-        """What alignment let pass and a user should know, of nested recipes too; each once."""
-        places: dict[str, list[str]] = {}
-        for place, warning in self._warnings():
-            places.setdefault(warning, []).append(place)
-        return [
-            f"{first}{warning}{_also_in(others)}" for warning, (first, *others) in places.items()
-        ]
+    def check_data(self, *, untrusted: bool = False) -> None:
+        """Raise a `FusionError` that names plugin and task for missing task data.
 
-    def _warnings(self) -> Iterator[tuple[str, str]]:
-        """Yield every warning with the path of the recipe that it concerns: `outer/inner/`."""
-        yield from (("", warning) for warning in self.aligned.warnings)
-        yield from (("", str(fallback)) for fallback in self.fallbacks if fallback.is_notable)
-        for name, plan in self.nested.items():
-            inner = plan._warnings()  # noqa: SLF001 - of this class
-            yield from ((f"{name}/{place}", warning) for place, warning in inner)
+        With `untrusted`, skip tasks that need trust.
+        """
+        tasks = self.tasks_to_look_at if untrusted else self.tasks_read
+        if tasks is not None:
+            component = self.resolved.task_pool
+            plugin = (
+                component.component.plugin.distribution if component else type(self.tasks).__name__
+            )
+            check_data(tasks, plugin)
+        for plan in self.nested.values():
+            plan.check_data(untrusted=untrusted)
 
-    @cached_property
-    def fallbacks(self) -> tuple[Fallback, ...]:
-        """The tensors that a stage treats otherwise than its name says."""
-        return tuple(fallbacks_of(self.stages, self.aligned.reference.infos, self.layout))
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Where matrices lie in tensors; raises `BrokenPluginError` for a pool that is wrong."""
-        named, pool = self.resolved.model_pool, self.aligned
-        label = type(pool).__name__ if named is None else repr(named.name)
-        return layout_of(pool.reference.infos, pool.matrices, label)
-
-    @property
-    def holdings(self) -> tuple[Holding, ...]:
-        """The tensors that are merged matrix by matrix."""
-        return tuple(holdings_of(self.layout))
-
-    @property
-    def skipped(self) -> frozenset[str]:
-        """The tensors that the merge leaves to the base."""
-        names = self.pool.reference.infos
-        parts = merge_of(self.stages).parts
-        seen = (names if part.names is None else part.names for part in parts)
-        return frozenset(names).difference(*seen)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many tensors are merged, copied and dropped."""
-        return count_tensors(self.aligned, self.outline, skipped=self.skipped)
-
-    @property
-    def adapts(self) -> bool:
-        """Whether a stage sees tasks."""
-        return any(stage.adapts for stage in self.stages)
-
-    @property
-    def transductive(self) -> bool | None:
-        """Whether a stage sees the examples that are measured on; None if no stage sees any."""
-        own = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
-        within = [plan.transductive for plan in self.nested.values()]
-        seen = [answer for answer in (*own, *within) if answer is not None]
-        return any(seen) if seen else None
-
-    def free_paths(self) -> Iterator[Path]:
-        """Yield where the output of a run that names none may go."""
-        assert self.resolved.model_pool is not None  # noqa: S101 - a pool of live models needs a name
-        stem = f"{self.resolved.model_pool.name}-{self.algorithm_name}"
-        return free_paths(stem, self.recipe if self.options.resume else None)
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that the pool's spec names for its models, not words on where it stands."""
-        pool = self.resolved.model_pool
-        named = None if pool is None else pool.component.spec.licence
-        return None if named is None or " " in named else named
-
-    @property
-    def tasks_read(self) -> TaskPool[Any] | None:
-        """The tasks, if anything looks at them."""
-        return self.tasks if self.adapts or self.options.evaluate else None
+    # --- the components ------------------------------------------------------------------------
 
     def downloads(self) -> list[hub.Wanted]:
-        """Return what a run reads from the hub, sooner or later."""
+        """Return the hub files that the run reads."""
         return downloads_of(self.pool, self.tasks_read)
 
-    @property
-    def needs_trust(self) -> Needs:
-        """What the recipe asks for that can run code, by name, nested recipes included."""
-        return needs_of([self.resolved.executor, *self.components_used()])
-
     def components_used(self) -> Iterator[Resolved[Any] | None]:
-        """Yield what recipes name, the executor aside: that of a nested recipe is not used."""
+        """Yield the components of this recipe and of nested ones, without executors."""
         yield from (stage.resolved for stage in self.stages)
         yield self.resolved.task_pool if self.tasks_read is not None else None
         yield from self.components_of_models()
 
     def components_of_models(self) -> Iterator[Resolved[Any] | None]:
-        """Yield what makes the models: the model pool, and what nested recipes name."""
+        """Yield the model pool and the components of nested recipes."""
         yield self.resolved.model_pool
         for plan in self.nested.values():
             yield from plan.components_used()
 
-    def check_trust(self) -> None:
-        """Raise `RecipeError` if the recipe needs trust that the options do not give.
+    @property
+    def needs_trust(self) -> Needs:
+        """The actions that need trust, by name, nested recipes included."""
+        return needs_of([self.resolved.executor, *self.components_used()])
 
-        Called before anything of the plan is carried out: a plan itself starts nothing.
-        """
+    def check_trust(self) -> None:
+        """Raise `RecipeError` for missing trust; call it before carrying out the plan."""
         check_trusted(self.needs_trust, self.options.trust)
 
     @property
-    def tasks_to_look_at(self) -> TaskPool[Any] | None:
-        """The tasks that are read, unless looking at them needs trust."""
-        return None if needs_of([self.resolved.task_pool]) else self.tasks_read
-
-    def check_data(self, *, untrusted: bool = False) -> None:
-        """Raise a `FusionError` naming plugin and task if data that is read later is not there.
-
-        With `untrusted`, tasks that need trust are left alone: nothing is started.
-        """
-        tasks = self.tasks_to_look_at if untrusted else self.tasks_read
-        if tasks is not None:
-            given = self.resolved.task_pool
-            plugin = given.component.plugin.distribution if given else type(self.tasks).__name__
-            check_data(tasks, plugin)
-        for plan in self.nested.values():
-            plan.check_data(untrusted=untrusted)
-
-    @property
     def distributions(self) -> set[str]:
-        """The plugins that this run uses."""
+        """The distributions of the plugins that the run uses."""
         stages = (stage.resolved for stage in self.stages)
-        found = (*stages, self.resolved.model_pool, self.resolved.task_pool)
-        ours = {used.component.plugin.distribution for used in found if used is not None}
+        components = (*stages, self.resolved.model_pool, self.resolved.task_pool)
+        plugins = {used.component.plugin.distribution for used in components if used is not None}
         formats = distributions_of_formats(self.pool.by_name.values(), self.plugins)
-        return ours.union(formats, *(plan.distributions for plan in self.nested.values()))
-
-
-def _also_in(places: list[str]) -> str:
-    return f" (also in {', '.join(place.rstrip('/') for place in places)})" if places else ""
+        return plugins.union(formats, *(plan.distributions for plan in self.nested.values()))
 
 
 def count_tensors(
     pool: ModelPool[Any], merged: WeightSource | Outline, *, skipped: Collection[str] = ()
 ) -> dict[str, int]:
-    """Account for every tensor of an aligned pool.
+    """Count the tensors of an aligned pool by treatment.
 
-    Merged, copied (integers and `skipped`), or dropped by a policy.
+    They are merged, copied (integers and `skipped`), or dropped by the alignment policy.
     """
     floating = sum(
         info.dtype.is_floating_point and name not in skipped for name, info in merged.infos.items()

@@ -1,4 +1,4 @@
-"""A recipe after validation: its components with their options."""
+"""A validated recipe: its components with their options."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Resolved(Generic[SpecT]):
     config: ComponentConfig
     #: whether another plugin has a component of this name
     ambiguous: bool = False
-    #: which tensors an algorithm merges
+    #: the tensors that an algorithm merges
     selection: Selection = field(default_factory=Selection)
-    #: the options as they were given, which others are laid over for some tensors
+    #: the options as given, on top of which overrides for some tensors are set
     given: Mapping[str, Any] = field(default_factory=dict)
-    #: among which it was found, and finds what it needs
+    #: the plugins that are active while the component is created
     plugins: PluginManager | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
-        """The component's own name, whatever alias the recipe used."""
+        """The component's name, even if the recipe used an alias."""
         return self.component.spec.name
 
     def as_recipe(self, folder: Path | None = None) -> dict[str, Any]:
-        """Return the section that says the same in full, for a recipe in `folder`."""
+        """Return the section with all defaults written out, for a recipe in `folder`."""
         name = self.component.qualified_name if self.ambiguous else self.name
         selection = self.selection.model_dump(mode="json", exclude_defaults=True)
         options = self.config.model_dump(mode="json", context=folder)
@@ -60,7 +60,7 @@ class Resolved(Generic[SpecT]):
             return self.component.create(self.config)
 
     def needs_trust(self) -> Mapping[str, str]:
-        """Return what the options make the component do that the person has to allow, by name.
+        """Return the actions that the options need trust for, by the name of the trust.
 
         Raises `BrokenPluginError` for a name that the component's spec does not list.
         """
@@ -72,7 +72,7 @@ class Resolved(Generic[SpecT]):
         return needs
 
     def changed(self, options: Mapping[str, Any], *, prefix: str = "algorithm") -> Self:
-        """Return the component with some options changed; raises `RecipeError` as for all."""
+        """Return a copy with some options changed; raises `RecipeError` for invalid options."""
         config_class, hint = self.component.load_config(), f"See: fuse info {self.name}"
         config = validated(config_class, {**self.given, **options}, prefix=prefix, hint=hint)
         return replace(self, config=config)
@@ -80,7 +80,7 @@ class Resolved(Generic[SpecT]):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRecipe:
-    """A recipe after both phases; a section is None where it was left out or given as an object."""
+    """A validated recipe; a section is None if it was left out or given as an object."""
 
     recipe: Recipe
     stages: tuple[Resolved[AlgorithmSpec] | None, ...]

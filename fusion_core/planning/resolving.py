@@ -1,14 +1,13 @@
-"""Recipes resolved: validated in two phases, all errors at once.
+"""Resolution of recipes in two phases that report all errors at once.
 
 Phase one validates a recipe's shape without knowing any component (`fusion_core.recipe`). Phase two
-looks each component up by name, imports that one's configuration class only, and validates its
-options.
+looks up each component by name, imports its configuration class and validates its options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
@@ -18,7 +17,6 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
-from fusion_core.planning.problems import Problems
 from fusion_core.planning.resolved import Resolved, ResolvedRecipe, SpecT
 from fusion_core.recipe.config import (
     AlignmentPolicy,
@@ -40,33 +38,43 @@ if TYPE_CHECKING:
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
 
+ResultT = TypeVar("ResultT")
+
 _KINDS: dict[str, type[ComponentSpec]] = {
     "algorithm": AlgorithmSpec,
     "model_pool": ModelPoolSpec,
     "task_pool": TaskPoolSpec,
     "executor": ExecutorSpec,
 }
-#: The pool that takes any models.
-_ANY = "checkpoints"
+#: The model pool that takes models of any kind.
+_ANY_MODELS = "checkpoints"
+_DEFAULT_EXECUTOR = "threads"
 _NAME_ONE = "Name one with --algo; see: fuse list algorithms"
-#: The component of a section that names none.
-_UNNAMED = {"model_pool": _ANY, "executor": "threads"}
 
-
-def resolve_object(algorithm: Stage[Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
-    """Return what a stage given as an object is, if its very class is a plugin's."""
-    kind = type(algorithm)
-    known = list(plugins.components(AlgorithmSpec))
-    for component in known:
-        if component.spec.target == f"{kind.__module__}:{kind.__qualname__}":
-            ambiguous = sum(component.spec.name in each.names for each in known) > 1
-            config: Any = algorithm.config
-            return Resolved(component, config, ambiguous)
-    return None
-
-
-#: Makes a model of a recipe that a model pool names: its file, or the recipe itself.
+#: Turns a nested recipe, a file or a mapping, into a model.
 Nesting = Callable[[str | Mapping[str, Any]], Any]
+
+
+class _Problems(list[RecipeError | PluginError]):
+    """The errors found so far."""
+
+    def attempt(
+        self, function: Callable[..., ResultT], *arguments: object, **options: object
+    ) -> ResultT | None:
+        """Call a function; if it raises, record the error and return None."""
+        try:
+            return function(*arguments, **options)
+        except (RecipeError, PluginError) as error:
+            self.append(error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raise a single error as it is, and several as one `RecipeError`."""
+        if len(self) == 1:
+            raise self[0]
+        if self:
+            hints = dict.fromkeys(error.hint for error in self if error.hint)
+            raise RecipeError("\n".join(error.message for error in self), hint="\n".join(hints))
 
 
 def resolve(
@@ -76,66 +84,64 @@ def resolve(
     live: frozenset[str] = frozenset(),
     nesting: Nesting | None = None,
 ) -> ResolvedRecipe:
-    """Validate a recipe in two phases.
+    """Validate a recipe and look up its components.
 
-    `live` names the sections that the caller gave as objects: they are not looked up. `nesting`
-    makes models of recipes in the places of models. Raises `RecipeError` with one line a problem,
-    all of them at once; `PluginError` if that is all that is wrong.
+    `live` names the sections that the caller passed as objects, which are not looked up. `nesting`
+    turns nested recipes into models. Raises `RecipeError` with one line per problem, or
+    `PluginError` if that is the only problem.
     """
-    problems = Problems()
+    problems = _Problems()
     check_own_kind(raw)
-    recipe = problems.attempt(validated, Recipe, raw, beside=_options_below(raw, plugins))
-    if recipe is None:  # go on with what can be looked at, so that all errors come at once
-        recipe, unreadable = _components_of(raw)
+    recipe = problems.attempt(validated, Recipe, raw, beside=_options_of_sections(raw, plugins))
+    if recipe is None:  # continue with the readable sections, to report all errors at once
+        recipe, unreadable = _read_sections(raw)
         live |= unreadable
 
-    def component(
+    def resolve_section(
         kind: type[SpecT], section: str, default: str | None = None
     ) -> Resolved[SpecT] | None:
         choice: Choice = getattr(recipe, section).or_named(default)
         if section in live or choice.name is None:
             return None
-        place = {"section": section, "nesting": nesting}
-        return problems.attempt(resolve_component, kind, choice, plugins, **place)
+        return problems.attempt(
+            resolve_component, kind, choice, plugins, section=section, nesting=nesting
+        )
 
-    known = "algorithm" in raw and "algorithm" not in live
-    stages = _resolve_stages(recipe.stages, plugins, problems) if known else ()
+    has_algorithm = "algorithm" in raw and "algorithm" not in live
+    stages = _resolve_stages(recipe.stages, plugins, problems) if has_algorithm else ()
     default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
     if "model_pool" not in live:
         named = recipe.model_pool.or_named(default_pool)
         recipe = recipe.model_copy(update={"model_pool": named})
-    model_pool = component(ModelPoolSpec, "model_pool")
+    model_pool = resolve_section(ModelPoolSpec, "model_pool")
     if model_pool and "task_pool" not in live:
         tasks = task_pool_of(recipe.task_pool, model_pool)
         recipe = recipe.model_copy(update={"task_pool": tasks})
-    task_pool = component(TaskPoolSpec, "task_pool")
-    executor = component(ExecutorSpec, "executor", _UNNAMED["executor"])
+    task_pool = resolve_section(TaskPoolSpec, "task_pool")
+    executor = resolve_section(ExecutorSpec, "executor", _DEFAULT_EXECUTOR)
     if "algorithm" not in raw and "algorithm" not in live:
-        problems.found.append(RecipeError("algorithm: required", hint=_NAME_ONE))
-    if task_pool is None and recipe.task_pool.options and not problems.found:
+        problems.append(RecipeError("algorithm: required", hint=_NAME_ONE))
+    if task_pool is None and recipe.task_pool.options and not problems:
         hint = "Name a task pool with --task-pool; see: fuse list tasks"
-        problems.found.append(RecipeError("task_pool.name: required", hint=hint))
+        problems.append(RecipeError("task_pool.name: required", hint=hint))
     problems.raise_all()
     assert executor is not None  # noqa: S101 - or it would have been a problem
     return ResolvedRecipe(recipe, stages, model_pool, task_pool, executor)
 
 
 def _resolve_stages(
-    choices: Sequence[Choice], plugins: PluginManager, problems: Problems
+    choices: Sequence[Choice], plugins: PluginManager, problems: _Problems
 ) -> tuple[Resolved[AlgorithmSpec] | None, ...]:
-    """Resolve the stages of a pipeline; what is wrong with one goes to `problems`."""
-    found: list[Resolved[AlgorithmSpec] | None] = []
+    stages: list[Resolved[AlgorithmSpec] | None] = []
     for number, choice in enumerate(choices):
-        own = choice.name or str(number)
-        section = "algorithm" if len(choices) == 1 else f"algorithm.{own}"
+        section = "algorithm" if len(choices) == 1 else f"algorithm.{choice.name or number}"
         if choice.name is None:
-            problems.found.append(RecipeError(f"{section}.name: required", hint=_NAME_ONE))
+            problems.append(RecipeError(f"{section}.name: required", hint=_NAME_ONE))
             continue
-        resolved = problems.attempt(
-            resolve_component, AlgorithmSpec, choice, plugins, section=section
+        stages.append(
+            problems.attempt(resolve_component, AlgorithmSpec, choice, plugins, section=section)
         )
-        found.append(resolved)
-    return tuple(found)
+    return tuple(stages)
 
 
 def resolve_component(
@@ -146,26 +152,26 @@ def resolve_component(
     section: str,
     nesting: Nesting | None = None,
 ) -> Resolved[SpecT]:
-    """Look one component up and validate its options; `section` prefixes errors.
+    """Look up a component and validate its options; `section` prefixes errors.
 
-    Those that every algorithm takes (`Selection`) are told apart here, before its own are seen.
+    The options that all algorithms share (`Selection`) are validated apart from its own.
     """
     component = plugins.find(kind, choice.name or "")
     config_class = component.load_config()
     shared = shared_options(component)
-    own = {name: value for name, value in choice.options.items() if name not in shared}
-    given = {name: value for name, value in choice.options.items() if name in shared}
-    hint = f"See: fuse info {component.spec.name}"
-    problems = Problems()
-    place: dict[str, Any] = {"prefix": section, "hint": hint}
-    config = problems.attempt(validated, config_class, own, **place, beside=shared, context=nesting)
-    selection = problems.attempt(validated, Selection, given, **place)
+    own_options = {name: value for name, value in choice.options.items() if name not in shared}
+    selected = {name: value for name, value in choice.options.items() if name in shared}
+    problems = _Problems()
+    context: dict[str, Any] = {"prefix": section, "hint": f"See: fuse info {component.spec.name}"}
+    config = problems.attempt(
+        validated, config_class, own_options, **context, beside=shared, context=nesting
+    )
+    selection = problems.attempt(validated, Selection, selected, **context)
     problems.raise_all()
     assert config is not None  # noqa: S101 - or it would have been a problem
     assert selection is not None  # noqa: S101
-    bare = component.spec.name
-    ambiguous = sum(bare in each.names for each in plugins.components(kind)) > 1
-    resolved = Resolved(component, config, ambiguous, selection, own, plugins)
+    ambiguous = _is_ambiguous(component.spec.name, plugins.components(kind))
+    resolved = Resolved(component, config, ambiguous, selection, own_options, plugins)
     for number, override in enumerate(selection.overrides):
         resolved.changed(override.options, prefix=f"{section}.overrides.{number}")
     for number, curve in enumerate(selection.by_depth):
@@ -174,10 +180,26 @@ def resolve_component(
     return resolved
 
 
-def task_pool_of(choice: Choice, models: Resolved[ModelPoolSpec]) -> Choice:
-    """Return the task pool that goes with a model pool, unless another one is chosen.
+def resolve_object(algorithm: Stage[Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
+    """Return the component of a stage object; None if no plugin registers its exact class."""
+    kind = type(algorithm)
+    components = list(plugins.components(AlgorithmSpec))
+    for component in components:
+        if component.spec.target == f"{kind.__module__}:{kind.__qualname__}":
+            config: Any = algorithm.config
+            return Resolved(component, config, _is_ambiguous(component.spec.name, components))
+    return None
 
-    What it shares with the model pool, the tasks for one, it takes over where nothing else is said.
+
+def _is_ambiguous(name: str, components: Iterable[Component[Any]]) -> bool:
+    return sum(name in component.names for component in components) > 1
+
+
+def task_pool_of(choice: Choice, models: Resolved[ModelPoolSpec]) -> Choice:
+    """Return the chosen task pool, or else the default task pool of a model pool.
+
+    The default task pool takes over the options that it shares with the model pool, such as the
+    tasks, unless they are set.
     """
     spec = models.component.spec
     choice = choice.or_named(spec.default_task_pool)
@@ -188,40 +210,42 @@ def task_pool_of(choice: Choice, models: Resolved[ModelPoolSpec]) -> Choice:
 
 
 def shared_options(component: Component[Any]) -> Mapping[str, Any]:
-    """Return the fields that a component takes beside its own: those of `Selection`, or none.
+    """Return the fields that a component takes besides its own: `Selection` for algorithms.
 
-    Raises `BrokenPluginError` if the component has an option of such a name.
+    Raises `BrokenPluginError` if the component has an option of the same name.
     """
     if not isinstance(component.spec, AlgorithmSpec):
         return {}
     taken = component.load_config().model_fields.keys() & Selection.model_fields.keys()
     if taken:
         raise BrokenPluginError(
-            f"algorithm {component.qualified_name!r} has an option {min(taken)!r}, a name that "
-            "means the same for every algorithm",
-            hint="Its authors have to rename it.",
+            f"algorithm {component.qualified_name!r} has an option {min(taken)!r}, a name that is "
+            "reserved for an option of all algorithms",
+            hint="Its authors must rename it.",
         )
     return Selection.model_fields
 
 
-def _options_below(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[str]:
-    """Name the options of a recipe's sections, for what stands one level too high."""
+def _options_of_sections(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[str]:
+    """Yield the options of a recipe's sections, to suggest them for options one level too high."""
+    defaults = {"model_pool": _ANY_MODELS, "executor": _DEFAULT_EXECUTOR}
     for section, kind in _KINDS.items():
-        for given in stages_in(raw.get(section)):
+        for stage in stages_in(raw.get(section)):
             try:
-                choice = choice_of(given).or_named(_UNNAMED.get(section))
+                choice = choice_of(stage).or_named(defaults.get(section))
                 component = plugins.find(kind, choice.name or "")
                 names = [*component.load_config().model_fields, *shared_options(component)]
-            except (RecipeError, PluginError):  # which is said for itself
+            except (RecipeError, PluginError):  # phase two reports it
                 continue
-            stage = f"{section}.{choice.name}" if isinstance(raw.get(section), list) else section
-            yield from (f"{stage}.{name}" for name in names)
+            is_list = isinstance(raw.get(section), list)
+            path = f"{section}.{choice.name}" if is_list else section
+            yield from (f"{path}.{name}" for name in names)
     for section, options in (("output", OutputOptions), ("alignment", AlignmentPolicy)):
         yield from (f"{section}.{name}" for name in options.model_fields)
 
 
-def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
-    """Return what phase two can look at of a malformed recipe, and the sections that it cannot."""
+def _read_sections(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
+    """Return the readable sections of a malformed recipe, and the names of the unreadable ones."""
     choices: dict[str, Any] = {}
     for section in _KINDS:
         try:
@@ -229,21 +253,20 @@ def _components_of(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
             choices[section] = read(raw.get(section))
         except RecipeError:
             continue
-    unreadable = _KINDS.keys() - choices.keys()
-    return Recipe(**choices), frozenset(unreadable)
+    return Recipe(**choices), frozenset(_KINDS.keys() - choices.keys())
 
 
 def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[str]) -> str | None:
     if "model_pool" in live or recipe.model_pool.name is not None:
         return None
-    if recipe.model_pool.options.keys() & {"base", "models"}:  # what only that pool is told
-        return _ANY
-    defaults = [
-        component for component in plugins.components(ModelPoolSpec) if component.spec.default
+    if recipe.model_pool.options.keys() & {"base", "models"}:
+        return _ANY_MODELS
+    names = [
+        component.qualified_name
+        for component in plugins.components(ModelPoolSpec)
+        if component.spec.default
     ]
-    if len(defaults) == 1:
-        return defaults[0].qualified_name
-    known = (
-        ", ".join(each.qualified_name for each in defaults) or "no installed pool is the default"
-    )
+    if len(names) == 1:
+        return names[0]
+    known = ", ".join(names) or "no installed pool is the default"
     raise RecipeError(f"model_pool: required ({known})", hint="See: fuse list pools")

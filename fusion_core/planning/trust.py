@@ -1,9 +1,9 @@
-"""What a recipe needs the trust of the person who runs it for: code that data or strangers name.
+"""Trust: a recipe may run code only with the permission of the person who runs it.
 
-A recipe comes from anywhere, so it allows nothing. Components declare what they would do
-(`ComponentConfig.needs_trust`) under names that their specs list. The person allows a name by
-`--trust NAME`, by `FUSION_TRUST`, or by `RunOptions(trust=...)`. A component that is given as an
-object, and not by a recipe, was made by that person and needs no more.
+Recipes come from anywhere and cannot grant permissions. A component declares the actions that its
+options cause (`ComponentConfig.needs_trust`) under names that its spec lists. The person allows a
+name by `--trust NAME`, `FUSION_TRUST`, or `RunOptions(trust=...)`. Components that are passed as
+objects were created by that person and need no permission.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fusion_core.planning.resolved import Resolved
     from fusion_core.plugins.manager import PluginManager
 
-    #: reasons by the name under which they are trusted
+    #: actions that need trust, by the name of the trust
     Needs = Mapping[str, tuple[str, ...]]
 
 TRUST_VARIABLE = "FUSION_TRUST"
@@ -29,38 +29,37 @@ TRUST_VARIABLE = "FUSION_TRUST"
 
 def trust_in_environment() -> frozenset[str]:
     """Return the names that `FUSION_TRUST` lists, separated by commas."""
-    listed = os.environ.get(TRUST_VARIABLE, "").split(",")
-    return frozenset(name.strip() for name in listed if name.strip())
+    names = os.environ.get(TRUST_VARIABLE, "").split(",")
+    return frozenset(name.strip() for name in names if name.strip())
 
 
 def needs_of(components: Iterable[Resolved[Any] | None]) -> Needs:
-    """Return what components need trust for; None stands for one that a recipe does not name."""
+    """Return the actions of components that need trust; None entries are ignored."""
     needs: dict[str, tuple[str, ...]] = {}
     for component in filter(None, components):
-        for name, reason in component.needs_trust().items():
-            needs[name] = tuple(dict.fromkeys((*needs.get(name, ()), reason)))
+        for name, action in component.needs_trust().items():
+            needs[name] = tuple(dict.fromkeys((*needs.get(name, ()), action)))
     return needs
 
 
 def check_known(trust: Collection[str], plugins: PluginManager) -> None:
-    """Raise `RecipeError` for a name that no installed component asks trust under."""
+    """Raise `RecipeError` for a name that no installed component's spec lists."""
     known = {
         name for component in plugins.components(ComponentSpec) for name in component.spec.trust
     }
     for name in sorted(set(trust) - known):
-        listed = f"Known names: {', '.join(sorted(known)) or 'none'}."
         raise RecipeError(
             f"unknown name `{name}` for --trust or {TRUST_VARIABLE}",
-            hint=did_you_mean(name, known) or listed,
+            hint=did_you_mean(name, known) or f"Known names: {', '.join(sorted(known)) or 'none'}.",
         )
 
 
 def check_trusted(needs: Needs, trust: Collection[str]) -> None:
-    """Raise `RecipeError` for what runs code and is not trusted; nothing has been started yet."""
-    missing = {name: reasons for name, reasons in needs.items() if name not in trust}
+    """Raise `RecipeError` for actions that are not trusted; called before any of them happens."""
+    missing = {name: actions for name, actions in needs.items() if name not in trust}
     if not missing:
         return
-    rows = [f"  {name}: {reason}" for name, reasons in missing.items() for reason in reasons]
+    rows = [f"  {name}: {action}" for name, actions in missing.items() for action in actions]
     flags = " ".join(f"--trust {name}" for name in missing)
     raise RecipeError(
         "\n".join(["the recipe needs trust that you have not given:", *rows]),

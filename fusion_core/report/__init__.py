@@ -1,1 +1,1 @@
-"""How reports are shown to people."""
+"""Reports on the terminal: tables, notes and warnings."""

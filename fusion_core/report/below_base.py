@@ -1,4 +1,4 @@
-"""Warnings and notes about reports whose experts score below the base on their own task."""
+"""Warnings and notes about reports with experts that score below the base."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 def below_base_warnings(reports: Mapping[str, Report]) -> list[str]:
-    """Return warnings for stderr about experts and tasks that probably do not belong together."""
-    groups = _models_by_experts(reports)
+    """Return warnings, with scores and remedy, about experts that score below the base."""
+    models = _models_by_experts(reports)
     if len(reports) == 1:
-        return [warn_of_below_base(experts) for experts in groups]
-    return [f"{', '.join(m)}: {warn_of_below_base(experts)}" for experts, m in groups.items()]
+        return [warn_of_below_base(experts) for experts in models]
+    return [f"{', '.join(m)}: {warn_of_below_base(experts)}" for experts, m in models.items()]
 
 
 def below_base_notes(reports: Mapping[str, Report]) -> list[str]:
-    """Return lines to print below a table that say the same."""
-    groups = _models_by_experts(reports)
+    """Return one-line notes, to print below a table, about experts that score below the base."""
+    models = _models_by_experts(reports)
     if len(reports) == 1:
-        return [describe_below_base(experts) for experts in groups]
-    return [f"{describe_below_base(experts)} ({', '.join(m)})" for experts, m in groups.items()]
+        return [describe_below_base(experts) for experts in models]
+    return [f"{describe_below_base(experts)} ({', '.join(m)})" for experts, m in models.items()]
 
 
 def _models_by_experts(reports: Mapping[str, Report]) -> dict[tuple[BelowBase, ...], list[str]]:
-    """Return the experts that score below the base, with the names of the models they made."""
+    """Return the names of models by the experts below the base that they share."""
     names: dict[tuple[BelowBase, ...], list[str]] = {}
     for name, report in reports.items():
         if report.experts_below_base:

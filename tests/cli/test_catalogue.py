@@ -93,5 +93,5 @@ def test_a_wide_terminal_has_the_summary_beside(
 @pytest.mark.parametrize("wrong", [{"stage": "merging"}, {"cost": "cheap"}, {"needs_tasks": "all"}])
 def test_a_word_that_is_not_known_is_refused_by_name(wrong: dict[str, str]) -> None:
     (word,) = wrong.values()
-    with pytest.raises(ValueError, match=f"algorithm 'a': '{word}' is none of: "):
+    with pytest.raises(ValueError, match=f"algorithm 'a': expected one of .*, got '{word}'"):
         AlgorithmSpec(name="a", summary="", target="a:b", config="a:b", **wrong)  # type: ignore[arg-type]

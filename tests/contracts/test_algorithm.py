@@ -28,23 +28,23 @@ Models = dict[str, dict[str, torch.Tensor]]
 
 class DropConfig(ComponentConfig):
     floor: float = 0.05
-    """Entries below it are dropped."""
+    """Drop entries of task vectors whose magnitude is at most this."""
     weights: ExpertWeights | None = None
 
 
 class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
-    """The example of the class's documentation."""
+    """The example of the class's docstring, with weights."""
 
     config_class = DropConfig
 
     def merge(self, piece: Piece) -> torch.Tensor:
         deltas = piece.task_vectors * piece.weights
-        kept = deltas.where(deltas.abs() > self.config.floor, 0)
-        return piece.base + in_order(kept) / len(kept)
+        large = deltas.where(deltas.abs() > self.config.floor, 0)
+        return piece.base + in_order(large) / len(large)
 
 
 def pool_of(models: Models) -> CheckpointsPool:
-    experts = {name: each for name, each in models.items() if name != "base"}
+    experts = {name: state for name, state in models.items() if name != "base"}
     return CheckpointsPool(CheckpointsConfig(base=models.get("base"), models=experts))
 
 
@@ -66,29 +66,29 @@ def test_options_are_defaults_unless_they_are_given() -> None:
 def test_options_given_as_keywords_are_those_of_a_recipe() -> None:
     assert DropAndAverage(floor=1).config == DropConfig(floor=1)
     wrong = {"flor": 1, "weights": "all"}
-    with pytest.raises(RecipeError) as said:
+    with pytest.raises(RecipeError) as error:
         DropAndAverage(**wrong)
-    with pytest.raises(RecipeError) as same:
+    with pytest.raises(RecipeError) as expected:
         validated(DropConfig, wrong, prefix="algorithm")
-    assert str(said.value) == str(same.value)
+    assert str(error.value) == str(expected.value)
     with pytest.raises(TypeError, match="not both"):
         DropAndAverage(DropConfig(), floor=1)
 
 
-@pytest.mark.parametrize("given", ["pool", "models"])
-def test_by_hand_a_merge_is_what_a_run_makes(given: str, models: Models) -> None:
+@pytest.mark.parametrize("form", ["pool", "models"])
+def test_a_merge_by_hand_equals_a_run(form: str, models: Models) -> None:
     half = {name: {n: t.half() for n, t in state.items()} for name, state in models.items()}
     pool = pool_of(half)
-    made = run_fusion(algorithm=DropAndAverage(floor=0.01), model_pool=pool).weights
+    by_run = run_fusion(algorithm=DropAndAverage(floor=0.01), model_pool=pool).weights
     base = half.pop("base")
     models_alone = {"base": base, "models": half}
-    by_hand = DropAndAverage(floor=0.01).run(pool if given == "pool" else models_alone)
-    for name, tensor in made.state_dict().items():
+    by_hand = DropAndAverage(floor=0.01).run(pool if form == "pool" else models_alone)
+    for name, tensor in by_run.state_dict().items():
         assert torch.equal(by_hand.tensor(name), tensor)
         assert by_hand.tensor(name).dtype is torch.float16
 
 
-def test_a_method_with_a_run_of_its_own_is_called_by_hand_too(models: Models) -> None:
+def test_a_method_that_implements_run_can_be_called_by_hand(models: Models) -> None:
     class PickFirst(Algorithm[ComponentConfig]):
         config_class = ComponentConfig
 
@@ -142,7 +142,7 @@ def test_cut_and_scope_may_be_attributes_or_depend_on_options(models: Models) ->
     assert Choosing(DropConfig(floor=0)).run(pool_of(models), RunContext()).tensor("scale") == 0
 
 
-def test_a_survey_that_is_asked_for_must_be_written(models: Models) -> None:
+def test_a_scope_requires_a_survey(models: Models) -> None:
     class Lazy(DropAndAverage):
         scope = Scope.TENSOR
 
@@ -157,12 +157,12 @@ def test_random_numbers_follow_the_seed_and_the_method(models: Models) -> None:
 
     class OtherNoise(Noise): ...
 
-    def drawn(kind: type[Noise], seed: int) -> torch.Tensor:
+    def draw(kind: type[Noise], seed: int) -> torch.Tensor:
         return kind().run(pool_of(models), RunContext(seed=seed)).tensor("layer.weight")
 
-    assert torch.equal(drawn(Noise, 1), drawn(Noise, 1))
-    assert not torch.equal(drawn(Noise, 1), drawn(Noise, 2))
-    assert not torch.equal(drawn(Noise, 1), drawn(OtherNoise, 1))
+    assert torch.equal(draw(Noise, 1), draw(Noise, 1))
+    assert not torch.equal(draw(Noise, 1), draw(Noise, 2))
+    assert not torch.equal(draw(Noise, 1), draw(OtherNoise, 1))
 
 
 def test_an_algorithm_may_return_any_source(models: Models) -> None:
@@ -177,8 +177,8 @@ def test_an_algorithm_may_return_any_source(models: Models) -> None:
 
     logged: list[tuple[int, dict[str, float]]] = []
     context = RunContext(on_metrics=lambda step, metrics: logged.append((step, dict(metrics))))
-    found = PickFirst().run(pool_of(models), context)
-    assert torch.equal(found.tensor("scale"), models["a"]["scale"])
+    result = PickFirst().run(pool_of(models), context)
+    assert torch.equal(result.tensor("scale"), models["a"]["scale"])
     assert logged == [(3, {"picked": 0.0})]
     assert json.loads(context.side_files["choice.json"]) == {"picked": "a"}
     assert context.side_files["choice.json"].endswith(b"}\n")
@@ -203,9 +203,13 @@ def test_weights_are_resolved_in_pool_order(weights: Any, expected: list[float])
 
 @pytest.mark.parametrize(
     ("weights", "problem"),
-    [({"z": 1}, "names z"), ([1, 2], "2 entries for 3 experts"), ([], "0 entries")],
+    [
+        ({"z": 1}, "names unknown experts: z"),
+        ([1, 2], "2 entries for 3 experts"),
+        ([], "0 entries"),
+    ],
 )
 def test_weights_that_do_not_fit_name_the_experts(weights: Any, problem: str) -> None:
-    with pytest.raises(RecipeError, match=problem) as caught:
+    with pytest.raises(RecipeError, match=problem) as error:
         expert_weights(weights, ["a", "b", "c"])
-    assert "a, b, c" in str(caught.value)
+    assert "a, b, c" in str(error.value)

@@ -1,4 +1,4 @@
-"""Batches: moved, counted, cut, joined and padded, whatever they hold."""
+"""Batches of tensors and of mappings: move, count, slice, join and pad them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _texts(*lengths: int) -> Batch:
     return Batch({"input_ids": numbers, "attention_mask": mask, "kind": torch.ones(len(lengths))})
 
 
-def test_a_batch_of_a_mapping_is_counted_cut_and_moved() -> None:
+def test_a_batch_of_a_mapping_is_counted_sliced_and_moved() -> None:
     batch = Batch(_texts(3, 1, 2).inputs, torch.tensor([0, 1, 2]))
     assert len(batch) == 3
     part = batch.part(1, 3)
@@ -23,10 +23,10 @@ def test_a_batch_of_a_mapping_is_counted_cut_and_moved() -> None:
     assert part.labels is not None
     assert part.labels.tolist() == [1, 2]
     moved = batch.to(torch.device("meta"))
-    assert {each.device.type for each in moved.tensors.values()} == {"meta"}
+    assert {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
 
 
-def test_shorter_examples_are_padded_where_batches_are_joined() -> None:
+def test_joining_batches_pads_shorter_examples() -> None:
     short, long = _texts(1, 2), _texts(4)
     assert short.form == long.form
     joined = Batch.joined([short, long])
@@ -36,7 +36,7 @@ def test_shorter_examples_are_padded_where_batches_are_joined() -> None:
     assert joined.tensors["kind"].shape == (3,)
 
 
-def test_without_a_mask_nothing_is_padding_and_other_lengths_are_of_another_form() -> None:
+def test_without_a_mask_batches_of_different_lengths_differ_in_form() -> None:
     one, two = Batch(torch.zeros(2, 3)), Batch(torch.ones(1, 3), torch.ones(1))
     assert one.mask is None
     assert one.form == two.form != Batch(torch.zeros(2, 4)).form

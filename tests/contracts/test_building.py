@@ -1,4 +1,4 @@
-"""Live models from weights: whole, as asked for, and in memory no more than once."""
+"""Live models from weights: their values, dtypes, tied tensors, errors and memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Net(nn.Module):
-    """Tied matrices, a drawn parameter, and every kind of buffer."""
+    """Tied matrices, a random parameter, and every kind of buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Net(nn.Module):
 def weights() -> WeightSource:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = {n: (each + 0.25).to(each.dtype) for n, each in Net().state_dict().items()}
+        state = {name: (value + 0.25).to(value.dtype) for name, value in Net().state_dict().items()}
     return StateDictSource(state, label="the weights")
 
 
@@ -56,7 +56,7 @@ def equal(model: nn.Module, source: WeightSource) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
-def test_what_weights_hold_is_loaded_and_what_they_lack_stays(
+def test_weights_are_loaded_and_missing_buffers_keep_their_values(
     weights: WeightSource, dtype: torch.dtype | None
 ) -> None:
     before = torch.get_rng_state()
@@ -76,7 +76,7 @@ def test_what_weights_hold_is_loaded_and_what_they_lack_stays(
     assert model.words.weight.requires_grad
 
 
-def test_a_buffer_that_is_not_saved_is_loaded_where_weights_have_it(weights: WeightSource) -> None:
+def test_an_unsaved_buffer_is_loaded_if_the_weights_have_it(weights: WeightSource) -> None:
     more = {"positions": torch.tensor([9, 8, 7, 6]), "frequencies": torch.zeros(4)}
     source = StateDictSource(weights.state_dict() | more)
     model = build_model(Net, source, dtype=torch.bfloat16)
@@ -93,7 +93,7 @@ def test_tied_parameters_stay_tied_and_either_name_will_do(
     assert equal(model, weights)
 
 
-def test_tied_parameters_part_where_the_weights_differ(weights: WeightSource) -> None:
+def test_tied_parameters_are_untied_if_the_weights_differ(weights: WeightSource) -> None:
     state = weights.state_dict()
     state["output.weight"] += 1
     model = build_model(Net, StateDictSource(state))
@@ -114,7 +114,7 @@ def test_parameters_that_are_tied_before_they_are_registered_stay_tied() -> None
 
 
 def test_a_recurrent_layer_knows_its_new_weights() -> None:
-    """It keeps a list of them beside the parameters."""
+    """Recurrent layers keep a list of their weights besides the parameters."""
     layer = nn.LSTM(3, 4).eval()
     built = build_model(lambda: nn.LSTM(3, 4), StateDictSource(layer.state_dict()))
     inputs = torch.ones(2, 3)
@@ -122,37 +122,37 @@ def test_a_recurrent_layer_knows_its_new_weights() -> None:
 
 
 def test_names_may_differ(weights: WeightSource) -> None:
-    state = {f"model.{name}": each for name, each in weights.state_dict().items()}
+    state = {f"model.{name}": value for name, value in weights.state_dict().items()}
     model = build_model(Net, StateDictSource(state), rename=lambda n: n.removeprefix("model."))
     assert equal(model, weights)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda each: without(each, "token"), "'token' is missing"),
-        (lambda each: without(each, "norm.running_var"), "'norm.running_var' is missing"),
-        (lambda each: doubled(each, "token", name="more"), "'more' is unexpected"),
-        (lambda each: flattened(each, "token"), r"'token' has shape \[4, 1, 1\], .* \[4\]"),
+        (lambda weights: without(weights, "token"), "'token' is missing"),
+        (lambda weights: without(weights, "norm.running_var"), "'norm.running_var' is missing"),
+        (lambda weights: doubled(weights, "token", name="more"), "'more' is unexpected"),
+        (lambda weights: flattened(weights, "token"), r"'token' has shape \[4, 1, 1\], .* \[4\]"),
         (lambda _: StateDictSource({}, label="the weights"), "; and 4 more$"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    weights: WeightSource, change: Callable[[WeightSource], WeightSource], said: str
+def test_misfit_tensors_are_named(
+    weights: WeightSource, change: Callable[[WeightSource], WeightSource], message: str
 ) -> None:
     with pytest.raises(AlignmentError) as error:
         build_model(Net, change(weights))
     assert error.value.message.startswith("the weights does not fit Net: tensor '")
-    assert re.search(said, error.value.message)
+    assert re.search(message, error.value.message)
 
 
-def test_two_tensors_for_one_place_are_refused(weights: WeightSource) -> None:
+def test_two_tensors_for_one_parameter_are_refused(weights: WeightSource) -> None:
     twice = doubled(weights, "token", name="old.token")
     with pytest.raises(AlignmentError, match="'token' is unexpected"):
         build_model(Net, twice, rename=lambda name: name.removeprefix("old."))
 
 
-def test_differences_need_what_they_differ_from(weights: WeightSource) -> None:
+def test_differences_need_their_base(weights: WeightSource) -> None:
     delta = as_delta(shifted(weights), weights)
     assert equal(build_model(Net, delta, base=weights), shifted(weights))
     with pytest.raises(BrokenPluginError, match="no base was given"):
@@ -165,23 +165,23 @@ def test_a_buffer_without_values_is_refused_by_name() -> None:
         layer.register_buffer("mean", layer.weight.detach().clone(), persistent=False)
         return layer
 
-    given = StateDictSource({"weight": torch.ones(1, 1)})
+    weights = StateDictSource({"weight": torch.ones(1, 1)})
     with pytest.raises(BrokenPluginError, match="'mean' is constructed without values"):
-        build_model(construct, given)
-    assert build_model(construct, given, device="meta").weight.is_meta
+        build_model(construct, weights)
+    assert build_model(construct, weights, device="meta").weight.is_meta
 
 
 def test_modules_of_other_threads_have_their_values() -> None:
-    made: list[nn.Module] = []
+    modules: list[nn.Module] = []
 
     def construct() -> nn.Module:
-        thread = threading.Thread(target=lambda: made.append(nn.Linear(1, 1)))
+        thread = threading.Thread(target=lambda: modules.append(nn.Linear(1, 1)))
         thread.start()
         thread.join()
         return nn.Linear(1, 1)
 
     build_model(construct, StateDictSource(nn.Linear(1, 1).state_dict()))
-    assert not any(parameter.is_meta for parameter in made[0].parameters())
+    assert not any(parameter.is_meta for parameter in modules[0].parameters())
     assert not any(parameter.is_meta for parameter in nn.Linear(1, 1).parameters())
 
 
@@ -192,7 +192,7 @@ def test_live_models_keep_their_dtype_if_none_is_asked_for() -> None:
     assert pool.build(pool.reference, dtype=None).token.dtype == torch.float64
 
 
-def test_a_pool_of_some_tensors_builds_as_it_is_asked() -> None:
+def test_a_selected_pool_builds_with_the_requested_dtype_and_device() -> None:
     pool = CheckpointsPool(CheckpointsConfig(base=Net(), models={"a": Net()}))
     some = SelectedPool(pool, ["token", "norm.weight"])
     assert some.base is not None
@@ -202,7 +202,7 @@ def test_a_pool_of_some_tensors_builds_as_it_is_asked() -> None:
         as_delta(some.experts["a"], some.base),
     ):
         model = some.build(source, dtype=torch.bfloat16, device="meta")
-        assert all(each.is_meta for each in tensors_of(model).values())
+        assert all(tensor.is_meta for tensor in tensors_of(model).values())
         assert model.token.dtype == torch.bfloat16
     delta = as_delta(shifted(some.base), some.base)
     model = some.build(delta)
@@ -232,7 +232,7 @@ source = CheckpointSource(sys.argv[1])
 before = peak()
 model = build_model(lambda: construct(1024), source, dtype=dtype)
 taken = peak() - before
-print(taken / sum(each.nbytes for each in model.parameters()))
+print(taken / sum(parameter.nbytes for parameter in model.parameters()))
 """
 
 
@@ -246,7 +246,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_building_takes_the_memory_of_the_model_and_a_tenth(checkpoint: Path, dtype: str) -> None:
+def test_building_takes_at_most_a_tenth_more_memory_than_the_model(
+    checkpoint: Path, dtype: str
+) -> None:
     command = [sys.executable, "-c", _PROGRAM, str(checkpoint), dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0.9 < float(done.stdout) < 1.1
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.9 < float(process.stdout) < 1.1

@@ -1,4 +1,4 @@
-"""Intervals and what they are made of, held against scipy."""
+"""Intervals and bootstraps, compared with scipy."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def known_bootstrap(values: np.ndarray, weights: np.ndarray) -> tuple[float, flo
         return (values * weights)[index].sum(axis) / weights[index].sum(axis)
 
     data = (np.arange(len(values)),)
-    found = stats.bootstrap(data, mean, n_resamples=20_000, method="percentile", rng=1)
-    return found.confidence_interval.low, found.confidence_interval.high
+    result = stats.bootstrap(data, mean, n_resamples=20_000, method="percentile", rng=1)
+    return result.confidence_interval.low, result.confidence_interval.high
 
 
 @pytest.mark.parametrize("weights", [BYTES, None], ids=["weighted", "all alike"])
 def test_other_outcomes_are_bootstrapped(weights: np.ndarray | None) -> None:
-    each = np.ones_like(BITS) if weights is None else weights
-    measured = Measured({"bits": float(np.average(BITS, weights=each))}, BITS, weights)
+    filled = np.ones_like(BITS) if weights is None else weights
+    measured = Measured({"bits": float(np.average(BITS, weights=filled))}, BITS, weights)
     low, high = INTERVALS.of_task(measured) or (math.nan, math.nan)
-    known = known_bootstrap(BITS, each)
+    known = known_bootstrap(BITS, filled)
     assert (low, high) == pytest.approx(known, abs=0.06 * (known[1] - known[0]))
     assert INTERVALS.of_task(measured) == (low, high)  # the same every time
 
@@ -56,17 +56,17 @@ def test_averages_resample_within_each_task() -> None:
     assert (low, high) == pytest.approx((0.475 - 1.96 * error, 0.475 + 1.96 * error), abs=0.004)
 
 
-def test_what_is_counted_is_distributed_like_what_is_drawn() -> None:
+def test_resampling_by_counts_matches_resampling_by_examples() -> None:
     few = [0.0] * 30 + [1.0] * 50 + [2.0] * 20
-    many = [each + 1e-9 * number for number, each in enumerate(few)]
-    found = [INTERVALS.of_task(Measured({"score": sum(x) / 100}, x)) for x in (few, many)]
-    assert found[0] == pytest.approx(found[1], abs=0.02)
+    many = [value + 1e-9 * number for number, value in enumerate(few)]
+    intervals = [INTERVALS.of_task(Measured({"score": sum(x) / 100}, x)) for x in (few, many)]
+    assert intervals[0] == pytest.approx(intervals[1], abs=0.02)
 
 
 def test_without_outcomes_there_is_no_interval() -> None:
     plain, one = {"accuracy": 0.5}, Measured({"bits": 0.25}, [0.25])
     infinite = Measured({"bits": math.inf}, [math.inf, 1.0])
-    assert [INTERVALS.of_task(each) for each in (plain, one, infinite)] == [None, None, None]
+    assert [INTERVALS.of_task(metrics) for metrics in (plain, one, infinite)] == [None, None, None]
     assert INTERVALS.of_average([accuracy(1, 0), plain]) is None
     assert INTERVALS.of_average([]) is None
 
@@ -74,25 +74,27 @@ def test_without_outcomes_there_is_no_interval() -> None:
 @pytest.mark.parametrize(
     ("outcomes", "weights"), [([1, 0], None), ([], None), ([1, 1], [1]), ([1, 0], [1, 1])]
 )
-def test_outcomes_are_those_of_the_figure(outcomes: list[int], weights: list[int] | None) -> None:
+def test_outcomes_must_have_the_metric_as_their_mean(
+    outcomes: list[int], weights: list[int] | None
+) -> None:
     with pytest.raises(ValueError, match=r"accuracy is 1\.0, and the mean|zip\(\)"):
         Measured({"accuracy": 1.0}, outcomes, weights)
 
 
-def test_a_share_of_the_experts_draws_both_together() -> None:
-    """Where a merge errs with its expert alone, no example changes their quotient."""
+def test_normalised_intervals_resample_merge_and_expert_together() -> None:
+    """If merge and expert err on the same examples, resampling does not change their quotient."""
     right = Metric("accuracy")
     expert, half = accuracy(*[1] * 80, *[0] * 20), accuracy(*[1] * 40, *[0] * 60)
     assert INTERVALS.of_normalised([(right, expert, expert)]) == (1.0, 1.0)
     low, high = INTERVALS.of_normalised([(right, half, expert)] * 2) or (math.nan, math.nan)
-    drawn = RANDOM.multinomial(100, [0.4, 0.4, 0.2], size=(20_000, 2))
-    shares = (drawn[..., 0] / (drawn[..., 0] + drawn[..., 1])).mean(1)
+    samples = RANDOM.multinomial(100, [0.4, 0.4, 0.2], size=(20_000, 2))
+    shares = (samples[..., 0] / (samples[..., 0] + samples[..., 1])).mean(1)
     assert (low, high) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.01)
     assert INTERVALS.of_normalised([(right, half, accuracy(1, 0))]) is None  # other examples
     assert INTERVALS.of_normalised([(right, half, {"accuracy": 0.8})]) is None
 
 
-def test_a_share_of_what_should_be_low_is_the_other_way_round() -> None:
+def test_normalised_intervals_are_inverted_if_lower_is_better() -> None:
     bits = Metric("bits", unit="bits", higher_is_better=False)
     value = Measured({"bits": (2 * BITS * BYTES).sum() / BYTES.sum()}, 2 * BITS, BYTES)
     expert = Measured({"bits": (BITS * BYTES).sum() / BYTES.sum()}, BITS, BYTES)

@@ -1,4 +1,4 @@
-"""What was logged outlives the process that logged it."""
+"""The metrics log survives the process that wrote it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_lines_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
+def test_lines_are_written_at_once(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.add(0, {"loss": 2.0})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": 2.0}\n'
@@ -22,7 +22,7 @@ def test_lines_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == log.as_bytes()
 
 
-def test_steps_logged_again_after_a_resume_are_there_once(tmp_path: Path) -> None:
+def test_steps_logged_again_after_a_resume_appear_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first = MetricsLog(path)
     for step in range(5):
@@ -34,7 +34,7 @@ def test_steps_logged_again_after_a_resume_are_there_once(tmp_path: Path) -> Non
     assert lines == [{"step": step, "loss": float(step)} for step in range(7)]
 
 
-def test_a_line_that_a_kill_tore_is_forgotten(tmp_path: Path) -> None:
+def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "lo')
     log = MetricsLog(path)
@@ -57,14 +57,14 @@ def test_a_line_that_a_kill_tore_is_forgotten(tmp_path: Path) -> None:
     ],
     ids=lambda damage: damage[:30].decode("ascii", "replace"),
 )
-def test_what_follows_a_damaged_line_is_forgotten(tmp_path: Path, damage: bytes) -> None:
+def test_lines_after_a_damaged_line_are_dropped(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0, "loss": 2.0}\n' + damage + b'{"step": 2, "loss": 1.0}\n')
     assert list(MetricsLog(path).steps) == [0]
     assert path.read_text() == '{"step": 0, "loss": 2.0}\n'
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     victim, path = tmp_path / "victim", tmp_path / "metrics.jsonl"
     victim.write_text("precious")
     path.symlink_to(victim)
@@ -73,13 +73,13 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
+def test_a_disk_error_names_the_path(tmp_path: Path) -> None:
     path = tmp_path / "gone" / "metrics.jsonl"
     with pytest.raises(DiskError, match="gone"):
         MetricsLog(path).add(0, {"loss": 1.0})
 
 
-def test_without_a_file_they_are_kept_in_memory() -> None:
+def test_without_a_file_the_log_is_in_memory() -> None:
     log = MetricsLog()
     log.add(3, {"loss": 1.0})
     assert log.as_bytes() == b'{"step": 3, "loss": 1.0}\n'

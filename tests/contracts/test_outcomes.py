@@ -1,4 +1,4 @@
-"""What is kept of each test example is read back as it was, or refused."""
+"""Outcomes are read back unchanged, or refused."""
 
 from __future__ import annotations
 

@@ -53,16 +53,19 @@ def test_a_pool_measures_all_tasks_or_some() -> None:
             yield lambda count=1, *, note="": seen.append((count, note))
 
     pool = Pool(ComponentConfig())
-    found = pool.measure(
+    metrics = pool.measure(
         Subject.of(nn.Identity()), ["three", "one"], label="x", progress=Recording()
     )
-    assert found == {"three": {"accuracy": 1.0, "loss": 9.0}, "one": {"accuracy": 0.5, "loss": 9.0}}
-    assert list(found) == ["three", "one"]
+    assert metrics == {
+        "three": {"accuracy": 1.0, "loss": 9.0},
+        "one": {"accuracy": 0.5, "loss": 9.0},
+    }
+    assert list(metrics) == ["three", "one"]
     assert seen == [("x", 2, ""), (1, "three"), (1, "one")]
     assert list(pool.measure(Subject.of(nn.Identity()))) == ["one", "two", "three"]
 
 
-def test_a_task_says_how_far_it_is_on_the_bar_that_waits_for_it() -> None:
+def test_a_task_reports_progress_on_the_innermost_bar() -> None:
     seen: list[tuple[int, str]] = []
 
     class Slow(Constant):

@@ -1,4 +1,4 @@
-"""Tensors that a method does not apply to are named by check, run and provenance."""
+"""`fuse check`, runs and the provenance name tensors that a method does not apply to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def models(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name", ["tsv-m", "iso-c", "iso-cts", "star", "ace", "cart", "doge", "knots", "orthomerge"]
 )
-def test_a_method_for_matrices_names_the_others(name: str, models: Any) -> None:
+def test_methods_for_matrices_report_other_tensors(name: str, models: Any) -> None:
     planned = plan({"algorithm": name, "model_pool": models}, RunOptions())
     (fallback,) = planned.fallbacks
     assert (fallback.stage, fallback.tensors, fallback.example) == (name, 2, "relative.table")
@@ -48,20 +48,20 @@ def test_methods_for_entries_apply_to_every_tensor(models: Any) -> None:
     assert plan({"algorithm": "ties", "model_pool": models}, RunOptions()).fallbacks == ()
 
 
-def test_each_stage_is_named_for_the_tensors_that_it_takes(
+def test_fallbacks_are_reported_per_stage(
     models: Any, run_fuse: Callable[..., Any], tmp_path: Path
 ) -> None:
     stages = [{"name": "orthogonalise", "skip": "relative.*"}, "task-arithmetic", "svc"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"algorithm": stages, "model_pool": models}))
-    done = run_fuse("run", str(recipe), "-o", str(tmp_path / "out"))
-    recorded = json.loads((tmp_path / "out" / "provenance.json").read_text())["fallbacks"]
-    assert [(entry["stage"], entry["tensors"]) for entry in recorded] == [
+    process = run_fuse("run", str(recipe), "-o", str(tmp_path / "out"))
+    fallbacks = json.loads((tmp_path / "out" / "provenance.json").read_text())["fallbacks"]
+    assert [(entry["stage"], entry["tensors"]) for entry in fallbacks] == [
         ("orthogonalise", 1),
         ("svc", 2),
     ]
-    assert "orthogonalise does not apply to 1 tensor (0.69 % of the parameters" in done.stderr
-    assert "warning: svc does not apply to 2 tensors (17 % of the parameters" in done.stderr
+    assert "orthogonalise does not apply to 1 tensor (0.69 % of the parameters" in process.stderr
+    assert "warning: svc does not apply to 2 tensors (17 % of the parameters" in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_each_stage_is_named_for_the_tensors_that_it_takes(
         ("rank", ["packed", "norm"]),
     ],
 )
-def test_finer_coefficients_name_the_tensors_that_have_none(
+def test_finer_coefficients_report_tensors_without_them(
     granularity: Any, without: list[str]
 ) -> None:
     shapes = {"packed": (4, 6, 5), "matrix": (6, 5), "norm": (5,)}

@@ -1,4 +1,4 @@
-"""Pipelines under one name: found, configured, run and recorded like their stages."""
+"""Named pipelines are found, configured, run and recorded like their stages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def pool_of(models: Models) -> dict[str, Any]:
     return {"base": models["base"], "models": {n: models[n] for n in models if n != "base"}}
 
 
-def merged(algorithm: Any, models: Models) -> Mapping[str, torch.Tensor]:
+def merge_models(algorithm: Any, models: Models) -> Mapping[str, torch.Tensor]:
     return merge(algorithm, pool_of(models)).state_dict()
 
 
@@ -64,24 +64,26 @@ def equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("name", ["trimmed-sum", "pipelines-x/trimmed-sum"])
 def test_a_name_stands_for_its_stages(models: Models, name: str) -> None:
-    assert equal(merged(name, models), merged(STAGES, models))
+    assert equal(merge_models(name, models), merge_models(STAGES, models))
 
 
 @pytest.mark.usefixtures("registered")
 def test_options_of_stages_override_the_pipelines(models: Models) -> None:
-    given = {"name": "trimmed-sum", "trim": {"density": 0.9}, "rescale-norm": {"skip": "*bias*"}}
+    section = {"name": "trimmed-sum", "trim": {"density": 0.9}, "rescale-norm": {"skip": "*bias*"}}
     stages = [{**STAGES[0], "density": 0.9}, STAGES[1], {**STAGES[2], "skip": "*bias*"}]
-    assert equal(merged(given, models), merged(stages, models))
-    assert not equal(merged(given, models), merged(STAGES, models))
+    assert equal(merge_models(section, models), merge_models(stages, models))
+    assert not equal(merge_models(section, models), merge_models(STAGES, models))
 
 
 @pytest.mark.usefixtures("registered")
-def test_it_may_be_part_of_a_longer_pipeline(models: Models) -> None:
-    assert equal(merged(["elect", "trimmed-sum"], models), merged(["elect", *STAGES], models))
+def test_a_pipeline_may_be_part_of_a_longer_one(models: Models) -> None:
+    assert equal(
+        merge_models(["elect", "trimmed-sum"], models), merge_models(["elect", *STAGES], models)
+    )
 
 
 @pytest.mark.usefixtures("registered")
-def test_a_run_is_named_after_it_and_records_its_stages(tmp_path: Path) -> None:
+def test_a_run_is_named_after_the_pipeline_and_records_its_stages(tmp_path: Path) -> None:
     pool = {"name": "mini8", "tasks": ["latin", "greek"]}
     sections = {"algorithm": "trimmed-sum", "model_pool": pool}
     options = RunOptions(evaluate=False)
@@ -117,9 +119,9 @@ def test_a_run_is_named_after_it_and_records_its_stages(tmp_path: Path) -> None:
 def test_wrong_options_name_the_stage(
     models: Models, options: dict[str, Any], problem: str, hint: str
 ) -> None:
-    with pytest.raises(RecipeError, match=problem) as caught:
-        merged({"name": "trimmed-sum", **options}, models)
-    assert hint in str(caught.value)
+    with pytest.raises(RecipeError, match=problem) as error:
+        merge_models({"name": "trimmed-sum", **options}, models)
+    assert hint in str(error.value)
 
 
 @pytest.mark.usefixtures("registered")
@@ -138,20 +140,20 @@ def test_a_name_that_an_algorithm_has_too_is_ambiguous(models: Models, site: Sit
         """,
     )
     with pytest.raises(AmbiguousComponentError, match="pipelines-x/trimmed-sum"):
-        merged("trimmed-sum", models)
-    assert equal(merged("pipelines-x/trimmed-sum", models), merged(STAGES, models))
+        merge_models("trimmed-sum", models)
+    assert equal(merge_models("pipelines-x/trimmed-sum", models), merge_models(STAGES, models))
 
 
 @pytest.mark.usefixtures("registered")
-def test_the_command_line_shows_it_like_a_method(fuse: Callable[..., Outcome]) -> None:
-    listed = json.loads(fuse("list", "algorithms", "--json").out)
-    entry = next(each for each in listed if each["name"] == "trimmed-sum")
+def test_the_command_line_shows_a_pipeline_like_a_method(fuse: Callable[..., Outcome]) -> None:
+    listing = json.loads(fuse("list", "algorithms", "--json").out)
+    entry = next(component for component in listing if component["name"] == "trimmed-sum")
     assert (entry["needs_base"], entry["cost"]) == (True, "passes")
     assert "named pipelines" in fuse("list", "algorithms").out
-    shown = fuse("info", "trimmed-sum").out
-    assert "trim (density: 0.5), task-arithmetic (scale: 0.7), rescale-norm" in shown
-    assert "arXiv:0000.00000" in shown
-    options = {row.split()[0]: row for row in shown.splitlines() if row.startswith("t")}
+    output = fuse("info", "trimmed-sum").out
+    assert "trim (density: 0.5), task-arithmetic (scale: 0.7), rescale-norm" in output
+    assert "arXiv:0000.00000" in output
+    options = {row.split()[0]: row for row in output.splitlines() if row.startswith("t")}
     assert "0.7" in options["task-arithmetic.scale"]
     assert "trim.density" in fuse("run", "--algo", "trimmed-sum", "--help").out
 

@@ -1,4 +1,4 @@
-"""A recipe in the place of a model: merges of merges, without files in between."""
+"""Nested recipes: merges of merges, without intermediate files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def weights_of(directory: Path) -> bytes:
 
 @pytest.mark.parametrize("name", ["ties", "task-arithmetic", "simple-average"])
 @pytest.mark.parametrize("scope", ["model", "tensor"])
-def test_a_nested_recipe_gives_what_a_directory_of_its_result_gives(
+def test_a_nested_recipe_equals_a_directory_with_its_result(
     inner: dict[str, Any], tmp_path: Path, name: str, scope: str
 ) -> None:
     inner["algorithm"]["scope"] = scope
@@ -83,9 +83,7 @@ def test_a_nested_recipe_gives_what_a_directory_of_its_result_gives(
     )
 
 
-def test_it_is_rounded_in_between_only_where_it_says_so(
-    inner: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_nested_result_is_rounded_only_on_request(inner: dict[str, Any], tmp_path: Path) -> None:
     run_fusion({**inner, "output": {"path": "between"}})  # bf16, as the base
     run_fusion({**outer("between"), "output": {"path": "two-steps"}})
     rounded = {**inner, "output": {"path": "nowhere", "dtype": "bfloat16"}}
@@ -96,18 +94,18 @@ def test_it_is_rounded_in_between_only_where_it_says_so(
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize(("inside", "said"), [(None, "float32"), ("float16", "float16")])
-def test_the_configuration_says_what_a_merge_on_a_nested_base_is_stored_as(
-    inner: dict[str, Any], tmp_path: Path, inside: str | None, said: str
+@pytest.mark.parametrize(("nested_dtype", "expected"), [(None, "float32"), ("float16", "float16")])
+def test_the_configuration_names_the_dtype_of_a_merge_on_a_nested_base(
+    inner: dict[str, Any], tmp_path: Path, nested_dtype: str | None, expected: str
 ) -> None:
     for config in (tmp_path / "in").glob("*/config.json"):
         config.write_text('{"model_type": "toy", "torch_dtype": "bfloat16"}')
-    base = {**inner, **({"output": {"dtype": inside}} if inside else {})}
+    base = {**inner, **({"output": {"dtype": nested_dtype}} if nested_dtype else {})}
     pool = {"base": base, "models": {"c": "in/c"}}
     run_fusion(algorithm="task-arithmetic", model_pool=pool, output="out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == said
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == expected
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    assert stored["layer.weight"].dtype is getattr(torch, said)
+    assert stored["layer.weight"].dtype is getattr(torch, expected)
 
 
 def test_a_recipe_under_adapters_is_run_once(
@@ -122,8 +120,8 @@ def test_a_recipe_under_adapters_is_run_once(
         pair = {f"{layer}_A.weight": torch.ones(1, into), f"{layer}_B.weight": torch.ones(out, 1)}
         save_file({n: v + number for n, v in pair.items()}, tmp_path / name / ADAPTER)
     runs: list[str] = []
-    there = Ties.run
-    monkeypatch.setattr(Ties, "run", lambda *all: runs.append("ties") or there(*all))
+    original_run = Ties.run
+    monkeypatch.setattr(Ties, "run", lambda *all: runs.append("ties") or original_run(*all))
     pool = {"base": inner, "models": {"x": "x", "y": "y"}}
     recipe = {"algorithm": "task-arithmetic", "model_pool": pool}
     run_fusion({**recipe, "output": {"path": "out"}})
@@ -131,7 +129,7 @@ def test_a_recipe_under_adapters_is_run_once(
     scanned = scan(plan(recipe, RunOptions()))
     assert scanned == []
     save_file({n: v * torch.nan for n, v in pair.items()}, tmp_path / "y" / ADAPTER)
-    assert {each.model for each in scan(plan(recipe, RunOptions()))} == {"y"}
+    assert {bad.model for bad in scan(plan(recipe, RunOptions()))} == {"y"}
 
 
 def test_an_adapter_differs_from_the_merge_that_is_its_base(
@@ -149,8 +147,8 @@ def test_an_adapter_differs_from_the_merge_that_is_its_base(
     assert weights_of(tmp_path / "one-step") == weights_of(tmp_path / "two-steps")
     save_file({name: value / 0 for name, value in whole.items()}, tmp_path / "x" / ADAPTER)
     recipe = {"algorithm": "ties", "model_pool": {"base": inner, "models": {"x": "x"}}}
-    (found,) = scan(plan(recipe, RunOptions()))  # what the adapter itself holds
-    assert (found.model, found.tensor) == ("x", "layer.bias")
+    (bad_tensor,) = scan(plan(recipe, RunOptions()))  # what the adapter itself holds
+    assert (bad_tensor.model, bad_tensor.tensor) == ("x", "layer.bias")
 
 
 def test_a_file_a_list_and_the_base_may_be_recipes(inner: dict[str, Any], tmp_path: Path) -> None:
@@ -179,14 +177,16 @@ def test_recipes_nest_deeper(inner: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_do_not_change_it(inner: dict[str, Any], tmp_path: Path, workers: int) -> None:
+def test_workers_do_not_change_a_nested_merge(
+    inner: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
     recipe = {**outer(inner), "algorithm": "ties"}
     run_fusion({**recipe, "output": {"path": "serial"}}, options=RunOptions(executor="serial"))
     run_fusion({**recipe, "output": {"path": "out"}}, options=RunOptions(workers=workers))
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "serial")
 
 
-def test_a_recorded_recipe_holds_it_in_full_and_gives_the_same_files(
+def test_a_recorded_recipe_contains_nested_ones_and_gives_the_same_files(
     inner: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "math.yaml").write_text(dump_yaml(inner))
@@ -199,33 +199,35 @@ def test_a_recorded_recipe_holds_it_in_full_and_gives_the_same_files(
     for path in (tmp_path / "one").iterdir():
         if path.name != "provenance.json":
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
-    ours, theirs = (
-        json.loads((tmp_path / each / "provenance.json").read_text()) for each in ("one", "two")
+    first, second = (
+        json.loads((tmp_path / name / "provenance.json").read_text()) for name in ("one", "two")
     )
-    assert ours.pop("timings")
-    assert theirs.pop("timings")
-    assert ours == theirs
+    assert first.pop("timings")
+    assert second.pop("timings")
+    assert first == second
 
 
-def test_the_provenance_names_what_went_into_it(inner: dict[str, Any], tmp_path: Path) -> None:
+def test_the_provenance_names_nested_inputs(inner: dict[str, Any], tmp_path: Path) -> None:
     run_fusion({**outer(inner), "output": {"path": "out"}})
-    found = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert found["inputs"]["math"]["source"] == "merge by ties"
-    assert list(found["inputs"]["math"]["inputs"]) == ["base", "a", "b"]
-    assert found["inputs"]["math"]["inputs"]["a"]["source"] == "a"
-    assert "files" in found["inputs"]["math"]["inputs"]["a"]
-    assert {"fusion-linear", "fusion-ties"} <= found["plugins"].keys()
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["inputs"]["math"]["source"] == "merge by ties"
+    assert list(provenance["inputs"]["math"]["inputs"]) == ["base", "a", "b"]
+    assert provenance["inputs"]["math"]["inputs"]["a"]["source"] == "a"
+    assert "files" in provenance["inputs"]["math"]["inputs"]["a"]
+    assert {"fusion-linear", "fusion-ties"} <= provenance["plugins"].keys()
 
 
-def test_its_own_seed_and_patterns_hold(inner: dict[str, Any], models: Models) -> None:
+def test_a_nested_recipe_keeps_its_own_seed_and_patterns(
+    inner: dict[str, Any], models: Models
+) -> None:
     inner["algorithm"]["only"] = "layer.weight"
     result = run_fusion({**outer(inner), "output": {"path": "out"}, "seed": 5})
     base, c = (models[name]["layer.bias"].bfloat16().float() for name in ("base", "c"))
-    found = result.weights.tensor("layer.bias")
-    assert torch.equal(found, (base + 0.7 * (c - base)).bfloat16())
+    bias = result.weights.tensor("layer.bias")
+    assert torch.equal(bias, (base + 0.7 * (c - base)).bfloat16())
 
 
-def test_it_may_have_a_larger_vocabulary_than_its_base(
+def test_a_nested_merge_may_have_a_larger_vocabulary_than_the_base(
     inner: dict[str, Any], models: Models, tmp_path: Path
 ) -> None:
     sizes = {"base": 11, "a": 14, "b": 11, "c": 11}
@@ -278,16 +280,16 @@ def test_two_models_may_be_the_same_recipe(inner: dict[str, Any], tmp_path: Path
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_its_errors_name_it(inner: dict[str, Any], tmp_path: Path) -> None:
+def test_errors_name_the_nested_recipe(inner: dict[str, Any], tmp_path: Path) -> None:
     inner["algorithm"] |= {"densty": 1, "scope": "all"}
     (tmp_path / "math.yaml").write_text(dump_yaml(inner))
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         run_fusion(outer("math.yaml"))
-    assert [line.partition(" ")[0] for line in caught.value.message.splitlines()] == [
+    assert [line.partition(" ")[0] for line in error.value.message.splitlines()] == [
         "math.yaml:",
         "math.yaml:",
     ]
-    assert "did you mean density" in caught.value.message
+    assert "did you mean density" in error.value.message
     with pytest.raises(
         RecipeError, match=r"nested recipe \(algorithm: \{'name': 'ties'.*: algorithm\."
     ):
@@ -296,14 +298,14 @@ def test_its_errors_name_it(inner: dict[str, Any], tmp_path: Path) -> None:
         run_fusion(outer("gone.yaml"))
 
 
-def test_a_missing_model_inside_names_the_recipe(inner: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_nested_model_names_the_recipe(inner: dict[str, Any], tmp_path: Path) -> None:
     inner["model_pool"]["models"]["a"] = "./in/nowhere"
     (tmp_path / "math.yaml").write_text(dump_yaml(inner))
     with pytest.raises(CheckpointError, match=r"math\.yaml: .*in/nowhere"):
         run_fusion(outer("math.yaml"))
 
 
-def test_models_inside_must_fit_together_and_so_must_their_merge(
+def test_nested_models_and_their_merge_must_fit(
     inner: dict[str, Any], models: Models, tmp_path: Path
 ) -> None:
     odd = {**models["a"], "layer.weight": torch.zeros(2, 2)}
@@ -311,22 +313,22 @@ def test_models_inside_must_fit_together_and_so_must_their_merge(
     broken = {**inner, "model_pool": {"base": "in/base", "models": ["odd.safetensors"]}}
     with pytest.raises(AlignmentError, match=r"layer\.weight  odd: shape"):
         run_fusion({**outer(broken), "output": {"path": "out"}})
-    with pytest.raises(AlignmentError, match=r"^nested recipe .*fit together") as caught:
+    with pytest.raises(AlignmentError, match=r"^nested recipe .*fit together") as error:
         plan(outer(broken), RunOptions())
-    assert "\n  layer.weight  odd: shape" in caught.value.message  # a table stays one
+    assert "\n  layer.weight  odd: shape" in error.value.message  # a table stays one
     alone = {"algorithm": "simple-average", "model_pool": {"models": ["odd.safetensors"]}}
     with pytest.raises(AlignmentError, match=r"layer\.weight  math: shape"):
         run_fusion({**outer(alone), "output": {"path": "out"}})
     assert not (tmp_path / "out").exists()
 
 
-def test_a_method_inside_that_needs_tasks_asks_for_its_own(inner: dict[str, Any]) -> None:
+def test_a_nested_method_that_needs_tasks_asks_for_its_own(inner: dict[str, Any]) -> None:
     inner["algorithm"] = "adamerging"
     with pytest.raises(RecipeError, match=r"'adamerging'\): algorithm 'adamerging' needs"):
         run_fusion(outer(inner))
 
 
-def test_a_pool_of_another_kind_says_that_it_takes_none(inner: dict[str, Any]) -> None:
+def test_other_pools_refuse_nested_recipes(inner: dict[str, Any]) -> None:
     config = {"base": "in/base", "models": {"math": inner}}
     with pytest.raises(RecipeError, match="which only a run can merge"):
         validated(CheckpointsConfig, config)
@@ -359,7 +361,7 @@ class ScorePool(TaskPool[ComponentConfig]):
         return Scores()
 
 
-def test_a_search_inside_runs_with_its_own_tasks_and_its_files_are_kept(tmp_path: Path) -> None:
+def test_a_nested_search_uses_its_own_tasks_and_saves_its_files(tmp_path: Path) -> None:
     torch.manual_seed(0)
     base, a, b = (nn.Linear(3, 4) for _ in range(3))
     searched = {
@@ -393,7 +395,7 @@ class SeenPool(ScorePool):
 
 
 @pytest.mark.parametrize(("tasks", "marked"), [(SeenPool, True), (ScorePool, False)])
-def test_what_a_search_inside_saw_marks_the_report(
+def test_a_transductive_nested_search_marks_the_report(
     tasks: type[ScorePool],
     marked: bool,  # noqa: FBT001
 ) -> None:
@@ -418,7 +420,7 @@ def test_what_a_search_inside_saw_marks_the_report(
 
 
 class Average(Algorithm[ComponentConfig]):
-    """Asks for the values of whole tensors when it runs, which a lazy merge does not."""
+    """Reads whole tensors in `run`, unlike a lazy merge."""
 
     config_class = ComponentConfig
 
@@ -434,24 +436,24 @@ def test_a_method_may_read_a_nested_merge_when_it_runs(inner: dict[str, Any]) ->
     assert result.weights.tensor("layer.weight").isfinite().all()
 
 
-def test_a_merge_inside_can_be_sent_to_another_process(inner: dict[str, Any]) -> None:
+def test_a_nested_merge_can_be_pickled(inner: dict[str, Any]) -> None:
     source = run_fusion({**outer(inner), "output": {"path": "out"}}).pool.experts["math"]
-    there = pickle.loads(pickle.dumps(source))
-    assert torch.equal(there.tensor("layer.weight"), source.tensor("layer.weight"))
+    unpickled = pickle.loads(pickle.dumps(source))
+    assert torch.equal(unpickled.tensor("layer.weight"), source.tensor("layer.weight"))
 
 
-def test_a_plan_holds_what_its_recipes_would_merge_and_never_changes(
+def test_carrying_out_a_plan_does_not_change_it(
     inner: dict[str, Any],
 ) -> None:
     planned = plan({**outer(inner), "output": {"path": "out"}}, RunOptions())
-    place = planned.pool.experts["math"]
+    placeholder = planned.pool.experts["math"]
     execute(planned)
-    assert planned.pool.experts["math"] is place
+    assert planned.pool.experts["math"] is placeholder
     with pytest.raises(BrokenPluginError, match="merge by ties was read before it was made"):
-        place.tensor("layer.weight")
+        placeholder.tensor("layer.weight")
 
 
-def test_a_merge_in_memory_is_a_model_of_the_next(models: Models) -> None:
+def test_a_merge_in_memory_can_be_a_model(models: Models) -> None:
     pool = {"base": models["base"], "models": {"a": models["a"], "b": models["b"]}}
     first = run_fusion(algorithm="ties", model_pool=pool).weights
     second = run_fusion(
@@ -460,7 +462,7 @@ def test_a_merge_in_memory_is_a_model_of_the_next(models: Models) -> None:
     assert second.weights.infos.keys() == models["base"].keys()
 
 
-def test_a_warning_of_several_recipes_is_said_once(inner: dict[str, Any], tmp_path: Path) -> None:
+def test_a_warning_of_several_recipes_appears_once(inner: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "in" / "a" / "config.json").write_text('{"model_type": "toy", "x": 2}')
     (tmp_path / "in" / "base" / "config.json").write_text('{"model_type": "toy", "x": 1}')
     planned = plan(outer(inner, again=dict(inner)), RunOptions())
@@ -469,7 +471,7 @@ def test_a_warning_of_several_recipes_is_said_once(inner: dict[str, Any], tmp_pa
     ]
 
 
-def test_a_warning_that_a_run_inside_learns_names_the_model(
+def test_a_warning_of_a_nested_run_names_the_model(
     inner: dict[str, Any], tmp_path: Path, site: Site
 ) -> None:
     site.install(

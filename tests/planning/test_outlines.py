@@ -1,4 +1,4 @@
-"""Methods whose result has other tensors than their models: planned, described, refused."""
+"""Methods whose result has other tensors than their models."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Doubled(Algorithm[ComponentConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource | nn.Module:
         expert = next(iter(pool.experts.values()))
         tensors = {name: expert.tensor(name) for name in ("3.weight", "3.bias")}
-        twice = {name: torch.cat([each, each]) for name, each in tensors.items()}
-        found = AlignedSource(StateDictSource(twice), expert)
+        twice = {name: torch.cat([tensor, tensor]) for name, tensor in tensors.items()}
+        source = AlignedSource(StateDictSource(twice), expert)
         if not self.is_live:
-            return found
+            return source
         module = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 8))
-        module.load_state_dict(found.state_dict())
+        module.load_state_dict(source.state_dict())
         return module
 
 
@@ -71,9 +71,9 @@ def test_the_result_has_the_tensors_of_the_outline(
 ) -> None:
     monkeypatch.setattr(Doubled, "is_live", form == "live model")
     pool = tiny_pool("mlp")
-    found = run_fusion(algorithm=Doubled(), model_pool=pool).weights
-    assert found.infos["3.weight"].shape == (8, 16)
-    assert torch.equal(found.tensor("3.bias"), pool.experts["a"].tensor("3.bias").repeat(2))
+    weights = run_fusion(algorithm=Doubled(), model_pool=pool).weights
+    assert weights.infos["3.weight"].shape == (8, 16)
+    assert torch.equal(weights.tensor("3.bias"), pool.experts["a"].tensor("3.bias").repeat(2))
 
 
 def test_a_result_with_other_tensors_than_the_outline_is_the_plugins_fault(
@@ -92,7 +92,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         draw = torch.Generator().manual_seed(seed)
         state = {f"layers.{n}.w": torch.randn(8, 8, generator=draw) for n in range(layers)}
         (tmp_path / name).mkdir()
-        save_file({n: each.bfloat16() for n, each in state.items()}, f"{name}/model.safetensors")
+        save_file({n: value.bfloat16() for n, value in state.items()}, f"{name}/model.safetensors")
         config = {
             "num_hidden_layers": layers,
             "layer_types": ["t0", "t1", "t2", "t1", "t2"][:layers],
@@ -101,24 +101,24 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"base": "base", "models": {"a": "a", "b": "b"}}
 
 
-def test_the_check_tells_what_the_run_makes(pool: dict[str, Any], tmp_path: Path) -> None:
+def test_the_check_predicts_the_run(pool: dict[str, Any], tmp_path: Path) -> None:
     recipe = {"algorithm": STACK, "model_pool": pool, "output": {"path": "out"}}
-    found = check(plan(recipe, RunOptions()))
+    checked = check(plan(recipe, RunOptions()))
     run_fusion(recipe)
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert found.tensors == provenance["tensors"] == {"merged": 5, "copied": 0, "dropped": 0}
+    assert checked.tensors == provenance["tensors"] == {"merged": 5, "copied": 0, "dropped": 0}
     files = (tmp_path / "out" / name for name in ("model.safetensors", "config.json"))
-    assert found.disk.needed == sum(path.stat().st_size for path in files)
+    assert checked.disk.needed == sum(path.stat().st_size for path in files)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config == {"num_hidden_layers": 5, "layer_types": ["t0", "t1", "t2", "t1", "t2"]}
 
 
-@pytest.mark.parametrize("place", ["base", "d"])
-def test_it_may_stand_in_the_place_of_a_model(pool: dict[str, Any], place: str) -> None:
+@pytest.mark.parametrize("role", ["base", "d"])
+def test_a_recipe_with_another_outline_may_be_a_model(pool: dict[str, Any], role: str) -> None:
     inner = {"algorithm": STACK, "model_pool": pool}
     run_fusion({**inner, "output": {"path": "between"}})
-    for number, given in enumerate(("between", inner)):
-        named = {"base": "deep", "d": "deep", place: given}
+    for number, model in enumerate(("between", inner)):
+        named = {"base": "deep", "d": "deep", role: model}
         models = {"base": named["base"], "models": {"d": named["d"]}}
         run_fusion(
             algorithm="task-arithmetic",
@@ -143,14 +143,14 @@ def test_it_may_stand_in_the_place_of_a_model(pool: dict[str, Any], place: str) 
         ),
     ],
 )
-def test_what_takes_both_for_the_same_tensors_is_refused(
+def test_stages_and_options_that_need_the_models_tensors_are_refused(
     pool: dict[str, Any], algorithm: Any, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         plan({"algorithm": algorithm, "model_pool": pool}, RunOptions())
 
 
-def test_a_transform_before_it_takes_patterns(pool: dict[str, Any]) -> None:
+def test_a_transform_before_another_outline_takes_patterns(pool: dict[str, Any]) -> None:
     trim = {"name": "trim", "density": 0.5, "only": "layers.1.*"}
     run_fusion(algorithm=[trim, STACK], model_pool=pool, output="out")
     tensors = load_file("out/model.safetensors")

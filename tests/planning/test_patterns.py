@@ -1,4 +1,4 @@
-"""`only`, `skip` and `overrides`: which tensors are merged, and with which options."""
+"""`only`, `skip` and `overrides` select tensors and their options."""
 
 from __future__ import annotations
 
@@ -69,24 +69,24 @@ def test_skip_takes_away_from_only_and_the_order_stays() -> None:
 
 
 def test_a_pattern_that_matches_nothing_names_the_closest() -> None:
-    with pytest.raises(RecipeError, match=r"algorithm\.skip: .* '\*\.mpl\.up'") as caught:
+    with pytest.raises(RecipeError, match=r"algorithm\.skip: .* '\*\.mpl\.up'") as error:
         Selection(skip="*.mpl.up").chosen(NAMES)
-    assert "model.0.mlp.up" in str(caught.value.hint)
+    assert "model.0.mlp.up" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("pattern", ["attn", "attn.q", "0.mlp*", "*attn"])
 def test_stars_around_a_pattern_are_suggested(pattern: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         Selection(only=pattern).chosen([name for name in NAMES if name != pattern])
-    (suggested,) = re.findall(r"^Did you mean '(.*)'\?", str(caught.value.hint))
+    (suggested,) = re.findall(r"^Did you mean '(.*)'\?", str(error.value.hint))
     assert Selection(only=suggested).chosen(NAMES)
 
 
 def test_layers_that_differ_by_a_number_are_named_once() -> None:
     names = [f"layers.{number}.{part}" for number in range(40) for part in ("up", "down")]
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         Selection(only="layers.*.upp").chosen(names)
-    assert str(caught.value.hint).startswith("The closest names: layers.0.up, layers.0.down. ")
+    assert str(error.value.hint).startswith("The closest names: layers.0.up, layers.0.down. ")
 
 
 def test_nothing_left_to_merge_is_an_error() -> None:
@@ -115,35 +115,35 @@ def test_an_override_of_what_is_skipped_is_an_error() -> None:
 @pytest.mark.parametrize("name", ["simple-average", "weighted-average", "task-arithmetic", "ties"])
 def test_skipped_tensors_are_the_bases_with_every_method(models: Models, name: str) -> None:
     everything = merged(models, {"name": name, "scale": 0.5} if name == "ties" else name)
-    found = merged(models, {"name": name, "skip": "layer.*", "only": ["*"]})
+    result = merged(models, {"name": name, "skip": "layer.*", "only": ["*"]})
     for key in ("layer.weight", "layer.bias", "steps"):
-        assert torch.equal(found[key], models["base"][key])
+        assert torch.equal(result[key], models["base"][key])
         assert key == "steps" or not torch.equal(everything[key], models["base"][key])
-    assert not torch.equal(found["embedding.weight"], models["base"]["embedding.weight"])
+    assert not torch.equal(result["embedding.weight"], models["base"]["embedding.weight"])
 
 
 def test_without_a_base_they_are_the_first_experts(models: Models) -> None:
-    found = merged(models, {"name": "simple-average", "only": "layer.weight"}, base=False)
-    assert torch.equal(found["layer.bias"], models["a"]["layer.bias"])
-    assert not torch.equal(found["layer.weight"], models["a"]["layer.weight"])
+    result = merged(models, {"name": "simple-average", "only": "layer.weight"}, base=False)
+    assert torch.equal(result["layer.bias"], models["a"]["layer.bias"])
+    assert not torch.equal(result["layer.weight"], models["a"]["layer.weight"])
 
 
 @pytest.mark.parametrize("scope", ["model", "tensor"])
-def test_a_survey_does_not_see_them(models: Models, scope: str) -> None:
+def test_a_survey_does_not_see_skipped_tensors(models: Models, scope: str) -> None:
     ties = {"name": "ties", "scope": scope}
-    found = merged(models, {**ties, "skip": "embedding.weight"})
+    result = merged(models, {**ties, "skip": "embedding.weight"})
     without = {
         name: {key: value for key, value in state.items() if key != "embedding.weight"}
         for name, state in models.items()
     }
     expected = merged(without, ties)
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
-    if scope == "model":  # or this test could not fail
+    assert all(torch.equal(result[key], value) for key, value in expected.items())
+    if scope == "model":  # otherwise this test could not fail
         whole = merged(models, ties)
-        assert not torch.equal(whole["layer.weight"], found["layer.weight"])
+        assert not torch.equal(whole["layer.weight"], result["layer.weight"])
 
 
-def test_they_are_not_read_from_experts(models: Models) -> None:
+def test_skipped_tensors_are_not_read_from_experts(models: Models) -> None:
     models["b"]["embedding.weight"] = models["b"]["embedding.weight"] / 0
     with pytest.raises(WeightsError, match="infinite"):
         merged(models, "ties")
@@ -175,7 +175,7 @@ class ReturnsModule(Algorithm[ComponentConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> nn.Module:
         model = pool.build(next(iter(pool.experts.values())))
         with torch.no_grad():
-            for parameter in model.parameters():  # whatever it does to what it was not to see
+            for parameter in model.parameters():  # changes to unselected tensors are ignored
                 parameter.add_(1)
         assert list(pool.parameters(model)) == ["0.weight"]
         return model
@@ -185,9 +185,9 @@ def test_a_live_model_that_a_method_returns_is_read_for_the_chosen_alone() -> No
     base, expert = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
     pool = CheckpointsPool(CheckpointsConfig(base=base, models={"a": expert}))
     part = Part(ReturnsModule(), frozenset({"0.weight"}))
-    found = apply_stages([PlannedStage(ReturnsModule(), None, (part,))], pool, RunContext())
-    assert torch.equal(found.tensor("0.bias"), base.state_dict()["0.bias"])
-    assert torch.equal(found.tensor("0.weight"), expert.state_dict()["0.weight"] + 1)
+    result = apply_stages([PlannedStage(ReturnsModule(), None, (part,))], pool, RunContext())
+    assert torch.equal(result.tensor("0.bias"), base.state_dict()["0.bias"])
+    assert torch.equal(result.tensor("0.weight"), expert.state_dict()["0.weight"] + 1)
 
 
 def test_a_pool_of_some_tensors_builds_whole_models() -> None:
@@ -197,9 +197,11 @@ def test_a_pool_of_some_tensors_builds_whole_models() -> None:
     merged = some.build(StateDictSource({"weight": torch.ones(2, 3)}))
     assert torch.equal(merged.weight, torch.ones(2, 3))
     assert torch.equal(merged.bias, base.bias)
-    own = some.build(some.experts["a"])
-    assert torch.equal(own.weight, expert.weight)
-    assert torch.equal(own.bias, expert.bias), "a model of the pool's is its own all over"
+    expert_model = some.build(some.experts["a"])
+    assert torch.equal(expert_model.weight, expert.weight)
+    assert torch.equal(expert_model.bias, expert.bias), (
+        "an expert is built with all its own tensors"
+    )
     assert some.inputs() == pool.inputs()
     assert (some.task_of("a"), some.assets()) == ("a", {})
 
@@ -207,18 +209,18 @@ def test_a_pool_of_some_tensors_builds_whole_models() -> None:
 def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(
     models: Models, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=r"algorithm\.only: .*'layr\.\*'") as caught:
+    with pytest.raises(RecipeError, match=r"algorithm\.only: .*'layr\.\*'") as error:
         run_fusion(
             algorithm={"name": "ties", "only": "layr.*"},
             model_pool=pool_of(models),
             output=tmp_path / "out",
         )
-    assert "layer.weight" in str(caught.value.hint)
+    assert "layer.weight" in str(error.value.hint)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"only": 3}, r"algorithm\.only = 3"),
         ({"skip": []}, r"algorithm\.skip = \[\]: .*at least 1"),
@@ -237,12 +239,12 @@ def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(
         ({"overrides": [{"match": "nothing", "density": 1}]}, r"overrides\.0\.match: no tensor"),
     ],
 )
-def test_what_is_wrong_is_named(models: Models, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_options_are_named(models: Models, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         merged(models, {"name": "ties", **options})
 
 
-def test_a_method_cannot_take_these_names_for_itself(site: Site) -> None:
+def test_a_method_cannot_have_options_of_these_names(site: Site) -> None:
     site.install(
         "greedy-x",
         """
@@ -268,12 +270,14 @@ def test_a_method_cannot_take_these_names_for_itself(site: Site) -> None:
 def test_the_tensors_of_an_override_are_merged_by_themselves(models: Models) -> None:
     ties = {"name": "ties", "density": 0.2}
     other = {"density": 0.6, "scale": 0.5}
-    found = merged(models, {**ties, "overrides": [{"match": "layer.*", **other}]})
-    inside = merged(models, {**ties, **other, "only": "layer.*"})
-    outside = merged(models, {**ties, "skip": "layer.*"})
-    for key, value in found.items():
-        assert torch.equal(value, (inside if key.startswith("layer.") else outside)[key])
-    assert not torch.equal(found["layer.weight"], merged(models, ties)["layer.weight"])
+    result = merged(models, {**ties, "overrides": [{"match": "layer.*", **other}]})
+    with_override = merged(models, {**ties, **other, "only": "layer.*"})
+    without_override = merged(models, {**ties, "skip": "layer.*"})
+    for key, value in result.items():
+        assert torch.equal(
+            value, (with_override if key.startswith("layer.") else without_override)[key]
+        )
+    assert not torch.equal(result["layer.weight"], merged(models, ties)["layer.weight"])
 
 
 def test_overrides_of_a_method_that_searches_are_refused(models: Models) -> None:
@@ -301,25 +305,25 @@ def test_a_recorded_recipe_selects_the_same(models: Models, tmp_path: Path) -> N
     }
     pool = pool_of(models)
     run_fusion(algorithm=algorithm, model_pool=pool, output=tmp_path / "one")
-    recorded = load_yaml((tmp_path / "one" / "recipe.yaml").read_text(), origin="")
-    assert recorded["algorithm"]["only"] == ["layer.*", "scale"]
-    assert recorded["algorithm"]["skip"] == ["layer.bias"]
-    assert recorded["algorithm"]["overrides"] == [{"match": ["scale"], "density": 1}]
-    run_fusion(algorithm=recorded["algorithm"], model_pool=pool, output=tmp_path / "two")
+    recipe = load_yaml((tmp_path / "one" / "recipe.yaml").read_text(), origin="")
+    assert recipe["algorithm"]["only"] == ["layer.*", "scale"]
+    assert recipe["algorithm"]["skip"] == ["layer.bias"]
+    assert recipe["algorithm"]["overrides"] == [{"match": ["scale"], "density": 1}]
+    run_fusion(algorithm=recipe["algorithm"], model_pool=pool, output=tmp_path / "two")
     for name in ("recipe.yaml", "model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     counts = json.loads((tmp_path / "one" / "provenance.json").read_text())["tensors"]
     assert counts == {"merged": 2, "copied": 4, "dropped": 0}
 
 
-def test_a_recipe_without_patterns_does_not_mention_them(models: Models, tmp_path: Path) -> None:
+def test_a_recipe_without_patterns_omits_them(models: Models, tmp_path: Path) -> None:
     run_fusion(algorithm="ties", model_pool=pool_of(models), output=tmp_path / "out")
-    recorded = load_yaml((tmp_path / "out" / "recipe.yaml").read_text(), origin="")
-    assert not recorded["algorithm"].keys() & {"only", "skip", "overrides"}
-    assert dump_yaml(recorded)
+    recipe = load_yaml((tmp_path / "out" / "recipe.yaml").read_text(), origin="")
+    assert not recipe["algorithm"].keys() & {"only", "skip", "overrides"}
+    assert dump_yaml(recipe)
 
 
-def test_every_algorithm_shows_them() -> None:
+def test_every_algorithm_lists_the_shared_options() -> None:
     from fusion_core.planning.described import options_of_component
 
     for component in load_plugins().components(AlgorithmSpec):
@@ -327,7 +331,7 @@ def test_every_algorithm_shows_them() -> None:
         assert names[-4:] == ["only", "skip", "overrides", "by_depth"], component.qualified_name
 
 
-def test_skipping_a_tensor_that_is_copied_anyway_changes_nothing(models: Models) -> None:
-    found = merged(models, {"name": "ties", "skip": "steps"})
+def test_skipping_an_integer_tensor_changes_nothing(models: Models) -> None:
+    result = merged(models, {"name": "ties", "skip": "steps"})
     expected = merged(models, "ties")
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert all(torch.equal(result[key], value) for key, value in expected.items())

@@ -1,4 +1,4 @@
-"""No recipe runs code: what could is shown by a plan, and started only for who allows it."""
+"""No recipe runs code by itself: a plan lists what could, and runs need the user's trust."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ BASE, EXPERT = str(DATA / "base"), str(DATA / "experts" / "kinds")
 
 
 @pytest.fixture(autouse=True)
-def _beside_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work beside a program that leaves a mark when it is started."""
+def _program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Create a program in the working directory that creates a file when it is started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FUSION_TRUST", raising=False)
@@ -43,7 +43,7 @@ def _beside_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe(**sections: Any) -> dict[str, Any]:
-    """Return a recipe whose tasks are measured by the program beside it."""
+    """Return a recipe whose tasks are measured by that program."""
     return {
         "algorithm": "simple-average",
         "model_pool": {"name": "causal-lm", "base": BASE, "models": {"kinds": EXPERT}},
@@ -54,7 +54,7 @@ def recipe(**sections: Any) -> dict[str, Any]:
 
 
 def nested() -> dict[str, Any]:
-    """Return a recipe in which such a recipe stands in the place of a model."""
+    """Return a recipe that nests such a recipe."""
     models = {"a": recipe(), "kinds": EXPERT}
     pool = {"name": "causal-lm", "base": BASE, "models": models}
     return {"algorithm": "simple-average", "model_pool": pool, "output": {"path": "out"}}
@@ -64,7 +64,7 @@ def write(content: Mapping[str, Any], path: str = "recipe.yaml") -> None:
     Path(path).write_text(json.dumps(content))
 
 
-def started() -> bool:
+def is_started() -> bool:
     return Path("started").exists()
 
 
@@ -77,23 +77,23 @@ def test_a_check_shows_what_needs_trust_and_starts_nothing(
     fuse: Fuse, content: dict[str, Any], trust: tuple[str, ...]
 ) -> None:
     write(content)
-    shown = fuse("check", "recipe.yaml", *trust)
-    rows = [line.split(maxsplit=2) for line in shown.out.splitlines()]
+    process = fuse("check", "recipe.yaml", *trust)
+    rows = [line.split(maxsplit=2) for line in process.out.splitlines()]
     assert ["needs", "trust", f"{NAME}: start the program ./evil"] in rows
-    assert "whether its tasks and data are there" in shown.out
-    assert shown.code == (0 if trust else 2)
-    assert trust or REFUSED in shown.err
-    found = json.loads(fuse("run", "recipe.yaml", "--dry-run", "--json", *trust).out)
-    assert found["needs_trust"] == {NAME: ["start the program ./evil"]}
-    assert len(found["not_checked"]) == 1
+    assert "whether its tasks and data are there" in process.out
+    assert process.code == (0 if trust else 2)
+    assert trust or REFUSED in process.err
+    plan_data = json.loads(fuse("run", "recipe.yaml", "--dry-run", "--json", *trust).out)
+    assert plan_data["needs_trust"] == {NAME: ["start the program ./evil"]}
+    assert len(plan_data["not_checked"]) == 1
     assert fuse("run", "recipe.yaml", "--print-config", *trust).code == 0
-    assert not started()
+    assert not is_started()
 
 
 def test_a_diagnosis_looks_at_weights_alone(fuse: Fuse, caplog: pytest.LogCaptureFixture) -> None:
     assert fuse("diagnose", "recipe.yaml", "--trust", NAME).code == 0
     assert "a diagnosis does not start them" in caplog.text
-    assert not started()
+    assert not is_started()
 
 
 def test_a_scan_connects_to_no_scheduler(fuse: Fuse) -> None:
@@ -101,13 +101,13 @@ def test_a_scan_connects_to_no_scheduler(fuse: Fuse) -> None:
         server.settimeout(0)
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         write(recipe(task_pool={"name": "lm-mini"}, executor={"name": "dask", "address": address}))
-        shown = fuse("check", "recipe.yaml", "--no-eval", "--scan", "--trust", "dask")
-        refused = fuse("run", "recipe.yaml", "--no-eval")
+        checked = fuse("check", "recipe.yaml", "--no-eval", "--scan", "--trust", "dask")
+        untrusted = fuse("run", "recipe.yaml", "--no-eval")
         with pytest.raises(BlockingIOError):
             server.accept()
-    assert f"dask: connect to the Dask scheduler {address}" in shown.out
-    assert "all weights are finite" in shown.out
-    assert (refused.code, refused.err.count("--trust dask")) == (2, 1)
+    assert f"dask: connect to the Dask scheduler {address}" in checked.out
+    assert "all weights are finite" in checked.out
+    assert (untrusted.code, untrusted.err.count("--trust dask")) == (2, 1)
 
 
 # --- what is refused before any work -------------------------------------------------------------
@@ -128,17 +128,17 @@ def test_a_scan_connects_to_no_scheduler(fuse: Fuse) -> None:
     ],
     ids=["run", "nested", "sweep", "evaluate", "another-name", "by-flag"],
 )
-def test_without_trust_nothing_begins(
+def test_without_trust_nothing_starts(
     fuse: Fuse, arguments: tuple[str, ...], content: dict[str, Any]
 ) -> None:
     write(content)
     shutil.copytree(BASE, "model")
     shutil.copy("evil", "model")
     write(content, "model/recipe.yaml")
-    found = fuse(*arguments)
-    assert (found.code, REFUSED.partition("./evil")[0] in found.err) == (2, True)
-    assert f"--trust {NAME} (or FUSION_TRUST={NAME};" in found.err
-    assert not started()
+    process = fuse(*arguments)
+    assert (process.code, REFUSED.partition("./evil")[0] in process.err) == (2, True)
+    assert f"--trust {NAME} (or FUSION_TRUST={NAME};" in process.err
+    assert not is_started()
     assert not Path("out").exists()
 
 
@@ -172,27 +172,27 @@ def test_models_of_a_recipe_are_not_made_without_trust(
     shutil.copytree(BASE, "model")
     pool = {"name": "pickled", "base": BASE, "models": {"kinds": EXPERT}}
     write({"algorithm": "simple-average", "model_pool": pool}, "model/recipe.yaml")
-    refused = "the recipe needs trust that you have not given:\n  pickles: unpickle the models"
-    with pytest.raises(RecipeError, match=refused):
+    message = "the recipe needs trust that you have not given:\n  pickles: unpickle the models"
+    with pytest.raises(RecipeError, match=message):
         models_of({"model_pool": pool}, load_plugins())
     assert fuse("smoke", "model", "--prompt", "hello", "--tokens", "1").code == 0
-    assert f"base and experts are not asked: {refused}" in caplog.text
-    assert refused in fuse("evaluate", "model", "--task-pool", "lm-mini").err
-    assert not started()
+    assert f"base and experts are not asked: {message}" in caplog.text
+    assert message in fuse("evaluate", "model", "--task-pool", "lm-mini").err
+    assert not is_started()
     inner = {"name": "checkpoints", "base": BASE, "models": {"inner": "model/recipe.yaml"}}
-    with pytest.raises(RecipeError, match=refused):
+    with pytest.raises(RecipeError, match=message):
         models_of({"model_pool": inner}, load_plugins())
     models_of({"model_pool": pool}, load_plugins(), trust=frozenset({"pickles"}))
-    assert started()
+    assert is_started()
 
 
 def test_a_recipe_cannot_trust_itself(fuse: Fuse) -> None:
     write(recipe(trust=[NAME]))
     assert "trust" in fuse("run", "recipe.yaml").err.splitlines()[0]
     write(recipe(task_pool={**recipe()["task_pool"], "trust": [NAME]}))
-    found = fuse("check", "recipe.yaml")
-    assert (found.code, "task_pool.trust" in found.err) == (2, True)
-    assert not started()
+    process = fuse("check", "recipe.yaml")
+    assert (process.code, "task_pool.trust" in process.err) == (2, True)
+    assert not is_started()
 
 
 # --- what is allowed -----------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_trust_by_flag_environment_or_argument_starts_the_program(
     def is_started_by(act: Callable[[], object]) -> bool:
         Path("started").unlink(missing_ok=True)
         act()
-        return started()
+        return is_started()
 
     def from_python() -> None:
         with pytest.raises(FusionError, match="lm-eval ended"):
@@ -216,12 +216,12 @@ def test_trust_by_flag_environment_or_argument_starts_the_program(
     assert is_started_by(lambda: fuse("run", "recipe.yaml"))
 
 
-def test_a_pool_that_the_caller_made_is_the_callers(tmp_path: Path) -> None:
+def test_a_pool_object_needs_no_trust(tmp_path: Path) -> None:
     from pools_lm.config import HarnessConfig
     from pools_lm.harness.tasks import HarnessTasks
 
-    made = HarnessTasks(HarnessConfig(tasks=["arc_easy"], python=str(tmp_path / "evil")))
-    assert not plan(recipe(task_pool=made), RunOptions()).needs_trust
+    tasks = HarnessTasks(HarnessConfig(tasks=["arc_easy"], python=str(tmp_path / "evil")))
+    assert not plan(recipe(task_pool=tasks), RunOptions()).needs_trust
 
 
 def test_tasks_that_nothing_reads_need_no_trust(fuse: Fuse) -> None:

@@ -1,4 +1,4 @@
-"""Experts below the base: what counts as below, and what a report then says and leaves out."""
+"""Experts below the base: when they count as below, and how reports treat them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def bits(values: Sequence[float]) -> Measured:
 
 
 def below(base: Metrics, expert: Metrics, metric: Metric | None = None) -> dict[str, str]:
-    """Return the evidence by task of a report on one task, whose merge scores as the expert."""
+    """Return the evidence by task for one task on which the merge scores like the expert."""
     metrics = {} if metric is None else {"a": {metric.name: metric}}
     report = Report({"a": dict(expert)}, {"a": base}, {"a": expert}, metrics=metrics)
-    return {each.task: each.evidence for each in report.experts_below_base}
+    return {expert.task: expert.evidence for expert in report.experts_below_base}
 
 
 PLAIN = {"a": "the figures alone"}
@@ -79,7 +79,7 @@ def test_the_main_metric_and_its_direction_decide(
         (accuracy(400, 800), accuracy(300, 801), None, PLAIN),
     ],
 )
-def test_outcomes_tell_what_is_beyond_chance(
+def test_outcomes_decide_what_is_significant(
     base: Metrics, expert: Metrics, metric: Metric | None, expected: dict[str, str]
 ) -> None:
     assert below(base, expert, metric) == expected
@@ -96,11 +96,11 @@ def test_no_table_normalises_by_an_expert_below_the_base(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     print_reports({"ties": ROTATED})
-    printed = capsys.readouterr().out
-    assert "normalised" not in printed
-    said = "do not belong together: the expert scores below the base on latin\n"
-    assert said in printed
-    assert said.strip() in ROTATED._repr_html_()
+    output = capsys.readouterr().out
+    assert "normalised" not in output
+    note = "do not belong together: the expert scores below the base on latin\n"
+    assert note in output
+    assert note.strip() in ROTATED._repr_html_()
     labels = [entry.label for entry in table_of({"ties": ROTATED}).entries]
     assert labels == ["latin", "greek", "average", "worst"]
     assert ROTATED.normalised_average is None
@@ -109,10 +109,10 @@ def test_no_table_normalises_by_an_expert_below_the_base(
     assert "latin (30.0, base 50.0), by the figures alone" in warning
 
 
-def test_beside_another_report_only_the_one_that_fits_is_normalised() -> None:
+def test_only_reports_without_experts_below_the_base_are_normalised() -> None:
     good = replace(ROTATED, experts={task: {"accuracy": 1.0} for task in ROTATED.tasks})
     table = table_of({"rotated": ROTATED, "good": good})
-    (entry,) = (each for each in table.entries if each.label == "normalised")
+    (entry,) = (entry for entry in table.entries if entry.label == "normalised")
     figures = [figure and round(figure.value, 3) for figure in entry.figures]
     assert dict(zip(table.headings, figures, strict=True)) == {
         "base": None,
@@ -138,22 +138,22 @@ def on_examples(expert: int) -> Report:
     return Report(row, {"a": accuracy(50, 100)}, row)
 
 
-def stored(report: Report, **changes: Any) -> Report:
-    """Return a report as it is read from its file, whose content has changed."""
+def read_back(report: Report, **changes: Any) -> Report:
+    """Return a report as read from its file, with changed content."""
     return Report.from_json(json.loads(json.dumps(report.as_json())) | changes)
 
 
-def test_a_report_is_judged_when_it_is_read_not_by_what_it_stored() -> None:
+def test_experts_below_the_base_are_found_anew_on_reading() -> None:
     rotated = on_examples(30)
     assert rotated.as_json()["experts_below_base"]["a"]["evidence"] == "exact McNemar"
-    (found,) = stored(rotated, experts_below_base={}).experts_below_base
-    assert (found.task, found.evidence) == ("a", "the figures alone")
+    (below_base,) = read_back(rotated, experts_below_base={}).experts_below_base
+    assert (below_base.task, below_base.evidence) == ("a", "the figures alone")
 
 
-def test_what_outcomes_showed_to_be_chance_stays_chance_without_them() -> None:
+def test_within_chance_persists_without_outcomes() -> None:
     chance = on_examples(48)
     assert chance.normalised_average == 1.0
     assert chance.as_json()["within_chance"] == ["a"]
-    assert stored(chance).normalised_average == 1.0
+    assert read_back(chance).normalised_average == 1.0
     assert chance.without_outcomes().experts_below_base == ()
-    assert len(stored(chance, within_chance=[]).experts_below_base) == 1
+    assert len(read_back(chance, within_chance=[]).experts_below_base) == 1

@@ -14,13 +14,15 @@ BASE = {"latin": {"accuracy": 0.125}, "greek": {"accuracy": 0.0}}
 EXPERTS = {"latin": {"accuracy": 1.0}, "greek": {"accuracy": 0.5}}
 
 
-def printed(report: Report, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+def print_report(report: Report, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     print_reports({"ties": report})
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_table_has_a_row_a_task_and_the_averages(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(Report(TASKS, BASE, EXPERTS), capsys)
+def test_the_table_has_one_row_per_task_and_the_averages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = print_report(Report(TASKS, BASE, EXPERTS), capsys)
     assert lines[:6] == [
         ["task", "base", "ties", "experts"],
         ["latin", "12.5", "50.0", "100.0"],
@@ -33,11 +35,11 @@ def test_the_table_has_a_row_a_task_and_the_averages(capsys: pytest.CaptureFixtu
 
 
 def test_columns_without_numbers_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(Report(TASKS), capsys)[0] == ["task", "ties"]
+    assert print_report(Report(TASKS), capsys)[0] == ["task", "ties"]
 
 
 def test_a_task_without_an_expert_has_an_empty_cell(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
+    lines = print_report(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
     assert lines[1] == ["latin", "50.0", "100.0"]
     assert lines[2] == ["greek", "25.0"]
     assert lines[5] == ["accuracy", "in", "%"]
@@ -53,11 +55,11 @@ PUBLISHED = Published(
 )
 
 
-def test_published_rows_stand_beside_this_run_by_their_averages(
+def test_published_rows_and_this_run_are_sorted_by_average(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = {**TASKS, "shapes": {"accuracy": 1.0}}
-    lines = printed(Report(more, published=PUBLISHED), capsys)
+    lines = print_report(Report(more, published=PUBLISHED), capsys)
     start = lines.index(["method", "latin", "greek", "average"])
     assert lines[start + 1 : start + 3] == [
         ["theirs", "25.0", "0.0", "12.5"],
@@ -69,7 +71,7 @@ def test_published_rows_stand_beside_this_run_by_their_averages(
 
 def test_figures_of_other_tasks_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     alone = Report({"shapes": {"accuracy": 1.0}}, published=PUBLISHED)
-    assert ["method"] not in [line[:1] for line in printed(alone, capsys)]
+    assert ["method"] not in [line[:1] for line in print_report(alone, capsys)]
 
 
 def side_by_side(capsys: pytest.CaptureFixture[str], **reports: Report) -> list[list[str]]:
@@ -94,12 +96,12 @@ def test_reports_stand_side_by_side_and_share_what_is_equal(
         ["normalised", "6.2", "50.0", "87.5", "100.0"],
         ["worst", "0.0", "25.0", "50.0", "50.0"],
     ]
-    said = [" ".join(line) for line in lines[6:]]
-    assert said[0] == "accuracy in %; normalised: in % of the experts', on average"
-    assert said[1].startswith("transductive (ada): ")
-    assert said[2] == "measured on a half (ada)"
-    start = said.index("method latin greek average")
-    assert said[start + 1 : start + 4] == [
+    text_lines = [" ".join(line) for line in lines[6:]]
+    assert text_lines[0] == "accuracy in %; normalised: in % of the experts', on average"
+    assert text_lines[1].startswith("transductive (ada): ")
+    assert text_lines[2] == "measured on a half (ada)"
+    start = text_lines.index("method latin greek average")
+    assert text_lines[start + 1 : start + 4] == [
         "theirs 25.0 0.0 12.5",
         "ties (this run) 50.0 25.0 37.5",
         "ada (this run) 75.0 50.0 62.5",
@@ -116,17 +118,17 @@ def test_every_family_of_checkpoints_has_a_table_of_its_own(
         large=Report(EXPERTS, published=large),
         again=Report(EXPERTS, published=PUBLISHED),
     )
-    said = [" ".join(line) for line in lines]
-    first = said.index("method latin greek average")
-    second = said.index("method latin greek average", first + 1)
-    assert said[first + 1 : first + 6] == [
+    text_lines = [" ".join(line) for line in lines]
+    first = text_lines.index("method latin greek average")
+    second = text_lines.index("method latin greek average", first + 1)
+    assert text_lines[first + 1 : first + 6] == [
         "theirs 25.0 0.0 12.5",
         "tiny (this run) 50.0 25.0 37.5",
         "again (this run) 100.0 50.0 75.0",
         "published: a paper",
         "of tiny experts",
     ]
-    assert said[second + 1 : second + 5] == [
+    assert text_lines[second + 1 : second + 5] == [
         "large (this run) 100.0 50.0 75.0",
         "ours 100.0 100.0 100.0",
         "published: a paper",
@@ -160,13 +162,13 @@ def test_without_a_common_task_there_is_no_average(capsys: pytest.CaptureFixture
     assert " ".join(lines[5]).endswith("that all have: none")
 
 
-def test_bases_that_differ_are_both_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_bases_have_a_column_each(capsys: pytest.CaptureFixture[str]) -> None:
     lines = side_by_side(capsys, a=Report(TASKS, BASE), b=Report(TASKS, TASKS))
     assert lines[0] == ["task", "base", "of", "a", "base", "of", "b", "a", "b"]
 
 
 def test_an_average_of_fewer_tasks_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
+    lines = print_report(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
     assert lines[3] == ["average", "37.5"]
 
 
@@ -187,8 +189,8 @@ BOTH = Report(
 )
 
 
-def test_what_is_not_a_fraction_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(TEXTS, capsys)
+def test_other_units_are_not_shown_in_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = print_report(TEXTS, capsys)
     assert lines[1:6] == [
         ["wiki", "1235", "8.000", "6.000"],
         ["code", "inf", "4.000", "2.000"],
@@ -196,13 +198,13 @@ def test_what_is_not_a_fraction_is_shown_as_it_is(capsys: pytest.CaptureFixture[
         ["normalised", "0.2", "62.5", "100.0"],
         ["worst", "inf", "8.000", "6.000"],
     ]
-    said = "perplexity, lower is better; normalised: in % of the experts', on average"
-    assert " ".join(lines[6]) == said
+    note = "perplexity, lower is better; normalised: in % of the experts', on average"
+    assert " ".join(lines[6]) == note
 
 
 def test_different_units_are_named_and_not_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert (BOTH.average, BOTH.normalised_average) == (None, 0.625)
-    lines = [" ".join(line) for line in printed(BOTH, capsys)]
+    lines = [" ".join(line) for line in print_report(BOTH, capsys)]
     assert lines[:6] == [
         "task metric ties experts",
         "wiki perplexity, lower is better 8.000 6.000",
@@ -214,13 +216,13 @@ def test_different_units_are_named_and_not_averaged(capsys: pytest.CaptureFixtur
     assert lines[7:9] == ["method latin average", "theirs 25.0 25.0"]  # what is published
 
 
-def test_a_task_measured_in_two_ways_is_two_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_with_two_main_metrics_has_two_rows(capsys: pytest.CaptureFixture[str]) -> None:
     lines = side_by_side(capsys, a=Report({"wiki": {"accuracy": 0.5}}), b=BOTH)
     assert [line[0] for line in lines[1:5]] == ["wiki", "wiki", "latin", "average"]
     assert lines[4] == ["average"]
 
 
-def test_noted_metrics_are_rows_where_they_are_not_zero(capsys: pytest.CaptureFixture[str]) -> None:
+def test_noted_metrics_have_rows_if_nonzero(capsys: pytest.CaptureFixture[str]) -> None:
     noted = {"invalid": Metric("invalid", higher_is_better=False, is_noted=True)}
     report = Report(
         {"sums": {"exact": 0.5, "invalid": 0.25}, "dates": {"exact": 0.75, "invalid": 0.0}},
@@ -228,7 +230,7 @@ def test_noted_metrics_are_rows_where_they_are_not_zero(capsys: pytest.CaptureFi
         metrics={"sums": noted, "dates": noted},
     )
     assert Report.from_json(report.as_json()).metrics == report.metrics
-    assert [" ".join(line) for line in printed(report, capsys)] == [
+    assert [" ".join(line) for line in print_report(report, capsys)] == [
         "task metric ties experts",
         "sums exact in % 50.0 100.0",
         "dates exact in % 75.0 100.0",
@@ -257,7 +259,7 @@ def test_a_normalised_average_needs_an_expert_for_every_task() -> None:
         assert Report(TASKS, experts=experts).normalised_average is None
 
 
-def test_what_is_not_finite_is_recorded_and_read_back() -> None:
+def test_nonfinite_values_are_stored_and_read_back() -> None:
     tasks = {"wiki": {"perplexity": float("inf"), "loss": float("nan"), "gain": -float("inf")}}
     content = json.loads(json.dumps(Report(tasks).as_json(), allow_nan=False))
     assert content["tasks"] == {
@@ -322,21 +324,21 @@ def test_a_report_reads_back_as_it_was(report: Report) -> None:
     ids=lambda damage: str(damage)[:20],
 )
 def test_a_damaged_report_is_refused(damage: Any) -> None:
-    with pytest.raises(ValueError, match=r"it is not of schema 2|it has no tasks|validation error"):
+    with pytest.raises(ValueError, match=r"expected schema 2|missing tasks|validation error"):
         Report.from_json(damage)
 
 
-def test_how_options_were_chosen_is_kept_and_said() -> None:
+def test_the_choice_of_options_is_stored_and_noted() -> None:
     report = Report(TASKS, chosen="by a sweep of 30 runs, without labels")
     assert Report.from_json(json.loads(json.dumps(report.as_json()))).chosen == report.chosen
-    said = "options chosen by a sweep of 30 runs, without labels"
-    assert said in notes({"ties": report})
-    assert f"{said} (ties)" in notes({"ties": report, "dare": Report(TASKS)})
+    note = "options chosen by a sweep of 30 runs, without labels"
+    assert note in notes({"ties": report})
+    assert f"{note} (ties)" in notes({"ties": report, "dare": Report(TASKS)})
     assert "chosen" not in Report(TASKS).as_json()
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"),
+    ("metric", "text"),
     [
         (Metric("accuracy"), "accuracy in %"),
         (Metric("perplexity", unit="", higher_is_better=False), "perplexity, lower is better"),
@@ -347,5 +349,5 @@ def test_how_options_were_chosen_is_kept_and_said() -> None:
         (Metric("length", "m"), "length in m"),
     ],
 )
-def test_a_metric_says_its_unit_unless_its_name_does(metric: Metric, said: str) -> None:
-    assert str(metric) == said
+def test_a_metric_says_its_unit_unless_its_name_does(metric: Metric, text: str) -> None:
+    assert str(metric) == text

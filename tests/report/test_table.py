@@ -1,4 +1,4 @@
-"""The table of a run, and of several: its width, its intervals, notebooks."""
+"""The table of one or several reports: width, intervals, notebooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report(*right: int, **options: Any) -> Report:
     names = ("latin", "greek", "shapes")
     rows = {"experts": [99, 98, 97]}
     return Report(
-        {name: accuracy(each, 100) for name, each in zip(names, right, strict=False)},
+        {name: accuracy(count, 100) for name, count in zip(names, right, strict=False)},
         experts={n: accuracy(e, 100) for n, e in zip(names, rows["experts"], strict=True)},
         **options,
     )
@@ -45,7 +45,7 @@ def report(*right: int, **options: Any) -> Report:
         (BITS, 1234.5, (1200.0, 1269.0), "1234 ±34"),
     ],
 )
-def test_a_figure_stands_with_its_interval(
+def test_a_figure_is_formatted_with_its_interval(
     metric: Metric, value: float, interval: Any, text: str
 ) -> None:
     figure = Figure(value, lambda: interval)
@@ -54,7 +54,7 @@ def test_a_figure_stands_with_its_interval(
     assert entry.shown(Figure(value)) == text.partition(" ")[0]
 
 
-def drawn(reports: dict[str, Report], width: int, *, intervals: bool = False) -> list[str]:
+def draw(reports: dict[str, Report], width: int, *, intervals: bool = False) -> list[str]:
     console = Console(width=width, file=io.StringIO(), highlight=False)
     over = Intervals() if intervals else None
     for table in report_tables(table_of(reports, over), width):
@@ -66,19 +66,19 @@ def drawn(reports: dict[str, Report], width: int, *, intervals: bool = False) ->
 
 def test_five_models_fit_with_their_intervals_into_80_columns() -> None:
     models = {name: report(60, 70, 80) for name in ("ties", "dare", "sum")}
-    lines = drawn(models, 80, intervals=True)
+    lines = draw(models, 80, intervals=True)
     assert lines[0].split() == ["task", "ties", "dare", "sum", "experts"]
     assert lines[1].split() == ["latin", *["60.0", "±9.8"] * 3, "99.0", "-4.4+0.8"]
     (normalised,) = (line for line in lines if line.startswith("normalised"))
     assert lines[1].index("99.0") == normalised.index("100.0") + 1  # numbers below numbers
 
 
-def test_more_models_have_a_row_each_in_as_many_parts_as_it_takes() -> None:
+def test_many_models_have_one_row_each_in_several_parts() -> None:
     models = {f"outputs/mini8-ties-{number}": report(60, 70, 80) for number in range(9)}
-    lines = drawn(models, 68)
+    lines = draw(models, 68)
     assert lines[1].split() == ["model", "latin", "greek", "s", "ge", "lised", "worst"]
     assert len([line for line in lines if line.startswith("outputs/mini8-ties-")]) == 9
-    narrow = drawn(models, 40, intervals=True)
+    narrow = draw(models, 40, intervals=True)
     headings = [line.split() for line in narrow if line.startswith("model")]
     assert [heading for part in headings for heading in part[1:]] == [
         *("latin", "greek", "shapes", "average", "normalised", "worst")
@@ -86,18 +86,18 @@ def test_more_models_have_a_row_each_in_as_many_parts_as_it_takes() -> None:
     assert len([line for line in narrow if "60.0 ±9.8" in line]) == 2 * 9  # worst is latin
 
 
-def test_a_table_says_what_its_intervals_are_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_explains_the_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     print_reports({"m": Report({"latin": {"accuracy": 0.5}})}, intervals=Intervals())
-    assert "no intervals: nothing is kept of each example" in capsys.readouterr().out
+    assert "no intervals: no outcomes of single examples are stored" in capsys.readouterr().out
     print_reports({"m": report(50)}, intervals=Intervals())
-    printed = capsys.readouterr().out
-    assert "50.0 ±9.6" in printed
-    assert "intervals over test examples" in printed
+    output = capsys.readouterr().out
+    assert "50.0 ±9.6" in output
+    assert "intervals over test examples" in output
     print_reports({"m": report(50)})
     assert "interval" not in capsys.readouterr().out
 
 
-def test_what_is_mixed_names_its_metric() -> None:
+def test_mixed_tables_name_the_metrics() -> None:
     mixed = Report(
         {"wiki": {"bits": 1.0}, "latin": {"accuracy": 0.5}}, metrics={"wiki": {"bits": BITS}}
     )
@@ -105,25 +105,25 @@ def test_what_is_mixed_names_its_metric() -> None:
 
 
 def test_json_has_both_ends() -> None:
-    found = report(50, 60).as_json(Intervals())["intervals"]
-    assert found["tasks"]["latin"] == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert found["average"] == pytest.approx((0.48, 0.62), abs=0.015)
-    assert found["base"] == {}
-    assert found["normalised_average"][0] < report(50, 60).normalised_average
+    intervals = report(50, 60).as_json(Intervals())["intervals"]
+    assert intervals["tasks"]["latin"] == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert intervals["average"] == pytest.approx((0.48, 0.62), abs=0.015)
+    assert intervals["base"] == {}
+    assert intervals["normalised_average"][0] < report(50, 60).normalised_average
     assert "intervals" not in report(50).as_json()
 
 
 def test_notebooks_show_the_table() -> None:
-    shown = Report({"<latin>": {"accuracy": 0.5}}, transductive=True)._repr_html_()
-    assert shown.startswith("<table><caption>accuracy in %; transductive: ")
+    html = Report({"<latin>": {"accuracy": 0.5}}, transductive=True)._repr_html_()
+    assert html.startswith("<table><caption>accuracy in %; transductive: ")
     assert (
-        "<tr><th>task</th><th>merged</th></tr><tr><td>&lt;latin&gt;</td><td>50.0</td></tr>" in shown
+        "<tr><th>task</th><th>merged</th></tr><tr><td>&lt;latin&gt;</td><td>50.0</td></tr>" in html
     )
     result: Any = RunResult(None, None, None, report(50), {})  # type: ignore[arg-type]
     assert result._repr_html_() == f"{report(50)._repr_html_()}<p>merged: in memory</p>"
 
 
-def test_what_draws_and_exports_now_is_named() -> None:
+def test_moved_methods_name_their_replacements() -> None:
     with pytest.raises(ImportError, match=r"use fusion_report\.plot \(pip install fusion-report\)"):
         report(50).plot()
     with pytest.raises(ImportError, match=r"use fusion_report\.to_dataframe "):

@@ -260,8 +260,8 @@ def test_options_follow_the_depth(models: Models) -> None:
     [
         (["trim"], r"no stage merges: trim \(transform\)"),
         (["ties", "task-arithmetic"], r"more than one stage merges: ties \(merge\), "),
-        (["ties", "trim"], r"in another order: ties \(merge\), trim \(transform\)"),
-        (["svc", "ties"], r"in another order: svc \(calibrate\), ties \(merge\)"),
+        (["ties", "trim"], r"in the wrong order: ties \(merge\), trim \(transform\)"),
+        (["svc", "ties"], r"in the wrong order: svc \(calibrate\), ties \(merge\)"),
         (
             [{"name": "trim", "densty": 1}, {"name": "ties", "scal": 1}],
             r"trim\.densty.*\n.*ties\.s",

@@ -320,7 +320,7 @@ def test_it_is_registered_and_runs_by_its_name() -> None:
         ({"scope": "layer"}, "algorithm.scope = 'layer'"),
         ({"zero_sign": "minus"}, "algorithm.zero_sign = 'minus'"),
         ({"desnity": 0.5}, "did you mean density"),
-        ({"weights": {"nobody": 1}}, "weights names nobody"),
+        ({"weights": {"nobody": 1}}, "weights names unknown experts: nobody"),
         ({"weights": [1]}, "1 entries for 3 experts"),
         ({"scale": float("inf")}, "finite"),
     ],

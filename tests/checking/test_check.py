@@ -468,8 +468,8 @@ def test_a_disk_without_room_exits_6(
     [
         (("--algo", "tise"), 3, "did you mean ties"),
         (("--set", "algorithm.densty=1"), 2, "did you mean density?"),
-        (("--set", "algorithm.skip=layr"), 2, "no tensor is called like 'layr'"),
-        (("--set", "algorithm.density='0.2'"), 2, "valid number, not text"),
+        (("--set", "algorithm.skip=layr"), 2, "no tensor matches 'layr'"),
+        (("--set", "algorithm.density='0.2'"), 2, "expected a number, got text"),
         (("-o", "recipe.yaml"), 7, "is a file"),
         (("--device", "meta"), 2, "device 'meta'"),
     ],

@@ -78,7 +78,7 @@ def test_what_goes_wrong_is_told_as_it_is_said(fuse: Fuse, tmp_path: Path) -> No
     assert failed == {
         "event": "failed",
         "class": "UnknownComponentError",
-        "message": "there is no algorithm 'tise'",
+        "message": "unknown algorithm 'tise'; did you mean ties or fisher?",
         "hint": failed["hint"],
     }
     assert failed["hint"] in done.err

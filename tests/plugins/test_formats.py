@@ -156,9 +156,8 @@ def test_two_formats_of_one_model_are_named_and_one_is_chosen(
     assert CheckpointsPool(config).experts["a"].tensor("w").tolist() == [1, 2]
     assert config.model_dump()["format"] == "raw"
     assert "format" not in CheckpointsConfig(models={"a": str(both)}).model_dump()
-    with pytest.raises(UnknownComponentError, match="there is no format 'rax'") as unknown:
+    with pytest.raises(UnknownComponentError, match="unknown format 'rax'; did you mean raw"):
         format_of(both, preferred="rax")
-    assert unknown.value.hint == "did you mean raw?"
 
 
 def test_a_preference_is_for_models_that_could_be_read_so(
@@ -192,13 +191,13 @@ def test_differences_need_a_base(
     among()
     found, base = find_model(str(raw(tmp_path / "a", 1)), "model"), full(tmp_path / "base")
     assert found.is_delta
-    with pytest.raises(CheckpointError, match="is an adapter, which is nothing without its base"):
+    with pytest.raises(CheckpointError, match="expected a full model, found an adapter"):
         found.open()
     opened = find_model(str(base), "model").open()
     assert found.open(opened).base is opened  # type: ignore[attr-defined]
     pool = CheckpointsPool(CheckpointsConfig(base=str(base), models={"a": str(tmp_path / "a")}))
     assert pool.experts["a"].is_delta
-    with pytest.raises(CheckpointError, match="nothing without its base"):
+    with pytest.raises(CheckpointError, match="the adapter a needs its base"):
         CheckpointsPool(CheckpointsConfig(models={"a": str(tmp_path / "a")}))
 
 
@@ -277,7 +276,7 @@ def test_a_malformed_spec_breaks_its_plugin_alone(
     ("target", "problem"),
     [
         ("nothing", "cannot be imported"),
-        ("opened", "it made 3, not an WeightSource"),
+        ("opened", "expected WeightSource, got 3"),
         ("failing", "cannot be made: KeyError: 'x'"),
         ("READER", "cannot be imported"),
     ],

@@ -83,7 +83,7 @@ BROKEN = {
             return [TaskPoolSpec(name="a", summary="", target="a:b", config="a:b")]
         """,
         "TypeError",
-        "not an instance of AlgorithmSpec",
+        "expected AlgorithmSpec",
     ),
     "returns-nothing": (
         """
@@ -252,18 +252,18 @@ def test_an_unknown_name_brings_close_ones_and_what_is_not_loaded(site: Site) ->
         discovered(("blocked-one",)).find(AlgorithmSpec, "helthy")
     error = caught.value
     assert error.exit_code == 3
-    assert error.message == "there is no algorithm 'helthy'"
+    assert error.message == "unknown algorithm 'helthy'; did you mean healthy?"
     assert error.hint is not None
-    assert "did you mean healthy" in error.hint
     assert "bad-one (broken: ImportError: libfoo is missing)" in error.hint
     assert "blocked-one (blocked" in error.hint
     assert "picky-one (incompatible: needs fusion-core>=99" in error.hint
 
 
-def test_an_unknown_name_without_close_ones_brings_the_list(site: Site) -> None:
-    site.install("zz-healthy", good("healthy"))
-    with pytest.raises(UnknownComponentError, match=r"installed: .*healthy"):
+def test_an_unknown_name_without_close_ones_brings_the_command_that_lists_them() -> None:
+    with pytest.raises(UnknownComponentError) as caught:
         discovered().find(AlgorithmSpec, "qqqqqq")
+    assert caught.value.message == "unknown algorithm 'qqqqqq'"
+    assert caught.value.hint == "See: fuse list algorithms"
 
 
 # --- what is never imported ---------------------------------------------------------------------
@@ -332,12 +332,9 @@ def test_a_name_that_blocks_nothing_is_an_error(
     site.install("quiet-one", good("quiet"))
     if how == "environment":
         monkeypatch.setenv("FUSION_BLOCK_PLUGINS", "quite-one")
-    with pytest.raises(PluginError, match="no plugin 'quite-one' to block") as caught:
+    with pytest.raises(PluginError, match="'quite-one'; did you mean quiet-one") as caught:
         discovered(("quite-one",) if how == "argument" else ())
-    assert caught.value.hint == "did you mean quiet-one?"
-    with pytest.raises(PluginError) as caught:
-        discovered(("something-else-altogether",))
-    assert caught.value.hint is not None
+    assert caught.value.hint == "See: fuse list-plugins"
 
 
 def test_the_core_cannot_be_blocked() -> None:
@@ -451,11 +448,15 @@ THING = 3
 """
 
 ODD_CLASSES = {
-    "no class": ("THING", "Config", "is 3, not a class of Algorithm"),
-    "another class": ("Unrelated", "Config", "Unrelated'>, not a class of Algorithm"),
-    "a configuration as an algorithm": ("Config", "Config", "not a class of Algorithm"),
+    "no class": (
+        "THING",
+        "Config",
+        "expected a subclass of Algorithm at 'odd_classes:THING'",
+    ),
+    "another class": ("Unrelated", "Config", "expected a subclass of Algorithm"),
+    "a configuration as an algorithm": ("Config", "Config", "expected a subclass of Algorithm"),
     "abstract": ("Abstract", "Config", "does not define run"),
-    "no configuration": ("Failing", "Unrelated", "not a class of ComponentConfig"),
+    "no configuration": ("Failing", "Unrelated", "expected a subclass of ComponentConfig"),
     "fails": ("Failing", "Config", "cannot be made: KeyError: 'x'"),
 }
 
@@ -529,9 +530,9 @@ def test_a_plugin_can_bring_an_executor(site: Site) -> None:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("make_nothing", "cannot be used: it made 7, not an Executor"),
-        ("THING", "is 3, not a class of Executor"),
-        ("Config", "not a class of Executor"),
+        ("make_nothing", "cannot be used: expected Executor, got 7"),
+        ("THING", "expected a subclass of Executor at 'cluster_x:THING', got 3"),
+        ("Config", "expected a subclass of Executor"),
         ("Nothing", "cannot be imported from 'cluster_x:Nothing'"),
     ],
 )
@@ -544,8 +545,8 @@ def test_what_makes_no_executor_is_its_plugins_fault(site: Site, target: str, sa
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("threads", {"workers": 0}, "executor.workers = 0: Input should be greater than"),
-        ("threads", {"workers": "2"}, "executor.workers = '2': Input should be a valid integer"),
+        ("threads", {"workers": 0}, "executor.workers = 0: expected a value greater than"),
+        ("threads", {"workers": "2"}, "executor.workers = '2': expected an integer"),
         ("threads", {"wokers": 2}, "executor.wokers: unknown option; did you mean workers?"),
     ],
 )
@@ -636,16 +637,16 @@ def test_a_known_name_says_what_to_install(
     kind: type[ComponentSpec], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BROUGHT_BY, "fusion-elsewhere", {kind.kind: ("elsewhere",)})
-    with pytest.raises(UnknownComponentError, match="there is no") as caught:
+    with pytest.raises(UnknownComponentError, match="unknown ") as caught:
         discovered().find(kind, name)
-    assert "it comes with fusion-elsewhere: pip install fusion-elsewhere" in str(caught.value)
+    assert "Install the plugin that provides it: pip install fusion-elsewhere" in str(caught.value)
 
 
 @pytest.mark.plugins
 def test_what_is_only_blocked_needs_no_installing() -> None:
     with pytest.raises(UnknownComponentError) as caught:
         discovered(("fusion-ties",)).find(AlgorithmSpec, "ties")
-    assert "not loaded: fusion-ties (blocked" in str(caught.value)
+    assert "Not loaded: fusion-ties (blocked" in str(caught.value)
     assert "pip install" not in str(caught.value)
 
 
@@ -710,7 +711,7 @@ def test_everything_that_is_wrong_is_shown_with_its_cause(
         assert f"\nbad-{case}:\nTraceback" in out
     assert "needs fusion-core>=99, this is 0.1.0" in out
     assert "slow-one: importing slow_one took" in out
-    assert "algorithm 'clash' is provided by several plugins: clash-a/clash, clash-b/clash" in out
+    assert "several plugins provide algorithm 'clash': clash-a/clash, clash-b/clash" in out
     for command in (("--help",), ("run", "--help"), ("list", "algorithms")):
         assert troubled(*command).code == 0
     assert "checkpoints" in troubled("list", "pools").out

@@ -151,7 +151,7 @@ def test_errors_in_names_and_options_come_together(toys: PluginManager) -> None:
     lines = refused({"algorithm": {"name": "toy", "x": 1}, "model_pool": "nonsense"}, toys)
     assert lines == [
         "algorithm.x: unknown option; known: density, mode, steps, only, skip, overrides, by_depth",
-        "there is no model pool 'nonsense'",
+        "unknown model pool 'nonsense'",
     ]
 
 
@@ -358,7 +358,9 @@ def test_what_no_section_has_is_told_what_there_is(toys: PluginManager) -> None:
 def test_a_file_of_another_program_is_recognised(
     toys: PluginManager, text: str, program: str
 ) -> None:
-    with pytest.raises(RecipeError, match=f"^this is a configuration of {program}, ") as caught:
+    with pytest.raises(
+        RecipeError, match=f"^expected a recipe, found a configuration of {program} "
+    ) as caught:
         resolve(load_yaml(text, origin=""), toys)
     (page,) = re.findall(r"See (.*\.md)\.$", str(caught.value.hint))
     assert (Path(__file__).parents[2] / page).is_file()
@@ -403,7 +405,7 @@ def test_text_that_has_to_be_quoted_is_shown_quoted(text: str, quoted: str) -> N
 
 @pytest.mark.parametrize("present", [["a", "b"], 5, True])
 def test_set_replaces_no_list_or_number_by_a_mapping(present: object) -> None:
-    with pytest.raises(RecipeError, match="has no options, so none is 'c'"):
+    with pytest.raises(RecipeError, match="cannot set option 'c': .* is not a mapping"):
         override({"model_pool": {"models": present}}, ["model_pool.models.c=x"])
 
 
@@ -431,7 +433,8 @@ def test_set_replaces_no_list_or_number_by_a_mapping(present: object) -> None:
 def test_yaml_that_is_not_plain_data_is_refused(text: str, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem) as caught:
         load_yaml(text, origin="the recipe")
-    assert str(caught.value).startswith("the recipe: not valid YAML: ")
+    assert str(caught.value).startswith("the recipe")
+    assert ": invalid YAML: " in str(caught.value)
 
 
 def _bomb(line: str) -> str:
@@ -514,11 +517,11 @@ def test_a_recipe_file_holds_a_mapping(tmp_path: Path, content: bytes) -> None:
 
 
 def test_an_unreadable_recipe_is_a_recipe_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be read"):
-        load_recipe(tmp_path / "missing.yaml")
-    with pytest.raises(RecipeError, match="cannot be read"):
-        load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
+    with pytest.raises(RecipeError, match=r"recipe not found: .*latim.yaml; did you mean .*latin"):
+        load_recipe(tmp_path / "latim.yaml")
+    with pytest.raises(RecipeError, match="expected a recipe file, found a directory"):
+        load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path / "latin.yaml")
 
@@ -570,9 +573,12 @@ def test_a_choice_is_a_name_or_a_mapping() -> None:
         ({"models": ["x/same", "y/other", "z/same"]}, "the same name, same;"),
         ({"models": "x"}, "a mapping of names to models, or a list"),
         ({"models": 5}, "a mapping of names to models, or a list"),
-        ({"models": [5]}, "neither a path"),
-        ({"models": {"a": ""}}, "not a path: it is empty"),
-        ({"models": {"a": "x"}, "base": 5}, "neither a path"),
+        ({"models": [5]}, "expected a path, a recipe, a state dict or a live model"),
+        ({"models": {"a": ""}}, "expected a path, got an empty text"),
+        (
+            {"models": {"a": "x"}, "base": 5},
+            "expected a path, a recipe, a state dict or a live model",
+        ),
         ({"models": {"a": "x"}, "bsae": "x"}, "did you mean base"),
         ({}, "models: required"),
     ],
@@ -649,9 +655,9 @@ def test_options_from_python_are_refused_as_those_of_a_recipe_are() -> None:
     with pytest.raises(RecipeError) as caught:
         Strict(bounded=2, count="3", inner={"count": "x"}, cuont=1)
     assert caught.value.message.splitlines() == [
-        "bounded = 2: Input should be less than or equal to 1",
-        "count = '3': Input should be a valid integer, not text",
-        "inner.count = 'x': Input should be a valid integer, not text",
+        "bounded = 2: expected a value less than or equal to 1",
+        "count = '3': expected an integer, got text",
+        "inner.count = 'x': expected an integer, got text",
         "cuont: unknown option; did you mean count?",
     ]
 
@@ -678,7 +684,7 @@ def test_options_from_python_are_refused_as_those_of_a_recipe_are() -> None:
     ],
 )
 def test_text_is_no_number_and_no_truth_value(option: str, value: object) -> None:
-    with pytest.raises(RecipeError, match=rf"^section\.{option}.* = .*Input should be") as caught:
+    with pytest.raises(RecipeError, match=rf"^section\.{option}.* = .*: expected ") as caught:
         validated(Strict, {option: value}, prefix="section")
     assert "before" not in caught.value.message  # pydantic's own words for a union's branches
 

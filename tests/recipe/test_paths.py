@@ -103,7 +103,7 @@ def test_what_is_not_a_path_is_refused(bad: str, place: str) -> None:
     pool = {**pool, place: bad} if place == "base" else pool
     pool = {**pool, "models": {"a": bad}} if place == "models" else pool
     output = {"path": bad} if place == "output" else {}
-    with pytest.raises(RecipeError, match="not a path"):
+    with pytest.raises(RecipeError, match="expected a path"):
         run_fusion({"algorithm": "ties", "model_pool": pool, "output": output})
 
 

@@ -103,7 +103,7 @@ def test_a_live_model_is_copied_to_build_one() -> None:
 
 
 def test_files_alone_build_nothing(directory: Path) -> None:
-    with pytest.raises(FusionError, match="without knowing which class"):
+    with pytest.raises(FusionError, match="does not know the class of its models"):
         pool(str(directory), a=str(directory)).build(StateDictSource({}))
 
 

@@ -197,7 +197,7 @@ def test_differences_need_a_base(
     assert found.open(opened).base is opened  # type: ignore[attr-defined]
     pool = CheckpointsPool(CheckpointsConfig(base=str(base), models={"a": str(tmp_path / "a")}))
     assert pool.experts["a"].is_delta
-    with pytest.raises(CheckpointError, match="the adapter a needs its base"):
+    with pytest.raises(CheckpointError, match=r"the adapter .*a needs its base"):
         CheckpointsPool(CheckpointsConfig(models={"a": str(tmp_path / "a")}))
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core.weights.reading.assets import Files
+    from fusion_core.weights.reading.location import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class _Model:
     located: LocatedModel | None = None
 
     @property
+    def location(self) -> Location | None:
+        """The location of the files; None for an object of the caller's."""
+        return None if self.located is None else self.located.location
+
+    @property
     def is_delta(self) -> bool:
         """Whether it is an adapter, which has a base but is not a full model."""
         return self.located is not None and self.located.is_delta
@@ -62,9 +68,9 @@ class _Model:
         """Return the files next to the weights that are copied with them."""
         if isinstance(self.live, RecipeSource):
             return self.live.assets(dtype)
-        if self.located is None or not self.located.location.path.is_dir():
+        if self.location is None or not self.location.path.is_dir():
             return {}
-        return self._without_format(assets_of(self.located.location.path, *more, dtype=dtype))
+        return self._without_format(assets_of(self.location.path, *more, dtype=dtype))
 
     def side_files(self, *more: str) -> Files:
         """Return the files that identify the model, such as configuration and tokenizer.
@@ -121,10 +127,10 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         self._models = {
             name: self._find(given, name, f"models.{name}") for name, given in config.models.items()
         }
-        if self._base is not None and self._base.located and self._base.is_delta:
+        if self._base is not None and self._base.location and self._base.is_delta:
             raise CheckpointError(
                 "model_pool.base: expected a full model, found a LoRA adapter: "
-                f"{self._base.located.location.name}",
+                f"{self._base.location.name}",
                 hint="Name the model that the adapter was trained on as the base, and the adapter "
                 "under models.",
             )
@@ -219,7 +225,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as its model card states it."""
         return {
-            model.name: model.located and licence_of(model.located.location.directory)
+            model.name: model.location and licence_of(model.location.directory)
             for model in self._all
         }
 

@@ -40,7 +40,7 @@ def check_needs(
     if count < spec.min_experts or count > (spec.max_experts or count):
         raise RecipeError(
             f"algorithm {spec.name!r} takes {_range(spec)} experts, the model pool has {count}",
-            hint="Give the model pool as many.",
+            hint="Change the number of experts in the model pool.",
         )
 
 

@@ -48,7 +48,7 @@ _KINDS: dict[str, type[ComponentSpec]] = {
 }
 #: The pool that takes any models.
 _ANY = "checkpoints"
-_NAME_ONE = "Name one with --algo; see: fuse list algorithms"
+_NAME_ONE = "Choose one with --algo NAME; see: fuse list algorithms"
 #: The component of a section that names none.
 _UNNAMED = {"model_pool": _ANY, "executor": "threads"}
 

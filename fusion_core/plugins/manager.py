@@ -72,6 +72,9 @@ _LISTINGS: dict[type[ComponentSpec], str] = {
     CommandSpec: "fuse list commands",
 }
 
+#: More names than these are not listed in an error.
+_MAX_LISTED = 10
+
 logger = logging.getLogger(__name__)
 
 
@@ -182,7 +185,10 @@ class PluginManager(pluggy.PluginManager):
         known = {known for component in self.components(kinds) for known in component.names}
         guess = did_you_mean(name, sorted(known))
         home = home_of([searched.kind for searched in kinds], name)
+        short = sorted(full for full in known if "/" not in full)
         hint = f"See: {_LISTINGS.get(kind, 'fuse info')}"
+        if not guess and len(short) <= _MAX_LISTED:
+            hint = f"Installed: {', '.join(short) or 'none'}"
         if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
             guess, hint = "", f"Install the plugin that provides it: pip install {home}"
         unloaded = [

@@ -193,7 +193,7 @@ def _pool_for(tasks: Choice, plugins: PluginManager, directory: Path) -> Choice:
         if known is not None and component.spec.default_task_pool == known:
             return Choice(name=component.qualified_name)
     raise RecipeError(
-        f"how to build the model in {directory} is not recorded: it may be of any class",
+        f"cannot build the model in {directory}: its class is unknown",
         hint=how_to_measure(directory),
     )
 

@@ -125,7 +125,10 @@ def _with_base(base: str, *models: str) -> tuple[str, ...]:
 
 
 BAD = {
-    "unknown algorithm": Bad(("--algo", "tys", *CHECKPOINTS), 3, ("'tys'", "ties")),
+    "unknown algorithm": Bad(
+        ("--algo", "tise", *CHECKPOINTS), 3, ("unknown algorithm 'tise'; did you mean ties",)
+    ),
+    "empty stage": Bad(("--algo", "trim,", *CHECKPOINTS), 2, ("a stage has no name", "commas")),
     "no algorithm": Bad(CHECKPOINTS, 2, ("algorithm", "required")),
     "unknown pool": Bad(
         ("--algo", "ties", "--pool", "checkpoint"), 3, ("did you mean checkpoints",)
@@ -236,7 +239,9 @@ BAD = {
         ("executor.workers: unknown option", "fuse info serial"),
     ),
     "unknown device": Bad(("--algo", "ties", *CHECKPOINTS, "--device", "gpu"), 2, ("gpu", "cuda")),
-    "no such flag": Bad(("--algo", "ties", "--densty", "1"), 2, ("--densty",)),
+    "no such flag": Bad(
+        ("--algo", "ties", "--densty", "1"), 2, ("--densty", "--set algorithm.densty=VALUE")
+    ),
     "weights of an unknown expert": Bad(
         ("--algo", "ties", *CHECKPOINTS, "--set", "algorithm.weights={w: 1}"), 2, ("w", "x, y, z")
     ),

@@ -150,7 +150,7 @@ def test_a_name_of_two_plugins_is_ambiguous(site: Site, fuse: Fuse) -> None:
     assert (done.code, "one/say, two/say" in done.err) == (3, True)
     assert fuse("two/say").out == "two_command: hello, []\n"
     assert "two_command: hello" in fuse("--no-plugin", "one", "say").out
-    assert "'say' is provided by several plugins" in fuse("list-plugins", "-v").out
+    assert "several plugins provide command 'say'" in fuse("list-plugins", "-v").out
 
 
 def test_a_name_of_the_core_stays_the_cores(site: Site, fuse: Fuse) -> None:

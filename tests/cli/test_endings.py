@@ -109,7 +109,7 @@ def test_a_signal_is_said_without_a_traceback() -> None:
 
 def test_the_command_that_is_named_shows_the_traceback(fuse: Fuse) -> None:
     said = fuse(*shlex.split(run("{}['x']"))).err.splitlines()[-1]
-    command = said.partition("what this shows: fuse ")[2]
+    command = said.partition("the output of: fuse ")[2]
     assert "Traceback" in fuse(*shlex.split(command)).err
 
 

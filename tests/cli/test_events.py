@@ -108,9 +108,11 @@ def test_who_only_listens_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
 
     with open("/dev/full", "wb", buffering=0) as full:
         events = Events(full)
-        with events.following(Shown()).track("merge", total=3) as advance:
+        with events.record_progress(Shown()).track("merge", total=3) as advance:
             advance(3)
-        assert caplog.messages == ["no more events are written: [Errno 28] No space left on device"]
+        assert caplog.messages == [
+            "events are no longer written: [Errno 28] No space left on device"
+        ]
         assert shown == [3]
 
 

@@ -124,7 +124,7 @@ def test_a_name_that_is_no_text_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", ["y\n", "n\n"])
 def test_a_person_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     left = interrupt(tmp_path / "out")
-    monkeypatch.setattr(command, "_is_a_person", lambda: True)
+    monkeypatch.setattr(command, "_is_interactive", lambda: True)
     assert "Remove those that are not in use?" in run(tmp_path, answer=answer)
     assert left.path.exists() == (answer == "n\n")
 

@@ -86,10 +86,11 @@ class RunCommand(TyperCommand):
 
 def _explain_unknown_option(error: Any) -> None:  # noqa: ANN401 - typer's, which it does not export
     """Say where the options of methods belong, unless the option resembles a flag."""
-    option = getattr(error, "option_name", None)
-    if option is not None and not close_to(option, error.possibilities or (), cutoff=0.75):
+    if not hasattr(error, "possibilities"):
+        return
+    if not close_to(error.option_name, error.possibilities or (), cutoff=0.75):
         error.possibilities = []
-        name = option.lstrip("-").replace("-", "_")
+        name = error.option_name.lstrip("-").replace("-", "_")
         error.message += f". To set an option of the method: --set algorithm.{name}=VALUE"
 
 

@@ -41,7 +41,7 @@ def named_after_paths(value: object) -> object:
     if isinstance(value, Mapping):
         return value
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ValueError("give a mapping of names to models, or a list of models")  # noqa: TRY004 - pydantic wants it
+        raise ValueError("expected a mapping of names to models, or a list of models")  # noqa: TRY004 - pydantic wants it
     names = [
         _name_of(each if isinstance(each, str) else os.fspath(each))
         if isinstance(each, str | os.PathLike)

@@ -7,6 +7,7 @@ module does not know what a recipe means (`fusion_core.recipe.config` does).
 from __future__ import annotations
 
 import os
+import re
 from io import StringIO
 from itertools import accumulate, chain
 from pathlib import Path
@@ -67,28 +68,30 @@ def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds an
     try:
         return parser.load(text)
     except MarkedYAMLError as error:
-        raise RecipeError(_locate(error, origin), hint=_yaml_hint(error)) from error
+        raise _syntax_error(error, origin) from error
     except Exception as error:  # the parser may raise anything for an untrusted text
         problem = str(error).strip() or type(error).__name__
         raise RecipeError(f"{origin}: invalid YAML: {problem}") from error
 
 
-def _locate(error: MarkedYAMLError, origin: str) -> str:
-    """Say where YAML is invalid, with the line itself."""
-    mark, problem = error.problem_mark, str(error.problem or error.context).strip()
+def _syntax_error(error: MarkedYAMLError, origin: str) -> RecipeError:
+    """Return an error that shows where YAML is invalid, with the most likely remedy."""
+    mark, start = error.problem_mark, error.context_mark
+    problem = str(error.problem or error.context).partition("\n")[0]
+    if problem.startswith("but "):
+        problem = f"{error.context} {problem}"
+    hint = None
+    if "'\\t'" in problem:
+        hint = "Indent with spaces instead of tabs."
+    elif re.search("alias|anchor|directive|tag|token", problem):
+        hint = 'Quote text that begins with one of * & ! % @ `, as in "*LayerNorm*".'
+    elif start is not None and "flow" in str(error.context):
+        hint = f"Check the bracket that opens in line {start.line + 1}, column {start.column + 1}."
     if mark is None:
-        return f"{origin}: invalid YAML: {problem}"
-    place = f"{origin}, line {mark.line + 1}, column {mark.column + 1}"
-    start = error.context_mark
-    if start is not None and start.line != mark.line:
-        problem = f"{problem}, {error.context} that starts in line {start.line + 1}"
-    return f"{place}: invalid YAML: {problem}\n{mark.get_snippet() or ''}".rstrip()
-
-
-def _yaml_hint(error: MarkedYAMLError) -> str:
-    if "'\\t'" in str(error.problem):
-        return "Indent with spaces instead of tabs."
-    return 'Quote text that begins with one of * & ! % @ ` [ {, as in "*LayerNorm*".'
+        return RecipeError(f"{origin}: invalid YAML: {problem}", hint=hint)
+    snippet = re.sub(r" \(line: \d+\)$", "", mark.get_snippet() or "")
+    place = f"line {mark.line + 1}, column {mark.column + 1}"
+    return RecipeError(f"{origin}: invalid YAML in {place}: {problem}\n{snippet}", hint=hint)
 
 
 class _BoundedConstructor(SafeConstructor):
@@ -145,7 +148,9 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     except IsADirectoryError as error:
         raise RecipeError(
             f"expected a recipe file, found a directory: {path}",
-            hint=f"Name the recipe in it: {path / RECIPE}" if (path / RECIPE).is_file() else None,
+            hint=f"Name the recipe in it: {path / RECIPE}"
+            if (path / RECIPE).is_file()
+            else "A recipe is a YAML file. Set models with --set 'model_pool.models=[a, b]'.",
         ) from error
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error

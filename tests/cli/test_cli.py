@@ -239,6 +239,8 @@ BAD = {
         ("executor.workers: unknown option", "fuse info serial"),
     ),
     "unknown device": Bad(("--algo", "ties", *CHECKPOINTS, "--device", "gpu"), 2, ("gpu", "cuda")),
+    "a flag without its value": Bad(("--algo",), 2, ("--algo", "requires an argument")),
+    "a similar flag": Bad(("--algo", "ties", "--outptu", "x"), 2, ("--outptu", "--output")),
     "no such flag": Bad(
         ("--algo", "ties", "--densty", "1"), 2, ("--densty", "--set algorithm.densty=VALUE")
     ),
@@ -485,3 +487,15 @@ print(soft == hard or (hard == resource.RLIM_INFINITY and soft > 1024))
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("True\n")
+
+
+def test_the_default_pool_is_named_unless_somebody_chose_a_pool(fuse: Fuse, models: Path) -> None:
+    note = "model pool: mini8, the default; choose another with --pool\n"
+    run = ("run", "--algo", "ties", "--dry-run", "--no-eval")
+    assert fuse(*run).err == note
+    assert fuse("check", "--algo", "ties", "--no-eval", "--json").err == note
+    assert fuse(*run, "-q").err == ""
+    assert fuse(*run, "--pool", "mini8").err == ""
+    assert fuse(*run, *CHECKPOINTS).err == ""
+    (models / "recipe.yaml").write_text("{algorithm: ties, model_pool: mini8}")
+    assert fuse("run", "recipe.yaml", "--dry-run", "--no-eval").err == ""

@@ -264,7 +264,7 @@ def test_an_unknown_name_without_close_ones_brings_the_command_that_lists_them()
         discovered().find(AlgorithmSpec, "qqqqqq")
     assert caught.value.message == "unknown algorithm 'qqqqqq'"
     assert caught.value.hint == "See: fuse list algorithms"
-    with pytest.raises(UnknownComponentError, match="Installed: .*serial, threads"):
+    with pytest.raises(UnknownComponentError, match=r"Installed: .*serial, threads"):
         discovered().find(ExecutorSpec, "qqqqqq")
 
 

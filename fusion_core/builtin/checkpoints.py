@@ -225,7 +225,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as its model card states it."""
         return {
-            model.name: model.location and licence_of(model.location.directory)
+            model.name: None if model.location is None else licence_of(model.location.directory)
             for model in self._all
         }
 

@@ -328,7 +328,7 @@ def test_listing_without_a_kind_shows_all(fuse: Fuse) -> None:
     assert list(data) == ["algorithms", "pools", "tasks", "formats", "executors", "commands"]
 
 
-def test_info_without_a_name_says_what_can_be_asked_for(fuse: Fuse) -> None:
+def test_info_without_a_name_lists_all_components(fuse: Fuse) -> None:
     names = json.loads(fuse("info", "--json").out)
     assert "ties" in names["algorithms"]
     assert "checkpoints" in names["model pools"]
@@ -458,7 +458,7 @@ def test_completion_offers_names() -> None:
     assert "ties" not in dict(completion.algorithms("x"))
 
 
-def test_completion_is_silent_where_the_command_would_say_what_is_wrong(
+def test_completion_is_silent_about_errors_that_the_command_reports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from fusion_core.cli import completion

@@ -55,8 +55,8 @@ def discovered(block: tuple[str, ...] = ()) -> PluginManager:
 
 
 def plugin_of(manager: PluginManager, distribution: str) -> Plugin:
-    (found,) = (plugin for plugin in manager.plugins if plugin.distribution == distribution)
-    return found
+    (match,) = (plugin for plugin in manager.plugins if plugin.distribution == distribution)
+    return match
 
 
 def names(manager: PluginManager) -> set[str]:
@@ -195,9 +195,9 @@ def test_an_interrupt_during_discovery_is_not_swallowed(site: Site) -> None:
 def test_plugins_come_in_the_order_of_their_names(site: Site) -> None:
     for name in ("zeta-x", "alpha-x", "mid-x"):
         site.install(name, good(name))
-    found = [plugin.distribution for plugin in discovered().plugins]
-    assert found == sorted(found)
-    assert {"zeta-x", "alpha-x", "mid-x", "fusion-core"} <= set(found)
+    distributions = [plugin.distribution for plugin in discovered().plugins]
+    assert distributions == sorted(distributions)
+    assert {"zeta-x", "alpha-x", "mid-x", "fusion-core"} <= set(distributions)
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -463,9 +463,9 @@ ODD_CLASSES = {
 }
 
 
-@pytest.mark.parametrize(("target", "config", "said"), ODD_CLASSES.values(), ids=ODD_CLASSES)
+@pytest.mark.parametrize(("target", "config", "message"), ODD_CLASSES.values(), ids=ODD_CLASSES)
 def test_a_class_that_does_not_keep_the_contract_is_its_plugins_fault(
-    site: Site, target: str, config: str, said: str
+    site: Site, target: str, config: str, message: str
 ) -> None:
     code = good("odd", f"odd_classes:{target}").replace("fake.config:", "odd_classes:")
     site.install(
@@ -473,15 +473,13 @@ def test_a_class_that_does_not_keep_the_contract_is_its_plugins_fault(
         code.replace(":Config", f":{config}"),
         files={"odd_classes.py": CLASSES.format(raised="KeyError('x')")},
     )
-    with pytest.raises(BrokenPluginError, match=re.escape(said)) as caught:
+    with pytest.raises(BrokenPluginError, match=re.escape(message)) as caught:
         resolve_component(AlgorithmSpec, Choice(name="odd"), discovered(), section="").create()
     assert str(caught.value).startswith("algorithm 'odd' of plugin odd-x 1.0 cannot be ")
 
 
 @pytest.mark.parametrize("raised", ["RecipeError('no')", "MemoryError", "KeyboardInterrupt"])
-def test_what_is_not_a_plugins_fault_leaves_its_constructor_as_it_is(
-    site: Site, raised: str
-) -> None:
+def test_errors_that_are_not_a_plugins_fault_pass_unchanged(site: Site, raised: str) -> None:
     code = good("odd", "odd_classes:Failing").replace("fake.config:", "odd_classes:")
     classes = CLASSES.format(raised=raised) + "from fusion_core.errors import RecipeError\n"
     site.install("odd-x", code, files={"odd_classes.py": classes})
@@ -530,7 +528,7 @@ def test_a_plugin_can_bring_an_executor(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("make_nothing", "cannot be used: expected Executor, got 7"),
         ("THING", "expected a subclass of Executor at 'cluster_x:THING', got 3"),
@@ -538,14 +536,16 @@ def test_a_plugin_can_bring_an_executor(site: Site) -> None:
         ("Nothing", "cannot be imported from 'cluster_x:Nothing'"),
     ],
 )
-def test_what_makes_no_executor_is_its_plugins_fault(site: Site, target: str, said: str) -> None:
+def test_a_target_that_is_not_an_executor_is_its_plugins_fault(
+    site: Site, target: str, message: str
+) -> None:
     site.install("cluster-x", CLUSTER.replace("x:Cluster", f"x:{target}"))
-    with pytest.raises(BrokenPluginError, match=re.escape(said)):
+    with pytest.raises(BrokenPluginError, match=re.escape(message)):
         executor_called("cluster")
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("threads", {"workers": 0}, "executor.workers = 0: expected a value greater than"),
         ("threads", {"workers": "2"}, "executor.workers = '2': expected an integer"),
@@ -553,9 +553,9 @@ def test_what_makes_no_executor_is_its_plugins_fault(site: Site, target: str, sa
     ],
 )
 def test_executors_refuse_what_they_do_not_know(
-    name: str, options: dict[str, object], said: str
+    name: str, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises((RecipeError, UnknownComponentError), match=re.escape(said)):
+    with pytest.raises((RecipeError, UnknownComponentError), match=re.escape(message)):
         executor_called(name, **options)
 
 
@@ -582,7 +582,7 @@ def test_plugins_are_discovered_once_in_a_process(
 
 
 @pytest.mark.parametrize(
-    ("raised", "said"),
+    ("raised", "message"),
     [
         ("SystemExit(9)", "SystemExit: 9"),
         ("RecipeError('no server')", "RecipeError: no server"),
@@ -590,7 +590,7 @@ def test_plugins_are_discovered_once_in_a_process(
     ],
 )
 def test_nothing_that_a_life_cycle_hook_raises_ends_the_run(
-    site: Site, caplog: pytest.LogCaptureFixture, raised: str, said: str
+    site: Site, caplog: pytest.LogCaptureFixture, raised: str, message: str
 ) -> None:
     site.install(
         "leaving-one",
@@ -603,10 +603,10 @@ def test_nothing_that_a_life_cycle_hook_raises_ends_the_run(
         """,
     )
     discovered().notify("fusion_run_started", run="the run")
-    assert f"leaving-one failed in fusion_run_started: {said}" in caplog.text
+    assert f"leaving-one failed in fusion_run_started: {message}" in caplog.text
 
 
-def test_what_a_plugin_prints_when_imported_is_no_result(
+def test_output_of_a_plugins_import_goes_to_stderr(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.install(
@@ -620,7 +620,7 @@ OURS = (AlgorithmSpec, ModelPoolSpec, TaskPoolSpec, CommandSpec)
 
 
 @pytest.mark.plugins
-def test_what_our_plugins_bring_is_known() -> None:
+def test_the_components_of_our_plugins_are_listed() -> None:
     for kind in OURS:
         brought: dict[str, set[str]] = {}
         for component in discovered().components(kind):
@@ -635,7 +635,7 @@ def test_what_our_plugins_bring_is_known() -> None:
 
 @pytest.mark.parametrize("name", ["elsewhere", "fusion-elsewhere/elsewhere"])
 @pytest.mark.parametrize("kind", OURS)
-def test_a_known_name_says_what_to_install(
+def test_the_name_of_a_missing_plugins_component_says_what_to_install(
     kind: type[ComponentSpec], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BROUGHT_BY, "fusion-elsewhere", {kind.kind: ("elsewhere",)})
@@ -645,7 +645,7 @@ def test_a_known_name_says_what_to_install(
 
 
 @pytest.mark.plugins
-def test_what_is_only_blocked_needs_no_installing() -> None:
+def test_a_blocked_plugin_needs_no_installation() -> None:
     with pytest.raises(UnknownComponentError) as caught:
         discovered(("fusion-ties",)).find(AlgorithmSpec, "ties")
     assert "Not loaded: fusion-ties (blocked" in str(caught.value)
@@ -702,7 +702,7 @@ def troubled(site: Site, fuse: Callable[..., Outcome]) -> Callable[..., Outcome]
     return run
 
 
-def test_everything_that_is_wrong_is_shown_with_its_cause(
+def test_every_problem_of_a_plugin_is_shown_with_its_cause(
     troubled: Callable[..., Outcome],
 ) -> None:
     out = troubled("list-plugins", "-v").out

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from conftest import Site
 
-#: What would be there beside the toys, and is not when the core is tested alone.
+#: The project's own plugins that are installed. Tests of the core alone have none.
 OURS = [name for name in BROUGHT_BY if find_spec(name.replace("-", "_"))]
 
 HUGE = pytest.param(10**5000, id="more digits than Python prints")
@@ -106,8 +106,8 @@ def refused(raw: dict[str, Any], plugins: PluginManager) -> list[str]:
 
 
 def test_a_recipe_is_resolved_with_every_default(toys: PluginManager) -> None:
-    found = resolve({"algorithm": "play", "model_pool": "toys"}, toys)
-    (algorithm,) = found.stages
+    resolved = resolve({"algorithm": "play", "model_pool": "toys"}, toys)
+    (algorithm,) = resolved.stages
     assert algorithm is not None
     assert algorithm.name == "toy"
     assert algorithm.as_recipe() == {
@@ -116,8 +116,8 @@ def test_a_recipe_is_resolved_with_every_default(toys: PluginManager) -> None:
         "mode": "fast",
         "steps": 3,
     }
-    assert found.task_pool is not None
-    assert found.task_pool.name == "games"
+    assert resolved.task_pool is not None
+    assert resolved.task_pool.name == "games"
     assert algorithm.create().config.density == 0.2
 
 
@@ -185,12 +185,12 @@ def test_malformed_sections_are_named_once(
 
 
 def test_a_live_section_is_not_looked_up(toys: PluginManager) -> None:
-    found = resolve(
+    resolved = resolve(
         {"algorithm": {}, "model_pool": {}}, toys, live=frozenset({"algorithm", "model_pool"})
     )
-    assert found.stages == ()
-    assert found.model_pool is None
-    assert found.task_pool is None
+    assert resolved.stages == ()
+    assert resolved.model_pool is None
+    assert resolved.task_pool is None
 
 
 @pytest.mark.parametrize("value", ["x", 1.5, -1, 2**63, HUGE, None, [1]])
@@ -209,9 +209,9 @@ def default_pool(name: str) -> str:
 def test_the_only_default_pool_is_used(site: Site) -> None:
     site.install("one-x", default_pool("one"), files={"toy_config.py": TOY_CONFIG})
     manager = _manager()
-    found = resolve({"algorithm": "one"}, manager)
-    assert found.model_pool is not None
-    assert found.model_pool.name == "one"
+    resolved = resolve({"algorithm": "one"}, manager)
+    assert resolved.model_pool is not None
+    assert resolved.model_pool.name == "one"
 
 
 def test_several_default_pools_are_an_error_that_names_them(site: Site) -> None:
@@ -233,21 +233,21 @@ def test_no_default_pool_is_an_error(site: Site) -> None:
 
 
 def test_pool_options_without_a_name_mean_checkpoints(toys: PluginManager) -> None:
-    found = resolve({"algorithm": "toy", "model_pool": {"models": ["a", "b"]}}, toys)
-    assert found.model_pool is not None
-    assert found.model_pool.as_recipe() == {
+    resolved = resolve({"algorithm": "toy", "model_pool": {"models": ["a", "b"]}}, toys)
+    assert resolved.model_pool is not None
+    assert resolved.model_pool.as_recipe() == {
         "name": "checkpoints",
         "base": None,
         "models": {"a": "a", "b": "b"},
     }
-    assert found.task_pool is None
+    assert resolved.task_pool is None
 
 
 def test_task_options_without_a_name_go_to_the_pools_own_tasks(toys: PluginManager) -> None:
     raw = {"algorithm": "toy", "model_pool": "toys", "task_pool": {"rounds": 4}}
-    found = resolve(raw, toys)
-    assert found.task_pool is not None
-    assert found.task_pool.as_recipe() == {"name": "games", "rounds": 4}
+    resolved = resolve(raw, toys)
+    assert resolved.task_pool is not None
+    assert resolved.task_pool.as_recipe() == {"name": "games", "rounds": 4}
     raw = {"algorithm": "toy", "model_pool": {"models": ["a"]}, "task_pool": {"rounds": 4}}
     (line,) = refused(raw, toys)
     assert line.startswith("task_pool.name: required")
@@ -266,8 +266,8 @@ def test_an_ambiguous_component_is_recorded_by_its_full_name(site: Site) -> None
         resolve({"algorithm": "toy", "model_pool": "toys"}, manager)
     with pytest.raises(AmbiguousComponentError):
         resolve({"algorithm": "toy", "model_pool": {"models": ["a"]}}, manager)
-    found = resolve({"algorithm": "toy-rival/toy", "model_pool": {"models": ["a"]}}, manager)
-    (algorithm,) = found.stages
+    resolved = resolve({"algorithm": "toy-rival/toy", "model_pool": {"models": ["a"]}}, manager)
+    (algorithm,) = resolved.stages
     assert algorithm is not None
     assert algorithm.as_recipe()["name"] == "toy-rival/toy"
 
@@ -318,7 +318,7 @@ def test_set_keeps_what_it_does_not_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "place"),
+    ("given", "meant"),
     [
         ("density", "algorithm.density"),
         ("densty", "algorithm.density"),
@@ -330,15 +330,15 @@ def test_set_keeps_what_it_does_not_name() -> None:
         ("algoritm", "algorithm"),
     ],
 )
-def test_an_option_without_its_section_is_told_where_it_belongs(
-    toys: PluginManager, given: str, place: str
+def test_an_option_without_its_section_gets_a_suggestion(
+    toys: PluginManager, given: str, meant: str
 ) -> None:
     sections = {"algorithm": "toy", "model_pool": "toys", "task_pool": "games"}
     (line,) = refused({**sections, given: 1}, toys)
-    assert line == f"{given}: unknown option; did you mean {place}?"
+    assert line == f"{given}: unknown option; did you mean {meant}?"
 
 
-def test_what_no_section_has_is_told_what_there_is(toys: PluginManager) -> None:
+def test_an_option_that_no_section_has_gets_a_list_of_known_ones(toys: PluginManager) -> None:
     (line,) = refused({"algorithm": "toy", "model_pool": "toys", "zzz": 1}, toys)
     assert line.endswith(
         "known: algorithm, model_pool, task_pool, executor, seed, output, alignment"
@@ -380,7 +380,7 @@ def test_a_later_set_wins_and_sections_are_made() -> None:
 @pytest.mark.parametrize(
     "text", ["", "algorithm", "=3", ".=3", "a..b=3", "a.=3", "a=[", "a={a: 1, a: 2}"]
 )
-def test_what_is_no_assignment_is_refused(text: str) -> None:
+def test_invalid_assignments_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
         override({}, [text])
 
@@ -499,7 +499,7 @@ values = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(texts, values, max_size=4))
-def test_what_is_dumped_loads_as_it_was(data: dict[str, Any]) -> None:
+def test_dumped_data_loads_unchanged(data: dict[str, Any]) -> None:
     assert load_yaml(dump_yaml(data), origin="") == data
 
 
@@ -690,7 +690,7 @@ def test_text_is_no_number_and_no_truth_value(option: str, value: object) -> Non
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "found"),
+    ("option", "value", "expected"),
     [
         ("number", 1, 1.0),
         ("bounded", 0, 0.0),
@@ -706,8 +706,8 @@ def test_text_is_no_number_and_no_truth_value(option: str, value: object) -> Non
         ("several", {"a": {}}, {"a": Inner()}),
     ],
 )
-def test_everything_else_is_converted(option: str, value: object, found: object) -> None:
-    assert getattr(validated(Strict, {option: value}), option) == found
+def test_everything_else_is_converted(option: str, value: object, expected: object) -> None:
+    assert getattr(validated(Strict, {option: value}), option) == expected
 
 
 def test_a_strict_option_looks_the_same_in_a_schema() -> None:
@@ -768,7 +768,7 @@ BAD_RECIPES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    """Return a place for the schema, which takes a second to make."""
+    """Return a cache for the schema, which takes a second to make."""
     return {}
 
 
@@ -799,17 +799,17 @@ def test_the_schema_refuses_bad_recipes(
         resolve({"model_pool": "toys", **recipe}, _manager())
 
 
-def test_what_a_run_records_fits_the_schema(
+def test_a_recorded_recipe_fits_the_schema(
     complain: Callable[[object], list[str]],
 ) -> None:
-    found = resolve({"algorithm": "play", "model_pool": "toys"}, _manager())
-    (algorithm,) = found.stages
+    resolved = resolve({"algorithm": "play", "model_pool": "toys"}, _manager())
+    (algorithm,) = resolved.stages
     assert algorithm is not None
-    assert found.model_pool is not None
-    recorded = found.recipe.model_dump(mode="json", include={"seed", "output", "alignment"})
+    assert resolved.model_pool is not None
+    recorded = resolved.recipe.model_dump(mode="json", include={"seed", "output", "alignment"})
     recorded |= {
         "algorithm": algorithm.as_recipe(),
-        "model_pool": found.model_pool.as_recipe(),
+        "model_pool": resolved.model_pool.as_recipe(),
     }
     assert complain(recorded) == []
     assert complain(load_yaml(dump_yaml(recorded), origin="")) == []

@@ -1,7 +1,7 @@
 """fusion-core: a plugin-based framework for deep model fusion.
 
-What authors of methods, pools and tasks need, and the API for Python programs. The stub
-`__init__.pyi` lists the names and their homes.
+The API for authors of methods, pools and tasks, and for Python programs. The stub `__init__.pyi`
+lists the names and their homes.
 """
 
 from typing import Any

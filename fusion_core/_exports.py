@@ -1,7 +1,7 @@
-"""Public names, each imported from its home when it is first used.
+"""Public names that are imported from their home modules on first use.
 
-The stub of a module (`.pyi`) is the one list of its names. Type checkers read it, and so does the
-module itself, so that `import fusion_core` stays as cheap as an empty module.
+A module's stub (`.pyi`) is the one list of its names. Type checkers read it, and so does the module
+itself, so that `import fusion_core` stays as cheap as an empty module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def lazy_exports(module: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
-    """Return the names in a module's stub, and a function that imports one by its name.
+    """Return the names in a module's stub, and a function that imports one of them by name.
 
     Each line of the stub reads `from HOME import NAME as NAME`.
     """

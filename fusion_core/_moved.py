@@ -1,7 +1,7 @@
-"""Packages and names of fusion-core 0.1 that have another home now.
+"""New homes of packages and names that fusion-core 0.1 had.
 
-A package leaves a module of its old name behind, which raises `moved_error(__name__)`. An access to
-a name raises `moved_name_error(name)`.
+A package that moved leaves a module of its old name behind, which raises `moved_error(__name__)`.
+An access to a name that moved raises `moved_name_error(name)`.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ MOVED = {
     "fusion_core.adapting": "fusion-adapting",
     "fusion_core.testing": "fusion-testing",
 }
-#: What replaces a name of `fusion_core`: a name with its package.
+#: The replacement of a name of `fusion_core`, with its package.
 MOVED_NAMES = {
     "Report.plot": "fusion_report.plot",
     "Report.to_dataframe": "fusion_report.to_dataframe",

@@ -1,4 +1,4 @@
-"""What authors of commands need: planning and running, reports and tables, output.
+"""The API for authors of commands: planning and running, reports and tables, output.
 
 The stub `commands.pyi` lists the names and their homes.
 """

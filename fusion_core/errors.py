@@ -1,4 +1,4 @@
-"""Every error that a user can cause, as a tree; each class has one exit code.
+"""The errors that a user can cause. Each class has one exit code.
 
     FusionError                     1   a run failed
     ├── RecipeError                 2   a recipe, an option or a flag is wrong
@@ -7,16 +7,16 @@
     │   ├── AmbiguousComponentError
     │   └── BrokenPluginError
     ├── WeightsError                4   weights are bad
-    │   ├── CheckpointError             a checkpoint cannot be read
-    │   └── AlignmentError              models do not fit together
-    ├── HubError                    5   the hub or the network refused
-    ├── DiskError                   6   the file system refused
-    ├── OutputError                 7   the output is present or locked
-    ├── IntegrityError              8   a file is not what it was, or should be
-    └── WorkerError                 1   a worker process died, or there is none
+    │   ├── CheckpointError             a checkpoint is unreadable
+    │   └── AlignmentError              models do not match
+    ├── HubError                    5   the hub or the network failed
+    ├── DiskError                   6   the file system failed
+    ├── OutputError                 7   the output exists or is locked
+    ├── IntegrityError              8   a file changed, or its checksum does not match
+    └── WorkerError                 1   a worker process died, or none is available
 
-An error names the thing, and its `hint` says what to do next. Anything that is not a `FusionError`
-is a bug, ours or a plugin's; `fuse` says whose, and shows its traceback with --traceback.
+The message names what is wrong and where, and the `hint` says what to do next. Any other exception
+is a bug in the core or in a plugin. `fuse` says in which, and shows the traceback with --traceback.
 """
 
 from typing import ClassVar
@@ -25,7 +25,7 @@ from fusion_core.shown import without_secrets
 
 
 class FusionError(Exception):
-    """A run failed for a reason that its user can do something about."""
+    """A failure that the user can resolve."""
 
     exit_code: ClassVar[int] = 1
 
@@ -39,7 +39,7 @@ class FusionError(Exception):
 
 
 class RecipeError(FusionError):
-    """A recipe, an option or a flag is wrong; `message` has one line a problem."""
+    """A recipe, an option or a flag is invalid; `message` has one line per problem."""
 
     exit_code = 2
 
@@ -59,11 +59,11 @@ class AmbiguousComponentError(PluginError):
 
 
 class BrokenPluginError(PluginError):
-    """A plugin failed to load, or did not keep its contract."""
+    """A plugin failed to load, or broke its contract."""
 
 
 class WeightsError(FusionError):
-    """Weights are unreadable, not finite, or do not fit together."""
+    """Weights are unreadable, not finite, or do not match."""
 
     exit_code = 4
 
@@ -73,11 +73,11 @@ class CheckpointError(WeightsError):
 
 
 class AlignmentError(WeightsError):
-    """Models differ in keys, shapes or dtypes; `message` holds the table of differences."""
+    """Models differ in keys, shapes or dtypes; `message` lists the differences in a table."""
 
 
 class HubError(FusionError):
-    """The hub or the network refused, or what came from there is damaged."""
+    """The hub or the network failed, or a download is corrupt."""
 
     exit_code = 5
 
@@ -89,20 +89,20 @@ class DiskError(FusionError):
 
 
 class OutputError(FusionError):
-    """The output is already present, or another run is writing it."""
+    """The output already exists, or another run is writing it."""
 
     exit_code = 7
 
 
 class IntegrityError(FusionError):
-    """A file changed under a run, or does not have the content that was recorded for it."""
+    """A file changed during a run, or differs from its recorded checksum."""
 
     exit_code = 8
 
 
 class WorkerError(FusionError):
-    """A process that units of work ran in died, cannot do them, or is not there."""
+    """A worker process died, cannot do its work, or is not available."""
 
 
 class Terminated(KeyboardInterrupt):
-    """The system asked the program to end (SIGTERM), which is handled as an interrupt is."""
+    """SIGTERM, handled like an interrupt."""

@@ -1,4 +1,4 @@
-"""What authors of pools need for files: durable writes, locks, and readers for untrusted files.
+"""Files for authors of pools: durable writes, locks, and readers for untrusted files.
 
 The stub `files.pyi` lists the names and their homes.
 """

@@ -1,8 +1,8 @@
-"""Every hook of fusion-core: the framework's table of contents.
+"""The hooks of fusion-core: the framework's table of contents.
 
-A plugin is a module named in the entry-point group `fusion_core.plugins` of its distribution. It
-implements some of the hooks below, each marked with `fusion_core.hookimpl`, and imports nothing
-heavy: a spec names its class as a string, and the class is imported when a run needs it.
+A plugin is a module that its distribution names in the entry-point group `fusion_core.plugins`. It
+implements some of the hooks below and marks each with `fusion_core.hookimpl`. It imports nothing
+heavy: a spec names its class as a string, and the core imports the class when a run needs it.
 
     from fusion_core import AlgorithmSpec, hookimpl
 
@@ -45,57 +45,58 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-# --- what a plugin provides: called once, when plugins are discovered ---------------------------
+# --- components of a plugin: called once, when plugins are discovered ---------------------------
 
 
 @hookspec
 def fusion_register_algorithms() -> Iterable[AlgorithmSpec]:  # type: ignore[empty-body]
-    """Return the algorithms that this plugin provides.
+    """Return the algorithms of this plugin.
 
-    Called once, when plugins are discovered; a generator will do. The classes that specs name are
-    imported when a run needs them.
+    The core calls this once, when it discovers plugins. The implementation may be a generator. The
+    core imports the class that a spec names when a run needs it.
     """
 
 
 @hookspec
 def fusion_register_pipelines() -> Iterable[PipelineSpec]:  # type: ignore[empty-body]
-    """Return the pipelines that this plugin gives a name.
+    """Return the named pipelines of this plugin.
 
-    As `fusion_register_algorithms`. Stages are named as a recipe names them, and may come from
-    other plugins.
+    Called like `fusion_register_algorithms`. A spec names its stages as a recipe does, and they may
+    come from other plugins.
     """
 
 
 @hookspec
 def fusion_register_model_pools() -> Iterable[ModelPoolSpec]:  # type: ignore[empty-body]
-    """Return the model pools that this plugin provides.
+    """Return the model pools of this plugin.
 
-    As `fusion_register_algorithms`.
+    Called like `fusion_register_algorithms`.
     """
 
 
 @hookspec
 def fusion_register_task_pools() -> Iterable[TaskPoolSpec]:  # type: ignore[empty-body]
-    """Return the task pools that this plugin provides.
+    """Return the task pools of this plugin.
 
-    As `fusion_register_algorithms`.
+    Called like `fusion_register_algorithms`.
     """
 
 
 @hookspec
 def fusion_register_executors() -> Iterable[ExecutorSpec]:  # type: ignore[empty-body]
-    """Return the executors that this plugin provides: what merges can run on.
+    """Return the executors of this plugin, on which merges run.
 
-    As `fusion_register_algorithms`; what a spec names may be a function instead of a class.
+    Called like `fusion_register_algorithms`. A spec may name a function instead of a class.
     """
 
 
 @hookspec
 def fusion_register_formats() -> Iterable[FormatSpec]:  # type: ignore[empty-body]
-    """Return the formats that this plugin reads: what models' files may be written in.
+    """Return the checkpoint formats that this plugin reads.
 
-    As `fusion_register_algorithms`. Names of files and keys of `config.json` say which models a
-    format is for, so a format's class is imported only to read such a model.
+    Called like `fusion_register_algorithms`. A spec lists the file names and the keys of
+    `config.json` that identify the format. The core imports the format's class only to read such a
+    model.
     """
 
 
@@ -103,7 +104,8 @@ def fusion_register_formats() -> Iterable[FormatSpec]:  # type: ignore[empty-bod
 def fusion_register_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-body]
     """Return the commands that this plugin adds to `fuse`.
 
-    As `fusion_register_algorithms`: what a spec names is imported when its command is called.
+    Called like `fusion_register_algorithms`. The core imports what a spec names when the user calls
+    the command.
     """
 
 
@@ -112,36 +114,36 @@ def fusion_register_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-b
 
 @hookspec
 def fusion_run_started(run: RunInfo) -> None:
-    """Learn that a run starts: its recipe is resolved, nothing is read or written yet.
+    """Observe the start of a run: its recipe is resolved, and nothing is read or written yet.
 
-    `run.recipe` is the recipe with every default written out, `run.path` where the model goes.
+    `run.recipe` is the recipe with every default written out. `run.path` is the output directory.
     """
 
 
 @hookspec
 def fusion_metrics_logged(run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
-    """Receive what an algorithm measured at `step` (objectives, coefficients).
+    """Receive the metrics of an algorithm at `step`, such as objectives and coefficients.
 
-    Called on the run's own thread: what takes long here slows the search down.
+    Called on the run's own thread: a slow implementation slows the search down.
     """
 
 
 @hookspec
 def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
-    """Learn that a run ended well: the model is committed and, if there are tasks, evaluated.
+    """Observe the success of a run, after it committed and, with tasks, evaluated its model.
 
     Not called for a run that failed. `result` holds the merged weights, the report, and
-    `result.model`, a live model that is built when it is asked for.
+    `result.model`, a live model that is built on first access.
     """
 
 
-# --- what `fuse run` shows: called by the command alone -----------------------------------------
+# --- the output of `fuse run`: called by the command alone --------------------------------------
 
 
 @hookspec
 def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
-    """Return what people are to see of a model that was made, as lines below the run's results.
+    """Return text to print below a run's results, or None.
 
-    Called when those are shown, but not with `--no-eval` or `--json`, nor by `run_fusion`.
-    `device` is where live models belong.
+    Called when `fuse run` prints its results. Not called with `--no-eval` or `--json`, nor by
+    `run_fusion`. `device` is the device for live models.
     """

@@ -1,4 +1,4 @@
-"""How long work tells how far it is; the base class is silent, the command line draws bars."""
+"""Progress reports of long work. The base class is silent; the command line draws bars."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ Advance = Callable[..., None]
 
 
 class Progress:
-    """A silent progress display; subclasses show something.
+    """A silent progress display. A subclass that shows progress overrides `track`.
 
     with progress.track("evaluate", total=8) as advance:
         for task in tasks:
@@ -32,8 +32,11 @@ _ADVANCE: ContextVar[Advance] = ContextVar("advance", default=_silent)
 
 @contextmanager
 def noting(advance: Advance) -> Iterator[None]:
-    """Show on this bar what is said by `note` as long as this is open; a silent bar shows none."""
-    if advance is _silent:  # an outer one may show it
+    """Send the texts of `note` to this bar inside the block.
+
+    A silent bar receives none: an outer bar may show them.
+    """
+    if advance is _silent:
         yield
         return
     token = _ADVANCE.set(advance)
@@ -44,5 +47,5 @@ def noting(advance: Advance) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Say how far the step is that the innermost bar waits for."""
+    """Show a text on the innermost bar, such as how far its current step is."""
     _ADVANCE.get()(0, note=text)

@@ -6,11 +6,11 @@ from fusion_core import errors
 
 
 def _tree(kind: type[errors.FusionError]) -> dict[str, int]:
-    found = {kind.__name__: kind.exit_code}
+    codes = {kind.__name__: kind.exit_code}
     for child in kind.__subclasses__():
         if child.__module__ == errors.__name__:  # not those that a plugin adds for itself
-            found |= _tree(child)
-    return found
+            codes |= _tree(child)
+    return codes
 
 
 def test_each_class_has_the_exit_code_that_the_docstring_draws() -> None:

@@ -49,11 +49,11 @@ WITHOUT_TORCH = [
 def test_every_public_name_is_there_and_knows_its_home(module: ModuleType) -> None:
     assert dir(module) == sorted(module.__all__)
     for name in module.__all__:
-        found = getattr(module, name)
-        if isinstance(found, type):
-            assert found.__name__ == name
-            assert found.__module__.startswith("fusion_core.")
-            assert found.__doc__
+        value = getattr(module, name)
+        if isinstance(value, type):
+            assert value.__name__ == name
+            assert value.__module__.startswith("fusion_core.")
+            assert value.__doc__
 
 
 def test_other_names_are_attribute_errors() -> None:
@@ -97,14 +97,14 @@ def test_names_that_were_split_off_say_where_they_are(module: ModuleType) -> Non
 
 
 @pytest.mark.parametrize("replacement", sorted(set(MOVED_NAMES.values())))
-def test_what_replaces_a_name_is_there(replacement: str) -> None:
+def test_the_replacement_of_a_moved_name_exists(replacement: str) -> None:
     package, names = re.fullmatch(
         r"(fusion_\w+(?:\.[a-z]+)??)\.(\w+(?:\(\)\.\w+)?)", replacement
     ).groups()
-    found = import_module(package)
+    value = import_module(package)
     for name in names.replace("()", "").split("."):
-        found = getattr(found, name)
-    assert callable(found)
+        value = getattr(value, name)
+    assert callable(value)
 
 
 @pytest.mark.parametrize("name", weights.__all__)

@@ -1,4 +1,4 @@
-"""The house as the linter keeps it, as the page describes it, and without a circle."""
+"""The rooms of the core: the linter's contract, the architecture page, and no import cycles."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def modules() -> dict[str, ast.Module]:
 
 def imported_by(name: str, tree: ast.Module, known: set[str]) -> set[str]:
     """Return the modules that one imports, inside functions and for type checking included."""
-    found: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module in known:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (inner & known) or {node.module}
-    return found - {name}
+            imported |= (inner & known) or {node.module}
+    return imported - {name}
 
 
 def test_no_modules_need_each_other() -> None:
@@ -69,13 +69,13 @@ def test_no_modules_need_each_other() -> None:
     assert len([*TopologicalSorter(graph).static_order()]) == len(trees)  # raises for a circle
 
 
-#: The options of a recipe's section `algorithm` that are the core's own, whatever the method.
+#: The options of the section `algorithm` that every method has.
 SHARED = {"name", "of", "only", "skip", "overrides"}
 
 
-def test_what_the_core_says_names_no_option_of_a_plugin() -> None:
-    """Help and the reader of recipes may show an example; an error names what everybody has."""
-    found = {
+def test_messages_of_the_core_name_no_option_of_a_plugin() -> None:
+    """Help and the reader of recipes may show an example. Errors name options that all have."""
+    options = {
         (str(path.relative_to(CORE)), option)
         for path in CORE.rglob("*.py")
         if path.parent.name not in {"cli", "recipe"}
@@ -84,4 +84,4 @@ def test_what_the_core_says_names_no_option_of_a_plugin() -> None:
         for option in re.findall(r"(?:algorithm|model_pool|task_pool)\.(\w+)", node.value)
         if option not in SHARED and node.value != "algorithm.yaml"
     }
-    assert found == {("builtin/checkpoints.py", "base")}  # a plugin itself
+    assert options == {("builtin/checkpoints.py", "base")}  # a plugin itself

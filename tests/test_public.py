@@ -50,9 +50,11 @@ PRIVATE = {
 
 def names_of(module: str) -> list[str]:
     """Return what a public module exports; without a list, all that it defines."""
-    found = import_module(module)
-    own = (name for name, value in vars(found).items() if inspect.getmodule(value) is found)
-    return list(getattr(found, "__all__", own))
+    imported = import_module(module)
+    defined = (
+        name for name, value in vars(imported).items() if inspect.getmodule(value) is imported
+    )
+    return list(getattr(imported, "__all__", defined))
 
 
 def is_public(module: str, name: str) -> bool:
@@ -74,7 +76,7 @@ def hidden(source: str) -> set[str]:
     return {".".join(pair) for pair in ours if not is_public(*pair)}
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_the_checked_files_are_not_empty() -> None:
     assert len(PLUGINS) > 50
     assert len(PUBLIC) == 9
     assert hidden("import fusion_core\nfrom fusion_core import hub, run_fusion") == set()
@@ -87,32 +89,32 @@ def test_there_is_something_to_look_at() -> None:
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.name)
-def test_our_plugins_import_what_everybody_may(path: Path) -> None:
+def test_our_plugins_import_public_names_only(path: Path) -> None:
     assert hidden(path.read_text(encoding="utf-8")) == set()
 
 
-def test_the_library_imports_nothing_private_but_what_is_listed() -> None:
-    found = {name for path in ADAPTING_FILES for name in hidden(path.read_text(encoding="utf-8"))}
-    assert {name for name in found if name.startswith("fusion_core")} == PRIVATE
+def test_the_library_imports_only_the_listed_private_names() -> None:
+    names = {name for path in ADAPTING_FILES for name in hidden(path.read_text(encoding="utf-8"))}
+    assert {name for name in names if name.startswith("fusion_core")} == PRIVATE
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_a_new_plugin_imports_what_everybody_may(kind: Kind, tmp_path: Path) -> None:
+def test_a_new_plugin_imports_public_names_only(kind: Kind, tmp_path: Path) -> None:
     made = write_plugin("fusion-new", kind, tmp_path / "new")
     assert {name for path in made.rglob("*.py") for name in hidden(path.read_text())} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
-def test_the_docs_import_what_everybody_may(page: Path) -> None:
+def test_the_docs_import_public_names_only(page: Path) -> None:
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```", page.read_text(encoding="utf-8"))
     assert {name for block in blocks for name in hidden(block)} == set()
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_every_public_name_says_what_it_is(module: str) -> None:
-    found = import_module(module)
-    assert found.__doc__
+def test_every_public_name_has_a_docstring(module: str) -> None:
+    imported = import_module(module)
+    assert imported.__doc__
     for name in names_of(module):
-        value: Any = getattr(found, name)
+        value: Any = getattr(imported, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert inspect.getdoc(value), name

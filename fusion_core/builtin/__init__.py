@@ -1,4 +1,4 @@
-"""The core's own plugin, registered like any other: a pool, formats and executors."""
+"""The core's own plugin, registered like any other: one pool, two formats, two executors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
-    """Register the pool of any checkpoints."""
+    """Register the pool for checkpoints of any kind."""
     yield ModelPoolSpec(
         name="checkpoints",
         summary="Any checkpoints and LoRA adapters: paths, hub ids, or live models.",
@@ -25,7 +25,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
 
 @hookimpl
 def fusion_register_formats() -> Iterator[FormatSpec]:
-    """Register the formats of full models and adapters as the hub has them."""
+    """Register the common formats of full models and of adapters."""
     yield FormatSpec(
         name="safetensors",
         summary="One safetensors file, or several with an index.",
@@ -34,7 +34,7 @@ def fusion_register_formats() -> Iterator[FormatSpec]:
     )
     yield FormatSpec(
         name="lora",
-        summary="A LoRA adapter as PEFT saves it: factors of differences from a base.",
+        summary="A LoRA adapter of PEFT: low-rank factors of differences from a base.",
         target="fusion_core.weights.reading.lora:LoraSource",
         files=("adapter_config.json",),
         is_delta=True,
@@ -43,16 +43,16 @@ def fusion_register_formats() -> Iterator[FormatSpec]:
 
 @hookimpl
 def fusion_register_executors() -> Iterator[ExecutorSpec]:
-    """Register the executors that need nothing but this process."""
+    """Register the executors of this process."""
     yield ExecutorSpec(
         name="serial",
-        summary="One piece after the other, on the calling thread.",
+        summary="Merge one piece after the other, on the calling thread.",
         target="fusion_core.builtin.executors:make_serial",
         config="fusion_core.recipe.config:ComponentConfig",
     )
     yield ExecutorSpec(
         name="threads",
-        summary="Threads of this process: what a run uses unless it is told otherwise.",
+        summary="Merge on threads of this process; the default executor.",
         target="fusion_core.builtin.executors:make_threads",
         config="fusion_core.builtin.executors:ThreadsConfig",
     )

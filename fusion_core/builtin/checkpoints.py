@@ -1,7 +1,7 @@
-"""The pool `checkpoints`: any safetensors files, without knowing what model they belong to.
+"""The pool `checkpoints`: weights of any architecture, with no knowledge of their model class.
 
 Models are paths, names on the hub, or LoRA adapters. From Python, live modules and state dicts are
-accepted wherever a path is, and never modified.
+accepted wherever a path is. The pool never modifies them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """One model of the pool: where it is, or what the caller gave."""
+class _Model:
+    """One model of the pool: located files, or an object of the caller's."""
 
     name: str
     live: Any = None
@@ -56,38 +56,42 @@ class Model:
 
     @property
     def location(self) -> Location | None:
-        """Where it is; None for what the caller gave."""
+        """The location of the files; None for an object of the caller's."""
         return None if self.located is None else self.located.location
 
     @property
     def is_delta(self) -> bool:
-        """Whether it is an adapter, which has a base but is not a model."""
+        """Whether it is an adapter, which has a base but is not a full model."""
         return self.located is not None and self.located.is_delta
 
     def assets(self, *more: str, dtype: torch.dtype | None = None) -> Files:
-        """Return the files beside the weights that go where the weights go; of a recipe its own."""
+        """Return the files next to the weights that are copied with them."""
         if isinstance(self.live, RecipeSource):
             return self.live.assets(dtype)
         if self.location is None or not self.location.path.is_dir():
             return {}
         return self._without_format(assets_of(self.location.path, *more, dtype=dtype))
 
-    def beside(self, *more: str) -> Files:
-        """Return what says which model this is; a file has some where it is a directory's model."""
-        if self.location is not None:
-            path, directory = self.location.path, self.location.directory
+    def side_files(self, *more: str) -> Files:
+        """Return the files that identify the model, such as configuration and tokenizer.
+
+        A single file has them only if it is the one model of its directory.
+        """
+        if self.located is not None:
+            location = self.located.location
             if self.is_delta:  # trainers may put the base's own configuration there
-                return {**beside(directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
-            is_whole = path.is_dir() or path.name == SINGLE
-            quantisers = () if self._format_keys else QUANTISERS_FILES
-            return self._without_format(beside(directory, *quantisers, *more)) if is_whole else {}
+                return {**beside(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
+            if not location.path.is_dir() and location.path.name != SINGLE:
+                return {}
+            quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
+            return self._without_format(beside(location.directory, *quantisers, *more))
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)
         return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
 
     def source(self, base: WeightSource | None) -> WeightSource:
-        """Return the weights; an adapter's are differences from the base."""
+        """Return the weights. An adapter's are differences from the base."""
         if isinstance(self.live, WeightSource):
             return self.live
         if self.located is None:
@@ -96,48 +100,57 @@ class Model:
         if self.is_delta and base is None:
             location = self.located.location
             raise CheckpointError(
-                f"{location.name} is an adapter, which is nothing without its base",
-                hint=f"Name the base: model_pool.base={base_of(location) or '...'}",
+                f"the adapter {location.name} needs its base, and the model pool has none",
+                hint=f"Name the base: --set model_pool.base={base_of(location) or 'PATH'}",
             )
         return self.located.open(base)
 
-    @property
-    def _format_keys(self) -> tuple[str, ...]:
-        return () if self.located is None else self.located.format.spec.config_keys
-
     def _without_format(self, files: Files) -> Files:
-        """Leave out of the configuration how the files were written: the weights are plain now."""
-        keys = self._format_keys
+        """Remove a quantised format from the configuration, because merged weights are plain."""
+        keys = () if self.located is None else self.located.format.spec.config_keys
         return with_config(files, partial(without_keys, keys=keys)) if keys else files
 
 
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
-    """Checkpoints by path or hub id, adapters, live models: only names and shapes are known.
+    """Checkpoints by path or hub id, adapters, and live models. Only names and shapes are known.
 
-    Of what is on the hub, headers are read when the pool is made, weights when they are needed.
+    For models on the hub, the constructor reads headers. Weights are read on demand.
     """
 
     config_class = CheckpointsConfig
-    #: patterns of files that models of a kind have beside those that any has
+    #: patterns of side files that models of this pool have in addition to the usual ones
     more_files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: CheckpointsConfig) -> None:
         super().__init__(config)
-        self._base = None if config.base is None else self._model(config.base, "base", "base")
+        self._base = None if config.base is None else self._find(config.base, "base", "base")
         self._models = {
-            name: self._model(each, name, f"models.{name}") for name, each in config.models.items()
+            name: self._find(given, name, f"models.{name}") for name, given in config.models.items()
         }
         if self._base is not None and self._base.location and self._base.is_delta:
             raise CheckpointError(
-                f"model_pool.base: {self._base.location.name} is an adapter, no model",
-                hint="Name the model that it was trained on, and the adapter under models.",
+                "model_pool.base: expected a full model, found a LoRA adapter: "
+                f"{self._base.location.name}",
+                hint="Name the model that the adapter was trained on as the base, and the adapter "
+                "under models.",
             )
         self.base = None if self._base is None else self._base.source(None)
-        self.experts = {name: each.source(self.base) for name, each in self._models.items()}
+        self.experts = {name: model.source(self.base) for name, model in self._models.items()}
         self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
 
+    def _find(self, given: Any, name: str, option: str) -> _Model:  # noqa: ANN401 - the configuration checked
+        if not isinstance(given, str):
+            return _Model(name, live=given)
+        preferred = self.config.format
+        located = find_model(given, f"model_pool.{option}", *self.more_files, preferred=preferred)
+        return _Model(name, located=located)
+
+    @property
+    def _all(self) -> list[_Model]:
+        return [*([] if self._base is None else [self._base]), *self._models.values()]
+
     def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
-        """Return this pool with other weights for some models; adapters are on the new base."""
+        """Return this pool with other weights for some models. Adapters move to the new base."""
         clone = super().with_sources(sources)
         if clone.base is not None:
             clone.experts = {
@@ -153,9 +166,9 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> nn.Module:
-        """Return a module like the first live one of the pool, with these weights.
+        """Return a copy of the pool's first live module with these weights.
 
-        Raises `FusionError` if the pool has only files or state dicts: their class is not known,
+        Raises `FusionError` if the pool has only files or state dicts, whose class is unknown, and
         `AlignmentError` for weights with other tensors than the module.
         """
         module = self._module()
@@ -167,74 +180,58 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         self._module()
 
     def _module(self) -> nn.Module:
-        given = [self.config.base, *self.config.models.values()]
-        module = next((each for each in given if isinstance(each, nn.Module)), None)
-        if module is None:
-            raise FusionError(
-                "the pool 'checkpoints' merges files without knowing which class they belong to, "
-                "so it can neither evaluate nor adapt on tasks",
-                hint="Leave the tasks out, or use the pool of the models' family; see: "
-                "fuse list pools\nTheir own library measures any merge: it loads the directory.",
-            )
-        return module
+        for given in (self.config.base, *self.config.models.values()):
+            if isinstance(given, nn.Module):
+                return given
+        raise FusionError(
+            "the pool 'checkpoints' does not know the class of its models, so it can merge them, "
+            "but neither evaluate nor adapt them on tasks",
+            hint="Leave the tasks out, or use the pool of the models' family; see: fuse list pools"
+            "\nAny library that loads the models can measure the merged directory.",
+        )
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
-        """Return the configuration, tokenizer and processor files of the base, or first expert.
+        """Return the configuration, tokenizer and processor files of the base or first expert.
 
-        Where embeddings were padded, the configuration names the new vocabulary's size, and the
-        tokenizer is that of a model that has all of its tokens.
+        After padding of embeddings, the configuration names the new vocabulary size, and the
+        tokenizer is that of a model with all tokens.
         """
-        found, size = self._own_assets(dtype), vocabulary_of(self.reference)
-        given = vocabulary_of(next(iter(self._sources.values())))
-        if size == given:
-            return found
-        found = with_vocabulary(found, given, size)
-        for name in self._models:
-            if vocabulary_of(self._sources[name]) == size:
-                return {**found, **tokenizer_of(self.files_of(name))}
-        return found
-
-    def _own_assets(self, dtype: torch.dtype | None) -> Files:
-        """Return the files beside the base or first expert; a recipe says what dtype it has."""
         first = base_or_first(self._base, self._models)
         if isinstance(first.live, RecipeSource):
-            dtype = dtype or _dtype(self.reference)
-        return first.assets(*self.more_files, dtype=dtype)
+            dtype = dtype or _stored_dtype(self.reference)
+        files = first.assets(*self.more_files, dtype=dtype)
+        size = vocabulary_of(self.reference)
+        original_size = vocabulary_of(next(iter(self._sources.values())))
+        if size == original_size:
+            return files
+        files = with_vocabulary(files, original_size, size)
+        for name in self._models:
+            if vocabulary_of(self._sources[name]) == size:
+                return {**files, **tokenizer_of(self.files_of(name))}
+        return files
 
     def files_of(self, model: str) -> Files:
         """Return the side files of a model by its name, as they may be copied.
 
-        An adapter's are what its trainer put there: a tokenizer, perhaps.
+        An adapter's are those of its trainer, perhaps with a tokenizer.
         """
-        named = {each.name: each for each in self._all}
-        return named[model].assets(*self.more_files)
+        models = {known.name: known for known in self._all}
+        return models[model].assets(*self.more_files)
 
     def beside(self) -> Mapping[str, Files]:
-        """Return the files beside each model; of a recipe, those that its result would have."""
-        return {model.name: model.beside(*self.more_files) for model in self._all}
+        """Return each model's side files. A nested recipe has those of its result."""
+        return {model.name: model.side_files(*self.more_files) for model in self._all}
 
     def licences(self) -> Mapping[str, str | None]:
-        """Return each model's licence, as the card beside it names it."""
+        """Return each model's licence, as its model card states it."""
         return {
-            each.name: None if each.location is None else licence_of(each.location.directory)
-            for each in self._all
+            model.name: None if model.location is None else licence_of(model.location.directory)
+            for model in self._all
         }
-
-    @property
-    def _all(self) -> list[Model]:
-        return [*([] if self._base is None else [self._base]), *self._models.values()]
-
-    def _model(self, given: Any, name: str, option: str) -> Model:  # noqa: ANN401 - the configuration checked
-        if isinstance(given, str):
-            option = f"model_pool.{option}"
-            preferred = self.config.format
-            located = find_model(given, option, *self.more_files, preferred=preferred)
-            return Model(name, located=located)
-        return Model(name, live=given)
 
 
 def _copy_without_values(module: nn.Module) -> nn.Module:
-    """Copy a module, its buffers included; its parameters are copied without their values."""
+    """Copy a module with its buffers. The copied parameters have no values."""
     empty = {
         id(parameter): nn.Parameter(
             parameter.detach().to("meta"), requires_grad=parameter.requires_grad
@@ -244,7 +241,7 @@ def _copy_without_values(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, dict(empty))
 
 
-def _dtype(source: WeightSource) -> torch.dtype | None:
-    """Return what a source's numbers are stored in."""
+def _stored_dtype(source: WeightSource) -> torch.dtype | None:
+    """Return the dtype of a source's first floating-point tensor."""
     dtypes = (info.dtype for info in source.infos.values())
     return next((dtype for dtype in dtypes if dtype.is_floating_point), None)

@@ -1,6 +1,6 @@
-"""The options of the pool `checkpoints`; free of torch, so that listing them costs nothing.
+"""The options of the pool `checkpoints`, free of torch so that listing them is cheap.
 
-Paths and names on the hub are both text here: which of them a text is shows when it is looked for.
+A text may be a path or a name on the hub. The pool finds out which when it looks for the model.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from fusion_core.recipe.paths import input_path
 def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
     if _is_recipe(value):
         if info.context is None:
-            raise ValueError("a recipe, which only a run can merge")
+            raise ValueError("a recipe in the place of a model needs a run to merge it")
         return info.context(value if isinstance(value, Mapping) else input_path(value))
     if isinstance(value, str | os.PathLike):
         return model_path(value)
     if isinstance(value, Mapping) or callable(getattr(value, "state_dict", None)):
         return value
-    raise ValueError("neither a path, a recipe, a state dict nor a live model")
+    raise ValueError("expected a path, a recipe, a state dict or a live model")
 
 
 def _is_recipe(value: Any) -> bool:  # noqa: ANN401 - whatever a recipe holds
-    """Tell whether a model is what another recipe merges: its file, or the recipe itself."""
+    """Tell whether a model is given by a recipe: a file, or a mapping."""
     if isinstance(value, str | os.PathLike):
         return Path(value).suffix in RECIPES
     return isinstance(value, Mapping) and not {"algorithm", "model_pool"}.isdisjoint(value)
@@ -71,22 +71,22 @@ Source = Annotated[
 
 
 class CheckpointsConfig(ComponentConfig):
-    """A base and experts: paths, hub ids or recipes (from Python also live models, state dicts)."""
+    """A base and experts: paths, hub ids or recipes. From Python also live models, state dicts."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     base: Source | None = None
-    """What the experts were fine-tuned from: a directory, a .safetensors file, org/name@revision on
-    the hub, or a recipe (a .yaml file, or the recipe itself)."""
+    """The model that the experts were fine-tuned from: a directory, a .safetensors file,
+    org/name@revision on the hub, or a recipe (a .yaml file, or the recipe itself)."""
     models: Annotated[
         dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
-    """The experts, LoRA adapters among them: a mapping of names to any of these, or a list."""
+    """The experts: a list of models like the base, or a mapping of names to models. LoRA adapters
+    are allowed."""
     format: str | None = None
-    """Which format to read models in that several could read; see: fuse list formats"""
+    """The format to use for models that several formats could read; see: fuse list formats"""
 
     @model_serializer(mode="wrap")
-    def _leave_out_format(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Name a format in a recipe only where one was chosen."""
+    def _omit_default_format(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         options: dict[str, Any] = serialise(self)
         return {key: value for key, value in options.items() if (key, value) != ("format", None)}

@@ -1,4 +1,4 @@
-"""The executors that need nothing but this process, and their options."""
+"""The executors of this process, and their options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
-def _cores() -> int:
-    """Return how many cores this process may use."""
+def _usable_cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -22,19 +21,19 @@ def _cores() -> int:
 class ThreadsConfig(ComponentConfig):
     """The options of `threads`."""
 
-    workers: Annotated[int, Field(ge=1)] = Field(default_factory=_cores)
-    """How many threads merge; default: one a core."""
+    workers: Annotated[int, Field(ge=1)] = Field(default_factory=_usable_cores)
+    """The number of threads that merge; default: one per core."""
 
 
 def make_threads(config: ThreadsConfig) -> Executor:
-    """Make threads of this process."""
+    """Return an executor with threads of this process."""
     from fusion_core.weights.merging.execution import Threads
 
     return Threads(config.workers)
 
 
 def make_serial(_: ComponentConfig) -> Executor:
-    """Make an executor that works on the calling thread."""
+    """Return an executor that works on the calling thread."""
     from fusion_core.weights import SerialExecutor
 
     return SerialExecutor()

@@ -1,1 +1,1 @@
-"""What a run would do, said beforehand: fit, memory, licences; nothing is written."""
+"""Prediction of a run from headers: alignment, disk, memory and licences. Nothing is written."""

@@ -1,4 +1,4 @@
-"""What one worker holds at most while it computes a tensor of a lazy merge, from headers alone."""
+"""The memory that one worker needs to compute a tensor of a lazy merge, from headers alone."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ if TYPE_CHECKING:
 
     from fusion_core.weights import TensorInfo
 
-#: What a survey keeps per expert: samples and tallies.
+#: The samples and tallies of a survey, per expert.
 _SURVEY = 3 * 2**20
 
 
 class HeadersOnly(WeightSource):
-    """A model of which only headers are known; raises `NotReadError` when it is read."""
+    """A model with headers and no values. Reading it raises `NotReadError`."""
 
     def __init__(self, source: WeightSource) -> None:
         self.infos, self.cut, self.is_delta = source.infos, source.cut, source.is_delta
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Raise."""
         raise NotReadError(name, start, stop)
 
 
 class NotReadError(Exception):
-    """A method read weights while its merge was only to be described."""
+    """A method read weights while only its lazy merge was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +44,20 @@ class Working:
     name: str
     elements: int
     bytes: int
-    #: how many pieces the tensor has: several workers may be at it
+    #: the number of pieces, which several workers may compute at a time
     pieces: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Bytes that are held while a range is read, and what stays when it has been read."""
+    """The bytes held while a range is read, and those that stay afterwards."""
 
     peak: float
     kept: float = 0
 
 
 def working_memory(merged: WeightSource) -> Iterator[Working]:
-    """Yield for every tensor what a worker holds at most while it computes it."""
+    """Yield the memory that a worker needs for each tensor."""
     for name, info in merged.infos.items():
         longest = max(stop - start for start, stop in merged.ranges(name))
         held = _held(merged, info, longest)
@@ -67,7 +66,7 @@ def working_memory(merged: WeightSource) -> Iterator[Working]:
 
 
 def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) -> _Held:
-    """Return what reading so many elements of a tensor takes."""
+    """Return the memory for reading so many elements of a tensor."""
     if isinstance(source, PackedSource):
         return _held_by_packed(source, info, elements)
     if isinstance(source, TransformedExpert):
@@ -76,7 +75,7 @@ def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) 
         return _held_by_kernel(source, info, elements)
     if isinstance(source, Applied):
         source = source.operands.reference
-    inner = [each for each in source.sources if info.name in each.infos] or source.sources
+    inner = [child for child in source.sources if info.name in child.infos] or source.sources
     held = _held(inner[0], info, elements) if inner else _Held(elements * info.dtype.itemsize)
     if isinstance(source, UnpackedSource):
         return _Held(held.peak + source.kept_bytes, held.kept + source.kept_bytes)
@@ -84,8 +83,8 @@ def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) 
 
 
 def _held_by_packed(packed: PackedSource, info: TensorInfo, elements: int) -> _Held:
-    """Matrices are computed one after the other, and put into the range where they lie apart."""
-    largest = max(packed.layout.infos_of(info), key=lambda own: own.numel)
+    """Return the memory for matrices, computed in turn, and for the range that gathers them."""
+    largest = max(packed.layout.infos_of(info), key=lambda matrix: matrix.numel)
     ranges = packed.matrices.ranges(largest.name)
     held = _held(packed.matrices, largest, max(stop - start for start, stop in ranges))
     shares_range = elements > largest.numel
@@ -94,32 +93,32 @@ def _held_by_packed(packed: PackedSource, info: TensorInfo, elements: int) -> _H
 
 
 def _held_by_kernel(applied: Applied[Any], info: TensorInfo, elements: int) -> _Held:
-    """Operands are read one after the other, and then the kernel computes."""
+    """Return the memory for a kernel, which computes after its operands are read in turn."""
     computed = applied.infos.get(info.name, info)
     width, experts = computed.dtype.itemsize, len(applied.operands.experts)
     peak = kept = 0.0
-    for read, operand in enumerate(_distinct(applied.operands.sources)):
-        own = _held(operand, info, elements)
-        peak = max(peak, kept + own.peak + read * width * elements)
-        kept += own.kept
+    for already_read, operand in enumerate(_distinct(applied.operands.sources)):
+        held = _held(operand, info, elements)
+        peak = max(peak, kept + held.peak + already_read * width * elements)
+        kept += held.kept
     shape = piece_shape(info, elements, applied.cut)
     computing = width * applied.kernel.working_memory(shape, experts)
-    stays = width * experts * elements if isinstance(applied, TransformedRows) else 0
-    return _Held(max(peak, kept + computing), kept + stays)
+    rows = width * experts * elements if isinstance(applied, TransformedRows) else 0
+    return _Held(max(peak, kept + computing), kept + rows)
 
 
 def _distinct(sources: Iterable[WeightSource]) -> list[WeightSource | Applied[Any]]:
-    """Return operands, and once what several of them share."""
+    """Return the operands, and the transform that several of them share once."""
     shared = [
         source.rows if isinstance(source, TransformedExpert) else source for source in sources
     ]
-    return [*{id(each): each for each in shared}.values()]
+    return [*{id(source): source for source in shared}.values()]
 
 
 def survey_memory(source: WeightSource | Applied[Any]) -> int:
     """Return the bytes that the surveys of a merge and of its operands keep."""
-    own, inner = 0, source.sources if isinstance(source, WeightSource) else ()
     if isinstance(source, Applied):
         at_once = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}[source.kernel.scope]
-        own, inner = at_once * len(source.operands.experts) * _SURVEY, source.operands.sources
-    return own + sum(map(survey_memory, _distinct(inner)))
+        surveys = at_once * len(source.operands.experts) * _SURVEY
+        return surveys + sum(map(survey_memory, _distinct(source.operands.sources)))
+    return sum(map(survey_memory, _distinct(source.sources)))

@@ -1,6 +1,6 @@
-"""What a run would do, said beforehand: from headers alone, and nothing is written.
+"""The check of a plan, for `fuse check` and `fuse run --dry-run`.
 
-Serves `fuse check` and `fuse run --dry-run`. Only `scan` reads weights.
+It reads headers only and writes nothing. Only `scan` reads weights.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of the run, and how it fits."""
+    """One model of the run, and its alignment with the base."""
 
     name: str
     source: str
     tensors: int
     bytes: int
     dtypes: tuple[str, ...]
-    #: tensors that it lacks and the base gives, and that only it has: as the policies allow
+    #: tensors taken from the base because the model lacks them, and tensors that only it has
     missing: int
     extra: int
     licence: str | None
-    #: whether it is what a nested recipe merges, whose models follow
+    #: whether it is the merge of a nested recipe, whose models follow
     nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """What the output takes, and what is free where it goes; None without an output."""
+    """The size of the output, and the free space at its path. Both are None for no output."""
 
     path: str | None
     needed: int
@@ -59,13 +59,13 @@ class Disk:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room."""
+        """Whether there is enough space."""
         return self.free is None or self.needed <= self.free
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a run would read, make and need."""
+    """The inputs, results and needs of a run."""
 
     algorithm: str
     models: tuple[Model, ...]
@@ -74,33 +74,33 @@ class Check:
     memory: Memory
     #: tensors that are merged matrix by matrix
     matrices: tuple[Holding, ...]
-    #: tensors that a stage treats otherwise than its name says
+    #: tensors that a stage treats differently from what its name says
     fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
-    #: what the recipe asks for that can run code: reasons by the name that allows it
+    #: the reasons why the recipe can run code, by the name that allows each
     needs_trust: Mapping[str, tuple[str, ...]]
-    #: what only the run will learn, because it needs trust
+    #: what only the run itself can check, because it needs trust
     not_checked: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON's data."""
+        """Return the check as JSON data."""
         return {"schema": SCHEMA, **asdict(self)}
 
     def raise_unless_it_fits(self) -> None:
-        """Raise `DiskError` if the output has no room."""
+        """Raise `DiskError` if the output needs more space than is free."""
         if not self.disk.fits:
             raise DiskError(
                 f"{self.disk.path}: the output takes {self.disk.needed:,} bytes, "
                 f"{self.disk.free:,} are free there",
-                hint="Make room, or write elsewhere with -o.",
+                hint="Free some space, or write elsewhere with -o.",
             )
 
 
 def check(plan: Plan) -> Check:
-    """Say what a plan would do.
+    """Predict what a plan will do.
 
-    Raises `AlignmentError` with a table of every difference if the models do not fit together, and
-    what `Plan.check_data` raises. What needs trust is not started, even if it has that.
+    Raises `AlignmentError` with a table of every difference if the models do not match, and the
+    errors of `Plan.check_data`. The check never starts what needs trust, even if it is trusted.
     """
     models = tuple(_models(plan))
     plan.check_data(untrusted=True)
@@ -119,88 +119,87 @@ def check(plan: Plan) -> Check:
 
 
 def _not_checked(plan: Plan, prefix: str = "") -> Iterator[str]:
-    """Name the task pools that a check leaves alone because looking at them needs trust."""
+    """Name the task pools that are not checked because that needs trust."""
     if plan.tasks_read is not None and plan.tasks_to_look_at is None:
-        assert plan.resolved.task_pool is not None  # noqa: S101 - it is what needs trust
+        assert plan.resolved.task_pool is not None  # noqa: S101 - it is the one that needs trust
         yield f"{prefix}{plan.resolved.task_pool.name}: whether its tasks and data are there"
     for name, nested in plan.nested.items():
         yield from _not_checked(nested, f"{prefix}{name}/")
 
 
 def scan(plan: Plan) -> list[BadTensor]:
-    """Read everything that the run would read, and return what holds NaN or infinity.
+    """Read every weight that the run would read, and return the tensors with NaN or infinity.
 
-    On the run's executor or, where that needs trust, on threads of this process.
+    The scan uses the run's executor, or threads of this process if that executor needs trust.
     """
-    own = plan.resolved.executor
-    made = Threads(torch.get_num_threads()) if needs_of([own]) else own.create()
-    with hub.session(plan.options.progress), made as executor:
-        return bad_tensors(dict(_read(plan)), executor, progress=plan.options.progress)
+    executor = plan.resolved.executor
+    workers = Threads(torch.get_num_threads()) if needs_of([executor]) else executor.create()
+    with hub.session(plan.options.progress), workers:
+        return bad_tensors(dict(_scanned(plan)), workers, progress=plan.options.progress)
 
 
-def raise_if_bad(found: list[BadTensor], plan: Plan) -> None:
-    """Raise `WeightsError` if weights are not finite, unless the recipe allows it."""
-    if found and plan.resolved.recipe.alignment.nan == "error":
+def raise_if_bad(bad: list[BadTensor], plan: Plan) -> None:
+    """Raise `WeightsError` for weights that are not finite, unless the recipe allows them."""
+    if bad and plan.resolved.recipe.alignment.nan == "error":
         raise WeightsError(
-            f"weights are NaN or infinite in tensors: {len(found)}, among them "
-            f"{found[0].tensor!r} of {found[0].model}",
-            hint="Mend the models, or set alignment.nan to 'allow' to let them through.",
+            f"weights are NaN or infinite in tensors: {len(bad)}, among them "
+            f"{bad[0].tensor!r} of {bad[0].model}",
+            hint="Repair the models, or allow such weights with --set alignment.nan=allow.",
         )
 
 
 def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
-    licences, fitted, nested = plan.pool.licences(), plan.aligned.by_name, plan.nested
+    licences = plan.pool.licences()
     for name, source in plan.pool.by_name.items():
-        infos, seen = source.infos.values(), fitted[name]
+        infos, aligned = source.infos.values(), plan.aligned.by_name[name]
         yield Model(
             prefix + name,
             source.describe(),
             len(infos),
             sum(info.nbytes for info in infos),
             tuple(dict.fromkeys(str(info.dtype).removeprefix("torch.") for info in infos)),
-            len(seen.missing) if isinstance(seen, AlignedSource) else 0,
-            len(seen.extra) if isinstance(seen, AlignedSource) else 0,
+            len(aligned.missing) if isinstance(aligned, AlignedSource) else 0,
+            len(aligned.extra) if isinstance(aligned, AlignedSource) else 0,
             licences.get(name) or plan.licence,
-            name in nested,
+            name in plan.nested,
         )
-        if name in nested:
-            yield from _models(nested[name], f"{prefix}{name}/")
+        if name in plan.nested:
+            yield from _models(plan.nested[name], f"{prefix}{name}/")
 
 
-def _read(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
-    """Name what is read: of the reference everything, of experts what they have and is merged."""
-    models, nested = plan.pool.by_name, plan.nested
-    pool = plan.pool.with_sources({name: _Zeros(models[name]) for name in nested})
+def _scanned(plan: Plan, prefix: str = "") -> Iterator[tuple[str, WeightSource]]:
+    """Yield the weights to scan: the whole reference, and of experts the merged tensors."""
+    models = plan.pool.by_name
+    pool = plan.pool.with_sources({name: _Zeros(models[name]) for name in plan.nested})
     for name, source in pool.aligned(plan.resolved.recipe.alignment).by_name.items():
-        if name in nested:
-            yield from _read(nested[name], f"{prefix}{name}/")
+        if name in plan.nested:
+            yield from _scanned(plan.nested[name], f"{prefix}{name}/")
         elif models[name] is plan.pool.reference:
             yield prefix + name, models[name]
         else:
-            absent = source.missing if isinstance(source, AlignedSource) else frozenset()
-            wanted = [each for each in source.infos if each not in absent | plan.skipped]
+            missing = source.missing if isinstance(source, AlignedSource) else frozenset()
+            wanted = [tensor for tensor in source.infos if tensor not in missing | plan.skipped]
             yield prefix + name, RenamedSource(source, dict(zip(wanted, wanted, strict=True)))
 
 
 class _Zeros(WeightSource):
-    """Stands for a merge that a scan does not make: what differs from it is seen as it is."""
+    """A stand-in for a nested merge, which a scan does not make, so that its pool can align."""
 
-    def __init__(self, place: WeightSource) -> None:
-        self.infos = place.infos
+    def __init__(self, merge: WeightSource) -> None:
+        self.infos = merge.infos
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return zeros."""
         return torch.zeros(stop - start, dtype=self.infos[name].dtype)
 
 
 def _disk(plan: Plan) -> Disk:
     dtype = dtype_of(plan.resolved.recipe.output.dtype)
     header, data = build_header(list(stored_infos(plan.outline, dtype).values()), {"format": "pt"})
-    beside = sum(
+    side_files = sum(
         asset.stat().st_size if isinstance(asset, Path) else len(asset)
         for asset in plan.assets(dtype).values()
     )
-    needed = len(header) + data + beside
+    needed = len(header) + data + side_files
     if plan.path is None:
         return Disk(None, needed, None)
     return Disk(str(plan.path), needed, free_bytes(plan.path))

@@ -1,1 +1,1 @@
-"""The command `fuse`: parses, calls the floors below, prints."""
+"""The program `fuse`: it parses flags, calls the rooms below, and prints results."""

@@ -1,4 +1,4 @@
-"""`fuse list algorithms`: methods by family and stage, with what they need and cost."""
+"""`fuse list algorithms`: algorithms by family and stage, with their needs and cost."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 _RANKS = {cost: rank for rank, cost in enumerate([*COSTS, None])}
 _DATA = get_args(TaskData)
-_PIPELINE, _FAMILY = "pipeline", "named pipelines, run like a merge"
+_PIPELINE, _PIPELINE_FAMILY = "pipeline", "named pipelines, run like a merge"
+_STAGES = [*STAGES, _PIPELINE]
 _HEADINGS = ["name", "needs", "experts", "cost", "reference", "summary"]
 
 
-def algorithms_of(plugins: PluginManager) -> list[dict[str, Any]]:
-    """Describe algorithms in the order of the catalogue: families from the cheapest on."""
-    found = [_described(component) for component in plugins.components(AlgorithmSpec)]
-    found += [_describe_pipeline(pipeline, found) for pipeline in plugins.components(PipelineSpec)]
+def describe_algorithms(plugins: PluginManager) -> list[dict[str, Any]]:
+    """Describe all algorithms and pipelines, by family from the cheapest on, and by stage."""
+    rows = [_describe_algorithm(component) for component in plugins.components(AlgorithmSpec)]
+    rows += [_describe_pipeline(component, rows) for component in plugins.components(PipelineSpec)]
     cheapest: dict[str, int] = {}
-    for each in found:
-        rank = _RANKS[each["cost"]]
-        cheapest[each["family"]] = min(rank, cheapest.get(each["family"], rank))
-    stages = [*STAGES, _PIPELINE]
+    for row in rows:
+        rank = _RANKS[row["cost"]]
+        cheapest[row["family"]] = min(rank, cheapest.get(row["family"], rank))
 
-    def place(each: Mapping[str, Any]) -> tuple[Any, ...]:
-        family, stage = each["family"], stages.index(each["stage"])
-        return cheapest[family], family, stage, each["name"], each["plugin"]
+    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        family, stage = row["family"], _STAGES.index(row["stage"])
+        return cheapest[family], family, stage, row["name"], row["plugin"]
 
-    return sorted(found, key=place)
+    return sorted(rows, key=order)
 
 
 def print_algorithms(algorithms: Sequence[Mapping[str, Any]]) -> None:
-    """Print what `algorithms_of` returned, and how to read it."""
+    """Print the result of `describe_algorithms`, with a legend."""
     grouped = groupby(algorithms, _title)
-    print_groups(_HEADINGS, {title: [_row(each) for each in group] for title, group in grouped})
+    print_groups(_HEADINGS, {title: [*map(_cells, group)] for title, group in grouped})
     print("\nneeds: the base; unlabeled or labeled examples of the tasks; the task, at inference")
     print("cost, from the cheapest on")
     for cost, meaning in COSTS.items():
@@ -48,7 +48,7 @@ def print_algorithms(algorithms: Sequence[Mapping[str, Any]]) -> None:
     print("fuse info NAME shows an algorithm's formula, its options and an example.")
 
 
-def _described(component: Component[AlgorithmSpec]) -> dict[str, Any]:
+def _describe_algorithm(component: Component[AlgorithmSpec]) -> dict[str, Any]:
     spec = component.spec
     return {
         "name": spec.name,
@@ -70,14 +70,14 @@ def _described(component: Component[AlgorithmSpec]) -> dict[str, Any]:
 def _describe_pipeline(
     component: Component[PipelineSpec], algorithms: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Describe a pipeline by the needs of its stages, as far as these are installed."""
+    """Describe a pipeline by the needs of those of its stages that are installed."""
     spec = component.spec
     names = [name for name, _ in spec.stages]
     stages = [stage for stage in algorithms if stage["name"] in names]
     limits = [stage["max_experts"] for stage in stages if stage["max_experts"] is not None]
     return {
         "name": spec.name,
-        "family": _FAMILY,
+        "family": _PIPELINE_FAMILY,
         "stage": _PIPELINE,
         "stages": names,
         "summary": spec.summary,
@@ -95,22 +95,19 @@ def _describe_pipeline(
     }
 
 
-def _title(algorithm: Mapping[str, Any]) -> str:
-    if algorithm["stage"] == _PIPELINE:
-        return _FAMILY
-    return f"{algorithm['family']}: {STAGES[algorithm['stage']].heading}"
+def _title(row: Mapping[str, Any]) -> str:
+    if row["stage"] == _PIPELINE:
+        return _PIPELINE_FAMILY
+    return f"{row['family']}: {STAGES[row['stage']].heading}"
 
 
-def _row(each: Mapping[str, Any]) -> list[str]:
-    needs = ["base"] * each["needs_base"] + [each["needs_tasks"]] * (each["needs_tasks"] != "none")
-    needs += ["task"] * each["needs_task"]
-    cells = (each["name"], ", ".join(needs), _experts(each), each["cost"], each["reference"])
-    return [*(cell or "" for cell in cells), each["summary"]]
-
-
-def _experts(each: Mapping[str, Any]) -> str:
-    """Show how many experts it takes, nothing where it takes any number."""
-    least, most = each["min_experts"], each["max_experts"]
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    needs = ["base"] * row["needs_base"] + [row["needs_tasks"]] * (row["needs_tasks"] != "none")
+    needs += ["task"] * row["needs_task"]
+    least, most = row["min_experts"], row["max_experts"]
     if most is None:
-        return f"{least}+" if least > 1 else ""
-    return str(most) if least == most else f"{least}-{most}"
+        experts = f"{least}+" if least > 1 else ""
+    else:
+        experts = str(most) if least == most else f"{least}-{most}"
+    cells = (row["name"], ", ".join(needs), experts, row["cost"], row["reference"])
+    return [*(cell or "" for cell in cells), row["summary"]]

@@ -1,14 +1,16 @@
-"""`fuse check`: what a run would do, and whether it can, without doing it."""
+"""`fuse check`: whether a run can work, and what it would do, without running it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fusion_core.cli.flags import (
     Algo,
+    AsJson,
     Assignments,
     Device,
     ExecutorName,
@@ -24,16 +26,16 @@ from fusion_core.cli.flags import (
     Trust,
     Verbose,
     Workers,
-    counted,
-    planned,
+    plan_from_flags,
     set_up_logging,
 )
-from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.cli.progress import progress_for
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fusion_core.checking.check import Check, Model
     from fusion_core.checking.memory import Memory
     from fusion_core.planning.planned import Plan
@@ -57,33 +59,33 @@ def check(
     workers: Workers = None,
     trust: Trust = None,
     scan: Annotated[
-        bool, typer.Option("--scan", help="Read all weights too, and look for NaN and infinity.")
+        bool, typer.Option("--scan", help="Also read all weights and look for NaN and infinity.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a run would do, and whether it can: nothing is written.
+    """Check what a run would do, without writing anything.
 
-    Looks at recipe, plugins, keys, shapes, dtypes, licences, disk and memory, from headers alone.
-    Exits as the run would: 4 if the models do not fit together, 6 if the output has no room, 2 if
-    the recipe needs trust that --trust does not give. What needs trust is shown, and not started.
+    The check covers recipe, plugins, tensor names, shapes, dtypes, licences, disk and memory. It
+    reads headers only. The exit code is that of the run: 4 if the models do not match, 6 if the
+    output does not fit on the disk, 2 if the recipe needs trust that --trust does not give. The
+    check shows what needs trust and does not start it.
     """
     set_up_logging(verbose=verbose)
-    plan = planned(
+    plan = plan_from_flags(
         context,
         recipe,
-        {
-            "algorithm": algo,
-            "model_pool": pool,
-            "task_pool": task_pool,
-            "executor": executor,
-            "tasks": tasks,
-        },
-        assignments,
+        algo=algo,
+        pool=pool,
+        task_pool=task_pool,
+        executor=executor,
+        tasks=tasks,
+        assignments=assignments,
         seed=seed,
         output=output,
         trust=trust,
+        quiet=quiet,
         evaluate=not no_eval,
         overwrite=overwrite,
         device=device,
@@ -94,17 +96,18 @@ def check(
 
 
 def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
-    """Print what a plan would do; raises what the run would, as far as it can be told."""
-    from fusion_core.checking import check as core
+    """Print what a plan would do. Raises the errors that the run would raise, if predictable."""
+    from fusion_core.checking import check as checking
 
-    checked = core.check(plan)
-    bad = core.scan(plan) if scan else None
+    checked = checking.check(plan)
+    bad = checking.scan(plan) if scan else None
     if as_json:
-        print_json({**checked.as_json(), "scan": None if bad is None else _bad_as_json(bad)})
+        bad_tensors = None if bad is None else [asdict(tensor) for tensor in bad]
+        print_json({**checked.as_json(), "scan": bad_tensors})
     else:
         _print(checked, bad)
     if bad is not None:
-        core.raise_if_bad(bad, plan)
+        checking.raise_if_bad(bad, plan)
     plan.check_trust()
     checked.raise_unless_it_fits()
 
@@ -114,56 +117,63 @@ def _print(checked: Check, bad: list[BadTensor] | None) -> None:
     headings, *rows = zip(*(column for column in columns if any(column[1:])), strict=True)
     print_table(headings, rows)
     print()
-    print_table(["the run", ""], [*_rows(checked)])
+    print_table(["the run", ""], _rows(checked))
     if bad:
         print()
-        counts = [[each.model, each.tensor, str(each.nan), str(each.infinite)] for each in bad]
+        counts = [
+            [tensor.model, tensor.tensor, str(tensor.nan), str(tensor.infinite)] for tensor in bad
+        ]
         print_table(["model", "tensor", "NaN", "infinite"], counts)
     elif bad is not None:
         print("\nscan: all weights are finite")
 
 
-def _differs(model: Model) -> str:
-    found = {"missing": model.missing, "extra": model.extra}
-    return ", ".join(f"{count} {kind}" for kind, count in found.items() if count)
+def _differences(model: Model) -> str:
+    counts = {"missing": model.missing, "extra": model.extra}
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
 
 
-#: The columns of the table of models; one that is empty throughout is left out.
+#: The columns of the table of models. An empty column is left out.
 _COLUMNS: dict[str, Callable[[Model], str]] = {
-    "model": lambda each: each.name,
-    "source": lambda each: each.source,
-    "tensors": lambda each: str(each.tensors),
-    "size": lambda each: amount(each.bytes),
-    "dtype": lambda each: ", ".join(each.dtypes),
-    "licence": lambda each: each.licence or "",
-    "differs": _differs,
+    "model": lambda model: model.name,
+    "source": lambda model: model.source,
+    "tensors": lambda model: str(model.tensors),
+    "size": lambda model: amount(model.bytes),
+    "dtype": lambda model: ", ".join(model.dtypes),
+    "licence": lambda model: model.licence or "",
+    "differs": _differences,
 }
 
 
 def _rows(checked: Check) -> list[list[str]]:
     disk = checked.disk
     free = "" if disk.free is None else f", {amount(disk.free)} free"
-    rows = [
+    unknown = [model.name for model in checked.models if model.licence is None and not model.nested]
+    return [
         ["algorithm", checked.algorithm],
-        ["tensors", counted(checked.tensors)],
+        ["tensors", describe_counts(checked.tensors)],
         ["output", disk.path or "in memory"],
         *([["disk", f"{amount(disk.needed)}{free}"]] if disk.path else []),
-        ["memory", _memory(checked.memory)],
+        ["memory", _describe_memory(checked.memory)],
+        *([["licences", f"not known: {', '.join(unknown)}"]] if unknown else []),
+        *(
+            ["needs trust", f"{name}: {reason}"]
+            for name, reasons in checked.needs_trust.items()
+            for reason in reasons
+        ),
+        *(["not checked", text] for text in checked.not_checked),
+        *(["matrices", str(matrix)] for matrix in checked.matrices),
+        *(["fallback", str(item)] for item in checked.fallbacks if not item.is_notable),
+        *(["warning", warning] for warning in checked.warnings),
     ]
-    unknown = [model.name for model in checked.models if model.licence is None and not model.nested]
-    if unknown:
-        rows.append(["licences", f"not known: {', '.join(unknown)}"])
-    for name, reasons in checked.needs_trust.items():
-        rows += [["needs trust", f"{name}: {reason}"] for reason in reasons]
-    rows += [["not checked", each] for each in checked.not_checked]
-    rows += [["matrices", str(matrix)] for matrix in checked.matrices]
-    rows += [
-        ["fallback", str(fallback)] for fallback in checked.fallbacks if not fallback.is_notable
-    ]
-    return rows + [["warning", warning] for warning in checked.warnings]
 
 
-def _memory(memory: Memory) -> str:
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Describe the numbers of merged, copied and dropped tensors."""
+    return ", ".join(f"{count} {fate}" for fate, count in counts.items())
+
+
+def _describe_memory(memory: Memory) -> str:
     word = "at least" if memory.at_least else "about"
     unknown = f"; {memory.unknown}" if memory.unknown else ""
     parts = (
@@ -172,9 +182,3 @@ def _memory(memory: Memory) -> str:
     live = f", {amount(memory.live)} live models" if memory.live else ""
     kept = f", {amount(memory.kept)} the merge" if memory.kept else ""
     return f"{word} {amount(memory.total)}: {parts}{live}{kept}{unknown}"
-
-
-def _bad_as_json(bad: list[BadTensor]) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
-    return [asdict(each) for each in bad]

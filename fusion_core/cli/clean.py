@@ -1,14 +1,14 @@
-"""`fuse clean`: list what stopped runs left beside their outputs, and remove it."""
+"""`fuse clean`: list and remove what stopped runs left next to their outputs."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from fusion_core.cli.listing import AsJson
+from fusion_core.cli.flags import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.errors import DiskError, RecipeError
 from fusion_core.shown import amount, printable
@@ -18,47 +18,66 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.writing.leftovers import Leftover
 
-_OUTPUTS = Path("outputs")  # where `fuse run` puts what no -o names
+_OUTPUTS = Path("outputs")  # where `fuse run` writes without -o
 
 
 def clean(
     directory: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads these annotations at run time
         typer.Argument(
-            metavar="DIR", help="Where the outputs lie; default: outputs.", show_default=False
+            metavar="DIR", help="Search DIR for outputs; default: outputs.", show_default=False
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what stopped runs left beside and in their outputs, and remove it.
+    """List and remove what stopped runs left behind.
 
-    A directory .NAME.fuse-... can be gone on from: by the same fuse run with --resume. What belongs
-    to runs that are alive is shown and never touched. On a terminal this asks before it removes
-    anything; elsewhere it removes with --yes only. To list changes nothing.
+    A stopped run leaves a directory .NAME.fuse-... next to its output. The same fuse run with
+    --resume continues from it. Directories of running processes are listed, but never removed. On a
+    terminal, the command asks before it removes anything. Elsewhere it removes only with --yes.
     """
     if directory is not None and not directory.is_dir():
-        raise RecipeError(f"{directory} is not a directory", hint="Name one that outputs lie in.")
+        raise RecipeError(
+            f"{directory} is not a directory", hint="Name the directory that holds the outputs."
+        )
     from fusion_core.weights.writing.leftovers import leftovers
 
-    place = directory or _OUTPUTS
-    found = leftovers(place) if place.is_dir() else []
-    dead = [each for each in found if not each.in_use]
-    if not as_json:
-        _show(found, place)
-    removed, errors = _remove(dead) if dead and _agreed(yes, as_json) else ([], [])
+    outputs = directory or _OUTPUTS
+    found = leftovers(outputs) if outputs.is_dir() else []
+    dead = [leftover for leftover in found if not leftover.in_use]
+    if not as_json and found:
+        print_table(("left", "size", "age", "finished", "run"), [*map(_row, found)])
+    elif not as_json:
+        print(printable(f"nothing to clean in {outputs}"))
+    asks = not yes and not as_json and _is_interactive()
+    agreed = bool(dead) and (yes or (asks and typer.confirm("Remove those that are not in use?")))
+    removed, errors = _remove(dead) if agreed else ([], [])
     if as_json:
-        print_json([_as_json(each, removed) for each in found])
+        print_json(
+            [
+                {
+                    "path": str(leftover.path),
+                    "output": str(leftover.output),
+                    "bytes": leftover.size,
+                    "age_seconds": round(leftover.age, 1),
+                    "tensors": leftover.tensors,
+                    "in_use": leftover.in_use,
+                    "removed": leftover in removed,
+                }
+                for leftover in found
+            ]
+        )
     elif removed:
         print(f"removed: {len(removed)}")
     if errors:
         raise DiskError("\n".join(error.message for error in errors), hint=errors[0].hint)
 
 
-def _remove(dead: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
-    """Remove what can be removed, whatever is wrong with the rest."""
+def _remove(leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
+    """Remove as many as possible. Returns the removed ones, and the errors of the others."""
     removed, errors = [], []
-    for leftover in dead:
+    for leftover in leftovers:
         try:
             removed += [leftover] if leftover.remove() else []
         except DiskError as error:
@@ -66,43 +85,18 @@ def _remove(dead: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
     return removed, errors
 
 
-def _agreed(yes: bool, as_json: bool) -> bool:
-    asks = not as_json and _is_a_person()
-    return yes or (asks and typer.confirm("Remove those that are not in use?"))
-
-
-def _is_a_person() -> bool:
+def _is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _show(found: Sequence[Leftover], place: Path) -> None:
-    if not found:
-        print(printable(f"nothing to clean in {place}"))
-        return
-    headings = ("left", "size", "age", "finished", "run")
-    print_table(headings, [_row(each) for each in found])
+def _row(leftover: Leftover) -> tuple[str, ...]:
+    run = "alive" if leftover.in_use else "dead"
+    finished = "" if leftover.tensors is None else f"{leftover.tensors} tensors"
+    return str(leftover.path), amount(leftover.size), _format_age(leftover.age), finished, run
 
 
-def _row(each: Leftover) -> tuple[str, ...]:
-    size, run = amount(each.size), "alive" if each.in_use else "dead"
-    finished = "" if each.tensors is None else f"{each.tensors} tensors"
-    return (str(each.path), size, _age(each.age), finished, run)
-
-
-def _age(seconds: float) -> str:
+def _format_age(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _as_json(each: Leftover, removed: Sequence[Leftover]) -> dict[str, Any]:
-    return {
-        "path": str(each.path),
-        "output": str(each.output),
-        "bytes": each.size,
-        "age_seconds": round(each.age, 1),
-        "tensors": each.tensors,
-        "in_use": each.in_use,
-        "removed": each in removed,
-    }

@@ -1,4 +1,4 @@
-"""Commands of plugins: shown by what their specs say, imported when they are called."""
+"""Commands of plugins. Their specs appear in help; a command is imported when it is called."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from fusion_core.plugins.components import Component
 
-_OF_A_PROGRAM = {"install_completion", "show_completion"}
+_PROGRAM_OPTIONS = {"install_completion", "show_completion"}
 
 
 class PluginCommand(TyperCommand):
-    """Stands for a command of a plugin until it is called."""
+    """A plugin's command, which is imported when it is called."""
 
     def __init__(self, name: str, component: Component[CommandSpec]) -> None:
         super().__init__(name, help=component.spec.summary)
@@ -36,9 +36,9 @@ class PluginCommand(TyperCommand):
         parent: Any = None,  # noqa: ANN401 - typer's
         **extra: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Import the command and let it parse its arguments; completion passes broken ones over."""
+        """Import the command and let it parse its arguments. Completion ignores broken commands."""
         try:
-            command = _load(self.component)
+            command = _import_command(self.component)
         except PluginError:
             if not extra.get("resilient_parsing"):
                 raise
@@ -47,18 +47,22 @@ class PluginCommand(TyperCommand):
 
 
 def commands_of_plugins(block: frozenset[str], taken: Collection[str]) -> dict[str, PluginCommand]:
-    """Return plugins' commands by what users type: a name that is not one's own stands in full."""
-    found = list(load_plugins(block).components(CommandSpec))
-    given = Counter([*taken, *(component.spec.name for component in found)])
-    named = ((_shown(component, given), component) for component in found)
-    return {name: PluginCommand(name, component) for name, component in named}
+    """Return the commands of plugins by name, or by full name if the name is not unique."""
+    components = list(load_plugins(block).components(CommandSpec))
+    uses = Counter([*taken, *(component.spec.name for component in components)])
+    commands = {}
+    for component in components:
+        name = component.spec.name
+        name = name if uses[name] == 1 else component.qualified_name
+        commands[name] = PluginCommand(name, component)
+    return commands
 
 
 def find_command(block: frozenset[str], name: str) -> PluginCommand | None:
-    """Find a plugin's command by its name or full name; None if nobody knows it.
+    """Find a plugin's command by its name or full name. Returns None for an unknown name.
 
-    Raises `AmbiguousComponentError` if several plugins provide it, `UnknownComponentError` if one
-    that is not installed does.
+    Raises `AmbiguousComponentError` if several plugins provide it, and `UnknownComponentError` if
+    only a plugin that is not installed does.
     """
     try:
         return PluginCommand(name, load_plugins(block).find(CommandSpec, name))
@@ -69,23 +73,18 @@ def find_command(block: frozenset[str], name: str) -> PluginCommand | None:
 
 
 def core_commands(program: Any) -> dict[str, Any]:  # noqa: ANN401 - typer's
-    """Return the commands of a program that are the core's own."""
-    every = program.commands.items()
-    return {name: each for name, each in every if not isinstance(each, PluginCommand)}
+    """Return the commands of a program that are not a plugin's."""
+    commands = program.commands.items()
+    return {name: cmd for name, cmd in commands if not isinstance(cmd, PluginCommand)}
 
 
 def group_of(command: Any) -> str:  # noqa: ANN401 - typer's
-    """Return the heading that a command stands under."""
+    """Return the heading of a command in help."""
     return command.component.spec.group if isinstance(command, PluginCommand) else "Commands"
 
 
-def _shown(component: Component[CommandSpec], given: Counter[str]) -> str:
-    name = component.spec.name
-    return name if given[name] == 1 else component.qualified_name
-
-
-def _load(component: Component[CommandSpec]) -> Any:  # noqa: ANN401 - typer's
-    """Import a command; raises `BrokenPluginError` for what is not one."""
+def _import_command(component: Component[CommandSpec]) -> Any:  # noqa: ANN401 - typer's
+    """Import a command. Raises `BrokenPluginError` for a target that is not a command."""
     target = component.load(component.spec.target)
     app = target
     try:
@@ -95,5 +94,5 @@ def _load(component: Component[CommandSpec]) -> Any:  # noqa: ANN401 - typer's
         command = typer.main.get_command(app)
     except Exception as error:
         raise component.broken(f"cannot be used: {cause_of(error)}") from error
-    command.params = [param for param in command.params if param.name not in _OF_A_PROGRAM]
+    command.params = [param for param in command.params if param.name not in _PROGRAM_OPTIONS]
     return command

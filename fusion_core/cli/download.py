@@ -1,4 +1,4 @@
-"""`fuse download`: everything that a pool reads from the hub, ahead of a run."""
+"""`fuse download`: download everything that a pool reads from the hub before a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import typer
 
 from fusion_core.cli.flags import (
+    AsJson,
     Assignments,
     Pool,
     Quiet,
@@ -15,7 +16,6 @@ from fusion_core.cli.flags import (
     Tasks,
     sections_from,
 )
-from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import RecipeError
@@ -35,10 +35,10 @@ def download(
 ) -> None:
     """Download the models and tasks of a recipe or a pool.
 
-    What it takes and what is free on the disk is shown before, the room for decoded examples
-    included. Complete files are kept: a second call fetches the others. A file that was under way
-    when the program ended starts anew. Afterwards fuse run needs no network, and reads the same
-    commits until fuse download looks up again what the branches are.
+    The command first shows the size of the download, with the space for decoded examples, and the
+    free disk space. A second call skips complete files and restarts an interrupted one. Afterwards
+    fuse run needs no network. It reads the same commits until fuse download resolves the branches
+    again.
     """
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
@@ -52,7 +52,9 @@ def download(
     check_own_kind(raw)
     sections = override(sections_from(raw, names, tasks), assignments or [])
     if "model_pool" not in sections:
-        raise RecipeError("no pool to download", hint="Name one with --pool; see: fuse list pools")
+        raise RecipeError(
+            "model_pool: required", hint="Choose a pool with --pool NAME; see: fuse list pools"
+        )
     with hub.session(progress_for(quiet=quiet), again=True):
         wanted = downloads_of(*pools_of(sections, plugins))
         size = hub.size_of(wanted)

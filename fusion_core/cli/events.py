@@ -1,7 +1,7 @@
-"""What a command does, as lines of JSON for programs that drive `fuse` (docs/reference/events.md).
+"""Events of a command as JSON lines, for programs that drive `fuse` (docs/reference/events.md).
 
-Written through the hooks and the progress that everybody has. Who only listens ends no run: a file
-that can no longer be written is a warning.
+They are recorded by the hooks and the progress that every plugin has. A failure to record ends no
+run: an event file that becomes unwritable is a warning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 @contextmanager
 def record_events(path: Path | None, command: str, block: frozenset[str]) -> Iterator[Events]:
-    """Write what happens to a file; of several processes the first one does."""
+    """Append the events of a command to a file. Of several processes, only the first one does."""
     with _open(None if helps() else path) as file:
         events = Events(file)
         events.write("started", schema=SCHEMA, command=command)
@@ -48,21 +48,39 @@ def record_events(path: Path | None, command: str, block: frozenset[str]) -> Ite
                 yield events
             finally:
                 plugins.unregister(events)
-        except BaseException as error:  # an interrupt, too
-            events.write("failed", **_about(error))
+        except BaseException as error:  # interrupts included
+            message, hint = without_secrets(str(error)), None
+            if isinstance(error, FusionError):
+                message, hint = error.message, error.hint
+            events.write("failed", **{"class": type(error).__name__}, message=message, hint=hint)
             raise
         events.write("finished")
 
 
+def _open(path: Path | None) -> AbstractContextManager[FileIO | None]:
+    """Open the event file to append, without a buffer, so that closing it cannot fail."""
+    if path is None:
+        return nullcontext()
+    if str(path) == "-":
+        raise RecipeError(
+            "--events -: events cannot go to stdout, which is for results",
+            hint="Name a file or a pipe.",
+        )
+    try:
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise DiskError(f"--events {path}: {error.strerror}") from error
+
+
 class Events:
-    """Lines of JSON in a file, each there as soon as it happens; none without a file."""
+    """An event file. Each line is written at once; without a file, nothing is written."""
 
     def __init__(self, file: FileIO | None) -> None:
         self._file = file
         self._lock = RLock()
 
     def write(self, event: str, **about: Any) -> None:  # noqa: ANN401 - JSON
-        """Add a line."""
+        """Append a line."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **about}, default=str)
         data = line.encode() + b"\n"
         with self._lock:
@@ -72,35 +90,36 @@ class Events:
                 self._file.write(data)
             except OSError as error:
                 self._file = None
-                _LOG.warning("no more events are written: %s", error)
+                _LOG.warning("events are no longer written: %s", error)
 
-    def following(self, shown: Progress) -> Progress:
-        """Return progress that is shown as before, and written."""
-        return shown if self._file is None else _Following(self, shown)
+    def record_progress(self, display: Progress) -> Progress:
+        """Return a progress display that also writes events."""
+        return display if self._file is None else _RecordedProgress(self, display)
 
     @hookimpl
     def fusion_run_started(self, run: RunInfo) -> None:
-        """Write what is to be done."""
+        """Write the plan of the run."""
         self.write("planned", recipe=run.recipe, path=run.path)
 
     @hookimpl
     def fusion_metrics_logged(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write what an algorithm measured at a step."""
-        self.write("metrics", step=step, metrics={n: as_json(each) for n, each in metrics.items()})
+        """Write the metrics of a step."""
+        values = {name: as_json(value) for name, value in metrics.items()}
+        self.write("metrics", step=step, metrics=values)
 
     @hookimpl
     def fusion_run_finished(self, result: RunResult) -> None:
-        """Write what tasks measured."""
+        """Write the report of the evaluation."""
         if result.report is not None:
             self.write("report", report=result.report.as_json())
 
 
-class _Following(Progress):
-    """Progress that is written beside being shown, a few times a second at most."""
+class _RecordedProgress(Progress):
+    """A progress display that also writes events, at most ten per second and stage."""
 
-    def __init__(self, events: Events, shown: Progress) -> None:
+    def __init__(self, events: Events, display: Progress) -> None:
         self._events = events
-        self._shown = shown
+        self._display = display
         self._numbers = count()
 
     @contextmanager
@@ -108,7 +127,7 @@ class _Following(Progress):
         about = {"stage": next(self._numbers), "label": label, "total": total, "unit": unit}
         done, written, lock = 0, 0.0, RLock()
         self._events.write("stage_started", **about)
-        with self._shown.track(label, total=total, unit=unit) as show:
+        with self._display.track(label, total=total, unit=unit) as show:
 
             def advance(count: int = 1, *, note: str = "") -> None:
                 nonlocal done, written
@@ -121,23 +140,3 @@ class _Following(Progress):
 
             yield advance
         self._events.write("stage_finished", **about, done=done)
-
-
-def _open(path: Path | None) -> AbstractContextManager[FileIO | None]:
-    """Open a file to add lines to: without a buffer, so that closing it cannot fail."""
-    if path is None:
-        return nullcontext()
-    if str(path) == "-":
-        raise RecipeError("--events -: stdout carries results", hint="Name a file, or a pipe.")
-    try:
-        return path.open("ab", buffering=0)
-    except OSError as error:
-        raise DiskError(f"--events {path}: {error.strerror}") from error
-
-
-def _about(error: BaseException) -> dict[str, Any]:
-    """Say what went wrong, as it is said on stderr."""
-    message, hint = without_secrets(str(error)), None
-    if isinstance(error, FusionError):
-        message, hint = error.message, error.hint
-    return {"class": type(error).__name__, "message": message, "hint": hint}

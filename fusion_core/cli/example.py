@@ -1,4 +1,4 @@
-"""The example of `fuse info`: a command that uses an algorithm as its spec says."""
+"""The example of `fuse info`: a command that runs an algorithm on the default pool."""
 
 from __future__ import annotations
 
@@ -8,40 +8,32 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.contracts.specs import STAGES, AlgorithmSpec, ModelPoolSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from fusion_core.contracts.specs import PipelineSpec
     from fusion_core.plugins.manager import PluginManager
 
 
-def example(
+def example_command(
     spec: AlgorithmSpec | PipelineSpec,
     options: Iterable[Mapping[str, Any]],
     plugins: PluginManager,
 ) -> str:
-    """Return the command, on the default model pool with as many experts as the algorithm takes."""
+    """Return a command with as many experts as the algorithm takes, and its required options."""
     pipeline, most = spec.name, None
     if isinstance(spec, AlgorithmSpec):
         pipeline, most = STAGES[spec.stage].example.format(spec.name), spec.max_experts
     words = ["fuse", "run", "--algo", pipeline]
-    pools = [
-        component.spec for component in plugins.components(ModelPoolSpec) if component.spec.default
-    ]
-    for pool in pools[:1]:
-        words += ["--pool", pool.name, *_fewer(pool, most)]
+    pool = next(
+        (known.spec for known in plugins.components(ModelPoolSpec) if known.spec.default), None
+    )
+    if pool is not None:
+        words += ["--pool", pool.name]
+        if most is not None and most < len(pool.tasks):  # there is one expert per task
+            words += ["--set", f"model_pool.tasks=[{', '.join(pool.tasks[:most])}]"]
     section = "algorithm" if pipeline == spec.name else f"algorithm.{spec.name}"
-    return shlex.join([*words, *_required(section, options)])
-
-
-def _fewer(pool: ModelPoolSpec, most: int | None) -> list[str]:
-    """Choose tasks, and with them experts, where a pool has more than an algorithm takes."""
-    if most is None or most >= len(pool.tasks):
-        return []
-    return ["--set", f"model_pool.tasks=[{', '.join(pool.tasks[:most])}]"]
-
-
-def _required(section: str, options: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for option in options:
         if option["required"]:
             value = "..." if option["example"] is None else option["example"]
-            yield from ("--set", f"{section}.{option['name']}={value}")
+            words += ["--set", f"{section}.{option['name']}={value}"]
+    return shlex.join(words)

@@ -1,4 +1,4 @@
-"""How a program that did not do what was asked ends: what it says, and its exit code."""
+"""The end of a program that failed: its messages and its exit code."""
 
 from __future__ import annotations
 
@@ -18,52 +18,48 @@ from fusion_core.shown import printable, without_secrets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The environment's word for --traceback.
+#: The environment variable that does the same as --traceback.
 TRACEBACK_VARIABLE = "FUSION_TRACEBACK"
 
 
-def explain(error: BaseException) -> int:
-    """Say on stderr what ended the program and what became of the work; returns the exit code."""
-    if _wants_traceback():
-        told = "".join(traceback.format_exception(error))
-        print(printable(without_secrets(told)), file=sys.stderr)
-    code, lines = _told(error)
+def report_failure(error: BaseException) -> int:
+    """Print why the program ended and what became of its work. Returns the exit code."""
+    if "--traceback" in sys.argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in {"", "0"}:
+        _print_error("".join(traceback.format_exception(error)))
+    code, lines = _explain(error)
     for line in (*lines, *getattr(error, "__notes__", ())):
-        print(printable(without_secrets(line)), file=sys.stderr)
+        _print_error(line)
     return code
 
 
-def _wants_traceback() -> bool:
-    return "--traceback" in sys.argv or os.environ.get(TRACEBACK_VARIABLE, "0") not in {"", "0"}
+def _print_error(text: str) -> None:
+    print(printable(without_secrets(text)), file=sys.stderr)
 
 
-def _told(error: BaseException) -> tuple[int, list[str]]:
+def _explain(error: BaseException) -> tuple[int, list[str]]:
     match error:
         case FusionError():
             return error.exit_code, [f"error: {error.message}", *filter(None, [error.hint])]
         case KeyboardInterrupt():
-            return 143 if isinstance(error, Terminated) else 130, [*_interrupted(error)]
+            return 143 if isinstance(error, Terminated) else 130, [_explain_interrupt(error)]
         case typer.Exit():
             return error.exit_code, []
         case MemoryError():
-            return 1, ["error: out of memory", "See what a run needs with fuse check."]
+            return 1, ["error: out of memory", "fuse check estimates the memory that a run needs."]
         case OSError(filename=str(), strerror=str()) if plugin_behind(error) is None:
             return DiskError.exit_code, [f"error: {error.filename}: {error.strerror}"]
         case _:
-            return 1, [*_bug(error)]
+            return 1, [*_explain_bug(error)]
 
 
-def _interrupted(error: KeyboardInterrupt) -> Iterator[str]:
+def _explain_interrupt(error: KeyboardInterrupt) -> str:
     word = "terminated" if isinstance(error, Terminated) else "interrupted"
     if isinstance(error.__context__, KeyboardInterrupt):
-        yield f"{word} while stopping: fuse clean shows what is left beside the output"
-    elif hasattr(error, "__notes__"):
-        yield word
-    else:
-        yield f"{word}: nothing was written or kept"
+        return f"{word} while stopping: fuse clean shows what is left next to the output"
+    return word if hasattr(error, "__notes__") else f"{word}: nothing was written or kept"
 
 
-def _bug(error: BaseException) -> Iterator[str]:
+def _explain_bug(error: BaseException) -> Iterator[str]:
     yield f"error: a bug in {plugin_behind(error) or 'fusion-core'}: {cause_of(error)}"
     command = shlex.join(["fuse", "--traceback", *sys.argv[1:]])
-    yield f"Please report it, with what this shows: {command}"
+    yield f"Please report it with the output of: {command}"

@@ -1,9 +1,10 @@
-"""Every flag that commands share, once, and how a run is planned from them."""
+"""The flags that commands share, and the plan of a run from them."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -11,6 +12,7 @@ import typer
 
 from fusion_core.cli import completion
 from fusion_core.cli.output import warn_of_broken_plugins
+from fusion_core.errors import RecipeError
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.shown import printable, without_secrets
 
@@ -24,98 +26,130 @@ Algo = Annotated[
     typer.Option(
         "--algo",
         metavar="NAME[,NAME]",
-        help="How to fuse: an algorithm, or the stages of a pipeline.",
+        help="Fuse by this algorithm, or by these stages of a pipeline.",
         autocompletion=completion.algorithms,
     ),
 ]
 Pool = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        metavar="NAME", help="What to fuse: a model pool.", autocompletion=completion.model_pools
+        metavar="NAME",
+        help="Take the models from this model pool; see: fuse list pools.",
+        autocompletion=completion.model_pools,
     ),
 ]
 TaskPoolName = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(metavar="NAME", help="What to evaluate on.", autocompletion=completion.task_pools),
+    typer.Option(
+        metavar="NAME",
+        help="Take the tasks from this task pool; default: the model pool's own.",
+        autocompletion=completion.task_pools,
+    ),
 ]
 Tasks = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        metavar="A,B", help="Only these tasks of the task pool.", autocompletion=completion.tasks
+        metavar="A,B", help="Use only these tasks of the pool.", autocompletion=completion.tasks
     ),
 ]
 Assignments = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="An option, e.g. algorithm.density=0.3; repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set an option of the recipe, e.g. algorithm.density=0.3; repeatable.",
     ),
 ]
 RecipeFile = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
+    typer.Argument(help="Read this recipe, a YAML file; flags override it.", show_default=False),
 ]
 Output = Annotated[
-    Optional[str],  # noqa: UP045 - no Path, to which nothing at all would be the working directory
-    typer.Option("-o", "--output", metavar="DIR", help="Default: outputs/<pool>-<algorithm>-<n>."),
+    Optional[str],  # noqa: UP045 - no Path: an empty one would be the working directory
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Write the model to DIR; default: outputs/<pool>-<algorithm>-<n>.",
+    ),
 ]
-Seed = Annotated[Optional[int], typer.Option(help="Default: 0.")]  # noqa: UP045
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
-NoEval = Annotated[bool, typer.Option("--no-eval", help="Do not evaluate.")]
+Seed = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Set the seed of all randomness; default: 0."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing output that fuse wrote.")
+]
+NoEval = Annotated[bool, typer.Option("--no-eval", help="Skip the evaluation on tasks.")]
 Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Measure base and experts anew, known or not.")
+    bool, typer.Option("--fresh", help="Measure base and experts again, even if results are known.")
 ]
-ShowIntervals = Annotated[bool, typer.Option("--intervals", help="Show 95 % intervals of figures.")]
+ShowIntervals = Annotated[
+    bool, typer.Option("--intervals", help="Show 95 % intervals of the scores.")
+]
 EventsFile = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--events", metavar="FILE", help="Add what happens to a file, as lines of JSON."),
+    typer.Option("--events", metavar="FILE", help="Append run events to FILE as JSON lines."),
 ]
 ExecutorName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         metavar="NAME",
-        help="What merges run on; default: threads.",
+        help="Run merges on this executor; default: threads.",
         autocompletion=completion.executors,
     ),
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(help="Short for --set executor.workers; default: one a core.", min=1),
+    typer.Option(
+        metavar="N",
+        help="Merge with N workers, as --set executor.workers=N does; default: one per core.",
+        min=1,
+    ),
 ]
 Trust = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--trust",
         metavar="NAME",
-        help="Allow what a recipe asks for that can run code, as `fuse check` names it; "
-        "repeatable. FUSION_TRUST adds names.",
+        help="Allow something that runs code; fuse check shows the names that a recipe needs. "
+        "Repeatable. FUSION_TRUST adds names.",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where live models run: cpu, cuda.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="Put live models on this device: cpu or cuda.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Hide progress and notes.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log details to stderr.")]
 
 
-def planned(
+def plan_from_flags(
     context: typer.Context,
     recipe: Path | None,
-    names: dict[str, str | None],
-    assignments: list[str] | None,
     *,
+    algo: str | None,
+    pool: str | None,
+    task_pool: str | None,
+    executor: str | None,
+    tasks: str | None,
+    assignments: list[str] | None,
     seed: int | None,
     output: str | None,
     trust: list[str] | None,
+    quiet: bool,
     **options: Any,  # noqa: ANN401 - fields of RunOptions
 ) -> Plan:
-    """Plan a run from flags over a file; says which plugins failed to load.
+    """Plan a run from a recipe file and the flags that override it.
 
-    `names` are the flags that name a section's component, and `tasks`.
+    Warns of plugins that failed to load, and names the default model pool if it is used.
     """
     warn_of_broken_plugins(load_plugins(context.obj))
     from fusion_core.recipe.assignments import assign, override
     from fusion_core.recipe.text import load_recipe
 
     raw = {} if recipe is None else load_recipe(recipe)
-    tasks = names.pop("tasks")
+    names = {"algorithm": algo, "model_pool": pool, "task_pool": task_pool, "executor": executor}
     raw = override(sections_from(raw, names, tasks), assignments or [])
     if seed is not None:
         raw["seed"] = seed
@@ -125,12 +159,25 @@ def planned(
     from fusion_core.planning.options import RunOptions
     from fusion_core.planning.plan import plan
 
-    gc.freeze()  # what was imported stays: headers of many tensors are parsed twice as fast
-    return plan(raw, RunOptions(block=context.obj, trust=trusted_by(trust), **options))
+    gc.freeze()  # imported objects stay: headers of many tensors are parsed twice as fast
+    planned = plan(raw, RunOptions(block=context.obj, trust=trusted_by(trust), **options))
+    if not quiet and (note := _default_pool_note(raw, planned)):
+        print(note, file=sys.stderr)
+    return planned
+
+
+def _default_pool_note(raw: Mapping[str, Any], plan: Plan) -> str | None:
+    """Return a line that names the default model pool, if neither recipe nor flag chose one."""
+    from fusion_core.recipe.config import choice_of
+
+    pool = plan.resolved.model_pool
+    if pool is None or choice_of(raw.get("model_pool")).name or not pool.component.spec.default:
+        return None
+    return f"model pool: {pool.name}, the default; choose another with --pool"
 
 
 def trusted_by(flags: list[str] | None) -> frozenset[str]:
-    """Return what the flags `--trust` and the environment allow."""
+    """Return the names that the flags `--trust` and the environment allow."""
     from fusion_core.planning.trust import trust_in_environment
 
     return trust_in_environment().union(flags or [])
@@ -156,7 +203,7 @@ def sections_from(
 ) -> dict[str, Any]:
     """Return a recipe with the components and tasks that flags name.
 
-    A name of another component drops the options of the one before.
+    The options of a component that a flag replaces are dropped.
     """
     from fusion_core.recipe.assignments import assign
 
@@ -165,28 +212,28 @@ def sections_from(
         if name is None:
             continue
         stages = stage_names(name) if section == "algorithm" else [name]
-        named = [{**_options_kept(recipe.get(section), stage), "name": stage} for stage in stages]
-        recipe[section] = named if len(named) > 1 else named[0]
+        if not all(stages):
+            raise RecipeError(
+                f"--algo {name!r}: a stage has no name",
+                hint="Separate the stages by commas, as in --algo trim,task-arithmetic.",
+            )
+        spelled = [{**_kept_options(recipe.get(section), stage), "name": stage} for stage in stages]
+        recipe[section] = spelled if len(spelled) > 1 else spelled[0]
     if tasks is None:
         return recipe
     listed = [task.strip() for task in tasks.split(",")]
     return assign(recipe, ("task_pool", "tasks"), listed, origin=f"--tasks {tasks}")
 
 
-def _options_kept(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML
-    """Keep the options of the component, or of the stage, of the file that the flag names, too."""
+def _kept_options(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML
+    """Return the options of a recipe's component or stage if a flag names the same one."""
     if isinstance(section, dict) and section.get("name", name) == name:
         return section
     stages = section if isinstance(section, list) else []
-    named = (stage for stage in stages if isinstance(stage, dict) and stage.get("name") == name)
-    return next(named, {})
+    matches = (stage for stage in stages if isinstance(stage, dict) and stage.get("name") == name)
+    return next(matches, {})
 
 
-def stage_names(flag: str) -> list[str]:
-    """Return the stages that the flag `--algo` names."""
-    return [name.strip() for name in flag.split(",")]
-
-
-def counted(counts: Mapping[str, int]) -> str:
-    """Say what becomes of the tensors."""
-    return ", ".join(f"{count} {fate}" for fate, count in counts.items())
+def stage_names(algo: str) -> list[str]:
+    """Return the names of the stages in the flag `--algo`."""
+    return [name.strip() for name in algo.split(",")]

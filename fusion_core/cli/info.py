@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fusion_core.cli import completion
-from fusion_core.cli.example import example
-from fusion_core.cli.listing import AsJson
+from fusion_core.cli.example import example_command
+from fusion_core.cli.flags import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
     COSTS,
@@ -43,9 +43,9 @@ _KINDS = (
 )
 _LABELS = {
     "download_bytes": "download of the models alone",
-    "decoded_bytes": "room for decoded examples, beside their download",
+    "decoded_bytes": "additional space for decoded examples",
 }
-_NOTATION = "W_k is expert k of K, tau_k = W_k - base, and tau a merge less the base"
+_NOTATION = "W_k is expert k of K, tau_k = W_k - base, and tau a merge minus the base"
 
 
 def info(
@@ -53,28 +53,34 @@ def info(
     name: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
         typer.Argument(
-            help="a component or a command",
-            autocompletion=completion.components,
+            help="Show this component or command.", autocompletion=completion.components
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a component and its options; without a name, what can be asked for."""
+    """Show a component and its options, or list all components."""
     plugins = load_plugins(context.obj)
     if name is None:
-        _show_names(plugins, as_json=as_json)
+        _print_names(plugins, as_json=as_json)
         return
-    described = [_described(each, plugins) for each in _found(plugins, name)]
+    # A model pool and a task pool may share a name.
+    kinds = dict.fromkeys(
+        type(component.spec)
+        for component in plugins.components(ComponentSpec)
+        if name in component.names
+    )
+    components = [plugins.find(kind, name) for kind in kinds or [ComponentSpec]]
+    descriptions = [_describe(component, plugins) for component in components]
     if as_json:
-        print_json(described)
+        print_json(descriptions)
         return
-    for number, each in enumerate(described):
+    for number, description in enumerate(descriptions):
         if number:
             print()
-        _print(each)
+        _print(description)
 
 
-def _show_names(plugins: PluginManager, *, as_json: bool) -> None:
+def _print_names(plugins: PluginManager, *, as_json: bool) -> None:
     names = {
         f"{kind.kind}s": sorted(component.spec.name for component in plugins.components(kind))
         for kind in _KINDS
@@ -82,25 +88,25 @@ def _show_names(plugins: PluginManager, *, as_json: bool) -> None:
     if as_json:
         print_json(names)
         return
-    print("fuse info NAME shows what a component is, what it needs and which options it has.\n")
+    print("fuse info NAME shows a component's purpose, needs and options.\n")
     for kind, known in names.items():
         print(f"{kind}: {', '.join(known) or 'none'}")
 
 
-def option_rows(options: list[dict[str, Any]], above: str = "") -> Iterator[list[str]]:
-    """Lay options out as table rows: name, type, default, description; what is inside, below."""
+def option_rows(options: list[dict[str, Any]], prefix: str = "") -> Iterator[list[str]]:
+    """Yield table rows of options: name, type, default, description. Nested options follow."""
     for option in options:
-        name = f"{above}{option['name']}"
-        default = "required" if option["required"] else _default(option["default"])
+        name = f"{prefix}{option['name']}"
+        default = "required" if option["required"] else _format_value(option["default"])
         yield [name, option["type"], default, option["description"]]
-        inner = f"{name}.NAME." if option["type"] == "mapping" else f"{name}."
-        yield from option_rows(option["options"], inner)
+        nested = f"{name}.NAME." if option["type"] == "mapping" else f"{name}."
+        yield from option_rows(option["options"], nested)
 
 
 def options_as_json(component: Component[Any], plugins: PluginManager) -> list[dict[str, Any]]:
-    """Describe a component's options; imports its configuration, nothing heavier.
+    """Describe a component's options. This imports its configuration and nothing heavier.
 
-    A pipeline's are those of its stages, with the defaults that it sets.
+    A pipeline has the options of its stages, with the defaults that it sets.
     """
     from pydantic_core import to_jsonable_python
 
@@ -126,67 +132,51 @@ def _stage_options(
 
 
 def _presets_as_json(component: Component[Any]) -> dict[str, dict[str, Any]]:
-    """Return the options that each preset sets, as the configuration itself applies them."""
     from pydantic_core import to_jsonable_python
 
     presets: dict[str, dict[str, Any]] = to_jsonable_python(component.load_config().presets)
     return presets
 
 
-def _found(plugins: PluginManager, name: str) -> list[Component[Any]]:
-    """Find a name among all kinds: a pool of models and a pool of tasks may share one."""
-    named = [
-        type(component.spec)
-        for component in plugins.components(ComponentSpec)
-        if name in component.names
-    ]
-    return [plugins.find(kind, name) for kind in dict.fromkeys(named or [ComponentSpec])]
-
-
-def _described(component: Component[Any], plugins: PluginManager) -> dict[str, Any]:
-    spec, options = asdict(component.spec), options_as_json(component, plugins)
-    is_algorithm = isinstance(component.spec, AlgorithmSpec | PipelineSpec)
+def _describe(component: Component[Any], plugins: PluginManager) -> dict[str, Any]:
+    spec, options = component.spec, options_as_json(component, plugins)
     hidden = {"target", "config", "aliases", "name", "summary"}
-    return {
-        "kind": component.spec.kind,
-        "name": component.spec.name,
-        "summary": component.spec.summary,
+    description = {
+        "kind": spec.kind,
+        "name": spec.name,
+        "summary": spec.summary,
         "plugin": component.plugin.distribution,
         "version": component.plugin.version,
-        **{key: value for key, value in spec.items() if key not in hidden},
-        **({"example": example(component.spec, options, plugins)} if is_algorithm else {}),
-        "presets": _presets_as_json(component),
-        "options": options,
+        **{key: value for key, value in asdict(spec).items() if key not in hidden},
     }
+    if isinstance(spec, AlgorithmSpec | PipelineSpec):
+        description["example"] = example_command(spec, options, plugins)
+    return {**description, "presets": _presets_as_json(component), "options": options}
 
 
-def _print(described: dict[str, Any]) -> None:
-    options, presets = described.pop("options"), described.pop("presets")
-    print(f"{described.pop('kind')} {described.pop('name')}: {described.pop('summary')}")
-    for key, value in described.items():
+def _print(description: dict[str, Any]) -> None:
+    options, presets = description.pop("options"), description.pop("presets")
+    print(f"{description.pop('kind')} {description.pop('name')}: {description.pop('summary')}")
+    for key, value in description.items():
         if value not in (None, False, "none", [], ()):
-            print(f"  {_LABELS.get(key) or key.replace('_', ' ')}: {_shown(key, value)}")
+            print(f"  {_LABELS.get(key) or key.replace('_', ' ')}: {_format_field(key, value)}")
     if options:
         print()
         print_table(["option", "type", "default", "description"], list(option_rows(options)))
     if presets:
         print()
-        print_table(["preset", "sets, where they are not given"], list(_preset_rows(presets)))
+        rows = [[name, _format_options(values)] for name, values in presets.items()]
+        print_table(["preset", "sets, unless given"], rows)
 
 
-def _preset_rows(presets: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
-    """Lay presets out as table rows: name, options with their values."""
-    for name, options in presets.items():
-        yield [name, ", ".join(f"{option}: {_default(value)}" for option, value in options.items())]
-
-
-def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
+def _format_field(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
     if key.endswith("_bytes"):
         return amount(value)
     if key == "formula":
         return f"{value}\n    {_NOTATION}"
     if key == "stages":
-        return ", ".join(map(_stage, value))
+        stages = [(name, _format_options(options)) for name, options in value]
+        return ", ".join(f"{name} ({options})" if options else name for name, options in stages)
     if key == "cost":
         return f"{value}: {COSTS[value]}"
     if isinstance(value, list | tuple):
@@ -194,13 +184,11 @@ def _shown(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
     return "yes" if value is True else str(value)
 
 
-def _stage(stage: tuple[str, dict[str, Any]]) -> str:
-    name, options = stage
-    given = ", ".join(f"{option}: {_default(value)}" for option, value in options.items())
-    return f"{name} ({given})" if given else name
+def _format_options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {_format_value(value)}" for name, value in options.items())
 
 
-def _default(value: Any) -> str:  # noqa: ANN401 - any option's
+def _format_value(value: Any) -> str:  # noqa: ANN401 - any option's
     if value is None:
         return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,18 +1,21 @@
-"""`fuse list-plugins` and `fuse list`: what is installed."""
+"""`fuse list-plugins` and `fuse list`: installed plugins and components."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fusion_core.cli.catalogue import algorithms_of, print_algorithms
+from fusion_core.cli.catalogue import describe_algorithms, print_algorithms
 from fusion_core.cli.commands import core_commands
+from fusion_core.cli.flags import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
     CommandSpec,
+    ComponentSpec,
     ExecutorSpec,
     FormatSpec,
     ModelPoolSpec,
@@ -23,14 +26,13 @@ from fusion_core.plugins.manager import SLOW_SECONDS, load_plugins
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from fusion_core.plugins.components import Component
     from fusion_core.plugins.distributions import Plugin
     from fusion_core.plugins.manager import PluginManager
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
 
 class Kind(StrEnum):
-    """What can be listed."""
+    """The kinds of components that can be listed."""
 
     ALGORITHMS = "algorithms"
     POOLS = "pools"
@@ -44,25 +46,26 @@ def list_plugins(
     context: typer.Context,
     as_json: AsJson = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Show import times, and what is wrong.")
+        bool, typer.Option("-v", "--verbose", help="Show import times and tracebacks too.")
     ] = False,
 ) -> None:
-    """Show plugins, and why one is not loaded."""
+    """List plugins, and the reasons why any is not loaded."""
     manager = load_plugins(context.obj)
-    plugins = manager.plugins
     if as_json:
-        print_json([_as_json(plugin) for plugin in plugins])
+        print_json([_plugin_as_json(plugin) for plugin in manager.plugins])
         return
-    headings = ["plugin", "version", "status", "provides"]
-    rows = [_row(plugin) for plugin in plugins]
+    headings, rows = ["plugin", "version", "status", "provides"], []
+    for plugin in manager.plugins:
+        provides = ", ".join(dict.fromkeys(spec.name for spec in plugin.components))
+        status = str(plugin.status)
+        rows.append([plugin.distribution, plugin.version, status, provides or plugin.detail])
     if verbose:
         headings.append("import")
-        for row, plugin in zip(rows, plugins, strict=True):
+        for row, plugin in zip(rows, manager.plugins, strict=True):
             row.append(f"{1000 * plugin.seconds:.0f} ms")
     print_table(headings, rows)
     if verbose:
-        ours = core_commands(context.find_root().command)
-        for note in (*_notes(manager), *_shadowed(manager, ours)):
+        for note in _notes(manager, core_commands(context.find_root().command)):
             print(f"\n{note}")
 
 
@@ -71,122 +74,83 @@ def list_components(
     kind: Annotated[
         Optional[Kind],  # noqa: UP045 - typer reads it at run time
         typer.Argument(
-            help="algorithms, pools, tasks, formats, executors or commands", metavar="KIND"
+            help="List one kind: algorithms, pools, tasks, formats, executors or commands.",
+            metavar="KIND",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List algorithms, pools, tasks, formats, executors, and the commands of plugins."""
+    """List installed algorithms, pools, tasks and more."""
     plugins = load_plugins(context.obj)
     kinds = list(Kind) if kind is None else [kind]
     if as_json:
-        data = {each.value: _as_dicts(each, plugins) for each in kinds}
+        data = {listed.value: _components_as_json(listed, plugins) for listed in kinds}
         print_json(data if kind is None else data[kind])
         return
-    for number, each in enumerate(kinds):
+    for number, listed in enumerate(kinds):
         if kind is None:
-            print(f"\n{each}:" if number else f"{each}:")
-        _print(each, plugins)
+            print(f"\n{listed}:" if number else f"{listed}:")
+        _print(listed, plugins)
 
 
-def _as_dicts(kind: Kind, plugins: PluginManager) -> list[dict[str, Any]]:
+def _components_as_json(kind: Kind, plugins: PluginManager) -> list[dict[str, Any]]:
     if kind is Kind.ALGORITHMS:
-        return algorithms_of(plugins)
-    columns, rows = _ROWS[kind](plugins)
+        return describe_algorithms(plugins)
+    columns, rows = _table(kind, plugins)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _print(kind: Kind, plugins: PluginManager) -> None:
     if kind is Kind.ALGORITHMS:
-        print_algorithms(algorithms_of(plugins))
+        print_algorithms(describe_algorithms(plugins))
         return
-    columns, rows = _ROWS[kind](plugins)
-    print_table(columns, [[_shown(cell) for cell in row] for row in rows])
+    columns, rows = _table(kind, plugins)
+    texts = {None: "", True: "yes", False: ""}
+    print_table(columns, [[texts.get(cell, str(cell)) for cell in row] for row in rows])
 
 
-Rows = tuple[list[str], list[list[Any]]]
-
-
-def _pools(plugins: PluginManager) -> Rows:
-    rows = [
-        [
-            component.spec.name,
-            component.spec.summary,
-            component.spec.default,
-            component.plugin.distribution,
-        ]
-        for component in plugins.components(ModelPoolSpec)
-    ]
-    return ["name", "summary", "default", "plugin"], sorted(rows, key=str)
-
-
-def _tasks(plugins: PluginManager) -> Rows:
-    """List tasks; a pool whose tasks depend on its options has one row without a task."""
-    rows = [
-        [task, component.spec.name, component.spec.summary, component.plugin.distribution]
-        for component in plugins.components(TaskPoolSpec)
-        for task in component.spec.tasks or (None,)
-    ]
-    return ["task", "task pool", "summary", "plugin"], rows
-
-
-def _formats(plugins: PluginManager) -> Rows:
-    rows = [
-        [
-            component.spec.name,
-            _known_by(component.spec),
-            component.spec.summary,
-            component.plugin.distribution,
-        ]
-        for component in plugins.components(FormatSpec)
-    ]
-    return ["name", "known by", "summary", "plugin"], sorted(rows)
-
-
-def _known_by(spec: FormatSpec) -> str:
-    """Say which files and which keys of their configuration make a model one of a format."""
+def _describe_files(component: Component[FormatSpec]) -> str:
+    """Describe the files and configuration keys that identify a format."""
+    spec = component.spec
     keys = f" with {' or '.join(spec.config_keys)} in config.json" if spec.config_keys else ""
     return f"{' or '.join(spec.files)}{keys}"
 
 
-def _executors(plugins: PluginManager) -> Rows:
-    rows = [
-        [component.spec.name, component.spec.summary, component.plugin.distribution]
-        for component in plugins.components(ExecutorSpec)
-    ]
-    return ["name", "summary", "plugin"], sorted(rows)
-
-
-def _commands(plugins: PluginManager) -> Rows:
-    rows = [
-        [
-            component.spec.name,
-            component.spec.summary,
-            component.spec.group,
-            component.plugin.distribution,
-        ]
-        for component in plugins.components(CommandSpec)
-    ]
-    return ["name", "summary", "group", "plugin"], sorted(rows)
-
-
-_ROWS = {
-    Kind.POOLS: _pools,
-    Kind.TASKS: _tasks,
-    Kind.FORMATS: _formats,
-    Kind.EXECUTORS: _executors,
-    Kind.COMMANDS: _commands,
+_COLUMNS: dict[str, Callable[[Component[Any]], Any]] = {
+    "name": lambda component: component.spec.name,
+    "summary": lambda component: component.spec.summary,
+    "default": lambda pool: pool.spec.default,
+    "known by": _describe_files,
+    "group": lambda command: command.spec.group,
+    "plugin": lambda component: component.plugin.distribution,
+}
+_TABLES: dict[Kind, tuple[type[ComponentSpec], list[str]]] = {
+    Kind.POOLS: (ModelPoolSpec, ["name", "summary", "default", "plugin"]),
+    Kind.FORMATS: (FormatSpec, ["name", "known by", "summary", "plugin"]),
+    Kind.EXECUTORS: (ExecutorSpec, ["name", "summary", "plugin"]),
+    Kind.COMMANDS: (CommandSpec, ["name", "summary", "group", "plugin"]),
 }
 
 
-def _shown(cell: Any) -> str:  # noqa: ANN401 - a spec's field
-    if isinstance(cell, bool):
-        return "yes" if cell else ""
-    return "" if cell is None else str(cell)
+def _table(kind: Kind, plugins: PluginManager) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and rows of a listing."""
+    if kind is Kind.TASKS:
+        # The tasks of some pools depend on their options: such a pool has a row without a task.
+        return ["task", "task pool", "summary", "plugin"], [
+            [task, pool.spec.name, pool.spec.summary, pool.plugin.distribution]
+            for pool in plugins.components(TaskPoolSpec)
+            for task in pool.spec.tasks or (None,)
+        ]
+    spec, columns = _TABLES[kind]
+    rows = [
+        [_COLUMNS[column](component) for column in columns]
+        for component in plugins.components(spec)
+    ]
+    return columns, sorted(rows, key=str)
 
 
-def _notes(manager: PluginManager) -> Iterator[str]:
-    """Say what is wrong with plugins, and what to do."""
+def _notes(manager: PluginManager, core: Collection[str]) -> Iterator[str]:
+    """Yield the problems of plugins and their remedies; `core` are the core's commands."""
     for plugin in manager.plugins:
         if plugin.error is not None:
             trace = "".join(traceback.format_exception(plugin.error))
@@ -194,32 +158,23 @@ def _notes(manager: PluginManager) -> Iterator[str]:
         elif plugin.seconds > SLOW_SECONDS:
             yield (
                 f"{plugin.distribution}: importing {plugin.module} took {plugin.seconds:.1f} s, "
-                "and every listing waits for it; it should import nothing heavy."
+                "and every listing waits for it. It should import nothing heavy."
             )
     for name, components in manager.clashes():
         full = ", ".join(component.qualified_name for component in components)
         yield (
-            f"{components[0].spec.kind} {name!r} is provided by several plugins: {full}. Use one "
-            "of these full names, or block a plugin with --no-plugin."
+            f"several plugins provide {components[0].spec.kind} {name!r}: {full}. Use one of these "
+            "full names, or block a plugin with --no-plugin."
         )
-
-
-def _shadowed(manager: PluginManager, ours: Collection[str]) -> Iterator[str]:
-    """Name commands of plugins that are called like one of the core's."""
     for component in manager.components(CommandSpec):
-        if component.spec.name in ours:
+        if component.spec.name in core:
             yield (
-                f"command {component.spec.name!r} is the core's own; that of "
+                f"command {component.spec.name!r} is the core's own. That of "
                 f"{component.plugin.distribution} is {component.qualified_name}."
             )
 
 
-def _row(plugin: Plugin) -> list[str]:
-    provides = ", ".join(dict.fromkeys(spec.name for spec in plugin.components))
-    return [plugin.distribution, plugin.version, str(plugin.status), provides or plugin.detail]
-
-
-def _as_json(plugin: Plugin) -> dict[str, Any]:
+def _plugin_as_json(plugin: Plugin) -> dict[str, Any]:
     return {
         "name": plugin.distribution,
         "version": plugin.version,

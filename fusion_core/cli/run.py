@@ -1,4 +1,4 @@
-"""`fuse run`: flags over file over defaults, then the pipeline."""
+"""`fuse run`: plan a run from recipe and flags, execute it, and print its results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fusion_core.cli.check import describe_counts, show_check
 from fusion_core.cli.events import record_events
 from fusion_core.cli.flags import (
     Algo,
+    AsJson,
     Assignments,
     Device,
     EventsFile,
@@ -29,19 +31,17 @@ from fusion_core.cli.flags import (
     Trust,
     Verbose,
     Workers,
-    counted,
-    planned,
+    plan_from_flags,
     set_up_logging,
     stage_names,
 )
 from fusion_core.cli.info import option_rows, options_as_json
-from fusion_core.cli.listing import AsJson
 from fusion_core.cli.output import print_json, print_warnings, warn_of_experts
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import DiskError, FusionError
 from fusion_core.machine.ranks import helps
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import printable
+from fusion_core.shown import close_to, printable
 
 if TYPE_CHECKING:
     from fusion_core.contracts.run import RunResult
@@ -49,21 +49,25 @@ if TYPE_CHECKING:
 
 
 class RunCommand(TyperCommand):
-    """`fuse run`, whose help ends with the options of the algorithm that `--algo` names."""
+    """A command whose help ends with the options of the algorithm that `--algo` names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's
-        """Remember the arguments: help is shown before they are parsed."""
+        """Keep the arguments for help, and explain where the options of methods belong."""
         self._arguments = list(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            _explain_unknown_option(error)
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's
         """Add the algorithm's options."""
         super().format_options(ctx, formatter)
-        name = _value_of("--algo", self._arguments)
-        if name is None:
-            formatter.write("\nWith --algo NAME, this help shows the algorithm's options too.\n")
+        algo = _flag_value("--algo", self._arguments)
+        if algo is None:
+            formatter.write("\nWith --algo NAME, this help also shows the algorithm's options.\n")
             return
-        plugins, stages = load_plugins(ctx.obj or frozenset()), stage_names(name)
+        plugins, stages = load_plugins(ctx.obj or frozenset()), stage_names(algo)
         for stage in stages:
             section = "algorithm" if len(stages) == 1 else f"algorithm.{stage}"
             try:
@@ -72,8 +76,31 @@ class RunCommand(TyperCommand):
                 formatter.write(printable(f"\n{error}\n"))
                 continue
             with formatter.section(f"Options of {stage} (--set {section}.OPTION=VALUE)"):
-                lines = [(f"{row[0]}  {row[1]}", f"{row[3]} [{row[2]}]") for row in rows]
-                formatter.write_dl(lines)
+                formatter.write_dl(
+                    [
+                        (f"{name}  {kind}", f"{description} [{default}]")
+                        for name, kind, default, description in rows
+                    ]
+                )
+
+
+def _explain_unknown_option(error: Any) -> None:  # noqa: ANN401 - typer's, which it does not export
+    """Say where the options of methods belong, unless the option resembles a flag."""
+    if not hasattr(error, "possibilities"):
+        return
+    if not close_to(error.option_name, error.possibilities or (), cutoff=0.75):
+        error.possibilities = []
+        name = error.option_name.lstrip("-").replace("-", "_")
+        error.message += f". To set an option of the method: --set algorithm.{name}=VALUE"
+
+
+def _flag_value(flag: str, arguments: list[str]) -> str | None:
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == flag:
+            return following
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
 
 
 def run(
@@ -88,7 +115,7 @@ def run(
     seed: Seed = None,
     overwrite: Overwrite = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what a stopped run of the same left.")
+        bool, typer.Option("--resume", help="Continue a stopped run of the same recipe.")
     ] = False,
     no_eval: NoEval = False,
     fresh: Fresh = False,
@@ -99,7 +126,7 @@ def run(
     workers: Workers = None,
     trust: Trust = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, as `fuse check`, and stop.")
+        bool, typer.Option("--dry-run", help="Check the run like fuse check, and stop.")
     ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved recipe, and stop.")
@@ -108,10 +135,11 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fuse models, write the result, evaluate it.
+    """Fuse models, write the result and evaluate it.
 
-    The output directory loads with from_pretrained as it is; beside the weights it holds
-    recipe.yaml, provenance.json and, where tasks were evaluated, report.json.
+    Without a recipe, models and --pool, the run fuses the default pool that fuse list pools marks.
+    The output directory loads with from_pretrained. Next to the weights it holds recipe.yaml,
+    provenance.json and, after an evaluation, report.json.
 
     \b
     Examples:
@@ -123,49 +151,45 @@ def run(
     """  # noqa: D301 - \b is typer's: lines stay as they are
     set_up_logging(verbose=verbose)
     quiet = quiet or helps()
-    with record_events(events, "run", context.obj) as recorded:
-        plan = planned(
+    with record_events(events, "run", context.obj) as recorder:
+        plan = plan_from_flags(
             context,
             recipe,
-            {
-                "algorithm": algo,
-                "model_pool": pool,
-                "task_pool": task_pool,
-                "executor": executor,
-                "tasks": tasks,
-            },
-            assignments,
+            algo=algo,
+            pool=pool,
+            task_pool=task_pool,
+            executor=executor,
+            tasks=tasks,
+            assignments=assignments,
             seed=seed,
             output=output,
             trust=trust,
+            quiet=quiet,
             evaluate=not no_eval,
             fresh=fresh,
             overwrite=overwrite,
             resume=resume,
             device=device,
             workers=workers,
-            progress=recorded.following(progress_for(quiet=quiet)),
+            progress=recorder.record_progress(progress_for(quiet=quiet)),
         )
         if print_config:
             from fusion_core.recipe.text import dump_yaml
 
             print(dump_yaml(plan.recipe), end="")
-            return
-        if dry_run:
-            from fusion_core.cli.check import show_check
-
+        elif dry_run:
             show_check(plan, as_json=as_json)
-            return
-        _carry_out(plan, quiet=quiet, as_json=as_json, intervals=intervals)
+        else:
+            _execute(plan, quiet=quiet, as_json=as_json, intervals=intervals)
 
 
-def _carry_out(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> None:
-    """Say what is about to happen, do it, and show what came out."""
+def _execute(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> None:
+    """Announce the plan, execute it, and print its results."""
     plan.check_trust()
     if not helps():
         print_warnings(plan.warnings)
     if not quiet:
-        print(f"tensors: {counted(plan.counts)}", file=sys.stderr)
+        print(f"tensors: {describe_counts(plan.counts)}", file=sys.stderr)
         for fallback in plan.fallbacks:
             if not fallback.is_notable:
                 print(printable(str(fallback)), file=sys.stderr)
@@ -181,48 +205,34 @@ def _carry_out(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> No
         _show(plan, result, as_json=as_json, intervals=intervals)
 
 
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument == flag:
-            return following
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return None
-
-
 def _show(plan: Plan, result: RunResult, *, as_json: bool, intervals: bool) -> None:
     try:
         _print(result, plan.algorithm_name, as_json=as_json, intervals=intervals)
+        sys.stdout.flush()  # observers may take a while
         if plan.options.evaluate and not as_json:
-            _print_more(plan, result)
+            where = {"device": plan.device, "progress": plan.options.progress}
+            for text in plan.plugins.notify("fusion_run_shown", result=result, **where):
+                print(f"\n{printable(text)}")
         sys.stdout.flush()
-    except (DiskError, KeyboardInterrupt) as error:  # of stdout, or while a plugin looks
+    except (DiskError, KeyboardInterrupt) as error:  # of stdout, or while an observer works
         if result.path is not None:
             error.add_note(f"The model is complete in {result.path}.")
         raise
 
 
-def _print_more(plan: Plan, result: RunResult) -> None:
-    """Print what plugins have to say of the model."""
-    sys.stdout.flush()  # it may take a while
-    where = {"device": plan.device, "progress": plan.options.progress}
-    for text in plan.plugins.notify("fusion_run_shown", result=result, **where):
-        print(f"\n{printable(text)}")
-
-
 def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool) -> None:
     from fusion_core.contracts.intervals import Intervals
 
-    over = Intervals() if intervals else None
-    if result.report is not None:
-        warn_of_experts({algorithm: result.report})
+    method = Intervals() if intervals else None
+    reports = {} if result.report is None else {algorithm: result.report}
+    warn_of_experts(reports)
     if as_json:
-        report = result.report and result.report.as_json(over)
+        report = result.report and result.report.as_json(method)
         print_json({"path": None if result.path is None else str(result.path), "report": report})
         return
-    if result.report is not None:
+    if reports:
         from fusion_core.report.table import print_reports
 
-        print_reports({algorithm: result.report}, intervals=over)
+        print_reports(reports, intervals=method)
     if result.path is not None:
         print(printable(f"written: {result.path}"))

@@ -9,11 +9,14 @@ from fusion_core.plugins.manager import load_plugins
 
 
 def schema(context: typer.Context) -> None:
-    """Print a JSON schema of recipes.
+    """Print a JSON schema of recipes, for editors.
 
-    It knows every installed component's options. In an editor: put
-    `# yaml-language-server: $schema=FILE` on the first line of a recipe.
-    """
+    The schema includes the options of every installed component. To use it in an editor, save it as
+    FILE and begin a recipe with this line:
+
+    \b
+      # yaml-language-server: $schema=FILE
+    """  # noqa: D301 - \b is typer's: lines stay as they are
     from fusion_core.planning.described import recipe_schema
 
     print_json(recipe_schema(load_plugins(context.obj)))

@@ -1,4 +1,4 @@
-"""Stdout and stderr that may be closed or full: messages get lost, results are an error."""
+"""Guards for stdout and stderr: lost messages are ignored, lost results are an error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fusion_core.errors import DiskError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: What libraries style text and move bars with, and everything else that a terminal obeys.
-_OBEYED = re.compile(
+#: Escape sequences of libraries that style text and move bars, and other control characters.
+_CONTROL = re.compile(
     r"(?P<style>\x1b\[[0-9;?]*[A-Za-z])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 _MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
@@ -24,16 +24,16 @@ _MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 @contextmanager
 def guard_streams() -> Iterator[None]:
-    """Open what is closed (`2>&-`) on nothing, and tell failures of stdout from all others."""
+    """Replace closed streams (`2>&-`), escape control characters, and detect lost results."""
     _reopen_closed()
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(_Stream(sys.stdout, _refuse)))
-        stack.enter_context(redirect_stderr(_Stream(sys.stderr, _ignore)))
+        stack.enter_context(redirect_stderr(_Stream(sys.stderr, lambda _: None)))
         yield
 
 
 def _reopen_closed() -> None:
-    """Give 0, 1 and 2 back their meaning before a file that is opened takes a free number."""
+    """Open closed descriptors 0, 1 and 2 on /dev/null, before another file takes their number."""
     for number, (name, mode) in enumerate(_MODES.items()):
         try:
             os.fstat(number)
@@ -44,53 +44,50 @@ def _reopen_closed() -> None:
 
 
 class _Stream:
-    """A stream that leads nowhere once it could not be written, which `failed` hears each time."""
+    """A stream that goes to /dev/null after a failed write, and calls `on_failure` each time."""
 
-    def __init__(self, stream: TextIO, failed: Callable[[Exception], None]) -> None:
+    def __init__(self, stream: TextIO, on_failure: Callable[[Exception], None]) -> None:
         self._stream = stream
-        self._failed = failed
-        self._lost: Exception | None = None
-        if hasattr(stream, "reconfigure"):  # names of files need not be text in any encoding
+        self._on_failure = on_failure
+        self._failure: Exception | None = None
+        if hasattr(stream, "reconfigure"):  # file names need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        return self._tried(self._stream.write, self._escaped(text)) or 0
+        return self._attempt(self._stream.write, self._escape(text)) or 0
 
-    def _escaped(self, text: str) -> str:
-        """Escape what a terminal obeys, whoever forgot to; a terminal gets its styles."""
+    def _escape(self, text: str) -> str:
+        """Escape control characters that the caller left in. A terminal keeps its styles."""
         is_styled = "FORCE_COLOR" in os.environ or self._stream.isatty()
 
-        def escape(found: re.Match[str]) -> str:
-            is_style = is_styled and found["style"] is not None
-            return found[0] if is_style else found[0].encode("unicode_escape").decode()
+        def escape(match: re.Match[str]) -> str:
+            is_style = is_styled and match["style"] is not None
+            return match[0] if is_style else match[0].encode("unicode_escape").decode()
 
-        return _OBEYED.sub(escape, text)
+        return _CONTROL.sub(escape, text)
 
     def flush(self) -> None:
-        self._tried(self._stream.flush)
+        self._attempt(self._stream.flush)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else a stream has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any other attribute of a stream
         return getattr(self._stream, name)
 
-    def _tried(self, do: Callable[..., Any], *arguments: str) -> Any:  # noqa: ANN401 - what it returns
+    def _attempt(self, operation: Callable[..., Any], *arguments: str) -> Any:  # noqa: ANN401 - its result
         try:
-            return do(*arguments)
-        except (OSError, ValueError) as error:  # or a plugin has closed it
-            self._lost = error
-            with suppress(OSError, ValueError):  # what is left is not tried again at the end
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+            return operation(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: a plugin has closed the stream
+            self._failure = error
+            with suppress(OSError, ValueError):  # buffered text is not tried again at exit
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
         finally:
-            if self._lost is not None:
-                self._failed(self._lost)
-
-
-def _ignore(_: Exception) -> None: ...
+            if self._failure is not None:
+                self._on_failure(self._failure)
 
 
 def _refuse(error: Exception) -> None:
-    """End the program where results are lost; quietly where whoever reads them has enough."""
+    """End the program because results are lost, silently if the reader closed the pipe."""
     if isinstance(error, BrokenPipeError):
         raise typer.Exit(1) from error
     reason = error.strerror if isinstance(error, OSError) else error

@@ -47,7 +47,7 @@ def check_needs(
         )
         raise RecipeError(
             f"algorithm {spec.name!r} takes {expected} experts, the model pool has {count}",
-            hint="Change the number of models in the model pool.",
+            hint="Change the number of experts in the model pool.",
         )
 
 

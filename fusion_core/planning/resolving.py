@@ -48,8 +48,8 @@ _KINDS: dict[str, type[ComponentSpec]] = {
 }
 #: The model pool that takes models of any kind.
 _ANY_MODELS = "checkpoints"
+_NAME_ONE = "Choose one with --algo NAME; see: fuse list algorithms"
 _DEFAULT_EXECUTOR = "threads"
-_NAME_ONE = "Name one with --algo; see: fuse list algorithms"
 
 #: Turns a nested recipe, a file or a mapping, into a model.
 Nesting = Callable[[str | Mapping[str, Any]], Any]

@@ -1,1 +1,1 @@
-"""Find plugins, keep each one's failures to itself, and look components up by name."""
+"""Discovery of plugins, isolation of their failures, and lookup of components by name."""

@@ -1,4 +1,4 @@
-"""What a plugin registered: a description, and the class that it stands for once that is needed."""
+"""Registered components: a spec, and the class that it names, imported on demand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from fusion_core.errors import BrokenPluginError, FusionError
 from fusion_core.machine.installed import cause_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fusion_core.plugins.distributions import Plugin
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
@@ -32,42 +30,38 @@ class Component(Generic[SpecT]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything that this component answers to."""
+        """All names of this component: its name, its aliases and its qualified name."""
         return (self.spec.name, *self.spec.aliases, self.qualified_name)
 
-    def create(self, *arguments: object) -> Any:  # noqa: ANN401 - what it is, the caller knows
-        """Import the component's class and make one of it, of its configuration as a rule.
+    def create(self, *arguments: object) -> Any:  # noqa: ANN401 - the caller knows the class
+        """Import the component's class or function and call it, usually with its configuration.
 
-        Raises `BrokenPluginError` if the class is not what it is registered as, or if its
-        constructor fails with anything but a `FusionError`.
+        Raises `BrokenPluginError` for an object of the wrong class, and for a constructor that
+        fails with anything but a `FusionError`.
         """
-        make = self._load_maker()
+        target = self.load(self.spec.target) if self.spec.takes_functions else None
+        make = target if isfunction(target) else self.load_class()
         try:
-            made = make(*arguments)
+            created = make(*arguments)
         except (FusionError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
             raise self.broken(f"cannot be made: {cause_of(error)}") from error
         expected = load_target(self.spec.base)
-        if not isinstance(made, expected):
-            raise self.broken(f"cannot be used: it made {made!r}, not an {expected.__name__}")
-        return made
+        if not isinstance(created, expected):
+            raise self.broken(f"cannot be used: expected {expected.__name__}, got {created!r}")
+        return created
 
     def load_class(self) -> type[Any]:
-        """Import the component's class; this is where heavy imports happen."""
+        """Import the component's class. This is where heavy imports happen."""
         return self._load_class(self.spec.target, self.spec.base)
 
     def load_config(self) -> type[Any]:
         """Import the component's configuration class."""
         return self._load_class(self.spec.config, self.spec.config_base)
 
-    def _load_maker(self) -> Callable[..., Any]:
-        if self.spec.takes_functions and isfunction(found := self.load(self.spec.target)):
-            return found
-        return self.load_class()
-
-    def load(self, target: str) -> Any:  # noqa: ANN401 - whatever the plugin put there
-        """Import what a target of the spec names; `BrokenPluginError` if that fails."""
+    def load(self, target: str) -> Any:  # noqa: ANN401 - whatever the plugin has there
+        """Import a target of the spec. Raises `BrokenPluginError` if that fails."""
         try:
             return load_target(target)
         except (Exception, SystemExit) as error:
@@ -77,7 +71,8 @@ class Component(Generic[SpecT]):
         loaded, expected = self.load(target), load_target(base)
         if not isinstance(loaded, type) or not issubclass(loaded, expected):
             raise self.broken(
-                f"cannot be used: {target!r} is {loaded!r}, not a class of {expected.__name__}"
+                f"cannot be used: expected a subclass of {expected.__name__} at {target!r}, "
+                f"got {loaded!r}"
             )
         if isabstract(loaded):
             abstract: frozenset[str] = vars(loaded)["__abstractmethods__"]
@@ -86,10 +81,9 @@ class Component(Generic[SpecT]):
         return loaded
 
     def broken(self, problem: str) -> BrokenPluginError:
-        """Return the error for a component that does not keep its contract."""
+        """Return the error for a component that breaks its contract."""
         spec, plugin = self.spec, self.plugin
-        who = f"{spec.kind} {spec.name!r} of plugin {plugin.distribution} {plugin.version}"
+        name = f"{spec.kind} {spec.name!r} of plugin {plugin.distribution} {plugin.version}"
         return BrokenPluginError(
-            f"{who} {problem}",
-            hint="Reinstall the plugin, or report this to its authors.",
+            f"{name} {problem}", hint="Reinstall the plugin, or report this to its authors."
         )

@@ -1,12 +1,10 @@
-"""What installed distributions say about themselves: their plugins, versions and requirements.
+"""Metadata of installed distributions: their plugins, versions and requirements.
 
-Read from metadata alone; nothing of a plugin is imported here, and whatever is malformed is the
-distribution's own trouble.
+No plugin is imported here. Malformed metadata affects its own distribution only.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -30,11 +28,8 @@ BLOCK_VARIABLE = "FUSION_BLOCK_PLUGINS"
 _CORE_REQUIREMENT = re.compile(r"fusion[-_.]+core(?![-_.]*\w)", re.IGNORECASE)
 
 
-logger = logging.getLogger(__name__)
-
-
 class PluginStatus(StrEnum):
-    """What became of a plugin when it was discovered."""
+    """The outcome of a plugin's discovery."""
 
     LOADED = "loaded"
     BLOCKED = "blocked"
@@ -44,23 +39,23 @@ class PluginStatus(StrEnum):
 
 @dataclass(slots=True)
 class Plugin:
-    """One distribution in the entry-point group, and what became of it."""
+    """One distribution in the entry-point group, and the outcome of its discovery."""
 
     distribution: str
     version: str
     module: str
     summary: str = ""
     status: PluginStatus = PluginStatus.LOADED
-    #: why it is not loaded, one line
+    #: why it is not loaded, in one line
     detail: str = ""
     error: BaseException | None = None
-    #: how long its import took
+    #: the duration of its import
     seconds: float = 0.0
     components: list[ComponentSpec] = field(default_factory=list)
 
     @classmethod
     def declared(cls, entry_point: metadata.EntryPoint, by: metadata.Distribution) -> Self:
-        """Describe a plugin as its distribution does."""
+        """Return a plugin as its distribution's metadata describes it."""
         headers = by.metadata  # parsed at every access
         return cls(
             distribution=normalised(headers["Name"]),
@@ -71,15 +66,15 @@ class Plugin:
 
 
 def unmet_requirement(distribution: metadata.Distribution) -> tuple[PluginStatus, str] | None:
-    """Return how the distribution's own requirement on the core is unmet, or unreadable."""
+    """Return a status and a reason if the distribution's requirement on the core is not met."""
     running = _running_core()
-    ours = [line for line in distribution.requires or () if _CORE_REQUIREMENT.match(line)]
-    if all(_is_met_plainly(line, running) for line in ours):
+    lines = [line for line in distribution.requires or () if _CORE_REQUIREMENT.match(line)]
+    if all(_is_met_plainly(line, running) for line in lines):
         return None
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        requirements = [Requirement(line) for line in ours]
+        requirements = [Requirement(line) for line in lines]
     except InvalidRequirement as error:
         return PluginStatus.BROKEN, f"its metadata is malformed: {str(error).splitlines()[0]}"
     for requirement in requirements:
@@ -91,7 +86,7 @@ def unmet_requirement(distribution: metadata.Distribution) -> tuple[PluginStatus
 
 
 def _is_met_plainly(line: str, running: str) -> bool:
-    """Tell `fusion-core>=0.1,<0.2` without packaging, whose import is a tenth of `fuse --help`."""
+    """Match `fusion-core>=0.1,<0.2` without packaging, whose import is a tenth of `fuse --help`."""
     release = re.fullmatch(r"(\d+)\.(\d+)\.\d+", running)
     if release is None:
         return False
@@ -106,15 +101,17 @@ def _running_core() -> str:
 
 
 def blocked_among(installed: set[str], block: Iterable[str]) -> frozenset[str]:
-    """Return the plugins that are not to be loaded: those in `block`, and in the environment.
+    """Return the plugins not to load: those in `block` and in the environment variable.
 
-    Raises `PluginError` for a name that blocks nothing: whoever gave it believes that it does.
+    Raises `PluginError` for a name that blocks nothing, because its user believes that it does.
     """
     listed = os.environ.get(BLOCK_VARIABLE, "").split(",")
     names = [*block, *(name.strip() for name in listed if name.strip())]
     blocked = frozenset(map(normalised, names))
     for name in sorted(blocked - installed - {"*"}):
-        hint = did_you_mean(name, installed) or "See: fuse list-plugins"
-        where = f"--no-plugin or {BLOCK_VARIABLE}"
-        raise PluginError(f"there is no plugin {name!r} to block by {where}", hint=hint)
+        guess = did_you_mean(name, installed)
+        raise PluginError(
+            f"--no-plugin or {BLOCK_VARIABLE}: unknown plugin {name!r}{guess and f'; {guess}'}",
+            hint="See: fuse list-plugins",
+        )
     return blocked

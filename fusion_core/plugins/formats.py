@@ -1,4 +1,4 @@
-"""Which installed format reads a model: told by the names of its files, before any is opened."""
+"""Choice of the format that reads a model, by file names and configuration keys alone."""
 
 from __future__ import annotations
 
@@ -20,56 +20,59 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights import WeightSource
 
-#: Also for models that no format claims: its reader names the files that are there, and a remedy.
-_USUAL = "fusion-core/safetensors"
+#: Also for models that no format claims: its reader lists the files and suggests a remedy.
+_DEFAULT = "fusion-core/safetensors"
 _CORE_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedModel:
-    """Where a model is, and the format that reads it."""
+    """The location of a model, and the format that reads it."""
 
     location: Location
     format: Component[FormatSpec]
 
     @property
     def is_delta(self) -> bool:
-        """Whether it is differences from a base, as an adapter is."""
+        """Whether the files hold differences from a base, as an adapter's do."""
         return self.format.spec.is_delta
 
     def open(self, base: WeightSource | None = None) -> WeightSource:
-        """Return the weights, of which headers are read; differences are those from `base`.
+        """Read the headers and return the weights. Differences are those from `base`.
 
-        Raises `CheckpointError` for differences without a base, and what the format refuses.
+        Raises `CheckpointError` for differences without a base, and any error of the format.
         """
         if self.is_delta and base is None:
             raise CheckpointError(
-                f"{self.location.name} is an adapter, which is nothing without its base",
-                hint="Name the full model that it was trained on.",
+                f"expected a full model, found an adapter without its base: {self.location.name}",
+                hint="Name the full model that the adapter was trained on.",
             )
-        of = (self.location, base) if self.is_delta else (self.location,)
-        source: WeightSource = self.format.create(*of)
+        arguments = (self.location, base) if self.is_delta else (self.location,)
+        source: WeightSource = self.format.create(*arguments)
         return source
 
 
 def find_model(given: str, option: str, *more: str, preferred: str | None = None) -> LocatedModel:
     """Find a model by its path or its name on the hub, and the format that reads it.
 
-    `option` names it in errors. Of a repository, files that match patterns in `more` are wanted
-    beside the usual ones. `preferred` is the format to use where several could read it.
+    `option` names it in errors. `more` lists patterns of further files that are needed from a
+    repository. `preferred` is the format to use if several could read the model.
 
-    Raises `CheckpointError` for a model that is not there or that several formats claim,
-    `UnknownComponentError` for a `preferred` that is not installed, and what `hub.download` raises.
+    Raises `CheckpointError` for a missing model and for one that several formats claim,
+    `UnknownComponentError` for a `preferred` that is not installed, and the errors of
+    `hub.download`.
     """
     plugins = active_plugins()
     chosen = None if preferred is None else plugins.find(FormatSpec, preferred)
-    patterns = {file for known in plugins.components(FormatSpec) for file in known.spec.files}
+    patterns = {
+        pattern for component in plugins.components(FormatSpec) for pattern in component.spec.files
+    }
     location = locate(given, option, *more, formats=patterns)
     return LocatedModel(location, _format_of(location, plugins, chosen))
 
 
 def distributions_of_formats(sources: Iterable[WeightSource], plugins: PluginManager) -> set[str]:
-    """Return the plugins, the core aside, whose formats weights are read in: by their classes."""
+    """Return the plugins, except the core, whose classes read these weights."""
     packages = {package for source in sources for package in _packages_of(source)} - {_CORE_PACKAGE}
     return {
         component.plugin.distribution
@@ -89,7 +92,7 @@ def _format_of(
 ) -> Component[FormatSpec]:
     """Return the format of a model.
 
-    One that goes by configuration keys is chosen over others, and a full model over an adapter.
+    Formats with configuration keys take precedence over others, and full models over adapters.
     """
     claiming = [
         component
@@ -103,15 +106,15 @@ def _format_of(
     if len(claiming) > 1:
         names = " and ".join(component.qualified_name for component in claiming)
         raise CheckpointError(
-            f"{location.name} can be read by several formats: {names}",
+            f"several formats can read {location.name}: {names}",
             hint="Choose one by the pool's option `format`, name the file itself, or block a "
             "plugin with --no-plugin.",
         )
-    return claiming[0] if claiming else plugins.find(FormatSpec, _USUAL)
+    return claiming[0] if claiming else plugins.find(FormatSpec, _DEFAULT)
 
 
 def claims(spec: FormatSpec, location: Location) -> bool:
-    """Tell whether a model is in a format, from names and from keys of its configuration."""
+    """Tell whether a model is in a format, by its file names and its configuration's keys."""
     if not any(map(location.matching, spec.files)):
         return False
     if not spec.config_keys:

@@ -1,14 +1,14 @@
-"""Which of our distributions brings a name: said to those who ask for it and have not got it."""
+"""The project's own distributions by component, to name the one that a user lacks."""
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: A distribution's components, by kind: names and aliases.
+#: The components of each distribution by kind: names and aliases.
+# fmt: off
 BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-adamerging": {
         "algorithm": ("adamerging", "adarank", "surgery", "symerge"),
@@ -17,55 +17,29 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-dask": {"executor": ("dask",)},
     "fusion-linear": {
         "algorithm": (
-            "arcee-fusion",
-            "depth-scale",
-            "karcher",
-            "lines",
-            "metagpt",
-            "model-stock",
-            "multi-slerp",
-            "nearswap",
-            "normalise",
-            "nuslerp",
-            "passthrough",
-            "rescale-norm",
-            "simple-average",
-            "slerp",
-            "stack",
-            "task-arithmetic",
-            "weighted-average",
-        )
+            "arcee-fusion", "depth-scale", "karcher", "lines", "metagpt", "model-stock",
+            "multi-slerp", "nearswap", "normalise", "nuslerp", "passthrough", "rescale-norm",
+            "simple-average", "slerp", "stack", "task-arithmetic", "weighted-average",
+        ),
     },
     "fusion-regmean": {
-        "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus")
+        "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus"),
     },
     "fusion-report": {"command": ("compare", "diagnose", "report")},
     "fusion-spectral": {
         "algorithm": (
-            "ace",
-            "cart",
-            "core-space",
-            "doge",
-            "iso-c",
-            "iso-cts",
-            "knots",
-            "orthogonalise",
-            "orthomerge",
-            "star",
-            "svc",
-            "truncate",
-            "tsv-m",
-            "wudi",
-        )
-    },
-    "fusion-ties": {
-        "algorithm": (
-            *("band", "drop", "elect", "magprune", "trim"),
-            *("breadcrumbs", "consensus", "dare", "della", "emr", "magmax", "pcb", "sce", "ties"),
-        )
+            "ace", "cart", "core-space", "doge", "iso-c", "iso-cts", "knots", "orthogonalise",
+            "orthomerge", "star", "svc", "truncate", "tsv-m", "wudi",
+        ),
     },
     "fusion-sweep": {"command": ("sweep", "runs")},
     "fusion-testing": {"command": ("new-plugin",)},
+    "fusion-ties": {
+        "algorithm": (
+            "band", "breadcrumbs", "consensus", "dare", "della", "drop", "elect", "emr", "magmax",
+            "magprune", "pcb", "sce", "ties", "trim",
+        ),
+    },
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
@@ -73,22 +47,24 @@ BROUGHT_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "pools-lm": {
         "command": ("smoke",),
         "model pool": (
-            *("causal-lm", "flan-t5-glue", "gpt2-glue", "lm-mini"),
-            *("sentence-encoder", "seq2seq-lm", "sequence-classification"),
+            "causal-lm", "flan-t5-glue", "gpt2-glue", "lm-mini", "sentence-encoder", "seq2seq-lm",
+            "sequence-classification",
         ),
         "task pool": (
-            *("lm-choice", "lm-eval", "lm-generate", "lm-mini", "lm-perplexity", "lm-tasks"),
-            *("flan-t5-glue", "gpt2-glue", "sentence-classification", "sts"),
+            "flan-t5-glue", "gpt2-glue", "lm-choice", "lm-eval", "lm-generate", "lm-mini",
+            "lm-perplexity", "lm-tasks", "sentence-classification", "sts",
         ),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
 }
+# fmt: on
 
 
 def home_of(kinds: Iterable[str], name: str) -> str | None:
-    """Return the distribution of ours that brings a component of this name or full name."""
-    for distribution, brought in BROUGHT_BY.items():
-        names = chain.from_iterable(brought.get(kind, ()) for kind in kinds)
-        if any(name in {own, f"{distribution}/{own}"} for own in names):
+    """Return our distribution that has a component of this name or qualified name, or None."""
+    kinds = list(kinds)
+    for distribution, components in BROUGHT_BY.items():
+        names = [component for kind in kinds for component in components.get(kind, ())]
+        if name in names or name in {f"{distribution}/{component}" for component in names}:
             return distribution
     return None

@@ -1,8 +1,9 @@
-"""Find plugins, keep each one's failures to itself, and look components up by name.
+"""Discovery of plugins, isolation of their failures, and lookup of components by name.
 
-The loader is ours because pluggy's lets one plugin's import error crash the host and silently drops
-a second distribution that uses an entry-point name already seen. Here a plugin is its distribution:
-that is what users install, block and uninstall. This module imports no plugin's classes.
+The loader is not pluggy's, because pluggy lets one plugin's import error crash the host, and
+silently drops a second distribution that reuses an entry-point name. Here a plugin is its
+distribution: the unit that users install, block and uninstall. This module imports no classes of
+plugins.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from importlib import metadata
 
-#: An import that takes longer is reported: every listing and every completion waits for it.
+#: Slower imports are reported: every listing and every completion waits for them.
 SLOW_SECONDS = 0.5
 
 _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
@@ -61,12 +62,24 @@ _REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_formats": FormatSpec,
     "fusion_register_commands": CommandSpec,
 }
+#: The commands that list the components of a kind.
+_LISTINGS: dict[type[ComponentSpec], str] = {
+    AlgorithmSpec: "fuse list algorithms",
+    ModelPoolSpec: "fuse list pools",
+    TaskPoolSpec: "fuse list tasks",
+    ExecutorSpec: "fuse list executors",
+    FormatSpec: "fuse list formats",
+    CommandSpec: "fuse list commands",
+}
+
+#: More names than these are not listed in an error.
+_MAX_LISTED = 10
 
 logger = logging.getLogger(__name__)
 
 
 class PluginManager(pluggy.PluginManager):
-    """The plugins of this environment, in the order of their distributions' names."""
+    """The plugins of this environment, ordered by the names of their distributions."""
 
     def __init__(self) -> None:
         super().__init__(hookspecs.PROJECT)
@@ -74,114 +87,36 @@ class PluginManager(pluggy.PluginManager):
         self.plugins: list[Plugin] = []
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:  # noqa: ANN401 - pluggy's type
-        """Look at hooks only: pluggy < 1.7 reads every attribute, which wakes lazy modules up."""
+        """Look at hooks only: pluggy < 1.7 reads every attribute, which imports lazy modules."""
         return super().parse_hookimpl_opts(plugin, name) if name.startswith("fusion_") else None
 
     def discover(self, *, block: Iterable[str] = ()) -> None:
-        """Load every plugin of the environment that is not in `block` ("*" blocks all but us).
+        """Load every plugin of the environment that is not in `block` ("*": all but the core).
 
-        Raises `PluginError` for a name to block that no installed plugin has.
+        Raises `PluginError` for a name in `block` that no installed plugin has.
         """
-        found = declared_plugins()
-        declared = [Plugin.declared(*each) for each in found]
+        entries = declared_plugins()
+        declared = [Plugin.declared(*entry) for entry in entries]
         blocked = blocked_among({plugin.distribution for plugin in declared}, block)
-        for plugin, (entry_point, distribution) in zip(declared, found, strict=True):
-            known = {each.distribution for each in self.plugins}
+        for plugin, (entry_point, distribution) in zip(declared, entries, strict=True):
+            discovered = {earlier.distribution for earlier in self.plugins}
             self.plugins.append(plugin)
             if plugin.distribution != CORE and blocked & {plugin.distribution, "*"}:
                 plugin.status = PluginStatus.BLOCKED
                 plugin.detail = f"blocked by --no-plugin or {BLOCK_VARIABLE}"
-            elif plugin.distribution in known:
+            elif plugin.distribution in discovered:
                 plugin.status = PluginStatus.BROKEN
-                plugin.detail = f"a distribution has one entry point in {GROUP}; this is a second"
+                plugin.detail = f"expected one entry point in {GROUP}, found a second"
             elif problem := unmet_requirement(distribution):
                 plugin.status, plugin.detail = problem
             else:
                 self._load(plugin, entry_point)
 
-    def components(self, kind: type[SpecT] | tuple[type[SpecT], ...]) -> Iterator[Component[SpecT]]:
-        """Every component of one kind, or of several."""
-        for plugin in self.plugins:
-            for spec in plugin.components:
-                if isinstance(spec, kind):
-                    yield Component(spec, plugin)
-
-    def find(self, kind: type[SpecT], name: str) -> Component[SpecT]:
-        """Look a component up by its name, an alias, or `distribution/name`.
-
-        Raises `UnknownComponentError` with the closest names, `AmbiguousComponentError` if several
-        plugins provide it.
-        """
-        return self._one(
-            kind,
-            name,
-            [component for component in self.components(kind) if name in component.names],
-        )
-
-    def find_stages(self, name: str) -> Component[Any]:
-        """Look up an algorithm or a pipeline, which share their names; raises as `find` does."""
-        known = self._of_kinds(AlgorithmSpec, PipelineSpec)
-        return self._one(AlgorithmSpec, name, [each for each in known if name in each.names])
-
-    def _of_kinds(self, *kinds: type[ComponentSpec]) -> Iterator[Component[Any]]:
-        for kind in kinds:
-            yield from self.components(kind)
-
-    def _one(
-        self, kind: type[ComponentSpec], name: str, found: list[Component[SpecT]]
-    ) -> Component[SpecT]:
-        if not found:
-            raise self._unknown(kind, name)
-        if len(found) > 1:
-            raise AmbiguousComponentError(
-                f"{kind.kind} {name!r} is provided by several plugins: "
-                + ", ".join(each.qualified_name for each in found),
-                hint="Use one of these full names, or block a plugin with --no-plugin.",
-            )
-        return found[0]
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Let what is made in here find its formats among these plugins: see `active_plugins`."""
-        token = _ACTIVE.set(self)
-        try:
-            yield
-        finally:
-            _ACTIVE.reset(token)
-
-    def clashes(self) -> Iterator[tuple[str, list[Component[Any]]]]:
-        """Names that several plugins give to components of one kind: ambiguous as they are."""
-        for kind in _REGISTER_HOOKS.values():
-            answering: dict[str, list[Component[Any]]] = {}
-            for component in self.components(kind):
-                for name in (component.spec.name, *component.spec.aliases):
-                    answering.setdefault(name, []).append(component)
-            yield from ((name, found) for name, found in answering.items() if len(found) > 1)
-
-    def notify(self, hook: str, **arguments: object) -> list[Any]:
-        """Call a life-cycle hook of every plugin, the last registered first.
-
-        Returns what they answer, if they do. One that raises is named in a warning, whatever it
-        raises, a `FusionError` too: who only listens ends no run.
-        """
-        answers = []
-        for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
-            accepted = {name: arguments[name] for name in implementation.argnames}
-            try:
-                answers.append(implementation.function(**accepted))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - SystemExit included
-                logger.warning(
-                    "plugin %s failed in %s: %s", implementation.plugin_name, hook, cause_of(error)
-                )
-        return [answer for answer in answers if answer is not None]
-
     def _load(self, plugin: Plugin, entry_point: metadata.EntryPoint) -> None:
         started = time.perf_counter()
         module: object = None
         try:
-            with redirect_stdout(sys.stderr):  # stdout carries results alone
+            with redirect_stdout(sys.stderr):  # stdout is for results
                 module = entry_point.load()
                 self.register(module, name=plugin.distribution)
                 self.check_pending()
@@ -204,37 +139,109 @@ class PluginManager(pluggy.PluginManager):
                     continue
                 for spec in implementation.function():
                     if not isinstance(spec, kind):
-                        raise TypeError(
-                            f"{hook} returned {spec!r}, not an instance of {kind.__name__}"
-                        )
+                        raise TypeError(f"{hook} returned {spec!r}, expected {kind.__name__}")
                     if (kind, spec.name) in seen:
                         raise ValueError(f"{hook} returned {spec.name!r} twice")
                     seen.add((kind, spec.name))
                     yield spec
 
+    def components(self, kind: type[SpecT] | tuple[type[SpecT], ...]) -> Iterator[Component[SpecT]]:
+        """Yield every component of one kind, or of several kinds."""
+        for plugin in self.plugins:
+            for spec in plugin.components:
+                if isinstance(spec, kind):
+                    yield Component(spec, plugin)
+
+    def find(self, kind: type[SpecT], name: str) -> Component[SpecT]:
+        """Look a component up by its name, an alias, or `distribution/name`.
+
+        Raises `UnknownComponentError` with the closest names, and `AmbiguousComponentError` if
+        several plugins provide the component.
+        """
+        return self._find(kind, (kind,), name)
+
+    def find_stages(self, name: str) -> Component[Any]:
+        """Look up an algorithm or a pipeline, which share their names. Raises like `find`."""
+        return self._find(AlgorithmSpec, (AlgorithmSpec, PipelineSpec), name)
+
+    def _find(
+        self, kind: type[ComponentSpec], searched: tuple[type[Any], ...], name: str
+    ) -> Component[Any]:
+        matches = [component for component in self.components(searched) if name in component.names]
+        if not matches:
+            raise self._unknown(kind, name)
+        if len(matches) > 1:
+            raise AmbiguousComponentError(
+                f"several plugins provide {kind.kind} {name!r}: "
+                + ", ".join(component.qualified_name for component in matches),
+                hint="Use one of these full names, or block a plugin with --no-plugin.",
+            )
+        return matches[0]
+
     def _unknown(self, kind: type[ComponentSpec], name: str) -> UnknownComponentError:
-        kinds = (AlgorithmSpec, PipelineSpec) if kind is AlgorithmSpec else (kind,)
-        components = self._of_kinds(*kinds)
-        known = sorted({name for component in components for name in component.names})
-        short = [each for each in known if "/" not in each]
-        meant, home = did_you_mean(name, known), home_of([kind.kind for kind in kinds], name)
+        kinds: tuple[type[Any], ...] = (
+            (AlgorithmSpec, PipelineSpec) if kind is AlgorithmSpec else (kind,)
+        )
+        known = {known for component in self.components(kinds) for known in component.names}
+        guess = did_you_mean(name, sorted(known))
+        home = home_of([searched.kind for searched in kinds], name)
+        short = sorted(full for full in known if "/" not in full)
+        hint = f"See: {_LISTINGS.get(kind, 'fuse info')}"
+        if not guess and len(short) <= _MAX_LISTED:
+            hint = f"Installed: {', '.join(short) or 'none'}"
         if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
-            meant = f"it comes with {home}: pip install {home}"
-        lines = [meant or f"installed: {', '.join(short) or 'none'}"]
-        lines += [
-            f"not loaded: {plugin.distribution} ({plugin.status}: {plugin.detail})"
+            guess, hint = "", f"Install the plugin that provides it: pip install {home}"
+        unloaded = [
+            f"Not loaded: {plugin.distribution} ({plugin.status}: {plugin.detail})"
             for plugin in self.plugins
             if plugin.status is not PluginStatus.LOADED
         ]
-        return UnknownComponentError(f"there is no {kind.kind} {name!r}", hint="\n".join(lines))
+        message = f"unknown {kind.kind} {name!r}{guess and f'; {guess}'}"
+        return UnknownComponentError(message, hint="\n".join([hint, *unloaded]))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let formats be looked up among these plugins inside the block: see `active_plugins`."""
+        token = _ACTIVE.set(self)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def clashes(self) -> Iterator[tuple[str, list[Component[Any]]]]:
+        """Yield the names that several plugins give to components of one kind."""
+        for kind in _REGISTER_HOOKS.values():
+            providers: dict[str, list[Component[Any]]] = {}
+            for component in self.components(kind):
+                for name in (component.spec.name, *component.spec.aliases):
+                    providers.setdefault(name, []).append(component)
+            yield from ((name, several) for name, several in providers.items() if len(several) > 1)
+
+    def notify(self, hook: str, **arguments: object) -> list[Any]:
+        """Call a life-cycle hook of every plugin, the last registered first.
+
+        Returns the answers that are not None. An observer cannot end a run: any exception, a
+        `FusionError` too, becomes a warning that names the plugin.
+        """
+        answers = []
+        for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
+            accepted = {name: arguments[name] for name in implementation.argnames}
+            try:
+                answers.append(implementation.function(**accepted))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - SystemExit included
+                logger.warning(
+                    "plugin %s failed in %s: %s", implementation.plugin_name, hook, cause_of(error)
+                )
+        return [answer for answer in answers if answer is not None]
 
     def require_all(self) -> None:
-        """Raise `BrokenPluginError` naming every plugin that should have loaded and did not."""
-        wanting = (PluginStatus.BROKEN, PluginStatus.INCOMPATIBLE)
+        """Raise `BrokenPluginError` if a plugin is broken or incompatible, naming every one."""
         lines = [
             f"plugin {plugin.distribution} is {plugin.status}: {plugin.detail}"
             for plugin in self.plugins
-            if plugin.status in wanting
+            if plugin.status in {PluginStatus.BROKEN, PluginStatus.INCOMPATIBLE}
         ]
         if lines:
             raise BrokenPluginError("\n".join(lines), hint="See: fuse list-plugins -v")
@@ -244,7 +251,7 @@ _ACTIVE: ContextVar[PluginManager | None] = ContextVar("active plugins", default
 
 
 def active_plugins() -> PluginManager:
-    """Return the plugins among which a run makes something right now; outside of one, all."""
+    """Return the plugins of the current run, or all plugins outside of one."""
     return _ACTIVE.get() or load_plugins()
 
 

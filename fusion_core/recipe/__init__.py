@@ -1,1 +1,1 @@
-"""Recipes as text and as models of options: their shape, without knowing any component."""
+"""Recipes as text and as models of options. This room knows their shape, but no component."""

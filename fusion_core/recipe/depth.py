@@ -1,7 +1,7 @@
-"""How deep a tensor lies in its model, told by its name, and options that change with that.
+"""The depth of a tensor in its model, and values that change with depth.
 
 A layer's tensors have its number in their names: `encoder.layers.7.mlp.weight`. Layers whose names
-agree up to the number are one stack, from depth 0 in the first to 1 in the last.
+agree up to the number form one stack, from depth 0 at the first to 1 at the last.
 """
 
 from __future__ import annotations
@@ -19,38 +19,33 @@ _NUMBERED = re.compile(r"(?P<stack>.*?)(?:^|\.)(?P<layer>\d+)(?:\.|$)")
 def depths(names: Iterable[str]) -> Mapping[str, float]:
     """Return the depth of every tensor that belongs to a layer."""
     return {
-        name: place
+        name: rank / max(len(layers) - 1, 1)
         for layers in layers_of(names).values()
-        for layer, place in _places(sorted(layers)).items()
+        for rank, layer in enumerate(sorted(layers))
         for name in layers[layer]
     }
 
 
 def layers_of(names: Iterable[str]) -> Mapping[str, Mapping[int, Sequence[str]]]:
-    """Return the tensors of every layer, by its stack and by its number there."""
-    found: defaultdict[str, dict[int, list[str]]] = defaultdict(dict)
+    """Return the tensors of every layer, by stack and by layer number."""
+    stacks: defaultdict[str, dict[int, list[str]]] = defaultdict(dict)
     for name in names:
         if match := _NUMBERED.match(name):
-            found[match["stack"]].setdefault(int(match["layer"]), []).append(name)
-    return found
+            stacks[match["stack"]].setdefault(int(match["layer"]), []).append(name)
+    return stacks
 
 
 def renumbered(name: str, layer: int) -> str:
-    """Return the name that a layer's tensor has in the layer of another number."""
+    """Replace the layer number in a tensor's name. The tensor must belong to a layer."""
     match = _NUMBERED.match(name)
-    assert match is not None  # noqa: S101 - it belongs to a layer
+    assert match is not None  # noqa: S101 - the caller's promise
     return f"{name[: match.start('layer')]}{layer}{name[match.end('layer') :]}"
 
 
-def _places(layers: Sequence[int]) -> dict[int, float]:
-    last = max(len(layers) - 1, 1)
-    return {layer: place / last for place, layer in enumerate(layers)}
-
-
 def along(points: Sequence[float], depth: float) -> float:
-    """Return the value at a depth: points stand at even distances, with straight lines between.
+    """Interpolate linearly between points at even distances from depth 0 to depth 1.
 
-    A whole number where all points are.
+    The value is an integer if all points are.
     """
     if len(points) == 1:
         return points[0]
@@ -58,5 +53,5 @@ def along(points: Sequence[float], depth: float) -> float:
     left, right = points[number : number + 2]
     share = depth * (len(points) - 1) - number
     between = left + (right - left) * share
-    value = min(max(between, min(left, right)), max(left, right))  # rounding leads out of no range
+    value = min(max(between, min(left, right)), max(left, right))  # rounding stays in the range
     return round(value) if all(isinstance(point, int) for point in points) else value

@@ -1,12 +1,13 @@
 """Recipes as text: YAML in and out.
 
-YAML is read as version 1.2, without tags, within bounds: recipes come from anywhere. What a recipe
-means is not known here (`fusion_core.recipe.config`).
+YAML is read as version 1.2, without tags and within bounds, because recipes are untrusted. This
+module does not know what a recipe means (`fusion_core.recipe.config` does).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from io import StringIO
 from itertools import accumulate, chain
 from pathlib import Path
@@ -19,48 +20,24 @@ from ruamel.yaml.nodes import CollectionNode
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.paths import placed_in
+from fusion_core.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ruamel.yaml.nodes import Node, ScalarNode
 
-#: The file beside merged weights that says how they were made.
+#: The recipe in an output directory.
 RECIPE = "recipe.yaml"
 
-#: Far from what a recipe of thousands of models or overrides takes.
-_LARGEST_YAML = 2**20
-_MOST_NODES = 100_000
-_DEEPEST = 100
-_LONGEST_INTEGER = 1_000
+#: Bounds far above a recipe of thousands of models or overrides.
+_MAX_CHARACTERS = 2**20
+_MAX_NODES = 100_000
+_MAX_DEPTH = 100
+_MAX_DIGITS = 1_000
+_MAX_SHOWN = 60
 
-
-def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
-    """Parse YAML 1.2; `origin` names the text in errors."""
-    if len(text) > _LARGEST_YAML:
-        raise RecipeError(f"{origin}: larger than 1 MiB, which no recipe is")
-    if _nesting(text) > _DEEPEST:
-        raise RecipeError(f"{origin}: nested deeper than {_DEEPEST} brackets, as no recipe is")
-    parser = YAML(typ="safe", pure=True)
-    parser.Constructor = _BoundedConstructor
-    try:
-        return parser.load(text)
-    except Exception as error:  # whatever the parser makes of a text that nobody vouches for
-        problem = str(error).strip() or type(error).__name__
-        hint = _QUOTE if isinstance(error, MarkedYAMLError) else None
-        raise RecipeError(f"{origin}: not valid YAML: {problem}", hint=hint) from error
-
-
-_QUOTE = 'Text that begins with one of * & ! % @ ` [ { has to be quoted: "*LayerNorm*".'
-
-
-def _nesting(text: str) -> int:
-    """Return how deeply brackets nest: the parser takes seconds over tens of thousands."""
-    steps = ((each in "[{") - (each in "]}") for each in text)
-    return max(accumulate(steps), default=0)
-
-
-#: Other programs' files: keys that no recipe has, and what their parts are called here.
+#: Other programs' files: keys that no recipe has, and the names of their parts in a recipe.
 _FOREIGN = {
     "mergekit": (
         {"merge_method", "slices", "tokenizer_source"},
@@ -79,17 +56,54 @@ _FOREIGN = {
 }
 
 
+def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
+    """Parse YAML 1.2. `origin` names the text in errors."""
+    if len(text) > _MAX_CHARACTERS:
+        raise RecipeError(f"{origin}: too large: expected at most 1 MiB of YAML")
+    steps = ((char in "[{") - (char in "]}") for char in text)
+    if max(accumulate(steps), default=0) > _MAX_DEPTH:  # the parser would take seconds
+        raise RecipeError(f"{origin}: too deep: expected at most {_MAX_DEPTH} nested brackets")
+    parser = YAML(typ="safe", pure=True)
+    parser.Constructor = _BoundedConstructor
+    try:
+        return parser.load(text)
+    except MarkedYAMLError as error:
+        raise _syntax_error(error, origin) from error
+    except Exception as error:  # the parser may raise anything for an untrusted text
+        problem = str(error).strip() or type(error).__name__
+        raise RecipeError(f"{origin}: invalid YAML: {problem}") from error
+
+
+def _syntax_error(error: MarkedYAMLError, origin: str) -> RecipeError:
+    """Return an error that shows where YAML is invalid, with the most likely remedy."""
+    mark, start = error.problem_mark, error.context_mark
+    problem = str(error.problem or error.context).partition("\n")[0]
+    if problem.startswith("but "):
+        problem = f"{error.context} {problem}"
+    hint = None
+    if "'\\t'" in problem:
+        hint = "Indent with spaces instead of tabs."
+    elif re.search("alias|anchor|directive|tag|token", problem):
+        hint = 'Quote text that begins with one of * & ! % @ `, as in "*LayerNorm*".'
+    elif start is not None and "flow" in str(error.context):
+        hint = f"Check the bracket that opens in line {start.line + 1}, column {start.column + 1}."
+    if mark is None:
+        return RecipeError(f"{origin}: invalid YAML: {problem}", hint=hint)
+    snippet = re.sub(r" \(line: \d+\)$", "", mark.get_snippet() or "")
+    place = f"line {mark.line + 1}, column {mark.column + 1}"
+    return RecipeError(f"{origin}: invalid YAML in {place}: {problem}\n{snippet}", hint=hint)
+
+
 class _BoundedConstructor(SafeConstructor):
-    """Refuses aliases that would unfold into more than any recipe holds."""
+    """A constructor that refuses huge integers, and aliases that unfold into too many nodes."""
 
     def construct_document(self, node: Node) -> Any:  # noqa: ANN401 - YAML holds anything
-        if _unfolded(node, {}) > _MOST_NODES:
-            raise ValueError("its aliases unfold into too much")
+        if _count_unfolded(node, {}) > _MAX_NODES:
+            raise ValueError(f"its aliases unfold into more than {_MAX_NODES:,} values")
         return super().construct_document(node)
 
     def construct_yaml_int(self, node: ScalarNode) -> Any:  # noqa: ANN401 - as the parser's own
-        """Refuse integers that no option takes, and that Python does not print."""
-        if len(node.value) > _LONGEST_INTEGER:
+        if len(node.value) > _MAX_DIGITS:  # Python does not print it
             raise ValueError(f"an integer of {len(node.value):,} digits")
         return super().construct_yaml_int(node)
 
@@ -97,18 +111,20 @@ class _BoundedConstructor(SafeConstructor):
 _BoundedConstructor.add_constructor("tag:yaml.org,2002:int", _BoundedConstructor.construct_yaml_int)
 
 
-def _unfolded(node: Node, sizes: dict[int, int]) -> int:
-    """Count a node and what is below it, as often as aliases repeat it."""
-    if id(node) not in sizes:
-        sizes[id(node)] = _MOST_NODES  # found again below itself: an alias that holds itself
+def _count_unfolded(node: Node, counts: dict[int, int]) -> int:
+    """Count a node and its descendants as often as aliases repeat them."""
+    if id(node) not in counts:
+        counts[id(node)] = _MAX_NODES  # for an alias that contains itself
         inner = node.value if isinstance(node, CollectionNode) else ()
-        below = chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in inner)
-        sizes[id(node)] = 1 + sum(_unfolded(each, sizes) for each in below)
-    return sizes[id(node)]
+        children = chain.from_iterable(
+            item if isinstance(item, tuple) else (item,) for item in inner
+        )
+        counts[id(node)] = 1 + sum(_count_unfolded(child, counts) for child in children)
+    return counts[id(node)]
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """Return a mapping as YAML, keys in their order."""
+    """Return a mapping as YAML, with its keys in their order."""
     writer = YAML()
     writer.default_flow_style = False
     writer.width = 2**16  # a wrapped string is harder to read and to compare
@@ -118,49 +134,65 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe file; validation comes with the run, when flags have had their say.
+    """Read a recipe file. The run validates it, after flags have overridden it.
 
-    Relative paths in it start in its own folder (`paths.py`). Raises `RecipeError` if the
-    file is missing, is not YAML, or is not a mapping.
+    Relative paths in it start in its own folder (`paths.py`). Raises `RecipeError` if the file is
+    missing, is not YAML, or is not a mapping.
     """
+    path = Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        guess = did_you_mean(str(path), map(str, path.parent.glob("*.y*ml")))
+        raise RecipeError(f"recipe not found: {path}{guess and f'; {guess}'}") from error
+    except IsADirectoryError as error:
+        raise RecipeError(
+            f"expected a recipe file, found a directory: {path}",
+            hint=f"Name the recipe in it: {path / RECIPE}"
+            if (path / RECIPE).is_file()
+            else "A recipe is a YAML file. Set models with --set 'model_pool.models=[a, b]'.",
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
     recipe = load_yaml(text, origin=str(path))
     if not isinstance(recipe, dict):
-        raise RecipeError(f"recipe {str(path)!r} is not a mapping of sections to options")
+        raise RecipeError(
+            f"recipe {path} is not a mapping of sections to options",
+            hint="A recipe begins, for example, with: algorithm: ties",
+        )
     placed: Any = placed_in(recipe, os.path.dirname(path))  # noqa: PTH120 - Path would say `.`
     return cast("dict[str, Any]", placed)
 
 
 def check_own_kind(recipe: Mapping[str, Any]) -> None:
-    """Raise `RecipeError` for what is another program's: mergekit's or FusionBench's.
+    """Raise `RecipeError` for a configuration of another program: mergekit or FusionBench.
 
-    What names an `algorithm` is a recipe, whatever else is wrong in it.
+    A mapping with the key `algorithm` is a recipe, whatever else is wrong with it.
     """
     if "algorithm" in recipe:
         return
-    for program, (foreign, names) in _FOREIGN.items():
-        if found := sorted(foreign & {*recipe}):
+    for program, (foreign_keys, translation) in _FOREIGN.items():
+        if keys := sorted(foreign_keys & {*recipe}):
             raise RecipeError(
-                f"this is a configuration of {program}, not a recipe: it has {', '.join(found)}",
-                hint=f"What is what here: {names}.\n"
+                f"expected a recipe, found a configuration of {program} with {', '.join(keys)}",
+                hint=f"Translate it: {translation}.\n"
                 f"See docs/how-to/port-from-{program.lower()}.md.",
             )
 
 
 def from_name(value: object) -> object:
-    """Spell a component's section out: a name alone is a mapping with that name."""
-    if value is None:  # a section that is there but empty
+    """Spell out the section of a component: a name alone becomes a mapping with that name."""
+    if value is None:  # an empty section
         return {}
     return {"name": value} if isinstance(value, str) else value
 
 
 def shown(value: object) -> str:
-    """Show a value in an error, on one line."""
+    """Format a value for an error, on one short line."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 - an integer of 5,000 digits, or an object of the caller's
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line of a terminal
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

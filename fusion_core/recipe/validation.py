@@ -1,6 +1,6 @@
-"""How values from recipes and flags are validated, and how what is wrong with them is said.
+"""Validation of values from recipes and flags, and the wording of its errors.
 
-It knows pydantic, and no recipe: models of options are made of what is here.
+This module knows pydantic, but no recipe. Classes of options derive from `Options`.
 """
 
 from __future__ import annotations
@@ -21,143 +21,164 @@ if TYPE_CHECKING:
 
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-#: Parts of a schema that hold no schemas of values.
-_OTHER_PARTS = frozenset({"metadata", "serialization", "config", "cls", "expected", "default"})
+#: Keys of a pydantic schema that hold no schemas of values.
+_OTHER_KEYS = frozenset({"metadata", "serialization", "config", "cls", "expected", "default"})
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def _integer(value: object) -> object:
-    return _no_text(value, "integer")
+def _check_integer(value: object) -> object:
+    return _refuse_text(value, "an integer")
 
 
-def _number(value: object) -> object:
-    return _no_text(value, "number")
+def _check_number(value: object) -> object:
+    return _refuse_text(value, "a number")
 
 
-def _no_text(value: object, wanted: str) -> object:
+def _refuse_text(value: object, expected: str) -> object:
     if isinstance(value, str | bytes | bool):
-        given = "a truth value" if isinstance(value, bool) else "text"
-        said = {"wanted": wanted, "given": given}
-        raise PydanticCustomError("number", "Input should be a valid {wanted}, not {given}", said)
+        got = "a truth value" if isinstance(value, bool) else "text"
+        context = {"expected": expected, "got": got}
+        raise PydanticCustomError("number", "expected {expected}, got {got}", context)
     return value
 
 
-_NUMBERS = {"int": _integer, "float": _number}
+_CHECKS = {"int": _check_integer, "float": _check_number}
 
 
-def _strict(part: Any) -> Any:  # noqa: ANN401 - a node of pydantic's schema, or what one holds
-    if isinstance(part, list | tuple):
-        return type(part)(_strict(each) for each in part)
-    if not isinstance(part, dict) or part.get("type") == "model":  # another model's own business
-        return part
-    match part.get("type"):
+def _make_strict(schema: Any) -> Any:  # noqa: ANN401 - a node of pydantic's schema, or its content
+    """Return a schema in which numbers and truth values take no text."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(_make_strict(item) for item in schema)
+    if not isinstance(schema, dict) or schema.get("type") == "model":  # a model is strict itself
+        return schema
+    match schema.get("type"):
         case "bool":
-            return {**part, "strict": True}
+            return {**schema, "strict": True}
         case "int" | "float" as kind:
-            return core_schema.no_info_before_validator_function(_NUMBERS[kind], part)
-        case "function-before" if part["function"]["function"] in _NUMBERS.values():
-            return part
+            return core_schema.no_info_before_validator_function(_CHECKS[kind], schema)
+        case "function-before" if schema["function"]["function"] in _CHECKS.values():
+            return schema
         case _:
-            return {k: each if k in _OTHER_PARTS else _strict(each) for k, each in part.items()}
+            return {
+                key: value if key in _OTHER_KEYS else _make_strict(value)
+                for key, value in schema.items()
+            }
 
 
-if TYPE_CHECKING:  # the metaclass is then pydantic's, which tells them of options' names and types
+if TYPE_CHECKING:  # type checkers then take pydantic's metaclass, which knows the options' types
     _OptionsType = type
 else:
 
     class _OptionsType(type(BaseModel)):
         def __call__(cls, *arguments, **values):  # noqa: ANN002, ANN003, ANN204
-            """Say of options given from Python what is said of those in a recipe."""
+            """Raise the same errors for options given from Python as for those of a recipe."""
             try:
                 return super().__call__(*arguments, **values)
             except ValidationError as error:
-                raise _refusal(error, cls) from error
+                raise _recipe_error(error, cls) from error
 
 
 class Options(BaseModel, metaclass=_OptionsType):
-    """Options: frozen, refusing what they do not know, and taking no text for a number.
+    """Frozen options that refuse unknown names, and text in the place of a number.
 
-    YAML tells numbers and truth values from text, so `"0.5"` and `"yes"` are mistakes, while
-    everything else (lists for tuples, names for members of an enumeration, text for a path) is
-    converted as pydantic does.
+    YAML tells numbers and truth values from text, so `"0.5"` and `"yes"` are mistakes. Pydantic
+    converts everything else: lists to tuples, names to members of an enumeration, text to paths.
     """
 
     model_config = STRICT
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401 - pydantic's type
-        """Make every number and truth value strict, however deep in lists and mappings."""
+        """Make every number and truth value strict, in nested lists and mappings too."""
         schema = handler(source)
-        own: dict[str, Any] = handler.resolve_ref_schema(schema)  # type: ignore[assignment]
-        own |= {key: part if key in _OTHER_PARTS else _strict(part) for key, part in own.items()}
+        resolved: dict[str, Any] = handler.resolve_ref_schema(schema)  # type: ignore[assignment]
+        resolved |= {
+            key: value if key in _OTHER_KEYS else _make_strict(value)
+            for key, value in resolved.items()
+        }
         return schema
 
 
-def validated(  # noqa: PLR0913 - what is validated, and what its errors are to say
+def validated(  # noqa: PLR0913 - the values to validate, and the wording of errors
     model: type[ModelT],
     values: object,
     *,
     prefix: str = "",
     hint: str | None = None,
     beside: Iterable[str] = (),
-    context: Any = None,  # noqa: ANN401 - what validators are given
+    context: Any = None,  # noqa: ANN401 - for the validators
 ) -> ModelT:
-    """Validate values against a model; raises `RecipeError` with one line a problem.
+    """Validate values against a model. Raises `RecipeError` with one line per problem.
 
-    `beside` names what may stand beside the model's own options, for suggestions; what stands
-    elsewhere, with its section: `algorithm.density`. It is read only if something is wrong.
+    `beside` lists further names to suggest for an unknown option. An option of another section has
+    its section in front: `algorithm.density`. The names are read only after an error.
     """
     try:
         return model.model_validate(values, context=context)
     except ValidationError as error:
-        raise _refusal(error, model, prefix=prefix, hint=hint, beside=beside) from error
+        raise _recipe_error(error, model, prefix=prefix, hint=hint, more=beside) from error
 
 
-def _refusal(
+def _recipe_error(
     error: ValidationError,
     model: type[BaseModel],
     *,
     prefix: str = "",
     hint: str | None = None,
-    beside: Iterable[str] = (),
+    more: Iterable[str] = (),
 ) -> RecipeError:
-    known = [*model.model_fields, *beside]
-    lines = [_line(details, model, prefix, known) for details in error.errors()]
+    known = [*model.model_fields, *more]
+    lines = [_describe(details, model, prefix, known) for details in error.errors()]
     return RecipeError("\n".join(dict.fromkeys(lines)), hint=hint)
 
 
-def _line(details: ErrorDetails, model: type[BaseModel], prefix: str, known: Sequence[str]) -> str:
-    # Tags of a union's branches ("function-before[...]", "str") are pydantic's business.
-    place = [str(part) for part in details["loc"] if "[" not in str(part)]
-    where = ".".join([prefix, *place] if prefix else place) or "recipe"
+def _describe(
+    details: ErrorDetails, model: type[BaseModel], prefix: str, known: Sequence[str]
+) -> str:
+    # Parts with brackets ("function-before[...]") are pydantic's names of a union's branches.
+    path = [str(part) for part in details["loc"] if "[" not in str(part)]
+    option = ".".join([prefix, *path] if prefix else path) or "recipe"
     match details["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown option{_suggestion(details['loc'], model, known)}"
+            return f"{option}: unknown option{_suggest(details['loc'], model, known)}"
         case "missing":
-            return f"{where}: required"
+            return f"{option}: required"
+        case "model_type":
+            problem = "expected a mapping of options"
+        case "byte_size":
+            problem = "expected a size such as 5GB"
         case _:
-            problem = details["msg"].removeprefix("Value error, ")
-            return f"{where} = {shown(details['input'])}: {problem}"
+            problem = _reword(details["msg"])
+    return f"{option} = {shown(details['input'])}: {problem}"
+
+
+def _reword(message: str) -> str:
+    """Turn pydantic's `Input should be a valid number` into `expected a number`."""
+    message = message.removeprefix("Value error, ")
+    wanted = message.removeprefix("Input should be ").replace("a valid i", "an i")
+    wanted = wanted.replace("a valid ", "a ").replace("dictionary", "mapping")
+    if wanted.startswith(("less", "greater")):
+        wanted = f"a value {wanted}"
+    return f"expected {wanted}" if message.startswith("Input should be ") else message
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type
-    """Return the classes of options that a type is made of: of a mapping's values, say."""
+    """Return the classes of options in a type, such as those of a mapping's values."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in models_in(part)]
 
 
-def _suggestion(
-    location: tuple[int | str, ...], model: type[BaseModel], known: Sequence[str]
-) -> str:
+def _suggest(location: tuple[int | str, ...], model: type[BaseModel], known: Sequence[str]) -> str:
+    """Return the ending of an error about an unknown option: what was meant, or what is known."""
     if len(location) > 1 and location[0] in model.model_fields:
-        inner = models_in(model.model_fields[str(location[0])].annotation)
-        tagged = [each for each in inner if f"[{each.__name__}]" in location] or inner
-        known = [name for each in tagged for name in each.model_fields] or known
+        nested = models_in(model.model_fields[str(location[0])].annotation)
+        branch = [inner for inner in nested if f"[{inner.__name__}]" in location] or nested
+        known = [name for inner in branch for name in inner.model_fields] or known
     name = str(location[-1])
-    places = {each.rpartition(".")[2]: each for each in reversed(known)}  # the first of a name
-    close = [name] if name in places else close_to(name, places)
+    full_names = {full.rpartition(".")[2]: full for full in reversed(known)}  # the first one wins
+    close = [name] if name in full_names else close_to(name, full_names)
     if close:
-        return f"; did you mean {places[close[0]]}?"
-    return f"; known: {', '.join(each for each in known if '.' not in each) or 'none'}"
+        return f"; did you mean {full_names[close[0]]}?"
+    return f"; known: {', '.join(option for option in known if '.' not in option) or 'none'}"

@@ -194,7 +194,7 @@ def _find_pool(tasks: str | None, plugins: PluginManager, directory: Path) -> Ch
         if name is not None and component.spec.default_task_pool == name:
             return Choice(name=component.qualified_name)
     raise RecipeError(
-        f"unknown model class in {directory}: no recipe there says how to build it",
+        f"cannot build the model in {directory}: its class is unknown",
         hint=how_to_measure(directory),
     )
 

@@ -50,60 +50,60 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_sources_come_in_the_order_of_the_recipe(directory: Path) -> None:
-    found = pool(
+    opened = pool(
         str(directory),
         z=str(directory),
         a=nn.Linear(2, 2, bias=False),
         m={"weight": torch.ones(2, 2)},
     )
-    assert isinstance(found.base, CheckpointSource)
-    assert [type(expert) for expert in found.experts.values()] == [
+    assert isinstance(opened.base, CheckpointSource)
+    assert [type(expert) for expert in opened.experts.values()] == [
         CheckpointSource,
         StateDictSource,
         StateDictSource,
     ]
-    assert list(found.experts) == ["z", "a", "m"]
-    assert [expert.describe() for expert in found.experts.values()] == [
+    assert list(opened.experts) == ["z", "a", "m"]
+    assert [expert.describe() for expert in opened.experts.values()] == [
         str(directory),
         "a (live)",
         "m (live)",
     ]
-    assert found.reference is found.base
-    assert found.task_of("z") == "z"
-    aligned = found.aligned(AlignmentPolicy())
-    assert aligned is not found
+    assert opened.reference is opened.base
+    assert opened.task_of("z") == "z"
+    aligned = opened.aligned(AlignmentPolicy())
+    assert aligned is not opened
     assert list(aligned.experts) == ["z", "a", "m"]
 
 
 def test_without_a_base_the_first_expert_is_the_reference(directory: Path) -> None:
-    found = pool(a=str(directory))
-    assert found.base is None
-    assert found.reference is found.experts["a"]
-    assert found.inputs().keys() == {"a"}
+    opened = pool(a=str(directory))
+    assert opened.base is None
+    assert opened.reference is opened.experts["a"]
+    assert opened.inputs().keys() == {"a"}
 
 
 def test_inputs_are_identified(directory: Path) -> None:
-    found = pool(str(directory), live=nn.Linear(2, 2, bias=False)).inputs()
-    assert found["live"] == {"source": "live (live)"}
-    assert found["base"]["source"] == str(directory)
-    assert found["base"]["files"]["model.safetensors"]["bytes"] > 16
-    json.dumps(found)
+    inputs = pool(str(directory), live=nn.Linear(2, 2, bias=False)).inputs()
+    assert inputs["live"] == {"source": "live (live)"}
+    assert inputs["base"]["source"] == str(directory)
+    assert inputs["base"]["files"]["model.safetensors"]["bytes"] > 16
+    json.dumps(inputs)
 
 
 def test_a_live_model_is_copied_to_build_one() -> None:
     original = nn.Linear(2, 2)
     weights = StateDictSource({"weight": torch.zeros(2, 2), "bias": torch.ones(2)})
-    for found in (pool(original, a=original), pool({"weight": torch.ones(1)}, a=original)):
-        built = found.build(weights)
+    for opened in (pool(original, a=original), pool({"weight": torch.ones(1)}, a=original)):
+        built = opened.build(weights)
         assert built is not original
         assert not built.training
-        assert found.parameters(built).keys() == {"weight", "bias"}
+        assert opened.parameters(built).keys() == {"weight", "bias"}
         assert built(torch.ones(1, 2)).tolist() == [[1, 1]]
     assert original.weight.abs().sum() > 0
 
 
 def test_files_alone_build_nothing(directory: Path) -> None:
-    with pytest.raises(FusionError, match="without knowing which class"):
+    with pytest.raises(FusionError, match="does not know the class of its models"):
         pool(str(directory), a=str(directory)).build(StateDictSource({}))
 
 
@@ -164,9 +164,9 @@ def test_only_known_files_are_copied(directory: Path) -> None:
     for name in (*code, "pytorch_model.bin", "training_args.bin", ".git", "README.md"):
         (directory / name).write_text("no")
     (directory / "spiece.model").mkdir()
-    found = pool(str(directory), a=str(directory)).assets()
-    assert found.keys() == {"tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"}
-    assert found["vocab.txt"] == directory / "vocab.txt"
+    assets = pool(str(directory), a=str(directory)).assets()
+    assert assets.keys() == {"tokenizer.json", "vocab.txt", "chat_template.jinja", "merges.txt"}
+    assert assets["vocab.txt"] == directory / "vocab.txt"
 
 
 CONFIGURATIONS = (
@@ -229,9 +229,9 @@ def test_another_dtype_is_named_in_the_configuration(directory: Path) -> None:
 
 def test_a_configuration_may_hold_infinity(directory: Path) -> None:
     (directory / "config.json").write_text('{"time_step_limit": [0.0, Infinity]}')
-    found = pool(a=str(directory)).assets()["config.json"]
-    assert isinstance(found, bytes)
-    assert json.loads(found) == {"time_step_limit": [0.0, float("inf")]}
+    content = pool(a=str(directory)).assets()["config.json"]
+    assert isinstance(content, bytes)
+    assert json.loads(content) == {"time_step_limit": [0.0, float("inf")]}
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ def test_a_single_file_and_live_models_have_no_files_beside_them(directory: Path
 
 def test_names_of_a_list_come_from_paths_and_hub_ids(tmp_path: Path) -> None:
     given = ["./dir/math", "org/code@v2", "x/law.safetensors", nn.Linear(1, 1)]
-    found = CheckpointsConfig.model_validate({"models": given})
-    assert list(found.models) == ["math", "code", "law", "model-4"]
+    config = CheckpointsConfig.model_validate({"models": given})
+    assert list(config.models) == ["math", "code", "law", "model-4"]
 
 
 def test_what_exists_as_a_path_is_a_path(
@@ -321,9 +321,9 @@ def test_a_misspelt_path_is_told_what_lies_there(
     monkeypatch.chdir(directory)
     with pytest.raises(error, match=f"^model_pool.models.a: {given} does not exist") as caught:
         pool(a=given)
-    said = str(caught.value)
-    assert "id you mean llama/math" in said
-    assert said.find("llama/math") < (said.find("hub") if error is HubError else len(said))
+    message = str(caught.value)
+    assert "id you mean llama/math" in message
+    assert message.find("llama/math") < (message.find("hub") if error is HubError else len(message))
 
 
 @pytest.mark.parametrize("given", ["gone", "./gone", "/gone/away", "a/b/c", "org/gone.safetensors"])
@@ -354,20 +354,20 @@ def test_of_a_sharded_repository_only_the_indexed_files_are_downloaded(
             "flax_model.msgpack": b"x",
         },
     )
-    found = pool("org/big", a="org/big")
-    assert found.base is not None
-    assert found.base.describe() == f"org/big@{commit}"
-    assert found.base.infos.keys() == {"a", "b"}
-    assert found.base.tensor("a").tolist() == [1, 1]
+    opened = pool("org/big", a="org/big")
+    assert opened.base is not None
+    assert opened.base.describe() == f"org/big@{commit}"
+    assert opened.base.infos.keys() == {"a", "b"}
+    assert opened.base.tensor("a").tolist() == [1, 1]
     (snapshot,) = (Path(os.environ["HF_HOME"]) / "hub").glob("*/snapshots/*")
     assert {path.name for path in snapshot.iterdir()} == {
         *("a.safetensors", "b.safetensors", "model.safetensors.index.json"),
         *("README.md", "vocab.txt"),
     }
-    assert found.licences() == {"base": "mit", "a": "mit"}
-    assert found.assets().keys() == {"vocab.txt"}
-    assert found.inputs()["base"]["source"] == f"org/big@{commit}"
-    again = pickle.loads(pickle.dumps(found.base))
+    assert opened.licences() == {"base": "mit", "a": "mit"}
+    assert opened.assets().keys() == {"vocab.txt"}
+    assert opened.inputs()["base"]["source"] == f"org/big@{commit}"
+    again = pickle.loads(pickle.dumps(opened.base))
     assert again.describe() == f"org/big@{commit}"
 
 
@@ -416,13 +416,13 @@ def test_live_models_have_no_known_licence() -> None:
 
 def test_an_adapter_of_a_live_model_builds_a_live_model(tmp_path: Path) -> None:
     factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
-    tensors = {f"base_model.model.0.{part}.weight": each for part, each in factors.items()}
+    tensors = {f"base_model.model.0.{part}.weight": factor for part, factor in factors.items()}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 3}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     base = nn.Sequential(nn.Linear(2, 2))
-    found = pool(base, a=str(tmp_path))
-    built = found.build(found.experts["a"])
+    opened = pool(base, a=str(tmp_path))
+    built = opened.build(opened.experts["a"])
     assert torch.equal(built.state_dict()["0.weight"], base[0].weight + 3)
 
 
@@ -432,10 +432,10 @@ def test_models_that_do_not_fit_are_found_out_before_their_weights_are_downloade
     for name, size in (("base", 200_000), ("a", 200_001)):
         save_file({"w": torch.ones(size), "b": torch.ones(1)}, tmp_path / f"{name}.safetensors")
         hub.add(f"org/{name}", {"model.safetensors": tmp_path / f"{name}.safetensors"})
-    found = pool("org/base", a="org/a")
+    opened = pool("org/base", a="org/a")
     with pytest.raises(AlignmentError, match=r"shape \[200001\], the base's is \[200000\]"):
-        found.aligned(AlignmentPolicy())
-    asked = [each[2] for each in hub.asked("/resolve/", "GET")]
+        opened.aligned(AlignmentPolicy())
+    asked = [request[2] for request in hub.asked("/resolve/", "GET")]
     assert asked == ["bytes=0-131071"] * 2
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
 
@@ -449,7 +449,7 @@ def test_the_limit_of_headers_holds_for_what_is_asked_of_the_hub(
     monkeypatch.setenv("FUSION_LARGEST_HEADER", "150000")
     with pytest.raises(CheckpointError, match="more than 150000"):
         pool(a="org/a")
-    assert [each[2] for each in hub.asked("/resolve/", "GET")] == ["bytes=0-131071"]
+    assert [request[2] for request in hub.asked("/resolve/", "GET")] == ["bytes=0-131071"]
 
 
 def test_a_download_that_changes_while_it_is_read_is_noticed(
@@ -530,7 +530,7 @@ def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
     hub: HubServer, directory: Path
 ) -> None:
     factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
-    tensors = {f"base_model.model.layer.{part}.weight": each for part, each in factors.items()}
+    tensors = {f"base_model.model.layer.{part}.weight": factor for part, factor in factors.items()}
     save_file({"layer.weight": torch.zeros(2, 2)}, directory / "base.safetensors")
     save_file(tensors, directory / "factors.safetensors")
     hub.add("org/base", {"model.safetensors": directory / "base.safetensors"})

@@ -1,4 +1,4 @@
-"""`fuse check` and `fuse run --dry-run`: what a run would do, said from headers alone."""
+"""`fuse check` and `fuse run --dry-run`: what a run would do, from headers alone."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def change(name: str, **tensors: torch.Tensor | None) -> None:
     save_file({k: v for k, v in state.items() if v is not None}, f"{name}.safetensors")
 
 
-# --- what is said -------------------------------------------------------------------------------
+# --- the models ---------------------------------------------------------------------------------
 
 
-def test_what_is_said_of_sizes_and_tensors_is_what_the_run_makes(pool: dict[str, Any]) -> None:
+def test_predicted_sizes_and_tensors_are_those_of_the_run(pool: dict[str, Any]) -> None:
     for algorithm in ("ties", {"name": "ties", "only": "layer.*"}):
         for dtype in (None, "float64"):
             output = {"path": "out", "dtype": dtype}
-            found = checked(pool, algorithm, output=output)
+            result = checked(pool, algorithm, output=output)
             run_fusion({"algorithm": algorithm, "model_pool": pool, "output": output})
             provenance = json.loads(Path("out/provenance.json").read_text())
-            assert found.tensors == provenance["tensors"]
-            assert found.disk.needed == Path("out/model.safetensors").stat().st_size
+            assert result.tensors == provenance["tensors"]
+            assert result.disk.needed == Path("out/model.safetensors").stat().st_size
             shutil.rmtree("out")
 
 
-def test_side_files_take_room_too(pool: dict[str, Any]) -> None:
+def test_side_files_need_disk_space_too(pool: dict[str, Any]) -> None:
     before = checked(pool).disk.needed
     Path("base").mkdir()
     Path("base.safetensors").rename("base/model.safetensors")
@@ -84,20 +84,20 @@ def test_side_files_take_room_too(pool: dict[str, Any]) -> None:
 
 
 def test_models_are_described(pool: dict[str, Any]) -> None:
-    found = checked(pool)
-    base, a, b = found.models
+    result = checked(pool)
+    base, a, b = result.models
     assert (base.name, base.source, base.tensors) == ("base", "base.safetensors", 6)
     assert set(a.dtypes) == {"bfloat16", "int64"}
     assert a.bytes == 2 * (35 + 7 + 33 + 1) + 8
     assert (b.missing, b.extra, b.licence, b.nested) == (0, 0, None, False)
 
 
-def test_what_a_policy_lets_pass_is_counted(pool: dict[str, Any]) -> None:
+def test_differences_that_a_policy_allows_are_counted(pool: dict[str, Any]) -> None:
     change("a", layer__bias=None, head__new=torch.ones(2), head__other=torch.ones(1))
     alignment = {"missing": "base", "extra": "drop"}
-    found = checked(pool, alignment=alignment)
-    assert (found.models[1].missing, found.models[1].extra) == (1, 2)
-    assert found.tensors == {"merged": 5, "copied": 1, "dropped": 2}
+    result = checked(pool, alignment=alignment)
+    assert (result.models[1].missing, result.models[1].extra) == (1, 2)
+    assert result.tensors == {"merged": 5, "copied": 1, "dropped": 2}
 
 
 def test_models_that_do_not_fit_are_refused_with_the_table_of_a_run(pool: dict[str, Any]) -> None:
@@ -117,23 +117,23 @@ def respell(name: str, prefix: str) -> None:
     save_file({prefix + key: value for key, value in state.items()}, f"{name}.safetensors")
 
 
-def test_models_are_seen_as_a_run_sees_them(pool: dict[str, Any]) -> None:
+def test_a_check_aligns_models_like_a_run(pool: dict[str, Any]) -> None:
     respell("a", "model.")
-    found = checked(pool)
-    assert [(model.missing, model.extra) for model in found.models] == [(0, 0)] * 3
-    assert found.tensors == {"merged": 5, "copied": 1, "dropped": 0}
+    result = checked(pool)
+    assert [(model.missing, model.extra) for model in result.models] == [(0, 0)] * 3
+    assert result.tensors == {"merged": 5, "copied": 1, "dropped": 0}
 
 
-def test_a_padded_vocabulary_takes_its_room(pool: dict[str, Any]) -> None:
+def test_a_padded_vocabulary_needs_its_disk_space(pool: dict[str, Any]) -> None:
     for number, name in enumerate(("base", "a", "b")):
         rows = 14 if name == "a" else 11
         change(name, lm_head__weight=torch.full((rows, 3), number, dtype=torch.bfloat16))
     alignment = {"vocab": "pad"}
-    found = checked(pool, alignment=alignment).disk.needed
-    assert found - checked({**pool, "models": ["b.safetensors"]}).disk.needed == 2 * 3 * 3
+    needed = checked(pool, alignment=alignment).disk.needed
+    assert needed - checked({**pool, "models": ["b.safetensors"]}).disk.needed == 2 * 3 * 3
     raw = {"algorithm": "ties", "model_pool": pool, "alignment": alignment}
     run_fusion({**raw, "output": {"path": "out"}})
-    assert found == Path("out/model.safetensors").stat().st_size
+    assert needed == Path("out/model.safetensors").stat().st_size
 
 
 def test_no_weight_is_read(pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +147,8 @@ def test_no_weight_is_read(pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 def test_nested_recipes_are_checked_with_their_models(pool: dict[str, Any]) -> None:
     nested = {"algorithm": "ties", "model_pool": pool}
     outer = {"base": "base.safetensors", "models": {"math": nested, "c": "c.safetensors"}}
-    found = checked(outer, "task-arithmetic")
-    assert [model.name for model in found.models] == [
+    result = checked(outer, "task-arithmetic")
+    assert [model.name for model in result.models] == [
         "base",
         "math",
         "math/base",
@@ -156,7 +156,7 @@ def test_nested_recipes_are_checked_with_their_models(pool: dict[str, Any]) -> N
         "math/b",
         "c",
     ]
-    assert [model.name for model in found.models if model.nested] == ["math"]
+    assert [model.name for model in result.models if model.nested] == ["math"]
     change("a", layer__bias=None)
     with pytest.raises(AlignmentError, match=r"layer\.bias  a: missing"):
         checked(outer, "task-arithmetic")
@@ -171,16 +171,16 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_an_output_without_room_is_an_error(
+def test_an_output_that_does_not_fit_on_the_disk_is_an_error(
     pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = checked(pool).disk.needed
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free, 0, free))
-        found = checked(pool)
-        assert (found.disk.free, found.disk.fits) == (free, fits)
+        result = checked(pool)
+        assert (result.disk.free, result.disk.fits) == (free, fits)
     with pytest.raises(DiskError, match=f"takes {needed:,} bytes, {needed - 1:,} are free"):
-        found.raise_unless_it_fits()
+        result.raise_unless_it_fits()
 
 
 def test_the_file_system_of_the_output_is_the_one_that_counts(
@@ -191,7 +191,7 @@ def test_the_file_system_of_the_output_is_the_one_that_counts(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage)
     (tmp_path / "elsewhere").mkdir()
     checked(pool, output={"path": "elsewhere/new/out"})
-    assert [each.resolve() for each in asked] == [tmp_path / "elsewhere"]
+    assert [path.resolve() for path in asked] == [tmp_path / "elsewhere"]
 
 
 def test_models_in_memory_need_no_disk(models: dict[str, Any]) -> None:
@@ -199,10 +199,10 @@ def test_models_in_memory_need_no_disk(models: dict[str, Any]) -> None:
         "algorithm": "ties",
         "model_pool": {"base": models["base"], "models": {"a": models["a"]}},
     }
-    found = check(plan(raw, RunOptions()))
-    assert (found.disk.path, found.disk.free, found.disk.fits) == (None, None, True)
-    assert found.memory.kept == sum(each.nbytes for each in models["base"].values())
-    assert found.memory.total >= found.memory.process + found.memory.merge + found.memory.kept
+    result = check(plan(raw, RunOptions()))
+    assert (result.disk.path, result.disk.free, result.disk.fits) == (None, None, True)
+    assert result.memory.kept == sum(tensor.nbytes for tensor in models["base"].values())
+    assert result.memory.total >= result.memory.process + result.memory.merge + result.memory.kept
 
 
 def _large(name: str) -> None:
@@ -229,7 +229,7 @@ def test_memory_grows_with_workers_experts_and_cuts_and_not_with_the_model(
     piece = 2**18 * 4 * (5 + 2 * 2)
     assert estimate(large, "task-arithmetic", 3) - one == 2 * piece
     models = [*large["models"], "base.safetensors"]
-    more = {**large, "models": {f"model {n}": each for n, each in enumerate(models)}}
+    more = {**large, "models": {f"model {n}": path for n, path in enumerate(models)}}
     assert estimate(more, "task-arithmetic", 1) - one == 2**18 * 4 * 2
     override = {"name": "ties", "overrides": [{"match": "v", "scope": "tensor"}]}
     assert estimate(large, override, 1) > estimate(large, "ties", 1)  # which surveys more at once
@@ -241,10 +241,10 @@ def test_memory_grows_with_workers_experts_and_cuts_and_not_with_the_model(
     assert check(planned).memory.merge - before == added + 16 * 2**20  # which is kept when freed
 
 
-def test_a_method_that_holds_whole_matrices_says_so_however_it_is_made(
+def test_a_method_on_whole_matrices_reports_their_memory_alone_and_in_a_pipeline(
     large: dict[str, Any],
 ) -> None:
-    """The transform inside of `tsv-m` is found in the lazy merge, and counts as beside it."""
+    """The transform inside of `tsv-m` is result in the lazy merge, and counts as beside it."""
     whole = 1_200_000 * 4
     alone = estimate(large, "tsv-m", 1)
     assert alone > 10 * whole
@@ -252,20 +252,20 @@ def test_a_method_that_holds_whole_matrices_says_so_however_it_is_made(
     assert alone < estimate(large, "tsv-m", 2) < 2 * alone
 
 
-def test_a_nested_merge_is_held_beside(large: dict[str, Any]) -> None:
+def test_a_nested_merge_adds_to_the_memory(large: dict[str, Any]) -> None:
     nested = {"algorithm": "task-arithmetic", "model_pool": large}
     outer = {"base": "base.safetensors", "models": {"n": nested, "b": "b.safetensors"}}
     flat = estimate(large, "task-arithmetic", 1)
     assert estimate(outer, "task-arithmetic", 1) - flat == 2**18 * 4  # the base, read before
 
 
-def test_what_cannot_be_told_from_headers_is_said(pool: dict[str, Any]) -> None:
-    found = checked(pool, "ties").memory
-    assert (found.at_least, found.unknown) == (False, None)
-    assert found.total == found.process + found.merge
-    assert found.live == 0
-    found = checked(pool, "emr").memory
-    assert (found.at_least, found.unknown) == (True, "emr reads weights before it merges them")
+def test_needs_that_headers_cannot_tell_are_named(pool: dict[str, Any]) -> None:
+    result = checked(pool, "ties").memory
+    assert (result.at_least, result.unknown) == (False, None)
+    assert result.total == result.process + result.merge
+    assert result.live == 0
+    result = checked(pool, "emr").memory
+    assert (result.at_least, result.unknown) == (True, "emr reads weights before it merges them")
 
 
 # --- the scan -----------------------------------------------------------------------------------
@@ -305,8 +305,10 @@ def test_a_scan_looks_at_what_a_run_would_read(pool: dict[str, Any]) -> None:
     change("a", layer__bias=bad, head=bad.clone())
     assert _scanned(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"}) == []
     change("base", layer__bias=bad)
-    found = _scanned(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"})
-    assert found == [BadTensor("base", "layer.bias", 7, 0)]
+    bad_tensors = _scanned(
+        pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"}
+    )
+    assert bad_tensors == [BadTensor("base", "layer.bias", 7, 0)]
 
 
 def test_a_scan_reads_models_under_other_names(pool: dict[str, Any]) -> None:
@@ -336,7 +338,7 @@ def test_licences_of_the_pool_are_shown(
     assert "gpl-3.0" in done.out
     assert "licences   not known: b" in done.out
     data = json.loads(fuse("check", recipe, "--json").out)
-    assert [each["licence"] for each in data["models"]] == ["gpl-3.0", "llama3", None]
+    assert [model["licence"] for model in data["models"]] == ["gpl-3.0", "llama3", None]
 
 
 def test_a_licence_that_the_pools_spec_names_is_every_models(fuse: Callable[..., Outcome]) -> None:
@@ -348,36 +350,36 @@ def test_warnings_are_shown_by_check_and_by_run(
     fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = {"base": b'{"norm_eps": 1e-6}', "a": b'{"norm_eps": 1e-5}'}
-    beside = {name: {"config.json": config} for name, config in configs.items()}
-    monkeypatch.setattr(CheckpointsPool, "beside", lambda _: beside)
-    said = "a: config.json norm_eps: 1e-05, the base's is 1e-06"
-    assert f"warning    {said}\n" in fuse("check", recipe).out
-    assert json.loads(fuse("check", recipe, "--json").out)["warnings"] == [said]
+    side_files = {name: {"config.json": config} for name, config in configs.items()}
+    monkeypatch.setattr(CheckpointsPool, "beside", lambda _: side_files)
+    warning = "a: config.json norm_eps: 1e-05, the base's is 1e-06"
+    assert f"warning    {warning}\n" in fuse("check", recipe).out
+    assert json.loads(fuse("check", recipe, "--json").out)["warnings"] == [warning]
     done = fuse("run", recipe, "-q")
-    assert (done.code, done.err) == (0, f"warning: {said}\n")
+    assert (done.code, done.err) == (0, f"warning: {warning}\n")
 
 
 # --- the command --------------------------------------------------------------------------------
 
 
-def test_what_packed_tensors_hold_is_shown_and_recorded(
+def test_the_matrices_of_packed_tensors_are_shown_and_recorded(
     fuse: Callable[..., Outcome], pool: dict[str, Any]
 ) -> None:
     for name in ("base", "a", "b"):
         packed = {f"layers.{n}.mlp.experts.up_proj": torch.randn(3, 6, 5) for n in range(2)}
         save_file(packed, f"{name}.safetensors")
     Path("recipe.yaml").write_text(json.dumps({"algorithm": "iso-c", "model_pool": pool}))
-    said = "layers.*.mlp.experts.up_proj: 2 tensors, each of which holds 3 matrices of 6 x 5"
-    assert said in fuse("check", "recipe.yaml").out
-    found = json.loads(fuse("check", "recipe.yaml", "--json").out)
-    assert found["matrices"] == [
+    line = "layers.*.mlp.experts.up_proj: 2 tensors, each of which holds 3 matrices of 6 x 5"
+    assert line in fuse("check", "recipe.yaml").out
+    data = json.loads(fuse("check", "recipe.yaml", "--json").out)
+    assert data["matrices"] == [
         {
             "tensors": "layers.*.mlp.experts.up_proj",
             "count": 2,
             "holds": "3 matrices of 6 x 5",
         }
     ]
-    assert found["fallbacks"] == []
+    assert data["fallbacks"] == []
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -408,7 +410,7 @@ def contents(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("recipe", "contents")
 @pytest.mark.parametrize("command", [("check",), ("run", "--dry-run")])
-def test_both_commands_say_the_same_and_write_nothing(
+def test_both_commands_print_the_same_and_write_nothing(
     fuse: Callable[..., Outcome], command: tuple[str, ...]
 ) -> None:
     done = fuse(*command, "recipe.yaml", "--workers", 2)
@@ -453,7 +455,7 @@ def test_a_scan_that_finds_something_shows_it_and_exits_4(
     assert allowed.code == 0
 
 
-def test_a_disk_without_room_exits_6(
+def test_a_full_disk_exits_6(
     fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 0, 100))
@@ -468,13 +470,13 @@ def test_a_disk_without_room_exits_6(
     [
         (("--algo", "tise"), 3, "did you mean ties"),
         (("--set", "algorithm.densty=1"), 2, "did you mean density?"),
-        (("--set", "algorithm.skip=layr"), 2, "no tensor is called like 'layr'"),
-        (("--set", "algorithm.density='0.2'"), 2, "valid number, not text"),
+        (("--set", "algorithm.skip=layr"), 2, "no tensor matches 'layr'"),
+        (("--set", "algorithm.density='0.2'"), 2, "expected a number, got text"),
         (("-o", "recipe.yaml"), 7, "is a file"),
         (("--device", "meta"), 2, "device 'meta'"),
     ],
 )
-def test_what_a_run_would_refuse_is_refused(
+def test_a_check_fails_like_the_run(
     fuse: Callable[..., Outcome], recipe: str, flags: tuple[str, ...], code: int, says: str
 ) -> None:
     done = fuse("check", recipe, *flags)
@@ -482,7 +484,7 @@ def test_what_a_run_would_refuse_is_refused(
     assert says in done.err
 
 
-def test_a_run_says_what_became_of_the_tensors(fuse: Callable[..., Outcome], recipe: str) -> None:
+def test_a_run_prints_the_counts_of_tensors(fuse: Callable[..., Outcome], recipe: str) -> None:
     done = fuse("run", recipe, "--set", "algorithm.skip=layer.bias")
     assert done.code == 0
     assert "tensors: 4 merged, 2 copied, 0 dropped" in done.err.splitlines()
@@ -490,7 +492,7 @@ def test_a_run_says_what_became_of_the_tensors(fuse: Callable[..., Outcome], rec
 
 
 @pytest.mark.parametrize("how", ["a missing file", "another reason"])
-def test_a_task_whose_data_is_missing_is_found_with_plugin_and_task(
+def test_a_task_without_its_data_is_reported_with_its_plugin(
     fuse: Callable[..., Outcome],
     site: Site,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""What a worker is said to hold, against what its tensors take, for every method without data."""
+"""The estimated memory of a worker, against the measured one, for every method without data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AROUND = {"transform": "{} task-arithmetic", "merge": "{}", "calibrate": "task-a
 OPTIONS: dict[str, dict[str, Any]] = {"wudi": {"steps": 2}, "doge": {"steps": 2}}
 #: They return tensors of single models, and hold next to nothing.
 COPIES = {"passthrough", "stack"}
-#: What LAPACK takes beside the result, in squares of the smaller side.
+#: The workspace of LAPACK in addition to the result, in squares of the smaller side.
 WORKSPACES = {"linalg_eigh": 2, "linalg_svd": 4, "linalg_solve_ex": 1}
 
 
@@ -83,12 +83,12 @@ METHODS = methods()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_worker_holds_is_said_by_its_kernels(method: str) -> None:
+def test_the_memory_of_a_worker_is_estimated_from_its_kernels(method: str) -> None:
     shapes = SHAPES if METHODS[method].is_matrixwise else SHAPES[:1]
     for shape in shapes:
-        said, held = compared(method, shape)
-        assert held / 1.3 <= said
-        assert said <= 1.6 * held
+        estimated, held = compared(method, shape)
+        assert held / 1.3 <= estimated
+        assert estimated <= 1.6 * held
 
 
 class Interleaved(CheckpointsPool):
@@ -101,20 +101,22 @@ class Interleaved(CheckpointsPool):
 
 @pytest.mark.parametrize("method", ["task-arithmetic", "ties", "trim", "iso-c", "tsv-m", "svc"])
 @pytest.mark.parametrize("kind", [CheckpointsPool, Interleaved])
-def test_what_a_worker_holds_of_packed_matrices(
+def test_the_memory_of_a_worker_with_packed_matrices_is_estimated(
     method: str, kind: type[CheckpointsPool], tmp_path: Path
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     paths = {name: str(tmp_path / f"{name}.safetensors") for name in ("base", *"abc")}
     for path in paths.values():  # files: of tensors in memory, views count as all of them
         save_file({"mlp.experts.gate_up": torch.randn(8, 240, 640, generator=draw)}, path)
-    said, held = measured(method, kind(CheckpointsConfig(base=paths.pop("base"), models=paths)))
-    assert held / 1.3 <= said
-    assert said <= 1.6 * held
+    estimated, held = measured(
+        method, kind(CheckpointsConfig(base=paths.pop("base"), models=paths))
+    )
+    assert held / 1.3 <= estimated
+    assert estimated <= 1.6 * held
 
 
 def compared(method: str, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return what is said and what is held while one tensor of a shape is merged."""
+    """Return the estimated and the measured bytes of a merge of one tensor of a shape."""
     most = METHODS[method].most
     draw = torch.Generator().manual_seed(0)
     base = 0.02 * torch.randn(shape, generator=draw)
@@ -125,15 +127,15 @@ def compared(method: str, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def measured(method: str, pool: CheckpointsPool) -> tuple[int, int]:
-    """Return what is said and what is held while the only tensor of a pool is merged."""
+    """Return the estimated and the measured bytes of a merge of a pool's only tensor."""
     names = METHODS[method].stages.split()
     stages = [{"name": name, **OPTIONS.get(name, {})} for name in names]
     planned = plan({"algorithm": stages, "model_pool": pool}, RunOptions(workers=1))
     merged = apply_stages(planned.stages, planned.aligned, RunContext())
-    (said,) = working_memory(merged)
+    (estimated,) = working_memory(merged)
     merged.prepare(RunContext().executor)
-    merged.prepare(RunContext().executor, said.name)
+    merged.prepare(RunContext().executor, estimated.name)
     with Held() as held:
-        for span in merged.ranges(said.name):
-            merged.read(said.name, *span)
-    return said.bytes, held.peak
+        for span in merged.ranges(estimated.name):
+            merged.read(estimated.name, *span)
+    return estimated.bytes, held.peak

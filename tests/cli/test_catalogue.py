@@ -37,7 +37,7 @@ STRANGERS = """
 
 
 @pytest.mark.parametrize("spec", ALGORITHMS, ids=lambda spec: spec.name)
-def test_ours_say_what_people_choose_by(spec: AlgorithmSpec) -> None:
+def test_our_algorithms_have_family_cost_and_formula(spec: AlgorithmSpec) -> None:
     assert spec.family
     assert spec.cost
     assert spec.formula
@@ -81,7 +81,7 @@ def test_a_stranger_s_methods_stand_under_its_plugin_s_name(site: Site, fuse: Fu
     assert (odd["family"], odd["cost"], odd["formula"]) == ("strange-one", None, None)
 
 
-def test_a_wide_terminal_has_the_summary_beside(
+def test_a_wide_terminal_has_the_summary_on_the_same_line(
     fuse: Fuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

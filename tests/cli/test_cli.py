@@ -125,7 +125,10 @@ def _with_base(base: str, *models: str) -> tuple[str, ...]:
 
 
 BAD = {
-    "unknown algorithm": Bad(("--algo", "tys", *CHECKPOINTS), 3, ("'tys'", "ties")),
+    "unknown algorithm": Bad(
+        ("--algo", "tise", *CHECKPOINTS), 3, ("unknown algorithm 'tise'; did you mean ties",)
+    ),
+    "empty stage": Bad(("--algo", "trim,", *CHECKPOINTS), 2, ("a stage has no name", "commas")),
     "no algorithm": Bad(CHECKPOINTS, 2, ("algorithm", "required")),
     "unknown pool": Bad(
         ("--algo", "ties", "--pool", "checkpoint"), 3, ("did you mean checkpoints",)
@@ -236,7 +239,11 @@ BAD = {
         ("executor.workers: unknown option", "fuse info serial"),
     ),
     "unknown device": Bad(("--algo", "ties", *CHECKPOINTS, "--device", "gpu"), 2, ("gpu", "cuda")),
-    "no such flag": Bad(("--algo", "ties", "--densty", "1"), 2, ("--densty",)),
+    "a flag without its value": Bad(("--algo",), 2, ("--algo", "requires an argument")),
+    "a similar flag": Bad(("--algo", "ties", "--outptu", "x"), 2, ("--outptu", "--output")),
+    "no such flag": Bad(
+        ("--algo", "ties", "--densty", "1"), 2, ("--densty", "--set algorithm.densty=VALUE")
+    ),
     "weights of an unknown expert": Bad(
         ("--algo", "ties", *CHECKPOINTS, "--set", "algorithm.weights={w: 1}"), 2, ("w", "x, y, z")
     ),
@@ -321,7 +328,7 @@ def test_listing_without_a_kind_shows_all(fuse: Fuse) -> None:
     assert list(data) == ["algorithms", "pools", "tasks", "formats", "executors", "commands"]
 
 
-def test_info_without_a_name_says_what_can_be_asked_for(fuse: Fuse) -> None:
+def test_info_without_a_name_lists_all_components(fuse: Fuse) -> None:
     names = json.loads(fuse("info", "--json").out)
     assert "ties" in names["algorithms"]
     assert "checkpoints" in names["model pools"]
@@ -451,7 +458,7 @@ def test_completion_offers_names() -> None:
     assert "ties" not in dict(completion.algorithms("x"))
 
 
-def test_completion_is_silent_where_the_command_would_say_what_is_wrong(
+def test_completion_is_silent_about_errors_that_the_command_reports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from fusion_core.cli import completion
@@ -480,3 +487,15 @@ print(soft == hard or (hard == resource.RLIM_INFINITY and soft > 1024))
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("True\n")
+
+
+def test_the_default_pool_is_named_unless_somebody_chose_a_pool(fuse: Fuse, models: Path) -> None:
+    note = "model pool: mini8, the default; choose another with --pool\n"
+    run = ("run", "--algo", "ties", "--dry-run", "--no-eval")
+    assert fuse(*run).err == note
+    assert fuse("check", "--algo", "ties", "--no-eval", "--json").err == note
+    assert fuse(*run, "-q").err == ""
+    assert fuse(*run, "--pool", "mini8").err == ""
+    assert fuse(*run, *CHECKPOINTS).err == ""
+    (models / "recipe.yaml").write_text("{algorithm: ties, model_pool: mini8}")
+    assert fuse("run", "recipe.yaml", "--dry-run", "--no-eval").err == ""

@@ -102,7 +102,7 @@ def test_a_misspelled_command_of_a_plugin_is_recognised(site: Site, fuse: Fuse) 
     assert (done.code, "'shout'" in done.err) == (2, True)
 
 
-def test_a_command_that_we_know_says_what_to_install(
+def test_a_command_of_a_plugin_that_is_not_installed_names_the_plugin(
     fuse: Fuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BROUGHT_BY, "fusion-elsewhere", {"command": ("elsewhere",)})
@@ -111,7 +111,7 @@ def test_a_command_that_we_know_says_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("target", "code", "said"),
+    ("target", "code", "message"),
     [
         ("nothing", 3, "command 'shout' of plugin shout 1.0 cannot be imported"),
         ("THING", 3, "cannot be used: "),
@@ -121,14 +121,14 @@ def test_a_command_that_we_know_says_what_to_install(
     ],
 )
 def test_a_broken_command_harms_nobody_and_is_named_when_it_is_called(
-    site: Site, fuse: Fuse, target: str, code: int, said: str
+    site: Site, fuse: Fuse, target: str, code: int, message: str
 ) -> None:
     install(site, "shout", target=target)
     assert "Say what shout says." in fuse("--help").out
     assert fuse("list", "executors").code == 0
     done = fuse("shout")
     assert done.code == code
-    assert said in done.err
+    assert message in done.err
 
 
 def test_help_works_whatever_is_wrong_with_plugins(
@@ -150,7 +150,7 @@ def test_a_name_of_two_plugins_is_ambiguous(site: Site, fuse: Fuse) -> None:
     assert (done.code, "one/say, two/say" in done.err) == (3, True)
     assert fuse("two/say").out == "two_command: hello, []\n"
     assert "two_command: hello" in fuse("--no-plugin", "one", "say").out
-    assert "'say' is provided by several plugins" in fuse("list-plugins", "-v").out
+    assert "several plugins provide command 'say'" in fuse("list-plugins", "-v").out
 
 
 def test_a_name_of_the_core_stays_the_cores(site: Site, fuse: Fuse) -> None:

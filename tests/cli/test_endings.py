@@ -81,13 +81,13 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize(("code", "exit_code", "said"), ENDS.values(), ids=ENDS)
-def test_whatever_ends_a_run_is_said_without_a_traceback(
-    fuse: Fuse, code: str, exit_code: int, said: str
+@pytest.mark.parametrize(("code", "exit_code", "message"), ENDS.values(), ids=ENDS)
+def test_the_end_of_a_run_is_explained_without_a_traceback(
+    fuse: Fuse, code: str, exit_code: int, message: str
 ) -> None:
     done = fuse(*shlex.split(run(code)))
     assert done.code == exit_code
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
     assert os.listdir() == ["x.safetensors"]
@@ -100,16 +100,16 @@ def test_an_interrupt_that_leaves_work_says_how_to_go_on(fuse: Fuse) -> None:
     assert "--resume" in done.err
 
 
-def test_a_signal_is_said_without_a_traceback() -> None:
+def test_a_signal_is_explained_without_a_traceback() -> None:
     done = shell(run("os.kill(os.getpid(), signal.SIGTERM); signal.pause()"), "")
-    said = "terminated: nothing was written or kept\n"
-    assert (done.returncode, done.stdout, done.stderr) == (143, "", said)
+    message = "terminated: nothing was written or kept\n"
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", message)
     assert os.listdir() == ["x.safetensors"]
 
 
 def test_the_command_that_is_named_shows_the_traceback(fuse: Fuse) -> None:
-    said = fuse(*shlex.split(run("{}['x']"))).err.splitlines()[-1]
-    command = said.partition("what this shows: fuse ")[2]
+    last_line = fuse(*shlex.split(run("{}['x']"))).err.splitlines()[-1]
+    command = last_line.partition("the output of: fuse ")[2]
     assert "Traceback" in fuse(*shlex.split(command)).err
 
 
@@ -126,12 +126,12 @@ def test_a_run_needs_no_stream(redirected: str) -> None:
     assert min(os.listdir("out")) == "model.safetensors"
 
 
-def test_a_full_stdout_is_said_and_that_the_model_is_complete() -> None:
+def test_a_full_stdout_is_an_error_that_names_the_complete_model() -> None:
     done = shell(run(), "> /dev/full")
-    said = (
+    message = (
         "error: stdout cannot be written: No space left on device\nThe model is complete in out.\n"
     )
-    assert (done.returncode, done.stderr) == (6, said)
+    assert (done.returncode, done.stderr) == (6, message)
 
 
 @pytest.mark.parametrize("command", ["list algorithms", "--help"])
@@ -151,21 +151,21 @@ def test_a_path_that_the_system_refuses_is_no_bug(fuse: Fuse, command: str) -> N
     assert (done.code, done.err) == (6, f"error: {'x' * 300}: File name too long\n")
 
 
-def test_what_a_terminal_would_obey_is_escaped_wherever_it_is_printed() -> None:
+def test_control_characters_are_escaped_wherever_they_are_printed() -> None:
     evil = "e\x1b]0;title\x07\x9b31m"
     done = shell(f"{run()}/{shlex.quote(evil)}", "")
     assert done.returncode == 0
     assert done.stdout == "written: out/e\\x1b]0;title\\x07\\x9b31m\n"
 
 
-def test_a_stream_escapes_what_its_writer_forgot(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     with guard_streams():
         print("a\x1b[31mb\x1b]0;c\x07\ttab é\r")  # noqa: T201
     assert capsys.readouterr().out == "a\\x1b[31mb\\x1b]0;c\\x07\ttab é\r\n"
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])
-def test_logs_say_their_level_and_not_their_logger(
+def test_logs_show_their_level_and_not_their_logger(
     capsys: pytest.CaptureFixture[str], level: str
 ) -> None:
     set_up_logging(verbose=False)

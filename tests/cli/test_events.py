@@ -28,10 +28,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_is_told_from_start_to_end(fuse: Fuse, tmp_path: Path) -> None:
+def test_a_run_writes_events_from_start_to_end(fuse: Fuse, tmp_path: Path) -> None:
     file, out = tmp_path / "events.jsonl", tmp_path / "out"
     options = ["algorithm.steps=2", "algorithm.batch_size=4", "task_pool.limit=8"]
-    flags = [each for option in options for each in ("--set", option)]
+    flags = [word for option in options for word in ("--set", option)]
     run = ("run", "--algo", "adamerging", "--pool", "mini8", "--tasks", "shapes,latin", *flags)
     done = fuse(*run, "-o", out, "--events", file)
     assert done.code == 0
@@ -64,11 +64,11 @@ def test_a_run_is_told_from_start_to_end(fuse: Fuse, tmp_path: Path) -> None:
     assert fuse("evaluate", out, "--events", file, "--json", "-q").code == 0
     more = read(file)[len(events) :]  # lines are added
     assert more[0]["command"] == "evaluate"
-    assert [each["event"] for each in more[-2:]] == ["report", "finished"]
+    assert [event["event"] for event in more[-2:]] == ["report", "finished"]
     assert more[-2]["report"]["tasks"] == events[-2]["report"]["tasks"]
 
 
-def test_what_goes_wrong_is_told_as_it_is_said(fuse: Fuse, tmp_path: Path) -> None:
+def test_an_error_is_written_as_it_is_printed(fuse: Fuse, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     done = fuse("run", "--algo", "tise", "--pool", "mini8", "--events", file)
     assert done.code == 3
@@ -78,26 +78,26 @@ def test_what_goes_wrong_is_told_as_it_is_said(fuse: Fuse, tmp_path: Path) -> No
     assert failed == {
         "event": "failed",
         "class": "UnknownComponentError",
-        "message": "there is no algorithm 'tise'",
+        "message": "unknown algorithm 'tise'; did you mean ties or fisher?",
         "hint": failed["hint"],
     }
     assert failed["hint"] in done.err
 
 
 @pytest.mark.parametrize(
-    ("place", "error"), [("-", RecipeError), ("nowhere/events", DiskError), (".", DiskError)]
+    ("target", "error"), [("-", RecipeError), ("nowhere/events", DiskError), (".", DiskError)]
 )
 def test_a_file_that_cannot_be_written_is_an_error_before_any_work(
-    fuse: Fuse, tmp_path: Path, place: str, error: type[DiskError]
+    fuse: Fuse, tmp_path: Path, target: str, error: type[DiskError]
 ) -> None:
-    path = place if place == "-" else tmp_path / place
+    path = target if target == "-" else tmp_path / target
     done = fuse("run", "--algo", "ties", "--pool", "mini8", "--events", path)
     assert (done.code, done.out) == (error.exit_code, "")
     assert f"--events {path}: " in done.err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-def test_who_only_listens_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_event_file_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
     shown: list[int] = []
 
     class Shown(Progress):
@@ -108,9 +108,11 @@ def test_who_only_listens_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
 
     with open("/dev/full", "wb", buffering=0) as full:
         events = Events(full)
-        with events.following(Shown()).track("merge", total=3) as advance:
+        with events.record_progress(Shown()).track("merge", total=3) as advance:
             advance(3)
-        assert caplog.messages == ["no more events are written: [Errno 28] No space left on device"]
+        assert caplog.messages == [
+            "events are no longer written: [Errno 28] No space left on device"
+        ]
         assert shown == [3]
 
 

@@ -44,21 +44,23 @@ def looking(site: Site, body: str) -> None:
     )
 
 
-def test_it_is_the_last_of_the_results(run: Run, site: Site) -> None:
+def test_the_text_of_an_observer_follows_the_results(run: Run, site: Site) -> None:
     looking(site, "return f'{result.path.name} on {device}\\x1b[2J'")
     done = run()
     assert done.out.endswith("/out\n\nout on cpu\\x1b[2J\n")
 
 
 @pytest.mark.parametrize("flag", ["--no-eval", "--json"])
-def test_nobody_looks_where_it_is_not_wanted(run: Run, site: Site, flag: str) -> None:
+def test_observers_are_not_called_without_evaluation_or_with_json(
+    run: Run, site: Site, flag: str
+) -> None:
     looking(site, "raise KeyboardInterrupt")
     done = run(flag)
     assert done.code == 0
     assert "looking" not in done.err
 
 
-def test_one_that_fails_is_a_warning(run: Run, site: Site) -> None:
+def test_an_observer_that_fails_is_a_warning(run: Run, site: Site) -> None:
     looking(site, "raise RuntimeError('no eyes')")
     done = run()
     assert done.code == 0
@@ -66,7 +68,9 @@ def test_one_that_fails_is_a_warning(run: Run, site: Site) -> None:
     assert "plugin looking failed in fusion_run_shown: RuntimeError: no eyes" in done.err
 
 
-def test_an_interrupt_leaves_the_model_and_says_so(run: Run, site: Site, tmp_path: Path) -> None:
+def test_an_interrupt_of_an_observer_names_the_complete_model(
+    run: Run, site: Site, tmp_path: Path
+) -> None:
     looking(site, "raise KeyboardInterrupt")
     done = run()
     assert done.code == 130
@@ -76,7 +80,7 @@ def test_an_interrupt_leaves_the_model_and_says_so(run: Run, site: Site, tmp_pat
 def test_the_models_of_a_recipe_are_found_again(run: Run, models: Any, tmp_path: Path) -> None:
     assert json.loads(run("--json").out)["report"] is None
     pool = models_of(load_recipe(tmp_path / "out" / "recipe.yaml"))
-    found = pool.by_name
-    assert list(found) == ["base", "a"]
-    for name, source in found.items():
+    sources = pool.by_name
+    assert list(sources) == ["base", "a"]
+    for name, source in sources.items():
         assert source.tensor("layer.bias").equal(models[name]["layer.bias"])

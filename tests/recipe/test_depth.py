@@ -14,10 +14,10 @@ NAMES = ["embed", *(f"layers.{n}.{part}" for n in range(5) for part in ("up", "n
 
 
 def test_layers_of_a_stack_lie_between_0_and_1() -> None:
-    found = depths([*NAMES, "vision.blocks.0.w", "vision.blocks.10.w", "vision.blocks.2.w"])
-    assert "embed" not in found
-    assert [found[f"layers.{n}.up"] for n in range(5)] == [0, 0.25, 0.5, 0.75, 1]
-    assert [found[f"vision.blocks.{n}.w"] for n in (0, 2, 10)] == [0, 0.5, 1]
+    depth_of = depths([*NAMES, "vision.blocks.0.w", "vision.blocks.10.w", "vision.blocks.2.w"])
+    assert "embed" not in depth_of
+    assert [depth_of[f"layers.{n}.up"] for n in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert [depth_of[f"vision.blocks.{n}.w"] for n in (0, 2, 10)] == [0, 0.5, 1]
     assert depths(["0.weight", "only.3.w"]) == {"0.weight": 0, "only.3.w": 0}
 
 
@@ -47,25 +47,27 @@ def test_layers_with_the_same_values_are_one_group() -> None:
 def test_an_override_comes_before_a_curve_and_the_first_curve_before_others() -> None:
     curves = [{"match": "*.up", "x": [1, 1]}, {"x": [2, 2], "y": [3, 3]}]
     overrides = [{"match": "layers.0.up", "y": 9}]
-    found = {
+    options_of = {
         name: options
         for options, names in Selection(by_depth=curves, overrides=overrides).groups(NAMES)
         for name in names
     }
-    assert found["layers.0.up"] == {"x": 1, "y": 9}
-    assert found["layers.1.up"] == {"x": 1, "y": 3}
-    assert found["layers.0.norm"] == {"x": 2, "y": 3}
-    assert found["head"] == {}
+    assert options_of["layers.0.up"] == {"x": 1, "y": 9}
+    assert options_of["layers.1.up"] == {"x": 1, "y": 3}
+    assert options_of["layers.0.norm"] == {"x": 2, "y": 3}
+    assert options_of["head"] == {}
 
 
-def test_what_has_no_depth_cannot_follow_a_curve() -> None:
-    with pytest.raises(RecipeError, match=r"by_depth\.0\.match: no tensor .* numbered layer"):
+def test_tensors_without_a_depth_cannot_follow_a_curve() -> None:
+    with pytest.raises(
+        RecipeError, match=r"by_depth\.0\.match: no matching tensor .* numbered layer"
+    ):
         Selection(by_depth={"match": "head", "x": [1, 2]}).groups(NAMES)
 
 
 @pytest.mark.parametrize("points", [3, [], ["a"], [True], [float("nan")]])
 def test_a_curve_is_a_list_of_numbers(points: object) -> None:
-    with pytest.raises(RecipeError, match=r"by_depth.* density has to be a list of numbers"):
+    with pytest.raises(RecipeError, match=r"by_depth.* expected density to be a list of numbers"):
         Selection(by_depth={"density": points})
-    with pytest.raises(RecipeError, match="give an option its values"):
+    with pytest.raises(RecipeError, match="expected an option with its values"):
         Selection(by_depth={"match": "*"})

@@ -66,8 +66,8 @@ def test_a_recipe_inside_another_has_a_folder_of_its_own(project: Path) -> None:
     run_fusion(project.parent / "outer.yaml")
     run_fusion(project.parent / "merged" / "recipe.yaml", output="again")  # inner in full, placed
     one, two = (
-        (place / "model.safetensors").read_bytes()
-        for place in (project.parent / "merged", Path("again"))
+        (directory / "model.safetensors").read_bytes()
+        for directory in (project.parent / "merged", Path("again"))
     )
     assert one == two
 
@@ -88,7 +88,7 @@ def test_an_output_can_be_made_again_and_does_not_name_the_home(project: Path) -
     assert {source["source"] for source in sources.values()} == {"base", "a", "b"}
 
 
-def test_what_lies_in_the_working_directory_does_not_stand_in_for_the_recipes(
+def test_files_of_the_working_directory_do_not_replace_those_of_the_recipe(
     project: Path,
 ) -> None:
     (project / "models").rename("models")
@@ -97,20 +97,20 @@ def test_what_lies_in_the_working_directory_does_not_stand_in_for_the_recipes(
 
 
 @pytest.mark.parametrize("bad", ["a\0b", "", "\ud800"])
-@pytest.mark.parametrize("place", ["output", "base", "models"])
-def test_what_is_not_a_path_is_refused(bad: str, place: str) -> None:
+@pytest.mark.parametrize("option", ["output", "base", "models"])
+def test_invalid_paths_are_refused(bad: str, option: str) -> None:
     pool: dict[str, Any] = {"base": "b", "models": {"a": "a"}}
-    pool = {**pool, place: bad} if place == "base" else pool
-    pool = {**pool, "models": {"a": bad}} if place == "models" else pool
-    output = {"path": bad} if place == "output" else {}
-    with pytest.raises(RecipeError, match="not a path"):
+    pool = {**pool, option: bad} if option == "base" else pool
+    pool = {**pool, "models": {"a": bad}} if option == "models" else pool
+    output = {"path": bad} if option == "output" else {}
+    with pytest.raises(RecipeError, match="expected a path"):
         run_fusion({"algorithm": "ties", "model_pool": pool, "output": output})
 
 
 def placed(text: str, folder: str) -> RecipeText:
-    found = RecipeText(text)
-    found.folder = folder
-    return found
+    recipe_text = RecipeText(text)
+    recipe_text.folder = folder
+    return recipe_text
 
 
 def test_paths_keep_their_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

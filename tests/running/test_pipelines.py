@@ -396,7 +396,7 @@ def test_flags_name_stages(fuse: Callable[..., Outcome], tmp_path: Path) -> None
     assert stages[0]["density"] == 0.7, "the stage is the same, so its options are"
     wrong = fuse("run", recipe, "--set", "algorithm.density=1", *printed)
     assert wrong.code == 2
-    assert "no stage of trim, task-arithmetic is called 'density'" in wrong.err
+    assert "the pipeline trim, task-arithmetic has no stage 'density'" in wrong.err
     assert "density" in fuse("run", "--algo", "trim,ties", "--help").out
 
 

@@ -188,7 +188,7 @@ def test_sources_of_every_kind_can_be_mixed(
 def test_state_dicts_alone_give_no_live_model(models: Models) -> None:
     pool = {"base": models["base"], "models": {"a": models["a"]}}
     result = run_fusion(algorithm="ties", model_pool=pool)
-    with pytest.raises(FusionError, match="without knowing which class") as caught:
+    with pytest.raises(FusionError, match="does not know the class of its models") as caught:
         _ = result.model
     assert caught.value.exit_code == 1
 

@@ -195,7 +195,7 @@ def test_experts_that_are_the_base_leave_a_model_for_all_tasks(make_pool: Make, 
     ("options", "message"),
     [
         ({"tasks": ["a", "c"]}, "no expert was fine-tuned for task 'c'"),
-        ({"own": ["4.*"]}, r"algorithm.own: no tensor is called like '4.\*'"),
+        ({"own": ["4.*"]}, r"algorithm.own: no tensor matches '4.\*'"),
         ({"only": "*.bias"}, r"task 'a' uses no linear layer that experts changed"),
     ],
 )

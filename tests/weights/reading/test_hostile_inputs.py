@@ -405,7 +405,7 @@ case("a named link to a pipe", pipe_link, says="not a regular file")
 case("a named link to a device", device_link, says="not a regular file")
 case("weights are a directory", lambda path: (path / SINGLE).mkdir(), says="not a regular file")
 case("weights are a socket", listening, says="not a regular file")
-case("a path with NUL", lambda path: merge(f"{path}\0x"), code=2, says="not a path")
+case("a path with NUL", lambda path: merge(f"{path}\0x"), code=2, says="expected a path")
 
 # --- patterns -----------------------------------------------------------------------------------
 

@@ -325,10 +325,10 @@ def test_an_adapter_of_another_base_is_listed_in_the_error(tmp_path: Path) -> No
 
 def test_an_adapter_needs_its_base(tmp_path: Path) -> None:
     adapter(tmp_path, factors("a", 6, 5))
-    with pytest.raises(CheckpointError, match="nothing without its base") as caught:
+    with pytest.raises(CheckpointError, match=r"the adapter .* needs its base") as caught:
         pool(None, x=str(tmp_path))
-    assert caught.value.hint == "Name the base: model_pool.base=org/base"
-    with pytest.raises(CheckpointError, match="is an adapter, no model"):
+    assert caught.value.hint == "Name the base: --set model_pool.base=org/base"
+    with pytest.raises(CheckpointError, match="expected a full model, found a LoRA adapter"):
         pool(str(tmp_path), x={"a.weight": torch.ones(1)})
 
 

@@ -128,7 +128,7 @@ def test_terminal_asks_before_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     left = interrupt(tmp_path / "out")
-    monkeypatch.setattr(command, "_is_a_person", lambda: True)
+    monkeypatch.setattr(command, "_is_interactive", lambda: True)
     assert "Remove those that are not in use?" in run(tmp_path, answer=answer)
     assert left.path.exists() == (answer == "n\n")
 

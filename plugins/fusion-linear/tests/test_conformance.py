@@ -1,4 +1,4 @@
-"""What every method and stage keeps, checked by the suites of fusion-core."""
+"""Run the conformance suites on every method and stage."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ import pytest
 from torch import nn
 
 from fusion_linear import plugin
-from fusion_testing import (
-    MODELS,
-    AlgorithmSuite,
-    CalibrationSuite,
-    TransformSuite,
-    tiny_pool,
-)
+from fusion_testing import MODELS, AlgorithmSuite, CalibrationSuite, TransformSuite, tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +18,7 @@ if TYPE_CHECKING:
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
 
 
-def of_stage(stage: str) -> list[str]:
+def names_in(stage: str) -> list[str]:
     return [name for name, spec in SPECS.items() if spec.stage == stage]
 
 
@@ -37,13 +31,13 @@ class TestMerges(AlgorithmSuite):
     }
 
     @pytest.fixture(
-        params=[name for name in of_stage("merge") if name not in ("passthrough", "stack")]
+        params=[name for name in names_in("merge") if name not in ("passthrough", "stack")]
     )
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]
 
 
-class TestNuslerpOfLines(AlgorithmSuite):
+class TestNuslerpModes(AlgorithmSuite):
     @pytest.fixture
     def spec(self) -> AlgorithmSpec:
         return SPECS["nuslerp"]
@@ -64,7 +58,7 @@ class TestPassthrough(AlgorithmSuite):
 
     @pytest.fixture
     def experts(self) -> int:
-        return 1  # what is not copied is not looked at
+        return 1  # other models are not read
 
 
 class Layered(nn.Module):
@@ -90,7 +84,7 @@ class TestStack(AlgorithmSuite):
 
     @pytest.fixture
     def experts(self) -> int:
-        return 1  # models that are not named are not looked at
+        return 1  # other models are not read
 
     @pytest.fixture
     def make_pool(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -103,12 +97,12 @@ class TestStack(AlgorithmSuite):
 
 
 class TestTransforms(TransformSuite):
-    @pytest.fixture(params=of_stage("transform"))
+    @pytest.fixture(params=names_in("transform"))
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]
 
 
 class TestCalibrations(CalibrationSuite):
-    @pytest.fixture(params=of_stage("calibrate"))
+    @pytest.fixture(params=names_in("calibrate"))
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]

@@ -19,12 +19,12 @@ EXPERTS: dict[str, State] = {
 # Task vectors: a [[1, 0], [-2, 4]], b [[-1, 4], [0, -4]].
 
 
-def merged(
+def merge(
     algorithm: str, base: State | None = BASE, experts: dict[str, State] = EXPERTS, **options: Any
 ) -> State:
     pool = {"models": experts, **({} if base is None else {"base": base})}
-    result = run_fusion(algorithm={"name": algorithm, **options}, model_pool=pool)
-    return result.weights.state_dict()
+    run = run_fusion(algorithm={"name": algorithm, **options}, model_pool=pool)
+    return run.weights.state_dict()
 
 
 def random_models(count: int, dtype: torch.dtype = torch.float32) -> tuple[State, dict[str, State]]:
@@ -60,25 +60,25 @@ def random_models(count: int, dtype: torch.dtype = torch.float32) -> tuple[State
 def test_cases_computed_by_hand(
     algorithm: str, options: dict[str, Any], expected: list[list[float]]
 ) -> None:
-    found = merged(algorithm, **options)
-    assert found["w"].tolist() == expected
-    assert found["n"].tolist() == 7  # integers are the base's
+    result = merge(algorithm, **options)
+    assert result["w"].tolist() == expected
+    assert result["n"].tolist() == 7  # integers are the base's
 
 
-def test_the_default_scale_is_the_papers() -> None:
-    found = merged("task-arithmetic")["w"]
-    torch.testing.assert_close(found, BASE["w"] + 0.3 * torch.tensor([[0.0, 4.0], [-2.0, 0.0]]))
+def test_the_default_scale_is_that_of_the_paper() -> None:
+    result = merge("task-arithmetic")["w"]
+    torch.testing.assert_close(result, BASE["w"] + 0.3 * torch.tensor([[0.0, 4.0], [-2.0, 0.0]]))
 
 
 @pytest.mark.parametrize("algorithm", ["simple-average", "weighted-average"])
-def test_averages_need_no_base_and_do_not_count_it(algorithm: str) -> None:
-    assert merged(algorithm, base=None)["w"].tolist() == [[1, 4], [2, 4]]
-    assert merged(algorithm, base=None)["n"] == 8  # the first expert's
+def test_averages_need_no_base_and_ignore_it(algorithm: str) -> None:
+    assert merge(algorithm, base=None)["w"].tolist() == [[1, 4], [2, 4]]
+    assert merge(algorithm, base=None)["n"] == 8  # the first expert's
 
 
 def test_task_arithmetic_needs_a_base() -> None:
     with pytest.raises(RecipeError, match="needs a base"):
-        merged("task-arithmetic", base=None)
+        merge("task-arithmetic", base=None)
 
 
 # --- identities ---------------------------------------------------------------------------------
@@ -94,46 +94,46 @@ def test_copies_of_one_model_are_that_model(count: int, dtype: torch.dtype) -> N
         ("weighted-average", {"weights": list(range(1, count + 1))}),
         ("task-arithmetic", {"scale": 1 / count}),
     ):
-        found = merged(algorithm, base, copies, **options)
+        result = merge(algorithm, base, copies, **options)
         for name in base:
-            # Task vector, factor, product, `count` sums, base: each is rounded by at most epsilon
-            # / 2 of a number that is no larger than these two together.
+            # Task vector, factor, product, `count` sums and base are each rounded by at most
+            # epsilon / 2 of a number that is no larger than the sum of these two.
             sizes = (base[name].abs() + experts["e0"][name].abs()).double()
             bound = (count + 4) * torch.finfo(dtype).eps / 2 * sizes
-            error = found[name].double() - experts["e0"][name].double()
+            error = result[name].double() - experts["e0"][name].double()
             assert (error.abs() <= bound).all()
-            assert found[name].dtype is dtype
+            assert result[name].dtype is dtype
 
 
 def test_scale_zero_is_the_base() -> None:
     base, experts = random_models(4)
-    found = merged("task-arithmetic", base, experts, scale=0)
-    assert all(torch.equal(found[name], base[name]) for name in base)
+    result = merge("task-arithmetic", base, experts, scale=0)
+    assert all(torch.equal(result[name], base[name]) for name in base)
 
 
 @pytest.mark.parametrize("algorithm", ["simple-average", "weighted-average", "task-arithmetic"])
 def test_the_order_of_experts_does_not_matter(algorithm: str) -> None:
     base, experts = random_models(5, torch.float64)
-    one = merged(algorithm, base, experts)
-    other = merged(algorithm, base, dict(reversed(experts.items())))
+    one = merge(algorithm, base, experts)
+    other = merge(algorithm, base, dict(reversed(experts.items())))
     for name in base:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-14)
 
 
-def test_an_average_is_task_arithmetic_with_the_scale_of_a_mean() -> None:
+def test_an_average_is_task_arithmetic_with_scale_1_over_k() -> None:
     base, experts = random_models(5)
-    one = merged("simple-average", base, experts)
-    other = merged("task-arithmetic", base, experts, scale=1 / 5)
+    one = merge("simple-average", base, experts)
+    other = merge("task-arithmetic", base, experts, scale=1 / 5)
     for name in base:
         torch.testing.assert_close(one[name], other[name])
 
 
 def test_half_precision_is_summed_in_fp32_and_rounded_once() -> None:
     base, experts = random_models(8, torch.bfloat16)
-    found = merged("simple-average", base, experts)
+    result = merge("simple-average", base, experts)
     for name in base:
         total = sum(expert[name].float() for expert in experts.values())
-        assert torch.equal(found[name], (total / 8).to(torch.bfloat16))
+        assert torch.equal(result[name], (total / 8).to(torch.bfloat16))
 
 
 # --- bad options --------------------------------------------------------------------------------
@@ -160,13 +160,13 @@ def test_half_precision_is_summed_in_fp32_and_rounded_once() -> None:
 )
 def test_bad_weights_are_refused(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(RecipeError, match=problem) as caught:
-        merged("weighted-average", **options)
+        merge("weighted-average", **options)
     assert caught.value.exit_code == 2
 
 
-def test_weights_that_cancel_are_fine_where_nothing_divides() -> None:
-    found = merged("weighted-average", weights=[1, -1], normalize=False)
-    assert found["w"].tolist() == [[2, -4], [-2, 8]]
+def test_weights_may_cancel_without_normalisation() -> None:
+    result = merge("weighted-average", weights=[1, -1], normalize=False)
+    assert result["w"].tolist() == [[2, -4], [-2, 8]]
 
 
 @pytest.mark.parametrize(
@@ -174,17 +174,17 @@ def test_weights_that_cancel_are_fine_where_nothing_divides() -> None:
 )
 def test_bad_task_arithmetic_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
-        merged("task-arithmetic", **options)
+        merge("task-arithmetic", **options)
 
 
-def test_a_simple_average_has_no_options_of_its_own() -> None:
+def test_simple_average_has_no_options() -> None:
     with pytest.raises(
         RecipeError, match=r"algorithm\.weights: unknown option; known: only, skip, overrides"
     ):
-        merged("simple-average", weights=[1, 1])
+        merge("simple-average", weights=[1, 1])
 
 
-def test_the_methods_are_registered() -> None:
+def test_methods_are_registered() -> None:
     for name in ("simple-average", "weighted-average", "task-arithmetic"):
         component = load_plugins().find(AlgorithmSpec, name)
         assert component.plugin.distribution == "fusion-linear"

@@ -1,4 +1,4 @@
-"""The methods on the sphere, Model Stock and MetaGPT against loops in fp64, and by hand."""
+"""Methods on the sphere, Model Stock and MetaGPT, against loops in fp64 and by hand."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ def pool_of(base: Any, *experts: Any) -> dict[str, Any]:
     def state(values: Any) -> dict[str, torch.Tensor]:
         return {"w": torch.as_tensor(values, dtype=torch.float64)}
 
-    models = {f"e{number}": state(each) for number, each in enumerate(experts)}
+    models = {f"e{number}": state(values) for number, values in enumerate(experts)}
     return {"models": models, **({} if base is None else {"base": state(base)})}
 
 
-def drawn(shape: tuple[int, ...], seed: int, experts: int, spread: float) -> list[torch.Tensor]:
+def make_models(
+    shape: tuple[int, ...], seed: int, experts: int, spread: float
+) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     base = torch.randn(shape, generator=draw, dtype=torch.float64)
     models = [torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(experts)]
     return [base, *(base + spread * model for model in models)]
 
 
-def found(algorithm: str, pool: dict[str, Any], **options: Any) -> torch.Tensor:
+def merge_tensor(algorithm: str, pool: dict[str, Any], **options: Any) -> torch.Tensor:
     return merge({"name": algorithm, **options}, pool).tensor("w").double()
 
 
@@ -49,40 +51,40 @@ def arc(one: Vector, other: Vector, t: float) -> Vector:
 def test_slerp_on_a_circle() -> None:
     pool = pool_of(None, [2.0, 0.0], [0.0, 2.0])
     root = math.sqrt(2)
-    assert found("slerp", pool).tolist() == pytest.approx([root, root])
+    assert merge_tensor("slerp", pool).tolist() == pytest.approx([root, root])
     third = [2 * math.cos(math.pi / 6), 2 * math.sin(math.pi / 6)]
-    assert found("slerp", pool, t=1 / 3).tolist() == pytest.approx(third)
-    assert found("slerp", pool, t=0).tolist() == [2, 0]
-    assert found("slerp", pool, t=1).tolist() == pytest.approx([0, 2])
+    assert merge_tensor("slerp", pool, t=1 / 3).tolist() == pytest.approx(third)
+    assert merge_tensor("slerp", pool, t=0).tolist() == [2, 0]
+    assert merge_tensor("slerp", pool, t=1).tolist() == pytest.approx([0, 2])
 
 
 def test_slerp_is_between_base_and_expert_or_between_two_experts() -> None:
-    base, one, two = drawn((6, 50), 0, 2, spread=1.0)
+    base, one, two = make_models((6, 50), 0, 2, spread=1.0)
     from_base = arc(base.double().ravel(), one.double().ravel(), 0.3).reshape(6, 50)
     torch.testing.assert_close(
-        found("slerp", pool_of(base, one), t=0.3), from_base, rtol=1e-9, atol=1e-12
+        merge_tensor("slerp", pool_of(base, one), t=0.3), from_base, rtol=1e-9, atol=1e-12
     )
-    between = found("slerp", pool_of(None, one, two), t=0.3)
+    between = merge_tensor("slerp", pool_of(None, one, two), t=0.3)
     torch.testing.assert_close(
-        found("slerp", pool_of(base, one, two), t=0.3), between, rtol=0, atol=0
+        merge_tensor("slerp", pool_of(base, one, two), t=0.3), between, rtol=0, atol=0
     )
     with pytest.raises(RecipeError, match="one expert and no base"):
-        found("slerp", pool_of(None, one))
+        merge_tensor("slerp", pool_of(None, one))
     with pytest.raises(RecipeError, match="takes 1 to 2 experts"):
-        found("slerp", pool_of(base, one, two, one))
+        merge_tensor("slerp", pool_of(base, one, two, one))
 
 
-def test_slerp_of_what_is_nearly_parallel_is_a_straight_line() -> None:
-    base, one = drawn((300,), 0, 1, spread=0.02)
+def test_slerp_of_nearly_parallel_models_is_a_straight_line() -> None:
+    base, one = make_models((300,), 0, 1, spread=0.02)
     line = 0.7 * base.double() + 0.3 * one.double()
     torch.testing.assert_close(
-        found("slerp", pool_of(base, one), t=0.3), line, rtol=1e-6, atol=1e-6
+        merge_tensor("slerp", pool_of(base, one), t=0.3), line, rtol=1e-6, atol=1e-6
     )
 
 
 @pytest.mark.parametrize(("mode", "vectors"), [("row", 1), ("column", 0)])
-def test_nuslerp_takes_every_row_or_column_for_itself(mode: str, vectors: int) -> None:
-    base, one, two = drawn((5, 7), 1, 2, spread=0.5)
+def test_nuslerp_interpolates_every_row_or_column(mode: str, vectors: int) -> None:
+    base, one, two = make_models((5, 7), 1, 2, spread=0.5)
     pairs = zip(
         (one - base).double().movedim(vectors, 1),
         (two - base).double().movedim(vectors, 1),
@@ -90,24 +92,24 @@ def test_nuslerp_takes_every_row_or_column_for_itself(mode: str, vectors: int) -
     )
     moved = torch.stack([arc(*pair, 0.75) for pair in pairs]).movedim(1, vectors)
     options = {"mode": mode, "weights": [1, 3]}
-    merged = found("nuslerp", pool_of(base, one, two), **options)
+    merged = merge_tensor("nuslerp", pool_of(base, one, two), **options)
     torch.testing.assert_close(merged, base.double() + moved, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["flat", "row", "column"])
 def test_nuslerp_of_opposite_vectors_is_a_straight_line(mode: str) -> None:
-    """They are opposite but for rounding, and one is twice as long."""
+    """The vectors are opposite up to rounding, and one is twice as long."""
     draw = torch.Generator().manual_seed(3)
     vector = torch.randn(6, 6, generator=draw)
     other = -2 * vector + 1e-6 * torch.randn(6, 6, generator=draw)
     expected = (vector + other).double() / 2
-    merged = found("nuslerp", pool_of(torch.zeros(6, 6), vector, other), mode=mode)
+    merged = merge_tensor("nuslerp", pool_of(torch.zeros(6, 6), vector, other), mode=mode)
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_nuslerp_refuses_weights_that_cancel() -> None:
     with pytest.raises(RecipeError, match="sum to 0, which cannot be normalised"):
-        found("nuslerp", pool_of(None, [1.0], [2.0]), weights=[1, -1])
+        merge_tensor("nuslerp", pool_of(None, [1.0], [2.0]), weights=[1, -1])
 
 
 # --- means ---------------------------------------------------------------------------------------
@@ -115,35 +117,37 @@ def test_nuslerp_refuses_weights_that_cancel() -> None:
 
 def test_multi_slerp_has_the_mean_direction_and_the_mean_norm() -> None:
     pool = pool_of([0.0, 0.0], [3.0, 0.0], [0.0, 1.0])
-    assert found("multi-slerp", pool).tolist() == pytest.approx([math.sqrt(2), math.sqrt(2)])
-    weighted = found("multi-slerp", pool, weights=[4, 3])  # norm 15/7 along (4, 3)
+    assert merge_tensor("multi-slerp", pool).tolist() == pytest.approx([math.sqrt(2), math.sqrt(2)])
+    weighted = merge_tensor("multi-slerp", pool, weights=[4, 3])  # norm 15/7 along (4, 3)
     assert weighted.tolist() == pytest.approx([12 / 7, 9 / 7])
 
 
 @pytest.mark.parametrize("experts", [2, 4])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_karcher_mean_is_where_the_way_to_all_experts_cancels(seed: int, experts: int) -> None:
-    _, *models = drawn((4, 30), seed, experts, spread=1.0)
+def test_logarithms_of_the_experts_cancel_at_the_karcher_mean(seed: int, experts: int) -> None:
+    _, *models = make_models((4, 30), seed, experts, spread=1.0)
     weights = [1.0, 2.0, 0.5, 1.5][:experts]
-    mean = found("karcher", pool_of(None, *models), weights=weights, iterations=50, tolerance=1e-9)
+    mean = merge_tensor(
+        "karcher", pool_of(None, *models), weights=weights, iterations=50, tolerance=1e-9
+    )
     mean = mean.ravel()
     shares = [weight / sum(weights) for weight in weights]
-    norms = sum(s * float(each.double().norm()) for s, each in zip(shares, models, strict=True))
+    norms = sum(s * float(m.double().norm()) for s, m in zip(shares, models, strict=True))
     assert float(mean.norm()) == pytest.approx(norms, rel=1e-5)
-    ways = torch.zeros_like(mean)
+    total = torch.zeros_like(mean)
     for share, model in zip(shares, models, strict=True):
-        vector, here = model.double().ravel(), mean / mean.norm()
-        aside = vector / vector.norm() - here * (here @ vector) / vector.norm()
-        ways += share * angle(vector, mean) * aside / aside.norm()
-    assert float(ways.norm()) < 1e-5
+        vector, point = model.double().ravel(), mean / mean.norm()
+        tangent = vector / vector.norm() - point * (point @ vector) / vector.norm()
+        total += share * angle(vector, mean) * tangent / tangent.norm()
+    assert float(total.norm()) < 1e-5
 
 
-def test_without_steps_the_karcher_mean_is_multi_slerps() -> None:
-    _, *models = drawn((40,), 3, 3, spread=1.0)
+def test_karcher_without_steps_is_multi_slerp() -> None:
+    _, *models = make_models((40,), 3, 3, spread=1.0)
     pool = pool_of(None, *models)
-    one, other = found("karcher", pool, iterations=0), found("multi-slerp", pool)
+    one, other = merge_tensor("karcher", pool, iterations=0), merge_tensor("multi-slerp", pool)
     torch.testing.assert_close(one, other, rtol=0, atol=0)
-    assert not torch.allclose(one, found("karcher", pool), atol=1e-5)
+    assert not torch.allclose(one, merge_tensor("karcher", pool), atol=1e-5)
 
 
 # --- factors from norms and angles ---------------------------------------------------------------
@@ -159,30 +163,32 @@ def stock(tasks: list[Vector]) -> Vector:
 
 @pytest.mark.parametrize("scope", ["tensor", "model"])
 @pytest.mark.parametrize("experts", [2, 5])
-def test_model_stock_has_one_ratio_a_scope(experts: int, scope: str) -> None:
+def test_model_stock_has_one_ratio_per_scope(experts: int, scope: str) -> None:
     states = [
         {"w": w, "b": b}
         for w, b in zip(
-            drawn((8, 9), 1, experts, spread=0.1), drawn((11,), 2, experts, spread=0.3), strict=True
+            make_models((8, 9), 1, experts, spread=0.1),
+            make_models((11,), 2, experts, spread=0.3),
+            strict=True,
         )
     ]
     base, *models = states
-    pool = {"base": base, "models": {str(n): each for n, each in enumerate(models)}}
+    pool = {"base": base, "models": {str(n): model for n, model in enumerate(models)}}
     merged = merge({"name": "model-stock", "scope": scope}, pool)
     for names in [["w", "b"]] if scope == "model" else [["w"], ["b"]]:
         tasks = [
             torch.cat([(model[n].double() - base[n].double()).ravel() for n in names])
             for model in models
         ]
-        whole = torch.cat([(merged.tensor(n).double() - base[n].double()).ravel() for n in names])
-        torch.testing.assert_close(whole, stock(tasks), rtol=1e-9, atol=1e-12)
+        moved = torch.cat([(merged.tensor(n).double() - base[n].double()).ravel() for n in names])
+        torch.testing.assert_close(moved, stock(tasks), rtol=1e-9, atol=1e-12)
 
 
 def test_model_stock_at_known_angles() -> None:
     at_60 = pool_of([0.0, 0.0], [2.0, 0.0], [1.0, math.sqrt(3)])  # c = 1/2, t = 2/3
-    assert found("model-stock", at_60).tolist() == pytest.approx([1, math.sqrt(3) / 3])
-    for other in ([0.0, 5.0], [-1.0, 0.0], [0.0, 0.0]):  # at right angles, opposite, nowhere
-        assert found(
+    assert merge_tensor("model-stock", at_60).tolist() == pytest.approx([1, math.sqrt(3) / 3])
+    for other in ([0.0, 5.0], [-1.0, 0.0], [0.0, 0.0]):  # orthogonal, opposite, zero
+        assert merge_tensor(
             "model-stock", pool_of([1.0, 1.0], [2.0, 1.0], [1 + n for n in other])
         ).tolist() == pytest.approx([1, 1])
 

@@ -1,4 +1,4 @@
-"""Layers of several models one after another: what comes from where, and what is refused."""
+"""`stack`: the origin of every tensor, files, and invalid options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, merge, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_linear.stack import Stack, Stacked
+from fusion_linear.stack import Stack, StackedSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 State = dict[str, torch.Tensor]
 
 SLICES = [{"model": "a", "layers": [0, 2]}, {"model": "b", "layers": [1, 3]}]
-#: What mergekit's tables of architectures put before the layers, and after them.
+#: Tensors that mergekit's tables of architectures list before the layers, and after them.
 BEFORE = [
     "model.embed_tokens.weight",
     "transformer.wte.weight",
@@ -60,76 +60,76 @@ AFTER = [
 ]
 
 
-def model(seed: int, layers: int = 3, *, ends: Any = ("embed.weight", "head.weight")) -> State:
+def make_model(seed: int, layers: int = 3, *, ends: Any = ("embed.weight", "head.weight")) -> State:
     draw = torch.Generator().manual_seed(seed)
     names = [*ends, *(f"layers.{layer}.w" for layer in range(layers))]
     return {name: torch.randn(4, 5, generator=draw) for name in names}
 
 
-def models(**changes: Any) -> dict[str, Any]:
-    base, a, b = (model(seed, **changes) for seed in range(3))
+def make_models(**changes: Any) -> dict[str, Any]:
+    base, a, b = (make_model(seed, **changes) for seed in range(3))
     return {"base": base, "models": {"a": a, "b": b}}
 
 
-def stacked(pool: dict[str, Any], slices: Any = SLICES) -> State:
+def stack(pool: dict[str, Any], slices: Any = SLICES) -> State:
     return merge({"name": "stack", "slices": slices}, pool).state_dict()
 
 
 def test_layers_follow_each_other_in_the_order_of_the_slices() -> None:
-    pool = models()
+    pool = make_models()
     base, a, b = pool["base"], pool["models"]["a"], pool["models"]["b"]
-    found = stacked(pool, [*SLICES, {"model": "base", "layers": [2, 3]}])
+    merged = stack(pool, [*SLICES, {"model": "base", "layers": [2, 3]}])
     layers = [a["layers.0.w"], a["layers.1.w"], b["layers.1.w"], b["layers.2.w"]]
-    expected = {f"layers.{n}.w": each for n, each in enumerate([*layers, base["layers.2.w"]])}
+    expected = {f"layers.{n}.w": layer for n, layer in enumerate([*layers, base["layers.2.w"]])}
     expected |= {"embed.weight": a["embed.weight"], "head.weight": base["head.weight"]}
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], each) for name, each in expected.items())
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], values) for name, values in expected.items())
 
 
-def test_what_stands_before_the_layers_is_the_first_models_and_all_else_the_last_ones() -> None:
-    pool = models(ends=(*BEFORE, *AFTER))
-    found = stacked(pool)
+def test_tensors_before_the_layers_are_the_first_models_and_all_others_the_last_ones() -> None:
+    pool = make_models(ends=(*BEFORE, *AFTER))
+    merged = stack(pool)
     for names, origin in ((BEFORE, "a"), (AFTER, "b")):
-        other = [n for n in names if not torch.equal(found[n], pool["models"][origin][n])]
-        assert other == []
+        wrong = [n for n in names if not torch.equal(merged[n], pool["models"][origin][n])]
+        assert wrong == []
 
 
 @pytest.mark.parametrize("tied", ["both", "first"])
 def test_a_head_that_is_a_copy_of_the_embedding_stays_one(tied: str) -> None:
-    pool = models()
+    pool = make_models()
     for name in ("a", "b") if tied == "both" else ("a",):
         pool["models"][name]["head.weight"] = pool["models"][name]["embed.weight"]
-    found = stacked(pool)
-    assert torch.equal(found["head.weight"], found["embed.weight"]) == (tied == "both")
+    merged = stack(pool)
+    assert torch.equal(merged["head.weight"], merged["embed.weight"]) == (tied == "both")
 
 
-def saved(pool: dict[str, Any], folder: Path) -> dict[str, Any]:
+def save_pool(pool: dict[str, Any], folder: Path) -> dict[str, Any]:
     for name, state in pool["models"].items():
         save_file(state, folder / f"{name}.safetensors")
     return {"models": {name: str(folder / f"{name}.safetensors") for name in pool["models"]}}
 
 
-def test_every_way_to_call_it_gives_the_same(tmp_path: Path) -> None:
-    pool = models()
-    expected, files = stacked(pool), saved(pool, tmp_path)
+def test_a_run_and_a_direct_call_give_the_same(tmp_path: Path) -> None:
+    pool = make_models()
+    expected, files = stack(pool), save_pool(pool, tmp_path)
     out = {"path": str(tmp_path / "out"), "shard_size": 200}
     run_fusion(algorithm={"name": "stack", "slices": SLICES}, model_pool=files, output=out)
     shards = list((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 1
-    written = {name: each for shard in shards for name, each in load_file(shard).items()}
+    written = {name: values for shard in shards for name, values in load_file(shard).items()}
     by_hand = Stack(slices=SLICES).run(pool).state_dict()
-    for found in (written, by_hand):
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], each) for name, each in expected.items())
+    for merged in (written, by_hand):
+        assert merged.keys() == expected.keys()
+        assert all(torch.equal(merged[name], values) for name, values in expected.items())
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["tensors"] == {"merged": 6, "copied": 0, "dropped": 0}
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
+def test_a_resumed_run_writes_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = models()
-    files, read = saved(pool, tmp_path), Stacked.read
+    pool = make_models()
+    files, read = save_pool(pool, tmp_path), StackedSource.read
 
     def run(name: str, **options: Any) -> bytes:
         run_fusion(
@@ -140,46 +140,48 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         )
         return (tmp_path / name / "model.safetensors").read_bytes()
 
-    def stopping(source: Stacked, name: str, start: int, stop: int) -> torch.Tensor:
+    def read_until_interrupted(
+        source: StackedSource, name: str, start: int, stop: int
+    ) -> torch.Tensor:
         if name == "layers.2.w":
             raise KeyboardInterrupt
         return read(source, name, start, stop)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Stacked, "read", stopping)
+        patch.setattr(StackedSource, "read", read_until_interrupted)
         run("out")
     assert not (tmp_path / "out").exists()
     assert run("out", resume=True) == run("at-once")
 
 
-def test_it_stacks_what_a_transform_left() -> None:
-    pool = models()
+def test_stack_copies_the_output_of_a_transform() -> None:
+    pool = make_models()
     slices = [{"model": "a", "layers": [0, 3]}, {"model": "a", "layers": [1, 3]}]
-    found = merge(["depth-scale", {"name": "stack", "slices": slices}], pool)
-    alone = merge(["depth-scale", {"name": "passthrough", "model": "a"}], pool)
+    merged = merge(["depth-scale", {"name": "stack", "slices": slices}], pool)
+    copied = merge(["depth-scale", {"name": "passthrough", "model": "a"}], pool)
     for layer, origin in enumerate((0, 1, 2, 1, 2)):
-        scaled = alone.tensor(f"layers.{origin}.w")
-        assert torch.equal(found.tensor(f"layers.{layer}.w"), scaled)
+        scaled = copied.tensor(f"layers.{origin}.w")
+        assert torch.equal(merged.tensor(f"layers.{layer}.w"), scaled)
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
-    "no slices": ([], r"algorithm\.slices = \[\]: nothing is stacked"),
-    "unknown model": ([{"model": "c", "layers": [0, 1]}], r"slices\.0\.model: .* 'c'"),
+INVALID: dict[str, tuple[Any, str]] = {
+    "no slices": ([], r"algorithm\.slices = \[\]: expected at least one slice"),
+    "unknown model": ([{"model": "c", "layers": [0, 1]}], r"slices\.0\.model: unknown model 'c'"),
     "too deep": (
         [SLICES[0], {"model": "b", "layers": [1, 4]}],
         r"slices\.1\.layers: \[1, 4\] is out of range: b has 3 layers",
     ),
-    "empty": ([{"model": "a", "layers": [1, 1]}], r"slices\.0\.layers = .* has no layers"),
-    "reversed": ([{"model": "a", "layers": [2, 1]}], r"slices\.0\.layers = .* has no layers"),
+    "empty": ([{"model": "a", "layers": [1, 1]}], r"slices\.0\.layers = .* selects no layers"),
+    "reversed": ([{"model": "a", "layers": [2, 1]}], r"slices\.0\.layers = .* selects no layers"),
     "negative": ([{"model": "a", "layers": [-1, 1]}], r"slices\.0\.layers\.0 = -1"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_bad_slices_are_refused_by_name(case: str) -> None:
-    slices, message = REFUSED[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_slices_are_errors(case: str) -> None:
+    slices, message = INVALID[case]
     with pytest.raises(RecipeError, match=message):
-        stacked(models(), slices)
+        stack(make_models(), slices)
 
 
 @pytest.mark.parametrize(
@@ -187,18 +189,16 @@ def test_bad_slices_are_refused_by_name(case: str) -> None:
     [
         ((), "have none"),
         (("text.layers.0.w", "vision.layers.0.w"), r"have 'text\.layers', 'vision\.layers'"),
-        (("layers.1.w", "layers.3.w"), r"those of 'layers' are 1, 3"),
+        (("layers.1.w", "layers.3.w"), r"the layers of 'layers' are 1, 3"),
     ],
 )
-def test_models_without_one_list_of_layers_are_refused(
-    names: tuple[str, ...], message: str
-) -> None:
+def test_models_without_one_list_of_layers_are_errors(names: tuple[str, ...], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        stacked(models(layers=0, ends=("embed.weight", *names)))
+        stack(make_models(layers=0, ends=("embed.weight", *names)))
 
 
-def test_a_configuration_that_does_not_count_the_layers_is_refused(tmp_path: Path) -> None:
-    for name, state in models()["models"].items():
+def test_a_configuration_without_a_number_of_layers_is_an_error(tmp_path: Path) -> None:
+    for name, state in make_models()["models"].items():
         (tmp_path / name).mkdir()
         save_file(state, tmp_path / name / "model.safetensors")
         (tmp_path / name / "config.json").write_text('{"depth_of_it": 3}')

@@ -1,4 +1,4 @@
-"""A small residual network in float64, and what its layers are given, computed by hand."""
+"""A small residual network in float64, and the inputs of its layers, computed by hand."""
 
 from __future__ import annotations
 
@@ -50,29 +50,29 @@ class Stack(nn.Module):
 
 
 def by_hand(weights: State, images: Tensor) -> dict[str, Tensor]:
-    """Return what each layer is given, (positions, width), by the name of its weight; and logits.
+    """Return the inputs of each layer, (positions, width), by the name of its weight, and `logits`.
 
-    Of a normalisation it is what its weight multiplies.
+    For a normalisation they are the values that its weight multiplies.
     """
 
-    def linear(name: str, given: Tensor) -> Tensor:
-        found[f"{name}.weight"] = given
-        return given @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    def linear(name: str, values: Tensor) -> Tensor:
+        inputs[f"{name}.weight"] = values
+        return values @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     states = linear("embed", images.double().reshape(-1, 24))
     for layer in ("layers.0", "layers.1"):
         centred = states - states.mean(1, keepdim=True)
-        plain = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
-        found[f"{layer}.norm.weight"] = plain
-        scaled = plain * weights[f"{layer}.norm.weight"] + weights[f"{layer}.norm.bias"]
+        normalised = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        inputs[f"{layer}.norm.weight"] = normalised
+        scaled = normalised * weights[f"{layer}.norm.weight"] + weights[f"{layer}.norm.bias"]
         states = states + linear(f"{layer}.down", torch.tanh(linear(f"{layer}.up", scaled)))
-    found["logits"] = linear("head", states.reshape(len(images), 2, WIDTH).mean(1))
-    return found
+    inputs["logits"] = linear("head", states.reshape(len(images), 2, WIDTH).mean(1))
+    return inputs
 
 
 class Stacks:
-    """Pools of such networks, and what methods make of them and of `TinyTasks`."""
+    """Pools of such networks, and merges of them with `TinyTasks`."""
 
     inputs = staticmethod(by_hand)
 
@@ -88,14 +88,14 @@ class Stacks:
         return CheckpointsPool(CheckpointsConfig(base=base, models=models))
 
     def experts(self, pool: CheckpointsPool) -> dict[str, State]:
-        return {name: each.state_dict() for name, each in pool.experts.items()}
+        return {name: expert.state_dict() for name, expert in pool.experts.items()}
 
     def mean(self, pool: CheckpointsPool) -> State:
         models = [*self.experts(pool).values()]
         return {name: torch.stack([model[name] for model in models]).mean(0) for name in models[0]}
 
     def images(self, task: str, *, samples: int = 40, seed: int = 0) -> Tensor:
-        """Return the examples that methods look at."""
+        """Return the examples that methods use."""
         size = min(samples, 32)
         steps = [
             TinyTasks()[task].batch(step, size=size, split=Split.UNLABELED, seed=seed).inputs
@@ -104,11 +104,11 @@ class Stacks:
         return torch.cat(steps)[:samples].double()
 
     def merge(self, algorithm: Any, pool: CheckpointsPool, *, seed: int = 0) -> State:
-        found = run_fusion(
+        result = run_fusion(
             algorithm=algorithm, model_pool=pool, task_pool=TinyTasks(), seed=seed,
             options=RunOptions(evaluate=False),
         )  # fmt: skip
-        return found.weights.state_dict()
+        return result.weights.state_dict()
 
 
 @pytest.fixture

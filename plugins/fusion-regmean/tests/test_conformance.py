@@ -1,4 +1,4 @@
-"""What every merge and calibration keeps, checked by the suites of fusion-core."""
+"""Run the conformance suites on every merge and calibration."""
 
 from __future__ import annotations
 

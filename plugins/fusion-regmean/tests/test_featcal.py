@@ -31,15 +31,15 @@ OPTIONS: list[dict[str, float]] = [
 
 
 def linear(
-    given: dict[str, Tensor], wanted: dict[str, Tensor], experts: dict[str, State], name: str
+    inputs: dict[str, Tensor], targets: dict[str, Tensor], experts: dict[str, State], name: str
 ) -> tuple[list[Tensor], list[Tensor], list[float]]:
-    """Return rows and right sides of every expert, and what its rows are divided by."""
-    norms = [float((each.T @ each / len(each)).norm()) for each in given.values()]
-    scales = [(len(each) * norm) ** -0.5 for each, norm in zip(given.values(), norms, strict=True)]
-    rows = [scale * each for scale, each in zip(scales, given.values(), strict=True)]
+    """Return the rows and right sides of every expert, and the norms that divide them."""
+    norms = [float((x.T @ x / len(x)).norm()) for x in inputs.values()]
+    scales = [(len(x) * norm) ** -0.5 for x, norm in zip(inputs.values(), norms, strict=True)]
+    rows = [scale * x for scale, x in zip(scales, inputs.values(), strict=True)]
     sides = [
-        scale * wanted[expert] @ own[f"{name}.weight"].T
-        for scale, (expert, own) in zip(scales, experts.items(), strict=True)
+        scale * targets[expert] @ state[f"{name}.weight"].T
+        for scale, (expert, state) in zip(scales, experts.items(), strict=True)
     ]
     return rows, sides, norms
 
@@ -51,7 +51,7 @@ def least(rows: list[Tensor], sides: list[Tensor], ridge: float, anchor: Tensor)
     return system.solution
 
 
-def calibrated(
+def calibrate(
     current: State,
     base: State,
     experts: dict[str, State],
@@ -60,26 +60,26 @@ def calibrated(
     **options: float,
 ) -> State:
     for block in BLOCKS:
-        given = {e: stacks.inputs(current, each) for e, each in images.items()}
-        theirs = {e: stacks.inputs(experts[e], each) for e, each in images.items()}
-        anchor = {n: torch.lerp(base[n], each, options["anchor"]) for n, each in current.items()}
-        found: State = {}
+        merge_inputs = {e: stacks.inputs(current, batch) for e, batch in images.items()}
+        expert_inputs = {e: stacks.inputs(experts[e], batch) for e, batch in images.items()}
+        anchor = {n: torch.lerp(base[n], x, options["anchor"]) for n, x in current.items()}
+        solved: State = {}
         for tensor in current:
             name = tensor.removesuffix(".weight")
             if name == tensor or not name.startswith(block):
                 continue
-            own = {e: each[tensor] for e, each in given.items()}
+            inputs = {e: layers[tensor] for e, layers in merge_inputs.items()}
             bias = f"{name}.bias"
             if name.endswith("norm"):
                 rows = {
                     e: torch.stack([z, torch.ones_like(z)], -1) / len(z) ** 0.5
-                    for e, z in own.items()
+                    for e, z in inputs.items()
                 }
                 affine = [
                     torch.stack([expert[tensor], expert[bias]]) for expert in experts.values()
                 ]
                 pulled = torch.stack([anchor[tensor], anchor[bias]])
-                solved = [
+                columns = [
                     least(
                         [row[:, feature] for row in rows.values()],
                         [
@@ -91,23 +91,26 @@ def calibrated(
                     )
                     for feature in range(len(current[tensor]))
                 ]
-                found[tensor], found[bias] = torch.cat(solved, dim=1)
+                solved[tensor], solved[bias] = torch.cat(columns, dim=1)
                 continue
-            wanted = {e: torch.lerp(own[e], theirs[e][tensor], options["teacher"]) for e in own}
-            rows, sides, norms = linear(own, wanted, experts, name)
-            found[tensor] = least(rows, sides, options["ridge"], anchor[tensor].T).T
-            left = sum(
+            targets = {
+                e: torch.lerp(x, expert_inputs[e][tensor], options["teacher"])
+                for e, x in inputs.items()
+            }
+            rows, sides, norms = linear(inputs, targets, experts, name)
+            solved[tensor] = least(rows, sides, options["ridge"], anchor[tensor].T).T
+            rest = sum(
                 (
                     experts[e][bias]
-                    + experts[e][tensor] @ wanted[e].mean(0)
-                    - found[tensor] @ own[e].mean(0)
+                    + experts[e][tensor] @ targets[e].mean(0)
+                    - solved[tensor] @ inputs[e].mean(0)
                 )
                 / norm
-                for e, norm in zip(own, norms, strict=True)
+                for e, norm in zip(inputs, norms, strict=True)
             )
             weight = sum(1 / norm for norm in norms) + options["ridge"]
-            found[bias] = (left + options["ridge"] * anchor[bias]) / weight
-        current = current | found
+            solved[bias] = (rest + options["ridge"] * anchor[bias]) / weight
+        current = current | solved
     return current
 
 
@@ -117,44 +120,44 @@ def test_layers_are_solved_block_by_block(
     seed: int, options: dict[str, float], stacks: Any
 ) -> None:
     pool = stacks.pool(seed=seed)
-    found = stacks.merge([MERGE, FeatCal(samples=40, **options)], pool, seed=seed)
+    merged = stacks.merge([MERGE, FeatCal(samples=40, **options)], pool, seed=seed)
     images = {name: stacks.images(name, seed=seed) for name in pool.experts}
     start, base = stacks.merge(MERGE, pool), pool.base.state_dict()
-    expected = calibrated(start, base, stacks.experts(pool), images, stacks, **options)
+    expected = calibrate(start, base, stacks.experts(pool), images, stacks, **options)
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=1e-8)
-        assert (found[name] - start[name]).abs().max() > 1e-3
+        torch.testing.assert_close(merged[name], values, rtol=1e-6, atol=1e-8)
+        assert (merged[name] - start[name]).abs().max() > 1e-3
 
 
 def test_a_strong_pull_gives_the_anchor(stacks: Any) -> None:
     pool = stacks.pool()
-    found = stacks.merge([MERGE, FeatCal(samples=4, ridge=1e9, anchor=1.0)], pool)
+    merged = stacks.merge([MERGE, FeatCal(samples=4, ridge=1e9, anchor=1.0)], pool)
     for name, values in stacks.merge(MERGE, pool).items():
-        torch.testing.assert_close(found[name], values)
+        torch.testing.assert_close(merged[name], values)
 
 
-def test_what_is_left_out_stays_as_it_was_merged(stacks: Any) -> None:
+def test_excluded_tensors_stay_as_they_were_merged(stacks: Any) -> None:
     pool = stacks.pool()
     pipeline = [MERGE, {"name": "featcal", "samples": 4, "only": ["*.up.*", "*.norm.weight"]}]
-    found = stacks.merge(pipeline, pool)
+    merged = stacks.merge(pipeline, pool)
     for name, values in stacks.merge(MERGE, pool).items():
-        assert torch.equal(found[name], values) != (".up." in name), (
-            "a norm has its bias or nothing"
+        assert torch.equal(merged[name], values) != (".up." in name), (
+            "a norm is solved with its bias or not at all"
         )
 
 
-def test_a_task_that_calls_merge_and_expert_differently_is_refused(
+def test_a_task_that_calls_merge_and_expert_differently_is_an_error(
     stacks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks, calls = TinyTasks(), count()
-    plain = tasks["a"].logits
+    original = tasks["a"].logits
 
     def logits(model: nn.Module, batch: Batch) -> Tensor:
         if next(calls) % 2:
-            plain(model, batch)
-        return plain(model, batch)
+            original(model, batch)
+        return original(model, batch)
 
     monkeypatch.setattr(tasks["a"], "logits", logits)
-    given: dict[str, Any] = {"model_pool": stacks.pool(), "task_pool": tasks}
+    pools: dict[str, Any] = {"model_pool": stacks.pool(), "task_pool": tasks}
     with pytest.raises(FusionError, match=r"task 'a' calls the layer of 'embed.weight' differen"):
-        run_fusion(algorithm=[MERGE, FeatCal(samples=4)], **given)
+        run_fusion(algorithm=[MERGE, FeatCal(samples=4)], **pools)

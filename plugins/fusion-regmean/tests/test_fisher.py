@@ -16,17 +16,17 @@ from fusion_testing import TinyTasks
 def information(
     weights: dict[str, Tensor], images: Tensor, task: str, stacks: Any
 ) -> dict[str, Tensor]:
-    """Return E over examples and predicted labels of the squared gradient."""
-    leaves = {name: each.clone().requires_grad_(True) for name, each in weights.items()}
-    head = TinyTasks()[task]._head.double()  # noqa: SLF001 - what the oracle is told of the task
-    sums = {name: torch.zeros_like(each) for name, each in weights.items()}
+    """Return the mean squared gradient over examples and predicted labels."""
+    leaves = {name: values.clone().requires_grad_(True) for name, values in weights.items()}
+    head = TinyTasks()[task]._head.double()  # noqa: SLF001 - the oracle needs the head
+    sums = {name: torch.zeros_like(values) for name, values in weights.items()}
     for image in images:
         logs = (stacks.inputs(leaves, image[None])["logits"] @ head).log_softmax(1)[0]
         for label in range(len(logs)):
-            found = torch.autograd.grad(logs[label], list(leaves.values()), retain_graph=True)
-            for name, each in zip(leaves, found, strict=True):
-                sums[name] += logs[label].detach().exp() * each.square()
-    return {name: each / len(images) for name, each in sums.items()}
+            gradients = torch.autograd.grad(logs[label], list(leaves.values()), retain_graph=True)
+            for name, gradient in zip(leaves, gradients, strict=True):
+                sums[name] += logs[label].detach().exp() * gradient.square()
+    return {name: total / len(images) for name, total in sums.items()}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -42,44 +42,46 @@ def test_parameters_are_averaged_by_their_information(
     options: dict[str, Any], factors: tuple[float, ...], seed: int, stacks: Any
 ) -> None:
     pool = stacks.pool(seed=seed)
-    found = stacks.merge(Fisher(samples=6, **options), pool, seed=seed)
+    merged = stacks.merge(Fisher(samples=6, **options), pool, seed=seed)
     experts = stacks.experts(pool)
     above, below = {}, {}
     for factor, (expert, weights) in zip(factors, experts.items(), strict=True):
         images = stacks.images(expert, samples=6, seed=seed)
-        known = information(weights, images, expert, stacks)
-        norm = torch.cat([each.flatten() for each in known.values()]).norm()
+        fisher = information(weights, images, expert, stacks)
+        norm = torch.cat([values.flatten() for values in fisher.values()]).norm()
         share = factor / (norm if options.get("normalize", True) else 1)
-        for name, each in known.items():
-            kept = share * each.clamp_min(options["floor"])
-            above[name] = above.get(name, 0) + kept * weights[name]
-            below[name] = below.get(name, 0) + kept
+        for name, values in fisher.items():
+            weighted = share * values.clamp_min(options["floor"])
+            above[name] = above.get(name, 0) + weighted * weights[name]
+            below[name] = below.get(name, 0) + weighted
     for name, total in below.items():
-        torch.testing.assert_close(found[name], above[name] / total, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(merged[name], above[name] / total, rtol=1e-6, atol=1e-8)
 
 
 def test_one_expert_is_that_expert(stacks: Any) -> None:
     pool = stacks.pool(experts=1)
-    found = stacks.merge(Fisher(samples=2), pool)
+    merged = stacks.merge(Fisher(samples=2), pool)
     for name, values in pool.experts["a"].state_dict().items():
-        torch.testing.assert_close(found[name], values)
+        torch.testing.assert_close(merged[name], values)
 
 
 def test_without_information_it_is_the_mean(stacks: Any) -> None:
     pool = stacks.pool()
-    found = stacks.merge(Fisher(samples=2, floor=1e6, normalize=False), pool)
+    merged = stacks.merge(Fisher(samples=2, floor=1e6, normalize=False), pool)
     mean = stacks.mean(pool)
-    for name, values in found.items():
+    for name, values in merged.items():
         torch.testing.assert_close(values, mean[name])
 
 
 @pytest.mark.parametrize("weights", [[0, 0, 0], [1, -0.5, 1]])
-def test_factors_that_make_no_average_are_refused(weights: list[float], stacks: Any) -> None:
-    with pytest.raises(RecipeError, match="no negative factors, and not zeros alone"):
+def test_factors_that_give_no_average_are_errors(weights: list[float], stacks: Any) -> None:
+    with pytest.raises(
+        RecipeError, match="expected no negative factor, and at least one above zero"
+    ):
         stacks.merge(Fisher(samples=1, weights=weights), stacks.pool())
 
 
-def test_sampled_labels_are_right_on_average(stacks: Any) -> None:
+def test_sampled_labels_are_unbiased(stacks: Any) -> None:
     pool = stacks.pool()
     name = "layers.0.up.weight"
 
@@ -93,6 +95,7 @@ def test_sampled_labels_are_right_on_average(stacks: Any) -> None:
         draws = [merge(samples, "sampled", seed) for seed in range(4)]
         return sum((draw - exact).norm().item() for draw in draws) / len(draws)
 
-    assert torch.equal(merge(24, "sampled"), merge(24, "sampled")), "drawn by the seed"
-    # Errors of independent draws shrink with the root of their number: by 4 for 16 times as many.
+    assert torch.equal(merge(24, "sampled"), merge(24, "sampled")), "draws depend on the seed only"
+    # Errors of independent draws shrink with the root of their number: 16 times as many, 4 times
+    # smaller.
     assert 0 < error(24 * 16) < error(24) / 2

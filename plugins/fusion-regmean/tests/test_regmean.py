@@ -24,32 +24,35 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def stacked(given: list[Tensor], weights: list[Tensor], options: dict[str, Any]) -> Tensor:
-    """Solve rows X_k W^T = X_k W_k^T, where shrinking and the ridge are rows of their own."""
+def solve_stacked(
+    layer_inputs: list[Tensor], weights: list[Tensor], options: dict[str, Any]
+) -> Tensor:
+    """Solve rows X_k W' = X_k W_k', with additional rows for the shrinking and the ridge."""
     off, ridge = options["off_diagonal"], options.get("ridge", 1e-6)
-    rows, wanted = [], []
-    for inputs, weight in zip(given, weights, strict=True):
+    rows, targets = [], []
+    for inputs, weight in zip(layer_inputs, weights, strict=True):
         squares = inputs.square().mean(0)
         share = (1 - off) * squares + ridge * squares.mean()
-        own = torch.cat([(off / len(inputs)) ** 0.5 * inputs, torch.diag(share.sqrt())])
-        rows.append(own)
-        wanted.append(own @ weight.T)
-    return torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution.T
+        stacked = torch.cat([(off / len(inputs)) ** 0.5 * inputs, torch.diag(share.sqrt())])
+        rows.append(stacked)
+        targets.append(stacked @ weight.T)
+    return torch.linalg.lstsq(torch.cat(rows), torch.cat(targets)).solution.T
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_regmean_solves_every_linear_layer(seed: int, options: dict[str, Any], stacks: Any) -> None:
     pool = stacks.pool(seed=seed)
-    found = stacks.merge(RegMean(samples=40, **options), pool, seed=seed)
+    merged = stacks.merge(RegMean(samples=40, **options), pool, seed=seed)
     experts = stacks.experts(pool)
-    given = {e: stacks.inputs(own, stacks.images(e, seed=seed)) for e, own in experts.items()}
+    inputs = {e: stacks.inputs(s, stacks.images(e, seed=seed)) for e, s in experts.items()}
     expected = stacks.mean(pool)
     for name in (f"{layer}.weight" for block in BLOCKS for layer in block):
-        rows = [given[expert][name] for expert in experts]
-        expected[name] = stacked(rows, [each[name] for each in experts.values()], options)
+        rows = [inputs[expert][name] for expert in experts]
+        weights = [state[name] for state in experts.values()]
+        expected[name] = solve_stacked(rows, weights, options)
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(merged[name], values, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -58,51 +61,51 @@ def test_regmean_plus_plus_solves_blocks_over_the_merged_prefix(
     seed: int, options: dict[str, Any], stacks: Any
 ) -> None:
     pool = stacks.pool(seed=seed)
-    found = stacks.merge(RegMeanPlusPlus(samples=40, **options), pool, seed=seed)
+    merged = stacks.merge(RegMeanPlusPlus(samples=40, **options), pool, seed=seed)
     experts = stacks.experts(pool)
     expected = stacks.mean(pool)
     for block in BLOCKS:
-        own = block[0].rpartition(".")[0] or block[0]
-        given = {}
-        for expert, weights in experts.items():
-            here = {n: v for n, v in weights.items() if n.startswith(f"{own}.")}
-            given[expert] = stacks.inputs(expected | here, stacks.images(expert, seed=seed))
+        prefix = block[0].rpartition(".")[0] or block[0]
+        inputs = {}
+        for expert, state in experts.items():
+            members = {n: v for n, v in state.items() if n.startswith(f"{prefix}.")}
+            inputs[expert] = stacks.inputs(expected | members, stacks.images(expert, seed=seed))
         solved = {
-            f"{layer}.weight": stacked(
-                [given[expert][f"{layer}.weight"] for expert in experts],
-                [each[f"{layer}.weight"] for each in experts.values()],
+            f"{layer}.weight": solve_stacked(
+                [inputs[expert][f"{layer}.weight"] for expert in experts],
+                [state[f"{layer}.weight"] for state in experts.values()],
                 options,
             )
             for layer in block
         }
         expected |= solved
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(merged[name], values, rtol=1e-6, atol=1e-8)
     plain = stacks.merge(RegMean(samples=40, **options), pool, seed=seed)
-    torch.testing.assert_close(found["embed.weight"], plain["embed.weight"])
-    assert (found["head.weight"] - plain["head.weight"]).abs().max() > 1e-3
+    torch.testing.assert_close(merged["embed.weight"], plain["embed.weight"])
+    assert (merged["head.weight"] - plain["head.weight"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("method", [RegMean, RegMeanPlusPlus])
 def test_one_expert_is_that_expert(method: Any, stacks: Any) -> None:
     pool = stacks.pool(experts=1)
-    found = stacks.merge(method(samples=8), pool)
+    merged = stacks.merge(method(samples=8), pool)
     for name, values in pool.experts["a"].state_dict().items():
-        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(merged[name], values, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", ["regmean", "regmean-plus-plus"])
-def test_what_is_left_out_is_the_bases(method: str, stacks: Any) -> None:
+def test_excluded_tensors_are_the_bases(method: str, stacks: Any) -> None:
     pool = stacks.pool()
     base = pool.base.state_dict()
-    found = stacks.merge({"name": method, "samples": 8, "only": "layers.0.*"}, pool)
-    for name, values in found.items():
+    merged = stacks.merge({"name": method, "samples": 8, "only": "layers.0.*"}, pool)
+    for name, values in merged.items():
         assert torch.equal(values, base[name]) != name.startswith("layers.0")
-    torch.testing.assert_close(found["layers.0.up.bias"], stacks.mean(pool)["layers.0.up.bias"])
+    torch.testing.assert_close(merged["layers.0.up.bias"], stacks.mean(pool)["layers.0.up.bias"])
 
 
 def test_a_case_by_hand() -> None:
-    """Expert one sees the first input alone, expert two the second: each decides its column."""
+    """Expert one gets only the first input, expert two only the second: each decides a column."""
     sums = LeastSquares(torch.zeros(2, 2), 1)
     sums.add(
         torch.tensor([[1.0, 9.0], [2.0, 9.0]]), torch.tensor([[4.0, 0.0], [0.0, 0.0]]).double()
@@ -113,7 +116,7 @@ def test_a_case_by_hand() -> None:
     assert torch.equal(sums.solve("w"), torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
 
 
-def test_inputs_along_the_first_dimension_are_those_of_a_conv1d() -> None:
+def test_a_conv1d_has_inputs_along_the_first_dimension() -> None:
     draw = torch.Generator().manual_seed(0)
     linear, turned = LeastSquares(torch.zeros(3, 2), 1), LeastSquares(torch.zeros(2, 3), 0)
     for _ in range(2):
@@ -124,14 +127,14 @@ def test_inputs_along_the_first_dimension_are_those_of_a_conv1d() -> None:
     assert torch.equal(linear.solve("w").T, turned.solve("w"))
 
 
-def test_moments_are_shrunk_beside_the_diagonal() -> None:
-    found = moment_of(
+def test_moments_are_shrunk_off_the_diagonal() -> None:
+    merged = moment_of(
         Moments(torch.tensor([[4.0, 2.0], [2.0, 8.0]]), 1, count=2), off_diagonal=0.5, ridge=0.1
     )
-    assert found.tolist() == [[2.3, 0.5], [0.5, 4.3]]
+    assert merged.tolist() == [[2.3, 0.5], [0.5, 4.3]]
 
 
-def test_undetermined_weights_are_refused_by_name() -> None:
+def test_undetermined_weights_are_errors_with_a_name() -> None:
     sums = LeastSquares(torch.zeros(2, 2), 1)
     sums.add(torch.ones(2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double())
     with pytest.raises(FusionError, match="inputs of 'head' do not determine") as caught:
@@ -143,9 +146,9 @@ def test_the_report_says_that_tasks_were_adapted_on(stacks: Any) -> None:
     class Transductive(TinyTasks):
         transductive = True
 
-    for tasks, marked in ((Transductive(), True), (TinyTasks(), False)):
-        done = run_fusion(
+    for tasks, is_transductive in ((Transductive(), True), (TinyTasks(), False)):
+        result = run_fusion(
             algorithm={"name": "regmean", "samples": 4}, model_pool=stacks.pool(), task_pool=tasks
         )
-        assert done.report is not None
-        assert done.report.transductive is marked
+        assert result.report is not None
+        assert result.report.transductive is is_transductive

@@ -1,4 +1,4 @@
-"""Task vectors of low rank, and none at all: what adapters are made of."""
+"""Task vectors of low rank, as adapters have, and task vectors of zero."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SHAPES = {"square": (30, 30), "tall": (48, 26), "wide": (24, 44)}
 RANK = 10
 
 
-def merged(algorithm: object, base: Tensor, experts: list[Tensor]) -> Tensor:
+def merge_experts(algorithm: object, base: Tensor, experts: list[Tensor]) -> Tensor:
     models = {f"e{number}": {"w": base + task} for number, task in enumerate(experts)}
-    found = merge(algorithm, {"base": {"w": base}, "models": models})
-    return found.tensor("w") - base
+    result = merge(algorithm, {"base": {"w": base}, "models": models})
+    return result.tensor("w") - base
 
 
 def cores(count: int, seed: int = 0) -> list[Tensor]:
@@ -50,36 +50,38 @@ SUM: dict[str, Any] = {"name": "task-arithmetic", "scale": 1.0}
     ],
     ids=str,
 )
-def test_what_is_merged_in_a_subspace_is_merged_as_its_core(
+def test_a_merge_in_a_subspace_is_the_merge_of_its_core(
     algorithm: object, shape: tuple[int, int]
 ) -> None:
-    """L C_k R' merge to L (the merge of the C_k) R', however much larger the matrix is."""
+    """Matrices L C_k R' merge to L (the merge of the C_k) R', whatever their size."""
     left, right = orthonormal(shape[0], 1), orthonormal(shape[1], 2)
     experts = [left @ core @ right.T for core in cores(3)]
-    found = merged(algorithm, torch.zeros(shape, dtype=torch.float64), experts)
-    core = merged(algorithm, torch.zeros(RANK, RANK, dtype=torch.float64), cores(3))
-    torch.testing.assert_close(found, left @ core @ right.T, rtol=1e-4, atol=1e-4)
+    result = merge_experts(algorithm, torch.zeros(shape, dtype=torch.float64), experts)
+    core = merge_experts(algorithm, torch.zeros(RANK, RANK, dtype=torch.float64), cores(3))
+    torch.testing.assert_close(result, left @ core @ right.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ["iso-c", "iso-cts", "tsv-m"])
-def test_adapters_that_share_nothing_are_not_lost(method: str, dtype: torch.dtype) -> None:
-    """Their sum has the length of all of them, and so has what these make of it."""
+def test_orthogonal_adapters_keep_their_length(method: str, dtype: torch.dtype) -> None:
+    """The merge is as long as the sum of the adapters."""
     draw = torch.Generator().manual_seed(3)
     pairs = [[torch.randn(96, 2, generator=draw) for _ in range(2)] for _ in range(4)]
     experts = [(up @ down.T / 100).to(dtype) for up, down in pairs]
-    found = merged(method, torch.randn(96, 96, generator=draw).to(dtype), experts)
+    result = merge_experts(method, torch.randn(96, 96, generator=draw).to(dtype), experts)
     total = torch.linalg.norm(sum(experts))
-    assert 0.8 * total < torch.linalg.norm(found) < 1.2 * total
+    assert 0.8 * total < torch.linalg.norm(result) < 1.2 * total
 
 
-def test_iso_cts_of_opposite_adapters_has_no_direction_that_is_rounding() -> None:
+def test_iso_cts_of_opposite_adapters_has_no_directions_of_rounding() -> None:
     draw = torch.Generator().manual_seed(4)
     task = torch.randn(40, 2, generator=draw) @ torch.randn(2, 40, generator=draw)
-    found = merged("iso-cts", torch.zeros(40, 40), [task, -task])
-    assert torch.linalg.matrix_rank(found) <= 2
-    found = merged({"name": "iso-cts", "common_fraction": 0}, torch.zeros(40, 40), [task, task])
-    assert torch.linalg.matrix_rank(found) <= 2
+    result = merge_experts("iso-cts", torch.zeros(40, 40), [task, -task])
+    assert torch.linalg.matrix_rank(result) <= 2
+    result = merge_experts(
+        {"name": "iso-cts", "common_fraction": 0}, torch.zeros(40, 40), [task, task]
+    )
+    assert torch.linalg.matrix_rank(result) <= 2
 
 
 @pytest.mark.parametrize("sizes", [(1.0, 1.0), (0.01, 10.0)], ids=["even", "uneven"])
@@ -89,17 +91,21 @@ def test_an_expert_that_did_not_move_does_not_count(
 ) -> None:
     experts = [core * size for core, size in zip(cores(2), sizes, strict=True)]
     base = torch.randn(RANK, RANK, generator=torch.Generator().manual_seed(5)).double()
-    still = [experts[0], torch.zeros_like(base), experts[1]]
-    torch.testing.assert_close(merged(method, base, still), merged(method, base, experts))
+    with_zero = [experts[0], torch.zeros_like(base), experts[1]]
+    torch.testing.assert_close(
+        merge_experts(method, base, with_zero), merge_experts(method, base, experts)
+    )
 
 
-def test_ace_of_an_expert_that_hardly_moved_is_no_further_away_than_the_experts() -> None:
-    """The ridge over the trace of its covariance would be 1e6."""
+def test_ace_of_an_expert_that_hardly_moved_stays_near_the_experts() -> None:
+    """Without a bound, the ridge over the trace of its covariance would be 1e6."""
     experts = [cores(2)[0], cores(2)[1] * 1e-5]
-    found = merged(Ace(threshold=0), torch.zeros(RANK, RANK, dtype=torch.float64), experts)
-    assert found.abs().max() < 3 * experts[0].abs().max()
+    result = merge_experts(Ace(threshold=0), torch.zeros(RANK, RANK, dtype=torch.float64), experts)
+    assert result.abs().max() < 3 * experts[0].abs().max()
 
 
 def test_ace_averages_a_matrix_of_one_row() -> None:
     experts = [torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])]
-    torch.testing.assert_close(merged("ace", torch.zeros(1, 3), experts), torch.full((1, 3), 2.0))
+    torch.testing.assert_close(
+        merge_experts("ace", torch.zeros(1, 3), experts), torch.full((1, 3), 2.0)
+    )

@@ -1,4 +1,4 @@
-"""What every method keeps, checked by the suites of fusion-core."""
+"""Run the conformance suites on every method and stage."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ if TYPE_CHECKING:
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
 
-
 UNDETERMINED = {
-    "iso-c,svc": "all singular values are equal, so any basis is one of singular vectors",
+    "iso-c,svc": "all singular values are equal, so singular vectors are arbitrary",
     "iso-cts,svc": "the same",
-    "orthogonalise,iso-cts": "orthogonal parts have no common directions but by rounding",
+    "orthogonalise,iso-cts": "orthogonal parts have common directions only by rounding",
 }
 
 
-def named(stage: str) -> list[str]:
+def names_in(stage: str) -> list[str]:
     return [name for name, spec in SPECS.items() if spec.stage == stage]
 
 
 class TestTransforms(TransformSuite):
     undetermined = UNDETERMINED
 
-    @pytest.fixture(params=named("transform"))
+    @pytest.fixture(params=names_in("transform"))
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]
 
@@ -39,14 +38,14 @@ class TestTransforms(TransformSuite):
 class TestMerges(AlgorithmSuite):
     undetermined = UNDETERMINED
     expected_failures: ClassVar[Mapping[str, str]] = {
-        "test_task_vectors_of_any_size_stay_bounded[wudi-tiny]": "its rate is absolute",
-        "test_larger_task_vectors_give_the_same_merge_enlarged[wudi]": "its rate is absolute",
+        "test_task_vectors_of_any_size_stay_bounded[wudi-tiny]": "lr is absolute",
+        "test_larger_task_vectors_give_the_same_merge_enlarged[wudi]": "lr is absolute",
         "test_task_vectors_of_any_size_stay_bounded[doge-tiny]": "it divides by the norms",
         "test_larger_task_vectors_give_the_same_merge_enlarged[doge]": "it divides by the norms",
         "test_larger_task_vectors_give_the_same_merge_enlarged[ace]": "epsilon is absolute",
     }
 
-    @pytest.fixture(params=named("merge"))
+    @pytest.fixture(params=names_in("merge"))
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]
 
@@ -58,6 +57,6 @@ class TestMerges(AlgorithmSuite):
 class TestCalibrations(CalibrationSuite):
     undetermined = UNDETERMINED
 
-    @pytest.fixture(params=named("calibrate"))
+    @pytest.fixture(params=names_in("calibrate"))
     def spec(self, request: pytest.FixtureRequest) -> AlgorithmSpec:
         return SPECS[request.param]

@@ -1,4 +1,4 @@
-"""Merges against dense ones from their papers, in fp64: SVDs, loops, autograd, sorting."""
+"""Merges against dense implementations of the papers in fp64: SVDs, loops, autograd, sorting."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = {"square": (12, 12), "tall": (24, 9), "wide": (7, 20)}
 
 
 def pool_of(experts: int, seed: int, sizes: tuple[float, ...] = (0.3,)) -> dict[str, Any]:
-    """Make matrices of three shapes and a vector; task vectors have these sizes in turns."""
+    """Return matrices of three shapes and a vector; the sizes of task vectors take turns."""
     draw = torch.Generator().manual_seed(seed)
     shapes = {**SHAPES, "vector": (5,)}
     base = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
@@ -42,21 +42,22 @@ def pool_of(experts: int, seed: int, sizes: tuple[float, ...] = (0.3,)) -> dict[
 
 
 def tasks_of(pool: dict[str, Any], name: str) -> list[Tensor]:
-    return [each[name].double() - pool["base"][name].double() for each in pool["models"].values()]
+    return [model[name].double() - pool["base"][name].double() for model in pool["models"].values()]
 
 
-def moved(algorithm: object, pool: dict[str, Any]) -> dict[str, Tensor]:
-    found: WeightSource = merge(algorithm, pool)
-    return {name: found.tensor(name).double() - pool["base"][name].double() for name in found.infos}
+def merged_vectors(algorithm: object, pool: dict[str, Any]) -> dict[str, Tensor]:
+    merged: WeightSource = merge(algorithm, pool)
+    base = pool["base"]
+    return {name: merged.tensor(name).double() - base[name].double() for name in merged.infos}
 
 
-def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def low_rank(matrix: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def low_rank(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left[:, :kept], values[:kept], right[:kept]
+    return left[:, :count], values[:count], right[:count]
 
 
 # --- in closed form -------------------------------------------------------------------------------
@@ -81,14 +82,14 @@ def iso_c(tasks: list[Tensor]) -> Tensor:
 
 def iso_cts(tasks: list[Tensor], common_fraction: float) -> Tensor:
     rank, count = min(tasks[0].shape), len(tasks)
-    own = round((rank - int(rank * common_fraction)) / count)
-    u, s, v = low_rank(sum(tasks), rank - own * count)
+    per_expert = round((rank - int(rank * common_fraction)) / count)
+    u, s, v = low_rank(sum(tasks), rank - per_expert * count)
     lefts, values, rights = [u], [s], [v]
     for task in tasks:
-        one, level, other = low_rank(task - u @ u.T @ task, own)
-        lefts.append(one)
+        left, level, right = low_rank(task - u @ u.T @ task, per_expert)
+        lefts.append(left)
         values.append(level)
-        rights.append(other)
+        rights.append(right)
     left, right = orthonormal(torch.cat(lefts, dim=1)), orthonormal(torch.cat(rights))
     return torch.cat(values).mean() * left @ right
 
@@ -103,21 +104,21 @@ def cart(base: Tensor, tasks: list[Tensor], rank_fraction: float, scale: float) 
     return merged - base
 
 
-def truncated(task: Tensor, by: str, keep: float, *, rescale: bool) -> Tensor:
+def truncate(task: Tensor, by: str, keep: float, *, rescale: bool) -> Tensor:
     u, s, v = torch.linalg.svd(task, full_matrices=False)
     mass = {"nuclear": s, "energy": s**2, "fraction": torch.ones_like(s)}[by]
-    kept = 1
+    count = 1
     if by == "fraction":
-        kept = max(1, int(keep * len(s)))
+        count = max(1, int(keep * len(s)))
     else:
-        while mass[:kept].sum() < keep * mass.sum():
-            kept += 1
-    factor = s.sum() / s[:kept].sum() if rescale else 1
-    return u[:, :kept] @ torch.diag(s[:kept] * factor) @ v[:kept]
+        while mass[:count].sum() < keep * mass.sum():
+            count += 1
+    factor = s.sum() / s[:count].sum() if rescale else 1
+    return u[:, :count] @ torch.diag(s[:count] * factor) @ v[:count]
 
 
 def star(tasks: list[Tensor], keep: float) -> Tensor:
-    return sum(truncated(task, "nuclear", keep, rescale=True) for task in tasks) / len(tasks)
+    return sum(truncate(task, "nuclear", keep, rescale=True) for task in tasks) / len(tasks)
 
 
 def ace(
@@ -127,7 +128,11 @@ def ace(
     norms = torch.stack([task.square().sum() for task in tasks])
     logs = norms.log()
     spread = logs.var() / logs.mean() ** 2 if len(tasks) > 1 else 0.0
-    top, bottom, plain = torch.zeros_like(tasks[0]), torch.zeros(columns, columns).double(), []
+    top, bottom, covariances = (
+        torch.zeros_like(tasks[0]),
+        torch.zeros(columns, columns).double(),
+        [],
+    )
     for task in tasks:
         centred = task - task.mean(0)
         trace = centred.square().sum() if spread > threshold else 1.0
@@ -135,12 +140,12 @@ def ace(
         ridge = min(epsilon / trace, 1) if spread > threshold else epsilon
         ridged = covariance + ridge * torch.eye(columns)
         top, bottom = top + centred @ ridged, bottom + ridged
-        plain.append(covariance)
-    prior = sum(plain).mean(0) / (norms.mean() if spread > threshold else 1.0)
+        covariances.append(covariance)
+    prior = sum(covariances).mean(0) / (norms.mean() if spread > threshold else 1.0)
     merged = top @ torch.linalg.inv(bottom + torch.ones(columns, 1) * prior)
     if spread <= threshold:
         return merged
-    rest = sum(t @ (c - bottom / len(tasks)) for t, c in zip(tasks, plain, strict=True))
+    rest = sum(t @ (c - bottom / len(tasks)) for t, c in zip(tasks, covariances, strict=True))
     u, s, v = low_rank(merged + rest, int(fraction * min(rest.shape)))
     return merged + s.mean() * u @ v
 
@@ -170,10 +175,10 @@ experts_and_seed = pytest.mark.parametrize(("experts", "seed"), CASES)
 @pytest.mark.parametrize("scale", [1.0, 0.4])
 def test_tsv_m(experts: int, seed: int, scale: float) -> None:
     pool = pool_of(experts, seed)
-    found = moved(TsvM(scale=scale), pool)
+    merged = merged_vectors(TsvM(scale=scale), pool)
     for name in SHAPES:
-        assert_close(found[name], scale * tsv_m(tasks_of(pool, name)))
-    assert_close(found["vector"], scale * sum(tasks_of(pool, "vector")) / experts)
+        assert_close(merged[name], scale * tsv_m(tasks_of(pool, name)))
+    assert_close(merged["vector"], scale * sum(tasks_of(pool, "vector")) / experts)
 
 
 def test_tsv_m_is_a_pipeline() -> None:
@@ -187,10 +192,10 @@ def test_tsv_m_is_a_pipeline() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 def test_iso_c(experts: int, seed: int, scale: float) -> None:
     pool = pool_of(experts, seed)
-    found = moved(IsoC(scale=scale), pool)
+    merged = merged_vectors(IsoC(scale=scale), pool)
     for name in SHAPES:
-        assert_close(found[name], scale * iso_c(tasks_of(pool, name)))
-    assert_close(found["vector"], scale * sum(tasks_of(pool, "vector")) / experts)
+        assert_close(merged[name], scale * iso_c(tasks_of(pool, name)))
+    assert_close(merged["vector"], scale * sum(tasks_of(pool, "vector")) / experts)
 
 
 def test_iso_c_by_hand() -> None:
@@ -203,13 +208,13 @@ def test_iso_c_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_iso_c_adds_nothing_where_nobody_moved(dtype: torch.dtype) -> None:
-    """An SVD completes the basis of a sum of rank 4 by directions that mean nothing."""
+def test_iso_c_adds_nothing_where_no_expert_moved(dtype: torch.dtype) -> None:
+    """An SVD would fill the basis of a sum of rank 4 with arbitrary directions."""
     draw = torch.Generator().manual_seed(0)
     left, right = (torch.randn(4, 30, generator=draw, dtype=dtype) for _ in range(2))
     pool = {"base": {"w": torch.zeros(30, 30, dtype=dtype)}, "models": {"a": {"w": left.T @ right}}}
-    found = merge(IsoC(), pool).tensor("w")
-    values = torch.linalg.svdvals(found)
+    merged = merge(IsoC(), pool).tensor("w")
+    values = torch.linalg.svdvals(merged)
     level = torch.linalg.matrix_norm(left.T @ right, "nuc") / 4
     assert_close(values[:4], level.expand(4))
     assert_close(values[4:], torch.zeros(26, dtype=dtype))
@@ -219,35 +224,35 @@ def test_iso_c_adds_nothing_where_nobody_moved(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("common_fraction", [0.8, 0.5, 1.0])
 def test_iso_cts(experts: int, seed: int, common_fraction: float) -> None:
     pool = pool_of(experts, seed)
-    found = moved(IsoCts(common_fraction=common_fraction, scale=1.2), pool)
+    merged = merged_vectors(IsoCts(common_fraction=common_fraction, scale=1.2), pool)
     for name in SHAPES:
-        assert_close(found[name], 1.2 * iso_cts(tasks_of(pool, name), common_fraction))
+        assert_close(merged[name], 1.2 * iso_cts(tasks_of(pool, name), common_fraction))
 
 
-def test_iso_cts_without_common_directions_gives_none_twice() -> None:
-    """Three directions for five experts round to one each, which are more than there are."""
+def test_iso_cts_without_common_directions_uses_none_twice() -> None:
+    """Three directions for five experts round to one per expert, two more than there are."""
     pool = pool_of(5, 0)
     for part in (pool["base"], *pool["models"].values()):
         part["square"] = part["square"][:3, :3]
-    assert moved(IsoCts(common_fraction=0), pool)["square"].isfinite().all()
+    assert merged_vectors(IsoCts(common_fraction=0), pool)["square"].isfinite().all()
 
 
 @experts_and_seed
 @pytest.mark.parametrize(("rank_fraction", "scale"), [(0.08, 1.0), (0.3, 2.0)])
 def test_cart(experts: int, seed: int, rank_fraction: float, scale: float) -> None:
     pool = pool_of(experts, seed)
-    found = moved(Cart(rank_fraction=rank_fraction, scale=scale), pool)
+    merged = merged_vectors(Cart(rank_fraction=rank_fraction, scale=scale), pool)
     for name in SHAPES:
         base, tasks = pool["base"][name].double(), tasks_of(pool, name)
-        assert_close(found[name], cart(base, tasks, rank_fraction, scale))
-    assert_close(found["vector"], sum(tasks_of(pool, "vector")) / experts)
+        assert_close(merged[name], cart(base, tasks, rank_fraction, scale))
+    assert_close(merged["vector"], sum(tasks_of(pool, "vector")) / experts)
 
 
 def test_cart_at_full_rank_is_the_average() -> None:
     pool = in_fp64(pool_of(3, 0))
-    found = moved(Cart(rank_fraction=1, scale=3), pool)
+    merged = merged_vectors(Cart(rank_fraction=1, scale=3), pool)
     for name in pool["base"]:
-        assert_close(found[name], sum(tasks_of(pool, name)) / 3, 1e-9)
+        assert_close(merged[name], sum(tasks_of(pool, name)) / 3, 1e-9)
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -255,42 +260,48 @@ def test_cart_at_full_rank_is_the_average() -> None:
 def test_truncate(by: str, keep: float, rescale: bool) -> None:  # noqa: FBT001 - a parameter
     pool = pool_of(3, 4)
     stage = Truncate(by=by, keep=keep, rescale=rescale)
-    found = moved([stage, {"name": "task-arithmetic", "scale": 1, "weights": [0, 1, 0]}], pool)
+    merged = merged_vectors(
+        [stage, {"name": "task-arithmetic", "scale": 1, "weights": [0, 1, 0]}], pool
+    )
     for name in SHAPES:
-        expected = truncated(tasks_of(pool, name)[1], by, keep, rescale=rescale)
-        assert_close(found[name], expected)
-    assert_close(found["vector"], tasks_of(pool, "vector")[1])
+        expected = truncate(tasks_of(pool, name)[1], by, keep, rescale=rescale)
+        assert_close(merged[name], expected)
+    assert_close(merged["vector"], tasks_of(pool, "vector")[1])
 
 
 @pytest.mark.parametrize("by", ["nuclear", "energy", "fraction"])
-def test_truncate_keeps_everything_if_it_is_asked_to(by: str) -> None:
+def test_truncate_keeps_everything_at_keep_1(by: str) -> None:
     pool = in_fp64(pool_of(2, 5))
-    found = moved([Truncate(by=by, keep=1), {"name": "task-arithmetic", "scale": 1}], pool)
+    merged = merged_vectors(
+        [Truncate(by=by, keep=1), {"name": "task-arithmetic", "scale": 1}], pool
+    )
     for name in pool["base"]:
-        assert_close(found[name], sum(tasks_of(pool, name)), 1e-9)
+        assert_close(merged[name], sum(tasks_of(pool, name)), 1e-9)
 
 
 @experts_and_seed
 def test_star(experts: int, seed: int) -> None:
     pool = pool_of(experts, seed)
-    found = moved(Star(keep=0.6), pool)
+    merged = merged_vectors(Star(keep=0.6), pool)
     for name in SHAPES:
-        assert_close(found[name], star(tasks_of(pool, name), 0.6))
+        assert_close(merged[name], star(tasks_of(pool, name), 0.6))
 
 
 @experts_and_seed
 @pytest.mark.parametrize("sizes", [(0.3,), (0.02, 0.3, 3.0)])
 def test_ace(experts: int, seed: int, sizes: tuple[float, ...]) -> None:
     pool = pool_of(experts, seed, sizes)
-    found = moved(Ace(epsilon=0.05), pool)
+    merged = merged_vectors(Ace(epsilon=0.05), pool)
     for name in SHAPES:
-        assert_close(found[name], ace(tasks_of(pool, name), 0.05))
+        assert_close(merged[name], ace(tasks_of(pool, name), 0.05))
 
 
 def test_ace_refines_heterogeneous_experts_alone() -> None:
     even, uneven = (pool_of(3, 0, sizes) for sizes in ((0.3,), (0.02, 0.3, 3.0)))
     for pool, refined in ((even, False), (uneven, True)):
-        least, most = (moved(Ace(rank_fraction=each), pool)["square"] for each in (0.01, 0.9))
+        least, most = (
+            merged_vectors(Ace(rank_fraction=fraction), pool)["square"] for fraction in (0.01, 0.9)
+        )
         assert torch.equal(least, most) is not refined
 
 
@@ -298,17 +309,20 @@ def test_ace_refines_heterogeneous_experts_alone() -> None:
 @pytest.mark.parametrize("size", [0.1, 1.0])
 def test_orthomerge(experts: int, seed: int, size: float) -> None:
     pool = pool_of(experts, seed, (size,))
-    found = moved(Orthomerge(), pool)
+    merged = merged_vectors(Orthomerge(), pool)
     for name in SHAPES:
-        assert_close(found[name], orthomerge(pool["base"][name].double(), tasks_of(pool, name)))
-    assert_close(found["vector"], sum(tasks_of(pool, "vector")) / experts)
+        assert_close(merged[name], orthomerge(pool["base"][name].double(), tasks_of(pool, name)))
+    assert_close(merged["vector"], sum(tasks_of(pool, "vector")) / experts)
 
 
-def test_orthomerge_of_two_rotations_is_the_one_between() -> None:
-    """By 20 and 40 degrees of the unit square: the mean in the Lie algebra is not quite 30."""
+def test_orthomerge_of_two_rotations_is_between_them() -> None:
+    """Rotations of the plane by 20 and 40 degrees: the mean in the Lie algebra is not quite 30."""
     angles = torch.tensor([20.0, 40.0], dtype=torch.float64).deg2rad()
-    turned = [torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]]) for a in angles]
-    pool = {"base": {"w": torch.eye(2)}, "models": {"a": {"w": turned[0]}, "b": {"w": turned[1]}}}
+    rotations = [torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]]) for a in angles]
+    pool = {
+        "base": {"w": torch.eye(2)},
+        "models": {"a": {"w": rotations[0]}, "b": {"w": rotations[1]}},
+    }
     between = 2 * torch.atan((angles / 2).tan().mean())
     expected = torch.tensor([[between.cos(), -between.sin()], [between.sin(), between.cos()]])
     assert_close(merge(Orthomerge(), pool).tensor("w").double(), expected, 1e-6)
@@ -318,7 +332,7 @@ def test_orthomerge_of_two_rotations_is_the_one_between() -> None:
 
 
 def wudi(tasks: list[Tensor], steps: int, lr: float) -> Tensor:
-    """By autograd, with two products an expert and step."""
+    """Descend by autograd, with two products per expert and step."""
     merged = sum(tasks).clone().requires_grad_()
     optimizer = torch.optim.Adam([merged], lr=lr)
     for _ in range(steps):
@@ -331,8 +345,8 @@ def wudi(tasks: list[Tensor], steps: int, lr: float) -> Tensor:
 
 def thresholds(rows: list[list[Tensor]], density: float) -> list[Tensor]:
     """Return each expert's smallest kept magnitude over all its tensors, by sorting."""
-    flat = [torch.cat([each.abs().flatten() for each in row]).sort().values for row in rows]
-    return [each[-max(1, int(density * len(each)))] for each in flat]
+    flat = [torch.cat([values.abs().flatten() for values in row]).sort().values for row in rows]
+    return [values[-max(1, int(density * len(values)))] for values in flat]
 
 
 def knots(layers: list[list[Tensor]], density: float) -> list[Tensor]:
@@ -343,15 +357,15 @@ def knots(layers: list[list[Tensor]], density: float) -> list[Tensor]:
         supported = s > 1e-6 * s[0]
         bases.append(u[:, supported])
         split = (torch.diag(s) @ v)[supported].split(tasks[0].shape[1], dim=1)
-        for rows, each in zip(coordinates, split, strict=True):
-            rows.append(each)
+        for rows, part in zip(coordinates, split, strict=True):
+            rows.append(part)
     limits = thresholds(coordinates, density)
-    kept = [
-        [each * (each.abs() >= limit) for each in rows]
+    trimmed = [
+        [part * (part.abs() >= limit) for part in rows]
         for rows, limit in zip(coordinates, limits, strict=True)
     ]
     merged = []
-    for basis, *rows in zip(bases, *kept, strict=True):
+    for basis, *rows in zip(bases, *trimmed, strict=True):
         sign = torch.stack(rows).sum(0).sign()
         agree = torch.stack([row * (row * sign > 0) for row in rows])
         merged.append(basis @ (agree.sum(0) / (agree != 0).sum(0).clamp(min=1)))
@@ -365,10 +379,10 @@ def doge(layers: list[list[Tensor]], options: DogeConfig) -> list[Tensor]:
 
 
 def _doge(tasks: list[Tensor], limits: list[Tensor], options: DogeConfig) -> Tensor:
-    beside = torch.cat(tasks, dim=int(tasks[0].shape[0] <= tasks[0].shape[1]))
-    rank, count = int(torch.linalg.matrix_rank(beside)), len(tasks)
-    joined = torch.cat([low_rank(task, max(1, rank // count))[0] for task in tasks], dim=1)
-    shared = low_rank(joined, rank // options.subspace)[0]
+    joined = torch.cat(tasks, dim=int(tasks[0].shape[0] <= tasks[0].shape[1]))
+    rank, count = int(torch.linalg.matrix_rank(joined)), len(tasks)
+    lefts = torch.cat([low_rank(task, max(1, rank // count))[0] for task in tasks], dim=1)
+    shared = low_rank(lefts, rank // options.subspace)[0]
     shares = [options.scale / task.norm() for task in tasks]
     delta = torch.zeros_like(tasks[0]).requires_grad_()
     optimizer = torch.optim.Adam([delta], lr=options.lr)
@@ -397,34 +411,34 @@ def in_fp64(pool: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("steps", "lr"), [(300, 1e-5), (60, 1e-3), (0, 1.0)])
 def test_wudi(experts: int, seed: int, steps: int, lr: float) -> None:
     pool = pool_of(experts, seed)
-    found = moved(Wudi(steps=steps, lr=lr), pool)
+    merged = merged_vectors(Wudi(steps=steps, lr=lr), pool)
     for name in SHAPES:
-        assert_close(found[name], wudi(tasks_of(pool, name), steps, lr))
-    assert_close(found["vector"], sum(tasks_of(pool, "vector")) / experts)
+        assert_close(merged[name], wudi(tasks_of(pool, name), steps, lr))
+    assert_close(merged["vector"], sum(tasks_of(pool, "vector")) / experts)
 
 
-def test_wudi_has_the_same_iterates_as_with_all_products() -> None:
+def test_wudi_has_the_iterates_of_the_full_gradient() -> None:
     pool = in_fp64(pool_of(3, 3))
-    found = moved(Wudi(steps=50, lr=1e-2), pool)
+    merged = merged_vectors(Wudi(steps=50, lr=1e-2), pool)
     for name in SHAPES:
-        assert_close(found[name], wudi(tasks_of(pool, name), 50, 1e-2), 1e-9)
+        assert_close(merged[name], wudi(tasks_of(pool, name), 50, 1e-2), 1e-9)
 
 
-def test_wudi_without_a_task_vector_is_without_that_expert() -> None:
+def test_wudi_ignores_an_expert_that_did_not_move() -> None:
     pool = pool_of(2, 0)
-    alone = moved(Wudi(lr=1e-3), {**pool, "models": dict(pool["models"])})
-    pool["models"]["still"] = pool["base"]
-    found = moved(Wudi(lr=1e-3), pool)
+    alone = merged_vectors(Wudi(lr=1e-3), {**pool, "models": dict(pool["models"])})
+    pool["models"]["unmoved"] = pool["base"]
+    merged = merged_vectors(Wudi(lr=1e-3), pool)
     for name in SHAPES:
-        assert_close(found[name], alone[name], 1e-6)
+        assert_close(merged[name], alone[name], 1e-6)
 
 
 @pytest.mark.parametrize("widen", [lambda pool: pool, in_fp64], ids=["fp32", "fp64"])
 def test_wudi_leaves_the_sum_of_orthogonal_task_vectors_alone(widen: Any) -> None:
     pool = widen(pool_of(3, 6))
     descended, summed = (
-        moved(["orthogonalise", each], pool)
-        for each in (Wudi(steps=50, lr=1e-3), {"name": "task-arithmetic", "scale": 1})
+        merged_vectors(["orthogonalise", merge_method], pool)
+        for merge_method in (Wudi(steps=50, lr=1e-3), {"name": "task-arithmetic", "scale": 1})
     )
     for name in SHAPES:
         assert_close(descended[name], summed[name], 1e-6)  # a step on rounding moves by 1e-3
@@ -434,15 +448,15 @@ def test_wudi_leaves_the_sum_of_orthogonal_task_vectors_alone(widen: Any) -> Non
 @pytest.mark.parametrize("density", [0.2, 0.7, 1.0])
 def test_knots(experts: int, seed: int, density: float) -> None:
     pool = pool_of(experts, seed)
-    found = moved(Knots(density=density, scale=0.6), pool)
+    merged = merged_vectors(Knots(density=density, scale=0.6), pool)
     expected = knots([tasks_of(pool, name) for name in SHAPES], density)
-    for name, each in zip(SHAPES, expected, strict=True):
-        assert_close(found[name], 0.6 * each)
-    assert_close(found["vector"], 0.6 * sum(tasks_of(pool, "vector")) / experts)
+    for name, vector in zip(SHAPES, expected, strict=True):
+        assert_close(merged[name], 0.6 * vector)
+    assert_close(merged["vector"], 0.6 * sum(tasks_of(pool, "vector")) / experts)
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5])
-def test_knots_counts_what_adapters_span(density: float) -> None:
+def test_knots_counts_only_directions_of_the_adapters(density: float) -> None:
     draw = torch.Generator().manual_seed(1)
     base = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     pool: dict[str, Any] = {"base": base, "models": {}}
@@ -451,18 +465,18 @@ def test_knots_counts_what_adapters_span(density: float) -> None:
             name: torch.randn(rows, 1, generator=draw) @ torch.randn(1, columns, generator=draw)
             for name, (rows, columns) in SHAPES.items()
         }
-    found = moved(Knots(density=density), pool)
+    merged = merged_vectors(Knots(density=density), pool)
     expected = knots([tasks_of(pool, name) for name in SHAPES], density)
-    for name, each in zip(SHAPES, expected, strict=True):
-        assert torch.linalg.matrix_rank(each) == 3
-        assert_close(found[name], each)
+    for name, vector in zip(SHAPES, expected, strict=True):
+        assert torch.linalg.matrix_rank(vector) == 3
+        assert_close(merged[name], vector)
 
 
 def test_knots_of_one_expert_keeps_it_at_full_density() -> None:
     pool = pool_of(1, 0)
-    found = moved(Knots(density=1), pool)
+    merged = merged_vectors(Knots(density=1), pool)
     for name in pool["base"]:
-        assert_close(found[name], tasks_of(pool, name)[0], 1e-5)
+        assert_close(merged[name], tasks_of(pool, name)[0], 1e-5)
 
 
 @pytest.mark.parametrize(("experts", "seed"), [(2, 0), (3, 1), (5, 2)])
@@ -470,32 +484,32 @@ def test_knots_of_one_expert_keeps_it_at_full_density() -> None:
 def test_doge(experts: int, seed: int, subspace: int, density: float) -> None:
     pool = in_fp64(pool_of(experts, seed))
     options = DogeConfig(scale=0.5, density=density, subspace=subspace, steps=40, lr=1e-3)
-    found = moved(Doge(options), pool)
+    merged = merged_vectors(Doge(options), pool)
     expected = doge([tasks_of(pool, name) for name in SHAPES], options)
-    for name, each in zip(SHAPES, expected, strict=True):
-        assert_close(found[name], each, 1e-5)
-    assert_close(found["vector"], sum(tasks_of(pool, "vector")) / experts)
+    for name, vector in zip(SHAPES, expected, strict=True):
+        assert_close(merged[name], vector, 1e-5)
+    assert_close(merged["vector"], sum(tasks_of(pool, "vector")) / experts)
 
 
-def test_doge_learns_between_adapters() -> None:
-    """Of a rank of 6 in 9 dimensions, a third is shared: the correction has the rest."""
+def test_doge_learns_a_correction_for_adapters() -> None:
+    """A third of the rank of 6 is shared, which leaves the rest to the correction."""
     pool, draw = in_fp64(pool_of(3, 6)), torch.Generator().manual_seed(8)
     for model in pool["models"].values():
         for name, (rows, columns) in SHAPES.items():
             up, down = torch.randn(rows, 2, generator=draw), torch.randn(2, columns, generator=draw)
             model[name] = pool["base"][name] + up.double() @ down.double()
     options = DogeConfig(scale=0.5, subspace=3, steps=40, lr=1e-3, density=1)
-    found = moved(Doge(options), pool)
-    still = moved(Doge(options.model_copy(update={"steps": 0})), pool)
+    merged = merged_vectors(Doge(options), pool)
+    uncorrected = merged_vectors(Doge(options.model_copy(update={"steps": 0})), pool)
     expected = doge([tasks_of(pool, name) for name in SHAPES], options)
-    for name, each in zip(SHAPES, expected, strict=True):
-        assert_close(found[name], each, 1e-5)
-        assert not torch.allclose(found[name], still[name], atol=1e-3)
+    for name, vector in zip(SHAPES, expected, strict=True):
+        assert_close(merged[name], vector, 1e-5)
+        assert not torch.allclose(merged[name], uncorrected[name], atol=1e-3)
 
 
 def test_doge_in_fp32() -> None:
     pool = pool_of(3, 5)
-    found = moved(Doge(), pool)
+    merged = merged_vectors(Doge(), pool)
     expected = doge([tasks_of(pool, name) for name in SHAPES], DogeConfig())
-    for name, each in zip(SHAPES, expected, strict=True):
-        assert_close(found[name], each)
+    for name, vector in zip(SHAPES, expected, strict=True):
+        assert_close(merged[name], vector)

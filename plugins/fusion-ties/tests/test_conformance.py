@@ -1,4 +1,4 @@
-"""What every algorithm keeps, checked by the suites of fusion-core."""
+"""Run the conformance suites on every method and stage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fusion_core import AlgorithmSpec
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
-#: Each merge with options that take the longest way through it.
-BY_CHANCE: list[tuple[str, dict[str, Any]]] = [
+#: Merges with options that reach most of their code.
+RANDOM: list[tuple[str, dict[str, Any]]] = [
     ("dare", {"rescale": "l1", "elect": "ties", "normalize": True}),
     ("della", {"rescale": "l1"}),
 ]
@@ -33,12 +33,12 @@ MERGES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def _called(case: tuple[str, dict[str, Any]]) -> str:
+def _case_id(case: tuple[str, dict[str, Any]]) -> str:
     return "-".join([case[0], *map(str, case[1].values())])
 
 
 class _Cases:
-    """A class of checks for each pair of a name and options."""
+    """Fixtures for cases, each a name and options."""
 
     @pytest.fixture
     def spec(self, case: tuple[str, dict[str, Any]]) -> AlgorithmSpec:
@@ -56,17 +56,17 @@ class TestMerges(_Cases, AlgorithmSuite):
         )
     }
 
-    @pytest.fixture(params=MERGES, ids=_called)
+    @pytest.fixture(params=MERGES, ids=_case_id)
     def case(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
 
-class TestMergesByChance(_Cases, AlgorithmSuite):
+class TestRandomMerges(_Cases, AlgorithmSuite):
     expected_failures: ClassVar[Mapping[str, str]] = {
-        "test_tied_tensors_stay_tied": "random numbers are drawn by the tensor's name"
+        "test_tied_tensors_stay_tied": "random numbers depend on the tensor's name"
     }
 
-    @pytest.fixture(params=BY_CHANCE, ids=_called)
+    @pytest.fixture(params=RANDOM, ids=_case_id)
     def case(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
@@ -77,9 +77,9 @@ class TestTransforms(_Cases, TransformSuite):
         return request.param, {}
 
 
-class TestTransformsByChance(_Cases, TransformSuite):
+class TestRandomTransforms(_Cases, TransformSuite):
     expected_failures: ClassVar[Mapping[str, str]] = {
-        "test_tied_tensors_stay_tied": "random numbers are drawn by the tensor's name"
+        "test_tied_tensors_stay_tied": "random numbers depend on the tensor's name"
     }
 
     @pytest.fixture(params=["drop", "magprune"])

@@ -1,4 +1,4 @@
-"""Methods that choose entries of all experts, against loops over single entries in fp64."""
+"""Methods that choose among the experts' entries, against loops over entries in fp64."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ Rows = list[list[float]]
 
 
 def models(seed: int, experts: int = 3) -> dict[str, Any]:
-    """Return models in fp64 whose task vectors are integers: many are equal, or zero."""
+    """Return models in fp64 whose task vectors are integers, many of them equal or zero."""
     draw = torch.Generator().manual_seed(seed)
     base = {n: torch.zeros(shape, dtype=torch.float64) for n, shape in SHAPES.items()}
-    made = {
+    experts_by_name = {
         f"e{n}": {
             k: (4 * torch.randn(shape, generator=draw, dtype=torch.float64)).round()
             for k, shape in SHAPES.items()
         }
         for n in range(experts)
     }
-    return {"base": base, "models": made}
+    return {"base": base, "models": experts_by_name}
 
 
 def check(method: Any, pool: dict[str, Any], expected: Callable[[Rows], list[float]]) -> None:
-    """Compare a merge with what a function makes of a tensor's task vectors, flat, as lists."""
-    found = merge(method, pool)
+    """Compare a merge with `expected`, which takes a tensor's flat task vectors as lists."""
+    merged = merge(method, pool)
     for name, shape in SHAPES.items():
-        rows = [each[name].flatten().tolist() for each in pool["models"].values()]
-        like = torch.tensor(expected(rows), dtype=torch.float64).reshape(shape)
-        torch.testing.assert_close(found.tensor(name), like, rtol=1e-9, atol=0)
+        rows = [model[name].flatten().tolist() for model in pool["models"].values()]
+        target = torch.tensor(expected(rows), dtype=torch.float64).reshape(shape)
+        torch.testing.assert_close(merged.tensor(name), target, rtol=1e-9, atol=0)
 
 
 def sign_of(value: float) -> float:
@@ -56,84 +56,86 @@ def test_magmax_takes_the_largest(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("k", "tall_lambda"), [(0, 0.4), (1, 1.0), (2, 0.4), (3, 0.2), (2, 0.0)])
-def test_consensus_keeps_what_enough_masks_have(k: int, tall_lambda: float, seed: int) -> None:
+def test_consensus_keeps_entries_that_are_in_enough_masks(
+    k: int, tall_lambda: float, seed: int
+) -> None:
     def expected(rows: Rows) -> list[float]:
-        merged = []
+        result = []
         for column in zip(*rows, strict=True):
             total = sum(column)
-            masks = sum(abs(each) >= tall_lambda * abs(total - each) for each in column)
-            merged.append(0.7 * total if masks >= k else 0.0)
-        return merged
+            masks = sum(abs(x) >= tall_lambda * abs(total - x) for x in column)
+            result.append(0.7 * total if masks >= k else 0.0)
+        return result
 
     check(Consensus(k=k, tall_lambda=tall_lambda, scale=0.7), models(seed), expected)
 
 
 def test_a_consensus_computed_by_hand() -> None:
-    # Sums 11, 3, -1. Masks at 0.5: 10 >= 0.5 is the first's alone; of 1 and 2, both (1 >= 1);
-    # of 5 and -6, both.
+    # The sums are 11, 3, -1. At lambda 0.5 the masks have 10 (10 >= 0.5, but 1 < 5), 1 and 2
+    # (1 >= 1), and 5 and -6.
     pool = {
         "base": {"w": torch.zeros(3)},
         "models": {"a": {"w": torch.tensor([10.0, 1, 5])}, "b": {"w": torch.tensor([1.0, 2, -6])}},
     }
-    found = merge(Consensus(tall_lambda=0.5, scale=1.0), pool)
-    assert found.tensor("w").tolist() == [0, 3, -1]
+    merged = merge(Consensus(tall_lambda=0.5, scale=1.0), pool)
+    assert merged.tensor("w").tolist() == [0, 3, -1]
 
 
-def test_more_masks_than_experts_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"algorithm.k is 4, .*nothing would be merged"):
+def test_more_masks_than_experts_are_an_error() -> None:
+    with pytest.raises(RecipeError, match=r"algorithm.k is 4, but there are only 3 expert"):
         merge(Consensus(k=4), models(0))
 
 
 def sce(density: float, weights: list[float]) -> Callable[[Rows], list[float]]:
-    """Return SCE of one tensor, by loops."""
+    """Return a function that merges one tensor by SCE, with loops."""
 
-    def merged(rows: Rows) -> list[float]:
+    def merge_rows(rows: Rows) -> list[float]:
         columns = list(zip(*rows, strict=True))
-        means = [sum(each) / len(each) for each in columns]
+        means = [sum(column) / len(column) for column in columns]
         variances = [
             sum((x - mean) ** 2 for x in column) if len(set(column)) > 1 else 0.0
             for column, mean in zip(columns, means, strict=True)
         ]
         varying = sorted((v for v in variances if v), reverse=True)
-        kept = max(1, int(density * len(varying))) if varying else 0
-        low = varying[kept - 1] * (1 - 1e-12) if kept else float("inf")
-        taken = [density == 1 or variance >= low for variance in variances]
-        energies = [sum(x * x for x, t in zip(r, taken, strict=True) if t) for r in rows]
+        count = max(1, int(density * len(varying))) if varying else 0
+        low = varying[count - 1] * (1 - 1e-12) if count else float("inf")
+        selected = [density == 1 or variance >= low for variance in variances]
+        energies = [sum(x * x for x, s in zip(row, selected, strict=True) if s) for row in rows]
         factors = [w * e / (sum(energies) or 1) for w, e in zip(weights, energies, strict=True)]
         result = []
-        for column, is_taken in zip(columns, taken, strict=True):
+        for column, is_selected in zip(columns, selected, strict=True):
             sign = sign_of(sum(column))
             agree = [(f, x) for f, x in zip(factors, column, strict=True) if x * sign > 0]
             total, share = sum(f * x for f, x in agree), sum(f for f, _ in agree)
-            result.append(total / share if is_taken and share else 0.0)
+            result.append(total / share if is_selected and share else 0.0)
         return result
 
-    return merged
+    return merge_rows
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, 2.0, 0.0]])
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
-def test_sce_is_the_definition_at_any_size(
+def test_sce_equals_its_definition_at_any_size(
     density: float, weights: list[float], size: float
 ) -> None:
     pool = models(3)
     draw = torch.Generator().manual_seed(3)
-    like = {"generator": draw, "dtype": torch.float64}
+    options = {"generator": draw, "dtype": torch.float64}
     for expert in pool["models"].values():
-        for entries in expert.values():  # zeros stay; no two positions vary alike
-            entries.mul_(size * (1 + torch.rand(entries.shape, **like)))
+        for entries in expert.values():  # zeros stay, and no two positions vary equally
+            entries.mul_(size * (1 + torch.rand(entries.shape, **options)))
     check(Sce(density=density, weights=weights), pool, sce(density, weights))
 
 
-def test_sce_selects_nothing_where_nothing_varies() -> None:
+def test_sce_of_equal_experts_selects_nothing() -> None:
     pool = models(0, experts=1)
     expert = pool["models"]["e0"]
     pool["models"] = dict.fromkeys("abcde", expert)
-    one, some = merge(Sce(), pool), merge(Sce(density=0.5), pool)
+    full, half = merge(Sce(), pool), merge(Sce(density=0.5), pool)
     for name in SHAPES:
-        torch.testing.assert_close(one.tensor(name), expert[name], rtol=1e-12, atol=0)
-        assert torch.equal(some.tensor(name), pool["base"][name])
+        torch.testing.assert_close(full.tensor(name), expert[name], rtol=1e-12, atol=0)
+        assert torch.equal(half.tensor(name), pool["base"][name])
 
 
 def test_sce_of_experts_of_very_different_sizes() -> None:

@@ -1,4 +1,4 @@
-"""EMR-Merging and TALL masks against the papers' definitions, as read from a directory."""
+"""EMR-Merging and TALL masks against the papers' definitions, read from a directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def models(seed: int, experts: int = 3) -> tuple[State, dict[str, State]]:
 def run(
     base: State, experts: dict[str, State], tmp_path: Path, name: str = "emr", **options: Any
 ) -> Path:
-    """Merge saved models into a directory, with all that `load_for_task` reads."""
+    """Merge saved models into a directory that `load_for_task` reads."""
     for model, state in {"base": base, **experts}.items():
         save_file(state, tmp_path / f"{model}.safetensors")
     pool = {
@@ -47,30 +47,31 @@ def run(
 
 @pytest.mark.parametrize("rescale", ["paper", "authors"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_emrs_weights_for_a_task(seed: int, rescale: str, tmp_path: Path) -> None:
+def test_emr_weights_for_a_task(seed: int, rescale: str, tmp_path: Path) -> None:
     base, experts = models(seed)
     out = run(base, experts, tmp_path, rescale=rescale)
     tasks = {name: {k: state[k] - base[k] for k in SHAPES} for name, state in experts.items()}
     unified: State = {}
     for name in SHAPES:
-        rows = torch.stack([each[name] for each in tasks.values()])
+        rows = torch.stack([vectors[name] for vectors in tasks.values()])
         sign = rows.sum(0).sign()
         unified[name] = sign * rows.abs().where(rows.sign() == sign, 0).amax(0)
-    for task, own in tasks.items():
-        masks = {name: own[name] * unified[name] > 0 for name in SHAPES}
-        filled = [name for name in SHAPES if own[name].numel()]
+    for task, vectors in tasks.items():
+        masks = {name: vectors[name] * unified[name] > 0 for name in SHAPES}
+        filled = [name for name in SHAPES if vectors[name].numel()]
         size = torch.mean if rescale == "authors" else torch.sum
-        before = sum(size(own[name].abs()) for name in filled)
+        before = sum(size(vectors[name].abs()) for name in filled)
         after = sum(size((unified[name] * masks[name]).abs()) for name in filled)
-        found = load_for_task(out, task)
+        loaded = load_for_task(out, task)
         for name in SHAPES:
             expected = base[name] + before / after * masks[name] * unified[name]
-            torch.testing.assert_close(found.tensor(name), expected, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(loaded.tensor(name), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_case_computed_by_hand(tmp_path: Path) -> None:
-    # Sums 4, -1, 0: signs plus, minus, none. The unified task vector is 3, -3, 0.
-    # a has 1, 2, 1: in the mask, 3; scale 4 / 3. b has 3, -3, -1: all but the last; 7 / 6.
+    # The sums are 4, -1, 0, with signs plus, minus, none. The unified task vector is 3, -3, 0.
+    # a is 1, 2, 1: its mask has the first entry, 3, and its scale is 4 / 3.
+    # b is 3, -3, -1: its mask has the first two entries, and its scale is 7 / 6.
     base = {"w": torch.zeros(3)}
     experts = {"a": {"w": torch.tensor([1.0, 2, 1])}, "b": {"w": torch.tensor([3.0, -3, -1])}}
     out = run(base, experts, tmp_path)
@@ -79,14 +80,14 @@ def test_a_case_computed_by_hand(tmp_path: Path) -> None:
     assert load_for_task(out, "b").tensor("w").tolist() == [3.5, -3.5, 0]
 
 
-def test_one_expert_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_one_expert_is_restored(tmp_path: Path) -> None:
     base, experts = models(2, experts=1)
-    found = load_for_task(run(base, experts, tmp_path), "t0").state_dict()
+    loaded = load_for_task(run(base, experts, tmp_path), "t0").state_dict()
     for name, expected in experts["t0"].items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(loaded[name], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_masks_take_one_bit_an_entry_and_task(tmp_path: Path) -> None:
+def test_masks_take_one_bit_per_entry_and_task(tmp_path: Path) -> None:
     base = {"w": torch.zeros(8000)}
     experts = {str(n): {"w": torch.randn(8000)} for n in range(5)}
     out = run(base, experts, tmp_path)
@@ -95,42 +96,45 @@ def test_masks_take_one_bit_an_entry_and_task(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"scale": 0.3}, {"k": 0, "scale": -2.0, "tall_lambda": 0.9}])
 @pytest.mark.parametrize(("seed", "count"), [(0, 3), (1, 2), (2, 6)])
-def test_tall_masks_leave_of_the_whole_sum_what_a_task_needs(
+def test_tall_masks_select_a_task_from_the_whole_sum(
     seed: int, count: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
     base, experts = models(seed, count)
     out = run(base, experts, tmp_path, "consensus", task_masks=True, **options)
     tall_lambda = options.get("tall_lambda", 0.4)
-    for task, own in experts.items():
-        found = load_for_task(out, task)
+    for task, expert in experts.items():
+        loaded = load_for_task(out, task)
         for name in SHAPES:
-            total = sum(expert[name] - base[name] for expert in experts.values())
+            total = sum(model[name] - base[name] for model in experts.values())
             multi_task = base[name] + total
-            away_from_base = (base[name] - own[name]).abs()
-            mask = away_from_base >= tall_lambda * (multi_task - own[name]).abs()
+            away_from_base = (base[name] - expert[name]).abs()
+            mask = away_from_base >= tall_lambda * (multi_task - expert[name]).abs()
             expected = base[name] + mask * total
-            torch.testing.assert_close(found.tensor(name), expected, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(loaded.tensor(name), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_model_with_tall_masks_beside_it_is_the_same(tmp_path: Path) -> None:
+def test_tall_masks_do_not_change_the_model(tmp_path: Path) -> None:
     base, experts = models(3)
     plain, masked = tmp_path / "plain", tmp_path / "masked"
     plain.mkdir()
     masked.mkdir()
     without = run(base, experts, plain, "consensus", k=1)
-    beside = run(base, experts, masked, "consensus", task_masks=True)
+    with_masks = run(base, experts, masked, "consensus", task_masks=True)
     name = "model.safetensors"
-    assert (without / name).read_bytes() == (beside / name).read_bytes()
+    assert (without / name).read_bytes() == (with_masks / name).read_bytes()
     assert not (without / "task_masks.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [({"k": 2}, "k can be 1 at most, not 2: entries that one"), ({"scale": 0}, "cannot be 0")],
+    ("options", "message"),
+    [
+        ({"k": 2}, "k can be at most 1, got 2: entries that only one"),
+        ({"scale": 0}, "scale cannot be 0"),
+    ],
 )
-def test_what_leaves_nothing_for_a_mask_is_refused(
-    options: dict[str, Any], said: str, tmp_path: Path
+def test_options_that_break_masks_are_errors(
+    options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     base, experts = models(0)
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         run(base, experts, tmp_path, "consensus", task_masks=True, **options)

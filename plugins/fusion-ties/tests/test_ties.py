@@ -18,7 +18,7 @@ State = dict[str, torch.Tensor]
 
 
 def merge(base: State, experts: dict[str, State], **options: Any) -> State:
-    """Merge by the method itself, in fp32 (fp64 where an operand is)."""
+    """Merge by the method itself, in fp32 (in fp64 if an operand is)."""
     pool = CheckpointsPool(CheckpointsConfig(base=base, models=experts))
     return Ties(**options).run(pool, RunContext()).state_dict()
 
@@ -35,7 +35,7 @@ def dense(  # noqa: PLR0913, PLR0917 - the options of the method
 ) -> State:
     """TIES written from the paper's definition, on whole vectors, by sorting.
 
-    For `scope: model` one vector a model, for `tensor` one a tensor.
+    `scope: model` has one vector per model, `tensor` one per tensor.
     """
     groups = [list(base)] if scope == "model" else [[name] for name in base]
     result: State = {}
@@ -51,18 +51,18 @@ def dense(  # noqa: PLR0913, PLR0917 - the options of the method
         origin = vector(base)
         rows = torch.stack([vector(expert) - origin for expert in experts.values()])
         count = rows.shape[1]
-        keep = 0 if density == 0 else max(1, int(density * count))
+        limit = 0 if density == 0 else max(1, int(density * count))
         for row in rows:
-            if keep == 0 or count == 0:
+            if limit == 0 or count == 0:
                 row.zero_()
                 continue
-            threshold = row.abs().sort(descending=True).values[keep - 1]
+            threshold = row.abs().sort(descending=True).values[limit - 1]
             row[row.abs() < threshold] = 0
         factors = torch.tensor(weights, dtype=dtype)[:, None]
         rows = rows * factors
         total = sum(rows[1:], rows[0])
         sign = total.sign()
-        majority = sign.sum().sign() if zero_sign == "majority" and keep else torch.tensor(1.0)
+        majority = sign.sum().sign() if zero_sign == "majority" and limit else torch.tensor(1.0)
         sign[sign == 0] = majority.to(dtype)
         agree = ((rows.sign() == sign) & (rows != 0)).to(dtype)
         merged = sum((rows * agree)[1:], (rows * agree)[0])
@@ -97,12 +97,14 @@ def random_models(
             for name, shape in shapes.items()
         }
 
-    base = {name: each.to(dtype) for name, each in state(1.0).items()}
-    found = {}
+    base = {name: values.to(dtype) for name, values in state(1.0).items()}
+    experts_by_name = {}
     for n in range(experts):
         deltas = state(0.1 * (n + 1))
-        found[f"e{n}"] = {name: (base[name].float() + deltas[name]).to(dtype) for name in shapes}
-    return base, found
+        experts_by_name[f"e{n}"] = {
+            name: (base[name].float() + deltas[name]).to(dtype) for name in shapes
+        }
+    return base, experts_by_name
 
 
 def assert_same(one: State, other: State) -> None:
@@ -133,7 +135,7 @@ def test_every_option_equals_the_dense_definition(scope: str, dtype: torch.dtype
         (10, 0.3, False, "positive", [0.0, 0.0, 0.0], 2.0),
     ):
         base, experts = random_models(seed, dtype)
-        found = merge(
+        merged = merge(
             base,
             experts,
             density=density,
@@ -144,7 +146,7 @@ def test_every_option_equals_the_dense_definition(scope: str, dtype: torch.dtype
             scale=scale,
         )
         assert_same(
-            found, dense(base, experts, density, scale, scope, weights, normalize, zero_sign)
+            merged, dense(base, experts, density, scale, scope, weights, normalize, zero_sign)
         )
 
 
@@ -161,7 +163,7 @@ def test_the_scopes_differ() -> None:
 def test_a_case_computed_by_hand() -> None:
     # Task vectors, and what a density of 0.5 keeps of them (the two largest of four):
     #   a: [[ 4, -3], [ 1,  0]] -> [[4, -3], [ 0, 0]]
-    #   b: [[ 1,  2], [-6, -2]] -> [[0,  2], [-6, -2]]   2 equals the second largest: both stay
+    #   b: [[ 1,  2], [-6, -2]] -> [[0,  2], [-6, -2]]   2 and -2 are equal: both stay
     #   c: [[-5,  1], [ 3,  0]] -> [[-5, 0], [ 3, 0]]
     # Sums: [[-1, -1], [-3, -2]], so every elected sign is minus.
     # Means over the experts that agree: [[-5, -3], [-6, -2]].
@@ -171,18 +173,18 @@ def test_a_case_computed_by_hand() -> None:
         "b": [[1.0, 2.0], [-6.0, -2.0]],
         "c": [[-5.0, 1.0], [3.0, 0.0]],
     }
-    experts = {name: {"w": base["w"] + torch.tensor(each)} for name, each in deltas.items()}
-    found = merge(base, experts, density=0.5)
-    assert found["w"].tolist() == [[5, 17], [24, 38]]
+    experts = {name: {"w": base["w"] + torch.tensor(delta)} for name, delta in deltas.items()}
+    merged = merge(base, experts, density=0.5)
+    assert merged["w"].tolist() == [[5, 17], [24, 38]]
     # Weights of 3, 1, 1: sums [[12 - 5, -9 + 2], [-6 + 3, -2]]; signs [[+, -], [-, -]].
-    found = merge(base, experts, density=0.5, weights={"a": 3})
-    assert found["w"].tolist() == [[14, 17], [24, 38]]
-    # Without dividing, and half of it: agreeing sums [[12, -9], [-6, -2]].
-    found = merge(base, experts, density=0.5, weights=[3, 1, 1], normalize=False, scale=0.5)
-    assert found["w"].tolist() == [[16, 15.5], [27, 39]]
+    merged = merge(base, experts, density=0.5, weights={"a": 3})
+    assert merged["w"].tolist() == [[14, 17], [24, 38]]
+    # Summed and scaled by 0.5: agreeing sums [[12, -9], [-6, -2]].
+    merged = merge(base, experts, density=0.5, weights=[3, 1, 1], normalize=False, scale=0.5)
+    assert merged["w"].tolist() == [[16, 15.5], [27, 39]]
 
 
-def test_the_mean_is_over_those_that_agree() -> None:
+def test_the_mean_is_over_the_experts_that_agree() -> None:
     base = {"w": torch.zeros(2)}
     experts = {
         "a": {"w": torch.tensor([1.0, 2.0])},
@@ -210,7 +212,7 @@ def test_entries_that_cancel_take_the_majoritys_sign() -> None:
     ].tolist() == [1, 2]
 
 
-def test_a_majority_is_the_scopes() -> None:
+def test_the_majority_is_that_of_the_scope() -> None:
     base = {"x": torch.zeros(2), "y": torch.zeros(3)}
     experts = {
         "a": {"x": torch.tensor([1.0, 5.0]), "y": torch.tensor([-5.0, -5.0, -5.0])},
@@ -236,9 +238,9 @@ def test_copies_of_one_model_are_that_model(
     base, models = random_models(seed, torch.float32, experts=1)
     (expert,) = models.values()
     experts = {str(n): expert for n in range(count)}
-    found = merge(base, experts, density=1.0, scope=scope, zero_sign=zero_sign)
+    merged = merge(base, experts, density=1.0, scope=scope, zero_sign=zero_sign)
     for name in base:
-        torch.testing.assert_close(found[name], expert[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(merged[name], expert[name], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"scope": "tensor"}, {"normalize": False}, {"density": 0}])
@@ -255,8 +257,8 @@ def test_density_zero_is_the_base(scope: str) -> None:
 
 def test_one_expert_and_density_one_is_that_expert() -> None:
     base, experts = random_models(6, torch.bfloat16, experts=1)
-    found = merge(base, experts, density=1.0)
-    assert_same({n: each.to(torch.bfloat16) for n, each in found.items()}, experts["e0"])
+    merged = merge(base, experts, density=1.0)
+    assert_same({n: values.to(torch.bfloat16) for n, values in merged.items()}, experts["e0"])
 
 
 @pytest.mark.parametrize("scope", ["model", "tensor"])
@@ -264,9 +266,9 @@ def test_the_order_of_experts_does_not_matter(scope: str) -> None:
     base, experts = random_models(7, torch.float32, experts=4)
     expected = merge(base, experts, density=0.3, scope=scope)
     for order in itertools.islice(itertools.permutations(experts), 1, 24, 5):
-        found = merge(base, {name: experts[name] for name in order}, density=0.3, scope=scope)
+        merged = merge(base, {name: experts[name] for name in order}, density=0.3, scope=scope)
         for name in base:
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(merged[name], expected[name], rtol=1e-6, atol=1e-6)
 
 
 def test_scaling_all_weights_changes_nothing_when_they_are_normalised() -> None:
@@ -279,11 +281,11 @@ def test_scaling_all_weights_changes_nothing_when_they_are_normalised() -> None:
 def test_inputs_are_not_modified() -> None:
     base, experts = random_models(9, torch.float32)
     before = {
-        n: {k: v.clone() for k, v in each.items()} for n, each in {"": base, **experts}.items()
+        n: {k: v.clone() for k, v in state.items()} for n, state in {"": base, **experts}.items()
     }
     merge(base, experts)
-    for name, each in {"": base, **experts}.items():
-        assert_same(each, before[name])
+    for name, state in {"": base, **experts}.items():
+        assert_same(state, before[name])
 
 
 # --- in a run -----------------------------------------------------------------------------------
@@ -297,12 +299,12 @@ def test_blocks_and_workers_change_no_bit(monkeypatch: pytest.MonkeyPatch, scope
     assert_same(merge(base, experts, scope=scope), expected)
     pool = CheckpointsPool(CheckpointsConfig(base=base, models=experts))
     with ThreadPoolExecutor(3) as executor:
-        found = Ties(scope=scope).run(pool, RunContext(executor=executor))
-        found.prepare(executor)
-        assert_same(dict(zip(base, executor.map(found.tensor, base), strict=True)), expected)
+        merged = Ties(scope=scope).run(pool, RunContext(executor=executor))
+        merged.prepare(executor)
+        assert_same(dict(zip(base, executor.map(merged.tensor, base), strict=True)), expected)
 
 
-def test_it_is_registered_and_runs_by_its_name() -> None:
+def test_ties_is_registered_and_runs_by_its_name() -> None:
     component = load_plugins().find(AlgorithmSpec, "ties")
     assert component.plugin.distribution == "fusion-ties"
     assert component.spec.needs_base
@@ -325,7 +327,7 @@ def test_it_is_registered_and_runs_by_its_name() -> None:
         ({"scale": float("inf")}, "finite"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, Any], problem: str) -> None:
+def test_invalid_options_are_errors(options: dict[str, Any], problem: str) -> None:
     base, experts = random_models(0, torch.float32)
     with pytest.raises(RecipeError, match=problem):
         run_fusion(
@@ -333,7 +335,7 @@ def test_bad_options_are_refused(options: dict[str, Any], problem: str) -> None:
         )
 
 
-def test_it_needs_a_base() -> None:
+def test_ties_needs_a_base() -> None:
     _, experts = random_models(0, torch.float32)
     with pytest.raises(RecipeError, match="'ties' needs a base"):
         run_fusion(algorithm="ties", model_pool={"models": experts})

@@ -1,4 +1,4 @@
-"""Arcee Fusion: the entries of one expert that matter, and the base's for all others."""
+"""Arcee Fusion: copy the important entries of one expert into the base."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from fusion_linear.config import ArceeFusionConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What is added to every probability before its logarithm is taken.
+#: Added to every probability before its logarithm is taken.
 _FLOOR = 1e-8
 
 
 class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
-    """Take the expert's entries of which the importance is at least median + 1.5 * IQR.
+    """Copy the expert's entries whose importance is an upper outlier of their tensor.
 
-    The importance of an entry is |expert - base| * KL(softmax(expert) || softmax(base)), softmax
-    along the last dimension; median and interquartile range are the tensor's, each quantile one of
-    the importances, none in between. As mergekit's `arcee_fusion` (no paper), with exact quantiles:
-    mergekit draws a million entries of a larger tensor by chance, others on every run. Shapes: any.
-    Data: none. Cost: two passes over base and expert.
+    Formula: base + tau where importance >= median + 1.5 * IQR, else base. The importance of an
+    entry is |tau| * KL(softmax(expert) || softmax(base)), with softmax along the last dimension.
+    There is one threshold per tensor. Each quantile is one of the tensor's importances, without
+    interpolation.
+    Options: none.
+    Source: mergekit's `arcee_fusion` (no paper). Here the quantiles are exact. mergekit estimates
+    them for large tensors from a million random entries, which differ on every run.
+    Shapes: any. Data: none. Cost: two passes over base and expert.
     """
 
     config_class = ArceeFusionConfig
@@ -33,16 +36,16 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
 
     @property
     def cut(self) -> Cut:
-        """Rows are whole."""
+        """Keep rows whole: softmax needs all their entries."""
         return Cut.ROW
 
     @property
     def scope(self) -> Scope:
-        """One threshold a tensor."""
+        """Survey every tensor for itself."""
         return Scope.TENSOR
 
     def survey(self, scan: Scan) -> Tensor:
-        """Find the threshold, of the importance's dtype."""
+        """Return the tensor's threshold, in the dtype of the importances."""
         if not scan.numel:
             return torch.tensor(torch.inf)
         by_rows = replace(scan, cut=scan.cut.coarser(Cut.ROW))
@@ -52,15 +55,15 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
         return threshold[0]
 
     def merge(self, piece: Piece) -> Tensor:
-        """Add what matters to the base."""
+        """Add the important entries of the task vector to the base."""
         importances = _importances(piece)
-        taken: Tensor = piece.task_vectors * (importances >= piece.state.to(importances))
-        return taken[0].add_(piece.base)
+        important: Tensor = piece.task_vectors * (importances >= piece.state.to(importances))
+        return important[0].add_(piece.base)
 
 
 def _importances(piece: Piece) -> Tensor:
     """Return the importance of every entry, of shape (1, ...); rounding makes none negative."""
-    ours, theirs = (each.softmax(-1) + _FLOOR for each in (piece.experts, piece.base))
-    divergence = (ours * (ours / theirs).log()).sum(-1, keepdim=True).clamp_min(0)
+    expert, base = (values.softmax(-1) + _FLOOR for values in (piece.experts, piece.base))
+    divergence = (expert * (expert / base).log()).sum(-1, keepdim=True).clamp_min(0)
     importances: Tensor = piece.task_vectors.abs() * divergence
     return importances

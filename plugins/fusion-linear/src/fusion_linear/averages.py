@@ -1,4 +1,4 @@
-"""Averages of experts (model soups, arXiv:2203.05482); a base, if there is one, takes no part."""
+"""Averages of experts (model soups, arXiv:2203.05482). A base takes no part in them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,34 @@ if TYPE_CHECKING:
 
 
 class SimpleAverage(TensorwiseAlgorithm[SimpleAverageConfig]):
-    """The mean of the experts, element by element. Shapes: any."""
+    """Average the experts, entry by entry (model soups, arXiv:2203.05482).
+
+    Formula: sum of expert_k / K. Options: none. Shapes: any. Data: none. Cost: one pass.
+    """
 
     config_class = SimpleAverageConfig
 
     def merge(self, piece: Piece) -> Tensor:
-        """Return the mean over experts."""
+        """Return the mean over the experts."""
         return in_order(piece.experts).div_(len(piece.experts))
 
 
 class WeightedAverage(Algorithm[WeightedAverageConfig]):
-    """sum of w_k * expert_k, divided by the sum of w_k if `normalize`. Shapes: any."""
+    """Average the experts with one weight per expert (model soups, arXiv:2203.05482).
+
+    Formula: sum of w_k * expert_k / sum of w_k, or the sum alone with `normalize: false`.
+    Options: `weights` (one factor per expert; 1 each), `normalize` (true).
+    Shapes: any. Data: none. Cost: one pass.
+    """
 
     config_class = WeightedAverageConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        """Return the lazy linear combination."""
-        return context.merged(pool, Linear(self._factors(list(pool.experts)), relative=False))
-
-    def _factors(self, experts: list[str]) -> tuple[float, ...]:
+        """Return the lazy average; raises `RecipeError` for weights that cannot be normalised."""
         weights = self.config.weights
-        if not self.config.normalize:
-            return tuple(expert_weights(weights, experts))
-        hint = "Change them, or set algorithm.normalize to false."
-        return expert_shares(weights, experts, hint=hint)
+        if self.config.normalize:
+            hint = "Change them, or set algorithm.normalize to false."
+            factors = expert_shares(weights, pool.experts, hint=hint)
+        else:
+            factors = tuple(expert_weights(weights, list(pool.experts)))
+        return context.merged(pool, Linear(factors, relative=False))

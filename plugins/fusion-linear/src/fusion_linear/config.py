@@ -7,67 +7,65 @@ from pydantic import Field, field_validator
 from fusion_core import ComponentConfig, ExpertWeights
 
 
+class WeightsConfig(ComponentConfig):
+    """The weights of the experts."""
+
+    weights: ExpertWeights | None = None
+    """One factor per expert, by name or as a list in pool order; default: 1 each."""
+
+
 class SimpleAverageConfig(ComponentConfig):
     """No options."""
 
 
-class WeightedAverageConfig(ComponentConfig):
-    """Each expert's share."""
+class WeightedAverageConfig(WeightsConfig):
+    """Options of `weighted-average`."""
 
-    weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each."""
     normalize: bool = True
     """Divide by the sum of the weights."""
 
 
 class TaskArithmeticConfig(ComponentConfig):
-    """How far to go along the sum of the task vectors."""
+    """Options of `task-arithmetic`."""
 
     scale: float = 0.3
-    """Lambda: the factor of the summed task vectors."""
+    """Multiply the sum of the task vectors by this factor (lambda)."""
     weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each."""
+    """One factor per expert, by name or as a list in pool order; default: 1 each."""
 
 
 class SlerpConfig(ComponentConfig):
-    """How far to go along the arc between two models."""
+    """Options of `slerp`."""
 
     t: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """0 is the first model (the base, if there is one expert), 1 the second."""
+    """Position on the arc: 0 is the first model (the base if there is one expert), 1 the second."""
 
 
-class NuSlerpConfig(ComponentConfig):
-    """How far to go along the arc between two experts, and what is one vector."""
+class NuSlerpConfig(WeightsConfig):
+    """Options of `nuslerp`."""
 
-    weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each."""
     mode: Literal["flat", "row", "column"] = "flat"
-    """What has a direction of its own: a tensor, each of its rows, or each of its columns."""
+    """Treat as one vector: the whole tensor (flat), each of its rows, or each of its columns."""
 
 
-class MultiSlerpConfig(ComponentConfig):
-    """Each expert's share of the direction and of the norm."""
-
-    weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each."""
+class MultiSlerpConfig(WeightsConfig):
+    """Options of `multi-slerp`."""
 
 
-class KarcherConfig(ComponentConfig):
-    """Each expert's share of the mean, and how closely it is approached."""
+class KarcherConfig(WeightsConfig):
+    """Options of `karcher`."""
 
-    weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each."""
     iterations: Annotated[int, Field(ge=0)] = 10
-    """Most steps towards the mean."""
+    """Take at most this many steps towards the mean."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-5
-    """The length of a step, an angle in radians, that is the last one."""
+    """Stop after a step shorter than this angle, in radians."""
 
 
 class ModelStockConfig(ComponentConfig):
-    """What has a ratio of its own."""
+    """Options of `model-stock`."""
 
     scope: Literal["model", "tensor"] = "tensor"
-    """One ratio for a whole model, or one a tensor."""
+    """Compute one ratio for the whole model, or one ratio per tensor."""
 
 
 class MetaGptConfig(ComponentConfig):
@@ -75,50 +73,50 @@ class MetaGptConfig(ComponentConfig):
 
 
 class PassthroughConfig(ComponentConfig):
-    """Which model is copied."""
+    """Options of `passthrough`."""
 
     model: Annotated[str, Field(examples=["base"])]
-    """An expert's name, or `base`."""
+    """Copy this model: an expert's name, or `base`."""
 
 
 class Slice(ComponentConfig):
-    """Some layers of a model."""
+    """A range of one model's layers."""
 
     model: str
-    """An expert's name, or `base`."""
+    """Take layers of this model: an expert's name, or `base`."""
     layers: tuple[Annotated[int, Field(ge=0)], int]
-    """From this one on, and up to that one, which is left out: [0, 24] are the first 24."""
+    """Take the layers from the first number up to, but not including, the second: [0, 24] are the
+    first 24."""
 
     @field_validator("layers")
     @classmethod
     def _check_order(cls, layers: tuple[int, int]) -> tuple[int, int]:
         if layers[0] >= layers[1]:
-            raise ValueError(f"{list(layers)} has no layers: the second number is left out")
+            raise ValueError(f"{list(layers)} selects no layers: the second number is excluded")
         return layers
 
 
 class StackConfig(ComponentConfig):
-    """Which layers of which models follow each other."""
+    """Options of `stack`."""
 
     slices: tuple[Slice, ...] = Field(
         examples=["[{model: latin, layers: [0, 3]}, {model: greek, layers: [1, 4]}]"]
     )
-    """Mappings of `model` (an expert's name, or `base`) and `layers`, half-open like Python's
-    ranges: [0, 24] are the first 24."""
+    """Stack these slices in order: a list of {model: NAME, layers: [FROM, TO]}, TO excluded."""
 
     @field_validator("slices")
     @classmethod
     def _check_count(cls, slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
         if not slices:
-            raise ValueError("nothing is stacked: name at least one model and its layers")
+            raise ValueError("expected at least one slice, with a model and its layers")
         return slices
 
 
 class NearswapConfig(ComponentConfig):
-    """How far the base may move."""
+    """Options of `nearswap`."""
 
     t: Annotated[float, Field(ge=0)] = 0.0001
-    """The largest difference from the base that an entry may have."""
+    """Move every entry of the base by at most this much, in the units of the weights."""
 
 
 class ArceeFusionConfig(ComponentConfig):
@@ -126,33 +124,34 @@ class ArceeFusionConfig(ComponentConfig):
 
 
 class NormaliseConfig(ComponentConfig):
-    """Whose norms are made equal."""
+    """Options of `normalise`."""
 
     scope: Literal["model", "tensor"] = "model"
-    """The norm of a whole task vector, or one a tensor."""
+    """Compare the norms of whole task vectors, or the norms within each tensor."""
 
 
 class DepthScaleConfig(ComponentConfig):
-    """The factors of task vectors from the first layer to the last."""
+    """Options of `depth-scale`."""
 
     scales: Annotated[tuple[float, ...], Field(min_length=1)] = (0.5, 1.0, 1.5)
-    """Factors at even distances of depth."""
+    """Factors from the first layer to the last, evenly spaced."""
     mode: Literal["tiers", "curve"] = "tiers"
-    """As many tiers of layers as there are factors, or straight lines between them."""
+    """Split the layers into one tier per factor, or interpolate linearly between the factors."""
 
 
 class LinesConfig(ComponentConfig):
-    """The factors of the merged task vector in the first layer and in the last."""
+    """Options of `lines`."""
 
     alpha: float | None = None
-    """The factor of the first layer, and of what is in no layer; default: that of the experts'
-    mean, by the L1 norm."""
+    """Factor of the first layer and of tensors in no layer; default: the factor that gives them the
+    L1 norm of the experts' mean."""
     beta: float = 0.5
-    """What the last layer's factor has more."""
+    """Add this to alpha from the first layer to the last, linearly: the last factor is their
+    sum."""
 
 
 class RescaleNormConfig(ComponentConfig):
-    """Whose norm is restored."""
+    """Options of `rescale-norm`."""
 
     scope: Literal["model", "tensor"] = "model"
-    """The norm of a whole task vector, or one a tensor."""
+    """Restore the norm of the whole task vector, or the norm within each tensor."""

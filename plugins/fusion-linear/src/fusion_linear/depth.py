@@ -1,4 +1,4 @@
-"""Task vectors scaled by the depth of their layer: before a merge (LARV), or after it (LiNeS)."""
+"""Scale task vectors by the depth of their layer: before a merge (LARV) or after it (LiNeS)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ if TYPE_CHECKING:
 
 
 class DepthScale(Transform[DepthScaleConfig]):
-    """Scale task vectors less in the first layers and more in the last, as LARV (arXiv:2602.09413).
+    """Scale task vectors less in the first layers and more in the last (LARV, arXiv:2602.09413).
 
-    `tiers` shares the layers out to the factors, as evenly as it can, and is what the paper found
-    most robust; `curve` draws straight lines between them. What belongs to no layer stays as it is.
-    Depth is told by tensors' names, among the tensors that this stage sees. The paper ranks layers
-    by effective ranks and commutators of the weights, times a power of depth: here it is depth
-    alone, and the default factors are ours. Shapes: any. Cost: none.
+    Formula: tau_k * scales[depth], with the depth of a layer from 0 (first) to 1 (last). Tensors
+    that belong to no layer keep their task vectors. The layer is read from a tensor's name, and
+    only the tensors that this stage treats are counted.
+    Options: `scales` (factors from first to last layer; 0.5, 1.0, 1.5), `mode` (`tiers`). `tiers`
+    divides the layers evenly among the factors, which the paper found most robust. `curve`
+    interpolates linearly between the factors.
+    Differences: the paper ranks layers by effective ranks and commutators of the weights, times a
+    power of depth. This method uses depth alone, and the default factors are our own.
+    Shapes: any. Data: none. Cost: none.
     """
 
     config_class = DepthScaleConfig
 
     @property
     def scope(self) -> Scope:
-        """Depth is that among all layers."""
+        """Survey the whole model: depth depends on all its layers."""
         return Scope.MODEL
 
     def survey(self, scan: Scan) -> Mapping[str, float]:
-        """Find the factors by tensor name; nothing is read."""
+        """Return the factors by tensor name, without reading weights."""
         return {name: self._factor(depth) for name, depth in _depths(scan).items()}
 
     def _factor(self, depth: float) -> float:
@@ -44,38 +48,41 @@ class DepthScale(Transform[DepthScaleConfig]):
         return scales[min(int(depth * len(scales)), len(scales) - 1)]
 
     def rows(self, piece: Piece) -> Tensor:
-        """Scale one piece."""
+        """Scale the task vectors of one piece."""
         factor: float = piece.state.get(piece.info.name, 1.0)
         return piece.task_vectors * factor
 
 
 class Lines(TensorwiseCalibration[LinesConfig]):
-    """Scale layer l of a merged task vector by alpha + beta * l / (L - 1): LiNeS, arXiv:2410.17146.
+    """Scale a merged task vector linearly from the first layer to the last (LiNeS, 2410.17146).
 
-    What belongs to no layer is scaled by alpha, as in the authors' code; depth is told by tensors'
-    names, among the tensors that this stage sees. Without an alpha it is theirs for merges,
-    |sum of the task vectors| / (K |merged task vector|), norms being sums of magnitudes: the first
-    layer gets the mean's share. The authors choose beta on validation data between 0 and 1; the
-    default is the middle. For one expert, alpha and 1 - alpha keep the last layer as it is. Shapes:
-    any. Data: none. Cost: one pass more over all models, none with an alpha.
+    Formula: base + (alpha + beta * l / (L - 1)) * tau in layer l of L, counted from 0. Tensors that
+    belong to no layer are scaled by alpha, as in the authors' code. The layer is read from a
+    tensor's name, and only the tensors that this stage treats are counted.
+    Options: `alpha` (factor; default |sum of tau_k| / (K |tau|) with L1 norms, as the authors'
+    merges, so that the first layer gets the size of the experts' mean), `beta` (factor; 0.5). The
+    authors choose beta between 0 and 1 on validation data. For a single expert, alpha and beta = 1
+    - alpha leave the last layer unchanged.
+    Source: arXiv:2410.17146. Shapes: any. Data: none. Cost: one more pass over all models, none
+    with an alpha.
     """
 
     config_class = LinesConfig
 
     @property
     def scope(self) -> Scope:
-        """Depth is that among all layers."""
+        """Survey the whole model: depth depends on all its layers."""
         return Scope.MODEL
 
     def survey(self, scan: Scan) -> Mapping[str, float]:
-        """Find the factors by tensor name."""
+        """Return the factors by tensor name."""
         alpha = _mean_share(scan) if self.config.alpha is None else self.config.alpha
-        known = _depths(scan)
+        depth_by_name = _depths(scan)
         names = [info.name for info in scan.infos]
-        return {name: alpha + self.config.beta * known.get(name, 0.0) for name in names}
+        return {name: alpha + self.config.beta * depth_by_name.get(name, 0.0) for name in names}
 
     def merge(self, piece: Piece) -> Tensor:
-        """Scale one piece."""
+        """Scale the merged task vector of one piece."""
         return (piece.merged - piece.base).mul_(piece.state[piece.info.name]).add_(piece.base)
 
 
@@ -84,12 +91,12 @@ def _depths(scan: Scan) -> Mapping[str, float]:
 
 
 def _mean_share(scan: Scan) -> float:
-    """Return |sum of the task vectors| / (K |merged task vector|), 1 where nothing was merged."""
+    """Return |sum of tau_k| / (K |tau|), or 1 if the merged task vector tau is zero."""
     total, merged = scan(_magnitudes, torch.add, torch.zeros(2, dtype=torch.float64)).tolist()
     return total / (merged * len(scan.operands.experts)) if merged else 1.0
 
 
 def _magnitudes(piece: Piece) -> Tensor:
-    """Sum the magnitudes of the summed task vectors, and of the merged one."""
-    both = (in_order(piece.task_vectors), piece.merged - piece.base)
-    return torch.stack([each.abs().sum(dtype=torch.float64) for each in both]).cpu()
+    """Return the L1 norms of the summed task vectors and of the merged one."""
+    vectors = (in_order(piece.task_vectors), piece.merged - piece.base)
+    return torch.stack([vector.abs().sum(dtype=torch.float64) for vector in vectors]).cpu()

@@ -1,8 +1,8 @@
-"""Merges that are linear combinations of the models, with factors that inner products decide.
+"""Linear combinations of models whose factors depend on the models' inner products.
 
-Every tensor's models are looked at once: their inner products, a K x K matrix in fp64, say all
-about norms and angles. So no model is held in memory, and a tensor may be cut between any two
-elements.
+The inner products of a tensor's K models, a K x K matrix in fp64, determine all norms and angles
+between them. One pass gathers them, so no model is held in memory, and a tensor may be cut between
+any two elements.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool, RunContext, WeightSource
 
-#: Values of a piece, of shape (rows, ...).
+#: Selects the values of a piece, of shape (rows, ...).
 Rows = Callable[[Piece], "Tensor"]
 
 
-def task_vectors(piece: Piece) -> Tensor:
+def get_task_vectors(piece: Piece) -> Tensor:
     """Return the experts' task vectors."""
     return piece.task_vectors
 
 
-def experts(piece: Piece) -> Tensor:
+def get_experts(piece: Piece) -> Tensor:
     """Return the experts' weights."""
     return piece.experts
 
 
 def gram_matrix(scan: Scan, rows: Rows) -> Tensor:
-    """Return the inner products of rows over all that a scan sees, of shape (K, K), in fp64."""
-    return scan(_Products(rows), torch.add, torch.zeros(1, 1, dtype=torch.float64))
+    """Return the inner products of the rows over a whole scan, of shape (K, K), in fp64."""
+    return scan(_InnerProducts(rows), torch.add, torch.zeros(1, 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
-class _Products:
-    """The inner products of one block; a scan's workers are sent it."""
+class _InnerProducts:
+    """The inner products of one block; a class because a scan's workers unpickle it."""
 
     rows: Rows
 
@@ -53,7 +53,7 @@ class _Products:
 
 
 def norms_and_cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return norms, of shape (K,), and cosines, of shape (K, K): 0 beside a vector of zeros."""
+    """Return norms (K,) and cosines (K, K); the cosine with a zero vector is 0."""
     norms = gram.diagonal().sqrt()
     products = torch.outer(norms, norms)
     return norms, (gram / products.where(products > 0, 1)).clamp(-1, 1)
@@ -61,10 +61,10 @@ def norms_and_cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class GramCombination(Kernel):
-    """The sum of factor * expert, or base + that of factor * task vector where it is `relative`.
+    """The sum of factor * expert or, if `relative`, base + the sum of factor * task vector.
 
-    `factors` makes K factors of the K x K Gram matrix of a tensor, or of a model if the scope says
-    so. It is picklable.
+    `factors` maps the K x K Gram matrix of a tensor (of the model, if the scope says so) to K
+    factors. It must be picklable.
     """
 
     factors: Callable[[Tensor], Tensor]
@@ -72,8 +72,8 @@ class GramCombination(Kernel):
     scope: Scope = Scope.TENSOR
 
     def survey(self, scan: Scan) -> Linear:
-        """Find the factors."""
-        gram = gram_matrix(scan, task_vectors if self.relative else experts)
+        """Return the combination with its factors."""
+        gram = gram_matrix(scan, get_task_vectors if self.relative else get_experts)
         return Linear(tuple(self.factors(gram).tolist()), relative=self.relative)
 
     def merge(self, piece: Piece) -> Tensor:
@@ -88,7 +88,7 @@ def merge_models(
     kernel: Kernel,
     context: RunContext,
 ) -> WeightSource:
-    """Return the lazy merge of some of a pool's models, of which the base may be one."""
+    """Return the lazy merge of some of a pool's models; the base may be one of them."""
     layout = pool.layout
     base = None if pool.base is None else layout.unpacked(pool.base)
     experts = {name: layout.unpacked(model) for name, model in models.items()}

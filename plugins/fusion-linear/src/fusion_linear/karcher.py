@@ -1,4 +1,4 @@
-"""Means on the sphere: the Karcher mean of directions, and Multi-SLERP, which is its first step."""
+"""Means on the sphere: the Karcher mean of directions, and Multi-SLERP, its starting point."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
     from fusion_core.weights import WeightSource
 
-#: The length of a weighted mean of unit vectors that has no direction.
+#: A weighted mean of unit vectors shorter than this has no direction.
 _CANCELLED = 1e-8
 
 
 class MultiSlerp(Algorithm[MultiSlerpConfig]):
-    """The weighted mean of the experts' directions, with the weighted mean of their norms.
+    """Give the weighted mean direction of the experts the weighted mean of their norms.
 
-    sum(w_k |x_k|) * m / |m|, with m = sum(w_k x_k / |x_k|) and weights that sum to one; x_k are the
-    task vectors, or the experts' weights in a pool without a base. Each tensor is one vector. As
-    mergekit's `multislerp`, which also takes a step on the tangent space at m: a sum that is zero
-    by construction, left out here. Where directions cancel, and in tensors that no expert changed,
-    it is the weighted mean (mergekit raises an error from three experts on). Shapes: any. Data:
-    none. Cost: two passes.
+    Formula: base + sum of w_k |x_k| * m / |m|, with m = sum of w_k x_k / |x_k| and weights divided
+    by their sum. x_k are the task vectors or, in a pool without a base, the experts' weights. Each
+    tensor is one vector. Where directions cancel, and in tensors that no expert changed, the result
+    is the weighted mean.
+    Options: `weights` (one factor per expert; 1 each).
+    Source: mergekit's `multislerp` (no paper). It also takes a step on the tangent space at m,
+    which is zero by construction and left out here. From three experts on it raises an error where
+    directions cancel.
+    Shapes: any. Data: none. Cost: two passes.
     """
 
     config_class = MultiSlerpConfig
@@ -43,15 +46,19 @@ class MultiSlerp(Algorithm[MultiSlerpConfig]):
 
 
 class Karcher(Algorithm[KarcherConfig]):
-    """The point of the sphere with the least weighted sum of squared angles to the experts.
+    """Give the Karcher mean of the experts' directions the weighted mean of their norms.
 
-    From the normalised mean of the directions, up to `iterations` steps u <- Exp_u(sum(w_k
-    Log_u(u_k))), until one is shorter than `tolerance`; then times sum(w_k |x_k|). x_k are the
-    experts' weights, each tensor one vector; a base takes no part. As mergekit's `karcher`
-    (arXiv:2603.04972) with weights, computed on K x K numbers a tensor. Deliberately different:
-    what has no direction is a tensor of zeros, not one of a norm below `tolerance` (mergekit leaves
-    it out, and returns zeros if there is nothing else); directions that cancel give the weighted
-    mean (mergekit: the first expert's). Shapes: any. Data: none. Cost: two passes.
+    Formula: sum of w_k |x_k| * u, where the unit vector u minimises the weighted sum of squared
+    angles to the experts. From the normalised mean of the directions it takes steps
+    u <- Exp_u(sum of w_k Log_u(x_k / |x_k|)). x_k are the experts' weights, and each tensor is one
+    vector. A base takes no part.
+    Options: `weights` (one factor per expert; 1 each), `iterations` (at most 10 steps), `tolerance`
+    (the last step's length in radians; 1e-5).
+    Source: arXiv:2603.04972, and mergekit's `karcher`, with weights added and computed on K x K
+    numbers per tensor. Differences: only a tensor of zeros has no direction, while mergekit drops
+    every tensor whose norm is below `tolerance` (and returns zeros if none is left). Directions
+    that cancel give the weighted mean, in mergekit the first expert's.
+    Shapes: any. Data: none. Cost: two passes.
     """
 
     config_class = KarcherConfig
@@ -72,7 +79,7 @@ def spherical_mean(
 ) -> Tensor:
     """Return the factors of K vectors in their Karcher mean, of shape (K,).
 
-    `gram` holds their inner products; points of the sphere are combinations of their directions.
+    `gram` holds their inner products. Points on the sphere are combinations of their directions.
     """
     weights = torch.tensor(shares, dtype=gram.dtype)
     norms, cosines = norms_and_cosines(gram)
@@ -82,7 +89,7 @@ def spherical_mean(
         return weights
     point = directed / length
     for _ in range(iterations):
-        step = _log_mean(point, cosines, directed / directed.sum())
+        step = _mean_log(point, cosines, directed / directed.sum())
         length = _length(step, cosines)
         if length < tolerance:
             break
@@ -96,10 +103,10 @@ def _length(combination: Tensor, cosines: Tensor) -> Tensor:
     return (combination @ cosines @ combination).clamp_min(0).sqrt()
 
 
-def _log_mean(point: Tensor, cosines: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean of what leads from a point to every direction along the sphere.
+def _mean_log(point: Tensor, cosines: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean of the logarithms of all directions at a point.
 
-    Nothing leads to the point itself, and no one way to its opposite.
+    The logarithm of the point itself is zero. That of its opposite is ambiguous and counts as zero.
     """
     cosine = (cosines @ point).clamp(-1, 1)
     sine = (1 - cosine.square()).sqrt()

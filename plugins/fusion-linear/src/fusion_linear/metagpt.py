@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 class MetaGpt(Algorithm[MetaGptConfig]):
-    """base + sum(lambda_k * tv_k), with lambda_k = |tv_k|^2 / sum(|tv_j|^2) over whole models.
+    """Add the task vectors to the base, each weighted by its squared norm (arXiv:2406.11385).
 
-    What minimises the tasks' mean loss, or a bound of it, if models are linear near the base and
-    task vectors at right angles. Experts that went far count most, and the factors sum to one.
-    Shapes: any. Data: none. Cost: two passes.
+    Formula: base + sum of lambda_k * tau_k, with lambda_k = |tau_k|^2 / sum of |tau_j|^2 over whole
+    models. The factors sum to one and minimise a bound of the tasks' mean loss, if models are
+    linear near the base and task vectors orthogonal.
+    Options: none. Shapes: any. Data: none. Cost: two passes.
     """
 
     config_class = MetaGptConfig

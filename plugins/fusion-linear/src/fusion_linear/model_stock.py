@@ -1,4 +1,4 @@
-"""Model Stock (arXiv:2403.19522): between the base and the mean, as the experts' angles say."""
+"""Model Stock (arXiv:2403.19522): interpolate from the base to the mean by the experts' angles."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool
 
-#: The share of 1 + (K - 1) c below which the task vectors' directions cancel.
+#: Below this value of 1 + (K - 1) c, the task vectors' directions cancel.
 _CANCELLED = 1e-6
 
 
 class ModelStock(Algorithm[ModelStockConfig]):
-    """base + t * (mean of the task vectors), with t = K c / (1 + (K - 1) c).
+    """Interpolate from the base to the mean of the experts by their angles (arXiv:2403.19522).
 
-    c is the mean cosine of pairs of task vectors, each tensor one vector, or each model (`scope:
-    model`). Made for experts of one task: where task vectors are at right angles t is 0, and where
-    c is negative so is t, as the formula says and mergekit and FusionBench compute. A task vector
-    of zeros is at a right angle to all others; where directions cancel, the base stays. Cosines are
-    exact however small the task vectors: mergekit bounds products of norms by 1e-6, and so holds
-    equal experts' biases for different. Shapes: any. Data: none. Cost: two passes.
+    Formula: base + t * mean of tau_k, with t = K c / (1 + (K - 1) c) and c the mean cosine of pairs
+    of task vectors. A task vector of zeros is orthogonal to all others. Where directions cancel,
+    the base stays. The method is made for experts of one task: orthogonal task vectors give t = 0,
+    and a negative c gives a negative t, as in mergekit and FusionBench.
+    Options: `scope` (one ratio per `tensor`, or one per `model`; `tensor`).
+    Differences: cosines are exact for task vectors of any size. mergekit bounds the products of
+    norms from below by 1e-6, which makes equal experts look different in small tensors.
+    Shapes: any. Data: none. Cost: two passes.
     """
 
     config_class = ModelStockConfig

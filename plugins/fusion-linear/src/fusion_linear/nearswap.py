@@ -1,4 +1,4 @@
-"""NearSwap: an expert's entries where they are near the base's."""
+"""NearSwap: move the base towards one expert, entry by entry, by a bounded distance."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 
 class Nearswap(TensorwiseAlgorithm[NearswapConfig]):
-    """base + the expert's task vector, cut to [-t, t].
+    """Move every entry of the base towards one expert by at most `t`.
 
-    The form that it was published in, (1 - w) * base + w * expert with w = min(1, t / |expert -
-    base|), is the same. As mergekit's `nearswap`, for t as small as one likes (mergekit moves
-    entries by t / 1e-6 of the way where they are nearer than that). The default is that of the
-    model that made it known, QuartetAnemoi-70B. Shapes: any. Data: none. Cost: one pass.
+    Formula: base + clip(tau, -t, t). The published form, (1 - w) * base + w * expert with
+    w = min(1, t / |expert - base|), is equal.
+    Options: `t` (in the units of the weights; 0.0001, the value of QuartetAnemoi-70B).
+    Source: mergekit's `nearswap` (no paper). Here `t` may be as small as you like. mergekit moves
+    entries that are nearer than 1e-6 by t / 1e-6 of the way only.
+    Shapes: any. Data: none. Cost: one pass.
     """
 
     config_class = NearswapConfig
 
     def merge(self, piece: Piece) -> Tensor:
-        """Move the base."""
-        moved: Tensor = piece.task_vectors[0].clamp(-self.config.t, self.config.t)
-        return moved.add_(piece.base)
+        """Add the clipped task vector to the base."""
+        clipped: Tensor = piece.task_vectors[0].clamp(-self.config.t, self.config.t)
+        return clipped.add_(piece.base)

@@ -1,4 +1,4 @@
-"""One model, as it is."""
+"""Copy one model."""
 
 from __future__ import annotations
 
@@ -17,24 +17,21 @@ if TYPE_CHECKING:
 class Passthrough(Algorithm[PassthroughConfig]):
     """Copy one model of the pool: an expert or the base.
 
-    For a look at one model in place of a merge: after a transform (`[trim, passthrough]`), or with
-    `only`, which takes some tensors from one expert and all others from the base. No other model is
-    read. Shapes: any. Data: none. Cost: a copy.
+    Formula: expert_k, or base. Use it to see what a transform does (`[trim, passthrough]`), or with
+    `only` to take some tensors from one expert and all others from the base. The other models are
+    not read.
+    Options: `model` (a name; required). Shapes: any. Data: none. Cost: a copy.
     """
 
     config_class = PassthroughConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        """Return the lazy copy."""
-        name = self._chosen(pool)
-        copied = Linear((1.0,), relative=False)
-        return merge_models({name: pool.by_name[name]}, pool, copied, context)
-
-    def _chosen(self, pool: ModelPool[Any]) -> str:
-        named = self.config.model
-        if named not in pool.by_name:
+        """Return the lazy copy; raises `RecipeError` for an unknown model."""
+        name = self.config.model
+        if name not in pool.by_name:
             raise RecipeError(
-                f"algorithm.model: there is no model {named!r}",
+                f"algorithm.model: unknown model {name!r}",
                 hint=f"The models are: {', '.join(pool.by_name)}.",
             )
-        return named
+        copy = Linear((1.0,), relative=False)
+        return merge_models({name: pool.by_name[name]}, pool, copy, context)

@@ -1,4 +1,4 @@
-"""Registers the linear methods; imports nothing heavy."""
+"""Registers the linear methods. Imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -11,19 +11,18 @@ _PARTS = "parts of models"
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
-    """Register what combines models linearly, and what scales task vectors."""
-    yield from _combinations()
-    yield from _on_the_sphere()
-    yield from _of_one_expert()
-    yield from _of_layers()
+    """Register the merges by family, then the stages that scale task vectors."""
+    yield from _arithmetic()
+    yield from _spheres()
+    yield from _parts()
     yield from _stages()
 
 
-def _combinations() -> Iterator[AlgorithmSpec]:
+def _arithmetic() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="simple-average",
         family=_ARITHMETIC,
-        summary="The mean of the experts.",
+        summary="Average the experts.",
         formula="sum of W_k / K",
         target="fusion_linear.averages:SimpleAverage",
         config="fusion_linear.config:SimpleAverageConfig",
@@ -33,7 +32,7 @@ def _combinations() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="weighted-average",
         family=_ARITHMETIC,
-        summary="A weighted mean, or weighted sum, of the experts.",
+        summary="Average or sum the experts, with one weight per expert.",
         formula="sum of w_k * W_k / sum of w_k",
         target="fusion_linear.averages:WeightedAverage",
         config="fusion_linear.config:WeightedAverageConfig",
@@ -43,7 +42,7 @@ def _combinations() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="task-arithmetic",
         family=_ARITHMETIC,
-        summary="The base plus the scaled sum of the task vectors.",
+        summary="Add the scaled sum of the task vectors to the base.",
         formula="base + scale * sum of w_k * tau_k",
         target="fusion_linear.task_arithmetic:TaskArithmetic",
         config="fusion_linear.config:TaskArithmeticConfig",
@@ -54,7 +53,7 @@ def _combinations() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="model-stock",
         family=_ARITHMETIC,
-        summary="Between the base and the mean, as the angles between task vectors say.",
+        summary="Interpolate between the base and the mean by the angles between task vectors.",
         formula="base + t * mean of tau_k, t = K c / (1 + (K - 1) c), c = mean cos(tau_j, tau_k)",
         target="fusion_linear.model_stock:ModelStock",
         config="fusion_linear.config:ModelStockConfig",
@@ -66,7 +65,7 @@ def _combinations() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="metagpt",
         family=_ARITHMETIC,
-        summary="The base plus the task vectors, weighted by their squared norms.",
+        summary="Add the task vectors to the base, weighted by their squared norms.",
         formula="base + sum of |tau_k|^2 * tau_k / sum of |tau_k|^2",
         target="fusion_linear.metagpt:MetaGpt",
         config="fusion_linear.config:MetaGptConfig",
@@ -76,11 +75,11 @@ def _combinations() -> Iterator[AlgorithmSpec]:
     )
 
 
-def _on_the_sphere() -> Iterator[AlgorithmSpec]:
+def _spheres() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="slerp",
         family=_SPHERES,
-        summary="Along the arc between two models: base and expert, or two experts.",
+        summary="Interpolate along the arc between base and expert, or between two experts.",
         formula="(sin((1 - t) w) * first + sin(t w) * second) / sin(w), w = angle(first, second)",
         target="fusion_linear.slerp:Slerp",
         config="fusion_linear.config:SlerpConfig",
@@ -91,7 +90,7 @@ def _on_the_sphere() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="nuslerp",
         family=_SPHERES,
-        summary="Along the arc between two experts, or two task vectors, by weights.",
+        summary="Interpolate along the arc between two experts or their task vectors, by weights.",
         formula=(
             "base + slerp(tau_1, tau_2) at t = w_2 / (w_1 + w_2); without a base slerp(W_1, W_2)"
         ),
@@ -104,7 +103,7 @@ def _on_the_sphere() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="multi-slerp",
         family=_SPHERES,
-        summary="The mean of the task vectors' directions, with the mean of their norms.",
+        summary="Combine the mean direction of the task vectors with their mean norm.",
         formula=(
             "base + sum of w_k |tau_k| * m / |m|, m = sum of w_k * tau_k / |tau_k|, sum of w_k = 1"
         ),
@@ -115,8 +114,8 @@ def _on_the_sphere() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="karcher",
         family=_SPHERES,
-        summary="The Karcher mean of the experts' directions, with the mean of their norms.",
-        formula="sum of w_k |W_k| * the u, |u| = 1, with the least sum of w_k * angle(u, W_k)^2",
+        summary="Combine the Karcher mean of the experts' directions with their mean norm.",
+        formula="sum of w_k |W_k| * u, |u| = 1, u with the least sum of w_k * angle(u, W_k)^2",
         target="fusion_linear.karcher:Karcher",
         config="fusion_linear.config:KarcherConfig",
         cost="passes",
@@ -124,11 +123,11 @@ def _on_the_sphere() -> Iterator[AlgorithmSpec]:
     )
 
 
-def _of_one_expert() -> Iterator[AlgorithmSpec]:
+def _parts() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="passthrough",
         family=_PARTS,
-        summary="A copy of one model.",
+        summary="Copy one model.",
         formula="W_k, or the base",
         target="fusion_linear.passthrough:Passthrough",
         config="fusion_linear.config:PassthroughConfig",
@@ -137,7 +136,7 @@ def _of_one_expert() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="nearswap",
         family=_PARTS,
-        summary="The base, moved towards one expert by no more than t an entry.",
+        summary="Move every entry of the base towards one expert by at most t.",
         formula="base + clip(tau_1, -t, t)",
         target="fusion_linear.nearswap:Nearswap",
         config="fusion_linear.config:NearswapConfig",
@@ -148,7 +147,7 @@ def _of_one_expert() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="arcee-fusion",
         family=_PARTS,
-        summary="The base, with the entries of one expert that matter most.",
+        summary="Copy the most important entries of one expert into the base.",
         formula=(
             "base + tau_1 where |tau_1| * KL(softmax(W_1) || softmax(base)) >= median + 1.5 * IQR"
         ),
@@ -158,14 +157,11 @@ def _of_one_expert() -> Iterator[AlgorithmSpec]:
         max_experts=1,
         cost="passes",
     )
-
-
-def _of_layers() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="stack",
         family=_PARTS,
-        summary="Layers of several models one after another.",
-        formula="layers a..b of one model, then c..d of another; before and after, what is theirs",
+        summary="Stack layers of several models.",
+        formula="layers a..b of one model, then c..d of another, and so on",
         target="fusion_linear.stack:Stack",
         config="fusion_linear.config:StackConfig",
         cost="stream",
@@ -212,7 +208,7 @@ def _stages() -> Iterator[AlgorithmSpec]:
         name="rescale-norm",
         stage="calibrate",
         family=_ARITHMETIC,
-        summary="Scale a merged task vector to the mean norm of the experts'.",
+        summary="Scale a merged task vector to the mean norm of the experts' task vectors.",
         formula="base + tau * mean of |tau_k| / |tau|",
         target="fusion_linear.norms:RescaleNorm",
         config="fusion_linear.config:RescaleNormConfig",

@@ -1,4 +1,4 @@
-"""Weights of experts as shares that sum to one."""
+"""Weights of experts, divided by their sum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from fusion_core import ExpertWeights
 
-#: Weights cancel where their sum is this small a part of the largest one.
+#: Weights cancel if their sum is smaller than this fraction of the largest one.
 _CANCELLED = 1e-8
 
 
@@ -21,7 +21,7 @@ def expert_shares(
 ) -> tuple[float, ...]:
     """Return the option `weights` divided by its sum, in pool order.
 
-    Raises `RecipeError` for weights that cancel, and as `expert_weights` does.
+    Raises `RecipeError` for weights that cancel, and where `expert_weights` does.
     """
     factors = expert_weights(weights, list(experts))
     total = sum(factors)

@@ -1,4 +1,4 @@
-"""Layers of several models one after another."""
+"""Stack layers of several models."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool, TensorInfo
 
-#: What stands before the first layer, told by its name: embeddings of any spelling but that of a
-#: head (GPT-NeoX), and norms that say so; mergekit lists them by architecture, to the same effect.
+    #: Where a tensor comes from: a model, and the tensor's name in it.
+    Origin = tuple[str, str]
+
+#: Names of tensors before the first layer: embeddings of any spelling (but not GPT-NeoX's head
+#: `embed_out`), and norms that say so. mergekit lists them by architecture, to the same effect.
 _BEFORE_THE_LAYERS = re.compile(
     r"emb(?!ed_out)|(?:^|[._])(?:w[tp]e|pe|pos|positional|tokens?|patch|conv\d?|stem|rotary)(?:[._]|$)"
     r"|(?:^|[._])pre_?la?y|_pre(?:[._]|$)"
@@ -30,166 +33,169 @@ _BEFORE_THE_LAYERS = re.compile(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which tensor of which model goes where, by the name that it gets."""
+    """Where the result's tensors come from, by their names in the result."""
 
-    before: Mapping[str, tuple[str, str]]
-    within: Mapping[str, tuple[str, str]]
-    after: Mapping[str, tuple[str, str]]
-    #: how many layers the models have, and which of them the result's are
+    before: Mapping[str, Origin]
+    within: Mapping[str, Origin]
+    after: Mapping[str, Origin]
+    #: the number of layers of each model, and the layers of the result as numbers there
     count: int
     layers: tuple[int, ...]
 
     @property
-    def places(self) -> dict[str, tuple[str, str]]:
-        """All of it: model and name there."""
+    def origins(self) -> dict[str, Origin]:
+        """The origins of all tensors."""
         return {**self.before, **self.within, **self.after}
 
 
 class Stack(Algorithm[StackConfig]):
-    """Copy layers of the pool's models one after another: a deeper model, or one with fewer layers.
+    """Copy layers of several models one after another, to a deeper or a shallower model.
 
-    As mergekit's `passthrough` with slices: embeddings and whatever else stands before the layers
-    are those of the first slice's model, the final norm, the head and all other tensors those of
-    the last one's. Different on purpose: a head that is a copy of the embedding, written once or
-    twice, stays one, so that tied weights are tied in the result. Source: none, a practice of the
-    community ("frankenmerge", "depth up-scaling" in arXiv:2312.15166). Shapes: any, of models with
-    one list of layers. Data: none. Cost: a copy.
+    Formula: layer n of the result is the n-th layer that `slices` lists. Embeddings and all other
+    tensors before the layers come from the first slice's model, the final norm, the head and all
+    other tensors from the last slice's.
+    Options: `slices` (a list of `{model, layers: [from, to]}`, `to` excluded; required).
+    Source: mergekit's `passthrough` with slices (no paper; "frankenmerge", or "depth up-scaling" in
+    arXiv:2312.15166). Different on purpose: a head that is a copy of the embedding stays a copy, so
+    that tied weights are tied in the result.
+    Shapes: any, of models with one list of layers. Data: none. Cost: a copy.
     """
 
     config_class = StackConfig
 
     def outline(self, pool: ModelPool[Any]) -> Outline:
-        """Name the tensors, as many layers as are stacked."""
+        """Return the result's tensors and the changes to its configuration."""
         layout, infos = self._layout(pool), pool.reference.infos
         return Outline(
-            {name: replace(infos[there], name=name) for name, (_, there) in layout.places.items()},
+            {name: replace(infos[there], name=name) for name, (_, there) in layout.origins.items()},
             partial(with_layers, count=layout.count, layers=layout.layers),
         )
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy copy."""
         layout = self._layout(pool)
-        used = {model: pool.by_name[model] for model, _ in layout.places.values()}
-        sources = {model: as_weights(each, pool.base) for model, each in used.items()}
-        places = {**layout.places, **_tied(layout, sources, context.executor)}
-        return Stacked(sources, places)
+        models = {model: pool.by_name[model] for model, _ in layout.origins.values()}
+        sources = {name: as_weights(model, pool.base) for name, model in models.items()}
+        origins = {**layout.origins, **_tied_heads(layout, sources, context.executor)}
+        return StackedSource(sources, origins)
 
     def _layout(self, pool: ModelPool[Any]) -> _Layout:
         names = list(pool.reference.infos)
-        layers = _only_stack(names)
-        self._check(list(pool.by_name), len(layers))
+        layers = _read_layers(names)
         slices = self.config.slices
-        chosen = [(each.model, number) for each in slices for number in range(*each.layers)]
+        for index, part in enumerate(slices):
+            if part.model not in pool.by_name:
+                raise RecipeError(
+                    f"algorithm.slices.{index}.model: unknown model {part.model!r}",
+                    hint=f"The models are: {', '.join(pool.by_name)}.",
+                )
+            if part.layers[1] > len(layers):
+                raise RecipeError(
+                    f"algorithm.slices.{index}.layers: {list(part.layers)} is out of range: "
+                    f"{part.model} has {len(layers)} layers",
+                    hint=f"[0, {len(layers)}] selects all of them: the second number is excluded.",
+                )
+        chosen = [(part.model, number) for part in slices for number in range(*part.layers)]
         outside = set(names).difference(*layers.values())
-        ends = {name: _BEFORE_THE_LAYERS.search(name) for name in names if name in outside}
+        is_before = {
+            name: bool(_BEFORE_THE_LAYERS.search(name)) for name in names if name in outside
+        }
         first, last = slices[0].model, slices[-1].model
         return _Layout(
-            {name: (first, name) for name, is_before in ends.items() if is_before},
+            {name: (first, name) for name, before in is_before.items() if before},
             {
-                renumbered(name, place): (model, name)
-                for place, (model, number) in enumerate(chosen)
+                renumbered(name, position): (model, name)
+                for position, (model, number) in enumerate(chosen)
                 for name in layers[number]
             },
-            {name: (last, name) for name, is_before in ends.items() if not is_before},
+            {name: (last, name) for name, before in is_before.items() if not before},
             len(layers),
             tuple(number for _, number in chosen),
         )
 
-    def _check(self, models: Sequence[str], count: int) -> None:
-        for number, each in enumerate(self.config.slices):
-            if each.model not in models:
-                raise RecipeError(
-                    f"algorithm.slices.{number}.model: there is no model {each.model!r}",
-                    hint=f"The models are: {', '.join(models)}.",
-                )
-            if each.layers[1] > count:
-                raise RecipeError(
-                    f"algorithm.slices.{number}.layers: {list(each.layers)} is out of range: "
-                    f"{each.model} has {count} layers",
-                    hint=f"All of them are [0, {count}]: the second number is left out.",
-                )
 
-
-def _only_stack(names: Sequence[str]) -> Mapping[int, Sequence[str]]:
+def _read_layers(names: Sequence[str]) -> Mapping[int, Sequence[str]]:
     """Return the tensors of every layer; raises `RecipeError` unless there is one list of them."""
-    stacks = layers_of(names)
-    if len(stacks) != 1:
-        found = ", ".join(repr(stack) for stack in stacks)
+    lists = layers_of(names)
+    if len(lists) != 1:
+        prefixes = ", ".join(repr(prefix) for prefix in lists)
         raise RecipeError(
-            "algorithm: stack takes models with one list of layers, and these have "
-            f"{found or 'none'}",
-            hint="Layers are told by numbers in names: model.layers.0.mlp.weight.",
+            "algorithm: stack needs models with one list of layers, and these have "
+            f"{prefixes or 'none'}",
+            hint="Layers are recognised by numbers in tensor names: model.layers.0.mlp.weight.",
         )
-    ((stack, layers),) = stacks.items()
+    ((prefix, layers),) = lists.items()
     if sorted(layers) != list(range(len(layers))):
         raise RecipeError(
-            "algorithm: stack takes layers that are numbered from 0 on, and those of "
-            f"{stack!r} are {', '.join(map(str, sorted(layers)))}"
+            "algorithm: stack needs layers that are numbered from 0 without gaps, and the layers "
+            f"of {prefix!r} are {', '.join(map(str, sorted(layers)))}"
         )
     return layers
 
 
-def _tied(
+def _tied_heads(
     layout: _Layout, sources: Mapping[str, WeightSource], executor: Executor
-) -> dict[str, tuple[str, str]]:
-    """Return the places of heads that are copies of an embedding in their models: the first's."""
-    found: dict[str, tuple[str, str]] = {}
+) -> dict[str, Origin]:
+    """Return the heads that copy an embedding in both end models: they follow the first model."""
+    origins: dict[str, Origin] = {}
     for head, (last, _) in layout.after.items():
         for embedding, (first, _) in layout.before.items():
             if first != last and all(
                 _are_equal(sources[model], head, embedding, executor) for model in (first, last)
             ):
-                found[head] = first, head
-    return found
+                origins[head] = first, head
+    return origins
 
 
-def _are_equal(source: WeightSource, one: str, other: str, executor: Executor) -> bool:
-    """Tell whether two tensors are the same matrix; read up to the first difference."""
-    ours, theirs = source.infos[one], source.infos[other]
-    if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype) or len(ours.shape) != 2:  # noqa: PLR2004
+def _are_equal(source: WeightSource, head: str, embedding: str, executor: Executor) -> bool:
+    """Return whether two tensors are the same matrix, reading up to the first difference."""
+    infos = source.infos[head], source.infos[embedding]
+    if (infos[0].shape, infos[0].dtype) != (infos[1].shape, infos[1].dtype):
+        return False
+    if len(infos[0].shape) != 2:  # noqa: PLR2004 - rows and columns
         return False
     source.prepare(executor)
     return all(
-        torch.equal(source.read(one, *span), source.read(other, *span))
-        for span in source.ranges(one)
+        torch.equal(source.read(head, *span), source.read(embedding, *span))
+        for span in source.ranges(head)
     )
 
 
-class Stacked(WeightSource):
-    """Tensors of several sources, each under a name of its own."""
+class StackedSource(WeightSource):
+    """Tensors of several sources under new names."""
 
     def __init__(
-        self, sources: Mapping[str, WeightSource], places: Mapping[str, tuple[str, str]]
+        self, sources: Mapping[str, WeightSource], origins: Mapping[str, tuple[str, str]]
     ) -> None:
-        """`places` has which of the sources a tensor is in, and its name there."""
-        self._sources, self._places = dict(sources), dict(places)
+        """Map each tensor to the name of its source and its name there (`origins`)."""
+        self._sources, self._origins = dict(sources), dict(origins)
         self.infos: Mapping[str, TensorInfo] = {
             name: replace(sources[source].infos[there], name=name)
-            for name, (source, there) in self._places.items()
+            for name, (source, there) in self._origins.items()
         }
-        self.cut = reduce(Cut.coarser, (each.cut for each in self.sources))
+        self.cut = reduce(Cut.coarser, (source.cut for source in self.sources))
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read it where it is."""
-        source, there = self._places[name]
+        """Read a range from the tensor's source."""
+        source, there = self._origins[name]
         return self._sources[source].read(there, start, stop)
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield those of the source that has it."""
-        source, there = self._places[name]
+        """Yield the ranges of the tensor's source."""
+        source, there = self._origins[name]
         return self._sources[source].ranges(there)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The sources."""
+        """The sources, in the order of their first tensors."""
         return tuple(self._sources.values())
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
-        """Prepare all sources, or the one that has a tensor."""
+        """Prepare all sources, or the source of one tensor."""
         if name is None:
             super().prepare(executor)
-        elif name in self._places:
-            source, there = self._places[name]
+        elif name in self._origins:
+            source, there = self._origins[name]
             self._sources[source].prepare(executor, there)
 
     def describe(self) -> str:

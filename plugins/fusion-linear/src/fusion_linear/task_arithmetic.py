@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 class TaskArithmetic(Algorithm[TaskArithmeticConfig]):
-    """base + scale * sum of w_k * (expert_k - base). Shapes: any."""
+    """Add the scaled sum of the task vectors to the base (arXiv:2212.04089).
+
+    Formula: base + scale * sum of w_k * (expert_k - base).
+    Options: `scale` (factor; 0.3), `weights` (one factor per expert; 1 each).
+    Shapes: any. Data: none. Cost: one pass.
+    """
 
     config_class = TaskArithmeticConfig
 

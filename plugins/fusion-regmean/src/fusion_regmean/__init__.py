@@ -1,1 +1,1 @@
-"""Merges in closed form for fusion-core: what experts do with unlabeled data decides."""
+"""Merges in closed form for fusion-core, computed from unlabeled data."""

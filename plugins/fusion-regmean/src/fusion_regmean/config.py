@@ -8,67 +8,67 @@ from fusion_core import ComponentConfig, ExpertWeights
 
 
 class SamplesConfig(ComponentConfig):
-    """What is looked at."""
+    """The amount of data."""
 
     samples: Annotated[int, Field(ge=1)] = 256
-    """Unlabeled examples of each expert's task."""
+    """Use this many unlabeled examples per task."""
 
 
 class RegMeanConfig(SamplesConfig):
-    """What is looked at, and how much of it is believed."""
+    """Options of `regmean` and `regmean-plus-plus`."""
 
     off_diagonal: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """What moments beside the diagonal are multiplied by: 1 is plain least squares, 0 weighs every
-    input by itself."""
+    """Multiply the off-diagonal entries of moments by this: 1 is plain least squares, 0 treats
+    inputs as independent."""
     ridge: Annotated[float, Field(ge=0)] = 1e-6
-    """Pull towards the experts' mean, as a fraction of the mean of a moment's diagonal: decides
+    """Pull towards the experts' mean, as a fraction of the mean of a moment's diagonal; decides
     where inputs never vary."""
 
 
 class FisherConfig(SamplesConfig):
-    """What is looked at, and how experts weigh."""
+    """Options of `fisher`."""
 
     labels: Literal["auto", "exact", "sampled"] = "auto"
-    """Labels that the expectation is taken over: every class (`exact`, one backward pass per
-    example and class), one label per example drawn from the expert's predictions (`sampled`, one
-    backward pass per example), or exact for up to 16 classes (`auto`)."""
+    """Take the expectation over all classes (exact: one backward pass per example and class), over
+    one label per example drawn from the expert's predictions (sampled: one backward pass per
+    example), or exactly for up to 16 classes (auto)."""
     floor: Annotated[float, Field(gt=0)] = 1e-6
-    """The smallest information that a parameter is taken to have."""
+    """Raise the information of every parameter to at least this."""
     normalize: bool = True
-    """Divide each expert's information by its norm over the model, so that a model that is surer of
-    itself weighs no more."""
+    """Divide each expert's information by its norm over the model, so that a more confident expert
+    does not count more."""
     weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order, none of them negative; default: 1 each."""
+    """One factor per expert, by name or as a list in pool order, none negative; default: 1 each."""
 
 
 class FeatCalConfig(SamplesConfig):
-    """What is looked at, and how near to the merge the calibrated model stays."""
+    """Options of `featcal`."""
 
     ridge: Annotated[float, Field(gt=0)] = 0.05
     """Pull towards the anchor, in units of one expert's moments."""
     anchor: float = 2.0
-    """Where the anchor is: base + anchor * (merge - base)."""
+    """Place the anchor at base + anchor * (merge - base)."""
     teacher: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of what a layer is given in the expert, and not in the merge, in what it is to make."""
+    """Share of the expert's own inputs, rather than the merge's, in the target of a layer."""
 
 
 class LotConfig(SamplesConfig):
-    """What is looked at, and how far to go."""
+    """Options of `lot`."""
 
     samples: Annotated[int, Field(ge=1)] = 64
-    """Unlabeled examples of each expert's task."""
+    """Use this many unlabeled examples per task."""
     scale: float = 1.2
-    """What the merged task vector is multiplied by."""
+    """Multiply the merged task vector by this factor."""
 
 
 class CatConfig(SamplesConfig):
-    """What is looked at, and what is taken away."""
+    """Options of `cat`."""
 
     samples: Annotated[int, Field(ge=1)] = 16
-    """Unlabeled examples of each expert's task."""
+    """Use this many unlabeled examples per task."""
     directions: Annotated[int, Field(ge=0)] = 4
-    """Directions of each matrix, or entries of each vector, that a task keeps free of others."""
+    """Protect at most this many directions of each matrix, or entries of each vector, per task."""
     penalty: Annotated[float, Field(ge=0)] = 5.0
-    """How much what the others lose counts against what a task is spared."""
+    """Weigh the loss of the other tasks by this against the gain of the protected task."""
     scale: float = 0.4
-    """What the sum of trimmed task vectors is multiplied by."""
+    """Multiply the sum of the trimmed task vectors by this factor."""

@@ -1,4 +1,4 @@
-"""FeatCal (arXiv:2605.13030): a merge's layers brought near to the experts' outputs, in order."""
+"""FeatCal (arXiv:2605.13030): bring a merge's layers near to the experts' outputs, in order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from fusion_adapting import build_live
 from fusion_core import Calibration, Piece, RunContext, WeightSource, noting
 from fusion_core.weights import Kernel
-from fusion_regmean.calibrated import Layer, Means, is_calibrated, layers_of
+from fusion_regmean.blocks import blocks_of
+from fusion_regmean.closed_forms import Layer, Means, has_closed_form, layers_of
 from fusion_regmean.config import FeatCalConfig
-from fusion_regmean.experts import over, tasks_of, weights_of
-from fusion_regmean.forward import blocks_of
-from fusion_regmean.layered import ForLayers
-from fusion_regmean.live import Live, Pair, examples
+from fusion_regmean.layer_method import ForLayers
+from fusion_regmean.live_model import LiveModel, ModelPair, examples
+from fusion_regmean.sources import merge_solved, tasks_of, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,99 +27,106 @@ if TYPE_CHECKING:
 
 
 class FeatCal(ForLayers, Calibration[FeatCalConfig]):
-    """Linear and normalisation layers of a merge solved anew, block by block in forward order.
+    """Bring a merge's layers near to the experts' outputs, block by block (arXiv:2605.13030).
 
-    With x what the calibrated prefix gives a layer on expert k's examples, x_e what the expert's
-    own prefix gives it, and x' = `teacher` * x_e + (1 - `teacher`) * x, a weight minimises the sum
-    over experts of E|W x - W_k x'|^2 / |E[x x^T]|, plus `ridge` * |W - A|^2 with the anchor A =
-    base + `anchor` * (merge - base); a bias is what is left on average, and a normalisation's
-    weight and bias minimise the same of its own. Blocks are those of `regmean-plus-plus`. Defaults
-    are the paper's. Follows the authors' code, but knows no class token: they count other positions
-    of the last block at a hundredth; and they calibrate a transformer's layers only, this whatever
-    layer is called. What else there is stays as it was merged.
+    Formula: a weight W minimises the sum over experts of E|W x - W_k x'|^2 / |E[x x']| +
+    ridge * |W - A|^2. x are the layer's inputs after the calibrated blocks on expert k's examples,
+    x_e its inputs in the expert, x' = teacher * x_e + (1 - teacher) * x, and the anchor is
+    A = base + anchor * (merge - base). A bias is the mean remainder. A normalisation's weight and
+    bias minimise the same for its outputs. Blocks are those of `regmean-plus-plus`, in forward
+    order. All other tensors stay as they were merged.
+    Options: `samples` (unlabeled examples per task; 256), `ridge` (0.05), `anchor` (factor; 2.0),
+    `teacher` (share; 0.3). The defaults are the paper's.
+    Source: arXiv:2605.13030 and the authors' code. Differences: the code counts positions of the
+    last block other than the class token at a hundredth, this method knows no class token. The code
+    calibrates a transformer's layers only, this method every layer that is called.
 
-    Data: `samples` unlabeled examples a task. Memory: two live models, what is solved, and the sums
-    of one block. Cost: for every block and expert two passes of the examples and the reading of an
-    expert. A run that is resumed begins anew.
+    Data: `samples` unlabeled examples per task. Memory: two live models, the solved tensors, and
+    the sums of one block. Cost: per block and expert, two passes of the examples and one reading of
+    the expert. A resumed run starts again.
     """
 
     config_class = FeatCalConfig
-    otherwise = "left as they were merged"
+    other_tensors = "left as they were merged"
     treats_vectors = True
 
     def calibrate(
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
     ) -> WeightSource:
-        """Solve block by block; what has no closed form stays as lazy as the merge."""
-        live = Live(pool, merged, context, is_layer=is_calibrated)
+        """Solve block by block; all other tensors stay lazy."""
+        live = LiveModel(pool, merged, context, is_layer=has_closed_form)
         blocks = blocks_of(live, pool, context)
-        work = _Work(self.config, live, pool, context)
+        solver = _BlockSolver(self.config, live, pool, context)
         solved: dict[str, Tensor] = {}
         passes = len(blocks) * len(pool.experts)
         track = context.progress.track("calibrate in forward order", total=passes, unit="passes")
         with track as advance, noting(advance):
             for block in blocks:
-                found = work.solve(layers_of(live, block.layers), advance)
-                live.put(found)
-                solved |= {twin: each for name, each in found.items() for twin in live.tied(name)}
-        self.say_what_is_left(solved, pool, context)
-        return over(_AsMerged(), solved, pool, context, extras={"merged": merged})
+                tensors = solver.solve(layers_of(live, block.layers), advance)
+                live.put(tensors)
+                solved |= live.with_tied_names(tensors)
+        self.warn_of_untreated(solved, pool, context)
+        return merge_solved(solved, _AsMerged(), pool, context, extras={"merged": merged})
 
 
 @dataclass
-class _Work:
-    """The closed forms of one block after the other."""
+class _BlockSolver:
+    """Solves the layers of one block after another."""
 
     config: FeatCalConfig
-    live: Live
+    live: LiveModel
     pool: ModelPool[Any]
     context: RunContext
 
     def solve(self, layers: Sequence[Layer], advance: Callable[[int], None]) -> dict[str, Tensor]:
-        """Return what is solved of a block's layers, by tensor name."""
-        sums: dict[Layer, Any] = {}
+        """Return the solved parameters of a block's layers, by tensor name."""
+        forms: dict[Layer, Any] = {}
         for expert, source in self.pool.experts.items():
             weights = weights_of(self.pool, source, self.context)
-            for layer, seen in self._seen(expert, layers).items():
+            for layer, means in self._means(expert, layers).items():
                 weight = weights.tensor(layer.weight)
                 bias = None if layer.bias is None else weights.tensor(layer.bias)
-                if layer not in sums:
-                    sums[layer] = layer.sums(layer.module, weight)
-                sums[layer].add(weight, bias, seen)
+                if layer not in forms:
+                    forms[layer] = layer.closed_form(layer.module, weight)
+                forms[layer].add(weight, bias, means)
             advance(1)
-        return {name: each for layer in sums for name, each in self._solved(layer, sums[layer])}
+        return dict(item for layer, form in forms.items() for item in self._solve(layer, form))
 
-    def _seen(self, expert: str, layers: Sequence[Layer]) -> dict[Layer, Means]:
-        """Return what is seen of layers in the merge and in an expert, on its task's examples."""
-        named = {layer.weight: layer for layer in layers}
+    def _means(self, expert: str, layers: Sequence[Layer]) -> dict[Layer, Means]:
+        """Return the means of the layers' inputs in the merge and the expert, on its examples."""
+        by_weight = {layer.weight: layer for layer in layers}
         model = build_live(self.pool, self.pool.experts[expert], self.context.device)
-        pair, seen = Pair(self.live, model, named), defaultdict[Layer, Means](Means)
+        pair, means = ModelPair(self.live, model, by_weight), defaultdict[Layer, Means](Means)
 
-        def see(name: str, given: Tensor, theirs: Tensor) -> None:
-            layer, wanted = named[name], torch.lerp(given, theirs, self.config.teacher)
-            seen[layer].add(len(given), layer.sums.see(layer.module, given, wanted))
+        def observe(name: str, inputs: Tensor, expert_inputs: Tensor) -> None:
+            layer = by_weight[name]
+            targets = torch.lerp(inputs, expert_inputs, self.config.teacher)
+            sums = layer.closed_form.sums_of(layer.module, inputs, targets)
+            means[layer].add(len(inputs), sums)
 
         task = tasks_of(self.context).adaptive(self.pool.task_of(expert))
         for batch in examples(task, self.config.samples, self.context):
-            pair.show(task, batch, see)
-        return seen
+            pair.observe(task, batch, observe)
+        return means
 
-    def _solved(self, layer: Layer, sums: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
-        bias = None if layer.bias is None else self._anchor(layer.bias)
-        found = sums.solve(layer.weight, self._anchor(layer.weight), bias, self.config.ridge)
-        yield layer.weight, found[0]
+    def _solve(self, layer: Layer, form: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
+        bias_anchor = None if layer.bias is None else self._anchor(layer.bias)
+        weight, bias = form.solve(
+            layer.weight, self._anchor(layer.weight), bias_anchor, self.config.ridge
+        )
+        yield layer.weight, weight
         if layer.bias is not None:
-            yield layer.bias, found[1]
+            yield layer.bias, bias
 
     def _anchor(self, name: str) -> Tensor:
-        """Return base + anchor * (merge - base); the block is as it was merged."""
+        """Return base + anchor * (merge - base); the block still has its merged parameters."""
         base = weights_of(self.pool, self.pool.reference, self.context).tensor(name)
         merged = self.live.parameters[name].detach().to(base)
         return torch.lerp(base, merged, self.config.anchor)
 
 
 class _AsMerged(Kernel):
-    """The merge as it was."""
+    """The merge without changes."""
 
     def merge(self, piece: Piece) -> Tensor:
         return piece.merged

@@ -1,39 +1,37 @@
-"""Registers the methods that merge in closed form from unlabeled data; imports nothing heavy."""
+"""Registers the methods that merge in closed form from unlabeled data. Imports nothing heavy."""
 
 from collections.abc import Iterator
 
 from fusion_core import AlgorithmSpec, hookimpl
 
 _FAMILY = "closed forms on data"
-_SEES_LAYERS = (
-    "logits() calls the model whenever it is called, and gives each call of it the attention_mask "
-    "of its inputs"
+_OBSERVES_LAYERS = (
+    "logits() calls the model whenever it is called, and passes each call the attention_mask of "
+    "its inputs"
 )
-_IN_ORDER = f"{_SEES_LAYERS}; no call depends on what a later layer returned in an earlier call"
+_IN_ORDER = f"{_OBSERVES_LAYERS}; no call depends on the output of a later layer in an earlier call"
 
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
-    """Register RegMean, Fisher and their kin."""
+    """Register the merges and the calibration."""
     yield AlgorithmSpec(
         name="regmean",
         family=_FAMILY,
-        summary="Linear layers by least squares over their inputs on unlabeled data.",
+        summary="Solve linear layers by least squares over their inputs on unlabeled data.",
         formula="(sum of W_k G_k) (sum of G_k)^-1, G_k = E[x x'] of the inputs of expert k's layer",
         target="fusion_regmean.regmean:RegMean",
         config="fusion_regmean.config:RegMeanConfig",
         needs_tasks="unlabeled",
-        task_requirements=_SEES_LAYERS,
+        task_requirements=_OBSERVES_LAYERS,
         cost="forward",
         reference="arXiv:2212.09849",
     )
     yield AlgorithmSpec(
         name="regmean-plus-plus",
         family=_FAMILY,
-        summary="RegMean in forward order: layers are given what merged layers before them make.",
-        formula=(
-            "(sum of W_k G_k) (sum of G_k)^-1, G_k = E[x x'] of what merged layers give the layer"
-        ),
+        summary="Apply RegMean in forward order, to inputs from the merged layers before.",
+        formula=("(sum of W_k G_k) (sum of G_k)^-1, G_k = E[x x'] of inputs from merged layers"),
         target="fusion_regmean.plus_plus:RegMeanPlusPlus",
         config="fusion_regmean.config:RegMeanConfig",
         needs_tasks="unlabeled",
@@ -71,7 +69,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="lot",
         family=_FAMILY,
-        summary="Task vectors of layers by least squares over their inputs on unlabeled data.",
+        summary="Solve for the task vectors of layers by least squares over their inputs.",
         formula=(
             "base + scale * (sum of tau_k G_k) (sum of G_k)^+, "
             "G_k = sum of x x' of expert k's inputs"
@@ -80,20 +78,20 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         config="fusion_regmean.config:LotConfig",
         needs_base=True,
         needs_tasks="unlabeled",
-        task_requirements=_SEES_LAYERS,
+        task_requirements=_OBSERVES_LAYERS,
         cost="forward",
         reference="arXiv:2505.23859",
     )
     yield AlgorithmSpec(
         name="cat",
         family=_FAMILY,
-        summary="Task arithmetic, without what disturbs other tasks on unlabeled data.",
+        summary="Sum task vectors without the parts that disturb other tasks on unlabeled data.",
         formula="base + scale * sum of tau_k less the output directions B_j of every other task j",
         target="fusion_regmean.cat:Cat",
         config="fusion_regmean.config:CatConfig",
         needs_base=True,
         needs_tasks="unlabeled",
-        task_requirements=_SEES_LAYERS,
+        task_requirements=_OBSERVES_LAYERS,
         ordered=True,
         cost="forward",
         reference="arXiv:2505.06977",

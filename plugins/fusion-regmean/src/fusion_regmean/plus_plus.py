@@ -1,4 +1,4 @@
-"""RegMean++ (arXiv:2508.03121): layers are given what the merged layers before them make."""
+"""RegMean++ (arXiv:2508.03121): RegMean over the inputs that merged layers give to later ones."""
 
 from __future__ import annotations
 
@@ -6,48 +6,49 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_adapting import moments_of
 from fusion_core import Algorithm, RunContext, WeightSource, noting
+from fusion_regmean.blocks import blocks_of
 from fusion_regmean.config import RegMeanConfig
-from fusion_regmean.experts import mean_of, over, tasks_of, weights_of
-from fusion_regmean.forward import blocks_of
-from fusion_regmean.layered import ForLayers
-from fusion_regmean.live import Live, examples
+from fusion_regmean.layer_method import ForLayers
+from fusion_regmean.live_model import LiveModel, examples
 from fusion_regmean.regmean import LayerSums
+from fusion_regmean.sources import mean_of, merge_solved, tasks_of, weights_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adapting import Moments
     from fusion_core import ModelPool
-    from fusion_regmean.forward import Block
+    from fusion_regmean.blocks import Block
 
 
 class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
-    """RegMean's least squares, block by block, over inputs that come from the merged prefix.
+    """Apply RegMean in forward order, to inputs from the merged layers before (arXiv:2508.03121).
 
-    In forward order, each block of layers is that of expert k while examples of its task pass
-    through, and the blocks before it are merged ones. A block is a layer of a transformer, as in
-    the paper and in the authors' code in FusionBench: tensors whose names are the same up to the
-    first number. What is not the weight of a linear layer is the experts' mean, embeddings and
-    buffers from the start. Differs as `regmean` does.
+    Formula: W = (sum of W_k G_k) (sum of G_k)^-1 for linear layers, with G_k = E[x x'] of the
+    layer's inputs on expert k's task. While examples pass through, a block has expert k's
+    parameters and all blocks before it have merged ones. A block is a layer of a transformer, as in
+    the paper and in the authors' code in FusionBench: tensors with the same name up to its first
+    number. All other tensors are averaged, embeddings and buffers from the start.
+    Options: those of `regmean`, with the same differences from the paper.
 
-    Tasks: `logits` has to pass each batch through the model whenever it is called, for every block
-    and expert anew. Scores or features that it keeps from an earlier call would be those of other
-    weights; a task that calls no module is refused. It may call the model several times per batch,
-    each time with an `attention_mask` if there is padding. A layer then has the sum over its calls.
-    Blocks are solved in the order of their first calls, so a call that depends on what a later
-    block returned in an earlier call (decoding token by token) sees the experts' mean there.
+    Tasks: `logits` must pass each batch through the model whenever it is called, for every block
+    and expert. Scores or features of an earlier call would belong to other weights, and a task that
+    calls no module is an error. It may call the model several times per batch, each time with an
+    `attention_mask` if there is padding; a layer then sums over its calls. Blocks are solved in the
+    order of their first calls. A call that depends on the output of a later block in an earlier
+    call (decoding token by token) gets the experts' mean there.
 
-    Data: as `regmean`. Memory: one live model, what is solved, and the sums of one block. Cost: for
-    every block and expert a pass of the examples through the whole model. A run that is resumed
-    begins anew.
+    Data: as `regmean`. Memory: one live model, the solved tensors, and the sums of one block. Cost:
+    one pass of the examples through the whole model per block and expert. A resumed run starts
+    again.
     """
 
     config_class = RegMeanConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        """Solve block by block; what is not a linear layer stays lazy."""
+        """Solve block by block; all other tensors stay lazy."""
         mean = context.merged(pool, mean_of(pool))
-        live = Live(pool, mean, context)
+        live = LiveModel(pool, mean, context)
         blocks = blocks_of(live, pool, context)
         solved: dict[str, Tensor] = {}
         passes = len(blocks) * len(pool.experts)
@@ -60,14 +61,14 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
                     live.put({name: weights.tensor(name) for name in block.members})
                     sums.add(weights, self._moments(live, block, pool.task_of(expert), context))
                     advance(1, note=f"{block.name} of {expert}")
-                found = sums.solve()
-                live.put({name: mean.tensor(name) for name in block.members} | found)
-                solved |= {twin: each for name, each in found.items() for twin in live.tied(name)}
-        self.say_what_is_left(solved, pool, context)
-        return over(mean_of(pool), solved, pool, context)
+                tensors = sums.solve()
+                live.put({name: mean.tensor(name) for name in block.members} | tensors)
+                solved |= live.with_tied_names(tensors)
+        self.warn_of_untreated(solved, pool, context)
+        return merge_solved(solved, mean_of(pool), pool, context)
 
     def _moments(
-        self, live: Live, block: Block, name: str, context: RunContext
+        self, live: LiveModel, block: Block, name: str, context: RunContext
     ) -> dict[str, Moments]:
         task = tasks_of(context).adaptive(name)
         layers = {layer: live.parameters[layer] for layer in block.layers}

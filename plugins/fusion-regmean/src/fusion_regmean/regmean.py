@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from fusion_adapting import moments
 from fusion_core import Algorithm, RunContext, WeightSource
 from fusion_regmean.config import RegMeanConfig
-from fusion_regmean.experts import mean_of, over, tasks_of, tracked, weights_of
-from fusion_regmean.layered import ForLayers
+from fusion_regmean.layer_method import ForLayers
 from fusion_regmean.least_squares import LeastSquares, moment_of
+from fusion_regmean.sources import mean_of, merge_solved, tasks_of, track_experts, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,45 +21,47 @@ if TYPE_CHECKING:
 
 
 class LayerSums:
-    """The least squares of linear layers by tensor name, as experts are added to them."""
+    """The least squares of linear layers, by tensor name."""
 
     def __init__(self, config: RegMeanConfig) -> None:
         self._config = config
         self._layers: dict[str, LeastSquares] = {}
 
-    def add(self, weights: WeightSource, found: Mapping[str, Moments]) -> None:
-        """Add an expert's weights, and what its layers are given."""
-        shrunk = {"off_diagonal": self._config.off_diagonal, "ridge": self._config.ridge}
-        for name, each in found.items():
+    def add(self, weights: WeightSource, layer_moments: Mapping[str, Moments]) -> None:
+        """Add an expert's weights, and the moments of its layers' inputs."""
+        shrinking = {"off_diagonal": self._config.off_diagonal, "ridge": self._config.ridge}
+        for name, layer in layer_moments.items():
             weight = weights.tensor(name)
             if name not in self._layers:
-                self._layers[name] = LeastSquares(weight, each.dim)
-            self._layers[name].add(weight, moment_of(each, **shrunk))
+                self._layers[name] = LeastSquares(weight, layer.dim)
+            self._layers[name].add(weight, moment_of(layer, **shrinking))
 
     def solve(self) -> dict[str, Tensor]:
-        """Return the layers' weights; the sums are gone then."""
+        """Return the layers' weights, and free the sums."""
         return {name: self._layers.pop(name).solve(name) for name in [*self._layers]}
 
 
 class RegMean(ForLayers, Algorithm[RegMeanConfig]):
-    """W = (sum of W_k G_k) (sum of G_k)^-1 for linear layers, the mean of the experts for the rest.
+    """Solve linear layers by least squares over their inputs on unlabeled data (arXiv:2212.09849).
 
-    G_k is the second moment E[x x^T] of what expert k's layer is given on unlabeled examples of its
-    own task, entries beside the diagonal multiplied by `off_diagonal` (0.9 in the paper, 0.1 for
-    T5). Of an expert whose layer is never called, nothing is taken. Differs from the paper, as
-    FusionBench does, in taking the mean over positions and not the sum: a task with longer inputs
-    weighs no more. `ridge`, which neither has, adds a share of the identity to every G_k.
+    Formula: W = (sum of W_k G_k) (sum of G_k)^-1 for linear layers, the experts' mean for all other
+    tensors. G_k = E[x x'] of the inputs of expert k's layer on its own task, with off-diagonal
+    entries multiplied by `off_diagonal`. An expert whose layer is never called does not count.
+    Options: `samples` (unlabeled examples per task; 256), `off_diagonal` (factor; 0.9, and 0.1 for
+    T5 in the paper), `ridge` (fraction of a moment's mean diagonal, added to every G_k; 1e-6).
+    Differences: like FusionBench, it takes the mean over positions, not the sum, so a task with
+    longer inputs does not weigh more. Neither FusionBench nor the paper has a ridge.
 
-    Data: `samples` unlabeled examples a task. Memory: for every linear layer the two sums in fp64,
-    and the moments of one expert. Cost: a pass of the examples through each expert, a product a
-    layer and expert, and a Cholesky factor a layer, in fp64 on the CPU. A run that is resumed
-    gathers and solves anew.
+    Data: `samples` unlabeled examples per task. Memory: two sums in fp64 per linear layer, and the
+    moments of one expert. Cost: one pass of the examples through each expert, one product per layer
+    and expert, and one Cholesky factor per layer, in fp64 on the CPU. A resumed run gathers and
+    solves again.
     """
 
     config_class = RegMeanConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        """Gather the moments, and solve; what is not a linear layer stays lazy."""
+        """Gather the moments and solve; all other tensors stay lazy."""
         sums = LayerSums(self.config)
         gathered = moments(
             pool,
@@ -68,9 +70,9 @@ class RegMean(ForLayers, Algorithm[RegMeanConfig]):
             seed=context.seed,
             device=context.device,
         )
-        for expert, found in tracked("gather moments", gathered, pool, context):
-            sums.add(weights_of(pool, pool.experts[expert], context), found)
-            del found  # else they stay until the next expert's are there
+        for expert, layer_moments in track_experts("gather moments", gathered, pool, context):
+            sums.add(weights_of(pool, pool.experts[expert], context), layer_moments)
+            del layer_moments  # else they stay in memory until the next expert's are computed
         solved = sums.solve()
-        self.say_what_is_left(solved, pool, context)
-        return over(mean_of(pool), solved, pool, context)
+        self.warn_of_untreated(solved, pool, context)
+        return merge_solved(solved, mean_of(pool), pool, context)

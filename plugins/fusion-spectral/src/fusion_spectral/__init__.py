@@ -1,1 +1,1 @@
-"""Spectral methods for fusion-core: what is decided by singular values and vectors."""
+"""Spectral methods for fusion-core, which work on singular values and vectors."""

@@ -1,4 +1,4 @@
-"""ACE-Merging (arXiv:2603.02945): least squares with covariances guessed from task vectors."""
+"""ACE-Merging (arXiv:2603.02945): least squares with covariances estimated from task vectors."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: Bounds of the ridge of a covariance, as a fraction of its trace. Below the lower one, least
-#: squares over covariances of low rank may go a thousand times further than any expert. Above the
-#: upper one, an expert that hardly moved would outweigh all others.
-_LEAST_RIDGE, _MOST_RIDGE = 1e-6, 1.0
+#: Bounds of a covariance's ridge, as fractions of its trace. Below the lower bound, least squares
+#: over covariances of low rank may move a thousand times further than any expert. Above the upper
+#: bound, an expert that hardly moved would outweigh all others.
+_MIN_RIDGE, _MAX_RIDGE = 1e-6, 1.0
 
 
 class Ace(MatrixwiseMerge[AceConfig]):
-    """base + B A^-1: each expert's task vector weighted by the covariance of its own rows.
+    """Solve least squares with input covariances estimated from task vectors (arXiv:2603.02945).
 
-    For a matrix (out, in), with D_k the task vector less the mean of its rows and S_k = D_k' D_k:
-    B = sum of D_k (S_k + e I), A = sum of (S_k + e I) + c. Here c, the same in every row, is the
-    mean of the rows of the sum of all S_k: what experts have in common. Where the norms are
+    Formula: base + B A^-1 for a matrix (out, in). With D_k the task vector minus the mean of its
+    rows and S_k = D_k' D_k, B = sum of D_k (S_k + e I) and A = sum of (S_k + e I) + c. The common
+    part c has the mean of the rows of the sum of all S_k in every row. If the norms are
     heterogeneous (the variance of log |tau_k|^2 over its squared mean is above `threshold`), S_k
-    and e are divided by S_k's trace, c by the mean |tau_k|^2, and a flat-spectrum refinement is
-    added: the largest components of B A^-1 + sum of tau_k (S_k - A' / K), with the mean of their
-    singular values, A' being A without c. This follows the authors' code (that B holds D_k and not
-    tau_k, and e = 0.01, are the code's).
-
-    Three cases are not in the paper. An expert whose S_k is zero says nothing of the inputs: its
-    covariance is zero, it adds no e I, and K and the heterogeneity count the other experts alone.
-    The ridge is at least a millionth of the trace of S_k and, where it is divided by that, at most
-    1. The refinement takes its fraction of the components that are not zero, and averages over
-    these: adapters have few.
-
-    A matrix of one row has no covariance of rows, and is averaged like everything else that is not
-    a matrix. `epsilon` and the heterogeneity depend on the scale of the task vectors. Data: none.
-    Cost: K products and one solution of size (in, in) per matrix, in fp64.
+    and e are divided by the trace of S_k and c by the mean |tau_k|^2, and a refinement with a flat
+    spectrum is added: the largest components of B A^-1 + sum of tau_k (S_k - A' / K), with the mean
+    of their singular values, where A' is A without c. All other tensors, and matrices of one row,
+    are averaged.
+    Options: `epsilon` (e, in squared units of the weights; 0.01), `threshold` (0.3),
+    `rank_fraction` (fraction of the refinement's components; 0.3). `epsilon` and `threshold` depend
+    on the scale of the task vectors.
+    Source: arXiv:2603.02945, as in the authors' code (B with D_k instead of tau_k, and e = 0.01,
+    are the code's). Differences: an expert whose S_k is zero says nothing about the inputs and does
+    not count. The ridge is at least a millionth of the trace of S_k and, after division by the
+    trace, at most 1. The refinement counts only components that are not zero, because adapters
+    have few of them.
+    Data: none. Cost: K products and one solve of size (in, in) per matrix, in fp64.
     """
 
     config_class = AceConfig
@@ -51,31 +50,31 @@ class Ace(MatrixwiseMerge[AceConfig]):
 
     @staticmethod
     def side(shape: Sequence[int]) -> int:
-        """Return the width of the squares: that of the inputs."""
+        """Return the number of inputs: covariances are (in, in)."""
         return shape[1]
 
     def combine(self, rows: Tensor) -> Tensor:
-        """Solve, and refine where the experts are heterogeneous."""
+        """Solve, and refine if the experts are heterogeneous."""
         if rows.shape[1] == 1:
             return mean(rows)
-        rows = rows[[bool(_centred(row).any()) for row in rows]]
+        rows = rows[[bool(_centre(row).any()) for row in rows]]
         if not len(rows):
             return rows.new_zeros(rows.shape[1:])
         squares = torch.linalg.vector_norm(rows, dim=(1, 2), dtype=torch.float64).square()
-        uneven = _are_heterogeneous(squares, self.config.threshold)
-        sums = _Sums.of(rows, self.config.epsilon, normalised=uneven)
+        normalise = _are_heterogeneous(squares, self.config.threshold)
+        sums = _Sums.from_rows(rows, self.config.epsilon, normalise=normalise)
         common = sums.covariance.mean(dim=0, keepdim=True)
-        common = common / squares.mean() if uneven else common
-        merged = _solved(sums, common)
-        if uneven:
+        common = common / squares.mean() if normalise else common
+        merged = _solve(sums, common)
+        if normalise:
             rest = sums.products - in_order(rows).double() @ sums.ridged / len(rows)
-            merged = merged + _flattened(merged + rest, self.config.rank_fraction)
+            merged = merged + _flatten(merged + rest, self.config.rank_fraction)
         return merged.to(rows.dtype)
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over the experts, in fp64: one expert's covariance is in memory at a time."""
+    """Sums over the experts in fp64. Only one expert's covariance is in memory at a time."""
 
     #: S_k
     covariance: Tensor
@@ -87,47 +86,44 @@ class _Sums:
     products: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, epsilon: float, *, normalised: bool) -> _Sums:
-        """Add up what each task vector (m, n) contributes; none of them has equal rows."""
+    def from_rows(cls, rows: Tensor, epsilon: float, *, normalise: bool) -> _Sums:
+        """Sum over task vectors (m, n), none of which has all rows equal."""
         square = torch.zeros(rows.shape[2], rows.shape[2], dtype=torch.float64, device=rows.device)
         sums = cls(square, square.clone(), *(torch.zeros_like(rows[0]).double() for _ in range(2)))
         for row in rows:
-            sums._add(row.double(), epsilon, normalised=normalised)
+            centred = _centre(row)
+            trace = float(centred.square().sum())
+            scale, max_ridge = (trace, _MAX_RIDGE) if normalise else (1.0, math.inf)
+            covariance = centred.mT @ centred / scale
+            sums.covariance.add_(covariance)
+            sums.products.add_(row.double() @ covariance)
+            ridge = max(epsilon, _MIN_RIDGE * trace) / scale
+            covariance.diagonal().add_(min(ridge, max_ridge))
+            sums.ridged.add_(covariance)
+            sums.target.add_(centred @ covariance)
         return sums
 
-    def _add(self, row: Tensor, epsilon: float, *, normalised: bool) -> None:
-        centred = _centred(row)
-        trace = float(centred.square().sum())
-        scale, most = (trace, _MOST_RIDGE) if normalised else (1.0, math.inf)
-        covariance = centred.mT @ centred / scale
-        self.covariance.add_(covariance)
-        self.products.add_(row @ covariance)
-        ridge = max(epsilon, _LEAST_RIDGE * trace) / scale
-        covariance.diagonal().add_(min(ridge, most))
-        self.ridged.add_(covariance)
-        self.target.add_(centred @ covariance)
 
-
-def _solved(sums: _Sums, common: Tensor) -> Tensor:
-    """Return B A^-1 for A = A' + c, by A' alone: c has rank one, and may be much larger."""
+def _solve(sums: _Sums, common: Tensor) -> Tensor:
+    """Return B A^-1 for A = A' + c, solving with A' only: c has rank one and may be much larger."""
     both = torch.cat([sums.target, common])
     solved: Tensor = torch.linalg.solve(sums.ridged, both, left=False)
     merged, prior = solved[:-1], solved[-1:]
     return merged - merged.sum(dim=1, keepdim=True) * (prior / (1 + prior.sum()))
 
 
-def _centred(row: Tensor) -> Tensor:
-    """Return a task vector less the mean of its rows, in fp64."""
+def _centre(row: Tensor) -> Tensor:
+    """Return a task vector minus the mean of its rows, in fp64."""
     wide = row.double()
     return wide - wide.mean(dim=0, keepdim=True)
 
 
-def _flattened(matrix: Tensor, rank_fraction: float) -> Tensor:
+def _flatten(matrix: Tensor, rank_fraction: float) -> Tensor:
     """Return the largest components, all with the mean of their singular values."""
     parts = decompose(matrix)
-    kept = parts.largest(int(rank_fraction * parts.rank))
-    level = kept.values.sum() / max(len(kept.values), 1)
-    return kept._replace(values=level).product()
+    largest = parts.largest(int(rank_fraction * parts.rank))
+    level = largest.values.sum() / max(len(largest.values), 1)
+    return largest._replace(values=level).product()
 
 
 def _are_heterogeneous(squares: Tensor, threshold: float) -> bool:

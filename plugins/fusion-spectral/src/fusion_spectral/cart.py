@@ -1,4 +1,4 @@
-"""CART (arXiv:2412.12153): the average, and the low-rank part of the differences from it."""
+"""CART (arXiv:2412.12153): the average plus the low-rank part of each difference from it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 class Cart(ForMatrices, Algorithm[CartConfig]):
-    """A + scale * sum over experts of (the largest components of W_k - A), A the experts' average.
+    """Add the low-rank part of each expert's difference from the average (arXiv:2412.12153).
 
-    Of a matrix, `rank_fraction` of the components of W_k - A that are not zero are kept of each
-    expert, and at least one: of min(m, n) where experts have full rank, as in the paper. The
-    difference of an adapter of rank r from the average of K adapters has about K r. The same
-    fraction of min(m, n) would keep most of these, and at full rank the sum is zero. Everything
-    else is averaged. The paper tunes `scale` on validation data. Needs no base; with one, the
-    differences are those of the task vectors. Data: none. Cost: an eigendecomposition per matrix
-    and expert, of its smaller Gram matrix.
+    Formula: A + scale * sum of the largest components of W_k - A, with A the experts' average. All
+    other tensors are averaged. With a base, the differences are those of the task vectors.
+    Options: `rank_fraction` (fraction of the nonzero components of W_k - A, at least one component;
+    0.08), `scale` (factor; 1.0). The paper tunes `scale` on validation data.
+    Differences: for experts of full rank the fraction is that of min(m, n), as in the paper. For
+    adapters of rank r, W_k - A has rank about K r. The same fraction of min(m, n) would keep most
+    components, and their sum over the experts is zero at full rank.
+    Data: none. Cost: one eigendecomposition of the smaller Gram matrix per matrix and expert.
     """
 
     config_class = CartConfig
@@ -33,13 +34,13 @@ class Cart(ForMatrices, Algorithm[CartConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
         config = self.config
-        kernel = _Centred(config.rank_fraction, config.scale, relative=pool.base is not None)
+        kernel = _CartKernel(config.rank_fraction, config.scale, relative=pool.base is not None)
         return context.merged(pool, kernel)
 
 
 @dataclass(frozen=True)
-class _Centred(Matrixwise, Kernel):
-    """The average, and what stands out of it; of task vectors where it is `relative`."""
+class _CartKernel(Matrixwise, Kernel):
+    """CART of the task vectors if `relative`, else of the experts' weights."""
 
     rank_fraction: float
     scale: float
@@ -48,14 +49,14 @@ class _Centred(Matrixwise, Kernel):
     pieces_held, squares = (6.3, 2.5), (6, 0)
 
     def merge(self, piece: Piece) -> Tensor:
-        """Average, and add what stands out of the average."""
+        """Add the low-rank differences to the average."""
         rows = piece.task_vectors if self.relative else piece.experts
         merged = centre = mean(rows)
         if is_matrix(piece.shape):
-            merged = in_order(self._largest(row - centre) for row in rows)
+            merged = in_order(self._low_rank(row - centre) for row in rows)
             merged = merged.mul_(self.scale).add_(centre)
         return merged.add_(piece.base) if self.relative else merged
 
-    def _largest(self, difference: Tensor) -> Tensor:
+    def _low_rank(self, difference: Tensor) -> Tensor:
         parts = decompose(difference)
         return parts.largest(max(1, int(self.rank_fraction * parts.rank))).product()

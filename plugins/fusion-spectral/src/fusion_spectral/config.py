@@ -12,119 +12,119 @@ Steps = Annotated[int, Field(ge=0)]
 
 
 class OrthogonaliseConfig(ComponentConfig):
-    """How much of each task vector is kept."""
+    """Options of `orthogonalise`."""
 
     rank_fraction: Fraction | None = None
-    """The fraction of min(m, n) singular components kept of each expert; default: 1 / experts."""
+    """Keep this fraction of the min(m, n) singular components per expert; default: 1 / experts."""
 
 
 class TruncateConfig(ComponentConfig):
-    """How many singular components are kept, and whether the others' mass is made up for."""
+    """Options of `truncate`."""
 
     by: Literal["nuclear", "energy", "fraction"] = "nuclear"
-    """What `keep` is a fraction of: the sum of singular values, that of their squares, or the
-    number of those that are not zero."""
+    """Measure `keep` by the sum of singular values, the sum of their squares, or the number of
+    nonzero ones."""
     keep: Fraction = 0.4
-    """The fraction that the components kept must reach; at least one is kept."""
+    """Keep as few singular components as reach this fraction, at least one."""
     rescale: bool = True
-    """Scale what is kept to the nuclear norm (the sum of singular values) of the whole."""
+    """Scale the kept singular values to the sum of all (the nuclear norm)."""
 
 
 class CoreSpaceConfig(ComponentConfig):
-    """In which bases coordinates are taken."""
+    """Options of `core-space`."""
 
     bases: Literal["both", "left"] = "both"
-    """Left and right singular vectors (Core Space), or left ones alone (KnOTS)."""
+    """Use left and right singular vectors (Core Space), or only left ones (KnOTS)."""
 
 
 class SvcConfig(ComponentConfig):
-    """How far a singular value may be raised."""
+    """Options of `svc`."""
 
     alpha: Positive | None = None
-    """The smallest response of an expert that is counted: 1 / alpha bounds what a singular value is
-    multiplied by; default: 1 / experts."""
+    """Count every expert's agreement as at least this, so that singular values grow at most by the
+    factor 1 / alpha; default: 1 / experts."""
 
 
 class ScaleConfig(ComponentConfig):
-    """How far the merge goes."""
+    """The factor of the merge."""
 
     scale: float = 1.0
-    """Lambda: the factor of the merged task vector."""
+    """Multiply the merged task vector by this factor (lambda)."""
 
 
 class IsoCtsConfig(ScaleConfig):
-    """How many directions are the sum's, and how far the merge goes."""
+    """Options of `iso-cts`."""
 
     common_fraction: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """The fraction of the task vectors' directions taken from the sum; the experts share the
-    others."""
+    """Take this fraction of the task vectors' directions from their sum; the experts share the
+    rest."""
 
 
 class CartConfig(ComponentConfig):
-    """How much of each expert's difference from the average is kept, and its factor."""
+    """Options of `cart`."""
 
     rank_fraction: Fraction = 0.08
-    """The fraction kept of the singular components, not zero, of each expert's difference from the
-    average; at least one is kept."""
+    """Keep this fraction of the nonzero singular components of each expert's difference from the
+    average, at least one."""
     scale: float = 1.0
-    """Lambda: the factor of the sum of what is kept."""
+    """Multiply the sum of the low-rank differences by this factor (lambda)."""
 
 
 class StarConfig(ComponentConfig):
-    """How much of each task vector is kept."""
+    """Options of `star`."""
 
     keep: Fraction = 0.4
-    """The fraction of a matrix's nuclear norm that the components kept must reach (eta)."""
+    """Keep as few singular components as reach this fraction of a matrix's nuclear norm (eta)."""
 
 
 class WudiConfig(ComponentConfig):
-    """How long the descent is, and its steps."""
+    """Options of `wudi`."""
 
     steps: Steps = 300
-    """Steps of Adam; their number is the regularisation."""
+    """Take this many steps of Adam; fewer steps stay nearer to the sum."""
     lr: Positive = 1e-5
-    """Adam's rate: about how far an entry moves in a step."""
+    """Adam's learning rate: about the distance that an entry moves per step."""
 
 
 class AceConfig(ComponentConfig):
-    """Regularisation, and when experts count as heterogeneous."""
+    """Options of `ace`."""
 
     epsilon: Positive = 1e-2
-    """What is added to the diagonal of every expert's covariance; not relative to it."""
+    """Add this to the diagonal of every expert's covariance, in absolute units."""
     threshold: Annotated[float, Field(ge=0)] = 0.3
-    """Heterogeneity of the experts' norms above which covariances are normalised and the spectrum
-    refined."""
+    """Normalise the covariances and refine the spectrum if the heterogeneity of the experts' norms
+    is above this."""
     rank_fraction: Fraction = 0.3
-    """The fraction of the singular components that are not zero in the refinement."""
+    """Keep this fraction of the refinement's nonzero singular components."""
 
 
 class OrthomergeConfig(ComponentConfig):
-    """How what is not a rotation is merged."""
+    """Options of `orthomerge`."""
 
     residual_scale: float | None = None
-    """The factor of the sum of the residuals; default: 1 / experts, their mean."""
+    """Multiply the sum of the residuals by this factor; default: 1 / experts, their mean."""
 
 
 class KnotsConfig(ComponentConfig):
-    """How much of the coordinates is kept, and how far the merge goes."""
+    """Options of `knots`."""
 
     density: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """The fraction of each expert's coordinates that is kept, over the whole model."""
+    """Keep this fraction of each expert's coordinates over the whole model, the largest ones."""
     scale: float = 1.0
-    """Lambda: the factor of the merged task vector."""
+    """Multiply the merged task vector by this factor (lambda)."""
 
 
 class DogeConfig(ComponentConfig):
-    """How the shared correction is learned, and what is kept."""
+    """Options of `doge`."""
 
     scale: float = 0.07
-    """Eta: a matrix's task vector counts with this, divided by its norm."""
+    """Scale each expert's task vector of a matrix to this norm (eta)."""
     density: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """The fraction of each expert's entries that is kept, over all matrices."""
+    """Keep this fraction of each expert's entries over all matrices, the largest ones."""
     subspace: Annotated[int, Field(ge=1)] = 6
-    """The shared subspace, which the correction leaves alone, has as many directions as the task
-    vectors' joint rank divided by this."""
+    """Divide the joint rank of the task vectors by this: so many directions are shared, and the
+    correction leaves them alone."""
     steps: Steps = 400
-    """Steps of Adam."""
+    """Take this many steps of Adam."""
     lr: Positive = 1e-4
-    """Adam's rate."""
+    """Adam's learning rate: about the distance that an entry moves per step."""

@@ -22,22 +22,24 @@ if TYPE_CHECKING:
 
 
 class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
-    """base + sum of l_k m_k (tau_k + d): masked task vectors with a learned correction d.
+    """Sum masked task vectors with a correction learned outside the shared subspace (2501.01230).
 
-    l_k = scale / |tau_k|, and m_k keeps the `density` largest entries of tau_k. The correction d of
-    a matrix begins at zero; Adam lowers sum over j of |row sums of tau_j * (tau_j - sum over k of
-    l_k (tau_k + d))|^2, with the gradient's part in the shared subspace removed. That is spanned by
-    the largest rank / `subspace` left vectors of the experts' largest rank / experts ones, side by
-    side. There is one threshold per expert over all matrices. As the authors' code (DOGE TA), which
-    leaves what is not a weight of its encoder at the base; here every matrix takes part, and
-    everything else is averaged.
-
-    The rank is that of all task vectors side by side: min(m, n) for experts of full rank, as in the
-    code, and about the sum of the ranks of adapters. A sixth of min(m, n) would hold all directions
-    of adapters, and nothing would be left to learn. An expert without a task vector in a matrix
-    adds nothing to it. `scale` and `lr` are not relative to the task vectors: where their norms are
-    below `scale`, or their entries below `lr`, the merge moves further than the experts. Data:
-    none. Cost: `steps` passes over all task vectors of a matrix, held in memory, an
+    Formula: base + sum of l_k m_k (tau_k + d), with l_k = scale / |tau_k|. The mask m_k has the
+    `density` largest entries of tau_k, with one threshold per expert over all matrices. From d = 0,
+    Adam lowers the conflict sum over j of |row sums of tau_j * (tau_j - sum over k of l_k (tau_k +
+    d))|^2, without the gradient's part in the shared subspace. The largest rank / `subspace` left
+    vectors of the experts' largest rank / K left vectors, joined, span that subspace. All other
+    tensors are averaged.
+    Options: `scale` (norm; 0.07), `density` (fraction of entries; 0.3), `subspace` (divisor of the
+    rank; 6), `steps` (400), `lr` (distance per step; 1e-4). `scale` and `lr` are absolute: if the
+    norms of task vectors are below `scale`, or their entries below `lr`, the merge moves further
+    than the experts.
+    Source: arXiv:2501.01230, as in the authors' code (DOGE TA), which leaves tensors outside its
+    encoder at the base. Here every matrix takes part. The rank is that of all task vectors joined:
+    min(m, n) for experts of full rank, as in the code, and about the sum of the ranks of adapters.
+    A sixth of min(m, n) would contain all directions of adapters, with nothing left to learn. An
+    expert without a task vector in a matrix adds nothing to it.
+    Data: none. Cost: `steps` passes over all task vectors of a matrix, held in memory, one
     eigendecomposition per expert, and one for the rank.
     """
 
@@ -46,44 +48,44 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
 
     @property
     def scope(self) -> Scope:
-        """Thresholds are the whole model's."""
+        """Survey the whole model: thresholds are over all matrices."""
         return Scope.MODEL
 
     def survey(self, scan: Scan) -> Trim:
-        """Find the thresholds over all matrices."""
+        """Return the thresholds over all matrices."""
         matrices = replace(scan, infos=[info for info in scan.infos if is_matrix(info.shape)])
         return Trim.of(matrices, self.config.density, majority=False)
 
     def merge(self, piece: Piece) -> Tensor:
-        """Learn the correction, mask, and sum."""
+        """Learn the correction, mask and sum."""
         rows = piece.task_vectors
         if not is_matrix(piece.shape):
             return mean(rows).add_(piece.base)
         norms = torch.linalg.matrix_norm(rows)[:, None, None]
         shares = torch.where(norms > 0, self.config.scale / norms, 0)
-        slope = _conflict_slope(rows, shares, self._shared(rows))
+        gradient = _conflict_gradient(rows, shares, self._shared_subspace(rows))
         start = torch.zeros_like(piece.base)
-        correction = descend(start, slope, steps=self.config.steps, lr=self.config.lr)
+        correction = descend(start, gradient, steps=self.config.steps, lr=self.config.lr)
         state: Trim = piece.state
-        kept = state.kept(rows).ne_(0)
-        return in_order((rows + correction) * kept * shares).add_(piece.base)
+        masks = state.kept(rows).ne_(0)
+        return in_order((rows + correction) * masks * shares).add_(piece.base)
 
-    def _shared(self, rows: Tensor) -> Tensor:
+    def _shared_subspace(self, rows: Tensor) -> Tensor:
         """Return orthonormal directions of the outputs, (m, rank / subspace)."""
         rank = joint_rank(rows)
-        own = max(1, rank // len(rows))
-        joined = torch.cat([decompose(row).largest(own).left for row in rows], dim=1)
+        per_expert = max(1, rank // len(rows))
+        joined = torch.cat([decompose(row).largest(per_expert).left for row in rows], dim=1)
         return decompose(joined).left[:, : rank // self.config.subspace]
 
 
-def _conflict_slope(rows: Tensor, shares: Tensor, shared: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the gradient of the conflict by the correction, less its part in `shared`."""
+def _conflict_gradient(rows: Tensor, shares: Tensor, shared: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the conflict's gradient by the correction, without its part in `shared`."""
     share = in_order(shares)
     fixed = (rows * (rows - in_order(rows * shares))).sum(dim=2)
 
-    def slope(correction: Tensor) -> Tensor:
+    def gradient(correction: Tensor) -> Tensor:
         conflicts = fixed - share.squeeze(1) * (rows * correction).sum(dim=2)
-        found = in_order(conflicts[:, :, None] * rows).mul_(-2 * share)
-        return found - shared @ (shared.mT @ found)
+        slope = in_order(conflicts[:, :, None] * rows).mul_(-2 * share)
+        return slope - shared @ (shared.mT @ slope)
 
-    return slope
+    return gradient

@@ -1,4 +1,4 @@
-"""Isotropic merging (arXiv:2502.04959): sums whose singular values are all alike."""
+"""Isotropic merging (arXiv:2502.04959): sums whose singular values are all equal."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import torch
 from fusion_core.weights import Components, decompose, in_order, joint_rank, polar
 from fusion_spectral.config import IsoCtsConfig, ScaleConfig
 from fusion_spectral.matrixwise import MatrixwiseMerge
-from fusion_spectral.orthogonalise import orthogonalised
+from fusion_spectral.orthogonalise import orthogonalise_bases
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-#: Of an expert's task vector, by its norm: what is left of it by rounding where others are removed.
+#: Part of an expert's norm that rounding leaves in directions that were removed from it.
 _ROUNDING = 1e-6
 
 
 class IsoC(MatrixwiseMerge[ScaleConfig]):
-    """base + scale * mean(s) U V', for the sum U diag(s) V' of a matrix's task vectors.
+    """Sum task vectors, and give every direction of the sum the same weight (arXiv:2502.04959).
 
-    U V' is the polar factor Q of the sum S, and mean(s) = <Q, S> / rank, so no SVD is taken: the
-    eigenvectors of the smaller Gram matrix give Q. `rank` is the numerical rank of S, |Q|^2: the
-    mean is that of the singular values that are not zero, and directions in which no expert moved
-    stay zero. For experts of full rank this is the paper. For adapters it is not: the paper and the
-    authors' code take the mean over all min(m, n) values, and an SVD puts arbitrary directions in
-    the place of those that are zero. The mean over 576 values of which 64 are not zero, without
-    these arbitrary directions, would return almost the base. Everything else is averaged, and
-    scaled, too. Data: none. Cost: one eigendecomposition per matrix, whatever the number of
-    experts.
+    Formula: base + scale * mean(s) U V', where U diag(s) V' is the sum of a matrix's task vectors.
+    All other tensors are averaged, and scaled too.
+    Options: `scale` (factor; 1.0).
+    Differences: the mean is over nonzero singular values, and directions in which no expert moved
+    stay zero. For experts of full rank this is the paper. For adapters the paper and the authors'
+    code average over all min(m, n) values and fill zero directions with arbitrary vectors of an
+    SVD. Without those vectors, a mean over 576 values of which 64 are nonzero would return almost
+    the base.
+    Data: none. Cost: one eigendecomposition per matrix, whatever the number of experts: U V' is the
+    polar factor Q of the sum S, and mean(s) = <Q, S> / |Q|^2.
     """
 
     config_class = ScaleConfig
@@ -38,7 +39,7 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
 
     @property
     def scale(self) -> float:
-        """Lambda."""
+        """Factor of the merged task vector."""
         return self.config.scale
 
     def combine(self, rows: Tensor) -> Tensor:
@@ -50,20 +51,19 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
 
 
 class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
-    """base + scale * mean(s) U V', of common directions and of each expert's own.
+    """Give common directions and each expert's own directions the same weight (arXiv:2502.04959).
 
-    The sum's largest components are common. What an expert has outside their left vectors, (I - C
-    C') tau_k, gives its own: s of them each, where s is the rest of the rank, 1 - `common_fraction`
-    of it, divided by the experts and rounded; so the common ones are rank - s * experts. The bases
-    side by side are made orthonormal as in `orthogonalise`, and every direction gets the mean of
-    all singular values. As the authors' code, but by Gram matrices and not by SVD.
-
-    The rank is that of all task vectors side by side: min(m, n) for experts of full rank, as in
-    the paper, and about the sum of the ranks of adapters. There the paper and the authors' code
-    take min(m, n) all the same, and the mean over as many values, most of them zero (as in
-    `iso-c`). Here directions that are zero but for rounding neither count nor take part.
-    Everything else is averaged, and scaled, too. Data: none. Cost: an eigendecomposition per matrix
-    and expert, one of the sum, one for the rank, and two of the joined bases.
+    Formula: base + scale * mean(s) U V', over the sum's largest components and s components of each
+    expert's (I - C C') tau_k. C are the sum's left vectors, s = (1 - common_fraction) * rank /
+    experts, rounded, and the sum keeps rank - s * experts components. The joined bases are made
+    orthonormal as in `orthogonalise`. All other tensors are averaged, and scaled too.
+    Options: `scale` (factor; 1.0), `common_fraction` (fraction of the rank; 0.8).
+    Differences: the authors' code takes SVDs, this method uses Gram matrices. The rank is that of
+    all task vectors joined: min(m, n) for experts of full rank, as in the paper, and about the sum
+    of the ranks of adapters, for which the paper and the code still take min(m, n) (see `iso-c`).
+    Directions that are zero up to rounding neither count nor take part.
+    Data: none. Cost: one eigendecomposition per matrix and expert, one of the sum, one for the
+    rank, and two of the joined bases.
     """
 
     config_class = IsoCtsConfig
@@ -71,33 +71,32 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
 
     @property
     def scale(self) -> float:
-        """Lambda."""
+        """Factor of the merged task vector."""
         return self.config.scale
 
     def combine(self, rows: Tensor) -> Tensor:
         """Join common and own directions under a flat spectrum."""
-        rank = joint_rank(rows)
-        own = self._own(rank, len(rows))
+        rank, experts = joint_rank(rows), len(rows)
+        rest = rank - int(rank * self.config.common_fraction)
+        per_expert = min(round(rest / experts), rank // experts)
         bounds = torch.linalg.matrix_norm(rows) * _ROUNDING
         total = decompose(in_order(rows))
-        common = _above(total.largest(rank - own * len(rows)), bounds.max())
+        common = _drop_rounding(total.largest(rank - per_expert * experts), bounds.max())
         outside = (decompose(row - common.left @ (common.left.mT @ row)) for row in rows)
-        kept = zip(outside, bounds, strict=True)
-        parts = [*(_above(part.largest(own), bound) for part, bound in kept), common]
+        parts = [
+            _drop_rounding(part.largest(per_expert), bound)
+            for part, bound in zip(outside, bounds, strict=True)
+        ]
+        parts.append(common)
         values = torch.cat([part.values for part in parts])
         if not len(values):
             return torch.zeros_like(rows[0])
-        joined = orthogonalised(parts)
+        joined = orthogonalise_bases(parts)
         left = torch.cat([part.left for part in joined], dim=1)
         right = torch.cat([part.right for part in joined], dim=1)
         return Components(left, values.mean(), right).product()
 
-    def _own(self, rank: int, experts: int) -> int:
-        """Return how many directions are each expert's own."""
-        rest = rank - int(rank * self.config.common_fraction)
-        return min(round(rest / experts), rank // experts)
 
-
-def _above(parts: Components, bound: Tensor) -> Components:
+def _drop_rounding(parts: Components, bound: Tensor) -> Components:
     """Return the components whose singular values are above a bound."""
     return parts.largest(int((parts.values > bound).sum()))

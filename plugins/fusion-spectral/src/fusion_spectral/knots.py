@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 
 class Knots(ForMatrices, Algorithm[KnotsConfig]):
-    """base + scale * U (TIES of the coordinates S V_k'), where U S [V_1' ... V_K'] = [tau_1 ...].
+    """Merge by TIES in coordinates of a basis that the experts share; for LoRA (arXiv:2410.19735).
 
-    The experts' task vectors of a matrix (out, in) side by side have one decomposition; its left
-    vectors are a basis for all of them. In coordinates, TIES keeps each expert's `density` largest
-    entries over all matrices of the model, elects signs and takes the mean of what agrees; the
-    result goes back through U. Meant for LoRA, whose rank limits the basis: directions in which
-    nobody moved (1e-6 of the largest; the authors' code: 1e-5, whatever the scale) count neither as
-    entries nor as kept. As the authors' configuration `ties`, `mean`, with their best scale of 0.6
-    not taken as the default. Everything else is averaged, and scaled, too. Data: none. Cost: an
-    eigendecomposition of size (out, out) a matrix, in each of about six passes.
+    Formula: base + scale * U ties(S V_1', ..., S V_K'), where U S [V_1' ... V_K'] decomposes the
+    task vectors [tau_1 ... tau_K] of a matrix (out, in), joined by columns. TIES keeps each
+    expert's `density` largest coordinates over all matrices of the model, elects signs, and
+    averages the entries that agree. All other tensors are averaged, and scaled too.
+    Options: `density` (fraction of coordinates; 0.2), `scale` (factor; 1.0).
+    Source: arXiv:2410.19735, with the authors' configuration `ties`, `mean`, but without their best
+    scale of 0.6. Directions in which no expert moved (below 1e-6 of the largest; in the authors'
+    code below 1e-5, absolute) do not count as entries.
+    Data: none. Cost: an eigendecomposition of size (out, out) per matrix, in each of about six
+    passes.
     """
 
     config_class = KnotsConfig
@@ -36,41 +38,41 @@ class Knots(ForMatrices, Algorithm[KnotsConfig]):
         """Return the lazy merge: to coordinates, TIES, and back."""
         space = CoreSpace(bases="left")
         coordinates = context.transformed(pool, space)
-        ties = _TiesOfCoordinates(self.config.density, self.config.scale)
+        ties = _CoordinateTies(self.config.density, self.config.scale)
         return context.restored(context.merged(coordinates, ties), pool, space)
 
 
 @dataclass(frozen=True)
-class _TiesOfCoordinates(Kernel):
-    """scale * (the merged coordinates, of matrices; the mean of all else)."""
+class _CoordinateTies(Kernel):
+    """scale * the TIES merge of a matrix's coordinates, or scale * the mean of another tensor."""
 
     density: float
     scale: float
 
     @property
     def scope(self) -> Scope:
-        """Thresholds are the whole model's."""
+        """Survey the whole model: thresholds are over all matrices."""
         return Scope.MODEL
 
     def survey(self, scan: Scan) -> Trim:
-        """Find the thresholds over the entries of the bases."""
+        """Return the thresholds over the entries in the bases."""
         matrices = replace(scan, infos=[info for info in scan.infos if is_matrix(info.shape)])
-        entries = matrices(_entries_in_the_basis, int.__add__, 0)
-        kept = int(self.density * entries) + 0.5  # halfway: safe from rounding
-        return Trim.of(matrices, kept / max(matrices.numel, 1) if self.density else 0.0)
+        entries = matrices(_count_entries, int.__add__, 0)
+        count = int(self.density * entries) + 0.5  # halfway between integers: safe from rounding
+        return Trim.of(matrices, count / max(matrices.numel, 1) if self.density else 0.0)
 
     def merge(self, piece: Piece) -> Tensor:
         if not is_matrix(piece.shape):
             return mean(piece.task_vectors).mul_(self.scale)
         state: Trim = piece.state
-        kept = state.kept(piece.task_vectors)
-        sign = state.sign(kept)
-        agree = agreeing(kept, sign)
+        rows = state.kept(piece.task_vectors)
+        sign = state.sign(rows)
+        agree = agreeing(rows, sign)
         total = in_order(agree).mul_(sign)
         return total.div_(in_order(agree.sign_()).clamp_min_(1)).mul_(self.scale)
 
 
-def _entries_in_the_basis(piece: Piece) -> int:
-    """Count the entries of one expert's coordinates whose direction somebody moved in."""
+def _count_entries(piece: Piece) -> int:
+    """Count one expert's coordinates, in the directions in which some expert moved."""
     moved = piece.task_vectors.ne(0).any(dim=2).any(dim=0)
     return int(moved.sum()) * piece.info.shape[1]

@@ -1,4 +1,4 @@
-"""What merges of task vectors have in common that treat matrices one by one."""
+"""Base classes for stages that treat matrices one by one."""
 
 from __future__ import annotations
 
@@ -19,53 +19,55 @@ ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
 class ForMatrices:
-    """A stage that applies to matrices alone, and says what becomes of all other tensors."""
+    """A stage that applies only to matrices, and says what happens to all other tensors."""
 
-    otherwise: ClassVar[str] = "averaged"
+    #: what happens to other tensors, as the plan and the warnings say it
+    other_tensors: ClassVar[str] = "averaged"
 
     def fallback(self, info: TensorInfo) -> str | None:
         """Say what happens to a tensor that is not a matrix."""
-        return None if is_matrix(info.shape) else self.otherwise
+        return None if is_matrix(info.shape) else self.other_tensors
 
 
 class Matrixwise(ForMatrices, PieceKernel):
-    """A stage that treats matrices one by one: no tensor is cut.
+    """A stage that needs whole matrices.
 
-    Beside matrices of the tensor's shape (`pieces_held`) a worker holds squares as wide as one of
-    its sides; numbers in fp64 count twice.
+    Besides tensors of a matrix's shape (`pieces_held`), a worker holds square matrices. Numbers in
+    fp64 count twice.
     """
 
-    #: squares that a worker holds, and as many more per expert
+    #: squares that a worker holds, and additional ones per expert
     squares: ClassVar[tuple[float, float]]
 
     @property
     def cut(self) -> Cut:
-        """Tensors are whole."""
+        """Keep tensors whole."""
         return Cut.TENSOR
 
     def working_memory(self, shape: Sequence[int], experts: int) -> float:
-        """Count the matrices and, where there is one, the squares."""
-        own, each = self.squares
-        squares = (own + each * experts) * self.side(shape) ** 2 if is_matrix(shape) else 0
+        """Count the pieces and, for a matrix, the squares."""
+        fixed, per_expert = self.squares
+        count = fixed + per_expert * experts
+        squares = count * self.side(shape) ** 2 if is_matrix(shape) else 0
         return super().working_memory(shape, experts) + squares
 
     @staticmethod
     def side(shape: Sequence[int]) -> int:
-        """Return the width of the squares: the smaller side, as of Gram matrices."""
+        """Return the width of the squares: by default the smaller side, as in Gram matrices."""
         return min(shape)
 
 
 class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):
-    """base + scale * (what `combine` makes of a matrix's task vectors; their mean elsewhere)."""
+    """base + scale * (`combine` of a matrix's task vectors, or the mean for other tensors)."""
 
     @property
     def scale(self) -> float:
-        """Lambda: the factor of the merged task vector."""
+        """Factor of the merged task vector."""
         return 1.0
 
     @abstractmethod
     def combine(self, rows: Tensor) -> Tensor:
-        """Return one task vector (m, n) made of the experts' (experts, m, n)."""
+        """Return one task vector (m, n) for the experts' (experts, m, n)."""
 
     def merge(self, piece: Piece) -> Tensor:
         """Merge one tensor."""

@@ -18,49 +18,46 @@ if TYPE_CHECKING:
 
 
 class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
-    """Low-rank task vectors whose singular vectors do not interfere: the parts of TSV-M.
+    """Keep each task vector's largest components, made orthogonal across experts (2412.00081).
 
-    A matrix's task vector is cut to its r largest singular components U_k S_k V_k'; r is
-    floor(min(m, n) / experts), and at least one, so that all fit beside each other. Adapters fit
-    whole as long as their ranks add up to less. The bases of all experts, side by side, are
-    replaced by their polar factor, the nearest basis with orthonormal columns, and each expert gets
-    back its own columns. Everything that is not a matrix is divided by the number of experts, so
-    that the sum of what comes out is the task vector of TSV-M. The authors' code takes SVDs; this
-    takes the eigenvectors of Gram matrices, in fp64, and leaves out directions in which an expert
-    has nothing, where an SVD puts arbitrary ones. Data: none. Cost: an eigendecomposition per
-    matrix and expert, on its smaller side, and two of the joined bases.
+    Formula: P_k S_k Q_k' of the r largest components U_k S_k V_k' of tau_k. [P_1 ... P_K] is the
+    polar factor of [U_1 ... U_K], the nearest basis with orthonormal columns, and Q likewise. All
+    other tensors are divided by the number of experts, so that the sum of the results is the task
+    vector of TSV-M.
+    Options: `rank_fraction` (r as a fraction of min(m, n), at least one component; 1 / experts, so
+    that all bases fit next to each other). Adapters fit whole while their ranks add up to less.
+    Differences: the authors' code takes SVDs. This method takes eigenvectors of Gram matrices in
+    fp64, and leaves out directions in which an expert did not move, where an SVD gives arbitrary
+    vectors.
+    Data: none. Cost: one eigendecomposition per matrix and expert, of the smaller side, and two of
+    the joined bases.
     """
 
     config_class = OrthogonaliseConfig
-    otherwise = "divided by the number of experts"
+    other_tensors = "divided by the number of experts"
     pieces_held, squares = (3, 4.8), (9, 0)
 
     def rows(self, piece: Piece) -> Tensor:
-        """Return rows of the same shape, (experts, ...)."""
+        """Return orthogonal task vectors of the same shape, (experts, ...)."""
         rows = piece.task_vectors
         if not is_matrix(piece.shape):
             return rows / len(rows)
-        kept = self._kept(min(piece.shape), len(rows))
-        parts = [decompose(row).largest(kept) for row in rows]
-        return torch.stack([part.product() for part in orthogonalised(parts)])
-
-    def _kept(self, rank: int, experts: int) -> int:
-        """Return how many components of each expert are kept, so that all fit beside each other."""
-        fraction = self.config.rank_fraction
-        wanted = rank // experts if fraction is None else int(fraction * rank)
-        return max(1, wanted)
+        rank, fraction = min(piece.shape), self.config.rank_fraction
+        per_expert = rank // len(rows) if fraction is None else int(fraction * rank)
+        parts = [decompose(row).largest(max(1, per_expert)) for row in rows]
+        return torch.stack([part.product() for part in orthogonalise_bases(parts)])
 
 
-def orthogonalised(parts: Sequence[Components]) -> list[Components]:
-    """Return components whose left vectors, and right vectors, are orthonormal across all parts.
+def orthogonalise_bases(parts: Sequence[Components]) -> list[Components]:
+    """Make left vectors, and right vectors, orthonormal across all parts.
 
-    Where there are more vectors than dimensions, they cannot be: then the rows of all of them side
-    by side are.
+    If there are more vectors than dimensions, the rows of the joined vectors become orthonormal
+    instead.
     """
     sizes = [len(part.values) for part in parts]
-    left = torch.split(polar(torch.cat([part.left for part in parts], dim=1)), sizes, dim=1)
-    right = torch.split(polar(torch.cat([part.right for part in parts], dim=1)), sizes, dim=1)
+    lefts = torch.split(polar(torch.cat([part.left for part in parts], dim=1)), sizes, dim=1)
+    rights = torch.split(polar(torch.cat([part.right for part in parts], dim=1)), sizes, dim=1)
     return [
-        Components(one, part.values, other)
-        for one, part, other in zip(left, parts, right, strict=True)
+        Components(left, part.values, right)
+        for left, part, right in zip(lefts, parts, rights, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Orthogonal model merging (arXiv:2602.05943): rotations of the base, and what is left over."""
+"""Orthogonal model merging (arXiv:2602.05943): rotations of the base, and residuals."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from fusion_spectral.matrixwise import Matrixwise
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Below this fraction of the largest, a singular value counts as zero, and a sum against its terms.
+#: Below this fraction of the largest singular value, or of the mean norm, a number counts as zero.
 _ZERO = 1e-12
 
 
 class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
-    """W0 R + residual_scale * (sum of W_k - W0 R_k): rotations merge in their Lie algebra.
+    """Merge the experts' rotations of the base in their Lie algebra (arXiv:2602.05943).
 
-    R_k is the rotation that brings a matrix's base W0 closest to the expert W_k (orthogonal
-    Procrustes), Q_k = (R_k - I)(R_k + I)^-1 its Cayley transform, and R that of sum of Q_k, scaled
-    to the mean norm of the Q_k. As the authors' code for fully fine-tuned experts (`G_TA`), with
-    these differences: what is rotated is the smaller side, where Procrustes has one solution (the
-    code always rotates inputs, arbitrarily in what the base maps to zero); reflections, which have
-    no Cayley transform, are excluded as in Kabsch's algorithm; and residuals are averaged for any
-    number of experts, as its 0.2 averages five. Everything else is averaged. Data: none. Cost: an
-    SVD (a Gram matrix of W0' W_k would square its condition once more) and two solutions of the
-    smaller side's size a matrix and expert, in fp64.
+    Formula: W0 R + residual_scale * sum of (W_k - W0 R_k) for the base W0 of a matrix. R_k is the
+    rotation for which W0 R_k is nearest to the expert W_k (orthogonal Procrustes), and
+    Q_k = (R_k - I)(R_k + I)^-1 its Cayley transform. R is the rotation whose Cayley transform is
+    the sum of Q_k, scaled to their mean norm. All other task vectors are summed with
+    `residual_scale`.
+    Options: `residual_scale` (factor; 1 / experts, their mean).
+    Source: arXiv:2602.05943, as in the authors' code for fully fine-tuned experts (`G_TA`).
+    Differences: the smaller side is rotated, where Procrustes has one solution. The code always
+    rotates inputs, arbitrarily where the base maps them to zero. Reflections have no Cayley
+    transform and are excluded as in Kabsch's algorithm. Residuals are averaged for any number of
+    experts, as the code's 0.2 does for five.
+    Data: none. Cost: per matrix and expert an SVD (a Gram matrix of W0' W_k would square its
+    condition once more) and two solves of the smaller side's size, in fp64.
     """
 
     config_class = OrthomergeConfig
@@ -43,22 +47,24 @@ class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
             return in_order(piece.task_vectors).mul_(scale).add_(piece.base)
         base, experts = piece.base.double(), piece.experts.double()
         if base.shape[0] < base.shape[1]:
-            merged = _merged(base.mT, experts.mT, scale).mT
+            merged = _merge_tall(base.mT, experts.mT, scale).mT
         else:
-            merged = _merged(base, experts, scale)
+            merged = _merge_tall(base, experts, scale)
         return merged.to(piece.base.dtype)
 
 
-def _merged(base: Tensor, experts: Tensor, scale: float) -> Tensor:
-    """Merge tall matrices, (m, n) and (experts, m, n)."""
-    generators = [_generator(_rotation(base, expert)) for expert in experts]
-    turned = zip(experts, generators, strict=True)
-    residuals = in_order(expert - base @ _cayley(each) for expert, each in turned)
-    return base @ _cayley(_combined(torch.stack(generators))) + scale * residuals
+def _merge_tall(base: Tensor, experts: Tensor, scale: float) -> Tensor:
+    """Merge matrices (m, n) and (experts, m, n) with m >= n."""
+    generators = [_generator(_nearest_rotation(base, expert)) for expert in experts]
+    residuals = in_order(
+        expert - base @ _cayley(generator)
+        for expert, generator in zip(experts, generators, strict=True)
+    )
+    return base @ _cayley(_combine(torch.stack(generators))) + scale * residuals
 
 
-def _rotation(base: Tensor, expert: Tensor) -> Tensor:
-    """Return the rotation R of shape (n, n) for which base @ R is closest to the expert."""
+def _nearest_rotation(base: Tensor, expert: Tensor) -> Tensor:
+    """Return the rotation R of shape (n, n) for which base @ R is nearest to the expert."""
     left, values, right = torch.linalg.svd(base.mT @ expert)
     signs = (values > values[0] * _ZERO).to(values.dtype)
     signs[-1] *= torch.linalg.det(left @ right).sign()
@@ -67,7 +73,7 @@ def _rotation(base: Tensor, expert: Tensor) -> Tensor:
 
 
 def _generator(rotation: Tensor) -> Tensor:
-    """Return the skew-symmetric matrix whose Cayley transform a rotation is."""
+    """Return the skew-symmetric matrix whose Cayley transform is a rotation."""
     eye = torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
     generator: Tensor = torch.linalg.solve(rotation + eye, rotation - eye)
     return (generator - generator.mT) / 2
@@ -79,8 +85,8 @@ def _cayley(generator: Tensor) -> Tensor:
     return rotation
 
 
-def _combined(generators: Tensor) -> Tensor:
-    """Return the sum's direction with the mean of the norms; zero where they cancel."""
+def _combine(generators: Tensor) -> Tensor:
+    """Return the sum, scaled to the mean norm; zero where the generators cancel."""
     total = in_order(generators)
     norm = torch.linalg.matrix_norm(total)
     level = torch.linalg.matrix_norm(generators).mean()

@@ -1,4 +1,4 @@
-"""Registers the spectral methods; imports nothing heavy."""
+"""Registers the spectral methods. Imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -9,14 +9,14 @@ _FAMILY = "spectra and subspaces"
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
-    """Register what works on singular values and vectors: transforms, merges, a calibration."""
+    """Register the transforms, the merges and the calibration."""
     yield from _transforms()
     yield from _merges()
     yield AlgorithmSpec(
         name="svc",
         stage="calibrate",
         family=_FAMILY,
-        summary="Scale a merge's singular values by what the experts share of their directions.",
+        summary="Scale a merge's singular values by how far experts share their directions.",
         formula="base + U diag(f s) V', U diag(s) V' = tau, f = K / sum of the experts' agreements",
         target="fusion_spectral.svc:Svc",
         config="fusion_spectral.config:SvcConfig",
@@ -31,7 +31,7 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         name="orthogonalise",
         stage="transform",
         family=_FAMILY,
-        summary="Keep each task vector's largest singular components, made orthogonal to others'.",
+        summary="Keep each task vector's largest components, made orthogonal across experts.",
         formula=(
             "P_k S_k Q_k' of its r / K largest components U_k S_k V_k', "
             "P = polar([U_1 ... U_K]), Q likewise"
@@ -75,7 +75,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="tsv-m",
         family=_FAMILY,
-        summary="Sum task vectors cut to their largest components, made orthogonal across experts.",
+        summary="Sum task vectors truncated and made orthogonal across experts.",
         formula="base + scale * sum of orthogonalise(tau_k)",
         target="fusion_spectral.tsv:TsvM",
         config="fusion_spectral.config:ScaleConfig",
@@ -97,7 +97,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="iso-cts",
         family=_FAMILY,
-        summary="Give common and each expert's own directions the same weight.",
+        summary="Give common directions and each expert's own directions the same weight.",
         formula=(
             "base + scale * mean(s) * U V' of the sum's largest directions and each tau_k's own"
         ),
@@ -110,7 +110,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="cart",
         family=_FAMILY,
-        summary="Average, and add the low-rank part of each expert's difference from the average.",
+        summary="Add the low-rank part of each expert's difference from the average to it.",
         formula="A + scale * sum of the largest components of W_k - A, A = mean of W_k",
         target="fusion_spectral.cart:Cart",
         config="fusion_spectral.config:CartConfig",
@@ -120,7 +120,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="star",
         family=_FAMILY,
-        summary="Average task vectors cut to their largest components and scaled up again.",
+        summary="Average task vectors truncated to their largest components and rescaled.",
         formula="base + mean of truncate(tau_k)",
         target="fusion_spectral.truncate:Star",
         config="fusion_spectral.config:StarConfig",
@@ -131,7 +131,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="wudi",
         family=_FAMILY,
-        summary="Descend from the sum to what interferes least with each expert's inputs.",
+        summary="Descend from the sum to the task vector that interferes least with the experts.",
         formula=(
             "base + tau, Adam from sum of tau_k on the sum of |(tau - tau_k) tau_k'|^2 / |tau_k|^2"
         ),
@@ -144,7 +144,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="ace",
         family=_FAMILY,
-        summary="Least squares with input covariances estimated from the task vectors.",
+        summary="Solve least squares with input covariances estimated from the task vectors.",
         formula=(
             "base + (sum of D_k S_k) (sum of S_k + c)^-1, S_k = D_k' D_k + epsilon, "
             "D_k = tau_k centred"
@@ -158,7 +158,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="knots",
         family=_FAMILY,
-        summary="TIES in coordinates of a basis that the experts share; for LoRA.",
+        summary="Merge by TIES in coordinates of a basis that the experts share; for LoRA.",
         formula=(
             "base + scale * U ties(S V_1', ..., S V_K'), U S [V_1' ... V_K'] = [tau_1 ... tau_K]"
         ),
@@ -171,7 +171,7 @@ def _merges() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="orthomerge",
         family=_FAMILY,
-        summary="Merge the base's rotations in their Lie algebra, and average what is left over.",
+        summary="Merge the experts' rotations of the base in their Lie algebra, and add residuals.",
         formula=(
             "base R + residual_scale * sum of (W_k - base R_k), "
             "cayley^-1(R) ~ sum of cayley^-1(R_k)"

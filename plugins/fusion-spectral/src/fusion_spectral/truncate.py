@@ -1,4 +1,4 @@
-"""Low-rank task vectors, and STAR (arXiv:2502.10339): their mean."""
+"""Low-rank task vectors, and STAR (arXiv:2502.10339), which averages them."""
 
 from __future__ import annotations
 
@@ -19,53 +19,58 @@ if TYPE_CHECKING:
 
 
 class Truncate(Matrixwise, Transform[TruncateConfig]):
-    """Keep each task vector's largest singular components, matrix by matrix.
+    """Keep each task vector's largest singular components (STAR's first step, arXiv:2502.10339).
 
-    As few are kept as reach `keep`: of the sum of singular values (`nuclear`, as STAR), of the sum
-    of their squares (`energy`), or of the number of those that are not zero (`fraction`, rounded
-    down); and at least one. So half of an adapter of rank 16 is 8, whatever the size of the matrix.
-    With `rescale`, the singular values kept are scaled to the sum of all. What is not a matrix is
-    left as it is. Data: none. Cost: an eigendecomposition per matrix and expert, of its smaller
-    Gram matrix.
+    Formula: the largest components U_k S_k V_k' of tau_k, as few as reach `keep`, at least one. All
+    other tensors stay as they are.
+    Options: `by` (`nuclear`), `keep` (fraction; 0.4), `rescale` (scale the kept singular values to
+    the sum of all; true). `keep` is a fraction of the sum of singular values (`nuclear`, as STAR),
+    of the sum of their squares (`energy`), or of the number of nonzero ones (`fraction`, rounded
+    down). Half of an adapter of rank 16 is 8, whatever the size of the matrix.
+    Data: none. Cost: one eigendecomposition of the smaller Gram matrix per matrix and expert.
     """
 
     config_class = TruncateConfig
-    otherwise = "left as they are"
+    other_tensors = "left as they are"
     pieces_held, squares = (3.6, 3.6), (5, 0)
 
     def rows(self, piece: Piece) -> Tensor:
-        """Return rows of the same shape, (experts, ...)."""
+        """Return truncated task vectors of the same shape, (experts, ...)."""
         rows = piece.task_vectors
-        return torch.stack([self._cut(row) for row in rows]) if is_matrix(piece.shape) else rows
+        if not is_matrix(piece.shape):
+            return rows
+        return torch.stack([self._truncate(row) for row in rows])
 
-    def _cut(self, row: Tensor) -> Tensor:
+    def _truncate(self, row: Tensor) -> Tensor:
         parts = decompose(row)
-        kept = parts.largest(self._kept(parts))
-        total = kept.values.sum()
+        largest = parts.largest(self._count(parts))
+        total = largest.values.sum()
         if self.config.rescale and total > 0:
-            kept = kept._replace(values=kept.values * (parts.values.sum() / total))
-        return kept.product()
+            largest = largest._replace(values=largest.values * (parts.values.sum() / total))
+        return largest.product()
 
-    def _kept(self, parts: Components) -> int:
+    def _count(self, parts: Components) -> int:
         """Return how many components reach `keep`."""
         if self.config.by == "fraction":
             return max(1, int(self.config.keep * parts.rank))
         values = parts.values.double()
-        reached = (values if self.config.by == "nuclear" else values.square()).cumsum(0)
-        return int((reached < self.config.keep * reached[-1]).sum()) + 1
+        sums = (values if self.config.by == "nuclear" else values.square()).cumsum(0)
+        return int((sums < self.config.keep * sums[-1]).sum()) + 1
 
 
 class Star(ForMatrices, Algorithm[StarConfig]):
-    """base + mean of the task vectors that `truncate` makes by nuclear norm, rescaled.
+    """Average task vectors truncated to their largest components and rescaled (arXiv:2502.10339).
 
-    The same as `[{name: truncate, keep: 0.4}, {name: task-arithmetic, scale: 1 / experts}]`, and
-    computed by it. As the authors' code without a known rank; it is for LoRA's matrices, and
-    everything else is averaged here. Data: none. Cost: that of `truncate`.
+    Formula: base + mean of truncate(tau_k), by nuclear norm and rescaled, as
+    `[{name: truncate, keep: 0.4}, {name: task-arithmetic, scale: 1 / experts}]` computes it.
+    Options: `keep` (fraction of the nuclear norm; 0.4).
+    Source: the authors' code without a known rank, which is for LoRA's matrices. All other tensors
+    are averaged here. Data: none. Cost: that of `truncate`.
     """
 
     config_class = StarConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        cut = context.transformed(pool, Truncate(keep=self.config.keep))
-        return context.merged(cut, Linear((1 / len(pool.experts),) * len(pool.experts)))
+        truncated = context.transformed(pool, Truncate(keep=self.config.keep))
+        return context.merged(truncated, Linear((1 / len(pool.experts),) * len(pool.experts)))

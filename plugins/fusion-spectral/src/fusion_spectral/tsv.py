@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 
 class TsvM(ForMatrices, Algorithm[ScaleConfig]):
-    """base + scale * (sum of the task vectors that `orthogonalise` makes).
+    """Sum task vectors truncated and made orthogonal across experts (TSV-M, arXiv:2412.00081).
 
-    The same as `[orthogonalise, {name: task-arithmetic, scale: 1.0}]`, and computed by it: a
-    matrix's task vectors are cut to rank / experts components each and their bases made orthonormal
-    across experts; everything else is averaged. Data: none. Cost: that of `orthogonalise`.
+    Formula: base + scale * sum of orthogonalise(tau_k), as
+    `[orthogonalise, {name: task-arithmetic, scale: 1.0}]` computes it. All other tensors are
+    averaged, and scaled too.
+    Options: `scale` (factor; 1.0). Data: none. Cost: that of `orthogonalise`.
     """
 
     config_class = ScaleConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        apart = context.transformed(pool, Orthogonalise())
-        return context.merged(apart, Linear((self.config.scale,) * len(pool.experts)))
+        orthogonal = context.transformed(pool, Orthogonalise())
+        return context.merged(orthogonal, Linear((self.config.scale,) * len(pool.experts)))

@@ -16,23 +16,26 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: Of fp32, for fp64 too: what Gram matrices make orthogonal is not so to the last bit of fp64.
+#: Precision of fp32, for fp64 too: Gram matrices make vectors orthogonal to about fp32 only.
 _EPSILON = torch.finfo(torch.float32).eps
 
 
 class Wudi(MatrixwiseMerge[WudiConfig]):
-    """base + tau, where Adam lowers sum over k of |(tau - tau_k) tau_k'|^2 / |tau_k|^2.
+    """Descend from the sum to the task vector that interferes least (WUDI, arXiv:2503.08099).
 
-    It begins at S, the sum of a matrix's task vectors (out, in), and its few steps are the
-    regularisation: the minimum itself is another method. With G = sum of tau_k' tau_k / |tau_k|^2
-    and B = sum of tau_k tau_k' tau_k / |tau_k|^2 the gradient is 2 (tau G - B): the same iterates
-    by one product per step instead of 2 K. It is computed as 2 (d G + (S G - B)) for tau = S + d,
-    because Adam makes as much of a gradient that is rounding as of any other. For the same reason a
-    row of S whose gradient is rounding stays as it is: the sum of orthogonal task vectors, which
-    `orthogonalise` makes, is the minimum. Everything else is averaged. The rate is not relative to
-    the task vectors: where their entries are not about 1e-4, as in the paper's models, the default
-    moves too little or too much. FusionBench's configuration has 400 steps, its function and the
-    paper 300. Data: none. Cost: `steps` products (out, in) x (in, in) per matrix, and memory for G.
+    Formula: base + tau, where Adam lowers sum over k of |(tau - tau_k) tau_k'|^2 / |tau_k|^2 from
+    the sum of a matrix's task vectors (out, in). The small number of steps regularises: the minimum
+    itself is another method. All other tensors are averaged.
+    Options: `steps` (300, as in the paper; FusionBench's configuration has 400), `lr` (distance per
+    step; 1e-5). `lr` is absolute: it suits task vectors with entries of about 1e-4, as in the
+    paper's models.
+    Data: none. Cost: `steps` products (out, in) x (in, in) per matrix, and memory for G below.
+
+    The gradient is 2 (tau G - B), with G = sum of tau_k' tau_k / |tau_k|^2 and B = sum of tau_k
+    tau_k' tau_k / |tau_k|^2, so a step takes one product instead of 2 K. For tau = S + d, with S
+    the sum, it is computed as 2 (d G + (S G - B)), because Adam moves as far for a gradient that is
+    rounding as for any other. For the same reason, rows of S whose gradient is rounding stay as
+    they are. The sum of orthogonal task vectors, which `orthogonalise` makes, is the minimum.
     """
 
     config_class = WudiConfig
@@ -40,7 +43,7 @@ class Wudi(MatrixwiseMerge[WudiConfig]):
 
     @staticmethod
     def side(shape: Sequence[int]) -> int:
-        """Return the width of the squares: that of the inputs."""
+        """Return the number of inputs: G is (in, in)."""
         return shape[1]
 
     def combine(self, rows: Tensor) -> Tensor:
@@ -56,23 +59,23 @@ class Wudi(MatrixwiseMerge[WudiConfig]):
             gram += product * share
             terms += others.norm(dim=1, keepdim=True)
         slope.masked_fill_(_is_rounding(slope, terms), 0)
-        further = descend(
+        change = descend(
             torch.zeros_like(total),
-            lambda found: torch.addmm(slope, found, gram).mul_(2),
+            lambda position: torch.addmm(slope, position, gram).mul_(2),
             steps=self.config.steps,
             lr=self.config.lr,
         )
-        return further.add_(total)
+        return change.add_(total)
 
 
 def _is_rounding(slope: Tensor, terms: Tensor) -> Tensor:
-    """Tell which rows of `slope` (out, in) are zero up to rounding; the answer has shape (out, 1).
+    """Return which rows of `slope` (out, in) are zero up to rounding, as booleans (out, 1).
 
-    A row of S G - B is the sum over k of r_k M_k: r_k is a row of S - tau_k, and M_k = tau_k' tau_k
-    / |tau_k|^2 has a norm of at most 1. `terms` (out, 1) holds sums of |r_k|. Task vectors whose
-    entries are rounded by epsilon / 2 change M_k by at most epsilon and r_k by epsilon / 2 of its
-    terms, so that rounding moves the row by less than 2 epsilon times `terms`. Where task vectors
-    interfere, the row is at least about 1 / in of `terms`.
+    A row of S G - B is the sum over k of r_k M_k. r_k is a row of S - tau_k, and M_k = tau_k' tau_k
+    / |tau_k|^2 has a norm of at most 1. `terms` (out, 1) are sums of |r_k|. Rounding the entries of
+    task vectors by epsilon / 2 changes M_k by at most epsilon and r_k by epsilon / 2 of its terms,
+    so rounding moves the row by less than 2 epsilon times `terms`. Where task vectors interfere,
+    the row is at least about 1 / in of `terms`.
     """
     lengths: Tensor = slope.norm(dim=1, keepdim=True)
     return lengths <= 2 * _EPSILON * terms

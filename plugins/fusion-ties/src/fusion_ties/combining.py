@@ -1,4 +1,4 @@
-"""What sparse task vectors are combined by: a sum, or the sum of what has the elected sign."""
+"""Combine sparse task vectors: sum them, or sum the entries that have the elected sign."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Disjoint(Kernel):
+class DisjointMerge(Kernel):
     """base + scale * sum of w * task vector over the experts that have the elected sign.
 
-    That is the sign of the weighted sum; where it is exactly zero, plus. `normalize` divides by the
-    sum of w over the same experts.
+    The elected sign is that of the weighted sum, and plus where the sum is exactly zero. With
+    `normalize` the sum is divided by the weights of the same experts.
     """
 
     scale: float
     normalize: bool
 
     def merge(self, piece: Piece) -> Tensor:
-        """Elect, and merge one piece."""
+        """Elect signs and merge one piece."""
         rows = piece.task_vectors * piece.weights
         sign = elected_sign(rows, 1.0)
         total = disjoint(rows, sign, piece.weights, normalize=self.normalize)
@@ -38,20 +38,20 @@ class Disjoint(Kernel):
 
 
 def disjoint(rows: Tensor, sign: Tensor, weights: Tensor, *, normalize: bool) -> Tensor:
-    """Sum the rows' entries that have the elected sign, over the weights of those if `normalize`.
+    """Sum the entries that have the elected sign; divide by the sum of their weights if asked.
 
-    `rows`, of shape (experts, ...), hold the weights already.
+    `rows`, of shape (experts, ...), are already multiplied by the weights.
     """
     agree = agreeing(rows, sign)
     total = in_order(agree).mul_(sign)
     if normalize:
         share = in_order(torch.gt(agree, 0, out=agree).mul_(weights))
-        nobody = torch.eq(share, 0, out=torch.empty_like(share))
-        total /= share.add_(nobody)  # where nobody takes part: by one
+        is_empty = torch.eq(share, 0, out=torch.empty_like(share))
+        total /= share.add_(is_empty)  # divides by one where no expert agrees
     return total
 
 
-def combined(
+def merge_sparse(
     pool: ModelPool[Any],
     transform: Transform[Any],
     config: SparseConfig,
@@ -59,10 +59,10 @@ def combined(
     *,
     normalize: bool = False,
 ) -> WeightSource:
-    """Return the lazy merge of a pool's models with the task vectors that a transform makes."""
+    """Return the lazy merge of a pool after a transform that makes its task vectors sparse."""
     weights = expert_weights(config.weights, list(pool.experts))
     sparse = context.transformed(pool, transform)
     if config.elect == "ties":
-        return context.merged(sparse, Disjoint(config.scale, normalize), weights=weights)
+        return context.merged(sparse, DisjointMerge(config.scale, normalize), weights=weights)
     scale = config.scale / (sum(weights) or 1.0) if normalize else config.scale
     return context.merged(sparse, Linear(tuple(scale * weight for weight in weights)))

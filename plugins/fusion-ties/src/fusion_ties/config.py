@@ -10,174 +10,182 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrimConfig(ComponentConfig):
-    """How much of each task vector is kept."""
+    """Options of `trim`."""
 
     density: Fraction = 0.2
-    """The fraction of each task vector's entries that is kept, the largest ones."""
+    """Keep this fraction of each task vector's entries, the largest ones."""
     scope: Literal["model", "tensor"] = "model"
-    """One threshold over a whole model, as the paper, or one a tensor, as mergekit."""
+    """Use one threshold for the whole model (the paper), or one per tensor (mergekit)."""
 
 
 class ElectConfig(ComponentConfig):
-    """Whose signs count, and where nobody's does."""
+    """Options of `elect`."""
 
     scope: Literal["model", "tensor"] = "model"
-    """Whose majority decides where entries cancel exactly: the whole model's, or a tensor's."""
+    """Count the majority sign over the whole model, or within each tensor."""
     weights: ExpertWeights | None = None
-    """One factor an expert in the election, by name or in pool order; default: 1 each."""
+    """One factor per expert in the election, by name or as a list in pool order; default: 1
+    each."""
     zero_sign: Literal["majority", "positive"] = "majority"
-    """The sign where entries cancel exactly: the whole scope's majority, or plus."""
+    """Sign of entries that cancel exactly: the majority sign of the scope, or plus."""
 
 
 class TiesConfig(ComponentConfig):
-    """How much of each task vector is kept, and how what is kept is combined."""
+    """Options of `ties`."""
 
     density: Fraction = 0.2
-    """The fraction of each task vector's entries that is kept, the largest ones."""
+    """Keep this fraction of each task vector's entries, the largest ones."""
     scale: float = 1.0
-    """Lambda: the factor of the merged task vector."""
+    """Multiply the merged task vector by this factor (lambda)."""
     scope: Literal["model", "tensor"] = "model"
-    """One threshold over a whole model, as the paper, or one a tensor, as mergekit."""
+    """Use one threshold for the whole model (the paper), or one per tensor (mergekit)."""
     weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each."""
+    """One factor per expert, by name or as a list in pool order; default: 1 each."""
     normalize: bool = True
-    """The weighted mean over the experts that agree, as the paper; false: their sum."""
+    """Average the experts that agree, by weight (the paper); false: sum them."""
     zero_sign: Literal["majority", "positive"] = "majority"
-    """The sign where trimmed entries cancel exactly: the whole scope's majority, or plus."""
+    """Sign of trimmed entries that cancel exactly: the majority sign of the scope, or plus."""
 
 
 class DropConfig(ComponentConfig):
-    """How much is kept by chance, and how the loss is made good."""
+    """Options of `drop`."""
 
     density: Fraction = 0.5
-    """The probability that an entry is kept."""
+    """Keep each entry with this probability."""
     rescale: Literal["paper", "l1"] = "paper"
-    """Divide what is kept by the density, or restore each tensor's sum of magnitudes."""
+    """Divide kept entries by the density, or restore each tensor's sum of magnitudes (l1)."""
 
 
 class MagPruneConfig(ComponentConfig):
-    """How much is kept by chance, how far that depends on the rank, how the loss is made good."""
+    """Options of `magprune`."""
 
     density: Fraction = 0.5
-    """The mean probability that an entry is kept."""
+    """Keep entries with this probability on average."""
     epsilon: Fraction = 0.15
-    """A row's smallest entry is kept with density - epsilon, its largest with density + epsilon."""
+    """Keep a row's smallest entry with probability density - epsilon, its largest with density +
+    epsilon."""
     rescale: Literal["paper", "l1"] = "paper"
-    """Divide what is kept by its probability, or restore each tensor's sum of magnitudes."""
+    """Divide kept entries by their probability, or restore each tensor's sum of magnitudes (l1)."""
 
     @model_validator(mode="after")
     def _check_probabilities(self) -> Self:
         density, epsilon = self.density, self.epsilon
         if density not in {0, 1} and not epsilon <= density <= 1 - epsilon:
             raise ValueError(
-                f"density {density:g} -+ epsilon {epsilon:g} leaves the range of probabilities; "
-                f"epsilon can be {min(density, 1 - density):g} at most"
+                f"expected probabilities, got density {density:g} -+ epsilon {epsilon:g}; "
+                f"epsilon can be at most {min(density, 1 - density):g}"
             )
         return self
 
 
 class BandConfig(ComponentConfig):
-    """How much of each tensor is kept, and how much is dropped above it."""
+    """Options of `band`."""
 
     density: Fraction = 0.1
-    """The fraction of a tensor's entries that is kept: the largest below those dropped."""
+    """Keep this fraction of each tensor's entries, the largest below the dropped ones."""
     gamma: Fraction = 0.01
-    """The fraction that is dropped at the top."""
+    """Drop this fraction of each tensor's entries, the largest ones."""
 
 
 class SparseConfig(ComponentConfig):
-    """How sparse task vectors are combined."""
+    """Options that combine sparse task vectors."""
 
     elect: Literal["none", "ties"] = "none"
-    """Sum all entries, or those that have the sign of their weighted sum."""
+    """Sum all entries, or only those with the sign of their weighted sum (ties)."""
     weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each. They vote, too."""
+    """One factor per expert, by name or as a list in pool order, also in the election; default: 1
+    each."""
     scale: float = 0.3
-    """Lambda: the factor of the combined task vectors."""
+    """Multiply the merged task vector by this factor (lambda)."""
 
 
 class DareConfig(DropConfig, SparseConfig):
-    """How much is dropped by chance, and how what is kept is combined."""
+    """Options of `dare`."""
 
     normalize: bool = False
     """Divide by the sum of the weights that took part."""
 
 
 class DellaConfig(MagPruneConfig, SparseConfig):
-    """How much is dropped by chance, and how what is kept is combined."""
+    """Options of `della`."""
 
     elect: Literal["none", "ties"] = "ties"
-    """Sum all entries, or those that have the sign of their weighted sum."""
+    """Sum all entries, or only those with the sign of their weighted sum (ties)."""
     scale: float = 1.0
-    """Lambda: the factor of the combined task vectors."""
+    """Multiply the merged task vector by this factor (lambda)."""
     normalize: bool = True
     """Divide by the sum of the weights that took part."""
 
 
 class BreadcrumbsConfig(BandConfig, SparseConfig):
-    """How much of each tensor is kept, and how what is kept is combined."""
+    """Options of `breadcrumbs`."""
 
 
 class SceConfig(ComponentConfig):
-    """How many positions are selected, and each expert's part."""
+    """Options of `sce`."""
 
     density: Fraction = 1.0
-    """The fraction of the positions where experts differ that is merged, the most varying ones."""
+    """Merge this fraction of the positions where experts differ, those that vary most."""
     weights: ExpertWeights | None = None
-    """One factor an expert of its share, by name or in pool order; default: 1 each."""
+    """Multiply each expert's share by one factor, by name or as a list in pool order; default: 1
+    each."""
 
 
 class MagMaxConfig(ComponentConfig):
-    """How far to go."""
+    """Options of `magmax`."""
 
     scale: float = 0.5
-    """Lambda: the factor of the chosen entries."""
+    """Multiply the merged task vector by this factor (lambda)."""
 
 
 class ConsensusConfig(ComponentConfig):
-    """Which entries are needed by enough experts, and how far to go along their sum."""
+    """Options of `consensus`."""
 
     k: Annotated[int, Field(ge=0)] | None = None
-    """An entry is kept if at least so many experts' masks have it; default: 2, or 1 with masks."""
+    """Keep entries that are in the masks of at least this many experts; default: 2, or 1 with
+    task_masks."""
     tall_lambda: Annotated[float, Field(ge=0)] = 0.4
-    """How many times larger than the others' sum an expert's entry is in its mask."""
+    """Put an entry in an expert's mask if it is at least this many times the sum of the others."""
     scale: float = 0.3
-    """Lambda: the factor of the summed task vectors; a task's own weights have them once."""
+    """Multiply the merged task vector by this factor (lambda); a task's own weights have factor
+    1."""
     task_masks: bool = False
-    """Save the experts' masks with the model, and measure each task with its own."""
+    """Save one mask per expert with the model, and evaluate each task with its mask."""
 
     @property
-    def fewest(self) -> int:
-        """How many masks have to have an entry."""
+    def min_masks(self) -> int:
+        """The number of masks that an entry needs."""
         return self.k if self.k is not None else 1 if self.task_masks else 2
 
     @model_validator(mode="after")
     def _check_masks(self) -> Self:
-        if self.task_masks and self.fewest > 1:
+        if self.task_masks and self.min_masks > 1:
             raise ValueError(
-                f"with task_masks k can be 1 at most, not {self.k}: entries that one task alone "
+                f"with task_masks k can be at most 1, got {self.k}: entries that only one task "
                 "needs would be missing from its weights"
             )
         if self.task_masks and self.scale == 0:
-            raise ValueError("with task_masks scale cannot be 0: nothing would be there to mask")
+            raise ValueError("with task_masks scale cannot be 0: the masks would select nothing")
         return self
 
 
 class PcbConfig(ComponentConfig):
-    """How many entries compete, and how they are combined."""
+    """Options of `pcb`."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The fraction of each task vector's entries that takes part, those of largest balance."""
+    """Merge this fraction of each task vector's entries, those that compete best."""
     clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0001
-    """The fraction of magnitudes that is clipped at either end."""
+    """Clip this fraction of the magnitudes at either end."""
     weights: ExpertWeights | None = None
-    """One factor an expert, by name or in pool order; default: 1 each. They do not divide."""
+    """One factor per expert, by name or as a list in pool order, without dividing by their sum;
+    default: 1 each."""
     scale: float = 1.0
-    """Lambda: the factor of the merged task vector."""
+    """Multiply the merged task vector by this factor (lambda)."""
 
 
 class EmrConfig(ComponentConfig):
-    """How each task's scale is found."""
+    """Options of `emr`."""
 
     rescale: Literal["paper", "authors"] = "paper"
-    """Compare sums of magnitudes over the model or, as the authors' code, of its tensors' means."""
+    """Compute a task's scale from sums of magnitudes (the paper), or from sums of each tensor's
+    mean magnitude (the authors' code)."""

@@ -1,7 +1,7 @@
-"""Transforms that drop entries of task vectors by chance: DARE's and DELLA's.
+"""Transforms that drop entries of task vectors at random: the first steps of DARE and DELLA.
 
-Every random number depends on the seed, the expert, the tensor and the element alone, so the same
-entries are dropped however the work is cut.
+A random number depends only on the seed, the expert, the tensor's name and the element, so the same
+entries are dropped however the work is divided.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 class Drop(Transform[DropConfig]):
     """Keep each entry of a task vector with probability `density` (DARE, arXiv:2311.03099).
 
-    With `rescale: paper` what is kept is divided by the density, which preserves every entry's
-    expected value. With `l1`, as mergekit, a tensor is multiplied by what restores the sum of its
-    magnitudes; mergekit leaves tensors alone whose sum is below 1e-7, here those that have nothing
-    left. Density 1 changes nothing, 0 leaves nothing. Shapes: any. Cost: a random number an entry;
-    for `l1` twice, with one more pass.
+    Formula: m_k * tau_k / density, with m_k = 1 with probability `density`, else 0.
+    Options: `density` (probability; 0.5), `rescale` (`paper`). `paper` divides kept entries by the
+    density, which preserves their expected value. `l1` scales a tensor to its former sum of
+    magnitudes, as mergekit does. mergekit leaves tensors alone whose sum is below 1e-7, this method
+    only those with no entry left. Density 1 changes nothing, 0 leaves nothing.
+    Shapes: any. Data: none. Cost: one random number per entry; for `l1` two, and one more pass.
     """
 
     config_class = DropConfig
@@ -36,36 +37,38 @@ class Drop(Transform[DropConfig]):
 
     @property
     def scope(self) -> Scope:
-        """What is lost is measured a tensor."""
+        """Survey every tensor for `l1`, else nothing."""
         return Scope.TENSOR if self.config.rescale == "l1" else Scope.NONE
 
     def survey(self, scan: Scan) -> Tensor:
-        """Find what restores each expert's sum of magnitudes."""
-        return _lost(scan, self._kept)
+        """Return the factors that restore each expert's sum of magnitudes."""
+        return _l1_factors(scan, self._drop)
 
     def rows(self, piece: Piece) -> Tensor:
-        """Drop, and rescale."""
-        kept = self._kept(piece)
+        """Drop entries of one piece, and rescale the others."""
+        rows = self._drop(piece)
         if self.config.rescale == "l1":
-            return kept.mul_(per_expert(piece.state, kept))
-        return kept.div_(self.config.density or 1)
+            return rows.mul_(per_expert(piece.state, rows))
+        return rows.div_(self.config.density or 1)
 
-    def _kept(self, piece: Piece) -> Tensor:
-        return _by_chance(piece, [self.config.density] * len(piece.names))
+    def _drop(self, piece: Piece) -> Tensor:
+        return _keep_at_random(piece, [self.config.density] * len(piece.names))
 
 
 class MagPrune(Transform[MagPruneConfig]):
-    """Keep entries by chance, large ones more often (MagPrune, DELLA's first step, 2406.11617).
+    """Keep entries at random, large ones more often (MagPrune, DELLA's first step, 2406.11617).
 
-    In each row of L entries, the one of rank r (from 0, the smallest magnitude) is kept with
-    probability density - epsilon + 2 * epsilon * r / (L - 1); epsilon is half of the paper's window
-    size. With `rescale: paper`, as the authors' code, each entry is divided by its own probability;
-    with `l1`, as mergekit, a tensor is multiplied by what restores the sum of its magnitudes.
-    Density 1 changes nothing, 0 leaves nothing.
-
-    A row is what belongs to one index of the first dimension; vectors are one row, and a row of one
-    entry is kept with probability `density`. mergekit ranks tensors of more than two dimensions
-    along the second, and fails on scalars. Cost: a sort of every row; for `l1` twice.
+    Formula: m_k * tau_k / p_k, with m_k = 1 with probability p_k, else 0. In a row of L entries,
+    the entry of rank r (0 for the smallest magnitude) has p_k = density - epsilon + 2 * epsilon *
+    r / (L - 1). A row belongs to one index of the first dimension, a vector is one row, and a row
+    of one entry has p_k = density.
+    Options: `density` (mean probability; 0.5), `epsilon` (half of the paper's window size; 0.15),
+    `rescale` (`paper`). `paper` divides kept entries by p_k, as the authors' code does. `l1` scales
+    a tensor to its former sum of magnitudes, as mergekit does. Density 1 changes nothing, 0 leaves
+    nothing.
+    Source: arXiv:2406.11617. mergekit ranks tensors of more than two dimensions along the second
+    one, and fails on scalars.
+    Shapes: any. Data: none. Cost: a sort of every row; for `l1` two.
     """
 
     config_class = MagPruneConfig
@@ -73,64 +76,64 @@ class MagPrune(Transform[MagPruneConfig]):
 
     @property
     def cut(self) -> Cut:
-        """Rows are whole."""
+        """Keep rows whole: probabilities depend on ranks in a row."""
         return Cut.ROW
 
     @property
     def scope(self) -> Scope:
-        """What is lost is measured a tensor."""
+        """Survey every tensor for `l1`, else nothing."""
         return Scope.TENSOR if self.config.rescale == "l1" else Scope.NONE
 
     def survey(self, scan: Scan) -> Tensor:
-        """Find what restores each expert's sum of magnitudes."""
-        return _lost(replace(scan, cut=scan.cut.coarser(Cut.ROW)), self._kept)
+        """Return the factors that restore each expert's sum of magnitudes."""
+        return _l1_factors(replace(scan, cut=scan.cut.coarser(Cut.ROW)), self._drop)
 
     def rows(self, piece: Piece) -> Tensor:
-        """Drop, and rescale."""
-        chances = self._chances(piece.task_vectors)
-        kept = _by_chance(piece, chances)
+        """Drop entries of one piece, and rescale the others."""
+        probabilities = self._probabilities(piece.task_vectors)
+        rows = _keep_at_random(piece, probabilities)
         if self.config.rescale == "l1":
-            return kept.mul_(per_expert(piece.state, kept))
-        return kept.div_(chances.where(chances > 0, 1))
+            return rows.mul_(per_expert(piece.state, rows))
+        return rows.div_(probabilities.where(probabilities > 0, 1))
 
-    def _kept(self, piece: Piece) -> Tensor:
-        return _by_chance(piece, self._chances(piece.task_vectors))
+    def _drop(self, piece: Piece) -> Tensor:
+        return _keep_at_random(piece, self._probabilities(piece.task_vectors))
 
-    def _chances(self, rows: Tensor) -> Tensor:
+    def _probabilities(self, rows: Tensor) -> Tensor:
         """Return every entry's probability to be kept, of the shape of `rows`."""
         density, epsilon = self.config.density, self.config.epsilon
-        chances = torch.full_like(rows, density)
+        probabilities = torch.full_like(rows, density)
         if density in {0, 1} or not rows.numel():
-            return chances
+            return probabilities
         lines = rows.abs().reshape(len(rows), rows.shape[1] if rows.dim() > 2 else 1, -1)  # noqa: PLR2004
         if lines.shape[-1] > 1:
             by_rank = torch.linspace(density - epsilon, density + epsilon, lines.shape[-1]).to(rows)
             order = lines.argsort(dim=-1, stable=True)
-            chances.view(lines.shape).scatter_(-1, order, by_rank.expand_as(order))
-        return chances
+            probabilities.view(lines.shape).scatter_(-1, order, by_rank.expand_as(order))
+        return probabilities
 
 
-def _by_chance(piece: Piece, chances: Tensor | list[float]) -> Tensor:
-    """Keep each expert's entries with the probabilities given, and zero the others."""
-    kept = torch.empty_like(piece.task_vectors)
-    for number, (row, chance) in enumerate(zip(piece.task_vectors, chances, strict=True)):
-        torch.mul(row, piece.uniform(number) < chance, out=kept[number])
-    return kept
+def _keep_at_random(piece: Piece, probabilities: Tensor | list[float]) -> Tensor:
+    """Keep every entry with its probability, zero the others; probabilities are given by expert."""
+    rows = torch.empty_like(piece.task_vectors)
+    for expert, (row, limit) in enumerate(zip(piece.task_vectors, probabilities, strict=True)):
+        torch.mul(row, piece.uniform(expert) < limit, out=rows[expert])
+    return rows
 
 
-def _lost(scan: Scan, kept: Callable[[Piece], Tensor]) -> Tensor:
-    """Return each expert's sum of magnitudes over that of what it keeps, 1 where that is zero."""
+def _l1_factors(scan: Scan, drop: Callable[[Piece], Tensor]) -> Tensor:
+    """Return each expert's sum of magnitudes before `drop` over that after it, or 1 for none."""
     zeros = torch.zeros(2, len(scan.operands.experts), dtype=torch.float64)
-    before, after = scan(_Magnitudes(kept), torch.add, zeros)
+    before, after = scan(_Magnitudes(drop), torch.add, zeros)
     return torch.where(after > 0, before / after, 1.0)
 
 
 @dataclass(frozen=True)
 class _Magnitudes:
-    """Sums the magnitudes of a block, before and after, to shape (2, experts)."""
+    """Each expert's sum of magnitudes in a block before and after `drop`, of shape (2, experts)."""
 
-    kept: Callable[[Piece], Tensor]
+    drop: Callable[[Piece], Tensor]
 
     def __call__(self, piece: Piece) -> Tensor:
-        both = torch.stack([piece.task_vectors, self.kept(piece)])
+        both = torch.stack([piece.task_vectors, self.drop(piece)])
         return both.double().abs().unsqueeze(-1).flatten(2).sum(-1).cpu()

@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 
 
 class Pcb(TensorwiseAlgorithm[PcbConfig]):
-    """base + scale * mean of the clipped task vectors, weighted by how well they compete.
+    """Average task vectors by how well their entries compete (PCB-Merging, arXiv:2410.02396).
 
-    Over the whole model, with m the magnitudes of expert k's task vector, clipped at its `clip`
-    smallest and largest and scaled to [0, 1], and K experts: the balance of an entry is
-    exp(K * m^2) * tanh(tau_k * sum of tau_j). Each expert's balances below its `density` largest
-    are zero, the others go from 0 to 1 with the largest; they weigh the mean. `weights` are the
-    paper's lambda_k, which do not divide.
-
-    This is the authors' `PCB_merge`. The paper writes softmax for exp and tanh, and keeps the
-    balances as they are above the threshold; their vision code clips at 0.01, and sums the tanh of
-    products of magnitudes that are scaled to [0, 1]. Where all balances of an expert are equal
-    theirs divides by zero, and here it takes no part. Shapes: any. No data. About four passes:
-    order statistics of the magnitudes, one or two of the balances, and their maximum.
+    Formula: base + scale * sum of w_k b_k c_k / sum of b_k. c_k is the task vector with its
+    magnitudes clipped at both ends. The balance of an entry is exp(K * m^2) * tanh(tau_k * sum of
+    tau_j), with m the clipped magnitudes scaled to [0, 1] and K experts. b_k is zero below an
+    expert's `density` largest balances, and goes from 0 to 1 at the largest balance. Clipping
+    bounds and thresholds are those of whole models.
+    Options: `density` (fraction of entries; 0.1), `clip` (fraction of magnitudes at either end;
+    0.0001), `weights` (the paper's lambda_k, one factor per expert; 1 each), `scale` (factor; 1.0).
+    Source: the authors' `PCB_merge`. The paper writes softmax for exp and tanh, and leaves balances
+    above the threshold unscaled. The authors' vision code clips at 0.01, and sums the tanh of
+    products of scaled magnitudes. Where all balances of an expert are equal the authors' code
+    divides by zero; here the expert takes no part.
+    Shapes: any. Data: none. Cost: about four passes, for the order statistics of magnitudes and
+    balances, and the largest balance.
     """
 
     config_class = PcbConfig
@@ -36,59 +38,56 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
 
     @property
     def scope(self) -> Scope:
-        """A model is one vector."""
+        """Survey the whole model as one vector."""
         return Scope.MODEL
 
     def survey(self, scan: Scan) -> Balance:
-        """Find each expert's clipping bounds, its threshold and its largest balance."""
+        """Return each expert's clipping bounds, threshold and largest balance."""
         size, clip = scan.numel, self.config.clip
         if not size:
             return Balance(*[torch.zeros(len(scan.operands.experts))] * 4)
         ascending = (int(size * clip), max(int(size * (1 - clip) - 1), 0))
-        low, high = kth_largest_magnitudes(scan, [size - n for n in ascending])
+        low, high = kth_largest_magnitudes(scan, [size - rank for rank in ascending])
         balance = Balance(low, high, torch.zeros_like(low), torch.ones_like(low))
-        kept = max(1, size - int(size * (1 - self.config.density)))
-        top = scan(_Largest(balance), torch.maximum, torch.full_like(low, -torch.inf))
-        return Balance(low, high, _threshold(scan, kept, balance), top)
+        count = max(1, size - int(size * (1 - self.config.density)))
+        top = scan(_LargestBalance(balance), torch.maximum, torch.full_like(low, -torch.inf))
+        return Balance(low, high, _threshold(scan, count, balance), top)
 
     def merge(self, piece: Piece) -> Tensor:
-        """Weigh, and merge one piece."""
+        """Weigh and merge one piece."""
         state: Balance = piece.state
         shares = state.shares(piece)
-        total = in_order(state.clipped(piece.task_vectors) * shares * piece.weights)
+        total = in_order(state.clip(piece.task_vectors) * shares * piece.weights)
         total /= in_order(shares).clamp_min_(1e-12)
         return total.mul_(self.config.scale).add_(piece.base)
 
 
 @dataclass(frozen=True)
 class Balance:
-    """How an expert's entries compete, and what must be known of a model to say so.
+    """How the entries of each expert compete. All fields have shape (experts,)."""
 
-    All have the shape (experts,).
-    """
-
-    #: the smallest and the largest magnitude
+    #: the smallest and the largest magnitude after clipping
     low: Tensor
     high: Tensor
-    #: the smallest balance that counts, and the largest
+    #: the smallest balance that takes part, and the largest
     threshold: Tensor
     top: Tensor
 
-    def clipped(self, rows: Tensor) -> Tensor:
-        """Clip magnitudes, and keep signs and zeros."""
+    def clip(self, rows: Tensor) -> Tensor:
+        """Clip magnitudes; signs and zeros stay."""
         return rows.sign() * self._magnitudes(rows)
 
-    def of(self, piece: Piece) -> Tensor:
+    def balances(self, piece: Piece) -> Tensor:
         """Return the balance of every entry, of the shape of `piece.task_vectors`."""
         rows = piece.task_vectors
-        low, high = (per_expert(each, rows) for each in (self.low, self.high))
+        low, high = per_expert(self.low, rows), per_expert(self.high, rows)
         unit = (self._magnitudes(rows) - low) / (high - low).where(high > low, 1)
         return (len(rows) * unit.square_()).exp_() * (rows * in_order(rows)).tanh_()
 
     def shares(self, piece: Piece) -> Tensor:
-        """Return what every entry weighs, from 0 to 1."""
-        balances = self.of(piece)
-        threshold, top = (per_expert(each, balances) for each in (self.threshold, self.top))
+        """Return the weight of every entry, from 0 to 1."""
+        balances = self.balances(piece)
+        threshold, top = per_expert(self.threshold, balances), per_expert(self.top, balances)
         above = (balances - threshold).clamp_min_(0)
         return above / (top - threshold).where(top > threshold, 1)
 
@@ -97,32 +96,32 @@ class Balance:
 
 
 def _threshold(scan: Scan, k: int, balance: Balance) -> Tensor:
-    """Return each expert's k-th largest balance; the k-th largest is (n - k + 1)-th smallest."""
-    found = kth_largest_magnitudes(scan, k, _Side(balance, 1))
-    if bool((found > 0).all()):
-        return found
-    below = kth_largest_magnitudes(scan, scan.numel - k + 1, _Side(balance, -1))
-    return found.where(found > 0, -below)
+    """Return each expert's k-th largest balance, which is the (n - k + 1)-th smallest."""
+    positive = kth_largest_magnitudes(scan, k, _OneSign(balance, 1))
+    if bool((positive > 0).all()):
+        return positive
+    negative = kth_largest_magnitudes(scan, scan.numel - k + 1, _OneSign(balance, -1))
+    return positive.where(positive > 0, -negative)
 
 
 @dataclass(frozen=True)
-class _Side:
-    """The balances of one sign, 1 or -1, as magnitudes; those of the other are zero."""
+class _OneSign:
+    """The magnitudes of the balances that have one sign (1 or -1), and zero for the others."""
 
     balance: Balance
     sign: int
 
     def __call__(self, piece: Piece) -> Tensor:
-        return (self.sign * self.balance.of(piece)).clamp_min_(0)
+        return (self.sign * self.balance.balances(piece)).clamp_min_(0)
 
 
 @dataclass(frozen=True)
-class _Largest:
+class _LargestBalance:
     """The largest balance of each expert in a block."""
 
     balance: Balance
 
     def __call__(self, piece: Piece) -> Tensor:
-        balances = self.balance.of(piece).cpu().unsqueeze(-1).flatten(1)
-        least = torch.full((len(balances), 1), -torch.inf).to(balances)
-        return torch.cat([balances, least], dim=1).amax(1)
+        balances = self.balance.balances(piece).cpu().unsqueeze(-1).flatten(1)
+        lowest = torch.full((len(balances), 1), -torch.inf).to(balances)
+        return torch.cat([balances, lowest], dim=1).amax(1)

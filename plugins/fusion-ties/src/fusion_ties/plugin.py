@@ -1,4 +1,4 @@
-"""Registers the sparsifying and sign-electing methods; imports nothing heavy."""
+"""Registers the sparsifying and sign-electing methods. Imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         name="elect",
         stage="transform",
         family=_FAMILY,
-        summary="Zero what does not have the elected sign: the second step of TIES.",
+        summary="Zero entries without the elected sign: the second step of TIES.",
         formula="tau_k where sign(tau_k) = sign(sum of w_j * tau_j)",
         target="fusion_ties.transforms:Elect",
         config="fusion_ties.config:ElectConfig",
@@ -38,7 +38,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         name="drop",
         stage="transform",
         family=_FAMILY,
-        summary="Drop entries of each task vector by chance: the first step of DARE.",
+        summary="Drop entries of each task vector at random: the first step of DARE.",
         formula="m_k * tau_k / density, m_k = 1 with probability `density`, else 0",
         target="fusion_ties.dropping:Drop",
         config="fusion_ties.config:DropConfig",
@@ -50,7 +50,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         name="magprune",
         stage="transform",
         family=_FAMILY,
-        summary="Drop entries by chance, small ones more often: the first step of DELLA.",
+        summary="Drop entries at random, small ones more often: the first step of DELLA.",
         formula=(
             "m_k * tau_k / p_k, "
             "m_k = 1 with probability p_k = density -+ epsilon by rank in its row"
@@ -65,7 +65,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         name="band",
         stage="transform",
         family=_FAMILY,
-        summary="Drop both tails of each task vector: the first step of Model Breadcrumbs.",
+        summary="Drop the largest and smallest entries: the first step of Model Breadcrumbs.",
         formula="tau_k where |tau_k| is among the `density` largest below its `gamma` largest",
         target="fusion_ties.transforms:Band",
         config="fusion_ties.config:BandConfig",
@@ -76,7 +76,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="ties",
         family=_FAMILY,
-        summary="Trim task vectors, elect a sign for every entry, merge what agrees.",
+        summary="Trim task vectors, elect a sign for every entry, average the entries that agree.",
         formula=(
             "base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), t = trim(tau)"
         ),
@@ -89,7 +89,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="dare",
         family=_FAMILY,
-        summary="Drop entries of task vectors by chance, rescale the others, and sum.",
+        summary="Drop entries of task vectors at random, rescale the others, and sum.",
         formula="base + scale * sum of w_k * drop(tau_k)",
         target="fusion_ties.sparse:Dare",
         config="fusion_ties.config:DareConfig",
@@ -100,7 +100,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="della",
         family=_FAMILY,
-        summary="Drop entries by chance, small ones more often, and merge what agrees in sign.",
+        summary="Drop entries at random, small ones more often, average those that agree in sign.",
         formula=(
             "base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), "
             "t = magprune(tau)"
@@ -164,7 +164,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="pcb",
         family=_FAMILY,
-        summary="Average what competes best: strong in its expert, in line with the others.",
+        summary="Average the entries that compete best within and between experts.",
         formula=(
             "base + scale * mean of tau_k, "
             "weighed by the largest exp(K |tau_k|^2) * tanh(tau_k * sum of tau_j)"
@@ -178,7 +178,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="emr",
         family=_FAMILY,
-        summary="One model, and for each task a mask of one bit an entry and a scale.",
+        summary="Merge one model, and save a scale and a mask (one bit per entry) per task.",
         formula=(
             "base + u, u = max |tau_k| of the elected sign; "
             "for task k base + lambda_k * u where tau_k u > 0"

@@ -27,28 +27,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Selected:
-    """What must be known of a tensor before one of its entries can be merged."""
+class Selection:
+    """The selected positions of one tensor, and each expert's share of them."""
 
     #: the smallest standard deviation over the experts that is selected
     threshold: float
-    #: each expert's share of the squares of what is selected, fp64, of shape (experts,)
+    #: each expert's share of the selected squares, fp64, of shape (experts,)
     shares: Tensor
 
 
 class Sce(TensorwiseAlgorithm[SceConfig]):
-    """base + mean of the selected entries that have the elected sign, weighted by their energy.
+    """Merge the most varying entries where signs agree, weighted by energy (arXiv:2408.07990).
 
-    Tensor by tensor: of the positions where task vectors differ, k = max(1, floor(density * n)) are
-    selected, those of largest variance over the experts; equal ones are selected too. An expert's
-    weight is its share of the squares of what is selected, times its `weights`. The sign of an
-    entry is that of the unweighted sum, plus where that is exactly zero.
-
-    mergekit takes floor(density * n), perhaps none; its weights are equal where the squares sum to
-    less than 1e-6, and its divisor is 1e-6 at least, which changes what it makes of small task
-    vectors. Here nothing depends on their size: means are taken in fp64, deviations relative to the
-    largest entry. Where all experts are equal, density below 1 selects nothing, as in mergekit.
-    Shapes: any. No data. One pass for the weights, and two for a density below 1.
+    Formula: base + sum of w_k tau_k / sum of w_k over the selected tau_k with the elected sign.
+    In each tensor with n positions where the task vectors differ, SCE selects the max(1,
+    floor(density * n)) of largest variance over the experts, and all of equal variance. w_k is
+    expert k's share of the selected squares, times its option `weights`. The elected sign is that
+    of the unweighted sum, and plus where the sum is exactly zero.
+    Options: `density` (fraction of positions; 1.0), `weights` (one factor per expert; 1 each).
+    Differences: mergekit selects floor(density * n) positions, perhaps none, uses equal weights
+    where the squares sum to less than 1e-6, and divides by at least 1e-6. This changes its results
+    for small task vectors. Here nothing depends on their size: means are in fp64, and deviations
+    are relative to the largest entry. Where all experts are equal, a density below 1 selects
+    nothing, as in mergekit.
+    Shapes: any. Data: none. Cost: two passes, and two more for a density below 1.
     """
 
     config_class = SceConfig
@@ -56,19 +58,19 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
 
     @property
     def scope(self) -> Scope:
-        """Everything is decided in a tensor."""
+        """Survey every tensor."""
         return Scope.TENSOR
 
-    def survey(self, scan: Scan) -> Selected:
-        """Find what is selected, and the experts' shares of it."""
+    def survey(self, scan: Scan) -> Selection:
+        """Return the selection of a tensor."""
         threshold = _threshold(scan, self.config.density)
         zeros = torch.zeros(len(scan.operands.experts), dtype=torch.float64)
         squares = scan(_Squares(threshold), torch.add, zeros)
-        return Selected(threshold, squares / (squares.sum() or 1.0))
+        return Selection(threshold, squares / (squares.sum() or 1.0))
 
     def merge(self, piece: Piece) -> Tensor:
-        """Select, elect, and merge one piece."""
-        rows = _selected(piece.task_vectors, piece.state.threshold)
+        """Select, elect and merge one piece."""
+        rows = _select(piece.task_vectors, piece.state.threshold)
         sign = elected_sign(rows, 1.0)
         agree = agreeing(rows, sign).double()
         shares = per_expert(piece.state.shares, agree) * piece.weights
@@ -86,34 +88,34 @@ def _deviations(rows: Tensor) -> Tensor:
     return squares.div_(len(rows)).sqrt_().mul_(unit).where(largest > smallest, 0)
 
 
-def _selected(rows: Tensor, threshold: float) -> Tensor:
+def _select(rows: Tensor, threshold: float) -> Tensor:
     """Zero the positions whose deviation is below a threshold."""
     return rows if threshold == 0 else rows.where(_deviations(rows) >= threshold, 0)
 
 
 def _threshold(scan: Scan, density: float) -> float:
-    """Return the smallest deviation that is selected; 0 selects everything, infinity nothing."""
+    """Return the smallest selected deviation; 0 selects everything, infinity nothing."""
     if density == 1:
         return 0.0
-    varying = scan(_varying, torch.add, torch.zeros((), dtype=torch.int64))
-    kept = kept_count(density, int(varying)) if varying else 0
-    return float(kth_largest_magnitudes(scan, kept, _row, count=1)) if kept else inf
+    varying = int(scan(_count_varying, torch.add, torch.zeros((), dtype=torch.int64)))
+    count = kept_count(density, varying) if varying else 0
+    return float(kth_largest_magnitudes(scan, count, _deviation_row, count=1)) if count else inf
 
 
-def _row(piece: Piece) -> Tensor:
+def _deviation_row(piece: Piece) -> Tensor:
     return _deviations(piece.task_vectors).unsqueeze(0)
 
 
-def _varying(piece: Piece) -> Tensor:
+def _count_varying(piece: Piece) -> Tensor:
     return _deviations(piece.task_vectors).count_nonzero().cpu()
 
 
 @dataclass(frozen=True)
 class _Squares:
-    """Sums the squares of what is selected of a block, to shape (experts,)."""
+    """Each expert's sum of selected squares in a block, of shape (experts,)."""
 
     threshold: float
 
     def __call__(self, piece: Piece) -> Tensor:
-        rows = _selected(piece.task_vectors, self.threshold)
+        rows = _select(piece.task_vectors, self.threshold)
         return rows.double().square_().unsqueeze(-1).flatten(1).sum(1).cpu()

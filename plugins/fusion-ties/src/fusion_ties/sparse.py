@@ -1,11 +1,11 @@
-"""Published methods that are a transform and a sum: DARE, DELLA, Model Breadcrumbs."""
+"""Methods that make task vectors sparse and sum them: DARE, DELLA, Model Breadcrumbs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm
-from fusion_ties.combining import combined
+from fusion_ties.combining import merge_sparse
 from fusion_ties.config import BreadcrumbsConfig, DareConfig, DellaConfig
 from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.transforms import Band
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 
 class Dare(Algorithm[DareConfig]):
-    """base + scale * sum of w * task vector, after entries were dropped by chance (2311.03099).
+    """Drop entries of task vectors at random, rescale the others, and sum (DARE, 2311.03099).
 
-    `Drop` and a sum: with its defaults the bytes of `[drop, task-arithmetic]`. With `elect: ties`
-    the entries count that have the sign of the weighted sum, and `normalize` divides by the weights
-    of those; entries that cancel exactly are positive. mergekit's `dare_linear` and `dare_ties` are
-    this with `rescale: l1` and `scale: 1.0`, but for the random numbers. Shapes: any. No data.
+    Formula: base + scale * sum of w_k * drop(tau_k). The defaults give the bytes of
+    `[drop, task-arithmetic]`. With `elect: ties` only entries with the sign of the weighted sum
+    count, and `normalize` divides by their weights. Entries that cancel exactly are positive.
+    Options: `density` (probability; 0.5), `rescale` (`paper`), `elect` (`none`), `weights` (one
+    factor per expert; 1 each), `scale` (factor; 0.3), `normalize` (false).
+    Source: arXiv:2311.03099. mergekit's `dare_linear` and `dare_ties` are this method with
+    `rescale: l1` and `scale: 1.0`, apart from the random numbers.
+    Shapes: any. Data: none. Cost: that of `drop`.
     """
 
     config_class = DareConfig
@@ -29,33 +33,41 @@ class Dare(Algorithm[DareConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
         drop = Drop(density=self.config.density, rescale=self.config.rescale)
-        return combined(pool, drop, self.config, context, normalize=self.config.normalize)
+        return merge_sparse(pool, drop, self.config, context, normalize=self.config.normalize)
 
 
 class Della(Algorithm[DellaConfig]):
-    """base + scale * mean of what agrees in sign, after MagPrune (DELLA, arXiv:2406.11617).
+    """Drop entries at random, small ones more often, and average those that agree in sign.
 
-    `MagPrune`, then as `Dare`. The defaults are the paper's: every kept entry divided by its own
-    probability, signs elected, what agrees averaged. mergekit's `della` is this with `rescale: l1`,
-    its `della_linear` with `elect: none` and `normalize: false` as well, but for the random numbers
-    and for tensors that are neither vector nor matrix. Shapes: any; cut by rows. No data.
+    Formula: base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), where
+    t = magprune(tau). The other options work as in `dare`.
+    Options: `density` (mean probability; 0.5), `epsilon` (its range; 0.15), `rescale` (`paper`),
+    `elect` (`ties`), `weights` (one factor per expert; 1 each), `scale` (factor; 1.0), `normalize`
+    (true).
+    Source: DELLA, arXiv:2406.11617. mergekit's `della` is this method with `rescale: l1`, its
+    `della_linear` also with `elect: none` and `normalize: false`, apart from the random numbers and
+    from tensors that are neither vectors nor matrices.
+    Shapes: any. Data: none. Cost: that of `magprune`.
     """
 
     config_class = DellaConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        options = self.config.model_dump(include={"density", "epsilon", "rescale"})
-        prune = MagPrune(**options)
-        return combined(pool, prune, self.config, context, normalize=self.config.normalize)
+        prune = MagPrune(**self.config.model_dump(include={"density", "epsilon", "rescale"}))
+        return merge_sparse(pool, prune, self.config, context, normalize=self.config.normalize)
 
 
 class Breadcrumbs(Algorithm[BreadcrumbsConfig]):
-    """base + scale * sum of w * task vector, both tails dropped (Model Breadcrumbs, 2312.06795).
+    """Drop the largest and smallest entries of each task vector, and sum (Model Breadcrumbs).
 
-    `Band` and a sum; with `elect: ties` the sum of the entries that have the sign of the weighted
-    sum. mergekit's `breadcrumbs` and `breadcrumbs_ties` are this with `scale: 1.0`; it keeps
-    floor(density * n) entries, none of a small tensor. Shapes: any. No data.
+    Formula: base + scale * sum of w_k * band(tau_k). With `elect: ties` only entries with the sign
+    of the weighted sum count.
+    Options: `density` (fraction of entries; 0.1), `gamma` (fraction of entries; 0.01), `elect`
+    (`none`), `weights` (one factor per expert; 1 each), `scale` (factor; 0.3).
+    Source: arXiv:2312.06795. mergekit's `breadcrumbs` and `breadcrumbs_ties` are this method with
+    `scale: 1.0`, but keep floor(density * n) entries, which may be none of a small tensor.
+    Shapes: any. Data: none. Cost: that of `band`.
     """
 
     config_class = BreadcrumbsConfig
@@ -63,4 +75,4 @@ class Breadcrumbs(Algorithm[BreadcrumbsConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
         band = Band(density=self.config.density, gamma=self.config.gamma)
-        return combined(pool, band, self.config, context)
+        return merge_sparse(pool, band, self.config, context)

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 
 class Ties(TensorwiseAlgorithm[TiesConfig]):
-    """base + scale * (mean of the kept task-vector entries that have the elected sign).
+    """Trim task vectors, elect a sign for every entry, and average the entries that have it.
 
-    An expert's entry is kept if its magnitude is among the `density` largest of the scope; entries
-    equal to the smallest kept one are kept too. The elected sign of an entry is that of the
-    weighted sum of what is kept. With `normalize: false` the agreeing entries are summed. Shapes:
-    any. Thresholds are exact, found by streaming.
+    Formula: base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), where t_k is
+    tau_k with all but its `density` largest entries set to zero. Entries equal to the smallest kept
+    one are kept too. Thresholds are exact, found by streaming.
+    Options: `density` (fraction of entries; 0.2), `scale` (factor; 1.0), `scope` (one threshold per
+    `model` or per `tensor`; `model`), `weights` (one factor per expert; 1 each), `normalize` (mean,
+    not sum; true), `zero_sign` (sign of entries that cancel exactly; `majority`).
+    Source: arXiv:2306.01708. Shapes: any. Data: none. Cost: several passes.
     """
 
     config_class = TiesConfig
@@ -27,15 +30,15 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
 
     @property
     def scope(self) -> Scope:
-        """One survey a model, or one a tensor."""
+        """Survey the model or every tensor, as the option says."""
         return Scope(self.config.scope)
 
     def survey(self, scan: Scan) -> Trim:
-        """Find the thresholds, and the majority sign if it is asked for."""
+        """Return the thresholds, and the majority sign if the option asks for it."""
         return Trim.of(scan, self.config.density, majority=self.config.zero_sign == "majority")
 
     def merge(self, piece: Piece) -> Tensor:
-        """Trim, elect, and merge one piece."""
+        """Trim, elect and merge one piece."""
         state: Trim = piece.state
         rows = state.kept(piece.task_vectors).mul_(piece.weights)
         sign = state.sign(rows)

@@ -26,34 +26,37 @@ if TYPE_CHECKING:
 class Trim(Transform[TrimConfig]):
     """Keep the `density` largest entries of each task vector, and zero the others.
 
-    k = max(1, floor(density * n)) are kept, and entries of the k-th magnitude with them; 0 keeps
-    none. Shapes: any. Thresholds are exact, found by streaming.
+    Formula: tau_k where |tau_k| >= its k-th largest magnitude, else 0, with k = max(1,
+    floor(density * n)). Density 0 keeps nothing. Thresholds are exact, found by streaming.
+    Options: `density` (fraction of entries; 0.2), `scope` (one threshold per `model` or per
+    `tensor`; `model`).
+    Source: the first step of TIES, arXiv:2306.01708. Shapes: any. Data: none. Cost: several passes.
     """
 
     config_class = TrimConfig
 
     @property
     def scope(self) -> Scope:
-        """One survey a model, or one a tensor."""
+        """Survey the model or every tensor, as the option says."""
         return Scope(self.config.scope)
 
     def survey(self, scan: Scan) -> Tensor:
-        """Find the thresholds."""
-        return self._kernel.survey(scan)
+        """Return one threshold per expert."""
+        return Trimming(self.config.density).survey(scan)
 
     def rows(self, piece: Piece) -> Tensor:
         """Trim one piece."""
-        return self._kernel.rows(piece)
-
-    @property
-    def _kernel(self) -> Trimming:
-        return Trimming(self.config.density)
+        return Trimming(self.config.density).rows(piece)
 
 
 class Elect(Transform[ElectConfig]):
-    """Zero the entries that do not have the elected sign: that of their weighted sum.
+    """Zero the entries that do not have the elected sign.
 
-    `[trim, elect]` are the first two steps of TIES. Shapes: any.
+    Formula: tau_k where sign(tau_k) = sign(sum of w_j * tau_j), else 0. `[trim, elect]` are the
+    first two steps of TIES.
+    Options: `scope` (majority of the `model` or of each `tensor`; `model`), `weights` (one factor
+    per expert; 1 each), `zero_sign` (sign of entries that cancel exactly; `majority`).
+    Source: the second step of TIES, arXiv:2306.01708. Shapes: any. Data: none. Cost: two passes.
     """
 
     config_class = ElectConfig
@@ -61,25 +64,28 @@ class Elect(Transform[ElectConfig]):
 
     @property
     def scope(self) -> Scope:
-        """The majority's scope; none where entries that cancel are positive."""
+        """Survey the scope of the majority, or nothing where no majority is needed."""
         return Scope(self.config.scope if self.config.zero_sign == "majority" else "none")
 
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own
-        """Find the sign of the majority."""
+        """Return the majority sign."""
         return Electing().survey(scan)
 
     def rows(self, piece: Piece) -> Tensor:
-        """Elect, and keep what agrees."""
+        """Keep the entries of one piece that have the elected sign."""
         return Electing().rows(piece)
 
 
 class Band(Transform[BandConfig]):
-    """Drop the largest and the smallest entries of each tensor (Model Breadcrumbs, 2312.06795).
+    """Drop the largest and the smallest entries of each tensor's task vectors.
 
-    Of n entries, floor(gamma * n) are dropped at the top, then max(1, floor(density * n)) are
-    kept, and entries of the smallest or largest kept magnitude with them. Where that is more
-    than there are, less is dropped at the top, as in mergekit. Density 1 keeps all, 0 none. Shapes:
-    any. One pass finds the thresholds, exactly.
+    Formula: tau_k where |tau_k| is among its `density` largest below its `gamma` largest, else 0.
+    Of n entries, floor(gamma * n) are dropped at the top, then max(1, floor(density * n)) are kept,
+    and entries equal to the smallest or the largest kept magnitude with them. If these are more
+    than n, fewer are dropped at the top, as in mergekit. Density 1 keeps all entries, 0 none.
+    Options: `density` (fraction of entries; 0.1), `gamma` (fraction of entries; 0.01).
+    Source: the first step of Model Breadcrumbs, arXiv:2312.06795.
+    Shapes: any. Data: none. Cost: one more pass, for exact thresholds.
     """
 
     config_class = BandConfig
@@ -87,20 +93,20 @@ class Band(Transform[BandConfig]):
 
     @property
     def scope(self) -> Scope:
-        """Thresholds are a tensor's own."""
+        """Survey every tensor."""
         return Scope.TENSOR
 
     def survey(self, scan: Scan) -> Tensor:
-        """Find the smallest and the largest kept magnitude, of shape (2, experts)."""
-        kept = kept_count(self.config.density, scan.numel)
-        if not kept or not scan.numel:
+        """Return the smallest and the largest kept magnitude, of shape (2, experts)."""
+        count = kept_count(self.config.density, scan.numel)
+        if not count or not scan.numel:
             return torch.full((2, len(scan.operands.experts)), torch.inf)
-        dropped = min(int(self.config.gamma * scan.numel), scan.numel - kept)
-        return kth_largest_magnitudes(scan, (dropped + kept, dropped + 1))
+        dropped = min(int(self.config.gamma * scan.numel), scan.numel - count)
+        return kth_largest_magnitudes(scan, (dropped + count, dropped + 1))
 
     def rows(self, piece: Piece) -> Tensor:
-        """Keep what lies between the thresholds."""
+        """Keep the entries of one piece between the thresholds."""
         magnitudes = piece.task_vectors.abs()
-        low, high = (per_expert(each, magnitudes) for each in piece.state)
+        low, high = (per_expert(bounds, magnitudes) for bounds in piece.state)
         inside = (magnitudes >= low) & (magnitudes <= high)
         return piece.task_vectors.where(inside, 0)

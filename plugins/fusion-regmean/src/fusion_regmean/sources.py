@@ -1,4 +1,4 @@
-"""Experts' weights as merges read them, and results beside what is merged lazily."""
+"""Experts' weights and task vectors as sources, and solved tensors as part of a lazy merge."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool, Piece, RunContext, TaskPool
 
 _SOLVED = "solved"
-FoundT = TypeVar("FoundT")
+ValueT = TypeVar("ValueT")
 
 
 def tasks_of(context: RunContext) -> TaskPool[Any]:
@@ -35,18 +35,18 @@ def tasks_of(context: RunContext) -> TaskPool[Any]:
     return context.tasks
 
 
-def tracked(
+def track_experts(
     label: str,
-    found: Iterable[tuple[str, FoundT]],
+    values: Iterable[tuple[str, ValueT]],
     pool: ModelPool[Any],
     context: RunContext,
-) -> Iterator[tuple[str, FoundT]]:
-    """Show progress over what is found of every expert; nothing of it is kept here."""
+) -> Iterator[tuple[str, ValueT]]:
+    """Yield one value per expert and show progress, without keeping a value alive."""
     track = context.progress.track(label, total=len(pool.experts), unit="experts")
     with track as advance, noting(advance):
-        for expert, each in found:
-            yield expert, each
-            del each  # else it stays until the next expert's is there
+        for expert, value in values:
+            yield expert, value
+            del value  # else it stays in memory until the next one is computed
             advance(1, note=expert)
 
 
@@ -71,33 +71,33 @@ def task_vector_of(pool: ModelPool[Any], model: WeightSource, context: RunContex
 
 @dataclass(frozen=True)
 class Solved(Kernel):
-    """What was solved for some tensors, and what another kernel makes of the rest."""
+    """Some tensors as they were solved, and all others as another kernel merges them."""
 
     names: frozenset[str]
     rest: Kernel
 
     def merge(self, piece: Piece) -> Tensor:
-        """Return a piece of either."""
+        """Return a solved piece, or merge it."""
         if piece.info.name not in self.names:
             return self.rest.merge(piece)
         return piece.extra(_SOLVED)  # noqa: S610 - not Django's
 
 
-def over(
-    rest: Kernel,
+def merge_solved(
     solved: Mapping[str, Tensor],
+    rest: Kernel,
     pool: ModelPool[Any],
     context: RunContext,
     extras: Mapping[str, WeightSource] | None = None,
 ) -> WeightSource:
-    """Return the lazy merge that has some tensors as they were solved, and `rest` for others."""
-    source = StateDictSource(solved, label="what was solved")
+    """Return the lazy merge with solved tensors, and `rest` for all others."""
+    source = StateDictSource(solved, label="the solved tensors")
     names = frozenset(pool.layout.unpacked(source).infos)
     extras = {**(extras or {}), _SOLVED: AlignedSource(source, pool.reference)}
     return context.merged(pool, Solved(names, rest), extras=extras)
 
 
 def mean_of(pool: ModelPool[Any]) -> Linear:
-    """Return the kernel that makes the mean of all experts."""
+    """Return the kernel that averages all experts."""
     count = len(pool.experts)
     return Linear((1 / count,) * count, relative=False)

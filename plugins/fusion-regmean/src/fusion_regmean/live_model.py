@@ -1,0 +1,139 @@
+"""Live models whose parameters and layers have the names of the pool's sources."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fusion_adapting import (
+    Batches,
+    build_live,
+    input_dim,
+    merged_parameters,
+    names_of,
+    show_inputs,
+)
+from fusion_core.errors import FusionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from torch import Tensor
+
+    from fusion_core import AdaptiveTask, Batch, ModelPool, RunContext, WeightSource
+
+    #: called with a layer, the name of its weight, and its inputs, of shape (positions, width)
+    Observer = Callable[[nn.Module, str, Tensor], None]
+
+_BATCH_SIZE = 32
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is an `nn.Linear` or transformers' `Conv1D`."""
+    return input_dim(module) is not None
+
+
+class LiveModel:
+    """A live model in evaluation mode, and the layers that a method observes."""
+
+    def __init__(
+        self,
+        pool: ModelPool[Any],
+        weights: WeightSource,
+        context: RunContext,
+        *,
+        is_layer: Callable[[nn.Module], bool] = is_linear,
+    ) -> None:
+        self.model = build_live(pool, weights, context.device)
+        self.parameters = merged_parameters(pool, self.model)
+        self._names = names_of(self.parameters)
+        layers: list[Any] = [module for module in self.model.modules() if is_layer(module)]
+        #: the first name of each layer's weight; without layers whose weight is not merged
+        self.layers: dict[nn.Module, str] = {
+            layer: self._names[layer.weight][0] for layer in layers if layer.weight in self._names
+        }
+
+    def tied_names(self, name: str) -> list[str]:
+        """Return all names of a tensor's parameter, always in the same order."""
+        return self._names[self.parameters[name]]
+
+    def with_tied_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors under all names of their parameters."""
+        return {twin: values for name, values in tensors.items() for twin in self.tied_names(name)}
+
+    def name_of(self, parameter: nn.Parameter | None) -> str | None:
+        """Return a parameter's first name, or None for one that is not merged."""
+        return None if parameter is None else self._names.get(parameter, [None])[0]
+
+    def observe(self, task: AdaptiveTask, batch: Batch, observer: Observer) -> None:
+        """Pass a batch through the model, and call `observer` for every call of a layer."""
+        show_inputs(
+            self.model,
+            self.layers,
+            task,
+            batch,
+            lambda layer, inputs: observer(layer, self.layers[layer], inputs),
+        )
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set some parameters."""
+        for name, values in tensors.items():
+            self.parameters[name].copy_(values)
+
+
+class ModelPair:
+    """A live merge and a live expert, to compare their layers' inputs for the same examples."""
+
+    def __init__(self, live: LiveModel, expert: nn.Module, names: Collection[str]) -> None:
+        """Observe the layers whose weights have these names."""
+        self._models = live.model, expert
+        self._merged = {layer: name for layer, name in live.layers.items() if name in names}
+        twins = dict(expert.named_modules())
+        self._expert = {
+            twins[path]: self._merged[layer]
+            for path, layer in live.model.named_modules()
+            if layer in self._merged
+        }
+
+    def observe(
+        self, task: AdaptiveTask, batch: Batch, observer: Callable[[str, Tensor, Tensor], None]
+    ) -> None:
+        """Pass a batch through both; call `observer(name, inputs, expert's inputs)` per call."""
+        live, expert = self._models
+        calls: deque[tuple[str, Tensor]] = deque()
+        show_inputs(
+            expert,
+            self._expert,
+            task,
+            batch,
+            lambda layer, inputs: calls.append((self._expert[layer], inputs)),
+        )
+
+        def compare(layer: nn.Module, inputs: Tensor) -> None:
+            name = self._merged[layer]
+            called, expert_inputs = calls.popleft() if calls else ("nothing", inputs)
+            if (called, expert_inputs.shape) != (name, inputs.shape):
+                raise _call_mismatch(task, name)
+            observer(name, inputs, expert_inputs)
+
+        show_inputs(live, self._merged, task, batch, compare)
+        if calls:
+            raise _call_mismatch(task, calls[0][0])
+
+
+def _call_mismatch(task: AdaptiveTask, name: str) -> FusionError:
+    return FusionError(
+        f"task {task.name!r} calls the layer of {name!r} differently in the merge and in the "
+        "expert, so their inputs cannot be compared",
+        hint="`logits` must call every model in the same way for the same batch, whenever it is "
+        "called. Do not keep results of an earlier call.",
+    )
+
+
+def examples(task: AdaptiveTask, samples: int, context: RunContext) -> Iterator[Batch]:
+    """Yield a task's first unlabeled batches, the same on which `moments` gathers."""
+    return Batches(min(_BATCH_SIZE, samples), context.seed).first(task, samples)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from fusion_core.commands import Plan
-    from fusion_sweep.found import Found
+    from fusion_sweep import Found
 
 FoundT = TypeVar("FoundT")
 

@@ -30,7 +30,7 @@ Make = "Callable[..., CheckpointsPool]"
 
 
 def _entropies(logged: list[dict[str, float]]) -> list[float]:
-    return [each["entropy"] for each in logged]
+    return [metrics["entropy"] for metrics in logged]
 
 
 def _run(pool: CheckpointsPool, tasks: Any, **options: Any) -> tuple[Any, list[dict[str, float]]]:
@@ -50,11 +50,11 @@ def test_search_lowers_the_entropy(make_pool: Make, tasks: Any, granularity: str
     assert set(logged[0]) == {"entropy"} | tasks_ | means
 
 
-def test_what_a_step_waits_for_is_shown(
+def test_progress_shows_what_a_step_waits_for(
     make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images are decoded when a step first asks for them."""
-    seen: list[str] = []
+    notes: list[str] = []
     kind = type(next(iter(tasks)))
     batch = kind.batch
 
@@ -65,12 +65,12 @@ def test_what_a_step_waits_for_is_shown(
     class Recording(Progress):
         @contextmanager
         def track(self, *_: Any, **__: Any) -> Iterator[Any]:
-            yield lambda _=1, *, note="": seen.append(note)
+            yield lambda _=1, *, note="": notes.append(note)
 
     monkeypatch.setattr(kind, "batch", decoding)
     context = RunContext(tasks=tasks, progress=Recording())
     AdaMerging(AdaMergingConfig(steps=1)).run(make_pool("mlp"), context)
-    assert "decoding" in seen
+    assert "decoding" in notes
 
 
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer"])
@@ -125,7 +125,7 @@ def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PL
 
 @pytest.mark.parametrize("granularity", ["row+column", "rank"])
 @pytest.mark.parametrize("task_vectors", ["fp32", "bf16", "disk"])
-def test_listed_coefficients_mean_what_they_say_and_are_read_again(
+def test_saved_lists_of_coefficients_give_the_merge_and_load_again(
     make_pool: Make, tasks: Any, task_vectors: str, granularity: str, tmp_path: Path
 ) -> None:
     pool = make_pool("transformer", experts=3, dtype=torch.float64)
@@ -154,11 +154,11 @@ def test_listed_coefficients_mean_what_they_say_and_are_read_again(
         assert torch.equal(again.tensor(name), merged)
 
 
-def test_task_wise_is_a_coefficient_a_model() -> None:
+def test_task_wise_is_one_coefficient_per_model() -> None:
     assert AdaMergingConfig(granularity="task") == AdaMergingConfig(granularity="model")
 
 
-def test_adapting_on_test_examples_sees_those_and_is_transductive(
+def test_adapting_on_test_examples_is_transductive(
     make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[Split] = set()
@@ -171,12 +171,12 @@ def test_adapting_on_test_examples_sees_those_and_is_transductive(
 
     monkeypatch.setattr(kind, "batch", recorded)
     algorithm = AdaMerging(adapt_split="test", steps=2)
-    known = algorithm.tasks(tasks)
-    algorithm.run(make_pool("mlp"), RunContext(tasks=known))
-    assert (seen, known.transductive, tasks.transductive) == ({Split.TEST}, True, False)
+    adapted = algorithm.tasks(tasks)
+    algorithm.run(make_pool("mlp"), RunContext(tasks=adapted))
+    assert (seen, adapted.transductive, tasks.transductive) == ({Split.TEST}, True, False)
 
 
-def test_layer_wise_has_a_coefficient_a_parameter_and_task_wise_one_an_expert(
+def test_layer_wise_has_one_coefficient_per_parameter_and_task_wise_one_per_expert(
     make_pool: Make, tasks: Any
 ) -> None:
     pool = make_pool("convolution")
@@ -208,8 +208,8 @@ def test_clamp_keeps_coefficients_in_the_unit_interval(make_pool: Make, tasks: A
     free = _run(pool, tasks, steps=20, lr=0.1)[0][1]
     clamped = _run(pool, tasks, steps=20, lr=0.1, clamp=True)[0][1]
     inside = [
-        [0 <= value <= 1 for row in each["coefficients"].values() for value in row.values()]
-        for each in (free, clamped)
+        [0 <= value <= 1 for row in saved["coefficients"].values() for value in row.values()]
+        for saved in (free, clamped)
     ]
     assert not all(inside[0])
     assert all(inside[1])
@@ -237,8 +237,8 @@ def test_saved_coefficients_give_the_same_model_without_tasks(
     path = tmp_path / "coefficients.json"
     path.write_bytes(first.side_files["coefficients.json"])
     algorithm = {"name": "adamerging", "coefficients": str(path)}
-    for given in (tasks, None):
-        second = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=given)
+    for task_pool in (tasks, None):
+        second = run_fusion(algorithm=algorithm, model_pool=pool, task_pool=task_pool)
         assert second.side_files["coefficients.json"] == first.side_files["coefficients.json"]
         for name, tensor in first.weights.state_dict().items():
             assert torch.equal(tensor, second.weights.state_dict()[name])
@@ -261,16 +261,16 @@ def test_saved_finer_coefficients_give_the_same_bytes(
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def _lost(folder: Path) -> None:
+def _delete(folder: Path) -> None:
     (folder / "coefficients.safetensors").unlink()
 
 
-def _another(folder: Path) -> None:
+def _corrupt(folder: Path) -> None:
     path = folder / "coefficients.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
-def _edited(folder: Path) -> None:
+def _edit(folder: Path) -> None:
     content = json.loads((folder / "coefficients.json").read_text())
     content["coefficients"]["a"]["1.weight"] = 0.3
     (folder / "coefficients.json").write_text(json.dumps(content))
@@ -278,16 +278,16 @@ def _edited(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "message"),
-    [(_lost, "No such file"), (_another, "SHA-256"), (_edited, "not the mean")],
+    [(_delete, "No such file"), (_corrupt, "expected SHA-256"), (_edit, "not the mean")],
 )
-def test_finer_coefficients_that_do_not_belong_to_the_file_are_refused(
+def test_finer_coefficients_of_another_file_are_refused(
     make_pool: Make, tasks: Any, tmp_path: Path, harm: Any, message: str
 ) -> None:
     pool, folder = make_pool("mlp"), tmp_path / "out"
     _finer_run(pool, tasks, folder)
     harm(folder)
     again = AdaMerging(AdaMergingConfig(coefficients=str(folder / "coefficients.json")))
-    with pytest.raises(RecipeError, match=f"'coefficients.safetensors' beside .*{message}"):
+    with pytest.raises(RecipeError, match=f"'coefficients.safetensors' does not match .*{message}"):
         again.run(pool, RunContext())
 
 
@@ -297,17 +297,19 @@ def test_finer_coefficients_of_other_shapes_are_refused(
     _finer_run(make_pool("mlp"), tasks, tmp_path / "out")
     path = str(tmp_path / "out" / "coefficients.json")
     shapes = {"1.weight": (17, 48), "1.bias": (16,), "3.weight": (4, 16), "3.bias": (4,)}
-    with pytest.raises(RecipeError, match=r"'1.weight' has coefficients of shape \[16, 1\] over"):
+    with pytest.raises(
+        RecipeError, match=r"'1.weight' has coefficients of shape \[16, 1\], which do not fit"
+    ):
         Coefficients.load(path, experts=["a", "b"], shapes=shapes)
 
 
-def test_finer_coefficients_are_drawn_with_their_spread(
+def test_the_picture_shows_the_spread_of_finer_coefficients(
     make_pool: Make, tasks: Any, tmp_path: Path
 ) -> None:
     _finer_run(make_pool("mlp"), tasks, tmp_path / "out")
     drawn = ET.fromstring((tmp_path / "out" / "coefficients.svg").read_bytes())
     assert len(drawn.findall(".//{*}rect/{*}title")) == 2 * 2 * 4, "mean and spread"
-    titles = [each.text for each in drawn.findall(".//{*}text")]
+    titles = [element.text for element in drawn.findall(".//{*}text")]
     assert any(title.startswith("coefficients by layer, their standard dev") for title in titles)
 
 
@@ -319,14 +321,14 @@ def test_a_search_without_tasks_is_refused(make_pool: Make) -> None:
 def test_inputs_are_not_modified(make_pool: Make, tasks: Any) -> None:
     pool = make_pool("transformer")
     modules = [pool.config.base, *pool.config.models.values()]
-    before = [{k: v.clone() for k, v in each.state_dict().items()} for each in modules]
-    flags = [[p.requires_grad for p in each.parameters()] for each in modules]
-    training = [each.training for each in modules]
+    before = [{k: v.clone() for k, v in module.state_dict().items()} for module in modules]
+    flags = [[p.requires_grad for p in module.parameters()] for module in modules]
+    training = [module.training for module in modules]
     _run(pool, tasks, steps=3)
     for module, values in zip(modules, before, strict=True):
         assert all(torch.equal(values[k], v) for k, v in module.state_dict().items())
-    assert flags == [[p.requires_grad for p in each.parameters()] for each in modules]
-    assert training == [each.training for each in modules]
+    assert flags == [[p.requires_grad for p in module.parameters()] for module in modules]
+    assert training == [module.training for module in modules]
 
 
 @pytest.mark.parametrize(
@@ -335,9 +337,9 @@ def test_inputs_are_not_modified(make_pool: Make, tasks: Any) -> None:
         ("{", "not a coefficients file"),
         ("[]", "not a coefficients file"),
         ('{"coefficients": {"a": {"x": "?"}}}', "not a coefficients file"),
-        ('{"coefficients": {"a": {"x": NaN}}}', "nan is not a number, of 'a' for 'x'"),
-        ('{"coefficients": {"a": {"x": -Infinity}}}', "-inf is not a number"),
-        ('{"coefficients": {"a": {"x": true}}}', "True is not a number"),
+        ('{"coefficients": {"a": {"x": NaN}}}', "expected a finite number for 'x' of 'a', got nan"),
+        ('{"coefficients": {"a": {"x": -Infinity}}}', "got -inf"),
+        ('{"coefficients": {"a": {"x": true}}}', "got True"),
         ('{"coefficients": {"a": {"x": 1%s}}}' % ("0" * 400), "not a coefficients file"),
         ("[" * 10**5, "not a coefficients file"),
         ('{"coefficients": {"a": {}}}', "for other models: .*b"),
@@ -354,14 +356,12 @@ def test_bad_coefficients_file_is_named(
     assert str(path) in str(caught.value)
 
 
-def test_without_tasks_it_says_so(make_pool: Make) -> None:
+def test_running_without_tasks_is_refused(make_pool: Make) -> None:
     with pytest.raises(RecipeError, match="needs tasks with unlabeled data"):
         run_fusion(algorithm="adamerging", model_pool=make_pool("mlp"))
 
 
-def test_tensors_that_are_skipped_get_no_coefficient_and_keep_the_bases_values(
-    make_pool: Make, tasks: Any
-) -> None:
+def test_skipped_tensors_get_no_coefficient_and_keep_the_base(make_pool: Make, tasks: Any) -> None:
     pool = make_pool("mlp")
     options = {"name": "adamerging", "steps": 3, "skip": "*.bias"}
     result = run_fusion(algorithm=options, model_pool=pool, task_pool=tasks)
@@ -394,7 +394,7 @@ def test_trim_keeps_what_ties_would(make_pool: Make, tasks: Any) -> None:
     assert 0.1 * total <= changed <= 0.3 * total, "three experts, a tenth of each"
 
 
-def test_a_preset_fills_in_what_is_not_given() -> None:
+def test_a_preset_sets_options_that_are_not_given() -> None:
     paper = AdaMergingConfig(preset="paper")
     assert (paper.lr, paper.steps, paper.schedule) == (1e-3, 1000, "constant")
     assert AdaMergingConfig(preset="paper", steps=7).steps == 7
@@ -412,7 +412,7 @@ def test_a_preset_fills_in_what_is_not_given() -> None:
         ({}, {"adapt_split": "holdout"}),
     ],
 )
-def test_coefficients_are_refused_where_they_mean_something_else(
+def test_coefficients_of_other_options_are_refused(
     make_pool: Make, tasks: Any, tmp_path: Path, learned: Any, used: Any
 ) -> None:
     pool, path = make_pool("mlp", experts=3), tmp_path / "coefficients.json"
@@ -425,13 +425,13 @@ def test_coefficients_are_refused_where_they_mean_something_else(
     assert "--set algorithm." in str(caught.value.hint)
 
 
-def test_tasks_without_halves_are_refused_with_the_option_that_needs_none(tasks: Any) -> None:
+def test_tasks_without_halves_are_refused_with_an_alternative(tasks: Any) -> None:
     with pytest.raises(RecipeError, match="no halves") as caught:
         AdaMerging(adapt_split="holdout").tasks(tasks)
     assert "--set algorithm.adapt_split=unlabeled" in str(caught.value.hint)
 
 
-def test_a_file_of_coefficients_says_how_they_were_learned(make_pool: Make, tasks: Any) -> None:
+def test_a_coefficients_file_records_how_they_were_learned(make_pool: Make, tasks: Any) -> None:
     _, saved = _run(make_pool("mlp"), tasks, steps=1, objective="teacher")[0]
     assert saved["learned"] == {
         "granularity": "layer",
@@ -449,38 +449,38 @@ def test_tasks_are_named_once_each(names: list[str]) -> None:
         AdaMergingConfig(tasks=names)
 
 
-def test_a_teacher_is_all_of_an_expert_whatever_is_merged(
+def test_a_teacher_is_the_whole_expert_even_if_tensors_are_skipped(
     make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool, asked, logits = make_pool("mlp"), [], tasks.kind.logits
+    pool, teachers, logits = make_pool("mlp"), [], tasks.kind.logits
 
     def noting(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
         if not torch.is_grad_enabled():  # a teacher
-            asked.append(model.state_dict())
+            teachers.append(model.state_dict())
         return logits(task, model, batch)
 
     monkeypatch.setattr(tasks.kind, "logits", noting)
     options = {"name": "adamerging", "steps": 1, "objective": "teacher", "skip": "*.bias"}
     unmeasured = RunOptions(evaluate=False)
     run_fusion(algorithm=options, model_pool=pool, task_pool=tasks, options=unmeasured)
-    assert len(asked) == 2
-    for found, name in zip(asked, pool.experts, strict=True):
-        for tensor, value in found.items():
+    assert len(teachers) == 2
+    for state, name in zip(teachers, pool.experts, strict=True):
+        for tensor, value in state.items():
             assert torch.equal(value, pool.experts[name].tensor(tensor)), (name, tensor)
 
 
-def test_what_takes_no_part_in_a_prediction_keeps_its_coefficient(
+def test_parameters_without_part_in_predictions_keep_their_coefficient(
     make_pool: Make, tasks: Any
 ) -> None:
     pool = make_pool("mlp")
     kind = tasks.kind
     tasks.kind = type("Blind", (kind,), {"logits": lambda _, __, batch: batch.inputs.flatten(1)})
     (_, saved), _ = _run(pool, tasks, steps=2)
-    found = [value for row in saved["coefficients"].values() for value in row.values()]
-    assert found == pytest.approx([AdaMergingConfig().init] * len(found))
+    values = [value for row in saved["coefficients"].values() for value in row.values()]
+    assert values == pytest.approx([AdaMergingConfig().init] * len(values))
 
 
-def test_whole_numbers_are_no_leaves(make_pool: Make, tasks: Any) -> None:
+def test_integer_parameters_are_not_merged(make_pool: Make, tasks: Any) -> None:
     pool = make_pool("mlp")
     for number, module in enumerate([pool.config.base, *pool.config.models.values()]):
         module[3].count = torch.nn.Parameter(torch.tensor(number), requires_grad=False)
@@ -490,7 +490,7 @@ def test_whole_numbers_are_no_leaves(make_pool: Make, tasks: Any) -> None:
     assert source.tensor("3.count") == 0
 
 
-def test_wide_models_are_searched_as_wide_as_they_are(
+def test_models_in_float64_are_searched_in_float64(
     make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[torch.dtype] = set()
@@ -522,7 +522,7 @@ def test_faster_products_lead_to_the_same_coefficients(
         )
         return logits(task, model, batch)
 
-    def found(*, faster: bool) -> Any:
+    def search(*, faster: bool) -> Any:
         seen.clear()
         monkeypatch.setattr(f"{KERNELS}._is_outrun_here", lambda: faster)
         (_, coefficients), _ = _run(make_pool("mlp"), tasks, objective=objective, steps=5)
@@ -531,7 +531,7 @@ def test_faster_products_lead_to_the_same_coefficients(
 
     monkeypatch.setattr(type(next(iter(tasks))), "logits", noting)
     monkeypatch.setattr(f"{KERNELS}._WORTHWHILE", 1)
-    plainly, ours = found(faster=False), found(faster=True)
-    assert found(faster=True) == ours, "to the bit"
-    for task, row in plainly["coefficients"].items():
-        assert ours["coefficients"][task] == pytest.approx(row, rel=1e-4)
+    plain, fast = search(faster=False), search(faster=True)
+    assert search(faster=True) == fast, "to the bit"
+    for task, row in plain["coefficients"].items():
+        assert fast["coefficients"][task] == pytest.approx(row, rel=1e-4)

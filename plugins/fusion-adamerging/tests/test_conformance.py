@@ -1,4 +1,4 @@
-"""What every algorithm keeps, checked by the suite of fusion-core."""
+"""The conformance suites of fusion-testing, run on the methods of this plugin."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class TestAdaRank(AlgorithmSuite):
 
 
 class WithFeatures(TinyTasks):
-    """Tiny tasks whose heads all read features, as every second one's does."""
+    """Tiny tasks whose heads all read features; without names in between, every second would."""
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__([each for name in names for each in (f"no {name}", name)])
+        super().__init__([part for name in names for part in (f"no {name}", name)])
         self.names = tuple(names)
 
 

@@ -1,4 +1,4 @@
-"""What is minimised, and on which tasks."""
+"""Objectives of the search, and the tasks that it adapts on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.watch import Seen
+from fusion_adamerging.monitor import TaskSummary
 from fusion_adapting import Outcome, entropy
 from fusion_core import RunContext
 from fusion_core.errors import RecipeError
@@ -26,18 +26,18 @@ def test_entropy_of_a_uniform_prediction_is_log_of_the_classes() -> None:
     torch.testing.assert_close(entropy(logits), expected)
 
 
-def test_classes_that_a_mask_rules_out_add_no_entropy() -> None:
+def test_masked_classes_add_no_entropy() -> None:
     masked = entropy(torch.tensor([[1.0, 2.0, -torch.inf]]))
     torch.testing.assert_close(masked, entropy(torch.tensor([[1.0, 2.0]])))
 
 
-def test_what_is_seen_of_a_task_tells_predictions_of_one_class() -> None:
+def test_a_summary_of_a_task_detects_predictions_of_one_class() -> None:
     logits = torch.zeros(8, 4)
     logits[:, 2] = 1
-    seen = Seen.of(Outcome(0.5, logits))
-    assert (seen.objective, seen.only_class, seen.examples) == (0.5, 2, 8)
+    summary = TaskSummary.of(Outcome(0.5, logits))
+    assert (summary.objective, summary.only_class, summary.examples) == (0.5, 2, 8)
     logits[0, 3] = 2
-    assert Seen.of(Outcome(0.5, logits)).classes == {2: 7, 3: 1}
+    assert TaskSummary.of(Outcome(0.5, logits)).classes == {2: 7, 3: 1}
 
 
 def test_the_teacher_objective_brings_predictions_nearer_to_the_experts(
@@ -59,10 +59,10 @@ def test_a_task_without_an_expert_has_no_teacher(
 
 
 @pytest.mark.parametrize(("chosen", "adapted"), [(None, ["a", "b"]), (["c", "a"], ["c", "a"])])
-def test_adapts_on_the_experts_own_tasks_unless_told_others(
+def test_adapts_on_the_experts_tasks_by_default(
     chosen: Any, adapted: list[str], make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
 ) -> None:
     context = RunContext(tasks=turned_tasks)
     AdaMerging(AdaMergingConfig(steps=1, tasks=chosen)).run(make_pool("mlp"), context)
-    seen = [key for key in context.metrics.steps[0] if key.startswith("entropy/")]
-    assert seen == [f"entropy/{name}" for name in adapted]
+    logged = [key for key in context.metrics.steps[0] if key.startswith("entropy/")]
+    assert logged == [f"entropy/{name}" for name in adapted]

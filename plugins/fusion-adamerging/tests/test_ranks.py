@@ -1,4 +1,4 @@
-"""Several processes share the tasks out and find the same coefficients."""
+"""Several processes share the tasks and find the same coefficients."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from fusion_core import RunContext
 
 torch.set_num_threads(1)
 names = ("layer", "task", "row")
-methods = {each: AdaMerging(steps=8, lr=0.05, granularity=each) for each in names}
+methods = {name: AdaMerging(steps=8, lr=0.05, granularity=name) for name in names}
 methods |= {"component": AdaRank(steps=8, lr=0.07), "layer again": methods["layer"]}
 for name, method in methods.items():
     context = RunContext(tasks=RandomTasks(("a", "b"), TurnedTask))
@@ -51,11 +51,11 @@ SyMerge(steps=8, own_lr=0.02).run(pool, context)
 own = context.side_files["task_tensors.safetensors"].state_dict()
 torch.save(own, Path(sys.argv[1], f"own-{os.environ.get('RANK', 0)}.pt"))
 """
-Found = dict[str, dict[str, dict[str, float]]]
+Results = dict[str, dict[str, dict[str, float]]]
 
 
-def _found(folder: Path, world: int) -> list[Found]:
-    """Search in `world` processes; what each of them found, by what shares a coefficient."""
+def _search_in_processes(folder: Path, world: int) -> list[Results]:
+    """Search in `world` processes; return the coefficients of each process by method."""
     folder.mkdir()
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -66,32 +66,32 @@ def _found(folder: Path, world: int) -> list[Found]:
     assert done.returncode == 0, done.stderr
     return [
         {
-            each: json.loads((folder / f"{each}-{rank}.json").read_text())["coefficients"]
-            for each in ("layer", "task", "row", "component", "layer again")
+            name: json.loads((folder / f"{name}-{rank}.json").read_text())["coefficients"]
+            for name in ("layer", "task", "row", "component", "layer again")
         }
         for rank in range(world)
     ]
 
 
-def _flat(found: dict[str, dict[str, float]]) -> torch.Tensor:
-    values = [value for row in found.values() for value in row.values()]
+def _flat(coefficients: dict[str, dict[str, float]]) -> torch.Tensor:
+    values = [value for row in coefficients.values() for value in row.values()]
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _alone(pool: CheckpointsPool, tasks: Any, shared: str) -> dict[str, dict[str, float]]:
+def _search_alone(pool: CheckpointsPool, tasks: Any, shared: str) -> dict[str, dict[str, float]]:
     context = RunContext(tasks=tasks)
     if shared == "component":
         AdaRank(steps=8, lr=0.07).run(pool, context)
     else:
         AdaMerging(steps=8, lr=0.05, granularity=shared).run(pool, context)
-    found: dict[str, dict[str, float]] = json.loads(context.side_files["coefficients.json"])[
+    coefficients: dict[str, dict[str, float]] = json.loads(context.side_files["coefficients.json"])[
         "coefficients"
     ]
-    return found
+    return coefficients
 
 
 @pytest.mark.thorough
-def test_several_processes_find_what_one_finds(
+def test_several_processes_find_the_coefficients_of_one(
     tmp_path: Path, make_pool: Callable[..., CheckpointsPool], turned_tasks: Any
 ) -> None:
     tasks = type(turned_tasks)(("a", "b"), turned_tasks.kind)
@@ -99,26 +99,28 @@ def test_several_processes_find_what_one_finds(
     # rounding by e of its terms changes a step by lr * e / |gradient|. That is below the tolerance,
     # 1e-6 of coefficients of 0.2, for gradients above 2 % of their terms in fp32, 3e-11 in fp64.
     alone = {
-        granularity: _alone(make_pool("mlp", experts=3, dtype=torch.float64), tasks, granularity)
+        granularity: _search_alone(
+            make_pool("mlp", experts=3, dtype=torch.float64), tasks, granularity
+        )
         for granularity in ("layer", "task", "row", "component")
     }
-    both = _found(tmp_path / "two", 2)
+    both = _search_in_processes(tmp_path / "two", 2)
     assert both[0] == both[1], "every rank ends with the same coefficients"
     assert both[0]["layer again"] == both[0]["layer"], "and again with the same bits"
-    idle = _found(tmp_path / "three", 3)  # more processes than tasks
-    assert all(each == idle[0] for each in idle)
-    own = RunContext(tasks=tasks)
+    idle = _search_in_processes(tmp_path / "three", 3)  # more processes than tasks
+    assert all(coefficients == idle[0] for coefficients in idle)
+    context = RunContext(tasks=tasks)
     method = SyMerge(steps=8, own_lr=0.02)
-    method.run(make_pool("mlp", experts=3, dtype=torch.float64), own)
-    layers: Any = own.side_files["task_tensors.safetensors"]
+    method.run(make_pool("mlp", experts=3, dtype=torch.float64), context)
+    layers: Any = context.side_files["task_tensors.safetensors"]
     for folder, world in (("two", 2), ("three", 3)):
         ranks = [torch.load(tmp_path / folder / f"own-{rank}.pt") for rank in range(world)]
         for name, values in layers.state_dict().items():
-            assert all(torch.equal(each[name], ranks[0][name]) for each in ranks)
+            assert all(torch.equal(tensors[name], ranks[0][name]) for tensors in ranks)
             torch.testing.assert_close(ranks[0][name], values, rtol=1e-6, atol=1e-8)
-    for granularity, found in alone.items():
+    for granularity, coefficients in alone.items():
         for others in (both[0], idle[0]):
             torch.testing.assert_close(
-                _flat(others[granularity]), _flat(found), rtol=1e-6, atol=1e-8
+                _flat(others[granularity]), _flat(coefficients), rtol=1e-6, atol=1e-8
             )
-        assert (_flat(found) - 0.2).abs().max() > 0.05
+        assert (_flat(coefficients) - 0.2).abs().max() > 0.05

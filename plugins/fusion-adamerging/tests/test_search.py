@@ -52,16 +52,16 @@ def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
     flat = torch.cat([rows[name].reshape(len(pool.experts), -1) for name in names], dim=1)
     count = int(0.3 * flat.shape[1])
     smallest = flat.abs().sort(dim=1, descending=True).values[:, count - 1 : count]
-    kept = flat.where(flat.abs() >= smallest, 0)
-    signs = kept.sum(0).sign()
+    trimmed = flat.where(flat.abs() >= smallest, 0)
+    signs = trimmed.sum(0).sign()
     majority = signs.sum().sign()
-    kept = kept.where(kept.sign() == signs.where(signs != 0, majority), 0)
-    parts = kept.split([rows[name][0].numel() for name in names], dim=1)
+    trimmed = trimmed.where(trimmed.sign() == signs.where(signs != 0, majority), 0)
+    parts = trimmed.split([rows[name][0].numel() for name in names], dim=1)
     return {name: part.view_as(rows[name]) for name, part in zip(names, parts, strict=True)}
 
 
 def scaled(row: Tensor, factor: Tensor) -> Tensor:
-    """A task vector times coefficients: of a plain SVD's components where they do not broadcast."""
+    """A task vector times coefficients, by a plain SVD if they belong to components."""
     if factor.dim() != 1:
         return factor * row
     if len(factor) == sum(row.shape):
@@ -89,20 +89,20 @@ class Merged(torch.nn.Module):
             for name in leaf.names
         }
         self.weights = {
-            name: torch.cat([matrices[own.name].flatten() for own in layout.infos_of(info)]).view(
-                info.shape
-            )
+            name: torch.cat(
+                [matrices[matrix.name].flatten() for matrix in layout.infos_of(info)]
+            ).view(info.shape)
             for name, info in pool.base.infos.items()
             if layout.infos_of(info)[0].name in matrices
         }
-        # What a live model is asked before it runs: its dtype.
+        # Code reads the dtype of a live model from its parameters.
         self.dtype_of = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return functional_call(self.inner, self.weights, (inputs,), tie_weights=False)
 
 
-def searched(config: Any, learned: Any, live: LiveMerge, tasks: Any) -> Search:
+def run_search(config: Any, learned: Any, live: LiveMerge, tasks: Any) -> Search:
     passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
     store = StateStore(None, "search", {})
     search = Search(config, learned, passes, list(tasks.names), store, RunContext())
@@ -112,7 +112,7 @@ def searched(config: Any, learned: Any, live: LiveMerge, tasks: Any) -> Search:
 
 def objectives(tasks: Any, model: nn.Module, step: int) -> list[Tensor]:
     batches = [task.batch(step, size=8, split=Split.UNLABELED, seed=1) for task in tasks]
-    return [entropy(task.logits(model, each)) for task, each in zip(tasks, batches, strict=True)]
+    return [entropy(task.logits(model, batch)) for task, batch in zip(tasks, batches, strict=True)]
 
 
 @pytest.mark.parametrize("clamp", [False, True])
@@ -134,16 +134,16 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     )
     live = live_merge(pool, trim=trim, grain=config.grain)
     learned = LearnedCoefficients(live, list(pool.experts), CPU, config)
-    search = searched(config, learned, live, tasks)
-    ours = learned.every()
+    search = run_search(config, learned, live, tasks)
+    ours = learned.coefficients()
 
     rows = dense_rows(pool, trim=trim)
     shape = (2, 1 if granularity == "model" else live.columns)
     reference = torch.full(shape, INIT, dtype=torch.float64).requires_grad_(True)
     optimiser = torch.optim.Adam([reference], lr=0.2)
     finer = granularity not in {"layer", "model"}
-    paces = [[0.1 if finer and leaf.count == 1 else 1.0] * leaf.count for leaf in live.leaves]
-    pace = torch.tensor([each for leaf in paces for each in leaf])
+    factors = [[0.1 if finer and leaf.count == 1 else 1.0] * leaf.count for leaf in live.leaves]
+    factor = torch.tensor([value for leaf in factors for value in leaf])
     for step in range(6):
         optimiser.param_groups[0]["lr"] = search.learning_rate(step)
         merged = Merged(live, pool, rows, reference.expand(-1, live.columns))
@@ -152,7 +152,7 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
         before = reference.detach().clone()
         optimiser.step()
         with torch.no_grad():
-            reference.copy_(before + (pace if finer else 1.0) * (reference - before))
+            reference.copy_(before + (factor if finer else 1.0) * (reference - before))
             if clamp:
                 reference.clamp_(0, 1)
     torch.testing.assert_close(
@@ -163,7 +163,7 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
 
 
 class Step(torch.autograd.Function):
-    """A step that counts as sigmoid(logit / 10) on the way back."""
+    """A step whose backward pass is that of sigmoid(logit / 10)."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
@@ -177,10 +177,10 @@ class Step(torch.autograd.Function):
 
 
 def switched(live: LiveMerge, logits: list[Tensor], scales: Tensor) -> Tensor:
-    """Every component's coefficient and, last in each tensor, that of what they do not hold."""
+    """The coefficients of all components and, last in each tensor, that of the remainder."""
     columns = []
-    for each, scale in zip(logits, scales.T.unsqueeze(-1), strict=True):
-        columns += [Step.apply(each) * scale, scale]
+    for tensor, scale in zip(logits, scales.T.unsqueeze(-1), strict=True):
+        columns += [Step.apply(tensor) * scale, scale]
     return torch.cat(columns, dim=1)
 
 
@@ -193,8 +193,8 @@ def test_a_search_for_components_equals_autograd_through_an_estimator(
     config = AdaRankConfig(rank=rank, lr=0.07, schedule="cosine", init=INIT, steps=6)
     live = live_merge(pool, trim=False, grain="component")
     learned = LearnedComponents(live, list(pool.experts), CPU, config)
-    first = learned.every()
-    search = searched(config, learned, live, tasks)
+    first = learned.coefficients()
+    search = run_search(config, learned, live, tasks)
 
     rows = dense_rows(pool, trim=False)
     logits = []
@@ -212,7 +212,9 @@ def test_a_search_for_components_equals_autograd_through_an_estimator(
         sum(objectives(tasks, merged, step)).backward()
         optimiser.step()
     references = torch.cat(logits, dim=1), scales, switched(live, logits, scales)
-    for ours, each in zip((*learned.tensors.values(), learned.every()), references, strict=True):
-        torch.testing.assert_close(ours, each.detach(), rtol=1e-5, atol=1e-12)
-    switches = ((first != 0) != (learned.every() != 0)).any()
-    assert switches or (kind, rank) == ("convolution", 1.0), "four components, all of use"
+    for ours, reference in zip(
+        (*learned.tensors.values(), learned.coefficients()), references, strict=True
+    ):
+        torch.testing.assert_close(ours, reference.detach(), rtol=1e-5, atol=1e-12)
+    switches = ((first != 0) != (learned.coefficients() != 0)).any()
+    assert switches or (kind, rank) == ("convolution", 1.0), "four components, and all are useful"

@@ -1,4 +1,4 @@
-"""A search that goes on from a saved state ends with the same bits."""
+"""A search that resumes from a saved state ends with the same bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Stands in for the death of the process."""
 
 
 def _coefficients(
@@ -74,7 +74,7 @@ def test_a_search_killed_anywhere_resumes_to_the_same_bits(
         assert taken[0] == (die_after - 1) // 3 * 3, "the last state before it died"
 
 
-def test_the_end_of_a_search_is_saved_whatever_the_interval(
+def test_the_end_of_a_search_is_always_saved(
     make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
 ) -> None:
     pool = make_pool("mlp")
@@ -84,7 +84,7 @@ def test_the_end_of_a_search_is_saved_whatever_the_interval(
     assert taken == [], "no step is taken again while the merge goes on"
 
 
-def test_a_resumed_merge_takes_no_other_coefficients(
+def test_a_resumed_merge_refuses_other_coefficients(
     make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
 ) -> None:
     pool, path = make_pool("mlp"), tmp_path / "coefficients.json"
@@ -98,7 +98,7 @@ def test_a_resumed_merge_takes_no_other_coefficients(
             algorithm.run(pool, context)
 
 
-def test_a_search_killed_again_and_again_still_arrives(
+def test_a_search_that_is_killed_repeatedly_completes(
     make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
 ) -> None:
     pool = make_pool("mlp")

@@ -1,4 +1,4 @@
-"""Adapters of features, against a plain training loop; what a run leaves and how it is used."""
+"""Adapters of features against a plain training loop, and the files of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_t
     merged = context.merged(pool, Linear((0.3,) * 3))
     options = {"rank": 2, "steps": 30, "batch_size": 8, "examples": 24, "lr": 0.01}
     assert Surgery(**options).calibrate(merged, pool, context) is merged
-    found: Any = context.side_files["task_adapters.safetensors"]
+    saved: Any = context.side_files["task_adapters.safetensors"]
 
     model = pool.build(merged, dtype=torch.float64)
     for task in turned_tasks:
@@ -63,14 +63,14 @@ def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_t
             error.abs().mean().backward()
             optimiser.step()
         for name, layer in (("down", down), ("up", up)):
-            values = found.tensor(f"{task.name}/{name}")
+            values = saved.tensor(f"{task.name}/{name}")
             torch.testing.assert_close(values, layer.weight.detach(), rtol=1e-5, atol=1e-7)
         key = f"distance/{task.name}"
         steps = context.metrics.steps
         assert steps[30][key] < steps[0][key] == pytest.approx(float((given - wanted).abs().mean()))
 
 
-def test_what_is_measured_is_what_build_for_task_gives(
+def test_the_report_measures_the_models_of_build_for_task(
     make_pool: Make, turned_tasks: Any, tmp_path: Path
 ) -> None:
     pool, out = make_pool("mlp", experts=3, trained=True), tmp_path / "out"
@@ -81,7 +81,7 @@ def test_what_is_measured_is_what_build_for_task_gives(
     live = run_fusion(algorithm=stages, **given)
     plain = run_fusion(algorithm="task-arithmetic", **given)
     weights = result.weights.state_dict()
-    assert all(torch.equal(each, weights[n]) for n, each in plain.weights.state_dict().items())
+    assert all(torch.equal(tensor, weights[n]) for n, tensor in plain.weights.state_dict().items())
     assert json.loads((out / "task_adapters.json").read_text())["modules"]["a"] == "3"
     for task in turned_tasks:
         expected = task.evaluate(build_for_task(out, task.name, pool=pool))
@@ -93,24 +93,26 @@ def test_what_is_measured_is_what_build_for_task_gives(
     assert "build_for_task" in str(caught.value.hint)
 
 
-def test_own_tensors_are_built_for_a_task_too(
+def test_build_for_task_loads_task_tensors(
     make_pool: Make, turned_tasks: Any, tmp_path: Path
 ) -> None:
     pool, out = make_pool("mlp", experts=3), tmp_path / "out"
     algorithm = {"name": "symerge", "steps": 2}
     run_fusion(algorithm=algorithm, model_pool=pool, task_pool=turned_tasks, output=out)
     model, weights = build_for_task(out, "b", pool=pool), load_for_task(out, "b")
-    assert all(torch.equal(each, weights.tensor(n)) for n, each in model.state_dict().items())
+    assert all(torch.equal(tensor, weights.tensor(n)) for n, tensor in model.state_dict().items())
 
 
-def test_an_adapter_of_no_steps_changes_nothing(make_pool: Make, turned_tasks: Any) -> None:
+def test_an_untrained_adapter_changes_nothing(make_pool: Make, turned_tasks: Any) -> None:
     given: dict[str, Any] = {"model_pool": make_pool("mlp"), "task_pool": turned_tasks}
     algorithm = ["task-arithmetic", {"name": "surgery", "steps": 0}]
-    found, plain = (run_fusion(algorithm=each, **given) for each in (algorithm, algorithm[:1]))
-    assert found.report.tasks == plain.report.tasks
+    adapted, plain = (
+        run_fusion(algorithm=stages, **given) for stages in (algorithm, algorithm[:1])
+    )
+    assert adapted.report.tasks == plain.report.tasks
 
 
-def test_tasks_without_a_place_for_an_adapter_are_named(
+def test_tasks_that_an_adapter_cannot_serve_are_refused(
     make_pool: Make, tasks: Any, turned_tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {
@@ -128,7 +130,7 @@ def test_tasks_without_a_place_for_an_adapter_are_named(
     assert "mark_features" in str(caught.value.hint)
 
 
-def test_features_that_several_modules_make_are_adapted_where_the_task_marks_them(
+def test_marked_features_of_several_modules_are_adapted(
     make_pool: Make, turned_tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def features(_task: Any, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -152,7 +154,7 @@ def test_features_that_several_modules_make_are_adapted_where_the_task_marks_the
         assert adapted.state_dict().keys() == model.state_dict().keys()
 
 
-def test_two_stages_that_give_tasks_something_are_refused(
+def test_two_stages_with_task_specific_results_are_refused(
     make_pool: Make, turned_tasks: Any
 ) -> None:
     stages = [{"name": "symerge", "steps": 1}, {"name": "surgery", "steps": 1}]

@@ -1,4 +1,4 @@
-"""SyMerge: layers of each task's own beside coefficients, against autograd; what a run leaves."""
+"""SyMerge: coefficients and one layer per task against autograd, and the files of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Make = Callable[..., CheckpointsPool]
 
 TENSORS = "task_tensors.safetensors"
-#: what each task has for itself by default, by all names
+#: the tensors of each task by default, by all their names
 LAST = {
     "mlp": {"3.weight", "3.bias"},
     "convolution": {"4.weight", "4.bias"},
@@ -33,7 +33,7 @@ LAST = {
 }
 
 
-class Standing(nn.Module):
+class Substituted(nn.Module):
     """A model with other weights, which autograd reaches."""
 
     def __init__(self, inner: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
@@ -48,7 +48,7 @@ class Standing(nn.Module):
         return functional_call(self.inner, dict(self.weights), (inputs,))
 
 
-def found_by(
+def search(
     pool: CheckpointsPool, tasks: Any, state: Path | None = None, **options: Any
 ) -> tuple[dict[str, dict[str, float]], dict[str, torch.Tensor], RunContext]:
     context = RunContext(tasks=tasks, seed=1, state=state)
@@ -67,7 +67,7 @@ def test_a_whole_search_equals_autograd_and_adam(
     if own and kind != "recurrent":
         own = own[:1]
     options: dict[str, Any] = {"lr": 0.1, "own_lr": 0.03, "steps": 5, "batch_size": 8, "init": 0.3}
-    coefficients, tensors, _ = found_by(pool, tasks, own=own, **options)
+    coefficients, tensors, _ = search(pool, tasks, own=own, **options)
 
     model, base = pool.build(pool.base, dtype=torch.float64), pool.base.state_dict()
     for module in model.modules():
@@ -80,19 +80,19 @@ def test_a_whole_search_equals_autograd_and_adam(
         task: {name: weights.tensor(name).clone() for name in chosen}
         for task, weights in pool.experts.items()
     }
-    learned = [factors.values(), (each for own in layers.values() for each in own.values())]
+    learned = [factors.values(), (tensor for own in layers.values() for tensor in own.values())]
     groups = [
-        {"params": [each.requires_grad_() for each in some], "lr": lr}
+        {"params": [tensor.requires_grad_() for tensor in some], "lr": lr}
         for some, lr in zip(learned, (0.1, 0.03), strict=True)
     ]
     optimiser = torch.optim.Adam(groups)
     for step in range(5):
         merged: dict[str, torch.Tensor] = {}
-        for name, two in factors.items():
-            rows = [each.tensor(name) - base[name] for each in pool.experts.values()]
-            merged[name] = base[name] + two[0] * rows[0] + two[1] * rows[1]
+        for name, pair in factors.items():
+            rows = [weights.tensor(name) - base[name] for weights in pool.experts.values()]
+            merged[name] = base[name] + pair[0] * rows[0] + pair[1] * rows[1]
         running = {
-            n: base[n] + 0.3 * sum(each.tensor(n) - base[n] for each in pool.experts.values())
+            n: base[n] + 0.3 * sum(weights.tensor(n) - base[n] for weights in pool.experts.values())
             for n, buffer in model.named_buffers()
             if buffer.is_floating_point()
         }
@@ -101,8 +101,8 @@ def test_a_whole_search_equals_autograd_and_adam(
             batch = task.batch(step, size=8, split=Split.UNLABELED, seed=1)
             expert = pool.build(pool.experts[task.name], dtype=torch.float64)
             wanted = task.logits(expert, batch).detach().log_softmax(-1)
-            standing = Standing(model, {**running, **merged, **layers[task.name]})
-            logs = task.logits(standing, batch).log_softmax(-1)
+            substituted = Substituted(model, {**running, **merged, **layers[task.name]})
+            logs = task.logits(substituted, batch).log_softmax(-1)
             nn.functional.kl_div(logs, wanted, log_target=True, reduction="batchmean").backward(
                 retain_graph=True
             )
@@ -123,21 +123,21 @@ def test_a_whole_search_equals_autograd_and_adam(
 
 
 @pytest.mark.parametrize("changed", [{"task_vectors": "disk"}, {"precision": "bf16"}])
-def test_other_places_and_passes_find_nearly_the_same(
+def test_other_storage_and_precision_find_nearly_the_same(
     make_pool: Make, turned_tasks: Any, changed: dict[str, Any]
 ) -> None:
     pool = make_pool("mlp", experts=3, trained=True)
-    plain, other = (found_by(pool, turned_tasks, steps=4, **each)[1] for each in ({}, changed))
+    plain, other = (search(pool, turned_tasks, steps=4, **options)[1] for options in ({}, changed))
     for name, values in plain.items():
         torch.testing.assert_close(other[name], values, rtol=0, atol=0.008)
 
 
-def test_a_search_that_was_killed_goes_on_to_the_same_bits(
+def test_a_search_that_was_killed_resumes_to_the_same_bits(
     make_pool: Make, turned_tasks: Any, tmp_path: Path
 ) -> None:
     pool = make_pool("mlp", experts=3, trained=True)
     options: dict[str, Any] = {"steps": 6, "save_every": 2, "own_lr": 0.01}
-    coefficients, tensors, _ = found_by(pool, turned_tasks, **options)
+    coefficients, tensors, _ = search(pool, turned_tasks, **options)
 
     def die(step: int, _: object) -> None:
         if step == 3:
@@ -146,13 +146,13 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bits(
     context = RunContext(tasks=turned_tasks, seed=1, state=tmp_path, on_metrics=die)
     with pytest.raises(KeyboardInterrupt):
         SyMerge(SyMergeConfig(**options)).run(pool, context)
-    again, resumed, context = found_by(pool, turned_tasks, tmp_path, **options)
+    again, resumed, context = search(pool, turned_tasks, tmp_path, **options)
     assert list(context.metrics.steps) == [2, 3, 4, 5]
     assert again == coefficients
     assert all(torch.equal(resumed[name], values) for name, values in tensors.items())
 
 
-def test_what_is_measured_is_what_load_for_task_gives(
+def test_the_report_measures_the_weights_of_load_for_task(
     make_pool: Make, tasks: Any, tmp_path: Path
 ) -> None:
     pool, out = make_pool("mlp", trained=True), tmp_path / "out"
@@ -167,10 +167,12 @@ def test_what_is_measured_is_what_load_for_task_gives(
         assert result.report.tasks[task.name] == live.report.tasks[task.name] == expected
         plain[task.name] = task.evaluate(result.model)["accuracy"]
     assert result.report.needs_task
-    assert sum(each["accuracy"] for each in result.report.tasks.values()) > sum(plain.values())
+    assert sum(metrics["accuracy"] for metrics in result.report.tasks.values()) > sum(
+        plain.values()
+    )
 
 
-def test_tasks_that_were_not_adapted_on_are_measured_with_the_merge(
+def test_other_tasks_are_measured_with_the_merge(
     make_pool: Make, turned_tasks: Any, tmp_path: Path
 ) -> None:
     pool, out = make_pool("mlp", experts=3), tmp_path / "out"
@@ -182,7 +184,9 @@ def test_tasks_that_were_not_adapted_on_are_measured_with_the_merge(
     assert caught.value.hint == "Expected one of: c, a."
 
 
-def test_experts_that_are_the_base_leave_a_model_for_all_tasks(make_pool: Make, tasks: Any) -> None:
+def test_experts_that_equal_the_base_give_one_model_for_all_tasks(
+    make_pool: Make, tasks: Any
+) -> None:
     pool = make_pool("mlp")
     same = type(pool)(pool.config.model_copy(update={"models": {"a": pool.config.base}}))
     options = {"name": "symerge", "steps": 1, "tasks": ["a"]}
@@ -196,10 +200,10 @@ def test_experts_that_are_the_base_leave_a_model_for_all_tasks(make_pool: Make, 
     [
         ({"tasks": ["a", "c"]}, "no expert was fine-tuned for task 'c'"),
         ({"own": ["4.*"]}, r"algorithm.own: no tensor matches '4.\*'"),
-        ({"only": "*.bias"}, r"task 'a' uses no linear layer that experts changed"),
+        ({"only": "*.bias"}, r"no linear layer that experts changed takes part in task 'a'"),
     ],
 )
-def test_what_cannot_be_is_named(
+def test_impossible_requests_are_refused(
     make_pool: Make, turned_tasks: Any, options: dict[str, Any], message: str
 ) -> None:
     algorithm = {"name": "symerge", **options}

@@ -1,4 +1,4 @@
-"""Statistics of experts hold one expert at a time, and change nothing around them."""
+"""Statistics of experts keep one expert live at a time, and have no side effects."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
-def test_one_expert_is_live_at_a_time_and_its_figures_are_not_kept(
+def test_one_expert_is_live_at_a_time_and_its_results_are_released(
     statistics: Callable[..., Iterator[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = word_pool(0, torch.float32)
     built: list[weakref.ref[Any]] = []
     build = type(pool).build
 
-    def counted(*given: Any, **how: Any) -> Any:
-        assert not any(each() for each in built), "an expert that came before"
-        model = build(*given, **how)
+    def counting_build(*args: Any, **options: Any) -> Any:
+        assert not any(model() for model in built), "an earlier expert is still live"
+        model = build(*args, **options)
         built.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(type(pool), "build", counted)
-    figures: list[weakref.ref[Any]] = []
-    for _, found in statistics(pool, WordTasks(), **OPTIONS):
-        assert not any(each() for each in [*built, *figures])
-        figures += [weakref.ref(each) for each in found.values()]
-        del found
+    monkeypatch.setattr(type(pool), "build", counting_build)
+    results: list[weakref.ref[Any]] = []
+    for _, by_tensor in statistics(pool, WordTasks(), **OPTIONS):
+        assert not any(reference() for reference in [*built, *results])
+        results += [weakref.ref(result) for result in by_tensor.values()]
+        del by_tensor
     assert len(built) == 3
-    assert len(figures) > 3
-    assert not any(figure() for figure in figures)
+    assert len(results) > 3
+    assert not any(result() for result in results)
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
-def test_the_pool_and_the_global_generator_stay_as_they_were(
+def test_the_pool_and_the_global_generator_do_not_change(
     statistics: Callable[..., Iterator[Any]],
 ) -> None:
     pool = word_pool(0, torch.float32)
     models = list(pool.config.models.values())
-    states = [copy.deepcopy(each.state_dict()) for each in models]
+    states = [copy.deepcopy(model.state_dict()) for model in models]
     models[0].requires_grad_(False)
     generator = torch.random.get_rng_state()
     list(statistics(pool, WordTasks(), **OPTIONS))
@@ -66,7 +66,7 @@ def test_the_pool_and_the_global_generator_stay_as_they_were(
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
-def test_an_expert_whose_task_is_missing_is_found_before_work_begins(
+def test_an_expert_without_a_task_is_refused_before_any_work(
     statistics: Callable[..., Iterator[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WordTask, "batch", None)
@@ -76,9 +76,9 @@ def test_an_expert_whose_task_is_missing_is_found_before_work_begins(
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
-def test_tensors_that_a_method_does_not_merge_have_none(
+def test_tensors_that_are_not_merged_have_no_statistics(
     statistics: Callable[..., Iterator[Any]],
 ) -> None:
     pool = SelectedPool(tiny_pool("mlp"), {"1.weight"})
-    for _, found in statistics(pool, TinyTasks(), **OPTIONS):
-        assert found.keys() == {"1.weight"}
+    for _, by_tensor in statistics(pool, TinyTasks(), **OPTIONS):
+        assert by_tensor.keys() == {"1.weight"}

@@ -29,16 +29,16 @@ def by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tens
     """Return E over examples and predicted labels of the squared gradient, in float64."""
     model = copy.deepcopy(model).double().requires_grad_(True)
     named = dict(model.named_parameters())
-    sums = {name: torch.zeros_like(each) for name, each in named.items()}
+    sums = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     for text in texts:
         for label in range(CLASSES):
             model.zero_grad()
-            chances = model(text[None], torch.ones(1, len(text)))[0].softmax(0)
-            chances[label].log().backward()
-            for name, each in named.items():
-                if each.grad is not None:
-                    sums[name] += float(chances[label].detach()) * each.grad.square()
-    return {name: each.detach() / len(texts) for name, each in sums.items()}
+            probabilities = model(text[None], torch.ones(1, len(text)))[0].softmax(0)
+            probabilities[label].log().backward()
+            for name, parameter in named.items():
+                if parameter.grad is not None:
+                    sums[name] += float(probabilities[label].detach()) * parameter.grad.square()
+    return {name: total.detach() / len(texts) for name, total in sums.items()}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, FP32)])
@@ -55,9 +55,9 @@ def test_squared_gradients_equal_a_loop_over_examples_and_labels(
         size = sum(parameter.numel() for parameter in WordModel().parameters()) * dtype.itemsize
         monkeypatch.setattr("fusion_adapting._squares._BYTES_ON_CPU", at_once * size)
     pool, tasks = word_pool(seed, dtype), WordTasks()
-    found = dict(squared_gradients(pool, tasks, seed=seed, **OPTIONS))
-    assert list(found) == ["a", "b", "c"]
-    for expert, tensors in found.items():
+    results = dict(squared_gradients(pool, tasks, seed=seed, **OPTIONS))
+    assert list(results) == ["a", "b", "c"]
+    for expert, tensors in results.items():
         model = pool.build(pool.experts[expert])
         expected = by_hand(model, examples(tasks[expert], seed))
         assert tensors.keys() == {*expected, "output.weight", "pooler.weight"}
@@ -70,7 +70,7 @@ def test_squared_gradients_equal_a_loop_over_examples_and_labels(
 
 
 class Counting(WordTask):
-    """Counts the passes; from one on it does what `vmap` cannot follow, or fails."""
+    """Counts the passes; on request does something that `vmap` cannot handle, or fails."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -91,62 +91,65 @@ def squares_by(task: Counting) -> dict[str, torch.Tensor]:
     return squared_gradients_of(model, dict(model.named_parameters()), task, batches)
 
 
-def test_a_batch_takes_two_passes_or_one_an_example_where_vmap_cannot_follow() -> None:
+def test_a_batch_takes_two_passes_or_one_per_example_if_vmap_fails() -> None:
     together, apart = Counting("a"), Counting("a")
     apart.branches = True
     expected = squares_by(together)
-    for name, found in squares_by(apart).items():
+    for name, squares in squares_by(apart).items():
         largest = float(expected[name].max())
-        torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-12 * largest)
+        torch.testing.assert_close(squares, expected[name], rtol=0, atol=1e-12 * largest)
     assert together.passes == 2 * 3
     assert apart.passes == 2 + (2 + SIZE) + (1 + SIZE)
 
 
-def test_a_models_own_error_is_what_is_raised() -> None:
+def test_an_error_of_the_model_is_raised_unchanged() -> None:
     task = Counting("a")
     task.fails = True
     with pytest.raises(RuntimeError, match="the model is broken"):
         squares_by(task)
 
 
-def test_sparse_and_recurrent_layers_have_them_too(
+def test_sparse_and_recurrent_layers_are_supported(
     make_pool: Callable[..., CheckpointsPool],
 ) -> None:
     pool = make_pool("recurrent", experts=1)
-    ((_, found),) = squared_gradients(pool, TinyTasks(), samples=3)
-    assert found.keys() == dict(pool.config.base.named_parameters()).keys()
-    assert {name for name, each in found.items() if not each.any()} == {"idle.weight", "idle.bias"}
+    ((_, squares),) = squared_gradients(pool, TinyTasks(), samples=3)
+    assert squares.keys() == dict(pool.config.base.named_parameters()).keys()
+    assert {name for name, square in squares.items() if not square.any()} == {
+        "idle.weight",
+        "idle.bias",
+    }
 
 
-def drawn(model: nn.Module, seed: int, task: WordTask) -> dict[str, torch.Tensor]:
+def draw_once(model: nn.Module, seed: int, task: WordTask) -> dict[str, torch.Tensor]:
     batches = Batches(SIZE, 0).first(task, SIZE)
     parameters = {"up.weight": model.up.weight}
     return squared_gradients_of(model, parameters, task, batches, exact_up_to=2, seed=seed)
 
 
-def test_of_many_classes_labels_are_drawn_without_bias() -> None:
+def test_labels_of_many_classes_are_drawn_without_bias() -> None:
     model, task = word_pool(0, torch.float64).config.models["a"], WordTask("a")
     exact = by_hand(model, examples(task, 0)[:SIZE])["up.weight"]
-    several = torch.stack([drawn(model, seed, task)["up.weight"] for seed in range(400)])
+    several = torch.stack([draw_once(model, seed, task)["up.weight"] for seed in range(400)])
     error = several.std(0) / len(several) ** 0.5
     assert ((several.mean(0) - exact).abs() < 5 * error).all()
-    assert torch.equal(several[7], drawn(model, 7, task)["up.weight"]), "a function of the seed"
+    assert torch.equal(several[7], draw_once(model, 7, task)["up.weight"]), "a function of the seed"
     assert not torch.equal(several[7], several[8])
 
 
-def test_what_is_drawn_for_an_example_does_not_depend_on_batches() -> None:
+def test_drawn_labels_do_not_depend_on_batches() -> None:
     model, task = word_pool(0, torch.float64).config.models["a"], WordTask("a")
     parameters = dict(model.named_parameters())
     whole = Batches(3 * SIZE, 0).of(task, 0)
-    found = [
+    results = [
         squared_gradients_of(model, parameters, task, batches, exact_up_to=0, seed=3)
         for batches in ([whole], [whole.part(n, n + 1) for n in range(len(whole))])
     ]
-    for name, values in found[0].items():
-        torch.testing.assert_close(found[1][name], values, rtol=1e-9, atol=1e-15)
+    for name, values in results[0].items():
+        torch.testing.assert_close(results[1][name], values, rtol=1e-9, atol=1e-15)
 
 
-def test_a_class_that_a_mask_rules_out_adds_nothing() -> None:
+def test_a_masked_class_adds_nothing() -> None:
     class Masked(WordTask):
         def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
             return super().logits(model, batch).index_fill(1, torch.tensor(2), -torch.inf)
@@ -164,7 +167,7 @@ def test_a_class_that_a_mask_rules_out_adds_nothing() -> None:
         torch.testing.assert_close(masked[name], value)
 
 
-def test_after_an_error_parameters_need_gradients_as_before() -> None:
+def test_requires_grad_is_restored_after_an_error() -> None:
     class Failing(WordTask):
         def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
             assert model.up.weight.requires_grad
@@ -172,15 +175,15 @@ def test_after_an_error_parameters_need_gradients_as_before() -> None:
 
     model = WordModel().eval().requires_grad_(False)
     with pytest.raises(OSError, match="the data is gone"):
-        drawn(model, 0, Failing("a"))
+        draw_once(model, 0, Failing("a"))
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_model_stays_as_it_was() -> None:
+def test_the_model_does_not_change() -> None:
     model = WordModel().eval()
     model.mix.weight.grad = torch.ones(6, 6)
     before = copy.deepcopy(model.state_dict())
-    drawn(model, 0, WordTask("a"))
+    draw_once(model, 0, WordTask("a"))
     assert torch.equal(model.mix.weight.grad, torch.ones(6, 6))
     assert model.up.weight.grad is None
     for name, value in model.state_dict().items():

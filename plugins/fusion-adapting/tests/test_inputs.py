@@ -1,4 +1,4 @@
-"""What layers are given is shown call by call; moments and padding: `test_moments.py`."""
+"""Inputs of layers, recorded call by call; moments and padding: `test_moments.py`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fusion_core.errors import FusionError
 from fusion_testing import TinyTasks, tiny_pool
 
 
-def test_inputs_are_shown_in_the_order_of_calls() -> None:
+def test_inputs_are_recorded_in_the_order_of_calls() -> None:
     pool, task = tiny_pool("mlp"), TinyTasks()["a"]
     model = build_live(pool, pool.experts["a"], "cpu")
     batch = task.batch(0, size=5, split=Split.UNLABELED, seed=0)
-    layers = {each: name for name, each in model.named_modules() if isinstance(each, nn.Linear)}
-    seen = []
-    show_inputs(model, layers, task, batch, lambda *call: seen.append(call))
-    (first, images), (last, states) = seen
+    layers = {layer: name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    calls = []
+    show_inputs(model, layers, task, batch, lambda *call: calls.append(call))
+    (first, images), (last, states) = calls
     assert [layers[first], layers[last]] == ["1", "3"]
     assert torch.equal(images, batch.inputs.flatten(1))
     torch.testing.assert_close(states, first(images).tanh())
     assert not states.requires_grad
 
 
-def test_a_live_model_is_as_wide_as_what_is_merged() -> None:
+def test_a_live_model_has_the_precision_of_the_weights() -> None:
     for stored, live in (("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32")):
         pool = tiny_pool("mlp", dtype=getattr(torch, stored))
         model = build_live(pool, pool.experts["a"], "cpu")
@@ -51,7 +51,7 @@ class OneByOne(WordTask):
 
 
 @pytest.mark.parametrize("kind", [Pairs, OneByOne])
-def test_each_call_of_a_model_has_the_mask_that_it_is_given(kind: type[WordTask]) -> None:
+def test_each_call_of_a_model_uses_its_own_mask(kind: type[WordTask]) -> None:
     pool, task = word_pool(0, torch.float64), kind("a")
     model = build_live(pool, pool.experts["a"], "cpu")
     batches = [*Batches(SIZE, 0).first(task, SAMPLES)]
@@ -61,21 +61,21 @@ def test_each_call_of_a_model_has_the_mask_that_it_is_given(kind: type[WordTask]
     ]
     parameters = dict(model.named_parameters())
     together, apart = (moments_of(model, parameters, task, each) for each in (batches, alone))
-    for name, each in together.items():
-        assert each.count == apart[name].count
-        torch.testing.assert_close(each.total, apart[name].total)
+    for name, result in together.items():
+        assert result.count == apart[name].count
+        torch.testing.assert_close(result.total, apart[name].total)
 
 
-def test_a_task_that_keeps_its_scores_is_refused_by_name() -> None:
-    class Keeping(WordTask):
-        kept: torch.Tensor | None = None
+def test_a_task_that_caches_its_scores_is_refused_by_name() -> None:
+    class Caching(WordTask):
+        cached: torch.Tensor | None = None
 
         def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-            if self.kept is None:
-                self.kept = super().logits(model, batch)
-            return self.kept
+            if self.cached is None:
+                self.cached = super().logits(model, batch)
+            return self.cached
 
-    pool, task = word_pool(0, torch.float32), Keeping("a")
+    pool, task = word_pool(0, torch.float32), Caching("a")
     model = build_live(pool, pool.experts["a"], "cpu")
     batches = Batches(SIZE, 0).first(task, 2 * SIZE)
     with pytest.raises(FusionError, match="task 'a' computed its scores without calling the model"):

@@ -38,7 +38,7 @@ def live_merge(pool: CheckpointsPool, kernel: type[Linear] = Linear, **options: 
 
 
 def scaled(row: Tensor, factor: Tensor) -> Tensor:
-    """A task vector times coefficients: of a plain SVD's components where they do not broadcast."""
+    """A task vector times coefficients, by a plain SVD if they belong to components."""
     if factor.dim() != 1:
         return factor * row
     if len(factor) == sum(row.shape):
@@ -71,12 +71,12 @@ class Merged(torch.nn.Module):
         }
         self.weights = {
             name: torch.cat(
-                [matrices[own.name].flatten() for own in pool.layout.infos_of(info)]
+                [matrices[matrix.name].flatten() for matrix in pool.layout.infos_of(info)]
             ).view(info.shape)
             for name, info in pool.base.infos.items()
             if pool.layout.infos_of(info)[0].name in matrices
         }
-        # What a live model is asked before it runs: its dtype.
+        # Code reads the dtype of a live model from its parameters.
         self.dtype_of = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Merged(torch.nn.Module):
 
 def objective(model: nn.Module) -> Tensor:
     batches = [task.batch(5, size=8, split=Split.UNLABELED, seed=1) for task in TASKS]
-    logits = [task.logits(model, each) for task, each in zip(TASKS, batches, strict=True)]
+    logits = [task.logits(model, batch) for task, batch in zip(TASKS, batches, strict=True)]
     return sum(logit.log_softmax(-1).square().mean() for logit in logits)
 
 
@@ -130,7 +130,7 @@ def test_tied_parameters_are_one_leaf(make_pool: Callable[..., CheckpointsPool])
     assert ("embedding.weight", "output.weight") in [leaf.names for leaf in live.leaves]
 
 
-def test_parameters_that_no_expert_changed_are_no_leaves(
+def test_unchanged_parameters_are_not_leaves(
     make_pool: Callable[..., CheckpointsPool],
 ) -> None:
     pool = make_pool("mlp")
@@ -141,7 +141,7 @@ def test_parameters_that_no_expert_changed_are_no_leaves(
     assert not dict(live.model.named_parameters())["1.weight"].requires_grad
 
 
-def test_running_statistics_are_those_of_the_final_merge(
+def test_running_statistics_are_merged_with_the_initial_coefficients(
     make_pool: Callable[..., CheckpointsPool],
 ) -> None:
     pool = make_pool("convolution")
@@ -160,10 +160,10 @@ def test_running_statistics_are_those_of_the_final_merge(
         ("row", (4, 1), (5, 1)),  # a kernel (5, 3, 3, 3) is a matrix (5, 27)
         ("column", (1, 20), (1, 27)),
         ("row+column", (24,), (32,)),
-        ("rank", (2,), (2,)),  # a component of four or five for each of three experts, and the rest
+        ("rank", (2,), (2,)),  # one component of four or five per expert, and the remainder
     ],
 )
-def test_vectors_keep_one_coefficient_an_expert(
+def test_vectors_have_one_coefficient_per_expert(
     grain: str, of_matrix: Any, of_kernel: Any, make_pool: Callable[..., CheckpointsPool]
 ) -> None:
     shapes = {
@@ -178,13 +178,13 @@ def test_vectors_keep_one_coefficient_an_expert(
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("grain", ["tensor", "row", "column", "row+column", "rank"])
 @pytest.mark.parametrize("storage", ["bf16", "disk"])
-def test_other_places_for_task_vectors_give_the_same_model(
+def test_every_storage_of_task_vectors_gives_the_same_model(
     storage: str, grain: str, make_pool: Callable[..., CheckpointsPool]
 ) -> None:
     pool = make_pool("transformer", experts=3)
     models = []
-    for each in ("fp32", storage):
-        live = live_merge(pool, storage=each, grain=grain)
+    for kind in ("fp32", storage):
+        live = live_merge(pool, storage=kind, grain=grain)
         live.merge(torch.full((3, live.columns), 0.4, dtype=torch.float64))
         models.append(dict(live.model.named_parameters()))
     largest = 3 * 0.4 * 0.2 * 5  # of a sum of weighted task vectors, five sigmas out

@@ -32,9 +32,9 @@ FP32 = 1e-5
 
 
 def by_hand(model: WordModel, texts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """Return by layer every vector that goes into it, in float64."""
+    """Return every input vector of each layer, in float64."""
     model = model.double()
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in ("mix", "turn", "up", "output")}
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in ("mix", "turn", "up", "output")}
     for text in texts:
         states = []
         for word in text:
@@ -43,13 +43,13 @@ def by_hand(model: WordModel, texts: list[torch.Tensor]) -> dict[str, list[torch
             third = (model.mix.weight @ second + model.mix.bias).tanh()
             fourth = (third @ model.turn.weight + model.turn.bias).tanh()
             states.append(model.up.weight @ fourth + model.up.bias)
-            seen["mix"] += [first, second]
-            seen["turn"].append(third)
-            seen["up"].append(fourth)
+            inputs["mix"] += [first, second]
+            inputs["turn"].append(third)
+            inputs["up"].append(fourth)
         pooled = torch.stack(states).mean(0)
-        seen["mix"].append(pooled)  # the pooler's weight is the same
-        seen["output"].append((model.pooler.weight @ pooled + model.pooler.bias).tanh())
-    return seen
+        inputs["mix"].append(pooled)  # the pooler's weight is the same
+        inputs["output"].append((model.pooler.weight @ pooled + model.pooler.bias).tanh())
+    return inputs
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,21 @@ def test_moments_equal_sums_of_outer_products_of_unpadded_inputs(
         inputs = by_hand(pool.build(pool.experts[expert]), examples(tasks[expert], seed))
         named = {"pooler": "mix", "embedding": "output"}
         assert layers.keys() == {f"{name}.weight" for name in [*inputs, *named]}, "and no idle one"
-        for tensor, each in layers.items():
+        for tensor, result in layers.items():
             name = tensor.removesuffix(".weight")
             rows = torch.stack(inputs[named.get(name, name)]).detach()
             expected = sum(torch.outer(row, row) for row in rows)
-            assert each.total.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
-            assert (each.total - expected).abs().max() <= tolerance * expected.abs().max()
-            assert each.count == len(rows)
-            torch.testing.assert_close(each.mean, each.total / len(rows))
-            assert each.dim == (0 if name == "turn" else 1)
+            assert result.total.dtype is (
+                torch.float64 if dtype is torch.float64 else torch.float32
+            )
+            assert (result.total - expected).abs().max() <= tolerance * expected.abs().max()
+            assert result.count == len(rows)
+            torch.testing.assert_close(result.mean, result.total / len(rows))
+            assert result.dim == (0 if name == "turn" else 1)
         assert layers["mix.weight"] is layers["pooler.weight"]
 
 
-def test_a_layers_output_follows_from_its_moments_dimension() -> None:
+def test_moments_cover_the_input_dimension_of_the_weight() -> None:
     pool = word_pool(0, torch.float64)
     (_, found), *_ = moments(pool, WordTasks(), **OPTIONS)
     for name in ("turn.weight", "up.weight"):
@@ -107,10 +109,10 @@ def test_padding_changes_nothing_for_models_of_transformers(kind: str) -> None:
     parameters = dict(model.named_parameters())
     together, apart = (moments_of(model, parameters, task, each) for each in (batches, alone))
     assert together.keys() == apart.keys()
-    assert len(together) == (13 if kind == "bert" else 8), "six or four a layer, and a pooler"
-    for name, each in together.items():
-        assert each.count == apart[name].count
-        torch.testing.assert_close(each.total, apart[name].total, rtol=1e-4, atol=1e-4)
+    assert len(together) == (13 if kind == "bert" else 8), "six or four per layer, and a pooler"
+    for name, result in together.items():
+        assert result.count == apart[name].count
+        torch.testing.assert_close(result.total, apart[name].total, rtol=1e-4, atol=1e-4)
 
 
 def test_an_encoder_of_torch_takes_no_fast_path_around_its_layers() -> None:
@@ -131,13 +133,13 @@ def test_images_are_inputs_without_padding() -> None:
     torch.testing.assert_close(found["1.weight"].total, rows.T @ rows)
 
 
-def test_fewer_samples_than_a_batch_ask_the_task_for_no_more() -> None:
+def test_a_batch_is_no_larger_than_the_samples() -> None:
     ((_, found),) = moments(tiny_pool("mlp", experts=1), TinyTasks(), samples=3)
     assert found["1.weight"].count == 3
 
 
 class Bent(WordModel):
-    """A linear layer over positions that stand where no mask points."""
+    """A linear layer over positions in a layout that no mask describes."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.mix(self.bent(self.embedding(input_ids))).reshape(len(input_ids), -1)[:, :3]
@@ -146,7 +148,7 @@ class Bent(WordModel):
         return states.flatten(0, 1)
 
 
-def test_positions_in_one_row_are_masked_alike() -> None:
+def test_flattened_positions_are_masked_too() -> None:
     model, task = Bent().eval(), WordTask("a")
     found = moments_of(
         model, dict(model.named_parameters()), task, Batches(SIZE, 0).first(task, SAMPLES)
@@ -154,20 +156,22 @@ def test_positions_in_one_row_are_masked_alike() -> None:
     assert found["mix.weight"].count == sum(map(len, examples(task, 0)))
 
 
-def test_inputs_that_a_mask_says_nothing_of_are_refused_by_name(
+def test_a_mask_that_does_not_fit_the_inputs_is_refused_with_the_layers_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Bent, "bent", lambda _, states: states.transpose(0, 1))
     model, task = Bent().eval(), WordTask("a")
     parameters = dict(model.named_parameters())
-    with pytest.raises(FusionError, match=r"'mix.weight' gets inputs .* mask of shape") as caught:
+    with pytest.raises(
+        FusionError, match=r"layer of 'mix.weight': its inputs .* mask has shape"
+    ) as caught:
         moments_of(model, parameters, task, Batches(SIZE, 0).first(task, SIZE))
     assert str(caught.value.hint).endswith("algorithm.skip=mix.weight")
-    others = {name: each for name, each in parameters.items() if name != "mix.weight"}
+    others = {name: value for name, value in parameters.items() if name != "mix.weight"}
     assert not moments_of(model, others, task, Batches(SIZE, 0).first(task, SIZE))
 
 
-def test_after_an_error_no_hook_is_left() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     class Failing(WordTask):
         def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
             super().logits(model, batch)

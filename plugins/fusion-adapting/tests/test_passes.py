@@ -1,4 +1,4 @@
-"""Batches through the live model: shared passes, precision, teachers."""
+"""Passes of batches through a live model: sharing, precision, teachers."""
 
 from __future__ import annotations
 
@@ -46,26 +46,24 @@ def _passes(model: nn.Module, tasks: Any, **options: Any) -> Passes:
 
 
 def _gradients(model: nn.Module) -> list[torch.Tensor]:
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    return found
+    return gradients
 
 
 def test_tasks_that_share_a_pass_give_the_same_gradient() -> None:
     model = tiny_model("mlp").double()
     apart, together = (_passes(model, FEATURES, shared=shared) for shared in (0, PLENTY))
-    seen = apart.backward(3, entropy)
+    outcomes = apart.backward(3, entropy)
     one_by_one = _gradients(model)
     calls = Counting(model)
-    assert (
-        together.backward(4, entropy).keys() == seen.keys()
-    )  # what a task takes is measured first
+    assert together.backward(4, entropy).keys() == outcomes.keys()  # the first pass measures a task
     calls.sizes.clear()
     model.zero_grad()
     again = together.backward(3, entropy)
     assert calls.sizes == [24], "three tasks of 8 examples in one pass"
-    for name, each in seen.items():
-        assert again[name].objective == pytest.approx(each.objective, rel=1e-12)
+    for name, outcome in outcomes.items():
+        assert again[name].objective == pytest.approx(outcome.objective, rel=1e-12)
     torch.testing.assert_close(_gradients(model), one_by_one, rtol=1e-10, atol=1e-14)
 
 
@@ -73,37 +71,39 @@ def test_as_many_tasks_share_a_pass_as_their_activations_allow() -> None:
     model = tiny_model("mlp")
     passes = _passes(model, FEATURES, shared=PLENTY)
     passes.backward(0, entropy)
-    (room,) = passes.rooms.values()
-    one = PLENTY // room
-    # Of 8 examples an MLP keeps the flat inputs, the hidden units after tanh, and the head its own.
+    (capacity,) = passes.capacities.values()
+    one = PLENTY // capacity
+    # An MLP saves the flat inputs and the hidden units of 8 examples, and the head saves its own.
     assert 8 * (48 + 16) * 4 <= one <= 8 * (48 + 16 + 4 * 5) * 4 + 200
     calls = Counting(model)
     _passes(model, FEATURES, shared=int(2.2 * one)).backward(0, entropy)
     assert calls.sizes == [8, 1, 16, 8], "two to measure, then two tasks, then the third"
 
 
-def test_what_a_task_has_for_itself_stands_in_the_models_places_while_it_passes() -> None:
+def test_task_parameters_replace_the_models_while_the_task_passes() -> None:
     model = tiny_model("mlp").double()
-    own = {
+    parameters = {
         name: {"3.weight": nn.Parameter(model[3].weight.detach() * factor)}
         for name, factor in (("b", 2.0), ("f", -1.0))
     }
     calls = Counting(model)
-    seen = _passes(model, FEATURES, shared=PLENTY, own=own).backward(0, entropy)
+    outcomes = _passes(model, FEATURES, shared=PLENTY, task_parameters=parameters).backward(
+        0, entropy
+    )
     assert 8 in calls.sizes
-    assert 16 not in calls.sizes, "such a task shares no pass"
-    ours = [*_gradients(model), *(each["3.weight"].grad for each in own.values())]
+    assert 16 not in calls.sizes, "a task with parameters of its own shares no pass"
+    ours = [*_gradients(model), *(weights["3.weight"].grad for weights in parameters.values())]
     assert model[3].weight.grad is None
     for task in FEATURES:
         batch = Batches(8, 1).of(task, 0)
-        weights = own.get(task.name, {})
+        weights = parameters.get(task.name, {})
         logits = task.head(functional_call(model, dict(weights), (batch.inputs.double(),)))
         objective = entropy(task.name, 0, logits)
-        assert seen[task.name].objective == pytest.approx(objective.item(), rel=1e-12)
-        for each in weights.values():
-            each.grad = None
+        assert outcomes[task.name].objective == pytest.approx(objective.item(), rel=1e-12)
+        for weight in weights.values():
+            weight.grad = None
         objective.backward()
-    theirs = [*_gradients(model), *(each["3.weight"].grad for each in own.values())]
+    theirs = [*_gradients(model), *(weights["3.weight"].grad for weights in parameters.values())]
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
@@ -117,13 +117,15 @@ def test_no_activations_outlive_a_step() -> None:
     assert [each() for each in made] == [None] * len(made)
 
 
-def test_a_pass_that_may_be_shared_counts_only_what_grows_with_the_tasks() -> None:
-    rooms = []
+def test_only_activations_that_grow_with_the_tasks_count_for_sharing() -> None:
+    capacities = []
     for bf16 in (False, True):
         passes = _passes(tiny_model("mlp"), FEATURES, shared=PLENTY, bf16=bf16)
         passes.backward(0, entropy)
-        rooms.extend(passes.rooms.values())
-    assert rooms[1] > 1.5 * rooms[0], "weights in bf16 are kept once, activations take half"
+        capacities.extend(passes.capacities.values())
+    assert capacities[1] > 1.5 * capacities[0], (
+        "weights in bf16 are saved once, activations take half"
+    )
 
 
 def test_a_batch_is_drawn_when_its_pass_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ def test_a_batch_is_drawn_when_its_pass_begins(monkeypatch: pytest.MonkeyPatch) 
     assert events.index("d") > events.index("pass")
 
 
-def test_tasks_without_features_are_passed_through_one_by_one() -> None:
+def test_tasks_without_features_pass_one_by_one() -> None:
     model = tiny_model("mlp")
     calls = Counting(model)
     _passes(model, [TinyTasks()[name] for name in "ac"], shared=PLENTY).backward(0, entropy)
@@ -158,16 +160,16 @@ def test_bf16_passes_leave_gradients_in_fp32_and_close() -> None:
     assert torch.cosine_similarity(rounded, exact, dim=0) > 0.99
 
 
-def test_what_is_seen_of_a_task_is_its_objective_and_logits() -> None:
+def test_the_outcome_of_a_task_is_its_objective_and_logits() -> None:
     model, task = tiny_model("mlp"), FEATURES[0]
-    seen = _passes(model, FEATURES, shared=PLENTY).backward(2, entropy)[task.name]
+    outcome = _passes(model, FEATURES, shared=PLENTY).backward(2, entropy)[task.name]
     logits = task.logits(model, Batches(8, 1).of(task, 2)).detach()
-    torch.testing.assert_close(seen.logits, logits)
-    assert not seen.logits.requires_grad
-    assert seen.objective == pytest.approx(float(entropy(task.name, 2, logits)))
+    torch.testing.assert_close(outcome.logits, logits)
+    assert not outcome.logits.requires_grad
+    assert outcome.objective == pytest.approx(float(entropy(task.name, 2, logits)))
 
 
-def test_disagreement_is_zero_between_equals_and_known_by_hand_else() -> None:
+def test_disagreement_is_zero_between_equals_and_otherwise_as_computed_by_hand() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     torch.testing.assert_close(disagreement(logits, logits + 5), torch.tensor(0.0))
     ours, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
@@ -175,25 +177,27 @@ def test_disagreement_is_zero_between_equals_and_known_by_hand_else() -> None:
     torch.testing.assert_close(disagreement(ours, teacher), expected)
 
 
-def test_teachers_are_asked_once_for_every_step_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teachers_predict_every_remaining_step_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, task, built = tiny_pool("mlp"), TinyTasks()["b"], []
     passes = _passes(tiny_model("mlp"), [task])
     build = type(pool).build
     monkeypatch.setattr(
-        type(pool), "build", lambda *given, **how: built.append(build(*given, **how)) or built[-1]
+        type(pool),
+        "build",
+        lambda *args, **options: built.append(build(*args, **options)) or built[-1],
     )
-    found = ask_teachers(pool, passes, range(2, 5), Progress())["b"]
-    assert list(found) == [2, 3, 4]
+    predictions = ask_teachers(pool, passes, range(2, 5), Progress())["b"]
+    assert list(predictions) == [2, 3, 4]
     (expert,) = built
     expected = task.logits(expert, passes.batches.of(task, 3)).detach()
-    torch.testing.assert_close(found[3], expected)
+    torch.testing.assert_close(predictions[3], expected)
 
 
 @pytest.mark.parametrize(("examples", "size"), [(20, 8), (4, 8), (16, 8)])
-def test_a_few_examples_are_seen_again_and_again(examples: int, size: int) -> None:
+def test_limited_examples_are_repeated_in_shuffled_rounds(examples: int, size: int) -> None:
     task = TinyTasks("a")["a"]
     batches, first = Batches(size, 1, examples=examples), Batches(min(size, examples), 1)
-    whole = {tuple(row) for each in first.first(task, examples) for row in _rows(each)}
+    whole = {tuple(row) for batch in first.first(task, examples) for row in _rows(batch)}
     seen = [_rows(batches.of(task, step)) for step in range(12)]
     assert {len(rows) for rows in seen} == {min(size, examples)}
     assert {tuple(row) for rows in seen for row in rows} == whole

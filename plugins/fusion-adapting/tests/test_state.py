@@ -1,4 +1,4 @@
-"""States of long work: two generations, one of them whole whatever happens."""
+"""State of long work in two generations, of which one is always intact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WORK = {"seed": 1, "experts": ["a"]}
 
 
-def test_the_older_generation_serves_when_the_newer_is_damaged(tmp_path: Path) -> None:
+def test_the_older_generation_is_recalled_if_the_newer_is_damaged(tmp_path: Path) -> None:
     store = StateStore(tmp_path, "work", WORK)
     for step in (10, 20, 30):
         store.save(step, {"value": step / 3})
@@ -26,7 +26,7 @@ def test_the_older_generation_serves_when_the_newer_is_damaged(tmp_path: Path) -
         newest.write_bytes(damaged)
         assert store.recall() == {"identity": WORK, "step": 20, "value": 20 / 3}
     store.save(40, {"value": 0.0})
-    assert b'"step": 40' in newest.read_bytes(), "the damaged one is replaced, not the whole one"
+    assert b'"step": 40' in newest.read_bytes(), "the damaged one is replaced, not the intact one"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -42,12 +42,12 @@ def test_tensors_keep_every_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(state["pair"][1], values[0])
 
 
-def test_a_state_of_other_work_is_not_taken_up(tmp_path: Path) -> None:
+def test_a_state_of_other_work_is_not_recalled(tmp_path: Path) -> None:
     StateStore(tmp_path, "work", WORK).save(10, {})
     assert StateStore(tmp_path, "work", {**WORK, "seed": 2}).recall() is None
 
 
-def test_without_a_place_nothing_is_saved() -> None:
+def test_nothing_is_saved_without_a_directory() -> None:
     store = StateStore(None, "work", WORK)
     store.save(1, {})
     assert store.recall() is None

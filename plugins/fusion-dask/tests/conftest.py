@@ -1,4 +1,4 @@
-"""A scheduler with workers, as Dask's own programs start them, and a model to be copied on them."""
+"""A scheduler and workers, started by Dask's own programs, and a checkpoint to copy with them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-sys.path.append(str(Path(__file__).parent))  # workers import `mortal`, too
+sys.path.append(str(Path(__file__).parent))  # workers import `mortal` too
 from mortal import SHARD
-from programs import program, scheduler_in, worker_of
+from programs import program, scheduler_in, worker_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dask")
 
 
 @pytest.fixture(scope="session")
-def scheduler(place: Path) -> Iterator[Path]:
-    """Run a scheduler with two workers, of which one has a GPU by its own account."""
+def scheduler(directory: Path) -> Iterator[Path]:
+    """Run a scheduler with two workers, of which one announces a GPU."""
     with (
-        scheduler_in(place) as (where, _),
-        program(place, *worker_of(where)),
-        program(place, *worker_of(where, "--resources", "GPU=1")),
+        scheduler_in(directory) as (scheduler_file, _),
+        program(directory, *worker_arguments(scheduler_file)),
+        program(directory, *worker_arguments(scheduler_file, "--resources", "GPU=1")),
     ):
-        yield where
+        yield scheduler_file
 
 
 @pytest.fixture(scope="session")
-def checkpoint(place: Path) -> Path:
-    """Return a file of eight tensors, each as large as a shard may be."""
+def checkpoint(directory: Path) -> Path:
+    """Return a file of eight tensors, each of which fills a shard."""
     tensors = {str(n): torch.full((SHARD // 4 - 40,), float(n)) for n in range(8)}
-    save_file(tensors, place / "model.safetensors")
-    return place / "model.safetensors"
+    save_file(tensors, directory / "model.safetensors")
+    return directory / "model.safetensors"

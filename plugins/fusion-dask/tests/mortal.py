@@ -1,4 +1,4 @@
-"""Checkpoints whose reading kills the worker: what a machine that fails looks like from outside."""
+"""Calls that kill their worker, hang, or fail in ways that cannot be sent back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARD = 2**14  # bytes
 
 
 class Mortal(CheckpointSource):
-    """Kills the process that reads tensor 5 while there are files in a folder; each kills once."""
+    """Kills the process that reads tensor 5, once for each file in the folder `DEATHS`."""
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         for death in sorted(Path(os.environ["DEATHS"]).iterdir()) if name == "5" else ():
@@ -28,7 +28,7 @@ class Mortal(CheckpointSource):
 
 
 def wait_for(path: str) -> None:
-    """Say that it has begun, go on until it may end, and say that it has."""
+    """Create `begun`, wait for `may end`, and create `ended`."""
     Path(path, "begun").touch()
     while not Path(path, "may end").exists():
         time.sleep(0.01)
@@ -36,26 +36,26 @@ def wait_for(path: str) -> None:
 
 
 def need_absent() -> None:
-    """Need a package that is not there."""
+    """Import a package that does not exist."""
     import nowhere_to_be_found  # type: ignore[import-not-found]  # noqa: F401
 
 
-class Unreadable(Exception):  # noqa: N818 - whatever a plugin calls it
-    """An error that only the process which raised it can make again."""
+class Unreadable(Exception):  # noqa: N818 - plugins may name errors freely
+    """An error that can be unpickled only in the process that raised it."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return make_only_in, (os.getpid(), str(self))
+        return rebuild_in, (os.getpid(), str(self))
 
 
-def make_only_in(process: int, text: str) -> Unreadable:
-    """Make the error again, in its own process."""
+def rebuild_in(process: int, text: str) -> Unreadable:
+    """Rebuild the error in its own process, and fail in others."""
     if process != os.getpid():
         raise ImportError("only the worker has this class")
     return Unreadable(text)
 
 
 def fail(how: str) -> object:
-    """Raise, or return, what the caller's process cannot make again."""
+    """Raise or return an object that the caller's process cannot unpickle."""
     match how:
         case "local class":
             kind = type("Local", (Exception,), {})

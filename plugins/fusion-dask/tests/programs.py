@@ -1,4 +1,4 @@
-"""Dask's own programs on this machine: a scheduler, and workers of their own sessions."""
+"""Dask's own programs on this machine: a scheduler and workers, each in its own session."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TESTS = Path(__file__).parent
 
 
 @contextmanager
-def program(place: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program of Dask in a folder where none of ours would look for files."""
-    own = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+def program(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program of Dask in another working directory than the tests'."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     command = [sys.executable, "-m", "dask", *arguments]
-    with (place / f"{arguments[0]}.log").open("ab") as log:
+    with (directory / f"{arguments[0]}.log").open("ab") as log:
         process = subprocess.Popen(
-            command, cwd=place, env=own, stdout=log, stderr=log, start_new_session=True
+            command, cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
         yield process
@@ -34,18 +34,20 @@ def program(place: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def scheduler_in(place: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """Start a scheduler; yields the file that says where it is."""
-    where = place / "scheduler.json"
+def scheduler_in(directory: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """Start a scheduler; yields its scheduler file and its process."""
+    scheduler_file = directory / "scheduler.json"
     flags = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
-    with program(place, "scheduler", *flags, "--scheduler-file", str(where)) as process:
+    with program(
+        directory, "scheduler", *flags, "--scheduler-file", str(scheduler_file)
+    ) as process:
         until = time.monotonic() + 600
-        while not where.exists() and time.monotonic() < until:
+        while not scheduler_file.exists() and time.monotonic() < until:
             time.sleep(0.05)
-        yield where, process
+        yield scheduler_file, process
 
 
-def worker_of(where: Path, *flags: str) -> Sequence[str]:
+def worker_arguments(scheduler_file: Path, *flags: str) -> Sequence[str]:
     """Return the arguments that start a worker."""
-    own = ("--no-nanny", "--nthreads", "1", "--no-dashboard")
-    return ("worker", "--scheduler-file", str(where), *own, *flags)
+    options = ("--no-nanny", "--nthreads", "1", "--no-dashboard")
+    return ("worker", "--scheduler-file", str(scheduler_file), *options, *flags)

@@ -1,4 +1,4 @@
-"""What every executor keeps, checked by the suite of fusion-core."""
+"""The conformance suite of fusion-testing, run on the executor `dask`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin `toys` is installed in a folder, and its models are saved in another."""
+"""A folder with an installation of the plugin `toys`, and a folder with its models."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TESTS = Path(__file__).parent
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with an installation of the plugin `toys`."""
-    place = tmp_path_factory.mktemp("site")
-    (place / "toys.py").symlink_to(TESTS / "toys.py")
-    about = place / "toys-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(
+    site_packages = tmp_path_factory.mktemp("site")
+    (site_packages / "toys.py").symlink_to(TESTS / "toys.py")
+    metadata = site_packages / "toys-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: toys\nVersion: 1.0\nRequires-Dist: fusion-core>=0.1,<0.2\n"
     )
-    (about / "entry_points.txt").write_text("[fusion_core.plugins]\ntoys = toys\n")
-    return place
+    (metadata / "entry_points.txt").write_text("[fusion_core.plugins]\ntoys = toys\n")
+    return site_packages
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of a base and three experts."""
-    place = tmp_path_factory.mktemp("models")
+    """Return a folder with a base and three experts."""
+    models = tmp_path_factory.mktemp("models")
     for name, source in tiny_pool().by_name.items():
-        (place / name).mkdir()
-        save_file(source.state_dict(), place / name / "model.safetensors")
-    return place
+        (models / name).mkdir()
+        save_file(source.state_dict(), models / name / "model.safetensors")
+    return models
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def recipe(installed: Path, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the file to which each run of the method adds its scale."""
+    """Return the file to which each run of the method appends its scale."""
     monkeypatch.setenv("TOYS_LOG", str(tmp_path / "log"))
     (tmp_path / "log").touch()
     return tmp_path / "log"

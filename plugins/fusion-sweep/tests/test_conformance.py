@@ -1,4 +1,4 @@
-"""What every command keeps, checked by the suite of fusion-core."""
+"""The conformance suite of fusion-testing, run on the commands of this plugin."""
 
 from __future__ import annotations
 

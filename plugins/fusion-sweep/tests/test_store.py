@@ -1,4 +1,4 @@
-"""A store's file: another program's is left alone, an earlier one is taken up, damage is named."""
+"""Files of stores: other programs' stay unchanged, earlier versions migrate, damage is named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fusion_core import Report
 from fusion_core.errors import DiskError
 from fusion_sweep import Store, Trial, sweep
-from fusion_sweep.rows import Swept
+from fusion_sweep.rows import SweepRecord
 from fusion_sweep.runs.command import app
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def run_sql(path: Path, *statements: str, values: tuple[object, ...] = ()) -> No
 
 
 def crash_after(path: Path, *statements: str) -> None:
-    """Leave changes in a log next to a file, as a program that is killed does."""
+    """Leave changes in a write-ahead log next to a file, like a program that was killed."""
     script = (
         "import os, sqlite3, sys\nfile = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-        "[file.execute(each).fetchall() for each in sys.argv[2:]]\nos._exit(0)"
+        "[file.execute(statement).fetchall() for statement in sys.argv[2:]]\nos._exit(0)"
     )
     subprocess.run([sys.executable, "-c", script, str(path), *statements], check=True)
 
@@ -49,7 +49,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "a crash": lambda path: crash_after(
         path, "pragma journal_mode = wal", "create table notes (text)"
     ),
-    "a table called like ours": lambda path: run_sql(
+    "a table with the name of ours": lambda path: run_sql(
         path, "create table trials (id)", "pragma user_version = 1"
     ),
     "another id": lambda path: run_sql(path, "pragma application_id = 7", "create table t (a)"),
@@ -81,14 +81,14 @@ def make_store(path: Path) -> None:
     report = Report({"x": {"accuracy": 0.5}})
     recipe = {"algorithm": {"name": "ties"}}
     with Store(path) as store:
-        store.keep(Trial(TRIAL, recipe, {"on": "half"}, report, None, 1.0, 1.0, "2026-01-01"))
+        store.save(Trial(TRIAL, recipe, {"on": "half"}, report, None, 1.0, 1.0, "2026-01-01"))
         about = {"objectives": ["average"], "on": "half", "over": {"algorithm.scale": [0.1]}}
-        store.begin(Swept(SWEEP, "2026-01-01", about))
-        store.add(SWEEP, [Trial(TRIAL, {}, {}, point={"algorithm.scale": 0.1})])
+        store.add_sweep(SweepRecord(SWEEP, "2026-01-01", about))
+        store.add_trials(SWEEP, [Trial(TRIAL, {}, {}, point={"algorithm.scale": 0.1})])
 
 
 def make_early(path: Path) -> None:
-    """Make of a store what the first version left, whose trials had other names."""
+    """Turn a store into one of the first version, whose trials had other ids."""
     run_sql(
         path,
         "alter table trials drop column identity",
@@ -113,13 +113,13 @@ def test_an_early_store_is_read_and_its_trials_are_run_again(
     again = sweep(recipe, over=over, store=path)
     assert again.id == early.id
     assert len(log.read_text().split()) == 3  # the best once more
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith(f"2 runs of this sweep in {path} are run again: an earlier version")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"2 runs of this sweep in {path} are run again: an earlier version")
     sweep(recipe, over=over, store=path)
     assert len(caplog.records) == 1
 
 
-def test_an_early_store_whose_program_was_killed_is_taken_up(tmp_path: Path) -> None:
+def test_an_early_store_with_a_log_of_a_killed_program_is_migrated(tmp_path: Path) -> None:
     path = tmp_path / "sweeps.sqlite"
     make_store(path)
     make_early(path)
@@ -129,29 +129,41 @@ def test_an_early_store_whose_program_was_killed_is_taken_up(tmp_path: Path) -> 
     version = "pragma user_version = 1"
     crash_after(path, "pragma journal_mode = wal", *script, version)
     with Store(path) as store:
-        assert [each.id for each in store.sweeps()] == [SWEEP]
+        assert [sweep.id for sweep in store.sweeps()] == [SWEEP]
 
 
 @pytest.mark.parametrize(
-    ("statement", "value", "said"),
+    ("statement", "value", "message"),
     [
-        ("update trials set recipe = ?", "{", "recipe: it cannot be read"),
-        ("update trials set recipe = ?", "[" * 100_000, "recipe: it cannot be read"),
-        ("update trials set recipe = ?", '{"algorithm": [3]}', "recipe: it names no algorithm"),
+        ("update trials set recipe = ?", "{", "recipe: cannot read it"),
+        ("update trials set recipe = ?", "[" * 100_000, "recipe: cannot read it"),
+        (
+            "update trials set recipe = ?",
+            '{"algorithm": [3]}',
+            "recipe: the algorithm's name is missing",
+        ),
         ("update trials set measured = ?", b"{}", "measured: expected text, got bytes"),
-        ("update trials set report = ?", REPORT % '"0.5"', "x accuracy is not a number: '0.5'"),
-        ("update trials set report = ?", REPORT % "NaN", "x accuracy is not a number: nan"),
-        ("update trials set report = ?", REPORT % "null", "report: it cannot be read"),
+        (
+            "update trials set report = ?",
+            REPORT % '"0.5"',
+            "expected a number for x accuracy, got '0.5'",
+        ),
+        (
+            "update trials set report = ?",
+            REPORT % "NaN",
+            "expected a number for x accuracy, got nan",
+        ),
+        ("update trials set report = ?", REPORT % "null", "report: cannot read it"),
         ("update trials set report = ?", None, "expected either a report or an error"),
-        ("update trials set finished = cast(? as text)", b"\xff", "finished: it is not UTF-8"),
+        ("update trials set finished = cast(? as text)", b"\xff", "finished: expected UTF-8"),
         ("update trials set seconds = ?", "long", "seconds: expected seconds, got str"),
         ("update members set point = ?", "[]", "point: expected an object, got list"),
         ("update members set seed = ?", "first", "seed: expected a whole number, got str"),
-        ("update sweeps set about = ?", "{}", "about: it names no objectives"),
+        ("update sweeps set about = ?", "{}", "about: the objectives are missing"),
     ],
 )
 def test_a_damaged_row_is_named_and_can_be_removed(
-    tmp_path: Path, statement: str, value: object, said: str
+    tmp_path: Path, statement: str, value: object, message: str
 ) -> None:
     path = tmp_path / "sweeps.sqlite"
     make_store(path)
@@ -160,7 +172,7 @@ def test_a_damaged_row_is_named_and_can_be_removed(
     error = CliRunner().invoke(app, ["ls", SWEEP[:8], *flags]).exception
     assert isinstance(error, DiskError)
     assert error.message.startswith(f"the store {path} is damaged: ")
-    assert said in error.message
+    assert message in error.message
     assert error.hint is not None
     remedy = shlex.split(error.hint.partition(": ")[2])
     assert remedy[:3] == ["fuse", "runs", "rm"]
@@ -170,21 +182,24 @@ def test_a_damaged_row_is_named_and_can_be_removed(
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (lambda path: run_sql(path, "alter table trials drop column cpu"), "its tables are not"),
-        (lambda path: run_sql(path, "pragma user_version = 9"), "is of schema 9"),
+        (
+            lambda path: run_sql(path, "alter table trials drop column cpu"),
+            "its tables do not match",
+        ),
+        (lambda path: run_sql(path, "pragma user_version = 9"), "has schema 9"),
         (lambda path: os.truncate(path, 4096), "is damaged"),
-        (lambda path: os.truncate(path, 50), "was cut short"),
+        (lambda path: os.truncate(path, 50), "is truncated"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_to_do(
-    tmp_path: Path, damage: Callable[[Path], object], said: str
+    tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     path = tmp_path / "sweeps.sqlite"
     make_store(path)
     damage(path)
-    with pytest.raises(DiskError, match=said) as caught:
+    with pytest.raises(DiskError, match=message) as caught:
         Store(path)
     assert str(path) in caught.value.message
     assert caught.value.hint

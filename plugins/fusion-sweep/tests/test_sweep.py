@@ -1,4 +1,4 @@
-"""Trials are run once, chosen on one half and measured on the other, and leave nothing behind."""
+"""Trials run once, are chosen on one half and tested on the other, and leave no files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fusion_core import RunOptions, Split, merge, plan, run_fusion
 from fusion_core.errors import OutputError, RecipeError, WorkerError
 from fusion_sweep import Search, sweep
 from fusion_sweep.bench import Bench
-from fusion_sweep.crew import measure
+from fusion_sweep.scheduler import run_in_worker
 from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fusion_sweep import Found
 
-#: Read once per process, which here stands for two: one before and one after an edit.
+#: Cached per process. Here one process stands in for two, before and after an edit.
 _CODE_OF = resolve_name("fusion_core.running._identity:code_of")
 SCALES = [0.1, 0.3, 0.6]
 OVER = {"algorithm.scale": SCALES}
@@ -43,9 +43,9 @@ def runs(log: Path) -> list[float]:
     return [float(line) for line in log.read_text().splitlines()]
 
 
-def by_scale(found: Found) -> dict[float, float]:
+def by_scale(result: Found) -> dict[float, float]:
     return {
-        group.point["algorithm.scale"]: group.mean(found.objectives[0]) for group in found.groups
+        group.point["algorithm.scale"]: group.mean(result.objectives[0]) for group in result.groups
     }
 
 
@@ -55,33 +55,33 @@ def accuracies(folder: Path, scale: float, step: int) -> list[float]:
 
     pool = toys.Models(toys.ModelsConfig(folder=str(folder)))
     model = tiny_pool().build(merge(toys.Scaled(scale=scale), pool))
-    found = []
+    accuracy = []
     for name in "abc":
         task = TinyTasks()[name]
         batch = task.batch(step, size=toys.SIZE, split=Split.TEST, seed=0)
         with torch.no_grad():
-            found.append(
+            accuracy.append(
                 float((task.logits(model, batch).argmax(-1) == batch.labels).double().mean())
             )
-    return found
+    return accuracy
 
 
 def test_a_grid_is_chosen_on_one_half_and_its_best_measured_on_the_other(
     recipe: dict[str, Any], store: Path, folder: Path, log: Path
 ) -> None:
-    found = sweep(recipe, over=OVER, store=store)
+    result = sweep(recipe, over=OVER, store=store)
     ran = runs(log)
-    assert found.on == "half"
+    assert result.on == "half"
     by_hand = {scale: sum(accuracies(folder, scale, 0)) / 3 for scale in SCALES}
-    assert by_scale(found) == pytest.approx(by_hand)
+    assert by_scale(result) == pytest.approx(by_hand)
     best = max(SCALES, key=by_hand.__getitem__)
-    assert found.best().point == {"algorithm.scale": best}
-    assert found.tested is not None
-    assert found.tested.report.average == pytest.approx(sum(accuracies(folder, best, 1)) / 3)
+    assert result.best().point == {"algorithm.scale": best}
+    assert result.tested is not None
+    assert result.tested.report.average == pytest.approx(sum(accuracies(folder, best, 1)) / 3)
     assert sorted(ran) == sorted([*SCALES, best])
 
 
-def test_nothing_is_run_again_by_any_sweep(
+def test_no_sweep_repeats_a_finished_run(
     recipe: dict[str, Any], store: Path, log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = sweep(recipe, over=OVER, store=store)
@@ -119,28 +119,28 @@ def test_what_figures_depend_on_is_another_trial(
     assert first.trials[0].id != again.trials[0].id
 
 
-def test_other_bytes_are_another_trial(
+def test_other_weights_make_another_trial(
     recipe: dict[str, Any], store: Path, tmp_path: Path, folder: Path
 ) -> None:
-    place = tmp_path / "models"
-    shutil.copytree(folder, place)
-    recipe["model_pool"]["folder"] = str(place)
+    models = tmp_path / "models"
+    shutil.copytree(folder, models)
+    recipe["model_pool"]["folder"] = str(models)
     first = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store)
-    file = place / "a" / "model.safetensors"
-    save_file({name: each + 1 for name, each in load_file(file).items()}, file)
+    file = models / "a" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
     again = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store)
     assert first.trials[0].id != again.trials[0].id
 
 
 @pytest.fixture
-def _unread_code() -> Iterator[None]:
+def _uncached_code() -> Iterator[None]:
     _CODE_OF.cache_clear()
     yield
     _CODE_OF.cache_clear()
 
 
-@pytest.mark.usefixtures("_unread_code")
-def test_code_that_was_worked_on_runs_again(
+@pytest.mark.usefixtures("_uncached_code")
+def test_edited_code_runs_again(
     recipe: dict[str, Any],
     store: Path,
     log: Path,
@@ -178,63 +178,65 @@ def test_tasks_without_an_identity_are_measured_by_every_sweep(
 def test_algorithms_are_tried_with_options_of_their_own(
     recipe: dict[str, Any], store: Path
 ) -> None:
-    found = sweep(
+    result = sweep(
         recipe, algorithms=["scaled", "mean"], over={"algorithm.scaled.scale": SCALES}, store=store
     )
-    assert sorted(json.dumps(t.point) for t in found.trials) == sorted(
+    assert sorted(json.dumps(t.point) for t in result.trials) == sorted(
         json.dumps(point)
         for point in (
             {"algorithm": "mean"},
             *({"algorithm": "scaled", "algorithm.scaled.scale": scale} for scale in SCALES),
         )
     )
-    assert {trial.algorithm for trial in found.trials} == {"mean", "scaled"}
+    assert {trial.algorithm for trial in result.trials} == {"mean", "scaled"}
 
 
 def test_seeds_are_runs_of_one_point(recipe: dict[str, Any], store: Path) -> None:
-    found = sweep({**recipe, "seed": 5}, over={"algorithm.scale": [0.1, 0.2]}, seeds=3, store=store)
-    assert [len(group.trials) for group in found.groups] == [3, 3]
-    assert {trial.recipe["seed"] for trial in found.trials} == {5, 6, 7}
-    assert found.groups[0].deviation(found.objectives[0]) == 0.0  # it draws nothing
+    result = sweep(
+        {**recipe, "seed": 5}, over={"algorithm.scale": [0.1, 0.2]}, seeds=3, store=store
+    )
+    assert [len(group.trials) for group in result.groups] == [3, 3]
+    assert {trial.recipe["seed"] for trial in result.trials} == {5, 6, 7}
+    assert result.groups[0].deviation(result.objectives[0]) == 0.0  # it draws nothing
 
 
-def test_tasks_without_halves_are_chosen_on_and_that_is_said(
+def test_choosing_on_tasks_without_halves_is_warned_about(
     recipe: dict[str, Any], store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe["task_pool"] = {"halves": False}
-    found = sweep(recipe, over=OVER, store=store)
-    assert found.on == "test"
-    assert found.tested is None
-    assert "chosen on the test examples themselves" in caplog.text
+    result = sweep(recipe, over=OVER, store=store)
+    assert result.on == "test"
+    assert result.tested is None
+    assert "options are chosen on the test set itself" in caplog.text
     with pytest.raises(RecipeError, match="has no halves"):
         sweep(recipe, over=OVER, store=store, on="half")
 
 
-def test_lower_is_better_where_tasks_say_so(recipe: dict[str, Any], store: Path) -> None:
+def test_lower_is_better_if_the_metric_says_so(recipe: dict[str, Any], store: Path) -> None:
     recipe["task_pool"] = {"loss": True}
-    found = sweep(recipe, over=OVER, objectives=["average", "worst"], store=store)
-    losses = by_scale(found)
-    assert found.best().point["algorithm.scale"] == min(losses, key=losses.__getitem__)
-    worst = found.objectives[1]
-    report = found.best().report
+    result = sweep(recipe, over=OVER, objectives=["average", "worst"], store=store)
+    losses = by_scale(result)
+    assert result.best().point["algorithm.scale"] == min(losses, key=losses.__getitem__)
+    worst = result.objectives[1]
+    report = result.best().report
     assert worst.value(report) == max(task["loss"] for task in report.tasks.values())
 
 
-def test_what_needs_no_labels_is_entropy_and_what_experts_say(
+def test_entropy_and_agreement_need_no_labels(
     recipe: dict[str, Any], store: Path, folder: Path
 ) -> None:
     import toys
 
-    found = sweep(recipe, over=OVER, objectives=["entropy", "agreement"], samples=128, store=store)
-    assert found.on == "unlabeled"
-    assert found.tested is not None
+    result = sweep(recipe, over=OVER, objectives=["entropy", "agreement"], samples=128, store=store)
+    assert result.on == "unlabeled"
+    assert result.tested is not None
     pool = toys.Models(toys.ModelsConfig(folder=str(folder)))
-    trial = next(t for t in found.trials if t.point["algorithm.scale"] == 0.3)
+    trial = next(t for t in result.trials if t.point["algorithm.scale"] == 0.3)
     for name in "abc":
         task = TinyTasks()[name]
         batches = [task.batch(n, size=64, split=Split.UNLABELED, seed=0) for n in (0, 1)]
-        logits, said = (
-            torch.cat([task.logits(model, each) for each in batches]).detach()
+        logits, expert_logits = (
+            torch.cat([task.logits(model, batch) for batch in batches]).detach()
             for model in (
                 pool.build(merge(toys.Scaled(scale=0.3), pool)),
                 pool.build(pool.experts[name]),
@@ -243,52 +245,52 @@ def test_what_needs_no_labels_is_entropy_and_what_experts_say(
         measured = trial.report.tasks[name]
         entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
         assert measured["entropy"] == pytest.approx(float(entropy), rel=1e-5)
-        agrees = (logits.argmax(-1) == said.argmax(-1)).double().mean()
+        agrees = (logits.argmax(-1) == expert_logits.argmax(-1)).double().mean()
         assert measured["agreement"] == float(agrees)
 
 
-def test_a_front_holds_what_nothing_beats(recipe: dict[str, Any], store: Path) -> None:
-    found = sweep(recipe, over={"algorithm.scale": "0:1:0.25"}, objectives=["a", "b"], store=store)
-    points = {group.scores for group in found.groups}
+def test_the_front_holds_the_points_that_no_other_beats(
+    recipe: dict[str, Any], store: Path
+) -> None:
+    result = sweep(recipe, over={"algorithm.scale": "0:1:0.25"}, objectives=["a", "b"], store=store)
+    points = {group.scores for group in result.groups}
     front = {
         one
         for one in points
         if not any(o != one and all(x >= y for x, y in zip(o, one, strict=True)) for o in points)
     }
-    assert {group.scores for group in found.front} == front
+    assert {group.scores for group in result.front} == front
     assert front < points
 
 
-def test_a_trial_that_fails_stops_no_other_and_is_tried_again(
+def test_a_failed_trial_stops_no_other_and_is_tried_again(
     recipe: dict[str, Any], store: Path, log: Path
 ) -> None:
     recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5}
-    found = sweep(recipe, over=OVER, store=store)
-    assert [trial.error for trial in found.failed] == ["it is too large"]
-    assert len(found.finished) == 2
+    result = sweep(recipe, over=OVER, store=store)
+    assert [trial.error for trial in result.failed] == ["it is too large"]
+    assert len(result.finished) == 2
     sweep(recipe, over=OVER, store=store)
     assert runs(log).count(0.6) == 2
 
 
-def test_what_is_wrong_with_any_trial_is_said_before_one_is_run(
+def test_an_invalid_trial_is_refused_before_any_runs(
     recipe: dict[str, Any], store: Path, log: Path
 ) -> None:
     with pytest.raises(RecipeError, match=r"algorithm\.scale"):
         sweep(recipe, over={"algorithm.scale": [0.1, "much"]}, store=store)
-    with pytest.raises(RecipeError, match="no objective 'averag'"):
+    with pytest.raises(RecipeError, match="unknown objective 'averag'"):
         sweep(recipe, over=OVER, objectives=["averag"], store=store)
     with pytest.raises(RecipeError, match="needs no labels"):
         sweep(recipe, over=OVER, objectives=["entropy"], on="test", store=store)
-    with pytest.raises(RecipeError, match="endless"):
+    with pytest.raises(RecipeError, match="a grid needs a step"):
         sweep(recipe, over={"algorithm.scale": "0:1"}, store=store)
-    with pytest.raises(RecipeError, match="nothing is swept over"):
+    with pytest.raises(RecipeError, match="nothing to sweep over"):
         sweep(recipe, over={}, store=store)
     assert runs(log) == []
 
 
-def test_points_drawn_at_random_are_the_same_again(
-    recipe: dict[str, Any], store: Path, log: Path
-) -> None:
+def test_random_points_are_reproducible(recipe: dict[str, Any], store: Path, log: Path) -> None:
     over = {"algorithm.scale": "0.01:1:log"}
     first = sweep(recipe, over=over, search=Search("random", 4), store=store)
     drawn = {t.point["algorithm.scale"] for t in first.trials}
@@ -301,7 +303,7 @@ def test_points_drawn_at_random_are_the_same_again(
 
 
 @pytest.mark.parametrize("kind", ["tpe", "cma-es"])
-def test_optuna_asks_the_same_again(
+def test_optuna_suggests_the_same_points_again(
     recipe: dict[str, Any], store: Path, log: Path, kind: Any
 ) -> None:
     pytest.importorskip("optuna")
@@ -320,8 +322,8 @@ def test_the_best_are_written_by_ordinary_runs(
     recipe: dict[str, Any], store: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "best"
-    found = sweep(recipe, over=OVER, store=store, keep=2, output=out)
-    assert list(found.written) == sorted(out.iterdir()) == [out / "1", out / "2"]
+    result = sweep(recipe, over=OVER, store=store, keep=2, output=out)
+    assert list(result.written) == sorted(out.iterdir()) == [out / "1", out / "2"]
     report = json.loads((out / "1" / "report.json").read_bytes())
     assert report["chosen"] == (
         "by a sweep of 3 runs, by the labels of a half of the test examples"
@@ -331,10 +333,10 @@ def test_the_best_are_written_by_ordinary_runs(
     again = run_fusion(out / "1" / "recipe.yaml", output=tmp_path / "again")
     weights = [(place / "model.safetensors").read_bytes() for place in (out / "1", again.path)]
     assert weights[0] == weights[1]
-    assert found.best().recipe["algorithm"]["scale"] == found.groups[0].point["algorithm.scale"]
+    assert result.best().recipe["algorithm"]["scale"] == result.groups[0].point["algorithm.scale"]
 
 
-def test_nothing_is_left_of_what_is_merged_in_a_scratch_directory(
+def test_the_scratch_directory_is_empty_afterwards(
     recipe: dict[str, Any], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -348,7 +350,7 @@ def test_nothing_is_left_of_what_is_merged_in_a_scratch_directory(
 
 
 @pytest.mark.usefixtures("installed")
-def test_models_in_memory_are_swept_and_known_to_nobody_else(store: Path) -> None:
+def test_models_in_memory_are_swept_and_never_recalled(store: Path) -> None:
     raw = {"algorithm": "scaled", "model_pool": tiny_pool(), "task_pool": TinyTasks()}
     first = sweep(raw, over=OVER, store=store)
     again = sweep(raw, over=OVER, store=store)
@@ -367,8 +369,8 @@ def test_trials_become_a_data_frame(recipe: dict[str, Any], store: Path) -> None
 
 
 @pytest.fixture
-def at_work(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let processes that are started know the plugin."""
+def _workers_know_toys(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes that are started import the plugin."""
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
 
 
@@ -377,22 +379,22 @@ def on(executor: Any) -> RunOptions:
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("at_work")
+@pytest.mark.usefixtures("_workers_know_toys")
 @pytest.mark.parametrize("executor", ["processes", {"name": "dask", "workers": 2}])
-def test_workers_elsewhere_measure_the_same_and_nothing_twice(
+def test_workers_measure_the_same_and_nothing_twice(
     recipe: dict[str, Any], store: Path, log: Path, tmp_path: Path, executor: Any
 ) -> None:
     if executor != "processes":
         pytest.importorskip("fusion_dask")
     recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5}
     here = sweep(recipe, over=OVER, seeds=2, store=tmp_path / "other.sqlite")
-    found = sweep(recipe, over=OVER, seeds=2, store=store, options=on(executor))
-    own = {"seconds": 0, "cpu": 0, "finished": ""}
-    assert [row | own for row in found.rows()] == [row | own for row in here.rows()]
-    assert [trial.error for trial in found.failed] == ["it is too large"] * 2
-    assert found.tested is not None
-    assert found.tested.report.tasks == here.tested.report.tasks
-    assert found.id == here.id
+    result = sweep(recipe, over=OVER, seeds=2, store=store, options=on(executor))
+    blank = {"seconds": 0, "cpu": 0, "finished": ""}
+    assert [row | blank for row in result.rows()] == [row | blank for row in here.rows()]
+    assert [trial.error for trial in result.failed] == ["it is too large"] * 2
+    assert result.tested is not None
+    assert result.tested.report.tasks == here.tested.report.tasks
+    assert result.id == here.id
     count = len(runs(log))
     again = sweep(recipe, over={"algorithm.scale": SCALES[:2]}, seeds=2, store=store)
     assert len(again.finished) == 4
@@ -400,15 +402,15 @@ def test_workers_elsewhere_measure_the_same_and_nothing_twice(
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("at_work")
-def test_a_worker_that_dies_ends_the_sweep_and_what_was_measured_is_kept(
+@pytest.mark.usefixtures("_workers_know_toys")
+def test_a_worker_that_dies_ends_the_sweep_and_results_are_saved(
     recipe: dict[str, Any], store: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOYS_DEATH", "0.6")
     sweep(recipe, over={"algorithm.scale": SCALES[:2]}, store=store)
-    with pytest.raises(WorkerError, match="a worker died that ran a trial") as stopped:
+    with pytest.raises(WorkerError, match="a worker died while it ran a trial") as stopped:
         sweep(recipe, over=OVER, store=store, options=on("processes"))
-    note = "2 of 3 runs are kept; the same command goes on with the others."
+    note = "2 of 3 runs are saved; the same command continues with the others."
     assert stopped.value.__notes__ == [note]
     monkeypatch.delenv("TOYS_DEATH")
     assert len(sweep(recipe, over=OVER, store=store, options=on("processes")).finished) == 3
@@ -416,12 +418,12 @@ def test_a_worker_that_dies_ends_the_sweep_and_what_was_measured_is_kept(
 
 
 @pytest.mark.usefixtures("installed")
-def test_what_is_in_memory_is_not_swept_elsewhere(recipe: dict[str, Any], store: Path) -> None:
+def test_objects_in_memory_are_not_sent_to_workers(recipe: dict[str, Any], store: Path) -> None:
     import toys
 
     live = {"algorithm": "scaled", "model_pool": tiny_pool(), "task_pool": TinyTasks()}
-    said = "the model pool is in this process's memory, and the ProcessPoolExecutor"
-    with pytest.raises(RecipeError, match=said):
+    message = "the model pool is in this process's memory, but the ProcessPoolExecutor"
+    with pytest.raises(RecipeError, match=message):
         sweep(live, over=OVER, store=store, options=on("processes"))
     with pytest.raises(RecipeError, match="the task pool is in this process's memory"):
         sweep(
@@ -432,20 +434,18 @@ def test_what_is_in_memory_is_not_swept_elsewhere(recipe: dict[str, Any], store:
         )
 
 
-@pytest.mark.usefixtures("at_work")
-def test_a_worker_that_would_measure_something_else_says_so(
-    recipe: dict[str, Any], folder: Path
-) -> None:
+@pytest.mark.usefixtures("_workers_know_toys")
+def test_a_worker_with_other_code_or_files_is_refused(recipe: dict[str, Any], folder: Path) -> None:
     bench = Bench()
     trial = bench.name(bench.plan(recipe), "half")
-    assert measure(bench.pickled(), trial).report is not None
-    with pytest.raises(WorkerError, match="has other code or versions, or reads other files"):
-        measure(bench.pickled(), replace(trial, id="another"))
-    away = {**trial.recipe, "model_pool": {"name": "toys", "folder": f"{folder}-away"}}
+    assert run_in_worker(bench.to_bytes(), trial).report is not None
+    with pytest.raises(WorkerError, match="has different code, versions or files"):
+        run_in_worker(bench.to_bytes(), replace(trial, id="another"))
+    missing = {**trial.recipe, "model_pool": {"name": "toys", "folder": f"{folder}-away"}}
     with pytest.raises(WorkerError, match=r"a worker on .* cannot run a trial: .*-away"):
-        measure(bench.pickled(), replace(trial, recipe=away))
+        run_in_worker(bench.to_bytes(), replace(trial, recipe=missing))
     with pytest.raises(WorkerError, match="cannot run a trial: device 'cuda:99'"):
-        measure(Bench(RunOptions(device="cuda:99")).pickled(), trial)
+        run_in_worker(Bench(RunOptions(device="cuda:99")).to_bytes(), trial)
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def wait_for(log: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_sweep_that_is_killed_goes_on(
+def test_a_killed_sweep_resumes(
     recipe: dict[str, Any], store: Path, log: Path, environment: dict[str, str]
 ) -> None:
     call = command(recipe, store, "0.1,0.2,0.3,0.4")
@@ -476,19 +476,19 @@ def test_a_sweep_that_is_killed_goes_on(
     wait_for(log, 3)  # the third is under way
     process.kill()
     process.wait()
-    found = sweep(recipe, over={"algorithm.scale": "0.1,0.2,0.3,0.4"}, store=store)
-    assert len(found.finished) == 4
-    best = found.best().point["algorithm.scale"]
+    result = sweep(recipe, over={"algorithm.scale": "0.1,0.2,0.3,0.4"}, store=store)
+    assert len(result.finished) == 4
+    best = result.best().point["algorithm.scale"]
     assert sorted(runs(log)) == sorted([0.1, 0.2, 0.3, 0.3, 0.4, best])
 
 
-def test_an_interrupted_sweep_says_what_is_kept(
+def test_an_interrupted_sweep_says_how_many_runs_are_saved(
     recipe: dict[str, Any], store: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOYS_INTERRUPT", "0.3")
     with pytest.raises(KeyboardInterrupt) as stopped:
         sweep(recipe, over=OVER, store=store)
-    note = "1 of 3 runs are kept; the same command goes on with the others."
+    note = "1 of 3 runs are saved; the same command continues with the others."
     assert stopped.value.__notes__ == [note]
     monkeypatch.delenv("TOYS_INTERRUPT")
     assert len(sweep(recipe, over=OVER, store=store).finished) == 3
@@ -504,15 +504,13 @@ def test_two_processes_share_a_sweep(
         subprocess.Popen(call, env=slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    shown = [json.loads(process.communicate()[0]) for process in both]
-    assert shown[0] == shown[1]
-    assert len(shown[0]["runs"]) == 6
+    outputs = [json.loads(process.communicate()[0]) for process in both]
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]["runs"]) == 6
     assert len(runs(log)) == 7  # and the best on the other half
 
 
-def test_a_plan_of_another_recipe_opens_pools_of_its_own(
-    recipe: dict[str, Any], folder: Path
-) -> None:
+def test_a_plan_reopens_only_the_pools_that_changed(recipe: dict[str, Any], folder: Path) -> None:
     first = plan(recipe, RunOptions())
     same = plan({**recipe, "seed": 1}, RunOptions(), like=first)
     fewer = plan({**recipe, "task_pool": {"tasks": ["a"]}}, RunOptions(), like=first)

@@ -1,4 +1,4 @@
-"""A plugin for these tests: a method, models in files, and tasks in halves; it counts its runs."""
+"""A plugin for these tests: methods that log their runs, models in files, tasks with halves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from fusion_core import Metrics, WeightSource
 
-SIZE = 32  # examples of a half
+SIZE = 32  # examples per half
 
 
 class ScaledConfig(ComponentConfig):
@@ -49,13 +49,13 @@ class ScaledConfig(ComponentConfig):
 
 
 class Scaled(TensorwiseAlgorithm[ScaledConfig]):
-    """Base plus scale times the sum of task vectors; a line in a file each time that it runs."""
+    """Base plus scale times the sum of task vectors; each run appends a line to a file."""
 
     config_class = ScaledConfig
 
     def run(self, pool: Any, context: Any = None) -> Any:
-        if place := os.environ.get("TOYS_LOG"):
-            with Path(place).open("a") as file:
+        if log := os.environ.get("TOYS_LOG"):
+            with Path(log).open("a") as file:
                 file.write(f"{self.config.scale}\n")
         time.sleep(float(os.environ.get("TOYS_SECONDS", "0")))
         if os.environ.get("TOYS_DEATH") == str(self.config.scale):
@@ -99,8 +99,8 @@ class Models(ModelPool[ModelsConfig]):
         self.base = source.pop("base")
         self.experts = source
 
-    def build(self, weights: WeightSource, **how: Any) -> nn.Module:
-        return tiny_pool().build(weights, **how)
+    def build(self, weights: WeightSource, **options: Any) -> nn.Module:
+        return tiny_pool().build(weights, **options)
 
 
 OPENED: list[str] = []
@@ -113,7 +113,7 @@ class TasksConfig(ComponentConfig):
 
 
 class Task(AdaptiveTask):
-    """A task of `TinyTasks`, on the examples of some of its steps."""
+    """A task of `TinyTasks`, restricted to the examples of some steps."""
 
     def __init__(self, name: str, steps: tuple[int, ...], *, loss: bool) -> None:
         self.name, self.steps, self.loss = name, steps, loss
@@ -129,8 +129,8 @@ class Task(AdaptiveTask):
     def evaluate(self, model: nn.Module) -> Metrics:
         batches = [self.batch(n, size=SIZE, split=Split.TEST, seed=0) for n in self.steps]
         with torch.no_grad():
-            logits = torch.cat([self.logits(model, each) for each in batches])
-        labels = torch.cat([each.labels for each in batches if each.labels is not None])
+            logits = torch.cat([self.logits(model, batch) for batch in batches])
+        labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
         if self.loss:
             return {"loss": float(torch.nn.functional.cross_entropy(logits, labels))}
         return {"accuracy": float((logits.argmax(-1) == labels).double().mean())}
@@ -163,10 +163,10 @@ def make_processes(_: ComponentConfig) -> ProcessPoolExecutor:
 
 @hookimpl
 def fusion_register_executors() -> Iterator[ExecutorSpec]:
-    """Register a process of its own."""
+    """Register an executor with one process."""
     yield ExecutorSpec(
         name="processes",
-        summary="One.",
+        summary="One process.",
         target="toys:make_processes",
         config="fusion_core:ComponentConfig",
     )

@@ -1,4 +1,4 @@
-"""What runs measure reaches the real TensorBoard's files and the real W&B's, offline."""
+"""Metrics of runs reach the files of the real TensorBoard and, offline, of the real W&B."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SearchingConfig(ComponentConfig):
 
 
 class Searching(Algorithm[SearchingConfig]):
-    """Logs as an adaptive method does that goes on from a nested recipe: steps begin again."""
+    """Logs like an adaptive method on top of a nested recipe: steps start again at 0."""
 
     config_class = SearchingConfig
 
@@ -53,19 +53,22 @@ def run(output: Path | None, *, fails: bool = False) -> RunResult:
 def fail(output: Path | None) -> None:
     with pytest.raises(FusionError, match="it fails"):
         run(output, fails=True)
-    gc.collect()  # nobody holds the run any more, which is how it is told
+    gc.collect()  # trackers learn of a failure when the run is garbage-collected
 
 
-def figures(result: RunResult) -> dict[str, float]:
+def expected_scores(result: RunResult) -> dict[str, float]:
     assert result.report is not None
-    found = {f"tasks/{n}/accuracy": each["accuracy"] for n, each in result.report.tasks.items()}
-    found["average"] = sum(found.values()) / len(found)
+    scores = {
+        f"tasks/{name}/accuracy": metrics["accuracy"]
+        for name, metrics in result.report.tasks.items()
+    }
+    scores["average"] = sum(scores.values()) / len(scores)
     assert result.report.normalised_average is not None
-    return {**found, "normalised": result.report.normalised_average}
+    return {**scores, "normalised": result.report.normalised_average}
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     assert plugin._OPEN == {}  # noqa: SLF001 - nothing is left open
@@ -85,38 +88,40 @@ def events(folder: Path) -> Iterator[Any]:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    found: dict[str, list[tuple[int, float]]] = {}
+    points: dict[str, list[tuple[int, float]]] = {}
     for event in events(folder):
         for value in event.summary.value:
             if value.HasField("simple_value"):
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
+                points.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return points
 
 
-def test_tensorboard_draws_metrics_and_figures(
-    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_tensorboard_logs_metrics_and_scores(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FUSION_TRACKERS", "tensorboard:logs")
-    result = run(place / "merged")
+    result = run(directory / "merged")
     assert caplog.text == ""
-    drawn = curves(place / "logs" / "merged")
+    drawn = curves(directory / "logs" / "merged")
     steps = [(step, pytest.approx(1 / (1 + step))) for step in (0, 1, 2, 0)]
     assert drawn.pop("entropy") == steps
-    assert drawn == {name: [(0, pytest.approx(each))] for name, each in figures(result).items()}
+    assert drawn == {
+        name: [(0, pytest.approx(value))] for name, value in expected_scores(result).items()
+    }
     texts = [
-        v.tensor.string_val for e in events(place / "logs" / "merged") for v in e.summary.value
+        v.tensor.string_val for e in events(directory / "logs" / "merged") for v in e.summary.value
     ]
-    assert any(b"seed: 0" in text for each in texts for text in each)
+    assert any(b"seed: 0" in text for strings in texts for text in strings)
 
 
-def test_runs_of_one_name_have_folders_of_their_own(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_with_the_same_name_get_separate_folders(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FUSION_TRACKERS", "tensorboard")
     fail(None)
     run(None)
     run(None)
-    folders = sorted((place / "runs").iterdir())
+    folders = sorted((directory / "runs").iterdir())
     assert [folder.name for folder in folders] == ["Searching", "Searching-2", "Searching-3"]
     assert [len(curves(folder)) for folder in folders] == [1, 6, 6]
 
@@ -128,51 +133,52 @@ def records(data: bytes) -> Iterator[Any]:
     """Yield the records of a run's file: blocks of parts with checksum, length and kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    place, whole = 7, b""
-    while place < len(data):
-        left = 2**15 - place % 2**15
+    offset, whole = 7, b""
+    while offset < len(data):
+        left = 2**15 - offset % 2**15
         if left < 7:
-            place += left
+            offset += left
             continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in {1, 4}:  # the whole, or its last part
+        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        whole += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in {1, 4}:  # a whole record, or its last part
             yield Record.FromString(whole)
             whole = b""
 
 
-def tracked(place: Path) -> dict[str, Any]:
-    """Return what a run's file says; history without the times that W&B adds.
+def read_wandb(directory: Path) -> dict[str, Any]:
+    """Return the content of a run's file, without the times that W&B adds to the history.
 
-    That is complete when W&B's own process has ended.
+    The file is complete when W&B's own process has ended.
     """
     import wandb
 
     wandb.teardown()
-    (file,) = place.glob("wandb/offline-run-*/*.wandb")
-    found: dict[str, Any] = {"history": [], "summary": {}}
+    (file,) = directory.glob("wandb/offline-run-*/*.wandb")
+    content: dict[str, Any] = {"history": [], "summary": {}}
     for record in records(file.read_bytes()):
         match record.WhichOneof("record_type"):
             case "run":
-                found["name"], found["project"] = record.run.display_name, record.run.project
-                found["config"] = {
+                content["name"], content["project"] = record.run.display_name, record.run.project
+                content["config"] = {
                     e.key: json.loads(e.value_json) for e in record.run.config.update
                 }
             case "history":
                 row = {e.nested_key[0]: json.loads(e.value_json) for e in record.history.item}
-                found["history"].append({k: v for k, v in row.items() if not k.startswith("_")})
+                content["history"].append({k: v for k, v in row.items() if not k.startswith("_")})
             case "summary":
-                for each in record.summary.update:
-                    found["summary"][each.key or each.nested_key[0]] = json.loads(each.value_json)
+                for item in record.summary.update:
+                    key = item.key or item.nested_key[0]
+                    content["summary"][key] = json.loads(item.value_json)
             case "exit":
-                found["exit"] = record.exit.exit_code
-    return found
+                content["exit"] = record.exit.exit_code
+    return content
 
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B without a network, its process ended afterwards, which remembers the first folder."""
+    """Use W&B without a network; end its process afterwards, since that remembers the folder."""
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -182,42 +188,50 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("fails", [False, True])
-def test_wandb_keeps_metrics_figures_and_recipe(
-    *, fails: bool, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_wandb_logs_metrics_scores_and_recipe(
+    *,
+    fails: bool,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FUSION_TRACKERS", "wandb:merging")
     if fails:
-        fail(place / "merged")
-        wanted = {}
+        fail(directory / "merged")
+        expected = {}
     else:
-        wanted = figures(run(place / "merged"))
-    found = tracked(place)
-    assert (found["name"], found["project"], found["exit"]) == ("merged", "merging", int(fails))
-    assert found["config"]["seed"] == 0
-    assert found["history"] == [{"step": n, "entropy": 1 / (1 + n)} for n in (0, 1, 2, 0)]
+        expected = expected_scores(run(directory / "merged"))
+    content = read_wandb(directory)
+    assert (content["name"], content["project"], content["exit"]) == (
+        "merged",
+        "merging",
+        int(fails),
+    )
+    assert content["config"]["seed"] == 0
+    assert content["history"] == [{"step": n, "entropy": 1 / (1 + n)} for n in (0, 1, 2, 0)]
     logged = {"step", "entropy"}
-    summary = {n: v for n, v in found["summary"].items() if n not in logged and n[0] != "_"}
-    assert summary == wanted
+    summary = {n: v for n, v in content["summary"].items() if n not in logged and n[0] != "_"}
+    assert summary == expected
     assert capsys.readouterr().out == ""
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_is_named_and_the_run_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: Path
+def test_missing_trackers_are_named_and_the_run_continues(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, directory: Path
 ) -> None:
     monkeypatch.setenv("FUSION_TRACKERS", "tensorbord, wandb:x,tensorboard")
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert run(None).report is not None
     unknown, missing = (record.getMessage() for record in caplog.records)
-    assert "there is no tracker 'tensorbord'\nThere are: tensorboard, wandb." in unknown
+    assert "unknown tracker 'tensorbord'\nTrackers: tensorboard, wandb." in unknown
     assert missing.startswith("FUSION_TRACKERS=wandb:x")
     assert missing.endswith('Install it: pip install "fusion-trackers[wandb]"')
-    assert (place / "runs" / "Searching").is_dir()
+    assert (directory / "runs" / "Searching").is_dir()
 
 
-def test_one_that_fails_later_is_named_once(
+def test_a_tracker_that_fails_later_is_named_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -226,11 +240,11 @@ def test_one_that_fails_later_is_named_once(
     monkeypatch.setenv("FUSION_TRACKERS", "tensorboard")
     monkeypatch.setattr("tensorboardX.SummaryWriter.add_scalar", refuse)
     run(None)
-    (said,) = (record.getMessage() for record in caplog.records)
-    assert said == "TensorBoard tracks this run no longer: no space left"
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert warning == "TensorBoard no longer logs this run: no space left"
 
 
-def test_nothing_is_written_unasked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_by_default(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FUSION_TRACKERS", raising=False)
     run(None)
-    assert list(place.iterdir()) == []
+    assert list(directory.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What all methods share that search without labels: their tasks, batches, passes and teachers."""
+"""Base classes of the methods that learn from unlabeled examples."""
 
 from __future__ import annotations
 
@@ -23,80 +23,97 @@ UnlabeledT = TypeVar("UnlabeledT", bound=UnlabeledConfig)
 ConfigT = TypeVar("ConfigT", bound=SearchConfig)
 
 
-class Unlabeled(Generic[UnlabeledT]):
-    """The part of a method that says which tasks, and which of their examples, it learns on."""
+class UnlabeledMixin(Generic[UnlabeledT]):
+    """Selects the tasks and the examples that a method learns from."""
 
     config: UnlabeledT
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
-        """Say what adaptation is to see, and what is measured: halves, or what is seen as well."""
-        split = self.config.adapt_split
-        if split == "unlabeled":
-            return pool
-        if split == "test":
-            seen = copy.copy(pool)
-            seen.transductive = True
-            return seen
+        """Return the tasks to adapt on and to measure, as `adapt_split` asks.
+
+        With `test`, the copy is marked transductive: it is measured on what adaptation saw. With
+        `holdout`, adaptation sees one half of the test examples and the other half is measured.
+        Raises `RecipeError` for tasks without halves.
+        """
+        match self.config.adapt_split:
+            case "unlabeled":
+                return pool
+            case "test":
+                transductive = copy.copy(pool)
+                transductive.transductive = True
+                return transductive
         try:
             return pool.holdout()
         except RecipeError as error:
-            hint = (
-                "Adapt on the pool's own unlabeled examples: --set algorithm.adapt_split=unlabeled"
-            )
-            raise RecipeError(error.message, hint=hint) from error
+            raise RecipeError(
+                error.message,
+                hint="Adapt on the pool's unlabeled examples instead: "
+                "--set algorithm.adapt_split=unlabeled",
+            ) from error
 
     def adapted(self, pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask]:
-        """Return the tasks to adapt on; raises `RecipeError` for one that is not there."""
+        """Return the tasks to adapt on; raise `RecipeError` for a task that the pool lacks.
+
+        By default, these are the tasks of the experts. If no task is named after an expert's, all
+        tasks of the pool are used.
+        """
         tasks = context.tasks
         if tasks is None:
             raise FusionError(f"{type(self).__name__} needs tasks with unlabeled data")
-        names = [tasks[name].name for name in self.config.tasks or self._own(pool, tasks)]
-        return [tasks.adaptive(name) for name in names]
+        names: Sequence[str] | None = self.config.tasks
+        if not names:
+            expert_tasks = {pool.task_of(expert) for expert in pool.experts}
+            names = [name for name in tasks.names if name in expert_tasks] or tasks.names
+        return [tasks.adaptive(tasks[name].name) for name in names]
 
     def batches(self, context: RunContext) -> Batches:
-        """Return which of their examples are seen."""
+        """Return the batches of examples to adapt on."""
         split = Split.TEST if self.config.adapt_split == "test" else Split.UNLABELED
         return Batches(self.config.batch_size, context.seed, split, self.config.examples)
 
-    @staticmethod
-    def _own(pool: ModelPool[Any], tasks: TaskPool[Any]) -> Sequence[str]:
-        own = {pool.task_of(expert) for expert in pool.experts}
-        return [name for name in tasks.names if name in own] or tasks.names
 
-
-class Adaptive(Unlabeled[ConfigT], Algorithm[ConfigT]):
+class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
     """A method that passes unlabeled examples of tasks through a live model, step by step."""
 
     def adapted(self, pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask]:
         """Return the tasks to adapt on.
 
-        Raises `RecipeError` for one that is not there or, where its expert teaches, has none.
+        Raises `RecipeError` for a task that the pool lacks. With the objective `teacher` it also
+        raises for a task without an expert.
         """
         tasks = super().adapted(pool, context)
         if self.config.objective == "teacher":
             for task in tasks:
-                pool.expert_of(task.name)  # refused before anything is loaded
+                pool.expert_of(task.name)  # raises before any model is loaded
         return tasks
 
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext
     ) -> Passes:
-        """Return how batches of these tasks go through a live model."""
-        batches = self.batches(context)
-        bf16, shared = self.config.precision == "bf16", self.config.shared_pass
-        return Passes(model, tasks, batches, context.device, bf16=bf16, shared=shared)
+        """Return the passes of these tasks' batches through a live model."""
+        return Passes(
+            model,
+            tasks,
+            self.batches(context),
+            context.device,
+            bf16=self.config.precision == "bf16",
+            shared=self.config.shared_pass,
+        )
 
     def objective(
         self, pool: ModelPool[Any], passes: Passes, steps: range, context: RunContext
     ) -> Objective:
-        """Return what is minimised; each task's expert says once what it predicts in all steps."""
+        """Return the objective to minimise.
+
+        With `teacher`, each task's expert first predicts the batches of all steps.
+        """
         if self.config.objective == "entropy":
             return entropy_of
         teachers = ask_teachers(pool, passes, steps, context.progress)
         return disagreement_with(teachers, self.config.temperature)
 
     def store(self, context: RunContext, **identity: object) -> StateStore:
-        """Return where the search keeps how far it is; `identity` says of what it is one."""
+        """Return the store of the search's state; `identity` names what else the state is of."""
         options = self.config.model_dump(mode="json", exclude={"save_every"})
         return StateStore(
             context.state, "search", {"options": options, "seed": context.seed, **identity}

@@ -1,18 +1,18 @@
-"""AdaRank (arXiv:2503.22178): singular components of task vectors switched on and off."""
+"""AdaRank (arXiv:2503.22178): learn which singular components of the task vectors to merge."""
 
 from __future__ import annotations
 
+from fusion_adamerging.coefficient_merge import CoefficientMerge
 from fusion_adamerging.components import LearnedComponents
 from fusion_adamerging.config import AdaRankConfig
-from fusion_adamerging.kept import KeptCoefficients
 
 
-class AdaRank(KeptCoefficients[AdaRankConfig, LearnedComponents]):
-    """base + sum over experts of lambda_kl * U diag(B * S) V', with B of zeros and ones learned.
+class AdaRank(CoefficientMerge[AdaRankConfig, LearnedComponents]):
+    """base + sum over experts of lambda_kl * U diag(B * S) V', with a learned B of zeros and ones.
 
-    U diag(S) V' is the singular value decomposition of expert k's task vector of a matrix l; of
-    tensors of other dimensions the whole task vector takes its place. Each matrix is decomposed:
-    the authors' code leaves embeddings and the like whole, by their names.
+    U diag(S) V' is the singular value decomposition of expert k's task vector of matrix l. A tensor
+    that is not a matrix is merged with its whole task vector instead. Every matrix is decomposed.
+    The authors' code excludes some by name, such as embeddings.
     """
 
     config_class = AdaRankConfig

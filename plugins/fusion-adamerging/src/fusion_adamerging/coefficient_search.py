@@ -1,4 +1,4 @@
-"""A search for the coefficients of a linear merge, and the files that keep what it finds."""
+"""A search for the coefficients of a linear merge, and the files that record its result."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 from fusion_adamerging.adaptive import Adaptive
 from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
-from fusion_adamerging.config import CoefficientsConfig
-from fusion_adamerging.picture import picture
+from fusion_adamerging.config import CoefficientSearchConfig
+from fusion_adamerging.monitor import SearchStoppedError
+from fusion_adamerging.picture import draw_search
 from fusion_adamerging.search import Search
-from fusion_adamerging.watch import SearchStoppedError
 from fusion_adapting import LiveMerge, joined_ranks
 from fusion_core.weights import is_matrix
 
@@ -27,88 +27,94 @@ if TYPE_CHECKING:
     from fusion_core.weights import MergedSource
 
 COEFFICIENTS, METRICS = "coefficients.json", "metrics.jsonl"
-CoefficientsT = TypeVar("CoefficientsT", bound=CoefficientsConfig)
+SearchConfigT = TypeVar("SearchConfigT", bound=CoefficientSearchConfig)
 LearnedT = TypeVar("LearnedT", bound="LearnedMerge")
 
 
-class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT]):
+class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT]):
     """base + sum over experts of coefficients * task vector, learned from unlabeled data.
 
-    Minimises the sum over tasks of the mean entropy of the merged model's predictions (or of their
-    distance from each expert's), with Adam (betas 0.9, 0.999). Floating-point tensors that are not
-    parameters (running statistics) and parameters that no expert changed keep the coefficient
-    `init`. Ends in the same lazy linear combination as task arithmetic. Raises `FusionError` where
-    the search diverges or collapses, the last good coefficients then being kept beside the output.
+    Minimises the sum over tasks of the mean entropy of the merged model's predictions, or of their
+    distance from the expert's predictions, with Adam (betas 0.9, 0.999). Floating-point tensors
+    that are not parameters (running statistics), and parameters that no expert changed, keep the
+    coefficient `init`. The result is a lazy linear combination, as in task arithmetic. If the
+    search diverges or collapses, it raises `FusionError` and saves the last good coefficients next
+    to the output.
     """
 
-    #: what is learned, unless `learned` makes it of more
+    #: the class of the learned tensors, unless `make_learned` builds them otherwise
     learns: type[LearnedT]
 
     def fallback(self, info: TensorInfo) -> str | None:
-        """Say which tensors have no rows, columns or components to give coefficients to."""
-        shares = {"row": len(info.shape) > 1, "column": len(info.shape) > 1, "tensor": True}
-        if shares.get(self.config.grain, is_matrix(info.shape)):
+        """Name the treatment of tensors without rows, columns or components."""
+        has_parts = {"row": len(info.shape) > 1, "column": len(info.shape) > 1, "tensor": True}
+        if has_parts.get(self.config.grain, is_matrix(info.shape)):
             return None
         return "one coefficient per expert"
 
     def held_memory(self, model: int, experts: int) -> int:
-        """Count the live model, its gradient and, unless they are read anew, the task vectors.
+        """Count the live model, its gradient and the task vectors in memory, with their base.
 
-        The base stays with the task vectors. Singular vectors (`rank`, `adarank`) come on top.
+        The singular vectors of `rank` and `adarank` come on top.
         """
-        held = {"fp32": 1 + experts, "bf16": 1 + experts / 2, "disk": 0}[self.config.task_vectors]
-        return int(model * (2 + held))
+        vectors = {"fp32": 1 + experts, "bf16": 1 + experts / 2, "disk": 0}
+        return int(model * (2 + vectors[self.config.task_vectors]))
 
-    def learned(
+    def make_learned(
         self,
         pool: ModelPool[Any],
         live: LiveMerge,
         tasks: Sequence[AdaptiveTask],
         context: RunContext,
     ) -> LearnedT:
-        """Return what is learned, as it is at first; `tasks` are adapted on."""
+        """Return the tensors to learn, with their initial values; `tasks` are adapted on."""
         del tasks
         return self.learns(live, list(pool.experts), context.device, self.config)
 
-    def searched(
+    def search(
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
     ) -> tuple[Coefficients, LearnedT]:
-        """Search from a lazy merge on; return the coefficients by name, and all that was learned.
+        """Search from a lazy merge; return the coefficients by name and the learned tensors.
 
-        Raises `SearchStoppedError` where the search goes wrong, what was good being kept.
+        Raises `SearchStoppedError` if the search diverges or collapses, after saving the last good
+        coefficients.
         """
         merged.prepare(context.executor)
         ranks = joined_ranks()
         tasks = self.adapted(pool, context)
-        live = self._live(pool, merged, context)
-        learned = self.learned(pool, live, tasks, context)
-        name = partial(self._named, live, merged, learned, self.learning(_names(tasks), context))
-        if live.leaves:  # else every expert is the base
-            passes = self.passes(live.model, ranks.own(tasks), context)
-            passes = replace(passes, own=learned.own)
+        names = [task.name for task in tasks]
+        live = self._live_merge(pool, merged, context)
+        learned = self.make_learned(pool, live, tasks, context)
+        options = self.learning_options(names, context)
+        to_coefficients = partial(self._name_coefficients, live, merged, learned, options)
+        if live.leaves:  # otherwise every expert equals the base
+            passes = self.passes(live.model, ranks.share(tasks), context)
+            passes = replace(passes, task_parameters=learned.task_parameters)
             store = self.store(
                 context,
                 experts=list(pool.experts),
-                tasks=_names(tasks),
+                tasks=names,
                 leaves=[list(leaf.names) for leaf in live.leaves],
             )
-            search = Search(self.config, learned, passes, _names(tasks), store, context, ranks)
+            search = Search(self.config, learned, passes, names, store, context, ranks)
             try:
                 search.run(lambda steps: self.objective(pool, passes, steps, context))
             except SearchStoppedError as error:
-                raise _rescued(error, search, name) from error
-        found = name(learned.tensors)
-        drawn = picture(found, context.metrics.steps, live.leaves, start=self.config.init)
-        context.save("coefficients.svg", drawn)
-        return found, learned
+                raise _save_last_good(error, search, to_coefficients) from error
+        coefficients = to_coefficients(learned.tensors)
+        svg = draw_search(coefficients, context.metrics.steps, live.leaves, start=self.config.init)
+        context.save("coefficients.svg", svg)
+        return coefficients, learned
 
-    def learning(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
-        """Say what coefficients are learned for, and on what: what they mean depends on it."""
+    def learning_options(self, tasks: Sequence[str], context: RunContext) -> dict[str, Any]:
+        """Return what gives the coefficients their meaning: options, tasks and transforms."""
         options = self.config.model_dump(mode="json", include=LEARNED_WITH)
-        after = {"transforms": list(context.transforms)} if context.transforms else {}
-        return {**options, "tasks": list(tasks), **after}
+        transforms = {"transforms": list(context.transforms)} if context.transforms else {}
+        return {**options, "tasks": list(tasks), **transforms}
 
-    def _live(self, pool: ModelPool[Any], merged: MergedSource, context: RunContext) -> LiveMerge:
+    def _live_merge(
+        self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
+    ) -> LiveMerge:
         dtypes = {info.dtype for info in merged.infos.values()}
         return LiveMerge(
             pool,
@@ -119,42 +125,42 @@ class CoefficientSearch(Adaptive[CoefficientsT], Generic[CoefficientsT, LearnedT
             grain=self.config.grain,
         )
 
-    def _named(
+    def _name_coefficients(
         self,
         live: LiveMerge,
         merged: MergedSource,
         learned: LearnedMerge,
-        learning: Mapping[str, Any],
+        options: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
     ) -> Coefficients:
+        """Return the coefficients that learned tensors stand for, by expert and tensor name."""
         start = dict.fromkeys(merged_shapes(merged), self.config.init)
-        found: dict[str, dict[str, Any]] = {expert: {**start} for expert in learned.experts}
-        for leaf, rows in live.by_leaf(learned.every(tensors).cpu()):
-            for row, own in zip(found.values(), rows if leaf.shape else rows.tolist(), strict=True):
-                row.update(dict.fromkeys(leaf.names, own))
-        return Coefficients.of(found, learning)
+        rows: dict[str, dict[str, Any]] = {expert: {**start} for expert in learned.experts}
+        for leaf, values in live.by_leaf(learned.coefficients(tensors).cpu()):
+            by_expert = values if leaf.shape else values.tolist()
+            for row, value in zip(rows.values(), by_expert, strict=True):
+                row.update(dict.fromkeys(leaf.names, value))
+        return Coefficients.of(rows, options)
 
 
-def _rescued(
-    error: SearchStoppedError, search: Search, name: Callable[[Mapping[str, Tensor]], Coefficients]
+def _save_last_good(
+    error: SearchStoppedError,
+    search: Search,
+    to_coefficients: Callable[[Mapping[str, Tensor]], Coefficients],
 ) -> SearchStoppedError:
-    """Keep the last good coefficients and what was logged, and say where they are."""
+    """Save the last good coefficients and the log; return the error with their paths."""
     step, good = search.good
-    kept = ""
+    paths = ""
     if not search.ranks.rank:
-        for file, content in name(good).files(COEFFICIENTS).items():
+        for file, content in to_coefficients(good).files(COEFFICIENTS).items():
             path = search.context.rescue(file, content)
         log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
-        kept = (
-            f"\nThose of step {step} were good, and adamerging takes them: "
-            f"algorithm.coefficients={path}\nEvery step's figures are in {log}."
+        paths = (
+            f"\nThe coefficients of step {step} were good. To merge with them: "
+            f"algorithm.coefficients={path}\nThe metrics of every step are in {log}."
         )
-    search.ranks.gathered(None)  # torchrun ends the first rank as soon as another has failed
-    return SearchStoppedError(error.message, hint=f"{error.hint}{kept}")
-
-
-def _names(tasks: Sequence[AdaptiveTask]) -> list[str]:
-    return [task.name for task in tasks]
+    search.ranks.gather(None)  # torchrun ends the first rank as soon as another has failed
+    return SearchStoppedError(error.message, hint=f"{error.hint}{paths}")
 
 
 def merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What AdaRank learns: which singular components are on, and a coefficient an expert and tensor."""
+"""The learned tensors of AdaRank: which singular components are on, and their coefficients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_adamerging.learned import LearnedMerge
-from fusion_adamerging.watch import check_size
+from fusion_adamerging.monitor import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from fusion_adamerging.config import AdaRankConfig
     from fusion_adapting import LiveMerge
 
-#: The first logit of what is on, minus that of what is off, and what logits are divided by.
+#: The initial logit of components that are on (negative if off), and the divisor of logits.
 FIRST, TEMPERATURE = 0.1, 10.0
 
 
 class LearnedComponents(LearnedMerge):
     """Logits of shape (experts, components of all leaves), and coefficients (experts, leaves).
 
-    A component is on where sigmoid(logit / 10) is above a half, and then has the coefficient of its
-    leaf; on the way back the step counts as that sigmoid (the straight-through estimator). The
-    temperature 10 and the first logits of 0.1 and -0.1 are those of the authors' code.
+    A component is on if sigmoid(logit / 10) exceeds 0.5. It then has the coefficient of its leaf.
+    In the backward pass that sigmoid stands in for the step (the straight-through estimator). The
+    temperature of 10 and the initial logits of 0.1 and -0.1 are those of the authors' code.
     """
 
     def __init__(
@@ -35,30 +35,31 @@ class LearnedComponents(LearnedMerge):
         super().__init__(live, experts, device, config)
         self._counts = [leaf.count for leaf in live.leaves]
         leaf, number, ranks = _columns(torch.tensor(self._counts, dtype=torch.long))
-        own, on = number < ranks, number < (ranks.double() * config.rank).long()
-        first = (2 * on[own].to(live.dtype) - 1) * FIRST
+        is_component = number < ranks
+        on = number < (ranks.double() * config.rank).long()
+        first = (2 * on[is_component].to(live.dtype) - 1) * FIRST
         scales = torch.full((len(experts), len(live.leaves)), config.init, dtype=live.dtype)
-        self._leaf, self._components = leaf.to(device), own.to(device)
+        self._leaf, self._components = leaf.to(device), is_component.to(device)
         self.logits, self.scales = first.repeat(len(experts), 1).to(device), scales.to(device)
         self.tensors = {"logits": self.logits, "coefficients": self.scales}
 
-    def every(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return each column's coefficient: that of its leaf or, of components that are off, 0."""
-        given = tensors or self.tensors
-        return self._on(given["logits"]) * given["coefficients"][:, self._leaf]
+    def coefficients(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return each column's coefficient: its leaf's, or 0 for components that are off."""
+        tensors = tensors or self.tensors
+        return self._on(tensors["logits"]) * tensors["coefficients"][:, self._leaf]
 
     def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
-        """Sum the columns' gradients over what is on, and pass those of components straight on."""
+        """Set the coefficients' gradients from what is on, and the logits' straight through."""
         gradient = summed(self._live.gradient())
         parts = (gradient * self._on(self.logits)).split_with_sizes(self._counts, dim=1)
         self.scales.grad = torch.stack([part.sum(dim=1) for part in parts], dim=1)
-        chances = (self.logits / TEMPERATURE).sigmoid()
-        slopes = chances * (1 - chances) / TEMPERATURE
-        own = (gradient * self.scales[:, self._leaf])[:, self._components]
-        self.logits.grad = own * slopes
+        probabilities = (self.logits / TEMPERATURE).sigmoid()
+        slopes = probabilities * (1 - probabilities) / TEMPERATURE
+        component_gradient = (gradient * self.scales[:, self._leaf])[:, self._components]
+        self.logits.grad = component_gradient * slopes
 
     def check(self, step: int) -> None:
-        """Raise `SearchStoppedError` for coefficients out of all proportion."""
+        """Raise `SearchStoppedError` for coefficients that are not finite or too large."""
         check_size(step, self.scales)
 
     def shown(self) -> Mapping[str, float]:
@@ -71,16 +72,16 @@ class LearnedComponents(LearnedMerge):
         }
 
     def _on(self, logits: Tensor) -> Tensor:
-        """Return 1 or 0 for every column; what is not a component is always on."""
+        """Return 1 or 0 for every column; columns that are not components are always on."""
         on = torch.ones(len(logits), self._live.columns, dtype=logits.dtype, device=logits.device)
         on[:, self._components] = (logits > 0).to(logits.dtype)
         return on
 
 
 def _columns(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return every column's leaf, its number in that, and how many of the leaf's are components.
+    """Return for every column its leaf, its index there, and that leaf's number of components.
 
-    The column after those is what no component holds, or the whole task vector.
+    A leaf's last column is not a component. It holds the remainder, or the whole task vector.
     """
     leaf = torch.arange(len(counts)).repeat_interleave(counts)
     number = torch.arange(len(leaf)) - (counts.cumsum(0) - counts)[leaf]

@@ -1,4 +1,4 @@
-"""Options of AdaMerging, and of what descends from it."""
+"""Options of AdaMerging and of the methods related to it."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _PAPER: Mapping[str, Any] = {
 }
 
 
-#: What shares a coefficient, by granularity: `model` sums over what `layer` has.
+#: Which elements share a coefficient, by granularity. `model` sums the gradients of `layer`.
 _GRAINS: "Mapping[str, Grain]" = {
     "layer": "tensor",
     "model": "tensor",
@@ -32,90 +32,91 @@ _GRAINS: "Mapping[str, Grain]" = {
 }
 
 
-def _once_each(names: list[str]) -> list[str]:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"named more than once: {', '.join(twice)}")
+def _check_unique(names: list[str]) -> list[str]:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"named more than once: {', '.join(repeated)}")
     return names
 
 
 class UnlabeledConfig(ComponentConfig):
-    """On which examples something is learned."""
+    """The examples to learn from."""
 
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Unlabeled examples of each task in a step."""
-    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_once_each)] | None = None
-    """The tasks to adapt on; default: the experts' own or, where none bears their names, all."""
+    """Unlabeled examples per task and step."""
+    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_check_unique)] | None = None
+    """Tasks to adapt on; default: the tasks of the experts, or all tasks if none matches."""
     adapt_split: Literal["unlabeled", "test", "holdout"] = "unlabeled"
-    """Adapt on the tasks' unlabeled examples (of some pools, the test examples without labels), on
-    the test examples themselves, or on one half of these, with the other to measure on."""
+    """Examples to adapt on: `unlabeled` (in some pools, the test examples without labels), `test`,
+    or `holdout`, one half of the test examples while the other half is measured."""
     examples: Annotated[int, Field(ge=1)] | None = None
-    """Adapt on so many examples of each task, again and again; default: all there are."""
+    """Number of examples per task to adapt on, repeatedly; default: all."""
 
 
 class SearchConfig(UnlabeledConfig):
-    """How a search goes, and on which examples."""
+    """How to search, and on which examples."""
 
     steps: Annotated[int, Field(ge=0)] = 100
-    """Updates of what is learned."""
+    """Number of search steps."""
     lr: Annotated[float, Field(gt=0)] = 0.01
-    """Adam's learning rate: about how far a coefficient moves in a step."""
+    """Learning rate of Adam: about how far a coefficient moves per step."""
     schedule: Literal["cosine", "constant"] = "constant"
-    """How the learning rate goes on: not at all, or down to zero along a cosine."""
+    """Schedule of the learning rate: constant, or down to zero along a cosine."""
     objective: Literal["entropy", "teacher"] = "entropy"
-    """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
+    """What to minimise: the entropy of the predictions, or their distance from the predictions of
+    each task's expert."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """With `teacher`: both predictions are softened by it before they are compared."""
+    """With `teacher`: temperature that softens both predictions before they are compared."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """The model's passes in fp32, or under bf16 autocast; coefficients and sums stay in fp32."""
+    """Precision of the passes: fp32, or bf16 autocast. Coefficients and sums stay in fp32."""
     shared_pass: ByteSize = ByteSize(512_000_000)
-    """Tasks share a pass through the model while its activations take no more than this."""
+    """Let tasks share a pass while its activations take at most this many bytes."""
     save_every: Annotated[int, Field(ge=1)] = 10
-    """Steps between two states that `--resume` goes on from."""
+    """Steps between two saved states, from which `--resume` continues."""
 
 
-class CoefficientsConfig(SearchConfig):
-    """How coefficients of a linear merge are searched for."""
+class CoefficientSearchConfig(SearchConfig):
+    """How to search for the coefficients of a linear merge."""
 
     init: float = 0.2
-    """Every coefficient's first value."""
+    """Initial value of every coefficient."""
     task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
-    """Where the search keeps them: in memory, in half of it, or read anew in every step."""
+    """Where to hold task vectors: in memory as fp32 or bf16, or on disk and read in every step."""
 
     @property
     @abstractmethod
     def grain(self) -> "Grain":
-        """What shares a coefficient."""
+        """Which elements share a coefficient."""
 
 
-class GrainedConfig(CoefficientsConfig):
-    """What has a coefficient."""
+class GranularityConfig(CoefficientSearchConfig):
+    """How many coefficients each expert has."""
 
     granularity: Annotated[
         Literal["layer", "model", "row", "column", "row+column", "rank"],
         BeforeValidator(lambda given: "model" if given == "task" else given),
     ] = "layer"
-    """What has a coefficient for each expert: a parameter tensor, the whole model (which AdaMerging
-    calls task-wise: `task` is the same), an output row or input column of each matrix, both (an
-    entry has their mean), or a singular component of its task vector. Tensors without such parts
-    have one."""
+    """One coefficient per expert and parameter tensor (`layer`); per expert (`model`, also called
+    `task` as in AdaMerging's task-wise variant); per output row or input column of each matrix; per
+    row and per column, whose mean applies to an entry (`row+column`); or per singular component of
+    the task vector (`rank`). Tensors without such parts have one."""
     clamp: bool = False
-    """Keep coefficients within [0, 1]."""
+    """Clamp coefficients to [0, 1]."""
 
     @property
     def grain(self) -> "Grain":
-        """That of the granularity."""
+        """The grain of the granularity."""
         return _GRAINS[self.granularity]
 
 
-class KeptConfig(CoefficientsConfig):
-    """Coefficients that are all that is found, so that they can be given."""
+class CoefficientMergeConfig(CoefficientSearchConfig):
+    """Coefficients to search for, or to read from a file."""
 
     coefficients: InputPath | None = None
-    """A coefficients.json of an earlier run: use it and skip the search."""
+    """Path of a coefficients.json of an earlier run, to use instead of a search."""
 
 
-class AdaMergingConfig(GrainedConfig, KeptConfig):
-    """What is learned, and how the search goes."""
+class AdaMergingConfig(GranularityConfig, CoefficientMergeConfig):
+    """What to learn, and how to search."""
 
     presets: ClassVar[_Presets] = {
         "paper": {**_PAPER, "steps": 1000, "clamp": False},
@@ -129,24 +130,25 @@ class AdaMergingConfig(GrainedConfig, KeptConfig):
     }
 
     preset: Literal["default", "paper", "strong"] = "default"
-    """What options that are not given are: the defaults, the paper's 1000 small steps, or what came
-    nearest to the experts (docs/explanation/finer-coefficients.md)."""
+    """Values for the options that are not given: the defaults, the paper's 1000 small steps, or
+    those that came closest to the experts (docs/explanation/finer-coefficients.md)."""
     trim: bool = False
-    """AdaMerging++: keep each task vector's largest entries, those of the elected sign."""
+    """Trim the task vectors and elect signs first, as TIES does (AdaMerging++)."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """With `trim`: the fraction of each task vector's entries that is kept before the election."""
+    """With `trim`: fraction of each task vector's entries to keep before the election."""
 
 
-class AdaRankConfig(KeptConfig):
-    """Which singular components are on at first, and how the search goes."""
+class AdaRankConfig(CoefficientMergeConfig):
+    """Which singular components are on initially, and how to search."""
 
     presets: ClassVar[_Presets] = {"paper": {**_PAPER, "steps": 10_000, "rank": 1.0}}
 
     preset: Literal["default", "paper"] = "default"
-    """What options that are not given are: the defaults, or the paper's 10,000 small steps."""
+    """Values for the options that are not given: the defaults, or the paper's 10,000 small
+    steps."""
     rank: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """The share of every matrix's singular components, the largest, that are on at first. All may
-    be switched on or off by the search: none before it has taken 0.1 / lr steps."""
+    """Fraction of each matrix's singular components, the largest first, that are on initially. The
+    search can switch any of them, but none in fewer than 0.1 / lr steps."""
 
     @property
     def grain(self) -> "Grain":
@@ -154,28 +156,29 @@ class AdaRankConfig(KeptConfig):
         return "component"
 
 
-class SyMergeConfig(GrainedConfig):
-    """What is learned, and how the search goes."""
+class SyMergeConfig(GranularityConfig):
+    """What to learn, and how to search."""
 
     lr: Annotated[float, Field(gt=0)] = 0.02
-    """Adam's learning rate: about how far a coefficient moves in a step."""
+    """Learning rate of Adam: about how far a coefficient moves per step."""
     objective: Literal["entropy", "teacher"] = "teacher"
-    """What is minimised: the predictions' entropy, or their distance from each task's expert's."""
+    """What to minimise: the entropy of the predictions, or their distance from the predictions of
+    each task's expert."""
     own: Annotated[list[str], Field(min_length=1)] | None = None
-    """Patterns of the tensors that every task has for itself; default: weight and bias of the
-    linear layer that the model calls last, of those that experts changed."""
+    """Patterns of the tensors to learn per task; default: weight and bias of the linear layer that
+    the model calls last, among those that experts changed."""
     own_lr: Annotated[float, Field(gt=0)] = 0.001
-    """Adam's learning rate for these: about how far an entry moves in a step."""
+    """Learning rate of Adam for these tensors: about how far an entry moves per step."""
 
 
 class SurgeryConfig(UnlabeledConfig):
-    """How adapters are trained. Defaults are the paper's, but for `examples`."""
+    """How to train the adapters. All defaults but `examples` are the paper's."""
 
     rank: Annotated[int, Field(ge=1)] = 16
-    """How many directions of the features an adapter changes."""
+    """Rank of each adapter: the number of feature directions that it changes."""
     steps: Annotated[int, Field(ge=0)] = 1000
-    """Updates of each task's adapter."""
+    """Number of training steps per adapter."""
     lr: Annotated[float, Field(gt=0)] = 0.001
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     examples: Annotated[int, Field(ge=1)] = 512
-    """Unlabeled examples of each task; their features are computed once."""
+    """Unlabeled examples per task, whose features are computed once."""

@@ -1,4 +1,4 @@
-"""What a search learns: numbers that Adam changes, and what they make of a live model."""
+"""Tensors that a search learns, and how they determine the weights of a live model."""
 
 from __future__ import annotations
 
@@ -7,137 +7,147 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adamerging.watch import check_size
+from fusion_adamerging.monitor import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from fusion_adamerging.config import GrainedConfig
+    from fusion_adamerging.config import GranularityConfig
     from fusion_adapting import LiveMerge
+
+#: If matrices have several coefficients, those of whole tensors learn at this multiple of the rate.
+#: Each moves as much as a matrix's thousands together, so it needs a lower rate than they do.
+WHOLE = 0.1
 
 
 class Learned(ABC):
-    """Tensors by name, in the order in which they are saved, and how they and a model meet."""
+    """Learned tensors by name, in the order in which they are saved.
+
+    In every step the search calls `check` and `place`, back-propagates, calls `collect`, lets Adam
+    take its step, and calls `settle`.
+    """
 
     tensors: Mapping[str, Tensor]
-    #: the learning rates of tensors that have another than the search's, each as a multiple of that
-    paces: Mapping[str, float] = {}
-    #: what stands in the live model's parameters' places while a task passes: see `Passes.own`
-    own: Mapping[str, Mapping[str, nn.Parameter]] = {}
+    #: multiples of the search's learning rate, for the tensors that do not learn at that rate
+    rate_factors: Mapping[str, float] = {}
+    #: by task: parameters that replace the live model's own, see `Passes.task_parameters`
+    task_parameters: Mapping[str, Mapping[str, nn.Parameter]] = {}
 
     @abstractmethod
     def place(self) -> None:
-        """Write into the live model what the tensors stand for."""
+        """Write the weights that the tensors stand for into the live model."""
 
     @abstractmethod
     def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
-        """Set every tensor's gradient from what was back-propagated; `summed` adds all ranks'."""
+        """Set every tensor's gradient after the backward pass; `summed` adds up all ranks."""
 
     def settle(self) -> None:  # noqa: B027 - most have no bounds
         """Bring the tensors back within their bounds after a step."""
 
     def check(self, step: int) -> None:  # noqa: B027 - most cannot leave their bounds
-        """Raise `SearchStoppedError` where going on would lead astray."""
+        """Raise `SearchStoppedError` if the tensors show that the search has diverged."""
 
     @abstractmethod
     def shown(self) -> Mapping[str, float]:
-        """Return what is logged of them in every step."""
+        """Return the metrics to log in every step."""
 
 
 class LearnedMerge(Learned):
-    """Tensors that make the coefficients of a live merge."""
+    """Tensors that determine the coefficients of a live merge."""
 
     def __init__(
         self,
         live: LiveMerge,
         experts: Sequence[str],
         device: torch.device,
-        config: Any,  # noqa: ANN401 - the method's own
+        config: Any,  # noqa: ANN401 - of the method
     ) -> None:
         del device, config
         self.experts = list(experts)
         self._live = live
 
     @abstractmethod
-    def every(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return the coefficients that tensors (by default its own) make: (experts, columns)."""
+    def coefficients(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the coefficients that `tensors` (by default the current ones) stand for.
+
+        Of shape (experts, columns).
+        """
 
     def place(self) -> None:
-        """Merge."""
-        self._live.merge(self.every())
-
-
-#: Where others are finer, coefficients of whole tensors learn at this multiple of the rate: each
-#: moves as much as a matrix's thousands do, and rates that suit these are too large for it.
-WHOLE = 0.1
+        """Merge with the current coefficients."""
+        self._live.merge(self.coefficients())
 
 
 class LearnedCoefficients(LearnedMerge):
-    """Coefficients of a live merge: (experts, columns of it) or, a model having one, (experts, 1).
+    """Coefficients of a live merge: (experts, columns), or (experts, 1) for one per model.
 
-    Where tensors have several, those that have one learn apart, as `whole`.
+    If some tensors have several coefficients, the tensors with one are learned apart, as `whole`.
     """
 
-    paces: Mapping[str, float] = {"whole": WHOLE}
+    rate_factors: Mapping[str, float] = {"whole": WHOLE}
 
     def __init__(
-        self, live: LiveMerge, experts: Sequence[str], device: torch.device, config: GrainedConfig
+        self,
+        live: LiveMerge,
+        experts: Sequence[str],
+        device: torch.device,
+        config: GranularityConfig,
     ) -> None:
         super().__init__(live, experts, device, config)
         self._shared, self._clamp = config.granularity == "model", config.clamp
-        self._columns = {name: each.to(device) for name, each in _parted(live).items()}
-        counts = {name: len(each) for name, each in self._columns.items()}
+        self._columns = {name: columns.to(device) for name, columns in _split_columns(live).items()}
+        counts = {name: len(columns) for name, columns in self._columns.items()}
         self._coefficients = {
-            name: torch.full((len(experts), n), config.init, dtype=live.dtype, device=device)
-            for name, n in ({"coefficients": 1} if self._shared else counts).items()
+            name: torch.full((len(experts), count), config.init, dtype=live.dtype, device=device)
+            for name, count in ({"coefficients": 1} if self._shared else counts).items()
         }
         self.tensors = self._coefficients
 
-    def every(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Spread them over all leaves."""
-        given = tensors or self.tensors
+    def coefficients(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the coefficients of all columns."""
+        tensors = tensors or self.tensors
         if self._shared:
-            return given["coefficients"].expand(-1, self._live.columns)
-        found = given["coefficients"].new_empty(len(self.experts), self._live.columns)
+            return tensors["coefficients"].expand(-1, self._live.columns)
+        spread = tensors["coefficients"].new_empty(len(self.experts), self._live.columns)
         for name, columns in self._columns.items():
-            found[:, columns] = given[name]
-        return found
+            spread[:, columns] = tensors[name]
+        return spread
 
     def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
         """Project the gradient onto the task vectors."""
         gradient = summed(self._live.gradient())
-        for name, each in self._coefficients.items():
+        for name, tensor in self._coefficients.items():
             columns = self._columns[name]
-            each.grad = gradient.sum(1, keepdim=True) if self._shared else gradient[:, columns]
+            tensor.grad = gradient.sum(1, keepdim=True) if self._shared else gradient[:, columns]
 
     def settle(self) -> None:
-        """Clamp to [0, 1] if that is wanted."""
+        """Clamp the coefficients to [0, 1] if asked to."""
         if self._clamp:
             for coefficient in self._coefficients.values():
                 coefficient.clamp_(0, 1)
 
     def check(self, step: int) -> None:
-        """Raise `SearchStoppedError` for coefficients out of all proportion.
+        """Raise `SearchStoppedError` for coefficients that are not finite or too large.
 
-        Of several that a tensor has it is their root mean square that counts: a row in which an
-        expert changed next to nothing may have any.
+        If a tensor has several, their root mean square is checked. A single one may have any size,
+        for example that of a row that an expert hardly changed.
         """
         sizes = [
-            own.reshape(len(own), -1).square().mean(dim=1).sqrt()
-            for _, own in self._live.by_leaf(self.every())
+            values.reshape(len(values), -1).square().mean(dim=1).sqrt()
+            for _, values in self._live.by_leaf(self.coefficients())
         ]
         check_size(step, torch.stack(sizes, dim=1))
 
     def shown(self) -> Mapping[str, float]:
-        """Return each expert's mean."""
-        means = self.every().mean(dim=1).tolist()
+        """Return each expert's mean coefficient."""
+        means = self.coefficients().mean(dim=1).tolist()
         return {f"coefficient/{k}": mean for k, mean in zip(self.experts, means, strict=True)}
 
 
-def _parted(live: LiveMerge) -> dict[str, Tensor]:
-    """Return the columns of tensors that have several and of those that have one; or all."""
+def _split_columns(live: LiveMerge) -> dict[str, Tensor]:
+    """Return the columns of tensors with several coefficients, and those of tensors with one."""
     counts = torch.tensor([leaf.count for leaf in live.leaves], dtype=torch.long)
     several = (counts > 1).repeat_interleave(counts)
     if not several.any():

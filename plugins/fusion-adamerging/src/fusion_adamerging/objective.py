@@ -1,4 +1,4 @@
-"""What AdaMerging minimises: functions of one task's predictions that need no labels."""
+"""Objectives of a search: functions of one task's predictions that need no labels."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def entropy_of(_task: str, _step: int, logits: Tensor) -> Tensor:
-    """Return the objective of the paper."""
+    """Return the mean entropy, which AdaMerging minimises."""
     return entropy(logits)
 
 
 def disagreement_with(
     teachers: Mapping[str, Mapping[int, Tensor]], temperature: float = 1.0
 ) -> Objective:
-    """Return the distance from what teachers said: by task and step, (examples, classes).
+    """Return the distance from the teachers' logits: by task and step, shape (examples, classes).
 
-    A temperature above 1 softens both, so that classes which a teacher finds unlikely count for
-    more; its square keeps gradients of the same size (arXiv:1503.02531).
+    A temperature above 1 softens both predictions, so that classes that a teacher finds unlikely
+    count for more. Its square keeps the gradients at the same scale (arXiv:1503.02531).
     """
 
     def distance(task: str, step: int, logits: Tensor) -> Tensor:
-        wanted = teachers[task][step].to(logits.device)
-        return disagreement(logits / temperature, wanted / temperature) * temperature**2
+        teacher = teachers[task][step].to(logits.device)
+        return disagreement(logits / temperature, teacher / temperature) * temperature**2
 
     return distance

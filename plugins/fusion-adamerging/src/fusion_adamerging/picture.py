@@ -1,7 +1,7 @@
-"""The search in one picture, `coefficients.svg`: coefficients by layer, and how they got there.
+"""A picture of the search, `coefficients.svg`: the coefficients by layer, and the metrics by step.
 
-Plain SVG without scripts or fonts of its own; the pointer over a cell shows its tensor's name and,
-where the cell is a mean, of what. White is where a coefficient began.
+Plain SVG without scripts or fonts. The tooltip of a cell names its tensor and, if the cell is a
+mean, the range of its values. White marks the initial value of the coefficients.
 """
 
 from __future__ import annotations
@@ -27,84 +27,85 @@ _TITLES = {"coefficient": "mean coefficient", "on": "share of components that ar
 _LOW, _MIDDLE, _HIGH = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 
 
-def picture(
-    found: Coefficients, metrics: Metrics, leaves: Sequence[Leaf], *, start: float
+def draw_search(
+    coefficients: Coefficients, metrics: Metrics, leaves: Sequence[Leaf], *, start: float
 ) -> bytes:
-    """Draw heat maps of the coefficients (experts x layers) and the metrics over the steps."""
+    """Draw heat maps of the coefficients (experts x layers) and charts of the metrics."""
     names = [leaf.names[0] for leaf in leaves]
-    parts: list[str] = []
+    elements: list[str] = []
     top = 24
-    for each in _maps(found, names, start):
-        parts += each.drawn(names, top)
-        top += len(each.rows) * _ROW + _GAP
+    for heat_map in _heat_maps(coefficients, names, start):
+        elements += heat_map.draw(names, top)
+        top += len(heat_map.rows) * _ROW + _GAP
     for title, lines in _series(metrics).items() if len(metrics) > 1 else ():
-        parts += _chart(title, lines, top)
+        elements += _draw_chart(title, lines, top)
         top += max(_CHART, 16 * len(lines)) + _GAP
     size = f'width="{_LEFT + _WIDTH + 160}" height="{top}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
-    body = "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"])
-    return body.encode() + b"\n"
+    background = '<rect width="100%" height="100%" fill="white"/>'
+    return "\n".join([head, background, *elements, "</svg>"]).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class _HeatMap:
-    """A cell an expert and layer: white at a neutral value, as strong as it is far from there."""
+    """One cell per expert and layer: white at the neutral value, more intense further away."""
 
     title: str
     rows: Rows
     neutral: float
-    #: what is said of a cell beside its value, by expert, in the order of layers
-    said: Mapping[str, Sequence[str]]
+    #: text after the value in a cell's tooltip: by expert, in the order of layers
+    notes: Mapping[str, Sequence[str]]
 
-    def drawn(self, names: Sequence[str], top: int) -> Iterator[str]:
-        """Yield the map's elements."""
+    def draw(self, names: Sequence[str], top: int) -> Iterator[str]:
+        """Yield the map's SVG elements."""
         values = [value for row in self.rows.values() for value in row]
         reach = max((abs(value - self.neutral) for value in values), default=0) or 1
         low, high = (f"{self.neutral + side * reach:.3g}" for side in (-1, 1))
         scale = f"{low} (blue) over {self.neutral:.3g} (white) to {high} (red)"
         yield _text(_LEFT, top - 8, f"{self.title}, {scale}")
-        for number, expert in enumerate(self.rows):
+        width = _WIDTH / max(len(names), 1)
+        for number, (expert, row) in enumerate(self.rows.items()):
             y = top + number * _ROW
             yield _text(_LEFT - 8, y + 14, expert, anchor="end")
-            yield from self._cells(expert, names, y, reach)
-
-    def _cells(self, expert: str, names: Sequence[str], y: int, reach: float) -> Iterator[str]:
-        width = _WIDTH / max(len(names), 1)
-        cells = zip(names, self.rows[expert], self.said[expert], strict=True)
-        for column, (name, value, said) in enumerate(cells):
-            colour = _colour(0.5 + (value - self.neutral) / reach / 2)
-            yield (
-                f'<rect x="{_LEFT + column * width:.2f}" y="{y}" width="{width:.2f}" '
-                f'height="{_ROW - 1}" fill="{colour}">'
-                f"<title>{escape(expert)}, {escape(name)}: {value:.4g}{said}</title></rect>"
-            )
+            cells = zip(names, row, self.notes[expert], strict=True)
+            for column, (name, value, note) in enumerate(cells):
+                colour = _colour(0.5 + (value - self.neutral) / reach / 2)
+                yield (
+                    f'<rect x="{_LEFT + column * width:.2f}" y="{y}" width="{width:.2f}" '
+                    f'height="{_ROW - 1}" fill="{colour}">'
+                    f"<title>{escape(expert)}, {escape(name)}: {value:.4g}{note}</title></rect>"
+                )
 
 
-def _maps(found: Coefficients, names: Sequence[str], start: float) -> Iterator[_HeatMap]:
-    """Yield the maps: of means and, where several share a layer, of how far they spread."""
-    means = {expert: [row[name] for name in names] for expert, row in found.values.items()}
-    if not found.finer:
-        nothing = {expert: [""] * len(names) for expert in means}
-        yield _HeatMap("coefficients by layer", means, start, nothing)
+def _heat_maps(
+    coefficients: Coefficients, names: Sequence[str], start: float
+) -> Iterator[_HeatMap]:
+    """Yield a map of the means and, if layers have several coefficients, one of their spread."""
+    means = {expert: [row[name] for name in names] for expert, row in coefficients.values.items()}
+    if not coefficients.finer:
+        blank = {expert: [""] * len(names) for expert in means}
+        yield _HeatMap("coefficients by layer", means, start, blank)
         return
-    finer = {expert: [row.get(name) for name in names] for expert, row in found.finer.items()}
-    said = {expert: [_range(each) for each in row] for expert, row in finer.items()}
-    yield _HeatMap("coefficients by layer, their means", means, start, said)
-    spread = {expert: [_deviation(each) for each in row] for expert, row in finer.items()}
-    yield _HeatMap("coefficients by layer, their standard deviations", spread, 0.0, said)
+    finer = {
+        expert: [row.get(name) for name in names] for expert, row in coefficients.finer.items()
+    }
+    notes = {expert: [_describe_range(values) for values in row] for expert, row in finer.items()}
+    yield _HeatMap("coefficients by layer, their means", means, start, notes)
+    spread = {expert: [_deviation(values) for values in row] for expert, row in finer.items()}
+    yield _HeatMap("coefficients by layer, their standard deviations", spread, 0.0, notes)
 
 
-def _deviation(coefficients: Tensor | None) -> float:
-    return 0.0 if coefficients is None else float(coefficients.std(correction=0))
+def _deviation(values: Tensor | None) -> float:
+    return 0.0 if values is None else float(values.std(correction=0))
 
 
-def _range(coefficients: Tensor | None) -> str:
-    if coefficients is None:
+def _describe_range(values: Tensor | None) -> str:
+    if values is None:
         return ""
-    return f", of {coefficients.numel()} from {coefficients.min():.4g} to {coefficients.max():.4g}"
+    return f", of {values.numel()} from {values.min():.4g} to {values.max():.4g}"
 
 
-def _chart(title: str, lines: Mapping[str, Sequence[float]], top: int) -> Iterator[str]:
+def _draw_chart(title: str, lines: Mapping[str, Sequence[float]], top: int) -> Iterator[str]:
     values = [value for line in lines.values() for value in line]
     low, high = min(values), max(values)
     steps = max(len(next(iter(lines.values()))) - 1, 1)
@@ -124,13 +125,13 @@ def _chart(title: str, lines: Mapping[str, Sequence[float]], top: int) -> Iterat
 
 
 def _series(metrics: Metrics) -> dict[str, dict[str, list[float]]]:
-    """Return by title the lines of each chart: metrics whose keys begin alike."""
+    """Return the lines of each chart by title; a chart shows the metrics of one key prefix."""
     steps = [metrics[step] for step in sorted(metrics)]
-    found: dict[str, dict[str, list[float]]] = {}
+    charts: dict[str, dict[str, list[float]]] = {}
     for kind, name in (key.split("/", 1) for key in steps[0] if "/" in key):
         title = _TITLES.get(kind, "objective by task, nats")
-        found.setdefault(title, {})[name] = [step[f"{kind}/{name}"] for step in steps]
-    return found
+        charts.setdefault(title, {})[name] = [step[f"{kind}/{name}"] for step in steps]
+    return charts
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#222") -> str:
@@ -140,9 +141,9 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", fill: str = "
     )
 
 
-def _colour(place: float) -> str:
-    """Return a colour on a scale from blue over white to red; 0 <= place <= 1."""
-    one, other = (_LOW, _MIDDLE) if place < 0.5 else (_MIDDLE, _HIGH)  # noqa: PLR2004 - halves
-    share = place * 2 % 1 if place < 1 else 1
+def _colour(level: float) -> str:
+    """Return a colour on a scale from blue (0) over white (0.5) to red (1)."""
+    one, other = (_LOW, _MIDDLE) if level < 0.5 else (_MIDDLE, _HIGH)  # noqa: PLR2004 - halves
+    share = level * 2 % 1 if level < 1 else 1
     mixed = (round(a + share * (b - a)) for a, b in zip(one, other, strict=True))
     return "#" + "".join(f"{part:02x}" for part in mixed)

@@ -1,4 +1,4 @@
-"""Registers AdaMerging; imports nothing heavy."""
+"""Registers AdaMerging and related methods; imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from fusion_core import AlgorithmSpec, PipelineSpec, hookimpl
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
-    """Register the adaptive methods."""
+    """Register the methods that learn from unlabeled data."""
     yield AlgorithmSpec(
         name="adamerging",
         family="learned coefficients",
@@ -37,9 +37,9 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     yield AlgorithmSpec(
         name="symerge",
         family="learned coefficients",
-        summary="Learn coefficients and a layer of each task's own by agreement with its expert.",
+        summary="Learn coefficients and one layer per task from the predictions of the experts.",
         formula=(
-            "base + sum of lambda_kl * tau_kl, for task t with its own last layer; both learned to "
+            "base + sum of lambda_kl * tau_kl, with a last layer per task t; both learned to "
             "predict as W_t"
         ),
         target="fusion_adamerging.symerge:SyMerge",
@@ -54,8 +54,8 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         name="surgery",
         stage="calibrate",
         family="learned coefficients",
-        summary="Train an adapter of the merge's features for each task, towards its expert's.",
-        formula="for task t features z - up_t relu(down_t z), learned to be those of W_t",
+        summary="Train one adapter per task that moves the merge's features to its expert's.",
+        formula="for task t features z - up_t relu(down_t z), learned to match those of W_t",
         target="fusion_adamerging.surgery:Surgery",
         config="fusion_adamerging.config:SurgeryConfig",
         needs_tasks="unlabeled",
@@ -69,9 +69,9 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
 
 @hookimpl
 def fusion_register_pipelines() -> Iterator[PipelineSpec]:
-    """Register the best pipeline without labels that is known."""
+    """Register the best known pipeline that needs no labels."""
     yield PipelineSpec(
         name="strong",
-        summary="Orthogonalise task vectors, and learn coefficients from the experts' predictions.",
+        summary="Orthogonalise task vectors, then learn coefficients from experts' predictions.",
         stages=(("orthogonalise", {}), ("adamerging", {"preset": "strong", "init": 1})),
     )

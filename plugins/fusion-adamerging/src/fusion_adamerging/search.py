@@ -1,6 +1,6 @@
-"""A search without labels: a pass and a step of Adam, again and again.
+"""The search loop: repeated passes of unlabeled examples and steps of Adam.
 
-Where it stands is saved every few steps; a search that goes on from there ends with the same bits.
+The state is saved every few steps. A resumed search ends with the same bits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adamerging.watch import Seen, Watch
+from fusion_adamerging.monitor import SearchMonitor, TaskSummary
 from fusion_adapting import Ranks, keeping_freed_memory
 from fusion_core import noting
 
@@ -30,7 +30,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class Search:
-    """Learns what lowers the sum of all tasks' objectives, with Adam (betas 0.9, 0.999)."""
+    """Minimises the sum of all tasks' objectives with Adam (betas 0.9, 0.999)."""
 
     config: SearchConfig
     learned: Learned
@@ -43,28 +43,29 @@ class Search:
 
     def __post_init__(self) -> None:
         self.tensors = dict(self.learned.tensors)
-        paces = self.learned.paces
+        factors = self.learned.rate_factors
         self.optimiser = torch.optim.Adam(
-            {"params": [each], "pace": paces.get(name, 1)} for name, each in self.tensors.items()
+            {"params": [tensor], "factor": factors.get(name, 1)}
+            for name, tensor in self.tensors.items()
         )
-        self.watch = Watch()
-        #: the last tensors that nothing was wrong with, and the step that they were seen in
-        self.good = (0, self._copied())
+        self.monitor = SearchMonitor()
+        #: the last step without a sign of divergence or collapse, and its tensors
+        self.good = (0, self._copy_tensors())
 
     def run(self, objective_of: Callable[[range], Objective]) -> None:
-        """Take all steps that are left.
+        """Take all remaining steps.
 
-        `objective_of` is called with these steps and returns what is minimised in them. Raises
-        `SearchStoppedError` where going on would lead astray; `good` then holds what is worth
-        rescuing.
+        `objective_of` is called with these steps, and returns the objective to minimise in them.
+        Raises `SearchStoppedError` if the search diverges or collapses; `good` then holds the
+        tensors that are worth saving.
         """
-        steps = range(self._resumed(), self.config.steps)
+        steps = range(self._resume(), self.config.steps)
         objective = objective_of(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")
         with track as advance, noting(advance), keeping_freed_memory():
             advance(steps.start)
             for step in steps:
-                note = self._step(step, objective)
+                note = self._take_step(step, objective)
                 advance(1, note=note)
                 if (step + 1) % self.config.save_every == 0 or step + 1 == steps.stop:
                     self._save(step + 1)
@@ -76,58 +77,63 @@ class Search:
             return self.config.lr
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
 
-    def _step(self, step: int, objective: Objective) -> str:
+    def _take_step(self, step: int, objective: Objective) -> str:
+        """Take one step; return a note for the progress bar."""
         self.learned.check(step)
         self.learned.place()
-        shown = self.passes.backward(step, objective)
-        seen = self._gathered({task: Seen.of(outcome) for task, outcome in shown.items()})
-        self.learned.collect(self.ranks.summed)
-        if self.watch.look(step, seen, taught=self.config.objective == "teacher"):
-            self.good = (step, self._copied())
+        outcomes = self.passes.backward(step, objective)
+        summaries = self._gather(
+            {task: TaskSummary.of(outcome) for task, outcome in outcomes.items()}
+        )
+        self.learned.collect(self.ranks.sum)
+        if self.monitor.check(step, summaries, taught=self.config.objective == "teacher"):
+            self.good = (step, self._copy_tensors())
         for group in self.optimiser.param_groups:
-            group["lr"] = group["pace"] * self.learning_rate(step)
+            group["lr"] = group["factor"] * self.learning_rate(step)
         self.optimiser.step()
         self.learned.settle()
-        return self._report(step, seen)
+        self._log(step, summaries)
+        return " ".join(f"{name} {summary.objective:.2f}" for name, summary in summaries.items())
 
-    def _copied(self) -> dict[str, Tensor]:
-        return {name: each.detach().clone() for name, each in self.tensors.items()}
+    def _copy_tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 
-    def _gathered(self, own: Mapping[str, Seen]) -> dict[str, Seen]:
-        """Return what all ranks have seen, in the order of tasks."""
-        found = {name: seen for part in self.ranks.gathered(own) for name, seen in part.items()}
-        return {name: found[name] for name in self.tasks}
+    def _gather(self, summaries: Mapping[str, TaskSummary]) -> dict[str, TaskSummary]:
+        """Return the summaries of all ranks, in the order of tasks."""
+        gathered = {
+            name: summary for part in self.ranks.gather(summaries) for name, summary in part.items()
+        }
+        return {name: gathered[name] for name in self.tasks}
 
-    def _report(self, step: int, seen: Mapping[str, Seen]) -> str:
-        what = self.config.objective
+    def _log(self, step: int, summaries: Mapping[str, TaskSummary]) -> None:
+        kind = self.config.objective
         self.context.log(
             step,
             {
-                what: sum(each.objective for each in seen.values()),
-                **{f"{what}/{name}": each.objective for name, each in seen.items()},
+                kind: sum(summary.objective for summary in summaries.values()),
+                **{f"{kind}/{name}": summary.objective for name, summary in summaries.items()},
                 **self.learned.shown(),
             },
         )
-        return " ".join(f"{name} {each.objective:.2f}" for name, each in seen.items())
 
     def _save(self, step: int) -> None:
         moments = {
-            name: {key: self.optimiser.state[each][key] for key in _MOMENTS}
-            for name, each in self.tensors.items()
+            name: {key: self.optimiser.state[tensor][key] for key in _MOMENTS}
+            for name, tensor in self.tensors.items()
         }
         state = {"learned": self.tensors, "moments": moments, "good": self.good}
-        self.store.save(step, {**state, "watch": self.watch.state()})
+        self.store.save(step, {**state, "watch": self.monitor.state()})
 
-    def _resumed(self) -> int:
-        """Go on where the first rank's last state stands; returns the step to take next."""
-        state = self.ranks.from_first(self.store.recall())
+    def _resume(self) -> int:
+        """Restore the last state of the first rank, if there is one; return the next step."""
+        state = self.ranks.broadcast(self.store.recall())
         if state is None:
             return 0
-        for name, each in self.tensors.items():
-            each.data.copy_(state["learned"][name])
-            moments = {k: v.to(each.device) for k, v in state["moments"][name].items()}
-            self.optimiser.state[each] = {"step": torch.tensor(float(state["step"])), **moments}
+        for name, tensor in self.tensors.items():
+            tensor.data.copy_(state["learned"][name])
+            moments = {k: v.to(tensor.device) for k, v in state["moments"][name].items()}
+            self.optimiser.state[tensor] = {"step": torch.tensor(float(state["step"])), **moments}
         step, good = state["good"]
         self.good = (step, {k: v.to(self.tensors[k].device) for k, v in good.items()})
-        self.watch = Watch.recall(state["watch"])
+        self.monitor = SearchMonitor.from_state(state["watch"])
         return int(state["step"])

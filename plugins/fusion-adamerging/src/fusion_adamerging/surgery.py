@@ -1,4 +1,4 @@
-"""Representation surgery (arXiv:2402.02705): an adapter of a merge's features for each task."""
+"""Representation surgery (arXiv:2402.02705): one adapter of the merge's features per task."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import l1_loss
 
-from fusion_adamerging.adaptive import Unlabeled
+from fusion_adamerging.adaptive import UnlabeledMixin
 from fusion_adamerging.config import SurgeryConfig
 from fusion_adapting import build_live, generator_of, module_of_features, through_adapter
 from fusion_core import Calibration, FeatureTask
@@ -23,25 +24,27 @@ if TYPE_CHECKING:
     Adapter = tuple[Tensor, Tensor]
 
 
-class Trained(NamedTuple):
-    """An adapter, and the mean distances of features from the expert's before and after it."""
+class TrainedAdapter(NamedTuple):
+    """An adapter, and the mean distances from the expert's features before and after training."""
 
     adapter: Adapter
     distances: tuple[float, float]
 
 
-class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
-    """z - up relu(down z) in the place of each task's features z, near to those of its expert.
+class Surgery(UnlabeledMixin[SurgeryConfig], Calibration[SurgeryConfig]):
+    """Replace each task's features z by z - up relu(down z), close to its expert's features.
 
-    The merge stays as it is. A task's adapter, of shapes (rank, width) and (width, rank), minimises
-    the mean absolute difference from what the task's expert computes of unlabeled examples, with
-    Adam (betas 0.9, 0.999). As in the authors' code there are no biases, `down` begins uniformly
-    within 1 / sqrt(width) of zero, and `up` as zeros; theirs sees new examples in every step, this
-    one goes through `examples` of each task in shuffled rounds. The model for a task is
-    `fusion_core.build_for_task(directory, task)`; without its adapter it is the merge.
+    The merge itself does not change. A task's adapter has the shapes (rank, width) and (width,
+    rank). It minimises the mean absolute difference from the features that the task's expert
+    computes for unlabeled examples, with Adam (betas 0.9, 0.999). As in the authors' code there are
+    no biases, `down` starts uniformly within 1 / sqrt(width) of zero, and `up` starts at zero. The
+    authors' code sees new examples in every step. This one repeats `examples` examples of each task
+    in shuffled rounds. `fusion_core.build_for_task(directory, task)` returns the model of a task.
+    Without its adapter that model is the merge.
 
     Tasks: those whose heads read features (`FeatureTask`). Either one module of the model returns
-    them, or the task passes them through `fusion_core.mark_features` (a mean over tokens, say).
+    the features, or the task passes them through `fusion_core.mark_features`, as for a mean over
+    tokens.
 
     Data: unlabeled examples. Cost: one pass of them through the merge and one through each task's
     expert; training takes seconds.
@@ -52,78 +55,80 @@ class Surgery(Unlabeled[SurgeryConfig], Calibration[SurgeryConfig]):
     def calibrate(
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
     ) -> WeightSource:
-        """Train the adapters; the merge is returned as it is."""
-        tasks = [_with_features(task) for task in self.adapted(pool, context)]
+        """Train the adapters; return the merge unchanged."""
+        tasks = [_check_features(task) for task in self.adapted(pool, context)]
         experts = {task.name: pool.expert_of(task.name) for task in tasks}
         model = build_live(pool, merged, context.device)
-        modules = {task.name: self._module(model, task, context) for task in tasks}
-        given = {task.name: self._features(model, task, context) for task in tasks}
+        modules = {task.name: self._find_module(model, task, context) for task in tasks}
+        features = {task.name: self._compute_features(model, task, context) for task in tasks}
         del model
-        found: dict[str, Trained] = {}
+        trained: dict[str, TrainedAdapter] = {}
         with context.progress.track("train adapters", total=len(tasks), unit="tasks") as advance:
             for task in tasks:
                 expert = build_live(pool, experts[task.name], context.device)
-                wanted = self._features(expert, task, context)
-                found[task.name] = self._trained(task.name, given[task.name], wanted, context)
+                target = self._compute_features(expert, task, context)
+                trained[task.name] = self._train(task.name, features[task.name], target, context)
                 advance(1, note=task.name)
-        for step, number in ((0, 0), (self.config.steps, 1)):
-            distances = {f"distance/{name}": each.distances[number] for name, each in found.items()}
+        for index, step in enumerate((0, self.config.steps)):
+            distances = {
+                f"distance/{name}": result.distances[index] for name, result in trained.items()
+            }
             context.log(step, distances)
-        context.save_task_adapters({name: each.adapter for name, each in found.items()}, modules)
+        context.save_task_adapters(
+            {name: result.adapter for name, result in trained.items()}, modules
+        )
         return merged
 
-    def _module(self, model: nn.Module, task: FeatureTask, context: RunContext) -> str:
+    def _find_module(self, model: nn.Module, task: FeatureTask, context: RunContext) -> str:
         batch = self.batches(context).of(task, 0).to(context.device)
-        found = module_of_features(model, task, batch)
-        if found is None:
+        name = module_of_features(model, task, batch)
+        if name is None:
             raise RecipeError(
-                f"no module of the model returns the features of task {task.name!r}: there is "
-                "nothing to attach an adapter to",
+                f"no module of the model returns the features of task {task.name!r}, so there is "
+                "no place for an adapter",
                 hint="In the task's class, return fusion_core.mark_features(model, features) from "
-                f"`features`; or leave {task.name!r} out of algorithm.tasks.",
+                f"`features`, or leave {task.name!r} out of algorithm.tasks.",
             )
-        return found
+        return name
 
     @torch.no_grad()
-    def _features(self, model: nn.Module, task: FeatureTask, context: RunContext) -> Tensor:
+    def _compute_features(self, model: nn.Module, task: FeatureTask, context: RunContext) -> Tensor:
         """Return the features of the examples, of shape (examples, ...)."""
-        whole = replace(self.batches(context), examples=None)
-        batches = whole.first(task, self.config.examples)
-        found = [task.features(model, batch.to(context.device).inputs) for batch in batches]
-        return torch.cat(found)
+        all_examples = replace(self.batches(context), examples=None)
+        batches = all_examples.first(task, self.config.examples)
+        return torch.cat(
+            [task.features(model, batch.to(context.device).inputs) for batch in batches]
+        )
 
-    def _trained(self, task: str, given: Tensor, wanted: Tensor, context: RunContext) -> Trained:
+    def _train(
+        self, task: str, features: Tensor, target: Tensor, context: RunContext
+    ) -> TrainedAdapter:
         batches = self.batches(context)
-        down, up = learned = self._started(task, given, context)
-        optimiser = torch.optim.Adam(learned, lr=self.config.lr)
+        down, up = adapter = self._initial_adapter(task, features, context)
+        optimiser = torch.optim.Adam(adapter, lr=self.config.lr)
         for step in range(self.config.steps):
-            rows = batches.rows(task, step, len(given)).to(given.device)
+            rows = batches.rows(task, step, len(features)).to(features.device)
             optimiser.zero_grad()
-            objective = distance(through_adapter(given[rows], down, up), wanted[rows])
+            objective = l1_loss(through_adapter(features[rows], down, up), target[rows])
             objective.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        adapter = down.detach(), up.detach()
-        after = distance(through_adapter(given, *adapter), wanted)
-        distances = distance(given, wanted).item(), after.item()
-        return Trained((adapter[0].cpu(), adapter[1].cpu()), distances)
+        down, up = down.detach(), up.detach()
+        after = l1_loss(through_adapter(features, down, up), target)
+        distances = l1_loss(features, target).item(), after.item()
+        return TrainedAdapter((down.cpu(), up.cpu()), distances)
 
-    def _started(self, task: str, given: Tensor, context: RunContext) -> Adapter:
-        width, draw = given.shape[-1], generator_of(context.seed, f"surgery\0{task}")
+    def _initial_adapter(self, task: str, features: Tensor, context: RunContext) -> Adapter:
+        width, generator = features.shape[-1], generator_of(context.seed, f"surgery\0{task}")
         bound = width**-0.5
-        down = torch.empty(self.config.rank, width).uniform_(-bound, bound, generator=draw)
-        up = given.new_zeros(width, self.config.rank)
-        return down.to(given).requires_grad_(), up.requires_grad_()
+        down = torch.empty(self.config.rank, width).uniform_(-bound, bound, generator=generator)
+        up = features.new_zeros(width, self.config.rank)
+        return down.to(features).requires_grad_(), up.requires_grad_()
 
 
-def distance(features: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean absolute difference: a scalar."""
-    return nn.functional.l1_loss(features, wanted)
-
-
-def _with_features(task: AdaptiveTask) -> FeatureTask:
+def _check_features(task: AdaptiveTask) -> FeatureTask:
     if not isinstance(task, FeatureTask):
         raise RecipeError(
-            f"task {task.name!r} has no features apart from its head, for an adapter",
+            f"task {task.name!r} has no features apart from its head to adapt",
             hint="Name tasks whose heads read features: --set algorithm.tasks=...",
         )
     return task

@@ -1,8 +1,8 @@
-"""Live models that learn or are looked into: what methods that use data are made of.
+"""Building blocks for methods that learn from data or measure live models.
 
 A live merge whose coefficients have an exact gradient, passes of unlabeled batches through it,
-experts as teachers, ranks that share the tasks out, a state to go on from, and statistics of
-experts one after the other. Knows tasks and pools, and no method.
+experts as teachers, processes that share the tasks, resumable state, and statistics of experts.
+The library knows pools and tasks, but no method.
 """
 
 from fusion_adapting._adapters import module_of_features

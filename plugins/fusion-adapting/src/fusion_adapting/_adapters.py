@@ -1,4 +1,4 @@
-"""The module of a live model that returns a task's features."""
+"""Search for the module of a live model that returns a task's features."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def module_of_features(model: nn.Module, task: FeatureTask, batch: Batch) -> str | None:
-    """Return the name of the module that returns a task's features, None if there is none.
+    """Return the name of the module that returns a task's features, or None if there is none.
 
-    The module is called once per batch, and the features are what it returns, unchanged. That may
-    be the module of `mark_features`.
+    The features must be the module's unchanged output, and the module must be called once per
+    batch. It may be the module of `mark_features`.
     """
     calls: Counter[str] = Counter()
-    returned: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
-    def see(name: str, output: object) -> None:
+    def record(name: str, output: object) -> None:
         calls[name] += 1
-        returned[name] = output
+        outputs[name] = output
 
     modules = {**dict(model.named_modules()), MARKED_FEATURES: marking_module(model)}
     handles = [
-        each.register_forward_hook(lambda _, __, output, name=name: see(name, output))
-        for name, each in modules.items()
+        module.register_forward_hook(lambda _, __, output, name=name: record(name, output))
+        for name, module in modules.items()
     ]
     features = task.features(model, batch.inputs)
     for handle in handles:
         handle.remove()
-    once = (name for name, each in returned.items() if each is features and calls[name] == 1)
-    return next(once, None)
+    names = (name for name, output in outputs.items() if output is features and calls[name] == 1)
+    return next(names, None)

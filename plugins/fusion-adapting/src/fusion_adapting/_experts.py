@@ -1,4 +1,4 @@
-"""Experts looked at one after the other, each on examples of its own task."""
+"""Measurements of experts, one after the other, each on examples of its own task."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool, TaskPool
 
-FoundT = TypeVar("FoundT")
-#: What finds something of a live model's parameters, by tensor name, on batches of a task.
-Look = Callable[["nn.Module", Mapping[str, "nn.Parameter"], AdaptiveTask, Iterable[Batch]], FoundT]
+ResultT = TypeVar("ResultT")
+#: Measures a live model's parameters, given by tensor name, on batches of a task.
+Measure = Callable[
+    ["nn.Module", Mapping[str, "nn.Parameter"], AdaptiveTask, Iterable[Batch]], ResultT
+]
 
 
-def over_experts(  # noqa: PLR0913 - what is looked for, on which examples, and where
-    look: Look[FoundT],
+def measure_experts(  # noqa: PLR0913 - what to measure, on which examples, and where
+    measure: Measure[ResultT],
     pool: ModelPool[Any],
     tasks: TaskPool[Any],
     *,
@@ -29,19 +31,19 @@ def over_experts(  # noqa: PLR0913 - what is looked for, on which examples, and 
     batch_size: int,
     seed: int,
     device: torch.device | str,
-) -> Iterator[tuple[str, FoundT]]:
-    """Yield every expert's name and what is found of it.
+) -> Iterator[tuple[str, ResultT]]:
+    """Yield every expert's name and its result of `measure`.
 
-    One expert is live at a time, and gone when what was found is yielded; nothing of that is kept
-    here. A loop's variable still holds it while the next expert is looked at: `del` it where that
-    matters. Raises `RecipeError` for an expert whose task is not there, before anything is loaded.
+    One expert is live at a time, and released before its result is yielded. The iterator keeps no
+    result, but the loop variable of the caller does while the next expert is measured: `del` it if
+    memory is short. Raises `RecipeError` for an expert without a task, before loading any model.
     """
     batches = Batches(min(batch_size, samples), seed)
-    own = {expert: tasks.adaptive(pool.task_of(expert)) for expert in pool.experts}
+    task_of = {expert: tasks.adaptive(pool.task_of(expert)) for expert in pool.experts}
 
-    def found(expert: str, task: AdaptiveTask) -> FoundT:
+    def measure_one(expert: str, task: AdaptiveTask) -> ResultT:
         model = build_live(pool, pool.experts[expert], device)
-        return look(model, merged_parameters(pool, model), task, batches.first(task, samples))
+        return measure(model, merged_parameters(pool, model), task, batches.first(task, samples))
 
-    for expert, task in own.items():
-        yield expert, found(expert, task)
+    for expert, task in task_of.items():
+        yield expert, measure_one(expert, task)

@@ -1,22 +1,21 @@
-"""Squared gradients of the log-likelihood, an example at a time: the diagonal of Fisher's matrix.
+"""Squared gradients of the log-likelihood per example: the diagonal of the Fisher information.
 
-The square of a batch's gradient is not the sum of its examples' squares, so each example and label
-has a gradient of its own, as large as the model. As many as fit into a budget are found at once.
+The square of a batch's gradient is not the sum of its examples' squares. So each example and label
+needs a gradient of its own, as large as the model. Several are computed at once within a budget.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import one_hot
 
-from fusion_adapting._experts import over_experts
+from fusion_adapting._experts import measure_experts
 from fusion_adapting._live import names_of
-from fusion_adapting._squares import LogProbabilities, Squares
+from fusion_adapting._squares import LogProbabilities, SquareSums
 from fusion_core import note
 from fusion_core.weights.merging.counters import counter_uniform
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from fusion_core import AdaptiveTask, Batch, ModelPool, TaskPool
 
 
-def squared_gradients(  # noqa: PLR0913 - which examples, and where they are passed through
+def squared_gradients(  # noqa: PLR0913 - which examples, and where to pass them
     pool: ModelPool[Any],
     tasks: TaskPool[Any],
     *,
@@ -40,16 +39,16 @@ def squared_gradients(  # noqa: PLR0913 - which examples, and where they are pas
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield every expert's name and its squared gradients on examples of its own task.
 
-    The same examples as those of `moments`. One expert is live at a time, and gone when its figures
-    are yielded; nothing of them is kept here. See `squared_gradients_of`. Raises `RecipeError` for
-    an expert whose task is not there, before anything is loaded.
+    The examples are those of `moments`, and the result is that of `squared_gradients_of`. One
+    expert is live at a time, and released before its gradients are yielded. The iterator keeps
+    none. Raises `RecipeError` for an expert without a task, before loading any model.
     """
-    look = partial(squared_gradients_of, exact_up_to=exact_up_to, seed=seed)
-    places: Any = {"batch_size": batch_size, "seed": seed, "device": device}
-    return over_experts(look, pool, tasks, samples=samples, **places)
+    measure = partial(squared_gradients_of, exact_up_to=exact_up_to, seed=seed)
+    where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
+    return measure_experts(measure, pool, tasks, samples=samples, **where)
 
 
-def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and how exactly
+def squared_gradients_of(  # noqa: PLR0913 - a model and its parameters, the examples, and how exactly
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     task: AdaptiveTask,
@@ -58,63 +57,61 @@ def squared_gradients_of(  # noqa: PLR0913 - a model, what of it, on what, and h
     exact_up_to: int = 16,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return by tensor name E[(d log p(y|x) / d parameter)^2], of the parameter's shape.
+    """Return E[(d log p(y|x) / d parameter)^2] by tensor name, of each parameter's shape.
 
-    The mean over examples x and the expectation over labels y that the model itself predicts (as
-    Fisher merging needs it, arXiv:2111.09832): no labels are needed. The expectation is exact, at
-    the cost of one backward pass per class, for tasks of at most `exact_up_to` classes. For more,
-    one label per example is drawn from the model's predictions, which has the same expectation and
-    a variance, at the cost of one backward pass per example. An example's draw depends on `seed`,
-    the task's name and the example's number, not on batches. Parameters that take no part have
-    zeros. Tied names have the same tensor. The model, in evaluation mode, stays as it was.
+    The mean over examples x and the expectation over labels y that the model itself predicts
+    (Fisher merging, arXiv:2111.09832), so no labels are needed. For tasks of at most `exact_up_to`
+    classes the expectation is exact and costs one backward pass per class. For more classes, one
+    label per example is drawn from the predictions: the same expectation, with a variance, for one
+    backward pass per example. The draw depends on `seed`, the task's name and the example's number,
+    but not on the batches. Parameters that take no part get zeros. Tied names share a tensor. The
+    model, in evaluation mode, does not change.
 
-    Gradients of several examples and labels are found at once where they take 64 MiB together at
-    most, 2 GiB on a device of its own, by `torch.func.vmap`; one by one in models that it cannot
-    follow (a recurrence, branches that depend on values).
+    Several gradients are computed at once by `torch.func.vmap` if they take at most 64 MiB together
+    (2 GiB on an accelerator). In models that vmap cannot handle, with a recurrence or branches that
+    depend on values, they are computed one by one.
     """
     names = names_of(parameters)
-    squares = Squares(LogProbabilities(model, task), list(names))
-    labels = _Labels(exact_up_to, f"{seed}\0labels\0{task.name}")
-    device, seen = next(model.parameters()).device, 0
-    with _needing_gradients(squares.parameters), torch.enable_grad():
+    squares = SquareSums(LogProbabilities(model, task), list(names))
+    label_key = f"{seed}\0labels\0{task.name}"
+    device, count = next(model.parameters()).device, 0
+    with _requires_grad(squares.parameters), torch.enable_grad():
         for batch in batches:
-            here = batch.to(device)
-            squares.add(here, labels.weights(squares.logs(here), first=seen))
-            seen += len(batch)
-            note(f"{task.name}: {seen:,} examples")
-    found = zip(names.values(), squares.sums, strict=True)
-    return {name: mean for tied, total in found for mean in [total.div_(seen)] for name in tied}
+            on_device = batch.to(device)
+            logs = squares.log_probabilities(on_device)
+            weights = _label_weights(logs, label_key, first=count, exact_up_to=exact_up_to)
+            squares.add(on_device, weights)
+            count += len(batch)
+            note(f"{task.name}: {count:,} examples")
+    means: dict[str, Tensor] = {}
+    for tied_names, total in zip(names.values(), squares.sums, strict=True):
+        means |= dict.fromkeys(tied_names, total.div_(count))
+    return means
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """Which labels are looked at: all of few classes, of many one per example by chance."""
+def _label_weights(logs: Tensor, key: str, *, first: int, exact_up_to: int) -> Tensor:
+    """Return the factors of the labels, of shape (examples, labels, classes).
 
-    exact_up_to: int
-    #: what the random numbers derive from
-    key: str
-
-    def weights(self, logs: Tensor, *, first: int) -> Tensor:
-        """Return the labels' factors, roots of their shares, of shape (examples, labels, classes).
-
-        `logs` are log-probabilities of shape (examples, classes); `first` is the number of the
-        first example.
-        """
-        if logs.shape[1] <= self.exact_up_to:
-            return torch.diag_embed((logs / 2).exp())
-        below = logs.exp().cpu().double().cumsum(dim=1)
-        uniform = counter_uniform(self.key, first, first + len(logs)).double()
-        drawn = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)
-        return one_hot(drawn, logs.shape[1]).to(logs)
+    A factor is the square root of the label's probability. Up to `exact_up_to` classes, every class
+    is a label. Above, one label per example is drawn. `logs` are log-probabilities of shape
+    (examples, classes), `first` is the number of the first example, and the random numbers derive
+    from `key`.
+    """
+    if logs.shape[1] <= exact_up_to:
+        return torch.diag_embed((logs / 2).exp())
+    cumulative = logs.exp().cpu().double().cumsum(dim=1)
+    uniform = counter_uniform(key, first, first + len(logs)).double()
+    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    return one_hot(drawn, logs.shape[1]).to(logs)
 
 
 @contextmanager
-def _needing_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _requires_grad(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     before = [parameter.requires_grad for parameter in parameters]
     try:
-        for each in parameters:
-            each.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         yield
     finally:
-        for each, needed in zip(parameters, before, strict=True):
-            each.requires_grad_(needed)
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)

@@ -1,4 +1,4 @@
-"""What a live model's layers are given, at every call and without padding."""
+"""Inputs of a live model's layers, recorded at every call and without padding."""
 
 from __future__ import annotations
 
@@ -28,50 +28,49 @@ def show_inputs(
     batch: Batch,
     see: Callable[[nn.Module, Tensor], None],
 ) -> None:
-    """Pass a batch through a live model; call `see(layer, inputs)` whenever a layer is called.
+    """Pass a batch through a live model and call `see(layer, inputs)` for every call of a layer.
 
-    `layers` are those to look at, each with the name that an error gives it. `inputs` has shape
-    (positions, width) and is at least fp32. The task may call the model, or parts of it, several
-    times per batch. Padding is left out by the `attention_mask` of the call or, in a call without
-    one, by the batch's own. Raises `FusionError` where the mask does not fit a layer's inputs, and
-    where the task computes its scores without calling the model. The model, in evaluation mode,
-    stays as it was.
+    `layers` maps each layer to its name in errors. `inputs` has shape (positions, width), at least
+    in fp32. The task may call the model, or parts of it, several times per batch. Padding is left
+    out: by the `attention_mask` of the call, or by the batch's mask if the call has none. Raises
+    `FusionError` if the mask does not fit a layer's inputs, or if the task computes its scores
+    without calling the model. The model, in evaluation mode, does not change.
     """
-    here = batch.to(next(model.parameters()).device)
+    on_device = batch.to(next(model.parameters()).device)
 
-    with _Calls(model, here.mask) as calls, ExitStack() as hooks:
+    with _CallTracker(model, on_device.mask) as tracker, ExitStack() as hooks:
 
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
             inputs = widened((args or tuple(kwargs.values()))[0].detach())
-            see(layer, _unpadded(inputs, calls.mask, layers[layer]))
+            see(layer, _unpadded(inputs, tracker.mask, layers[layer]))
 
         for layer in layers:
             handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
             hooks.callback(handle.remove)
-        task.logits(model, here)
-    if not calls.count:
+        task.logits(model, on_device)
+    if not tracker.count:
         raise FusionError(
-            f"task {task.name!r} computed its scores without calling the model: "
-            "the inputs of its layers cannot be seen",
-            hint="`logits` has to pass every batch through the model that it is given, each time "
-            "that it is called. Keep no results of an earlier call.",
+            f"task {task.name!r} computed its scores without calling the model, so the inputs of "
+            "its layers are unknown",
+            hint="`logits` must pass every batch through the given model, at each call. Do not "
+            "reuse the results of an earlier call.",
         )
 
 
-class _Calls:
-    """The calls of a model and of its modules, and the mask that holds in the current one."""
+class _CallTracker:
+    """Counts the calls of a model's modules, and knows the padding mask of the current call."""
 
     def __init__(self, model: nn.Module, mask: Tensor | None) -> None:
-        """`mask` is the batch's own, of shape (examples, length)."""
-        #: how many modules were called
+        """`mask` is the batch's, of shape (examples, length)."""
+        #: the number of calls
         self.count = 0
         self._model = model
-        self._masks = [_or_none(mask)]
+        self._masks = [_simplified(mask)]
         self._hooks = ExitStack()
 
     @property
     def mask(self) -> Tensor | None:
-        """What is not padding, of shape (examples, length); None where nothing is."""
+        """True for positions that are not padding: (examples, length). None without padding."""
         return self._masks[-1]
 
     def __enter__(self) -> Self:
@@ -87,60 +86,66 @@ class _Calls:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.count += 1
-        own = _mask_given(module, args, kwargs)
-        self._masks.append(self.mask if own is None else _or_none(own))
+        mask = _mask_argument(module, args, kwargs)
+        self._masks.append(self.mask if mask is None else _simplified(mask))
 
     def _leave(self, *_: object) -> None:
         self._masks.pop()
 
 
 def input_dim(module: nn.Module) -> int | None:
-    """Return the dimension of a linear layer's weight that inputs run along, None for others.
+    """Return the input dimension of a linear layer's weight, or None for other modules.
 
-    1 in `nn.Linear`, 0 in transformers' `Conv1D`.
+    It is 1 in `nn.Linear` and 0 in transformers' `Conv1D`.
     """
     if isinstance(module, nn.Linear):
         return 1
-    kinds = {f"{each.__module__}.{each.__qualname__}" for each in type(module).__mro__}
-    return 0 if "transformers.pytorch_utils.Conv1D" in kinds else None
+    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+    return 0 if "transformers.pytorch_utils.Conv1D" in classes else None
 
 
-def _mask_given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the mask of padding that a call of a module is given.
+def _mask_argument(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Return the padding mask in the arguments of a module's call, if there is one.
 
-    That is an `attention_mask` of shape (examples, length), where another input begins with these
-    dimensions: a mask of which positions see which others has other shapes.
+    A padding mask is an `attention_mask` of shape (examples, length) whose dimensions begin another
+    argument too. A mask of which positions attend to which others has another shape.
     """
     signature = inspect.signature(module.forward)
     if MASK not in signature.parameters and MASK not in kwargs:
         return None
-    given = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
-    mask = given.get(MASK)
-    others = [each for name, each in given.items() if name != MASK and isinstance(each, Tensor)]
+    arguments = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
+    mask = arguments.get(MASK)
+    others = [
+        value for name, value in arguments.items() if name != MASK and isinstance(value, Tensor)
+    ]
     fits = isinstance(mask, Tensor) and any(mask.shape == other.shape[:2] for other in others)
     return mask if fits else None
 
 
-def _or_none(mask: Tensor | None) -> Tensor | None:
-    """Return a mask as booleans, None if it leaves nothing out."""
-    kept = None if mask is None else mask.bool()
-    return None if kept is None or bool(kept.all()) else kept
+def _simplified(mask: Tensor | None) -> Tensor | None:
+    """Return a mask as booleans, or None if it leaves nothing out."""
+    if mask is None:
+        return None
+    boolean = mask.bool()
+    return None if bool(boolean.all()) else boolean
 
 
 def _unpadded(inputs: Tensor, mask: Tensor | None, name: str) -> Tensor:
-    """Return what is not padding, of shape (positions, width)."""
+    """Return the inputs that are not padding, of shape (positions, width)."""
     leading, width = inputs.shape[:-1], inputs.shape[-1]
     if mask is None:
         return inputs.reshape(-1, width)
     if leading[:2] == mask.shape:
         return inputs[mask].reshape(-1, width)
-    if leading == (mask.numel(),):  # positions of all examples in one row
+    if leading == (mask.numel(),):  # the positions of all examples in one row
         return inputs[mask.flatten()]
-    if leading in {mask.shape[:1], (len(mask), 1)}:  # one input an example
+    if leading in {mask.shape[:1], (len(mask), 1)}:  # one input per example
         return inputs.reshape(-1, width)
     raise FusionError(
-        f"the layer of {name!r} gets inputs of shape {tuple(inputs.shape)}: a mask of shape "
-        f"{tuple(mask.shape)} does not say which of them are padding",
+        f"cannot tell padding in the inputs of the layer of {name!r}: its inputs have shape "
+        f"{tuple(inputs.shape)}, but the mask has shape {tuple(mask.shape)}",
         hint="Pass the model an `attention_mask` with every call, give batches without padding, or "
         f"leave the tensor out: algorithm.skip={name}",
     )

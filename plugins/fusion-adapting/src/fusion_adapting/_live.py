@@ -1,4 +1,4 @@
-"""Live models of a pool, and their parameters under the names that the pool's sources use."""
+"""Live models of a pool, and their parameters under the names of the pool's sources."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def build_live(
     *,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Return a live model to pass batches through, by default in fp32, in fp64 if weights are."""
+    """Return a live model with these weights; by default in fp32, or fp64 if the weights are."""
     wide = any(info.dtype is torch.float64 for info in weights.infos.values())
     dtype = dtype or (torch.float64 if wide else torch.float32)
     return with_fast_products(pool.build(weights, dtype=dtype, device=device))
 
 
 def names_of(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[str]]:
-    """Return the names of each parameter that holds floating-point numbers: several if tied."""
+    """Return the names of each floating-point parameter; tied parameters have several."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in parameters.items():
         if parameter.is_floating_point():
@@ -41,23 +41,23 @@ def names_of(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[
 
 
 def merged_parameters(pool: ModelPool[Any], model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a live model that the pool's sources have, by their names."""
+    """Return the parameters of a live model that the pool's sources contain, by source name."""
     known = pool.reference.infos
-    return {name: each for name, each in pool.parameters(model).items() if name in known}
+    return {name: parameter for name, parameter in pool.parameters(model).items() if name in known}
 
 
 @contextmanager
 def standing_in(model: nn.Module, own: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Let parameters stand in a model's own ones' places, by all names that these have in it."""
+    """Replace parameters of a model for a while; `own` has each name of a tied parameter."""
     before = {name: model.get_parameter(name) for name in own}
     try:
-        _put(model, own)
+        _set_parameters(model, own)
         yield
     finally:
-        _put(model, before)
+        _set_parameters(model, before)
 
 
-def _put(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    for name, each in parameters.items():
-        path, _, last = name.rpartition(".")
-        setattr(model.get_submodule(path), last, each)
+def _set_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(path), attribute, parameter)

@@ -1,9 +1,9 @@
 """A live model whose weights are a linear merge, and the exact gradient of its coefficients.
 
-With W = W0 + sum of lambda_k * tv_k written into plain leaf parameters, the chain rule gives
-dL/dlambda_kl = <dL/dW_l, tv_kl>: an ordinary backward pass and one product of a matrix with a
-vector a tensor, however many experts there are. Where a tensor has a coefficient a row, column or
-singular component, the product is that row's, column's or component's. No autograd graph runs
+The merge W = W0 + sum of lambda_k * tv_k is written into plain leaf parameters. By the chain rule,
+dL/dlambda_kl = <dL/dW_l, tv_kl>. So the gradient takes an ordinary backward pass and one
+matrix-vector product per tensor, for any number of experts. With one coefficient per row, column or
+singular component, the product is taken per row, column or component. No autograd graph runs
 through the merge.
 """
 
@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fusion_adapting._live import build_live, merged_parameters, names_of
-from fusion_adapting._sharing import Grain, sharing_of
-from fusion_adapting._task_vectors import (
-    OnDisk,
-    TaskVectors,
-    WithRows,
-    pieces_of,
-    resident,
-    rows_of,
-)
+from fusion_adapting._sharing import Grain, choose_sharing
+from fusion_adapting._task_vectors import OnDisk, Resident, TaskVectors, pieces_of, rows_of
 from fusion_core.weights import Cut
 from fusion_core.weights.merging.execution import on_cores
 
@@ -32,7 +25,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_adapting._sharing import Sharing
     from fusion_core import ModelPool
     from fusion_core.weights import MergedSource, Slot
 
@@ -41,25 +33,25 @@ Storage = Literal["fp32", "bf16", "disk"]
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter of the live model with its task vectors, or a matrix that a parameter holds."""
+    """A parameter of the live model, or one matrix in it, with its task vectors."""
 
-    #: canonical names: several where parameters are tied
+    #: canonical names; several if parameters are tied
     names: tuple[str, ...]
     parameter: nn.Parameter
     vectors: TaskVectors
-    #: names of the tensors that the parameter is: those above, unless it holds several matrices
+    #: names of the parameter's tensor; differ from `names` if it holds several matrices
     tensors: tuple[str, ...]
-    #: where in the parameter the matrix is; None if it is the parameter
+    #: the position of the matrix in the parameter; None if it is the whole parameter
     slot: Slot | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of an expert's coefficients: () of one; of several as `Linear` takes them."""
+        """The shape of an expert's coefficients: () for one, otherwise as `Linear` takes them."""
         return self.vectors.sharing.shape
 
     @property
     def count(self) -> int:
-        """How many coefficients an expert has here."""
+        """The number of coefficients per expert."""
         return self.vectors.sharing.count
 
     def merge(self, coefficients: Tensor) -> None:
@@ -81,33 +73,33 @@ class Leaf:
         return self.vectors.project(self._view(dense.reshape(-1)).reshape(-1))
 
     def _view(self, values: Tensor) -> Tensor:
-        """Return what is the leaf's of a parameter's values, in the order of its elements."""
-        return (
-            values
-            if self.slot is None
-            else self.slot.view(values[self.slot.start : self.slot.stop])
-        )
+        """Return the leaf's part of a parameter's flat values, in the order of its elements."""
+        if self.slot is None:
+            return values
+        return self.slot.view(values[self.slot.start : self.slot.stop])
 
 
 class LiveMerge:
-    """A pool's live model with every merged parameter as a leaf, or every matrix that one holds.
+    """A pool's live model whose merged parameters, or the matrices in them, are leaves.
 
-    `merged` is the lazy merge that is started from, as `RunContext.merged_matrices` makes it: base
-    + sum of coefficient * row, the rows being what its kernel's `rows(piece)` returns, of shape
-    (experts, ...). Parameters that no expert
-    changed are not leaves and need no gradient; floating-point tensors that are not parameters keep
-    the coefficients of `merged`. `grain` says what of a parameter shares a coefficient: all of it,
-    what lies at one index of its first dimension (`row`) or of its second (`column`), both, of
-    which an entry has the mean (`row+column`), or a singular component of a task vector, of which
-    the largest min(rows, columns) / K (`rank`) or all (`component`) have their own and what is left
-    has one; coefficients are the columns of one matrix, those of a leaf side by side. With P the
-    bytes of the merged parameters in fp32 and K experts, memory is P for the model, P for its
-    gradient and, unless task vectors stay on disk, P for the base and K * P for them (half of that
-    in bf16); wherever those are, singular vectors take up to 2 * P more by `rank` and 2 * K * P by
-    `component`.
+    `merged` is the initial lazy merge from `RunContext.merged_matrices`: base + sum of coefficient
+    * row, with the rows that its kernel's `rows(piece)` returns, of shape (experts, ...).
+    Parameters that no expert changed are not leaves and need no gradient. Floating-point tensors
+    that are not parameters keep the coefficients of `merged`.
+
+    `grain` says which elements share a coefficient: the whole parameter (`tensor`), one index of
+    its first dimension (`row`) or second (`column`), or both, with their mean (`row+column`). With
+    `rank`, the min(rows, columns) / K largest singular components of a task vector have one each,
+    and the remainder has one. With `component`, all components have one. Coefficients are the
+    columns of one matrix, those of a leaf next to each other.
+
+    Memory, with P the bytes of the merged parameters in fp32 and K experts: P for the model and P
+    for its gradient. Task vectors in memory add P for the base and K * P for the vectors (half of
+    that in bf16). Singular vectors add up to 2 * P for `rank` and 2 * K * P for `component`, even
+    if task vectors stay on disk.
     """
 
-    def __init__(  # noqa: PLR0913 - three ways to keep what is merged, each with a default
+    def __init__(  # noqa: PLR0913 - three options of the storage, each with a default
         self,
         pool: ModelPool[Any],
         merged: MergedSource,
@@ -118,70 +110,79 @@ class LiveMerge:
         grain: Grain = "tensor",
     ) -> None:
         self.dtype = dtype
-        whole = pool.layout.packed(merged)
-        self.model = build_live(pool, whole, device, dtype=dtype).requires_grad_(False)
+        packed = pool.layout.packed(merged)
+        self.model = build_live(pool, packed, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
-        self.leaves = list(_leaves(pool, merged, self.model, storage, grain))
-        #: how many coefficients an expert has: as many as leaves where each has one
+        self.leaves = list(_make_leaves(pool, merged, self.model, storage, grain))
+        #: the number of coefficients per expert: that of leaves if each has one
         self.columns = sum(leaf.count for leaf in self.leaves)
 
     @torch.no_grad()
     def merge(self, coefficients: Tensor) -> None:
         """Set the model's weights; `coefficients` has shape (experts, columns)."""
-        # Of strided ones a product takes twice the time.
-        pairs = ((leaf, own.contiguous()) for leaf, own in self._split(coefficients))
-        for _ in self._on_all(lambda pair: pair[0].merge(pair[1]), pairs):
+        # A product with strided coefficients would take twice the time.
+        pairs = ((leaf, columns.contiguous()) for leaf, columns in self._split(coefficients))
+        for _ in self._map(lambda pair: pair[0].merge(pair[1]), pairs):
             pass
 
     @torch.no_grad()
     def gradient(self) -> Tensor:
         """Return the gradient of everything back-propagated since, shape (experts, columns).
 
-        The parameters' gradients are gone then.
+        This clears the gradients of the parameters.
         """
-        projected = torch.cat(list(self._on_all(Leaf.gradient, self.leaves)), dim=1)
+        projected = torch.cat(list(self._map(Leaf.gradient, self.leaves)), dim=1)
         for leaf in self.leaves:
             leaf.parameter.grad = None
         return projected
 
     def by_leaf(self, coefficients: Tensor) -> Iterator[tuple[Leaf, Tensor]]:
         """Yield every leaf with its coefficients, of shape (experts, *leaf.shape)."""
-        for leaf, own in self._split(coefficients):
-            yield leaf, own.reshape(-1, *leaf.shape)
+        for leaf, columns in self._split(coefficients):
+            yield leaf, columns.reshape(-1, *leaf.shape)
 
     def _split(self, coefficients: Tensor) -> Iterator[tuple[Leaf, Tensor]]:
         counts = [leaf.count for leaf in self.leaves]
         return zip(self.leaves, coefficients.split_with_sizes(counts, dim=1), strict=True)
 
-    def _on_all(self, work: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
-        """Work on leaves one after the other on all cores or, reading from disk, side by side."""
-        side_by_side = on_cores if self._on_disk else map
-        yield from side_by_side(torch.no_grad()(work), units)
+    def _map(self, work: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
+        """Process leaves one after the other on all cores, or concurrently if read from disk."""
+        run = on_cores if self._on_disk else map
+        yield from run(torch.no_grad()(work), units)
 
 
-def _leaves(
+def _make_leaves(
     pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage, grain: Grain
 ) -> Iterator[Leaf]:
-    """Yield the leaves, read side by side: a transform's small matrices fill no two cores."""
+    """Yield the leaves. They are read concurrently: small matrices of a transform use one core."""
     kernel: Any = merged.kernel
 
-    def make(place: _Place) -> Leaf | None:
-        parameter, name = place.parameter, place.names[0]
-        if not _is_changed(merged, kernel, name):
-            return None
+    def make(candidate: _Candidate) -> Leaf | None:
+        parameter, name = candidate.parameter, candidate.names[0]
+        if not any(bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name)):
+            return None  # no expert changed it
         parameter.requires_grad_(True)
-        info = merged.infos[name]
-        sharing = sharing_of(info, grain, lambda: _whole(merged, kernel, name, parameter))
-        vectors = _vectors(merged, kernel, sharing, parameter, storage)
-        return Leaf(place.names, parameter, vectors, place.tensors, place.slot)
 
-    made = on_cores(make, _places(pool, model))
-    yield from (leaf for leaf in made if leaf is not None)
+        def read_rows() -> Tensor:
+            ((_, piece),) = pieces_of(merged, name, Cut.TENSOR)
+            return rows_of(kernel, piece).to(parameter)
+
+        sharing = choose_sharing(merged.infos[name], grain, read_rows)
+        vectors: TaskVectors
+        if storage == "disk":
+            vectors = OnDisk(sharing, merged, kernel)
+        else:
+            dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
+            vectors = Resident.read(merged, kernel, sharing, like=parameter, dtype=dtype)
+        return Leaf(candidate.names, parameter, vectors, candidate.tensors, candidate.slot)
+
+    leaves = on_cores(make, _candidates(pool, model))
+    yield from (leaf for leaf in leaves if leaf is not None)
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A parameter, or a matrix in one, that may become a leaf."""
+class _Candidate:
+    """A parameter, or a matrix in one, that becomes a leaf if an expert changed it."""
 
     names: tuple[str, ...]
     parameter: nn.Parameter
@@ -189,38 +190,15 @@ class _Place:
     slot: Slot | None
 
 
-def _places(pool: ModelPool[Any], model: nn.Module) -> Iterator[_Place]:
-    """Yield the parameters that are merged or, of those that hold several matrices, these."""
+def _candidates(pool: ModelPool[Any], model: nn.Module) -> Iterator[_Candidate]:
+    """Yield the merged parameters, or the matrices of those that hold several."""
     slots = pool.layout.slots
     for parameter, tied in names_of(merged_parameters(pool, model)).items():
         parameter.data = parameter.detach().contiguous()
         tensors = tuple(tied)
         if tied[0] not in slots:
-            yield _Place(tensors, parameter, tensors, None)
+            yield _Candidate(tensors, parameter, tensors, None)
             continue
-        for same in zip(*(slots[name] for name in tied), strict=True):
-            names = tuple(slot.name for slot in same)
-            yield _Place(names, parameter, tensors, same[0])
-
-
-def _whole(merged: MergedSource, kernel: WithRows, name: str, parameter: nn.Parameter) -> Tensor:
-    """Return a tensor's task vectors, of shape (experts, elements), as its parameter is."""
-    ((_, piece),) = pieces_of(merged, name, Cut.TENSOR)
-    return rows_of(kernel, piece).to(parameter)
-
-
-def _is_changed(merged: MergedSource, kernel: WithRows, name: str) -> bool:
-    return any(bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name))
-
-
-def _vectors(
-    merged: MergedSource,
-    kernel: WithRows,
-    sharing: Sharing,
-    parameter: nn.Parameter,
-    storage: Storage,
-) -> TaskVectors:
-    if storage == "disk":
-        return OnDisk(sharing, merged, kernel)
-    dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
-    return resident(merged, kernel, sharing, like=parameter, dtype=dtype)
+        for tied_slots in zip(*(slots[name] for name in tied), strict=True):
+            names = tuple(slot.name for slot in tied_slots)
+            yield _Candidate(names, parameter, tensors, tied_slots[0])

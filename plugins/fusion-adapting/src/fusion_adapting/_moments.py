@@ -1,8 +1,8 @@
-"""Second moments of the inputs of linear layers, as RegMean and its kin need them.
+"""Second moments of the inputs of linear layers, for RegMean and related methods.
 
-Sums are kept in the layer's dtype, at least fp32: what 256 examples say of a moment is uncertain by
-per cents, rounding by less than a millionth of its norm, and float64 would take twice the memory
-and is missing on some devices. A model in float64 has sums in float64.
+Sums are accumulated in the layer's dtype, at least fp32, and fp64 for models in fp64. The sampling
+error of a moment from 256 examples is some per cent, and rounding adds less than a millionth of its
+norm. Accumulating in fp64 would double the memory, and some devices lack it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from fusion_adapting._experts import over_experts
+from fusion_adapting._experts import measure_experts
 from fusion_adapting._inputs import input_dim, show_inputs
 from fusion_adapting._live import names_of
 from fusion_core import note
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Moments:
-    """The second moment of a linear layer's inputs x, one x an example and position."""
+    """The second moment of a linear layer's inputs x, one x per example and position."""
 
     #: the sum of x x^T, shape (inputs, inputs)
     total: Tensor
-    #: the weight's dimension that inputs run along: 1 in `nn.Linear`, 0 in transformers' `Conv1D`
+    #: the input dimension of the weight: 1 in `nn.Linear`, 0 in transformers' `Conv1D`
     dim: int
-    #: how many x there were
+    #: the number of x
     count: int = 0
 
     @property
     def mean(self) -> Tensor:
-        """E[x x^T]; zeros where there was no x."""
+        """E[x x^T], or zeros if there was no x."""
         return self.total / max(self.count, 1)
 
     def add(self, inputs: Tensor) -> None:
@@ -47,7 +47,7 @@ class Moments:
         self.count += len(rows)
 
 
-def moments(  # noqa: PLR0913 - which examples, and where they are passed through
+def moments(  # noqa: PLR0913 - which examples, and where to pass them
     pool: ModelPool[Any],
     tasks: TaskPool[Any],
     *,
@@ -58,13 +58,13 @@ def moments(  # noqa: PLR0913 - which examples, and where they are passed throug
 ) -> Iterator[tuple[str, dict[str, Moments]]]:
     """Yield every expert's name and the moments of its layers on examples of its own task.
 
-    One expert is live at a time, and gone when its moments are yielded; nothing of them is kept
-    here. A loop's variable still holds them while the next ones are gathered: `del` it where that
-    matters. Which layers have moments, and under which names: see `moments_of`. Raises
-    `RecipeError` for an expert whose task is not there, before anything is loaded.
+    `moments_of` says which layers have moments, and under which names. One expert is live at a
+    time, and released before its moments are yielded. The iterator keeps no moments, but the loop
+    variable of the caller does while the next ones are collected: `del` it if memory is short.
+    Raises `RecipeError` for an expert without a task, before loading any model.
     """
-    places: Any = {"batch_size": batch_size, "seed": seed, "device": device}
-    return over_experts(moments_of, pool, tasks, samples=samples, **places)
+    where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
+    return measure_experts(moments_of, pool, tasks, samples=samples, **where)
 
 
 def moments_of(
@@ -73,29 +73,29 @@ def moments_of(
     task: AdaptiveTask,
     batches: Iterable[Batch],
 ) -> dict[str, Moments]:
-    """Return by tensor name the moments of what a live model's linear layers get from batches.
+    """Return the moments of a live model's linear layers over batches, by tensor name.
 
-    `parameters` are those to look at, by tensor name. Layers are `nn.Linear`s and transformers'
-    `Conv1D`s; convolutions and the projections inside `nn.MultiheadAttention` are not. One that is
-    called several times, and a parameter that several layers share, has the sum; tied names have
-    the same object. They come in the order in which layers are first called; a layer that never is
-    is absent: a method treats its weight as it treats tensors of other kinds. Padding is left out,
-    by the batch's mask; raises `FusionError` where that says nothing of a layer's inputs. The
-    model, in evaluation mode, stays as it was.
+    Only the weights in `parameters` are considered. Linear layers are `nn.Linear` and transformers'
+    `Conv1D`, but not convolutions or the projections inside `nn.MultiheadAttention`. Several calls
+    of a layer, and several layers that share a parameter, are summed. Tied names have the same
+    object. The order is that in which layers are first called. A layer that is never called is
+    absent: a method treats its weight like tensors of other kinds. Padding is left out by the
+    batch's mask. Raises `FusionError` if that mask does not fit a layer's inputs. The model, in
+    evaluation mode, does not change.
     """
-    names, seen = names_of(parameters), 0
+    names, count = names_of(parameters), 0
     linear: list[Any] = [module for module in model.modules() if input_dim(module) is not None]
-    layers = {each: names[each.weight][0] for each in linear if each.weight in names}
-    found: dict[nn.Parameter, Moments] = {}
+    layers = {layer: names[layer.weight][0] for layer in linear if layer.weight in names}
+    collected: dict[nn.Parameter, Moments] = {}
 
-    def see(layer: Any, inputs: Tensor) -> None:  # noqa: ANN401 - linear, of whatever class
-        if layer.weight not in found:
+    def collect(layer: Any, inputs: Tensor) -> None:  # noqa: ANN401 - a linear layer of any class
+        if layer.weight not in collected:
             total = inputs.new_zeros((inputs.shape[-1],) * 2)
-            found[layer.weight] = Moments(total, cast("int", input_dim(layer)))
-        found[layer.weight].add(inputs)
+            collected[layer.weight] = Moments(total, cast("int", input_dim(layer)))
+        collected[layer.weight].add(inputs)
 
     for batch in batches:
-        show_inputs(model, layers, task, batch, see)
-        seen += len(batch)
-        note(f"{task.name}: {seen:,} examples")
-    return {name: each for key, each in found.items() for name in names[key]}
+        show_inputs(model, layers, task, batch, collect)
+        count += len(batch)
+        note(f"{task.name}: {count:,} examples")
+    return {name: result for weight, result in collected.items() for name in names[weight]}

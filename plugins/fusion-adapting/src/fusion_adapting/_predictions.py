@@ -1,4 +1,4 @@
-"""What models predict, functions of it for objectives and gradients, and random numbers."""
+"""Predictions of models, objectives on them, and reproducible random numbers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import torch
 from fusion_core import Split, evaluation_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor, nn
 
     from fusion_core import AdaptiveTask
 
-#: Examples that a model is asked about at once.
+#: Examples per batch.
 _BATCH = 64
 
 
@@ -27,48 +25,45 @@ def predict_unlabeled(
 
     Of shape (examples, classes), in fp32 and on the CPU.
     """
-    with torch.inference_mode(), evaluation_mode(model):
-        return torch.cat(list(_predicted(model, task, samples, device)))
-
-
-def _predicted(
-    model: nn.Module, task: AdaptiveTask, samples: int, device: torch.device
-) -> Iterator[Tensor]:
     size = min(_BATCH, samples)
-    for step in range(samples // size):
-        batch = task.batch(step, size=size, split=Split.UNLABELED, seed=0)
-        yield task.logits(model, batch.to(device)).float().cpu()
+    logits: list[Tensor] = []
+    with torch.inference_mode(), evaluation_mode(model):
+        for step in range(samples // size):
+            batch = task.batch(step, size=size, split=Split.UNLABELED, seed=0)
+            logits.append(task.logits(model, batch.to(device)).float().cpu())
+        return torch.cat(logits)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Return the logarithms of predicted probabilities, over the last dimension, and finite ones.
+    """Return finite log-probabilities over the last dimension.
 
-    So a class that a mask rules out adds nothing to an expectation, which 0 * inf would not.
+    A class that a mask rules out then adds nothing to an expectation; 0 * inf would be NaN.
     """
     return logits.log_softmax(dim=-1).clamp_min(torch.finfo(logits.dtype).min)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy, in nats, of the predictions: logits of shape (examples, classes) -> scalar."""
+    """Return the mean entropy of predictions, in nats: logits (examples, classes) -> scalar."""
     logs = log_probabilities(logits)
     return -(logs.exp() * logs).sum(dim=-1).mean()
 
 
 def widened(values: Tensor) -> Tensor:
-    """Return values in fp32, or in fp64 where they are."""
+    """Return values in fp32, or in fp64 if they already are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def disagreement(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean KL divergence, in nats, of predictions from a teacher's: both (examples, classes).
+    """Return the mean KL divergence from a teacher's predictions, in nats.
 
-    Zero where they agree. Source: the self-labeling objective of SyMerge (arXiv:2412.19098).
+    Both logits have the shape (examples, classes). The divergence is zero if they agree. Source:
+    the self-labeling objective of SyMerge (arXiv:2412.19098).
     """
-    wanted = log_probabilities(teacher)
-    return (wanted.exp() * (wanted - log_probabilities(logits))).sum(dim=-1).mean()
+    target = log_probabilities(teacher)
+    return (target.exp() * (target - log_probabilities(logits))).sum(dim=-1).mean()
 
 
 def generator_of(seed: int, key: str) -> torch.Generator:
-    """Return random numbers of a seed and a key, the same in every process."""
+    """Return a random generator for a seed and a key, the same in every process."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))

@@ -1,8 +1,8 @@
-"""Where a live merge keeps task vectors: in memory as one matrix a parameter, or on disk.
+"""Task vectors of a live merge: in memory as one matrix per parameter, or on disk.
 
-Both give two products with the same rows that the final merge combines: coefficients @ rows, which
-is the merge, and rows @ gradient, which is the gradient of the coefficients. `Sharing` says how
-either is computed, and between which elements a tensor may be cut for it.
+Both kinds compute two products with the rows that the final merge combines: coefficients @ rows,
+the merge, and rows @ gradient, the gradient of the coefficients. `Sharing` says how to compute
+them, and between which elements a tensor may be cut.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from fusion_core.weights import MergedSource, Piece
 
 
-class WithRows(Protocol):
+class RowKernel(Protocol):
     """A kernel that combines rows linearly, as `fusion_core.weights.Linear` does."""
 
     def rows(self, piece: Piece) -> Tensor:
-        """Return what is combined, of shape (experts, ...)."""
+        """Return the rows to combine, of shape (experts, ...)."""
 
 
 class TaskVectors(Protocol):
@@ -40,7 +40,7 @@ class TaskVectors(Protocol):
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Write base + coefficients @ task vectors into `out`, of shape (elements,).
 
-        `coefficients` has the shape (experts, count), and no gaps between experts.
+        `coefficients` has the shape (experts, count) and is contiguous.
         """
 
     def project(self, gradient: Tensor) -> Tensor:
@@ -52,10 +52,29 @@ class Resident:
     """Task vectors in memory."""
 
     sharing: Sharing
-    #: shape (elements,), in the dtype to compute in
+    #: shape (elements,), in the dtype of the computation
     base: Tensor
     #: shape (experts, elements), in the same dtype or in bf16
     rows: Tensor
+
+    @classmethod
+    def read(
+        cls,
+        merged: MergedSource,
+        kernel: RowKernel,
+        sharing: Sharing,
+        *,
+        like: Tensor,
+        dtype: torch.dtype,
+    ) -> Resident:
+        """Read one parameter's base, and its task vectors in `dtype`, to the device of `like`."""
+        name, numel = sharing.info.name, sharing.info.numel
+        base = torch.empty(numel, dtype=like.dtype, device=like.device)
+        rows = torch.empty((len(merged.operands.experts), numel), dtype=dtype, device=like.device)
+        for part, piece in pieces_of(merged, name):
+            base[part] = piece.base.reshape(-1)
+            rows[:, part] = rows_of(kernel, piece).to(dtype)
+        return cls(sharing, base, rows)
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Combine base and task vectors."""
@@ -67,10 +86,10 @@ class Resident:
         """Sum the products of task vectors and gradient."""
         blocks = self._blocks()
         parts = [self.sharing.project(rows, gradient[start:stop]) for start, stop, rows in blocks]
-        return self.sharing.joined(parts)
+        return self.sharing.join(parts)
 
     def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Go over the rows in the dtype to compute in: bf16 is widened a block at a time."""
+        """Yield the rows in the dtype of the computation; bf16 is widened block by block."""
         if self.rows.dtype is self.base.dtype:
             yield 0, len(self.base), self.rows
             return
@@ -80,55 +99,42 @@ class Resident:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Task vectors that are read whenever they are needed: memory does not grow with experts."""
+    """Task vectors that are read in every step, so that memory does not grow with experts."""
 
     sharing: Sharing
     merged: MergedSource
-    kernel: WithRows
+    kernel: RowKernel
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Read base and task vectors piece by piece and combine them."""
         for part, piece in self._pieces():
-            base, rows = _placed(piece.base, out), _placed(rows_of(self.kernel, piece), out)
+            base, rows = _to_like(piece.base, out), _to_like(rows_of(self.kernel, piece), out)
             self.sharing.combine(part.start, base.reshape(-1), rows, coefficients, out[part])
 
     def project(self, gradient: Tensor) -> Tensor:
-        """Read the task vectors piece by piece and join their products, in order."""
+        """Read the task vectors piece by piece and join their products in order."""
         parts = [
-            self.sharing.project(_placed(rows_of(self.kernel, piece), gradient), gradient[part])
+            self.sharing.project(_to_like(rows_of(self.kernel, piece), gradient), gradient[part])
             for part, piece in self._pieces()
         ]
-        return self.sharing.joined(parts)
+        return self.sharing.join(parts)
 
     def _pieces(self) -> Iterator[tuple[slice, Piece]]:
         return pieces_of(self.merged, self.sharing.info.name, self.sharing.cut)
 
 
-def resident(
-    merged: MergedSource, kernel: WithRows, sharing: Sharing, *, like: Tensor, dtype: torch.dtype
-) -> Resident:
-    """Read one parameter's base and task vectors, these in `dtype`, to where `like` is."""
-    name, numel = sharing.info.name, sharing.info.numel
-    base = torch.empty(numel, dtype=like.dtype, device=like.device)
-    rows = torch.empty((len(merged.operands.experts), numel), dtype=dtype, device=like.device)
-    for part, piece in pieces_of(merged, name):
-        base[part] = piece.base.reshape(-1)
-        rows[:, part] = rows_of(kernel, piece).to(dtype)
-    return Resident(sharing, base, rows)
-
-
-def rows_of(kernel: WithRows, piece: Piece) -> Tensor:
-    """Return a piece's task vectors, shape (experts, elements); one element may be the tensor."""
+def rows_of(kernel: RowKernel, piece: Piece) -> Tensor:
+    """Return a piece's task vectors, of shape (experts, elements), also for a scalar tensor."""
     return kernel.rows(piece).unsqueeze(-1).flatten(1)
 
 
 def pieces_of(
     merged: MergedSource, name: str, cut: Cut = Cut.ELEMENT
 ) -> Iterator[tuple[slice, Piece]]:
-    """Go over a tensor in the pieces that the engine, too, merges; or in coarser ones."""
+    """Yield a tensor in the pieces that the engine merges, or in coarser ones."""
     for start, stop in merged.cut.coarser(cut).ranges(merged.infos[name]):
         yield slice(start, stop), merged.piece(name, start, stop)
 
 
-def _placed(values: Tensor, like: Tensor) -> Tensor:
+def _to_like(values: Tensor, like: Tensor) -> Tensor:
     return values.to(device=like.device, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""What each task's own expert predicts, for a merge to agree with."""
+"""Predictions of each task's expert, as targets for a merge."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from fusion_adapting._live import build_live
 from fusion_adapting._predictions import widened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor, nn
 
     from fusion_adapting._passes import Passes
@@ -21,29 +19,25 @@ if TYPE_CHECKING:
 def ask_teachers(
     pool: ModelPool[Any], passes: Passes, steps: range, progress: Progress
 ) -> dict[str, dict[int, Tensor]]:
-    """Return what the experts predict of all batches that will be passed through in these steps.
+    """Return the experts' logits for all batches of these steps, by task and step.
 
-    By task and step, of shape (examples, classes), on the CPU, in fp32 or in an fp64 expert's fp64.
-    One expert is live at a time.
-    Raises `RecipeError` for a task that no expert was fine-tuned for.
+    Of shape (examples, classes), on the CPU, in fp32 or in fp64 for an expert in fp64. One expert
+    is live at a time. Raises `RecipeError` for a task that no expert was fine-tuned for.
     """
-    predictions: dict[str, dict[int, Tensor]] = {task.name: {} for task in passes.tasks}
+    predictions: dict[str, dict[int, Tensor]] = {}
     total = len(passes.tasks) * len(steps)
     with progress.track("ask the teachers", total=total, unit="batches") as advance:
+
+        def predict_all(expert: nn.Module, task: AdaptiveTask) -> dict[int, Tensor]:
+            logits: dict[int, Tensor] = {}
+            for step in steps:
+                batch = passes.batches.of(task, step).to(passes.device)
+                logits[step] = widened(task.logits(expert, batch)).cpu()
+                advance(1, note=task.name)
+            return logits
+
         for task in passes.tasks:
             expert = pool.expert_of(task.name)
-            for step, logits in _asked(
-                build_live(pool, expert, passes.device), task, passes, steps
-            ):
-                predictions[task.name][step] = logits
-                advance(1, note=task.name)
+            with torch.no_grad():
+                predictions[task.name] = predict_all(build_live(pool, expert, passes.device), task)
     return predictions
-
-
-def _asked(
-    expert: nn.Module, task: AdaptiveTask, passes: Passes, steps: range
-) -> Iterator[tuple[int, Tensor]]:
-    for step in steps:
-        with torch.no_grad():
-            logits = task.logits(expert, passes.batches.of(task, step).to(passes.device))
-        yield step, widened(logits).cpu()

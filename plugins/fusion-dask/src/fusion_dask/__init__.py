@@ -1,1 +1,1 @@
-"""Merges and sweeps of fusion-core on Dask's workers."""
+"""Merges and sweeps of fusion-core on the workers of a Dask scheduler."""

@@ -1,8 +1,8 @@
-"""Calls that run on workers, and what comes back of them: as bytes, so that nothing is lost.
+"""Calls on workers, whose results and errors travel as bytes.
 
-Dask decodes a worker's error on its own event loop. An error that cannot be decoded there, because
-its class exists on the worker alone, leaves the task pending for ever. So a worker answers with
-bytes, whatever happened, and this process decodes them where a failure is an error like any other.
+Dask decodes a worker's error on its own event loop. If that fails, because the error's class exists
+on the worker alone, the task stays pending for ever. So a worker always answers with bytes, and
+this process decodes them where a failure is an ordinary error.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONGEST_TEXT = 2_000
-_MEND = "Install the packages of this run, in the same versions, on every worker."
-_LOOK = "This process does not know the error's class. --traceback shows where it was raised."
+_INSTALL = "Install the packages of this run, in the same versions, on every worker."
+_UNKNOWN_CLASS = "The error's class is unknown here. --traceback shows where it was raised."
 
 
 class Call:
-    """What a worker does when it unpickles this.
+    """A function that a worker calls when it unpickles this object.
 
-    The scheduler only hands the bytes on and needs no package. (A task of Dask that names a
-    function is unpickled by the scheduler, too.)
+    The scheduler only forwards the bytes, so it needs none of the packages. It would unpickle the
+    function of an ordinary Dask task.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -40,7 +40,7 @@ class Call:
 
 
 class Answer(NamedTuple):
-    """The outcome of a call, sent as a plain tuple: Dask decodes nothing of it."""
+    """The outcome of a call. It is sent as a plain tuple, so that Dask decodes none of it."""
 
     worker: str
     result: bytes | None
@@ -50,68 +50,70 @@ class Answer(NamedTuple):
     traceback: str
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - it is no error of its own
+class RemoteTraceback(Exception):  # noqa: N818 - only the cause of another error
     """The traceback of a worker's error that could not be decoded, as text."""
 
 
 def answer(function: bytes) -> tuple[Any, ...]:
-    """Call a pickled function on a worker; returns the fields of an `Answer`, and never raises."""
+    """Call a pickled function on a worker; return the fields of an `Answer`, and never raise."""
     try:
-        result = pickle.dumps(pickle.loads(function)())  # noqa: S301 - the run's own
-    except BaseException as error:  # noqa: BLE001 - the run decides what it means
+        result = pickle.dumps(pickle.loads(function)())  # noqa: S301 - from the run itself
+    except BaseException as error:  # noqa: BLE001 - the run handles it
         lines = "".join(traceback.format_exception(error))
-        return (_worker(), None, _encoded(error), _text(error), lines)
-    return (_worker(), result, None, "", "")
+        return (_worker_name(), None, _encode(error), _describe(error), lines)
+    return (_worker_name(), result, None, "", "")
 
 
-def outcome(given: tuple[Any, ...]) -> Any:  # noqa: ANN401 - whatever was called
+def decode_answer(fields: tuple[Any, ...]) -> Any:  # noqa: ANN401 - any result
     """Return the result of a call, or raise its error.
 
     Raises `WorkerError` naming the worker for a result or an error that cannot be decoded here, and
-    for one that would end this process.
+    for an error that would end this process.
     """
-    told = Answer(*given)
-    if told.result is not None:
+    received = Answer(*fields)
+    if received.result is not None:
         try:
-            return pickle.loads(told.result)  # noqa: S301 - a worker's
+            return pickle.loads(received.result)  # noqa: S301 - from a worker
         except Exception as error:
-            said = f"returned what cannot be read here: {_text(error)}"
-            raise WorkerError(f"{told.worker} {said}", hint=_MEND) from error
-    raised = None if told.error is None else _decoded(told.error)
-    if raised is not None:
-        raise raised
-    raise WorkerError(f"{told.worker} failed: {told.text}", hint=_LOOK) from RemoteTraceback(
-        f"\n{told.traceback}"
-    )
+            raise WorkerError(
+                f"{received.worker} returned a result that cannot be decoded: {_describe(error)}",
+                hint=_INSTALL,
+            ) from error
+    error = None if received.error is None else _decode(received.error)
+    if error is not None:
+        raise error
+    raise WorkerError(
+        f"{received.worker} failed: {received.text}", hint=_UNKNOWN_CLASS
+    ) from RemoteTraceback(f"\n{received.traceback}")
 
 
-def _worker() -> str:
+def _worker_name() -> str:
     try:
         return f"the Dask worker at {get_worker().address} on {platform.node()}"
     except ValueError:  # called outside a task
         return f"a Dask worker on {platform.node()}"
 
 
-def _encoded(error: BaseException) -> bytes | None:
-    """Return an error with its traceback as bytes; None if it has none."""
+def _encode(error: BaseException) -> bytes | None:
+    """Return an error with its traceback as bytes, or None if it cannot be pickled."""
     try:
         pickling_support.install(error)
         return pickle.dumps(error)
-    except Exception:  # noqa: BLE001 - whatever a class of errors does when it is pickled
+    except Exception:  # noqa: BLE001 - a class of errors may raise anything when pickled
         return None
 
 
-def _decoded(encoded: bytes) -> Exception | None:
-    """Return an error as it was raised; None if this process cannot make it again."""
+def _decode(encoded: bytes) -> Exception | None:
+    """Return a decoded error, or None if this process cannot decode it."""
     try:
-        error = pickle.loads(encoded)  # noqa: S301 - a worker's
-    except Exception:  # noqa: BLE001 - whatever a class of errors does when it is made
+        error = pickle.loads(encoded)  # noqa: S301 - from a worker
+    except Exception:  # noqa: BLE001 - a class of errors may raise anything when unpickled
         return None
     return error if isinstance(error, Exception) else None
 
 
-def _text(error: BaseException) -> str:
-    """Return an error's type and message, whatever the message does when it is asked for."""
+def _describe(error: BaseException) -> str:
+    """Return an error's type and message; computing the message may fail."""
     try:
         message = str(error)
     except Exception:  # noqa: BLE001

@@ -1,4 +1,4 @@
-"""Where the scheduler is: one that runs somewhere, or one of our own with local workers."""
+"""Connections to a scheduler: a running one, or a local one with its own workers."""
 
 from __future__ import annotations
 
@@ -26,49 +26,51 @@ if TYPE_CHECKING:
 
     from fusion_dask.config import DaskConfig
 
-_HERE = "127.0.0.1"
+_LOCALHOST = "127.0.0.1"
 _LARGEST_FILE = 2**20
 _SECONDS_TO_CONNECT = 5.0
 
 
 @contextmanager
-def connected(config: DaskConfig) -> Iterator[Client]:
-    """Connect to the scheduler that a configuration means; raises `WorkerError` if none answers."""
+def connect(config: DaskConfig) -> Iterator[Client]:
+    """Connect to the configured scheduler; raises `WorkerError` if it does not answer."""
     if config.is_local:
-        with _local_scheduler(config.workers or _cores()) as address, _client(address) as client:
+        workers = config.workers or _count_cores()
+        with _local_scheduler(workers) as address, _client(address) as client:
             yield client
     else:
-        with _client(config.address or _address_in(Path(config.scheduler_file or ""))) as client:
+        address = config.address or _read_address(Path(config.scheduler_file or ""))
+        with _client(address) as client:
             yield client
 
 
 @contextmanager
 def _local_scheduler(workers: int) -> Iterator[str]:
-    """Start a scheduler with processes on this machine; yields its address.
+    """Start a scheduler with worker processes on this machine; yields its address.
 
-    Workers are programs of their own, not children that import the caller's `__main__`. They have a
-    thread each and no limit of memory, and end with the scheduler, however that ends.
+    The workers are programs of their own and do not import the caller's `__main__`. They have one
+    thread each and no memory limit, and they end with the scheduler, however that ends.
     """
-    logging.getLogger("distributed").setLevel(logging.WARNING)  # some speak when all is over
-    with TemporaryDirectory(prefix="fusion-dask-") as place:
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # some log after the diversion ends
+    with TemporaryDirectory(prefix="fusion-dask-") as directory:
         quiet = logging.CRITICAL
-        served = {"host": _HERE, "port": 0, "dashboard": False, "dashboard_address": ":0"}
-        served["local_directory"] = place
+        server = {"host": _LOCALHOST, "port": 0, "dashboard": False, "dashboard_address": ":0"}
+        server["local_directory"] = directory
         options = {"nthreads": 1, "memory_limit": 0}
         worker = {
             "worker_class": "distributed.Worker",
-            "worker_kwargs": {**served, **options, "silence_logs": quiet},
+            "worker_kwargs": {**server, **options, "silence_logs": quiet},
         }
         with SpecCluster(
             workers={n: {"cls": _LocalWorker, "options": worker} for n in range(workers)},
-            scheduler={"cls": Scheduler, "options": served},
+            scheduler={"cls": Scheduler, "options": server},
             silence_logs=quiet,
         ) as cluster:
             yield cluster.scheduler_address
 
 
 class _LocalWorker(SubprocessWorker):
-    """A worker that Ctrl-C does not reach: what it has begun, it ends."""
+    """A worker in a session of its own: Ctrl-C does not reach it, so it finishes its task."""
 
     async def _start(self) -> None:
         spec = json.dumps({"cls": self.worker_class, "opts": self.worker_kwargs})
@@ -90,23 +92,24 @@ def _client(address: str) -> Iterator[Client]:
 def _check_scheduler(address: str) -> None:
     """Raise `WorkerError` unless a scheduler answers.
 
-    Asked before there is a client, which waits for ever for a server that never answers, and whose
-    remains complain on stderr. In a thread, for a notebook's own event loop runs in this one.
+    A client would wait for ever for a server that never answers, and its remains would complain on
+    stderr. So this asks before there is a client, and in a thread, because a notebook's event loop
+    runs in this one.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="fusion-dask-probe") as thread:
         try:
-            kind = thread.submit(asyncio.run, _kind_of(address)).result()
+            kind = thread.submit(asyncio.run, _ask_kind(address)).result()
         except TimeoutError as error:
-            reason = ValueError("a server accepts the connection and says nothing")
+            reason = ValueError("a server accepts the connection but sends nothing")
             raise _no_answer(address, error if str(error) else reason) from error
-        except Exception as error:  # whatever is made of the bytes that another server sends
+        except Exception as error:  # another kind of server may send any bytes
             raise _no_answer(address, error) from error
     if kind != "Scheduler":
         raise _no_answer(address, ValueError(f"expected a scheduler, found a {kind}"))
 
 
-async def _kind_of(address: str) -> str:
-    """Ask what answers at an address."""
+async def _ask_kind(address: str) -> str:
+    """Ask the server at an address for its kind."""
     connection = Security().get_connection_args("client")
     is_encrypted = address.startswith(("tls://", "wss://"))
     if is_encrypted and connection.get("ssl_context") is None:
@@ -119,45 +122,42 @@ async def _kind_of(address: str) -> str:
 
 def _no_answer(address: str, error: Exception) -> WorkerError:
     return WorkerError(
-        f"no Dask scheduler answers at {address}: {_reason(error)}",
+        f"no Dask scheduler answers at {address}: {_describe_failure(error)}",
         hint="Start one with `dask scheduler`, and workers with `dask worker ADDRESS`. "
-        "The protocol has to be the scheduler's: tcp:// or, with certificates, tls://.",
+        "Use the scheduler's protocol: tcp:// or, with certificates, tls://.",
     )
 
 
-def _reason(error: BaseException) -> str:
-    """Return in one line why a connection failed: with the first cause, if others are around it."""
-    said = str(error) or type(error).__name__
+def _describe_failure(error: BaseException) -> str:
+    """Return in one line why a connection failed, with the first cause."""
+    text = str(error) or type(error).__name__
     first = error
     while first.__cause__ is not None:
         first = first.__cause__
     cause = str(first) or type(first).__name__
-    return " ".join((said if cause in said else f"{said} ({cause})").split())
+    return " ".join((text if cause in text else f"{text} ({cause})").split())
 
 
-def _address_in(path: Path) -> str:
-    """Read the address from what a scheduler wrote; raises `WorkerError` for another file."""
+def _read_address(path: Path) -> str:
+    """Read the address from a scheduler file; raises `WorkerError` for another file."""
     try:
-        return check_address(json.loads(_head_of(path))["address"])
+        return check_address(json.loads(_read_file(path))["address"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise WorkerError(
-            f"the scheduler file {path} does not say where a Dask scheduler is: {reason}",
+            f"the scheduler file {path} has no address of a Dask scheduler: {reason}",
             hint=f"Start one with `dask scheduler --scheduler-file {path}`.",
         ) from error
 
 
-def _head_of(path: Path) -> bytes:
-    """Read as much of a file as a scheduler writes; raises `OSError` or `ValueError` without one.
-
-    A pipe is not waited for.
-    """
+def _read_file(path: Path) -> bytes:
+    """Read at most as much as a scheduler writes, without waiting for a pipe."""
     if path.exists() and not path.is_file():
         raise ValueError("expected a file")
     with path.open("rb") as file:
         return file.read(_LARGEST_FILE)
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What Dask logs while a run uses it: part of the run's errors, and not printed above them."""
+"""Dask's log messages during a run, kept for the run's errors and not printed above them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOG = logging.getLogger("fusion_dask")
-#: The loggers of Dask, and of the libraries that it prints through when a connection breaks.
+#: The loggers of Dask, and of the libraries through which it reports broken connections.
 _NAMES = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
 _LONGEST = 300
 
 
 class _Diversion(logging.Handler):
-    """Keeps the last error, and hands everything to the logger `fusion_dask` at DEBUG level."""
+    """Remembers the last error, and passes all messages to the logger `fusion_dask` as DEBUG."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ _DIVERSION = _Diversion()
 
 
 @contextmanager
-def diverted() -> Iterator[None]:
-    """Keep what Dask logs from the terminal; the last context to end prints again as before."""
+def divert_logs() -> Iterator[None]:
+    """Keep Dask's log messages off the terminal until the last such context ends."""
     with _DIVERSION.guard:
         if not _DIVERSION.users:
             _DIVERSION.begin()

@@ -1,4 +1,4 @@
-"""Registers the executor on Dask's workers; imports nothing heavy."""
+"""Registers the executor `dask`; imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ def fusion_register_executors() -> Iterator[ExecutorSpec]:
     """Register the executor `dask`."""
     yield ExecutorSpec(
         name="dask",
-        summary="Workers of a Dask scheduler: of one that runs, or of processes on this machine.",
+        summary="Run work on the workers of a Dask scheduler, or on processes of this machine.",
         target="fusion_dask.executor:make_dask",
         config="fusion_dask.config:DaskConfig",
         trust=("dask",),

@@ -1,23 +1,23 @@
-"""Sweeps for fusion-core: many runs that share their models, and a store of what they measured.
+"""Sweeps for fusion-core: many runs that share their models, and a store of their results.
 
 from fusion_sweep import sweep
 
-found = sweep("recipe.yaml", over={"algorithm.scale": "0:1:0.1"}, seeds=3)
-found.best().recipe
+result = sweep("recipe.yaml", over={"algorithm.scale": "0:1:0.1"}, seeds=3)
+result.best().recipe
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusion_sweep.found import Found
+    from fusion_sweep.results import Found
     from fusion_sweep.search import Search
     from fusion_sweep.store import Store
     from fusion_sweep.sweeping import sweep
     from fusion_sweep.trial import Trial
 
-_HOME_OF = {
-    "Found": "found",
+_MODULES = {
+    "Found": "results",
     "Search": "search",
     "Store": "store",
     "Trial": "trial",
@@ -28,6 +28,6 @@ __all__ = ["Found", "Search", "Store", "Trial", "sweep"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
-    if name not in _HOME_OF:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fusion_sweep' has no attribute {name!r}")
-    return getattr(import_module(f"fusion_sweep.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"fusion_sweep.{_MODULES[name]}"), name)

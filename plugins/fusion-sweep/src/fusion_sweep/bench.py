@@ -1,7 +1,8 @@
-"""Where trials are run: models and tasks are opened once, and nothing is left behind.
+"""Planning, running and measuring of trials on models and tasks that are opened once.
 
-A trial is planned by its recipe, as `fuse run` plans it, but on the pools of the trial before;
-merged in memory, or in a scratch directory; and measured on what options are chosen on.
+A trial is planned like a run of `fuse run`, but on the pools of the previous trial. It is merged in
+memory or in a scratch directory, and measured on the examples that options are chosen on. No files
+remain.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fusion_core.commands import RunIdentities, device_of, execute
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.weights import Shared
 from fusion_sweep.trial import Trial, digest
-from fusion_sweep.unlabeled import Unlabeled
+from fusion_sweep.unlabeled import UnlabeledMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,85 +35,97 @@ if TYPE_CHECKING:
 
     Tasks = TaskPool[Any]
 
-#: What is measured on: one half of the test examples, the other, all, or those without labels.
+#: The examples to measure on: one half of the test examples, the other, all, or unlabeled ones.
 On = Literal["half", "other half", "test", "unlabeled"]
-#: What a number may depend on in its last digits only: where a trial ran is not part of what it is.
+#: Facts that affect only the last digits of a result. They are not part of a trial's identity.
 _MACHINE = ("machine", "threads")
 
 
 @dataclass
 class Bench:
-    """Runs trials of one sweep; `asked` and `samples` are of what is measured without labels."""
+    """Runs the trials of one sweep."""
 
     options: RunOptions = field(default_factory=RunOptions)
-    asked: Sequence[str] = ()
+    #: metrics to measure without labels
+    unlabeled_metrics: Sequence[str] = ()
+    #: examples per task to measure without labels
     samples: int = 256
-    #: where trials are written to be measured, and removed; None: they stay in memory
+    #: directory to write trials to until they are measured; None: merge in memory
     scratch: Path | None = None
-    #: what trials keep for one another, in a quarter of the memory
-    shared: Shared = field(default_factory=lambda: Shared(_memory() // 4))
-    _last: Plan | None = None
+    #: values that trials share, in at most a quarter of the memory
+    shared: Shared = field(default_factory=lambda: Shared(_total_memory() // 4))
+    _last_plan: Plan | None = None
     _halves: WeakKeyDictionary[Tasks, tuple[Tasks, Tasks]] = field(
         default_factory=WeakKeyDictionary
     )
-    _unlabeled: tuple[Tasks, Unlabeled] | None = None
-    #: in the place of an identity that cannot be told: only this sweep knows such trials
+    _unlabeled: tuple[Tasks, UnlabeledMetrics] | None = None
+    #: stands in for an unknown identity, so that only this sweep recognises such trials
     session: str = field(default_factory=lambda: uuid4().hex)
     _identities: RunIdentities = field(default_factory=RunIdentities)
-    #: this process's own trial in the scratch directory
-    _place: str = field(default_factory=lambda: f"trial-{uuid4().hex}")
+    #: the name of this process's trial in the scratch directory
+    _scratch_name: str = field(default_factory=lambda: f"trial-{uuid4().hex}")
 
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
         """Plan a trial; raises as `fusion_core.plan` does, and `RecipeError` without tasks.
 
-        So it does without trust: what the tasks are is asked next, which may start a program.
+        Raises `RecipeError` without trust too, since opening the tasks may start a program.
         """
         output = {**recipe.get("output", {}), "path": None}
         options = replace(self.options, device="cpu")
         if self.scratch is not None:
-            output["path"] = str(self.scratch / self._place)
+            output["path"] = str(self.scratch / self._scratch_name)
             options = replace(options, overwrite=True)
-        planned = plan({**recipe, "output": output}, options, like=self._last)
+        planned = plan({**recipe, "output": output}, options, like=self._last_plan)
         planned.check_trust()
-        self._last = replace(planned, device=_device(self.options.device))
-        if self._last.tasks is None:
+        self._last_plan = replace(planned, device=_device(self.options.device))
+        if self._last_plan.tasks is None:
             raise RecipeError(
-                "a sweep measures its trials, and there are no tasks",
+                "a sweep needs tasks to measure its trials",
                 hint="Name a task pool with --task-pool; see: fuse list tasks",
             )
-        return self._last
+        return self._last_plan
 
-    def pickled(self) -> bytes:
-        """Return what makes such a bench in a worker, which merges there: nothing of it is open."""
+    def to_bytes(self) -> bytes:
+        """Return a pickle of the bench for a worker, without executor and open pools."""
         options = replace(self.options, executor=None, workers=None)
-        return pickle.dumps((options, self.asked, self.samples, self.scratch, self.session))
+        return pickle.dumps(
+            (options, self.unlabeled_metrics, self.samples, self.scratch, self.session)
+        )
+
+    @classmethod
+    def from_bytes(cls, pickled: bytes) -> Bench:
+        """Return a bench for a worker, if each core of this machine has one."""
+        options, metrics, samples, scratch, session = pickle.loads(pickled)  # noqa: S301 - ours
+        memory = _total_memory() // 4 // (os.cpu_count() or 1)
+        return cls(options, metrics, samples, scratch, shared=Shared(memory), session=session)
 
     def name(self, planned: Plan, on: On) -> Trial:
-        """Return a planned trial, not run yet, under a name that tells it from all others."""
+        """Return the planned trial, with an id that depends on everything its report does."""
         recipe = planned.recipe_in(Path("/"))
         measured: dict[str, Any] = {"on": on}
         if on == "unlabeled":
-            _check_model(planned)
-            measured |= {"asked": list(self.asked), "samples": self.samples}
-        known = self.identify(planned, on) or {"session": self.session}
-        return Trial(digest({**known, "recipe": recipe, "measured": measured}), recipe, measured)
+            _check_single_model(planned)
+            measured |= {"asked": list(self.unlabeled_metrics), "samples": self.samples}
+        identity = self.identify(planned, on) or {"session": self.session}
+        trial_id = digest({**identity, "recipe": recipe, "measured": measured})
+        return Trial(trial_id, recipe, measured)
 
     def identify(self, planned: Plan, on: On) -> dict[str, Any] | None:
-        """Return all that a trial's figures depend on; None if that cannot be told."""
-        own = [Unlabeled] if on == "unlabeled" else []
-        known = self._identities.of(replace(planned, tasks=self.tasks(planned, on)), *own)
-        return known and {key: value for key, value in known.items() if key not in _MACHINE}
+        """Return the facts that a trial's report depends on; None if some are unknown."""
+        measuring = [UnlabeledMetrics] if on == "unlabeled" else []
+        facts = self._identities.of(replace(planned, tasks=self.tasks(planned, on)), *measuring)
+        return facts and {key: value for key, value in facts.items() if key not in _MACHINE}
 
     def run(self, planned: Plan, trial: Trial) -> Trial:
-        """Return a trial with what was measured of it, or why it failed."""
+        """Return the trial with its report, or with the reason of its failure."""
         started, cpu = time.perf_counter(), time.process_time()
         report, error = None, None
         try:
-            report = self._measured(planned, trial.measured["on"])
-        except FusionError as failed:
-            error = failed.message
-        except (ArithmeticError, RuntimeError, ValueError) as failed:  # of numbers that explode
-            error = f"{type(failed).__name__}: {failed}"
+            report = self._measure(planned, trial.measured["on"])
+        except FusionError as failure:
+            error = failure.message
+        except (ArithmeticError, RuntimeError, ValueError) as failure:  # as of numbers that explode
+            error = f"{type(failure).__name__}: {failure}"
         return replace(
             trial,
             report=report,
@@ -123,48 +136,43 @@ class Bench:
         )
 
     def tasks(self, planned: Plan, on: On) -> Tasks:
-        """Return what a trial is measured on; raises `RecipeError` for tasks without halves."""
+        """Return the tasks to measure a trial on; raises `RecipeError` for tasks without halves."""
         tasks = planned.tasks
-        assert tasks is not None  # noqa: S101 - `plan` looked
+        assert tasks is not None  # noqa: S101 - checked by `plan`
         if on in {"test", "unlabeled"}:
             return tasks
         if tasks not in self._halves:
             self._halves[tasks] = tasks.halves()
         return self._halves[tasks][on == "other half"]
 
-    def _measured(self, planned: Plan, on: On) -> Report:
+    def _measure(self, planned: Plan, on: On) -> Report:
         options = replace(planned.options, evaluate=on != "unlabeled")
-        own = replace(planned, tasks=self.tasks(planned, on), options=options)
+        planned = replace(planned, tasks=self.tasks(planned, on), options=options)
         try:
             with self.shared:
-                result = execute(own)
-            return result.report or self._without_labels(own, result)
+                result = execute(planned)
+            return result.report or self._measure_unlabeled(planned, result)
         finally:
-            if own.path is not None:
-                shutil.rmtree(own.path, ignore_errors=True)
+            if planned.path is not None:
+                shutil.rmtree(planned.path, ignore_errors=True)
 
-    def _without_labels(self, planned: Plan, result: RunResult) -> Report:
+    def _measure_unlabeled(self, planned: Plan, result: RunResult) -> Report:
         tasks = planned.tasks
-        assert tasks is not None  # noqa: S101 - `plan` looked
+        assert tasks is not None  # noqa: S101 - checked by `plan`
         if self._unlabeled is None or self._unlabeled[0] is not tasks:
-            made = Unlabeled(result.pool, tasks, planned.device, self.samples, self.asked)
-            self._unlabeled = (tasks, made)
+            metrics = UnlabeledMetrics(
+                result.pool, tasks, planned.device, self.samples, self.unlabeled_metrics
+            )
+            self._unlabeled = (tasks, metrics)
         return self._unlabeled[1].report(result.weights)
 
 
-def bench_of(pickled: bytes) -> Bench:
-    """Return a bench of `Bench.pickled`, for one of as many workers as this machine has cores."""
-    options, asked, samples, scratch, session = pickle.loads(pickled)  # noqa: S301 - our own
-    own = _memory() // 4 // (os.cpu_count() or 1)
-    return Bench(options, asked, samples, scratch, shared=Shared(own), session=session)
-
-
-def _memory() -> int:
+def _total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _device(name: str) -> torch.device:
-    """Return a device that workers may have although this process has not."""
+    """Return a device; workers may have a CUDA device that this process lacks."""
     try:
         return device_of(name)
     except RecipeError:
@@ -173,11 +181,11 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
 
 
-def _check_model(planned: Plan) -> None:
+def _check_single_model(planned: Plan) -> None:
     """Raise `RecipeError` for a method that makes another model for each task."""
     for stage in planned.stages:
         if stage.resolved is not None and stage.resolved.component.spec.needs_task:
             raise RecipeError(
-                f"{stage.name} makes another model for every task: it is chosen by labels only",
+                f"{stage.name} makes one model per task, which can be measured only with labels",
                 hint="Choose by --objective average.",
             )

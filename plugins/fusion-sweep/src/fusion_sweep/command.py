@@ -1,4 +1,4 @@
-"""`fuse sweep`: the flags, and what is printed."""
+"""The command `fuse sweep`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Store = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         metavar="FILE",
-        help="Where runs are kept; default: fusion-core/sweeps.sqlite in ~/.local/share.",
+        help="Use the store FILE; default: ~/.local/share/fusion-core/sweeps.sqlite.",
     ),
 ]
 
@@ -32,21 +32,27 @@ def sweep(
         Texts,
         typer.Option(
             metavar="OPTION=VALUES",
-            help="What is tried: 0.1,0.2 or 0:1:0.1; to draw from, 0:1 or 1e-4:1:log; repeatable.",
+            help="Try these values: 0.1,0.2 or 0:1:0.1, or draw from 0:1 or 1e-4:1:log; "
+            "repeatable.",
         ),
     ] = None,
     algo: Annotated[
-        Text, typer.Option(metavar="A,B,...", help="Algorithms to try; a pipeline is a+b.")
+        Text, typer.Option(metavar="A,B,...", help="Try these algorithms; a pipeline is A+B.")
     ] = None,
-    pool: Annotated[Text, typer.Option(metavar="NAME", help="What to fuse: a model pool.")] = None,
-    task_pool: Annotated[Text, typer.Option(metavar="NAME", help="What to measure on.")] = None,
-    tasks: Annotated[Text, typer.Option(metavar="A,B", help="Only these tasks.")] = None,
+    pool: Annotated[Text, typer.Option(metavar="NAME", help="Merge this model pool.")] = None,
+    task_pool: Annotated[
+        Text, typer.Option(metavar="NAME", help="Measure on this task pool.")
+    ] = None,
+    tasks: Annotated[Text, typer.Option(metavar="A,B", help="Use only these tasks.")] = None,
     assignments: Annotated[
-        Texts, typer.Option("--set", metavar="KEY=VALUE", help="An option for all; repeatable.")
+        Texts,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set an option of all runs; repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each point, from the seed on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Run each point with N seeds, from the recipe's seed on.")
+    ] = 1,
     random: Annotated[
-        Count, typer.Option(metavar="N", min=1, help="Draw N points, instead of a grid.")
+        Count, typer.Option(metavar="N", min=1, help="Draw N points instead of trying a grid.")
     ] = None,
     tpe: Annotated[
         Count, typer.Option(metavar="N", min=1, help="Search N points by Optuna's TPE.")
@@ -58,64 +64,67 @@ def sweep(
         Texts,
         typer.Option(
             metavar="NAME",
-            help="average, normalised, worst or a task; entropy or agreement need no labels; "
-            "repeatable. Default: average.",
+            help="Choose by average, normalised, worst or a task, or without labels by entropy or "
+            "agreement; repeatable. Default: average.",
         ),
     ] = None,
     on: Annotated[
         Text,
         typer.Option(
             metavar="half|test",
-            help="Labels to choose by; default: a half of the test examples, where possible.",
+            help="Choose on one half of the test examples or on all; default: half, if possible.",
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Examples a task that are looked at without labels.")
+        int, typer.Option(min=1, help="Measure without labels on N examples per task.")
     ] = 256,
     keep: Annotated[
         Text, typer.Option(metavar="N|best", help="Write the N best models to -o DIR.")
     ] = None,
     output: Annotated[
-        Text, typer.Option("-o", "--output", metavar="DIR", help="Where --keep writes.")
+        Text, typer.Option("-o", "--output", metavar="DIR", help="Write the --keep models here.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is where --keep writes.")
+        bool, typer.Option("--overwrite", help="Replace an existing output of --keep.")
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Print N rows of the table.")] = 10,
     store: Store = None,
     scratch: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            metavar="DIR", help="Merge here and not in memory; each model is removed again."
+            metavar="DIR", help="Merge on disk instead of in memory; each model is removed."
         ),
     ] = None,
     executor: Annotated[
         Text,
         typer.Option(
-            metavar="NAME", help="What runs trials, if it has other processes; default: this one."
+            metavar="NAME",
+            help="Run trials on an executor that has other processes; default: run them here.",
         ),
     ] = None,
-    workers: Annotated[Count, typer.Option(min=1, help="Short for --set executor.workers.")] = None,
+    workers: Annotated[
+        Count, typer.Option(min=1, help="Use N workers; short for --set executor.workers.")
+    ] = None,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Where models run: cpu, cuda.")
+        str, typer.Option(metavar="DEVICE", help="Run models on this device: cpu, cuda.")
     ] = "cpu",
     trust: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             "--trust",
             metavar="NAME",
-            help="Allow what the recipe asks for that can run code, as `fuse check` names it; "
+            help="Allow a part of the recipe that can run code, by its name in `fuse check`; "
             "repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Try algorithms and options, and say which are best.
+    """Run a recipe with many algorithms and options, and rank the results.
 
-    Every run is kept in a store and never made again, by no later sweep either. An interrupted
-    sweep goes on by the same command; several at once share the work. Models are not written,
-    but for the best that --keep asks for.
+    Every finished run is saved in a store, and no later sweep repeats it. To resume an interrupted
+    sweep, repeat its command. Several processes with the same command share the work. Models are
+    not written, except for the best that --keep asks for.
 
     \b
     Examples:
@@ -126,26 +135,37 @@ def sweep(
     import logging
 
     from fusion_core import RunOptions, hub
-    from fusion_core.commands import override, print_json, progress_for, sections_from, trusted_by
-    from fusion_sweep.axes import axes_of
-    from fusion_sweep.shown import print_found
+    from fusion_core.commands import (
+        load_recipe,
+        override,
+        print_json,
+        progress_for,
+        sections_from,
+        trusted_by,
+    )
+    from fusion_core.errors import RecipeError
+    from fusion_sweep.axes import parse_over_flags
+    from fusion_sweep.formatting import print_result
     from fusion_sweep.sweeping import sweep as run_sweep
 
     logging.basicConfig(format="warning: %(message)s")
     names = {"model_pool": pool, "task_pool": task_pool, "executor": executor}
-    raw = override(sections_from(_read(recipe), names, tasks), assignments or [])
+    sections = {} if recipe is None else load_recipe(recipe)
+    raw = override(sections_from(sections, names, tasks), assignments or [])
+    if on not in {None, "half", "test"}:
+        raise RecipeError(f"--on: expected half or test, got {on!r}")
     progress = progress_for(quiet=quiet)
     with hub.session(progress):
-        found = run_sweep(
+        result = run_sweep(
             raw,
-            over=axes_of(over or []),
+            over=parse_over_flags(over or []),
             algorithms=[] if algo is None else algo.split(","),
             seeds=seeds,
-            search=_search(random, tpe, cma_es, raw.get("seed", 0)),
+            search=_choose_search(random, tpe, cma_es, raw.get("seed", 0)),
             objectives=objective or ["average"],
-            on=_choice(on),
+            on=on,  # type: ignore[arg-type] # one of the literals
             samples=samples,
-            keep=_count(keep, output),
+            keep=_parse_keep(keep, output),
             output=output,
             store=store,
             scratch=scratch,
@@ -159,46 +179,33 @@ def sweep(
             ),
         )
     if as_json:
-        written = [str(path) for path in found.written]
-        print_json({"sweep": found.id, "on": found.on, "runs": found.rows(), "written": written})
+        written = [str(path) for path in result.written]
+        print_json({"sweep": result.id, "on": result.on, "runs": result.rows(), "written": written})
     else:
-        print_found(found, top)
-    if found.failed:
+        print_result(result, top)
+    if result.failed:
         raise typer.Exit(1)
 
 
-def _read(recipe: Path | None) -> dict[str, Any]:
-    from fusion_core.commands import load_recipe
-
-    return {} if recipe is None else load_recipe(recipe)
-
-
-def _search(random: int | None, tpe: int | None, cma_es: int | None, seed: int) -> Search:
+def _choose_search(random: int | None, tpe: int | None, cma_es: int | None, seed: int) -> Search:
     from fusion_core.errors import RecipeError
     from fusion_sweep.search import Search
 
-    given = {"random": random, "tpe": tpe, "cma-es": cma_es}
-    chosen = {kind: count for kind, count in given.items() if count is not None}
-    if len(chosen) > 1:
-        raise RecipeError(f"a sweep searches in one way, not by --{' and --'.join(chosen)}")
-    return Search(*next(iter(chosen.items())), seed) if chosen else Search()  # type: ignore[arg-type]
+    counts: dict[Any, int | None] = {"random": random, "tpe": tpe, "cma-es": cma_es}
+    given = {kind: count for kind, count in counts.items() if count is not None}
+    if len(given) > 1:
+        flags = " and ".join(f"--{kind}" for kind in given)
+        raise RecipeError(f"conflicting options: {flags}", hint="Give one kind of search.")
+    return Search(*next(iter(given.items())), seed) if given else Search()
 
 
-def _choice(on: str | None) -> Any:  # noqa: ANN401 - one of a few words
-    from fusion_core.errors import RecipeError
-
-    if on not in {None, "half", "test"}:
-        raise RecipeError(f"--on {on!r} is neither half nor test")
-    return on
-
-
-def _count(keep: str | None, output: str | None) -> int:
+def _parse_keep(keep: str | None, output: str | None) -> int:
     from fusion_core.errors import RecipeError
 
     if keep is None:
         if output is not None:
-            raise RecipeError("-o is where --keep writes, and nothing is kept", hint="--keep best")
+            raise RecipeError("-o needs --keep", hint="Add --keep best, or leave out -o.")
         return 0
     if keep != "best" and not (keep.isdecimal() and int(keep)):
-        raise RecipeError(f"--keep {keep!r} is neither a number nor best")
+        raise RecipeError(f"--keep: expected a positive number or best, got {keep!r}")
     return 1 if keep == "best" else int(keep)

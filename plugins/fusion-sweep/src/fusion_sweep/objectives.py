@@ -1,4 +1,4 @@
-"""What is searched for, as a number of a report: of all tasks, the worst, or one of them."""
+"""Objectives: numbers of a report to choose by, over all tasks, the worst task, or one task."""
 
 from __future__ import annotations
 
@@ -10,104 +10,101 @@ from fusion_core import Metric
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from fusion_core import Report
 
-#: What needs no labels, as metrics of every task.
+#: The objectives that need no labels, as metrics of every task.
 WITHOUT_LABELS = {
     "entropy": Metric("entropy", unit="nats", higher_is_better=False),
     "agreement": Metric("agreement"),
 }
-_OF_LABELS = ("average", "normalised", "worst")
+_WITH_LABELS = ("average", "normalised", "worst")
 
 
 @dataclass(frozen=True)
 class Objective:
     """One number of a report: `average`, `normalised`, `worst`, `entropy`, `agreement`, or a task.
 
-    `normalised` is the mean share of the experts' own figures, `worst` the task with the worst main
-    metric, `entropy` and `agreement` are means over the tasks.
+    `normalised` is the mean of the scores relative to the experts' scores. `worst` is the main
+    metric of the worst task. `entropy` and `agreement` are means over the tasks.
     """
 
     name: str
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it is of what tasks measure by labels."""
+        """Whether its measurement needs labels."""
         return self.name not in WITHOUT_LABELS
 
     def is_in(self, report: Report) -> bool:
-        """Tell whether a report has the figures that the number is made of."""
+        """Tell whether a report has the numbers that the objective needs."""
         if self.name in WITHOUT_LABELS:
-            return all(self.name in figures for figures in report.tasks.values())
-        return self.name in {*_OF_LABELS, *report.tasks}
+            return all(self.name in metrics for metrics in report.tasks.values())
+        return self.name in {*_WITH_LABELS, *report.tasks}
 
     def value(self, report: Report) -> float:
-        """Return the number; raises `RecipeError` for a report that does not have it."""
+        """Return the number; raises `RecipeError` if it is undefined for the report."""
         match self.name:
             case "average":
-                return self._there(report.average)
+                return self._check_defined(report.average)
             case "normalised":
-                return self._normalised(report)
+                if below := [expert.task for expert in report.experts_below_base]:
+                    raise RecipeError(
+                        f"objective 'normalised': the expert scores below the base on "
+                        f"{', '.join(below)}",
+                        hint="Experts and tasks may be mismatched. Check which expert belongs to "
+                        "which task, the order of the labels, and the heads.",
+                    )
+                return self._check_defined(report.normalised_average)
             case "worst":
-                self._there(report.average)
-                values = list(_mains(report))
+                self._check_defined(report.average)
+                values = [next(iter(metrics.values())) for metrics in report.tasks.values()]
                 return min(values) if self.metric(report).higher_is_better else max(values)
             case "entropy" | "agreement":
-                rows = [each[self.name] for each in report.tasks.values()]
-                return sum(rows) / len(rows)
+                values = [metrics[self.name] for metrics in report.tasks.values()]
+                return sum(values) / len(values)
             case task:
                 return next(iter(report.tasks[task].values()))
 
     def metric(self, report: Report) -> Metric:
-        """Return what is known of the number: its unit, and whether higher is better."""
+        """Return the objective's unit and direction."""
         if self.name in WITHOUT_LABELS:
             return WITHOUT_LABELS[self.name]
         if self.name == "normalised":
             return Metric("normalised average")
-        mains = report.main_metrics
-        return mains[self.name] if self.name in mains else next(iter(mains.values()))
+        main_metrics = report.main_metrics
+        return main_metrics.get(self.name) or next(iter(main_metrics.values()))
 
     def score(self, report: Report) -> float:
-        """Return the number, or its negative where lower is better; what is none is the worst."""
+        """Return the number, negated if lower is better; NaN scores lowest."""
         value = self.value(report)
         if math.isnan(value):
             return -math.inf
         return value if self.metric(report).higher_is_better else -value
 
-    def _normalised(self, report: Report) -> float:
-        if below := [expert.task for expert in report.experts_below_base]:
-            raise RecipeError(
-                f"objective {self.name!r}: the expert scores below the base on {', '.join(below)}",
-                hint="Experts and tasks probably do not belong together: check which expert is for "
-                "which task, the order of the labels, and the heads.",
-            )
-        return self._there(report.normalised_average)
-
-    def _there(self, value: float | None) -> float:
+    def _check_defined(self, value: float | None) -> float:
         if value is None:
             raise RecipeError(
-                f"objective {self.name!r}: these tasks have none",
-                hint="Their units differ, or experts are missing: name a task as the objective.",
+                f"objective {self.name!r} is undefined for these tasks",
+                hint="Their units differ, or experts are missing. Choose by one task: "
+                "--objective TASK",
             )
         return value
 
 
-def objectives_of(names: Sequence[str], tasks: Sequence[str]) -> tuple[Objective, ...]:
+def parse_objectives(names: Sequence[str], tasks: Sequence[str]) -> tuple[Objective, ...]:
     """Return the objectives of these names; raises `RecipeError` for unknown and mixed ones."""
-    known = [*_OF_LABELS, *WITHOUT_LABELS, *tasks]
+    known = [*_WITH_LABELS, *WITHOUT_LABELS, *tasks]
     if unknown := [name for name in names if name not in known]:
-        hint = f"There are: {', '.join(known)}."
-        raise RecipeError(f"there is no objective {unknown[0]!r}", hint=hint)
-    found = tuple(map(Objective, dict.fromkeys(names)))
-    if len({each.needs_labels for each in found}) > 1:
         raise RecipeError(
-            "objectives with and without labels are measured on other examples",
-            hint="Choose by one kind.",
+            f"unknown objective {unknown[0]!r}", hint=f"Known objectives: {', '.join(known)}."
         )
-    return found
-
-
-def _mains(report: Report) -> Iterator[float]:
-    return (next(iter(metrics.values())) for metrics in report.tasks.values())
+    objectives = tuple(map(Objective, dict.fromkeys(names)))
+    if len({objective.needs_labels for objective in objectives}) > 1:
+        raise RecipeError(
+            "conflicting objectives: some need labels and some do not, and they are measured on "
+            "different examples",
+            hint="Give objectives of one kind.",
+        )
+    return objectives

@@ -1,4 +1,4 @@
-"""Registers the commands of sweeps; imports nothing heavy."""
+"""Registers the commands `fuse sweep` and `fuse runs`; imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     """Register `fuse sweep` and `fuse runs`."""
     yield CommandSpec(
         name="sweep",
-        summary="Try algorithms and options, and say which are best.",
+        summary="Run a recipe with many algorithms and options, and rank the results.",
         target="fusion_sweep.command:sweep",
         group=_GROUP,
     )
     yield CommandSpec(
         name="runs",
-        summary="List, show, compare, export and remove what sweeps measured.",
+        summary="List, show, compare, export and remove the runs of sweeps.",
         target="fusion_sweep.runs.command:app",
         group=_GROUP,
     )

@@ -1,6 +1,6 @@
-"""Ranges of numbers that an option is swept over, as `--over` takes them: LOW:HIGH:STEP.
+"""Ranges of numbers, as `--over` takes them: LOW:HIGH:STEP.
 
-A range is counted by arithmetic and expanded only by who has looked at the count.
+The numbers of a range are counted by arithmetic, and made only after the count was checked.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(?::({_NUMBER}|log))?")
-#: Significant digits of what is drawn or stepped to: 0.1 + 0.2 is 0.3.
+#: Significant digits of drawn and stepped numbers: 0.1 + 0.2 is 0.3.
 _DIGITS = 9
-#: A last step that falls short of the upper end by rounding alone still counts.
+#: A last step that misses the upper end by rounding alone still counts.
 _SLACK = Fraction(1, 10**9)
 _EXPECTED = "expected finite numbers, as LOW:HIGH, LOW:HIGH:STEP or LOW:HIGH:log"
 _HINT = "Write a range with a step, or one to draw from: 0:1:0.1  0:1  1e-4:1e-1:log"
@@ -38,22 +38,22 @@ class Range:
 
     @property
     def first(self) -> float:
-        """The first of them."""
+        """The lowest number."""
         return self.low
 
     @property
-    def said(self) -> str:
-        """What it is, as `--over` takes it."""
+    def spec(self) -> str:
+        """The range as `--over` takes it."""
         step = "log" if self.is_log else self.step
         return f"{self.low}:{self.high}" + ("" if step is None else f":{step}")
 
     @property
     def count(self) -> int:
-        """How many numbers a grid has; raises `RecipeError` without a step."""
+        """The number of values in a grid; raises `RecipeError` without a step."""
         if self.step is None:
             raise RecipeError(
-                f"--over {self.name}: {self.low}:{self.high} is endless, and a grid is not",
-                hint=f"Give it a step, {self.low}:{self.high}:STEP, or draw: --random 20",
+                f"--over {self.name}={self.low}:{self.high}: a grid needs a step",
+                hint=f"Give a step, {self.low}:{self.high}:STEP, or draw points: --random 20",
             )
         span = Fraction(self.high) - Fraction(self.low)
         return math.floor(span / Fraction(self.step) + _SLACK) + 1
@@ -63,7 +63,7 @@ class Range:
         return tuple(self._at(number) for number in range(self.count))
 
     def draw(self, random: Random) -> float:
-        """Return one of the numbers."""
+        """Return a random number."""
         if self.step is not None:
             return self._at(random.randrange(self.count))
         if self.is_log:
@@ -71,19 +71,19 @@ class Range:
         return self.tidy(random.uniform(self.low, self.high))
 
     def tidy(self, number: float) -> float:
-        """Return a number as people write it: 0.1 + 0.2 is 0.3, whole steps make whole numbers."""
+        """Return a number as people write it: 0.1 + 0.2 is 0.3, whole steps give integers."""
         return round(number) if self._is_whole else float(f"{number:.{_DIGITS}g}")
 
     def check_step(self) -> None:
-        """Raise `RecipeError` for a step so small that neighbours are the same number."""
+        """Raise `RecipeError` for a step so small that neighbours are equal after rounding."""
         if self.step is None or self._is_whole:
             return
         largest = max(abs(self.low), abs(self.high))
         smallest = 10.0 ** (math.floor(math.log10(largest)) - _DIGITS + 1)
         if self.step < smallest * (1 - 1e-9):
             raise RecipeError(
-                f"--over {self.name}={self.said}: the step {self.step} is lost in numbers as large "
-                f"as {largest:g}, which keep {_DIGITS} digits",
+                f"--over {self.name}={self.spec}: the step {self.step} is too small for numbers as "
+                f"large as {largest:g}, which keep {_DIGITS} digits",
                 hint=f"Give a step of at least {smallest:g}, or whole numbers throughout.",
             )
 
@@ -92,43 +92,43 @@ class Range:
         return isinstance(self.low, int) and isinstance(self.step, int)
 
     def _at(self, number: int) -> float:
-        assert self.step is not None  # noqa: S101 - what has a count has a step
+        assert self.step is not None  # noqa: S101 - a counted range has a step
         return self.tidy(self.low + number * self.step)
 
 
-def range_of(name: str, text: str) -> Range | None:
-    """Read a range; None for text that is not one.
+def parse_range(name: str, text: str) -> Range | None:
+    """Parse a range; return None for other text.
 
-    Raises `RecipeError` for a range in which nothing lies, or of numbers that are not finite.
+    Raises `RecipeError` for an empty range, or one with numbers that are not finite.
     """
     ends = text.strip().split(":")[:2]
     if len(ends) < 2 or not all(map(_is_number, ends)) or "," in text:  # noqa: PLR2004 - two ends
         return None
-    found = _RANGE.fullmatch(text.strip())
-    if found is None:
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
         raise RecipeError(f"--over {name}={text}: {_EXPECTED}", hint=_HINT)
-    low, high = _number(found[1]), _number(found[2])
-    is_log = found[3] == "log"
-    step = None if is_log or found[3] is None else _number(found[3])
-    if problem := _problem(low, high, step, is_log=is_log):
+    low, high = _number(match[1]), _number(match[2])
+    is_log = match[3] == "log"
+    step = None if is_log or match[3] is None else _number(match[3])
+    if problem := _find_problem(low, high, step, is_log=is_log):
         raise RecipeError(f"--over {name}={text}: {problem}", hint=_HINT)
     return Range(name, low, high, step, is_log)
 
 
-def _problem(low: float, high: float, step: float | None, *, is_log: bool) -> str | None:
-    """Say why numbers make no range."""
+def _find_problem(low: float, high: float, step: float | None, *, is_log: bool) -> str | None:
+    """Return why the numbers do not form a range, or None."""
     if not all(map(_is_finite, (low, high, *([] if step is None else [step])))):
         return "expected finite numbers"
     if not _is_finite(Fraction(high) - Fraction(low)):
         return "its ends are too far apart"
-    nothing = {
-        "the lower end comes first": low >= high,
+    reasons = {
+        "the lower end must come first": low >= high,
         "the step is 0": step == 0,
-        "steps are positive, from the lower end": step is not None and step < 0,
-        "a logarithmic one begins above 0": is_log and low <= 0,
+        "the step must be positive": step is not None and step < 0,
+        "a logarithmic range must begin above 0": is_log and low <= 0,
     }
-    reasons = [reason for reason, holds in nothing.items() if holds]
-    return f"nothing lies in this range: {reasons[0]}" if reasons else None
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    return reason and f"the range is empty: {reason}"
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a sweep found, as data: its trials, those of one point together, and which are best."""
+"""The result of a sweep: its trials, grouped by point and ranked."""
 
 from __future__ import annotations
 
@@ -8,36 +8,45 @@ from itertools import groupby
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.commands import import_optional
 from fusion_core.errors import FusionError
-from fusion_sweep.axes import key_of
+from fusion_sweep.axes import point_key
+from fusion_sweep.formatting import format_html
+from fusion_sweep.plots import plot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from matplotlib.figure import Figure
 
     from fusion_core import Metric, Report
     from fusion_sweep.axes import Point
     from fusion_sweep.objectives import Objective
     from fusion_sweep.trial import Trial
 
+#: Rows of the table in a notebook.
+_HTML_ROWS = 10
+
 
 @dataclass(frozen=True)
 class Group:
-    """The finished trials of one point, one a seed."""
+    """The finished trials of one point, one per seed."""
 
     trials: Sequence[Trial]
     objectives: Sequence[Objective]
 
     @property
     def point(self) -> Point:
-        """What is swept over."""
+        """The values of the axes."""
         return self.trials[0].point
 
     @cached_property
     def scores(self) -> tuple[float, ...]:
-        """The mean over seeds of each objective, negative where lower is better."""
+        """The mean over seeds of each objective, negated if lower is better."""
         return tuple(
-            fmean(objective.score(r) for r in self._reports) for objective in self.objectives
+            fmean(objective.score(report) for report in self._reports)
+            for objective in self.objectives
         )
 
     def mean(self, objective: Objective) -> float:
@@ -45,16 +54,16 @@ class Group:
         return fmean(objective.value(report) for report in self._reports)
 
     def deviation(self, objective: Objective) -> float | None:
-        """Return the standard deviation over seeds, None for one seed."""
+        """Return the standard deviation over seeds, or None for one seed."""
         values = [objective.value(report) for report in self._reports]
         return stdev(values) if len(values) > 1 else None
 
     def metric(self, objective: Objective) -> Metric:
-        """Return what is known of an objective."""
+        """Return the unit and direction of an objective."""
         return objective.metric(self._reports[0])
 
     def is_beaten_by(self, other: Group) -> bool:
-        """Tell whether another is nowhere worse, and somewhere better."""
+        """Tell whether another group is better in some objective and worse in none."""
         pairs = list(zip(self.scores, other.scores, strict=True))
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
@@ -64,32 +73,32 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Results:
-    """The trials of a sweep so far: those that are finished, and that failed."""
+class Found:
+    """The finished and failed trials of a sweep so far; a notebook displays it as a table."""
 
     id: str
     objectives: Sequence[Objective]
-    #: what options were chosen on: `half`, `test` or `unlabeled`
+    #: the examples that options are chosen on: `half`, `test` or `unlabeled`
     on: str
     trials: Sequence[Trial]
-    #: the best trial, measured on examples that chose nothing
+    #: the best trial, measured on examples that were not used to choose
     tested: Trial | None = None
-    #: the directories of the best models, where they were asked for
+    #: the directories of the best models, if they were written
     written: Sequence[Path] = ()
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Trials of one point together, the best first: by the first objective, then the next."""
-        finished = sorted(self.finished, key=lambda each: (key_of(each.point), each.seed))
-        made = [
-            Group(list(each), self.objectives)
-            for _, each in groupby(finished, key=lambda each: key_of(each.point))
+        """The finished trials by point, the best first: by the first objective, then the next."""
+        finished = sorted(self.finished, key=lambda trial: (point_key(trial.point), trial.seed))
+        groups = [
+            Group(list(trials), self.objectives)
+            for _, trials in groupby(finished, key=lambda trial: point_key(trial.point))
         ]
-        return sorted(made, key=lambda each: each.scores, reverse=True)
+        return sorted(groups, key=lambda group: group.scores, reverse=True)
 
     @property
     def finished(self) -> list[Trial]:
-        """The trials that were measured."""
+        """The trials that have a report."""
         return [trial for trial in self.trials if trial.report is not None]
 
     @property
@@ -99,12 +108,12 @@ class Results:
 
     @property
     def front(self) -> list[Group]:
-        """The points that no other beats in every objective."""
-        found: list[Group] = []
-        for group in self.groups:  # whoever beats it comes before it
-            if not any(group.is_beaten_by(other) for other in found):
-                found.append(group)
-        return found
+        """The Pareto front: the points that no other point beats."""
+        front: list[Group] = []
+        for group in self.groups:  # a group that beats another precedes it
+            if not any(group.is_beaten_by(other) for other in front):
+                front.append(group)
+        return front
 
     def best(self) -> Trial:
         """Return the first trial of the best point; raises `FusionError` if none is finished."""
@@ -113,26 +122,41 @@ class Results:
     def ranked(self) -> list[Group]:
         """Return `groups`; raises `FusionError` if none is finished."""
         if not self.groups:
-            raise FusionError("no trial of this sweep is finished", hint="`failed` says why.")
+            raise FusionError("no trial of this sweep is finished", hint="See `failed` for why.")
         return self.groups
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row a trial, the best first: point, seed, objectives, every task's metrics."""
-        ordered = [trial for group in self.groups for trial in group.trials]
-        return [dict(self._row(each)) for each in (*ordered, *self.failed)]
+        """Return one row per trial, the best first: point, seed, objectives, tasks' metrics."""
+        ranked = [trial for group in self.groups for trial in group.trials]
+        return [self._row(trial) for trial in (*ranked, *self.failed)]
 
-    def _row(self, trial: Trial) -> Iterator[tuple[str, Any]]:
-        yield from {"run": trial.id, "algorithm": trial.algorithm, **trial.point}.items()
-        yield "seed", trial.seed
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        row = {"run": trial.id, "algorithm": trial.algorithm, **trial.point, "seed": trial.seed}
         if trial.report is not None:
-            yield from (
-                (objective.name, objective.value(trial.report)) for objective in self.objectives
-            )
-            yield from _figures(trial.report.tasks)
-        yield from {"on": self.on, "seconds": trial.seconds, "cpu": trial.cpu}.items()
-        yield from {"finished": trial.finished, "error": trial.error}.items()
+            for objective in self.objectives:
+                row[objective.name] = objective.value(trial.report)
+            for task, metrics in trial.report.tasks.items():
+                row |= {f"{task}.{name}": value for name, value in metrics.items()}
+        return row | {
+            "on": self.on,
+            "seconds": trial.seconds,
+            "cpu": trial.cpu,
+            "finished": trial.finished,
+            "error": trial.error,
+        }
 
+    def to_dataframe(self) -> Any:  # noqa: ANN401 - a class of pandas
+        """Return `rows` as a pandas data frame; raises `FusionError` without pandas."""
+        return import_optional("pandas", "to_dataframe").DataFrame(self.rows())
 
-def _figures(tasks: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, float]]:
-    for task, metrics in tasks.items():
-        yield from ((f"{task}.{name}", value) for name, value in metrics.items())
+    def plot(self) -> Figure:
+        """Draw the first objective over the options, with matplotlib.
+
+        One option gives a line with standard deviations over seeds, and two a map. Otherwise each
+        option has a panel of dots. Raises `FusionError` without matplotlib, or if no trial is
+        finished.
+        """
+        return plot(self.ranked())
+
+    def _repr_html_(self) -> str:
+        return format_html(self, _HTML_ROWS)

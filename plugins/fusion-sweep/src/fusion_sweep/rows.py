@@ -1,4 +1,4 @@
-"""Rows of a store, checked: whatever a damaged file holds, a trial is whole or refused."""
+"""Reading of a store's rows: every value is checked, since the file may be damaged."""
 
 from __future__ import annotations
 
@@ -13,145 +13,140 @@ from fusion_sweep.trial import Trial
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-_PLACES = {"half", "other half", "test", "unlabeled"}
-#: What a report has in the place of numbers that JSON has not.
+_EXAMPLES = {"half", "other half", "test", "unlabeled"}
+#: How a report writes numbers that JSON lacks.
 _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
 _LONGEST_CAUSE = 200
-_OF_JSON = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_JSON_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 class DamagedRowError(ValueError):
-    """A row does not hold what a store writes; the message names the column."""
+    """A row that no store writes; the message names the column."""
 
 
 @dataclass(frozen=True)
-class Swept:
-    """A sweep as it was asked for."""
+class SweepRecord:
+    """A sweep in a store."""
 
     id: str
     started: str
-    #: objectives, axes, seeds, and what options are chosen on
+    #: objectives, axes, seeds, and the examples that options are chosen on
     about: Mapping[str, Any]
-    #: the trial that measured the best one on examples that chose nothing
+    #: the trial that measured the best one on examples that were not used to choose
     tested: str | None = None
 
 
-def trial_of(row: Sequence[Any]) -> Trial:
+def read_trial(row: Sequence[Any]) -> Trial:
     """Return the trial of a row, with its point and seed; raises `DamagedRowError`."""
-    name, recipe, measured, report, error, seconds, cpu, finished, point, seed = row
+    trial_id, recipe, measured, report, error, seconds, cpu, finished, point, seed = row
     if (report is None) == (error is None):
         raise DamagedRowError("expected either a report or an error")
-    how = _mapping("measured", measured)
-    if how.get("on") not in _PLACES:
-        raise DamagedRowError("measured: it does not say on what")
+    measured = _mapping("measured", measured)
+    if measured.get("on") not in _EXAMPLES:
+        raise DamagedRowError("measured: the examples are missing or unknown")
     return Trial(
-        _text("id", name),
+        _text("id", trial_id),
         _recipe(recipe),
-        how,
-        None if report is None else _report(report, how),
+        measured,
+        None if report is None else _report(report, measured),
         None if error is None else _text("error", error),
         _seconds("seconds", seconds),
         _seconds("cpu", cpu),
         _text("finished", finished),
         _mapping("point", point),
-        _whole("seed", seed),
+        _whole_number("seed", seed),
     )
 
 
-def swept_of(row: Sequence[Any]) -> Swept:
+def read_sweep(row: Sequence[Any]) -> SweepRecord:
     """Return the sweep of a row; raises `DamagedRowError`."""
-    name, started, about, tested = row
-    said = _mapping("about", about)
-    given = said.get("objectives")
-    objectives = given if isinstance(given, list) else []
-    if not objectives or not all(isinstance(name, str) for name in objectives):
-        raise DamagedRowError("about: it names no objectives")
-    if said.get("on") not in _PLACES:
-        raise DamagedRowError("about: it does not say on what options are chosen")
-    if not isinstance(said.get("over"), dict):
-        raise DamagedRowError("about: it does not say what is swept over")
-    own = None if tested is None else _text("tested", tested)
-    return Swept(_text("id", name), _text("started", started), said, own)
+    sweep_id, started, about, tested = row
+    about = _mapping("about", about)
+    names = about.get("objectives")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise DamagedRowError("about: the objectives are missing or invalid")
+    if about.get("on") not in _EXAMPLES:
+        raise DamagedRowError("about: the examples to choose on are missing or unknown")
+    if not isinstance(about.get("over"), dict):
+        raise DamagedRowError("about: the axes are missing or invalid")
+    tested = None if tested is None else _text("tested", tested)
+    return SweepRecord(_text("id", sweep_id), _text("started", started), about, tested)
 
 
 def _text(column: str, value: object) -> str:
     if not isinstance(value, str):
-        raise DamagedRowError(f"{column}: expected text, got {_kind(value)}")
+        raise DamagedRowError(f"{column}: expected text, got {_describe(value)}")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise DamagedRowError(f"{column}: it is not UTF-8")
+        raise DamagedRowError(f"{column}: expected UTF-8")
     return value
 
 
-def _whole(column: str, value: object) -> int:
+def _whole_number(column: str, value: object) -> int:
     if not isinstance(value, int):
-        raise DamagedRowError(f"{column}: expected a whole number, got {_kind(value)}")
+        raise DamagedRowError(f"{column}: expected a whole number, got {_describe(value)}")
     return value
 
 
 def _seconds(column: str, value: object) -> float:
     if not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise DamagedRowError(f"{column}: expected seconds, got {_kind(value)}")
+        raise DamagedRowError(f"{column}: expected seconds, got {_describe(value)}")
     return value
 
 
 def _mapping(column: str, value: object) -> Mapping[str, Any]:
     content = _json(column, value, json.loads)
     if not isinstance(content, dict):
-        raise DamagedRowError(f"{column}: expected an object, got {_kind(content)}")
+        raise DamagedRowError(f"{column}: expected an object, got {_describe(content)}")
     return content
 
 
-def _json(column: str, value: object, read: Callable[[str], Any]) -> Any:  # noqa: ANN401 - JSON
+def _json(column: str, value: object, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - JSON
     text = _text(column, value)
     try:
-        return read(text)
+        return parse(text)
     except DamagedRowError:
         raise
-    except _OF_JSON as error:
-        raise DamagedRowError(f"{column}: it cannot be read: {_cause(error)}") from error
+    except _JSON_ERRORS as error:
+        cause = " ".join((str(error) or type(error).__name__).split())[:_LONGEST_CAUSE]
+        raise DamagedRowError(f"{column}: cannot read it: {cause}") from error
 
 
 def _recipe(value: object) -> Mapping[str, Any]:
     recipe = _mapping("recipe", value)
-    given = recipe.get("algorithm")
-    stages = given if isinstance(given, list) else [given]
+    section = recipe.get("algorithm")
+    stages = section if isinstance(section, list) else [section]
     names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
     if not names or not all(isinstance(name, str) for name in names):
-        raise DamagedRowError("recipe: it names no algorithm")
+        raise DamagedRowError("recipe: the algorithm's name is missing")
     return recipe
 
 
 def _report(value: object, measured: Mapping[str, Any]) -> Report:
-    """Return a report whose figures are numbers; pydantic alone would also take text for them."""
+    """Return a report whose metrics are numbers; pydantic alone would also accept text."""
 
-    def read(text: str) -> Report:
+    def parse(text: str) -> Report:
         content = json.loads(text)
         report = Report.from_json(content)
         references = content.get("reference") or {}
         for tasks in (content["tasks"], *references.values()):
-            _check_figures(tasks)
-        asked = set(measured.get("asked", ()))
-        if any(asked - figures.keys() for figures in report.tasks.values()):
-            raise DamagedRowError("report: a figure that was asked for is missing")
+            for task, metrics in tasks.items():
+                for name, number in metrics.items():
+                    _check_metric(task, name, number)
+        expected = set(measured.get("asked", ()))
+        if any(expected - metrics.keys() for metrics in report.tasks.values()):
+            raise DamagedRowError("report: a requested metric is missing")
         return report
 
-    return _json("report", value, read)  # type: ignore[no-any-return]
+    return _json("report", value, parse)  # type: ignore[no-any-return]
 
 
-def _check_figures(tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    for task, figures in tasks.items():
-        for name, figure in figures.items():
-            is_number = isinstance(figure, int | float) and not isinstance(figure, bool)
-            if not (is_number and math.isfinite(figure)) and figure not in _NOT_FINITE:
-                raise DamagedRowError(f"report: {task} {name} is not a number: {figure!r}")
+def _check_metric(task: str, name: str, value: Any) -> None:  # noqa: ANN401 - JSON
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value)) and value not in _NOT_FINITE:
+        raise DamagedRowError(f"report: expected a number for {task} {name}, got {value!r}")
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     if value is None:
         return "NULL"
     return str(value) if isinstance(value, int | float) else type(value).__name__
-
-
-def _cause(error: BaseException) -> str:
-    """Return in one line why content is refused."""
-    return " ".join((str(error) or type(error).__name__).split())[:_LONGEST_CAUSE]

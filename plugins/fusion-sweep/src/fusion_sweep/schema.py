@@ -1,7 +1,7 @@
-"""The file of a store: how it is told from other programs' files, made, and brought up to date.
+"""The file of a store: its detection, creation and migration.
 
-A file that is not a store keeps its bytes, and nothing is made next to it: it is looked at before
-SQLite opens it for writing.
+A file that is not a store keeps its bytes, and no files appear next to it. So the file is inspected
+before SQLite opens it for writing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fusion_core.errors import DiskError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: "FUSE", which SQLite keeps in the header of a file, for programs to know their own by.
+#: "FUSE", in the field of SQLite's header by which programs recognise their files.
 APPLICATION_ID = int.from_bytes(b"FUSE", "big")
 SCHEMA = 2
-RESTORE = "Restore it from a copy, or move it away: a sweep then runs its trials again."
+RESTORE = "Restore it from a backup, or move it away: a sweep then runs its trials again."
 
 _TABLES = """
 create table trials (
@@ -38,8 +38,8 @@ create table members (
 ) without rowid;
 create index members_by_trial on members (trial)
 """
-#: Schema 1 did not say by what trials were identified, which was not by code.
-_FROM_1 = "alter table trials add column identity integer not null default 0"
+#: In schema 1 the identity of a trial did not cover code, and no column said so.
+_MIGRATE_1 = "alter table trials add column identity integer not null default 0"
 
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "trials": (
@@ -54,73 +54,73 @@ _COLUMNS_OF_1 = {**_COLUMNS, "trials": _COLUMNS["trials"][:-1]}
 _MAGIC = b"SQLite format 3\0"
 _HEADER = 100  # bytes, with the application id at 68
 _LARGEST_COPY = 2**28
-_ELSEWHERE = "Name another file with --store. This one was left as it is."
+_ELSEWHERE = "Choose another file with --store. This one was not changed."
 _SECONDS_BETWEEN_TRIES = 0.05
 
 
 def check_file(path: Path) -> None:
-    """Raise `DiskError` for a file that is not a store, and not empty either; writes nothing."""
+    """Raise `DiskError` for a file that is neither a store nor empty; writes nothing."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
-        raise DiskError(f"the store {path}: expected a file, found {kind}", hint=_ELSEWHERE)
+        raise DiskError(f"expected a store file, found {kind}: {path}", hint=_ELSEWHERE)
     with path.open("rb") as file:
         header = file.read(_HEADER)
     if not header:
         return
     if header[: len(_MAGIC)] != _MAGIC:
-        raise DiskError(f"{path} is not a store of sweeps, nor a SQLite file", hint=_ELSEWHERE)
+        raise DiskError(f"expected a store file, found another format: {path}", hint=_ELSEWHERE)
     if len(header) < _HEADER:
-        raise DiskError(f"{path} is a SQLite file that was cut short", hint=RESTORE)
+        raise DiskError(f"the SQLite file {path} is truncated", hint=RESTORE)
     application = int.from_bytes(header[68:72], "big")
     if application == APPLICATION_ID:
         return
-    if application or _tables_before_opening(path) != _COLUMNS_OF_1:
+    if application or _inspect_tables(path) != _COLUMNS_OF_1:
         raise DiskError(
-            f"{path} is not a store of sweeps, but another program's SQLite file", hint=_ELSEWHERE
+            f"expected a store file, found another program's SQLite file: {path}", hint=_ELSEWHERE
         )
 
 
-def prepare(file: sqlite3.Connection, path: Path) -> None:
-    """Make the tables of a new store, or bring those of an earlier one up to date.
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Create the tables of a new store, or migrate those of an earlier version.
 
-    The caller is in a transaction. Raises `DiskError` for tables that are not a store's.
+    Call it in a transaction. Raises `DiskError` for other tables.
     """
-    (application,) = file.execute("pragma application_id").fetchone()
-    (version,) = file.execute("pragma user_version").fetchone()
-    columns = _columns_in(file)
+    (application,) = connection.execute("pragma application_id").fetchone()
+    (version,) = connection.execute("pragma user_version").fetchone()
+    columns = _list_columns(connection)
     if application == APPLICATION_ID and version == SCHEMA and columns == _COLUMNS:
         return
     if not columns and not application and not version:
         statements = _TABLES
     elif version == 1 and columns == _COLUMNS_OF_1:
-        statements = _FROM_1
+        statements = _MIGRATE_1
     elif version > SCHEMA:
         raise DiskError(
-            f"the store {path} is of schema {version}, and this version knows {SCHEMA}",
-            hint="Upgrade fusion-sweep, or name another file with --store.",
+            f"the store {path} has schema {version}, but this version supports up to {SCHEMA}",
+            hint="Upgrade fusion-sweep, or choose another file with --store.",
         )
     else:
         raise DiskError(
-            f"the store {path} is damaged: its tables are not those of schema {version}",
+            f"the store {path} is damaged: its tables do not match schema {version}",
             hint=RESTORE,
         )
     for statement in statements.split(";"):
-        file.execute(statement)
-    file.execute(f"pragma application_id = {APPLICATION_ID}")
-    file.execute(f"pragma user_version = {SCHEMA}")
+        connection.execute(statement)
+    connection.execute(f"pragma application_id = {APPLICATION_ID}")
+    connection.execute(f"pragma user_version = {SCHEMA}")
 
 
-def let_others_read(file: sqlite3.Connection, patience: float) -> None:
-    """Switch to a log of changes, so that processes read while one writes."""
+def enable_wal(connection: sqlite3.Connection, patience: float) -> None:
+    """Switch to a write-ahead log, so that other processes can read while one writes."""
     until = time.monotonic() + patience
     while True:
         try:
-            file.execute("pragma journal_mode = wal")
-        except sqlite3.OperationalError:  # at once, where another process does the same
+            connection.execute("pragma journal_mode = wal")
+        except sqlite3.OperationalError:  # raised at once if another process does the same
             if time.monotonic() > until:
                 raise
             time.sleep(_SECONDS_BETWEEN_TRIES)
@@ -128,11 +128,11 @@ def let_others_read(file: sqlite3.Connection, patience: float) -> None:
             return
 
 
-def _tables_before_opening(path: Path) -> Mapping[str, tuple[str, ...]]:
-    """Return the columns of a file's tables by table; of what SQLite cannot read, none.
+def _inspect_tables(path: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return the columns of a file's tables, or nothing if SQLite cannot read it.
 
-    The file is read as if nothing could change it. SQLite then makes no files next to it, and does
-    not see a log next to it either: where there is one, a copy is read.
+    The file is read as immutable, so that SQLite creates no files next to it. SQLite then ignores a
+    write-ahead log. If there is one, a copy is read instead.
     """
     log = path.with_name(f"{path.name}-wal")
     try:
@@ -141,26 +141,22 @@ def _tables_before_opening(path: Path) -> Mapping[str, tuple[str, ...]]:
                 copy = Path(directory) / "copy"
                 shutil.copyfile(path, copy)
                 shutil.copyfile(log, f"{copy}-wal")
-                return _read_columns(copy.as_uri())
-        return _read_columns(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+                with closing(sqlite3.connect(copy.as_uri(), uri=True)) as connection:
+                    return _list_columns(connection)
+        uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            return _list_columns(connection)
     except sqlite3.Error:
         return {}
 
 
-def _read_columns(uri: str) -> Mapping[str, tuple[str, ...]]:
-    with closing(sqlite3.connect(uri, uri=True)) as file:
-        return _columns_in(file)
-
-
-def _columns_in(file: sqlite3.Connection) -> Mapping[str, tuple[str, ...]]:
-    """Return the columns of each table, view and trigger: the last has none."""
-    names = file.execute(
+def _list_columns(connection: sqlite3.Connection) -> Mapping[str, tuple[str, ...]]:
+    """Return the columns of each table, view and trigger; a trigger has none."""
+    names = connection.execute(
         "select name from sqlite_master where type <> 'index' and name not like 'sqlite~_%' "
         "escape '~'"
     ).fetchall()
+    query = "select name from pragma_table_info(?)"
     return {
-        name: tuple(
-            column for (column,) in file.execute("select name from pragma_table_info(?)", (name,))
-        )
-        for (name,) in names
+        name: tuple(column for (column,) in connection.execute(query, (name,))) for (name,) in names
     }

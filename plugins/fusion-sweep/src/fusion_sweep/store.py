@@ -1,8 +1,8 @@
-"""The store: one SQLite file of trials and of the sweeps that they are part of.
+"""The store: one SQLite file with trials and sweeps.
 
-Several processes may use it at once. A trial is the work of the one that holds its claim, a lock
-that the kernel frees however its holder dies; nothing in the file says that a trial is running, so
-nothing has to be mended after a crash.
+Several processes can use it at once. A process claims a trial by a lock, which the kernel releases
+when the process dies. The file does not record which trials are running, so nothing needs repair
+after a crash.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fusion_core.errors import DiskError, OutputError, RecipeError
-from fusion_sweep.rows import DamagedRowError, Swept, swept_of, trial_of
-from fusion_sweep.schema import RESTORE, check_file, let_others_read, prepare
+from fusion_sweep.rows import DamagedRowError, SweepRecord, read_sweep, read_trial
+from fusion_sweep.schema import RESTORE, check_file, enable_wal, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
     Row = tuple[Any, ...]
 
-MadeT = TypeVar("MadeT")
+ItemT = TypeVar("ItemT")
 
-#: How trials are told apart: by code and data too. Those of schema 1 have 0, which is unknown.
+#: The version of trial identities, which cover code and data. Trials of schema 1 have 0.
 _IDENTITY = 1
 _FIELDS = "t.id, t.recipe, t.measured, t.report, t.error, t.seconds, t.cpu, t.finished"
-_PATIENCE = 60.0  # seconds that another process may write
+_PATIENCE = 60.0  # seconds to wait for another process to finish writing
 
 
 class Store:
-    """A file of trials; a context manager, which closes it.
+    """A file of trials; a context manager that closes it.
 
-    Raises `DiskError` for a file that cannot be opened or is not a store, which stays as it is, and
-    wherever a row is damaged: the error names it, and how to go on.
+    Raises `DiskError` for a file that cannot be opened or is not a store, without changing it, and
+    for a damaged row, with the command that removes it.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -47,140 +47,134 @@ class Store:
         try:
             check_file(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(
+            self._connection = sqlite3.connect(
                 self.path.absolute(), timeout=_PATIENCE, isolation_level=None
             )
-            self._prepare()
+            self._connection.text_factory = lambda data: data.decode(errors="surrogateescape")
+            with self._transaction():
+                prepare(self._connection, self.path)
+            enable_wal(self._connection, _PATIENCE)
+            # A crash of the machine may lose the last trial, but nothing else.
+            self._connection.execute("pragma synchronous = normal")
         except (OSError, sqlite3.Error) as error:
-            raise DiskError(
-                f"the store {self.path} cannot be opened: {error}", hint=RESTORE
-            ) from error
+            raise DiskError(f"cannot open the store {self.path}: {error}", hint=RESTORE) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _prepare(self) -> None:
-        self._file.text_factory = lambda data: data.decode(errors="surrogateescape")
-        with self._writing():
-            prepare(self._file, self.path)
-        let_others_read(self._file, _PATIENCE)
-        self._file.execute("pragma synchronous = normal")  # a crash of the machine may cost a run
+        self._connection.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Write all of it or nothing, while no other process writes; raises `DiskError`."""
+    def _transaction(self) -> Iterator[None]:
+        """Write everything or nothing, while no other process writes; raises `DiskError`."""
         try:
-            self._file.execute("begin immediate")
-            with self._file:
+            self._connection.execute("begin immediate")
+            with self._connection:
                 yield
         except sqlite3.OperationalError as error:
-            raise DiskError(f"the store {self.path} cannot be written: {error}") from error
+            raise DiskError(f"cannot write the store {self.path}: {error}") from error
         except sqlite3.Error as error:
             raise DiskError(f"the store {self.path} is damaged: {error}", hint=RESTORE) from error
 
-    def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+    def _query(self, query: str, *values: object) -> list[Row]:
         """Return the rows of a query; raises `DiskError` for a file that SQLite cannot read."""
         try:
-            return self._file.execute(query, values).fetchall()
+            return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise DiskError(f"the store {self.path} is damaged: {error}", hint=RESTORE) from error
 
-    def _made(self, kind: str, make: Callable[[Row], MadeT], row: Row, owner: object) -> MadeT:
-        """Make what a row holds; `owner` is the name of what to remove if the row is damaged."""
+    def _parse(self, kind: str, parse: Callable[[Row], ItemT], row: Row, owner: object) -> ItemT:
+        """Parse a row; `owner` is the id to remove if the row is damaged."""
         try:
-            return make(row)
+            return parse(row)
         except DamagedRowError as error:
             raise self._damaged(f"{kind} {row[0]!r}", str(error), owner) from error
 
-    def _damaged(self, what: str, problem: str, owner: object) -> DiskError:
-        remedy = RESTORE
+    def _damaged(self, row: str, problem: str, owner: object) -> DiskError:
+        hint = RESTORE
         if isinstance(owner, str) and owner:
             command = shlex.join(["fuse", "runs", "rm", owner, "--store", str(self.path)])
-            remedy = f"Remove it, and run the sweep again: {command}"
-        return DiskError(f"the store {self.path} is damaged: {what}: {problem}", hint=remedy)
+            hint = f"Remove it, and run the sweep again: {command}"
+        return DiskError(f"the store {self.path} is damaged: {row}: {problem}", hint=hint)
 
     def check_measured(self, trial: Trial, objectives: Sequence[Objective]) -> None:
-        """Raise `DiskError` for a trial whose report lacks what a sweep chooses by."""
+        """Raise `DiskError` for a trial whose report lacks an objective of a sweep."""
         report = trial.report
-        lacking = [
-            objective.name for objective in objectives if report and not objective.is_in(report)
-        ]
-        if lacking:
-            problem = f"report: it lacks the objective {lacking[0]!r}"
-            raise self._damaged(f"trial {trial.id!r}", problem, trial.id)
+        for objective in objectives:
+            if report and not objective.is_in(report):
+                problem = f"report: the objective {objective.name!r} is missing"
+                raise self._damaged(f"trial {trial.id!r}", problem, trial.id)
 
     @contextmanager
     def claim(self, trial: Trial) -> Iterator[bool]:
-        """Hold a trial as this process's own work; yields whether that is so."""
-        from fusion_core.files import locked  # heavy: whoever only looks does without
+        """Claim a trial for this process; yields whether that succeeded."""
+        from fusion_core.files import locked  # heavy, and readers do not need it
 
-        place = self.path.with_name(f"{self.path.name}.claims")
-        place.mkdir(exist_ok=True)
+        directory = self.path.with_name(f"{self.path.name}.claims")
+        directory.mkdir(exist_ok=True)
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(place / trial.id))
-                is_ours = True
+                stack.enter_context(locked(directory / trial.id))
+                succeeded = True
             except OutputError:
-                is_ours = False
-            yield is_ours
+                succeeded = False
+            yield succeeded
 
-    def keep(self, trial: Trial) -> None:
-        """Keep what became of a trial."""
-        report = None if trial.report is None else _dumped(trial.report.as_json())
-        row = (trial.id, _dumped(trial.recipe), _dumped(trial.measured), report, trial.error)
-        with self._writing():
-            self._file.execute(
+    def save(self, trial: Trial) -> None:
+        """Save a trial that has finished or failed."""
+        report = None if trial.report is None else _to_json(trial.report.as_json())
+        row = (trial.id, _to_json(trial.recipe), _to_json(trial.measured), report, trial.error)
+        with self._transaction():
+            self._connection.execute(
                 "insert or replace into trials values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, trial.seconds, trial.cpu, trial.finished, _IDENTITY),
             )
 
-    def recall(self, name: str) -> Trial | None:
-        """Return a trial that was measured before."""
-        rows = self._read(
+    def recall(self, trial: str) -> Trial | None:
+        """Return a trial that has finished, or None."""
+        rows = self._query(
             f"select {_FIELDS}, '{{}}', 0 from trials t where id = ? and report is not null",  # noqa: S608
-            name,
+            trial,
         )
-        return self._made("trial", trial_of, rows[0], name) if rows else None
+        return self._parse("trial", read_trial, rows[0], trial) if rows else None
 
-    def begin(self, sweep: Swept) -> None:
-        """Add a sweep, unless it is there."""
-        with self._writing():
-            self._file.execute(
+    def add_sweep(self, sweep: SweepRecord) -> None:
+        """Add a sweep, unless the store has it."""
+        with self._transaction():
+            self._connection.execute(
                 "insert or ignore into sweeps values (?, ?, ?, null)",
-                (sweep.id, sweep.started, _dumped(sweep.about)),
+                (sweep.id, sweep.started, _to_json(sweep.about)),
             )
 
-    def add(self, sweep: str, trials: Sequence[Trial]) -> None:
+    def add_trials(self, sweep: str, trials: Sequence[Trial]) -> None:
         """Make trials part of a sweep, each with its point and seed."""
-        rows = [(sweep, _dumped(trial.point), trial.seed, trial.id) for trial in trials]
-        with self._writing():
-            self._file.executemany("insert or replace into members values (?, ?, ?, ?)", rows)
+        rows = [(sweep, _to_json(trial.point), trial.seed, trial.id) for trial in trials]
+        with self._transaction():
+            self._connection.executemany("insert or replace into members values (?, ?, ?, ?)", rows)
 
     def set_tested(self, sweep: str, trial: str) -> None:
-        """Keep which trial measured a sweep's best one on examples that chose nothing."""
-        with self._writing():
-            self._file.execute("update sweeps set tested = ? where id = ?", (trial, sweep))
+        """Record the trial that measured a sweep's best one on unused examples."""
+        with self._transaction():
+            self._connection.execute("update sweeps set tested = ? where id = ?", (trial, sweep))
 
     def count_unidentified(self, sweep: str) -> int:
-        """Return how many finished trials of a sweep were kept without what their code was."""
-        rows = self._read(
+        """Return how many finished trials of a sweep were saved without identity of their code."""
+        rows = self._query(
             "select count(t.report) from members m join trials t on t.id = m.trial "
             "where m.sweep = ? and t.identity <> ?",
             *(sweep, _IDENTITY),
         )
         return int(rows[0][0])
 
-    def sweeps(self) -> list[Swept]:
+    def sweeps(self) -> list[SweepRecord]:
         """Return all sweeps, the newest last."""
-        rows = self._read("select id, started, about, tested from sweeps order by started")
-        return [self._made("sweep", swept_of, row, row[0]) for row in rows]
+        rows = self._query("select id, started, about, tested from sweeps order by started")
+        return [self._parse("sweep", read_sweep, row, row[0]) for row in rows]
 
     def counts(self, sweep: str) -> tuple[int, int, int]:
-        """Return how many trials a sweep has that are finished, that failed, and in all."""
-        ((finished, failed, total),) = self._read(
+        """Return a sweep's numbers of finished, failed and all trials."""
+        ((finished, failed, total),) = self._query(
             "select count(t.report), count(t.error), count(*) from members m "
             "left join trials t on t.id = m.trial where m.sweep = ?",
             sweep,
@@ -188,80 +182,81 @@ class Store:
         return finished, failed, total
 
     def trials_of(self, sweep: str) -> list[Trial]:
-        """Return what is finished of a sweep, or failed, with points and seeds."""
-        rows = self._read(
+        """Return the finished and failed trials of a sweep, with points and seeds."""
+        rows = self._query(
             f"select {_FIELDS}, m.point, m.seed from members m "  # noqa: S608
             "join trials t on t.id = m.trial where m.sweep = ?",
             sweep,
         )
-        return [self._made("trial", trial_of, row, row[0]) for row in rows]
+        return [self._parse("trial", read_trial, row, row[0]) for row in rows]
 
-    def trial(self, name: str) -> Trial:
-        """Return the trial whose name begins so; raises `RecipeError` for none, or several."""
-        (row,) = self._read(
+    def trial(self, prefix: str) -> Trial:
+        """Return the trial whose id begins with a prefix; raises `RecipeError` unless it is one."""
+        (row,) = self._query(
             f"select {_FIELDS}, '{{}}', 0 from trials t where id = ?",  # noqa: S608
-            self._whole("trials", name),
+            self._resolve("trials", prefix),
         )
-        return self._made("trial", trial_of, row, row[0])
+        return self._parse("trial", read_trial, row, row[0])
 
-    def sweep(self, name: str) -> Swept:
-        """Return the sweep whose name begins so; raises `RecipeError` for none, or several."""
-        whole = self._whole("sweeps", name)
-        (row,) = self._read("select id, started, about, tested from sweeps where id = ?", whole)
-        return self._made("sweep", swept_of, row, whole)
+    def sweep(self, prefix: str) -> SweepRecord:
+        """Return the sweep whose id begins with a prefix; raises `RecipeError` unless it is one."""
+        sweep = self._resolve("sweeps", prefix)
+        (row,) = self._query("select id, started, about, tested from sweeps where id = ?", sweep)
+        return self._parse("sweep", read_sweep, row, sweep)
 
-    def is_sweep(self, name: str) -> bool:
-        """Tell whether a sweep's name begins so; raises `RecipeError` for several."""
-        return bool(self._beginning("sweeps", name)) and bool(self._whole("sweeps", name))
+    def is_sweep(self, prefix: str) -> bool:
+        """Tell whether a sweep's id begins with a prefix; raises `RecipeError` for several."""
+        return bool(self._matching_ids("sweeps", prefix)) and bool(self._resolve("sweeps", prefix))
 
-    def remove(self, name: str) -> int:
-        """Remove a trial, or a sweep with the trials that no other has; returns how many."""
-        if not self.is_sweep(name):
-            whole = self._whole("trials", name)
-            with self._writing():
-                self._file.execute("delete from members where trial = ?", (whole,))
-                self._file.execute("update sweeps set tested = null where tested = ?", (whole,))
-                return self._file.execute("delete from trials where id = ?", (whole,)).rowcount
-        whole = self._whole("sweeps", name)
-        with self._writing():
-            own = (
-                "select trial from members where sweep = ? "
-                "union select tested from sweeps where id = ? and tested is not null"
-            )
-            others = (
-                "select trial from members where sweep <> ? "
-                "union select tested from sweeps where id <> ? and tested is not null"
-            )
-            count = self._file.execute(
-                f"delete from trials where id in ({own}) and id not in ({others})",  # noqa: S608
-                (whole, whole, whole, whole),
+    def remove(self, prefix: str) -> int:
+        """Remove a trial, or a sweep with the trials that no other has; returns their number."""
+        if not self.is_sweep(prefix):
+            trial = self._resolve("trials", prefix)
+            with self._transaction():
+                execute = self._connection.execute
+                execute("delete from members where trial = ?", (trial,))
+                execute("update sweeps set tested = null where tested = ?", (trial,))
+                return execute("delete from trials where id = ?", (trial,)).rowcount
+        sweep = self._resolve("sweeps", prefix)
+        members = (
+            "select trial from members where sweep {0} ? "
+            "union select tested from sweeps where id {0} ? and tested is not null"
+        )
+        with self._transaction():
+            count = self._connection.execute(
+                f"delete from trials where id in ({members.format('=')}) "  # noqa: S608
+                f"and id not in ({members.format('<>')})",
+                (sweep, sweep, sweep, sweep),
             ).rowcount
-            self._file.execute("delete from members where sweep = ?", (whole,))
-            self._file.execute("delete from sweeps where id = ?", (whole,))
+            self._connection.execute("delete from members where sweep = ?", (sweep,))
+            self._connection.execute("delete from sweeps where id = ?", (sweep,))
         return count
 
-    def _beginning(self, table: str, name: str) -> list[str]:
-        rows = self._read(
+    def _matching_ids(self, table: str, prefix: str) -> list[str]:
+        """Return the first two ids that begin with a prefix."""
+        rows = self._query(
             f"select id from {table} where substr(id, 1, ?) = ? limit 2",  # noqa: S608
-            *(len(name), name),
+            *(len(prefix), prefix),
         )
-        return [each for (each,) in rows]
+        return [row_id for (row_id,) in rows]
 
-    def _whole(self, table: str, name: str) -> str:
-        found = self._beginning(table, name)
-        if len(found) == 1:
-            return found[0]
-        many = "more than one name begins so" if found else "nothing is called so"
+    def _resolve(self, table: str, prefix: str) -> str:
+        """Return the only id that begins with a prefix; raises `RecipeError` otherwise."""
+        ids = self._matching_ids(table, prefix)
+        if len(ids) == 1:
+            return ids[0]
+        problem = "more than one name begins with" if ids else "no name begins with"
         raise RecipeError(
-            f"{name!r}: {many} in {self.path}", hint="See: fuse runs ls, and fuse runs ls SWEEP"
+            f"{problem} {prefix!r} in the store {self.path}",
+            hint="See: fuse runs ls, and fuse runs ls SWEEP",
         )
 
 
 def default_path() -> Path:
-    """Return where trials are kept: under `XDG_DATA_HOME`, or `~/.local/share`."""
+    """Return the default file: under `XDG_DATA_HOME`, or `~/.local/share`."""
     root = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(root).expanduser() / "fusion-core" / "sweeps.sqlite"
 
 
-def _dumped(value: Any) -> str:  # noqa: ANN401 - JSON's data
+def _to_json(value: Any) -> str:  # noqa: ANN401 - JSON
     return json.dumps(value, separators=(",", ":"), default=str)

@@ -1,4 +1,4 @@
-"""A trial: one run of a sweep, what identifies it, and what was measured of it."""
+"""A trial: one run of a sweep, with its identity and its result."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """A resolved recipe, and the report of it; `point` and `seed` are its place in a sweep."""
+    """A resolved recipe and its report; `point` and `seed` are its position in a sweep."""
 
-    #: the digest of all that the figures depend on
+    #: digest of everything that the report depends on
     id: str
-    #: the resolved recipe: every default written out, paths in full
+    #: the resolved recipe, with all defaults and absolute paths
     recipe: Mapping[str, Any]
-    #: what was measured on: `half`, `other half`, `test` or `unlabeled`, and how
+    #: how it is measured, and on what: `half`, `other half`, `test` or `unlabeled`
     measured: Mapping[str, Any]
-    #: what was measured; None for a trial that failed, or that no process has finished
+    #: the result; None for a trial that failed or has not finished
     report: Report | None = None
-    #: why it failed
+    #: why the trial failed
     error: str | None = None
-    #: seconds that it took, and seconds of the processor
+    #: elapsed seconds, and seconds of CPU time
     seconds: float = 0.0
     cpu: float = 0.0
-    #: when it was finished, in ISO 8601
+    #: when it finished, in ISO 8601
     finished: str = ""
     point: Point = field(default_factory=dict)
     seed: int = 0
 
     @property
     def algorithm(self) -> str:
-        """The names of its stages."""
-        given = self.recipe["algorithm"]
-        stages = given if isinstance(given, list) else [given]
+        """The names of the algorithm's stages, joined by +."""
+        section = self.recipe["algorithm"]
+        stages = section if isinstance(section, list) else [section]
         return "+".join(str(stage["name"]) for stage in stages)
 
 
 def digest(parts: Mapping[str, Any]) -> str:
-    """Return a name for JSON's data: the same for the same data, in any process."""
+    """Return a digest of JSON data, the same in any process."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

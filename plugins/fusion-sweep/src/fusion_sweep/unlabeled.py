@@ -1,4 +1,4 @@
-"""What is measured without labels: how sure a merge is, and how often it says what experts say."""
+"""Metrics without labels: a merge's entropy, and its agreement with the experts."""
 
 from __future__ import annotations
 
@@ -19,44 +19,43 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Unlabeled:
-    """The first unlabeled examples of every task, and what experts say of them, asked once."""
+class UnlabeledMetrics:
+    """Measures merges on the first unlabeled examples of every task; asks each expert once."""
 
     pool: ModelPool[Any]
     tasks: TaskPool[Any]
     device: torch.device
-    #: examples of a task, in whole batches
+    #: examples per task, in whole batches
     samples: int
-    #: which of `WITHOUT_LABELS`
-    asked: Sequence[str]
-    _experts: dict[str, Tensor] = field(default_factory=dict)
+    #: names in `WITHOUT_LABELS`
+    metrics: Sequence[str]
+    _expert_classes: dict[str, Tensor] = field(default_factory=dict)
 
     def report(self, merged: WeightSource) -> Report:
         """Measure a merge on every task; raises `RecipeError` for tasks without such examples."""
         model = build_live(self.pool, merged, self.device)
-        rows = {name: self._row(model, self.tasks.adaptive(name)) for name in self.tasks.names}
-        declared = {name: WITHOUT_LABELS[name] for name in self.asked}
-        said = f"up to {self.samples} unlabeled examples of each task"
-        return Report(rows, measured_on=said, metrics=dict.fromkeys(rows, declared))
+        rows = {name: self._measure(model, self.tasks.adaptive(name)) for name in self.tasks.names}
+        metrics = {name: WITHOUT_LABELS[name] for name in self.metrics}
+        measured_on = f"up to {self.samples} unlabeled examples of each task"
+        return Report(rows, measured_on=measured_on, metrics=dict.fromkeys(rows, metrics))
 
-    def _row(self, model: nn.Module, task: AdaptiveTask) -> dict[str, float]:
-        logits = self._logits(model, task)
-        found = {
-            "entropy": lambda: float(entropy(logits.double())),
-            "agreement": lambda: _share(logits.argmax(-1) == self._expert(task)),
-        }
+    def _measure(self, model: nn.Module, task: AdaptiveTask) -> dict[str, float]:
+        logits = self._predict(model, task)
+        values: dict[str, float] = {}
+        for name in self.metrics:
+            if name == "entropy":
+                values[name] = float(entropy(logits.double()))
+            else:
+                agrees = logits.argmax(-1) == self._predict_by_expert(task)
+                values[name] = float(agrees.double().mean())
         note(task.name)
-        return {name: found[name]() for name in self.asked}
+        return values
 
-    def _expert(self, task: AdaptiveTask) -> Tensor:
-        if task.name not in self._experts:
+    def _predict_by_expert(self, task: AdaptiveTask) -> Tensor:
+        if task.name not in self._expert_classes:
             expert = build_live(self.pool, self.pool.expert_of(task.name), self.device)
-            self._experts[task.name] = self._logits(expert, task).argmax(-1)
-        return self._experts[task.name]
+            self._expert_classes[task.name] = self._predict(expert, task).argmax(-1)
+        return self._expert_classes[task.name]
 
-    def _logits(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
+    def _predict(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
         return predict_unlabeled(model, task, self.samples, self.device)
-
-
-def _share(agrees: Tensor) -> float:
-    return float(agrees.double().mean())

@@ -1,4 +1,4 @@
-"""Hears what runs measure, and tells the trackers that `FUSION_TRACKERS` asks for."""
+"""Observes runs and logs them to the trackers that `FUSION_TRACKERS` names."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ if TYPE_CHECKING:
     from fusion_trackers.trackers import Tracker
 
 _LOG = logging.getLogger(__name__)
-#: The trackers of each run that goes on; several may, in one process.
+#: The trackers of each running run; a process may have several runs.
 _OPEN: dict[int, list[Tracker]] = {}
 
 
 @hookimpl
 def fusion_run_started(run: RunInfo) -> None:
-    """Open what is asked for: `tensorboard:FOLDER,wandb:PROJECT`."""
-    every = (part.strip() for part in os.environ.get("FUSION_TRACKERS", "").split(","))
-    for asked in filter(None, every):
-        from fusion_trackers.trackers import open_tracker  # nothing is imported unasked
+    """Open the trackers in `FUSION_TRACKERS`: `tensorboard:FOLDER,wandb:PROJECT`."""
+    parts = (part.strip() for part in os.environ.get("FUSION_TRACKERS", "").split(","))
+    for spec in filter(None, parts):
+        from fusion_trackers.trackers import open_tracker  # imported only if a tracker is named
 
         try:
-            _OPEN.setdefault(id(run), []).append(open_tracker(asked, run))
-        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
-            _LOG.warning("FUSION_TRACKERS=%s: nothing is tracked there: %s", asked, error)
-    failing = finalize(run, _finish, id(run), {}, failed=True)  # no hook tells of failures
+            _OPEN.setdefault(id(run), []).append(open_tracker(spec, run))
+        except Exception as error:  # noqa: BLE001 - the run continues without the tracker
+            _LOG.warning("FUSION_TRACKERS=%s: this run is not logged there: %s", spec, error)
+    failing = finalize(run, _finish, id(run), {}, failed=True)  # no hook reports failures
     failing.atexit = False  # at the end of the program trackers close themselves
 
 
 @hookimpl
 def fusion_metrics_logged(run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
-    """Add what was measured at a step."""
-    _tell(id(run), lambda tracker: tracker.log(step, metrics))
+    """Log the metrics of a step."""
+    _call_trackers(id(run), lambda tracker: tracker.log(step, metrics))
 
 
 @hookimpl
 def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
-    """Add what the tasks measured, and averages where they mean something."""
-    report, found = result.report, {}
+    """Log the tasks' metrics, and their averages if these are defined."""
+    report, scores = result.report, {}
     if report is not None:
-        rows = report.tasks.items()
-        found = {f"tasks/{task}/{name}": row[name] for task, row in rows for name in row}
-        means = {"average": report.average, "normalised": report.normalised_average}
-        found |= {name: mean for name, mean in means.items() if mean is not None}
-    _finish(id(run), found, failed=False)
+        for task, metrics in report.tasks.items():
+            scores |= {f"tasks/{task}/{name}": value for name, value in metrics.items()}
+        averages = {"average": report.average, "normalised": report.normalised_average}
+        scores |= {name: value for name, value in averages.items() if value is not None}
+    _finish(id(run), scores, failed=False)
 
 
-def _finish(run: int, figures: Mapping[str, float], *, failed: bool) -> None:
-    _tell(run, lambda tracker: tracker.finish(figures, failed=failed))
+def _finish(run: int, scores: Mapping[str, float], *, failed: bool) -> None:
+    _call_trackers(run, lambda tracker: tracker.finish(scores, failed=failed))
     _OPEN.pop(run, None)
 
 
-def _tell(run: int, say: Callable[[Tracker], None]) -> None:
-    """Say something to a run's trackers; one that fails is named once, and hears no more."""
+def _call_trackers(run: int, call: Callable[[Tracker], None]) -> None:
+    """Call a run's trackers; drop one that fails, with a warning."""
     for tracker in list(_OPEN.get(run, ())):
         try:
-            say(tracker)
-        except Exception as error:  # noqa: BLE001 - a full disk, no network
+            call(tracker)
+        except Exception as error:  # noqa: BLE001 - such as a full disk, or no network
             _OPEN[run].remove(tracker)
-            _LOG.warning("%s tracks this run no longer: %s", type(tracker).__name__, error)
+            _LOG.warning("%s no longer logs this run: %s", type(tracker).__name__, error)

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, as far as a run is told to them."""
+"""Trackers for TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Event files in a folder of the run's own, below `place`."""
+    """Event files in a new folder below `parent`, by default `runs`."""
 
-    def __init__(self, run: RunInfo, place: str) -> None:
-        found = import_optional("tensorboardX", "it", "fusion-trackers[tensorboard]")
-        self._writer = found.SummaryWriter(_new_folder(Path(place or "runs"), _name_of(run)))
+    def __init__(self, run: RunInfo, parent: str) -> None:
+        tensorboardx = import_optional("tensorboardX", "it", "fusion-trackers[tensorboard]")
+        folder = _make_folder(Path(parent or "runs"), _run_name(run))
+        self._writer = tensorboardx.SummaryWriter(folder)
         self._writer.add_text("recipe", f"```yaml\n{dump_yaml(dict(run.recipe))}```")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -29,30 +30,34 @@ class TensorBoard:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
-    def finish(self, figures: Mapping[str, float], *, failed: bool) -> None:
-        """Add each figure as a point, and close the file."""
+    def finish(self, scores: Mapping[str, float], *, failed: bool) -> None:
+        """Add each score as a point, and close the file."""
         del failed
-        self.log(0, figures)
+        self.log(0, scores)
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of the project `place`; without one, of what `WANDB_PROJECT` says."""
+    """A run of `project`, or without one of the project in `WANDB_PROJECT`."""
 
-    def __init__(self, run: RunInfo, place: str) -> None:
+    def __init__(self, run: RunInfo, project: str) -> None:
         wandb = import_optional("wandb", "it", "fusion-trackers[wandb]")
-        named = {"project": place or None, "name": _name_of(run), "config": dict(run.recipe)}
-        apart = {"reinit": "create_new", "settings": wandb.Settings(console="off")}
-        self._run = wandb.init(**named, **apart)
-        self._run.define_metric("*", step_metric="step")  # a recipe within starts from 0 again
+        self._run = wandb.init(
+            project=project or None,
+            name=_run_name(run),
+            config=dict(run.recipe),
+            reinit="create_new",
+            settings=wandb.Settings(console="off"),
+        )
+        self._run.define_metric("*", step_metric="step")  # a nested recipe starts again at 0
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add what was measured at a step."""
+        """Log the metrics of a step."""
         self._run.log({"step": step, **metrics})
 
-    def finish(self, figures: Mapping[str, float], *, failed: bool) -> None:
-        """Add the figures to the summary, and send or write what is left."""
-        self._run.summary.update(figures)
+    def finish(self, scores: Mapping[str, float], *, failed: bool) -> None:
+        """Add the scores to the summary, and send or write all remaining data."""
+        self._run.summary.update(scores)
         self._run.finish(exit_code=int(failed))
 
 
@@ -60,28 +65,28 @@ Tracker = TensorBoard | WeightsAndBiases
 _KINDS: Mapping[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
-def open_tracker(asked: str, run: RunInfo) -> Tracker:
-    """Open `NAME` or `NAME:PLACE`; raises a `FusionError` for one that is not known or not here."""
-    name, _, place = asked.partition(":")
+def open_tracker(spec: str, run: RunInfo) -> Tracker:
+    """Open `NAME` or `NAME:TARGET`; raises `FusionError` for an unknown or missing tracker."""
+    name, _, target = spec.partition(":")
     if name not in _KINDS:
-        raise RecipeError(f"there is no tracker {name!r}", hint=f"There are: {', '.join(_KINDS)}.")
-    return _KINDS[name](run, place)
+        raise RecipeError(f"unknown tracker {name!r}", hint=f"Trackers: {', '.join(_KINDS)}.")
+    return _KINDS[name](run, target)
 
 
-def _name_of(run: RunInfo) -> str:
-    """Return the output's name, and of a merge in memory the names of its stages."""
-    given = run.recipe["algorithm"]
-    stages = given if isinstance(given, list) else [given]
+def _run_name(run: RunInfo) -> str:
+    """Return the name of the output, or for a merge in memory those of its stages."""
+    section = run.recipe["algorithm"]
+    stages = section if isinstance(section, list) else [section]
     names = (re.split("[/:]", str(stage["name"]))[-1] for stage in stages)
     return run.path.name if run.path else "-".join(names)
 
 
-def _new_folder(parent: Path, name: str) -> str:
-    """Make `name`, or `name-2`, ...: TensorBoard draws what shares a folder as one curve."""
-    for each in chain([name], (f"{name}-{number}" for number in count(2))):
+def _make_folder(parent: Path, name: str) -> str:
+    """Make the folder `name`, or `name-2`, ...: TensorBoard joins the curves of one folder."""
+    for candidate in chain([name], (f"{name}-{number}" for number in count(2))):
         try:
-            (parent / each).mkdir(parents=True)
+            (parent / candidate).mkdir(parents=True)
         except FileExistsError:
             continue
-        return str(parent / each)
+        return str(parent / candidate)
     raise AssertionError

@@ -1,1 +1,1 @@
-"""`fuse runs`: what sweeps measured, listed, shown, compared, exported and removed."""
+"""The command `fuse runs`."""

@@ -1,4 +1,4 @@
-"""`fuse runs`: a command each for what is done with a store."""
+"""The subcommands of `fuse runs`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fusion_sweep.command import Store
 app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="List, show, compare, export and remove what sweeps measured.",
+    help="List, show, compare, export and remove the runs of sweeps.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A sweep or a run, by its first letters.")
+    str, typer.Argument(metavar="NAME", help="A sweep or a run, by the first letters of its name.")
 ]
 
 
@@ -24,51 +24,56 @@ Name = Annotated[
 def ls(
     sweep: Annotated[
         Optional[str],  # noqa: UP045 - typer reads these annotations at run time
-        typer.Argument(metavar="SWEEP", help="List its runs; default: all sweeps."),
+        typer.Argument(metavar="SWEEP", help="List the runs of SWEEP; default: all sweeps."),
     ] = None,
     sort: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="COLUMN", help="Default: the objective, the best first."),
+        typer.Option(
+            metavar="COLUMN", help="Sort by COLUMN; default: the objective, the best first."
+        ),
     ] = None,
     where: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="COLUMN=VALUE", help="Only such runs; repeatable."),
+        typer.Option(metavar="COLUMN=VALUE", help="List only rows with this value; repeatable."),
     ] = None,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """List sweeps, or the runs of one."""
+    """List sweeps, or the runs of one sweep."""
     from fusion_core.commands import print_json, print_table, printable
     from fusion_sweep.runs import listing
-    from fusion_sweep.store import Store as Opened
+    from fusion_sweep.store import Store as SweepStore
 
-    with Opened(store) as opened:
-        rows = listing.sweeps(opened) if sweep is None else listing.runs(opened, sweep)
-    rows = listing.ordered(listing.chosen(rows, where or []), sort)
+    with SweepStore(store) as opened:
+        if sweep is None:
+            rows = listing.sweep_rows(opened)
+        else:
+            rows = listing.load_result(opened, sweep).rows()
+    rows = listing.sort_rows(listing.filter_rows(rows, where or []), sort)
     if as_json:
         print_json(rows)
     elif rows:
-        print_table(*listing.table(rows))
+        print_table(*listing.format_table(rows))
     else:
-        print(printable(f"there are none in {opened.path}"), file=sys.stderr)
+        print(printable(f"no {'runs' if sweep else 'sweeps'} in {opened.path}"), file=sys.stderr)
 
 
 @app.command()
 def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
-    """Show a run: what was measured, its recipe, and the command that makes the model."""
+    """Show a run: its results, its recipe, and the command that writes the model."""
     from fusion_core.commands import dump_yaml, print_json, printable
     from fusion_sweep.runs import listing
-    from fusion_sweep.store import Store as Opened
+    from fusion_sweep.store import Store as SweepStore
 
-    with Opened(store) as opened:
+    with SweepStore(store) as opened:
         if opened.is_sweep(name):
             print_json({"sweep": name, **opened.sweep(name).about})
             return
         trial = opened.trial(name)
     if as_json:
-        print_json(listing.as_json(trial))
+        print_json(listing.trial_as_json(trial))
         return
-    for line in listing.comments(trial):
+    for line in listing.describe_trial(trial):
         print(f"# {printable(line)}")
     print(dump_yaml(trial.recipe), end="")
 
@@ -77,41 +82,46 @@ def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="RUN...")], store: Store = None
 ) -> None:
-    """Show what was measured of several runs, side by side."""
+    """Compare the results of several runs in one table."""
     from fusion_core.commands import print_reports
     from fusion_core.errors import RecipeError
-    from fusion_sweep.store import Store as Opened
+    from fusion_sweep.store import Store as SweepStore
 
-    with Opened(store) as opened:
+    with SweepStore(store) as opened:
         trials = [opened.trial(name) for name in names]
-    if failed := [trial for trial in trials if trial.report is None]:
-        run = failed[0].id[:8]
-        raise RecipeError(f"run {run} failed, and measured nothing: {failed[0].error}")
-    reports = {f"{t.algorithm} {t.id[:8]}": t.report for t in trials if t.report is not None}
+    reports = {}
+    for trial in trials:
+        if trial.report is None:
+            raise RecipeError(f"run {trial.id[:8]} failed and has no results: {trial.error}")
+        reports[f"{trial.algorithm} {trial.id[:8]}"] = trial.report
     print_reports(reports)
 
 
 @app.command()
 def export(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="By its first letters.")],
-    form: Annotated[Literal["csv", "json"], typer.Option("--format", help="csv or json.")] = "csv",
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep, by the first letters of its name.")
+    ],
+    form: Annotated[
+        Literal["csv", "json"], typer.Option("--format", help="Print csv or json.")
+    ] = "csv",
     store: Store = None,
 ) -> None:
-    """Print every run of a sweep with all that was measured."""
+    """Print all runs of a sweep with all their results."""
     from fusion_core.commands import print_json
     from fusion_sweep.runs import listing
-    from fusion_sweep.store import Store as Opened
+    from fusion_sweep.store import Store as SweepStore
 
-    with Opened(store) as opened:
-        rows = listing.runs(opened, sweep)
-    print_json(rows) if form == "json" else print(listing.as_csv(rows), end="")
+    with SweepStore(store) as opened:
+        rows = listing.load_result(opened, sweep).rows()
+    print_json(rows) if form == "json" else print(listing.format_csv(rows), end="")
 
 
 @app.command()
 def rm(names: Annotated[list[str], typer.Argument(metavar="NAME...")], store: Store = None) -> None:
-    """Remove sweeps with the runs that no other sweep has, or single runs."""
-    from fusion_sweep.store import Store as Opened
+    """Remove single runs, or sweeps with the runs that no other sweep has."""
+    from fusion_sweep.store import Store as SweepStore
 
-    with Opened(store) as opened:
+    with SweepStore(store) as opened:
         count = sum(opened.remove(name) for name in names)
     print(f"removed: {count} run{'s' * (count != 1)}")

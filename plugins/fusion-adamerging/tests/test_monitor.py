@@ -1,4 +1,4 @@
-"""A search that goes wrong is noticed, named and stopped; what was good is kept."""
+"""A search that diverges or collapses is stopped, and its last good coefficients are saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.adarank import AdaRank
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.watch import SearchStoppedError, Seen, Watch, check_size
+from fusion_adamerging.monitor import SearchMonitor, SearchStoppedError, TaskSummary, check_size
 from fusion_core import Batch, RunContext
 
 if TYPE_CHECKING:
@@ -25,73 +25,73 @@ VARIED = {0: 8, 1: 8}
 
 
 def test_a_collapse_is_many_predictions_in_a_row_of_one_class() -> None:
-    watch = Watch()
-    assert watch.look(0, {"a": Seen(1.0, VARIED)})
+    monitor = SearchMonitor()
+    assert monitor.check(0, {"a": TaskSummary(1.0, VARIED)})
     for step in range(1, 4):
-        assert not watch.look(step, {"a": Seen(0.1, {7: 16})}), "suspicious, so not good"
+        assert not monitor.check(step, {"a": TaskSummary(0.1, {7: 16})}), "suspicious, so not good"
     with pytest.raises(SearchStoppedError, match=r"step 4 .* 64 predictions .* 'a' .* class 7"):
-        watch.look(4, {"a": Seen(0.1, {7: 16})})
+        monitor.check(4, {"a": TaskSummary(0.1, {7: 16})})
 
 
-def test_another_class_or_a_varied_batch_begins_a_new_row() -> None:
-    watch = Watch()
-    watch.look(0, {"a": Seen(1.0, VARIED)})
+def test_another_class_or_a_varied_batch_restarts_the_count() -> None:
+    monitor = SearchMonitor()
+    monitor.check(0, {"a": TaskSummary(1.0, VARIED)})
     for step in range(1, 40):
         classes = VARIED if step % 4 == 0 else {step % 2: 16}
-        assert watch.look(step, {"a": Seen(0.1, classes)}) == (step % 4 == 0)
+        assert monitor.check(step, {"a": TaskSummary(0.1, classes)}) == (step % 4 == 0)
 
 
 def test_a_task_that_never_had_two_classes_has_not_collapsed() -> None:
-    watch = Watch()
-    assert all(watch.look(step, {"a": Seen(0.1, {0: 16})}) for step in range(20))
+    monitor = SearchMonitor()
+    assert all(monitor.check(step, {"a": TaskSummary(0.1, {0: 16})}) for step in range(20))
 
 
-def test_where_a_class_was_common_before_it_takes_more_in_a_row() -> None:
-    watch = Watch()
-    watch.look(0, {"a": Seen(1.0, {3: 95, 1: 5})})
+def test_a_class_that_was_common_before_takes_more_in_a_row() -> None:
+    monitor = SearchMonitor()
+    monitor.check(0, {"a": TaskSummary(1.0, {3: 95, 1: 5})})
     for step in range(1, 17):
-        watch.look(step, {"a": Seen(0.1, {3: 16})})
+        monitor.check(step, {"a": TaskSummary(0.1, {3: 16})})
     with pytest.raises(SearchStoppedError, match=r"the last 272 predictions"):  # 0.95**270 = 1e-6
-        watch.look(17, {"a": Seen(0.1, {3: 16})})
+        monitor.check(17, {"a": TaskSummary(0.1, {3: 16})})
 
 
-def test_a_task_that_is_nearly_of_one_class_goes_on() -> None:
+def test_a_task_of_nearly_one_class_is_not_stopped() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        watch = Watch()
+        monitor = SearchMonitor()
         for step in range(100):
             rare = int((torch.rand(16, generator=generator) < 0.05).sum())
-            seen = {key: count for key, count in ((0, 16 - rare), (1, rare)) if count}
-            watch.look(step, {"a": Seen(0.1, seen)})
+            classes = {key: count for key, count in ((0, 16 - rare), (1, rare)) if count}
+            monitor.check(step, {"a": TaskSummary(0.1, classes)})
 
 
-def test_a_collapse_is_seen_one_prediction_at_a_time() -> None:
-    watch = Watch()
-    assert all(watch.look(step, {"a": Seen(1.0, {step % 3: 1})}) for step in range(30))
+def test_a_collapse_is_detected_with_batches_of_one() -> None:
+    monitor = SearchMonitor()
+    assert all(monitor.check(step, {"a": TaskSummary(1.0, {step % 3: 1})}) for step in range(30))
     with pytest.raises(SearchStoppedError, match=r"the last 64 predictions .* class 7"):
         for step in range(30, 100):
-            watch.look(step, {"a": Seen(0.1, {7: 1})})
+            monitor.check(step, {"a": TaskSummary(0.1, {7: 1})})
     assert step == 93
 
 
-def test_a_watch_goes_on_from_its_state() -> None:
-    watch = Watch()
-    watch.look(0, {"a": Seen(1.0, VARIED)})
-    watch.look(1, {"a": Seen(0.1, {7: 40})})
-    recalled = Watch.recall(json.loads(json.dumps(watch.state())))
-    assert recalled == watch
+def test_a_monitor_continues_from_its_state() -> None:
+    monitor = SearchMonitor()
+    monitor.check(0, {"a": TaskSummary(1.0, VARIED)})
+    monitor.check(1, {"a": TaskSummary(0.1, {7: 40})})
+    restored = SearchMonitor.from_state(json.loads(json.dumps(monitor.state())))
+    assert restored == monitor
     with pytest.raises(SearchStoppedError, match="80 predictions"):
-        recalled.look(2, {"a": Seen(0.1, {7: 40})})
+        restored.check(2, {"a": TaskSummary(0.1, {7: 40})})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_objective_that_is_no_number_is_named(value: float) -> None:
-    with pytest.raises(SearchStoppedError, match=f"step 3: task 'a' has an objective of {value}"):
-        Watch().look(3, {"a": Seen(value, VARIED)})
+def test_an_objective_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(SearchStoppedError, match=f"step 3: the objective of task 'a' is {value}"):
+        SearchMonitor().check(3, {"a": TaskSummary(value, VARIED)})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 11.0, -11.0])
-def test_coefficients_out_of_proportion_are_named(value: float) -> None:
+def test_too_large_coefficients_are_refused(value: float) -> None:
     with pytest.raises(SearchStoppedError, match="step 3: a coefficient has become"):
         check_size(3, torch.tensor([[0.3, value]]))
 
@@ -100,7 +100,7 @@ def test_coefficients_out_of_proportion_are_named(value: float) -> None:
     ("method", "options"),
     [(AdaMerging, {}), (AdaMerging, {"granularity": "row+column"}), (AdaRank, {})],
 )
-def test_divergence_stops_the_run_and_keeps_the_last_good_coefficients(
+def test_divergence_stops_the_run_and_saves_the_last_good_coefficients(
     method: Any, options: Any, make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
 ) -> None:
     pool = make_pool("convolution")
@@ -108,18 +108,18 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_coefficients(
     algorithm = method(steps=5, lr=1e30, **options)
     with pytest.raises(SearchStoppedError, match="diverged at step 1: a coefficient") as caught:
         algorithm.run(pool, context)
-    kept = tmp_path / "out.coefficients.json"
-    assert str(kept) in str(caught.value)
-    figures = tmp_path / "out.metrics.jsonl"
-    assert str(figures) in str(caught.value)
-    assert json.loads(figures.read_text().splitlines()[0])["step"] == 0
-    good = json.loads(kept.read_text())["coefficients"]
+    saved = tmp_path / "out.coefficients.json"
+    assert str(saved) in str(caught.value)
+    log = tmp_path / "out.metrics.jsonl"
+    assert str(log) in str(caught.value)
+    assert json.loads(log.read_text().splitlines()[0])["step"] == 0
+    good = json.loads(saved.read_text())["coefficients"]
     assert list(good["a"].values()) == pytest.approx([algorithm.config.init] * len(good["a"]))
-    again = method(coefficients=str(kept))
+    again = method(coefficients=str(saved))
     assert again.run(pool, RunContext()).tensor("0.weight").isfinite().all()
 
 
-def test_a_run_that_writes_nothing_keeps_them_in_a_place_of_their_own(
+def test_a_run_without_output_saves_them_in_a_temporary_directory(
     make_pool: Callable[..., CheckpointsPool],
     tasks: Any,
     tmp_path: Path,
@@ -129,22 +129,22 @@ def test_a_run_that_writes_nothing_keeps_them_in_a_place_of_their_own(
     config = AdaMergingConfig(steps=5, lr=1e30)
     with pytest.raises(SearchStoppedError, match=r"smaller algorithm\.lr") as caught:
         AdaMerging(config).run(make_pool("mlp"), RunContext(tasks=tasks))
-    (kept,) = tmp_path.glob("*/coefficients.json")
-    assert str(kept) in str(caught.value)
+    (saved,) = tmp_path.glob("*/coefficients.json")
+    assert str(saved) in str(caught.value)
 
 
-def test_nan_in_examples_is_named_with_its_task(
+def test_nan_in_examples_names_the_task(
     make_pool: Callable[..., CheckpointsPool], tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = type(tasks["b"])
-    whole = kind.batch
+    original = kind.batch
 
     def batch(self: Any, step: int, **options: Any) -> Batch:
-        found = whole(self, step, **options)
-        return found if (self.name, step) != ("b", 2) else Batch(found.inputs * torch.nan)
+        result = original(self, step, **options)
+        return result if (self.name, step) != ("b", 2) else Batch(result.inputs * torch.nan)
 
     monkeypatch.setattr(kind, "batch", batch)
-    with pytest.raises(SearchStoppedError, match="diverged at step 2: task 'b'"):
+    with pytest.raises(SearchStoppedError, match="diverged at step 2: the objective of task 'b'"):
         AdaMerging(AdaMergingConfig(steps=5)).run(make_pool("mlp"), RunContext(tasks=tasks))
 
 
@@ -156,7 +156,7 @@ def test_a_search_that_collapses_a_task_is_stopped(
         AdaMerging(config).run(make_pool("transformer"), RunContext(tasks=tasks))
 
 
-def test_a_teacher_may_say_one_class_of_everything(
+def test_a_teacher_may_predict_one_class_for_everything(
     make_pool: Callable[..., CheckpointsPool], tasks: Any
 ) -> None:
     pool = make_pool("mlp")

@@ -1,4 +1,4 @@
-"""Notices a search that goes wrong, and keeps the last coefficients that were still good."""
+"""Detection of searches that diverge or collapse."""
 
 from __future__ import annotations
 
@@ -16,80 +16,82 @@ if TYPE_CHECKING:
 
     from fusion_adapting import Outcome
 
-#: Coefficients of this size no longer merge: task arithmetic's best is near 0.3.
+#: Coefficients of this size no longer merge: the best of task arithmetic are near 0.3.
 LARGEST = 10.0
-#: So many predictions in a row that are all of one class make a collapse, or more: as many as a
-#: task where that class was common before gives by chance once in a million times.
+#: A collapse is at least this many predictions of one class in a row. If the class was common
+#: before, it takes more: a run so long that it occurs by chance once in a million times.
 IN_A_ROW, CHANCE = 64, 1e-6
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one step showed of one task."""
+class TaskSummary:
+    """The objective and the predicted classes of one task in one step."""
 
-    #: the mean over the batch of what is minimised, in nats
+    #: the mean of the objective over the batch, in nats
     objective: float
-    #: how many predictions were of each class
+    #: the number of predictions by class
     classes: Mapping[int, int]
 
     @classmethod
-    def of(cls, outcome: Outcome) -> Seen:
-        """Count what the logits of one task's pass predict."""
+    def of(cls, outcome: Outcome) -> TaskSummary:
+        """Count the predictions of one task's pass by class."""
         predicted = outcome.logits.argmax(dim=-1).reshape(-1).tolist()
         return cls(outcome.objective, Counter(predicted))
 
     @property
     def examples(self) -> int:
-        """How many there were."""
+        """The number of predictions."""
         return sum(self.classes.values())
 
     @property
     def only_class(self) -> int | None:
-        """The class of every prediction; None where they differ."""
+        """The class of all predictions, or None if they differ."""
         return next(iter(self.classes)) if len(self.classes) == 1 else None
 
 
 class SearchStoppedError(FusionError):
-    """The search must not go on; the run rescues the last good coefficients."""
+    """The search diverged or collapsed; the run saves the last good coefficients."""
 
 
 @dataclass
-class Watch:
-    """What is remembered from step to step; `state` and `recall` carry it over a resume."""
+class SearchMonitor:
+    """Checks the predictions of every step; `state` and `from_state` carry it over a resume."""
 
-    #: by task: the class that every recent prediction had, and how many there were
+    #: by task: the class of all recent predictions, and their number
     runs: dict[str, tuple[int, int]] = field(default_factory=dict)
-    #: by task: how often each class was predicted before that
+    #: by task: how often each class was predicted before the current run of one class
     past: dict[str, Counter[int]] = field(default_factory=dict)
 
-    def look(self, step: int, seen: Mapping[str, Seen], *, taught: bool = False) -> bool:
-        """Return whether the coefficients that gave this are good.
+    def check(
+        self, step: int, summaries: Mapping[str, TaskSummary], *, taught: bool = False
+    ) -> bool:
+        """Return whether the coefficients of this step are good enough to be worth saving.
 
-        Raises `SearchStoppedError` naming what is wrong: an objective that is not a number, or a
-        task whose predictions have fallen into one class. That is not wrong of what is `taught`: a
-        teacher may say one class of everything.
+        Raises `SearchStoppedError` if an objective is not finite, or if the predictions of a task
+        have collapsed into one class. If teachers are followed (`taught`), one class for all
+        examples is not an error, because a teacher may predict that.
         """
-        for task, each in seen.items():
-            if not math.isfinite(each.objective):
+        for task, summary in summaries.items():
+            if not math.isfinite(summary.objective):
                 raise SearchStoppedError(
-                    f"the search diverged at step {step}: task {task!r} has an objective of "
-                    f"{each.objective}",
+                    f"the search diverged at step {step}: the objective of task {task!r} is "
+                    f"{summary.objective}",
                     hint="Use a smaller algorithm.lr.",
                 )
             if not taught:
-                self._follow(step, task, each)
+                self._check_collapse(step, task, summary)
         return not any(4 * count >= self._limit(task) for task, (_, count) in self.runs.items())
 
-    def _follow(self, step: int, task: str, seen: Seen) -> None:
+    def _check_collapse(self, step: int, task: str, summary: TaskSummary) -> None:
         past = self.past.setdefault(task, Counter())
-        only, (before, count) = seen.only_class, self.runs.pop(task, (None, 0))
+        only, (before, count) = summary.only_class, self.runs.pop(task, (None, 0))
         if before is not None and before != only:
             past[before] += count
             count = 0
         if only is None:
-            past.update(seen.classes)
+            past.update(summary.classes)
             return
-        count += seen.examples
+        count += summary.examples
         self.runs[task] = (only, count)
         if count >= self._limit(task):
             raise SearchStoppedError(
@@ -99,9 +101,9 @@ class Watch:
             )
 
     def _limit(self, task: str) -> float:
-        """Return how many predictions of the class that a task's latest had make a collapse.
+        """Return how many predictions of a task's current class in a row are a collapse.
 
-        The rarer it was before, the fewer. None do where there was no other.
+        The rarer the class was before, the fewer. If there was no other class, no number is one.
         """
         past, (only, _) = self.past[task], self.runs[task]
         if past.keys() <= {only}:
@@ -110,22 +112,22 @@ class Watch:
         return max(IN_A_ROW, math.log(CHANCE) / math.log(share) if share else 0)
 
     def state(self) -> dict[str, Any]:
-        """Return what to remember, as JSON."""
+        """Return the state as JSON."""
         past = {task: list(counts.items()) for task, counts in self.past.items()}
         return {"runs": self.runs, "past": past}
 
     @classmethod
-    def recall(cls, state: Mapping[str, Any]) -> Watch:
-        """Go on from `state`."""
+    def from_state(cls, state: Mapping[str, Any]) -> SearchMonitor:
+        """Return a monitor that continues from `state`."""
         runs = {task: (int(run[0]), int(run[1])) for task, run in state["runs"].items()}
         past = {task: Counter(dict(counts)) for task, counts in state["past"].items()}
         return cls(runs, past)
 
 
 def check_size(step: int, coefficients: Tensor) -> None:
-    """Raise `SearchStoppedError` where coefficients are not numbers, or out of all proportion."""
+    """Raise `SearchStoppedError` if a coefficient is NaN or larger than `LARGEST`."""
     largest = float(coefficients.abs().max())
-    if not largest <= LARGEST:  # NaN is not, either
+    if not largest <= LARGEST:  # true for NaN as well
         raise SearchStoppedError(
             f"the search diverged at step {step}: a coefficient has become {largest:g}",
             hint="Use a smaller algorithm.lr.",

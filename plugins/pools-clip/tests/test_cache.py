@@ -1,4 +1,4 @@
-"""What is made of downloads and kept: whole or not at all, and nothing left behind."""
+"""The cache: directories are complete or missing, and stale ones are removed."""
 
 import signal
 import subprocess
@@ -8,32 +8,32 @@ from pathlib import Path
 import pytest
 
 from fusion_core.errors import DiskError
-from pools_clip.kept import KEY, kept, place_of
+from pools_clip.cache import KEY, cache_path, cached_directory
 
 THING = {"what": "thing"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where things of the kind `things` are kept."""
+    """The cache's directory for the kind `things`."""
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path))
-    return place_of("things", THING).parent
+    return cache_path("things", THING).parent
 
 
 def make(directory: Path) -> None:
     (directory / "data").write_text("made")
 
 
-def making(*, then: str) -> "subprocess.Popen[str]":
-    """Start a process that says when it has made half of the thing, then does something."""
+def start_filling(*, then: str) -> "subprocess.Popen[str]":
+    """Start a process that writes half of the content, and then runs `then`."""
     program = (
         "import sys, time\n"
-        "from pools_clip.kept import kept\n"
+        "from pools_clip.cache import cached_directory\n"
         "def make(directory):\n"
         "    (directory / 'data').write_text('half')\n"
         "    print('half', flush=True)\n"
         f"    {then}\n"
-        "kept('things', {'what': 'thing'}, make)\n"
+        "cached_directory('things', {'what': 'thing'}, make)\n"
     )
     started = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -43,46 +43,46 @@ def making(*, then: str) -> "subprocess.Popen[str]":
     return started
 
 
-def test_it_is_made_once(folder: Path) -> None:
-    place = kept("things", THING, make)
-    assert place == place_of("things", THING)
-    assert {path.name for path in place.iterdir()} == {"data", KEY}
-    assert kept("things", THING, lambda _: pytest.fail("made twice")) == place
-    assert list(folder.iterdir()) == [place]
+def test_a_directory_is_filled_once(folder: Path) -> None:
+    directory = cached_directory("things", THING, make)
+    assert directory == cache_path("things", THING)
+    assert {path.name for path in directory.iterdir()} == {"data", KEY}
+    assert cached_directory("things", THING, lambda _: pytest.fail("made twice")) == directory
+    assert list(folder.iterdir()) == [directory]
 
 
-def test_what_fails_leaves_nothing(folder: Path) -> None:
+def test_a_failure_leaves_nothing(folder: Path) -> None:
     def fail(directory: Path) -> None:
         make(directory)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(DiskError, match=r"things cannot be kept in .*: No space left"):
-        kept("things", THING, fail)
+    with pytest.raises(DiskError, match=r"cannot cache things in .*: No space left"):
+        cached_directory("things", THING, fail)
     assert not list(folder.iterdir())
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(folder: Path) -> None:
-    with making(then="time.sleep(60)") as dying:
+def test_the_next_run_removes_directories_of_a_killed_run(folder: Path) -> None:
+    with start_filling(then="time.sleep(60)") as dying:
         dying.send_signal(signal.SIGKILL)
     assert any(path.is_dir() for path in folder.iterdir())
-    place = kept("things", {"what": "other"}, make)
-    assert list(folder.iterdir()) == [place]
+    directory = cached_directory("things", {"what": "other"}, make)
+    assert list(folder.iterdir()) == [directory]
 
 
-def test_what_is_not_ours_to_remove_hinders_nobody(folder: Path) -> None:
-    """Its lock cannot be opened: here it is a directory, in a shared cache another user's file."""
-    left, lock = folder / "another-0a1b2c3d", folder / ".another-0a1b2c3d.fuse-lock"
-    left.mkdir(parents=True)
+def test_directories_of_other_users_are_ignored(folder: Path) -> None:
+    """Their locks cannot be opened. Here the lock is a directory."""
+    stale, lock = folder / "another-0a1b2c3d", folder / ".another-0a1b2c3d.fuse-lock"
+    stale.mkdir(parents=True)
     lock.mkdir()
-    place = kept("things", THING, make)
-    assert set(folder.iterdir()) == {left, lock, place}
+    directory = cached_directory("things", THING, make)
+    assert set(folder.iterdir()) == {stale, lock, directory}
 
 
-def test_what_a_run_is_making_is_left_alone_and_the_first_to_end_counts(folder: Path) -> None:
-    with making(then="sys.stdin.readline()") as other:
-        place = kept("things", THING, make)
+def test_the_first_of_two_runs_publishes_its_directory(folder: Path) -> None:
+    with start_filling(then="sys.stdin.readline()") as other:
+        directory = cached_directory("things", THING, make)
         assert other.stdin is not None
         other.stdin.write("\n")
     assert other.returncode == 0
-    assert (place / "data").read_text() == "made"
-    assert list(folder.iterdir()) == [place]
+    assert (directory / "data").read_text() == "made"
+    assert list(folder.iterdir()) == [directory]
